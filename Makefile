@@ -1,0 +1,69 @@
+# Everything runs from a fresh clone with Python 3.10 or newer, make and git. `make` alone lists the commands.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+OUT ?= demo-output
+ARGS ?=
+
+# PyTorch. Linux without an NVIDIA card takes the CPU build, a tenth of the download; everybody else the one on PyPI.
+# Your own choice, as arguments of pip: make demo TORCH="torch==2.9.1 --index-url https://download.pytorch.org/whl/cu126"
+TORCH ?=
+TORCH_RANGE := torch>=2.6,<3
+TORCH_CPU := "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+METADATA := settings.ini setup.py pyproject.toml
+
+.PHONY: help install install-dev demo test test-slow export clean-notebooks readme check notebooks
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@echo "personal_llm: personalise a language model on your own device"; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@echo; echo "The first command makes a virtual environment in .venv and installs the package into it; later ones reuse it."
+
+install: .venv/.installed ## the package, ready to use, in .venv
+install-dev: .venv/.installed-dev ## the same with what tests and notebooks need
+
+demo: .venv/.installed ## a model learns one user from a stream of chats (report in demo-output, or OUT=folder)
+	$(BIN)/personal-llm demo --out $(OUT) $(ARGS)
+
+test: .venv/.installed-dev ## every notebook and every file in tests/ (some of them: ARGS="-k buffer")
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: .venv/.installed-dev ## the tests with the notebook cells flagged slow
+	@$(BIN)/python -m pytest --notebook-slow $(ARGS)
+
+notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+export: .venv/.installed-dev ## write personal_llm/ from the notebooks
+	@$(BIN)/nbdev-export
+
+clean-notebooks: .venv/.installed-dev ## remove from the notebooks what changes at each run
+	@$(BIN)/nbdev-clean
+
+readme: .venv/.installed-dev ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+check: ## what the continuous integration runs
+	@.ci/run
+
+.venv/bin/pip:
+	@[ -n "$(PYTHON)" ] || { echo "No Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than Python 3.10 or does not run: name a newer one with PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: $(METADATA) | .venv/bin/pip
+	@if [ -n '$(TORCH)' ]; then $(PIP) install $(TORCH); \
+	elif $(PIP) show --quiet torch 2>/dev/null; then :; \
+	elif [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+		$(PIP) install --no-deps $(TORCH_CPU) || { echo "The CPU build of PyTorch is not to be had here: taking the one on PyPI."; $(PIP) install "$(TORCH_RANGE)"; }; \
+	else $(PIP) install "$(TORCH_RANGE)"; fi
+	$(PIP) install -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) install -e ".[dev]"
+	@touch $@
