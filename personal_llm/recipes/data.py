@@ -48,7 +48,7 @@ def split_rows(rows: list # rows of `instruct/`
         (reserved if hidden else train).append(row)
     return train, reserved
 
-# %% ../../nbs/recipes/data.ipynb #6fa77e83
+# %% ../../nbs/recipes/data.ipynb #a2612c41
 STYLE_WORDS = re.compile(
     r"\b(concise(ly)?|brief(ly)?|elementary|informative|friendly|unfriendly|witty|caring|professional(ly)?|formal(ly)?"
     r"|informal(ly)?|persuasive(ly)?|poetic|rhym\w+|poems?|shakespear\w*|in the style of|simple words|simple terms|novelist|haiku"
@@ -75,7 +75,7 @@ def cut_leaks(texts: list, # texts
     clean = list(texts)
     bad = [i for i, hit in enumerate(leaks.hits(texts)) if hit.any()]
     for i in bad:
-        parts = [p for p in re.split(r"((?<=[.!?])\s+|\n+)", texts[i]) if p is not None]
+        parts = re.findall(r".+?(?:(?<=[.!?])\s+|\n+|$)", texts[i], re.S)          # sentences, each with the space after it
         keep = [not h.any() for h in leaks.hits(parts)]
         clean[i] = "".join(p for p, k in zip(parts, keep) if k).strip()
     for i, hit in zip(bad, leaks.hits([clean[i] for i in bad])):

@@ -4,9 +4,9 @@
 __all__ = ['VOCABULARY', 'WIDTH', 'LAYERS', 'HEADS', 'HIDDEN', 'WINDOW', 'BATCH_TOKENS', 'MUON_RATE', 'ADAM_RATE', 'FIRST_PHASE',
            'DECAY_FROM', 'SPECIAL', 'TEMPLATE', 'EPOCHS', 'RUNNING', 'train_tokenizer', 'encode_all', 'dialogue_tokens',
            'mix', 'build_streams', 'new_model', 'optimizers', 'rate', 'batches', 'train', 'save_state', 'export',
-           'main']
+           'bits_a_character', 'rewriting', 'forty_replies', 'report', 'main']
 
-# %% ../../nbs/recipes/pocket_model.ipynb #decff3c8
+# %% ../../nbs/recipes/pocket_model.ipynb #d69dde38
 import argparse, json, math, random, time
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from .data import training_text
+from ..core import Dialogue
+from .data import intents, read_instruct, split_rows, training_text
+from ..streams import is_reserved, normalise
+from ..synthesis import SYNTHESIS_PROMPT, judge, parse_rewrite
 
 # %% ../../nbs/recipes/pocket_model.ipynb #8b4648a4
 VOCABULARY = 8192      # a larger one shortens texts by a tenth, but its output layer would cost more than it saves
@@ -103,7 +106,7 @@ def build_streams(data: str, # the data folder
         np.save(out / "phase_1.npy", mix(dialogues, EPOCHS, rng))
     return AutoTokenizer.from_pretrained(out / "tokenizer"), [np.load(out / f"phase_{i}.npy", mmap_mode="r") for i in range(2)]
 
-# %% ../../nbs/recipes/pocket_model.ipynb #c1a8833a
+# %% ../../nbs/recipes/pocket_model.ipynb #ce599acc
 def new_model(tokenizer):
     "A fresh Llama of the pocket size."
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -135,7 +138,7 @@ def batches(stream: np.ndarray, window: int, seed: int):
 
 def train(data: str, # the data folder
           out: str, # working folder: streams, checkpoint, the finished model
-          minutes: float = 80, # time budget for training alone
+          minutes: float = 86, # time budget for training alone
           seed: int = 0,
           compiled: bool = True # compile the step (needs a C++ compiler)
           ) -> Path: # folder of the finished model
@@ -195,17 +198,72 @@ def export(model, tokenizer, folder: Path, state: dict) -> Path:
     Path(folder, "training.json").write_text(json.dumps(dict(state, parameters=sum(p.numel() for p in model.parameters())), indent=1))
     return Path(folder)
 
-# %% ../../nbs/recipes/pocket_model.ipynb #8604b87b
+# %% ../../nbs/recipes/pocket_model.ipynb #63d8fdbd
+def bits_a_character(model, # `Model`
+                     rows: list, # reserved rows
+                     most: int = 400 # rows a source
+                     ) -> dict: # source -> bits a character
+    "Cross-entropy of responses by source; only rows that fit into the model's window."
+    sources = defaultdict(list)
+    for row in rows:
+        d = Dialogue(row["prompt"], row["response"])
+        if len(sources[row["source"]]) < most and len(model.tokenizer(d.text)["input_ids"]) < model.max_length - 8: sources[row["source"]].append(d)
+    return {s: float(model.nll(ds, 32)[:, 0].sum() / math.log(2) / sum(len(d.response) for d in ds)) for s, ds in sorted(sources.items())}
+
+def rewriting(model, # `Model`
+              rows: list, # all rows, to find the reserved intents in
+              most: int = 150, # wordings to rewrite
+              n: int = 3, # rewrites each
+              temperature: float = 0.9,
+              seed: int = 0) -> dict: # shares: `parsed`, `copies` of the input or of each other, `accepted` by the check
+    "How the model follows the synthesis prompt on intents it never saw."
+    wordings = sorted({p for p, intent in intents(rows).items() if is_reserved(intent)})
+    texts = random.Random(seed).sample(wordings, min(most, len(wordings)))
+    replies = model.generate([SYNTHESIS_PROMPT.format(text=t) for t in texts for _ in range(n)], 48, temperature, seed, 64)
+    parsed = copies = accepted = 0
+    for i, text in enumerate(texts):
+        seen = {normalise(text)}
+        others = []
+        for reply in replies[i * n:(i + 1) * n]:
+            rewrite = parse_rewrite(reply)
+            parsed += bool(rewrite)
+            copies += bool(rewrite) and normalise(rewrite) in seen
+            seen.add(normalise(rewrite))
+            if not judge(rewrite, text, others): accepted += 1; others.append(rewrite)
+    total = len(replies)
+    return dict(outputs=total, temperature=temperature, parsed=parsed / total, copies=copies / total, accepted=accepted / total,
+                examples=[(t, replies[i * n]) for i, t in enumerate(texts[:12])])
+
+def forty_replies(model, rows: list, seed: int = 0) -> list: # (source, prompt, reference, reply)
+    "Replies to forty reserved prompts, ten sources, four each."
+    rng, sources = random.Random(seed), ["dolly_6400", "gpteacher_roleplay", "mts_dialog", "openstax_anatomy_physiology", "personality_chat", "synthetic_persona_chat",
+                                         "sgd_dialogues", "taskmaster4", "medquad", "open_trivia_qa"]
+    chosen = [r for s in sources for r in rng.sample([r for r in rows if r["source"] == s and len(r["prompt"]) < 200], 4)]
+    replies = model.generate([r["prompt"] for r in chosen], 64, batch_size=40)
+    return [(r["source"], r["prompt"], r["response"], reply) for r, reply in zip(chosen, replies)]
+
+def report(data: str, folder: str) -> dict:
+    "All three reports on a finished model."
+    from personal_llm.models import load_model
+    rows, model = read_instruct(data), load_model(folder)
+    reserved = [r for r in split_rows(rows)[1]]
+    random.Random(0).shuffle(reserved)
+    return dict(training=json.loads(Path(folder, "training.json").read_text()), audit=json.loads(Path(folder).parent.joinpath("audit.json").read_text()), bits=bits_a_character(model, reserved), rewriting=rewriting(model, rows), replies=forty_replies(model, reserved))
+
+# %% ../../nbs/recipes/pocket_model.ipynb #852b69d5
 def main(argv=None):
     "Command line of the recipe."
     parser = argparse.ArgumentParser(description="Train the pocket model from scratch; call again to resume.")
     parser.add_argument("--data", required=True, help="folder with instruct/ and pretrain/")
     parser.add_argument("--out", required=True, help="working folder: token streams, checkpoint, the finished model")
-    parser.add_argument("--minutes", type=float, default=80, help="time budget for training (default 80)")
+    parser.add_argument("--minutes", type=float, default=86, help="time budget for training (default 86)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, a third slower")
+    parser.add_argument("--report", metavar="FILE", help="after training, write bits a character, rewriting and forty replies on reserved rows to FILE")
     args = parser.parse_args(argv)
-    print("saved", train(args.data, args.out, args.minutes, args.seed, not args.no_compile))
+    folder = train(args.data, args.out, args.minutes, args.seed, not args.no_compile)
+    print("saved", folder)
+    if args.report: Path(args.report).write_text(json.dumps(report(args.data, str(folder)), indent=1, ensure_ascii=False))
 
-# %% ../../nbs/recipes/pocket_model.ipynb #d0a0f325
-if __name__ == "__main__" and "ipykernel" not in __import__("sys").modules and not __import__("os").environ.get("IN_TEST"): main()
+# %% ../../nbs/recipes/pocket_model.ipynb #48a86eac
+if __name__ == "__main__": main()
