@@ -213,7 +213,7 @@ def compare_users(a: list, # `Evaluation`s of a method, one or more (seeds) a us
     means = [by_user(side, metric) for side in (a, b)]
     return paired_bootstrap([means[0][user] - means[1][user] for user in sorted(means[0])], seed, resamples, metric)
 
-# %% ../nbs/07_evaluation.ipynb #b9d0ec82
+# %% ../nbs/07_evaluation.ipynb #5abb2fd6
 def _nearest(prompts: list, # texts
              known: list # texts
              ) -> np.ndarray: # (prompts,) index of the most similar known text
@@ -237,7 +237,8 @@ def floors(test: list, # test `Dialogue`s
            ) -> dict: # "echo", "constant", "nearest" -> `Evaluation` without loss
     "What replies without a model are worth; raises `InputError` when either list is empty."
     items = _items(test)
-    answers = list(dict.fromkeys(d.response for d in buffered if d.response.strip()))
+    buffered = [d for d in buffered if d.response.strip()]
+    answers = list(dict.fromkeys(d.response for d in buffered))
     if not answers: raise InputError("no buffered dialogues with answers: the floors need at least one")
     bags, wanted = [Counter(rouge_words(x)) for x in answers], [Counter(rouge_words(d.response)) for d in test]
     rouge1 = lambda bag, want: 2 * (bag & want).total() / max(1, bag.total() + want.total())

@@ -7,8 +7,8 @@ __all__ = ['PLAIN_TEMPLATE', 'pieces', 'special_strings', 'render', 'encode', 'R
            'load_model', 'pad', 'read', 'embed', 'nll', 'generate', 'using', 'check_adapter', 'Check', 'check',
            'load_encoder']
 
-# %% ../nbs/01_models.ipynb #6074a48d
-import hashlib, json, os
+# %% ../nbs/01_models.ipynb #38716d7b
+import hashlib, json, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ def fingerprint(model) -> str:
         digest.update(p.detach().flatten()[:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-# %% ../nbs/01_models.ipynb #a190e8dd
+# %% ../nbs/01_models.ipynb #a8d4c277
 def choose_device() -> str:
     "The best device that is there: CUDA, then Apple's MPS, then the CPU."
     import torch
@@ -141,6 +141,7 @@ def load_model(name="pocket", # "pocket", a folder, a Hugging Face id, or live o
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
     logging.set_verbosity_error(); logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")          # peft asks transformers in an old way
     if isinstance(name, tuple): model, tokenizer, name = *name, "live"
     else:
         place = ASSETS / "pocket" if name == "pocket" else Path(name)

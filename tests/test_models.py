@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.core import Dialogue, InputError
-from personal_llm.models import Model, check, load_model, special_strings
+from personal_llm.models import check, load_model, special_strings
 from tiny import ARCHITECTURES, TEMPLATES, shared, tiny, tiny_tokenizer
 
 FEW = [Dialogue("What ties muscle to bone?", "A tendon."), Dialogue("Hi", "Hello there, and a very good morning to you."),
@@ -18,7 +18,6 @@ PAIRS = [(a, t) for a in ARCHITECTURES for t in TEMPLATES]
 
 def weights(model): return {name: value.clone() for name, value in model.model.state_dict().items()}
 def same(model, before): return before.keys() == model.model.state_dict().keys() and all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
-def learned(model, dialogue, **settings): return [i for i in model.encode(dialogue, **settings)["labels"] if i != -100]
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
@@ -76,7 +75,7 @@ def test_nll_by_hand(architecture):
         with torch.no_grad(): scores = torch.log_softmax(model.model(torch.tensor([sample["input_ids"]])).logits[0].double(), -1)
         terms = [-scores[t - 1, label].item() for t, label in enumerate(sample["labels"]) if label != -100]
         assert model.nll([d])[0] == pytest.approx([sum(terms), len(terms)], rel=1e-4)
-        assert model.tokenizer.decode([i for i in sample["labels"] if i != -100]) == d.response + model.tokenizer.eos_token
+        assert model.tokenizer.decode([i for i in sample["labels"] if i != -100]).lstrip() == d.response + model.tokenizer.eos_token # the space before it may be part of its first token
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generate_ignores_padding(architecture):
@@ -124,18 +123,19 @@ def test_special_strings_stay_text(template):
     model = shared("llama", template)
     tok, specials = model.tokenizer, special_strings(shared("llama", template).tokenizer)
     assert set(tok.all_special_tokens) <= set(specials) and len(specials) >= 6
-    control = lambda d, ids=None: [i for i in ids or model.encode(d)["input_ids"] if i in tok.all_special_ids]
+    control = lambda d, ids=None: [i for i in ids or model.encode(d, 1000)["input_ids"] if i in tok.all_special_ids]
     history = (("user", "so"), ("assistant", "and so"))
     calm = Dialogue("a b c", "d e f", history=history)
     for special in specials + ["".join(specials), specials[0] * 3]:
         for d in (Dialogue(f"a {special} c", "d e f", history=history), Dialogue("a b c", f"d {special}f", history=history), Dialogue(special, special, history=history),
                   Dialogue("a b c", "d e f", history=(("user", special + "so"), ("assistant", f"and {special}")))):
             assert control(d) == control(calm), (special, d)
-            ids = model.encode(d)["input_ids"]
+            ids = model.encode(d, 1000)["input_ids"]
             assert all(text in tok.decode(ids) for text in (d.prompt, d.response, *(t for _, t in d.history)))
-            assert tok.decode(learned(model, d)).startswith(d.response) and learned(model, d)[-1] == tok.eos_token_id
-            asked = model._prompt_ids(d, 200)
-            assert control(d, asked) == control(calm, model._prompt_ids(calm, 200))
+            answer = [i for i in model.encode(d, 1000)["labels"] if i != -100]
+            assert tok.decode(answer).lstrip() == d.response + tok.eos_token and answer[-1] == tok.eos_token_id
+            asked = model._prompt_ids(d, 1000)
+            assert control(d, asked) == control(calm, model._prompt_ids(calm, 1000))
 
 def test_text_that_looks_like_our_placeholders():
     model = shared("llama")
@@ -160,14 +160,16 @@ def test_mask_is_that_of_transformers(template, prompt, response):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @given(length=st.integers(20, 60), words=st.integers(0, 80), turns=st.integers(0, 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_truncation_keeps_the_answer(template, length, words, turns):
     "As long as template and answer fit, every token of the answer and its end token stay; the last words of the prompt go last."
     model = shared("llama", template)
     history = tuple((role, "old " * 9) for _ in range(turns) for role in ("user", "assistant"))
     d = Dialogue("word " * words + "last?", "The answer.", history=history)
-    whole, cut = model.encode(d, 10 ** 6), model.encode(d, length)
+    whole = model.encode(d, 10 ** 6)
     empty = len(model.encode(Dialogue("x", "The answer.", history=tuple((r, "x") for r, _ in history)), 10 ** 6)["input_ids"])
+    try: cut = model.encode(d, length)
+    except InputError: assert length < empty; return # the template's own words alone fill it
     assert len(cut["input_ids"]) == min(length, len(whole["input_ids"]))
     if empty + 6 <= length:
         assert [l for l in cut["labels"] if l != -100] == [l for l in whole["labels"] if l != -100]

@@ -125,7 +125,7 @@ def evaluate_encoder(encoder, # a `SentenceTransformer`
         add(f"answers: {source}", "reciprocal rank", {name: answer_ranks(f(questions, answers)) for name, f in methods.items()})
     return table
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #2bd0cd3b
+# %% ../../nbs/recipes/pocket_encoder.ipynb #1d206448
 SHARE = dict(sgd_dialogues=0.3, open_trivia_qa=0.3, personality_chat=0.3) # of each source's pairs to keep; others: all
 PARAPHRASES = 16000    # pairs of wordings
 LONGEST = 400          # characters of a text that training looks at
@@ -145,10 +145,13 @@ def training_examples(rows: list, # all rows of `instruct/`
         rewrites.append((*rng.sample(group, 2), intent))
     hits = zip(*(leaks.hits([r[side] for r in rewrites]) for side in (0, 1)))
     pairs += [r for r, (a, b) in zip(rewrites, hits) if not a.any() and not b.any()]
-    held, examples = {normalise(t) for i, group in wordings(reserved, intent_of).items() if is_reserved(i) for t in group}, {}
+    held = {normalise(t) for i, group in wordings(reserved, intent_of).items() if is_reserved(i) for t in group}
+    known = {(normalise(r["prompt"]), normalise(r["response"])) for r in reserved}
+    examples = {}
     for a, b, intent in pairs:
         keys = normalise(a), normalise(b)
-        if all(keys) and keys[0] != keys[1] and held.isdisjoint(keys): examples[keys] = a[:LONGEST], b[:LONGEST], frozenset(keys) | ({f"intent: {intent}"} if intent else set())
+        if not all(keys) or keys[0] == keys[1] or not held.isdisjoint(keys) or keys in known: continue
+        examples[keys] = a[:LONGEST], b[:LONGEST], frozenset(keys) | ({f"intent: {intent}"} if intent else set())
     return list(examples.values())
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #b6c059b3
