@@ -210,7 +210,7 @@ def nll(self: Model, dialogues: list, batch_size: int = 16) -> np.ndarray: # (n,
 
 Model.read, Model.embed, Model.nll = read, embed, nll
 
-# %% ../nbs/01_models.ipynb #14d24f41
+# %% ../nbs/01_models.ipynb #52481997
 def generate(self: Model, prompts: list, # texts, or dialogues whose prompt and history are answered
              max_new_tokens: int = 96, # upper bound of an answer's length
              temperature: float = 0.0, # 0: the likeliest token each time
@@ -229,7 +229,7 @@ def generate(self: Model, prompts: list, # texts, or dialogues whose prompt and 
         for batch in _batches([len(r) for r in rows], batch_size):
             ids, mask = pad([rows[i] for i in batch], self.tokenizer.pad_token_id, left=True)
             got = self.model.generate(input_ids=ids.to(self.device), attention_mask=mask.to(self.device), max_new_tokens=max_new_tokens,
-                                      eos_token_id=sorted(stops), pad_token_id=self.tokenizer.pad_token_id, **choice)[:, ids.shape[1]:]
+                                      eos_token_id=sorted(stops), pad_token_id=self.tokenizer.pad_token_id, use_cache=True, **choice)[:, ids.shape[1]:]
             for k, i in enumerate(batch):
                 new = got[k].tolist()
                 end = next((n for n, t in enumerate(new) if t in stops), len(new))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TuningConfig', 'Adapter', 'hold_in', 'collate', 'finetune']
 
-# %% ../nbs/06_tuning.ipynb #eb81d41e
-import hashlib, json, os, shutil, tempfile, warnings
+# %% ../nbs/06_tuning.ipynb #b9bd1c81
+import hashlib, json, os, shutil, tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import Cost, Dialogue, InputError, generator, seed_everything, timed, write_atomically
 
-# %% ../nbs/06_tuning.ipynb #66e38093
+# %% ../nbs/06_tuning.ipynb #eae09b4c
 @dataclass(frozen=True)
 class TuningConfig:
     "How to fine-tune."
@@ -22,9 +22,9 @@ class TuningConfig:
     alpha: float = 16              # the update is scaled by alpha / rank
     dropout: float = 0.05          # on the input of the LoRA path
     targets: str = "all-linear"    # modules that get LoRA: "all-linear", or names joined by commas
-    learning_rate: float = 3e-3    # for the pocket model; large models want 1e-4 to 3e-4
-    steps: int = 60                # optimiser steps; equal for every method that is compared
-    batch_size: int = 16           # samples a step
+    learning_rate: float = 1.5e-3  # for the pocket model; large models want 1e-4 to 3e-4
+    steps: int = 50                # optimiser steps; equal for every method that is compared
+    batch_size: int = 8            # samples a step
     accumulate: int = 1            # forward passes a step, for little memory: batch_size is per pass
     max_length: int = 256          # tokens a sample
     warmup: float = 0.1            # share of the steps
@@ -88,7 +88,7 @@ def collate(rows: list, # samples
     ids, mask = pad([r["input_ids"] for r in rows], filler)
     return dict(input_ids=ids, attention_mask=mask, labels=pad([r["labels"] for r in rows], -100)[0])
 
-# %% ../nbs/06_tuning.ipynb #a9c8f7ae
+# %% ../nbs/06_tuning.ipynb #c2f7df17
 def finetune(model, # `Model`
              dialogues: list, # what to learn from
              config: TuningConfig = TuningConfig(),
@@ -105,8 +105,7 @@ def finetune(model, # `Model`
     parts = parts if parts[1] else (parts[0], [d for d in parts[0] if d.origin != "synthetic"][:64] or parts[0][:64])
     learn, choose = ([model.encode(d, config.max_length) for d in part] for part in parts)
     run = hashlib.sha256(repr((config, seed, model.base, str(getattr(start, "path", start)), [d.id for d in dialogues])).encode()).hexdigest()
-    with timed(cost), torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)                                # transformers' own, about its next release
+    with timed(cost), torch.random.fork_rng():
         seed_everything(seed)
         worn = _wear(model, config, start)
         keeper = _Keeper(choose, model.tokenizer.pad_token_id, config)

@@ -134,6 +134,16 @@ def test_embeddings_of_zeros():
     sound(buffer)
     assert buffer.fresh_idd().tolist() == [1, 1, 1]
 
+@pytest.mark.parametrize("capacity,seed", [(1, 0), (3, 1), (8, 2)])
+def test_reservoir_is_algorithm_r(capacity, seed):
+    "Written out: the n-th dialogue takes place r, drawn from 0 to n - 1, when there is such a bin."
+    buffer, draws, bins = Buffer(capacity, "reservoir", seed), generator(seed, "buffer", "reservoir"), []
+    for n, c in enumerate(stream(80), 1):
+        buffer.add(c)
+        place = len(bins) if len(bins) < capacity else int(draws.integers(n))
+        if place < capacity: bins[place:place + 1] = [c.dialogue]
+        assert buffer.dialogues == bins
+
 def test_kcenter_keeps_points_far_apart():
     buffer = Buffer(3, "kcenter")
     for name, e in (("a", (1, 0, 0)), ("b", (1, .1, 0)), ("c", (0, 1, 0))): buffer.add(candidate(name, embedding=e))

@@ -212,7 +212,7 @@ def train_encoder(examples: list, # (text, text, keys)
         SentenceTransformerTrainer(model=encoder, args=settings, train_dataset=pairs, loss=loss).train()
     return encoder
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #db0c414c
+# %% ../../nbs/recipes/pocket_encoder.ipynb #d56ac622
 def save_wordings(path: Path, groups: dict) -> None:
     "One line an intent."
     note = dict(source="personality_chat", licence="MIT", attribution="Microsoft PersonalityChat, reserved intents")
@@ -230,6 +230,7 @@ def save_encoder(encoder, # a `SentenceTransformer`
     import torch
     from sentence_transformers import SentenceTransformer
     encoder.to(torch.bfloat16).save_pretrained(str(out), create_model_card=False)
+    Path(out, "model.safetensors").chmod(0o644) # safetensors lets only the owner read
     return SentenceTransformer(str(out), device="cpu").float()
 
 def build(data: str, # the data folder

@@ -106,7 +106,7 @@ def build_streams(data: str, # the data folder
         np.save(out / "phase_1.npy", mix(dialogues, EPOCHS, rng))
     return AutoTokenizer.from_pretrained(out / "tokenizer"), [np.load(out / f"phase_{i}.npy", mmap_mode="r") for i in range(2)]
 
-# %% ../../nbs/recipes/pocket_model.ipynb #ce599acc
+# %% ../../nbs/recipes/pocket_model.ipynb #eacc191a
 def new_model(tokenizer):
     "A fresh Llama of the pocket size."
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -191,7 +191,7 @@ def export(model, tokenizer, folder: Path, state: dict) -> Path:
     "Save weights in bf16 safetensors with tokenizer, template and a note of how far training went."
     import copy
     half = copy.deepcopy(model).to(torch.bfloat16)
-    half.config.use_cache = True
+    half.config.use_cache = half.generation_config.use_cache = True        # training had no use for the cache; generation without it is ten times slower
     half.generation_config.pad_token_id = tokenizer.pad_token_id
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
