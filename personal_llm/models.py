@@ -321,12 +321,12 @@ def _adapter_round_trip(model: Model, dialogues: list) -> tuple:
     after = model.nll(dialogues)[:, 0]
     return bool(np.allclose(worn, again, rtol=1e-3) and np.allclose(before, after, rtol=1e-4) and not np.allclose(before, worn)), "saved, worn from disk, taken off"
 
-# %% ../nbs/01_models.ipynb #62f37377
+# %% ../nbs/01_models.ipynb #48969367
 def load_encoder(name: str = "pocket" # "pocket", a folder, or a sentence-transformers id
                  ): # a `SentenceTransformer`
     "Load a sentence encoder on the CPU."
     from sentence_transformers import SentenceTransformer
     place = ASSETS / "encoder" if name == "pocket" else Path(name)
-    try: return SentenceTransformer(str(place) if place.is_dir() else str(name), device="cpu")
+    try: return SentenceTransformer(str(place) if place.is_dir() else str(name), device="cpu").float()
     except (OSError, ValueError) as error:
         raise InputError(f"unknown encoder {str(name)!r}: use \"pocket\", a folder, or an id that is cached or can be reached") from error

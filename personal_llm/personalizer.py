@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ask_at_terminal', 'Personalizer', 'save', 'load_personalizer', 'forget']
 
-# %% ../nbs/08_personalizer.ipynb #7e489942
-import json, shutil, sys
+# %% ../nbs/08_personalizer.ipynb #e836861e
+import json, os, shutil, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class Personalizer:
 
     def __repr__(self): return f"Personalizer({self.buffer!r}, {len(self.curve)} fine-tunes, asked {self.cost.requests} times)"
 
-# %% ../nbs/08_personalizer.ipynb #d738a664
+# %% ../nbs/08_personalizer.ipynb #5ea34efa
 def save(self: Personalizer, folder=None # where; the personalizer's own folder by default
          ) -> Path:
     "Write the state; on any failure the old state stays."
@@ -129,7 +129,8 @@ def save(self: Personalizer, folder=None # where; the personalizer's own folder 
     if folder == Path(""): raise InputError("save: no folder; give one here or to Personalizer")
     name = f"buffer-{self.buffer.seen}-{len(self.curve)}.safetensors"
     self.buffer.save(folder / name)
-    state = dict(buffer=name, adapter=str(self.adapter.path) if self.adapter else None, curve=self.curve, cost=self.cost.to_dict(), asked=sorted(self.asked), base=self.model.base,
+    inside = lambda path: os.path.relpath(path, folder) if Path(path).resolve().is_relative_to(folder.resolve()) else str(Path(path).resolve())  # a folder may move
+    state = dict(buffer=name, adapter=inside(self.adapter.path) if self.adapter else None, curve=[c | dict(adapter=inside(c["adapter"])) for c in self.curve], cost=self.cost.to_dict(), asked=sorted(self.asked), base=self.model.base,
                  settings=dict(synthetic=self.synthetic, every=self.every, ask=self.when, requests=self.requests, mode=self.mode, seed=self.seed, config=asdict(self.config)))
     write_atomically(folder / "state.json", json.dumps(state, indent=1))
     for old in folder.glob("buffer-*.safetensors"):
@@ -147,8 +148,8 @@ def load_personalizer(folder, # what `save` wrote
     if state["base"] != model.base: raise InputError(f"{folder}: saved with base {state['base']}, this model is {model.base}; load the model it was made with")
     settings = state["settings"]
     me = Personalizer(model, load_buffer(Path(folder, state["buffer"])), annotator, lexicons=lexicons, folder=folder, **settings | dict(config=TuningConfig(**settings["config"])))
-    me.curve, me.cost, me.asked = state["curve"], Cost(**state["cost"]), set(state["asked"])
-    me.adapter = Adapter.load(state["adapter"]) if state["adapter"] else None
+    me.curve, me.cost, me.asked = [c | dict(adapter=str(Path(folder, c["adapter"]))) for c in state["curve"]], Cost(**state["cost"]), set(state["asked"])
+    me.adapter = Adapter.load(Path(folder, state["adapter"])) if state["adapter"] else None
     return me
 
 def forget(self: Personalizer, ids: set # dialogues to forget, by id

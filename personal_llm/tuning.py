@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import Cost, Dialogue, InputError, generator, seed_everything, timed, write_atomically
 
-# %% ../nbs/06_tuning.ipynb #eae09b4c
+# %% ../nbs/06_tuning.ipynb #6272fd38
 @dataclass(frozen=True)
 class TuningConfig:
     "How to fine-tune."
@@ -29,7 +29,7 @@ class TuningConfig:
     max_length: int = 256          # tokens a sample
     warmup: float = 0.1            # share of the steps
     weight_decay: float = 0.0
-    held_in: float = 0.1           # share of the dialogues kept for choosing the best adapter; 0: train on all of them
+    held_in: float = 0.1           # share of the dialogues kept for choosing the best adapter, if that makes four or more
     checks: int = 6                # how often the adapter is judged
     patience: int = 3              # checks without progress before stopping
 
@@ -68,15 +68,20 @@ class Adapter:
     @property
     def nbytes(self) -> int: return sum(f.stat().st_size for f in Path(self.path).iterdir())
 
-# %% ../nbs/06_tuning.ipynb #9ad7350f
+# %% ../nbs/06_tuning.ipynb #efcafacf
 def hold_in(dialogues: list, # dialogues, synthetic ones among them
             share: float, # of the lineages
             seed: int = 0
             ) -> tuple: # (to train on, to choose by)
-    "Split dialogues by lineage; originals only are used to choose. Fewer than ten lineages are all trained on."
-    root = lambda d: d.parents[0] if d.origin == "synthetic" and d.parents else d.id
+    "Split dialogues by lineage; originals only are used to choose. Fewer than four chosen ones cannot judge: then all are trained on."
+    parent = {d.id: d.parents[0] for d in dialogues if d.parents}
+    def root(d):
+        name = d.id
+        while name in parent: name = parent[name]
+        return name
     roots = sorted({root(d) for d in dialogues})
-    count = round(share * len(roots)) if len(roots) >= 10 else 0
+    count = min(round(share * len(roots)), len(roots) - 1)
+    if count < 4: return list(dialogues), []
     chosen = set(generator(seed, "held in").permutation(roots)[:count].tolist())
     return [d for d in dialogues if root(d) not in chosen], [d for d in dialogues if root(d) in chosen and d.origin != "synthetic"]
 
