@@ -63,7 +63,7 @@ def _annotator(ask: str): # a callable, or None
         return sys.stdin.readline()
     return None if ask == "never" else lambda dialogue: ask_at_terminal(dialogue, read)
 
-# %% ../nbs/17_cli.ipynb #b54379fe
+# %% ../nbs/17_cli.ipynb #3770308e
 def personalize(args) -> int:
     "The command `personalize`."
     from personal_llm.buffer import Buffer
@@ -74,7 +74,7 @@ def personalize(args) -> int:
     for name, least in dict(synthetic=0, every=1, requests=0).items():
         if (value := getattr(args, name)) is not None and value < least: raise InputError(f"--{name} is {value}: give at least {least}")
     buffer = Buffer(args.capacity, args.policy, args.seed)
-    config = TuningConfig(steps=args.steps, learning_rate=3e-3 if args.model == "pocket" else 2e-4)
+    config = TuningConfig(steps=args.steps, learning_rate=TuningConfig.learning_rate if args.model == "pocket" else 2e-4)
     dialogues = _chats(args)
     if len(dialogues) < LEAST: raise InputError(f"{args.data}: {len(dialogues)} dialogues, too few to learn from; give at least {LEAST}")
     out, model = own_folder(args.out, FILES), _model(args)
@@ -181,7 +181,7 @@ def chat(args) -> int:
             print(reply, flush=True)
             history += [("user", said), ("assistant", reply)]
 
-# %% ../nbs/17_cli.ipynb #ddc1b38b
+# %% ../nbs/17_cli.ipynb #c52d880e
 class Parser(argparse.ArgumentParser):
     "Mistakes in the arguments are an `InputError` like all others."
     def error(self, message): raise InputError(f"{message}; {self.prog} --help shows what there is")
@@ -226,8 +226,8 @@ def _data_arguments(made):
 def _demo_arguments(made):
     made.add_argument("--out", default="demo-output", metavar="DIR", help="where the results go (default: demo-output)")
     made.add_argument("--user", default="nurse", help="nurse, clinic, student, barista, quiz, storyteller, pupil or traveller (default: nurse)")
-    for name, default, about in (("length", 800, "dialogues in the stream"), ("capacity", 32, "bins of the buffer; the user is asked as often at most"), ("steps", 48, "optimiser steps of each fine-tune"),
-                                 ("synthetic", 3, "synthetic dialogues for each kept one"), ("seed", 0, "of all random choices")):
+    for name, default, about in (("length", 800, "dialogues in the stream"), ("capacity", 32, "bins of the buffer; the user is asked as often at most"), ("steps", 40, "optimiser steps of each fine-tune"),
+                                 ("synthetic", 2, "synthetic dialogues for each kept one"), ("seed", 0, "of all random choices")):
         made.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{about} (default: {default})")
     made.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -235,7 +235,7 @@ def _personalize_arguments(made):
     _data_arguments(made); _model_arguments(made)
     made.add_argument("--out", required=True, metavar="DIR", help="where the results go: a new folder, or an earlier output, which is replaced when all is done")
     made.add_argument("--policy", default="sdss", help="which dialogues are kept: sdss, reservoir, random, fifo, kcenter, eoe, dss, idd or sdss-scripts (default: sdss)")
-    for name, default, about in (("capacity", 32, "bins of the buffer; with fewer dialogues all are kept"), ("synthetic", 3, "synthetic dialogues for each kept one; 0: none"), ("steps", 60, "optimiser steps of each fine-tune"),
+    for name, default, about in (("capacity", 32, "bins of the buffer; with fewer dialogues all are kept"), ("synthetic", 3, "synthetic dialogues for each kept one; 0: none"), ("steps", 50, "optimiser steps of each fine-tune"),
                                  ("requests", None, "how often you are asked at most (default: once a bin and fine-tune)"), ("every", None, "fine-tune after every so many dialogues (default: once, at the end)"), ("seed", 0, "of all random choices")):
         made.add_argument(f"--{name}", type=int, default=default, metavar="N", help=about + (f" (default: {default})" if default is not None else ""))
     made.add_argument("--ask", choices=("never", "terminal"), default="never", help="terminal: before fine-tuning you see each kept dialogue and may write a better answer (default: never)")

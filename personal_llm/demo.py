@@ -81,15 +81,15 @@ def _checked(user, length, capacity, policies, steps, synthetic, tests, seed): #
     if not 2 <= tests <= TEST_ROWS: raise InputError(f"tests is {tests}: test on 2 to {TEST_ROWS} dialogues")
     return USERS[user], {p: Buffer(capacity, p, seed) for p in policies}, TuningConfig(steps=steps)
 
-# %% ../nbs/09b_demo.ipynb #42ab0b95
+# %% ../nbs/09b_demo.ipynb #bd78864e
 def run_demo(out, # folder for the results; an earlier demo's is written over
              model="pocket", # a name for `load_model`, or a `Model`
              user: str = "nurse", # key of `USERS`
              length: int = 800, # dialogues in the stream
              capacity: int = 32, # bins; also how often the user may be asked
              policies: tuple = POLICIES, # the first one's replies, buffer and adapter are kept
-             steps: int = 48, # optimiser steps of each fine-tune
-             synthetic: int = 3, # synthetic dialogues for each kept one
+             steps: int = 40, # optimiser steps of each fine-tune
+             synthetic: int = 2, # synthetic dialogues for each kept one
              tests: int = 48, # dialogues of the user that the adapters are tested on
              seed: int = 0,
              progress: bool = True # a progress bar on stderr
