@@ -245,7 +245,7 @@ def _prompt_ids(self: Model, dialogue: Dialogue, room: int) -> list:
 
 Model.generate, Model._prompt_ids = generate, _prompt_ids
 
-# %% ../nbs/01_models.ipynb #04a02f80
+# %% ../nbs/01_models.ipynb #7d703f30
 @contextmanager
 def using(self: Model, adapter # a folder, an object with `.path`, or None for the bare model
           ):
@@ -255,7 +255,12 @@ def using(self: Model, adapter # a folder, an object with `.path`, or None for t
     from peft import PeftModel
     folder = check_adapter(folder, self.base)
     bare, wearing = self.model, self.wearing
-    worn = PeftModel.from_pretrained(bare, str(folder)).eval()
+    try: worn = PeftModel.from_pretrained(bare, str(folder)).eval()
+    except Exception as error:                                       # peft has put its layers in already: take them off
+        from peft.tuners.lora import LoraLayer
+        for name, layer in list(bare.named_modules()):
+            if isinstance(layer, LoraLayer): bare.set_submodule(name, layer.base_layer)
+        raise InputError(f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]}); make it anew") from error
     self.model, self.wearing = worn, f"{self.base}+{hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:16]}"
     try: yield self
     finally: self.model, self.wearing = worn.unload(), wearing
@@ -268,7 +273,8 @@ def check_adapter(folder, # an adapter's folder
     if not (folder / "adapter_config.json").is_file(): raise InputError(f"{folder}: no adapter here (adapter_config.json is missing); give the folder that fine-tuning wrote")
     if not (folder / "adapter_model.safetensors").is_file(): raise InputError(f"{folder}: adapter_model.safetensors is missing; other weight files are refused")
     card = folder / "adapter.json"
-    made_for = json.loads(card.read_text()).get("base") if card.is_file() else None
+    try: made_for = json.loads(card.read_text()).get("base") if card.is_file() else None
+    except (ValueError, AttributeError) as error: raise InputError(f"{card}: damaged; restore a copy, or delete it to use the adapter unchecked") from error
     if base and made_for and made_for != base: raise InputError(f"{folder}: made for base {made_for}, this model is {base}; load the model it was made for")
     return folder
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ask_at_terminal', 'Personalizer', 'save', 'load_personalizer', 'forget']
 
-# %% ../nbs/08_personalizer.ipynb #e836861e
-import json, os, shutil, sys
+# %% ../nbs/08_personalizer.ipynb #e8fd63dd
+import hashlib, json, os, shutil, sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def ask_at_terminal(dialogue: Dialogue, # what was said
     better = read("Is this answer acceptable? Press Enter for yes, or write a better one: ").strip()
     return better or None
 
-# %% ../nbs/08_personalizer.ipynb #3d53fad5
+# %% ../nbs/08_personalizer.ipynb #c7243e61
 class Personalizer:
     "Learns one user from a stream of dialogues."
     def __init__(self, model, # `Model`
@@ -108,7 +108,7 @@ class Personalizer:
         self.cost = self.cost + made.cost + self.adapter.cost
         self.curve.append(dict(seen=self.buffer.seen, kept=len(kept), synthetic=len(made.dialogues), rejected=dict(made.rejected), requests=self.cost.requests,
                                start_loss=self.adapter.start_loss, best_loss=self.adapter.best_loss, steps=self.adapter.history[-1][0] if self.adapter.history else 0,
-                               seconds=made.cost.seconds + self.adapter.cost.seconds, adapter=str(self.adapter.path), parents=[d.id for d in kept]))
+                               seconds=made.cost.seconds + self.adapter.cost.seconds, adapter=str(self.adapter.path), parents=[i for d in kept for i in (d.id, *d.parents)]))
         self.synthesis = made
         if self.buffer.policy == "sdss-scripts": self.buffer.clear()
         else: self.buffer.rescore(self.score(self.buffer.dialogues))
@@ -121,14 +121,15 @@ class Personalizer:
 
     def __repr__(self): return f"Personalizer({self.buffer!r}, {len(self.curve)} fine-tunes, asked {self.cost.requests} times)"
 
-# %% ../nbs/08_personalizer.ipynb #5ea34efa
+# %% ../nbs/08_personalizer.ipynb #da341844
 def save(self: Personalizer, folder=None # where; the personalizer's own folder by default
          ) -> Path:
     "Write the state; on any failure the old state stays."
     folder = Path(folder or self.folder or "")
     if folder == Path(""): raise InputError("save: no folder; give one here or to Personalizer")
-    name = f"buffer-{self.buffer.seen}-{len(self.curve)}.safetensors"
-    self.buffer.save(folder / name)
+    content = self.buffer.to_bytes()
+    name = f"buffer-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    write_atomically(folder / name, content)
     inside = lambda path: os.path.relpath(path, folder) if Path(path).resolve().is_relative_to(folder.resolve()) else str(Path(path).resolve())  # a folder may move
     state = dict(buffer=name, adapter=inside(self.adapter.path) if self.adapter else None, curve=[c | dict(adapter=inside(c["adapter"])) for c in self.curve], cost=self.cost.to_dict(), asked=sorted(self.asked), base=self.model.base,
                  settings=dict(synthetic=self.synthetic, every=self.every, ask=self.when, requests=self.requests, mode=self.mode, seed=self.seed, config=asdict(self.config)))
@@ -145,6 +146,7 @@ def load_personalizer(folder, # what `save` wrote
     if not file.is_file(): raise InputError(f"{folder}: no saved state here (state.json is missing); give the folder that save() wrote")
     try: state = json.loads(file.read_text())
     except ValueError as error: raise InputError(f"{file}: damaged ({error}); restore a copy") from error
+    if not isinstance(state, dict) or not {"base", "settings", "buffer", "curve", "cost", "asked", "adapter"} <= set(state): raise InputError(f"{file}: damaged (fields are missing); restore a copy")
     if state["base"] != model.base: raise InputError(f"{folder}: saved with base {state['base']}, this model is {model.base}; load the model it was made with")
     settings = state["settings"]
     me = Personalizer(model, load_buffer(Path(folder, state["buffer"])), annotator, lexicons=lexicons, folder=folder, **settings | dict(config=TuningConfig(**settings["config"])))
@@ -160,15 +162,18 @@ def forget(self: Personalizer, ids: set # dialogues to forget, by id
     doomed |= {c.dialogue.id for c in gone} | {p for c in gone for p in c.dialogue.parents}
     first = next((i for i, c in enumerate(self.curve) if doomed & set(c["parents"])), None)
     adapters = [c["adapter"] for c in self.curve[first:]] if first is not None else []
-    for path in adapters: shutil.rmtree(path, ignore_errors=True)
     if first is not None:
         self.curve = self.curve[:first]
         self.adapter = Adapter.load(self.curve[-1]["adapter"]) if self.curve else None
     stay = [c for c in self.buffer.entries if c not in gone]
+    arrivals = [t for c, t in zip(self.buffer.entries, self.buffer.metrics[3]) if c not in gone]
     if gone or adapters:
         self.buffer.clear()
         for slot, c in enumerate(self.score([c.dialogue for c in stay]) if adapters and stay else stay): self.buffer._put(c, slot)
+        self.buffer.metrics[3][:len(stay)] = arrivals
         self.buffer.log = [replace(d, scores=None) if d.id in doomed else d for d in self.buffer.log]
+        if self.folder and (self.folder / "state.json").is_file(): self.save()            # what is saved must not name what is gone
+    for path in adapters: shutil.rmtree(path, ignore_errors=True)
     return dict(dialogues=len(gone), adapters=adapters)
 
 Personalizer.save, Personalizer.forget = save, forget

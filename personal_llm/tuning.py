@@ -93,7 +93,7 @@ def collate(rows: list, # samples
     ids, mask = pad([r["input_ids"] for r in rows], filler)
     return dict(input_ids=ids, attention_mask=mask, labels=pad([r["labels"] for r in rows], -100)[0])
 
-# %% ../nbs/06_tuning.ipynb #c2f7df17
+# %% ../nbs/06_tuning.ipynb #86d09161
 def finetune(model, # `Model`
              dialogues: list, # what to learn from
              config: TuningConfig = TuningConfig(),
@@ -104,12 +104,14 @@ def finetune(model, # `Model`
              ) -> Adapter:
     "Fine-tune a LoRA adapter on dialogues (Qin et al. 2024, section 4); raises `InputError` when there is nothing to learn."
     import torch
+    from personal_llm.models import check_adapter
     if not dialogues: raise InputError("nothing to learn from: the buffer is empty; observe some dialogues first")
     out = Path(out or tempfile.mkdtemp(prefix="adapter-"))
     cost, parts = Cost(), hold_in(dialogues, config.held_in, seed)
     parts = parts if parts[1] else (parts[0], [d for d in parts[0] if d.origin != "synthetic"][:64] or parts[0][:64])
     learn, choose = ([model.encode(d, config.max_length) for d in part] for part in parts)
-    run = hashlib.sha256(repr((config, seed, model.base, str(getattr(start, "path", start)), [d.id for d in dialogues])).encode()).hexdigest()
+    weights = check_adapter(getattr(start, "path", start), model.base).joinpath("adapter_model.safetensors").read_bytes() if start is not None else b""
+    run = hashlib.sha256(repr((config, seed, model.base, [d.to_dict() for d in dialogues])).encode("utf-8", "surrogatepass") + weights).hexdigest()
     with timed(cost), torch.random.fork_rng():
         seed_everything(seed)
         worn = _wear(model, config, start)
@@ -120,14 +122,14 @@ def finetune(model, # `Model`
             keeper.restore(worn)
             history = tuple((h["step"], h["loss"], keeper.losses.get(h["step"])) for h in trainer.state.log_history if "loss" in h)
             steps = trainer.state.global_step
-            _save(worn, out)
+            beside = _stage(worn, out)
         finally: model.model = worn.unload().eval()
     mean = np.mean([len(s["input_ids"]) for s in learn])
     cost.backward = steps * config.batch_size * config.accumulate
     cost.forward = cost.backward + len(choose) * len(keeper.losses)
     cost.tokens = int(mean * cost.forward)
     adapter = Adapter(out, model.base, tuple(d.id for d in dialogues), cost, history, keeper.losses.get(0), keeper.best)
-    write_atomically(out / "adapter.json", json.dumps(dict(asdict(adapter), path="", config=asdict(config), seed=seed), indent=1))
+    _publish(beside, out, json.dumps(dict(asdict(adapter), path="", config=asdict(config), seed=seed), indent=1))
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return adapter
 
@@ -137,17 +139,36 @@ def _wear(model, config: TuningConfig, start):
     from personal_llm.models import check_adapter
     if start is not None: return PeftModel.from_pretrained(model.model, str(check_adapter(getattr(start, "path", start), model.base)), is_trainable=True)
     targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
-    return get_peft_model(model.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, task_type="CAUSAL_LM"))
+    try: return get_peft_model(model.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, task_type="CAUSAL_LM"))
+    except ValueError as error: raise InputError(f"TuningConfig: targets {config.targets!r} are not in this model ({str(error)[:80]}); use all-linear") from error
 
-def _save(worn, out: Path):
-    "Write the adapter into `out`: a full disk leaves what was there."
+def _unwritable(out: Path, error: OSError): return InputError(f"{out}: the adapter cannot be written ({error.strerror}); free some space or choose another folder")
+
+def _stage(worn, out: Path) -> Path: # a folder beside `out`
+    "Write the adapter's weights beside their place."
     beside = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         out.mkdir(parents=True, exist_ok=True)
         worn.save_pretrained(str(beside), safe_serialization=True)
         (beside / "README.md").unlink(missing_ok=True)
-        for file in beside.iterdir(): os.replace(file, out / file.name)
-    except OSError as error: raise InputError(f"{out}: the adapter cannot be written ({error.strerror}); free some space or choose another folder") from error
+    except OSError as error: shutil.rmtree(beside, ignore_errors=True); raise _unwritable(out, error) from error
+    return beside
+
+def _publish(beside: Path, out: Path, card: str):
+    "Add the card and put all files in their place; a full disk leaves what was there."
+    old, moved = beside / "old", []
+    try:
+        write_atomically(beside / "adapter.json", card)
+        old.mkdir()
+        for file in [f for f in beside.iterdir() if f.is_file()]:
+            if (out / file.name).exists(): os.replace(out / file.name, old / file.name)
+            moved.append(file.name)
+            os.replace(file, out / file.name)
+    except OSError as error:
+        for name in moved:
+            (out / name).unlink(missing_ok=True)
+            if (old / name).exists(): os.replace(old / name, out / name)
+        raise _unwritable(out, error) from error
     finally: shutil.rmtree(beside, ignore_errors=True)
 
 def _last_checkpoint(out: Path, run: str):
@@ -155,11 +176,13 @@ def _last_checkpoint(out: Path, run: str):
     from transformers.trainer_utils import get_last_checkpoint
     folder = out / "checkpoints"
     mark = folder / "run"
-    if mark.is_file() and mark.read_text() == run: return get_last_checkpoint(str(folder))
+    if mark.is_file() and mark.read_text() == run:
+        for half in [c for c in folder.glob("checkpoint-*") if not (c / "keeper.json").is_file()]: shutil.rmtree(half, ignore_errors=True)
+        return get_last_checkpoint(str(folder))
     shutil.rmtree(folder, ignore_errors=True)
     write_atomically(mark, run)
 
-# %% ../nbs/06_tuning.ipynb #e5b46351
+# %% ../nbs/06_tuning.ipynb #4968c3f9
 def _trainer(worn, samples, tokenizer, config: TuningConfig, out: Path, seed: int, keeper, progress: bool):
     "transformers' Trainer, set up for a handful of dialogues."
     from transformers import Trainer, TrainingArguments
@@ -226,7 +249,7 @@ def _Keeper(samples: list, filler: int, config: TuningConfig):
         def on_save(self, args, state, control, **kw):
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             save_file(self.weights, folder / "keeper.safetensors")
-            (folder / "keeper.json").write_text(json.dumps(dict(losses=self.losses, best=self.best, waited=self.waited)))
+            write_atomically(folder / "keeper.json", json.dumps(dict(losses=self.losses, best=self.best, waited=self.waited)))     # last: with it the checkpoint is whole
 
         def restore(self, worn):
             "Put the best weights back."
