@@ -104,7 +104,7 @@ def test_demo_passes_its_options_on(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "demo_table", lambda result: "")
     code, out, err = invoke(capsys, "demo", "--out", tmp_path, "--user", "pupil", "--length", 100, "--capacity", 9, "--steps", 7, "--seed", 4, "--json", "--quiet")
     assert code == 0 and json.loads(out)["ok"]
-    assert seen == dict(given=(str(tmp_path), "pocket", "pupil", 100, 9), steps=7, synthetic=3, seed=4, progress=False)
+    assert seen == dict(given=(str(tmp_path), "pocket", "pupil", 100, 9), steps=7, synthetic=2, seed=4, progress=False)
 
 def test_help_is_light_and_teaches():
     program = "import sys\nfrom personal_llm.cli import main\nfor c in ([], ['demo'], ['personalize'], ['evaluate'], ['check'], ['chat']): assert main(c + ['--help']) == 0\nassert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
