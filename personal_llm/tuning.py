@@ -93,7 +93,7 @@ def collate(rows: list, # samples
     ids, mask = pad([r["input_ids"] for r in rows], filler)
     return dict(input_ids=ids, attention_mask=mask, labels=pad([r["labels"] for r in rows], -100)[0])
 
-# %% ../nbs/06_tuning.ipynb #86d09161
+# %% ../nbs/06_tuning.ipynb #ba097826
 def finetune(model, # `Model`
              dialogues: list, # what to learn from
              config: TuningConfig = TuningConfig(),
@@ -110,7 +110,8 @@ def finetune(model, # `Model`
     cost, parts = Cost(), hold_in(dialogues, config.held_in, seed)
     parts = parts if parts[1] else (parts[0], [d for d in parts[0] if d.origin != "synthetic"][:64] or parts[0][:64])
     learn, choose = ([model.encode(d, config.max_length) for d in part] for part in parts)
-    weights = check_adapter(getattr(start, "path", start), model.base).joinpath("adapter_model.safetensors").read_bytes() if start is not None else b""
+    if start is not None: start = check_adapter(getattr(start, "path", start), model.base)
+    weights = (start / "adapter_model.safetensors").read_bytes() if start is not None else b""
     run = hashlib.sha256(repr((config, seed, model.base, [d.to_dict() for d in dialogues])).encode("utf-8", "surrogatepass") + weights).hexdigest()
     with timed(cost), torch.random.fork_rng():
         seed_everything(seed)
@@ -133,11 +134,10 @@ def finetune(model, # `Model`
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return adapter
 
-def _wear(model, config: TuningConfig, start):
+def _wear(model, config: TuningConfig, start: Path):
     "The model with trainable LoRA layers: new ones, or those of `start`."
     from peft import LoraConfig, PeftModel, get_peft_model
-    from personal_llm.models import check_adapter
-    if start is not None: return PeftModel.from_pretrained(model.model, str(check_adapter(getattr(start, "path", start), model.base)), is_trainable=True)
+    if start is not None: return PeftModel.from_pretrained(model.model, str(start), is_trainable=True)
     targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
     try: return get_peft_model(model.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, task_type="CAUSAL_LM"))
     except ValueError as error: raise InputError(f"TuningConfig: targets {config.targets!r} are not in this model ({str(error)[:80]}); use all-linear") from error
