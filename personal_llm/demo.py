@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'FILES', 'SHOWN', 'REPLY_TOKENS', 'COLOURS', 'NAMES', 'UNITS', 'STYLE', 'own_folder', 'put_folder',
-           'Stages', 'run_demo', 'draw', 'verdict', 'report', 'demo_table']
+           'Stages', 'run_demo', 'draw', 'report', 'demo_table']
 
 # %% ../nbs/09b_demo.ipynb #cc515074
 import base64, html, io, json, os, shutil, tempfile, time
@@ -188,7 +188,7 @@ def draw(result: dict # what `run_demo` gives
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
 
-# %% ../nbs/09b_demo.ipynb #06501fdd
+# %% ../nbs/09b_demo.ipynb #30018e9f
 NAMES = dict(loss="response loss", rouge1="ROUGE-1", rougeL="ROUGE-L", adherence="habits kept", keep_loss="loss on other talk")
 UNITS = dict(loss="nats a token", rouge1="0 to 1", rougeL="0 to 1", adherence="share", keep_loss="nats a token")
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:54rem;margin:0 auto;padding:1rem;color:#1b1b1b;background:#fff}
@@ -198,12 +198,8 @@ th:first-child,td:first-child{text-align:left}small{color:#666}.good{color:#146c
 .talk{border-left:3px solid #ccc;padding:.1rem .8rem;margin:1rem 0}.talk p{margin:.3rem 0;white-space:pre-wrap;overflow-wrap:anywhere}.talk b{display:block;font-size:.8rem;color:#666}
 dt{font-weight:600}dd{margin:0 0 .6rem 1rem}"""
 
-def verdict(change: dict # what `Comparison.to_dict` gives
-            ) -> str:
-    return "better" if change["better"] else "worse" if change["worse"] else "cannot be told apart"
-
 def _cell(now: float, change: dict) -> str:
-    colour = dict(better="good", worse="bad").get(verdict(change), "")
+    colour = dict(better="good", worse="bad").get(change["verdict"], "")
     return f'<td>{now:.3f}<br><small class="{colour}">{change["difference"]:+.3f} [{change["low"]:+.3f}, {change["high"]:+.3f}]</small></td>'
 
 def _table(result: dict) -> str:
@@ -218,7 +214,7 @@ def _headline(result: dict) -> str:
     said = []
     for m in ("loss", "rouge1"):
         change = p["change"][m]
-        said.append(f"{NAMES[m]} {result['before'][m]:.2f} before and {p['after'][m]:.2f} after (change {change['difference']:+.2f}, 95 % interval {change['low']:+.2f} to {change['high']:+.2f}: {verdict(change)})")
+        said.append(f"{NAMES[m]} {result['before'][m]:.2f} before and {p['after'][m]:.2f} after (change {change['difference']:+.2f}, 95 % interval {change['low']:+.2f} to {change['high']:+.2f}: {change['verdict']})")
     return f"With the policy {name}, on {result['settings']['tests']} dialogues that it had not seen: {said[0]}; {said[1]}."
 
 # %% ../nbs/09b_demo.ipynb #e2953f9f

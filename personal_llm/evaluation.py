@@ -44,7 +44,7 @@ def text_scores(replies: list, # texts
         out.append(dict(rouge1=float(found["rouge1"].fmeasure), rougeL=float(found["rougeL"].fmeasure), bleu=float(bleu.sentence_score(reply, [reference]).score)))
     return out
 
-# %% ../nbs/07_evaluation.ipynb #e305de5a
+# %% ../nbs/07_evaluation.ipynb #78e42485
 METRICS = ("loss", "rouge1", "rougeL", "bleu", "adherence")
 
 def _draws(n: int, seed: int, resamples: int) -> np.ndarray: # (resamples, n) indices
@@ -78,12 +78,12 @@ class Comparison:
     def better(self) -> bool: return self.high < 0 if self.metric == "loss" else self.low > 0
     @property
     def worse(self) -> bool: return self.low > 0 if self.metric == "loss" else self.high < 0
+    @property
+    def verdict(self) -> str: return "better" if self.better else "worse" if self.worse else "cannot be told apart"
 
-    def to_dict(self) -> dict: return asdict(self) | dict(better=self.better, worse=self.worse)
+    def to_dict(self) -> dict: return asdict(self) | dict(better=self.better, worse=self.worse, verdict=self.verdict)
 
-    def __str__(self):
-        verdict = "better" if self.better else "worse" if self.worse else "cannot be told apart"
-        return f"{self.metric} {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}: {verdict}"
+    def __str__(self): return f"{self.metric} {self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}: {self.verdict}"
 
 def paired_bootstrap(values: np.ndarray, # (n,) paired differences, first minus second: one number a user
                      seed: int = 0,

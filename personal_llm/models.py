@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN_TEMPLATE', 'pieces', 'special_strings', 'render', 'encode', 'Reading', 'Model', 'fingerprint', 'choose_device',
-           'load_model', 'pad', 'read', 'embed', 'nll', 'generate', 'using', 'check_adapter', 'Check', 'check',
-           'load_encoder']
+           'load_model', 'pad', 'read', 'embed', 'nll', 'generate', 'using', 'put_on', 'check_adapter', 'Check',
+           'check', 'load_encoder']
 
 # %% ../nbs/01_models.ipynb #38716d7b
 import hashlib, json, warnings
@@ -245,25 +245,31 @@ def _prompt_ids(self: Model, dialogue: Dialogue, room: int) -> list:
 
 Model.generate, Model._prompt_ids = generate, _prompt_ids
 
-# %% ../nbs/01_models.ipynb #7d703f30
+# %% ../nbs/01_models.ipynb #142ffc6a
 @contextmanager
 def using(self: Model, adapter # a folder, an object with `.path`, or None for the bare model
           ):
     "Wear an adapter inside a `with` block."
     folder = getattr(adapter, "path", adapter)
     if folder is None: yield self; return
-    from peft import PeftModel
     folder = check_adapter(folder, self.base)
-    bare, wearing = self.model, self.wearing
-    try: worn = PeftModel.from_pretrained(bare, str(folder)).eval()
+    wearing, worn = self.wearing, put_on(self.model, folder).eval()
+    self.model, self.wearing = worn, f"{self.base}+{hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:16]}"
+    try: yield self
+    finally: self.model, self.wearing = worn.unload(), wearing
+
+def put_on(bare, # a torch model without adapter
+           folder: Path, # an adapter's folder, checked
+           trainable: bool = False): # peft's model
+    "Put an adapter's layers into a model; one that does not fit raises `InputError` and leaves the model bare."
+    from peft import PeftModel
+    try: return PeftModel.from_pretrained(bare, str(folder), is_trainable=trainable)
     except Exception as error:                                       # peft has put its layers in already: take them off
         from peft.tuners.lora import LoraLayer
         for name, layer in list(bare.named_modules()):
             if isinstance(layer, LoraLayer): bare.set_submodule(name, layer.base_layer)
+        vars(bare).pop("peft_config", None)
         raise InputError(f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]}); make it anew") from error
-    self.model, self.wearing = worn, f"{self.base}+{hashlib.sha256((folder / 'adapter_model.safetensors').read_bytes()).hexdigest()[:16]}"
-    try: yield self
-    finally: self.model, self.wearing = worn.unload(), wearing
 
 def check_adapter(folder, # an adapter's folder
                   base: str = None # fingerprint of the model that shall wear it

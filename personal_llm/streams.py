@@ -111,7 +111,7 @@ def _turns(turns: list # (role, text), role "user" or "assistant"
     if not found: raise InputError("no assistant turn after a user turn")
     return found
 
-# %% ../nbs/02_streams.ipynb #e3cb5f67
+# %% ../nbs/02_streams.ipynb #84cf5f9c
 def _messages(row) -> list: # dialogues of one conversation
     turns = row if isinstance(row, list) else row["messages"]
     if not (isinstance(turns, list) and all(isinstance(t, dict) and isinstance(t.get("role"), str) for t in turns)):
@@ -155,6 +155,10 @@ def _orca(row: dict) -> list:
     if not prompt.strip(): raise InputError("empty prompt")
     return [_pair("\n\n".join(filter(None, [_text(row.get("system_prompt") or "", "system_prompt"), prompt])), row["response"])]
 
+def _prose(row: dict) -> list:
+    from personal_llm.style import from_texts
+    return from_texts([_text(row["text"], "text")])
+
 FORMATS = { # name: (alternatives of needed fields, record -> dialogues); the first that fits is taken
     "dialogue": ([("id", "prompt", "response", "origin")], _own),
     "messages": ([("messages",)], _messages),
@@ -166,6 +170,7 @@ FORMATS = { # name: (alternatives of needed fields, record -> dialogues); the fi
     "prompt-completion": ([("prompt", "response"), ("prompt", "completion")], lambda r: [_pair(r["prompt"], r["response"] if "response" in r else r["completion"])]),
     "prosocial": ([("context", "response")], lambda r: [_pair(r["context"], r["response"])])}
 FORMATS["csv"] = ([("prompt", "response")], FORMATS["prompt-completion"][1])
+FORMATS["text"] = ([("text",)], _prose)
 
 # %% ../nbs/02_streams.ipynb #ff5cb4ea
 def _bytes(path: Path) -> bytes:

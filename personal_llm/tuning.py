@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import Cost, Dialogue, InputError, generator, seed_everything, timed, write_atomically
 
-# %% ../nbs/06_tuning.ipynb #6272fd38
+# %% ../nbs/06_tuning.ipynb #8fedb359
 @dataclass(frozen=True)
 class TuningConfig:
     "How to fine-tune."
@@ -37,6 +37,9 @@ class TuningConfig:
         for name in ("rank", "steps", "batch_size", "accumulate", "max_length", "checks", "patience"):
             if getattr(self, name) < 1: raise InputError(f"TuningConfig: {name} is {getattr(self, name)}, it must be at least 1")
         if not 0 <= self.held_in < 1: raise InputError(f"TuningConfig: held_in is {self.held_in}, it is a share from 0 to below 1")
+
+    @property
+    def every(self) -> int: return max(1, self.steps // self.checks) # steps from one check to the next
 
     @classmethod
     def paper(cls, samples: int # dialogues to train on, synthetic ones included
@@ -93,7 +96,7 @@ def collate(rows: list, # samples
     ids, mask = pad([r["input_ids"] for r in rows], filler)
     return dict(input_ids=ids, attention_mask=mask, labels=pad([r["labels"] for r in rows], -100)[0])
 
-# %% ../nbs/06_tuning.ipynb #ba097826
+# %% ../nbs/06_tuning.ipynb #b00d09df
 def finetune(model, # `Model`
              dialogues: list, # what to learn from
              config: TuningConfig = TuningConfig(),
@@ -136,8 +139,9 @@ def finetune(model, # `Model`
 
 def _wear(model, config: TuningConfig, start: Path):
     "The model with trainable LoRA layers: new ones, or those of `start`."
-    from peft import LoraConfig, PeftModel, get_peft_model
-    if start is not None: return PeftModel.from_pretrained(model.model, str(start), is_trainable=True)
+    from peft import LoraConfig, get_peft_model
+    from personal_llm.models import put_on
+    if start is not None: return put_on(model.model, start, trainable=True)
     targets = config.targets if config.targets == "all-linear" else config.targets.split(",")
     try: return get_peft_model(model.model, LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets, task_type="CAUSAL_LM"))
     except ValueError as error: raise InputError(f"TuningConfig: targets {config.targets!r} are not in this model ({str(error)[:80]}); use all-linear") from error
@@ -182,15 +186,14 @@ def _last_checkpoint(out: Path, run: str):
     shutil.rmtree(folder, ignore_errors=True)
     write_atomically(mark, run)
 
-# %% ../nbs/06_tuning.ipynb #4968c3f9
+# %% ../nbs/06_tuning.ipynb #336fad1d
 def _trainer(worn, samples, tokenizer, config: TuningConfig, out: Path, seed: int, keeper, progress: bool):
     "transformers' Trainer, set up for a handful of dialogues."
     from transformers import Trainer, TrainingArguments
-    every = max(1, config.steps // config.checks)
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"), max_steps=config.steps, per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate, warmup_steps=round(config.warmup * config.steps), lr_scheduler_type="cosine", weight_decay=config.weight_decay,
-        logging_steps=every, save_strategy="steps", save_steps=every, save_total_limit=1, report_to="none", seed=seed, data_seed=seed,
+        logging_steps=config.every, save_strategy="steps", save_steps=config.every, save_total_limit=1, report_to="none", seed=seed, data_seed=seed,
         use_cpu=str(next(worn.parameters()).device) == "cpu", disable_tqdm=True, dataloader_pin_memory=False, remove_unused_columns=False)
     callbacks = [keeper] + ([_bar(config.steps)] if progress else [])
     trainer = Trainer(model=worn, args=arguments, train_dataset=samples, data_collator=lambda rows: collate(rows, tokenizer.pad_token_id), callbacks=callbacks)
@@ -242,7 +245,7 @@ def _Keeper(samples: list, filler: int, config: TuningConfig):
             self.weights = load_file(folder / "keeper.safetensors")
 
         def on_step_end(self, args, state, control, model=None, **kw):
-            if state.global_step % max(1, config.steps // config.checks) == 0:
+            if state.global_step % config.every == 0:
                 self.look(model, state.global_step)
                 if self.waited >= config.patience: control.should_training_stop = True
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from personal_llm import core
 from personal_llm.buffer import POLICIES, Buffer, bin_bytes, load_buffer
 from personal_llm.core import Dialogue, InputError, generator
-from personal_llm.scoring import Candidate, Scores, in_domain_dissimilarity
+from personal_llm.scoring import Candidate, Scores, in_domain_dissimilarity, unit
 
 settings.register_profile("brief", max_examples=60, deadline=None); settings.load_profile("brief")
 
@@ -149,6 +149,36 @@ def test_kcenter_keeps_points_far_apart():
     for name, e in (("a", (1, 0, 0)), ("b", (1, .1, 0)), ("c", (0, 1, 0))): buffer.add(candidate(name, embedding=e))
     assert buffer.add(candidate("far", embedding=(0, 0, 1))).evicted in {Dialogue(n, "answer").id for n in "ab"}
     assert not buffer.add(candidate("near", embedding=(0, .01, 1))).kept
+
+def all_pairs(buffer, c, product):
+    "Which bin K-center gives up for a candidate, every pair computed anew; None: the candidate goes."
+    units = np.array([unit(o.scores.embedding.astype(np.float64)) for o in buffer.entries])
+    likeness = product(units, units)
+    np.fill_diagonal(likeness, -np.inf)
+    first, second = divmod(int(likeness.argmax()), len(units))
+    if product(units, unit(c.scores.embedding.astype(np.float64))[None]).max() >= likeness[first, second]: return None
+    rest = [np.delete(likeness[i], other).max() if len(units) > 2 else -np.inf for i, other in ((first, second), (second, first))]
+    return first if rest[0] >= rest[1] else second
+
+PAIRS = {"drawn from normals": (lambda rng: rng.normal(size=8), lambda a, b: a @ b.T),
+         "ties": (lambda rng: rng.integers(-1, 2, 3) + [0, 0, 1e-9], lambda a, b: (a[:, None] * b).sum(-1))}
+
+@pytest.mark.parametrize("capacity", [2, 3, 9])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_kcenter_against_all_pairs(kind, capacity, tmp_path):
+    "The pair matrix that changes by a row and a column decides as one that is computed anew; saved, loaded and rescored on the way."
+    draw, product = PAIRS[kind]
+    rng, buffer, kept = np.random.default_rng(capacity), Buffer(capacity, "kcenter"), 0
+    for i in range(400):
+        c = candidate(i, embedding=draw(rng))
+        expected = all_pairs(buffer, c, product) if buffer.full else len(buffer)
+        evicted = "" if expected in (None, len(buffer)) else buffer.dialogues[expected].id
+        decision = buffer.add(c)
+        assert (decision.kept, decision.evicted) == (expected is not None, evicted), i
+        kept += decision.kept
+        if i == 150: buffer.save(tmp_path / "b"); buffer = load_buffer(tmp_path / "b")
+        if i == 250: buffer.rescore([replace(o, scores=replace(o.scores, embedding=o.scores.embedding[::-1].copy())) for o in buffer.entries])
+    assert capacity == 2 or kept > capacity, "nothing was decided"
 
 def test_bookkeeping_does_not_drift():
     "The sums after 2,000 replacements are those of the entries."

@@ -107,7 +107,7 @@ def test_demo_passes_its_options_on(tmp_path, capsys, monkeypatch):
     assert seen == dict(given=(str(tmp_path), "pocket", "pupil", 100, 9), steps=7, synthetic=2, seed=4, progress=False)
 
 def test_help_is_light_and_teaches():
-    program = "import sys\nfrom personal_llm.cli import main\nfor c in ([], ['demo'], ['personalize'], ['evaluate'], ['check'], ['chat']): assert main(c + ['--help']) == 0\nassert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    program = "import sys\nfrom personal_llm.cli import main\nfor c in ([], ['demo'], ['personalize'], ['evaluate'], ['check'], ['chat'], ['explain'], ['select'], ['library'], ['library', 'build'], ['library', 'list'], ['library', 'show'], ['library', 'verify']): assert main(c + ['--help']) == 0\nassert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("examples:") == 6

@@ -64,6 +64,7 @@ def test_refused_before_the_model_runs(dialogues, says):
     with pytest.raises(InputError, match=says): floors(dialogues, TEST)
     assert model.cost.forward == 0
 
+@settings(deadline=None)                                    # the first example imports rouge_score
 @given(st.text(st.characters(max_codepoint=127)))
 def test_words_on_ascii_are_those_of_rouge_score(text):
     from rouge_score.tokenizers import DefaultTokenizer
@@ -112,6 +113,8 @@ def test_comparison_in_words_and_json():
     assert up.better and str(up) == "rouge1 +0.200 [+0.100, +0.300], n = 8: better"
     assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
     assert json.loads(json.dumps(up.to_dict()))["better"] is True
+    down, even = Comparison(-0.2, -0.3, -0.1, 8, 0.04, "rouge1"), Comparison(-0.2, -0.3, 0.1, 8, 0.04, "rouge1")
+    assert [c.to_dict()["verdict"] for c in (up, down, even)] == ["better", "worse", "cannot be told apart"] == [str(c).split(": ")[1] for c in (up, down, even)]
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
 

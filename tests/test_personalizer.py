@@ -2,6 +2,7 @@
 import hashlib, json, os
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from personal_llm.core import Cost, Dialogue, InputError, generator
 from personal_llm.models import Reading
 from personal_llm.personalizer import Personalizer, ask_at_terminal, load_personalizer
 from personal_llm.scoring import Lexicons
+from personal_llm.selection import Ranking
 from personal_llm.tuning import Adapter, TuningConfig
 
 LEXICONS = Lexicons(dict(drug=["pill", "pain"], food=["tea", "bread"]))
@@ -41,8 +43,9 @@ def fake_finetune(model, dialogues, config, start, out, seed, progress=True):
     import tempfile
     out = Path(out or tempfile.mkdtemp())
     out.mkdir(parents=True, exist_ok=True)
-    begun = hashlib.sha1((Path(start.path) / "adapter_model.safetensors").read_bytes()).hexdigest() if start else None
-    (out / "adapter_config.json").write_text(json.dumps(dict(start=str(start and start.path))))
+    folder = getattr(start, "path", start)
+    begun = hashlib.sha1((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest() if start else None
+    (out / "adapter_config.json").write_text(json.dumps(dict(start=str(folder), begun=begun)))
     (out / "adapter_model.safetensors").write_text(json.dumps([[d.id for d in dialogues], begun, seed]))
     adapter = Adapter(out, model.base, tuple(d.id for d in dialogues), Cost(), (), 2.0, 1.0)
     (out / "adapter.json").write_text(json.dumps(dict(base=model.base, parents=adapter.parents, cost=Cost().to_dict(), history=[], start_loss=2.0, best_loss=1.0)))
@@ -124,6 +127,108 @@ def test_fine_tunes_go_on_from_the_last(tmp_path):
     watch(me, TALK[:5]); first = me.finetune(progress=False); second = me.finetune(progress=False); third = me.finetune(start=None, progress=False)
     begun = [json.loads((Path(a.path) / "adapter_config.json").read_text())["start"] for a in (first, second, third)]
     assert begun == ["None", str(first.path), "None"] and len({a.path for a in (first, second, third)}) == 3
+
+# The warm start: only the order and the choice are this module's, so the stages are stand-ins
+
+class Shelf:
+    "A library of three adapters, each a file that holds its name."
+    base, space = "base", SimpleNamespace(id="planted")
+    def __init__(self, folder):
+        self.folder = folder
+        for name in "abc": (folder / name).mkdir(parents=True); (folder / name / "adapter_model.safetensors").write_text(name)
+    def __getitem__(self, name): return SimpleNamespace(adapter=self.folder / name)
+
+class Planted:
+    "Stand-ins for explain, select, refine_weights and merge that write down what they were given."
+    def __init__(self, patch, best="a", weights=None, mixture=9.0, reason="nearest of 3"):
+        self.calls = []
+        self.best, self.weights, self.mixture, self.reason = best, weights or {}, mixture, reason
+        for name in ("explain", "select", "refine_weights", "merge"): patch.setattr(personalizer, name, getattr(self, name))
+        patch.setattr(personalizer, "Library", Shelf)
+        real = personalizer.synthesize
+        patch.setattr(personalizer, "synthesize", lambda *given, **named: self.calls.append(("synthesize",)) or real(*given, **named))
+
+    def explain(self, model, dialogues, space, seed):
+        self.calls.append(("explain", [d.response for d in dialogues], space.id, model.wearing))
+        if len(dialogues) < 3: raise InputError("give more")
+        class Said(SimpleNamespace):
+            def __str__(self): return "mostly *concise*"
+            def to_dict(self): return dict(words=["concise"])
+        return Said(cost=Cost(seconds=100, tokens=7))
+
+    def select(self, library, mine, model, dialogues, seed):
+        self.calls.append(("select", len(dialogues)))
+        return Ranking(self.best, ("a", "b", "c"), (.1, .2, .3), self.weights, self.best is None, self.reason, Cost(seconds=20, forward=3), "style", {"a": 2.0, "b": 2.5})
+
+    def refine_weights(self, model, library, weights, dialogues, evaluations):
+        self.calls.append(("loss", evaluations))
+        return weights, [(weights, self.mixture)], Cost(seconds=3, forward=5)
+
+    def merge(self, library, weights, out):
+        self.calls.append(("merge", weights))
+        (Path(out) / "adapter_model.safetensors").write_text("+".join(weights))
+        return Adapter(Path(out), "base", tuple(weights), Cost())
+
+def begun_from(adapter): return json.loads((Path(adapter.path) / "adapter_config.json").read_text())["begun"]
+def hashed(text): return hashlib.sha1(text.encode()).hexdigest()
+
+MIXTURE = dict(a=.5, b=.3)
+
+@pytest.mark.parametrize("planted, begun, weights, steps", [
+    (dict(), "a", dict(a=1.0), "explain select synthesize"),
+    (dict(weights=dict(a=1.0)), "a", dict(a=1.0), "explain select synthesize"),
+    (dict(weights=MIXTURE, mixture=1.9), "a+b", MIXTURE, "explain select loss merge synthesize"),
+    (dict(weights=MIXTURE, mixture=2.0), "a", dict(a=1.0), "explain select loss synthesize"),
+    (dict(weights=dict(a=.4), mixture=1.9), "a", dict(a=.4), "explain select loss merge synthesize"),
+    (dict(best=None, reason="default text"), None, {}, "explain select synthesize")], ids=["single", "single by weight", "mixture", "a tie is no gain", "half of one", "nobody"])
+def test_a_warm_start(planted, begun, weights, steps, monkeypatch, tmp_path):
+    stages = Planted(monkeypatch, **planted)
+    me = start(tmp_path / "me", user=User(), start=Shelf(tmp_path / "shelf"))
+    watch(me, TALK[:6]); first = me.finetune(progress=False)
+    assert begun_from(first) == (begun and hashed(begun)) and " ".join(c[0] for c in stages.calls) == steps
+    assert stages.calls[0] == ("explain", [f"better: answer {i}" for i in (4, 5, 2, 3)], "planted", "base"), "the buffer, corrected, by the bare model"
+    assert stages.calls[1] == ("select", 4) and all(c == ("loss", 1) for c in stages.calls if c[0] == "loss")
+    warm = me.curve[0]["warm"]
+    assert warm["weights"] == weights and warm["ranking"]["names"] == ["a", "b", "c"] and warm["explanation"] == dict(words=["concise"])
+    assert me.status()["warm"] == dict(weights=weights, style="mostly *concise*", reason=planted.get("reason", "nearest of 3"))
+    measured = 3 if "loss" in steps else 0
+    assert 120 + measured <= me.curve[0]["seconds"] < 121 + measured and me.cost.forward >= 3 + measured and me.cost.tokens >= 7, "what the choice cost counts"
+    stages.calls.clear()
+    second = me.finetune(progress=False)
+    assert begun_from(second) == hashlib.sha1((Path(first.path) / "adapter_model.safetensors").read_bytes()).hexdigest() and stages.calls == [("synthesize",)], "only the first one is warm"
+    assert me.curve[1]["warm"] is None and me.status()["warm"]["weights"] == weights
+    me.save()
+    again = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS)
+    assert state(again) == state(me) and again.status()["warm"] == me.status()["warm"]
+    assert "answer" not in json.dumps(me.status())
+
+def test_a_warm_start_on_request_and_after_forgetting(monkeypatch, tmp_path):
+    stages, shelf = Planted(monkeypatch), Shelf(tmp_path / "shelf")
+    me = start(tmp_path / "me")
+    watch(me, TALK[:4]); me.finetune(progress=False)
+    assert me.status()["warm"] is None and stages.calls == [("synthesize",)] and me.curve[0]["warm"] is None
+    assert begun_from(me.finetune(start=shelf, progress=False)) == hashed("a") and stages.calls[1][3] == "base", "the adapter of before is not worn"
+    assert begun_from(me.finetune(start=tmp_path / "shelf" / "b", progress=False)) == hashed("b")
+    victim = me.curve[0]["parents"][0]
+    me.save(); me.forget({victim})
+    assert me.status()["warm"] is None and "concise" not in (tmp_path / "me" / "state.json").read_text(), "what was explained from it goes too"
+    again = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS, start=shelf)
+    assert begun_from(again.finetune(progress=False)) == hashed("a"), "nothing is left: warm again"
+
+def test_every_with_a_library_is_warm_once(monkeypatch, tmp_path):
+    stages = Planted(monkeypatch)
+    me = start(tmp_path / "me", every=4, start=Shelf(tmp_path / "shelf"))
+    watch(me, TALK[:12])
+    assert [c[0] for c in stages.calls].count("explain") == 1 and [bool(c["warm"]) for c in me.curve] == [True, False, False]
+
+def test_a_warm_start_that_fails_changes_nothing(monkeypatch, tmp_path):
+    stages, shelf = Planted(monkeypatch), Shelf(tmp_path / "shelf")
+    me = start(tmp_path / "me", start=shelf)
+    watch(me, TALK[:2]); before = state(me)
+    with pytest.raises(InputError, match="give more"): me.finetune(progress=False)
+    assert state(me) == before and not (tmp_path / "me").exists()
+    shelf.base = "other"
+    with pytest.raises(InputError, match="library is for base other, this model is base"): start(start=shelf)
 
 def test_saved_and_loaded_goes_on_the_same_way(tmp_path):
     for policy in ("sdss", "reservoir", "kcenter"):

@@ -32,6 +32,7 @@ LAYOUTS = [
     ("meddialog", [dict(dialogue_turns=dict(speaker=[0, 1], utterance=["I cough.", "Since when?"]))], [("I cough.", "Since when?")]),
     ("meddialog", [dict(instruction="You are a doctor", input="I cough.", output="Since when?")], None), # read as alpaca unless named
     ("meddialog", [dict(patient_message="I cough.", doctor_response="Since when?", dialogue_context="")], [("I cough.", "Since when?")]),
+    ("text", [dict(text="One two three,\nfour five six seven eight\n\nnine.", label=3)], [("One two three, four five six", "seven eight\n\nnine.")]),
     ("prosocial", [dict(context="I lied.", response="Tell them.", rots=[], dialogue_id=3)], [("I lied.", "Tell them.")]),
     ("empathetic", [dict(conv_id="a", utterance_idx=1, prompt="p", utterance="My dog_comma_ Rex_comma_ died."), dict(conv_id="a", utterance_idx=2, prompt="p", utterance="So sorry."),
                     dict(conv_id="b", utterance_idx=1, prompt="p", utterance="I won!"), dict(conv_id="b", utterance_idx=2, prompt="p", utterance="Well done.")],
@@ -55,6 +56,12 @@ def test_layouts(tmp_path, name, rows, want, kind):
     assert read_dialogues(path, format=name) == found
 
 def test_every_format_is_tested(): assert {name for name, *_ in LAYOUTS} | {"csv", "dialogue"} == set(FORMATS)
+
+def test_prose_says_what_it_is_and_must_be_long_enough(tmp_path):
+    path = save(tmp_path / "notes.jsonl", [dict(text="One two three four five six seven eight nine."), dict(text="Too short."), dict(text=7)], "jsonl")
+    found = read_dialogues(path, skip_bad=True)
+    assert len(found) == 1 and found[0].labels["counterpart"] == "continuations" and [line for line, _ in found.skipped] == [2, 3]
+    with pytest.raises(InputError, match="line 2: no text has more than 8 words"): read_dialogues(path)
 
 def test_history_and_group_of_a_conversation(tmp_path):
     found = read_dialogues(save(tmp_path / "c.jsonl", [dict(messages=CHAT)], "jsonl"))

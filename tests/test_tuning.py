@@ -1,5 +1,5 @@
 "Fine-tuning on tiny models: what is learned, what is kept, interrupts, full disks."
-import os
+import os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +203,27 @@ def test_a_start_that_does_not_fit_is_refused(old, tmp_path):
         before = weights(model)
         with pytest.raises(InputError): finetune(model, TALK, BRIEF, start=start, out=tmp_path / "out", progress=False)
         assert same(model, before) and not (tmp_path / "out" / "adapter.json").exists()
+
+@pytest.mark.parametrize("content", [b"\x08\0\0\0\0\0\0\0garbage!", None], ids=["garbage", "cut"])
+def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
+    "peft finds out when its layers are in the model already."
+    model = tiny("llama")
+    shutil.copytree(old.path, tmp_path / "start")
+    file = tmp_path / "start" / "adapter_model.safetensors"
+    file.write_bytes(content or file.read_bytes()[:500])
+    before, losses, modules = weights(model), model.nll(TEST), [type(m) for m in model.model.modules()]
+    with pytest.raises(InputError, match="start: the adapter does not fit this model or is damaged"): finetune(model, TALK, BRIEF, start=tmp_path / "start", out=tmp_path / "out", progress=False)
+    assert same(model, before) and [type(m) for m in model.model.modules()] == modules and not hasattr(model.model, "peft_config") and np.array_equal(model.nll(TEST), losses)
+    assert not (tmp_path / "out" / "adapter.json").exists()
+    assert finetune(model, TALK[:6], BRIEF, start=old, progress=False).start_loss == pytest.approx(old.best_loss, abs=1e-5), "and goes on"
+
+@pytest.mark.parametrize("steps, checks, every", [(50, 6, 8), (3, 3, 1), (4, 9, 1), (12, 1, 12)])
+def test_steps_between_checks(steps, checks, every, monkeypatch):
+    "The Trainer's log and checkpoints and the keeper's checks fall on the same steps."
+    assert TuningConfig(steps=steps, checks=checks).every == every
+    if steps > 4: return
+    adapter = finetune(shared("llama"), TALK, TuningConfig(rank=2, steps=steps, checks=checks, batch_size=2, max_length=64), progress=False)
+    assert [h[0] for h in adapter.history] == list(range(every, steps + 1, every)) and all(h[2] is not None for h in adapter.history)
 
 def test_a_full_disk_leaves_the_older_adapter(monkeypatch, tmp_path):
     "Whichever file cannot be put in its place: what lies there is the older adapter, every file of it, and it can be worn."
