@@ -13,15 +13,16 @@ from pathlib import Path
 from .cli import _adapter, _chats, _data_arguments, _loading_arguments, _model, _model_arguments, _show, add_command, note
 from .core import ASSETS, InputError
 
-# %% ../nbs/17b_warm_start_cli.ipynb #b1f95162
+# %% ../nbs/17b_warm_start_cli.ipynb #f6fb3475
 def library_folder(name: str) -> Path: # "pocket" is the one in the package
     return ASSETS / "library" if name == "pocket" else Path(name)
 
-def open_library(args): # a `Library`
-    "The library of a command; with --skip-bad its damaged pLLMs are named and left out."
+def open_library(name: str, # "pocket" or a folder
+                 skip_bad: bool = False): # a `Library`
+    "A library; with `skip_bad` its damaged pLLMs are named and left out."
     from personal_llm.library import Library
-    try: library = Library(library_folder(args.library), skip_bad=args.skip_bad)
-    except InputError as error: raise InputError(str(error).replace("open with skip_bad=True", "give --skip-bad")) from None
+    try: library = Library(library_folder(name), skip_bad=skip_bad)
+    except InputError as error: raise InputError(str(error).replace("open with skip_bad=True", "give --skip-bad").replace("Library.create", "library build")) from None
     for name, reason in library.skipped.items(): note(f"{name} skipped: {reason}")
     return library
 
@@ -29,15 +30,14 @@ def starting_point(args): # None, a `Library`, or an adapter's folder
     "What --start of `personalize` means."
     from personal_llm.models import check_adapter
     if args.start == "none": return None
-    args.library = args.start
-    if library_folder(args.start).is_dir() and (library_folder(args.start) / "index.json").is_file():
-        library = open_library(args)
+    if (library_folder(args.start) / "index.json").is_file():
+        library = open_library(args.start, args.skip_bad)
         if not len(library): raise InputError(f"--start {args.start}: the library is empty; add pLLMs to it first (library build)")
         return library
     if (_adapter(args.start) / "adapter_config.json").is_file(): return check_adapter(_adapter(args.start))
     raise InputError(f"--start {args.start}: neither a library nor an adapter; give a folder that library build or fine-tuning wrote, pocket, or none")
 
-# %% ../nbs/17b_warm_start_cli.ipynb #3809f964
+# %% ../nbs/17b_warm_start_cli.ipynb #16aa13b0
 def probes() -> list: # 48 prompts
     "What pLLMs are asked so that they can be explained: the same for all."
     from personal_llm.recipes.style_pools import crafted_pool
@@ -56,7 +56,7 @@ def explain(args) -> int:
     from personal_llm.explanation import explain
     from personal_llm.models import check_adapter
     if (args.data is None) == (args.adapter is None): raise InputError("explain what? give either --data FILE or --adapter DIR; personal-llm explain --help shows examples")
-    library, chats = open_library(args), _chats(args) if args.data else None
+    library, chats = open_library(args.library, args.skip_bad), _chats(args) if args.data else None
     if args.adapter: adapter = check_adapter(_adapter(args.adapter), library.base)
     model = _model(args)
     mine = explain(model, chats, library.space, args.seed) if chats else _own_answers(model, adapter, library.space, args.seed)
@@ -81,12 +81,12 @@ def _plot(mine, file: str) -> None:
     mine.plot().figure.savefig(found, format="png", dpi=120, bbox_inches="tight")
     write_atomically(file, found.getvalue())
 
-# %% ../nbs/17b_warm_start_cli.ipynb #5f9a40df
+# %% ../nbs/17b_warm_start_cli.ipynb #a53a2037
 def select(args) -> int:
     "The command `select`."
     from personal_llm.explanation import explain
     from personal_llm.selection import ROWS, select
-    library, chats = open_library(args), _chats(args)
+    library, chats = open_library(args.library, args.skip_bad), _chats(args)
     if not len(library): raise InputError(f"{args.library}: the library is empty; add pLLMs to it first (library build)")
     model = _model(args)
     mine = explain(model, chats, library.space, args.seed) if args.method in ROWS else None
@@ -100,7 +100,7 @@ def select(args) -> int:
     _show(args, result, lines + (["abstained: begin from the bare model (personalize --start none)"] if ranking.best is None and not mixture else []))
     return 0
 
-# %% ../nbs/17b_warm_start_cli.ipynb #fb4b119d
+# %% ../nbs/17b_warm_start_cli.ipynb #6383b10d
 def build(args) -> int:
     "The command `library build`."
     from tqdm.auto import tqdm
@@ -141,7 +141,7 @@ def _samples(folder: Path) -> int:
 
 def list_(args) -> int:
     "The command `library list`."
-    library = open_library(args)
+    library = open_library(args.library, args.skip_bad)
     rows = library.list()
     lines = [f"{'name':<32}{'made as':<20}{'samples':>8}{'rank':>6}{'MB':>6}  style"]
     lines += [f"{r['name']:<32}{r['style'] or '':<20}{r['samples']:>8}{r['rank']:>6}{r['MB']:>6}  {r['words']}" for r in rows]
@@ -150,7 +150,7 @@ def list_(args) -> int:
 
 def show(args) -> int:
     "The command `library show`."
-    pllm = open_library(args)[args.name]
+    pllm = open_library(args.library, args.skip_bad)[args.name]
     said, card = pllm.explanation, {k: v for k, v in pllm.card.items() if k != "explanation"}
     bars = [f"  {word:<16}{'#' * round(20 * c):<22}{c:.2f} ± {e:.2f}" for word, c, e in zip(said.words, said.coefficients, said.errors)]
     _show(args, dict(card, sentence=str(said), explanation={k: v for k, v in said.to_dict().items() if k != "row"}), [str(said), *bars, *(f"{k:<14}{v}" for k, v in card.items() if v is not None)])
@@ -158,8 +158,7 @@ def show(args) -> int:
 
 def verify(args) -> int:
     "The command `library verify`."
-    from personal_llm.library import Library
-    library = Library(library_folder(args.library))
+    library = open_library(args.library)
     found = library.verify(_model(args) if args.model else None)
     lines = [f"FAIL {p.name}: {p.what}; {p.remedy}" for p in found] or [f"ok   {len(library)} pLLMs"]
     _show(args, dict(library=args.library, pllms=len(library), ok=not found, problems=[p._asdict() for p in found]), lines)

@@ -6,14 +6,14 @@
 __all__ = ['POLICIES', 'FILES', 'SHOWN', 'REPLY_TOKENS', 'COLOURS', 'NAMES', 'UNITS', 'STYLE', 'own_folder', 'put_folder',
            'Stages', 'run_demo', 'draw', 'report', 'demo_table']
 
-# %% ../nbs/09b_demo.ipynb #cc515074
+# %% ../nbs/09b_demo.ipynb #3ce11cdf
 import base64, html, io, json, os, shutil, tempfile, time
 from collections import Counter
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
-from .core import InputError, write_atomically
+from .core import ASSETS, InputError, write_atomically
 
 # %% ../nbs/09b_demo.ipynb #70c1cb92
 def own_folder(path, # the output folder
@@ -45,9 +45,9 @@ def put_folder(source, # a finished folder
         if old.exists() and not place.exists(): os.rename(old, place)
         for rest in (fresh, old): shutil.rmtree(rest, ignore_errors=True)
 
-# %% ../nbs/09b_demo.ipynb #e6362173
+# %% ../nbs/09b_demo.ipynb #38927712
 POLICIES = ("sdss", "reservoir", "fifo", "kcenter")
-FILES = ("report.html", "demo.json", "figure.png", "adapter", "buffer.safetensors", ".*")
+FILES = ("report.html", "demo.json", "figure.png", "warm.png", "adapter", "buffer.safetensors", ".*")
 SHOWN = ("loss", "rouge1", "rougeL", "adherence")
 REPLY_TOKENS = 64
 
@@ -81,7 +81,7 @@ def _checked(user, length, capacity, policies, steps, synthetic, tests, seed): #
     if not 2 <= tests <= TEST_ROWS: raise InputError(f"tests is {tests}: test on 2 to {TEST_ROWS} dialogues")
     return USERS[user], {p: Buffer(capacity, p, seed) for p in policies}, TuningConfig(steps=steps)
 
-# %% ../nbs/09b_demo.ipynb #bd78864e
+# %% ../nbs/09b_demo.ipynb #a0d870be
 def run_demo(out, # folder for the results; an earlier demo's is written over
              model="pocket", # a name for `load_model`, or a `Model`
              user: str = "nurse", # key of `USERS`
@@ -100,9 +100,10 @@ def run_demo(out, # folder for the results; an earlier demo's is written over
     from personal_llm.scoring import load_lexicons, score
     from personal_llm.streams import load_samples
     from personal_llm.users import user_stream
+    from personal_llm.warm_demo import draw_warm
     begin, person = time.perf_counter(), user
     user, buffers, config = _checked(user, length, capacity, policies, steps, synthetic, tests, seed)
-    out, stages = own_folder(out, FILES), Stages(4 + 2 * len(policies), progress)
+    out, stages = own_folder(out, FILES), Stages(5 + 2 * len(policies), progress)
     with stages("loading the model"): model = model if hasattr(model, "nll") else load_model(model)
     with stages("making the user's stream"): data = user_stream(user, load_samples(), length, seed=seed)
     test, keep, lexicons = data.test_signal[:tests], data.test_keep, load_lexicons()
@@ -117,6 +118,7 @@ def run_demo(out, # folder for the results; an earlier demo's is written over
             with stages("evaluating", policy): after = measure(me.adapter)
             found[policy] = _outcome(me, kept, data.stream, before, after)
             if policy == policies[0]: first, replies = me, after[0]
+        with stages("warm start"): warm = _warm(model, first, test, steps, seed)
         stages.bar.close()
         result = dict(
             settings=dict(model=model.name, user=person, length=length, capacity=capacity, policies=list(policies), steps=steps, synthetic=synthetic, tests=len(test), keep_tests=len(keep),
@@ -127,15 +129,17 @@ def run_demo(out, # folder for the results; an earlier demo's is written over
             examples=[dict(prompt=b["prompt"], reference=b["reference"], before=b["reply"], after=a["reply"]) for b, a in list(zip(before[0].items, replies.items))[:6]],
             adapter_bytes=first.adapter.nbytes, buffer_bytes=first.buffer.nbytes)
         picture = draw(result)
+        if warm: result["warm"] = warm
         result["seconds"] = {k: round(v, 2) for k, v in stages.seconds.items()} | dict(total=round(time.perf_counter() - begin, 2))
         first.buffer.save(out / "buffer.safetensors")
         put_folder(first.adapter.path, out / "adapter")
     write_atomically(out / "figure.png", picture)
+    if warm: write_atomically(out / "warm.png", draw_warm(warm))
     write_atomically(out / "report.html", report(result, picture))
     write_atomically(out / "demo.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
-# %% ../nbs/09b_demo.ipynb #98697179
+# %% ../nbs/09b_demo.ipynb #bad39613
 def _personalize(model, user, buffer, candidates, synthetic, config, lexicons, folder, seed) -> tuple: # (personalizer, places kept)
     "One policy: choose, ask, synthesise, fine-tune."
     from personal_llm.personalizer import Personalizer
@@ -144,6 +148,14 @@ def _personalize(model, user, buffer, candidates, synthetic, config, lexicons, f
     kept = sorted(int(d.time) for d in buffer.dialogues)
     me.finetune(progress=False)
     return me, kept
+
+def _warm(model, me, test: list, steps: int, seed: int): # what `run_warm` gives; None where the shipped library does not fit
+    "The second half: the first policy's buffer, explained, matched and tuned again."
+    from personal_llm.explanation import LEAST
+    from personal_llm.library import Library
+    from personal_llm.warm_demo import run_warm
+    library, rows = Library(ASSETS / "library"), [d for d in me.buffer.dialogues if d.response.strip()]
+    return run_warm(model, rows + me.synthesis.dialogues, test, library, steps, seed) if library.base == model.base and len(rows) >= LEAST else None
 
 def _measures(pair: tuple # evaluations of the user's test and of the test of what must not be forgotten
               ) -> dict:
@@ -217,7 +229,11 @@ def _headline(result: dict) -> str:
         said.append(f"{NAMES[m]} {result['before'][m]:.2f} before and {p['after'][m]:.2f} after (change {change['difference']:+.2f}, 95 % interval {change['low']:+.2f} to {change['high']:+.2f}: {change['verdict']})")
     return f"With the policy {name}, on {result['settings']['tests']} dialogues that it had not seen: {said[0]}; {said[1]}."
 
-# %% ../nbs/09b_demo.ipynb #e2953f9f
+# %% ../nbs/09b_demo.ipynb #70a6c2cc
+def _second_half(result: dict) -> str:
+    from personal_llm.warm_demo import draw_warm, warm_report
+    return warm_report(result["warm"], "data:image/png;base64," + base64.b64encode(draw_warm(result["warm"])).decode()) if "warm" in result else ""
+
 def report(result: dict, # what `run_demo` gives
            picture: bytes # the figure as PNG
            ) -> str: # HTML
@@ -243,6 +259,7 @@ question, and an adapter (LoRA, rank {s['rank']}, {result['adapter_bytes'] / 1e6
 <img alt="Left: places in the stream of the dialogues that each policy kept. Right: response loss after fine-tuning, a row for each policy." src="data:image/png;base64,{base64.b64encode(picture).decode()}">
 <p>Blue bands are the user's subject, red ones a rare other subject, the rest is small talk. A dot is a dialogue that was in the buffer at the end.</p>
 <h2>Six questions, before and after</h2><p>Not chosen: the first six of the test.</p>{talks}
+{_second_half(result)}
 <h2>What the numbers mean</h2><dl>
 <dt>response loss</dt><dd>How surprised the model is by the answer that the user would like, in nats a token. Less is better; 0.69 less means that each token has become twice as likely.</dd>
 <dt>ROUGE-1, ROUGE-L</dt><dd>How much the model's own reply has in common with that answer: words, and words in the same order. 1 is the same text.</dd>
@@ -267,4 +284,6 @@ def demo_table(result: dict # what `run_demo` gives
     for name, p in result["policies"].items():
         lines.append(f"{name:14}" + "".join(f"{p['after'][m]:>20.3f}" for m in NAMES) + f"{p['signal_share']:>13.0%}")
         lines.append(f"{'':14}" + "".join("{:>20}".format("{low:+.2f} to {high:+.2f}".format(**p["change"][m])) for m in NAMES))
-    return "\n".join(lines + ["below each line: the 95 % interval of the change against before", _headline(result)])
+    from personal_llm.warm_demo import say
+    second = ["", "never from scratch:", *say(result["warm"])] if "warm" in result else []
+    return "\n".join(lines + ["below each line: the 95 % interval of the change against before", _headline(result), *second])

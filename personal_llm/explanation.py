@@ -17,7 +17,7 @@ import numpy as np
 from .core import Cost, Dialogue, InputError, generator, timed, write_atomically
 from .style import BLOCKS, FEATURES, counterparts, from_texts, shifts, speak
 
-# %% ../nbs/09_explanation.ipynb #c7b1849e
+# %% ../nbs/09_explanation.ipynb #450415d5
 LEAST = 8                          # dialogues for an explanation
 
 @lru_cache(maxsize=1)
@@ -43,12 +43,16 @@ class StyleSpace:
     blocks: tuple              # features in each of `BLOCKS`
     noise: float               # root mean square length of z_i in plain text
     threshold: float           # strength below which a text counts as plain
+    spread: np.ndarray = None  # (k,) root mean square of the panels' means in each coordinate; ones by default
     kind = "style"
+
+    def __post_init__(self):
+        if self.spread is None: object.__setattr__(self, "spread", np.ones(self.matrix.shape[1], np.float32))
 
     @property
     def id(self) -> str:
         digest = hashlib.sha256(f"{self.base}{self.words}{self.blocks}".encode())
-        for a in (self.vectors, self.scale, self.centres, self.matrix): digest.update(np.ascontiguousarray(a, np.float32).tobytes())
+        for a in (self.vectors, self.scale, self.centres, self.matrix, self.spread): digest.update(np.ascontiguousarray(a, np.float32).tobytes())
         return digest.hexdigest()[:16]
 
     @property
@@ -64,12 +68,12 @@ class StyleSpace:
             ) -> np.ndarray: # (…, width): coordinates, then the centred and scaled features
         "What an index stores."
         x = (shift - self.centres[int(model)]) / self.scale
-        return np.concatenate([x @ self.matrix, x], -1).astype(np.float32)
+        return np.concatenate([x @ self.matrix / self.spread, x], -1).astype(np.float32)
 
     def save(self, folder) -> None:
         "Write space.json and space.safetensors."
         from safetensors.numpy import save
-        arrays = {n: np.ascontiguousarray(getattr(self, n), np.float32) for n in ("vectors", "scale", "centres", "matrix")}
+        arrays = {n: np.ascontiguousarray(getattr(self, n), np.float32) for n in ("vectors", "scale", "centres", "matrix", "spread")}
         write_atomically(Path(folder, "space.safetensors"), save(arrays))
         write_atomically(Path(folder, "space.json"), json.dumps(dict(kind=self.kind, id=self.id, base=self.base, words=self.words, blocks=self.blocks, noise=self.noise, threshold=self.threshold), indent=1))
 
@@ -86,7 +90,7 @@ class StyleSpace:
         except Exception as error: raise InputError(f"{file}: the style space is damaged ({' '.join(str(error).split())[:80]}); restore a copy of space.json and space.safetensors") from error
         return space
 
-# %% ../nbs/09_explanation.ipynb #d8952fd3
+# %% ../nbs/09_explanation.ipynb #da9e4c3c
 def fit_space(model, # the base `Model`
               panels: dict, # word -> (dialogues, reference dialogues or None for plain text)
               blends: dict, # word -> {word, or "@feature" of `FEATURES`: weight}
@@ -120,17 +124,18 @@ def fit_space(model, # the base `Model`
     V = np.linalg.svd(between @ white, full_matrices=False)[2][:components].T
     matrix = white @ V
     own = _joined(shifts(model, _encoder(), plain_model or speak(model, None, plain, seed + 1), seed)).mean(0)
-    vectors = dict(zip(means, _unit(between @ matrix)))
+    spread = np.sqrt(((between @ matrix) ** 2).mean(0))
+    vectors = dict(zip(means, _unit(between @ matrix / spread)))
     for word, parts in blends.items():
-        vectors[word] = _unit(sum(w * (_unit(matrix[FEATURES.index(p[1:])]) if p[0] == "@" else vectors[p]) for p, w in parts.items()))
-    z = ((zero - zero.mean(0)) / scale) @ matrix
+        vectors[word] = _unit(sum(w * (_unit(matrix[FEATURES.index(p[1:])] / spread) if p[0] == "@" else vectors[p]) for p, w in parts.items()))
+    z = ((zero - zero.mean(0)) / scale) @ matrix / spread
     noise = float(np.sqrt((z ** 2).sum(1).mean()))
     rng, lengths = generator(seed, "threshold"), []
     for x in [zero] if plain_users is None else [_joined(shifts(model, _encoder(), rows, seed)) for rows in plain_users]:
-        z = ((x - zero.mean(0)) / scale) @ matrix
+        z = ((x - zero.mean(0)) / scale) @ matrix / spread
         lengths += [np.linalg.norm(z[rng.integers(len(z), size=24)].mean(0)) * 24 ** 0.5 / noise for _ in range(100)]
     f = lambda a: np.asarray(a, np.float32)
-    return StyleSpace(model.base, tuple(vectors), f(list(vectors.values())), f(scale), f([zero.mean(0), own]), f(matrix), blocks, noise, float(np.quantile(lengths, 0.95)))
+    return StyleSpace(model.base, tuple(vectors), f(list(vectors.values())), f(scale), f([zero.mean(0), own]), f(matrix), blocks, noise, float(np.quantile(lengths, 0.95)), f(spread))
 
 # %% ../nbs/09_explanation.ipynb #9112ac1e
 def sparse_code(vectors: np.ndarray, # (words, k), rows of length 1
@@ -216,12 +221,12 @@ def explain(model, # the base `Model`
     return Explanation(tuple(space.words[i] for i in found), coefficients, np.std(again, 0) if found else np.zeros(0), residual, float(np.linalg.norm(z.mean(0)) * len(z) ** 0.5 / space.noise),
                        rows.mean(0).astype(np.float32), len(dialogues), counterpart, space.id, cost)
 
-# %% ../nbs/09_explanation.ipynb #9a834330
+# %% ../nbs/09_explanation.ipynb #4966d582
 @dataclass(frozen=True, eq=False)
 class Panels:
     "What a server reads once so that it can explain many pLLMs."
     dialogues: list           # texts of many styles
-    coordinates: np.ndarray   # (n, k), z_i
+    coordinates: np.ndarray   # (n, k), z_i before the division by r
     base: np.ndarray          # (n,) nats a token under the base
     prompts: list             # what pLLMs are asked
     answers: dict             # features of the base's answers to the prompts
@@ -231,7 +236,7 @@ def read_panels(model, space: StyleSpace,
                 prompts: list, # the same for every pLLM
                 seed: int = 0) -> Panels:
     "Coordinates and base losses of the panel texts, and the base's answers to the prompts."
-    z = space.row(_joined(shifts(model, _encoder(), dialogues, seed)), False)[:, slice(*space.columns["coordinates"])]
+    z = space.row(_joined(shifts(model, _encoder(), dialogues, seed)), False)[:, slice(*space.columns["coordinates"])] * space.spread
     losses = model.nll(dialogues, 24)
     return Panels(dialogues, z, losses[:, 0] / losses[:, 1], prompts, counterparts(model, _encoder(), [Dialogue(p, "") for p in prompts], seed))
 

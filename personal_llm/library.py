@@ -218,7 +218,7 @@ def _write_index(path: Path, head: dict, names: list, rows: np.ndarray):
     write_atomically(path / "index.json", json.dumps(head | dict(names=list(names), sha256=_digest(content.getvalue())), indent=1))
     with suppress(OSError): os.replace(path / NEXT, path / INDEX)
 
-# %% ../nbs/10_library.ipynb #71e5886e
+# %% ../nbs/10_library.ipynb #4d4e7a63
 @contextmanager
 def adding(self: Library):
     "Many additions, one new index: it is written when the block ends, also when it ends in an error."
@@ -231,7 +231,8 @@ def adding(self: Library):
 
 def _change(self: Library, names: list, rows: np.ndarray):
     "Put a new index in the old one's place."
-    if self._index.name == NEXT: os.replace(self._index, self.path / INDEX)      # an interrupted change is finished first
+    try: self._index.name == NEXT and os.replace(self._index, self.path / INDEX)      # an interrupted change is finished first
+    except OSError as error: raise InputError(f"{self.path}: cannot be written ({error.strerror}); make the folder writable") from error
     self._all = self._rows = None
     try: _write_index(self.path, self._head, names, rows)
     finally: self._open()
@@ -278,7 +279,7 @@ def remove(self: Library, name: str) -> None:
     stay = self._entries != name
     _change(self, list(self._entries[stay]), self._matrix()[stay])
     self.skipped.pop(name, None); self._look()
-    _discard(self.path / name)
+    with suppress(OSError): _discard(self.path / name)                                                       # else a folder that no index names
 
 def _discard(folder: Path):
     "Delete a folder, or the link that stands in its place."

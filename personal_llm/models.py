@@ -245,7 +245,7 @@ def _prompt_ids(self: Model, dialogue: Dialogue, room: int) -> list:
 
 Model.generate, Model._prompt_ids = generate, _prompt_ids
 
-# %% ../nbs/01_models.ipynb #142ffc6a
+# %% ../nbs/01_models.ipynb #e6998b6c
 @contextmanager
 def using(self: Model, adapter # a folder, an object with `.path`, or None for the bare model
           ):
@@ -263,13 +263,15 @@ def put_on(bare, # a torch model without adapter
            trainable: bool = False): # peft's model
     "Put an adapter's layers into a model; one that does not fit raises `InputError` and leaves the model bare."
     from peft import PeftModel
-    try: return PeftModel.from_pretrained(bare, str(folder), is_trainable=trainable)
+    try: worn = PeftModel.from_pretrained(bare, str(folder), is_trainable=trainable)
     except Exception as error:                                       # peft has put its layers in already: take them off
         from peft.tuners.lora import LoraLayer
         for name, layer in list(bare.named_modules()):
             if isinstance(layer, LoraLayer): bare.set_submodule(name, layer.base_layer)
         vars(bare).pop("peft_config", None)
         raise InputError(f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]}); make it anew") from error
+    worn.active_peft_config.base_model_name_or_path = bare.name_or_path     # saving would ask the Hugging Face hub about a name that is no folder
+    return worn
 
 def check_adapter(folder, # an adapter's folder
                   base: str = None # fingerprint of the model that shall wear it

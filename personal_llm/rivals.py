@@ -155,7 +155,7 @@ def slope(G: dict, # of `gradients`
     "The inner product of gradient and adapter, exactly: sum of Bᵀ G by A."
     return float(sum((other[m][1].numpy().T @ G[m] * other[m][0].numpy()).sum() for m in other.keys() & G.keys()))
 
-# %% ../nbs/11b_rivals.ipynb #de900021
+# %% ../nbs/11b_rivals.ipynb #770dccc6
 def projections(module: str, out: int, width: int, size: int) -> tuple: # (size, out), (size, width)
     "The two random matrices of a layer, the same everywhere."
     return tuple(generator(0, "sketch", module, side).standard_normal((size, n)) / size ** 0.5 for side, n in (("left", out), ("right", width)))
@@ -205,7 +205,8 @@ def gradient_match(library, losses: Losses, seed: int = 0,
         left, right = projections(module, *G.shape, size)
         return (left @ G @ right.T).ravel()
     kept = gradients(losses.model, losses.dialogues, modules, shrink)
-    scores = np.einsum("nms,ms->n", rows, np.stack([kept[m] for m in modules]).astype(np.float32))
+    steepest = np.stack([kept[m] for m in modules]).astype(np.float32).ravel()
+    scores = np.concatenate([np.asarray(rows[i:i + 1024], np.float32).reshape(-1, len(steepest)) @ steepest for i in range(0, len(rows), 1024)])
     count, best = losses.count, library.names[int(np.argmin(scores))]
     cost = Cost(forward=count, backward=count, tokens=int(losses.lengths.sum()), bytes_moved=rows.nbytes)
     return _answer(library, library.names, scores, f"of {len(scores)}, the loss falls most steeply towards it: {scores.min():.3f} nats a token per unit of weight", cost)

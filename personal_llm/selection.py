@@ -118,27 +118,28 @@ class Ranking:
         c = self.cost
         return "\n".join(lines + [f"  cost: {c.tokens} tokens, {c.forward} forward, {c.backward} backward, {c.bytes_moved / 1e6:.2f} MB moved, {c.seconds:.2f} s"])
 
-# %% ../nbs/11_selection.ipynb #a9d04a86
+# %% ../nbs/11_selection.ipynb #06f61d0b
 ROWS = dict(style="coordinates", cosine="coordinates", l1="coordinates", stylometry="stylometry", encoder="encoder", activations="activations")
 
 def select(library, # `Library`
            mine=None, # the user's `Explanation`; rivals that look at losses or weights only need none
-           method: str = "style", # one of `ROWS`, or a rival
+           method: str = None, # "match", one of `ROWS`, or a rival; by default "match" where model and dialogues are given, else "style"
            model=None, # `Model`, for true losses
            dialogues: list = None, # personal dialogues, for true losses: at least 4
-           shortlist: int = 3, # pLLMs that "style" re-ranks by loss
+           shortlist: int = 3, # pLLMs that "match" and "style" re-rank by loss
            seed: int = 0,
            losses: Losses = None, # instead of model and dialogues: what was measured before, at its price
            **options # of a rival, see there
            ) -> Ranking:
     "Which pLLM to start from, or none; raises `InputError` when library, explanation and model do not fit together."
     from personal_llm.rivals import RIVALS
-    if method not in ROWS | RIVALS: raise InputError(f"unknown method {method!r}: use one of {', '.join([*ROWS, *RIVALS])}")
+    method = method or ("match" if model is not None and dialogues is not None else "style")
+    if method not in {"match"} | ROWS.keys() | RIVALS.keys(): raise InputError(f"unknown method {method!r}: use one of {', '.join(['match', *ROWS, *RIVALS])}")
     if not len(library): raise InputError("the library is empty: add pLLMs to it first")
     model = model or getattr(losses, "model", None)
     if model is not None and model.base != library.base: raise InputError(f"the library is for base {library.base}, this model is {model.base}; load the model it was made for, or another library")
     if shortlist < 1: raise InputError(f"shortlist is {shortlist}, it must be at least 1")
-    rival, needs = RIVALS.get(method, (None, "losses" if method == "style" and (dialogues is not None or losses is not None) else ""))
+    rival, needs = (None, "model") if method == "match" else RIVALS.get(method, (None, "losses" if method == "style" and (dialogues is not None or losses is not None) else ""))
     unknown = set(options) - set(inspect.signature(rival).parameters if rival else ())
     if unknown: raise InputError(f"method {method!r} has no option {', '.join(sorted(unknown))}")
     if needs and (losses is None or needs == "model") and (model is None or not (dialogues is not None or losses and losses.dialogues)):
@@ -149,14 +150,20 @@ def select(library, # `Library`
     return replace(found, method=method, cost=found.cost + spent)
 
 def _by_rows(method: str, library, mine, losses, shortlist: int) -> Ranking:
-    "Compare the user's row with the library's."
-    row, (start, stop) = _check_row(method, library, mine), library.space.columns[ROWS[method]]
-    names, distances = library.names, (l1_distance if method == "l1" else cosine_distance)(library.columns(ROWS[method]), row[start:stop])
-    near = nearest(distances, names)
-    order = [(names[i], float(distances[i])) for i in near]
-    cost, limit = Cost(bytes_moved=4 * int(np.prod(library.rows.shape))), library.space.threshold
-    if mine.strength < limit:
-        return _ranking(None, order, cost, reason=f"the text cannot be told from default text: strength {mine.strength:.2f}, the threshold is {limit:.2f}; start from the base")
+    "The nearest by the row or by the gradient; with losses, the shortlist by its true loss."
+    names, cost, near = library.names, Cost(), None
+    if mine is not None or method != "match":
+        row, limit = _check_row(method, library, mine), library.space.threshold
+        start, stop = library.space.columns[ROWS.get(method, "coordinates")]
+        distances = (l1_distance if method == "l1" else cosine_distance)(library.columns(ROWS.get(method, "coordinates")), row[start:stop])
+        near, cost = nearest(distances, names), Cost(bytes_moved=4 * int(np.prod(library.rows.shape)))
+        order = [(names[i], float(distances[i])) for i in near]
+        if mine.strength < limit: return _ranking(None, order, cost, reason=f"the text cannot be told from default text: strength {mine.strength:.2f}, the threshold is {limit:.2f}; start from the base")
+    if method == "match":
+        from personal_llm.rivals import gradient_match
+        found = gradient_match(library, losses)
+        order, cost = list(zip(found.names, found.distances)), cost + replace(found.cost, seconds=0.0)
+        cost.bytes_moved -= adapter_bytes(library, found.names[0]) if losses else 0                  # the shortlist's adapters are paid below
     reason, measured = f"nearest of {len(names)}", {}
     if losses is not None:
         measured = {name: losses.of(name) for name in [BASE] + [n for n, _ in order[:shortlist]]}
@@ -165,7 +172,7 @@ def _by_rows(method: str, library, mine, losses, shortlist: int) -> Ranking:
         cost += losses.cost
         if measured[BASE] <= measured[order[0][0]]: return _ranking(None, order, cost, reason=f"nobody near is better than the base; {reason}", losses=measured)
     else: cost.bytes_moved += adapter_bytes(library, order[0][0])
-    return _ranking(order[0][0], order, cost, _weights(library, row, near), reason, measured)
+    return _ranking(order[0][0], order, cost, {} if near is None else _weights(library, row, near), reason, measured)
 
 def _ranking(best, order: list, cost: Cost, weights: dict = None, reason: str = "", losses: dict = None) -> Ranking:
     return Ranking(best, *zip(*order), weights or {}, best is None, reason, cost, losses=losses or {})
@@ -175,7 +182,8 @@ def _check_row(method: str, library, mine) -> np.ndarray: # (width,) float64
     if mine is None: raise InputError(f"method {method!r} needs the user's explanation: explain(model, dialogues, library.space)")
     if mine.space != library.space.id: raise InputError(f"the explanation is of space {mine.space}, the library of {library.space.id}; explain with library.space")
     have, row = library.space.columns, np.asarray(mine.row, np.float64)
-    if ROWS[method] not in have: raise InputError(f"method {method!r}: this library's rows have no {ROWS[method]}, only {', '.join(have)}; use another method")
+    part = ROWS.get(method, "coordinates")
+    if part not in have: raise InputError(f"method {method!r}: this library's rows have no {part}, only {', '.join(have)}; use another method")
     if row.shape != (library.rows.shape[1],): raise InputError(f"the explanation's row has shape {row.shape}, the library's rows have {library.rows.shape[1]} numbers; explain with library.space")
     if not (np.isfinite(row).all() and np.isfinite(mine.strength)): raise InputError("the explanation holds a NaN or an infinity; explain the dialogues anew")
     return row

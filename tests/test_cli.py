@@ -110,7 +110,7 @@ def test_help_is_light_and_teaches():
     program = "import sys\nfrom personal_llm.cli import main\nfor c in ([], ['demo'], ['personalize'], ['evaluate'], ['check'], ['chat'], ['explain'], ['select'], ['library'], ['library', 'build'], ['library', 'list'], ['library', 'show'], ['library', 'verify']): assert main(c + ['--help']) == 0\nassert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("examples:") == 6
+    assert done.stdout.count("examples:") == 12
 
 # Texts that are odd, and texts that are private
 

@@ -148,7 +148,7 @@ def test_verify(world, copy, capsys):
     assert [p["name"] for p in json.loads(invoke(capsys, "library", "verify", copy, "--json")[1])["problems"]] == ["loud"]
 
 @pytest.mark.parametrize("argv, wanted", [
-    (["library"], "COMMAND"), (["library", "fly"], "invalid choice"), (["library", "list", "nowhere"], "nowhere: no library here"), (["library", "show"], "NAME"), (["library", "verify", "nowhere"], "no library here"),
+    (["library"], "COMMAND"), (["library", "fly"], "invalid choice"), (["library", "list", "nowhere"], "nowhere: no library here (index.json is missing); give its folder, or make one with library build"), (["library", "show"], "NAME"), (["library", "verify", "nowhere"], "no library here"),
     (["library", "build", "--out", "x", "--licence", "x"], "--adapters"), (["library", "build", "--out", "x", "--adapters", "y"], "--licence"), (["explain"], "--data FILE or --adapter DIR"), (["select"], "--data"),
     (["explain", "--data", "a", "--adapter", "b"], "either"), (["explain", "--data", "a", "--library", "nowhere"], "nowhere: no library here"), (["select", "--data", "a", "--library", "nowhere"], "no library here")])
 def test_bad_commands(tmp_path, capsys, monkeypatch, argv, wanted):

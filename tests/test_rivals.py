@@ -30,12 +30,13 @@ def test_random(library):
     assert select(library, method="random", seed=3).best == best[3] and len(set(best)) == 28 and max(map(best.count, set(best))) < 40
     got = select(library, method="random")
     assert sorted(got.names) == library.names and got.cost.bytes_moved == adapter_bytes(library, got.best) and got.cost.forward == 0 and got.weights == {got.best: 1.0}
+    assert select(permuted(library, np.arange(28)[::-1]), method="random").names == got.names
 
 def test_uniform(library, tmp_path):
     got = select(library, method="uniform")
     assert got.best is None and not got.abstained and got.weights == pytest.approx(dict.fromkeys(library.names, 1 / 28)) and got.cost.bytes_moved == everything(library)
     many = select(planted(tmp_path, np.ones((MOST + 9, 2))), method="uniform")
-    assert len(many.names) == len(many.distances) == MOST and len(many.weights) == MOST + 9
+    assert len(many.names) == len(many.distances) == MOST and len(many.weights) == MOST + 9 and sum(many.weights.values()) == pytest.approx(1)
 
 def test_exhaustive(library):
     got = select(library, method="exhaustive", losses=replay(library, LOSSES))
@@ -96,6 +97,7 @@ def test_hyperband_weeds_by_few_dialogues(library):
     sums[truth][:4, 0] += 1000                                              # the right one looks terrible on the first four
     losses = Losses(None, library, None, sums)
     got = select(library, method="hyperband", losses=losses, seed=2)
+    assert got.losses[truth] > 10, "the loss that it was judged by, on four dialogues"
     assert got.best != truth and select(library, method="exhaustive", losses=Losses(None, library, None, table(dict(zip(library.names, LOSSES))))).best == truth
     assert select(library, method="hyperband", losses=losses, least=36).cost.forward == 28 * 36
     assert select(library, method="hyperband", losses=losses, seed=2).cost.forward == got.cost.forward < 28 * 36

@@ -75,7 +75,7 @@ def test_shortlist_is_ranked_by_true_loss(library):
     mine = user(5)
     plain = select(library, mine)
     losses = {n: 3.0 for n in library.names} | dict(zip(plain.names, (2.5, 2.1, 2.3, 1.0)))
-    got = select(library, mine, losses=replay(library, losses.values()))
+    got = select(library, mine, losses=replay(library, losses.values()), shortlist=3)
     assert got.best == plain.names[1] and got.names == (plain.names[1], plain.names[2], plain.names[0], *plain.names[3:])
     assert dict(zip(got.names, got.distances)) == dict(zip(plain.names, plain.distances)), "a distance stays with its name"
     assert got.losses == pytest.approx({BASE: 9.0, plain.names[0]: 2.5, plain.names[1]: 2.1, plain.names[2]: 2.3}) and "2.100" in got.reason
@@ -157,11 +157,25 @@ def test_true_losses_are_the_models(real):
 def test_select_with_a_real_model(real):
     model = shared("llama")
     true = {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]}
-    got = select(real, me([1, .1, .1]), model=model, dialogues=TALK)
+    got = select(real, me([1, .1, .1]), "style", model=model, dialogues=TALK)
     assert got.losses == pytest.approx(true) and got.names == tuple(sorted("abc", key=true.get))
     assert got.best == (got.names[0] if true[got.names[0]] < true[BASE] else None) and got.best is not None
     replayed = select(real, me([1, .1, .1]), losses=Losses(model, real, TALK, {n: model_sums(model, real, n) for n in true}))
     assert replayed.names == got.names and replayed.cost.tokens == got.cost.tokens and replayed.cost.bytes_moved == got.cost.bytes_moved
+
+def test_match_takes_its_shortlist_from_the_gradient(real):
+    model = shared("llama")
+    true, steep = {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]}, select(real, None, "gradient", model=model, dialogues=TALK)
+    got = select(real, None, model=model, dialogues=TALK, shortlist=2)
+    assert got.method == "match" and got.losses == pytest.approx({n: true[n] for n in (BASE, *steep.names[:2])}), "the two steepest and the base are measured"
+    assert got.best == min(steep.names[:2], key=true.get) and got.weights == {} and not got.abstained
+    assert (got.cost.forward, got.cost.backward) == (len(TALK) * 4, len(TALK)), "one backward pass, and the losses of three"
+    assert got.cost.bytes_moved == steep.cost.bytes_moved - adapter_bytes(real, steep.best) + sum(adapter_bytes(real, n) for n in steep.names[:2])
+    explained = select(real, me([1, .1, .1]), model=model, dialogues=TALK, shortlist=2)
+    assert explained.best == got.best and explained.weights != {} and explained.cost.bytes_moved == got.cost.bytes_moved + real.rows.nbytes
+    plain = select(real, me([1, .1, .1], 0.0), model=model, dialogues=TALK)
+    if real.space.threshold > 0: assert plain.abstained and plain.cost.forward == 0, "text without a style costs no pass"
+    with pytest.raises(InputError, match="needs the personal dialogues"): select(real, None, "match")
 
 def model_sums(model, library, name):
     with model.using(None if name == BASE else library[name].adapter): return model.nll(TALK)

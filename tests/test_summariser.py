@@ -259,6 +259,7 @@ def test_words_that_are_there_are_used_first():
 def test_saved_and_loaded(tmp_path):
     basis = SharedBasis("b", "s", np.arange(4), 2.5, 9, 1.25)
     basis.save(tmp_path / "empty"); assert SharedBasis.load(tmp_path / "empty").id == basis.id
+    assert len({basis.id, *(SharedBasis(*parts).id for parts in (("x", "s", np.arange(4), 2.5, 9, 1.25), ("b", "x", np.arange(4), 2.5, 9, 1.25), ("b", "s", np.arange(4) + 1, 2.5, 9, 1.25), ("b", "s", np.arange(4), 2.5, 9, 1.5)))}) == 5, "the id tells all parts"
     basis.grow(np.array([1., 2, 0, 0]), ["kurz", "wärm"], [(1, 0, 0, 0), (0, 1, 0, 0)])
     basis.save(tmp_path)
     again = SharedBasis.load(tmp_path)

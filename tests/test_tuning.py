@@ -1,5 +1,5 @@
 "Fine-tuning on tiny models: what is learned, what is kept, interrupts, full disks."
-import os, shutil
+import json, os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +197,16 @@ def test_going_on_from_an_adapter(old, tmp_path):
     further = finetune(model, TALK[:6], BRIEF, start=old, progress=False)
     assert further.start_loss == pytest.approx(old.best_loss, abs=1e-5) and further.best_loss <= further.start_loss
     assert bits(finetune(model, TALK[:6], BRIEF, start=str(old.path), progress=False)) == bits(further), "by its path"
+
+def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
+    "An adapter from a library names its base by a name that is no folder."
+    import peft.utils.save_and_load as saving
+    def refuse(*given): raise AssertionError("a question to the hub")
+    monkeypatch.setattr(saving, "check_file_exists_on_hf_hub", refuse)
+    shutil.copytree(old.path, tmp_path / "start")
+    file = tmp_path / "start" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(base_model_name_or_path="pocket")))
+    finetune(shared("llama"), TALK[:6], BRIEF, start=tmp_path / "start", out=tmp_path / "out", progress=False)
 
 def test_a_start_that_does_not_fit_is_refused(old, tmp_path):
     for model, start in ((tiny("llama", seed=1), old), (tiny("gpt2"), old), (tiny("llama"), tmp_path / "nothing")):
