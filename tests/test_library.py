@@ -222,6 +222,15 @@ def test_interrupted_anywhere(what, error, lib, made, tmp_path):
         assert {p.name for p in Library(copy).verify()} <= {n for n in (".d." + str(os.getpid()) + ".tmp", "a", "b")}, Library(copy).verify()
     assert k > 3 and len(calls) < k
 
+def test_a_full_disk_leaves_nothing_behind(lib, made, monkeypatch):
+    before, real = files(lib.path), os.replace
+    def full(a, b):
+        if Path(b).name == "d": raise OSError(28, "No space left on device")
+        return real(a, b)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="No space"): lib.add("d", made[3], words(3), **GIVEN)
+    assert files(lib.path) == before and lib.verify() == []
+
 def test_an_orphan_is_ignored_reported_and_replaced(lib, made):
     shutil.copytree(lib.path / "a", lib.path / "d")
     again = Library(lib.path)

@@ -304,6 +304,13 @@ def test_refining_finds_what_one_move_away_is_better(monkeypatch):
         loss = lambda w: sum((w.get(n, 0) - goal.get(n, 0)) ** 2 for n in "ab")
         assert refine_weights(planted(monkeypatch, loss), None, start, TALK, 8)[0] == pytest.approx(goal)
 
+def test_the_neighbours_of_a_mixture():
+    "By hand: all that is possible, half, without the weaker and then without the stronger at the same sum, half of one given to the other."
+    got = list(merging._around(dict(a=.6, b=.2)))
+    wanted = [dict(a=.75, b=.25), dict(a=.3, b=.1), dict(a=.8), dict(b=.8), dict(a=.3, b=.5), dict(a=.7, b=.1)]
+    assert len(got) == len(wanted) and all(g == pytest.approx(w) for g, w in zip(got, wanted))
+    assert [g == pytest.approx(w) for g, w in zip(merging._around(dict(a=.5)), [dict(a=1), dict(a=.25)])] == [True, True] and len(list(merging._around(dict(a=.5)))) == 2
+
 def test_refining_measures_the_true_loss(pool):
     model = shared("llama")
     before = weights(model)
