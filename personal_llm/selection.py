@@ -119,8 +119,8 @@ class Ranking:
         c = self.cost
         return "\n".join(lines + [f"  cost: {c.tokens} tokens, {c.forward} forward, {c.backward} backward, {c.bytes_moved / 1e6:.2f} MB moved, {c.seconds:.2f} s"])
 
-# %% ../nbs/11_selection.ipynb #5b31a4d8
-GAIN = 0.05                      # share of the base's loss that a match must take off
+# %% ../nbs/11_selection.ipynb #82bb5794
+GAIN = 0.04                      # share of the base's loss that a match must take off
 ROWS = dict(style="coordinates", cosine="coordinates", l1="coordinates", stylometry="stylometry", encoder="encoder", activations="activations")
 
 def select(library, # `Library`

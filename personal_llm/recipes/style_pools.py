@@ -21,7 +21,7 @@ from .crafted_styles import GRID, LADDERS, restyle
 from .samples import read_source, write_gz
 from ..users import SENTENCE_BREAK
 
-# %% ../../nbs/recipes/style_pools.ipynb #374408be
+# %% ../../nbs/recipes/style_pools.ipynb #14d68894
 NEUTRAL = ("Write a few lines.", "Tell me something.", "Write something for me.", "Go on, write.", "Give me a few sentences.", "Write a short passage.", "Say something.", "Let me read something.", "Write whatever you like.", "A few lines, please.")
 PERSONAS = ("witty", "caring", "professional") # for the words of the style space only, see below
 RUNNING = {"poetry": ("poetry",), "shakespeare": ("shakespeare",), "novel": ("novel_prose", "novel_dialogue"), "scientific": ("scientific",), "social": ("social_media",),
@@ -47,8 +47,10 @@ def _part(group: str, rng) -> str:
     return ("user", "test")[int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 2] if is_reserved(group) else "probe" if int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 8 == 0 else "train"
 
 def _rows(found: list) -> list: # dictionaries to ship, `SIZES` at most in each part
-    count, out = {}, []
+    count, out, parts = {}, [], {}
+    for row in found: parts.setdefault(normalise(row["response"]), set()).add(row["part"])
     for row in found:
+        if len(parts[normalise(row["response"])]) > 1: continue      # the same answer to two questions, on both sides
         key = (row["style"], row["part"])
         count[key] = count.get(key, 0) + 1
         if count[key] <= SIZES[row["part"]]: out.append(row)

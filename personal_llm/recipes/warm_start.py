@@ -18,9 +18,9 @@ import numpy as np
 from ..core import Cost, Dialogue, InputError, generator, seed_everything
 from .style_pools import SIMILARITIES, folder_of, load_pool
 
-# %% ../../nbs/recipes/warm_start.ipynb #458842ff
+# %% ../../nbs/recipes/warm_start.ipynb #63071912
 NAME = lambda style: style.replace("+", "_and_")
-PERSONAL, TEST, LOSS_ROWS = 24, 24, 12      # dialogues of a user: to explain and learn from; to test on; of the first, those that losses are measured on
+PERSONAL, TEST, LOSS_ROWS = 24, 16, 12      # dialogues of a user: to explain and learn from; to test on; of the first, those that losses are measured on
 
 def build_library(model, pool, similarity: float, seed: int, pools: Path, space, out: Path, panels, styles: tuple = None):
     "Explain and add what is there and not yet in the library."
@@ -101,8 +101,8 @@ def explanation_of(model, pool, style: str, seed: int, rows: list, space, librar
         file.write_text(json.dumps(explain(model, rows, space, seed).to_dict()))
     return Explanation.from_dict(json.loads(file.read_text()))
 
-# %% ../../nbs/recipes/warm_start.ipynb #1d24c755
-STEPS, EVERY, RATE, BATCH = 40, 4, 1e-3, 8
+# %% ../../nbs/recipes/warm_start.ipynb #529bfeb8
+STEPS, EVERY, RATE, BATCH = 24, 3, 1e-3, 8
 
 def curve(model, rows: list, # to learn from
           test: list, # to measure on
@@ -238,16 +238,22 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #d9888d1b
+# %% ../../nbs/recipes/warm_start.ipynb #c47f76d0
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
     "A library for timing only: real rows again and again with noise, and few real adapters behind many names."
     def __init__(self, library, size: int, folder: Path):
         self.library, self.space, self.base, self.names = library, library.space, library.base, [f"p{i}" for i in range(size)]
-        rows = np.asarray(library.rows)[np.arange(size) % len(library)]
-        np.save(Path(folder, f"{size}.npy"), (rows + np.random.default_rng(0).normal(size=rows.shape) * rows.std(0)).astype(np.float32))
-        self.rows = np.load(Path(folder, f"{size}.npy"), mmap_mode="r", allow_pickle=False)
+        from personal_llm.rivals import _stamp, sketch
+        self.path, again = Path(folder, str(size)), np.arange(size) % len(library)
+        self.path.mkdir()
+        rows = np.asarray(library.rows)[again]
+        np.save(self.path / "index.npy", (rows + np.random.default_rng(0).normal(size=rows.shape) * rows.std(0)).astype(np.float32))
+        self.rows = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
+        drawn, modules = sketch(library)
+        np.save(self.path / "sketch-16.npy", np.asarray(drawn)[again])
+        (self.path / "sketch-16.json").write_text(json.dumps(dict(stamp=_stamp(self), modules=modules)))
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
     def __contains__(self, name): return name in set(self.names)
