@@ -238,7 +238,7 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #c47f76d0
+# %% ../../nbs/recipes/warm_start.ipynb #5c374264
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
@@ -260,7 +260,7 @@ class Synthetic:
     def columns(self, name): return self.rows[:, slice(*self.space.columns[name])]
     def __getitem__(self, name): return self.library[self.library.names[int(name[1:]) % len(self.library)]]
 
-def run_costs(model, pool, libraries: Path, results: Path, repeats: int = 5) -> None:
+def run_costs(model, pool, libraries: Path, results: Path, repeats: int = 3) -> None:
     "Seconds and tokens of ours and of exhaustive search, all in one process; exhaustive search is measured at 28 and 84 and is a multiple beyond."
     import time
     from personal_llm.explanation import explain
