@@ -261,7 +261,7 @@ def test_a_real_library_and_a_device_without_its_adapters(downhill, tmp_path):
         got = select(library, me(np.eye(5)[1]), method, **asked)
         assert got.method == method and (got.best in made) == (method != "uniform") and json.loads(json.dumps(got.to_dict()))["method"] == method
     ranking = select(library, me(np.eye(5)[1]), **asked)
-    assert ranking.weights == pytest.approx({"down": 1.0}) and ranking.losses.keys() >= {BASE, "down"}
+    assert sum(ranking.weights.values()) == pytest.approx(1) and "down" in ranking.weights and set(ranking.weights) <= set(made) and ranking.losses.keys() >= {BASE, "down"}
     first = select(library, method="gradient", **asked)
     for name in set(made) - {first.best}: (library.path / name / "adapter_model.safetensors").unlink()
     assert select(library, method="gradient", **asked).names == first.names, "index and sketch are enough"
