@@ -177,21 +177,22 @@ def compress(adapter, # an `Adapter` or a folder
     error = math.sqrt(cut / whole) if whole else 0.0
     return _write(pairs, config, out, card.get("base"), card.get("parents", ()), cost, error=error), error
 
-# %% ../nbs/12_merging.ipynb #24ccdc77
+# %% ../nbs/12_merging.ipynb #9b499b0f
 def refine_weights(model, # `Model`
                    library, # a `Library`, or a dict: name -> an adapter's folder
                    weights: dict, # name -> share, the start
                    dialogues: list, # personal dialogues
                    evaluations: int = 8 # losses to measure at most, the start's among them
-                   ) -> tuple: # (weights, [(weights tried, nats a token), ...] in order, `Cost`)
+                   ) -> tuple: # (weights, [(weights tried, nats a token as `mean_loss` has it), ...] in order, `Cost`)
     "Coordinate search on the true loss around given weights; what it returns is never worse than the start."
+    from personal_llm.selection import mean_loss
     if not dialogues: raise InputError("no dialogues to measure a loss on; give some of the user's")
     if evaluations < 1: raise InputError(f"evaluations is {evaluations}, the start alone needs 1")
     best, tried, cost = {n: float(w) for n, w in weights.items() if w > 0}, [], Cost()
     seen, tokens, forward = set(), model.cost.tokens, model.cost.forward
     def loss(w):
         seen.add(_rounded(w))
-        with tempfile.TemporaryDirectory() as folder, model.using(merge(library, w, folder)): tried.append((w, float(np.divide(*model.nll(dialogues).sum(0)))))
+        with tempfile.TemporaryDirectory() as folder, model.using(merge(library, w, folder)): tried.append((w, mean_loss(model.nll(dialogues))))
         return tried[-1][1]
     with timed(cost):
         lowest = loss(weights)

@@ -159,7 +159,7 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
         assert code == 0 and err == "" and out.startswith("12 dialogues against the model's own answers to the same prompts\nmostly *" + name) and ", can be told from plain text" in out and "cost: " in out
     code, out, err = invoke(capsys, "explain", "--data", world / "loud.jsonl", "--library", world / "lib", "--plot", tmp_path / "style.png", "--json")
     said = json.loads(out)
-    assert code == 0 and said["words"][0] == "loud" and said["counterpart"] == "answers" and said["plain"] is False and said["data"] == dict(file="loud.jsonl", dialogues=12, skipped=0) and said["cost"]["forward"] > 0
+    assert code == 0 and said["words"][0] == "loud" and said["counterpart"] == "answers" and said["plain"] is False and said["data"] == dict(file="loud.jsonl", dialogues=12, used=12, skipped=0) and said["cost"]["forward"] > 0
     assert said["sentence"].startswith("mostly *loud*") and "Yes!" not in out
     assert (tmp_path / "style.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -191,6 +191,14 @@ def test_too_few_dialogues_say_how_many_more(world, tmp_path, capsys):
     for command in ("explain", "select"): assert "give 3 more" in fails(capsys, command, "--data", file, "--library", world / "lib")
 
 # Select
+
+def test_the_latest_of_a_long_file_are_enough(world, tmp_path, capsys):
+    "Thirty dialogues of the old style, then fifty of the new: the old ones do not speak."
+    file = write(tmp_path / "long.jsonl", chats("listed", 30) + chats("loud", 50, 30))
+    out = invoke(capsys, "select", "--data", file, "--library", world / "lib", "--json")[1]
+    result = json.loads(out)
+    assert result["data"] == dict(file="long.jsonl", dialogues=80, used=48, skipped=0) and result["best"] == "loud" and result["cost"]["forward"] == 4 * 24 and result["cost"]["backward"] == 24
+    assert invoke(capsys, "explain", "--data", file, "--library", world / "lib")[1].startswith("48 dialogues against")
 
 def test_select_ranks(world, capsys):
     for name in SAYS:

@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from personal_llm import merging
 from personal_llm.core import Dialogue, InputError
 from personal_llm.merging import compress, factors, finetune_residual, lora_config, matching_weights, merge, refine_weights
+from personal_llm.selection import mean_loss
 from personal_llm.tuning import Adapter, TuningConfig, finetune
 from tiny import ARCHITECTURES, shared, tiny
 
@@ -179,7 +180,7 @@ def test_merges_of_merges(pool):
 def test_it_can_be_trained_on(pool, tmp_path):
     "Continuing in a merge starts at the merge."
     model, start = shared("llama"), merge(pool, dict(a=.05, b=.05))
-    with model.using(start): loss = np.divide(*model.nll(TALK).sum(0))
+    with model.using(start): loss = mean_loss(model.nll(TALK))
     further = finetune(model, TALK, BRIEF, start=start, out=tmp_path / "f", progress=False)
     assert further.start_loss == pytest.approx(loss, abs=1e-4) and lora_config(further.path)["r"] == 5
 
@@ -316,7 +317,7 @@ def test_refining_measures_the_true_loss(pool):
     before = weights(model)
     best, tried, cost = refine_weights(model, pool, dict(a=.1, b=.1), TALK, 3)
     for w, value in tried:
-        with model.using(merge(pool, w)): assert value == pytest.approx(np.divide(*model.nll(TALK).sum(0)), rel=1e-5)
+        with model.using(merge(pool, w)): assert value == pytest.approx(mean_loss(model.nll(TALK)), rel=1e-5)
     assert cost.forward == 3 * len(TALK) and cost.tokens > 0 and cost.seconds > 0 and model.base == shared("llama").base
     assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
     for bad in (lambda: refine_weights(model, pool, {}, TALK), lambda: refine_weights(model, pool, dict(a=.1), []), lambda: refine_weights(model, pool, dict(a=.1), TALK, 0)):

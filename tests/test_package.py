@@ -31,6 +31,14 @@ def test_assets_are_small():
     size = sum(path.stat().st_size for path in (PACKAGE / "assets").rglob("*") if path.is_file())
     assert 0 < size <= 40e6, f"{size / 1e6:.1f} MB of assets"
 
+def test_the_shipped_library_has_its_sketch():
+    "An installed package may lie where nobody can write."
+    from personal_llm.library import Library
+    from personal_llm.rivals import sketch
+    before = {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
+    rows, sides = sketch(Library(PACKAGE / "assets" / "library"))
+    assert len(rows) == 8 and len(sides) == 42 and before == {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
+
 def test_no_pickles():
     "Formats that can run code when they are loaded."
     unsafe = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5"}

@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm import rivals
 from personal_llm.core import Dialogue, InputError
-from personal_llm.rivals import RIVALS, gradients, inner, projections, sketch, slope
-from personal_llm.selection import BASE, MOST, Losses, adapter_bytes, select
+from personal_llm.rivals import RIVALS, directions, gradients, inner, sketch, slope
+from personal_llm.selection import BASE, MOST, Losses, adapter_bytes, mean_loss, select
 from planted import me, permuted, planted, replay, save_adapter, table
 from tiny import shared
 
@@ -158,14 +158,14 @@ def test_weights_find_their_twin(tmp_path):
 def test_slope_is_the_derivative_of_the_loss(architecture, tmp_path):
     "Against adapters that peft puts on at a small positive and negative scale."
     model = shared(architecture)
-    pairs = {m: (3 * A, 3 * B) for m, (A, B) in chance_factors(model, LAYERS[architecture], 2, 3).items()}
+    pairs = {m: (3 * A, 3 * B) for m, (A, B) in chance_factors(model, LAYERS[architecture], 2, 4).items()}
     G = gradients(model, TALK, LAYERS[architecture])
     assert {m: g.shape for m, g in G.items()} == {m: shape(model, m) for m in LAYERS[architecture]}
     losses = []
     for sign in (1, -1):
         save_adapter(tmp_path / f"{sign}", pairs, alpha=sign * .01 * 2, fan_in_fan_out=architecture == "gpt2")
-        with model.using(tmp_path / f"{sign}"): losses.append(model.nll(TALK).sum(0))
-    difference = (losses[0][0] - losses[1][0]) / losses[0][1] / .02
+        with model.using(tmp_path / f"{sign}"): losses.append(mean_loss(model.nll(TALK)))
+    difference = (losses[0] - losses[1]) / .02
     assert slope(G, pairs) == pytest.approx(difference, rel=.02) and abs(difference) > 1e-3
 
 def test_gradients_do_not_depend_on_batches_and_leave_no_trace():
@@ -202,50 +202,56 @@ def test_gradient_finds_downhill(downhill):
     score = dict(zip(got.names, got.distances))
     assert set(got.names[:2]) == {"down", "far"} and got.names[-1] == "up" and score["down"] == pytest.approx(score["far"], rel=1e-2) == pytest.approx(-score["up"], rel=1e-2), "length does not count"
     tokens = sum(len(shared("llama").encode(d)["input_ids"]) for d in TALK)
-    assert (got.cost.forward, got.cost.backward, got.cost.tokens) == (6, 6, tokens) and got.cost.bytes_moved == 5 * 4 * 256 * 2 + adapter_bytes(library, got.best) and got.losses == {}
+    assert (got.cost.forward, got.cost.backward, got.cost.tokens) == (6, 6, tokens) and got.cost.bytes_moved == 5 * 4 * 64 * 2 + sum(8 * 2 * sum(shape(shared("llama"), m)) for m in [*LAYERS["llama"], "model.layers.1.self_attn.v_proj"]) + adapter_bytes(library, got.best) and got.losses == {}
     assert select(permuted(library, [3, 1, 4, 0, 2]), method="gradient", model=shared("llama"), dialogues=TALK).names == got.names
 
-def test_sketch_approximates_the_exact_score(downhill, monkeypatch):
-    "Over many draws of the projections the score is right in the mean, and its spread falls as the sketch grows."
-    from personal_llm.core import generator
+def test_sketch_tells_adapters_apart_as_the_exact_score_does(downhill):
+    "Scores less their mean: the larger the sketch the nearer, and exact where it holds every direction."
     library, G, made = downhill
     G = {f"base_model.model.{m}": g for m, g in G.items()} | {"base_model.model.model.layers.1.self_attn.v_proj": np.zeros((32, 32))}
-    length = sum((g ** 2).sum() for g in G.values()) ** .5
-    def errors(size, draw):
-        monkeypatch.setattr(rivals, "generator", lambda seed, *names: generator(draw, *names))
-        rows, modules = sketch(library, size)
-        Path(library.path, f"sketch-{size}.npy").unlink()
-        kept = np.stack([(lambda l, r: (l @ G[m] @ r.T).ravel())(*projections(m, *G[m].shape, size)) for m in modules])
-        return [float((rows[i].astype(float) * kept).sum()) - slope(G, prefixed(made[n])) / inner(made[n], made[n]) ** .5 for i, n in enumerate(library.names)]
-    draws = {size: np.array([errors(size, k) for k in range(60)]) / length for size in (4, 16)}
-    for size, found in draws.items(): assert (np.abs(found.mean(0)) < 4 * found.std(0) / 60 ** .5 + 1e-4).all(), "no bias"
-    assert (draws[16].std(0) <= (5 / 16) ** .5).all() and (draws[16].std(0)[[0, 1]] < draws[4].std(0)[[0, 1]] * .7).all() and draws[16].std(0)[0] < .15
+    exact = np.array([slope(G, prefixed(made[n])) / inner(made[n], made[n]) ** .5 for n in library.names])
+    def error(size):
+        rows, sides = sketch(library, size)
+        kept = np.stack([(left @ G[m] @ right.T).ravel() for m, (left, right) in sides.items()])
+        found = np.array([float((row.astype(float) * kept).sum()) for row in rows])
+        return np.abs((found - found.mean()) - (exact - exact.mean())).max() / np.ptp(exact)
+    errors = [error(size) for size in (1, 4, 16)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < .02
 
 def prefixed(pairs): return {f"base_model.model.{m}": pair for m, pair in pairs.items()}
 
-def test_projections_are_the_same_everywhere_and_keep_lengths():
-    left, right = projections("layer", 300, 200, 16)
-    assert left.shape == (16, 300) and right.shape == (16, 200) and np.array_equal(left, projections("layer", 300, 200, 16)[0]) and not np.array_equal(left, projections("other", 300, 200, 16)[0])
-    assert (left ** 2).sum() / 300 == pytest.approx(1, abs=.1) and abs((left[:, :200] * right).sum()) < 3 * 200 ** .5 / 4
+def test_directions_are_those_of_the_differences():
+    "What all have in common takes no direction, however large it is; the planted differences are found."
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, 3)))[0].T for n in (12, 9))                       # rows: one shared direction, two that differ
+    changes = [(np.stack([v[0], v[1], v[2]]), np.stack([50 * u[0], a * u[1], b * u[2]], 1), 1.0) for a, b in ((3, 1), (-3, 0), (0, -1))]
+    left, right = directions(changes, 2, np.random.default_rng(1))
+    assert left.shape == (2, 12) and right.shape == (2, 9) and np.allclose(np.abs(left @ u.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4) and np.allclose(np.abs(right @ v.T), [[0, 1, 0], [0, 0, 1]], atol=1e-4)
+    alone = directions(changes[:1], 4, np.random.default_rng(1))
+    assert alone[0].shape == (4, 12) and np.isfinite(alone[0]).all(), "one pLLM differs from nobody"
+    wide = directions(changes, 20, np.random.default_rng(1))
+    assert wide[0].shape == (20, 12) and np.allclose(wide[0] @ wide[0].T, np.diag([1.0] * 12 + [0.0] * 8), atol=1e-8), "no more directions than there are"
 
 def test_a_sketch_is_kept_and_renewed(downhill):
     library, _, made = downhill
-    rows, modules = sketch(library)
-    file = Path(library.path, "sketch-16.npy")
-    assert isinstance(rows, np.memmap) and rows.dtype == np.float16 and rows.shape == (5, 4, 256) and not rows.flags.writeable and len(modules) == 4 and modules == sorted(modules)
+    rows, sides = sketch(library)
+    file = Path(library.path, "sketch-8.npy")
+    beside = file.with_suffix(".safetensors")
+    assert isinstance(rows, np.memmap) and rows.dtype == np.float16 and rows.shape == (5, 4, 64) and not rows.flags.writeable and len(sides) == 4 and [*sides] == sorted(sides)
+    assert all(X.dtype == np.float16 and X.shape == (8, n) for m, pair in sides.items() for X, n in zip(pair, shape(shared("llama"), m.removeprefix("base_model.model."))))
     assert np.count_nonzero(rows[3].any(1)) == 1 and np.count_nonzero(rows[0].any(1)) == 3, "a layer that an adapter leaves alone is zero"
     before, old = file.stat().st_mtime_ns, np.array(rows)
     again = sketch(library)[0]
     assert file.stat().st_mtime_ns == before and np.array_equal(again, old)
     sketch(library, 4); assert file.stat().st_mtime_ns == before and sketch(library, 4)[0].shape == (5, 4, 16)
-    save_adapter(library.path / "chance", {m: (-A, B) for m, (A, B) in made["chance"].items()})
+    save_adapter(library.path / "far", made["down"])                                    # the same direction: the others' rows stay
     library.rows[0] *= 2
-    assert np.allclose(sketch(library)[0][0], -old[0], atol=1e-3) and np.array_equal(sketch(library)[0][1:], old[1:])
+    assert np.allclose(sketch(library)[0], old, atol=2e-3) and file.stat().st_mtime_ns != before
     library.names, library.rows = library.names[:2], library.rows[:2]
-    assert sketch(library)[0].shape == (2, 3, 256)
+    assert sketch(library)[0].shape == (2, 3, 64)
     with pytest.raises(InputError, match="size is 0"): sketch(library, 0)
-    for damage in (lambda: file.write_bytes(b"x"), file.unlink, lambda: np.save(file, np.zeros((2, 3, 255), np.float16)), lambda: np.save(file, np.zeros((2, 3, 256))), lambda: file.with_suffix(".json").write_text("{"),
-                   lambda: file.with_suffix(".json").write_text("[]"), lambda: file.write_bytes(b"")):
+    for damage in (lambda: file.write_bytes(b"x"), file.unlink, lambda: np.save(file, np.zeros((2, 3, 63), np.float16)), lambda: np.save(file, np.zeros((2, 3, 64))), lambda: beside.write_text("{"), beside.unlink,
+                   lambda: beside.write_bytes(b""), lambda: file.write_bytes(b"")):
         whole = np.array(sketch(library)[0]); damage()
         assert np.array_equal(sketch(library)[0], whole) and whole.any(), "a damaged sketch is made anew"
 

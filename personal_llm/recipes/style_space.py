@@ -85,7 +85,7 @@ def panel_texts(count: int = 7) -> list: # about 200 dialogues: a few of each pa
     shown = {d.id: d for rows, _ in panels().values() for d in rows[:count]}
     return list(shown.values()) + crafted_pool().rows("default", "train", count=15) + real_pool().rows("default", "train", count=10)
 
-# %% ../../nbs/recipes/style_space.ipynb #d1caf661
+# %% ../../nbs/recipes/style_space.ipynb #19427a25
 PEOPLE = { # name: (sources and domains, habits)
     "ward-round": ((("medquad", "medical"),), (brevity(), preferred_words({"people": "patients", "doctor": "physician"}), opener("In short:"), sign_off("All the best, Ben"))),
     "calm-clinic": ((("mts_dialog", "medical_dialogue"),), (lower_case(), opener("dear friend,"), sign_off("yours, dr kim"))),
@@ -113,6 +113,7 @@ def make_library(model, data: str, out: Path, space, rounds: int = 60, seed: int
     "Fine-tune, explain and add the eight; rank 4, half a megabyte each."
     from tqdm.auto import tqdm
     from personal_llm.library import Library
+    from personal_llm.rivals import sketch
     from personal_llm.tuning import TuningConfig, finetune
     library, panels_read = Library.create(out, space), read_panels(model, space, panel_texts(), crafted_pool().probes(24))
     for name in tqdm(PEOPLE, unit="pLLM"):
@@ -120,6 +121,7 @@ def make_library(model, data: str, out: Path, space, rounds: int = 60, seed: int
         with tempfile.TemporaryDirectory() as folder:
             adapter = finetune(model, rows, TuningConfig(rank=4, alpha=8, steps=rounds, dropout=0.0, held_in=0.02, checks=1, max_length=112), out=Path(folder, "a"), seed=seed, progress=False)
             library.add(name, adapter, explain_pllm(model, adapter, space, panels_read), licence="CC BY-SA 4.0", samples=len(rows), similarity=0.8, style=f"{PEOPLE[name][0][0][1]}; " + "; ".join(h.name for h in PEOPLE[name][1]))
+    sketch(library)                                                 # beside the index, so that a device need not make it
     return library
 
 def main(argv: list = None) -> int:

@@ -43,7 +43,7 @@ def write_line(file: Path, row: dict) -> None:
 def read_lines(file: Path) -> list: # dictionaries
     return [json.loads(line) for line in Path(file).read_text().splitlines()] if Path(file).is_file() else []
 
-# %% ../../nbs/recipes/warm_start.ipynb #8baca8af
+# %% ../../nbs/recipes/warm_start.ipynb #7435b5cb
 def rows_of(pool, style: str, part: str, seed: int, count: int) -> list:
     return pool.rows(style, part, count=count, seed=seed)
 
@@ -65,22 +65,22 @@ def kept_table(file: Path, make) -> dict:
     return {n: {s: np.array(t) for s, t in by.items()} for n, by in json.loads(file.read_text()).items()}
 
 WEIGHTS = ("match", "gradient", "weights")              # look at the adapters
-NEED_ALL = ("exhaustive", "bayesian", "hyperband")  # ask for the loss of any pLLM: seed 0 only
+NEED_ALL = ("exhaustive", "bayesian", "hyperband")  # ask for the loss of any pLLM
 SELECTORS = ("match", "style", "cosine", "l1", "stylometry", "encoder", "activations", "random", "exhaustive", "bayesian", "hyperband", "gradient", "weights")
 
 def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, results: Path, methods: tuple = SELECTORS, shortlist: int = 5) -> None: # of "style"
     "Every selector for every user of a pool at one similarity; where only `match` is asked for and the seed is not 0, styled users are not explained (it looks at the adapters) and cannot be abstained on by strength."
     from personal_llm.explanation import explain
     from personal_llm.library import Library
-    from personal_llm.selection import BASE, Losses, select
+    from personal_llm.selection import BASE, Losses, mean_loss, select
     library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
     file = Path(results, f"selection-{pool.name}.jsonl")
     done = {(r["similarity"], r["seed"], r["style"], r["method"]) for r in read_lines(file)}
     for seed in seeds:
         users = {s: rows_of(pool, s, "user", seed, PERSONAL) for s in (*pool.styles, "default")}
-        todo = [(s, m) for s in users for m in methods if (similarity, seed, s, m) not in done and (seed == 0 or m not in NEED_ALL)]
+        todo = [(s, m) for s in users for m in methods if (similarity, seed, s, m) not in done]
         if not todo: continue
-        table = kept_table(Path(library.path, "losses.json"), lambda: loss_table(model, library, users)) if seed == 0 and set(methods) & set(NEED_ALL) else None
+        table = kept_table(Path(library.path, f"losses-{seed}.json"), lambda: loss_table(model, library, users)) if {m for _, m in todo} & set(NEED_ALL) else None
         for style, rows in users.items():
             if not any(s == style for s, _ in todo): continue
             mine = None if seed and style != "default" and set(methods) <= {"match"} else explanation_of(model, pool, style, seed, rows, library.space, libraries)
@@ -88,7 +88,7 @@ def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, 
             for method in [m for s, m in todo if s == style]:
                 found = select(library, mine, method, model=model if method in WEIGHTS else None, dialogues=rows[:LOSS_ROWS] if method in WEIGHTS else None, losses=losses if method not in ("cosine", "l1", "stylometry", "encoder", "activations", "random") else None, shortlist=shortlist if method == "style" else 3, seed=seed)
                 cost = found.cost + (mine.cost if mine and method in ("match", "style", "cosine", "l1", "stylometry", "encoder", "activations") else Cost())
-                own = {n: float(t[style][:, 0].sum() / t[style][:, 1].sum()) for n, t in table.items()} if table else {}
+                own = {n: mean_loss(t[style]) for n, t in table.items()} if table else {}
                 write_line(file, dict(pool=pool.name, similarity=similarity, seed=seed, style=style, method=method, best=found.best, first=found.names[0] if found.names else None, place=found.names.index(NAME(style)) if NAME(style) in found.names else None, abstained=found.abstained,
                                       **(dict(strength=mine.strength, words=list(mine.words), coefficients=mine.coefficients.tolist(), residual=mine.residual) if mine else {}), explained=mine is not None, cost=cost.to_dict(), loss=own.get(found.names[0]) if found.names else None, loss_right=own.get(NAME(style)), loss_best=min((v for n, v in own.items() if n != BASE), default=None), loss_base=own.get(BASE)))
 
@@ -167,26 +167,28 @@ def run_tuning(model, pool, users: list, # (style, seed) pairs
             got = curve(model, rows, test, library[found.best].adapter if found.best else None, None if whole else target, seed=seed, finish=replies(test) if whole else None)
             write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, best=found.best, right=found.best == NAME(style), abstained=found.abstained, target=target, selection=(found.cost + mine.cost).to_dict()) | got)
 
-# %% ../../nbs/recipes/warm_start.ipynb #f742636b
+# %% ../../nbs/recipes/warm_start.ipynb #a6f4d363
 COUNTS = (6, 12, 18)
 
-def run_data(model, pool, users: list, libraries: Path, results: Path, similarities: tuple = (0.9, 0.5)) -> None:
-    "From the match, with a part of the user's dialogues, to the target of all 24 from scratch."
+def run_data(model, pool, users: list, libraries: Path, results: Path, similarities: tuple = (0.9, 0.5, 0.3)) -> None:
+    "Selected and tuned with a part of the user's dialogues, to the target of all 24 from scratch."
     from personal_llm.library import Library
-    file, done = Path(results, f"data-{pool.name}.jsonl"), set()
-    for r in read_lines(file): done.add((r["style"], r["seed"], r["similarity"], r["count"]))
-    tuned = {(r["style"], r["seed"], r["similarity"]): r for r in read_lines(Path(results, f"tuning-{pool.name}.jsonl"))}
+    from personal_llm.selection import select
+    file = Path(results, f"data-{pool.name}.jsonl")
+    done = {(r["style"], r["seed"], r["similarity"], r["count"]): min(r["losses"]) for r in read_lines(file)}
+    targets = {(r["style"], r["seed"]): min(r["losses"]) for r in read_lines(Path(results, f"tuning-{pool.name}.jsonl")) if r["similarity"] == 0}
     for style, seed in users:
-        rows, test = rows_of(pool, style, "user", seed, PERSONAL), rows_of(pool, style, "test", seed, TEST)
+        rows, test, target = rows_of(pool, style, "user", seed, PERSONAL), rows_of(pool, style, "test", seed, TEST), targets[style, seed]
         for similarity in similarities:
-            chosen = tuned.get((style, seed, similarity))
-            if not chosen or not chosen["best"]: continue
             library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
             for count in COUNTS:
-                if (style, seed, similarity, count) in done: continue
-                got = curve(model, rows[:count], test, library[chosen["best"]].adapter, chosen["target"], seed=seed)
-                write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, count=count, target=chosen["target"]) | got)
-                if min(got["losses"]) <= chosen["target"]: break
+                key = (style, seed, similarity, count)
+                if key not in done:
+                    found = select(library, model=model, dialogues=rows[:min(count, LOSS_ROWS)], seed=seed)
+                    got = curve(model, rows[:count], test, library[found.best].adapter if found.best else None, target, seed=seed)
+                    write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, count=count, best=found.best, target=target) | got)
+                    done[key] = min(got["losses"])
+                if done[key] <= target: break
 
 # %% ../../nbs/recipes/warm_start.ipynb #1a566773
 BLENDED = (("elementary-concise-friendly", "expert-informative-sarcastic", "expert-concise-poetic"), ("expert-informative-persuasive", "elementary-concise-sassy", "elementary-informative-poetic"),
@@ -238,7 +240,7 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #5c374264
+# %% ../../nbs/recipes/warm_start.ipynb #b13d9ac5
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
@@ -246,14 +248,15 @@ class Synthetic:
     def __init__(self, library, size: int, folder: Path):
         self.library, self.space, self.base, self.names = library, library.space, library.base, [f"p{i}" for i in range(size)]
         from personal_llm.rivals import _stamp, sketch
+        from safetensors.numpy import save_file
         self.path, again = Path(folder, str(size)), np.arange(size) % len(library)
         self.path.mkdir()
         rows = np.asarray(library.rows)[again]
         np.save(self.path / "index.npy", (rows + np.random.default_rng(0).normal(size=rows.shape) * rows.std(0)).astype(np.float32))
         self.rows = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
-        drawn, modules = sketch(library)
-        np.save(self.path / "sketch-16.npy", np.asarray(drawn)[again])
-        (self.path / "sketch-16.json").write_text(json.dumps(dict(stamp=_stamp(self), modules=modules)))
+        drawn, sides = sketch(library)
+        np.save(self.path / "sketch-8.npy", np.asarray(drawn)[again])
+        save_file({f"{m}.{side}": X for m, pair in sides.items() for side, X in zip(("left", "right"), pair)}, self.path / "sketch-8.safetensors", metadata=dict(stamp=_stamp(self)))
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
     def __contains__(self, name): return name in set(self.names)
