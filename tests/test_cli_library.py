@@ -197,7 +197,7 @@ def test_the_latest_of_a_long_file_are_enough(world, tmp_path, capsys):
     file = write(tmp_path / "long.jsonl", chats("listed", 30) + chats("loud", 50, 30))
     out = invoke(capsys, "select", "--data", file, "--library", world / "lib", "--json")[1]
     result = json.loads(out)
-    assert result["data"] == dict(file="long.jsonl", dialogues=80, used=48, skipped=0) and result["best"] == "loud" and result["cost"]["forward"] == 4 * 24 and result["cost"]["backward"] == 24
+    assert result["data"] == dict(file="long.jsonl", dialogues=80, used=48, skipped=0) and result["best"] == "loud" and 3 * 24 + 4 <= result["cost"]["forward"] <= 4 * 24 and result["cost"]["backward"] == 24
     assert invoke(capsys, "explain", "--data", file, "--library", world / "lib")[1].startswith("48 dialogues against")
 
 def test_select_ranks(world, capsys):
@@ -205,7 +205,7 @@ def test_select_ranks(world, capsys):
         code, out, err = invoke(capsys, "select", "--data", world / f"{name}.jsonl", "--library", world / "lib")
         assert code == 0 and err == "" and f"match: {name} (lowest loss" in out and "mixture: " in out and out.count("cost: ") == 2 and "(base)" in out and "mostly *" in out
     result = json.loads(invoke(capsys, "select", "--data", world / "loud.jsonl", "--library", world / "lib", "--json")[1])
-    assert result["best"] == "loud" and set(result["losses"]) == {"loud", "listed", "(base)"} and result["explanation"]["words"][0] == "loud" and result["cost"]["forward"] >= 36 and result["method"] == "match" and result["abstained"] is False
+    assert result["best"] == "loud" and {"loud", "(base)"} <= set(result["losses"]) <= {"loud", "listed", "(base)"} and result["explanation"]["words"][0] == "loud" and result["cost"]["forward"] >= 28 and result["method"] == "match" and result["abstained"] is False
     assert json.loads(invoke(capsys, "select", "--data", world / "loud.jsonl", "--library", world / "lib", "--json", "--shortlist", 1)[1])["losses"].keys() == {result["names"][0], "(base)"}
 
 @pytest.mark.parametrize("method", ["l1", "cosine", "style", "random", "exhaustive"])

@@ -43,7 +43,7 @@ def write_line(file: Path, row: dict) -> None:
 def read_lines(file: Path) -> list: # dictionaries
     return [json.loads(line) for line in Path(file).read_text().splitlines()] if Path(file).is_file() else []
 
-# %% ../../nbs/recipes/warm_start.ipynb #7435b5cb
+# %% ../../nbs/recipes/warm_start.ipynb #cd19ba92
 def rows_of(pool, style: str, part: str, seed: int, count: int) -> list:
     return pool.rows(style, part, count=count, seed=seed)
 
@@ -68,9 +68,8 @@ WEIGHTS = ("match", "gradient", "weights")              # look at the adapters
 NEED_ALL = ("exhaustive", "bayesian", "hyperband")  # ask for the loss of any pLLM
 SELECTORS = ("match", "style", "cosine", "l1", "stylometry", "encoder", "activations", "random", "exhaustive", "bayesian", "hyperband", "gradient", "weights")
 
-def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, results: Path, methods: tuple = SELECTORS, shortlist: int = 5) -> None: # of "style"
-    "Every selector for every user of a pool at one similarity; where only `match` is asked for and the seed is not 0, styled users are not explained (it looks at the adapters) and cannot be abstained on by strength."
-    from personal_llm.explanation import explain
+def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, results: Path, methods: tuple = SELECTORS) -> None:
+    "Every selector for every user of a pool at one similarity; where only those are asked for that look at adapters and losses, styled users are not explained."
     from personal_llm.library import Library
     from personal_llm.selection import BASE, Losses, mean_loss, select
     library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
@@ -83,11 +82,11 @@ def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, 
         table = kept_table(Path(library.path, f"losses-{seed}.json"), lambda: loss_table(model, library, users)) if {m for _, m in todo} & set(NEED_ALL) else None
         for style, rows in users.items():
             if not any(s == style for s, _ in todo): continue
-            mine = None if seed and style != "default" and set(methods) <= {"match"} else explanation_of(model, pool, style, seed, rows, library.space, libraries)
+            mine = None if set(methods) <= {*WEIGHTS, *NEED_ALL, "random"} else explanation_of(model, pool, style, seed, rows, library.space, libraries)
             losses = Losses(model, library, rows[:LOSS_ROWS], table={n: t[style] for n, t in table.items()} if table else None)
             for method in [m for s, m in todo if s == style]:
-                found = select(library, mine, method, model=model if method in WEIGHTS else None, dialogues=rows[:LOSS_ROWS] if method in WEIGHTS else None, losses=losses if method not in ("cosine", "l1", "stylometry", "encoder", "activations", "random") else None, shortlist=shortlist if method == "style" else 3, seed=seed)
-                cost = found.cost + (mine.cost if mine and method in ("match", "style", "cosine", "l1", "stylometry", "encoder", "activations") else Cost())
+                found = select(library, mine, method, model=model if method in WEIGHTS else None, dialogues=rows[:LOSS_ROWS] if method in WEIGHTS else None, losses=losses if method not in ("cosine", "l1", "stylometry", "encoder", "activations", "random") else None, seed=seed)
+                cost = found.cost + (mine.cost if mine and method in ("style", "cosine", "l1", "stylometry", "encoder", "activations") else Cost())
                 own = {n: mean_loss(t[style]) for n, t in table.items()} if table else {}
                 write_line(file, dict(pool=pool.name, similarity=similarity, seed=seed, style=style, method=method, best=found.best, first=found.names[0] if found.names else None, place=found.names.index(NAME(style)) if NAME(style) in found.names else None, abstained=found.abstained,
                                       **(dict(strength=mine.strength, words=list(mine.words), coefficients=mine.coefficients.tolist(), residual=mine.residual) if mine else {}), explained=mine is not None, cost=cost.to_dict(), loss=own.get(found.names[0]) if found.names else None, loss_right=own.get(NAME(style)), loss_best=min((v for n, v in own.items() if n != BASE), default=None), loss_base=own.get(BASE)))
@@ -101,7 +100,7 @@ def explanation_of(model, pool, style: str, seed: int, rows: list, space, librar
         file.write_text(json.dumps(explain(model, rows, space, seed).to_dict()))
     return Explanation.from_dict(json.loads(file.read_text()))
 
-# %% ../../nbs/recipes/warm_start.ipynb #529bfeb8
+# %% ../../nbs/recipes/warm_start.ipynb #07a92703
 STEPS, EVERY, RATE, BATCH = 24, 3, 1e-3, 8
 
 def curve(model, rows: list, # to learn from
@@ -161,11 +160,10 @@ def run_tuning(model, pool, users: list, # (style, seed) pairs
         for similarity in similarities:
             if (style, seed, similarity) in done: continue
             library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
-            mine = explanation_of(model, pool, style, seed, rows, library.space, libraries)
-            found = select(library, mine, model=model, dialogues=rows[:LOSS_ROWS], seed=seed)
+            found = select(library, model=model, dialogues=rows[:LOSS_ROWS], seed=seed)
             whole = similarity == 0.9
             got = curve(model, rows, test, library[found.best].adapter if found.best else None, None if whole else target, seed=seed, finish=replies(test) if whole else None)
-            write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, best=found.best, right=found.best == NAME(style), abstained=found.abstained, target=target, selection=(found.cost + mine.cost).to_dict()) | got)
+            write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, best=found.best, right=found.best == NAME(style), abstained=found.abstained, target=target, selection=found.cost.to_dict()) | got)
 
 # %% ../../nbs/recipes/warm_start.ipynb #a6f4d363
 COUNTS = (6, 12, 18)
@@ -190,13 +188,12 @@ def run_data(model, pool, users: list, libraries: Path, results: Path, similarit
                     done[key] = min(got["losses"])
                 if done[key] <= target: break
 
-# %% ../../nbs/recipes/warm_start.ipynb #1a566773
+# %% ../../nbs/recipes/warm_start.ipynb #2714527e
 BLENDED = (("elementary-concise-friendly", "expert-informative-sarcastic", "expert-concise-poetic"), ("expert-informative-persuasive", "elementary-concise-sassy", "elementary-informative-poetic"),
            ("expert-concise-unfriendly", "elementary-informative-friendly", "expert-informative-poetic"), ("elementary-concise-poetic", "expert-informative-friendly", "elementary-informative-sassy"))
 
 def run_merging(model, pool, seeds: list, libraries: Path, results: Path, similarity: float = 0.9) -> None:
     "Scratch, the nearest single pLLM and a merge, for users of one, two and three styles."
-    from personal_llm.explanation import explain
     from personal_llm.library import Library
     from personal_llm.merging import merge, refine_weights
     from personal_llm.selection import select
@@ -208,14 +205,13 @@ def run_merging(model, pool, seeds: list, libraries: Path, results: Path, simila
             mixed = lambda part, count: [d for k, s in enumerate(styles) for d in rows_of(pool, s, part, seed, count)[k::len(styles)]]
             rows, test = mixed("user", PERSONAL), mixed("test", TEST)
             own = [rows[i] for i in generator(seed, "some").permutation(len(rows))[:LOSS_ROWS]]
-            mine = explain(model, rows, library.space, seed)
-            found = select(library, mine, model=model, dialogues=own, seed=seed)
+            found = select(library, model=model, dialogues=own, seed=seed)
             weights, measured, spent = refine_weights(model, library, found.weights or {found.names[0]: 1.0}, own)
             scratch = curve(model, rows, test, seed=seed)
             target = min(scratch["losses"])
             single = curve(model, rows, test, library[found.best or found.names[0]].adapter, target, seed=seed)
             with tempfile.TemporaryDirectory() as folder: merged = curve(model, rows, test, merge(library, weights, Path(folder, "merge")).path, target, seed=seed)
-            write_line(file, dict(styles=styles, seed=seed, best=found.best, weights=weights, matched=found.weights, target=target, scratch=scratch, single=single, merged=merged, refining=spent.to_dict(), selection=(found.cost + mine.cost).to_dict()))
+            write_line(file, dict(styles=styles, seed=seed, best=found.best, weights=weights, matched=found.weights, target=target, scratch=scratch, single=single, merged=merged, refining=spent.to_dict(), selection=found.cost.to_dict()))
 
 # %% ../../nbs/recipes/warm_start.ipynb #a86e61ce
 DOSES, DOSED = (0.0, 0.25, 0.5, 0.75, 1.0), ("friendly", "unfriendly", "sassy", "sarcastic", "persuasive", "poetic")
@@ -240,7 +236,7 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #b13d9ac5
+# %% ../../nbs/recipes/warm_start.ipynb #6bf432b5
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
@@ -263,24 +259,22 @@ class Synthetic:
     def columns(self, name): return self.rows[:, slice(*self.space.columns[name])]
     def __getitem__(self, name): return self.library[self.library.names[int(name[1:]) % len(self.library)]]
 
-def run_costs(model, pool, libraries: Path, results: Path, repeats: int = 3) -> None:
+def run_costs(model, pool, libraries: Path, results: Path, repeats: int = 5) -> None:
     "Seconds and tokens of ours and of exhaustive search, all in one process; exhaustive search is measured at 28 and 84 and is a multiple beyond."
     import time
-    from personal_llm.explanation import explain
     from personal_llm.library import Library
     from personal_llm.selection import Losses, select
     library = Library(Path(libraries, pool.name, "90%-0"))
     rows = rows_of(pool, pool.styles[0], "user", 0, PERSONAL)
-    explain(model, rows, library.space)                                                     # loads the encoder
+    select(library, model=model, dialogues=rows[:LOSS_ROWS])                                # warms up
     with tempfile.TemporaryDirectory() as folder:
         many = {n: Synthetic(library, n, folder) for n in SIZES}
         timed = {n: [] for n in SIZES}
         for _ in range(repeats):
             for n, lib in many.items():
                 begin = time.perf_counter()
-                mine = explain(model, rows, library.space)
-                found = select(lib, mine, model=model, dialogues=rows[:LOSS_ROWS])
-                timed[n].append((time.perf_counter() - begin, (mine.cost + found.cost).tokens, found.cost.bytes_moved))
+                found = select(lib, model=model, dialogues=rows[:LOSS_ROWS])
+                timed[n].append((time.perf_counter() - begin, found.cost.tokens, found.cost.bytes_moved))
         whole = {}
         for n in SIZES[:2]:
             begin = time.perf_counter()
