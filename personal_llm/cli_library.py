@@ -176,7 +176,7 @@ def verify(args) -> int:
     _show(args, dict(library=args.library, pllms=len(library), ok=not found, problems=[p._asdict() for p in found]), lines)
     return 1 if found else 0
 
-# %% ../nbs/17b_warm_start_cli.ipynb #b1ba88ca
+# %% ../nbs/17b_warm_start_cli.ipynb #f374ba71
 def add_commands(commands) -> None:
     "Add these commands to the parser."
     made = add_command(commands, explain, "a style in words with numbers, of chats or of an adapter", ["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine/adapter --json"])
@@ -186,7 +186,7 @@ def add_commands(commands) -> None:
     made = add_command(commands, select, "which model of a library writes most like the chats", ["--data chats.jsonl", "--data chats.jsonl --library others --shortlist 3", "--data chats.jsonl --method l1 --json"])
     _data_arguments(made); _model_arguments(made); _library_argument(made); _seed(made)
     made.add_argument("--method", default="match", help="match, style, cosine, l1, stylometry, encoder, activations, random, uniform, exhaustive, bayesian, hyperband, weights or gradient (default: match)")
-    made.add_argument("--shortlist", type=int, metavar="N", help="the nearest so many are compared by their true loss (by default a few)")
+    made.add_argument("--shortlist", type=int, metavar="N", help="the nearest so many are compared by their true loss (default: 5)")
     top = commands.add_parser("library", help="make and look after a folder of explained models", description="Make and look after a folder of explained models.")
     inside = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     made = add_command(inside, build, "explain adapters and put them into a library", ["--out others --adapters runs/*/adapter-* --licence CC-BY-4.0", "--out others --adapters ana ben --skip-bad --space others"])

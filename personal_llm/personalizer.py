@@ -31,7 +31,7 @@ def ask_at_terminal(dialogue: Dialogue, # what was said
     better = read("Is this answer acceptable? Press Enter for yes, or write a better one: ").strip()
     return better or None
 
-# %% ../nbs/08_personalizer.ipynb #12038bfa
+# %% ../nbs/08_personalizer.ipynb #bbb44e68
 class Personalizer:
     "Learns one user from a stream of dialogues."
     def __init__(self, model, # `Model`
@@ -106,7 +106,7 @@ class Personalizer:
                    ) -> tuple: # (adapter or None, what was found, `Cost`)
         "Explain dialogues, select from a library, merge where the mixture's true loss is lower (XPerT)."
         mine = explain(self.model, dialogues, library.space, self.seed)
-        ranking = select(library, mine, model=self.model, dialogues=dialogues, seed=self.seed)
+        ranking = select(library, model=self.model, dialogues=dialogues, seed=self.seed)
         cost, weights = mine.cost + ranking.cost, {ranking.best: 1.0} if ranking.best else {}
         if ranking.best and ranking.weights not in ({}, weights):
             _, [(_, loss)], spent = refine_weights(self.model, library, ranking.weights, dialogues, evaluations=1)

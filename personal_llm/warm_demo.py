@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .core import ASSETS
 
-# %% ../nbs/12b_warm_demo.ipynb #ed8226ed
+# %% ../nbs/12b_warm_demo.ipynb #86e1d5f2
 def run_warm(model, dialogues: list, # what the user said and the model wrote after it: the buffer and its synthetic siblings
              test: list, # dialogues of the user that nothing learns from
              library=None, # the one that ships by default
@@ -24,7 +24,7 @@ def run_warm(model, dialogues: list, # what the user said and the model wrote af
     library = library or Library(ASSETS / "library")
     own = [d for d in dialogues if d.origin != "synthetic"]
     mine = explain(model, own, library.space, seed)
-    found = select(library, mine, model=model, dialogues=own[:12], seed=seed)
+    found = select(library, model=model, dialogues=own[:12], seed=seed)
     config, loss = TuningConfig(steps=steps, held_in=0.2, checks=8, patience=8), lambda a: _loss(model, test, a)
     runs = {"from scratch": None} | ({f"from {found.best}": library[found.best].adapter} if found.best else {})
     curves = {}

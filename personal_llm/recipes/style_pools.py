@@ -96,7 +96,7 @@ def make_texts(data: str, out: Path) -> dict: # style -> rows
         for r in rows: count[r["style"], r["part"]] = count.get((r["style"], r["part"]), 0) + 1
     return count
 
-# %% ../../nbs/recipes/style_pools.ipynb #f436783b
+# %% ../../nbs/recipes/style_pools.ipynb #7b81712b
 PARTS = ("train", "probe", "user", "test")
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Pool:
     styles: tuple    # names
     pure: object     # (style, part) -> list of `Dialogue`; style "default" is plain text
     max_length: int  # tokens a training sample
+    steps: int = 30  # of a pLLM's training: 30 go through its rows once
 
     def rows(self, style: str, # one of `styles`, or "default"
              part: str, # "train", "probe", "user" or "test"
@@ -153,7 +154,7 @@ def real_pool() -> Pool:
         if style == "default": return [d for pair in zip(plain["plain", part], texts["default", part]) for d in pair]
         if "+" in style: return [d for pair in zip(*(pure(s, part) for s in style.split("+"))) for d in pair]
         return texts[style, part]
-    return Pool("real", BASE_STYLES + MIXES, pure, 96)
+    return Pool("real", BASE_STYLES + MIXES, pure, 96, 60)
 
 AUTHORS = ("elementary-concise-friendly", "elementary-concise-unfriendly", "elementary-informative-friendly", "elementary-informative-unfriendly",
            "expert-concise-friendly", "expert-concise-unfriendly", "expert-informative-friendly", "expert-informative-unfriendly")
@@ -183,16 +184,16 @@ def load_pool(name: str, # "crafted", "real" or "authors"
         return authors_pool(data or os.environ["PERSONAL_LLM_AUTHORS"])
     raise InputError(f"unknown pool {name!r}: use crafted, real or authors")
 
-# %% ../../nbs/recipes/style_pools.ipynb #99169a8c
+# %% ../../nbs/recipes/style_pools.ipynb #946f798f
 SIMILARITIES = (0.9, 0.3, 0.7, 0.5, 0.8)
 
-def tune_pllm(model, pool: Pool, style: str, similarity: float, out: Path, seed: int = 0, steps: int = 30, progress: bool = False):
+def tune_pllm(model, pool: Pool, style: str, similarity: float, out: Path, seed: int = 0, steps: int = None, progress: bool = False):
     "Fine-tune one pLLM; an existing one is taken as it is."
     from personal_llm.tuning import Adapter, TuningConfig, finetune
     out = Path(out)
     if (out / "adapter.json").is_file(): return Adapter.load(out)
     rows = pool.rows(style, "train", similarity, count=240, seed=seed)
-    config = TuningConfig(steps=steps, learning_rate=2e-3, dropout=0.0, held_in=0.02, checks=1, max_length=pool.max_length)
+    config = TuningConfig(steps=steps or pool.steps, learning_rate=2e-3, dropout=0.0, held_in=0.02, checks=1, max_length=pool.max_length)
     return finetune(model, rows, config, out=out, seed=seed, progress=progress)
 
 def folder_of(root, pool: str, style: str, similarity: float, seed: int) -> Path:
@@ -209,7 +210,7 @@ def main(argv: list = None) -> int:
     parser.add_argument("--out", required=True, help="where to write")
     parser.add_argument("--similarity", type=float, nargs="+", default=SIMILARITIES)
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, help="of a pLLM (default: the pool's own)")
     parser.add_argument("--styles", nargs="+", help="only these")
     args = parser.parse_args(argv)
     if args.what == "texts":
