@@ -43,7 +43,7 @@ def write_line(file: Path, row: dict) -> None:
 def read_lines(file: Path) -> list: # dictionaries
     return [json.loads(line) for line in Path(file).read_text().splitlines()] if Path(file).is_file() else []
 
-# %% ../../nbs/recipes/warm_start.ipynb #cd19ba92
+# %% ../../nbs/recipes/warm_start.ipynb #6d190dc1
 def rows_of(pool, style: str, part: str, seed: int, count: int) -> list:
     return pool.rows(style, part, count=count, seed=seed)
 
@@ -79,7 +79,8 @@ def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, 
         users = {s: rows_of(pool, s, "user", seed, PERSONAL) for s in (*pool.styles, "default")}
         todo = [(s, m) for s in users for m in methods if (similarity, seed, s, m) not in done]
         if not todo: continue
-        table = kept_table(Path(library.path, f"losses-{seed}.json"), lambda: loss_table(model, library, users)) if {m for _, m in todo} & set(NEED_ALL) else None
+        known = Path(library.path, f"losses-{seed}.json")
+        table = kept_table(known, lambda: loss_table(model, library, users)) if known.is_file() or {m for _, m in todo} & set(NEED_ALL) else None
         for style, rows in users.items():
             if not any(s == style for s, _ in todo): continue
             mine = None if set(methods) <= {*WEIGHTS, *NEED_ALL, "random"} else explanation_of(model, pool, style, seed, rows, library.space, libraries)
@@ -165,10 +166,11 @@ def run_tuning(model, pool, users: list, # (style, seed) pairs
             got = curve(model, rows, test, library[found.best].adapter if found.best else None, None if whole else target, seed=seed, finish=replies(test) if whole else None)
             write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, best=found.best, right=found.best == NAME(style), abstained=found.abstained, target=target, selection=found.cost.to_dict()) | got)
 
-# %% ../../nbs/recipes/warm_start.ipynb #a6f4d363
+# %% ../../nbs/recipes/warm_start.ipynb #d64614eb
 COUNTS = (6, 12, 18)
 
-def run_data(model, pool, users: list, libraries: Path, results: Path, similarities: tuple = (0.9, 0.5, 0.3)) -> None:
+def run_data(model, pool, users: list, libraries: Path, results: Path, similarities: tuple = (0.9, 0.5, 0.3, 0.0) # 0: from scratch with as few, a control
+             ) -> None:
     "Selected and tuned with a part of the user's dialogues, to the target of all 24 from scratch."
     from personal_llm.library import Library
     from personal_llm.selection import select
@@ -178,13 +180,13 @@ def run_data(model, pool, users: list, libraries: Path, results: Path, similarit
     for style, seed in users:
         rows, test, target = rows_of(pool, style, "user", seed, PERSONAL), rows_of(pool, style, "test", seed, TEST), targets[style, seed]
         for similarity in similarities:
-            library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
+            library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0")) if similarity else None
             for count in COUNTS:
                 key = (style, seed, similarity, count)
                 if key not in done:
-                    found = select(library, model=model, dialogues=rows[:min(count, LOSS_ROWS)], seed=seed)
-                    got = curve(model, rows[:count], test, library[found.best].adapter if found.best else None, target, seed=seed)
-                    write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, count=count, best=found.best, target=target) | got)
+                    best = select(library, model=model, dialogues=rows[:min(count, LOSS_ROWS)], seed=seed).best if similarity else None
+                    got = curve(model, rows[:count], test, library[best].adapter if best else None, target, seed=seed)
+                    write_line(file, dict(pool=pool.name, style=style, seed=seed, similarity=similarity, count=count, best=best, target=target) | got)
                     done[key] = min(got["losses"])
                 if done[key] <= target: break
 
