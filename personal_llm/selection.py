@@ -141,8 +141,8 @@ class Ranking:
         c = self.cost
         return "\n".join(lines + [f"  cost: {c.tokens} tokens, {c.forward} forward, {c.backward} backward, {c.bytes_moved / 1e6:.2f} MB moved, {c.seconds:.2f} s"])
 
-# %% ../nbs/11_selection.ipynb #859da103
-GAIN = 0.04                      # share of the base's loss that a match must take off
+# %% ../nbs/11_selection.ipynb #fb06f2a0
+GAIN = 0.015                     # share of the base's loss that a match must surely take off
 ROWS = dict(style="coordinates", cosine="coordinates", l1="coordinates", stylometry="stylometry", encoder="encoder", activations="activations")
 
 def select(library, # `Library`
@@ -180,8 +180,9 @@ def _match(library, losses, shortlist: int) -> Ranking:
     cost = replace(found.cost, seconds=0.0, bytes_moved=found.cost.bytes_moved - adapter_bytes(library, found.best))        # the shortlist's adapters are paid below
     measured = {BASE: losses.of(BASE)} | race(losses, found.names[:shortlist])
     order = _reorder(list(zip(found.names, found.distances)), measured)
-    gain, reason = 1 - measured[order[0][0]] / measured[BASE], _compare(order[0][0], measured, min(shortlist, len(library)), len(library))
-    if gain <= GAIN: return _ranking(None, order, cost + losses.cost, reason=f"nobody near is {GAIN:.0%} better than the base; {reason}", losses=measured)
+    gaps, reason = losses.each(BASE) - losses.each(order[0][0]), _compare(order[0][0], measured, min(shortlist, len(library)), len(library))
+    sure = gaps.mean() - BEHIND * gaps.std(ddof=1) / len(gaps) ** 0.5
+    if sure <= GAIN * measured[BASE]: return _ranking(None, order, cost + losses.cost, reason=f"nobody near is surely {GAIN:.1%} better than the base; {reason}", losses=measured)
     return _ranking(order[0][0], order, cost + losses.cost, _shares(measured), reason, measured)
 
 def _by_rows(method: str, library, mine, losses, shortlist: int) -> Ranking:

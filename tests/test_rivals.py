@@ -215,8 +215,8 @@ def test_sketch_tells_adapters_apart_as_the_exact_score_does(downhill):
         kept = np.stack([(left @ G[m] @ right.T).ravel() for m, (left, right) in sides.items()])
         found = np.array([float((row.astype(float) * kept).sum()) for row in rows])
         return np.abs((found - found.mean()) - (exact - exact.mean())).max() / np.ptp(exact)
-    errors = [error(size) for size in (1, 4, 16)]
-    assert errors[0] > errors[1] > errors[2] and errors[2] < .02
+    errors = [error(size) for size in (1, 2, 16)]
+    assert errors[0] > errors[1] > 2 * errors[2] and errors[2] < .002, errors
 
 def prefixed(pairs): return {f"base_model.model.{m}": pair for m, pair in pairs.items()}
 

@@ -183,7 +183,15 @@ def test_match_abstains_when_the_gain_is_small(real, monkeypatch):
     for share, abstains in ((1 - GAIN + .001, True), (1 - GAIN - .001, False)):
         monkeypatch.setattr(Losses, "each", lambda self, name, count=None: np.full(count or self.count, {BASE: 2.0, "a": 2.0 * share}.get(name, 2.4)))
         got = select(real, None, model=model, dialogues=TALK)
-        assert got.abstained is abstains and (got.best is None) is abstains and got.losses[BASE] == 2.0 and (f"{GAIN:.0%}" in got.reason) is abstains and (got.weights == {}) is abstains
+        assert got.abstained is abstains and (got.best is None) is abstains and got.losses[BASE] == 2.0 and (f"{GAIN:.1%}" in got.reason) is abstains and (got.weights == {}) is abstains
+
+def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
+    "The same mean gain, once from every dialogue and once from a single one."
+    gains = dict(even=np.full(len(TALK), .2), one=np.r_[.2 * len(TALK), np.zeros(len(TALK) - 1)])
+    for how, abstains in (("even", False), ("one", True)):
+        monkeypatch.setattr(Losses, "each", lambda self, name, count=None: (2.0 - gains[how] * (name == "a") + .4 * (name in "bc"))[:count])
+        got = select(real, None, model=shared("llama"), dialogues=TALK)
+        assert got.abstained is abstains and got.losses[BASE] == 2.0 and got.names[0] == "a" and got.losses["a"] == pytest.approx(1.8)
 
 # The race
 
