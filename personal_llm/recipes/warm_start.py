@@ -238,11 +238,11 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #6bf432b5
+# %% ../../nbs/recipes/warm_start.ipynb #cfbfbce4
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
-    "A library for timing only: real rows again and again with noise, and few real adapters behind many names."
+    "A library for timing only: the real pLLMs, and others with random rows and sketches of the same length; few real adapters behind many names."
     def __init__(self, library, size: int, folder: Path):
         self.library, self.space, self.base, self.names = library, library.space, library.base, [f"p{i}" for i in range(size)]
         from personal_llm.rivals import _stamp, sketch
@@ -253,7 +253,11 @@ class Synthetic:
         np.save(self.path / "index.npy", (rows + np.random.default_rng(0).normal(size=rows.shape) * rows.std(0)).astype(np.float32))
         self.rows = np.load(self.path / "index.npy", mmap_mode="r", allow_pickle=False)
         drawn, sides = sketch(library)
-        np.save(self.path / "sketch-8.npy", np.asarray(drawn)[again])
+        drawn, rng = np.array(drawn)[again], np.random.default_rng(0)
+        for i in range(len(library), size):
+            other = rng.normal(size=drawn[i].shape)
+            drawn[i] = other * (np.linalg.norm(drawn[i].astype(float)) / np.linalg.norm(other))
+        np.save(self.path / "sketch-8.npy", drawn)
         save_file({f"{m}.{side}": X for m, pair in sides.items() for side, X in zip(("left", "right"), pair)}, self.path / "sketch-8.safetensors", metadata=dict(stamp=_stamp(self)))
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
