@@ -156,7 +156,7 @@ class Planted:
             def to_dict(self): return dict(words=["concise"])
         return Said(cost=Cost(seconds=100, tokens=7))
 
-    def select(self, library, mine, model, dialogues, seed):
+    def select(self, library, model, dialogues, seed):
         self.calls.append(("select", len(dialogues)))
         return Ranking(self.best, ("a", "b", "c"), (.1, .2, .3), self.weights, self.best is None, self.reason, Cost(seconds=20, forward=3), "style", {"a": 2.0, "b": 2.5})
 
