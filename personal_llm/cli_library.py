@@ -90,7 +90,7 @@ def _plot(mine, file: str) -> None:
     mine.plot().figure.savefig(found, format="png", dpi=120, bbox_inches="tight")
     write_atomically(file, found.getvalue())
 
-# %% ../nbs/17b_warm_start_cli.ipynb #d426f51a
+# %% ../nbs/17b_warm_start_cli.ipynb #e956b176
 def select(args) -> int:
     "The command `select`."
     from personal_llm.explanation import explain
@@ -100,8 +100,7 @@ def select(args) -> int:
     if not len(library): raise InputError(f"{args.library}: the library is empty; add pLLMs to it first (library build)")
     model = _model(args)
     mine = explain(model, chats[-ENOUGH:], space, args.seed) if args.method in ("match", *ROWS) else None
-    given = {} if args.shortlist is None else dict(shortlist=args.shortlist)
-    ranking = select(library, mine, args.method, model, chats[-ENOUGH_FOR_LOSSES:], seed=args.seed, **given)
+    ranking = select(library, mine, args.method, model, chats[-ENOUGH_FOR_LOSSES:], args.shortlist, args.seed)
     result = dict(data=_read(args, chats), library=args.library, skipped=sorted(library.skipped), model=model.name, explanation=_said(mine, space) if mine else None, **ranking.to_dict())
     mixture = ", ".join(f"{w:.2f} {name}" for name, w in ranking.weights.items())
     rest = 1 - sum(ranking.weights.values())
@@ -176,7 +175,7 @@ def verify(args) -> int:
     _show(args, dict(library=args.library, pllms=len(library), ok=not found, problems=[p._asdict() for p in found]), lines)
     return 1 if found else 0
 
-# %% ../nbs/17b_warm_start_cli.ipynb #f374ba71
+# %% ../nbs/17b_warm_start_cli.ipynb #129e5e60
 def add_commands(commands) -> None:
     "Add these commands to the parser."
     made = add_command(commands, explain, "a style in words with numbers, of chats or of an adapter", ["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine/adapter --json"])
@@ -186,7 +185,7 @@ def add_commands(commands) -> None:
     made = add_command(commands, select, "which model of a library writes most like the chats", ["--data chats.jsonl", "--data chats.jsonl --library others --shortlist 3", "--data chats.jsonl --method l1 --json"])
     _data_arguments(made); _model_arguments(made); _library_argument(made); _seed(made)
     made.add_argument("--method", default="match", help="match, style, cosine, l1, stylometry, encoder, activations, random, uniform, exhaustive, bayesian, hyperband, weights or gradient (default: match)")
-    made.add_argument("--shortlist", type=int, metavar="N", help="the nearest so many are compared by their true loss (default: 5)")
+    made.add_argument("--shortlist", type=int, default=5, metavar="N", help="the nearest so many are compared by their true loss (default: 5)")
     top = commands.add_parser("library", help="make and look after a folder of explained models", description="Make and look after a folder of explained models.")
     inside = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     made = add_command(inside, build, "explain adapters and put them into a library", ["--out others --adapters runs/*/adapter-* --licence CC-BY-4.0", "--out others --adapters ana ben --skip-bad --space others"])

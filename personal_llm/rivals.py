@@ -157,7 +157,7 @@ def slope(G: dict, # of `gradients`
     "The inner product of gradient and adapter, exactly: sum of Bᵀ G by A."
     return float(sum((other[m][1].numpy().T @ G[m] * other[m][0].numpy()).sum() for m in other.keys() & G.keys()))
 
-# %% ../nbs/11b_rivals.ipynb #0e414e6e
+# %% ../nbs/11b_rivals.ipynb #f16e7635
 LEARNED = 64                     # pLLMs, spread over the library, that the directions are learned from
 
 def directions(changes: list, # of (A (rank, in), B (out, rank), length), one a pLLM
@@ -184,14 +184,11 @@ def sketch(library, # `Library`
     file, stamp = Path(library.path) / f"sketch-{size}.npy", _stamp(library)
     found = _read_sketch(file, stamp, len(library), size)
     if found is None:
-        from safetensors.numpy import save
         known = {name: _unit(library, name) for name in library.names[::-(-len(library) // LEARNED)]}
         sides = {m: directions([pairs[m] for pairs in known.values() if m in pairs], size, generator(0, "sketch", m)) for m in sorted({m for pairs in known.values() for m in pairs})}
-        sides, none, content = {m: (left.astype(np.float16), right.astype(np.float16)) for m, (left, right) in sides.items()}, np.zeros(size * size, np.float16), io.BytesIO()
+        sides, none = {m: (left.astype(np.float16), right.astype(np.float16)) for m, (left, right) in sides.items()}, np.zeros(size * size, np.float16)
         row = lambda pairs: np.stack([((left @ pairs[m][1]) @ (pairs[m][0] @ right.T) / pairs[m][2]).astype(np.float16).ravel() if m in pairs else none for m, (left, right) in sides.items()])
-        np.save(content, np.stack([row(known.get(name) or _unit(library, name)) for name in library.names]), allow_pickle=False)
-        tensors = {f"{m}.{side}": X for m, pair in sides.items() for side, X in zip(("left", "right"), pair)}
-        write_atomically(file, content.getvalue()); write_atomically(file.with_suffix(".safetensors"), save(tensors, metadata=dict(stamp=stamp)))
+        _write_sketch(file, stamp, np.stack([row(known.get(name) or _unit(library, name)) for name in library.names]), sides)
         found = _read_sketch(file, stamp, len(library), size)
     return found
 
@@ -206,6 +203,13 @@ def _stamp(library) -> str:
     digest = hashlib.sha256("\n".join(library.names).encode())
     digest.update(np.ascontiguousarray(library.rows))
     return digest.hexdigest()
+
+def _write_sketch(file: Path, stamp: str, rows: np.ndarray, sides: dict) -> None:
+    from safetensors.numpy import save
+    content = io.BytesIO()
+    np.save(content, rows, allow_pickle=False)
+    tensors = {f"{m}.{side}": X for m, pair in sides.items() for side, X in zip(("left", "right"), pair)}
+    write_atomically(file, content.getvalue()); write_atomically(file.with_suffix(".safetensors"), save(tensors, metadata=dict(stamp=stamp)))
 
 def _read_sketch(file: Path, stamp: str, count: int, size: int): # (rows, directions), or None when there is no such file, or an old or damaged one
     "The sketch on the disk, if it is this library's."

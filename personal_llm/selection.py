@@ -46,7 +46,7 @@ def nearest(distances: np.ndarray, # (n,)
     few = np.argpartition(distances, most - 1)[:most] if len(distances) > most else range(len(distances))
     return sorted(map(int, few), key=lambda i: (distances[i], names[i]))
 
-# %% ../nbs/11_selection.ipynb #e0a6fe78
+# %% ../nbs/11_selection.ipynb #3a35f11c
 BASE = "(base)"                  # the bare base model's name among losses
 
 def adapter_bytes(library, name: str) -> int:
@@ -90,8 +90,9 @@ class Losses:
         if count > seen:
             self.cost.forward += count - seen; self.cost.tokens += int(self.lengths[seen:count].sum())
             self.asked[name] = count
-        if not np.isfinite(mean_loss(sums[:count])): raise InputError(f"the loss of {name!r} is not a number ({'{:g} nats for {:g} tokens'.format(*sums[:count].sum(0))}); remove that pLLM from the library")
-        return sums[:count, 0] / sums[:count, 1]
+        with np.errstate(divide="ignore", invalid="ignore"): rates = sums[:count, 0] / sums[:count, 1]
+        if not np.isfinite(rates).all(): raise InputError(f"the loss of {name!r} is not a number ({'{:g} nats for {:g} tokens'.format(*sums[:count].sum(0))}); remove that pLLM from the library")
+        return rates
 
     def of(self, name: str, count: int = None) -> float: # nats a response token
         "The mean of `each`."
@@ -101,8 +102,12 @@ class Losses:
         if self.model is None or not self.dialogues: raise InputError(f"losses: dialogues {start} to {stop - 1} of {name!r} are not in the table; give a model and dialogues, or a longer table")
         with self.model.using(None if name == BASE else self.library[name].adapter): return self.model.nll(self.dialogues[start:stop])
 
-# %% ../nbs/11_selection.ipynb #84cef4cb
+# %% ../nbs/11_selection.ipynb #f606addf
 BEHIND = 2.0                     # standard errors behind the leader at which a race is over for a pLLM
+
+def _surely(gaps: np.ndarray) -> float: # nats a token
+    "What a mean gap is at least: the mean less `BEHIND` standard errors."
+    return gaps.mean() - BEHIND * gaps.std(ddof=1) / len(gaps) ** 0.5
 
 def race(losses: Losses, names: list) -> dict: # name -> nats a token on all dialogues, of those that were never clearly behind
     "True losses of a shortlist, by rounds of 4, 8, 16, … and all dialogues."
@@ -111,8 +116,7 @@ def race(losses: Losses, names: list) -> dict: # name -> nats a token on all dia
         count = min(losses.count, max(4, 2 * count))
         rates = {name: losses.each(name, count) for name in left}
         leader = min(left, key=lambda name: rates[name].mean())
-        gaps = {name: rates[name] - rates[leader] for name in left}
-        left = [name for name in left if gaps[name].mean() <= BEHIND * gaps[name].std(ddof=1) / count ** 0.5]
+        left = [name for name in left if _surely(rates[name] - rates[leader]) <= 0]
     return {name: losses.of(name) for name in left}
 
 # %% ../nbs/11_selection.ipynb #4410aae8
@@ -141,7 +145,7 @@ class Ranking:
         c = self.cost
         return "\n".join(lines + [f"  cost: {c.tokens} tokens, {c.forward} forward, {c.backward} backward, {c.bytes_moved / 1e6:.2f} MB moved, {c.seconds:.2f} s"])
 
-# %% ../nbs/11_selection.ipynb #fb06f2a0
+# %% ../nbs/11_selection.ipynb #75d43040
 GAIN = 0.015                     # share of the base's loss that a match must surely take off
 ROWS = dict(style="coordinates", cosine="coordinates", l1="coordinates", stylometry="stylometry", encoder="encoder", activations="activations")
 
@@ -180,9 +184,8 @@ def _match(library, losses, shortlist: int) -> Ranking:
     cost = replace(found.cost, seconds=0.0, bytes_moved=found.cost.bytes_moved - adapter_bytes(library, found.best))        # the shortlist's adapters are paid below
     measured = {BASE: losses.of(BASE)} | race(losses, found.names[:shortlist])
     order = _reorder(list(zip(found.names, found.distances)), measured)
-    gaps, reason = losses.each(BASE) - losses.each(order[0][0]), _compare(order[0][0], measured, min(shortlist, len(library)), len(library))
-    sure = gaps.mean() - BEHIND * gaps.std(ddof=1) / len(gaps) ** 0.5
-    if sure <= GAIN * measured[BASE]: return _ranking(None, order, cost + losses.cost, reason=f"nobody near is surely {GAIN:.1%} better than the base; {reason}", losses=measured)
+    reason = _compare(order[0][0], measured, min(shortlist, len(library)), len(library))
+    if _surely(losses.each(BASE) - losses.each(order[0][0])) <= GAIN * measured[BASE]: return _ranking(None, order, cost + losses.cost, reason=f"nobody near is surely {GAIN:.1%} better than the base; {reason}", losses=measured)
     return _ranking(order[0][0], order, cost + losses.cost, _shares(measured), reason, measured)
 
 def _by_rows(method: str, library, mine, losses, shortlist: int) -> Ranking:

@@ -43,7 +43,7 @@ def write_line(file: Path, row: dict) -> None:
 def read_lines(file: Path) -> list: # dictionaries
     return [json.loads(line) for line in Path(file).read_text().splitlines()] if Path(file).is_file() else []
 
-# %% ../../nbs/recipes/warm_start.ipynb #6d190dc1
+# %% ../../nbs/recipes/warm_start.ipynb #d857fb7f
 def rows_of(pool, style: str, part: str, seed: int, count: int) -> list:
     return pool.rows(style, part, count=count, seed=seed)
 
@@ -71,7 +71,7 @@ SELECTORS = ("match", "style", "cosine", "l1", "stylometry", "encoder", "activat
 def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, results: Path, methods: tuple = SELECTORS) -> None:
     "Every selector for every user of a pool at one similarity; where only those are asked for that look at adapters and losses, styled users are not explained."
     from personal_llm.library import Library
-    from personal_llm.selection import BASE, Losses, mean_loss, select
+    from personal_llm.selection import BASE, ROWS, Losses, mean_loss, select
     library = Library(Path(libraries, pool.name, f"{similarity:.0%}-0"))
     file = Path(results, f"selection-{pool.name}.jsonl")
     done = {(r["similarity"], r["seed"], r["style"], r["method"]) for r in read_lines(file)}
@@ -86,8 +86,8 @@ def run_selection(model, pool, similarity: float, seeds: list, libraries: Path, 
             mine = None if set(methods) <= {*WEIGHTS, *NEED_ALL, "random"} else explanation_of(model, pool, style, seed, rows, library.space, libraries)
             losses = Losses(model, library, rows[:LOSS_ROWS], table={n: t[style] for n, t in table.items()} if table else None)
             for method in [m for s, m in todo if s == style]:
-                found = select(library, mine, method, model=model if method in WEIGHTS else None, dialogues=rows[:LOSS_ROWS] if method in WEIGHTS else None, losses=losses if method not in ("cosine", "l1", "stylometry", "encoder", "activations", "random") else None, seed=seed)
-                cost = found.cost + (mine.cost if mine and method in ("style", "cosine", "l1", "stylometry", "encoder", "activations") else Cost())
+                found = select(library, mine, method, model=model if method in WEIGHTS else None, dialogues=rows[:LOSS_ROWS] if method in WEIGHTS else None, losses=losses if method == "style" or method not in (*ROWS, "random") else None, seed=seed)
+                cost = found.cost + (mine.cost if mine and method in ROWS else Cost())
                 own = {n: mean_loss(t[style]) for n, t in table.items()} if table else {}
                 write_line(file, dict(pool=pool.name, similarity=similarity, seed=seed, style=style, method=method, best=found.best, first=found.names[0] if found.names else None, place=found.names.index(NAME(style)) if NAME(style) in found.names else None, abstained=found.abstained,
                                       **(dict(strength=mine.strength, words=list(mine.words), coefficients=mine.coefficients.tolist(), residual=mine.residual) if mine else {}), explained=mine is not None, cost=cost.to_dict(), loss=own.get(found.names[0]) if found.names else None, loss_right=own.get(NAME(style)), loss_best=min((v for n, v in own.items() if n != BASE), default=None), loss_base=own.get(BASE)))
@@ -238,15 +238,14 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
             for dose in DOSES:
                 if (word, dose, seed) not in done: note(word, dose, seed, [restyle(d, f"{('elementary', 'expert')[i % 2]}-{('concise', 'informative')[i // 2 % 2]}-{word}", dose) for i, d in enumerate(plain)])
 
-# %% ../../nbs/recipes/warm_start.ipynb #cfbfbce4
+# %% ../../nbs/recipes/warm_start.ipynb #2cd378e0
 SIZES = (28, 84, 1000, 10000)
 
 class Synthetic:
     "A library for timing only: the real pLLMs, and others with random rows and sketches of the same length; few real adapters behind many names."
     def __init__(self, library, size: int, folder: Path):
         self.library, self.space, self.base, self.names = library, library.space, library.base, [f"p{i}" for i in range(size)]
-        from personal_llm.rivals import _stamp, sketch
-        from safetensors.numpy import save_file
+        from personal_llm.rivals import _stamp, _write_sketch, sketch
         self.path, again = Path(folder, str(size)), np.arange(size) % len(library)
         self.path.mkdir()
         rows = np.asarray(library.rows)[again]
@@ -257,8 +256,7 @@ class Synthetic:
         for i in range(len(library), size):
             other = rng.normal(size=drawn[i].shape)
             drawn[i] = other * (np.linalg.norm(drawn[i].astype(float)) / np.linalg.norm(other))
-        np.save(self.path / "sketch-8.npy", drawn)
-        save_file({f"{m}.{side}": X for m, pair in sides.items() for side, X in zip(("left", "right"), pair)}, self.path / "sketch-8.safetensors", metadata=dict(stamp=_stamp(self)))
+        _write_sketch(self.path / "sketch-8.npy", _stamp(self), drawn, sides)
     def __len__(self): return len(self.names)
     def __iter__(self): return iter(self.names)
     def __contains__(self, name): return name in set(self.names)
