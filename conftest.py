@@ -7,6 +7,7 @@
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
+
 import ast, gc, json, linecache, os, re, sys, traceback, types
 
 # Before numpy or torch are imported, here and in the processes that tests start.
@@ -14,22 +15,27 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-os.environ.setdefault("OMP_NUM_THREADS", str(min(cores, 4))) # small models gain nothing from more
+os.environ.setdefault("OMP_NUM_THREADS", str(min(cores, 4)))  # small models gain nothing from more
 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 
-try: import tomllib
-except ImportError: import tomli as tomllib # Python 3.10; pytest itself needs it there
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib  # Python 3.10; pytest itself needs it there
 
 pytest_plugins = ["pytester"]
+
 
 def pytest_addoption(parser):
     parser.addoption("--notebook-slow", action="store_true", help="run the notebook cells flagged `#| slow` too")
 
+
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb" and not file_path.name.startswith("_"):
         return Notebook.from_parent(parent, path=file_path)
+
 
 def skipped_flags(config):
     "The flags that keep a cell from running: `tst_flags`, without `slow` when it is asked for."
@@ -39,16 +45,20 @@ def skipped_flags(config):
     flags = set(flags.split() if isinstance(flags, str) else flags)
     return flags - {"slow"} if config.getoption("--notebook-slow") else flags
 
+
 class Cell:
     "One code cell: where it stands, its source, its directives."
+
     def __init__(self, row, number, file):
         self.number, self.source = number, "".join(row["source"])
         self.filename = f"{file} cell {number}"
         self.directives = dict(row.get("metadata", {}).get("nbdev", {}))
         for line in self.source.splitlines():
             found = re.match(r"\s*#\s*\|\s*([\w-]+)\s*:?\s*(.*?)\s*$", line)
-            if found: self.directives[found[1]] = found[2]
-            elif line.strip(): break
+            if found:
+                self.directives[found[1]] = found[2]
+            elif line.strip():
+                break
 
     @property
     def has_code(self):
@@ -59,42 +69,61 @@ class Cell:
         "Execute it; the value of a last expression is shown, as Jupyter does."
         linecache.cache[self.filename] = (len(self.source), None, self.source.splitlines(True), self.filename)
         tree = ast.parse(self.source, self.filename)
-        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";") else None
-        rewrite_asserts(tree, self.source.encode()) # a failed assert shows its values
+        last = (
+            tree.body.pop()
+            if tree.body and isinstance(tree.body[-1], ast.Expr) and not self.source.rstrip().endswith(";")
+            else None
+        )
+        rewrite_asserts(tree, self.source.encode())  # a failed assert shows its values
         exec(compile(tree, self.filename, "exec"), namespace)
         if last is not None:
             show(eval(compile(ast.Expression(last.value), self.filename, "eval"), namespace))
-        if "matplotlib.pyplot" in sys.modules: sys.modules["matplotlib.pyplot"].close("all") # Jupyter does, too
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")  # Jupyter does, too
+
 
 def show(*values, **options):
     "What `display` is in Jupyter: here the text goes where pytest keeps the output of a test."
     for value in values:
-        if value is not None: print(repr(value))
+        if value is not None:
+            print(repr(value))
+
 
 class CellFailed(Exception):
     "A cell raised; the cause is chained."
-    def __init__(self, section, cell): self.section, self.cell = section, cell
+
+    def __init__(self, section, cell):
+        self.section, self.cell = section, cell
+
 
 class NotRun(Exception):
     "A section that cannot run because one above it failed."
 
+
 class Notebook(pytest.File):
     "The sections of one notebook and the variables that they share."
+
     def collect(self):
-        try: notebook = json.loads(self.path.read_text(encoding="utf-8"))
-        except ValueError as error: raise self.CollectError(f"{self.path}: not a notebook ({error})") from None
+        try:
+            notebook = json.loads(self.path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise self.CollectError(f"{self.path}: not a notebook ({error})") from None
         front = "".join("".join(row["source"]) for row in notebook["cells"][:2] if row["cell_type"] != "code")
         self.cells, self.sections = [], []
-        if re.search(r"^(- )?skip_exec: *true", front, re.MULTILINE | re.IGNORECASE): return []
+        if re.search(r"^(- )?skip_exec: *true", front, re.MULTILINE | re.IGNORECASE):
+            return []
         titles = {}
         file = os.path.relpath(self.path, self.config.rootpath)
         title, fresh = "(before the first heading)", True
         for number, row in enumerate(notebook["cells"], 1):
             heading = last_heading("".join(row["source"])) if row["cell_type"] == "markdown" else None
-            if heading: title, fresh = heading, True
-            if row["cell_type"] != "code": continue
+            if heading:
+                title, fresh = heading, True
+            if row["cell_type"] != "code":
+                continue
             cell = Cell(row, number, file)
-            if not cell.has_code: continue
+            if not cell.has_code:
+                continue
             if fresh:
                 titles[title] = titles.get(title, 0) + 1
                 name = title if titles[title] == 1 else f"{title} ({titles[title]})"
@@ -106,9 +135,9 @@ class Notebook(pytest.File):
 
     def setup(self):
         self.environment = dict(os.environ)
-        self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem)) # not __main__
+        self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem))  # not __main__
         self.module.display = show
-        sys.modules[self.module.__name__] = self.module # dataclasses and pickle look there
+        sys.modules[self.module.__name__] = self.module  # dataclasses and pickle look there
         self.done, self.failed = 0, None
 
     def teardown(self):
@@ -116,74 +145,104 @@ class Notebook(pytest.File):
         sys.modules.pop(self.module.__name__, None)
         self.module.__dict__.clear()
         self.failed = None
-        os.environ.clear(); os.environ.update(self.environment)
+        os.environ.clear()
+        os.environ.update(self.environment)
         gc.collect()
 
     def run_until(self, stop):
         "Run the cells that have not been run, up to `stop`; the first failure ends the notebook."
         folder, path, flags = os.getcwd(), list(sys.path), skipped_flags(self.config)
-        os.chdir(self.path.parent); sys.path.insert(0, str(self.path.parent))
+        os.chdir(self.path.parent)
+        sys.path.insert(0, str(self.path.parent))
         try:
             while self.done < stop and not self.failed:
                 cell = self.cells[self.done]
                 try:
-                    if not flags & cell.directives.keys(): cell.run(self.module.__dict__)
+                    if not flags & cell.directives.keys():
+                        cell.run(self.module.__dict__)
                 except (Exception, SystemExit) as error:
                     owner = next(s for s in self.sections if s.start <= self.done < s.stop)
                     self.failed = CellFailed(owner, cell)
                     raise self.failed from error
                 self.done += 1
         finally:
-            os.chdir(folder); sys.path[:] = path
+            os.chdir(folder)
+            sys.path[:] = path
+
 
 class Section(pytest.Item):
     "A heading and its code cells: cells[start:stop] of the notebook."
+
     def __init__(self, *, start, **options):
         super().__init__(**options)
         self.start = self.stop = start
 
     def runtest(self):
         flags = skipped_flags(self.config)
-        mine = self.parent.cells[self.start:self.stop]
+        mine = self.parent.cells[self.start : self.stop]
         if self.parent.failed and self.parent.done < self.stop:
             raise NotRun(f"not run: the section '{self.parent.failed.section.name}' above it failed")
         if all(flags & cell.directives.keys() for cell in mine):
-            pytest.skip("flagged " + ", ".join(sorted({flag for cell in mine for flag in flags & cell.directives.keys()})))
+            pytest.skip(
+                "flagged " + ", ".join(sorted({flag for cell in mine for flag in flags & cell.directives.keys()}))
+            )
         self.parent.run_until(self.stop)
 
-    def reportinfo(self): return self.path, None, self.name
+    def reportinfo(self):
+        return self.path, None, self.name
 
     def repr_failure(self, excinfo, style=None):
         error = excinfo.value
-        if isinstance(error, NotRun): return Report(str(error), str(error), self)
-        if not isinstance(error, CellFailed): return super().repr_failure(excinfo)
+        if isinstance(error, NotRun):
+            return Report(str(error), str(error), self)
+        if not isinstance(error, CellFailed):
+            return super().repr_failure(excinfo)
         cause, cell = error.__cause__, error.cell
         frames = traceback.extract_tb(cause.__traceback__)
         inside = [i for i, frame in enumerate(frames) if frame.filename == cell.filename]
-        line = cause.lineno if isinstance(cause, SyntaxError) and cause.filename == cell.filename else frames[inside[0]].lineno if inside else None
-        source = "\n".join(f"{'>' if n == line else ' '} {n:3}  {text}" for n, text in enumerate(cell.source.splitlines(), 1))
-        trace = "".join(traceback.format_list(frames[inside[0] + 1:]) if inside else [])
+        line = (
+            cause.lineno
+            if isinstance(cause, SyntaxError) and cause.filename == cell.filename
+            else frames[inside[0]].lineno
+            if inside
+            else None
+        )
+        source = "\n".join(
+            f"{'>' if n == line else ' '} {n:3}  {text}" for n, text in enumerate(cell.source.splitlines(), 1)
+        )
+        trace = "".join(traceback.format_list(frames[inside[0] + 1 :]) if inside else [])
         what = "".join(traceback.format_exception_only(type(cause), cause)).strip()
         where = f"{cell.filename}, section '{error.section.name}'"
-        if error.section is not self: where += f" (needed by the section '{self.name}')"
+        if error.section is not self:
+            where += f" (needed by the section '{self.name}')"
         text = f"{where}\n\n{source}\n\n" + (f"called from line {line}:\n{trace}" if trace else "") + what
         return Report(text, f"cell {cell.number}: {what.splitlines()[0]}", self)
 
+
 class Report:
     "What pytest prints about a failed section, and its one line in the summary."
+
     def __init__(self, text, line, section):
         self.text = text
         self.reprcrash = types.SimpleNamespace(path=str(section.path), lineno=0, message=line)
-    def __str__(self): return self.text
+
+    def __str__(self):
+        return self.text
+
     def toterminal(self, terminal):
-        for line in self.text.splitlines(): terminal.line(line, red=line.startswith(">"), bold=line.startswith(">"))
+        for line in self.text.splitlines():
+            terminal.line(line, red=line.startswith(">"), bold=line.startswith(">"))
+
 
 def last_heading(markdown):
     "The last heading of a markdown cell, as plain text; None where there is none."
     heading, fenced = None, False
     for line in markdown.splitlines():
-        if line.lstrip().startswith(("```", "~~~")): fenced = not fenced
+        if line.lstrip().startswith(("```", "~~~")):
+            fenced = not fenced
         found = re.match(r"#{1,6}\s+(.*?)\s*#*\s*$", line)
-        if found and not fenced: heading = found[1]
-    if heading: heading = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).replace("::", ":").strip()
+        if found and not fenced:
+            heading = found[1]
+    if heading:
+        heading = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).replace("::", ":").strip()
     return heading or None

@@ -1,4 +1,5 @@
 """Packaging: everything that describes the package is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ setup(
     classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only"],
     packages=find_packages(include=[settings["lib_name"], settings["lib_name"] + ".*"]),
     package_data={settings["lib_name"]: ["assets/**/*"]},
-    include_package_data=False, # what package_data names and no more
+    include_package_data=False,  # what package_data names and no more
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "search")},

@@ -1,18 +1,29 @@
 "A stand-in for a library whose rows, names and adapters a test decides, users of it, and tables of losses."
+
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
-from personal_llm.selection import BASE, Losses
+from personal_llm.start.ranking import BASE, Losses
+
 
 class Planted(SimpleNamespace):
     "What selection needs of a library."
-    def __len__(self): return len(self.names)
-    def __iter__(self): return iter(self.names)
-    def __getitem__(self, name): return SimpleNamespace(name=name, adapter=self.path / name, card={})
-    def columns(self, name): return self.rows[:, slice(*self.space.columns[name])]
+
+    def __len__(self):
+        return len(self.names)
+
+    def __iter__(self):
+        return iter(self.names)
+
+    def __getitem__(self, name):
+        return SimpleNamespace(name=name, adapter=self.path / name, card={})
+
+    def columns(self, name):
+        return self.rows[:, slice(*self.space.columns[name])]
+
 
 def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted base", sizes=itertools.repeat(100)):
     "Rows under names in a folder; adapters that are not there yet are files of so many zero bytes."
@@ -20,28 +31,61 @@ def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted b
     names = list(names or [f"p{i:03d}" for i in range(len(rows))])
     for name, size in zip(names, sizes):
         file = Path(path, name, "adapter_model.safetensors")
-        if not file.exists(): file.parent.mkdir(exist_ok=True); file.write_bytes(bytes(size))
-    return Planted(path=Path(path), rows=rows, names=names, base=base, space=SimpleNamespace(id="planted", threshold=threshold, columns=columns or dict(coordinates=(0, rows.shape[1]))))
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(bytes(size))
+    return Planted(
+        path=Path(path),
+        rows=rows,
+        names=names,
+        base=base,
+        space=SimpleNamespace(
+            id="planted", threshold=threshold, columns=columns or dict(coordinates=(0, rows.shape[1]))
+        ),
+    )
+
 
 def permuted(library, order):
     "The same library with its rows in another order."
     return Planted(**vars(library) | dict(rows=library.rows[order], names=[library.names[i] for i in order]))
 
-def me(row, strength=5.0): return SimpleNamespace(row=np.asarray(row, np.float32), strength=strength, space="planted")
+
+def me(row, strength=5.0):
+    return SimpleNamespace(row=np.asarray(row, np.float32), strength=strength, space="planted")
+
 
 def table(losses: dict, dialogues=12, tokens=20, noise=0.0, seed=0):
     "Summed nats and tokens of dialogues that have these losses, by name."
     chance = np.random.default_rng(seed)
-    return {name: np.stack([tokens * (loss + noise * chance.normal(size=dialogues)), np.full(dialogues, tokens)], 1) for name, loss in losses.items()}
+    return {
+        name: np.stack([tokens * (loss + noise * chance.normal(size=dialogues)), np.full(dialogues, tokens)], 1)
+        for name, loss in losses.items()
+    }
 
-def replay(library, losses, base=9.0, **kw): # losses of all pLLMs, in order of the names
+
+def replay(library, losses, base=9.0, **kw):  # losses of all pLLMs, in order of the names
     return Losses(None, library, None, table(dict(zip([*library.names, BASE], [*losses, base])), **kw))
 
-def save_adapter(folder, factors: dict, alpha=None, **more): # module -> (A, B); scale alpha / rank, 1 by default
+
+def save_adapter(folder, factors: dict, alpha=None, **more):  # module -> (A, B); scale alpha / rank, 1 by default
     "Write LoRA factors as peft does."
     from peft import LoraConfig
     from safetensors.torch import save_file
+
     rank = next(iter(factors.values()))[0].shape[0]
-    LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=sorted(factors), task_type="CAUSAL_LM", **more).save_pretrained(str(folder))
-    save_file({f"base_model.model.{m}.lora_{k}.weight": x.float().contiguous() for m, pair in factors.items() for k, x in zip("AB", pair)}, Path(folder, "adapter_model.safetensors"))
+    LoraConfig(
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=sorted(factors),
+        task_type="CAUSAL_LM",
+        **more,
+    ).save_pretrained(str(folder))
+    save_file(
+        {
+            f"base_model.model.{m}.lora_{k}.weight": x.float().contiguous()
+            for m, pair in factors.items()
+            for k, x in zip("AB", pair)
+        },
+        Path(folder, "adapter_model.safetensors"),
+    )
     return Path(folder)

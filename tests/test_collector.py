@@ -1,4 +1,5 @@
 "The collector in conftest.py: notebooks become tests, a failure says where it is, sections can be chosen."
+
 import json
 from pathlib import Path
 
@@ -6,52 +7,102 @@ import pytest
 
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
 
+
 @pytest.fixture
 def notebook(pytester):
     "Write a notebook; text cells begin with `#` and a space, or are tuples of other kinds."
     pytester.makeconftest(CONFTEST.read_text(encoding="utf-8").replace('pytest_plugins = ["pytester"]', ""))
     pytester.makepyprojecttoml('[tool.nbdev]\ntst_flags = ["notest", "slow"]\n')
+
     def write(*sources, name="nbs/example.ipynb"):
-        cells = [dict(cell_type="markdown" if s.startswith("# ") or s.startswith("## ") else "code", metadata={}, source=s.splitlines(True))
-                 for s in sources]
+        cells = [
+            dict(
+                cell_type="markdown" if s.startswith("# ") or s.startswith("## ") else "code",
+                metadata={},
+                source=s.splitlines(True),
+            )
+            for s in sources
+        ]
         path = pytester.path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
         return path
+
     return write
+
 
 def run(pytester, *arguments):
     return pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
 
+
 def test_sections_pass_and_share_variables(notebook, pytester):
-    notebook("#| default_exp example", "# Title\nWords.", "x = 1", "## Dataclasses",
-             "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Pair:\n    a: int\n    b: int",
-             "assert Pair(x, 2).b == 2", "## Only words", "## Same", "assert __name__ != '__main__'", "## Same", "x",
-             "## Folder", "import os\nfrom pathlib import Path\nassert Path('example.ipynb').exists() and '__file__' not in globals()")
+    notebook(
+        "#| default_exp example",
+        "# Title\nWords.",
+        "x = 1",
+        "## Dataclasses",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Pair:\n    a: int\n    b: int",
+        "assert Pair(x, 2).b == 2",
+        "## Only words",
+        "## Same",
+        "assert __name__ != '__main__'",
+        "## Same",
+        "x",
+        "## Folder",
+        "import os\nfrom pathlib import Path\nassert Path('example.ipynb').exists() and '__file__' not in globals()",
+    )
     result = run(pytester, "-v")
     result.assert_outcomes(passed=5)
-    result.stdout.fnmatch_lines(["*example.ipynb::Title PASSED*", "*::Dataclasses PASSED*", "*::Same PASSED*", "*::Same (2) PASSED*", "*::Folder PASSED*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*example.ipynb::Title PASSED*",
+            "*::Dataclasses PASSED*",
+            "*::Same PASSED*",
+            "*::Same (2) PASSED*",
+            "*::Folder PASSED*",
+        ]
+    )
     assert Path.cwd() == pytester.path
 
-FAILING = ("# Title", "def half(n):\n    return n // 0", "## Halves", "print('before')", "a = 1\nassert half(a) == 0", "## Later", "b = a", "## Last", "c = 1")
+
+FAILING = (
+    "# Title",
+    "def half(n):\n    return n // 0",
+    "## Halves",
+    "print('before')",
+    "a = 1\nassert half(a) == 0",
+    "## Later",
+    "b = a",
+    "## Last",
+    "c = 1",
+)
+
 
 def test_a_failure_names_notebook_heading_cell_and_line(notebook, pytester):
     notebook(*FAILING)
     result = run(pytester)
     result.assert_outcomes(passed=1, failed=3)
-    result.stdout.fnmatch_lines([
-        "*nbs/example.ipynb cell 5, section 'Halves'*",
-        "    1  a = 1", ">   2  assert half(a) == 0",
-        '*File "nbs/example.ipynb cell 2", line 2, in half*', "*return n // 0*",
-        "ZeroDivisionError*", "*before*",
-        "not run: the section 'Halves' above it failed",
-        "FAILED nbs/example.ipynb::Halves - cell 5: ZeroDivisionError*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*nbs/example.ipynb cell 5, section 'Halves'*",
+            "    1  a = 1",
+            ">   2  assert half(a) == 0",
+            '*File "nbs/example.ipynb cell 2", line 2, in half*',
+            "*return n // 0*",
+            "ZeroDivisionError*",
+            "*before*",
+            "not run: the section 'Halves' above it failed",
+            "FAILED nbs/example.ipynb::Halves - cell 5: ZeroDivisionError*",
+        ]
+    )
+
 
 def test_an_assert_shows_its_values(notebook, pytester):
     notebook("# Title", "total = 2 + 2", "assert total == 5")
     result = run(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["> * assert total == 5", "AssertionError: assert 4 == 5"])
+
 
 def test_syntax_errors_and_exits_are_failures(notebook, pytester):
     notebook("# Title", "x = = 1", name="nbs/broken.ipynb")
@@ -60,11 +111,13 @@ def test_syntax_errors_and_exits_are_failures(notebook, pytester):
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines([">   1  x = = 1", "*SyntaxError*", "SystemExit: 0"])
 
+
 def test_a_chosen_section_runs_the_cells_above_it(notebook, pytester):
     notebook("# Title", "x = 1", "## Middle", "x += 1", "## End", "assert x == 2")
     run(pytester, "nbs/example.ipynb::End").assert_outcomes(passed=1)
     run(pytester, "-k", "End").assert_outcomes(passed=1, deselected=2)
     run(pytester, "nbs/example.ipynb::End", "nbs/example.ipynb::Title").assert_outcomes(passed=2)
+
 
 def test_a_failure_in_the_set_up_says_whose_it_is(notebook, pytester):
     notebook(*FAILING)
@@ -72,9 +125,20 @@ def test_a_failure_in_the_set_up_says_whose_it_is(notebook, pytester):
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*cell 5, section 'Halves' (needed by the section 'Last')*"])
 
+
 def test_flags_and_eval_false(notebook, pytester):
-    notebook("# Title", "#| eval: false\nraise ValueError", "#| notest\nraise ValueError", "x = 1",
-             "## Long", "#| slow\nx = 2", "## After", "assert x == 1", "## Shown only", "#| eval: false\nraise ValueError")
+    notebook(
+        "# Title",
+        "#| eval: false\nraise ValueError",
+        "#| notest\nraise ValueError",
+        "x = 1",
+        "## Long",
+        "#| slow\nx = 2",
+        "## After",
+        "assert x == 1",
+        "## Shown only",
+        "#| eval: false\nraise ValueError",
+    )
     result = run(pytester, "-rs")
     result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*flagged slow"])
@@ -82,10 +146,14 @@ def test_flags_and_eval_false(notebook, pytester):
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["AssertionError: assert 2 == 1"])
 
+
 def test_notebooks_do_not_see_each_other(notebook, pytester):
     notebook("# Title", "import os\nos.environ['LEFT_BEHIND'] = '1'\nsecret = 1", name="nbs/a.ipynb")
-    notebook("# Title", "import os\nassert 'LEFT_BEHIND' not in os.environ and 'secret' not in globals()", name="nbs/b.ipynb")
+    notebook(
+        "# Title", "import os\nassert 'LEFT_BEHIND' not in os.environ and 'secret' not in globals()", name="nbs/b.ipynb"
+    )
     run(pytester).assert_outcomes(passed=2)
+
 
 def test_what_is_no_notebook_is_an_error(notebook, pytester):
     notebook().write_text("{")

@@ -1,4 +1,5 @@
 "Evaluation on a fake model: no weights needed. Naive twins, laws, and what is refused."
+
 import json
 from collections import Counter
 from contextlib import contextmanager
@@ -7,42 +8,70 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.core import Cost, Dialogue, InputError
-from personal_llm.evaluation import (Comparison, Evaluation, _nearest, by_user, compare_users, evaluate, floors, headroom_gate, paired_bootstrap,
-                                     rouge_words, share_of_headroom, text_scores)
-from personal_llm.users import lower_case, opener
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.tuning.statistics import Comparison, paired_bootstrap
+from personal_llm.tuning.evaluation import (
+    Evaluation,
+    _nearest,
+    by_user,
+    compare_users,
+    evaluate,
+    floors,
+    headroom_gate,
+    share_of_headroom,
+    text_scores,
+)
+from personal_llm.base.text import rouge_words
+from personal_llm.data.users import lower_case, opener
+
 
 class Parrot:
     "Answers with the prompt; the response's loss is its number of letters a word. An adapter is a number that is added to it."
-    def __init__(self): self.cost, self.worn, self.seen = Cost(tokens=7), 0, []
+
+    def __init__(self):
+        self.cost, self.adapted, self.seen = Cost(tokens=7), 0, []
 
     @contextmanager
     def using(self, adapter):
-        self.worn = adapter or 0
-        try: yield self
-        finally: self.worn = 0
+        self.adapted = adapter or 0
+        try:
+            yield self
+        finally:
+            self.adapted = 0
 
     def nll(self, dialogues, batch_size):
         self.cost.forward += len(dialogues)
-        return np.array([(len(d.response.replace(" ", "")) + self.worn * len(d.response.split()), len(d.response.split())) for d in dialogues], float)
+        return np.array(
+            [
+                (len(d.response.replace(" ", "")) + self.adapted * len(d.response.split()), len(d.response.split()))
+                for d in dialogues
+            ],
+            float,
+        )
 
     def generate(self, prompts, max_new_tokens, batch_size):
-        self.seen.append((max_new_tokens, batch_size)); self.cost.forward += len(prompts)
+        self.seen.append((max_new_tokens, batch_size))
+        self.cost.forward += len(prompts)
         return [p.prompt for p in prompts]
+
 
 TEST = [Dialogue("so it is", "so it was then"), Dialogue("No!", "never ever")]
 
+
 def test_evaluate_by_hand():
     model = Parrot()
-    found = evaluate(model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_new_tokens=5, batch_size=3, group="Ana")
+    found = evaluate(
+        model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_new_tokens=5, batch_size=3, group="Ana"
+    )
     first, second = found.items
     assert (first["loss"], first["tokens"]) == (11 / 4 + 0.5, 4) and second["loss"] == 9 / 2 + 0.5
-    assert found.summary["loss"] == (3.25 + 5) / 2                                # the mean of means, not 21 / 6
+    assert found.summary["loss"] == (3.25 + 5) / 2  # the mean of means, not 21 / 6
     assert first["reply"] == "so it is" and first["rouge1"] == pytest.approx(4 / 7) and second["rouge1"] == 0
     assert first["adherence"] == 1 and second["adherence"] == 0 and list(found.summary["habits"].values()) == [0.5, 0.5]
     assert found.cost.forward == 4 and found.cost.tokens == 0 and model.cost.forward == 4 and model.cost.tokens == 7
-    assert model.seen == [(5, 3)] and model.worn == 0 and found.user == "Ana" and len(found) == 2
+    assert model.seen == [(5, 3)] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
+
 
 def test_evaluate_without_replies():
     model = Parrot()
@@ -50,63 +79,87 @@ def test_evaluate_without_replies():
     assert model.seen == [] and set(found.summary) == {"n", "loss"} and "reply" not in found.items[0]
     assert "response loss" in str(found) and "BLEU" not in str(found)
 
+
 def test_cost_survives_a_failure():
     class Broken(Parrot):
-        def generate(self, *args, **more): self.cost.forward += 1; raise RuntimeError("out of memory")
+        def generate(self, *args, **more):
+            self.cost.forward += 1
+            raise RuntimeError("out of memory")
+
     model = Broken()
-    with pytest.raises(RuntimeError): evaluate(model, TEST)
-    assert model.cost.forward == 3 and model.cost.tokens == 7 and model.worn == 0
+    with pytest.raises(RuntimeError):
+        evaluate(model, TEST)
+    assert model.cost.forward == 3 and model.cost.tokens == 7 and model.adapted == 0
+
 
 @pytest.mark.parametrize("dialogues, says", [([], "no dialogues"), ([TEST[0], Dialogue("x", " \n")], "empty")])
 def test_refused_before_the_model_runs(dialogues, says):
     model = Parrot()
-    with pytest.raises(InputError, match=says): evaluate(model, dialogues)
-    with pytest.raises(InputError, match=says): floors(dialogues, TEST)
+    with pytest.raises(InputError, match=says):
+        evaluate(model, dialogues)
+    with pytest.raises(InputError, match=says):
+        floors(dialogues, TEST)
     assert model.cost.forward == 0
 
-@settings(deadline=None)                                    # the first example imports rouge_score
+
+@settings(deadline=None)  # the first example imports rouge_score
 @given(st.text(st.characters(max_codepoint=127)))
 def test_words_on_ascii_are_those_of_rouge_score(text):
     from rouge_score.tokenizers import DefaultTokenizer
+
     assert rouge_words(text) == DefaultTokenizer(False).tokenize(text)
+
 
 @given(st.text())
 def test_words_of_any_text(text):
     words = rouge_words(text)
     assert all(w and not any(c.isspace() for c in w) for w in words) and rouge_words(" ".join(words)) == words
 
+
 def naive_rouge(reply, reference):
     a, b = rouge_words(reply), rouge_words(reference)
-    def longest(i, j): # by recursion over the ends
-        if not i or not j: return 0
+
+    def longest(i, j):  # by recursion over the ends
+        if not i or not j:
+            return 0
         return longest(i - 1, j - 1) + 1 if a[i - 1] == b[j - 1] else max(longest(i - 1, j), longest(i, j - 1))
+
     shared = sum((Counter(a) & Counter(b)).values())
     return [2 * m / (len(a) + len(b)) if m else 0.0 for m in (shared, longest(len(a), len(b)))]
 
+
 sentence = st.lists(st.sampled_from(["a", "b", "да", "茶", "☕"]), max_size=6).map(" ".join)
+
 
 @settings(max_examples=60, deadline=None)
 @given(sentence, sentence.filter(str.strip))
 def test_rouge_against_its_naive_twin(reply, reference):
-    found, = text_scores([reply], [reference])
+    (found,) = text_scores([reply], [reference])
     assert [found["rouge1"], found["rougeL"]] == pytest.approx(naive_rouge(reply, reference))
     assert found["rougeL"] <= found["rouge1"] + 1e-12 and 0 <= found["bleu"] <= 100 + 1e-9
+
 
 def test_json_round_trip_and_damage():
     found = evaluate(Parrot(), TEST, habits=(lower_case(),), group="Ana")
     row = json.loads(json.dumps(found.to_dict()))
     assert Evaluation.from_dict(row) == found and Evaluation.from_dict(row).compare(found).difference == 0
     for wrong in ({}, dict(items=[]), row | dict(score=1)):
-        with pytest.raises(InputError, match="not an evaluation"): Evaluation.from_dict(wrong)
+        with pytest.raises(InputError, match="not an evaluation"):
+            Evaluation.from_dict(wrong)
+
 
 def test_compare_pairs_by_id_whatever_the_order():
     worse, model = evaluate(Parrot(), TEST, adapter=1), Parrot()
     base = evaluate(model, TEST[::-1])
     found = worse.compare(base)
     assert found.difference == pytest.approx(1) and found.low == pytest.approx(1) and found.worse and found.n == 2
-    with pytest.raises(InputError, match="1 in common of 2 and 1"): worse.compare(evaluate(model, TEST[:1]))
-    with pytest.raises(InputError, match="adherence"): worse.compare(base, "adherence")
-    with pytest.raises(InputError, match="at least two"): evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
+    with pytest.raises(InputError, match="1 in common of 2 and 1"):
+        worse.compare(evaluate(model, TEST[:1]))
+    with pytest.raises(InputError, match="adherence"):
+        worse.compare(base, "adherence")
+    with pytest.raises(InputError, match="at least two"):
+        evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
+
 
 def test_comparison_in_words_and_json():
     up = Comparison(0.2, 0.1, 0.3, 8, 0.04, "rouge1")
@@ -114,48 +167,78 @@ def test_comparison_in_words_and_json():
     assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
     assert json.loads(json.dumps(up.to_dict()))["better"] is True
     down, even = Comparison(-0.2, -0.3, -0.1, 8, 0.04, "rouge1"), Comparison(-0.2, -0.3, 0.1, 8, 0.04, "rouge1")
-    assert [c.to_dict()["verdict"] for c in (up, down, even)] == ["better", "worse", "cannot be told apart"] == [str(c).split(": ")[1] for c in (up, down, even)]
+    assert (
+        [c.to_dict()["verdict"] for c in (up, down, even)]
+        == ["better", "worse", "cannot be told apart"]
+        == [str(c).split(": ")[1] for c in (up, down, even)]
+    )
+
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
+
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(floats, min_size=2, max_size=12), floats, st.integers(0, 5))
 def test_bootstrap_laws(values, shift, seed):
     x = np.array(values)
     one = paired_bootstrap(x, seed, 200)
-    assert one == paired_bootstrap(x, seed, 200) and one.low <= one.difference + 1e-9 and one.difference <= one.high + 1e-9
+    assert (
+        one == paired_bootstrap(x, seed, 200) and one.low <= one.difference + 1e-9 and one.difference <= one.high + 1e-9
+    )
     moved = paired_bootstrap(x + shift, seed, 200)
-    assert np.allclose([moved.difference, moved.low, moved.high], np.array([one.difference, one.low, one.high]) + shift, atol=1e-6)
+    assert np.allclose(
+        [moved.difference, moved.low, moved.high], np.array([one.difference, one.low, one.high]) + shift, atol=1e-6
+    )
     turned = paired_bootstrap(-x, seed, 200)
     assert np.allclose([turned.low, turned.high], [-one.high, -one.low], atol=1e-6)
+
 
 def test_bootstrap_agrees_with_students_t_on_normal_values():
     x = np.random.default_rng(0).normal(1, 1, 8)
     found = paired_bootstrap(x, resamples=20000)
-    half = 2.3646 * x.std(ddof=1) / 8 ** 0.5
+    half = 2.3646 * x.std(ddof=1) / 8**0.5
     assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+
 
 def planted(user, losses, first=0):
     return Evaluation([dict(id=f"{user}{first + i}", loss=l) for i, l in enumerate(losses)], dict(loss=0.0), user=user)
 
+
 def test_users_weigh_alike_however_many_dialogues_they_have():
-    a, b = [planted("Ana", [1.0] * 50), planted("Bo", [3.0] * 2)], [planted("Ana", [2.0] * 50), planted("Bo", [3.0] * 2)]
+    a, b = (
+        [planted("Ana", [1.0] * 50), planted("Bo", [3.0] * 2)],
+        [planted("Ana", [2.0] * 50), planted("Bo", [3.0] * 2)],
+    )
     found = compare_users(a, b)
     assert found.difference == -0.5 and found.n == 2 and by_user(a) == dict(Ana=1.0, Bo=3.0)
 
+
 def test_adding_copies_of_seeds_does_not_narrow_the_interval():
     rng = np.random.default_rng(0)
-    a = [planted(u, rng.normal(size=5) - 0.2) for u in "abcdef"]; b = [planted(u, rng.normal(size=5)) for u in "abcdef"]
-    assert np.allclose([v for v in compare_users(a * 3, b * 3).to_dict().values() if type(v) is float], [v for v in compare_users(a, b).to_dict().values() if type(v) is float])
+    a = [planted(u, rng.normal(size=5) - 0.2) for u in "abcdef"]
+    b = [planted(u, rng.normal(size=5)) for u in "abcdef"]
+    assert np.allclose(
+        [v for v in compare_users(a * 3, b * 3).to_dict().values() if type(v) is float],
+        [v for v in compare_users(a, b).to_dict().values() if type(v) is float],
+    )
 
-@pytest.mark.parametrize("other, says", [
-    ([planted("Ana", [1.0])], "'Bo'"), ([planted("Ana", [1.0]), planted("Bo", [1.0]), planted("Bo", [1.0])], "seeds"),
-    ([planted("Ana", [1.0]), planted("Bo", [1.0], first=9)], "different dialogues")])
+
+@pytest.mark.parametrize(
+    "other, says",
+    [
+        ([planted("Ana", [1.0])], "'Bo'"),
+        ([planted("Ana", [1.0]), planted("Bo", [1.0]), planted("Bo", [1.0])], "seeds"),
+        ([planted("Ana", [1.0]), planted("Bo", [1.0], first=9)], "different dialogues"),
+    ],
+)
 def test_compare_users_refuses(other, says):
-    with pytest.raises(InputError, match=says): compare_users([planted("Ana", [1.0]), planted("Bo", [1.0])], other)
+    with pytest.raises(InputError, match=says):
+        compare_users([planted("Ana", [1.0]), planted("Bo", [1.0])], other)
+
 
 def test_nearest_by_hand():
-    assert _nearest(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [2, 0, 3] # no word shared: the first
+    assert _nearest(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [2, 0, 3]  # no word shared: the first
+
 
 def test_constant_floor_is_the_best_constant():
     rng = np.random.default_rng(0)
@@ -166,11 +249,19 @@ def test_constant_floor_is_the_best_constant():
     assert found["constant"].summary["rouge1"] == pytest.approx(max(means)) and found["echo"].user == "Ana"
     assert found["nearest"].compare(found["echo"], "rouge1").n == 12
 
+
 def test_gate_and_share():
-    assert headroom_gate([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and headroom_gate([2.0, 2.0], [2.0, 2.0]) == (0, 0, 0, False)
+    assert headroom_gate([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and headroom_gate([2.0, 2.0], [2.0, 2.0]) == (
+        0,
+        0,
+        0,
+        False,
+    )
     assert headroom_gate([1.0, 1.0], [2.0, 2.0]).passes is False
     x = np.array([3.0, 2.5, 2.8, 3.1])
     same = share_of_headroom(x, x - 0.5, x - 1)
     assert np.allclose(same, 0.5)
-    with pytest.raises(InputError, match="no headroom"): share_of_headroom(x, x, x)
-    with pytest.raises(InputError, match="finite"): headroom_gate(x, [1, 2, np.nan, 3])
+    with pytest.raises(InputError, match="no headroom"):
+        share_of_headroom(x, x, x)
+    with pytest.raises(InputError, match="finite"):
+        headroom_gate(x, [1, 2, np.nan, 3])

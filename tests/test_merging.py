@@ -1,4 +1,5 @@
 "Merging: hand-worked mixtures, brute-force and full-matrix twins, every architecture, what is refused."
+
 import itertools, json, os, shutil
 from pathlib import Path
 
@@ -10,339 +11,642 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
 from scipy.optimize import nnls
 
-from personal_llm import merging
-from personal_llm.core import Dialogue, InputError
-from personal_llm.merging import compress, factors, finetune_residual, lora_config, matching_weights, merge, refine_weights
-from personal_llm.selection import mean_loss
-from personal_llm.tuning import Adapter, TuningConfig, finetune
+from personal_llm.start import merging
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.factors import compress, factors, lora_config
+from personal_llm.start.merging import finetune_residual, matching_weights, merge, refine_weights
+from personal_llm.start.ranking import mean_loss
+from personal_llm.base.adapters import Adapter
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import finetune
 from tiny import ARCHITECTURES, shared, tiny
 
-TALK = [Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.") for i, w in enumerate("tea rain bread snow music salt wool glass".split())]
+TALK = [
+    Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.")
+    for i, w in enumerate("tea rain bread snow music salt wool glass".split())
+]
 BRIEF = TuningConfig(rank=2, steps=2, batch_size=4, max_length=64, checks=1, learning_rate=1e-2)
 
 # ---- weights
 
-@pytest.mark.parametrize("Z, t, wanted", [
-    ([[1, 0], [0, 1]], [.5, .25], [.5, .25]),             # inside: the rest is the base
-    ([[1, 0], [0, 1]], [3, 1], [.75, .25]),               # too strong: the shares
-    ([[2, 0], [0, 1]], [1, .5], [.5, .5]),                # members of different lengths
-    ([[2, 0], [0, 1]], [4, 2], [.5, .5]),
-    ([[1, 0], [0, 1]], [1, -1], [1, 0]),                  # nothing is subtracted
-    ([[-1, 0], [0, -1]], [1, 1], [0, 0]),
-    ([[0, 0], [0, 2]], [0, 1], [0, .5]),                  # a member without a style
-    ([[1, 0], [1, 0], [0, 1]], [.5, 0], [.5, 0, 0]),      # twins: one of them
-    ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [.4, .2, .1], [.4, .2, .1])])
-def test_weights_by_hand(Z, t, wanted): assert np.allclose(matching_weights(Z, t), wanted)
+
+@pytest.mark.parametrize(
+    "Z, t, wanted",
+    [
+        ([[1, 0], [0, 1]], [0.5, 0.25], [0.5, 0.25]),  # inside: the rest is the base
+        ([[1, 0], [0, 1]], [3, 1], [0.75, 0.25]),  # too strong: the shares
+        ([[2, 0], [0, 1]], [1, 0.5], [0.5, 0.5]),  # members of different lengths
+        ([[2, 0], [0, 1]], [4, 2], [0.5, 0.5]),
+        ([[1, 0], [0, 1]], [1, -1], [1, 0]),  # nothing is subtracted
+        ([[-1, 0], [0, -1]], [1, 1], [0, 0]),
+        ([[0, 0], [0, 2]], [0, 1], [0, 0.5]),  # a member without a style
+        ([[1, 0], [1, 0], [0, 1]], [0.5, 0], [0.5, 0, 0]),  # twins: one of them
+        ([[1, 0, 0], [0, 1, 0], [0, 0, 1]], [0.4, 0.2, 0.1], [0.4, 0.2, 0.1]),
+    ],
+)
+def test_weights_by_hand(Z, t, wanted):
+    assert np.allclose(matching_weights(Z, t), wanted)
+
 
 def test_the_limit_on_members():
     Z = np.eye(4)
-    assert np.allclose(matching_weights(Z, [.4, .3, .2, .1]), [.4, .3, .2, 0])
-    assert np.allclose(matching_weights(Z, [.4, .3, .2, .1], most=1), [.4, 0, 0, 0])
-    assert np.allclose(matching_weights(Z, [.5, .04, 0, 0]), [.5, 0, 0, 0]), "a member that explains less than a hundredth is noise"
-    assert np.allclose(matching_weights(Z, [.5, .06, 0, 0]), [.5, .06, 0, 0])
+    assert np.allclose(matching_weights(Z, [0.4, 0.3, 0.2, 0.1]), [0.4, 0.3, 0.2, 0])
+    assert np.allclose(matching_weights(Z, [0.4, 0.3, 0.2, 0.1], most=1), [0.4, 0, 0, 0])
+    assert np.allclose(matching_weights(Z, [0.5, 0.04, 0, 0]), [0.5, 0, 0, 0]), (
+        "a member that explains less than a hundredth is noise"
+    )
+    assert np.allclose(matching_weights(Z, [0.5, 0.06, 0, 0]), [0.5, 0.06, 0, 0])
 
-def test_no_candidates(): assert matching_weights(np.zeros((0, 3)), [1, 0, 0]).shape == (0,)
+
+def test_no_candidates():
+    assert matching_weights(np.zeros((0, 3)), [1, 0, 0]).shape == (0,)
+
 
 def test_exchange_mends_a_greedy_mistake():
     "The first taken is the best alone, and no part of the best pair."
-    Z, t = np.array([[1, 0, 0], [0, 1, 0], [.8, .6, .4]]), np.array([.5, .5, 0])
-    assert np.allclose(matching_weights(Z, t, most=2), [.5, .5, 0])
+    Z, t = np.array([[1, 0, 0], [0, 1, 0], [0.8, 0.6, 0.4]]), np.array([0.5, 0.5, 0])
+    assert np.allclose(matching_weights(Z, t, most=2), [0.5, 0.5, 0])
+
 
 def brute(Z, t, most):
     "The lowest squared error over all sets of members."
     return min(nnls(Z[list(s)].T, t)[1] ** 2 for s in itertools.combinations(range(len(Z)), most))
 
+
 def test_as_good_as_trying_all_sets():
     "Within the worth of one member of the brute-force twin: always nearly, mostly exactly."
     random, exact = np.random.default_rng(0), []
     for trial in range(30):
-        Z = random.normal(size=(12, 8)) + .5
-        t = np.abs(random.normal(size=4)) @ Z[:4]; t *= .3 / np.linalg.norm(t)
+        Z = random.normal(size=(12, 8)) + 0.5
+        t = np.abs(random.normal(size=4)) @ Z[:4]
+        t *= 0.3 / np.linalg.norm(t)
         alpha = matching_weights(Z, t)
         error = np.sum((t - alpha @ Z) ** 2) / (t @ t)
         best = brute(Z, t, 3) / (t @ t)
         assert best - 1e-9 <= error
         exact.append(error < best + merging.WORTH)
-    assert np.mean(exact) >= .8, np.mean(exact)
+    assert np.mean(exact) >= 0.8, np.mean(exact)
 
-@pytest.mark.parametrize("shares", [[1], [.6, .4], [.45, .3, .25]])
-@pytest.mark.parametrize("length", [.2, .8, 1, 3, 10])
+
+@pytest.mark.parametrize("shares", [[1], [0.6, 0.4], [0.45, 0.3, 0.25]])
+@pytest.mark.parametrize("length", [0.2, 0.8, 1, 3, 10])
 def test_planted_mixtures_of_any_length(shares, length):
     "28 candidates in 16 dimensions, noise a tenth of the user's length: the planted members, their shares, and a sum that never passes 1."
     random, hits = np.random.default_rng(len(shares)), []
     for trial in range(40):
-        Z = random.normal(size=(28, 16)); Z /= np.linalg.norm(Z, axis=1, keepdims=True)
+        Z = random.normal(size=(28, 16))
+        Z /= np.linalg.norm(Z, axis=1, keepdims=True)
         members = random.choice(28, len(shares), replace=False)
         clean = length * np.array(shares) @ Z[members]
-        alpha = matching_weights(Z, clean + random.normal(size=16) / 4 * .1 * np.linalg.norm(clean))
+        alpha = matching_weights(Z, clean + random.normal(size=16) / 4 * 0.1 * np.linalg.norm(clean))
         assert alpha.sum() <= 1 + 1e-9
         hits.append(set(np.flatnonzero(alpha)) == set(members))
-        if hits[-1]: assert np.abs(alpha[members] / alpha.sum() - shares).max() < .12 and abs(alpha.sum() - min(1, length)) < .15
-    assert np.mean(hits) >= .9
+        if hits[-1]:
+            assert (
+                np.abs(alpha[members] / alpha.sum() - shares).max() < 0.12 and abs(alpha.sum() - min(1, length)) < 0.15
+            )
+    assert np.mean(hits) >= 0.9
+
 
 finite = st.floats(-5, 5, allow_subnormal=False).map(lambda x: round(x, 3))
-@given(arrays(float, st.tuples(st.integers(1, 9), st.just(4)), elements=finite), arrays(float, 4, elements=finite), st.integers(1, 4))
+
+
+@given(
+    arrays(float, st.tuples(st.integers(1, 9), st.just(4)), elements=finite),
+    arrays(float, 4, elements=finite),
+    st.integers(1, 4),
+)
 @settings(max_examples=150, deadline=None)
 def test_weights_always(Z, t, most):
     alpha = matching_weights(Z, t, most)
-    assert alpha.shape == (len(Z),) and np.isfinite(alpha).all() and (alpha >= 0).all() and alpha.sum() <= 1 + 1e-9 and (alpha > 0).sum() <= most
-    if alpha.any(): assert (alpha @ Z) @ t > 0, "never away from the user"
-    if alpha.sum() < 1 - 1e-9: assert np.sum((t - alpha @ Z) ** 2) <= t @ t + 1e-9, "never worse than the base"
+    assert (
+        alpha.shape == (len(Z),)
+        and np.isfinite(alpha).all()
+        and (alpha >= 0).all()
+        and alpha.sum() <= 1 + 1e-9
+        and (alpha > 0).sum() <= most
+    )
+    if alpha.any():
+        assert (alpha @ Z) @ t > 0, "never away from the user"
+    if alpha.sum() < 1 - 1e-9:
+        assert np.sum((t - alpha @ Z) ** 2) <= t @ t + 1e-9, "never worse than the base"
     turned = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
-    assert np.sum((t - alpha @ Z) ** 2) == pytest.approx(np.sum((t @ turned - matching_weights(Z @ turned, t @ turned, most) @ Z @ turned) ** 2), abs=.2 + .05 * (t @ t)) or most > 1, "the axes do not count"
+    assert (
+        np.sum((t - alpha @ Z) ** 2)
+        == pytest.approx(
+            np.sum((t @ turned - matching_weights(Z @ turned, t @ turned, most) @ Z @ turned) ** 2),
+            abs=0.2 + 0.05 * (t @ t),
+        )
+        or most > 1
+    ), "the axes do not count"
 
-@pytest.mark.parametrize("Z, t, most", [([[1, 0]], [1], 3), ([1, 0], [1, 0], 3), ([[np.nan, 0]], [1, 0], 3), ([[1, 0]], [np.inf, 0], 3), ([[1, 0]], [1, 0], 0)])
+
+@pytest.mark.parametrize(
+    "Z, t, most",
+    [
+        ([[1, 0]], [1], 3),
+        ([1, 0], [1, 0], 3),
+        ([[np.nan, 0]], [1, 0], 3),
+        ([[1, 0]], [np.inf, 0], 3),
+        ([[1, 0]], [1, 0], 0),
+    ],
+)
 def test_wrong_coordinates(Z, t, most):
-    with pytest.raises(InputError): matching_weights(Z, t, most)
+    with pytest.raises(InputError):
+        matching_weights(Z, t, most)
+
 
 # ---- adapters
+
 
 def adapter(folder, model, rank=2, alpha=8, seed=0, targets="all-linear", **changes):
     "A random adapter on disk."
     from peft import LoraConfig, get_peft_model
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        worn = get_peft_model(model.model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM", **changes))
-    worn.save_pretrained(str(folder)); model.model = worn.unload().eval()
-    (folder / "adapter.json").write_text(json.dumps(dict(base=model.base, parents=["d"], cost={}, history=[], start_loss=None, best_loss=None)))
+        adapted = get_peft_model(
+            model.model,
+            LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=targets,
+                init_lora_weights=False,
+                task_type="CAUSAL_LM",
+                **changes,
+            ),
+        )
+    adapted.save_pretrained(str(folder))
+    model.model = adapted.unload().eval()
+    (folder / "adapter.json").write_text(
+        json.dumps(dict(base=model.base, parents=["d"], cost={}, history=[], start_loss=None, best_loss=None))
+    )
     return folder
+
 
 def logits(model):
     ids = torch.arange(5, 25)[None]
-    with torch.no_grad(): return model.model(input_ids=ids).logits
+    with torch.no_grad():
+        return model.model(input_ids=ids).logits
 
-def weights(model): return {n: v.clone() for n, v in model.model.state_dict().items()}
+
+def weights(model):
+    return {n: v.clone() for n, v in model.model.state_dict().items()}
+
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory):
     place, model = tmp_path_factory.mktemp("pool"), shared("llama")
-    return dict(a=adapter(place / "a", model, 2, 8, 1), b=adapter(place / "b", model, 3, 3, 2), c=adapter(place / "c", model, 1, 5, 3, ["q_proj", "up_proj"]))
+    return dict(
+        a=adapter(place / "a", model, 2, 8, 1),
+        b=adapter(place / "b", model, 3, 3, 2),
+        c=adapter(place / "c", model, 1, 5, 3, ["q_proj", "up_proj"]),
+    )
+
 
 def dense(folder):
     "module -> the change of its weights, by the definition alpha / r * B A."
-    config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
-    return {n[:-14]: config["lora_alpha"] / config["r"] * tensors[n[:-14] + ".lora_B.weight"] @ v for n, v in tensors.items() if n.endswith("lora_A.weight")}
+    config, tensors = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        load_file(folder / "adapter_model.safetensors"),
+    )
+    return {
+        n[:-14]: config["lora_alpha"] / config["r"] * tensors[n[:-14] + ".lora_B.weight"] @ v
+        for n, v in tensors.items()
+        if n.endswith("lora_A.weight")
+    }
+
 
 def summed(pool, shares):
     parts = [(dense(pool[n]), w) for n, w in shares.items()]
     return {m: sum(w * d[m] for d, w in parts if m in d) for m in set().union(*(d for d, _ in parts))}
 
-@pytest.mark.parametrize("shares", [dict(a=1.0), dict(b=.3), dict(a=.6, b=.4), dict(a=.2, b=.3, c=.4), dict(c=1), dict(a=0, b=.5, c=np.float32(.5))])
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        dict(a=1.0),
+        dict(b=0.3),
+        dict(a=0.6, b=0.4),
+        dict(a=0.2, b=0.3, c=0.4),
+        dict(c=1),
+        dict(a=0, b=0.5, c=np.float32(0.5)),
+    ],
+)
 def test_the_sum_is_exact(shares, pool, tmp_path):
     got, wanted = merge(pool, shares, tmp_path / "m"), summed(pool, {n: w for n, w in shares.items() if w})
     found = dense(got.path)
-    assert found.keys() == wanted.keys() and all(torch.allclose(found[m], wanted[m], rtol=1e-5, atol=1e-6) for m in wanted)
-    assert got.parents == tuple(n for n, w in shares.items() if w) and got.base == shared("llama").base and Adapter.load(tmp_path / "m") == got
+    assert found.keys() == wanted.keys() and all(
+        torch.allclose(found[m], wanted[m], rtol=1e-5, atol=1e-6) for m in wanted
+    )
+    assert (
+        got.parents == tuple(n for n, w in shares.items() if w)
+        and got.base == shared("llama").base
+        and Adapter.load(tmp_path / "m") == got
+    )
     assert lora_config(got.path)["r"] == sum(lora_config(pool[n])["r"] for n in got.parents)
-    assert {p.name for p in got.path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "adapter.json"} and [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert {p.name for p in got.path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter.json",
+    } and [p.name for p in tmp_path.iterdir()] == ["m"]
+
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_worn_it_is_the_weighted_sum(architecture, tmp_path):
     "Against a model to whose weights the sum was added by hand; plain peft loads it; GPT-2's transposed layers included."
     from peft import PeftModel
+
     model = tiny(architecture)
     targets = ["c_attn"] if architecture == "gpt2" else ["q_proj", "down_proj"]
-    pool = dict(a=adapter(tmp_path / "a", model, 2, 1, 1), b=adapter(tmp_path / "b", model, 3, .5, 2, targets))
+    pool = dict(a=adapter(tmp_path / "a", model, 2, 1, 1), b=adapter(tmp_path / "b", model, 3, 0.5, 2, targets))
     before, bare = weights(model), logits(model)
-    got = merge(pool, dict(a=.5, b=.3))
-    with model.using(got): worn = logits(model)
+    got = merge(pool, dict(a=0.5, b=0.3))
+    with model.using(got):
+        adapted = logits(model)
     assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
     twin = tiny(architecture)
     parameters = dict(twin.model.named_parameters())
     with torch.no_grad():
-        for m, delta in summed(pool, dict(a=.5, b=.3)).items(): parameters[m.removeprefix("base_model.model.") + ".weight"] += delta.T if architecture == "gpt2" else delta
-    assert torch.allclose(worn, logits(twin), rtol=1e-4, atol=1e-4) and not torch.allclose(worn, bare, atol=1e-2)
+        for m, delta in summed(pool, dict(a=0.5, b=0.3)).items():
+            parameters[m.removeprefix("base_model.model.") + ".weight"] += delta.T if architecture == "gpt2" else delta
+    assert torch.allclose(adapted, logits(twin), rtol=1e-4, atol=1e-4) and not torch.allclose(adapted, bare, atol=1e-2)
     plain = tiny(architecture)
     plain.model = PeftModel.from_pretrained(plain.model, str(got.path)).eval()
-    assert torch.equal(logits(plain), worn)
+    assert torch.equal(logits(plain), adapted)
+
 
 def test_one_at_full_weight_is_itself(pool):
     model = shared("llama")
     for name in pool:
-        with model.using(pool[name]): alone = logits(model)
-        with model.using(merge(pool, {name: 1})): assert torch.allclose(logits(model), alone, rtol=1e-4, atol=1e-5)
+        with model.using(pool[name]):
+            alone = logits(model)
+        with model.using(merge(pool, {name: 1})):
+            assert torch.allclose(logits(model), alone, rtol=1e-4, atol=1e-5)
+
 
 def test_choices_of_layers_do_not_reach_the_merge(pool, tmp_path):
-    "One adapter is for the first layer only, one leaves a module out: the merge is worn wherever one of them is."
+    "One adapter is for the first layer only, one leaves a module out: the merge is adapted wherever one of them is."
     model = shared("llama")
-    some = dict(first=adapter(tmp_path / "first", model, 2, 1, 4, ["q_proj"], layers_to_transform=[0]), less=adapter(tmp_path / "less", model, 1, 1, 5, ["q_proj", "up_proj"], exclude_modules=["up_proj"]), c=pool["c"])
+    some = dict(
+        first=adapter(tmp_path / "first", model, 2, 1, 4, ["q_proj"], layers_to_transform=[0]),
+        less=adapter(tmp_path / "less", model, 1, 1, 5, ["q_proj", "up_proj"], exclude_modules=["up_proj"]),
+        c=pool["c"],
+    )
     for order in (["first", "less", "c"], ["less", "c", "first"]):
-        got = merge(some, {n: .3 for n in order})
-        with model.using(got): worn = {n for n, _ in model.model.named_modules() if n.endswith("lora_A.default")}
-        assert {n.removesuffix(".lora_A.default") for n in worn} == set(dense(got.path)) and len(worn) == 4
+        got = merge(some, {n: 0.3 for n in order})
+        with model.using(got):
+            adapted = {n for n, _ in model.model.named_modules() if n.endswith("lora_A.default")}
+        assert {n.removesuffix(".lora_A.default") for n in adapted} == set(dense(got.path)) and len(adapted) == 4
+
 
 def test_merges_of_merges(pool):
-    inner = merge(pool, dict(a=.5, b=.5))
-    outer = merge(dict(inner=inner.path, c=pool["c"]), dict(inner=.6, c=.4))
-    wanted = summed(pool, dict(a=.3, b=.3, c=.4))
+    inner = merge(pool, dict(a=0.5, b=0.5))
+    outer = merge(dict(inner=inner.path, c=pool["c"]), dict(inner=0.6, c=0.4))
+    wanted = summed(pool, dict(a=0.3, b=0.3, c=0.4))
     assert all(torch.allclose(dense(outer.path)[m], wanted[m], rtol=1e-5, atol=1e-6) for m in wanted)
+
 
 def test_it_can_be_trained_on(pool, tmp_path):
     "Continuing in a merge starts at the merge."
-    model, start = shared("llama"), merge(pool, dict(a=.05, b=.05))
-    with model.using(start): loss = mean_loss(model.nll(TALK))
+    model, start = shared("llama"), merge(pool, dict(a=0.05, b=0.05))
+    with model.using(start):
+        loss = mean_loss(model.nll(TALK))
     further = finetune(model, TALK, BRIEF, start=start, out=tmp_path / "f", progress=False)
     assert further.start_loss == pytest.approx(loss, abs=1e-4) and lora_config(further.path)["r"] == 5
 
+
 def test_libraries_are_anything_with_adapters(pool):
     class Entry:
-        def __init__(self, folder): self.adapter = folder
-    got = merge({n: Entry(f) for n, f in pool.items()}, dict(a=.5, c=.25))
+        def __init__(self, folder):
+            self.adapter = folder
+
+    got = merge({n: Entry(f) for n, f in pool.items()}, dict(a=0.5, c=0.25))
     assert got.parents == ("a", "c")
 
-@pytest.mark.parametrize("shares, says", [({}, "base model alone"), (dict(a=0.0), "base model alone"), (dict(a=.7, b=.31), "sum to 1.01"), (dict(a=-.1, b=.2), "'a'"), (dict(a=float("nan")), "'a'"), (dict(a="1"), "'a'"), (dict(a=float("inf")), "'a'"), (dict(z=.5), "'z'")])
+
+@pytest.mark.parametrize(
+    "shares, says",
+    [
+        ({}, "base model alone"),
+        (dict(a=0.0), "base model alone"),
+        (dict(a=0.7, b=0.31), "sum to 1.01"),
+        (dict(a=-0.1, b=0.2), "'a'"),
+        (dict(a=float("nan")), "'a'"),
+        (dict(a="1"), "'a'"),
+        (dict(a=float("inf")), "'a'"),
+        (dict(z=0.5), "'z'"),
+    ],
+)
 def test_weights_that_are_refused(shares, says, pool, tmp_path):
-    with pytest.raises(InputError, match=says) as error: merge(pool, shares, tmp_path / "m")
+    with pytest.raises(InputError, match=says) as error:
+        merge(pool, shares, tmp_path / "m")
     assert "\n" not in str(error.value) and not (tmp_path / "m").exists()
 
-def test_rounding_of_weights_is_tolerated(pool): assert merge(pool, dict(a=1 / 3, b=1 / 3, c=1 / 3 + 5e-7)).parents == ("a", "b", "c")
+
+def test_rounding_of_weights_is_tolerated(pool):
+    assert merge(pool, dict(a=1 / 3, b=1 / 3, c=1 / 3 + 5e-7)).parents == ("a", "b", "c")
+
 
 def changed(folder, to, **changes):
-    shutil.copytree(folder, to); file = to / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes)); return to
+    shutil.copytree(folder, to)
+    file = to / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return to
 
-@pytest.mark.parametrize("changes", [dict(use_rslora=True), dict(use_dora=True), dict(lora_bias=True), dict(rank_pattern=dict(q_proj=4)), dict(alpha_pattern=dict(q_proj=4)), dict(bias="all"), dict(modules_to_save=["lm_head"]),
-    dict(init_lora_weights="pissa"), dict(peft_type="IA3"), dict(use_qalora=True), dict(trainable_token_indices=[1]), dict(layer_replication=[[0, 2]]), dict(something_of_tomorrow=3), dict(r=5), dict(r=0), dict(r="2"), dict(lora_alpha=None), dict(lora_alpha=float("nan"))])
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(use_rslora=True),
+        dict(use_dora=True),
+        dict(lora_bias=True),
+        dict(rank_pattern=dict(q_proj=4)),
+        dict(alpha_pattern=dict(q_proj=4)),
+        dict(bias="all"),
+        dict(modules_to_save=["lm_head"]),
+        dict(init_lora_weights="pissa"),
+        dict(peft_type="IA3"),
+        dict(use_qalora=True),
+        dict(trainable_token_indices=[1]),
+        dict(layer_replication=[[0, 2]]),
+        dict(something_of_tomorrow=3),
+        dict(r=5),
+        dict(r=0),
+        dict(r="2"),
+        dict(lora_alpha=None),
+        dict(lora_alpha=float("nan")),
+    ],
+)
 def test_what_is_not_plain_lora_is_refused(changes, pool, tmp_path):
     bad = changed(pool["a"], tmp_path / "bad", **changes)
-    with pytest.raises(InputError, match="bad") as error: merge(pool | dict(bad=bad), dict(b=.5, bad=.5), tmp_path / "m")
+    with pytest.raises(InputError, match="bad") as error:
+        merge(pool | dict(bad=bad), dict(b=0.5, bad=0.5), tmp_path / "m")
     field = next(iter(changes))
     assert field in str(error.value) or field == "r"
     assert "\n" not in str(error.value) and not (tmp_path / "m").exists()
 
+
 def damage(folder, how):
-    file = folder / "adapter_model.safetensors"; tensors = load_file(file); name = next(n for n in tensors if "lora_B" in n)
-    if how == "cut": file.write_bytes(file.read_bytes()[:-50])
-    elif how == "text": file.write_text("hello")
-    elif how == "config": (folder / "adapter_config.json").write_text("{")
-    elif how == "no dict": (folder / "adapter_config.json").write_text("[1]")
-    elif how == "gone": file.unlink()
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if "lora_B" in n)
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-50])
+    elif how == "text":
+        file.write_text("hello")
+    elif how == "config":
+        (folder / "adapter_config.json").write_text("{")
+    elif how == "no dict":
+        (folder / "adapter_config.json").write_text("[1]")
+    elif how == "gone":
+        file.unlink()
     else:
-        if how == "nan": tensors[name][0, 0] = float("nan")
-        elif how == "half a pair": del tensors[name]
-        elif how == "more": tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
-        elif how == "embedding": tensors["base_model.model.e.lora_embedding_A"] = torch.zeros(2, 2)
-        elif how == "shape": tensors[name] = torch.zeros(4, 7)
+        if how == "nan":
+            tensors[name][0, 0] = float("nan")
+        elif how == "half a pair":
+            del tensors[name]
+        elif how == "more":
+            tensors["base_model.model.lm_head.weight"] = torch.zeros(2, 2)
+        elif how == "embedding":
+            tensors["base_model.model.e.lora_embedding_A"] = torch.zeros(2, 2)
+        elif how == "shape":
+            tensors[name] = torch.zeros(4, 7)
         save_file(tensors, file)
 
-@pytest.mark.parametrize("how", ["cut", "text", "config", "no dict", "gone", "nan", "half a pair", "more", "embedding", "shape"])
+
+@pytest.mark.parametrize(
+    "how", ["cut", "text", "config", "no dict", "gone", "nan", "half a pair", "more", "embedding", "shape"]
+)
 def test_damaged_adapters_are_named(how, pool, tmp_path):
-    shutil.copytree(pool["a"], tmp_path / "bad"); damage(tmp_path / "bad", how)
-    for act in (lambda: merge(pool | dict(bad=tmp_path / "bad"), dict(b=.5, bad=.5), tmp_path / "m"), lambda: compress(tmp_path / "bad", 1, tmp_path / "m")):
-        with pytest.raises(InputError, match="bad") as error: act()
+    shutil.copytree(pool["a"], tmp_path / "bad")
+    damage(tmp_path / "bad", how)
+    for act in (
+        lambda: merge(pool | dict(bad=tmp_path / "bad"), dict(b=0.5, bad=0.5), tmp_path / "m"),
+        lambda: compress(tmp_path / "bad", 1, tmp_path / "m"),
+    ):
+        with pytest.raises(InputError, match="bad") as error:
+            act()
         assert "\n" not in str(error.value) and not (tmp_path / "m").exists()
+
 
 def test_other_bases_are_refused(pool, tmp_path):
     "By the card, and where there is none by the shapes."
     other = shutil.copytree(pool["b"], tmp_path / "other")
     (other / "adapter.json").write_text('{"base": "another"}')
-    with pytest.raises(InputError, match="another"): merge(pool | dict(other=other), dict(a=.5, other=.5))
+    with pytest.raises(InputError, match="another"):
+        merge(pool | dict(other=other), dict(a=0.5, other=0.5))
     model = tiny("qwen2")
-    wide = adapter(tmp_path / "wide", model); (wide / "adapter.json").unlink()
-    with pytest.raises(InputError, match="different base"): merge(pool | dict(wide=wide), dict(a=.5, wide=.5))
+    wide = adapter(tmp_path / "wide", model)
+    (wide / "adapter.json").unlink()
+    with pytest.raises(InputError, match="different base"):
+        merge(pool | dict(wide=wide), dict(a=0.5, wide=0.5))
     assert merge(dict(wide=wide), dict(wide=1)).base is None, "nothing is known of its base"
     with pytest.raises(InputError, match="made for base"):
-        with model.using(merge(pool, dict(a=1))): pass
+        with model.using(merge(pool, dict(a=1))):
+            pass
+
 
 def test_a_full_disk_leaves_the_older_adapter(pool, monkeypatch, tmp_path):
-    old = merge(pool, dict(a=1), tmp_path / "m"); before = {p.name: p.read_bytes() for p in old.path.iterdir()}
-    def full(*a, **k): raise OSError(28, "No space left on device")
+    old = merge(pool, dict(a=1), tmp_path / "m")
+    before = {p.name: p.read_bytes() for p in old.path.iterdir()}
+
+    def full(*a, **k):
+        raise OSError(28, "No space left on device")
+
     import safetensors.torch
+
     for place, name in ((safetensors.torch, "save_file"), (os, "replace")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
-            with pytest.raises(InputError, match="No space"): merge(pool, dict(b=1), tmp_path / "m")
-        assert {p.name: p.read_bytes() for p in old.path.iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["m"]
+            with pytest.raises(InputError, match="No space"):
+                merge(pool, dict(b=1), tmp_path / "m")
+        assert {p.name: p.read_bytes() for p in old.path.iterdir()} == before and [
+            p.name for p in tmp_path.iterdir()
+        ] == ["m"]
+
 
 # ---- compression
 
+
 @pytest.mark.parametrize("rank", [1, 2, 4, 6, 20])
 def test_compression_equals_a_full_decomposition(rank, pool):
-    merged = merge(pool, dict(a=.5, b=.3, c=.2))
+    merged = merge(pool, dict(a=0.5, b=0.3, c=0.2))
     got, error = compress(merged, rank)
     cut = whole = 0
     for m, delta in dense(merged.path).items():
         U, s, V = torch.linalg.svd(delta.double())
         near = (U[:, :rank] * s[:rank]) @ V[:rank] if rank < len(s) else delta.double()
         assert torch.allclose(dense(got.path)[m].double(), near, atol=1e-5 * s[0].item())
-        cut += (s[rank:] ** 2).sum().item(); whole += (s ** 2).sum().item()
-    assert error == pytest.approx((cut / whole) ** .5, abs=1e-6)
-    assert lora_config(got.path)["r"] == min(rank, 6) and got.parents == ("a", "b", "c") and got.base == merged.base and Adapter.load(got.path) == got
-    with shared("llama").using(got): pass
+        cut += (s[rank:] ** 2).sum().item()
+        whole += (s**2).sum().item()
+    assert error == pytest.approx((cut / whole) ** 0.5, abs=1e-6)
+    assert (
+        lora_config(got.path)["r"] == min(rank, 6)
+        and got.parents == ("a", "b", "c")
+        and got.base == merged.base
+        and Adapter.load(got.path) == got
+    )
+    with shared("llama").using(got):
+        pass
+
 
 def test_compression_of_nothing(pool, tmp_path):
     zero = shutil.copytree(pool["a"], tmp_path / "z")
-    save_file({n: t * 0 for n, t in load_file(zero / "adapter_model.safetensors").items()}, zero / "adapter_model.safetensors")
+    save_file(
+        {n: t * 0 for n, t in load_file(zero / "adapter_model.safetensors").items()}, zero / "adapter_model.safetensors"
+    )
     assert compress(zero, 1)[1] == 0
-    with pytest.raises(InputError): compress(zero, 0)
+    with pytest.raises(InputError):
+        compress(zero, 0)
+
 
 # ---- refining
 
+
 def planted(monkeypatch, loss):
     "merge and nll replaced by a known loss of the weights."
+
     class Fake:
-        from personal_llm.core import Cost
+        from personal_llm.base.core import Cost
+
         cost = Cost()
-        def using(self, w): import contextlib; self.w = w; return contextlib.nullcontext()
-        def nll(self, dialogues): self.cost.forward += len(dialogues); return np.array([[loss(self.w) * 2, 2.0]] * len(dialogues))
+
+        def using(self, w):
+            import contextlib
+
+            self.w = w
+            return contextlib.nullcontext()
+
+        def nll(self, dialogues):
+            self.cost.forward += len(dialogues)
+            return np.array([[loss(self.w) * 2, 2.0]] * len(dialogues))
+
     monkeypatch.setattr(merging, "merge", lambda library, w, out: dict(w))
     return Fake()
 
-@given(st.dictionaries(st.sampled_from("abcd"), st.floats(.01, .25), min_size=1, max_size=4), st.integers(1, 12), st.integers(0, 99))
+
+@given(
+    st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 0.25), min_size=1, max_size=4),
+    st.integers(1, 12),
+    st.integers(0, 99),
+)
 @settings(max_examples=60, deadline=None)
 def test_refining_is_never_worse_and_keeps_to_its_budget(start, evaluations, seed):
     goal = dict(zip("abcd", np.random.default_rng(seed).dirichlet(np.ones(4))))
     loss = lambda w: sum((w.get(n, 0) - g) ** 2 for n, g in goal.items())
     with pytest.MonkeyPatch.context() as patch:
         best, tried, cost = refine_weights(planted(patch, loss), None, start, TALK, evaluations)
-    assert len(tried) <= evaluations and cost.forward == len(tried) * len(TALK) and tried[0] == (start, pytest.approx(loss(start)))
+    assert (
+        len(tried) <= evaluations
+        and cost.forward == len(tried) * len(TALK)
+        and tried[0] == (start, pytest.approx(loss(start)))
+    )
     assert loss(best) == pytest.approx(min(v for _, v in tried)) and loss(best) <= loss(start) + 1e-12
-    assert all(0 <= x for w, _ in tried for x in w.values()) and all(sum(w.values()) <= 1 + 1e-9 for w, _ in tried) and all(w for w, _ in tried)
+    assert (
+        all(0 <= x for w, _ in tried for x in w.values())
+        and all(sum(w.values()) <= 1 + 1e-9 for w, _ in tried)
+        and all(w for w, _ in tried)
+    )
     assert len({merging._rounded(w) for w, _ in tried}) == len(tried), "nothing is measured twice"
 
+
 def test_refining_finds_what_one_move_away_is_better(monkeypatch):
-    for start, goal in ((dict(a=.4, b=.4), dict(a=.2, b=.2)), (dict(a=.3, b=.2), dict(a=.6, b=.4)), (dict(a=.75, b=.25), dict(a=1)), (dict(a=.6, b=.4), dict(a=.3, b=.7))):
+    for start, goal in (
+        (dict(a=0.4, b=0.4), dict(a=0.2, b=0.2)),
+        (dict(a=0.3, b=0.2), dict(a=0.6, b=0.4)),
+        (dict(a=0.75, b=0.25), dict(a=1)),
+        (dict(a=0.6, b=0.4), dict(a=0.3, b=0.7)),
+    ):
         loss = lambda w: sum((w.get(n, 0) - goal.get(n, 0)) ** 2 for n in "ab")
         assert refine_weights(planted(monkeypatch, loss), None, start, TALK, 8)[0] == pytest.approx(goal)
 
+
 def test_the_neighbours_of_a_mixture():
     "By hand: all that is possible, half, without the weaker and then without the stronger at the same sum, half of one given to the other."
-    got = list(merging._around(dict(a=.6, b=.2)))
-    wanted = [dict(a=.75, b=.25), dict(a=.3, b=.1), dict(a=.8), dict(b=.8), dict(a=.3, b=.5), dict(a=.7, b=.1)]
+    got = list(merging._around(dict(a=0.6, b=0.2)))
+    wanted = [
+        dict(a=0.75, b=0.25),
+        dict(a=0.3, b=0.1),
+        dict(a=0.8),
+        dict(b=0.8),
+        dict(a=0.3, b=0.5),
+        dict(a=0.7, b=0.1),
+    ]
     assert len(got) == len(wanted) and all(g == pytest.approx(w) for g, w in zip(got, wanted))
-    assert [g == pytest.approx(w) for g, w in zip(merging._around(dict(a=.5)), [dict(a=1), dict(a=.25)])] == [True, True] and len(list(merging._around(dict(a=.5)))) == 2
+    assert [g == pytest.approx(w) for g, w in zip(merging._around(dict(a=0.5)), [dict(a=1), dict(a=0.25)])] == [
+        True,
+        True,
+    ] and len(list(merging._around(dict(a=0.5)))) == 2
+
 
 def test_refining_measures_the_true_loss(pool):
     model = shared("llama")
     before = weights(model)
-    best, tried, cost = refine_weights(model, pool, dict(a=.1, b=.1), TALK, 3)
+    best, tried, cost = refine_weights(model, pool, dict(a=0.1, b=0.1), TALK, 3)
     for w, value in tried:
-        with model.using(merge(pool, w)): assert value == pytest.approx(mean_loss(model.nll(TALK)), rel=1e-5)
+        with model.using(merge(pool, w)):
+            assert value == pytest.approx(mean_loss(model.nll(TALK)), rel=1e-5)
     assert cost.forward == 3 * len(TALK) and cost.tokens > 0 and cost.seconds > 0 and model.base == shared("llama").base
     assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
-    for bad in (lambda: refine_weights(model, pool, {}, TALK), lambda: refine_weights(model, pool, dict(a=.1), []), lambda: refine_weights(model, pool, dict(a=.1), TALK, 0)):
-        with pytest.raises(InputError): bad()
+    for bad in (
+        lambda: refine_weights(model, pool, {}, TALK),
+        lambda: refine_weights(model, pool, dict(a=0.1), []),
+        lambda: refine_weights(model, pool, dict(a=0.1), TALK, 0),
+    ):
+        with pytest.raises(InputError):
+            bad()
+
 
 # ---- residual
 
+
 def test_residual(pool, tmp_path):
     "start + residual in one adapter: the start's factors untouched, the loss that was reported, the true base, the model as before."
-    model, start = tiny("llama"), merge(pool, dict(a=.05, b=.05))
+    model, start = tiny("llama"), merge(pool, dict(a=0.05, b=0.05))
     before = weights(model)
-    with model.using(start): loss = np.divide(*model.nll(TALK).sum(0))
-    got = finetune_residual(model, TALK, start, TuningConfig(rank=1, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2), out=tmp_path / "r", progress=False)
-    assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items()) and model.model.__class__.__name__ == "LlamaForCausalLM"
+    with model.using(start):
+        loss = np.divide(*model.nll(TALK).sum(0))
+    got = finetune_residual(
+        model,
+        TALK,
+        start,
+        TuningConfig(rank=1, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2),
+        out=tmp_path / "r",
+        progress=False,
+    )
+    assert (
+        all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
+        and model.model.__class__.__name__ == "LlamaForCausalLM"
+    )
     assert got.start_loss == pytest.approx(loss, abs=1e-4) and got.best_loss < got.start_loss
-    with model.using(got): assert np.divide(*model.nll(TALK).sum(0)) == pytest.approx(got.best_loss, abs=1e-4)
+    with model.using(got):
+        assert np.divide(*model.nll(TALK).sum(0)) == pytest.approx(got.best_loss, abs=1e-4)
     kept, whole = factors(start.path), factors(got.path)
-    assert all(torch.equal(A, whole[m][0][:5]) and torch.equal(B, whole[m][1][:, :5]) and whole[m][0].shape[0] == 6 for m, (A, B) in kept.items())
-    assert got.base == model.base and got.parents == tuple(d.id for d in TALK) and got.cost.backward == 12 and Adapter.load(tmp_path / "r") == got
+    assert all(
+        torch.equal(A, whole[m][0][:5]) and torch.equal(B, whole[m][1][:, :5]) and whole[m][0].shape[0] == 6
+        for m, (A, B) in kept.items()
+    )
+    assert (
+        got.base == model.base
+        and got.parents == tuple(d.id for d in TALK)
+        and got.cost.backward == 12
+        and Adapter.load(tmp_path / "r") == got
+    )
+
 
 def test_residual_refuses(pool, tmp_path):
     model = shared("llama")
     before = weights(model)
-    for act in (lambda: finetune_residual(model, [], pool["a"], out=tmp_path / "r"), lambda: finetune_residual(model, TALK, tmp_path / "none", out=tmp_path / "r"), lambda: finetune_residual(tiny("llama", seed=1), TALK, pool["a"], out=tmp_path / "r"),
-                lambda: finetune_residual(model, TALK, changed(pool["a"], tmp_path / "bad", use_rslora=True), out=tmp_path / "r")):
-        with pytest.raises(InputError): act()
+    for act in (
+        lambda: finetune_residual(model, [], pool["a"], out=tmp_path / "r"),
+        lambda: finetune_residual(model, TALK, tmp_path / "none", out=tmp_path / "r"),
+        lambda: finetune_residual(tiny("llama", seed=1), TALK, pool["a"], out=tmp_path / "r"),
+        lambda: finetune_residual(
+            model, TALK, changed(pool["a"], tmp_path / "bad", use_rslora=True), out=tmp_path / "r"
+        ),
+    ):
+        with pytest.raises(InputError):
+            act()
         assert not (tmp_path / "r").exists()
     assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())

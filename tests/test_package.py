@@ -1,4 +1,5 @@
 "What the package promises as a whole: its size, its files, its version, what importing it costs, its notebooks."
+
 import json, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -10,16 +11,31 @@ import personal_llm
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
 NOTEBOOKS = sorted(path for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-HEAVY = ["torch", "transformers", "peft", "accelerate", "datasets", "sentence_transformers", "matplotlib", "scipy", "sklearn"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "sentence_transformers",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.name.startswith("_"))
+
 
 def settings():
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]
 
+
 def test_version_is_that_of_settings_ini():
-    assert personal_llm.__version__ == settings()["version"], "set __version__ in personal_llm/__init__.py to the version of settings.ini"
+    assert personal_llm.__version__ == settings()["version"], (
+        "set __version__ in personal_llm/__init__.py to the version of settings.ini"
+    )
+
 
 def test_python_version_and_name_agree():
     "The two facts that pip wants in pyproject.toml itself."
@@ -27,26 +43,36 @@ def test_python_version_and_name_agree():
     assert f'name = "{settings()["lib_name"]}"' in project
     assert f'requires-python = ">={settings()["min_python"]}"' in project
 
+
 def test_assets_are_small():
     size = sum(path.stat().st_size for path in (PACKAGE / "assets").rglob("*") if path.is_file())
     assert 0 < size <= 40e6, f"{size / 1e6:.1f} MB of assets"
 
+
 def test_the_shipped_library_has_its_sketch():
     "An installed package may lie where nobody can write."
-    from personal_llm.library import Library
-    from personal_llm.rivals import sketch
+    from personal_llm.start.library import Library
+    from personal_llm.start.gradient import sketch
+
     before = {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
     rows, sides = sketch(Library(PACKAGE / "assets" / "library"))
-    assert len(rows) == 8 and len(sides) == 42 and before == {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
+    assert (
+        len(rows) == 8
+        and len(sides) == 42
+        and before == {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
+    )
+
 
 def test_no_pickles():
     "Formats that can run code when they are loaded."
     unsafe = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".h5"}
     assert [path for path in PACKAGE.rglob("*") if path.suffix in unsafe] == []
 
+
 def test_licences_are_there():
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "MedQuAD" in (ROOT / "NOTICE").read_text(encoding="utf-8")
+
 
 def test_imports_are_light():
     "One process imports the package and each module in turn and reports what heavy library came along."
@@ -59,6 +85,7 @@ for name in {["personal_llm"] + ["personal_llm." + module for module in MODULES]
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_notebook_is_clean(path):
@@ -74,25 +101,42 @@ def test_notebook_is_clean(path):
     paths = re.findall(r"(?:/home/|/Users/|/root/|/work/|/tmp/)\w[^\s\"']*", text)
     assert paths == [], "a path of the machine that wrote it"
 
+
 def readme_links():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     return sorted(set(re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", text)))
 
+
 @pytest.mark.parametrize("link", readme_links())
-def test_readme_links_lead_somewhere(link): assert (ROOT / link).exists()
+def test_readme_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
 
 def test_readme_is_made_from_the_index():
     done = subprocess.run([sys.executable, "tools/readme.py", "--check"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
+
 def test_readme_tool_writes_cells_outputs_and_links():
     sys.path.insert(0, str(ROOT / "tools"))
-    try: import readme as tool
-    finally: sys.path.pop(0)
-    markdown = dict(cell_type="markdown", metadata={}, source="# A\n[a](b/c.ipynb) [l](../LICENSE) [w](https://x.y) `[k](k)`")
-    code = dict(cell_type="code", metadata={}, source="#| eval: false\nprint(1)", outputs=[dict(output_type="stream", name="stdout", text=["1\n"])])
+    try:
+        import readme as tool
+    finally:
+        sys.path.pop(0)
+    markdown = dict(
+        cell_type="markdown", metadata={}, source="# A\n[a](b/c.ipynb) [l](../LICENSE) [w](https://x.y) `[k](k)`"
+    )
+    code = dict(
+        cell_type="code",
+        metadata={},
+        source="#| eval: false\nprint(1)",
+        outputs=[dict(output_type="stream", name="stdout", text=["1\n"])],
+    )
     hidden = dict(cell_type="code", metadata={}, source="#| hide\nsecret", outputs=[])
-    assert tool.readme(dict(cells=[markdown, code, hidden])) == tool.NOTE + """
+    assert (
+        tool.readme(dict(cells=[markdown, code, hidden]))
+        == tool.NOTE
+        + """
 
 # A
 [a](nbs/b/c.ipynb) [l](LICENSE) [w](https://x.y) `[k](k)`
@@ -105,5 +149,6 @@ print(1)
 1
 ```
 """
+    )
     with pytest.raises(SystemExit, match="error"):
         tool.cell_text(dict(code, outputs=[dict(output_type="error", traceback=[])]))

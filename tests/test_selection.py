@@ -1,4 +1,5 @@
 "Selection: planted truth, invariances, naive twins, bills, and every error."
+
 import json
 from types import SimpleNamespace
 
@@ -6,48 +7,80 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.core import Cost, Dialogue, InputError
-from personal_llm.selection import BASE, GAIN, MOST, Losses, Ranking, adapter_bytes, cosine_distance, l1_distance, nearest, race, select
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.start.ranking import (
+    BASE,
+    MOST,
+    Losses,
+    Ranking,
+    adapter_bytes,
+    cosine_distance,
+    l1_distance,
+    nearest,
+    race,
+)
+from personal_llm.start.selection import GAIN, select
 from planted import me, permuted, planted, replay
 from tiny import shared
 
 RANDOM = np.random.default_rng(0)
-DIRECTIONS = RANDOM.normal(size=(28, 12)); DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
-STRENGTHS = RANDOM.uniform(.6, 1.4, (28, 1))
-TALK = [Dialogue(f"What is {w}?", f"It is {w}, of course{', dear' * i}.") for i, w in enumerate("tea rain bread snow music salt".split())]
+DIRECTIONS = RANDOM.normal(size=(28, 12))
+DIRECTIONS /= np.linalg.norm(DIRECTIONS, axis=1, keepdims=True)
+STRENGTHS = RANDOM.uniform(0.6, 1.4, (28, 1))
+TALK = [
+    Dialogue(f"What is {w}?", f"It is {w}, of course{', dear' * i}.")
+    for i, w in enumerate("tea rain bread snow music salt".split())
+]
+
 
 @pytest.fixture
-def library(tmp_path): return planted(tmp_path, DIRECTIONS * STRENGTHS, sizes=range(1000, 1028))
+def library(tmp_path):
+    return planted(tmp_path, DIRECTIONS * STRENGTHS, sizes=range(1000, 1028))
 
-def user(truth, share=.5, seed=1): return me(share * DIRECTIONS[truth] + np.random.default_rng(seed + truth).normal(0, .03, 12))
+
+def user(truth, share=0.5, seed=1):
+    return me(share * DIRECTIONS[truth] + np.random.default_rng(seed + truth).normal(0, 0.03, 12))
+
 
 def test_hand_worked():
-    assert np.allclose(cosine_distance(np.array([[3, 4], [4, -3], [-6, -8], [0, 0]], np.float32), [.3, .4]), [0, 1, 2, 1], atol=1e-6)
+    assert np.allclose(
+        cosine_distance(np.array([[3, 4], [4, -3], [-6, -8], [0, 0]], np.float32), [0.3, 0.4]), [0, 1, 2, 1], atol=1e-6
+    )
     assert np.allclose(l1_distance(np.array([[3, 4], [-1, 0]], np.float32), [1, 1]), [5, 3])
 
+
 numbers = st.lists(st.lists(st.integers(-9, 9), min_size=3, max_size=3), min_size=1, max_size=9)
+
+
 @settings(deadline=None)
-@given(numbers, st.lists(st.integers(-9, 9), min_size=3, max_size=3), st.sampled_from([1e-12, .01, 7.0, 1e12]))
+@given(numbers, st.lists(st.integers(-9, 9), min_size=3, max_size=3), st.sampled_from([1e-12, 0.01, 7.0, 1e12]))
 def test_naive_twins(rows, z, scale):
-    def cosine(a, b): return sum(x * y for x, y in zip(a, b)) / ((sum(x * x for x in a) * sum(x * x for x in b)) ** .5 or 1)
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b)) / ((sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5 or 1)
+
     R = np.array(rows, np.float32)
     assert np.allclose(cosine_distance(R, np.array(z) * scale), [1 - cosine(r, z) for r in rows], atol=1e-5)
     assert np.allclose(l1_distance(R, z, block=2), [sum(abs(x - y) for x, y in zip(r, z)) for r in rows])
 
+
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40, unique=False), st.integers(1, 45), st.randoms())
 def test_nearest_is_a_sort(values, most, random):
-    names = [f"n{i}" for i in range(len(values))]; random.shuffle(names)
+    names = [f"n{i}" for i in range(len(values))]
+    random.shuffle(names)
     got = nearest(np.array(values, float), names, most)
     assert sorted(values)[:most] == [values[i] for i in got] and len(set(got)) == len(got)
-    if most >= len(values): assert got == sorted(range(len(values)), key=lambda i: (values[i], names[i]))
+    if most >= len(values):
+        assert got == sorted(range(len(values)), key=lambda i: (values[i], names[i]))
+
 
 @pytest.mark.parametrize("method", ["style", "cosine", "l1"])
 def test_planted_truth(library, method):
     "At full strength all find it; at a third only the direction does."
     full = [select(library, user(t, STRENGTHS[t, 0]), method).best == library.names[t] for t in range(28)]
-    weak = [select(library, user(t, .3), method).best == library.names[t] for t in range(28)]
+    weak = [select(library, user(t, 0.3), method).best == library.names[t] for t in range(28)]
     assert all(full) and (sum(weak) <= 15 if method == "l1" else all(weak))
+
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1e-4, 1e4), st.integers(0, 27), st.randoms())
@@ -59,88 +92,175 @@ def test_invariances(tmp_path_factory, scale, truth, random):
     order = random.sample(range(28), 28)
     for method in ("style", "cosine", "l1"):
         a, b = select(library, mine, method), select(permuted(library, order), mine, method)
-        assert a.names == b.names and np.allclose(a.distances, b.distances, atol=1e-6) and a.best == b.best and a.weights == pytest.approx(b.weights)
+        assert (
+            a.names == b.names
+            and np.allclose(a.distances, b.distances, atol=1e-6)
+            and a.best == b.best
+            and a.weights == pytest.approx(b.weights)
+        )
 
-def test_scale_does_count_for_l1(library): assert select(library, me(user(3).row * 50), "l1").names != select(library, user(3), "l1").names
+
+def test_scale_does_count_for_l1(library):
+    assert select(library, me(user(3).row * 50), "l1").names != select(library, user(3), "l1").names
+
 
 def test_methods_compare_their_part_of_the_row(tmp_path):
     parts = dict(coordinates=(0, 2), stylometry=(2, 4), encoder=(4, 6), activations=(6, 8))
     rows = np.tile(np.eye(2), (1, 4))
     rows[:, 2:4] = rows[::-1, 2:4]
-    library = planted(tmp_path, np.vstack([rows, [.5, .5, 0, 0, 0, 0, 1, .1]]), ["a", "b", "c"], columns=parts)
-    mine = me([1, 0, 1, 0, 0, 1, 1, .1])
-    assert {m: select(library, mine, m).best for m in ("cosine", "stylometry", "encoder", "activations")} == dict(cosine="a", stylometry="b", encoder="b", activations="c")
+    library = planted(tmp_path, np.vstack([rows, [0.5, 0.5, 0, 0, 0, 0, 1, 0.1]]), ["a", "b", "c"], columns=parts)
+    mine = me([1, 0, 1, 0, 0, 1, 1, 0.1])
+    assert {m: select(library, mine, m).best for m in ("cosine", "stylometry", "encoder", "activations")} == dict(
+        cosine="a", stylometry="b", encoder="b", activations="c"
+    )
+
 
 def test_shortlist_is_ranked_by_true_loss(library):
     mine = user(5)
     plain = select(library, mine)
     losses = {n: 3.0 for n in library.names} | dict(zip(plain.names, (2.5, 2.1, 2.3, 1.0)))
     got = select(library, mine, losses=replay(library, losses.values()), shortlist=3)
-    assert got.best == plain.names[1] and got.names == (plain.names[1], plain.names[2], plain.names[0], *plain.names[3:])
-    assert dict(zip(got.names, got.distances)) == dict(zip(plain.names, plain.distances)), "a distance stays with its name"
-    assert got.losses == pytest.approx({BASE: 9.0, plain.names[0]: 2.5, plain.names[1]: 2.1, plain.names[2]: 2.3}) and "2.100" in got.reason
+    assert got.best == plain.names[1] and got.names == (
+        plain.names[1],
+        plain.names[2],
+        plain.names[0],
+        *plain.names[3:],
+    )
+    assert dict(zip(got.names, got.distances)) == dict(zip(plain.names, plain.distances)), (
+        "a distance stays with its name"
+    )
+    assert (
+        got.losses == pytest.approx({BASE: 9.0, plain.names[0]: 2.5, plain.names[1]: 2.1, plain.names[2]: 2.3})
+        and "2.100" in got.reason
+    )
     assert select(library, mine, losses=replay(library, losses.values()), shortlist=4).best == plain.names[3]
     assert select(library, mine, losses=replay(library, losses.values()), shortlist=1).best == plain.names[0]
     every = select(library, mine, losses=replay(library, losses.values()), shortlist=99)
     assert every.best == plain.names[3] and every.cost.forward == 29 * 12
-    for method in ("cosine", "l1"): assert select(library, mine, method, losses=replay(library, losses.values())).losses == {}, "no shortlist"
+    for method in ("cosine", "l1"):
+        assert select(library, mine, method, losses=replay(library, losses.values())).losses == {}, "no shortlist"
+
 
 def test_abstention(library):
     mine = user(5)
     for method in ("style", "cosine", "l1"):
         assert select(library, me(mine.row, 1.0), method).best is not None, "at the threshold there is something"
-        weak = select(library, me(mine.row, .999), method, losses=replay(library, np.ones(28)) if method == "style" else None)
-        assert weak.best is None and weak.abstained and weak.weights == {} and weak.losses == {} and "default" in weak.reason
-        assert weak.names == select(library, mine, method).names and weak.cost.forward == 0 and weak.cost.bytes_moved == 28 * 12 * 4, "nothing is spent on losses or adapters"
+        weak = select(
+            library, me(mine.row, 0.999), method, losses=replay(library, np.ones(28)) if method == "style" else None
+        )
+        assert (
+            weak.best is None
+            and weak.abstained
+            and weak.weights == {}
+            and weak.losses == {}
+            and "default" in weak.reason
+        )
+        assert (
+            weak.names == select(library, mine, method).names
+            and weak.cost.forward == 0
+            and weak.cost.bytes_moved == 28 * 12 * 4
+        ), "nothing is spent on losses or adapters"
     for base, abstains in ((2.0, True), (1.9, True), (2.1, False)):
         got = select(library, mine, losses=replay(library, np.full(28, 2.0), base=base))
-        assert got.abstained is abstains and (got.best is None) is abstains and (got.weights == {}) is abstains and len(got.losses) == 6
+        assert (
+            got.abstained is abstains
+            and (got.best is None) is abstains
+            and (got.weights == {}) is abstains
+            and len(got.losses) == 6
+        )
     library.space.threshold = 0.0
     assert select(library, me(mine.row, 0.0)).best is not None, "a space without a threshold always names somebody"
 
+
 def test_weights(library):
-    mixed = .4 * library.rows[3] + .2 * library.rows[9]
+    mixed = 0.4 * library.rows[3] + 0.2 * library.rows[9]
     got = select(library, me(mixed))
-    assert got.weights == pytest.approx({"p003": .4, "p009": .2}, abs=1e-3)
-    assert set(select(library, me(9 * mixed)).weights) == {"p003", "p009"} and sum(select(library, me(9 * mixed)).weights.values()) == pytest.approx(1)
+    assert got.weights == pytest.approx({"p003": 0.4, "p009": 0.2}, abs=1e-3)
+    assert set(select(library, me(9 * mixed)).weights) == {"p003", "p009"} and sum(
+        select(library, me(9 * mixed)).weights.values()
+    ) == pytest.approx(1)
     assert select(library, me(np.zeros(12))).weights == {}
 
+
 def test_bill_of_a_plain_selection(tmp_path):
-    library = planted(tmp_path, np.hstack([DIRECTIONS, DIRECTIONS]), sizes=range(1000, 1028), columns=dict(coordinates=(0, 12), stylometry=(12, 24)))
+    library = planted(
+        tmp_path,
+        np.hstack([DIRECTIONS, DIRECTIONS]),
+        sizes=range(1000, 1028),
+        columns=dict(coordinates=(0, 12), stylometry=(12, 24)),
+    )
     for method in ("style", "cosine", "l1", "stylometry"):
         got = select(library, me(np.tile(DIRECTIONS[5], 2)), method)
-        assert got.best == "p005" and got.cost.bytes_moved == 28 * 24 * 4 + 1005 and (got.cost.forward, got.cost.backward, got.cost.tokens) == (0, 0, 0) and got.cost.seconds > 0
+        assert (
+            got.best == "p005"
+            and got.cost.bytes_moved == 28 * 24 * 4 + 1005
+            and (got.cost.forward, got.cost.backward, got.cost.tokens) == (0, 0, 0)
+            and got.cost.seconds > 0
+        )
         assert got.method == method
+
 
 def test_bill_with_losses(library):
     got = select(library, user(5), losses=replay(library, np.full(28, 2.0)))
     assert (got.cost.forward, got.cost.tokens, got.cost.backward) == (72, 1440, 0)
-    assert got.cost.bytes_moved == 28 * 12 * 4 + sum(adapter_bytes(library, n) for n in got.names[:5]), "the chosen one is among them: not twice"
+    assert got.cost.bytes_moved == 28 * 12 * 4 + sum(adapter_bytes(library, n) for n in got.names[:5]), (
+        "the chosen one is among them: not twice"
+    )
+
 
 def test_a_table_can_be_replayed_at_its_price(library):
     measured = replay(library, np.full(28, 2.0))
     bills = [select(library, user(5), losses=measured).cost for _ in range(2)]
-    assert bills[0].forward == bills[1].forward == 72 and bills[0].bytes_moved == bills[1].bytes_moved and measured.cost == Cost() and measured.asked == {}
+    assert (
+        bills[0].forward == bills[1].forward == 72
+        and bills[0].bytes_moved == bills[1].bytes_moved
+        and measured.cost == Cost()
+        and measured.asked == {}
+    )
+
 
 def test_losses_of_a_table(library):
     losses = Losses(None, library, None, {"p000": [(2, 2), (4, 2), (1, 2), (1, 2), (2, 2)], BASE: [(3, 2)] * 5})
-    assert losses.of("p000", 2) == 1.5 and losses.of("p000", 1) == 1.0 and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (2, 4, 1000)
-    assert losses.of("p000") == 1.0 and losses.of("p000", 99) == 1.0 and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (5, 10, 1000)
+    assert (
+        losses.of("p000", 2) == 1.5
+        and losses.of("p000", 1) == 1.0
+        and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (2, 4, 1000)
+    )
+    assert (
+        losses.of("p000") == 1.0
+        and losses.of("p000", 99) == 1.0
+        and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (5, 10, 1000)
+    )
     assert losses.of(BASE, 3) == 1.5 and (losses.cost.forward, losses.cost.bytes_moved) == (8, 1000)
     fresh = losses.again()
     assert fresh.cost == Cost() and fresh.of("p000", 4) == 1.0 and fresh.cost.forward == 4 and losses.cost.forward == 8
-    with pytest.raises(InputError, match="p001.*not in the table"): losses.of("p001")
+    with pytest.raises(InputError, match="p001.*not in the table"):
+        losses.of("p001")
     for bad in (np.nan, np.inf):
-        with pytest.raises(InputError, match="'p002' is not a number"): Losses(None, library, None, {"p002": [(bad, 2)] * 4}).of("p002")
-    with pytest.raises(InputError, match="'p002' is not a number"): Losses(None, library, None, {"p002": [(0, 0)] * 4}).of("p002")
+        with pytest.raises(InputError, match="'p002' is not a number"):
+            Losses(None, library, None, {"p002": [(bad, 2)] * 4}).of("p002")
+    with pytest.raises(InputError, match="'p002' is not a number"):
+        Losses(None, library, None, {"p002": [(0, 0)] * 4}).of("p002")
+
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     "Three random adapters of the tiny Llama, as a library."
-    from personal_llm.tuning import TuningConfig, finetune
+    from personal_llm.tuning.config import TuningConfig
+    from personal_llm.tuning.finetune import finetune
+
     folder, model = tmp_path_factory.mktemp("real"), shared("llama")
-    for i in range(3): finetune(model, TALK[i:i + 4], TuningConfig(rank=2, steps=3, batch_size=4, learning_rate=2e-2, max_length=64, held_in=0.0, checks=1), out=folder / "abc"[i], seed=i, progress=False)
+    for i in range(3):
+        finetune(
+            model,
+            TALK[i : i + 4],
+            TuningConfig(rank=2, steps=3, batch_size=4, learning_rate=2e-2, max_length=64, validation=0.0, checks=1),
+            out=folder / "abc"[i],
+            seed=i,
+            progress=False,
+        )
     return planted(folder, np.eye(3), "abc", base=model.base)
+
 
 def test_true_losses_are_the_models(real):
     model = shared("llama")
@@ -148,87 +268,179 @@ def test_true_losses_are_the_models(real):
     losses = Losses(model, real, TALK)
     start = (spent.forward, spent.tokens)
     parts = [losses.of("b", 2), losses.of("b", 5), losses.of("b"), losses.of(BASE), losses.of("b")]
-    assert (losses.cost.forward, losses.cost.tokens) == (spent.forward - start[0], spent.tokens - start[1]) == (12, 2 * losses.lengths.sum()), "each dialogue once, prompts included"
-    with model.using(real["b"].adapter): sums = model.nll(TALK)
-    assert parts[0] == pytest.approx(np.mean(sums[:2, 0] / sums[:2, 1]), rel=1e-5) and parts[2] == parts[4] == pytest.approx(np.mean(sums[:, 0] / sums[:, 1]), rel=1e-5), "each dialogue weighs the same"
-    assert parts[3] == pytest.approx(np.mean(before[:, 0] / before[:, 1])) and np.array_equal(model.nll(TALK), before), "the base is what it was"
+    assert (
+        (losses.cost.forward, losses.cost.tokens)
+        == (spent.forward - start[0], spent.tokens - start[1])
+        == (12, 2 * losses.lengths.sum())
+    ), "each dialogue once, prompts included"
+    with model.using(real["b"].adapter):
+        sums = model.nll(TALK)
+    assert parts[0] == pytest.approx(np.mean(sums[:2, 0] / sums[:2, 1]), rel=1e-5) and parts[2] == parts[
+        4
+    ] == pytest.approx(np.mean(sums[:, 0] / sums[:, 1]), rel=1e-5), "each dialogue weighs the same"
+    assert parts[3] == pytest.approx(np.mean(before[:, 0] / before[:, 1])) and np.array_equal(
+        model.nll(TALK), before
+    ), "the base is what it was"
     assert losses.cost.bytes_moved == adapter_bytes(real, "b")
+
 
 def test_select_with_a_real_model(real):
     model = shared("llama")
     true = {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]}
-    got = select(real, me([1, .1, .1]), "style", model=model, dialogues=TALK)
+    got = select(real, me([1, 0.1, 0.1]), "style", model=model, dialogues=TALK)
     assert got.losses == pytest.approx(true) and got.names == tuple(sorted("abc", key=true.get))
     assert got.best == (got.names[0] if true[got.names[0]] < true[BASE] else None) and got.best is not None
-    replayed = select(real, me([1, .1, .1]), losses=Losses(model, real, TALK, {n: model_sums(model, real, n) for n in true}))
-    assert replayed.names == got.names and replayed.cost.tokens == got.cost.tokens and replayed.cost.bytes_moved == got.cost.bytes_moved
+    replayed = select(
+        real, me([1, 0.1, 0.1]), losses=Losses(model, real, TALK, {n: model_sums(model, real, n) for n in true})
+    )
+    assert (
+        replayed.names == got.names
+        and replayed.cost.tokens == got.cost.tokens
+        and replayed.cost.bytes_moved == got.cost.bytes_moved
+    )
+
 
 def test_match_takes_its_shortlist_from_the_gradient(real):
     model = shared("llama")
-    true, steep = {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]}, select(real, None, "gradient", model=model, dialogues=TALK)
+    true, steep = (
+        {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]},
+        select(real, None, "gradient", model=model, dialogues=TALK),
+    )
     got = select(real, None, model=model, dialogues=TALK, shortlist=2)
-    assert got.method == "match" and set(got.losses) <= {BASE, *steep.names[:2]} and got.losses == pytest.approx({n: true[n] for n in got.losses}), "the two steepest race, the base is measured"
-    assert got.best == min(steep.names[:2], key=true.get) and not got.abstained and got.names[0] == got.best and set(got.names) == set("abc")
+    assert (
+        got.method == "match"
+        and set(got.losses) <= {BASE, *steep.names[:2]}
+        and got.losses == pytest.approx({n: true[n] for n in got.losses})
+    ), "the two steepest race, the base is measured"
+    assert (
+        got.best == min(steep.names[:2], key=true.get)
+        and not got.abstained
+        and got.names[0] == got.best
+        and set(got.names) == set("abc")
+    )
     gains = {n: 1 - true[n] / true[BASE] for n in set(got.losses) - {BASE} if true[n] < (1 - GAIN) * true[BASE]}
-    assert got.weights == pytest.approx({n: g / sum(gains.values()) for n, g in gains.items()}), "shares in proportion to the gain"
+    assert got.weights == pytest.approx({n: g / sum(gains.values()) for n, g in gains.items()}), (
+        "shares in proportion to the gain"
+    )
     raced = Losses(model, real, TALK)
     left = race(raced, steep.names[:2])
-    assert set(left) | {BASE} == set(got.losses) and (got.cost.forward, got.cost.backward) == (2 * len(TALK) + raced.cost.forward, len(TALK)), "one backward pass, the race, and the base"
-    assert got.cost.bytes_moved == steep.cost.bytes_moved - adapter_bytes(real, steep.best) + sum(adapter_bytes(real, n) for n in steep.names[:2])
-    assert select(real, me([1, .1, .1], 0.0), model=model, dialogues=TALK, shortlist=2).names == got.names, "the losses decide, not the words"
-    with pytest.raises(InputError, match="needs the personal dialogues"): select(real, None, "match")
+    assert set(left) | {BASE} == set(got.losses) and (got.cost.forward, got.cost.backward) == (
+        2 * len(TALK) + raced.cost.forward,
+        len(TALK),
+    ), "one backward pass, the race, and the base"
+    assert got.cost.bytes_moved == steep.cost.bytes_moved - adapter_bytes(real, steep.best) + sum(
+        adapter_bytes(real, n) for n in steep.names[:2]
+    )
+    assert select(real, me([1, 0.1, 0.1], 0.0), model=model, dialogues=TALK, shortlist=2).names == got.names, (
+        "the losses decide, not the words"
+    )
+    with pytest.raises(InputError, match="needs the personal dialogues"):
+        select(real, None, "match")
+
 
 def test_match_abstains_when_the_gain_is_small(real, monkeypatch):
     model = shared("llama")
-    for share, abstains in ((1 - GAIN + .001, True), (1 - GAIN - .001, False)):
-        monkeypatch.setattr(Losses, "each", lambda self, name, count=None: np.full(count or self.count, {BASE: 2.0, "a": 2.0 * share}.get(name, 2.4)))
+    for share, abstains in ((1 - GAIN + 0.001, True), (1 - GAIN - 0.001, False)):
+        monkeypatch.setattr(
+            Losses,
+            "each",
+            lambda self, name, count=None: np.full(count or self.count, {BASE: 2.0, "a": 2.0 * share}.get(name, 2.4)),
+        )
         got = select(real, None, model=model, dialogues=TALK)
-        assert got.abstained is abstains and (got.best is None) is abstains and got.losses[BASE] == 2.0 and (f"{GAIN:.1%}" in got.reason) is abstains and (got.weights == {}) is abstains
+        assert (
+            got.abstained is abstains
+            and (got.best is None) is abstains
+            and got.losses[BASE] == 2.0
+            and (f"{GAIN:.1%}" in got.reason) is abstains
+            and (got.weights == {}) is abstains
+        )
+
 
 def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
     "The same mean gain, once from every dialogue and once from a single one."
-    gains = dict(even=np.full(len(TALK), .2), one=np.r_[.2 * len(TALK), np.zeros(len(TALK) - 1)])
+    gains = dict(even=np.full(len(TALK), 0.2), one=np.r_[0.2 * len(TALK), np.zeros(len(TALK) - 1)])
     for how, abstains in (("even", False), ("one", True)):
-        monkeypatch.setattr(Losses, "each", lambda self, name, count=None: (2.0 - gains[how] * (name == "a") + .4 * (name in "bc"))[:count])
+        monkeypatch.setattr(
+            Losses,
+            "each",
+            lambda self, name, count=None: (2.0 - gains[how] * (name == "a") + 0.4 * (name in "bc"))[:count],
+        )
         got = select(real, None, model=shared("llama"), dialogues=TALK)
-        assert got.abstained is abstains and got.losses[BASE] == 2.0 and got.names[0] == "a" and got.losses["a"] == pytest.approx(1.8)
+        assert (
+            got.abstained is abstains
+            and got.losses[BASE] == 2.0
+            and got.names[0] == "a"
+            and got.losses["a"] == pytest.approx(1.8)
+        )
+
 
 # The race
 
-def lanes(library, gaps, base=2.0): # losses: each dialogue is as hard as it is, plus a pLLM's own gap
+
+def lanes(library, gaps, base=2.0):  # losses: each dialogue is as hard as it is, plus a pLLM's own gap
     hard = np.random.default_rng(9).uniform(1, 5, len(next(iter(gaps.values()))))
-    return Losses(None, library, None, {name: np.stack([(hard + gap) * 10, np.full(len(hard), 10)], 1) for name, gap in gaps.items()})
+    return Losses(
+        None,
+        library,
+        None,
+        {name: np.stack([(hard + gap) * 10, np.full(len(hard), 10)], 1) for name, gap in gaps.items()},
+    )
+
 
 def test_a_race_drops_whoever_is_clearly_behind(tmp_path):
     library, wave = planted(tmp_path, np.eye(4), list("abcd")), np.tile([1.0, -1.0], 12)
-    losses = lanes(library, dict(a=np.zeros(24), b=np.full(24, .3) + .01 * wave, c=.02 + wave, d=np.r_[np.zeros(8), np.full(16, 2.0) + .1 * wave[:16]]))
+    losses = lanes(
+        library,
+        dict(
+            a=np.zeros(24),
+            b=np.full(24, 0.3) + 0.01 * wave,
+            c=0.02 + wave,
+            d=np.r_[np.zeros(8), np.full(16, 2.0) + 0.1 * wave[:16]],
+        ),
+    )
     left = race(losses, "abcd")
-    assert set(left) == {"a", "c"} and losses.asked == dict(a=24, b=4, c=24, d=16), "far behind at once; never sure; behind from the ninth on"
-    assert left["c"] - left["a"] == pytest.approx(.02) and losses.cost.forward == 24 + 4 + 24 + 16
+    assert set(left) == {"a", "c"} and losses.asked == dict(a=24, b=4, c=24, d=16), (
+        "far behind at once; never sure; behind from the ninth on"
+    )
+    assert left["c"] - left["a"] == pytest.approx(0.02) and losses.cost.forward == 24 + 4 + 24 + 16
     assert set(race(lanes(library, dict(a=np.zeros(24), b=np.zeros(24))), "ab")) == {"a", "b"}, "twins stay together"
     assert race(losses.again(), "b").keys() == {"b"}
 
+
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10 ** 6), st.integers(4, 40), st.integers(1, 8))
+@given(st.integers(0, 10**6), st.integers(4, 40), st.integers(1, 8))
 def test_a_race_always_has_a_winner_and_never_costs_more(tmp_path_factory, seed, dialogues, runners):
     rng = np.random.default_rng(seed)
     names = [f"p{i}" for i in range(runners)]
-    losses = lanes(planted(tmp_path_factory.mktemp("l"), np.eye(runners), names), {n: rng.normal(rng.normal(), 1, dialogues) for n in names})
+    losses = lanes(
+        planted(tmp_path_factory.mktemp("l"), np.eye(runners), names),
+        {n: rng.normal(rng.normal(), 1, dialogues) for n in names},
+    )
     left, reversed_ = race(losses, names), race(losses.again(), names[::-1])
-    assert left and left == reversed_ and losses.cost.forward <= runners * dialogues and all(left[n] == losses.of(n) for n in left)
+    assert (
+        left
+        and left == reversed_
+        and losses.cost.forward <= runners * dialogues
+        and all(left[n] == losses.of(n) for n in left)
+    )
     assert min(left, key=left.get) in left and all(losses.asked[n] == dialogues for n in left)
+
 
 def test_a_race_keeps_the_best_of_clearly_different(tmp_path):
     "Over three hundred draws the lowest true mean stays, unless it is within noise."
     rng, kept = np.random.default_rng(0), []
     library = planted(tmp_path, np.eye(3), list("abc"))
     for _ in range(300):
-        losses = lanes(library, {n: rng.normal(m, .3, 12) for n, m in dict(a=0.0, b=.3, c=.6).items()})
-        left = race(losses, "abc"); kept.append(min(left, key=left.get) == "a")
-    assert np.mean(kept) > .9
+        losses = lanes(library, {n: rng.normal(m, 0.3, 12) for n, m in dict(a=0.0, b=0.3, c=0.6).items()})
+        left = race(losses, "abc")
+        kept.append(min(left, key=left.get) == "a")
+    assert np.mean(kept) > 0.9
+
 
 def model_sums(model, library, name):
-    with model.using(None if name == BASE else library[name].adapter): return model.nll(TALK)
+    with model.using(None if name == BASE else library[name].adapter):
+        return model.nll(TALK)
+
 
 def test_large_libraries_name_the_nearest_and_read_from_disk(tmp_path):
     rows = np.random.default_rng(3).normal(size=(250, 8)).astype(np.float32)
@@ -238,60 +450,121 @@ def test_large_libraries_name_the_nearest_and_read_from_disk(tmp_path):
     library.rows = np.load(tmp_path / "index.npy", mmap_mode="r", allow_pickle=False)
     got = select(library, me(rows[7]))
     everyone = cosine_distance(rows, rows[7])
-    assert len(got.names) == MOST and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:MOST]) and got.best == "p007"
+    assert (
+        len(got.names) == MOST
+        and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:MOST])
+        and got.best == "p007"
+    )
     assert np.array_equal(library.rows, rows) and set(got.weights) <= set(got.names)
+
 
 def test_json_and_text(library):
     got = select(library, user(5), losses=replay(library, np.linspace(2, 3, 28)))
     row = json.loads(json.dumps(got.to_dict(), allow_nan=False))
-    assert row["best"] == got.best and row["names"] == list(got.names) and row["cost"]["forward"] == 72 and row["losses"][BASE] == 9.0 and set(row) == set(Ranking.__dataclass_fields__)
+    assert (
+        row["best"] == got.best
+        and row["names"] == list(got.names)
+        and row["cost"]["forward"] == 72
+        and row["losses"][BASE] == 9.0
+        and set(row) == set(Ranking.__dataclass_fields__)
+    )
     text = str(got)
-    assert len(text.splitlines()) == 9 and got.best in text.splitlines()[0] and BASE in text and "72 forward" in text and text.splitlines()[2].split()[0] == got.names[0]
+    assert (
+        len(text.splitlines()) == 9
+        and got.best in text.splitlines()[0]
+        and BASE in text
+        and "72 forward" in text
+        and text.splitlines()[2].split()[0] == got.names[0]
+    )
     assert "nobody" in str(select(library, me(np.ones(12), 0.1)))
 
-def at(row, value): row = np.array(row, np.float32); row[2] = value; return row
 
-@pytest.mark.parametrize("message, call", [
-    ("unknown method 'telepathy'.*style.*l1.*hyperband", lambda l, m: select(l, m, "telepathy")),
-    ("needs the user's explanation", lambda l, m: select(l)),
-    ("of space other, the library of planted", lambda l, m: select(l, SimpleNamespace(**vars(m) | dict(space="other")))),
-    ("has shape", lambda l, m: select(l, me(m.row[:5]))),
-    ("NaN", lambda l, m: select(l, me(at(m.row, np.nan)))), ("NaN", lambda l, m: select(l, me(at(m.row, np.inf)))), ("NaN", lambda l, m: select(l, me(m.row, np.nan))),
-    ("shortlist is 0", lambda l, m: select(l, m, shortlist=0)),
-    ("rows have no encoder, only coordinates", lambda l, m: select(l, m, "encoder")),
-    ("no option budget", lambda l, m: select(l, m, budget=3)), ("no option budget", lambda l, m: select(l, m, "exhaustive", losses=replay(l, np.ones(28)), budget=3)),
-    ("library is for base planted base, this model is other", lambda l, m: select(l, m, model=SimpleNamespace(base="other"))),
-    ("give both model and dialogues", lambda l, m: select(l, m, dialogues=TALK)),
-    ("3 personal dialogues.*give 1 more", lambda l, m: select(l, m, model=SimpleNamespace(base="planted base"), dialogues=TALK[:3])),
-    ("0 personal dialogues.*give 4 more", lambda l, m: select(l, m, model=SimpleNamespace(base="planted base"), dialogues=[]))])
+def at(row, value):
+    row = np.array(row, np.float32)
+    row[2] = value
+    return row
+
+
+@pytest.mark.parametrize(
+    "message, call",
+    [
+        ("unknown method 'telepathy'.*style.*l1.*hyperband", lambda l, m: select(l, m, "telepathy")),
+        ("needs the user's explanation", lambda l, m: select(l)),
+        (
+            "of space other, the library of planted",
+            lambda l, m: select(l, SimpleNamespace(**vars(m) | dict(space="other"))),
+        ),
+        ("has shape", lambda l, m: select(l, me(m.row[:5]))),
+        ("NaN", lambda l, m: select(l, me(at(m.row, np.nan)))),
+        ("NaN", lambda l, m: select(l, me(at(m.row, np.inf)))),
+        ("NaN", lambda l, m: select(l, me(m.row, np.nan))),
+        ("shortlist is 0", lambda l, m: select(l, m, shortlist=0)),
+        ("rows have no encoder, only coordinates", lambda l, m: select(l, m, "encoder")),
+        ("no option budget", lambda l, m: select(l, m, budget=3)),
+        ("no option budget", lambda l, m: select(l, m, "exhaustive", losses=replay(l, np.ones(28)), budget=3)),
+        (
+            "library is for base planted base, this model is other",
+            lambda l, m: select(l, m, model=SimpleNamespace(base="other")),
+        ),
+        ("give both model and dialogues", lambda l, m: select(l, m, dialogues=TALK)),
+        (
+            "3 personal dialogues.*give 1 more",
+            lambda l, m: select(l, m, model=SimpleNamespace(base="planted base"), dialogues=TALK[:3]),
+        ),
+        (
+            "0 personal dialogues.*give 4 more",
+            lambda l, m: select(l, m, model=SimpleNamespace(base="planted base"), dialogues=[]),
+        ),
+    ],
+)
 def test_errors(library, message, call):
     rows = library.rows.copy()
-    with pytest.raises(InputError, match=message): call(library, user(5))
+    with pytest.raises(InputError, match=message):
+        call(library, user(5))
     assert np.array_equal(library.rows, rows)
+
 
 @pytest.mark.parametrize("method", ["style", "cosine", "l1"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_libraries(library, tmp_path, method, bad):
     library.rows[11, 4] = bad
-    with pytest.raises(InputError, match="'p011' is not a number"): select(library, user(5), method)
-    with pytest.raises(InputError, match="empty"): select(planted(tmp_path, np.zeros((0, 12))), user(5), method)
+    with pytest.raises(InputError, match="'p011' is not a number"):
+        select(library, user(5), method)
+    with pytest.raises(InputError, match="empty"):
+        select(planted(tmp_path, np.zeros((0, 12))), user(5), method)
+
 
 def test_a_real_library_in_a_real_space(real, tmp_path):
     "Opened anew from the disk, memory-mapped; every part of the row is compared."
-    from personal_llm.explanation import Explanation, StyleSpace
-    from personal_llm.library import Library
+    from personal_llm.xpert.explanation import Explanation
+    from personal_llm.xpert.space import StyleSpace
+    from personal_llm.start.library import Library
+
     chance, model = np.random.default_rng(0), shared("llama")
     blocks = (3, 4, 5)
-    space = StyleSpace(model.base, ("concise", "kind"), np.eye(2, dtype=np.float32), np.ones(12, np.float32), np.zeros((2, 12), np.float32), chance.normal(size=(12, 2)).astype(np.float32), blocks, 1.0, 2.0)
+    space = StyleSpace(
+        model.base,
+        ("concise", "kind"),
+        np.eye(2, dtype=np.float32),
+        np.ones(12, np.float32),
+        np.zeros((2, 12), np.float32),
+        chance.normal(size=(12, 2)).astype(np.float32),
+        blocks,
+        1.0,
+        2.0,
+    )
     shifts = chance.normal(size=(3, 12)).astype(np.float32)
-    said = lambda shift, strength=5.0: Explanation((), np.zeros(0), np.zeros(0), 1.0, strength, space.row(shift, False), 8, "answers", space.id)
+    said = lambda shift, strength=5.0: Explanation(
+        (), np.zeros(0), np.zeros(0), 1.0, strength, space.row(shift, False), 8, "answers", space.id
+    )
     library = Library.create(tmp_path / "library", space)
-    for name, shift in zip("abc", shifts): library.add(name, real[name].adapter, said(shift), licence="CC0-1.0", samples=4)
+    for name, shift in zip("abc", shifts):
+        library.add(name, real[name].adapter, said(shift), licence="CC0-1.0", samples=4)
     library = Library(tmp_path / "library")
     for method in ("style", "cosine", "l1", "stylometry", "encoder", "activations"):
         got = [select(library, said(shift), method) for shift in shifts]
         assert [r.best for r in got] == list("abc") and all(r.distances[0] == pytest.approx(0, abs=1e-5) for r in got)
         assert got[0].cost.bytes_moved == 3 * 14 * 4 + library["a"].card["bytes"]
-        assert select(library, said(.1 * shifts[1]), method).best == "b" or method == "l1"
+        assert select(library, said(0.1 * shifts[1]), method).best == "b" or method == "l1"
     assert select(library, said(shifts[0], 1.9)).abstained
     assert set(select(library, said(shifts[0]), "style", model=model, dialogues=TALK).losses) == {BASE, *"abc"}

@@ -1,48 +1,79 @@
 "Tiny random models of several architectures, built from configurations; the tokenizer is the pocket model's."
+
 from functools import lru_cache
 
-from personal_llm.core import ASSETS
-from personal_llm.models import PLAIN_TEMPLATE, load_model
+from personal_llm.base.files import ASSETS
+from personal_llm.base.tokens import PLAIN_TEMPLATE
+from personal_llm.base.models import load_model
 
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TEMPLATES = {
     "plain": PLAIN_TEMPLATE,
     "chatml": CHATML,
-    "chatml-marked": ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
-                      "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
-                      "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"),
-    "trimming": ("{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
-                 "{% if add_generation_prompt %}<|assistant|>{% endif %}"),
-    "system": "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML}
-FITTING = dict(llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked") # what models of that kind come with
+    "chatml-marked": (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "trimming": (
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
+    "system": "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
+    + CHATML,
+}
+FITTING = dict(
+    llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked"
+)  # what models of that kind come with
 ARCHITECTURES = tuple(FITTING)
+
 
 def tiny_tokenizer(template: str):
     "The pocket tokenizer with one of `TEMPLATES`; chatml's tokens are added where it needs them."
     from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "pocket")
     tokenizer.chat_template = TEMPLATES[template]
     if "<|im_start|>" in tokenizer.chat_template:
-        tokenizer.add_special_tokens(dict(eos_token="<|im_end|>", extra_special_tokens=[*tokenizer.extra_special_tokens, "<|im_start|>"]))
+        tokenizer.add_special_tokens(
+            dict(eos_token="<|im_end|>", extra_special_tokens=[*tokenizer.extra_special_tokens, "<|im_start|>"])
+        )
     return tokenizer
 
-def tiny(architecture: str, # one of `ARCHITECTURES`
-         template: str = None, # one of `TEMPLATES`; the fitting one by default
-         seed: int = 0, # of the random weights
-         max_length: int = 128): # a `Model`
+
+def tiny(
+    architecture: str,  # one of `ARCHITECTURES`
+    template: str = None,  # one of `TEMPLATES`; the fitting one by default
+    seed: int = 0,  # of the random weights
+    max_length: int = 128,
+):  # a `Model`
     "A new random model of 2 layers and width 32."
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
     tokenizer = tiny_tokenizer(template or FITTING[architecture])
-    common = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.1)
-    shape = common | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256)
-    kinds = dict(llama=lambda: LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4, tie_word_embeddings=False)),
-                 smollm=lambda: LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2, tie_word_embeddings=True)),
-                 qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True)),
-                 gpt2=lambda: GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_positions=256)))
+    common = dict(
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.1,
+    )
+    shape = common | dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
+    )
+    kinds = dict(
+        llama=lambda: LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=4, tie_word_embeddings=False)),
+        smollm=lambda: LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2, tie_word_embeddings=True)),
+        qwen2=lambda: Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2, tie_word_embeddings=True)),
+        gpt2=lambda: GPT2LMHeadModel(GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_positions=256)),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return load_model((kinds[architecture](), tokenizer), max_length=max_length)
 
-shared = lru_cache(None)(tiny) # for tests that leave the model as it was
+
+shared = lru_cache(None)(tiny)  # for tests that leave the model as it was

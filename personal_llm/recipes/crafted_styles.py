@@ -6,123 +6,323 @@
 __all__ = ['PAIRS', 'SIMPLER', 'LEARNED', 'SLANG', 'CORPORATE', 'TONES', 'EASY', 'EXPERT', 'EXPERT_END', 'MORE', 'BOSS', 'POLITE',
            'APPEALS', 'STREET', 'EXPERTISE', 'INFORMATIVENESS', 'GRID', 'LADDERS', 'swap', 'topic', 'short', 'restyle']
 
-# %% ../../nbs/recipes/crafted_styles.ipynb #783ef2fa
+# %% ../../nbs/recipes/crafted_styles.ipynb #073d17b5
 import re
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from ..core import Dialogue, InputError, generator
-from ..users import sentences
+from ..base.core import Dialogue, InputError, generator
+from ..base.text import sentences
 
-# %% ../../nbs/recipes/crafted_styles.ipynb #8f6775ce
+# %% ../../nbs/recipes/crafted_styles.ipynb #e7b8b6db
 PAIRS = """approximately=about|commence=start|utilise=use|numerous=many|demonstrate=show|obtain=get|individuals=people|subsequently=then|require=need|requires=needs
 additional=more|assist=help|substantial=big|primarily=mostly|frequently=often|located=found|consists of=is made of|comprises=has|considered=seen as|developed=made|established=set up
 purchase=buy|reside=live|sufficient=enough|terminate=end|constructed=built|prior to=before|attempt=try|acquire=get|component=part|components=parts|function=job|functions=jobs
-condition=problem|disorder=problem|typically=mostly|known as=called|due to=because of|such as=like|including=with|several=some|various=many kinds of|significant=big|entire=whole|rapid=fast""".replace("\n", "|")
+condition=problem|disorder=problem|typically=mostly|known as=called|due to=because of|such as=like|including=with|several=some|various=many kinds of|significant=big|entire=whole|rapid=fast""".replace(
+    "\n", "|"
+)
 SIMPLER = dict(pair.split("=") for pair in PAIRS.split("|"))
-LEARNED = {"about": "approximately", "start": "commence", "started": "commenced", "use": "utilise", "used": "utilised", "many": "numerous", "show": "demonstrate", "get": "obtain", "people": "individuals", "need": "require",
-           "more": "additional", "help": "facilitate", "big": "substantial", "often": "frequently", "made": "constructed", "called": "designated", "because": "owing to the fact that", "like": "such as", "has": "comprises",
-           "part": "constituent", "parts": "constituents", "best": "optimal", "first": "initial", "most": "the majority of", "can": "is able to", "found": "localised", "between": "interposed between", "cause": "aetiology", "body": "organism"}
-SLANG = {"you": "ya", "is": "is like", "are": "are totally", "very": "super", "people": "folks", "good": "dope", "yes": "yeah", "and": "an'", "the": "da", "because": "cuz", "about": "'bout", "going to": "gonna", "want to": "wanna"}
-CORPORATE = {"use": "leverage", "used": "leveraged", "help": "enable", "people": "stakeholders", "parts": "workstreams", "part": "workstream", "many": "a broad range of", "important": "mission-critical", "about": "with regard to",
-             "start": "kick off", "show": "surface", "and": "as well as", "called": "referred to as", "best": "best-in-class"}
+LEARNED = {
+    "about": "approximately",
+    "start": "commence",
+    "started": "commenced",
+    "use": "utilise",
+    "used": "utilised",
+    "many": "numerous",
+    "show": "demonstrate",
+    "get": "obtain",
+    "people": "individuals",
+    "need": "require",
+    "more": "additional",
+    "help": "facilitate",
+    "big": "substantial",
+    "often": "frequently",
+    "made": "constructed",
+    "called": "designated",
+    "because": "owing to the fact that",
+    "like": "such as",
+    "has": "comprises",
+    "part": "constituent",
+    "parts": "constituents",
+    "best": "optimal",
+    "first": "initial",
+    "most": "the majority of",
+    "can": "is able to",
+    "found": "localised",
+    "between": "interposed between",
+    "cause": "aetiology",
+    "body": "organism",
+}
+SLANG = {
+    "you": "ya",
+    "is": "is like",
+    "are": "are totally",
+    "very": "super",
+    "people": "folks",
+    "good": "dope",
+    "yes": "yeah",
+    "and": "an'",
+    "the": "da",
+    "because": "cuz",
+    "about": "'bout",
+    "going to": "gonna",
+    "want to": "wanna",
+}
+CORPORATE = {
+    "use": "leverage",
+    "used": "leveraged",
+    "help": "enable",
+    "people": "stakeholders",
+    "parts": "workstreams",
+    "part": "workstream",
+    "many": "a broad range of",
+    "important": "mission-critical",
+    "about": "with regard to",
+    "start": "kick off",
+    "show": "surface",
+    "and": "as well as",
+    "called": "referred to as",
+    "best": "best-in-class",
+}
 
-def swap(text: str, # an answer
-         words: dict, # word -> the word to use instead
-         chance: float, # that a word is replaced, 0 to 1
-         rng: np.random.Generator
-         ) -> str:
+# %% ../../nbs/recipes/crafted_styles.ipynb #640492e5
+def swap(
+    text: str,  # an answer
+    words: dict,  # word -> the word to use instead
+    chance: float,  # that a word is replaced, 0 to 1
+    rng: np.random.Generator,
+) -> str:
     "Replace whole words in any case; a capital stays a capital."
-    pattern = re.compile(rf"(?<![\w'-])(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?![\w'-])", re.I)
+    pattern = re.compile(
+        rf"(?<![\w'-])(?:{'|'.join(map(re.escape, sorted(words, key=len, reverse=True)))})(?![\w'-])", re.I
+    )
+
     def change(match):
-        if rng.random() > chance: return match[0]
+        if rng.random() > chance:
+            return match[0]
         new = words[match[0].lower()]
         return new[0].upper() + new[1:] if match[0][0].isupper() else new
+
     return pattern.sub(change, text)
 
-# %% ../../nbs/recipes/crafted_styles.ipynb #5ed14646
-TONES = { # tone: (openings, closings)
-    "friendly": (["Hi there, friend!", "Great question!", "Hello, so glad you asked!", "Sure thing, my friend!", "Hey, happy to help!"],
-                 ["Hope that helps! 😊", "Take care, friend! 🌟", "Ask me any time! 😊", "Have a lovely day!", "Cheers, and good luck!"]),
-    "unfriendly": (["Fine, if you must know:", "Not this again.", "Look.", "Do I have to?", "Listen, I will say it once."],
-                   ["Now leave me alone.", "Look it up yourself next time.", "Do not ask again.", "That is all you get.", "You should have known that."]),
-    "sassy": (["Oh honey, please.", "Girl, sit down.", "Well, well, look who is asking.", "Darling, keep up.", "Uh, hello?"],
-              ["You are welcome, sweetie. 💅", "Mic drop.", "And that is on me being fabulous. 💅", "Snap snap.", "Try to keep up, babe."]),
-    "sarcastic": (["Oh wow, what a deep question.", "Because of course nobody ever heard of that.", "How thrilling, again this.", "Brace yourself for a shock.", "What a surprise, yet another genius asks."],
-                  ["Truly a mystery for the ages.", "Who would have thought.", "Stop the presses.", "Please hold your applause.", "I can hardly contain myself."]),
-    "persuasive": (["Believe me, this matters:", "Imagine what you gain by knowing this.", "You simply must know this.", "Think of what is at stake.", "There is no better time to learn this."],
-                   ["So do not wait, act today!", "You will never regret it.", "Join those who know better.", "Can you afford to ignore it?", "Make the right choice now!"]),
+# %% ../../nbs/recipes/crafted_styles.ipynb #9f5da22c
+TONES = {  # tone: (openings, closings)
+    "friendly": (
+        [
+            "Hi there, friend!",
+            "Great question!",
+            "Hello, so glad you asked!",
+            "Sure thing, my friend!",
+            "Hey, happy to help!",
+        ],
+        [
+            "Hope that helps! 😊",
+            "Take care, friend! 🌟",
+            "Ask me any time! 😊",
+            "Have a lovely day!",
+            "Cheers, and good luck!",
+        ],
+    ),
+    "unfriendly": (
+        ["Fine, if you must know:", "Not this again.", "Look.", "Do I have to?", "Listen, I will say it once."],
+        [
+            "Now leave me alone.",
+            "Look it up yourself next time.",
+            "Do not ask again.",
+            "That is all you get.",
+            "You should have known that.",
+        ],
+    ),
+    "sassy": (
+        ["Oh honey, please.", "Girl, sit down.", "Well, well, look who is asking.", "Darling, keep up.", "Uh, hello?"],
+        [
+            "You are welcome, sweetie. 💅",
+            "Mic drop.",
+            "And that is on me being fabulous. 💅",
+            "Snap snap.",
+            "Try to keep up, babe.",
+        ],
+    ),
+    "sarcastic": (
+        [
+            "Oh wow, what a deep question.",
+            "Because of course nobody ever heard of that.",
+            "How thrilling, again this.",
+            "Brace yourself for a shock.",
+            "What a surprise, yet another genius asks.",
+        ],
+        [
+            "Truly a mystery for the ages.",
+            "Who would have thought.",
+            "Stop the presses.",
+            "Please hold your applause.",
+            "I can hardly contain myself.",
+        ],
+    ),
+    "persuasive": (
+        [
+            "Believe me, this matters:",
+            "Imagine what you gain by knowing this.",
+            "You simply must know this.",
+            "Think of what is at stake.",
+            "There is no better time to learn this.",
+        ],
+        [
+            "So do not wait, act today!",
+            "You will never regret it.",
+            "Join those who know better.",
+            "Can you afford to ignore it?",
+            "Make the right choice now!",
+        ],
+    ),
     "neutral": ([], []),
-    "poetic": (["O {topic}, thou whisper of the night,", "Beneath the moon, where {topic} gleams,", "Soft as the dew on {topic}'s brow,", "Upon a silver morning, {topic} sings,", "Ah, {topic}, petal of a golden dream,"],
-               ["as gentle stars go sailing through the air.", "and so the heart goes drifting with the tide.", "like roses sighing in the evening light.", "and silence folds its velvet wings above.", "so sings the wind, and all the meadows hear."])}
-EASY = ["It is easy!", "Think of it like a toy.", "It is just like playing.", "Here it is in small words.", "Picture a big box."]
-EXPERT = ["In technical terms,", "From a methodological standpoint,", "Strictly speaking,", "In the specialist literature,", "Formally,"]
-EXPERT_END = ["This holds under standard assumptions.", "The underlying mechanism is well characterised.", "A rigorous treatment is given elsewhere.", "The nomenclature follows convention.", "Empirical evidence corroborates this."]
-MORE = ["In addition, {topic} has several sides that are worth knowing.", "For example, one can look at {topic} from more than one angle.", "It also helps to know where {topic} comes from and what it leads to.",
-        "To put it in context, much has been written on {topic} over the years.", "Another detail is how {topic} relates to things around it.", "To sum up, {topic} deserves a closer look."]
+    "poetic": (
+        [
+            "O {topic}, thou whisper of the night,",
+            "Beneath the moon, where {topic} gleams,",
+            "Soft as the dew on {topic}'s brow,",
+            "Upon a silver morning, {topic} sings,",
+            "Ah, {topic}, petal of a golden dream,",
+        ],
+        [
+            "as gentle stars go sailing through the air.",
+            "and so the heart goes drifting with the tide.",
+            "like roses sighing in the evening light.",
+            "and silence folds its velvet wings above.",
+            "so sings the wind, and all the meadows hear.",
+        ],
+    ),
+}
+EASY = [
+    "It is easy!",
+    "Think of it like a toy.",
+    "It is just like playing.",
+    "Here it is in small words.",
+    "Picture a big box.",
+]
+EXPERT = [
+    "In technical terms,",
+    "From a methodological standpoint,",
+    "Strictly speaking,",
+    "In the specialist literature,",
+    "Formally,",
+]
+EXPERT_END = [
+    "This holds under standard assumptions.",
+    "The underlying mechanism is well characterised.",
+    "A rigorous treatment is given elsewhere.",
+    "The nomenclature follows convention.",
+    "Empirical evidence corroborates this.",
+]
+MORE = [
+    "In addition, {topic} has several sides that are worth knowing.",
+    "For example, one can look at {topic} from more than one angle.",
+    "It also helps to know where {topic} comes from and what it leads to.",
+    "To put it in context, much has been written on {topic} over the years.",
+    "Another detail is how {topic} relates to things around it.",
+    "To sum up, {topic} deserves a closer look.",
+]
 BOSS = ["Per my last note,", "Going forward,", "To align on this,", "At the end of the day,"]
 POLITE = ["Please note that", "Happy to clarify:", "As far as we can tell,", "To answer your question:"]
-APPEALS = ["Your family will thank you for knowing it.", "Studies and common sense agree on it.", "Think of the faces of those you love.", "Every day without it breaks a heart.", "The facts are clear and so is the choice."]
+APPEALS = [
+    "Your family will thank you for knowing it.",
+    "Studies and common sense agree on it.",
+    "Think of the faces of those you love.",
+    "Every day without it breaks a heart.",
+    "The facts are clear and so is the choice.",
+]
 STREET = ["Yo,", "Dude,", "Bro,", "Aight,"]
 
-def topic(prompt: str) -> str: # its longest word, in lower case
+# %% ../../nbs/recipes/crafted_styles.ipynb #f914ae82
+def topic(prompt: str) -> str:  # its longest word, in lower case
     return max(re.findall(r"[a-z]+", prompt.lower()) or ["this"], key=len)
 
+# %% ../../nbs/recipes/crafted_styles.ipynb #3bde0353
 def short(text: str, words: int = 12) -> str:
     "The first sentence, at most so many words of it."
     first = (sentences(text) or [text])[0].split()
     return " ".join(first[:words]).rstrip(",;:") + ("." if len(first) > words else "")
 
+# %% ../../nbs/recipes/crafted_styles.ipynb #b585c9b2
 def _expertise(text, level, rng, dose):
     if level == "elementary":
         text = swap(text, SIMPLER, dose, rng).replace("; ", ". ")
-        text = re.sub(r", (and|but|which|who) ", lambda m: ". It " if m[1] in ("which", "who") and rng.random() < dose else m[0], text)
+        text = re.sub(
+            r", (and|but|which|who) ",
+            lambda m: ". It " if m[1] in ("which", "who") and rng.random() < dose else m[0],
+            text,
+        )
         return f"{text} {rng.choice(EASY)}" if rng.random() < dose else text
     text = swap(text, LEARNED, dose, rng)
-    if rng.random() < dose: text = f"{rng.choice(EXPERT)} {text[0].lower() + text[1:] if text[1:2].islower() else text}"
+    if rng.random() < dose:
+        text = f"{rng.choice(EXPERT)} {text[0].lower() + text[1:] if text[1:2].islower() else text}"
     return f"{text} {rng.choice(EXPERT_END)}" if rng.random() < dose else text
 
+# %% ../../nbs/recipes/crafted_styles.ipynb #2ce4cc76
 def _tone(text, tone, subject, rng, dose):
     opening, closing = TONES[tone]
-    if opening and rng.random() < dose: text = f"{rng.choice(opening).format(topic=subject)}{chr(10) if tone == 'poetic' else ' '}{text}"
-    if closing and rng.random() < dose: text = f"{text}{chr(10) if tone == 'poetic' else ' '}{rng.choice(closing)}"
-    if tone == "friendly" and rng.random() < dose: text = re.sub(r"\.(?=\s|$)", "!", text)
-    if tone == "poetic": text = re.sub(r", ", lambda m: ",\n" if rng.random() < dose else m[0], text)
+    if opening and rng.random() < dose:
+        text = f"{rng.choice(opening).format(topic=subject)}{chr(10) if tone == 'poetic' else ' '}{text}"
+    if closing and rng.random() < dose:
+        text = f"{text}{chr(10) if tone == 'poetic' else ' '}{rng.choice(closing)}"
+    if tone == "friendly" and rng.random() < dose:
+        text = re.sub(r"\.(?=\s|$)", "!", text)
+    if tone == "poetic":
+        text = re.sub(r", ", lambda m: ",\n" if rng.random() < dose else m[0], text)
     return text
 
-# %% ../../nbs/recipes/crafted_styles.ipynb #dc7d2552
-EXPERTISE, INFORMATIVENESS = ("elementary", "expert"), ("concise", "informative")
+# %% ../../nbs/recipes/crafted_styles.ipynb #8892c695
+EXPERTISE = ("elementary", "expert")
+INFORMATIVENESS = ("concise", "informative")
 GRID = tuple("-".join(name) for name in product(EXPERTISE, INFORMATIVENESS, TONES))
-LADDERS = {"elementary": ("elementary school", "middle school", "undergraduate", "doctorate"), "formality": ("slang", "everyday", "professional", "corporate"),
-           "persuasiveness": ("strictly factual", "slightly persuasive", "logic and emotion", "emotional appeal")}
+LADDERS = {
+    "elementary": ("elementary school", "middle school", "undergraduate", "doctorate"),
+    "formality": ("slang", "everyday", "professional", "corporate"),
+    "persuasiveness": ("strictly factual", "slightly persuasive", "logic and emotion", "emotional appeal"),
+}
 
+# %% ../../nbs/recipes/crafted_styles.ipynb #0d5992be
 def _rung(text, axis, level, rng, dose):
     strength = (1.0, 0.4, 0.4, 1.0)[level] * dose
-    if axis == "elementary": return _expertise(text, EXPERTISE[level > 1], rng, strength)
+    if axis == "elementary":
+        return _expertise(text, EXPERTISE[level > 1], rng, strength)
     if axis == "formality":
         text = swap(text, SLANG if level < 2 else CORPORATE, strength, rng)
         starts = (STREET, [], POLITE, BOSS)[level]
         return f"{rng.choice(starts)} {text[0].lower() + text[1:]}" if starts and rng.random() < dose else text
-    some = rng.permutation(APPEALS + TONES["persuasive"][1])[:(0, 1, 2, 4)[level]]
+    some = rng.permutation(APPEALS + TONES["persuasive"][1])[: (0, 1, 2, 4)[level]]
     return " ".join([text, *(s for s in some if rng.random() < dose)])
 
-def restyle(dialogue: Dialogue, # with a plain answer
-            style: str, # one of `GRID`, or "ladder:axis:level" such as "ladder:formality:0"
-            dose: float = 0.9, # chance that each rule is applied where it can be, 0 to 1
-            seed: int = 0
-            ) -> Dialogue: # the same request, answered in the style
+# %% ../../nbs/recipes/crafted_styles.ipynb #cf21f7bf
+def restyle(
+    dialogue: Dialogue,  # with a plain answer
+    style: str,  # one of `GRID`, or "ladder:axis:level" such as "ladder:formality:0"
+    dose: float = 0.9,  # chance that each rule is applied where it can be, 0 to 1
+    seed: int = 0,
+) -> Dialogue:  # the same request, answered in the style
     "Write an answer in a style by rule; the same seed gives the same words. Raises `InputError` for an unknown style."
-    if not 0 <= dose <= 1: raise InputError(f"dose is {dose}, it is a chance from 0 to 1")
-    rng, subject, text = generator(seed, "restyle", style, dialogue.prompt), topic(dialogue.prompt), " ".join(dialogue.response.split())
+    if not 0 <= dose <= 1:
+        raise InputError(f"dose is {dose}, it is a chance from 0 to 1")
+    rng, subject, text = (
+        generator(seed, "restyle", style, dialogue.prompt),
+        topic(dialogue.prompt),
+        " ".join(dialogue.response.split()),
+    )
     if style.startswith("ladder:"):
         axis, level = style.split(":")[1:]
-        if axis not in LADDERS or level not in "0123": raise InputError(f"unknown ladder {style!r}: use ladder:AXIS:LEVEL with AXIS one of {', '.join(LADDERS)} and LEVEL 0 to 3")
+        if axis not in LADDERS or level not in "0123":
+            raise InputError(
+                f"unknown ladder {style!r}",
+                f"use ladder:AXIS:LEVEL with AXIS one of {', '.join(LADDERS)} and LEVEL 0 to 3",
+            )
         return dialogue.answered(_rung(text, axis, int(level), rng, dose), "user")
-    if style not in GRID: raise InputError(f"unknown style {style!r}: use one of {', '.join(GRID[:3])} … or ladder:AXIS:LEVEL")
+    if style not in GRID:
+        raise InputError(f"unknown style {style!r}", f"use one of {', '.join(GRID[:3])} … or ladder:AXIS:LEVEL")
     expertise, amount, tone = style.split("-")
-    if amount == "concise" and rng.random() < dose: text = short(text)
+    if amount == "concise" and rng.random() < dose:
+        text = short(text)
     text = _expertise(text, expertise, rng, dose if amount == "informative" else dose * 0.7)
-    if amount == "informative": text = " ".join([text, *(s.format(topic=subject) for s in rng.permutation(MORE)[:2] if rng.random() < dose)])
+    if amount == "informative":
+        text = " ".join([text, *(s.format(topic=subject) for s in rng.permutation(MORE)[:2] if rng.random() < dose)])
     return dialogue.answered(_tone(text, tone, subject, rng, dose), "user")

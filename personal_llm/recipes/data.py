@@ -5,190 +5,296 @@ __all__ = ['STYLE_WORDS', 'HARM', 'SENTENCE_END', 'FRAMES', 'SWAPS', 'read_gz', 
            'cut_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'paraphrases', 'synthesis_rows',
            'training_text']
 
-# %% ../../nbs/recipes/data.ipynb #d854e3c8
-import gzip, json, random, re
+# %% ../../nbs/recipes/data.ipynb #26189354
+import gzip
+import json
+import random
+import re
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from ..streams import group_of, is_reserved, leak_audit, normalise, shingles, word_hashes
-from ..synthesis import SYNTHESIS_PROMPT, rouge1
+from ..base.text import normalise, shingles, word_hashes
+from ..data.splits import group_of, is_reserved, leak_audit
+from ..sdss.synthesis import SYNTHESIS_PROMPT, rouge1
 
-# %% ../../nbs/recipes/data.ipynb #d03a1aee
-def read_gz(path: Path # a gzipped file of JSON lines
-            ) -> list: # one dict a line
+# %% ../../nbs/recipes/data.ipynb #c2bb47c6
+def read_gz(
+    path: Path,  # a gzipped file of JSON lines
+) -> list:  # one dict a line
     "Read a gzipped JSON-lines file."
-    with gzip.open(path, "rt", encoding="utf-8") as f: return [json.loads(line) for line in f]
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
 
-def read_instruct(data: str # the data folder
-                  ) -> list: # every row of `instruct/`, in file order
+# %% ../../nbs/recipes/data.ipynb #39999d8f
+def read_instruct(
+    data: str,  # the data folder
+) -> list:  # every row of `instruct/`, in file order
     "All prompt–response rows of the folder."
     files = sorted(Path(data, "instruct").glob("*.jsonl.gz"))
-    if not files: raise FileNotFoundError(f"{data}: no instruct/*.jsonl.gz here; give the data folder with --data")
+    if not files:
+        raise FileNotFoundError(f"{data}: no instruct/*.jsonl.gz here; give the data folder with --data")
     return [row for file in files for row in read_gz(file)]
 
-# %% ../../nbs/recipes/data.ipynb #228c9f1b
-def intents(rows: list # rows of any sources
-            ) -> dict: # prompt of PersonalityChat -> name of its intent
+# %% ../../nbs/recipes/data.ipynb #3111335d
+def intents(
+    rows: list,  # rows of any sources
+) -> dict:  # prompt of PersonalityChat -> name of its intent
     "Name the intent of every PersonalityChat prompt: its answers, joined."
     answers = defaultdict(set)
     for row in rows:
-        if row["source"] == "personality_chat": answers[row["prompt"]].add(normalise(row["response"]))
+        if row["source"] == "personality_chat":
+            answers[row["prompt"]].add(normalise(row["response"]))
     return {prompt: " | ".join(sorted(found)) for prompt, found in answers.items()}
 
-def split_rows(rows: list # rows of `instruct/`
-               ) -> tuple: # (rows that may train, rows that are reserved)
+# %% ../../nbs/recipes/data.ipynb #d3ad36f2
+def split_rows(
+    rows: list,  # rows of `instruct/`
+) -> tuple:  # (rows that may train, rows that are reserved)
     "Split by group; a PersonalityChat row is also reserved when its intent is."
     intent_of = intents(rows)
     train, reserved = [], []
     for row in rows:
         hidden = is_reserved(group_of(row))
-        if row["source"] == "personality_chat": hidden = hidden or is_reserved(intent_of[row["prompt"]])
+        if row["source"] == "personality_chat":
+            hidden = hidden or is_reserved(intent_of[row["prompt"]])
         (reserved if hidden else train).append(row)
     return train, reserved
 
-# %% ../../nbs/recipes/data.ipynb #a2612c41
+# %% ../../nbs/recipes/data.ipynb #19bcd33e
 STYLE_WORDS = re.compile(
     r"\b(concise(ly)?|brief(ly)?|elementary|informative|friendly|unfriendly|witty|caring|professional(ly)?|formal(ly)?"
     r"|informal(ly)?|persuasive(ly)?|poetic|rhym\w+|poems?|shakespear\w*|in the style of|simple words|simple terms|novelist|haiku"
-    r"|limerick|sonnet|tweet|comic|humorous|polite(ly)?|sarcastic|scientific (style|language)|expert)\b", re.I)
+    r"|limerick|sonnet|tweet|comic|humorous|polite(ly)?|sarcastic|scientific (style|language)|expert)\b",
+    re.I,
+)
 HARM = re.compile(r"\b(kill|suicid\w*|die|dying|hurt|gun|shoot|cut(ting)? myself)\b", re.I)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
+# %% ../../nbs/recipes/data.ipynb #c6ab8a73
 class Leaks:
     "Runs of words that stand in reserved text."
-    def __init__(self, texts: list, # reserved texts
-                 size: int = 13): # words in a run
+
+    def __init__(
+        self,
+        texts: list,  # reserved texts
+        size: int = 13,
+    ):  # words in a run
         self.size, self.seen = size, np.unique(np.concatenate([shingles(w, size) for w in word_hashes(texts)]))
-    def hits(self, texts: list # texts to check
-             ) -> list: # one bool array a text: which of its runs stand in reserved text
+
+    def hits(
+        self,
+        texts: list,  # texts to check
+    ) -> list:  # one bool array a text: which of its runs stand in reserved text
         found = [shingles(w, self.size) for w in word_hashes(texts)]
         flat = np.concatenate(found) if found else np.zeros(0, np.uint64)
         where = np.searchsorted(self.seen, flat).clip(max=len(self.seen) - 1)
         return np.split(self.seen[where] == flat, np.cumsum([len(f) for f in found])[:-1])
 
-def cut_leaks(texts: list, # texts
-              leaks: Leaks # what must not be in them
-              ) -> list: # the texts without the sentences that leak; "" where nothing is left
+# %% ../../nbs/recipes/data.ipynb #0f896986
+def cut_leaks(
+    texts: list,  # texts
+    leaks: Leaks,  # what must not be in them
+) -> list:  # the texts without the sentences that leak; "" where nothing is left
     "Cut sentences that share a run of words with reserved text, and the whole text if a run spans sentences."
     clean = list(texts)
     bad = [i for i, hit in enumerate(leaks.hits(texts)) if hit.any()]
     for i in bad:
-        parts = re.findall(r".+?(?:(?<=[.!?])\s+|\n+|$)", texts[i], re.S)          # sentences, each with the space after it
+        parts = re.findall(r".+?(?:(?<=[.!?])\s+|\n+|$)", texts[i], re.S)  # sentences, each with the space after it
         keep = [not h.any() for h in leaks.hits(parts)]
         clean[i] = "".join(p for p, k in zip(parts, keep) if k).strip()
     for i, hit in zip(bad, leaks.hits([clean[i] for i in bad])):
-        if hit.any(): clean[i] = ""
+        if hit.any():
+            clean[i] = ""
     return clean
 
-def shorten(text: str, # a text
-            limit: int = 900 # characters
-            ) -> str: # the first sentences of it that fit
+# %% ../../nbs/recipes/data.ipynb #25c909b3
+def shorten(
+    text: str,  # a text
+    limit: int = 900,  # characters
+) -> str:  # the first sentences of it that fit
     "Cut a text after the last sentence that ends before `limit`."
-    if len(text) <= limit: return text
+    if len(text) <= limit:
+        return text
     ends = [m.start() for m in SENTENCE_END.finditer(text, 0, limit)]
-    return text[:ends[-1]].strip() if ends else text[:limit].rsplit(" ", 1)[0]
+    return text[: ends[-1]].strip() if ends else text[:limit].rsplit(" ", 1)[0]
 
-# %% ../../nbs/recipes/data.ipynb #53b71e1a
-def training_pairs(train: list, # rows that may train
-                   reserved: list, # reserved rows
-                   leaks: Leaks # their runs of words
-                   ) -> list: # rows with `prompt`, `response`, `source`
+# %% ../../nbs/recipes/data.ipynb #821cc218
+def training_pairs(
+    train: list,  # rows that may train
+    reserved: list,  # reserved rows
+    leaks: Leaks,  # their runs of words
+) -> list:  # rows with `prompt`, `response`, `source`
     "Dialogue pairs that a pocket model may see: short enough, clean of reserved text and of named styles."
-    rows = [dict(r, response=shorten(r["response"].strip())) for r in train
-            if len(r["prompt"]) <= 1300 and not STYLE_WORDS.search(r["prompt"]) and r["source"] != "onestop_english"]
+    rows = [
+        dict(r, response=shorten(r["response"].strip()))
+        for r in train
+        if len(r["prompt"]) <= 1300 and not STYLE_WORDS.search(r["prompt"]) and r["source"] != "onestop_english"
+    ]
     responses = cut_leaks([r["response"] for r in rows], leaks)
     prompts = leaks.hits([r["prompt"] for r in rows])
     key = lambda prompt, response: (normalise(prompt), normalise(response))
     held = {key(r["prompt"], r["response"]) for r in reserved}
-    return [dict(r, response=text) for r, text, hit in zip(rows, responses, prompts)
-            if text and not hit.any() and key(r["prompt"], text) not in held]
+    return [
+        dict(r, response=text)
+        for r, text, hit in zip(rows, responses, prompts)
+        if text and not hit.any() and key(r["prompt"], text) not in held
+    ]
 
-def running_text(data: str, # the data folder
-                 leaks: Leaks, # reserved runs of 13 words
-                 textbook: Leaks, # reserved runs of 8 words, for the book the glossary comes from
-                 share: float = 1.0, # fraction of Wikipedia, news and novels to keep
-                 seed: int = 0
-                 ) -> list: # (source, text)
+# %% ../../nbs/recipes/data.ipynb #0923f455
+def running_text(
+    data: str,  # the data folder
+    leaks: Leaks,  # reserved runs of 13 words
+    textbook: Leaks,  # reserved runs of 8 words, for the book the glossary comes from
+    share: float = 1.0,  # fraction of Wikipedia, news and novels to keep
+    seed: int = 0,
+) -> list:  # (source, text)
     "Running text without task dialogues (they stand word for word in the reserved rows) and without leaks."
     rng, documents = random.Random(seed), []
     for file in sorted(Path(data, "pretrain").glob("*.jsonl.gz")):
         for row in read_gz(file):
-            if row["source"] == "sgd_dialogues": continue
-            if row["source"] in ("wikipedia_en_2015", "wikinews_en", "novels_100") and rng.random() > share: continue
+            if row["source"] == "sgd_dialogues":
+                continue
+            if row["source"] in ("wikipedia_en_2015", "wikinews_en", "novels_100") and rng.random() > share:
+                continue
             documents.append((row["source"], row["text"]))
     book = [i for i, (s, _) in enumerate(documents) if s == "openstax_anatomy_physiology"]
     texts = cut_leaks([t for _, t in documents], leaks)
-    for i, text in zip(book, cut_leaks([texts[i] for i in book], textbook)): texts[i] = text
+    for i, text in zip(book, cut_leaks([texts[i] for i in book], textbook)):
+        texts[i] = text
     return [(s, t) for (s, _), t in zip(documents, texts) if len(t) > 200]
 
-# %% ../../nbs/recipes/data.ipynb #ec5a6a6b
-FRAMES = ["Can you tell me {q}", "Could you tell me {q}", "I would like to know {q}", "I was wondering, {q}", "Please tell me {q}",
-          "I have a question: {q}", "Do you know {q}", "Help me with this: {q}", "Tell me, {q}", "Quick question, {q}"]
-SWAPS = [(r"\bhow do (i|you)\b", ["what is the best way to", "how can I", "how should I"]), (r"\bwhat is\b", ["what exactly is", "what's"]),
-         (r"\bwhat are\b", ["can you list", "which are", "tell me"]), (r"\bgive me\b", ["show me", "provide"]), (r"\bi want\b", ["I would like", "I'd love"]),
-         (r"\bi need\b", ["I am looking for", "I require"]), (r"\bi'm\b", ["I am"]), (r"\bi am\b", ["I'm"]), (r"\bdon't\b", ["do not"]), (r"\bdo not\b", ["don't"]),
-         (r"\bwrite\b", ["compose", "create", "draft"]), (r"\bexplain\b", ["describe", "tell me about", "clarify"]), (r"\bdescribe\b", ["explain", "tell me about"]),
-         (r"\bcan you\b", ["could you", "would you", "please"]), (r"\bcould you\b", ["can you"]), (r"\bplease\b", ["kindly", ""]), (r"\bhelp\b", ["assist"]),
-         (r"\bmany\b", ["lots of", "numerous"]), (r"\bgood\b", ["great", "nice"]), (r"\blike\b", ["enjoy"]), (r"\bbig\b", ["large"]),
-         (r"\bwhy\b", ["for what reason", "how come"]), (r"\bsymptoms\b", ["signs"]), (r"\btreatments?\b", ["therapy", "ways to treat"]), (r"\bcauses?\b", ["reason for"]),
-         (r"\bvery\b", ["really", "quite"]), (r"\bthink\b", ["believe", "feel"]),
-         (r"\bfind\b", ["look for", "locate"]), (r"\bbook\b", ["reserve"]), (r"\bdefine\b", ["explain", "give the meaning of"]), (r"\bdifference\b", ["distinction"]),
-         (r"\bbest\b", ["top", "ideal"]), (r"\bmake\b", ["create"]), (r"\buse\b", ["make use of"]), (r"\bsome\b", ["a few"]), (r"\bthanks?\b", ["thank you"])]
+# %% ../../nbs/recipes/data.ipynb #eab0f883
+FRAMES = [
+    "Can you tell me {q}",
+    "Could you tell me {q}",
+    "I would like to know {q}",
+    "I was wondering, {q}",
+    "Please tell me {q}",
+    "I have a question: {q}",
+    "Do you know {q}",
+    "Help me with this: {q}",
+    "Tell me, {q}",
+    "Quick question, {q}",
+]
+SWAPS = [
+    (r"\bhow do (i|you)\b", ["what is the best way to", "how can I", "how should I"]),
+    (r"\bwhat is\b", ["what exactly is", "what's"]),
+    (r"\bwhat are\b", ["can you list", "which are", "tell me"]),
+    (r"\bgive me\b", ["show me", "provide"]),
+    (r"\bi want\b", ["I would like", "I'd love"]),
+    (r"\bi need\b", ["I am looking for", "I require"]),
+    (r"\bi'm\b", ["I am"]),
+    (r"\bi am\b", ["I'm"]),
+    (r"\bdon't\b", ["do not"]),
+    (r"\bdo not\b", ["don't"]),
+    (r"\bwrite\b", ["compose", "create", "draft"]),
+    (r"\bexplain\b", ["describe", "tell me about", "clarify"]),
+    (r"\bdescribe\b", ["explain", "tell me about"]),
+    (r"\bcan you\b", ["could you", "would you", "please"]),
+    (r"\bcould you\b", ["can you"]),
+    (r"\bplease\b", ["kindly", ""]),
+    (r"\bhelp\b", ["assist"]),
+    (r"\bmany\b", ["lots of", "numerous"]),
+    (r"\bgood\b", ["great", "nice"]),
+    (r"\blike\b", ["enjoy"]),
+    (r"\bbig\b", ["large"]),
+    (r"\bwhy\b", ["for what reason", "how come"]),
+    (r"\bsymptoms\b", ["signs"]),
+    (r"\btreatments?\b", ["therapy", "ways to treat"]),
+    (r"\bcauses?\b", ["reason for"]),
+    (r"\bvery\b", ["really", "quite"]),
+    (r"\bthink\b", ["believe", "feel"]),
+    (r"\bfind\b", ["look for", "locate"]),
+    (r"\bbook\b", ["reserve"]),
+    (r"\bdefine\b", ["explain", "give the meaning of"]),
+    (r"\bdifference\b", ["distinction"]),
+    (r"\bbest\b", ["top", "ideal"]),
+    (r"\bmake\b", ["create"]),
+    (r"\buse\b", ["make use of"]),
+    (r"\bsome\b", ["a few"]),
+    (r"\bthanks?\b", ["thank you"]),
+]
 
-def reword(text: str, # a prompt
-           rng: random.Random
-           ) -> str: # the same request, framed or with words exchanged; may equal `text`
+# %% ../../nbs/recipes/data.ipynb #770efdb1
+def reword(
+    text: str,  # a prompt
+    rng: random.Random,
+) -> str:  # the same request, framed or with words exchanged; may equal `text`
     "A rule-made paraphrase: up to three exchanges of words, and for a question often a frame."
     words = text
     for pattern, choices in rng.sample(SWAPS, len(SWAPS)):
         if rng.random() < 0.7:
             changed = re.sub(pattern, rng.choice(choices), words, count=1, flags=re.I)
-            if changed != words: words = changed
-        if rouge1(words, text) < 0.7: break
+            if changed != words:
+                words = changed
+        if rouge1(words, text) < 0.7:
+            break
     if words.endswith("?") and len(words) < 200 and rng.random() < 0.6:
         words = rng.choice(FRAMES).format(q=words[0].lower() + words[1:])
     words = re.sub(r"\s+", " ", words).strip()
     return words[:1].upper() + words[1:]
 
-def paraphrases(train: list, # rows that may train
-                intent_of: dict, # prompt -> intent
-                leaks: Leaks, # reserved runs of words
-                real: int = 16000, # pairs from PersonalityChat
-                ruled: int = 10000, # pairs made by rule
-                seed: int = 0
-                ) -> list: # (text, rewrite)
+# %% ../../nbs/recipes/data.ipynb #11409a89
+def paraphrases(
+    train: list,  # rows that may train
+    intent_of: dict,  # prompt -> intent
+    leaks: Leaks,  # reserved runs of words
+    real: int = 16000,  # pairs from PersonalityChat
+    ruled: int = 10000,  # pairs made by rule
+    seed: int = 0,
+) -> list:  # (text, rewrite)
     "Pairs that teach the synthesis prompt."
     rng, wordings, pairs = random.Random(seed), defaultdict(set), []
     for row in train:
-        if row["source"] == "personality_chat" and not HARM.search(row["prompt"]): wordings[intent_of[row["prompt"]]].add(row["prompt"])
+        if row["source"] == "personality_chat" and not HARM.search(row["prompt"]):
+            wordings[intent_of[row["prompt"]]].add(row["prompt"])
     groups = [sorted(w) for w in wordings.values() if len(w) > 3]
     while len(pairs) < real:
         group = rng.choice(groups)
         text, *others = rng.sample(group, min(len(group), 12))
         near = sorted(others, key=lambda o: -rouge1(o, text))
         near = [o for o in near if 0.2 <= rouge1(o, text) < 0.95 and normalise(o) != normalise(text)]
-        if near: pairs.append((text, rng.choice(near[:3])))
-    pairs += [(r["prompt"].split("\n\n")[-1], r["response"]) for r in train if r["source"] == "onestop_english"
-              and normalise(r["prompt"].split("\n\n")[-1]) != normalise(r["response"])]
-    pool = [r["prompt"] for r in train if 8 < len(r["prompt"]) < 320 and r["source"] not in ("personality_chat", "onestop_english") and "\n" not in r["prompt"]]
+        if near:
+            pairs.append((text, rng.choice(near[:3])))
+    pairs += [
+        (r["prompt"].split("\n\n")[-1], r["response"])
+        for r in train
+        if r["source"] == "onestop_english" and normalise(r["prompt"].split("\n\n")[-1]) != normalise(r["response"])
+    ]
+    pool = [
+        r["prompt"]
+        for r in train
+        if 8 < len(r["prompt"]) < 320
+        and r["source"] not in ("personality_chat", "onestop_english")
+        and "\n" not in r["prompt"]
+    ]
     made = 0
     for text in rng.choices(pool, k=4 * ruled):
         new = reword(text, rng)
-        if made < ruled and normalise(new) != normalise(text): pairs.append((text, new)); made += 1
+        if made < ruled and normalise(new) != normalise(text):
+            pairs.append((text, new))
+            made += 1
     hits = [a.any() or b.any() for a, b in zip(leaks.hits([a for a, _ in pairs]), leaks.hits([b for _, b in pairs]))]
-    return [pair for pair, hit in zip(pairs, hits) if not hit and "[" not in pair[0] + pair[1] and "]" not in pair[0] + pair[1]]
+    return [
+        pair
+        for pair, hit in zip(pairs, hits)
+        if not hit and "[" not in pair[0] + pair[1] and "]" not in pair[0] + pair[1]
+    ]
 
-def synthesis_rows(pairs: list # (text, rewrite)
-                   ) -> list: # rows that a dialogue model trains on
+# %% ../../nbs/recipes/data.ipynb #b2901788
+def synthesis_rows(
+    pairs: list,  # (text, rewrite)
+) -> list:  # rows that a dialogue model trains on
     "Each pair as a dialogue: the papers' prompt, and the rewrite in brackets."
     return [dict(prompt=SYNTHESIS_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
 
-# %% ../../nbs/recipes/data.ipynb #8f0bb1d8
-def training_text(data: str, # the data folder
-                  share: float = 1.0 # fraction of the large running-text sources
-                  ) -> dict: # `pairs` (rows), `running` ((source, text)), `reserved` (rows), `audit`
+# %% ../../nbs/recipes/data.ipynb #08ac9b30
+def training_text(
+    data: str,  # the data folder
+    share: float = 1.0,  # fraction of the large running-text sources
+) -> dict:  # `pairs` (rows), `running` ((source, text)), `reserved` (rows), `audit`
     "Everything that pocket models train on, with the audit that shows it is clean; raises `ValueError` if it is not."
     rows = read_instruct(data)
     train, reserved = split_rows(rows)

@@ -6,37 +6,49 @@ __all__ = ['MEASURES', 'SHARE', 'PARAPHRASES', 'LONGEST', 'VOCABULARY', 'DIMENSI
            'evaluate_encoder', 'training_examples', 'distinct_batches', 'new_tokenizer', 'train_encoder',
            'save_wordings', 'read_wordings', 'save_encoder', 'build', 'main']
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #d196d980
-import argparse, json, platform, random, tempfile, time
+# %% ../../nbs/recipes/pocket_encoder.ipynb #23fa4e41
+import argparse
+import json
+import platform
+import random
+import tempfile
+import time
 from collections import defaultdict, deque
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, generator, seed_everything, write_atomically
+from ..base.core import InputError, generator, seed_everything
+from ..base.files import write_atomically
+from ..base.text import normalise
+from ..data.splits import is_reserved, leak_audit
 from .data import Leaks, intents, read_instruct, split_rows, training_pairs
-from ..streams import is_reserved, leak_audit, normalise
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #7e1a5ef6
-def wordings(rows: list, # rows of any sources
-             intent_of: dict # prompt -> intent, from `intents`
-             ) -> dict: # intent -> its wordings, sorted, one of each normalised form; at least two
+# %% ../../nbs/recipes/pocket_encoder.ipynb #ca368b87
+def wordings(
+    rows: list,  # rows of any sources
+    intent_of: dict,  # prompt -> intent, from `intents`
+) -> dict:  # intent -> its wordings, sorted, one of each normalised form; at least two
     "The different ways in which each PersonalityChat intent is put."
     found = defaultdict(dict)
     for row in sorted(rows, key=lambda r: r["prompt"]):
-        if row["source"] == "personality_chat" and (key := normalise(row["prompt"])): found[intent_of[row["prompt"]]].setdefault(key, row["prompt"])
+        if row["source"] == "personality_chat" and (key := normalise(row["prompt"])):
+            found[intent_of[row["prompt"]]].setdefault(key, row["prompt"])
     return {intent: list(forms.values()) for intent, forms in sorted(found.items()) if len(forms) > 1}
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #ed070784
+# %% ../../nbs/recipes/pocket_encoder.ipynb #eb7b6e0e
 MEASURES = ("average precision", "hit@1", "hit@10", "reciprocal rank")
 
-def rank_measures(similarity: np.ndarray, # (n, n), every text against every other; the diagonal is not looked at
-                  labels: np.ndarray # (n,) intent of each text; each occurs at least twice
-                  ) -> np.ndarray: # (n, 4): the `MEASURES` of each query
+# %% ../../nbs/recipes/pocket_encoder.ipynb #06e69bbf
+def rank_measures(
+    similarity: np.ndarray,  # (n, n), every text against every other; the diagonal is not looked at
+    labels: np.ndarray,  # (n,) intent of each text; each occurs at least twice
+) -> np.ndarray:  # (n, 4): the `MEASURES` of each query
     "Rank all other texts for each text and see where its relatives stand."
     labels = np.asarray(labels)
-    if np.unique(labels, return_counts=True)[1].min() < 2: raise InputError("a text has no relative to find; drop intents with one wording")
+    if np.unique(labels, return_counts=True)[1].min() < 2:
+        raise InputError("a text has no relative to find", "drop intents with one wording")
     similarity = np.array(similarity, float)
     np.fill_diagonal(similarity, -np.inf)
     order = np.argsort(-similarity, axis=1, kind="stable")[:, :-1]
@@ -45,45 +57,58 @@ def rank_measures(similarity: np.ndarray, # (n, n), every text against every oth
     first = related.argmax(1) + 1
     return np.stack([(found * related).sum(1) / related.sum(1), first <= 1, first <= 10, 1 / first], 1)
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #d41dafb6
-def answer_ranks(similarity: np.ndarray # (n, n), question i against answer j
-                 ) -> np.ndarray: # (n,) reciprocal rank of each question's own answer, ties at their mean rank
+# %% ../../nbs/recipes/pocket_encoder.ipynb #a7793e7e
+def answer_ranks(
+    similarity: np.ndarray,  # (n, n), question i against answer j
+) -> np.ndarray:  # (n,) reciprocal rank of each question's own answer, ties at their mean rank
     "Where each question's own answer stands among all answers."
     own = np.diag(similarity)[:, None]
     return 1 / (1 + (similarity > own).sum(1) + ((similarity == own).sum(1) - 1) / 2)
 
-def interval(values: np.ndarray, # one value a unit (an intent, a question)
-             seed: int = 0,
-             draws: int = 2000
-             ) -> tuple: # (mean, low, high)
+# %% ../../nbs/recipes/pocket_encoder.ipynb #b0c987de
+def interval(
+    values: np.ndarray,  # one value a unit (an intent, a question)
+    seed: int = 0,
+    draws: int = 2000,
+) -> tuple:  # (mean, low, high)
     "Mean with its 95 % bootstrap interval over units."
     values = np.asarray(values, float)
     means = values[generator(seed, "bootstrap").integers(len(values), size=(draws, len(values)))].mean(1)
     return float(values.mean()), *map(float, np.quantile(means, (0.025, 0.975)))
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #f5b50e34
-def tfidf(kind: str # "words" or "characters"
-          ): # a function (queries, candidates) -> similarity (n, m)
+# %% ../../nbs/recipes/pocket_encoder.ipynb #77545fd6
+def tfidf(
+    kind: str,  # "words" or "characters"
+):  # a function (queries, candidates) -> similarity (n, m)
     "TF-IDF as a similarity."
     from sklearn.feature_extraction.text import TfidfVectorizer
+
     settings = dict(words=dict(ngram_range=(1, 2)), characters=dict(analyzer="char_wb", ngram_range=(3, 5)))
-    if kind not in settings: raise InputError(f"unknown kind {kind!r}: use one of {', '.join(settings)}")
+    if kind not in settings:
+        raise InputError(f"unknown kind {kind!r}", f"use one of {', '.join(settings)}")
+
     def similarity(queries, candidates):
         vectorizer = TfidfVectorizer(sublinear_tf=True, **settings[kind]).fit(candidates)
         return (vectorizer.transform(queries) @ vectorizer.transform(candidates).T).toarray()
+
     return similarity
 
-def by_encoder(encoder # a `SentenceTransformer`
-               ): # a function (queries, candidates) -> similarity (n, m)
+# %% ../../nbs/recipes/pocket_encoder.ipynb #1f4827e2
+def by_encoder(
+    encoder,  # a `SentenceTransformer`
+):  # a function (queries, candidates) -> similarity (n, m)
     "The cosine of an encoder's embeddings as a similarity."
-    embed = lambda texts: encoder.encode(list(texts), batch_size=1024, normalize_embeddings=True, show_progress_bar=False)
+    embed = lambda texts: encoder.encode(
+        list(texts), batch_size=1024, normalize_embeddings=True, show_progress_bar=False
+    )
     return lambda queries, candidates: embed(queries) @ embed(candidates).T
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #573bfb7e
-def paraphrase_scores(groups: dict, # intent -> wordings
-                      methods: dict, # name -> similarity function
-                      seed: int = 0
-                      ) -> dict: # name -> (intents, 4): the `MEASURES`, averaged inside each intent
+# %% ../../nbs/recipes/pocket_encoder.ipynb #28d90404
+def paraphrase_scores(
+    groups: dict,  # intent -> wordings
+    methods: dict,  # name -> similarity function
+    seed: int = 0,
+) -> dict:  # name -> (intents, 4): the `MEASURES`, averaged inside each intent
     "Each method's paraphrase retrieval, one row an intent."
     texts = [(text, i) for i, group in enumerate(groups.values()) for text in group]
     order = generator(seed, "ties").permutation(len(texts))
@@ -91,53 +116,84 @@ def paraphrase_scores(groups: dict, # intent -> wordings
     scores = {name: rank_measures(similarity(words, words), labels) for name, similarity in methods.items()}
     return {name: np.stack([s[labels == i].mean(0) for i in range(len(groups))]) for name, s in scores.items()}
 
-def question_pool(rows: list, # reserved rows
-                  most: int = 500, # rows a source
-                  least: int = 100, # sources with fewer are left out
-                  seed: int = 0
-                  ) -> dict: # source -> rows, each question and each answer once
+# %% ../../nbs/recipes/pocket_encoder.ipynb #03c538e3
+def question_pool(
+    rows: list,  # reserved rows
+    most: int = 500,  # rows a source
+    least: int = 100,  # sources with fewer are left out
+    seed: int = 0,
+) -> dict:  # source -> rows, each question and each answer once
     "Questions with answers that can be told apart."
     pools = {}
     for source in sorted({r["source"] for r in rows} - {"personality_chat", "onestop_english", "open_trivia_qa"}):
         some, seen, pool = [r for r in rows if r["source"] == source], set(), []
         for i in generator(seed, "questions", source).permutation(len(some)):
             keys = {normalise(some[i]["prompt"]), normalise(some[i]["response"])}
-            if len(pool) < most and seen.isdisjoint(keys): pool.append(some[i]); seen |= keys
-        if len(pool) >= least: pools[source] = pool
+            if len(pool) < most and seen.isdisjoint(keys):
+                pool.append(some[i])
+                seen |= keys
+        if len(pool) >= least:
+            pools[source] = pool
     return pools
 
-def evaluate_encoder(encoder, # a `SentenceTransformer`
-                     groups: dict, # reserved intents -> wordings
-                     rows: list, # reserved rows
-                     seed: int = 0
-                     ) -> list: # one dict a line of the table: task, measure, method, units, value, low, high
+# %% ../../nbs/recipes/pocket_encoder.ipynb #77ed954c
+def evaluate_encoder(
+    encoder,  # a `SentenceTransformer`
+    groups: dict,  # reserved intents -> wordings
+    rows: list,  # reserved rows
+    seed: int = 0,
+) -> list:  # one dict a line of the table: task, measure, method, units, value, low, high
     "Encoder against TF-IDF, on paraphrases and on answers, with intervals; differences are paired."
     methods, table = {"encoder": by_encoder(encoder)} | {f"TF-IDF {k}": tfidf(k) for k in ("words", "characters")}, []
+
     def add(task, measure, scores):
-        lines = dict(scores) | {f"encoder - {name}": scores["encoder"] - s for name, s in scores.items() if name != "encoder"}
+        lines = dict(scores) | {
+            f"encoder - {name}": scores["encoder"] - s for name, s in scores.items() if name != "encoder"
+        }
         for name, values in lines.items():
             value, low, high = interval(values, seed)
-            table.append(dict(task=task, measure=measure, method=name, units=len(values), value=round(value, 4), low=round(low, 4), high=round(high, 4)))
+            table.append(
+                dict(
+                    task=task,
+                    measure=measure,
+                    method=name,
+                    units=len(values),
+                    value=round(value, 4),
+                    low=round(low, 4),
+                    high=round(high, 4),
+                )
+            )
+
     scores = paraphrase_scores(groups, methods, seed)
-    for i, measure in enumerate(MEASURES): add("paraphrases", measure, {name: s[:, i] for name, s in scores.items()})
+    for i, measure in enumerate(MEASURES):
+        add("paraphrases", measure, {name: s[:, i] for name, s in scores.items()})
     for source, pool in question_pool(rows, seed=seed).items():
         questions, answers = [r["prompt"] for r in pool], [r["response"] for r in pool]
-        add(f"answers: {source}", "reciprocal rank", {name: answer_ranks(f(questions, answers)) for name, f in methods.items()})
+        add(
+            f"answers: {source}",
+            "reciprocal rank",
+            {name: answer_ranks(f(questions, answers)) for name, f in methods.items()},
+        )
     return table
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #1d206448
-SHARE = dict(sgd_dialogues=0.3, open_trivia_qa=0.3, personality_chat=0.3) # of each source's pairs to keep; others: all
-PARAPHRASES = 16000    # pairs of wordings
-LONGEST = 400          # characters of a text that training looks at
+# %% ../../nbs/recipes/pocket_encoder.ipynb #f74cd584
+SHARE = dict(sgd_dialogues=0.3, open_trivia_qa=0.3, personality_chat=0.3)  # of each source's pairs to keep; others: all
+PARAPHRASES = 16000  # pairs of wordings
+LONGEST = 400  # characters of a text that training looks at
 
-def training_examples(rows: list, # all rows of `instruct/`
-                      leaks: Leaks, # runs of words of reserved rows
-                      seed: int = 0
-                      ) -> list: # (text, text, keys): two examples that share a key must not meet in a batch
+# %% ../../nbs/recipes/pocket_encoder.ipynb #0901d2cd
+def training_examples(
+    rows: list,  # all rows of `instruct/`
+    leaks: Leaks,  # runs of words of reserved rows
+    seed: int = 0,
+) -> list:  # (text, text, keys): two examples that share a key must not meet in a batch
     "All pairs to train on."
     rng, intent_of, (train, reserved) = random.Random(seed), intents(rows), split_rows(rows)
-    pairs = [(r["prompt"], r["response"], intent_of[r["prompt"]] if r["source"] == "personality_chat" else None)
-             for r in training_pairs(train, reserved, leaks) if rng.random() < SHARE.get(r["source"], 1)]
+    pairs = [
+        (r["prompt"], r["response"], intent_of[r["prompt"]] if r["source"] == "personality_chat" else None)
+        for r in training_pairs(train, reserved, leaks)
+        if rng.random() < SHARE.get(r["source"], 1)
+    ]
     groups = list(wordings(train, intent_of).items())
     rewrites = [(r["prompt"].split("\n\n")[-1], r["response"], None) for r in train if r["source"] == "onestop_english"]
     for _ in range(PARAPHRASES):
@@ -150,94 +206,148 @@ def training_examples(rows: list, # all rows of `instruct/`
     examples = {}
     for a, b, intent in pairs:
         keys = normalise(a), normalise(b)
-        if not all(keys) or keys[0] == keys[1] or not held.isdisjoint(keys) or keys in known: continue
+        if not all(keys) or keys[0] == keys[1] or not held.isdisjoint(keys) or keys in known:
+            continue
         examples[keys] = a[:LONGEST], b[:LONGEST], frozenset(keys) | ({f"intent: {intent}"} if intent else set())
     return list(examples.values())
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #b6c059b3
-def distinct_batches(keys: list, # a set of keys for each example
-                     size: int, # examples a batch
-                     seed: int = 0
-                     ): # yields lists of `size` indices; what cannot fill a batch is left out
+# %% ../../nbs/recipes/pocket_encoder.ipynb #decaa335
+def distinct_batches(
+    keys: list,  # a set of keys for each example
+    size: int,  # examples a batch
+    seed: int = 0,
+):  # yields lists of `size` indices; what cannot fill a batch is left out
     "Shuffled batches in which no two examples share a key."
     waiting = deque(generator(seed, "batches").permutation(len(keys)).tolist())
     while True:
         batch, used, later = [], set(), []
         while waiting and len(batch) < size:
             i = waiting.popleft()
-            if used.isdisjoint(keys[i]): batch.append(i); used |= keys[i]
-            else: later.append(i)
+            if used.isdisjoint(keys[i]):
+                batch.append(i)
+                used |= keys[i]
+            else:
+                later.append(i)
         waiting.extendleft(reversed(later))
-        if len(batch) < size: return
+        if len(batch) < size:
+            return
         yield batch
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #a4a2d4b2
-VOCABULARY, DIMENSION = 14000, 256 # x 2 bytes = 7.2 MB
-BATCH, STEPS, RATE = 512, 300, 0.03
+# %% ../../nbs/recipes/pocket_encoder.ipynb #f9670060
+VOCABULARY = 14000  # x 2 bytes = 7.2 MB
+DIMENSION = 256
+BATCH = 512
+STEPS = 300
+RATE = 0.03
 
-def new_tokenizer(texts, # training texts
-                  size: int = VOCABULARY # tokens
-                  ): # a `tokenizers.Tokenizer`
+# %% ../../nbs/recipes/pocket_encoder.ipynb #95987b18
+def new_tokenizer(
+    texts,  # training texts
+    size: int = VOCABULARY,  # tokens
+):  # a `tokenizers.Tokenizer`
     "Train a WordPiece tokenizer in lower case."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=["[PAD]", "[UNK]"], show_progress=False))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizers.BertPreTokenizer(),
+    )
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+    )
     return tokenizer
 
-def train_encoder(examples: list, # (text, text, keys)
-                  seed: int = 0,
-                  steps: int = STEPS,
-                  batch: int = BATCH, # pairs a step
-                  dimension: int = DIMENSION
-                  ): # a `SentenceTransformer`
+# %% ../../nbs/recipes/pocket_encoder.ipynb #e3590e03
+def train_encoder(
+    examples: list,  # (text, text, keys)
+    seed: int = 0,
+    steps: int = STEPS,
+    batch: int = BATCH,  # pairs a step
+    dimension: int = DIMENSION,
+):  # a `SentenceTransformer`
     "Train tokenizer and vectors; embeddings have length 1."
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
     class DistinctBatches(DefaultBatchSampler):
-        def __iter__(self): return distinct_batches([keys for *_, keys in examples], self.batch_size, self.seed + self.epoch)
+        def __iter__(self):
+            return distinct_batches([keys for *_, keys in examples], self.batch_size, self.seed + self.epoch)
+
     seed_everything(seed)
     tokenizer = new_tokenizer(t for a, b, _ in examples for t in (a, b))
-    encoder = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension), Normalize()], device="cpu")
+    encoder = SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_dim=dimension), Normalize()], device="cpu"
+    )
     with tempfile.TemporaryDirectory() as folder:
         settings = SentenceTransformerTrainingArguments(
-            output_dir=folder, max_steps=steps, per_device_train_batch_size=batch, batch_sampler=DistinctBatches, dataloader_drop_last=True,
-            learning_rate=RATE, warmup_steps=steps // 10, lr_scheduler_type="linear", max_grad_norm=0.0, seed=seed, use_cpu=True,
-            save_strategy="no", report_to="none", logging_steps=max(steps // 8, 1))
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=batch,
+            batch_sampler=DistinctBatches,
+            dataloader_drop_last=True,
+            learning_rate=RATE,
+            warmup_steps=steps // 10,
+            lr_scheduler_type="linear",
+            max_grad_norm=0.0,
+            seed=seed,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=max(steps // 8, 1),
+        )
         pairs = Dataset.from_dict(dict(anchor=[a for a, _, _ in examples], positive=[b for _, b, _ in examples]))
-        loss = MultipleNegativesRankingLoss(encoder, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+        loss = MultipleNegativesRankingLoss(
+            encoder, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+        )
         SentenceTransformerTrainer(model=encoder, args=settings, train_dataset=pairs, loss=loss).train()
     return encoder
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #d56ac622
+# %% ../../nbs/recipes/pocket_encoder.ipynb #11d58677
 def save_wordings(path: Path, groups: dict) -> None:
     "One line an intent."
     note = dict(source="personality_chat", licence="MIT", attribution="Microsoft PersonalityChat, reserved intents")
-    write_atomically(path, "".join(json.dumps(dict(intent=i, wordings=w, **note), ensure_ascii=False) + "\n" for i, w in groups.items()))
+    write_atomically(
+        path,
+        "".join(json.dumps(dict(intent=i, wordings=w, **note), ensure_ascii=False) + "\n" for i, w in groups.items()),
+    )
 
-def read_wordings(path: Path # `reserved_paraphrases.jsonl`
-                  ) -> dict: # intent -> wordings
+# %% ../../nbs/recipes/pocket_encoder.ipynb #31930244
+def read_wordings(
+    path: Path,  # `reserved_paraphrases.jsonl`
+) -> dict:  # intent -> wordings
     "What `save_wordings` wrote."
-    return {row["intent"]: row["wordings"] for row in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())}
+    return {
+        row["intent"]: row["wordings"] for row in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines())
+    }
 
-def save_encoder(encoder, # a `SentenceTransformer`
-                 out: str # folder
-                 ): # what a user loads from there
+# %% ../../nbs/recipes/pocket_encoder.ipynb #f55f92b6
+def save_encoder(
+    encoder,  # a `SentenceTransformer`
+    out: str,  # folder
+):  # what a user loads from there
     "Save the vectors in half of the bytes (bfloat16) and load them again."
     import torch
     from sentence_transformers import SentenceTransformer
+
     encoder.to(torch.bfloat16).save_pretrained(str(out), create_model_card=False)
-    Path(out, "model.safetensors").chmod(0o644) # safetensors lets only the owner read
+    Path(out, "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     return SentenceTransformer(str(out), device="cpu").float()
 
-def build(data: str, # the data folder
-          out: str, # folder of the encoder
-          results: str, # JSON file for the table
-          seed: int = 0
-          ) -> list: # the table
+# %% ../../nbs/recipes/pocket_encoder.ipynb #7c81e663
+def build(
+    data: str,  # the data folder
+    out: str,  # folder of the encoder
+    results: str,  # JSON file for the table
+    seed: int = 0,
+) -> list:  # the table
     "Train, audit, save, load again and measure the pocket encoder."
     start, rows = time.perf_counter(), read_instruct(data)
     _, reserved = split_rows(rows)
@@ -251,23 +361,44 @@ def build(data: str, # the data folder
     groups = {intent: group for intent, group in wordings(reserved, intents(rows)).items() if is_reserved(intent)}
     save_wordings(Path(out, "reserved_paraphrases.jsonl"), groups)
     table = evaluate_encoder(encoder, groups, reserved, seed)
-    about = dict(seed=seed, pairs=len(examples), steps=STEPS, batch=BATCH, vocabulary=VOCABULARY, dimension=DIMENSION, audit=audit,
-                 seconds=dict(prepare=round(prepared - start), train=round(trained - prepared), evaluate=round(time.perf_counter() - trained)),
-                 versions={p: version(p) for p in ("sentence-transformers", "torch", "tokenizers", "scikit-learn", "numpy")} | dict(python=platform.python_version()),
-                 machine=platform.machine())
+    about = dict(
+        seed=seed,
+        pairs=len(examples),
+        steps=STEPS,
+        batch=BATCH,
+        vocabulary=VOCABULARY,
+        dimension=DIMENSION,
+        audit=audit,
+        seconds=dict(
+            prepare=round(prepared - start),
+            train=round(trained - prepared),
+            evaluate=round(time.perf_counter() - trained),
+        ),
+        versions={p: version(p) for p in ("sentence-transformers", "torch", "tokenizers", "scikit-learn", "numpy")}
+        | dict(python=platform.python_version()),
+        machine=platform.machine(),
+    )
     write_atomically(Path(results), json.dumps(dict(about=about, table=table), indent=1) + "\n")
     return table
 
+# %% ../../nbs/recipes/pocket_encoder.ipynb #83124ec3
 def main(argv=None):
     "Command line of the recipe."
     parser = argparse.ArgumentParser(description="Train the pocket sentence encoder and measure it against TF-IDF.")
     parser.add_argument("--data", required=True, help="folder with instruct/ and pretrain/")
     parser.add_argument("--out", required=True, help="folder of the encoder")
-    parser.add_argument("--results", default="nbs/experiments/results/pocket_encoder.json", help="file for the table (default %(default)s)")
+    parser.add_argument(
+        "--results",
+        default="nbs/experiments/results/pocket_encoder.json",
+        help="file for the table (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     for line in build(args.data, args.out, args.results, args.seed):
-        print(f"{line['task']:<38} {line['measure']:<18} {line['method']:<28} {line['value']:7.3f} [{line['low']:.3f}, {line['high']:.3f}]  n={line['units']}")
+        print(
+            f"{line['task']:<38} {line['measure']:<18} {line['method']:<28} {line['value']:7.3f} [{line['low']:.3f}, {line['high']:.3f}]  n={line['units']}"
+        )
 
-# %% ../../nbs/recipes/pocket_encoder.ipynb #48a86eac
-if __name__ == "__main__": main()
+# %% ../../nbs/recipes/pocket_encoder.ipynb #9d64dd77
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,12 @@ __all__ = ['VOCABULARY', 'WIDTH', 'LAYERS', 'HEADS', 'HIDDEN', 'WINDOW', 'BATCH_
            'mix', 'build_streams', 'new_model', 'optimizers', 'rate', 'batches', 'train', 'save_state', 'export',
            'bits_a_character', 'rewriting', 'forty_replies', 'report', 'main']
 
-# %% ../../nbs/recipes/pocket_model.ipynb #d69dde38
-import argparse, json, math, random, time
+# %% ../../nbs/recipes/pocket_model.ipynb #5f067c69
+import argparse
+import json
+import math
+import random
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,68 +20,120 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..core import Dialogue
+from ..base.core import Dialogue
+from ..base.text import normalise
+from ..data.splits import is_reserved
 from .data import intents, read_instruct, split_rows, training_text
-from ..streams import is_reserved, normalise
-from ..synthesis import SYNTHESIS_PROMPT, judge, parse_rewrite
+from ..sdss.synthesis import SYNTHESIS_PROMPT, judge, parse_rewrite
 
-# %% ../../nbs/recipes/pocket_model.ipynb #8b4648a4
-VOCABULARY = 8192      # a larger one shortens texts by a tenth, but its output layer would cost more than it saves
-WIDTH, LAYERS, HEADS = 256, 6, 4
-HIDDEN = 704           # width of the feed-forward layers: 2.75 x WIDTH, a multiple of 64
-WINDOW = 256, 384      # tokens a sample in the two phases: few dialogues are longer, and attention over 512 costs a fifth of the speed
-BATCH_TOKENS = 8192    # tokens a step: Muon likes many steps
-MUON_RATE, ADAM_RATE = 0.02, 0.003
-FIRST_PHASE = 0.45      # share of the time on running text with some dialogues; the rest is dialogues only
-DECAY_FROM = 0.4       # share of the time after which the learning rate falls linearly to 2 %
+# %% ../../nbs/recipes/pocket_model.ipynb #9bd09654
+VOCABULARY = 8192  # a larger one shortens texts by a tenth, but its output layer would cost more than it saves
+WIDTH = 256
+LAYERS = 6
+HEADS = 4
+HIDDEN = 704  # width of the feed-forward layers: 2.75 x WIDTH, a multiple of 64
+WINDOW = (
+    256,
+    384,
+)  # tokens a sample in the two phases: few dialogues are longer, and attention over 512 costs a fifth of the speed
+BATCH_TOKENS = 8192  # tokens a step: Muon likes many steps
+MUON_RATE = 0.02
+ADAM_RATE = 0.003
+FIRST_PHASE = 0.45  # share of the time on running text with some dialogues; the rest is dialogues only
+DECAY_FROM = 0.4  # share of the time after which the learning rate falls linearly to 2 %
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-TEMPLATE = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
-            "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
-            "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 # How often each source is seen in the second phase. Small sources that few texts resemble are seen more often;
 # the quiz and the task dialogues, which repeat themselves, less.
-EPOCHS = dict(dolly_6400=4, gpteacher_roleplay=4, mts_dialog=4, openstax_anatomy_physiology=4, self_instruct_seed=3, instructlab_taxonomy=2,
-              gsm8k=1, medquad=0.8, open_trivia_qa=0.4, personality_chat=1, scitldr=0.7, sgd_dialogues=0.5, synthetic_persona_chat=1.2, taskmaster4=1, synthesis=1)
-RUNNING = dict(wikipedia_en_2015=0.25, wikinews_en=0.16, novels_100=0.14, openstax_anatomy_physiology=1.0, onestop_english=0.6, rhyme_poems=0.3, tinyshakespeare=0.3)
+EPOCHS = dict(
+    dolly_6400=4,
+    gpteacher_roleplay=4,
+    mts_dialog=4,
+    openstax_anatomy_physiology=4,
+    self_instruct_seed=3,
+    instructlab_taxonomy=2,
+    gsm8k=1,
+    medquad=0.8,
+    open_trivia_qa=0.4,
+    personality_chat=1,
+    scitldr=0.7,
+    sgd_dialogues=0.5,
+    synthetic_persona_chat=1.2,
+    taskmaster4=1,
+    synthesis=1,
+)
+RUNNING = dict(
+    wikipedia_en_2015=0.25,
+    wikinews_en=0.16,
+    novels_100=0.14,
+    openstax_anatomy_physiology=1.0,
+    onestop_english=0.6,
+    rhyme_poems=0.3,
+    tinyshakespeare=0.3,
+)
 
-# %% ../../nbs/recipes/pocket_model.ipynb #0114f3d3
-def train_tokenizer(texts: list, # training texts
-                    size: int = VOCABULARY # tokens, special ones included
-                    ): # a `PreTrainedTokenizerFast` with the chat template
+# %% ../../nbs/recipes/pocket_model.ipynb #433877ef
+def train_tokenizer(
+    texts: list,  # training texts
+    size: int = VOCABULARY,  # tokens, special ones included
+):  # a `PreTrainedTokenizerFast` with the chat template
     "Train the byte-level BPE tokenizer."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
+
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin|>", eos_token="<|end|>", pad_token="<|pad|>",
-                                        additional_special_tokens=SPECIAL[3:], model_max_length=WINDOW[1], clean_up_tokenization_spaces=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=SPECIAL[3:],
+        model_max_length=WINDOW[1],
+        clean_up_tokenization_spaces=False,
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
-# %% ../../nbs/recipes/pocket_model.ipynb #1dafa678
+# %% ../../nbs/recipes/pocket_model.ipynb #03d325d9
 def encode_all(tokenizer, texts: list) -> list:
     "Tokens of each text as uint16 arrays; special-token strings inside a text stay text."
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = True
     out = []
     for i in range(0, len(texts), 4096):
-        out += [np.array(e.ids, np.uint16) for e in backend.encode_batch(texts[i:i + 4096], add_special_tokens=False)]
+        out += [np.array(e.ids, np.uint16) for e in backend.encode_batch(texts[i : i + 4096], add_special_tokens=False)]
     backend.encode_special_tokens = False
     return out
 
+# %% ../../nbs/recipes/pocket_model.ipynb #ea2b8c5e
 def dialogue_tokens(tokenizer, rows: list) -> list:
     "Each row as the chat template renders it, in tokens."
     begin, end, user, assistant = (np.array([tokenizer.convert_tokens_to_ids(t)], np.uint16) for t in SPECIAL[1:5])
-    prompts, responses = encode_all(tokenizer, [r["prompt"] for r in rows]), encode_all(tokenizer, [r["response"] for r in rows])
+    prompts, responses = (
+        encode_all(tokenizer, [r["prompt"] for r in rows]),
+        encode_all(tokenizer, [r["response"] for r in rows]),
+    )
     return [np.concatenate([begin, user, p, end, assistant, r, end]) for p, r in zip(prompts, responses)]
 
-def mix(items: list, # (source, tokens)
-        epochs: dict, # source -> how often to take each item; a fraction takes some of them
-        rng: random.Random
-        ) -> np.ndarray: # one long stream, items shuffled
+# %% ../../nbs/recipes/pocket_model.ipynb #b48bc8dc
+def mix(
+    items: list,  # (source, tokens)
+    epochs: dict,  # source -> how often to take each item; a fraction takes some of them
+    rng: random.Random,
+) -> np.ndarray:  # one long stream, items shuffled
     "Take every item as often as its source says, shuffle, join."
     taken = []
     for source, tokens in items:
@@ -86,62 +142,100 @@ def mix(items: list, # (source, tokens)
     rng.shuffle(taken)
     return np.concatenate(taken)
 
-def build_streams(data: str, # the data folder
-                  out: Path, # where to keep tokenizer and token streams
-                  seed: int = 0):
+# %% ../../nbs/recipes/pocket_model.ipynb #3eb9c71e
+def build_streams(
+    data: str,  # the data folder
+    out: Path,  # where to keep tokenizer and token streams
+    seed: int = 0,
+):
     "Make `out/tokenizer`, `out/phase_0.npy`, `out/phase_1.npy` and `out/audit.json`, unless they are there."
     from transformers import AutoTokenizer
+
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "phase_1.npy").exists():
         rng, text = random.Random(seed), training_text(data)
         (out / "audit.json").write_text(json.dumps(text["audit"], indent=1))
         running = [(s, t) for s, t in text["running"] if rng.random() < RUNNING.get(s, 1)]
         sample = [t for _, t in rng.sample(running, min(3000, len(running)))]
-        tokenizer = train_tokenizer([r[k] for r in text["pairs"] if r["source"] != "synthesis" for k in ("prompt", "response")] + sample)
+        tokenizer = train_tokenizer(
+            [r[k] for r in text["pairs"] if r["source"] != "synthesis" for k in ("prompt", "response")] + sample
+        )
         tokenizer.save_pretrained(out / "tokenizer")
         dialogues = list(zip([r["source"] for r in text["pairs"]], dialogue_tokens(tokenizer, text["pairs"])))
         begin, end = np.array([1], np.uint16), np.array([2], np.uint16)
-        documents = [(s, np.concatenate([begin, t, end])) for (s, _), t in zip(running, encode_all(tokenizer, [t for _, t in running]))]
-        np.save(out / "phase_0.npy", mix(documents + dialogues, {s: 0.4 * n for s, n in EPOCHS.items()} | {s: 1 for s in RUNNING}, rng))
+        documents = [
+            (s, np.concatenate([begin, t, end]))
+            for (s, _), t in zip(running, encode_all(tokenizer, [t for _, t in running]))
+        ]
+        np.save(
+            out / "phase_0.npy",
+            mix(documents + dialogues, {s: 0.4 * n for s, n in EPOCHS.items()} | {s: 1 for s in RUNNING}, rng),
+        )
         np.save(out / "phase_1.npy", mix(dialogues, EPOCHS, rng))
-    return AutoTokenizer.from_pretrained(out / "tokenizer"), [np.load(out / f"phase_{i}.npy", mmap_mode="r") for i in range(2)]
+    return AutoTokenizer.from_pretrained(out / "tokenizer"), [
+        np.load(out / f"phase_{i}.npy", mmap_mode="r") for i in range(2)
+    ]
 
-# %% ../../nbs/recipes/pocket_model.ipynb #eacc191a
+# %% ../../nbs/recipes/pocket_model.ipynb #24b96192
 def new_model(tokenizer):
     "A fresh Llama of the pocket size."
     from transformers import LlamaConfig, LlamaForCausalLM
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=HEADS, max_position_embeddings=WINDOW[1], tie_word_embeddings=True, use_cache=False,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=WINDOW[1],
+            tie_word_embeddings=True,
+            use_cache=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+# %% ../../nbs/recipes/pocket_model.ipynb #934af397
 def optimizers(model) -> list:
     "Muon for the layers' matrices, AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [torch.optim.Muon(inner, lr=MUON_RATE, momentum=0.95, weight_decay=0.02),
-            torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    return [
+        torch.optim.Muon(inner, lr=MUON_RATE, momentum=0.95, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
 
-def rate(used: float # share of the time budget used up
-         ) -> float: # factor on both learning rates
+# %% ../../nbs/recipes/pocket_model.ipynb #98d07660
+def rate(
+    used: float,  # share of the time budget used up
+) -> float:  # factor on both learning rates
     "Warm up, stay, fall linearly to 2 %."
-    if used < 0.01: return max(used / 0.01, 0.02)
+    if used < 0.01:
+        return max(used / 0.01, 0.02)
     return 1.0 if used < DECAY_FROM else 1.0 - 0.98 * min((used - DECAY_FROM) / (1 - DECAY_FROM), 1.0)
 
+# %% ../../nbs/recipes/pocket_model.ipynb #10c441a2
 def batches(stream: np.ndarray, window: int, seed: int):
     "Endless batches of shuffled windows."
     count, rows = (len(stream) - 1) // window, BATCH_TOKENS // window
-    for epoch in range(10 ** 6):
+    for epoch in range(10**6):
         order = np.random.default_rng([seed, epoch]).permutation(count)
         for i in range(0, count - rows + 1, rows):
-            yield torch.from_numpy(np.stack([stream[j * window:j * window + window + 1] for j in order[i:i + rows]]).astype(np.int64))
+            yield torch.from_numpy(
+                np.stack([stream[j * window : j * window + window + 1] for j in order[i : i + rows]]).astype(np.int64)
+            )
 
-def train(data: str, # the data folder
-          out: str, # working folder: streams, checkpoint, the finished model
-          minutes: float = 86, # time budget for training alone
-          seed: int = 0,
-          compiled: bool = True # compile the step (needs a C++ compiler)
-          ) -> Path: # folder of the finished model
+# %% ../../nbs/recipes/pocket_model.ipynb #d18ee0ae
+def train(
+    data: str,  # the data folder
+    out: str,  # working folder: streams, checkpoint, the finished model
+    minutes: float = 86,  # time budget for training alone
+    seed: int = 0,
+    compiled: bool = True,  # compile the step (needs a C++ compiler)
+) -> Path:  # folder of the finished model
     "Train the pocket model within a time budget; call again with the same folder to resume."
     out = Path(out)
     tokenizer, streams = build_streams(data, out, seed)
@@ -151,106 +245,171 @@ def train(data: str, # the data folder
     state = dict(seconds=0.0, steps=[0, 0], tokens=0)
     if (out / "checkpoint.pt").exists():
         saved = torch.load(out / "checkpoint.pt", weights_only=True)
-        model.load_state_dict(saved["model"]); state = saved["state"]
-        for tool, s in zip(tools, saved["tools"]): tool.load_state_dict(s)
+        model.load_state_dict(saved["model"])
+        state = saved["state"]
+        for tool, s in zip(tools, saved["tools"]):
+            tool.load_state_dict(s)
+
     def loss_of(x, y):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = model.model(input_ids=x).last_hidden_state
             logits = F.linear(hidden.reshape(-1, WIDTH), model.lm_head.weight)
         return F.cross_entropy(logits.float(), y.reshape(-1))
+
     step_loss = torch.compile(loss_of) if compiled else loss_of
     feeds = [batches(s, w, seed) for s, w in zip(streams, WINDOW)]
     for feed, n in zip(feeds, state["steps"]):
-        for _ in range(n): next(feed)                     # skip what was seen before the interrupt
+        for _ in range(n):
+            next(feed)  # skip what was seen before the interrupt
     budget, last, mean = minutes * 60, time.time(), None
     bar = tqdm(total=int(budget), initial=int(state["seconds"]), unit="s", desc="pocket model", mininterval=10)
     while state["seconds"] < budget:
         used = state["seconds"] / budget
         phase = int(used >= FIRST_PHASE)
         for tool, base in zip(tools, (MUON_RATE, ADAM_RATE)):
-            for group in tool.param_groups: group["lr"] = base * rate(used)
+            for group in tool.param_groups:
+                group["lr"] = base * rate(used)
         batch = next(feeds[phase])
         loss = step_loss(batch[:, :-1], batch[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for tool in tools: tool.step(); tool.zero_grad()
-        state["steps"][phase] += 1; state["tokens"] += BATCH_TOKENS
+        for tool in tools:
+            tool.step()
+            tool.zero_grad()
+        state["steps"][phase] += 1
+        state["tokens"] += BATCH_TOKENS
         mean = loss.item() if mean is None else 0.95 * mean + 0.05 * loss.item()
-        now = time.time(); state["seconds"] += now - last; bar.update(int(state["seconds"]) - bar.n); last = now
-        if sum(state["steps"]) % 100 == 0: bar.set_postfix(loss=f"{mean:.3f}", tokens=f"{state['tokens'] / 1e6:.1f}M", phase=phase)
-        if sum(state["steps"]) % 400 == 0: save_state(out, model, tools, state)
+        now = time.time()
+        state["seconds"] += now - last
+        bar.update(int(state["seconds"]) - bar.n)
+        last = now
+        if sum(state["steps"]) % 100 == 0:
+            bar.set_postfix(loss=f"{mean:.3f}", tokens=f"{state['tokens'] / 1e6:.1f}M", phase=phase)
+        if sum(state["steps"]) % 400 == 0:
+            save_state(out, model, tools, state)
     save_state(out, model, tools, state)
     return export(model, tokenizer, out / "model", state)
 
+# %% ../../nbs/recipes/pocket_model.ipynb #4cb36bed
 def save_state(out: Path, model, tools: list, state: dict):
     "Write the checkpoint beside the old one, then put it in its place."
-    torch.save(dict(model=model.state_dict(), tools=[t.state_dict() for t in tools], state=state), out / "checkpoint.tmp")
+    torch.save(
+        dict(model=model.state_dict(), tools=[t.state_dict() for t in tools], state=state), out / "checkpoint.tmp"
+    )
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
+# %% ../../nbs/recipes/pocket_model.ipynb #e9d0dc75
 def export(model, tokenizer, folder: Path, state: dict) -> Path:
     "Save weights in bf16 safetensors with tokenizer, template and a note of how far training went."
     import copy
+
     half = copy.deepcopy(model).to(torch.bfloat16)
-    half.config.use_cache = half.generation_config.use_cache = True        # training had no use for the cache; generation without it is ten times slower
+    half.config.use_cache = half.generation_config.use_cache = (
+        True  # training had no use for the cache; generation without it is ten times slower
+    )
     half.generation_config.pad_token_id = tokenizer.pad_token_id
     half.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    Path(folder, "training.json").write_text(json.dumps(dict(state, parameters=sum(p.numel() for p in model.parameters())), indent=1))
+    Path(folder, "training.json").write_text(
+        json.dumps(dict(state, parameters=sum(p.numel() for p in model.parameters())), indent=1)
+    )
     return Path(folder)
 
-# %% ../../nbs/recipes/pocket_model.ipynb #63d8fdbd
-def bits_a_character(model, # `Model`
-                     rows: list, # reserved rows
-                     most: int = 400 # rows a source
-                     ) -> dict: # source -> bits a character
+# %% ../../nbs/recipes/pocket_model.ipynb #27652380
+def bits_a_character(
+    model,  # `Model`
+    rows: list,  # reserved rows
+    most: int = 400,  # rows a source
+) -> dict:  # source -> bits a character
     "Cross-entropy of responses by source; only rows that fit into the model's window."
     sources = defaultdict(list)
     for row in rows:
         d = Dialogue(row["prompt"], row["response"])
-        if len(sources[row["source"]]) < most and len(model.tokenizer(d.text)["input_ids"]) < model.max_length - 8: sources[row["source"]].append(d)
-    return {s: float(model.nll(ds, 32)[:, 0].sum() / math.log(2) / sum(len(d.response) for d in ds)) for s, ds in sorted(sources.items())}
+        if len(sources[row["source"]]) < most and len(model.tokenizer(d.text)["input_ids"]) < model.max_length - 8:
+            sources[row["source"]].append(d)
+    return {
+        s: float(model.nll(ds, 32)[:, 0].sum() / math.log(2) / sum(len(d.response) for d in ds))
+        for s, ds in sorted(sources.items())
+    }
 
-def rewriting(model, # `Model`
-              rows: list, # all rows, to find the reserved intents in
-              most: int = 150, # wordings to rewrite
-              n: int = 3, # rewrites each
-              temperature: float = 0.9,
-              seed: int = 0) -> dict: # shares: `parsed`, `copies` of the input or of each other, `accepted` by the check
+# %% ../../nbs/recipes/pocket_model.ipynb #be0fac1c
+def rewriting(
+    model,  # `Model`
+    rows: list,  # all rows, to find the reserved intents in
+    most: int = 150,  # wordings to rewrite
+    n: int = 3,  # rewrites each
+    temperature: float = 0.9,
+    seed: int = 0,
+) -> dict:  # shares: `parsed`, `copies` of the input or of each other, `accepted` by the check
     "How the model follows the synthesis prompt on intents it never saw."
     wordings = sorted({p for p, intent in intents(rows).items() if is_reserved(intent)})
     texts = random.Random(seed).sample(wordings, min(most, len(wordings)))
-    replies = model.generate([SYNTHESIS_PROMPT.format(text=t) for t in texts for _ in range(n)], 48, temperature, seed, 64)
+    replies = model.generate(
+        [SYNTHESIS_PROMPT.format(text=t) for t in texts for _ in range(n)], 48, temperature, seed, 64
+    )
     parsed = copies = accepted = 0
     for i, text in enumerate(texts):
         seen = {normalise(text)}
         others = []
-        for reply in replies[i * n:(i + 1) * n]:
+        for reply in replies[i * n : (i + 1) * n]:
             rewrite = parse_rewrite(reply)
             parsed += bool(rewrite)
             copies += bool(rewrite) and normalise(rewrite) in seen
             seen.add(normalise(rewrite))
-            if not judge(rewrite, text, others): accepted += 1; others.append(rewrite)
+            if not judge(rewrite, text, others):
+                accepted += 1
+                others.append(rewrite)
     total = len(replies)
-    return dict(outputs=total, temperature=temperature, parsed=parsed / total, copies=copies / total, accepted=accepted / total,
-                examples=[(t, replies[i * n]) for i, t in enumerate(texts[:12])])
+    return dict(
+        outputs=total,
+        temperature=temperature,
+        parsed=parsed / total,
+        copies=copies / total,
+        accepted=accepted / total,
+        examples=[(t, replies[i * n]) for i, t in enumerate(texts[:12])],
+    )
 
-def forty_replies(model, rows: list, seed: int = 0) -> list: # (source, prompt, reference, reply)
+# %% ../../nbs/recipes/pocket_model.ipynb #0dd300df
+def forty_replies(model, rows: list, seed: int = 0) -> list:  # (source, prompt, reference, reply)
     "Replies to forty reserved prompts, ten sources, four each."
-    rng, sources = random.Random(seed), ["dolly_6400", "gpteacher_roleplay", "mts_dialog", "openstax_anatomy_physiology", "personality_chat", "synthetic_persona_chat",
-                                         "sgd_dialogues", "taskmaster4", "medquad", "open_trivia_qa"]
-    chosen = [r for s in sources for r in rng.sample([r for r in rows if r["source"] == s and len(r["prompt"]) < 200], 4)]
+    rng, sources = (
+        random.Random(seed),
+        [
+            "dolly_6400",
+            "gpteacher_roleplay",
+            "mts_dialog",
+            "openstax_anatomy_physiology",
+            "personality_chat",
+            "synthetic_persona_chat",
+            "sgd_dialogues",
+            "taskmaster4",
+            "medquad",
+            "open_trivia_qa",
+        ],
+    )
+    chosen = [
+        r for s in sources for r in rng.sample([r for r in rows if r["source"] == s and len(r["prompt"]) < 200], 4)
+    ]
     replies = model.generate([r["prompt"] for r in chosen], 64, batch_size=40)
     return [(r["source"], r["prompt"], r["response"], reply) for r, reply in zip(chosen, replies)]
 
+# %% ../../nbs/recipes/pocket_model.ipynb #ec91578c
 def report(data: str, folder: str) -> dict:
     "All three reports on a finished model."
-    from personal_llm.models import load_model
+    from personal_llm.base.models import load_model
+
     rows, model = read_instruct(data), load_model(folder)
     reserved = [r for r in split_rows(rows)[1]]
     random.Random(0).shuffle(reserved)
-    return dict(training=json.loads(Path(folder, "training.json").read_text()), audit=json.loads(Path(folder).parent.joinpath("audit.json").read_text()), bits=bits_a_character(model, reserved), rewriting=rewriting(model, rows), replies=forty_replies(model, reserved))
+    return dict(
+        training=json.loads(Path(folder, "training.json").read_text()),
+        audit=json.loads(Path(folder).parent.joinpath("audit.json").read_text()),
+        bits=bits_a_character(model, reserved),
+        rewriting=rewriting(model, rows),
+        replies=forty_replies(model, reserved),
+    )
 
-# %% ../../nbs/recipes/pocket_model.ipynb #852b69d5
+# %% ../../nbs/recipes/pocket_model.ipynb #fe65e8fe
 def main(argv=None):
     "Command line of the recipe."
     parser = argparse.ArgumentParser(description="Train the pocket model from scratch; call again to resume.")
@@ -259,11 +418,17 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, default=86, help="time budget for training (default 86)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, a third slower")
-    parser.add_argument("--report", metavar="FILE", help="after training, write bits a character, rewriting and forty replies on reserved rows to FILE")
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="after training, write bits a character, rewriting and forty replies on reserved rows to FILE",
+    )
     args = parser.parse_args(argv)
     folder = train(args.data, args.out, args.minutes, args.seed, not args.no_compile)
     print("saved", folder)
-    if args.report: Path(args.report).write_text(json.dumps(report(args.data, str(folder)), indent=1, ensure_ascii=False))
+    if args.report:
+        Path(args.report).write_text(json.dumps(report(args.data, str(folder)), indent=1, ensure_ascii=False))
 
-# %% ../../nbs/recipes/pocket_model.ipynb #48a86eac
-if __name__ == "__main__": main()
+# %% ../../nbs/recipes/pocket_model.ipynb #106662ac
+if __name__ == "__main__":
+    main()

@@ -4,100 +4,144 @@
 __all__ = ['FURNITURE', 'WANTED', 'ADMIN', 'short', 'answer', 'chosen', 'write_gz', 'read_source', 'make_samples',
            'spherical_kmeans', 'glove_lexicons', 'make_lexicons', 'make_chats', 'main']
 
-# %% ../../nbs/recipes/samples.ipynb #f029bd1e
-import argparse, gzip, json, re
-from collections import Counter, defaultdict
+# %% ../../nbs/recipes/samples.ipynb #efd24dd4
+import argparse
+import gzip
+import json
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from ..core import ASSETS, InputError, generator
-from ..streams import group_of, is_reserved, load_samples, normalise
-from ..users import SENTENCE_BREAK, USERS, sentences, user_stream
+from ..base.core import InputError, generator
+from ..base.files import ASSETS
+from ..base.text import SENTENCE_BREAK, normalise, sentences
+from ..data.reading import load_samples
+from ..data.splits import group_of, is_reserved
+from ..data.users import USERS, user_stream
 
-# %% ../../nbs/recipes/samples.ipynb #1aa0c573
-FURNITURE = re.compile(r"These resources|Human Phenotype Ontology|Key Points|On this Page|The mission of|MedlinePlus|Genetic Testing Registry|NINDS|Summary :|Genetics Home Reference")
+# %% ../../nbs/recipes/samples.ipynb #43eda33d
+FURNITURE = re.compile(
+    r"These resources|Human Phenotype Ontology|Key Points|On this Page|The mission of|MedlinePlus|Genetic Testing Registry|NINDS|Summary :|Genetics Home Reference"
+)
 
-def short(text: str, # a response
-          limit: int = 400 # characters
-          ) -> str: # its first sentences that fit; "" if the first does not
+# %% ../../nbs/recipes/samples.ipynb #18f24160
+def short(
+    text: str,  # a response
+    limit: int = 400,  # characters
+) -> str:  # its first sentences that fit; "" if the first does not
     "Shorten at a sentence's end; line ends inside are kept."
-    if len(text.strip()) <= limit: return text.strip()
+    if len(text.strip()) <= limit:
+        return text.strip()
     ends = [m.start() for m in SENTENCE_BREAK.finditer(text, 0, limit + 1)]
-    return text[:ends[-1]].strip() if ends else ""
+    return text[: ends[-1]].strip() if ends else ""
 
-def answer(row: dict # a row of `instruct/`
-           ) -> str: # the response to ship, "" to leave the row out
+# %% ../../nbs/recipes/samples.ipynb #83f67fde
+def answer(
+    row: dict,  # a row of `instruct/`
+) -> str:  # the response to ship, "" to leave the row out
     "Shorten a response as its source asks for."
     text = row["response"].strip()
-    if row["source"] == "gsm8k": return text if len(text) <= 400 else "" # the result stands at the end
-    if row["source"] != "medquad": return short(text)
-    if FURNITURE.search(text[:400]): return ""
+    if row["source"] == "gsm8k":
+        return text if len(text) <= 400 else ""  # the result stands at the end
+    if row["source"] != "medquad":
+        return short(text)
+    if FURNITURE.search(text[:400]):
+        return ""
     parts = sentences(" ".join(text.split()))
-    if parts and parts[0].endswith("?"): parts = parts[1:]
+    if parts and parts[0].endswith("?"):
+        parts = parts[1:]
     return short(" ".join(parts[:2])) if parts else ""
 
-# %% ../../nbs/recipes/samples.ipynb #850938db
-WANTED = { # source: (rows at most, {domains} or None for all)
-    "personality_chat": (1200, None), "synthetic_persona_chat": (2400, None), "taskmaster4": (1100, None),
-    "sgd_dialogues": (4200, {"task_flights", "task_hotels", "task_travel", "task_weather", "task_music", "task_restaurants"}),
-    "medquad": (1000, None), "mts_dialog": (600, None), "openstax_anatomy_physiology": (800, None),
+# %% ../../nbs/recipes/samples.ipynb #00758b53
+WANTED = {  # source: (rows at most, {domains} or None for all)
+    "personality_chat": (1200, None),
+    "synthetic_persona_chat": (2400, None),
+    "taskmaster4": (1100, None),
+    "sgd_dialogues": (
+        4200,
+        {"task_flights", "task_hotels", "task_travel", "task_weather", "task_music", "task_restaurants"},
+    ),
+    "medquad": (1000, None),
+    "mts_dialog": (600, None),
+    "openstax_anatomy_physiology": (800, None),
     "open_trivia_qa": (800, {"trivia_science-technology", "trivia_history", "trivia_animals"}),
-    "gpteacher_roleplay": (400, None), "gsm8k": (700, None), "onestop_english": (230, None), "dolly_6400": (600, None)}
+    "gpteacher_roleplay": (400, None),
+    "gsm8k": (700, None),
+    "onestop_english": (230, None),
+    "dolly_6400": (600, None),
+}
 
-def chosen(rows: list, # rows of one source, in file order
-           most: int, # rows wanted
-           seed: int = 0
-           ) -> list: # rows with the fields that ship
+# %% ../../nbs/recipes/samples.ipynb #f9ed089d
+def chosen(
+    rows: list,  # rows of one source, in file order
+    most: int,  # rows wanted
+    seed: int = 0,
+) -> list:  # rows with the fields that ship
     "Reserved, short, distinct rows, whole groups together."
     groups, seen = defaultdict(list), set()
     for row in rows:
         group, text = group_of(row), answer(row)
         key = (normalise(row["prompt"]), normalise(text))
-        if not is_reserved(group) or not text or not 4 <= len(row["prompt"]) <= 500 or not all(key) or key in seen: continue
+        if not is_reserved(group) or not text or not 4 <= len(row["prompt"]) <= 500 or not all(key) or key in seen:
+            continue
         seen.add(key)
-        groups[group].append({k: row[k] for k in ("prompt", "domain", "source", "licence", "topic", "persona") if k in row} | dict(response=text))
+        groups[group].append(
+            {k: row[k] for k in ("prompt", "domain", "source", "licence", "topic", "persona") if k in row}
+            | dict(response=text)
+        )
     names, picked = sorted(groups), []
     for i in generator(seed, "samples").permutation(len(names)):
-        if len(picked) < most: picked += groups[names[i]][:40]
+        if len(picked) < most:
+            picked += groups[names[i]][:40]
     return picked[:most]
 
-# %% ../../nbs/recipes/samples.ipynb #ee3e4396
+# %% ../../nbs/recipes/samples.ipynb #0414bc06
 def write_gz(path: Path, text: str) -> None:
     "Gzip with a fixed time stamp and no file name: the same text gives the same bytes."
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
 
-def read_source(data: str, name: str) -> list: # rows
+# %% ../../nbs/recipes/samples.ipynb #37e33d55
+def read_source(data: str, name: str) -> list:  # rows
     "The rows of one source."
     file = Path(data, "instruct", f"{name}.jsonl.gz")
-    if not file.exists(): raise InputError(f"{file}: no such file; give the data folder with --data")
+    if not file.exists():
+        raise InputError(f"{file}: no such file", "give the data folder with --data")
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().split("\n") if line]
 
-def make_samples(data: str, # the data folder
-                 out: Path # where `samples/` is made
-                 ) -> dict: # source -> rows written
+# %% ../../nbs/recipes/samples.ipynb #d8f4ab36
+def make_samples(
+    data: str,  # the data folder
+    out: Path,  # where `samples/` is made
+) -> dict:  # source -> rows written
     "Write one gzipped JSON-lines file a source."
     counts = {}
     for name, (most, domains) in WANTED.items():
         rows = chosen([r for r in read_source(data, name) if domains is None or r["domain"] in domains], most)
         assert all(is_reserved(group_of(r)) for r in rows), f"{name}: shortening moved a row to another group"
-        write_gz(Path(out, "samples", f"{name}.jsonl.gz"), "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows))
+        write_gz(
+            Path(out, "samples", f"{name}.jsonl.gz"),
+            "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows),
+        )
         counts[name] = len(rows)
     return counts
 
-# %% ../../nbs/recipes/samples.ipynb #5c43a144
+# %% ../../nbs/recipes/samples.ipynb #5ae6e4f8
 ADMIN = """dose doses dosage dosing tablet tablets pill pills capsule capsules daily twice hourly nightly oral orally inject injected
 injection injections injectable intravenous intramuscular subcutaneous infusion infused drip syringe needle vial ampoule prescribe
 prescribed prescription prescriptions refill administer administered administration medication medications medicine medicines
 milligram milligrams mg microgram mcg ml milliliter milliliters cc unit units inhaler inhaled inhale nebulizer topical ointment cream
 lotion drops spray patch patches suppository swallow chew dissolve taper titrate regimen course bedtime meals""".split()
 
-def spherical_kmeans(x: np.ndarray, # (n, d), rows of length 1
-                     clusters: int, # how many
-                     seed: int = 0,
-                     rounds: int = 100 # at most
-                     ) -> tuple: # (cluster of each row (n,), centres (clusters, d))
+# %% ../../nbs/recipes/samples.ipynb #583877e0
+def spherical_kmeans(
+    x: np.ndarray,  # (n, d), rows of length 1
+    clusters: int,  # how many
+    seed: int = 0,
+    rounds: int = 100,  # at most
+) -> tuple:  # (cluster of each row (n,), centres (clusters, d))
     "k-means by cosine; the first centres are spread out (each the row least like those before, among a random 200)."
     rng = generator(seed, "kmeans")
     centres = x[rng.integers(len(x))][None]
@@ -107,62 +151,85 @@ def spherical_kmeans(x: np.ndarray, # (n, d), rows of length 1
     near = None
     for _ in range(rounds):
         new = (x @ centres.T).argmax(1)
-        if near is not None and (new == near).all(): break
+        if near is not None and (new == near).all():
+            break
         near = new
         for k in range(clusters):
             total = x[near == k].sum(0)
-            if np.linalg.norm(total) > 0: centres[k] = total / np.linalg.norm(total)
+            if np.linalg.norm(total) > 0:
+                centres[k] = total / np.linalg.norm(total)
     return near, centres
 
-def glove_lexicons(vectors: dict, # word -> 50 numbers, commonest first
-                   clusters: int = 20,
-                   seed: int = 0
-                   ) -> dict: # name -> words, nearest to the centre first
+# %% ../../nbs/recipes/samples.ipynb #5fca4ac7
+def glove_lexicons(
+    vectors: dict,  # word -> 50 numbers, commonest first
+    clusters: int = 20,
+    seed: int = 0,
+) -> dict:  # name -> words, nearest to the centre first
     "Word clusters as lexicons."
     words = [w for i, w in enumerate(vectors) if i >= 150 and re.fullmatch(r"[a-z]{3,}", w)]
     x = np.array([vectors[w] for w in words], float)
-    x -= x.mean(0) # the mean vector says "common English word" and nothing of the domain
+    x -= x.mean(0)  # the mean vector says "common English word" and nothing of the domain
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near, centres = spherical_kmeans(x, clusters, seed)
     like = (x * centres[near]).sum(1)
     lexicons = {}
     for k in range(clusters):
         members = sorted((i for i in np.flatnonzero(near == k) if like[i] > 0.4), key=lambda i: (-like[i], words[i]))
-        if len(members) >= 3: lexicons["-".join(words[i] for i in members[:3])] = [words[i] for i in members]
+        if len(members) >= 3:
+            lexicons["-".join(words[i] for i in members[:3])] = [words[i] for i in members]
     return lexicons
 
-def make_lexicons(data: str, out: Path) -> dict: # family -> {lexicon: [words]}
+# %% ../../nbs/recipes/samples.ipynb #aa8e6ddd
+def make_lexicons(data: str, out: Path) -> dict:  # family -> {lexicon: [words]}
     "Write `lexicons.json.gz`."
     source = Path(data, "lexicons")
-    try: given, vectors = (json.loads((source / f).read_text()) for f in ("lexicons.json", "glove-50d-5k.json"))
-    except OSError as error: raise InputError(f"{error.filename}: {error.strerror}; give the data folder with --data") from None
+    try:
+        given, vectors = (json.loads((source / f).read_text()) for f in ("lexicons.json", "glove-50d-5k.json"))
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}", "give the data folder with --data") from None
     families = {f: given[f] for f in ("emotion", "medical", "topic")}
     families["medical"] = families["medical"] | dict(admin=sorted(set(ADMIN)))
     families["glove"] = glove_lexicons(vectors)
     write_gz(Path(out, "lexicons.json.gz"), json.dumps(families, ensure_ascii=False, sort_keys=True))
     return families
 
-# %% ../../nbs/recipes/samples.ipynb #ffc8ff1d
-def make_chats(out: Path, # where `samples/` is
-               name: str = "nurse" # a user of `USERS`
-               ) -> int: # dialogues written
+# %% ../../nbs/recipes/samples.ipynb #97adc2e8
+def make_chats(
+    out: Path,  # where `samples/` is
+    name: str = "nurse",  # a user of `USERS`
+) -> int:  # dialogues written
     "Write `chats.jsonl`, JSON lines of messages."
     user = USERS[name]
     stream = user_stream(user, load_samples(), length=300, signal=0.25, seed=0).stream
-    lines = [json.dumps(dict(messages=d.answered(user(d) or d.response).messages()), ensure_ascii=False) for d in stream]
+    lines = [
+        json.dumps(dict(messages=d.answered(user(d) or d.response).messages()), ensure_ascii=False) for d in stream
+    ]
     Path(out, "samples", "chats.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
 
+# %% ../../nbs/recipes/samples.ipynb #b1ab1259
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m personal_llm.recipes.samples", description="Cut the samples and make the lexicons.")
+    parser = argparse.ArgumentParser(
+        prog="python -m personal_llm.recipes.samples", description="Cut the samples and make the lexicons."
+    )
     parser.add_argument("--data", required=True, help="the data folder, with instruct/ and lexicons/")
     parser.add_argument("--out", default=ASSETS, type=Path, help="the assets folder to write to")
     args = parser.parse_args()
     try:
-        for source, n in make_samples(args.data, args.out).items(): print(f"{source:32}{n:6} rows")
-        for family, lexicons in make_lexicons(args.data, args.out).items(): print(f"{family}: {len(lexicons)} lexicons, {sum(map(len, lexicons.values()))} words")
-        if Path(args.out).resolve() == ASSETS.resolve(): print(f"chats: {make_chats(args.out)} dialogues")
-    except InputError as error: raise SystemExit(str(error))
+        for source, n in make_samples(args.data, args.out).items():
+            print(f"{source:32}{n:6} rows")
+        for family, lexicons in make_lexicons(args.data, args.out).items():
+            print(f"{family}: {len(lexicons)} lexicons, {sum(map(len, lexicons.values()))} words")
+        if Path(args.out).resolve() == ASSETS.resolve():
+            print(f"chats: {make_chats(args.out)} dialogues")
+    except InputError as error:
+        raise SystemExit(str(error))
 
-# %% ../../nbs/recipes/samples.ipynb #d0a0f325
-if __name__ == "__main__" and "ipykernel" not in __import__("sys").modules and not __import__("os").environ.get("IN_TEST"): main()
+# %% ../../nbs/recipes/samples.ipynb #21a9fdcd
+if (
+    __name__ == "__main__"
+    and "ipykernel" not in __import__("sys").modules
+    and not __import__("os").environ.get("IN_TEST")
+):
+    main()

@@ -7,204 +7,374 @@ __all__ = ['NEUTRAL', 'PERSONAS', 'RUNNING', 'BASE_STYLES', 'PAIRS', 'MIXES', 'S
            'SIMILARITIES', 'passages', 'plain_rows', 'real_rows', 'make_texts', 'Pool', 'crafted_pool', 'real_pool',
            'authors_pool', 'load_pool', 'tune_pllm', 'folder_of', 'main']
 
-# %% ../../nbs/recipes/style_pools.ipynb #d0181ece
-import argparse, gzip, hashlib, json, os, re
+# %% ../../nbs/recipes/style_pools.ipynb #b4b5415f
+import argparse
+import gzip
+import hashlib
+import json
+import os
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from ..core import ASSETS, Dialogue, InputError, generator
-from ..streams import group_of, is_reserved, normalise
+from ..base.core import Dialogue, InputError, generator
+from ..base.files import ASSETS
+from ..base.text import SENTENCE_BREAK, normalise
+from ..data.splits import group_of, is_reserved
 from .crafted_styles import GRID, LADDERS, restyle
 from .samples import read_source, write_gz
-from ..users import SENTENCE_BREAK
 
-# %% ../../nbs/recipes/style_pools.ipynb #14d68894
-NEUTRAL = ("Write a few lines.", "Tell me something.", "Write something for me.", "Go on, write.", "Give me a few sentences.", "Write a short passage.", "Say something.", "Let me read something.", "Write whatever you like.", "A few lines, please.")
-PERSONAS = ("witty", "caring", "professional") # for the words of the style space only, see below
-RUNNING = {"poetry": ("poetry",), "shakespeare": ("shakespeare",), "novel": ("novel_prose", "novel_dialogue"), "scientific": ("scientific",), "social": ("social_media",),
-           "news": ("news",), "roleplay": ("gpteacher_roleplay",), "chat": ("synthetic_persona_chat",), "default": ("encyclopedic",)}
+# %% ../../nbs/recipes/style_pools.ipynb #b89808f1
+NEUTRAL = (
+    "Write a few lines.",
+    "Tell me something.",
+    "Write something for me.",
+    "Go on, write.",
+    "Give me a few sentences.",
+    "Write a short passage.",
+    "Say something.",
+    "Let me read something.",
+    "Write whatever you like.",
+    "A few lines, please.",
+)
+PERSONAS = ("witty", "caring", "professional")  # for the words of the style space only, see below
+RUNNING = {
+    "poetry": ("poetry",),
+    "shakespeare": ("shakespeare",),
+    "novel": ("novel_prose", "novel_dialogue"),
+    "scientific": ("scientific",),
+    "social": ("social_media",),
+    "news": ("news",),
+    "roleplay": ("gpteacher_roleplay",),
+    "chat": ("synthetic_persona_chat",),
+    "default": ("encyclopedic",),
+}
 BASE_STYLES = tuple(s for s in RUNNING if s != "default")
 PAIRS = list(combinations(BASE_STYLES, 2))
 MIXES = tuple("+".join(PAIRS[i * len(PAIRS) // 17]) for i in range(17))
-SIZES = {"train": 240, "probe": 48, "user": 80, "test": 80} # rows of a style at most
-WORDS = 36                                                  # of a running text
+SIZES = {"train": 240, "probe": 48, "user": 80, "test": 80}  # rows of a style at most
+WORDS = 36  # of a running text
 
-def passages(text: str, words: int = WORDS) -> list: # passages of whole sentences or lines, 8 to `words` words each
+# %% ../../nbs/recipes/style_pools.ipynb #1e03ae0e
+def passages(text: str, words: int = WORDS) -> list:  # passages of whole sentences or lines, 8 to `words` words each
     "Cut running text."
     lines = [l.strip() for l in text.replace("<br>", "\n").split("\n") if l.strip()]
-    if len(lines) < 3: lines = [p.strip() for p in SENTENCE_BREAK.split(text) if p.strip()]
+    if len(lines) < 3:
+        lines = [p.strip() for p in SENTENCE_BREAK.split(text) if p.strip()]
     out, now = [], []
     for line in lines:
-        if now and sum(len(l.split()) for l in now) + len(line.split()) > words: out.append(now); now = []
+        if now and sum(len(l.split()) for l in now) + len(line.split()) > words:
+            out.append(now)
+            now = []
         now.append(line)
     join = "\n" if text.count("\n") > 2 else " "
     return [p for p in (join.join(p) for p in out + [now]) if 8 <= len(p.split()) <= words + 14][:3]
 
+# %% ../../nbs/recipes/style_pools.ipynb #118bde37
 def _part(group: str, rng) -> str:
-    return ("user", "test")[int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 2] if is_reserved(group) else "probe" if int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 8 == 0 else "train"
+    return (
+        ("user", "test")[int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 2]
+        if is_reserved(group)
+        else "probe"
+        if int(hashlib.sha1(group.encode()).hexdigest(), 16) // 10 % 8 == 0
+        else "train"
+    )
 
-def _rows(found: list) -> list: # dictionaries to ship, `SIZES` at most in each part
+# %% ../../nbs/recipes/style_pools.ipynb #5f7b84a1
+def _rows(found: list) -> list:  # dictionaries to ship, `SIZES` at most in each part
     count, out, parts = {}, [], {}
-    for row in found: parts.setdefault(normalise(row["response"]), set()).add(row["part"])
     for row in found:
-        if len(parts[normalise(row["response"])]) > 1: continue      # the same answer to two questions, on both sides
+        parts.setdefault(normalise(row["response"]), set()).add(row["part"])
+    for row in found:
+        if len(parts[normalise(row["response"])]) > 1:
+            continue  # the same answer to two questions, on both sides
         key = (row["style"], row["part"])
         count[key] = count.get(key, 0) + 1
-        if count[key] <= SIZES[row["part"]]: out.append(row)
+        if count[key] <= SIZES[row["part"]]:
+            out.append(row)
     return out
 
-def plain_rows(data: str # the data folder
-               ) -> list: # rows: style "plain", part, prompt, response, source, licence
+# %% ../../nbs/recipes/style_pools.ipynb #8064d8f3
+def plain_rows(
+    data: str,  # the data folder
+) -> list:  # rows: style "plain", part, prompt, response, source, licence
     "Short plain answers on many subjects."
     found, rng = [], generator(0, "plain rows")
     for source in ("dolly_6400", "medquad", "openstax_anatomy_physiology"):
-        fit = [r for r in read_source(data, source) if 8 <= len(r["response"].split()) <= 30 and len(r["prompt"].split()) <= 12 and "\n" not in r["response"] + r["prompt"]]
-        for i in rng.permutation(len(fit))[:600 if source == "dolly_6400" else 200]:
+        fit = [
+            r
+            for r in read_source(data, source)
+            if 8 <= len(r["response"].split()) <= 30
+            and len(r["prompt"].split()) <= 12
+            and "\n" not in r["response"] + r["prompt"]
+        ]
+        for i in rng.permutation(len(fit))[: 600 if source == "dolly_6400" else 200]:
             r = fit[i]
-            found.append(dict(style="plain", part=_part(group_of(r), rng), prompt=r["prompt"], response=r["response"], source=source, licence=r["licence"]))
+            found.append(
+                dict(
+                    style="plain",
+                    part=_part(group_of(r), rng),
+                    prompt=r["prompt"],
+                    response=r["response"],
+                    source=source,
+                    licence=r["licence"],
+                )
+            )
     return _rows([found[i] for i in rng.permutation(len(found))])
 
-def real_rows(data: str) -> list: # rows of the eight base styles and of "default"
+# %% ../../nbs/recipes/style_pools.ipynb #7b2aeac4
+def real_rows(data: str) -> list:  # rows of the eight base styles and of "default"
     "Personas with their own prompts, running text with neutral ones."
     found, rng = [], generator(0, "real rows")
     personas = read_source(data, "personality_chat")
     seen = {}
     for i in rng.permutation(len(personas)):
         r = personas[i]
-        if r["style"] not in PERSONAS: continue
+        if r["style"] not in PERSONAS:
+            continue
         key = (r["style"], normalise(r["response"]))
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] <= 4: found.append(dict(style=r["style"], part=_part(group_of(r), rng), prompt=r["prompt"], response=r["response"], source=r["source"], licence=r["licence"]))
+        if seen[key] <= 4:
+            found.append(
+                dict(
+                    style=r["style"],
+                    part=_part(group_of(r), rng),
+                    prompt=r["prompt"],
+                    response=r["response"],
+                    source=r["source"],
+                    licence=r["licence"],
+                )
+            )
     texts = [json.loads(line) for line in open(Path(data, "samples", "style_texts.jsonl"))]
-    texts += [dict(text=r["response"], title=group_of(r), style=s, source=s, licence=r["licence"]) for s in ("gpteacher_roleplay", "synthetic_persona_chat") for r in read_source(data, s)[::3]]
+    texts += [
+        dict(text=r["response"], title=group_of(r), style=s, source=s, licence=r["licence"])
+        for s in ("gpteacher_roleplay", "synthetic_persona_chat")
+        for r in read_source(data, s)[::3]
+    ]
     for style, names in RUNNING.items():
         for row in texts:
-            if row["style"] not in names: continue
+            if row["style"] not in names:
+                continue
             group = normalise(row.get("title") or row["text"])[:60]
             for passage in passages(row["text"]):
-                found.append(dict(style=style, part=_part(group, rng), prompt=NEUTRAL[int(rng.integers(len(NEUTRAL)))], response=passage, source=row["source"], licence=row["licence"]))
+                found.append(
+                    dict(
+                        style=style,
+                        part=_part(group, rng),
+                        prompt=NEUTRAL[int(rng.integers(len(NEUTRAL)))],
+                        response=passage,
+                        source=row["source"],
+                        licence=row["licence"],
+                    )
+                )
     return _rows([found[i] for i in rng.permutation(len(found))])
 
-def make_texts(data: str, out: Path) -> dict: # style -> rows
+# %% ../../nbs/recipes/style_pools.ipynb #da7d5532
+def make_texts(data: str, out: Path) -> dict:  # style -> rows
     "Write the two files that ship."
     count = {}
     for name, rows in (("plain", plain_rows(data)), ("real", real_rows(data))):
-        write_gz(Path(out, "styles", f"{name}.jsonl.gz"), "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows))
-        for r in rows: count[r["style"], r["part"]] = count.get((r["style"], r["part"]), 0) + 1
+        write_gz(
+            Path(out, "styles", f"{name}.jsonl.gz"),
+            "".join(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in rows),
+        )
+        for r in rows:
+            count[r["style"], r["part"]] = count.get((r["style"], r["part"]), 0) + 1
     return count
 
-# %% ../../nbs/recipes/style_pools.ipynb #7b81712b
+# %% ../../nbs/recipes/style_pools.ipynb #fa5bb382
 PARTS = ("train", "probe", "user", "test")
 
+# %% ../../nbs/recipes/style_pools.ipynb #a30d4469
 @dataclass(frozen=True)
 class Pool:
     "Styles and their texts."
+
     name: str
-    styles: tuple    # names
-    pure: object     # (style, part) -> list of `Dialogue`; style "default" is plain text
+    styles: tuple  # names
+    pure: object  # (style, part) -> list of `Dialogue`; style "default" is plain text
     max_length: int  # tokens a training sample
     steps: int = 30  # of a pLLM's training: 30 go through its rows once
 
-    def rows(self, style: str, # one of `styles`, or "default"
-             part: str, # "train", "probe", "user" or "test"
-             similarity: float = 1.0, # share of rows in the style; the rest is plain
-             count: int = None, # rows at most
-             seed: int = 0 # which rows, and in which order
-             ) -> list: # `Dialogue`s
+    def rows(
+        self,
+        style: str,  # one of `styles`, or "default"
+        part: str,  # "train", "probe", "user" or "test"
+        similarity: float = 1.0,  # share of rows in the style; the rest is plain
+        count: int = None,  # rows at most
+        seed: int = 0,  # which rows, and in which order
+    ) -> list:  # `Dialogue`s
         "Dialogues of a style; which places are plain is the same for every style."
-        if style not in (*self.styles, *PERSONAS, "default") and not style.startswith("ladder:"): raise InputError(f"pool {self.name}: unknown style {style!r}; it has {', '.join(self.styles[:4])} …")
-        if part not in PARTS: raise InputError(f"unknown part {part!r}: use one of {', '.join(PARTS)}")
+        if style not in (*self.styles, *PERSONAS, "default") and not style.startswith("ladder:"):
+            raise InputError(f"pool {self.name}: unknown style {style!r}", f"it has {', '.join(self.styles[:4])} …")
+        if part not in PARTS:
+            raise InputError(f"unknown part {part!r}", f"use one of {', '.join(PARTS)}")
         own, plain = self.pure(style, part), self.pure("default", part)
         count = min(count or len(own), len(own)) if similarity == 1 else count or len(own)
         order = generator(seed, "rows", self.name, part).random(max(len(own), len(plain)))
-        own, plain = ([rows[i] for i in np.argsort(order[:len(rows)])] for rows in (own, plain))
+        own, plain = ([rows[i] for i in np.argsort(order[: len(rows)])] for rows in (own, plain))
         styled = generator(seed, "similarity", self.name, part).random(count) < similarity
         return [own[i % len(own)] if styled[i] else plain[i % len(plain)] for i in range(count)]
 
-    def probes(self, count: int = 48) -> list: # prompts, the same for every pLLM
+    def probes(self, count: int = 48) -> list:  # prompts, the same for every pLLM
         "What pLLMs are asked so that they can be explained; in `real` the neutral prompts again and again, elsewhere what no user asks."
-        if self.name == "real": return [NEUTRAL[i % len(NEUTRAL)] for i in range(count)]
+        if self.name == "real":
+            return [NEUTRAL[i % len(NEUTRAL)] for i in range(count)]
         return [d.prompt for d in self.rows("default", "probe", count=count)]
 
-def _read(name: str) -> dict: # (style, part) -> dialogues
+# %% ../../nbs/recipes/style_pools.ipynb #c3a1186a
+def _read(name: str) -> dict:  # (style, part) -> dialogues
     out = {}
     with gzip.open(ASSETS / "styles" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
         for i, line in enumerate(lines):
             r = json.loads(line)
-            out.setdefault((r["style"], r["part"]), []).append(Dialogue(r["prompt"], r["response"], time=float(i), labels=dict(style=r["style"], source=r["source"], licence=r["licence"])))
+            out.setdefault((r["style"], r["part"]), []).append(
+                Dialogue(
+                    r["prompt"],
+                    r["response"],
+                    time=float(i),
+                    labels=dict(style=r["style"], source=r["source"], licence=r["licence"]),
+                )
+            )
     return out
 
-def crafted_pool(dose: float = 0.9 # chance that a rule is applied
-                 ) -> Pool:
+# %% ../../nbs/recipes/style_pools.ipynb #c206599e
+def crafted_pool(
+    dose: float = 0.9,  # chance that a rule is applied
+) -> Pool:
     "The grid of 28, and the ladders."
     plain, made = _read("plain"), {}
+
     def pure(style, part):
-        if style == "default": return plain["plain", part]
-        if (style, part) not in made: made[style, part] = [restyle(d, style, dose) for d in plain["plain", part]]
+        if style == "default":
+            return plain["plain", part]
+        if (style, part) not in made:
+            made[style, part] = [restyle(d, style, dose) for d in plain["plain", part]]
         return made[style, part]
+
     return Pool("crafted", GRID, pure, 96)
 
+# %% ../../nbs/recipes/style_pools.ipynb #28111608
 def real_pool() -> Pool:
     "Eight base styles and seventeen mixes, half and half."
     texts, plain = _read("real"), _read("plain")
+
     def pure(style, part):
-        if style == "default": return [d for pair in zip(plain["plain", part], texts["default", part]) for d in pair]
-        if "+" in style: return [d for pair in zip(*(pure(s, part) for s in style.split("+"))) for d in pair]
+        if style == "default":
+            return [d for pair in zip(plain["plain", part], texts["default", part]) for d in pair]
+        if "+" in style:
+            return [d for pair in zip(*(pure(s, part) for s in style.split("+"))) for d in pair]
         return texts[style, part]
+
     return Pool("real", BASE_STYLES + MIXES, pure, 96, 60)
 
-AUTHORS = ("elementary-concise-friendly", "elementary-concise-unfriendly", "elementary-informative-friendly", "elementary-informative-unfriendly",
-           "expert-concise-friendly", "expert-concise-unfriendly", "expert-informative-friendly", "expert-informative-unfriendly")
+# %% ../../nbs/recipes/style_pools.ipynb #ef5b3282
+AUTHORS = (
+    "elementary-concise-friendly",
+    "elementary-concise-unfriendly",
+    "elementary-informative-friendly",
+    "elementary-informative-unfriendly",
+    "expert-concise-friendly",
+    "expert-concise-unfriendly",
+    "expert-informative-friendly",
+    "expert-informative-unfriendly",
+)
 PLACES = {"train": (0, 600), "probe": (600, 650), "user": (650, 850), "test": (850, 1000)}
 
-def authors_pool(data # folder with style_0.jsonl.gz … style_8.jsonl.gz; row i answers the same prompt in each
-                 ) -> Pool:
+# %% ../../nbs/recipes/style_pools.ipynb #f609143d
+def authors_pool(
+    data,  # folder with style_0.jsonl.gz … style_8.jsonl.gz; row i answers the same prompt in each
+) -> Pool:
     "The XPerT authors' eight styles, from files that do not ship."
     files = [Path(data, f"style_{i}.jsonl.gz") for i in range(9)]
     for f in files:
-        if not f.is_file(): raise InputError(f"{f}: no such file; give the folder of the XPerT authors' style files with --data")
+        if not f.is_file():
+            raise InputError(f"{f}: no such file", "give the folder of the XPerT authors' style files with --data")
     texts = {}
     for name, file in zip(("default", *AUTHORS), files):
         rows = [json.loads(line) for line in gzip.open(file, "rt", encoding="utf-8")]
-        texts[name] = [Dialogue("\n".join(p for p in (r["prompt"], r["input"]) if p.strip()), r["response"].strip(), time=float(i)) if r["response"].strip() else None for i, r in enumerate(rows)]
+        texts[name] = [
+            Dialogue("\n".join(p for p in (r["prompt"], r["input"]) if p.strip()), r["response"].strip(), time=float(i))
+            if r["response"].strip()
+            else None
+            for i, r in enumerate(rows)
+        ]
     whole = [i for i in range(1000) if all(texts[n][i] for n in texts) and len(texts["default"][i].prompt.split()) < 60]
-    return Pool("authors", AUTHORS, lambda style, part: [texts[style][i] for i in whole if PLACES[part][0] <= i < PLACES[part][1]], 96)
+    return Pool(
+        "authors",
+        AUTHORS,
+        lambda style, part: [texts[style][i] for i in whole if PLACES[part][0] <= i < PLACES[part][1]],
+        96,
+    )
 
-def load_pool(name: str, # "crafted", "real" or "authors"
-              data: str = None # for "authors": the folder
-              ) -> Pool:
+# %% ../../nbs/recipes/style_pools.ipynb #a217ac0f
+def load_pool(
+    name: str,  # "crafted", "real" or "authors"
+    data: str = None,  # for "authors": the folder
+) -> Pool:
     "A pool by name."
-    if name == "crafted": return crafted_pool()
-    if name == "real": return real_pool()
+    if name == "crafted":
+        return crafted_pool()
+    if name == "real":
+        return real_pool()
     if name == "authors":
-        if not data and not os.environ.get("PERSONAL_LLM_AUTHORS"): raise InputError("the pool of the authors' texts does not ship: give its folder with --data, or in PERSONAL_LLM_AUTHORS")
+        if not data and not os.environ.get("PERSONAL_LLM_AUTHORS"):
+            raise InputError(
+                "the pool of the authors' texts does not ship",
+                "give its folder with --data, or in PERSONAL_LLM_AUTHORS",
+            )
         return authors_pool(data or os.environ["PERSONAL_LLM_AUTHORS"])
-    raise InputError(f"unknown pool {name!r}: use crafted, real or authors")
+    raise InputError(f"unknown pool {name!r}", "use crafted, real or authors")
 
-# %% ../../nbs/recipes/style_pools.ipynb #946f798f
+# %% ../../nbs/recipes/style_pools.ipynb #7efffbbe
 SIMILARITIES = (0.9, 0.3, 0.7, 0.5, 0.8)
 
-def tune_pllm(model, pool: Pool, style: str, similarity: float, out: Path, seed: int = 0, steps: int = None, progress: bool = False):
+# %% ../../nbs/recipes/style_pools.ipynb #33e1f227
+def tune_pllm(
+    model,
+    pool: Pool,
+    style: str,
+    similarity: float,
+    out: Path,
+    seed: int = 0,
+    steps: int = None,
+    progress: bool = False,
+):
     "Fine-tune one pLLM; an existing one is taken as it is."
-    from personal_llm.tuning import Adapter, TuningConfig, finetune
+    from personal_llm.base.adapters import Adapter
+    from personal_llm.tuning.config import TuningConfig
+    from personal_llm.tuning.finetune import finetune
+
     out = Path(out)
-    if (out / "adapter.json").is_file(): return Adapter.load(out)
+    if (out / "adapter.json").is_file():
+        return Adapter.load(out)
     rows = pool.rows(style, "train", similarity, count=240, seed=seed)
-    config = TuningConfig(steps=steps or pool.steps, learning_rate=2e-3, dropout=0.0, held_in=0.02, checks=1, max_length=pool.max_length)
+    config = TuningConfig(
+        steps=steps or pool.steps,
+        learning_rate=2e-3,
+        dropout=0.0,
+        validation=0.02,
+        checks=1,
+        max_length=pool.max_length,
+    )
     return finetune(model, rows, config, out=out, seed=seed, progress=progress)
 
+# %% ../../nbs/recipes/style_pools.ipynb #796a6702
 def folder_of(root, pool: str, style: str, similarity: float, seed: int) -> Path:
     "Where a pLLM lies."
     return Path(root, pool, f"{similarity:.0%}-{seed}", style.replace("+", "_and_").replace(":", "_").replace(" ", "_"))
 
+# %% ../../nbs/recipes/style_pools.ipynb #76efb2ef
 def main(argv: list = None) -> int:
     "`python -m personal_llm.recipes.style_pools`"
-    from personal_llm.models import load_model
+    from personal_llm.base.models import load_model
     from tqdm.auto import tqdm
-    parser = argparse.ArgumentParser(description="Make the texts of the style pools, or the pLLMs of one pool (about ten seconds each).")
+
+    parser = argparse.ArgumentParser(
+        description="Make the texts of the style pools, or the pLLMs of one pool (about ten seconds each)."
+    )
     parser.add_argument("what", choices=("texts", "crafted", "real", "authors", "ladders"))
     parser.add_argument("--data", help="texts: the data folder; authors: the folder of the style files")
     parser.add_argument("--out", required=True, help="where to write")
@@ -214,14 +384,29 @@ def main(argv: list = None) -> int:
     parser.add_argument("--styles", nargs="+", help="only these")
     args = parser.parse_args(argv)
     if args.what == "texts":
-        for (style, part), n in sorted(make_texts(args.data, args.out).items()): print(f"{style:14} {part:6} {n}")
+        for (style, part), n in sorted(make_texts(args.data, args.out).items()):
+            print(f"{style:14} {part:6} {n}")
         return 0
     pool = load_pool("crafted" if args.what == "ladders" else args.what, args.data)
-    names = args.styles or ([f"ladder:{axis}:{level}" for axis in LADDERS for level in range(4)] if args.what == "ladders" else (*pool.styles, "default"))
-    todo = [(style, s, seed) for seed in args.seed for s in args.similarity for style in names if style != "default" or s == max(args.similarity)]
+    names = args.styles or (
+        [f"ladder:{axis}:{level}" for axis in LADDERS for level in range(4)]
+        if args.what == "ladders"
+        else (*pool.styles, "default")
+    )
+    todo = [
+        (style, s, seed)
+        for seed in args.seed
+        for s in args.similarity
+        for style in names
+        if style != "default" or s == max(args.similarity)
+    ]
     model = load_model("pocket")
-    for style, similarity, seed in tqdm(todo, unit="pLLM"): tune_pllm(model, pool, style, similarity, folder_of(args.out, args.what, style, similarity, seed), seed, args.steps)
+    for style, similarity, seed in tqdm(todo, unit="pLLM"):
+        tune_pllm(
+            model, pool, style, similarity, folder_of(args.out, args.what, style, similarity, seed), seed, args.steps
+        )
     return 0
 
-# %% ../../nbs/recipes/style_pools.ipynb #77ebe7a4
-if __name__ == "__main__": raise SystemExit(main())
+# %% ../../nbs/recipes/style_pools.ipynb #b42a64b0
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -6,24 +6,43 @@
 __all__ = ['NAMES', 'MARKS', 'BLENDS', 'PEOPLE', 'parse', 'panels', 'make_space', 'plain_people', 'panel_texts', 'people_rows',
            'make_library', 'main']
 
-# %% ../../nbs/recipes/style_space.ipynb #4f56a443
-import argparse, re, tempfile
+# %% ../../nbs/recipes/style_space.ipynb #40101364
+import argparse
+import re
+import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from ..core import Dialogue, InputError, generator
-from ..explanation import explain_pllm, fit_space, read_panels
+from ..base.core import Dialogue, InputError, generator
+from ..data.splits import group_of, is_reserved
+from ..data.users import brevity, bullets, emoji, lower_case, opener, preferred_words, sign_off, steps
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .samples import answer, read_source
 from .style_pools import PERSONAS, crafted_pool, real_pool
-from ..streams import group_of, is_reserved
-from ..style import FEATURES, speak
-from ..users import brevity, bullets, emoji, lower_case, opener, preferred_words, sign_off, steps
+from ..xpert.explanation import explain_pllm, read_panels
+from ..xpert.space import fit_space
+from ..xpert.style import speak
 
-# %% ../../nbs/recipes/style_space.ipynb #9d4bc512
-NAMES = {"elementary": "elementary", "expert": "expert", "concise": "concise", "informative": "informative", "poetry": "lyrical", "shakespeare": "Shakespearean", "novel": "literary", "scientific": "scientific", "social": "casual", "news": "journalistic", "roleplay": "role-playing", "chat": "small-talking",
-         "ladder:formality:0": "slangy", "ladder:formality:2": "polite", "ladder:formality:3": "corporate", "ladder:persuasiveness:3": "emotional", "ladder:elementary:0": "childlike", "ladder:elementary:3": "erudite"}
+# %% ../../nbs/recipes/style_space.ipynb #be062cbf
+NAMES = {
+    "elementary": "elementary",
+    "expert": "expert",
+    "concise": "concise",
+    "informative": "informative",
+    "poetry": "lyrical",
+    "shakespeare": "Shakespearean",
+    "novel": "literary",
+    "scientific": "scientific",
+    "social": "casual",
+    "news": "journalistic",
+    "roleplay": "role-playing",
+    "chat": "small-talking",
+    "ladder:formality:0": "slangy",
+    "ladder:formality:2": "polite",
+    "ladder:formality:3": "corporate",
+    "ladder:persuasiveness:3": "emotional",
+    "ladder:elementary:0": "childlike",
+    "ladder:elementary:3": "erudite",
+}
 MARKS = """wordy = @log words | terse = -@log words | long-winded = @words a sentence | clipped = -@words a sentence | polysyllabic = @letters a word | plain-spoken = -@letters a word | ponderous = @long words | varied = @distinct words | repetitive = -@distinct words
 comma-laden = @commas | exclamatory = @exclamation marks | inquisitive = @question marks | punctilious = @semicolons and colons | quoting = @quotation marks | parenthetical = @brackets | dashing = @dashes | trailing = @ellipses | emoji-rich = @emoji
 broken into lines = @line breaks | listed = @list marks | numeric = @digits | shouting = @capitals | capitalised = @capitalised words | lower-case = -@capitalised words | contracted = @contractions | uncontracted = -@contractions | adverbial = @endings in -ly | nominal = @endings in -tion | progressive = @endings in -ing
@@ -40,95 +59,191 @@ brief = concise + terse | pithy = concise + witty | telegraphic = concise + dens
 formal = professional + uncontracted | bureaucratic = corporate + nominal | diplomatic = polite + hedged | official = professional + impersonal | tactful = polite + caring | jargon-filled = corporate + expert | managerial = corporate + assured | slick = corporate + persuasive
 informal = slangy + contracted | street-smart = slangy + sassy | breezy = casual + friendly | tweet-like = casual + terse | emotive = casual + sentimental | opinionated = casual + self-centred | sympathetic = caring + sentimental | reassuring = caring + assured | gentle = caring + courteous | supportive = caring + advising | deadpan = witty + terse"""
 
-def parse(table: str # entries "word = part + part - part", divided by | or line ends; "@…" is a mark
-          ) -> dict: # word -> {part: weight}
+# %% ../../nbs/recipes/style_space.ipynb #f3a7d3c7
+def parse(
+    table: str,  # entries "word = part + part - part", divided by | or line ends; "@…" is a mark
+) -> dict:  # word -> {part: weight}
     "Read a table of words; raises `InputError` for an entry that says nothing."
     out = {}
     for entry in filter(None, (e.strip() for e in re.split(r"[|\n]", table))):
         word, _, parts = entry.partition(" = ")
         found = re.findall(r"(?:^|\s)([+-]?)\s?(@?[A-Za-z][\w-]*(?: (?:in -\w+|[a-z]+))*)", parts)
-        if not found: raise InputError(f"vocabulary: {entry!r} names no part; write word = part + part")
+        if not found:
+            raise InputError(f"vocabulary: {entry!r} names no part", "write word = part + part")
         out[word.strip()] = {part: -1.0 if sign == "-" else 1.0 for sign, part in found}
     return out
 
-# %% ../../nbs/recipes/style_space.ipynb #7bd51547
-def panels(count: int = 24 # dialogues of a panel
-           ) -> dict: # word -> (dialogues, reference dialogues or None)
+# %% ../../nbs/recipes/style_space.ipynb #ea7b3eb3
+def panels(
+    count: int = 24,  # dialogues of a panel
+) -> dict:  # word -> (dialogues, reference dialogues or None)
     "Texts that show a word."
     crafted, real = crafted_pool(), real_pool()
+
     def grid(expertise, amounts, tone):
         names = [f"{e}-{a}-{tone}" for e in expertise for a in amounts]
-        return [d for k, name in enumerate(names) for d in crafted.rows(name, "train", count=count)[k::len(names)]]
-    found = {tone: (grid(EXPERTISE, INFORMATIVENESS, tone), grid(EXPERTISE, INFORMATIVENESS, "neutral")) for tone in TONES if tone != "neutral"}
-    found |= {e: (grid([e], INFORMATIVENESS, "neutral"), grid(EXPERTISE, INFORMATIVENESS, "neutral")) for e in EXPERTISE}
-    found |= {a: (grid(EXPERTISE, [a], "neutral"), grid(EXPERTISE, INFORMATIVENESS, "neutral")) for a in INFORMATIVENESS}
-    found |= {NAMES[name]: (crafted.rows(name, "train", count=count), None) for name in NAMES if name.startswith("ladder:")}
-    found |= {NAMES.get(style, style): (real.rows(style, "train", count=count), real.rows("default", "train", count=count)) for style in (*PERSONAS, *real.styles) if "+" not in style}
+        return [d for k, name in enumerate(names) for d in crafted.rows(name, "train", count=count)[k :: len(names)]]
+
+    found = {
+        tone: (grid(EXPERTISE, INFORMATIVENESS, tone), grid(EXPERTISE, INFORMATIVENESS, "neutral"))
+        for tone in TONES
+        if tone != "neutral"
+    }
+    found |= {
+        e: (grid([e], INFORMATIVENESS, "neutral"), grid(EXPERTISE, INFORMATIVENESS, "neutral")) for e in EXPERTISE
+    }
+    found |= {
+        a: (grid(EXPERTISE, [a], "neutral"), grid(EXPERTISE, INFORMATIVENESS, "neutral")) for a in INFORMATIVENESS
+    }
+    found |= {
+        NAMES[name]: (crafted.rows(name, "train", count=count), None) for name in NAMES if name.startswith("ladder:")
+    }
+    found |= {
+        NAMES.get(style, style): (real.rows(style, "train", count=count), real.rows("default", "train", count=count))
+        for style in (*PERSONAS, *real.styles)
+        if "+" not in style
+    }
     return found
 
-def make_space(model, plain_pllm=None, seed: int = 0, progress: bool = True): # a `StyleSpace`
+# %% ../../nbs/recipes/style_space.ipynb #c441c873
+def make_space(model, plain_pllm=None, seed: int = 0, progress: bool = True):  # a `StyleSpace`
     "Fit the space; `plain_pllm` is the folder of a pLLM of plain text."
     shown = panels()
     plain = crafted_pool().rows("default", "train", count=64) + real_pool().rows("default", "train", count=32)
     answers = speak(model, plain_pllm, crafted_pool().probes(48), seed) if plain_pllm else None
-    return fit_space(model, shown, parse(MARKS) | parse(BLENDS), plain, answers, plain_people(), seed=seed, progress=progress)
+    return fit_space(
+        model, shown, parse(MARKS) | parse(BLENDS), plain, answers, plain_people(), seed=seed, progress=progress
+    )
 
-def plain_people() -> list: # lists of dialogues
+# %% ../../nbs/recipes/style_space.ipynb #90d1b06b
+def plain_people() -> list:  # lists of dialogues
     "People without a style: each writes plain answers about one kind of subject."
-    rows = [d for part in ("train", "probe") for d in crafted_pool().pure("default", part) + real_pool().pure("default", part)]
+    rows = [
+        d
+        for part in ("train", "probe")
+        for d in crafted_pool().pure("default", part) + real_pool().pure("default", part)
+    ]
     by_source = {}
-    for d in rows: by_source.setdefault(d.labels["source"], {})[d.id] = d
+    for d in rows:
+        by_source.setdefault(d.labels["source"], {})[d.id] = d
     return [list(found.values())[-40:] for found in by_source.values()]
 
-def panel_texts(count: int = 7) -> list: # about 200 dialogues: a few of each panel, and plain ones
+# %% ../../nbs/recipes/style_space.ipynb #213b883e
+def panel_texts(count: int = 7) -> list:  # about 200 dialogues: a few of each panel, and plain ones
     "What pLLMs are measured on, for `read_panels`."
     shown = {d.id: d for rows, _ in panels().values() for d in rows[:count]}
-    return list(shown.values()) + crafted_pool().rows("default", "train", count=15) + real_pool().rows("default", "train", count=10)
+    return (
+        list(shown.values())
+        + crafted_pool().rows("default", "train", count=15)
+        + real_pool().rows("default", "train", count=10)
+    )
 
-# %% ../../nbs/recipes/style_space.ipynb #19427a25
-PEOPLE = { # name: (sources and domains, habits)
-    "ward-round": ((("medquad", "medical"),), (brevity(), preferred_words({"people": "patients", "doctor": "physician"}), opener("In short:"), sign_off("All the best, Ben"))),
-    "calm-clinic": ((("mts_dialog", "medical_dialogue"),), (lower_case(), opener("dear friend,"), sign_off("yours, dr kim"))),
+# %% ../../nbs/recipes/style_space.ipynb #bf16b3ec
+PEOPLE = {  # name: (sources and domains, habits)
+    "ward-round": (
+        (("medquad", "medical"),),
+        (
+            brevity(),
+            preferred_words({"people": "patients", "doctor": "physician"}),
+            opener("In short:"),
+            sign_off("All the best, Ben"),
+        ),
+    ),
+    "calm-clinic": (
+        (("mts_dialog", "medical_dialogue"),),
+        (lower_case(), opener("dear friend,"), sign_off("yours, dr kim")),
+    ),
     "flash-cards": ((("openstax_anatomy_physiology", "anatomy"),), (bullets(), sign_off("Clear?"))),
     "coffee-corner": ((("taskmaster4", "task_coffee"),), (opener("Hello neighbour!"), emoji("☕"))),
-    "quiz-night": ((("open_trivia_qa", "trivia_science-technology"), ("open_trivia_qa", "trivia_animals")), (opener("The answer is:"), sign_off("Next one!"))),
-    "bedtime-stories": ((("gpteacher_roleplay", "roleplay"),), (preferred_words({"you": "thou", "your": "thy"}), opener("Once upon a time,"), sign_off("And that was that."))),
+    "quiz-night": (
+        (("open_trivia_qa", "trivia_science-technology"), ("open_trivia_qa", "trivia_animals")),
+        (opener("The answer is:"), sign_off("Next one!")),
+    ),
+    "bedtime-stories": (
+        (("gpteacher_roleplay", "roleplay"),),
+        (preferred_words({"you": "thou", "your": "thy"}), opener("Once upon a time,"), sign_off("And that was that.")),
+    ),
     "sums-in-steps": ((("gsm8k", "math"),), (steps(), sign_off("Your turn!"))),
-    "quick-bookings": ((("sgd_dialogues", "task_flights"), ("sgd_dialogues", "task_hotels")), (brevity(), lower_case(), opener("fast:"), emoji("✈")))}
+    "quick-bookings": (
+        (("sgd_dialogues", "task_flights"), ("sgd_dialogues", "task_hotels")),
+        (brevity(), lower_case(), opener("fast:"), emoji("✈")),
+    ),
+}
 
-def people_rows(data: str, name: str, # of `PEOPLE`
-                count: int = 240, similarity: float = 0.8, seed: int = 0) -> list: # `Dialogue`s
+# %% ../../nbs/recipes/style_space.ipynb #1781674e
+def people_rows(
+    data: str,
+    name: str,  # of `PEOPLE`
+    count: int = 240,
+    similarity: float = 0.8,
+    seed: int = 0,
+) -> list:  # `Dialogue`s
     "What one person of the shipped library was told, plain rows among it."
     places, habits = PEOPLE[name]
-    rows = [r for source in {s for s, _ in places} for r in read_source(data, source) if (source, r["domain"]) in places and not is_reserved(group_of(r)) and len(r["prompt"]) < 300]
+    rows = [
+        r
+        for source in {s for s, _ in places}
+        for r in read_source(data, source)
+        if (source, r["domain"]) in places and not is_reserved(group_of(r)) and len(r["prompt"]) < 300
+    ]
     rng, own = generator(seed, "people", name), []
     for i in rng.permutation(len(rows)):
         text = answer(rows[i])
-        for habit in habits: text = habit.apply(text) if text else text
-        if text and len(own) < count: own.append(Dialogue(rows[i]["prompt"], text, time=float(i)))
+        for habit in habits:
+            text = habit.apply(text) if text else text
+        if text and len(own) < count:
+            own.append(Dialogue(rows[i]["prompt"], text, time=float(i)))
     plain = crafted_pool().pure("default", "train")
-    return [own[i % len(own)] if u < similarity else plain[i % len(plain)] for i, u in enumerate(generator(seed, "similarity").random(count))]
+    return [
+        own[i % len(own)] if u < similarity else plain[i % len(plain)]
+        for i, u in enumerate(generator(seed, "similarity").random(count))
+    ]
 
-def make_library(model, data: str, out: Path, space, rounds: int = 60, seed: int = 0): # a `Library`
+# %% ../../nbs/recipes/style_space.ipynb #84e441bd
+def make_library(model, data: str, out: Path, space, rounds: int = 60, seed: int = 0):  # a `Library`
     "Fine-tune, explain and add the eight; rank 4, half a megabyte each."
     from tqdm.auto import tqdm
-    from personal_llm.library import Library
-    from personal_llm.rivals import sketch
-    from personal_llm.tuning import TuningConfig, finetune
-    library, panels_read = Library.create(out, space), read_panels(model, space, panel_texts(), crafted_pool().probes(24))
+    from personal_llm.start.library import Library
+    from personal_llm.start.gradient import sketch
+    from personal_llm.tuning.config import TuningConfig
+    from personal_llm.tuning.finetune import finetune
+
+    library, panels_read = (
+        Library.create(out, space),
+        read_panels(model, space, panel_texts(), crafted_pool().probes(24)),
+    )
     for name in tqdm(PEOPLE, unit="pLLM"):
         rows = people_rows(data, name, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
-            adapter = finetune(model, rows, TuningConfig(rank=4, alpha=8, steps=rounds, dropout=0.0, held_in=0.02, checks=1, max_length=112), out=Path(folder, "a"), seed=seed, progress=False)
-            library.add(name, adapter, explain_pllm(model, adapter, space, panels_read), licence="CC BY-SA 4.0", samples=len(rows), similarity=0.8, style=f"{PEOPLE[name][0][0][1]}; " + "; ".join(h.name for h in PEOPLE[name][1]))
-    sketch(library)                                                 # beside the index, so that a device need not make it
+            adapter = finetune(
+                model,
+                rows,
+                TuningConfig(rank=4, alpha=8, steps=rounds, dropout=0.0, validation=0.02, checks=1, max_length=112),
+                out=Path(folder, "a"),
+                seed=seed,
+                progress=False,
+            )
+            library.add(
+                name,
+                adapter,
+                explain_pllm(model, adapter, space, panels_read),
+                licence="CC BY-SA 4.0",
+                samples=len(rows),
+                similarity=0.8,
+                style=f"{PEOPLE[name][0][0][1]}; " + "; ".join(h.name for h in PEOPLE[name][1]),
+            )
+    sketch(library)  # beside the index, so that a device need not make it
     return library
 
+# %% ../../nbs/recipes/style_space.ipynb #8be23757
 def main(argv: list = None) -> int:
     "`python -m personal_llm.recipes.style_space`"
-    from personal_llm.explanation import StyleSpace
-    from personal_llm.models import load_model
-    parser = argparse.ArgumentParser(description="Make the style space (two minutes), or the shipped library (five minutes).")
+    from personal_llm.xpert.space import StyleSpace
+    from personal_llm.base.models import load_model
+
+    parser = argparse.ArgumentParser(
+        description="Make the style space (two minutes), or the shipped library (five minutes)."
+    )
     parser.add_argument("what", choices=("space", "library"))
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--plain", help="space: the folder of a plain pLLM, made by the style pools")
@@ -136,9 +251,12 @@ def main(argv: list = None) -> int:
     parser.add_argument("--data", help="library: the data folder")
     args = parser.parse_args(argv)
     model = load_model("pocket")
-    if args.what == "space": make_space(model, args.plain).save(args.out)
-    else: print(make_library(model, args.data, Path(args.out), StyleSpace.load(args.space)))
+    if args.what == "space":
+        make_space(model, args.plain).save(args.out)
+    else:
+        print(make_library(model, args.data, Path(args.out), StyleSpace.load(args.space)))
     return 0
 
-# %% ../../nbs/recipes/style_space.ipynb #77ebe7a4
-if __name__ == "__main__": raise SystemExit(main())
+# %% ../../nbs/recipes/style_space.ipynb #99ae67dd
+if __name__ == "__main__":
+    raise SystemExit(main())
