@@ -7,7 +7,7 @@ __all__ = ['MOST', 'BASE', 'BEHIND', 'cosine_distance', 'l1_distance', 'nearest'
            'sure_gap', 'race', 'Ranking', 'ranking_by_scores']
 
 # %% ../../nbs/5_start/51_ranking.ipynb #a88a268c
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -174,10 +174,13 @@ class Ranking:
     cost: Cost = field(default_factory=Cost)
     method: str = ""
     losses: dict = field(default_factory=dict)  # name -> nats a token, those that were measured
+    library: object = field(default=None, repr=False, compare=False)  # whose names these are; never saved
 
     def to_dict(self) -> dict:  # plain JSON types
-        "For files."
-        return asdict(self) | dict(names=list(self.names), distances=list(self.distances))
+        "For files; without the library."
+        row = asdict(replace(self, library=None)) | dict(names=list(self.names), distances=list(self.distances))
+        del row["library"]
+        return row
 
     def __str__(self):
         lines = [

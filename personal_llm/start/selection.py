@@ -90,7 +90,7 @@ def select(
             if method == "match"
             else _by_rows(method, library, mine, asked, shortlist)
         )
-    return replace(found, method=method, cost=found.cost + spent)
+    return replace(found, method=method, library=library, cost=found.cost + spent)
 
 # %% ../../nbs/5_start/55_selection.ipynb #69fdbf8d
 def _match(library, losses, shortlist: int) -> Ranking:
