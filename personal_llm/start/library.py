@@ -89,9 +89,9 @@ def load_space(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file}: missing or damaged", "restore a copy") from error
     if kind == "style":
-        from personal_llm.explanation import StyleSpace as Space
+        from personal_llm.xpert.space import StyleSpace as Space
     elif kind == "xpert":
-        from personal_llm.summariser import SharedBasis as Space
+        from personal_llm.xpert.basis import SharedBasis as Space
     else:
         raise InputError(
             f"{file}: unknown kind of space {kind!r}", "update this package, or use a library of kind style or xpert"
@@ -214,6 +214,10 @@ class Library:
         return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base}" + (
             f", {len(self.skipped)} skipped)" if self.skipped else ")"
         )
+
+    def list(self):
+        "A line a pLLM, from the cards; reads every card."
+        return self.summary()
 
     @property
     def space(self):
@@ -511,7 +515,7 @@ def _discard(folder: Path):
 
 # %% ../../nbs/5_start/50_library.ipynb #521b124f
 @patch
-def list(self: Library) -> list:  # dicts: name, style, words, rank, MB, samples, similarity, licence
+def summary(self: Library) -> list:  # dicts: name, style, words, rank, MB, samples, similarity, licence
     "A line a pLLM, from the cards; reads every card."
     cards = [(name, self._card(name)) for name in self.names]
     return [
