@@ -30,10 +30,10 @@ demo: .venv/.installed ## a model learns one user from a stream of chats (report
 	$(BIN)/personal-llm demo --out $(OUT) $(ARGS)
 
 test: .venv/.installed-dev ## every notebook and every file in tests/ (some of them: ARGS="-k buffer")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-slow: .venv/.installed-dev ## the tests with the notebook cells flagged slow
-	@$(BIN)/python -m pytest --notebook-slow $(ARGS)
+	@$(BIN)/python -m pytest -n auto --slow $(ARGS)
 
 notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs

@@ -1,8 +1,9 @@
 """pytest runs the notebooks: one test a section (a heading and the code below it, up to the next heading).
 
-    pytest nbs/03_scoring.ipynb                          # one notebook
-    pytest "nbs/03_scoring.ipynb::Dominant domain"       # one section; the cells above it run first, as its set-up
-    pytest --notebook-slow                               # with the cells flagged `#| slow`
+    pytest nbs/2_sdss/20_scoring.ipynb                        # one notebook
+    pytest "nbs/2_sdss/20_scoring.ipynb::Dominant domain"     # one section; the cells above it run first, as its set-up
+    pytest --slow                                             # with the cells flagged `#| slow` and the tests marked slow
+    pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
@@ -15,7 +16,8 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-os.environ.setdefault("OMP_NUM_THREADS", str(min(cores, 4)))  # small models gain nothing from more
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # processes of this run
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(cores // workers, 4))))  # small models gain nothing from more
 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
@@ -29,7 +31,17 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--notebook-slow", action="store_true", help="run the notebook cells flagged `#| slow` too")
+    parser.addoption("--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: long; runs with --slow only")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
 
 
 def pytest_collect_file(file_path, parent):
@@ -43,7 +55,7 @@ def skipped_flags(config):
     settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     flags = settings.get("tool", {}).get("nbdev", {}).get("tst_flags", "notest")
     flags = set(flags.split() if isinstance(flags, str) else flags)
-    return flags - {"slow"} if config.getoption("--notebook-slow") else flags
+    return flags - {"slow"} if config.getoption("--slow") else flags
 
 
 class Cell:

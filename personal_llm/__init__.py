@@ -1,1 +1,54 @@
+"""A language model that learns its user, on the user's own device.
+
+`from personal_llm import Buffer, load_model, …` gives the names below; a room is imported when the first of its names is asked for,
+so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`) can be imported as well.
+"""
+
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "base.core": "Cost Dialogue InputError",
+    "base.models": "Model load_encoder load_model",
+    "base.adapters": "Adapter",
+    "base.check": "check",
+    "data.reading": "read_dialogues write_dialogues load_samples",
+    "data.splits": "held_out leak_audit",
+    "data.streams": "correlated_stream paper_stream",
+    "data.users": "user_stream",
+    "sdss.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity load_lexicons score",
+    "sdss.policies": "POLICIES Policy",
+    "sdss.buffer": "Buffer load_buffer",
+    "sdss.synthesis": "synthesize",
+    "tuning.config": "TuningConfig",
+    "tuning.finetune": "finetune",
+    "tuning.statistics": "paired_bootstrap",
+    "tuning.evaluation": "compare_users evaluate floors",
+    "xpert.space": "StyleSpace",
+    "xpert.explanation": "Explanation explain explain_pllm",
+    "start.library": "Library",
+    "start.ranking": "Ranking",
+    "start.merging": "merge",
+    "start.selection": "SELECTORS Selector select",
+    "start.warm_start": "warm_start",
+    "device.personalizer": "Personalizer",
+    "device.store": "load_personalizer",
+    "app.demo": "run_demo",
+    "app.personalize": "personalize",
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
+__all__ = sorted(_ROOM_OF)
+
+
+def __getattr__(name):
+    "Import a public name's room when it is first asked for."
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'personal_llm' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"personal_llm.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

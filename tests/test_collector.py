@@ -142,7 +142,7 @@ def test_flags_and_eval_false(notebook, pytester):
     result = run(pytester, "-rs")
     result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*flagged slow"])
-    result = run(pytester, "--notebook-slow")
+    result = run(pytester, "--slow")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["AssertionError: assert 2 == 1"])
 

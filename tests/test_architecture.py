@@ -1,0 +1,195 @@
+"The house: acts in order, no circles, nothing private taken from a neighbour, small cells, short lines."
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "personal_llm"
+ACTS = ("base", "data", "sdss", "tuning", "xpert", "start", "device", "server", "app")
+BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
+LONGEST_LINE = 120
+LARGEST_CELL = 40  # lines of an exported cell, without empty ones
+LARGEST_MODULE = 400
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {
+    module_of(path): path.read_text(encoding="utf-8")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.name != "_modidx.py" and path != PACKAGE / "__init__.py"
+}
+
+
+def imports(name: str, source: str, known) -> list:  # (line, module, imported name or "")
+    "What a module imports from this package, inside functions too."
+    found = []
+    package = name if any(other.startswith(name + ".") for other in known) else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join(up + ([node.module] if node.module else []))
+            for alias in node.names:
+                below = f"{module}.{alias.name}"
+                found.append((node.lineno, below, "") if below in known else (node.lineno, module, alias.name))
+    return [row for row in found if row[1].startswith("personal_llm")]
+
+
+def arrows(sources: dict) -> set:  # (module, imported module)
+    return {(name, to) for name, source in sources.items() for _, to, _ in imports(name, source, sources) if to != name}
+
+
+def circles(pairs: set) -> list:
+    "Modules that can be reached from themselves."
+    reach = {}
+    for start, to in pairs:
+        reach.setdefault(start, set()).add(to)
+    found = []
+    for start in reach:
+        seen, todo = set(), list(reach[start])
+        while todo:
+            here = todo.pop()
+            if here not in seen:
+                seen.add(here)
+                todo += reach.get(here, ())
+        if start in seen:
+            found.append(start)
+    return sorted(found)
+
+
+def act(module: str) -> str:
+    return (module.split(".") + [""])[1]
+
+
+def upward(pairs: set) -> list:
+    "Imports from a later act, or from what stands beside the acts."
+    height = {name: i for i, name in enumerate(ACTS)} | {name: 99 for name in BESIDE}
+    return sorted(pair for pair in pairs if height.get(act(pair[1]), 99) > height.get(act(pair[0]), 99))
+
+
+def private(sources: dict) -> list:
+    "Private names taken from another module."
+    found = []
+    for name, source in sources.items():
+        found += [f"{name}:{line} {to}.{what}" for line, to, what in imports(name, source, sources) if what[:1] == "_"]
+    return found
+
+
+def test_there_is_no_circle():
+    assert circles(arrows(SOURCES)) == []
+
+
+def test_arrows_run_downwards():
+    assert upward(arrows(SOURCES)) == []
+
+
+def test_nothing_private_is_taken_from_another_module():
+    assert private(SOURCES) == []
+
+
+def test_the_rules_can_fail():
+    "A house built badly is seen to be so."
+    bad = {
+        "personal_llm.base.a": "def f():\n    from personal_llm.sdss.b import _g",
+        "personal_llm.sdss.b": "from ..base.a import f",
+        "personal_llm.app.c": "from personal_llm.recipes import d",
+        "personal_llm.recipes.d": "",
+    }
+    assert circles(arrows(bad)) == ["personal_llm.base.a", "personal_llm.sdss.b"]
+    assert len(upward(arrows(bad))) == 2
+    assert private(bad) == ["personal_llm.base.a:2 personal_llm.sdss.b._g"]
+
+
+def long_lines(path: Path) -> list:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [f"{path.relative_to(ROOT)}:{n}" for n, line in enumerate(lines, 1) if len(line) > LONGEST_LINE]
+
+
+def test_no_line_is_longer_than_120_characters():
+    files = [p for p in (*PACKAGE.rglob("*.py"), *(ROOT / "tests").glob("*.py")) if p.name != "_modidx.py"]
+    assert [line for path in files for line in long_lines(path)] == []
+
+
+def test_modules_are_small():
+    sizes = {name: len(source.splitlines()) for name, source in SOURCES.items()}
+    assert {name: size for name, size in sizes.items() if size > LARGEST_MODULE} == {}
+
+
+def notebooks():
+    return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+
+def cells(path: Path) -> list:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def size(cell) -> int:  # lines of an exported cell, 0 for others
+    source = "".join(cell["source"])
+    if cell["cell_type"] != "code" or not re.match(r"\s*#\|\s*export", source):
+        return 0
+    return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: str(path.relative_to(ROOT / "nbs")))
+def test_exported_cells_are_small(path):
+    large = [(cell["id"], size(cell)) for cell in cells(path) if size(cell) > LARGEST_CELL]
+    assert large == []
+
+
+def test_the_median_exported_cell_is_small():
+    found = [size(cell) for path in notebooks() for cell in cells(path) if size(cell)]
+    assert statistics.median(found) <= 15
+
+
+def test_a_notebook_lies_where_its_module_lies():
+    wrong = []
+    for path in notebooks():
+        text = "\n".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code")
+        found = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
+        room = re.fullmatch(r"\d_(\w+)", path.parent.name)
+        if found and room and found[1] != f"{room[1]}.{re.sub(r'^[0-9]+_', '', path.stem)}":
+            wrong.append(f"{path.relative_to(ROOT)} exports to {found[1]}")
+    assert wrong == []
+
+
+def test_numbers_are_the_acts_own():
+    "The tens are the act, the units the reading order; no letters, none twice."
+    numbered = [p for p in notebooks() if re.fullmatch(r"\d_\w+", p.parent.name)]
+    numbers = [re.match(r"(\d)(\d)_[a-z_]+$", path.stem) for path in numbered]
+    assert [p.name for p, n in zip(numbered, numbers) if not n or n[1] != p.parent.name[0]] == []
+    assert len({n[0][:2] for n in numbers}) == len(numbers)
+
+
+def test_public_names_come_lazily():
+    names = """Dialogue load_model read_dialogues correlated_stream entropy_of_embedding domain_specific_score dominant_domain
+    in_domain_dissimilarity Buffer synthesize TuningConfig finetune evaluate Personalizer Library StyleSpace explain select
+    merge""".split()
+    program = f"""
+import sys, personal_llm
+assert not [m for m in sys.modules if m.startswith("personal_llm.")], "importing the package imports no room"
+assert set({names!r}) <= set(personal_llm.__all__) <= set(dir(personal_llm))
+for name in personal_llm.__all__:
+    value = getattr(personal_llm, name)
+    assert name.isupper() or value.__module__.startswith("personal_llm."), name
+assert not [m for m in ("torch", "transformers", "peft") if m in sys.modules], "names alone import nothing heavy"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    import personal_llm
+
+    with pytest.raises(AttributeError, match="no attribute 'Bufer'"):
+        personal_llm.Bufer
