@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 
 import numpy as np
 
@@ -66,6 +67,9 @@ class History(Sequence):
 
     def __getitem__(self, place):
         return self.turns[: self.count][place] if isinstance(place, slice) else self.turns[range(self.count)[place]]
+
+    def __iter__(self):
+        return islice(self.turns, self.count)
 
     def __eq__(self, other):
         return tuple(self) == tuple(other) if isinstance(other, (History, tuple, list)) else NotImplemented
