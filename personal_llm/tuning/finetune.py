@@ -67,8 +67,18 @@ def finetune(
     cost.backward = steps * config.batch_size * config.accumulate
     cost.forward = cost.backward + len(choose) * len(keeper.losses)
     cost.tokens = int(mean * cost.forward)
-    adapter = Adapter(out, model.base, tuple(d.id for d in dialogues), cost, history, keeper.losses.get(0), keeper.best)
-    publish_adapter(beside, out, json.dumps(dict(asdict(adapter), path="", config=asdict(config), seed=seed), indent=1))
+    adapter = Adapter(
+        out,
+        model.base,
+        tuple(d.id for d in dialogues),
+        cost,
+        history,
+        keeper.losses.get(0),
+        keeper.best,
+        config=asdict(config),
+        seed=seed,
+    )
+    publish_adapter(beside, adapter)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return adapter
 

@@ -62,11 +62,11 @@ def _last(
 ):  # yields (row number, state (width,), logits (vocabulary,)), in no particular order
     "State before the output layer, and what the output layer makes of it, at the last token of each row."
     import torch
-    from personal_llm.base.models import _batches
+    from personal_llm.base.tokens import batches
     from personal_llm.base.tokens import pad
 
     with torch.inference_mode():
-        for batch in _batches([len(r) for r in rows], batch_size):
+        for batch in batches([len(r) for r in rows], summariser.tokens_per_batch):
             ids, mask = pad([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
             last = mask.sum(1) - 1
             places, which = last.unique(return_inverse=True)  # logits of these positions only: vocabularies are large
