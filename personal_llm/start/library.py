@@ -154,10 +154,20 @@ def matrix(self: Library) -> np.ndarray:  # (n, width) float32, a row a name of 
     "The memory-mapped matrix, once its checksum agrees."
     if self._matrix is None:
         file = self.index.file
-        if digest(file.read_bytes()) != self.index.head["sha256"]:
+        content = file.read_bytes() if file.is_file() else b""
+        if digest(content) != self.index.head["sha256"]:
+            self.check_current()
             raise InputError(f"{file}: does not agree with its checksum in index.json", "restore a copy of both")
         self._matrix = np.lib.format.open_memmap(file, mode="r")
     return self._matrix
+
+
+@patch
+def check_current(self: Library) -> None:
+    "Raise `InputError` when another program has written a new index since this one was read."
+    now = read_index(self.path)
+    if (now.head, now.names) != (self.index.head, self.index.names):
+        raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
 
 @patch
@@ -244,9 +254,7 @@ def _change(
     rows: np.ndarray,  # (n, width), not a view of the old matrix
 ) -> None:
     "Put a new index in the old one's place."
-    now = read_index(self.path)
-    if (now.head, now.names) != (self.index.head, self.index.names):
-        raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
+    self.check_current()
     try:
         if self.index.file.name == NEXT:  # an interrupted change is finished first
             os.replace(self.index.file, self.path / INDEX)

@@ -7,6 +7,7 @@ __all__ = ['ODD', 'Problem', 'space_problems', 'base_problems', 'file_problems',
            'settings_problems', 'fitting_problems', 'change_size', 'size_problems', 'pllm_problems', 'all_problems']
 
 # %% ../../nbs/5_start/58_verify.ipynb #bdc473b4
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def file_problems(library):
         name = printable(file.name)
         if file.name in library.places:
             continue
-        if file.is_symlink() and file.resolve() != root / file.name:
+        if os.path.realpath(file) != str(root / file.name):
             yield Problem(name, "a link that leads elsewhere", "put the file itself there, or delete the link")
         elif file.suffix.lower() in PICKLES:
             yield Problem(name, "pickled data, which can run any code", "delete it")
