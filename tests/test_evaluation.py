@@ -39,7 +39,7 @@ class Parrot:
         finally:
             self.adapted = 0
 
-    def nll(self, dialogues, batch_size):
+    def nll(self, dialogues):
         self.cost.forward += len(dialogues)
         return np.array(
             [
@@ -49,8 +49,8 @@ class Parrot:
             float,
         )
 
-    def generate(self, prompts, max_new_tokens, batch_size):
-        self.seen.append((max_new_tokens, batch_size))
+    def reply(self, prompts, max_new_tokens):
+        self.seen.append(max_new_tokens)
         self.cost.forward += len(prompts)
         return [p.prompt for p in prompts]
 
@@ -69,7 +69,7 @@ def test_evaluate_by_hand():
     assert first["reply"] == "so it is" and first["rouge1"] == pytest.approx(4 / 7) and second["rouge1"] == 0
     assert first["adherence"] == 1 and second["adherence"] == 0 and list(found.summary["habits"].values()) == [0.5, 0.5]
     assert found.cost.forward == 4 and found.cost.tokens == 0 and model.cost.forward == 4 and model.cost.tokens == 7
-    assert model.seen == [(5, 3)] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
+    assert model.seen == [5] and model.adapted == 0 and found.user == "Ana" and len(found) == 2
     assert "2 dialogues" in str(found) and "50%" in str(found)
 
 
@@ -82,7 +82,7 @@ def test_evaluate_without_replies():
 
 def test_cost_survives_a_failure():
     class Broken(Parrot):
-        def generate(self, *args, **more):
+        def reply(self, *args, **more):
             self.cost.forward += 1
             raise RuntimeError("out of memory")
 

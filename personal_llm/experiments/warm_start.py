@@ -90,7 +90,7 @@ def loss_table(model, library, users: dict, names: list = None) -> dict:  # name
     sums = {}
     for name in [BASE, *(names or library.names)]:
         with model.using(None if name == BASE else library[name].adapter):
-            sums[name] = model.nll(flat, 24)
+            sums[name] = model.nll(flat)
     return {name: dict(zip(users, np.split(s, ends))) for name, s in sums.items()}
 
 # %% ../../nbs/experiments/00_warm_start_runs.ipynb #1f11d86e
@@ -240,7 +240,7 @@ def curve(
         weights = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0)
         rng, queue, tokens, extra = generator(seed, "batches"), [], 0, {}
-        loss = lambda: (lambda x: float(x[:, 0].sum() / x[:, 1].sum()))(model.nll(test, 24))
+        loss = lambda: (lambda x: float(x[:, 0].sum() / x[:, 1].sum()))(model.nll(test))
         found = [(0, loss(), 0)]
         for step in range(1, steps + 1):
             if target is not None and found[-1][1] <= target:

@@ -328,7 +328,7 @@ def bits_a_character(
         if len(sources[row["source"]]) < most and len(model.tokenizer(d.text)["input_ids"]) < model.max_length - 8:
             sources[row["source"]].append(d)
     return {
-        s: float(model.nll(ds, 32)[:, 0].sum() / math.log(2) / sum(len(d.response) for d in ds))
+        s: float(model.nll(ds)[:, 0].sum() / math.log(2) / sum(len(d.response) for d in ds))
         for s, ds in sorted(sources.items())
     }
 
@@ -390,7 +390,7 @@ def forty_replies(model, rows: list, seed: int = 0) -> list:  # (source, prompt,
     chosen = [
         r for s in sources for r in rng.sample([r for r in rows if r["source"] == s and len(r["prompt"]) < 200], 4)
     ]
-    replies = model.generate([r["prompt"] for r in chosen], 64, batch_size=40)
+    replies = model.generate([r["prompt"] for r in chosen], 64)
     return [(r["source"], r["prompt"], r["response"], reply) for r, reply in zip(chosen, replies)]
 
 # %% ../../nbs/recipes/pocket_model.ipynb #ec91578c

@@ -94,7 +94,6 @@ def rewrite_all(
             max_new_tokens=room,
             temperature=temperature,
             seed=seed * 1000 + round,
-            batch_size=32,
         )
         for i, reply in zip(wanted, replies):
             rewrite = parse_rewrite(reply)

@@ -158,10 +158,10 @@ def evaluate(
     model.cost = Cost()
     try:
         with model.using(adapter):
-            for item, (nll, tokens) in zip(items, model.nll(dialogues, batch_size)):
+            for item, (nll, tokens) in zip(items, model.nll(dialogues)):
                 item.update(loss=float(nll / tokens), tokens=int(tokens))
             if generate:
-                items = _replied(items, model.generate(dialogues, max_new_tokens, batch_size=batch_size), habits)
+                items = _replied(items, model.reply(dialogues, max_new_tokens), habits)
     finally:
         spent, model.cost = model.cost, before + model.cost
     return Evaluation(items, _summary(items), spent, group)
