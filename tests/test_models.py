@@ -1,19 +1,17 @@
-"Models of four architectures under five chat templates: masks, padding, truncation, hostile text, adapters."
+"One class over four architectures: batches, generation, adapters for a while, the bill."
 
-import copy, json, socket
 from contextlib import suppress
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, tiny_tokenizer, weights
 
-from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.check import check
-from personal_llm.base.models import load_model
-from personal_llm.base.tokens import special_strings
-from tiny import ARCHITECTURES, TEMPLATES, shared, tiny, tiny_tokenizer
+from personal_llm.base.adapters import adapter_id
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.models import REPLY_PENALTY, load_model
+from personal_llm.base.tokens import encode_prompt
 
 FEW = [
     Dialogue("What ties muscle to bone?", "A tendon."),
@@ -21,17 +19,6 @@ FEW = [
     Dialogue("And then?", "Tea.", history=(("user", "I got up early."), ("assistant", "Well done! What did you do?"))),
     Dialogue("Größe? 🙂", "Ünïcode 🙃 مرحبا"),
 ]
-PAIRS = [(a, t) for a in ARCHITECTURES for t in TEMPLATES]
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.model.state_dict().items()}
-
-
-def same(model, before):
-    return before.keys() == model.model.state_dict().keys() and all(
-        torch.equal(before[n], v) for n, v in model.model.state_dict().items()
-    )
 
 
 @pytest.fixture(scope="module")
@@ -40,65 +27,44 @@ def adapter(tmp_path_factory):
     return random_adapter(shared("llama"), tmp_path_factory.mktemp("adapter"))
 
 
-def random_adapter(model, folder, rank=2):
-    from peft import LoraConfig, get_peft_model
-
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        adapted = get_peft_model(
-            copy.deepcopy(model.model),
-            LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
-        )
-    adapted.save_pretrained(folder)
-    Path(folder, "adapter.json").write_text(json.dumps(dict(base=model.base)))
-    return Path(folder)
-
-
-@pytest.mark.parametrize("architecture,template", PAIRS)
-def test_check_is_ok(architecture, template):
-    model = shared(architecture, template)
-    before = weights(model)
-    report = check(model)
-    assert report.ok, f"\n{report}"
-    assert same(model, before)
-
-
-def test_check_finds_a_wrong_padding():
-    "A model that looks at the padding: its attention mask is thrown away and padding stands on the left."
-    model = tiny("llama")
-    real = model.model.forward
-
-    def blind(input_ids, attention_mask, **settings):
-        width = input_ids.shape[1]
-        turned = torch.stack(
-            [torch.cat([row[row_mask == 0], row[row_mask == 1]]) for row, row_mask in zip(input_ids, attention_mask)]
-        )
-        got = real(input_ids=turned, **settings)
-        got.logits = torch.stack(
-            [torch.roll(l, -(width - int(m.sum())), 0) for l, m in zip(got.logits, attention_mask)]
-        )
-        return got
-
-    model.model.forward = blind
-    found = {what: holds for what, holds, _ in check(model).rows}
-    assert not found["padding"] and found["loss mask"]
+# ---- reading
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_reads_as_each_alone(architecture):
     model = shared(architecture)
-    together = model.read(FEW, batch_size=4)
+    together = model.read(FEW)
     for d, got in zip(FEW, together):
         alone = model.read([d])[0]
-        assert alone.tokens == got.tokens and got.hidden.shape == alone.hidden.shape == (
-            len(model.encode(d)["input_ids"]),
-            model.width,
-        )
+        tokens = len(model.encode(d)["input_ids"])
+        assert alone.tokens == got.tokens and got.hidden.shape == alone.hidden.shape == (tokens, model.width)
         assert np.allclose(alone.hidden, got.hidden, atol=1e-4) and abs(alone.nll - got.nll) < 1e-3
     assert np.allclose(model.embed(FEW), [r.hidden.mean(0) for r in together], atol=1e-4)
-    assert [r.nll for r in model.read(FEW[::-1], batch_size=2)] == pytest.approx(
-        [r.nll for r in together][::-1], rel=1e-4
-    ), "order"
+    backwards = [r.nll for r in model.read(FEW[::-1])]
+    assert backwards == pytest.approx([r.nll for r in together][::-1], rel=1e-4), "order"
+
+
+def test_batches_are_counted_in_tokens(monkeypatch):
+    model, sizes = tiny("llama"), []
+    forward = model.model.forward
+
+    def counted(input_ids, **settings):
+        sizes.append(input_ids.numel())
+        return forward(input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    whole = model.nll(FEW * 5)
+    assert len(sizes) == 1
+    model.tokens_per_batch = 60
+    sizes.clear()
+    assert np.allclose(model.nll(FEW * 5), whole, rtol=1e-4)
+    assert len(sizes) > 5 and max(sizes) <= 60
+
+
+def test_nothing_to_read():
+    model = shared("llama")
+    assert model.read([]) == [] and model.generate([]) == [] and model.nll([]).shape == (0, 2)
+    assert model.embed([]).shape == (0, model.width)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -111,49 +77,69 @@ def test_nll_by_hand(architecture):
             scores = torch.log_softmax(model.model(torch.tensor([sample["input_ids"]])).logits[0].double(), -1)
         terms = [-scores[t - 1, label].item() for t, label in enumerate(sample["labels"]) if label != -100]
         assert model.nll([d])[0] == pytest.approx([sum(terms), len(terms)], rel=1e-4)
-        assert (
-            model.tokenizer.decode([i for i in sample["labels"] if i != -100]).lstrip()
-            == d.response + model.tokenizer.eos_token
-        )  # the space before it may be part of its first token
+        learned = model.tokenizer.decode([i for i in sample["labels"] if i != -100])
+        assert learned.lstrip() == d.response + model.tokenizer.eos_token  # a space may be part of the first token
+
+
+def test_readings_know_what_made_them(adapter):
+    model = shared("llama")
+    assert {r.model for r in model.read(FEW)} == {model.base}
+    with model.using(adapter):
+        assert {r.model for r in model.read(FEW)} == {f"{model.base}+{adapter_id(adapter)}"} == {model.active_adapter}
+
+
+# ---- generating
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_generate_ignores_padding(architecture):
-    "Against a loop of forward passes without padding or cache."
+@pytest.mark.parametrize("penalty", [1.0, REPLY_PENALTY])
+def test_generate_ignores_padding(architecture, penalty):
+    "Against a loop of forward passes without padding or cache; the penalty by hand."
     model, prompts = shared(architecture), ["Hi", "What should I cook tonight for my whole family?", FEW[2]]
-    together = model.generate(prompts, max_new_tokens=6)
-    assert together == [model.generate([p], max_new_tokens=6)[0] for p in prompts]
+    settings = dict(max_new_tokens=6, repetition_penalty=penalty)
+    together = model.generate(prompts, **settings)
+    assert together == [model.generate([p], **settings)[0] for p in prompts]
     for prompt, answer in zip(prompts, together):
-        ids = model._prompt_ids(Dialogue(prompt, "") if isinstance(prompt, str) else prompt, 100)
-        whole = list(
-            model.tokenizer.apply_chat_template(
-                (Dialogue(prompt, "x") if isinstance(prompt, str) else prompt).messages()[:-1],
-                add_generation_prompt=True,
-                return_dict=False,
-            )
-        )
-        assert ids == whole
+        d = Dialogue(prompt, "x") if isinstance(prompt, str) else prompt
+        ids = encode_prompt(model.tokenizer, d, 100)["input_ids"]
+        template = model.tokenizer.apply_chat_template
+        assert ids == list(template(d.messages()[:-1], add_generation_prompt=True, return_dict=False))
         new = []
-        while len(new) < 6:
+        while len(new) < 6 and model.tokenizer.eos_token_id not in new:
             with torch.no_grad():
-                new.append(int(model.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
-            if new[-1] == model.tokenizer.eos_token_id:
-                break
+                scores = model.model(torch.tensor([ids + new])).logits[0, -1]
+            for token in set(ids + new):
+                scores[token] *= penalty if scores[token] < 0 else 1 / penalty
+            new.append(int(scores.argmax()))
         assert answer == model.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def test_replies_have_the_penalty_and_answers_have_none():
+    "Also for a model that brings another one along."
+    model, asked = tiny("llama"), ["Hi", "Why?"]
+    plain, penalised = model.generate(asked, 8), model.generate(asked, 8, repetition_penalty=REPLY_PENALTY)
+    assert REPLY_PENALTY == 1.3 and plain != penalised == model.reply(asked, 8)
+    model.model.generation_config.repetition_penalty = 2.0
+    assert plain == model.generate(asked, 8) and penalised == model.reply(asked, 8)
+
+
+def test_a_padding_token_that_is_an_end_token_is_not_penalised():
+    "As in SmolLM2: in a batch, padded rows would talk longer."
+    model = tiny("gpt2")
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    asked = ["Hi", "What should I cook tonight for my whole family, and for the neighbours?"]
+    assert model.reply(asked, 8) == [model.reply([text], 8)[0] for text in asked]
 
 
 def test_generate_with_a_temperature_repeats_and_leaves_the_global_generator_alone():
     model = shared("llama")
+    drawn = lambda seed: model.generate(["Hi"], max_new_tokens=8, temperature=1.0, seed=seed)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one = model.generate(["Hi"], max_new_tokens=8, temperature=1.0, seed=1)
+    one = drawn(1)
     assert torch.equal(torch.rand(1), expected)
-    assert (
-        one
-        == model.generate(["Hi"], max_new_tokens=8, temperature=1.0, seed=1)
-        != model.generate(["Hi"], max_new_tokens=8, temperature=1.0, seed=2)
-    )
+    assert one == drawn(1) != drawn(2)
 
 
 def test_generate_stops_at_the_end_token():
@@ -170,129 +156,63 @@ def test_generate_stops_at_the_end_token():
             assert settings["eos_token_id"] == [end] and settings["attention_mask"].shape == input_ids.shape
             return torch.cat([input_ids, torch.tensor([words + [end] + words]).expand(len(input_ids), -1)], 1)
 
-    model.device  # the real one's, before it is replaced
     script = Script()
     script.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
     model.model = script
     assert model.generate(["a", "a longer one"]) == ["one two three"] * 2
+    read = sum(len(encode_prompt(model.tokenizer, Dialogue(p, ""), 99)["input_ids"]) for p in ("a", "a longer one"))
+    assert model.cost.tokens == read + 2 * len(words) and model.cost.forward == 2
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_special_strings_stay_text(template):
-    "In prompt, response and history: the control tokens are those of the template alone, and the text survives."
-    model = shared("llama", template)
-    tok, specials = model.tokenizer, special_strings(shared("llama", template).tokenizer)
-    assert set(tok.all_special_tokens) <= set(specials) and len(specials) >= 6
-    control = lambda d, ids=None: [i for i in ids or model.encode(d, 1000)["input_ids"] if i in tok.all_special_ids]
-    history = (("user", "so"), ("assistant", "and so"))
-    calm = Dialogue("a b c", "d e f", history=history)
-    for special in specials + ["".join(specials), specials[0] * 3]:
-        for d in (
-            Dialogue(f"a {special} c", "d e f", history=history),
-            Dialogue("a b c", f"d {special}f", history=history),
-            Dialogue(special, special, history=history),
-            Dialogue("a b c", "d e f", history=(("user", special + "so"), ("assistant", f"and {special}"))),
-        ):
-            assert control(d) == control(calm), (special, d)
-            ids = model.encode(d, 1000)["input_ids"]
-            assert all(text in tok.decode(ids) for text in (d.prompt, d.response, *(t for _, t in d.history)))
-            answer = [i for i in model.encode(d, 1000)["labels"] if i != -100]
-            assert tok.decode(answer).lstrip() == d.response + tok.eos_token and answer[-1] == tok.eos_token_id
-            asked = model._prompt_ids(d, 1000)
-            assert control(d, asked) == control(calm, model._prompt_ids(calm, 1000))
+@pytest.mark.parametrize("wrong", [[5], [None], [dict(prompt="a")], ["  "]], ids=str)
+def test_prompts_that_are_none_are_one_line(wrong):
+    with pytest.raises(InputError, match="is no dialogue|empty prompt"):
+        shared("llama").generate(wrong)
 
 
-def test_text_that_looks_like_our_placeholders():
-    model = shared("llama")
-    d = Dialogue("\ue0000\ue001 and \ue0001\ue001", "\ue0001\ue001")
-    assert model.tokenizer.decode(model.encode(d)["input_ids"]).count("\ue0001\ue001") == 2
+# ---- what was cut
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+def test_dialogues_that_were_cut_are_counted():
+    model = tiny("llama", max_length=64)
+    long = Dialogue("word " * 300, "so.", history=[("user", "a"), ("assistant", "b")])
+    model.read([*FEW, long])
+    assert list(model.cut) == [long.id] and model.cut[long.id] > 100
+    model.encode(long, 1000)
+    assert model.cut == {}, "as it was encoded last"
+    model.generate([FEW[0], long], max_new_tokens=4)
+    assert list(model.cut) == [long.id]
 
 
-@pytest.mark.parametrize("template", ["plain", "chatml-marked"])
-@given(TEXTS, TEXTS)
-@settings(max_examples=40, deadline=None)
-def test_mask_is_that_of_transformers(template, prompt, response):
-    "Where the template marks the assistant's words, transformers computes the mask itself."
-    model = shared("gpt2" if template == "plain" else "smollm", template)
-    d = Dialogue(prompt, response)
-    theirs = model.tokenizer.apply_chat_template(
-        d.messages(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    ours = model.encode(d)
-    n = len(ours["input_ids"])
-    assert ours["input_ids"] == list(theirs["input_ids"])[:n] and not any(theirs["assistant_masks"][n:])
-    assert [int(l != -100) for l in ours["labels"]] == list(theirs["assistant_masks"])[:n]
-    assert all(l in (-100, i) for i, l in zip(ours["input_ids"], ours["labels"]))
+def test_ten_megabytes_and_lone_surrogates_are_read():
+    model = tiny("llama", max_length=64)
+    huge, half = Dialogue("x y " * 2_500_000, "so."), Dialogue("half \ud83d", "\udc00 more")
+    assert np.isfinite(model.nll([huge, half])).all() and len(model.reply([huge, half], 4)) == 2
+    assert list(model.cut) == [huge.id]
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
-@given(length=st.integers(20, 60), words=st.integers(0, 80), turns=st.integers(0, 3))
-@settings(max_examples=12, deadline=None)
-def test_truncation_keeps_the_answer(template, length, words, turns):
-    "As long as template and answer fit, every token of the answer and its end token stay; the last words of the prompt go last."
-    model = shared("llama", template)
-    history = tuple((role, "old " * 9) for _ in range(turns) for role in ("user", "assistant"))
-    d = Dialogue("word " * words + "last?", "The answer.", history=history)
-    whole = model.encode(d, 10**6)
-    empty = len(
-        model.encode(Dialogue("x", "The answer.", history=tuple((r, "x") for r, _ in history)), 10**6)["input_ids"]
-    )
-    try:
-        cut = model.encode(d, length)
-    except InputError:
-        assert length < empty
-        return  # the template's own words alone fill it
-    assert len(cut["input_ids"]) == min(length, len(whole["input_ids"]))
-    if empty + 6 <= length:
-        assert [l for l in cut["labels"] if l != -100] == [l for l in whole["labels"] if l != -100]
-        assert "last?" in model.tokenizer.decode(cut["input_ids"])
-
-
-def test_empty_and_unfitting_responses_are_refused():
-    model = shared("llama")
-    for d, length in ((Dialogue("a", ""), 64), (Dialogue("word " * 50, "yes"), 3)):
-        with pytest.raises(InputError, match=d.id):
-            model.encode(d, length)
-
-
-def test_long_prompts_leave_room_to_answer():
-    model = shared("llama")
-    ids = model._prompt_ids(Dialogue("word " * 500 + "last?", ""), 40)
-    assert (
-        len(ids) == 40
-        and model.tokenizer.decode(ids).startswith("<|begin|><|user|>")
-        and model.tokenizer.decode(ids).endswith("last?<|end|><|assistant|>")
-    )
+# ---- adapters
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_using_restores_the_base_bit_by_bit(architecture, tmp_path):
     model = tiny(architecture)
-    folder, before, bare, losses = random_adapter(model, tmp_path), weights(model), model.model, model.nll(FEW)
+    folder, before, kind, losses = random_adapter(model, tmp_path), weights(model), type(model.model), model.nll(FEW)
+
+    def bare():
+        return same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
+
     with model.using(folder) as inside:
-        assert (
-            inside is model
-            and not np.allclose(model.nll(FEW), losses)
-            and model.active_adapter.startswith(model.base + "+")
-        )
-    assert same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
-    with pytest.raises(ZeroDivisionError):
-        with model.using(folder):
-            1 / 0
-    with suppress(KeyboardInterrupt):
-        with model.using(folder):
-            raise KeyboardInterrupt
-    assert (
-        same(model, before)
-        and np.array_equal(model.nll(FEW), losses)
-        and model.active_adapter == model.base
-        and type(model.model) is type(bare)
-    )
+        assert inside is model and not np.allclose(model.nll(FEW), losses)
+        assert model.active_adapter.startswith(model.base + "+")
+    assert bare()
+    for error in (ZeroDivisionError, KeyboardInterrupt):
+        with suppress(error):
+            with model.using(folder):
+                raise error
+        assert bare() and type(model.model) is kind
     with model.using(None):
-        assert np.array_equal(model.nll(FEW), losses)
+        assert bare()
 
 
 def test_using_is_plain_peft(adapter):
@@ -305,48 +225,17 @@ def test_using_is_plain_peft(adapter):
     assert np.array_equal(adapted, plain.nll(FEW))
 
 
-def spoil(folder, how):
-    if how == "config missing":
-        (folder / "adapter_config.json").unlink()
-    if how == "weights missing":
-        (folder / "adapter_model.safetensors").unlink()
-    if how == "pickled":
-        (folder / "adapter_model.safetensors").unlink()
-        torch.save({}, folder / "adapter_model.bin")
-    if how == "another base":
-        (folder / "adapter.json").write_text(json.dumps(dict(base="0" * 16)))
-    if how == "weights cut":
-        (folder / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes()[:500])
-    if how == "config garbled":
-        (folder / "adapter_config.json").write_text("{")
-    if how == "card garbled":
-        (folder / "adapter.json").write_text("{")
-    if how == "card is a list":
-        (folder / "adapter.json").write_text("[]")
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "config missing",
-        "weights missing",
-        "pickled",
-        "another base",
-        "weights cut",
-        "config garbled",
-        "card garbled",
-        "card is a list",
-    ],
-)
-def test_unfit_adapters_are_refused(how, tmp_path):
+@pytest.mark.parametrize("file", ["adapter.json", "adapter_config.json", "adapter_model.safetensors"])
+def test_unfit_adapters_are_refused(file, tmp_path):
     "With one line, and the model goes on as before."
     model = tiny("llama")
     folder, before, losses = random_adapter(model, tmp_path / "a"), weights(model), model.nll(FEW)
-    spoil(folder, how)
-    with pytest.raises(InputError, match=r"adapter|a:"):
-        with model.using(folder):
-            pass
-    assert same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
+    for content in (b"{", b'{"base": "another"}', (folder / file).read_bytes()[:20]):
+        (folder / file).write_bytes(content)
+        with pytest.raises(InputError, match=r"adapter|a:"):
+            with model.using(folder):
+                pass
+        assert same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
 
 
 def test_an_adapter_of_another_shape_without_a_card_leaves_the_base_whole(tmp_path):
@@ -354,97 +243,119 @@ def test_an_adapter_of_another_shape_without_a_card_leaves_the_base_whole(tmp_pa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = tiny("llama")
-    wider = LlamaForCausalLM(
-        LlamaConfig(vocab_size=300, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    )
-
-    class Other:
-        pass
-
-    other = Other()
-    other.model, other.base = wider, None
+    shape = dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    other = SimpleNamespace(model=LlamaForCausalLM(LlamaConfig(vocab_size=300, **shape)), base=None)
     folder = random_adapter(other, tmp_path)
     (folder / "adapter.json").unlink()
     before, losses = weights(model), model.nll(FEW)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="does not fit"):
         with model.using(folder):
             pass
     assert same(model, before) and np.array_equal(model.nll(FEW), losses)
 
 
-def test_live_objects():
-    raw = shared("smollm").model
-    model = load_model((raw, tiny_tokenizer("chatml")), chat_template="plain", max_length=77)
-    assert (
-        model.model is raw
-        and model.name == "live"
-        and model.max_length == 77
-        and "Assistant: " in model.tokenizer.decode(model.encode(FEW[0])["input_ids"])
+def test_one_adapter_at_a_time(adapter):
+    "A second one inside the block of a first is refused; the first stays."
+    model = shared("llama")
+    with model.using(adapter):
+        adapted, name = model.nll(FEW), model.active_adapter
+        with pytest.raises(InputError, match="another adapter is attached"):
+            with model.using(adapter):
+                pass
+        with model.using(None):
+            assert np.array_equal(model.nll(FEW), adapted) and model.active_adapter == name
+    assert model.active_adapter == model.base
+
+
+def test_a_live_model_with_an_adapter_says_so(adapter):
+    from peft import PeftModel
+
+    raw = tiny("llama")
+    one, other = (
+        load_model((PeftModel.from_pretrained(tiny("llama").model, a), raw.tokenizer)) for a in (adapter,) * 2
     )
-    bare = tiny_tokenizer("chatml")
+    assert one.base == raw.base and one.active_adapter == other.active_adapter != one.base
+    with pytest.raises(InputError, match="another adapter is attached"):
+        with one.using(adapter):
+            pass
+
+
+@pytest.mark.parametrize("wrong", [5, ["a"], dict()], ids=str)
+def test_what_is_no_adapter_is_one_line(wrong):
+    with pytest.raises(InputError, match="is no adapter"):
+        with shared("llama").using(wrong):
+            pass
+
+
+# ---- a model and a tokenizer
+
+
+def test_live_objects():
+    raw = shared("smollm", "chatml").model
+    model = load_model((raw, tiny_tokenizer("chatml")), chat_template="plain", max_length=77)
+    assert model.model is raw and model.name == "live" and model.max_length == 77
+    assert "Assistant: " in model.tokenizer.decode(model.encode(FEW[0])["input_ids"])
+    bare = tiny_tokenizer("plain")
     bare.chat_template = None
     with pytest.raises(InputError, match="chat-template plain"):
-        load_model((raw, bare))
-    assert (
-        load_model((tiny("llama", seed=1).model, bare), chat_template="plain").base
-        != shared("llama").base
-        == tiny("llama").base
-    )
+        load_model((shared("llama").model, bare))
+    other = load_model((tiny("llama", seed=1).model, bare), chat_template="plain")
+    assert other.base != shared("llama").base == tiny("llama").base
 
 
-def test_a_saved_folder_loads_and_pickled_weights_do_not(tmp_path):
-    model = shared("smollm")
-    model.model.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path), device="cpu")
-    assert again.base == model.base and np.allclose(again.nll(FEW), model.nll(FEW), rtol=1e-5)
-    torch.save(model.model.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load_model(tmp_path)
+def test_a_tokenizer_of_another_model_is_refused():
+    with pytest.raises(InputError, match="8194 tokens, the model knows 8192"):
+        load_model((tiny("llama").model, tiny_tokenizer("chatml")))
 
 
-def test_no_socket_is_opened(monkeypatch, tmp_path):
-    def refuse(*a, **k):
-        raise AssertionError("a socket")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert load_model("pocket", device="cpu").name == "pocket"
-    (tmp_path / "config.json").write_text("{}")
-    for wrong in (
-        "pockett",
-        "no/such/folder",
-        "./missing",
-        "~/missing",
-        "/nowhere",
-        tmp_path / "nothing",
-        tmp_path,
-        str(tmp_path),
-        "",
-        "a b",
-    ):
-        with pytest.raises(InputError):
-            load_model(wrong)
+def test_the_window_bounds_what_can_be_asked():
+    raw, tokenizer = tiny("gpt2").model, tiny_tokenizer("plain")
+    assert load_model((raw, tokenizer)).max_length == 256 == load_model((raw, tokenizer), max_length=256).window
+    with pytest.raises(InputError, match="its window is 256 tokens, 257 were asked"):
+        load_model((raw, tokenizer), max_length=257)
+    for wrong in (0, -1, 2.5, "64"):
+        with pytest.raises(InputError, match="max_length is"):
+            load_model((raw, tokenizer), max_length=wrong)
 
 
-def test_templates_that_lose_a_message_are_refused():
-    for template in (
-        "{{ messages[-1]['content'] }}",
-        "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
-        "{{ raise_exception('only system here') }}",
-    ):
-        model = load_model((shared("llama").model, tiny_tokenizer("trimming")), chat_template=template)
-        with pytest.raises(InputError, match="template"):
-            model.encode(FEW[0])
+# ---- the bill
 
 
 def test_costs_grow():
     model = tiny("llama")
     model.read(FEW)
-    assert (
-        model.cost.forward == 4
-        and model.cost.tokens == sum(len(model.encode(d)["input_ids"]) for d in FEW)
-        and model.cost.seconds > 0
-    )
+    assert model.cost.forward == 4 and model.cost.seconds > 0
+    assert model.cost.tokens == sum(len(model.encode(d)["input_ids"]) for d in FEW)
+
+
+def test_blocks_are_billed_and_nest():
+    model = tiny("llama")
+    model.read(FEW[:1])
+    mine = model.cost
+    with model.spending() as outer:
+        model.read(FEW[:2])
+        with model.spending() as inner:
+            model.read(FEW[:3])
+        assert (inner.forward, outer.forward) == (3, 5)
+        model.read(FEW)
+    assert (inner.forward, outer.forward, model.cost.forward) == (3, 9, 10) and model.cost is mine
+    assert outer.tokens > inner.tokens > 0 and outer.seconds >= inner.seconds > 0
+    assert model.cost.seconds >= outer.seconds
+
+
+def test_a_block_that_fails_is_billed():
+    model = tiny("llama")
+    with suppress(ZeroDivisionError):
+        with model.spending() as cost:
+            model.read(FEW)
+            1 / 0
+    assert cost.forward == model.cost.forward == 4
+
+
+def test_a_block_keeps_what_others_add():
+    "Requests, bytes; and a cost that somebody puts in the model's place."
+    model = tiny("llama")
+    with model.spending() as cost:
+        model.cost.requests += 2
+        model.cost = model.cost + Cost(bytes_moved=5)
+    assert (cost.requests, cost.bytes_moved) == (2, 5) == (model.cost.requests, model.cost.bytes_moved)

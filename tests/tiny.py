@@ -1,10 +1,13 @@
 "Tiny random models of several architectures, built from configurations; the tokenizer is the pocket model's."
 
+import copy
+import json
 from functools import lru_cache
+from pathlib import Path
 
 from personal_llm.base.files import ASSETS
-from personal_llm.base.tokens import PLAIN_TEMPLATE
 from personal_llm.base.models import load_model
+from personal_llm.base.tokens import PLAIN_TEMPLATE
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -14,20 +17,22 @@ TEMPLATES = {
     "plain": PLAIN_TEMPLATE,
     "chatml": CHATML,
     "chatml-marked": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
-        "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "trimming": (
-        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] | trim + '<|end|>' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
-    "system": "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}"
-    + CHATML,
+    "system": (
+        "{% if messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{% endif %}" + CHATML
+    ),
 }
-FITTING = dict(
-    llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked"
-)  # what models of that kind come with
+# what models of that kind come with
+FITTING = dict(llama="trimming", qwen2="system", gpt2="plain", smollm="chatml-marked")
 ARCHITECTURES = tuple(FITTING)
 
 
@@ -77,3 +82,30 @@ def tiny(
 
 
 shared = lru_cache(None)(tiny)  # for tests that leave the model as it was
+
+
+def random_adapter(model, folder, rank: int = 2, seed: int = 1) -> Path:
+    "A random adapter for a model, as peft writes it, with a card that names the base."
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(copy.deepcopy(model.model), settings)
+    adapted.save_pretrained(folder)
+    Path(folder, "adapter.json").write_text(json.dumps(dict(base=model.base)))
+    return Path(folder)
+
+
+def weights(model) -> dict:
+    "A copy of all a model's tensors."
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+def same(model, before: dict) -> bool:
+    "Whether a model's tensors are those of `weights`, bit by bit."
+    import torch
+
+    now = model.model.state_dict()
+    return before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now)

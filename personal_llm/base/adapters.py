@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
@@ -272,7 +273,9 @@ def attach_adapter(
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(bare, str(folder), is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(bare, str(folder), is_trainable=trainable)
         _refuse_partial(adapted, folder)
     except Exception as error:  # peft has put its layers in already
         _strip(bare)

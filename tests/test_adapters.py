@@ -1,0 +1,346 @@
+"An adapter on disk: its card, what is refused, and what a kill or a full disk leaves."
+
+import errno
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import random_adapter, same, tiny, weights
+
+from personal_llm.base import adapters
+from personal_llm.base.adapters import (
+    CARD,
+    COMMITTED,
+    CONFIG,
+    WEIGHTS,
+    Adapter,
+    adapter_id,
+    attach_adapter,
+    check_adapter,
+    detach,
+    finish_publication,
+    from_card,
+    new_stage,
+    publish_adapter,
+    read_card,
+    stage_adapter,
+    write_adapter,
+)
+from personal_llm.base.core import Cost, InputError
+
+FILES = sorted([CARD, CONFIG, WEIGHTS])
+SETTINGS = dict(peft_type="LORA", task_type="CAUSAL_LM")
+
+
+def write(out, name, rank=1):
+    "An adapter whose three files all tell which one it is."
+    pair = torch.full((rank, 3), float(rank)), torch.full((3, rank), float(rank))
+    return write_adapter(dict(layer=pair), SETTINGS, out, "base-1", (name,), Cost(tokens=rank), about=name)
+
+
+def which(folder) -> str:
+    "The one adapter that weights, settings and card agree on."
+    rank = int(load_file(Path(folder) / WEIGHTS)["layer.lora_A.weight"][0, 0])
+    assert json.loads((Path(folder) / CONFIG).read_text())["r"] == rank == read_card(folder)["cost"]["tokens"]
+    return read_card(folder)["parents"][0]
+
+
+@pytest.fixture
+def old(tmp_path):
+    return write(tmp_path / "adapter", "old")
+
+
+# ---- the card
+
+
+def test_a_card_comes_back(tmp_path):
+    full = Adapter(
+        tmp_path / "a",
+        "base-1",
+        parents=("x", "y"),
+        cost=Cost(seconds=1.5, tokens=7),
+        history=((1, 2.5, None), (2, 2.0, 2.25)),
+        start_loss=3.0,
+        best_loss=2.0,
+        judged_on="validation",
+        config=dict(rank=4),
+        seed=3,
+        notes=dict(weights=dict(a=0.5)),
+    )
+    stage = new_stage(full.path)
+    save_file({}, stage / WEIGHTS)
+    (stage / CONFIG).write_text("{}")
+    assert publish_adapter(stage, full) is full and Adapter.load(full.path) == full
+    card = read_card(full.path)
+    assert card["weights"] == dict(a=0.5) and "path" not in card and "notes" not in card
+    moved = full.path.rename(tmp_path / "b")
+    assert Adapter.load(moved) == replace(full, path=moved)
+    (moved / "checkpoints").mkdir()
+    assert Adapter.load(moved).nbytes == sum(os.path.getsize(moved / name) for name in FILES)
+
+
+def test_cards_of_earlier_versions_are_read(tmp_path):
+    row = dict(base="b", parents=["x"], cost={}, history=[[1, 2.0, None]], start_loss=None, best_loss=None, path="")
+    found = from_card(tmp_path, row | dict(error=0.1))
+    assert (found.base, found.parents, found.history) == ("b", ("x",), ((1, 2.0, None),))
+    assert found.notes["error"] == 0.1 and found.judged_on is None
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "5", '"text"', "[" * 100_000, '{"base": 5}', '{"base": ["b"]}', "\ud800"], ids=range(8)
+)
+def test_damaged_cards_are_one_line(content, old):
+    (old.path / CARD).write_bytes(content.encode("utf-8", "surrogatepass"))
+    for act in (read_card, check_adapter, Adapter.load):
+        with pytest.raises(InputError, match="adapter.json"):
+            act(old.path)
+
+
+@pytest.mark.parametrize("field", [dict(cost=5), dict(cost=dict(wages=1)), dict(parents=5), dict(history=[5])])
+def test_cards_of_another_kind_are_one_line(field, old):
+    (old.path / CARD).write_text(json.dumps(old.card() | field))
+    with pytest.raises(InputError, match="adapter.json: damaged"):
+        Adapter.load(old.path)
+
+
+def test_an_adapter_of_plain_peft_has_no_card(old):
+    (old.path / CARD).unlink()
+    assert read_card(old.path) == {} and check_adapter(old.path, "any base") == old.path
+    with pytest.raises(InputError, match="adapter.json is missing"):
+        Adapter.load(old.path)
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["a"], dict()])
+def test_what_is_no_folder_is_one_line(wrong):
+    with pytest.raises(InputError, match="is no adapter"):
+        check_adapter(wrong)
+
+
+def test_folders_that_are_no_adapter_are_refused(old, tmp_path):
+    with pytest.raises(InputError, match="made for base base-1, this model is base-2"):
+        check_adapter(old, "base-2")
+    for name, what in ((CONFIG, "no adapter here"), (WEIGHTS, "other weight files are refused")):
+        folder = shutil.copytree(old.path, tmp_path / name)
+        (folder / name).unlink()
+        torch.save({}, folder / "adapter_model.bin")
+        with pytest.raises(InputError, match=what):
+            check_adapter(folder)
+
+
+# ---- into a model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def fitting(model, tmp_path_factory):
+    return random_adapter(model, tmp_path_factory.mktemp("fitting"))
+
+
+def spoil(folder, how):
+    file = folder / WEIGHTS
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    if how == "a matrix is missing":
+        del tensors[first]
+    if how == "a matrix too many":
+        tensors[first.replace("layers.0", "layers.9")] = tensors[first].clone()
+    if how == "another shape":
+        tensors[first] = torch.zeros(2, 99)
+    if how == "a layer that is not there":
+        tensors = {name.replace("layers.0", "layers.9"): x for name, x in tensors.items()}
+    save_file(tensors, file, metadata=dict(format="pt"))
+    if how == "cut short":
+        file.write_bytes(file.read_bytes()[:500])
+    if how == "settings garbled":
+        (folder / CONFIG).write_text("{")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "a matrix is missing",
+        "a matrix too many",
+        "another shape",
+        "a layer that is not there",
+        "cut short",
+        "settings garbled",
+    ],
+)
+def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting, tmp_path):
+    folder = shutil.copytree(fitting, tmp_path / "a")
+    spoil(folder, how)
+    before, kinds = weights(model), [type(m) for m in model.model.modules()]
+    with pytest.raises(InputError, match="does not fit this model or is damaged"):
+        attach_adapter(model.model, folder)
+    assert same(model, before) and [type(m) for m in model.model.modules()] == kinds
+    assert not hasattr(model.model, "peft_config")
+    assert detach(attach_adapter(model.model, fitting)) is model.model and same(model, before)
+
+
+def test_trained_layers_are_staged_and_come_back(model, fitting, tmp_path):
+    adapted = attach_adapter(model.model, fitting, trainable=True)
+    assert any(p.requires_grad for p in adapted.parameters())
+    stage = stage_adapter(adapted, tmp_path / "out")
+    assert detach(adapted) is model.model and not (tmp_path / "out" / WEIGHTS).exists()
+    publish_adapter(stage, Adapter(tmp_path / "out", model.base))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    one, other = load_file(fitting / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_ids_tell_adapters_apart(old, tmp_path, monkeypatch):
+    copied = shutil.copytree(old.path, tmp_path / "copied")
+    assert adapter_id(copied) == adapter_id(old.path) != adapter_id(write(tmp_path / "other", "other", rank=2).path)
+    reads = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (reads.append(self), read(self))[1])
+    assert adapter_id(copied) == adapter_id(old.path) and not reads, "hashed once"
+    (copied / CONFIG).write_text(json.dumps(json.loads((copied / CONFIG).read_text()) | dict(lora_alpha=7)))
+    assert adapter_id(copied) != adapter_id(old.path) and reads, "another alpha is another adapter"
+
+
+# ---- all or nothing
+
+OPERATIONS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (os, "open")]
+
+
+def at_operation(step, monkeypatch, act):
+    "Let the step-th file operation of this process `act` instead."
+    count = iter(range(10**6))
+
+    def guarded(operation):
+        def call(*given, **named):
+            return act() if next(count) == step else operation(*given, **named)
+
+        return call
+
+    for owner, name in OPERATIONS:
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+    return count
+
+
+@pytest.mark.parametrize("before", ["old", None], ids=["over an old one", "into a new folder"])
+def test_a_kill_leaves_the_old_one_or_the_new_one(before, tmp_path, monkeypatch):
+    "At every file operation of a publication; processes really die, so nothing cleans up after them."
+    outcomes, step = [], 0
+    while not outcomes or outcomes[-1][0]:
+        out = tmp_path / f"{step}"
+        if before:
+            write(out, before)
+        child = os.fork()
+        if not child:
+            try:
+                at_operation(step, monkeypatch, lambda: os._exit(9))
+                write(out, "new", rank=2)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert killed in (0, 9)
+        try:
+            found = which(check_adapter(out))
+        except InputError as error:
+            assert "no adapter here" in str(error)
+            found = None
+        assert found in (before, "new"), (step, "neither the old one nor the new one")
+        if out.exists():
+            new_stage(out).rmdir()  # what the next run does first
+            assert sorted(p.name for p in out.iterdir()) == (FILES if found else []), (step, "debris")
+        outcomes.append((killed, found))
+        step += 1
+    found = [name for _, name in outcomes]
+    assert step > 12 and found[-1] == "new" and found == sorted(found, key=lambda name: name == "new")
+    assert found.count("new") > 3, "kills after the commit too"
+
+
+def test_between_two_renames_plain_peft_finds_no_adapter(old, monkeypatch):
+    "Settings go first and come last: new weights with old settings would load without a word."
+    seen = []
+    replace_file = os.replace
+
+    def watched(source, target):
+        replace_file(source, target)
+        if Path(target).name in (WEIGHTS, CARD):
+            seen.append((old.path / CONFIG).exists())
+
+    monkeypatch.setattr(os, "replace", watched)
+    write(old.path, "new", rank=2)
+    assert which(old.path) == "new" and seen.count(False) >= 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_leaves_the_old_one_or_the_new_one(code, tmp_path, monkeypatch):
+    def fail():
+        raise OSError(code, os.strerror(code))
+
+    outcomes, step = [], 0
+    while not outcomes or outcomes[-1] != "done":
+        out = write(tmp_path / f"{step}", "old").path
+        with monkeypatch.context() as patched:
+            at_operation(step, patched, fail)
+            try:
+                write(out, "new", rank=2)
+                outcomes.append("done")
+            except InputError as error:
+                assert str(out) in str(error) and os.strerror(code) in str(error)
+                outcomes.append("refused")
+        found = which(check_adapter(out))
+        assert found == "new" if outcomes[-1] == "done" else found in ("old", "new")
+        assert not list(out.glob(".adapter.*.tmp")), "no leftovers while the process lives"
+        step += 1
+    assert outcomes.count("refused") > 5
+
+
+def test_weights_that_cannot_be_written_are_one_line(old, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*given, **named):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(InputError, match="cannot be written .*No space left"):
+        write(old.path, "new", rank=2)
+    assert which(old.path) == "old" and sorted(p.name for p in old.path.iterdir()) == FILES
+
+
+def test_what_a_killed_run_left_is_removed_or_finished(old, tmp_path):
+    (old.path / ".adapter.123.tmp").mkdir()
+    (old.path / ".adapter.123.tmp" / WEIGHTS).write_bytes(b"half")
+    assert which(check_adapter(old)) == "old"
+    new = write(tmp_path / "new", "new", rank=2)
+    shutil.copytree(new.path, old.path / COMMITTED)
+    assert which(check_adapter(old)) == "new", "a reader finishes what was committed"
+    write(old.path, "third", rank=3)
+    assert sorted(p.name for p in old.path.iterdir()) == FILES
+
+
+def test_a_reader_waits_for_a_writer(old, tmp_path):
+    "A committed set that somebody is moving is left to him."
+    journal = old.path / COMMITTED
+    shutil.copytree(write(tmp_path / "new", "new", rank=2).path, journal)
+    reader = threading.Thread(target=finish_publication, args=(old.path,))
+    with adapters._held(journal):
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive() and len(list(journal.iterdir())) == 3
+    reader.join()
+    assert which(old.path) == "new" and not journal.exists()
+
+
+def test_only_the_owner_reads_it(tmp_path):
+    made = write(tmp_path / "deep" / "adapter", "mine")
+    assert {oct(file.stat().st_mode & 0o777) for file in made.path.iterdir()} == {"0o600"}
+    assert {oct(p.stat().st_mode & 0o777) for p in (made.path, made.path.parent)} == {"0o700"}

@@ -1,0 +1,91 @@
+"Four architectures under five templates pass; each probe can fail."
+
+import numpy as np
+import pytest
+import torch
+from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
+
+from personal_llm.base.adapters import attach_adapter
+from personal_llm.base.check import PROBES, check, check_name
+
+
+def found(model):
+    return {what: holds for what, holds, _ in check(model).rows}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_check_is_ok(architecture, template):
+    model = shared(architecture, template)
+    before = weights(model)
+    report = check(model)
+    assert report.ok and len(report.rows) == len(PROBES) == 7, f"\n{report}"
+    assert same(model, before)
+
+
+def test_a_template_without_an_end_token():
+    model = tiny("llama")
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    assert not found(model)["end token"] and found(model)["template"]
+
+
+def test_a_template_that_loses_the_prompt():
+    model = tiny("llama")
+    model.tokenizer.chat_template = "{{ messages[-1]['content'] }}<|end|>"
+    report = check(model)
+    assert not found(model)["template"] and "drops" in str(report) and not report.ok
+
+
+def test_a_wrong_padding():
+    "A model that looks at the padding: its attention mask is thrown away and padding stands on the left."
+    model = tiny("llama")
+    real = model.model.forward
+
+    def blind(input_ids, attention_mask, **settings):
+        width = input_ids.shape[1]
+        rows = [torch.cat([row[mask == 0], row[mask == 1]]) for row, mask in zip(input_ids, attention_mask)]
+        got = real(input_ids=torch.stack(rows), **settings)
+        turned = [torch.roll(row, int(mask.sum()) - width, 0) for row, mask in zip(got.logits, attention_mask)]
+        got.logits = torch.stack(turned)
+        return got
+
+    model.model.forward = blind
+    assert not found(model)["padding"] and found(model)["loss mask"]
+
+
+def test_a_model_that_looks_ahead():
+    model = tiny("llama")
+    real = model.model.forward
+
+    def seeing(input_ids, **settings):
+        got = real(input_ids=input_ids, **settings)
+        got.logits = got.logits + input_ids.float().sum(1)[:, None, None] * torch.linspace(0, 1, got.logits.shape[-1])
+        return got
+
+    model.model.forward = seeing
+    assert not found(model)["looks back only"]
+
+
+def test_control_tokens_typed_by_a_user(monkeypatch):
+    monkeypatch.setattr("personal_llm.base.tokens.special_strings", lambda tokenizer: [])
+    assert not found(shared("llama"))["user text stays text"]
+
+
+def test_an_adapter_that_is_not_what_was_saved(monkeypatch):
+    def half(bare, folder, trainable=False):
+        adapted = attach_adapter(bare, folder, trainable)
+        with torch.no_grad():
+            for name, p in adapted.named_parameters():
+                p.mul_(0.5 if "lora_B" in name else 1)
+        return adapted
+
+    model = tiny("llama")
+    losses = model.nll([])
+    monkeypatch.setattr("personal_llm.base.models.attach_adapter", half)
+    assert not found(model)["adapter round trip"] and np.array_equal(model.nll([]), losses)
+
+
+def test_a_name_that_cannot_be_loaded_is_a_failing_row():
+    report = check_name("no/such/folder")
+    assert not report.ok and [what for what, _, _ in report.rows] == ["loading"]
+    assert "unknown model" in str(report) and str(report).startswith("FAIL")

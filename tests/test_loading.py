@@ -1,0 +1,297 @@
+"What a name means, that every weight comes from its files, and that a fingerprint sees every value."
+
+import json
+import shutil
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import random_adapter, tiny, tiny_tokenizer
+
+from personal_llm.base import loading
+from personal_llm.base.adapters import attach_adapter, detach
+from personal_llm.base.check import check_name
+from personal_llm.base.core import InputError
+from personal_llm.base.files import ASSETS
+from personal_llm.base.loading import (
+    ask_hub,
+    encoder_id,
+    fingerprint,
+    live_adapter,
+    load_encoder,
+    remembered_fingerprint,
+    resolve_model,
+)
+from personal_llm.base.models import load_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A tiny model's folder."
+    model, place = tiny("smollm"), tmp_path_factory.mktemp("model")
+    model.model.save_pretrained(place)
+    model.tokenizer.save_pretrained(place)
+    return place
+
+
+def configured(folder, place, **changes):
+    place = shutil.copytree(folder, place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | changes))
+    return place
+
+
+# ---- names
+
+
+def test_names(folder, tmp_path, monkeypatch):
+    assert resolve_model("pocket") == str(ASSETS / "pocket")
+    assert resolve_model(folder) == resolve_model(str(folder)) == str(folder)
+    for name in ("gpt2", "HuggingFaceTB/SmolLM2-360M-Instruct", "a/b.c-d_e"):
+        assert resolve_model(name) == name
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve_model(f"~/{folder.name}") == str(folder)
+    monkeypatch.chdir(folder.parent)
+    assert Path(resolve_model(folder.name)).samefile(folder), "a folder before a hub id"
+
+
+def test_a_home_folder_loads(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load_model(f"~/{folder.name}", device="cpu").base == load_model(folder, device="cpu").base
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pockett", "Pocket", "no/such/folder", "./missing", "~/missing", "/nowhere", "", "a b", "a/b/c", "-x", "\ud800"]
+    + [5, None, ["pocket"], dict(), b"pocket", Path("missing"), Path(".")],
+    ids=repr,
+)
+def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
+    def refuse(*given, **named):
+        raise AssertionError("a socket")
+
+    for what in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, what, refuse)
+    with pytest.raises(InputError, match="unknown model|is no name of a model"):
+        load_model(name)
+
+
+def test_the_pocket_opens_no_socket(monkeypatch):
+    for what in ("socket", "create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, what, lambda *given, **named: pytest.fail("a socket"))
+    assert load_model("pocket", device="cpu").name == "pocket"
+
+
+# ---- the hub
+
+
+@pytest.mark.parametrize("name", ["gpt2", "someone/something"])
+def test_a_hub_id_that_is_not_here_is_one_line(name):
+    "The tests run offline."
+    with pytest.raises(InputError, match=f"unknown model '{name}': it is not on this machine and the hub cannot"):
+        load_model(name)
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch):
+    "Whatever it hangs in: the question is asked aside, and after `PATIENCE` the answer no longer matters."
+    assert loading.PATIENCE < 5
+    answer = threading.Event()
+    monkeypatch.setattr(loading, "PATIENCE", 0.05)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *given, **named: answer.wait())
+    try:
+        with pytest.raises(InputError, match="does not answer"):
+            ask_hub("gpt2")
+        assert not answer.is_set()
+    finally:
+        answer.set()
+    monkeypatch.setattr(loading, "PATIENCE", 4.0)
+    ask_hub("gpt2")  # it answers, and has it
+
+
+def test_what_was_downloaded_is_used_without_a_question(folder, monkeypatch):
+    "`local_files_only` finds it; the hub is asked only when that fails."
+    asked, read = [], loading.read_files
+
+    def cached(source, device, dtype, local=True):
+        assert source == "gpt2"
+        asked.append(local)
+        return read(str(folder), device, dtype)
+
+    monkeypatch.setattr(loading, "read_files", cached)
+    monkeypatch.setattr(loading, "ask_hub", lambda name: pytest.fail("a question to the hub"))
+    assert load_model("gpt2", device="cpu").name == "gpt2" and asked == [True]
+
+
+# ---- every weight
+
+
+def changed_weights(folder, place, change):
+    place = shutil.copytree(folder, place)
+    tensors = load_file(place / "model.safetensors")
+    change(tensors)
+    save_file(tensors, place / "model.safetensors", metadata=dict(format="pt"))
+    return place
+
+
+def refused(place, says):
+    "By `load_model` in one line, and by `check`."
+    with pytest.raises(InputError, match=says) as found:
+        load_model(place, device="cpu")
+    assert "\n" not in str(found.value)
+    report = check_name(place, device="cpu")
+    assert not report.ok and report.rows == [("loading", False, str(found.value))]
+
+
+def test_a_pocket_without_a_layer_is_refused(tmp_path):
+    def drop(tensors):
+        for name in [name for name in tensors if "layers.1." in name]:
+            del tensors[name]
+
+    refused(changed_weights(ASSETS / "pocket", tmp_path / "half", drop), "9 weights are missing, such as .*layers.1.")
+
+
+@pytest.mark.parametrize("layers, says", [(3, "weights are missing"), (1, "weights are not of this model")])
+def test_a_wrong_number_of_layers_is_refused(layers, says, folder, tmp_path):
+    refused(configured(folder, tmp_path / "a", num_hidden_layers=layers), says)
+
+
+def test_a_single_weight_counts(folder, tmp_path):
+    def drop(tensors):
+        del tensors["model.norm.weight"]
+
+    def add(tensors):
+        tensors["model.extra.weight"] = torch.zeros(2)
+
+    def reshape(tensors):
+        tensors["model.norm.weight"] = torch.zeros(31)
+
+    refused(changed_weights(folder, tmp_path / "less", drop), "1 weight is missing, such as model.norm")
+    refused(changed_weights(folder, tmp_path / "more", add), "1 weight is not of this model, such as model.extra")
+    refused(changed_weights(folder, tmp_path / "other", reshape), "1 weight is of another shape, such as model.norm")
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["with a head", "without"])
+def test_an_encoder_is_refused(head, tmp_path):
+    "Also one whose every weight finds a place in a language model."
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    tokenizer = tiny_tokenizer("plain")
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = BertConfig(**shape, vocab_size=len(tokenizer), initializer_range=0.5)
+    (BertForMaskedLM if head else BertModel)(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    refused(tmp_path / "bert", "looks ahead|weights are")
+
+
+def test_a_live_encoder_is_refused():
+    from transformers import BertConfig, BertForMaskedLM
+
+    tokenizer = tiny_tokenizer("plain")
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    model = BertForMaskedLM(BertConfig(**shape, vocab_size=len(tokenizer), initializer_range=0.5))
+    with pytest.raises(InputError, match="looks ahead"):
+        load_model((model, tokenizer))
+
+
+def test_pickles_are_refused(folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "a")
+    torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+    (place / "model.safetensors").unlink()
+    refused(place, "cannot be loaded")
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[]", "[" * 100_000, '{"model_type": "nothing"}'], ids=range(5))
+def test_settings_that_are_damaged_are_one_line(content, folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path / "a")
+    (place / "config.json").write_text(content)
+    refused(place, "cannot be loaded")
+
+
+def test_code_from_a_model_is_not_run(folder, tmp_path):
+    place = configured(folder, tmp_path / "a", model_type="mine", auto_map=dict(AutoConfig="m.C"))
+    (place / "m.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    refused(place, "cannot be loaded")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", [dict(dtype="float8"), dict(dtype=5), dict(device="abacus")], ids=str)
+def test_devices_and_types_that_are_none_are_one_line(how, folder):
+    with pytest.raises(InputError, match="unknown dtype|cannot be loaded"):
+        load_model(folder, **how)
+
+
+# ---- fingerprints
+
+
+def test_every_value_counts():
+    "First, middle and last of every tensor; the old fingerprint saw 256 of each."
+    model = tiny("smollm").model
+    first = fingerprint(model)
+    for name, tensor in model.state_dict().items():
+        values = tensor.view(-1)
+        for place in {0, len(values) // 2, len(values) - 1}:
+            kept = values[place].clone()
+            values[place] += 1
+            assert fingerprint(model) != first, (name, place)
+            values[place] = kept
+    assert fingerprint(model) == first
+
+
+def test_the_base_is_the_base_whatever_is_attached(tmp_path):
+    model = tiny("llama")
+    adapted = attach_adapter(model.model, random_adapter(model, tmp_path / "a"))
+    assert fingerprint(adapted) == fingerprint(adapted.get_base_model()) == model.base
+    one = live_adapter(adapted)
+    detach(adapted)
+    other = attach_adapter(model.model, random_adapter(model, tmp_path / "b", seed=2))
+    assert one != live_adapter(other) and live_adapter(detach(other)) == ""
+
+
+def test_files_and_live_objects_agree(folder):
+    live, loaded = tiny("smollm"), load_model(folder, device="cpu")
+    assert live.base == loaded.base != tiny("smollm", seed=1).base
+    assert load_model(folder, device="cpu", dtype="bfloat16").base != live.base, "rounded values are others"
+
+
+def test_large_files_are_hashed_once(folder, tmp_path, monkeypatch):
+    place = shutil.copytree(folder, tmp_path / "model")
+    hashed = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "REMEMBERED_BYTES", 0)
+    monkeypatch.setattr(loading, "fingerprint", lambda model: hashed.append(model) or fingerprint(model))
+    first, again = (load_model(place, device="cpu").base for _ in range(2))
+    assert first == again and len(hashed) == 1
+    assert load_model(place, device="cpu", dtype="bfloat16").base != first and len(hashed) == 2
+    file = place / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][-1] += 1
+    save_file(tensors, file, metadata=dict(format="pt"))
+    assert load_model(place, device="cpu").base != first and len(hashed) == 3, "the file has changed"
+    for content in ("{", "[]", "5", "[" * 100_000):
+        (tmp_path / "cache/personal_llm/fingerprints.json").write_text(content)
+        assert load_model(place, device="cpu").base != first, "a damaged cache is made anew"
+    assert len(hashed) == 7
+
+
+def test_a_small_model_leaves_the_home_folder_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_model(folder, device="cpu")
+    assert remembered_fingerprint(torch.nn.Linear(2, 2), []) and not list(tmp_path.iterdir())
+
+
+# ---- the encoder
+
+
+def test_encoders_have_ids():
+    encoder = load_encoder()
+    name = encoder_id(encoder)
+    assert name == encoder_id(load_encoder(str(ASSETS / "encoder"))) and len(name) == 16
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[-1] += 1
+    assert encoder_id(encoder) != name
+    for wrong in ("no/such/encoder", ASSETS / "pockett"):
+        with pytest.raises(InputError, match="unknown encoder"):
+            load_encoder(wrong)

@@ -1,0 +1,238 @@
+"Masks, cuts, hostile text, batches: a dialogue on its way to numbers, under five chat templates."
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import TEMPLATES, shared, tiny_tokenizer
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.tokens import LONGEST_TOKEN, batches, collate, encode, encode_prompt, pad, special_strings
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+WHOLE = 100_000  # tokens: room for everything
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def tokenizer(request):
+    return tiny_tokenizer(request.param)
+
+
+@pytest.fixture(scope="module")
+def trimming():
+    return tiny_tokenizer("trimming")
+
+
+def learned(sample):
+    return [token for token in sample["labels"] if token != -100]
+
+
+def asked(tokenizer, dialogue, room=WHOLE):
+    return encode_prompt(tokenizer, dialogue, room)["input_ids"]
+
+
+# ---- text of users
+
+
+def test_special_strings_stay_text(tokenizer):
+    "In prompt, response and history: the control tokens are those of the template alone, and the text survives."
+    specials = special_strings(tokenizer)
+    assert set(tokenizer.all_special_tokens) <= set(specials) and len(specials) >= 6
+    control = lambda ids: [i for i in ids if i in tokenizer.all_special_ids]
+    history = (("user", "so"), ("assistant", "and so"))
+    calm = Dialogue("a b c", "d e f", history=history)
+    for special in [*specials, "".join(specials), specials[0] * 3]:
+        rude_history = (("user", special + "so"), ("assistant", f"and {special}"))
+        for d in (
+            Dialogue(f"a {special} c", "d e f", history=history),
+            Dialogue("a b c", f"d {special}f", history=history),
+            Dialogue(special, special, history=history),
+            Dialogue("a b c", "d e f", history=rude_history),
+        ):
+            sample = encode(tokenizer, d, WHOLE)
+            read = tokenizer.decode(sample["input_ids"])
+            assert control(sample["input_ids"]) == control(encode(tokenizer, calm, WHOLE)["input_ids"]), (special, d)
+            assert all(text in read for text in (d.prompt, d.response, *(t for _, t in d.history)))
+            assert tokenizer.decode(learned(sample)).lstrip() == d.response + tokenizer.eos_token
+            assert control(asked(tokenizer, d)) == control(asked(tokenizer, calm))
+
+
+def test_text_that_looks_like_our_placeholders(trimming):
+    d = Dialogue("\ue0000\ue001 and \ue0001\ue001", "\ue0001\ue001")
+    assert trimming.decode(encode(trimming, d)["input_ids"]).count("\ue0001\ue001") == 2
+
+
+def test_lone_surrogates_are_read_as_a_mark(trimming):
+    "Half an emoji comes out of files that were cut; no tokenizer takes it."
+    d = Dialogue("half \ud83d here", "\udc00 and whole \U0001f600", history=[("user", "\ud800"), ("assistant", "ok")])
+    read = trimming.decode(encode(trimming, d)["input_ids"])
+    assert "half � here" in read and "� and whole \U0001f600" in read
+    assert trimming.decode(asked(trimming, d)).count("�") == 2
+
+
+@pytest.mark.parametrize("wrong", ["text", None, 5, ["a", "b"], dict(prompt="a")])
+def test_what_is_no_dialogue_is_one_line(wrong, trimming):
+    for act in (lambda: encode(trimming, wrong), lambda: encode_prompt(trimming, wrong, 9)):
+        with pytest.raises(InputError, match="is no dialogue; make one with"):
+            act()
+
+
+@pytest.mark.parametrize("room", [0, -1, 2.5, None, "9"])
+def test_a_length_that_is_none_is_one_line(room, trimming):
+    with pytest.raises(InputError, match="max_length is"):
+        encode(trimming, Dialogue("a", "b"), room)
+
+
+def test_templates_that_lose_a_message_are_refused(trimming):
+    good = trimming.chat_template
+    try:
+        for template in (
+            "{{ messages[-1]['content'] }}",
+            "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}",
+            "{{ raise_exception('only system here') }}",
+        ):
+            trimming.chat_template = template
+            with pytest.raises(InputError, match="template"):
+                encode(trimming, Dialogue("a", "b"))
+    finally:
+        trimming.chat_template = good
+
+
+# ---- the mask
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml-marked"])
+@given(TEXTS, TEXTS)
+@settings(max_examples=40, deadline=None)
+def test_mask_is_that_of_transformers(template, prompt, response):
+    "Where the template marks the assistant's words, transformers computes the mask itself."
+    tokenizer = shared("gpt2" if template == "plain" else "smollm", template).tokenizer
+    d = Dialogue(prompt, response)
+    theirs = tokenizer.apply_chat_template(
+        d.messages(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ours = encode(tokenizer, d)
+    n = len(ours["input_ids"])
+    assert ours["input_ids"] == list(theirs["input_ids"])[:n] and not any(theirs["assistant_masks"][n:])
+    assert [int(label != -100) for label in ours["labels"]] == list(theirs["assistant_masks"])[:n]
+    assert all(label in (-100, i) for i, label in zip(ours["input_ids"], ours["labels"]))
+
+
+def test_empty_and_unfitting_responses_are_refused(trimming):
+    for d, length in ((Dialogue("a", ""), 64), (Dialogue("word " * 50, "yes"), 3)):
+        with pytest.raises(InputError, match=d.id):
+            encode(trimming, d, length)
+
+
+# ---- cuts
+
+
+@given(length=st.integers(12, 120), words=st.integers(0, 60), pairs=st.integers(0, 4), system=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, words, pairs, system):
+    history = [("system", "rule")] * system + [
+        (role, f"{role[0]}{n} " * 9) for n in range(pairs) for role in ("user", "assistant")
+    ]
+    d = Dialogue("word " * words + "last?", "The answer.", history=history)
+    whole, alone = encode(tokenizer, d, WHOLE), encode(tokenizer, Dialogue(d.prompt, d.response), WHOLE)
+    bare = len(encode(tokenizer, Dialogue("x", d.response), WHOLE)["input_ids"]) - len(learned(whole)) - 1
+    try:
+        sample = encode(tokenizer, d, length)
+    except InputError:
+        assert length <= bare + 1  # the template's own words fill it
+        return
+    read, size = tokenizer.decode(sample["input_ids"]), len(sample["input_ids"])
+    gone = len(whole["input_ids"]) - size
+    assert whole["cut"] == 0 and size <= length and (0 < sample["cut"] <= gone or sample["cut"] == gone == 0)
+    kept = [n for n in range(pairs) if f"u{n} " in read]
+    assert kept == list(range(pairs))[pairs - len(kept) :], "the oldest go first"
+    assert all(read.count(f"{who}{n} ") == 9 for n in kept for who in "ua"), "turns are whole, questions with answers"
+    if read.count("word") < words:
+        assert not kept and "rule" not in read and len(alone["input_ids"]) > length, "the prompt goes after the turns"
+    if learned(sample) != learned(whole):
+        assert "word" not in read, "the answer goes last"
+        assert learned(sample) == learned(whole)[: len(learned(sample))]
+    if len(whole["input_ids"]) <= length:
+        assert sample == whole
+
+
+def test_a_cut_conversation_still_begins_with_a_question(trimming):
+    "Templates such as Llama's refuse one that begins with an answer."
+    strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('begin with user') }}{% endif %}"
+    good = trimming.chat_template
+    trimming.chat_template = strict + good
+    try:
+        history = [(role, "so " * 6) for _ in range(50) for role in ("user", "assistant")]
+        for length in range(20, 90):
+            assert encode(trimming, Dialogue("and?", "so.", history=history), length)["cut"] > 0
+            assert len(asked(trimming, Dialogue("and?", "", history=history), length)) <= length
+    finally:
+        trimming.chat_template = good
+
+
+def test_long_prompts_leave_room_to_answer(trimming):
+    prompt = encode_prompt(trimming, Dialogue("word " * 500 + "last?", ""), 40)
+    read = trimming.decode(prompt["input_ids"])
+    assert len(prompt["input_ids"]) == 40 and prompt["cut"] > 200
+    assert read.startswith("<|begin|><|user|>") and read.endswith("last?<|end|><|assistant|>")
+
+
+class Seen:
+    "A tokenizer that counts the characters it was given."
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, text, **settings):
+        self.characters += len(text)
+        return self.tokenizer(text, **settings)
+
+
+class Turns(tuple):
+    "A history that counts the turns somebody looked at."
+
+    looks = 0
+
+    def __getitem__(self, place):
+        Turns.looks += 1
+        return super().__getitem__(place)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_what_cannot_fit_is_never_looked_at(answer, trimming):
+    "8,000 turns and messages of ten megabytes: the tokenizer sees what could fit, no more."
+    turns = [(role, "as I said") for _ in range(4000) for role in ("user", "assistant")]
+    d, megabytes = Dialogue("and?", "so."), "x y " * 2_500_000
+    object.__setattr__(d, "history", Turns(turns))
+    Turns.looks = 0
+    long = [Dialogue(megabytes, "so."), Dialogue("and?", megabytes), Dialogue("b", "c", [("user", megabytes)])]
+    for dialogue in (d, *long):
+        seen = Seen(trimming)
+        sample = encode(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
+        assert len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * LONGEST_TOKEN
+        assert sample["cut"] > 0 or (dialogue.response == megabytes and not answer)
+    assert Turns.looks < 300
+
+
+# ---- batches
+
+
+def test_padding_left_and_right():
+    ids, mask = pad([[5, 6, 7], [8]], 0)
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    ids, mask = pad([[5, 6, 7], [8]], 9, left=True)
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    batch = collate([dict(input_ids=[5, 6], labels=[-100, 6]), dict(input_ids=[8], labels=[8])], 0)
+    assert batch["labels"].tolist() == [[-100, 6], [8, -100]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+@given(st.lists(st.integers(1, 90), max_size=400), st.integers(1, 500))
+@settings(max_examples=60, deadline=None)
+def test_batches_are_bounded_by_tokens(lengths, tokens):
+    found = batches(lengths, tokens)
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens
+        assert max(batch) - min(batch) < 128, "near the original order"
