@@ -53,7 +53,23 @@ def refusal(act):
 
 # ---- names
 
-BAD_NAMES = ["", ".", "..", ".hidden", "a/b", "../x", "/etc/passwd", "a\\b", "C:", "a b", "ä", "x" * 81, "a\n", "a\0", "~"]
+BAD_NAMES = [
+    "",
+    ".",
+    "..",
+    ".hidden",
+    "a/b",
+    "../x",
+    "/etc/passwd",
+    "a\\b",
+    "C:",
+    "a b",
+    "ä",
+    "x" * 81,
+    "a\n",
+    "a\0",
+    "~",
+]
 ON_SOME_DISK = ["a.", "con", "NUL", "aux.txt", "Com1", "lpt9.tar"]
 OWN_FILES = ["index.npy", "index.next.npy", "Index.json", "space.json", "space.safetensors", "sketch-8.npy"]
 
