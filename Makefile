@@ -39,7 +39,7 @@ notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
 
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
-	@$(BIN)/nbdev-export
+	@$(BIN)/python tools/export.py
 
 clean-notebooks: .venv/.installed-dev ## remove from the notebooks what changes at each run
 	@$(BIN)/nbdev-clean

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['STYLE_WORDS', 'HARM', 'SENTENCE_END', 'FRAMES', 'SWAPS', 'read_gz', 'read_instruct', 'intents', 'split_rows', 'Leaks',
-           'cut_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'paraphrases', 'synthesis_rows',
-           'training_text']
+           'cut_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'wording_pairs', 'edited_pairs',
+           'ruled_pairs', 'paraphrases', 'synthesis_rows', 'training_text']
 
 # %% ../../nbs/recipes/data.ipynb #26189354
 import gzip
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.text import normalise, shingles, word_hashes
+from ..base.text import normalise, rouge1, shingles, word_hashes
 from ..data.splits import group_of, is_reserved, leak_audit
-from ..sdss.synthesis import SYNTHESIS_PROMPT, rouge1
+from ..sdss.synthesis import SYNTHESIS_PROMPT
 
 # %% ../../nbs/recipes/data.ipynb #c2bb47c6
 def read_gz(
@@ -65,8 +65,8 @@ def split_rows(
 # %% ../../nbs/recipes/data.ipynb #19bcd33e
 STYLE_WORDS = re.compile(
     r"\b(concise(ly)?|brief(ly)?|elementary|informative|friendly|unfriendly|witty|caring|professional(ly)?|formal(ly)?"
-    r"|informal(ly)?|persuasive(ly)?|poetic|rhym\w+|poems?|shakespear\w*|in the style of|simple words|simple terms|novelist|haiku"
-    r"|limerick|sonnet|tweet|comic|humorous|polite(ly)?|sarcastic|scientific (style|language)|expert)\b",
+    r"|informal(ly)?|persuasive(ly)?|poetic|rhym\w+|poems?|shakespear\w*|in the style of|simple words|simple terms"
+    r"|novelist|haiku|limerick|sonnet|tweet|comic|humorous|polite(ly)?|sarcastic|scientific (style|language)|expert)\b",
     re.I,
 )
 HARM = re.compile(r"\b(kill|suicid\w*|die|dying|hurt|gun|shoot|cut(ting)? myself)\b", re.I)
@@ -178,7 +178,9 @@ FRAMES = [
     "Tell me, {q}",
     "Quick question, {q}",
 ]
-SWAPS = [
+
+# %% ../../nbs/recipes/data.ipynb #7294d714
+SWAPS = [  # (pattern, what may stand there instead)
     (r"\bhow do (i|you)\b", ["what is the best way to", "how can I", "how should I"]),
     (r"\bwhat is\b", ["what exactly is", "what's"]),
     (r"\bwhat are\b", ["can you list", "which are", "tell me"]),
@@ -236,6 +238,49 @@ def reword(
     words = re.sub(r"\s+", " ", words).strip()
     return words[:1].upper() + words[1:]
 
+# %% ../../nbs/recipes/data.ipynb #793f6af4
+def wording_pairs(
+    train: list,  # rows that may train
+    intent_of: dict,  # prompt -> intent
+    count: int,  # pairs
+    rng: random.Random,
+) -> list:  # (text, rewrite)
+    "Two wordings of one PersonalityChat intent that overlap in words, but not entirely."
+    wordings, pairs = defaultdict(set), []
+    for row in train:
+        if row["source"] == "personality_chat" and not HARM.search(row["prompt"]):
+            wordings[intent_of[row["prompt"]]].add(row["prompt"])
+    groups = [sorted(w) for w in wordings.values() if len(w) > 3]
+    while len(pairs) < count:
+        group = rng.choice(groups)
+        text, *others = rng.sample(group, min(len(group), 12))
+        near = sorted(others, key=lambda o: -rouge1(o, text))
+        near = [o for o in near if 0.2 <= rouge1(o, text) < 0.95 and normalise(o) != normalise(text)]
+        if near:
+            pairs.append((text, rng.choice(near[:3])))
+    return pairs
+
+# %% ../../nbs/recipes/data.ipynb #3dbb2550
+def edited_pairs(
+    train: list,  # rows that may train
+) -> list:  # (text, rewrite)
+    "A news sentence and an editor's rewrite of it (OneStopEnglish)."
+    rows = [row for row in train if row["source"] == "onestop_english"]
+    pairs = [(row["prompt"].split("\n\n")[-1], row["response"]) for row in rows]
+    return [(text, rewrite) for text, rewrite in pairs if normalise(text) != normalise(rewrite)]
+
+
+def ruled_pairs(
+    train: list,  # rows that may train
+    count: int,  # pairs at most
+    rng: random.Random,
+) -> list:  # (text, rewrite)
+    "Prompts of other sources, reworded by rule."
+    others = [r["prompt"] for r in train if r["source"] not in ("personality_chat", "onestop_english")]
+    pool = [prompt for prompt in others if 8 < len(prompt) < 320 and "\n" not in prompt]
+    pairs = [(text, reword(text, rng)) for text in rng.choices(pool, k=4 * count)]
+    return [(text, new) for text, new in pairs if normalise(new) != normalise(text)][:count]
+
 # %% ../../nbs/recipes/data.ipynb #11409a89
 def paraphrases(
     train: list,  # rows that may train
@@ -245,43 +290,12 @@ def paraphrases(
     ruled: int = 10000,  # pairs made by rule
     seed: int = 0,
 ) -> list:  # (text, rewrite)
-    "Pairs that teach the synthesis prompt."
-    rng, wordings, pairs = random.Random(seed), defaultdict(set), []
-    for row in train:
-        if row["source"] == "personality_chat" and not HARM.search(row["prompt"]):
-            wordings[intent_of[row["prompt"]]].add(row["prompt"])
-    groups = [sorted(w) for w in wordings.values() if len(w) > 3]
-    while len(pairs) < real:
-        group = rng.choice(groups)
-        text, *others = rng.sample(group, min(len(group), 12))
-        near = sorted(others, key=lambda o: -rouge1(o, text))
-        near = [o for o in near if 0.2 <= rouge1(o, text) < 0.95 and normalise(o) != normalise(text)]
-        if near:
-            pairs.append((text, rng.choice(near[:3])))
-    pairs += [
-        (r["prompt"].split("\n\n")[-1], r["response"])
-        for r in train
-        if r["source"] == "onestop_english" and normalise(r["prompt"].split("\n\n")[-1]) != normalise(r["response"])
-    ]
-    pool = [
-        r["prompt"]
-        for r in train
-        if 8 < len(r["prompt"]) < 320
-        and r["source"] not in ("personality_chat", "onestop_english")
-        and "\n" not in r["prompt"]
-    ]
-    made = 0
-    for text in rng.choices(pool, k=4 * ruled):
-        new = reword(text, rng)
-        if made < ruled and normalise(new) != normalise(text):
-            pairs.append((text, new))
-            made += 1
-    hits = [a.any() or b.any() for a, b in zip(leaks.hits([a for a, _ in pairs]), leaks.hits([b for _, b in pairs]))]
-    return [
-        pair
-        for pair, hit in zip(pairs, hits)
-        if not hit and "[" not in pair[0] + pair[1] and "]" not in pair[0] + pair[1]
-    ]
+    "Pairs that teach the synthesis prompt, without leaks and without brackets of their own."
+    rng = random.Random(seed)
+    pairs = wording_pairs(train, intent_of, real, rng) + edited_pairs(train) + ruled_pairs(train, ruled, rng)
+    hits = [leaks.hits([pair[side] for pair in pairs]) for side in (0, 1)]
+    clean = [pair for pair, a, b in zip(pairs, *hits) if not (a.any() or b.any())]
+    return [pair for pair in clean if not set("[]") & set(pair[0] + pair[1])]
 
 # %% ../../nbs/recipes/data.ipynb #b2901788
 def synthesis_rows(

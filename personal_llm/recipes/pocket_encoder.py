@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['MEASURES', 'SHARE', 'PARAPHRASES', 'LONGEST', 'VOCABULARY', 'DIMENSION', 'BATCH', 'STEPS', 'RATE', 'wordings',
            'rank_measures', 'answer_ranks', 'interval', 'tfidf', 'by_encoder', 'paraphrase_scores', 'question_pool',
-           'evaluate_encoder', 'training_examples', 'distinct_batches', 'new_tokenizer', 'train_encoder',
-           'save_wordings', 'read_wordings', 'save_encoder', 'build', 'main']
+           'evaluate_encoder', 'training_examples', 'distinct_batches', 'new_tokenizer', 'encoder_settings',
+           'train_encoder', 'save_wordings', 'read_wordings', 'save_encoder', 'build', 'main']
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #23fa4e41
 import argparse
@@ -258,6 +258,34 @@ def new_tokenizer(
     )
     return tokenizer
 
+# %% ../../nbs/recipes/pocket_encoder.ipynb #e7b99878
+def encoder_settings(
+    folder: str,  # where the trainer may write
+    seed: int,
+    steps: int,
+    batch: int,  # pairs a step
+    sampler,  # a batch sampler's class
+):  # `SentenceTransformerTrainingArguments`
+    "How the encoder is trained: a linear schedule, no checkpoints, no reports."
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    return SentenceTransformerTrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        batch_sampler=sampler,
+        dataloader_drop_last=True,
+        learning_rate=RATE,
+        warmup_steps=steps // 10,
+        lr_scheduler_type="linear",
+        max_grad_norm=0.0,
+        seed=seed,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=max(steps // 8, 1),
+    )
+
 # %% ../../nbs/recipes/pocket_encoder.ipynb #e3590e03
 def train_encoder(
     examples: list,  # (text, text, keys)
@@ -268,11 +296,7 @@ def train_encoder(
 ):  # a `SentenceTransformer`
     "Train tokenizer and vectors; embeddings have length 1."
     from datasets import Dataset
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
     from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
@@ -283,30 +307,13 @@ def train_encoder(
 
     seed_everything(seed)
     tokenizer = new_tokenizer(t for a, b, _ in examples for t in (a, b))
-    encoder = SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_dim=dimension), Normalize()], device="cpu"
-    )
+    layers = [StaticEmbedding(tokenizer, embedding_dim=dimension), Normalize()]
+    encoder = SentenceTransformer(modules=layers, device="cpu")
+    sides = dict(directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction")
+    loss = MultipleNegativesRankingLoss(encoder, **sides)
+    pairs = Dataset.from_dict(dict(anchor=[a for a, _, _ in examples], positive=[b for _, b, _ in examples]))
     with tempfile.TemporaryDirectory() as folder:
-        settings = SentenceTransformerTrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            batch_sampler=DistinctBatches,
-            dataloader_drop_last=True,
-            learning_rate=RATE,
-            warmup_steps=steps // 10,
-            lr_scheduler_type="linear",
-            max_grad_norm=0.0,
-            seed=seed,
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=max(steps // 8, 1),
-        )
-        pairs = Dataset.from_dict(dict(anchor=[a for a, _, _ in examples], positive=[b for _, b, _ in examples]))
-        loss = MultipleNegativesRankingLoss(
-            encoder, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
-        )
+        settings = encoder_settings(folder, seed, steps, batch, DistinctBatches)
         SentenceTransformerTrainer(model=encoder, args=settings, train_dataset=pairs, loss=loss).train()
     return encoder
 
@@ -396,9 +403,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     for line in build(args.data, args.out, args.results, args.seed):
         print(
-            f"{line['task']:<38} {line['measure']:<18} {line['method']:<28} {line['value']:7.3f} [{line['low']:.3f}, {line['high']:.3f}]  n={line['units']}"
+            f"{line['task']:<38} {line['measure']:<18} {line['method']:<28} {line['value']:7.3f} "
+            f"[{line['low']:.3f}, {line['high']:.3f}]  n={line['units']}"
         )
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #9d64dd77
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():
     main()

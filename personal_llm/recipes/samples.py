@@ -23,7 +23,8 @@ from ..data.users import USERS, user_stream
 
 # %% ../../nbs/recipes/samples.ipynb #43eda33d
 FURNITURE = re.compile(
-    r"These resources|Human Phenotype Ontology|Key Points|On this Page|The mission of|MedlinePlus|Genetic Testing Registry|NINDS|Summary :|Genetics Home Reference"
+    r"These resources|Human Phenotype Ontology|Key Points|On this Page|The mission of|MedlinePlus"
+    r"|Genetic Testing Registry|NINDS|Summary :|Genetics Home Reference"
 )
 
 # %% ../../nbs/recipes/samples.ipynb #18f24160
@@ -129,11 +130,14 @@ def make_samples(
     return counts
 
 # %% ../../nbs/recipes/samples.ipynb #5ae6e4f8
-ADMIN = """dose doses dosage dosing tablet tablets pill pills capsule capsules daily twice hourly nightly oral orally inject injected
-injection injections injectable intravenous intramuscular subcutaneous infusion infused drip syringe needle vial ampoule prescribe
-prescribed prescription prescriptions refill administer administered administration medication medications medicine medicines
-milligram milligrams mg microgram mcg ml milliliter milliliters cc unit units inhaler inhaled inhale nebulizer topical ointment cream
-lotion drops spray patch patches suppository swallow chew dissolve taper titrate regimen course bedtime meals""".split()
+ADMIN = """
+dose doses dosage dosing tablet tablets pill pills capsule capsules daily twice hourly nightly oral orally
+inject injected injection injections injectable intravenous intramuscular subcutaneous infusion infused drip
+syringe needle vial ampoule prescribe prescribed prescription prescriptions refill administer administered
+administration medication medications medicine medicines milligram milligrams mg microgram mcg ml milliliter
+milliliters cc unit units inhaler inhaled inhale nebulizer topical ointment cream lotion drops spray patch
+patches suppository swallow chew dissolve taper titrate regimen course bedtime meals
+""".split()
 
 # %% ../../nbs/recipes/samples.ipynb #583877e0
 def spherical_kmeans(
@@ -203,7 +207,8 @@ def make_chats(
     user = USERS[name]
     stream = user_stream(user, load_samples(), length=300, signal=0.25, seed=0).stream
     lines = [
-        json.dumps(dict(messages=d.answered(user(d) or d.response).messages()), ensure_ascii=False) for d in stream
+        json.dumps(dict(messages=d.derive(response=user(d) or d.response).messages()), ensure_ascii=False)
+        for d in stream
     ]
     Path(out, "samples", "chats.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return len(lines)
