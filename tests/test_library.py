@@ -202,8 +202,10 @@ def test_remove(lib):
     assert files(lib.path) == before
 
 
-def test_a_change_of_somebody_else_is_not_lost(lib, made):
+@pytest.mark.parametrize("read", [True, False], ids=["matrix read before", "not yet"])
+def test_a_change_of_somebody_else_is_not_lost(read, lib, made):
     other = Library(lib.path)
+    assert len(lib.rows if read else lib) == 3
     other.add("d", made[3], words(3), **GIVEN)
     for act in (lambda: lib.remove("a"), lambda: lib.add("e", made[0], words(0), **GIVEN)):
         with pytest.raises(InputError, match="changed since") as error:

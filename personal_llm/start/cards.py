@@ -154,7 +154,7 @@ def trick(
     own: Path,  # where it lies when no link is followed
 ) -> str:  # "" when there is none
     "What makes a file dangerous to read, in words."
-    if os.path.realpath(file) != str(own):
+    if file.is_symlink() or os.path.realpath(file) != str(own):
         return "a link that leads elsewhere"
     if not (file.is_file() or file.is_dir()):
         return "neither a file nor a folder"

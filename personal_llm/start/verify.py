@@ -55,7 +55,7 @@ def file_problems(library):
         name = printable(file.name)
         if file.name in library.places:
             continue
-        if os.path.realpath(file) != str(root / file.name):
+        if file.is_symlink() or os.path.realpath(file) != str(root / file.name):
             yield Problem(name, "a link that leads elsewhere", "put the file itself there, or delete the link")
         elif file.suffix.lower() in PICKLES:
             yield Problem(name, "pickled data, which can run any code", "delete it")

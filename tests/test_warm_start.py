@@ -1,0 +1,189 @@
+"Warm start: one, several or nobody; what is measured, merged, billed and said."
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from libraries import four, small, stand_in
+from personal_llm.base.adapters import Adapter
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.models import Model
+from personal_llm.start import warm_start as module
+from personal_llm.start.ranking import BASE, Ranking
+from personal_llm.start.warm_start import adapter_for, better_weights, start_of, warm_start
+from tiny import shared
+
+MINE = [
+    Dialogue(f"What is {word}?", f"A secret: {word}.") for word in "tea rain bread snow music salt wool glass".split()
+]
+MIXTURE = dict(a=0.5, b=0.3)
+
+
+class Shelf(dict):
+    "A library whose pLLMs are folders."
+
+    base, space = "base", SimpleNamespace(id="planted")
+
+    def __init__(self, folder):
+        super().__init__({name: SimpleNamespace(adapter=folder / name) for name in "abc"})
+
+
+class Said(SimpleNamespace):
+    "An explanation."
+
+    def __str__(self):
+        return "mostly *concise*"
+
+    def to_dict(self):
+        return dict(words=["concise"])
+
+
+class Stages:
+    "Stand-ins for explain, select, mixture_loss and merge that write down what they were given."
+
+    def __init__(self, patch, best="a", weights=(), mixture=9.0, losses=(("a", 2.0), ("b", 2.5))):
+        self.calls, self.mixture = [], mixture
+        self.best, self.weights, self.losses = best, dict(weights), dict(losses)
+        for name in ("explain", "select", "mixture_loss", "merge"):
+            patch.setattr(module, name, getattr(self, name))
+
+    def explain(self, model, dialogues, space, seed):
+        self.calls.append(("explain", len(dialogues), space.id, seed))
+        return Said(cost=Cost(seconds=100, tokens=7))
+
+    def select(self, library, mine, model, dialogues, seed):
+        self.calls.append(("select", len(dialogues), seed))
+        cost = Cost(seconds=20, forward=3, tokens=5)
+        nobody = self.best is None
+        return Ranking(
+            self.best,
+            ("a", "b", "c"),
+            (0.1, 0.2, 0.3),
+            self.weights,
+            nobody,
+            "why",
+            cost,
+            "match",
+            self.losses,
+            library,
+        )
+
+    def mixture_loss(self, model, library, weights, dialogues):
+        self.calls.append(("loss", dict(weights), len(dialogues)))
+        model.cost.forward += len(dialogues)
+        return self.mixture
+
+    def merge(self, library, weights, out):
+        self.calls.append(("merge", dict(weights), out))
+        return Adapter(Path(out or "temporary"), "base", tuple(weights))
+
+
+class Fake:
+    spending = Model.spending
+
+    def __init__(self):
+        self.cost = Cost()
+
+
+@pytest.mark.parametrize(
+    "planted, weights, steps",
+    [
+        (dict(), dict(a=1.0), "explain select"),
+        (dict(weights=dict(a=1.0)), dict(a=1.0), "explain select"),
+        (dict(weights=MIXTURE, mixture=1.9), MIXTURE, "explain select loss merge"),
+        (dict(weights=MIXTURE, mixture=2.0), dict(a=1.0), "explain select loss"),
+        (dict(weights=dict(a=0.4), mixture=1.9), dict(a=0.4), "explain select loss merge"),
+        (dict(weights=MIXTURE, mixture=1.9, losses={}), dict(a=1.0), "explain select loss loss"),
+        (dict(best=None), {}, "explain select"),
+    ],
+    ids=["single", "single by weight", "mixture", "a tie is no gain", "half of one", "unmeasured", "nobody"],
+)
+def test_one_several_or_nobody(planted, weights, steps, monkeypatch, tmp_path):
+    stages, model = Stages(monkeypatch, **planted), Fake()
+    warm = warm_start(model, Shelf(tmp_path), MINE, out=tmp_path / "m", seed=5)
+    assert " ".join(call[0] for call in stages.calls) == steps and warm.weights == weights
+    assert stages.calls[0] == ("explain", 8, "planted", 5) and stages.calls[1] == ("select", 8, 5)
+    measured = [call for call in stages.calls if call[0] == "loss"]
+    assert all(call[2] == 8 for call in measured) and [call[1] for call in measured][-1:] in ([], [stages.weights])
+    if "merge" in steps:
+        assert stages.calls[-1] == ("merge", weights, tmp_path / "m") and warm.adapter.parents == tuple(weights)
+    else:
+        assert warm.adapter == (tmp_path / "a" if weights else None)
+    assert warm.cost.forward == 3 + 8 * len(measured) and warm.cost.tokens == 12 and 120 <= warm.cost.seconds < 121
+    assert model.cost.forward == 8 * len(measured), "the model's own bill has it, too"
+
+
+def test_what_it_says(monkeypatch, tmp_path):
+    Stages(monkeypatch, weights=MIXTURE, mixture=1.0)
+    warm = warm_start(Fake(), Shelf(tmp_path), MINE)
+    assert str(warm).splitlines()[:3] == ["start: 0.50 a, 0.30 b", "because: why", "style: mostly *concise*"]
+    row = warm.to_dict()
+    assert row["weights"] == MIXTURE and row["style"] == "mostly *concise*" and row["reason"] == "why"
+    assert row["explanation"] == dict(words=["concise"]) and row["ranking"]["names"] == ["a", "b", "c"]
+    stored = json.dumps(row)
+    assert "secret" not in stored and str(tmp_path) not in stored, "no word of the dialogues, no path of the machine"
+    Stages(monkeypatch, best=None)
+    assert str(warm_start(Fake(), Shelf(tmp_path), MINE)).startswith("start: the bare model\n")
+
+
+def test_a_stage_that_fails_merges_nothing(monkeypatch, tmp_path):
+    stages = Stages(monkeypatch, weights=MIXTURE, mixture=1.0)
+
+    def refuse(*given):
+        raise InputError("too few dialogues", "give more")
+
+    monkeypatch.setattr(module, "explain", refuse)
+    with pytest.raises(InputError, match="too few"):
+        warm_start(Fake(), Shelf(tmp_path), MINE, out=tmp_path / "m")
+    assert stages.calls == [] and not (tmp_path / "m").exists()
+
+
+# ---- a ranking alone
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)
+        return small(tmp_path_factory.mktemp("whole") / "lib", four(tmp_path_factory.mktemp("adapters")))
+
+
+def ranking(library, best=None, weights=(), **more):
+    return Ranking(best, ("a", "b", "c"), (1, 2, 3), dict(weights), best is None, library=library, **more)
+
+
+def test_start_of_a_ranking(library, tmp_path):
+    assert start_of(ranking(library)) is None, "nobody helps"
+    assert start_of(ranking(library, "b")) == library.path / "b"
+    assert start_of(ranking(library, "b", dict(a=0.5, b=0.5))) == library.path / "b", "the best stands first"
+    merged = start_of(ranking(library, None, dict(a=0.5, c=0.25)), tmp_path / "m")
+    assert merged.parents == ("a", "c") and merged.path == tmp_path / "m"
+    with shared("llama").using(merged):
+        pass
+    assert start_of(ranking(None)) is None
+    with pytest.raises(InputError, match="library") as error:
+        start_of(ranking(None, "b"))
+    assert error.value.remedy == "select again"
+
+
+def test_an_adapter_for_weights(library, tmp_path):
+    assert adapter_for(library, {}) is None
+    assert adapter_for(library, dict(a=1.0)) == library.path / "a"
+    half = adapter_for(library, dict(a=0.5), tmp_path / "m")
+    assert half.parents == ("a",) and half.path == tmp_path / "m", "half of one is not that one"
+    with pytest.raises(InputError, match="'z'"):
+        adapter_for(library, dict(z=1.0))
+
+
+def test_the_true_loss_decides(library, tmp_path):
+    "Against the losses that a reader would measure by hand, with nothing replaced."
+    model = shared("llama")
+    losses = {name: module.mixture_loss(model, library, {name: 1.0}, MINE) for name in "ab"}
+    shares = dict(a=0.05, b=0.05)
+    mixed = module.mixture_loss(model, library, shares, MINE)
+    best = min(losses, key=losses.get)
+    found = ranking(library, best, shares, losses={BASE: 9.0} | losses)
+    assert better_weights(model, found, MINE) == (shares if mixed < losses[best] else {best: 1.0})
+    assert mixed != losses[best]
