@@ -332,7 +332,7 @@ def test_a_reader_waits_for_a_writer(old, tmp_path):
     journal = old.path / COMMITTED
     shutil.copytree(write(tmp_path / "new", "new", rank=2).path, journal)
     reader = threading.Thread(target=finish_publication, args=(old.path,))
-    with adapters._held(journal):
+    with adapters.held(journal):
         reader.start()
         reader.join(0.2)
         assert reader.is_alive() and len(list(journal.iterdir())) == 3

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HUB_ID', 'FAULTS', 'PATIENCE', 'DTYPES', 'REMEMBERED_BYTES', 'resolve_model', 'check_loading', 'is_causal',
-           'read_files', 'ask_hub', 'read_model', 'choose_device', 'fingerprint', 'live_adapter',
-           'remembered_fingerprint', 'weight_files', 'load_encoder', 'encoder_id']
+           'read_files', 'hub_says', 'ask_hub', 'fetch', 'read_model', 'choose_device', 'hash_of', 'fingerprint',
+           'live_adapter', 'remembered_fingerprint', 'weight_files', 'load_encoder', 'encoder_id']
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa003
 import difflib
@@ -82,14 +82,9 @@ def read_files(
 
     given = dict(local_files_only=local, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(source, **given)
-    model, info = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # then they are listed, and refused
-        output_loading_info=True,
-        **given,
-    )
+    given |= dict(dtype=getattr(torch, dtype), use_safetensors=True)
+    given |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # then these are listed, and refused
+    model, info = AutoModelForCausalLM.from_pretrained(source, **given)
     check_loading(source, info)
     return model.to(device).eval(), tokenizer
 
@@ -97,20 +92,10 @@ def read_files(
 PATIENCE = 4.0  # seconds to wait for the hub
 
 
-def ask_hub(
+def hub_says(
     name: str,  # a Hugging Face id
-) -> None:
-    "Raise `InputError` unless the hub knows the model and answers soon."
-    found = []
-    thread = threading.Thread(target=lambda: found.append(_hub_says(name)), daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    why = found[0] if found else "it is not on this machine and the hub does not answer"
-    if why:
-        raise InputError(f"unknown model {name!r}: {why}", 'check the name, give a folder, or use "pocket"')
-
-
-def _hub_says(name: str) -> str:  # empty when all is well
+) -> str:  # what is wrong; empty when the hub knows it
+    "Ask the hub for a model's config.json."
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -122,6 +107,34 @@ def _hub_says(name: str) -> str:  # empty when all is well
         return "it is not on this machine and the hub cannot be reached"
     return ""
 
+# %% ../../nbs/0_base/06_loading.ipynb #06loa036
+def ask_hub(
+    name: str,  # a Hugging Face id
+) -> None:
+    "Raise `InputError` unless the hub knows the model and answers soon."
+    found = []
+    thread = threading.Thread(target=lambda: found.append(hub_says(name)), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    why = found[0] if found else "it is not on this machine and the hub does not answer"
+    if why:
+        raise InputError(f"unknown model {name!r}: {why}", 'check the name, give a folder, or use "pocket"')
+
+# %% ../../nbs/0_base/06_loading.ipynb #06loa037
+def fetch(
+    source: str,  # a folder or an id, of `resolve_model`
+    device: str,  # such as "cpu"
+    dtype: str,  # such as "float32"
+) -> tuple:  # (model, tokenizer)
+    "`read_files`; what is not on this machine comes from the hub."
+    try:
+        return read_files(source, device, dtype)
+    except OSError:
+        if Path(source).exists():
+            raise
+    ask_hub(source)
+    return read_files(source, device, dtype, local=False)
+
 # %% ../../nbs/0_base/06_loading.ipynb #06loa020
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -131,18 +144,12 @@ def read_model(
     device: str,  # such as "cpu"
     dtype: str,  # one of `DTYPES`
 ) -> tuple:  # (model, tokenizer)
-    "`read_files`, from the hub where that is needed; raises `InputError` for whatever goes wrong."
+    "Load a model by its name; raises `InputError` for whatever goes wrong."
     source = resolve_model(name)
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}", f"use one of {', '.join(DTYPES)}")
     try:
-        try:
-            return read_files(source, device, dtype)
-        except OSError:
-            if Path(source).exists():
-                raise
-            ask_hub(source)
-            return read_files(source, device, dtype, local=False)
+        return fetch(source, device, dtype)
     except InputError:
         raise
     except Exception as error:
@@ -156,31 +163,32 @@ def choose_device() -> str:
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
-# %% ../../nbs/0_base/06_loading.ipynb #2299c9e5
-def fingerprint(
-    model,  # a torch model
+# %% ../../nbs/0_base/06_loading.ipynb #06loa029
+def hash_of(
+    tensors: dict,  # name -> tensor
 ) -> str:  # sixteen hex digits
-    "What tells one set of base weights from another: a hash of all names, shapes and values."
-    return _hash_of({name: x for name, x in model.state_dict().items() if "lora_" not in name})
-
-
-def live_adapter(
-    model,  # a torch model
-) -> str:  # sixteen hex digits; empty where there are none
-    "The same of LoRA layers that are in the model already."
-    found = {name: x for name, x in model.state_dict().items() if "lora_" in name}
-    return _hash_of(found) if found else ""
-
-
-def _hash_of(tensors: dict) -> str:
+    "A hash of names, shapes and all values; peft's names are those without it."
     digest, seen = hashlib.sha256(), set()
-    bare = lambda name: name.removeprefix("base_model.model.").replace("base_layer.", "")  # without what peft adds
-    for name, value in sorted((bare(name), value) for name, value in tensors.items()):
+    bare = {name.removeprefix("base_model.model.").replace("base_layer.", ""): x for name, x in tensors.items()}
+    for name, value in sorted(bare.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         if value.data_ptr() not in seen:  # tied weights are one
             seen.add(value.data_ptr())
             digest.update(value.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()[:16]
+
+
+def fingerprint(model) -> str:  # sixteen hex digits, of a torch model
+    "What tells one set of base weights from another: a hash of all names, shapes and values."
+    return hash_of({name: x for name, x in model.state_dict().items() if "lora_" not in name})
+
+# %% ../../nbs/0_base/06_loading.ipynb #06loa030
+def live_adapter(
+    model,  # a torch model
+) -> str:  # sixteen hex digits; empty where there are none
+    "A hash of the LoRA layers that are in a model."
+    found = {name: x for name, x in model.state_dict().items() if "lora_" in name}
+    return hash_of(found) if found else ""
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa025
 REMEMBERED_BYTES = 100_000_000  # of weights, from which on hashing takes a time that one notices
@@ -205,12 +213,12 @@ def remembered_fingerprint(
             write_json(file, known)
     return known[key]
 
-
+# %% ../../nbs/0_base/06_loading.ipynb #06loa033
 def weight_files(
     model,  # what `read_files` gave
 ) -> list:
     "The safetensors files of a model that was loaded from a folder; empty for others."
-    place = Path(model.name_or_path)
+    place = Path(getattr(model, "name_or_path", None) or "/nowhere")
     return sorted(place.glob("*.safetensors")) if place.is_dir() else []
 
 # %% ../../nbs/0_base/06_loading.ipynb #a33d5415
