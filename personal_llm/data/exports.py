@@ -205,10 +205,10 @@ def whatsapp_messages(
         if match:
             *stamp, rest = match.groups()
             name, colon, text = rest.partition(": ")
-            found.append([stamp, name.strip(MARKS + "~ \u202f\u00a0") if colon else "", text])
+            found.append([stamp, name.strip(MARKS + "~ \u202f\u00a0") if colon else "", [text]])
         elif found:
-            found[-1][2] += "\n" + line.rstrip("\r")
-    return found
+            found[-1][2].append(line.rstrip("\r"))
+    return [(stamp, name, "\n".join(texts)) for stamp, name, texts in found]
 
 # %% ../../nbs/1_data/12_exports.ipynb #f865601f
 DATE_ORDERS = ((2, 1, 0), (2, 0, 1), (0, 1, 2))  # places of year, month, day: day first, month first, year first

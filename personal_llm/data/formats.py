@@ -60,7 +60,7 @@ def dialogues_of(
     history = History((role, text[:LONGEST_TEXT]) for role, text, _ in turns)
     found = []
     for place in range(1, len(turns)):
-        (asked, prompt), (role, response) = history[place - 1], history[place]
+        prompt, (role, response) = history[place - 1][1], history[place]
         if role != "assistant":
             continue
         for name, text in (("prompt", prompt), ("response", response)):

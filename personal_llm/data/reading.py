@@ -26,7 +26,7 @@ from personal_llm.data.formats import (
     opening_of,
     recognise,
 )
-from .records import read_records, shown
+from .records import read_records, shown, tidy
 from .writing import write_dialogues  # who reads also writes
 
 # %% ../../nbs/1_data/14_reading.ipynb #2bef7396
@@ -47,9 +47,9 @@ def notes(self: Dialogues) -> list:  # of lines
     found = []
     if self.skipped:
         place, why = self.skipped[0]
-        found.append(f"{len(self.skipped)} bad rows skipped, the first is number {place}: {why}")
+        found.append(f"bad rows skipped: {len(self.skipped)}, the first is number {place}: {why}")
     if self.cut:
-        found.append(f"{self.cut} texts were longer than {LONGEST_TEXT:,} characters and were cut")
+        found.append(f"texts cut to {LONGEST_TEXT:,} characters: {self.cut}")
     if self.user:
         found.append(f"the user's side is {shown(self.user)}'s; for somebody else's give user (--user)")
     return found
@@ -139,7 +139,7 @@ def understood(
         out = Dialogues([d for _, d in found], name)
         out.cut = cut
     else:
-        out, more = make_dialogues(rows, name, user, path.name)
+        out, more = make_dialogues(rows, name, user, tidy(path.name))
     return out, sorted(bad + more, key=lambda row: row[0]), unit
 
 # %% ../../nbs/1_data/14_reading.ipynb #b295273a

@@ -258,5 +258,5 @@ def read_records(
     first = next((text for _, text in lines if isinstance(text, InputError) or text.strip()), "")
     if ending == ".txt" and isinstance(first, str) and not first.lstrip().startswith(("{", "[{")):
         good = [text for _, text in lines if isinstance(text, str)]
-        return "line", [row for row in lines if isinstance(row[1], InputError)] + [(1, dict(log="\n".join(good)))]
+        return "line", [(1, dict(log="\n".join(good)))] + [row for row in lines if isinstance(row[1], InputError)]
     return "line", json_lines(lines)

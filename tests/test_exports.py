@@ -1,0 +1,365 @@
+"Exports that people have: tiny hand-written files as the real ones look."
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import InputError
+from personal_llm.data.exports import (
+    PAUSE,
+    Said,
+    between_people,
+    branch,
+    moments,
+    seconds,
+    user_among,
+    whatsapp_messages,
+)
+from personal_llm.data.formats import FORMATS, convert
+from personal_llm.data.reading import read_dialogues
+
+
+def pairs(dialogues):
+    return [(d.prompt, d.response) for d in dialogues]
+
+
+def save(path, value):
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+# ChatGPT: conversations.json
+
+
+def node(name, parent, role=None, text="", children=(), time=None, kind="text", **more):
+    message = None
+    if role:
+        content = dict(content_type=kind, parts=[text] if isinstance(text, str) else text)
+        message = dict(id=name, author=dict(role=role, name=None, metadata={}), create_time=time, update_time=None)
+        message |= dict(content=content, status="finished_successfully", end_turn=True, weight=1.0, metadata={})
+        message |= dict(recipient="all") | more
+    return {name: dict(id=name, message=message, parent=parent, children=list(children))}
+
+
+def conversation(*nodes, current=None, title="Anatomy"):
+    mapping = {name: value for one in nodes for name, value in one.items()}
+    row = dict(title=title, create_time=1705314645.5, update_time=1705314700.0, mapping=mapping, moderation_results=[])
+    return row | dict(current_node=current or list(mapping)[-1], conversation_id="c-1", id="c-1")
+
+
+ROOT = node("root", None, children=["sys"])
+SYSTEM = node("sys", "root", "system", "", children=["q1"])
+CHATGPT = [
+    conversation(
+        ROOT,
+        SYSTEM,
+        node("q0", "sys", "user", "Waht is a tendn?", ["a0"], 1705314600.0),
+        node("a0", "q0", "assistant", "Pardon?", time=1705314601.0),
+        node("q1", "sys", "user", "What is a tendon?", ["t"], 1705314645.5),
+        node("t", "q1", "assistant", "search('tendon')", ["r"], 1705314646.0, recipient="browser"),
+        node("r", "t", "tool", "a web page", ["h"], 1705314647.0),
+        node("h", "r", "assistant", "thinking", ["a1"], kind="thoughts"),
+        node("a1", "h", "assistant", "It ties muscle to bone.", ["q2"], 1705314650.0),
+        node(
+            "q2",
+            "a1",
+            "user",
+            [dict(asset_pointer="file://x"), "And this?"],
+            ["a2"],
+            1705314660.0,
+            kind="multimodal_text",
+        ),
+        node("a2", "q2", "assistant", "A ligament.", (), 1705314665.0),
+        current="a2",
+    ),
+    conversation(ROOT, SYSTEM, node("q", "sys", "user", "Draw me a cat."), title="No answer"),
+    conversation(ROOT, node("q", "root", "user", "Hi", ["a"]), node("a", "q", "assistant", "Hello"), title="Short"),
+]
+
+
+def test_chatgpt(tmp_path):
+    found = read_dialogues(save(tmp_path / "conversations.json", CHATGPT))
+    want = [("What is a tendon?", "It ties muscle to bone."), ("And this?", "A ligament."), ("Hi", "Hello")]
+    assert pairs(found) == want and found.format == "chatgpt" and not found.skipped
+    assert list(found[1].history) == [("user", want[0][0]), ("assistant", want[0][1])]
+    assert [d.time for d in found] == [1705314645.5, 1705314660.0, 0.0]
+    assert [d.labels.get("group") for d in found] == ["conversations.json:1"] * 2 + [None]
+
+
+def test_one_chatgpt_conversation_alone(tmp_path):
+    assert len(read_dialogues(save(tmp_path / "one.json", CHATGPT[0]))) == 2
+
+
+def test_chatgpt_without_current_node():
+    row = CHATGPT[0] | dict(current_node=None)
+    assert convert(row, "chatgpt") == convert(CHATGPT[0], "chatgpt")
+
+
+def test_hidden_messages_are_not_said():
+    hidden = dict(metadata=dict(is_visually_hidden_from_conversation=True))
+    row = conversation(
+        ROOT,
+        node("p", "root", "user", "My name is Ana.", **hidden),
+        node("q", "p", "user", "Hi"),
+        node("a", "q", "assistant", "Hello"),
+    )
+    assert convert(row, "chatgpt")[0].turns == [("user", "Hi", 0.0), ("assistant", "Hello", 0.0)]
+
+
+def test_parents_in_a_circle_are_refused(tmp_path):
+    row = conversation(node("a", "b", "user", "Hi"), node("b", "a", "assistant", "Hello"))
+    with pytest.raises(InputError, match="item 1: the parents of message b run in a circle"):
+        read_dialogues(save(tmp_path / "conversations.json", [row]))
+    found = read_dialogues(save(tmp_path / "conversations.json", [row, CHATGPT[2]]), skip_bad=True)
+    assert pairs(found) == [("Hi", "Hello")] and [place for place, _ in found.skipped] == [1]
+
+
+def test_a_long_branch():
+    parents = {str(i): str(i - 1) for i in range(50_000)}
+    assert len(branch(parents, "49999")) == 50_000 and branch({}, "x") == []
+
+
+# Claude: conversations.json
+
+
+def message(sender, text, uuid=None, parent=None, parts=None):
+    row = dict(uuid=uuid or text, text=text, sender=sender, created_at="2024-01-15T10:30:45.500000Z", attachments=[])
+    row |= dict(content=[dict(type="text", text=text)] if parts is None else parts, files=[])
+    return row | (dict(parent_message_uuid=parent) if parent else {})
+
+
+CLAUDE = [
+    dict(
+        uuid="c-1",
+        name="Anatomy",
+        created_at="2024-01-15T10:30:45.500000Z",
+        account=dict(uuid="u"),
+        chat_messages=[
+            message("human", "What is a tendon?"),
+            message(
+                "assistant",
+                "Let me think. It ties muscle to bone. This block is not supported on your current device yet.",
+                parts=[
+                    dict(type="thinking", thinking="A tendon..."),
+                    dict(type="text", text="Let me think."),
+                    dict(type="tool_use", name="search", input={}),
+                    dict(type="tool_result", text="a web page"),
+                    dict(type="text", text="It ties muscle to bone."),
+                ],
+            ),
+            message("human", "And a ligament?", parts=[]),
+            message("assistant", "It ties bone to bone."),
+        ],
+    ),
+    dict(uuid="c-2", name="", chat_messages=[]),
+]
+
+
+def test_claude(tmp_path):
+    found = read_dialogues(save(tmp_path / "conversations.json", CLAUDE))
+    assert found.format == "claude" and not found.skipped
+    assert pairs(found) == [
+        ("What is a tendon?", "Let me think.\nIt ties muscle to bone."),
+        ("And a ligament?", "It ties bone to bone."),
+    ]
+    assert found[0].time == 1705314645.5 and len(found[1].history) == 2
+
+
+def test_claude_keeps_the_branch_that_stayed():
+    messages = [
+        message("human", "Hi", "1", "0"),
+        message("assistant", "Thrown away", "2", "1"),
+        message("assistant", "Hello", "3", "1"),
+    ]
+    (talk,) = convert(dict(chat_messages=messages), "claude")
+    assert [text for _, text, _ in talk.turns] == ["Hi", "Hello"]
+    (talk,) = convert(dict(chat_messages=messages, current_leaf_message_uuid="2"), "claude")
+    assert [text for _, text, _ in talk.turns] == ["Hi", "Thrown away"]
+
+
+# Telegram: result.json
+
+
+def telegram(who, text, minute, **more):
+    row = {"id": minute, "type": "message", "date": f"2024-01-15T10:{minute:02}:00", "from": who}
+    row |= dict(date_unixtime=str(1705314600 + 60 * minute), from_id=f"user{len(who)}", text=text, text_entities=[])
+    return row | more
+
+
+LINK = ["Look: ", dict(type="link", text="https://example.org"), "!"]
+CHAT = dict(
+    name="Bo",
+    type="personal_chat",
+    id=4711,
+    messages=[
+        dict(id=1, type="service", date="2024-01-15T10:00:00", actor="Ana", action="phone_call", text="a call"),
+        telegram("Ana", LINK, 1),
+        telegram("Ana", "", 2, photo="(File not included)"),
+        telegram("Ana", "A chain letter", 3, forwarded_from="Cleo"),
+        telegram("Bo", "Nice.", 4),
+        telegram("Bo", "Thanks.", 5),
+        telegram("Ana", "Tea?", 6),
+        telegram("Bo", "Yes!", 7),
+        telegram("Bo", "Good morning!", 7 + 60 * 9),
+        telegram("Ana", "Morning.", 8 + 60 * 9),
+        telegram("Bo", "Coffee?", 9 + 60 * 9),
+    ],
+)
+
+
+def test_telegram(tmp_path):
+    found = read_dialogues(save(tmp_path / "result.json", CHAT))
+    assert found.format == "telegram" and found.user == "Ana" and "Ana" in found.notes()[-1]
+    assert pairs(found) == [("Look: https://example.org!", "Nice.\nThanks."), ("Tea?", "Yes!"), ("Morning.", "Coffee?")]
+    assert [len(d.history) for d in found] == [0, 2, 1], "the night begins a new conversation"
+    assert [d.labels.get("group") for d in found] == ["result.json:1:1"] * 2 + [None]
+    assert found[0].time == 1705314660
+
+
+@pytest.mark.parametrize("name", ["Bo", "bo", "user2"])
+def test_the_user_can_be_named(tmp_path, name):
+    found = read_dialogues(save(tmp_path / "result.json", CHAT), user=name)
+    assert pairs(found) == [("Nice.\nThanks.", "Tea?"), ("Good morning!", "Morning.")] and found.user == "Bo"
+
+
+def test_nobody_of_that_name(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_dialogues(save(tmp_path / "result.json", CHAT), user="Cleo")
+    assert "nobody called Cleo" in caught.value.what and "Ana, Bo" in caught.value.remedy
+
+
+def test_a_group_needs_a_name(tmp_path):
+    group = dict(CHAT, messages=[*CHAT["messages"][:6], telegram("Cleo", "Me too.", 7)])
+    with pytest.raises(InputError, match="3 people write here") as caught:
+        read_dialogues(save(tmp_path / "result.json", group))
+    assert "--user" in caught.value.remedy
+    found = read_dialogues(save(tmp_path / "result.json", group), user="Ana")
+    assert pairs(found) == [("Look: https://example.org!", "Nice.\nThanks.\nMe too.")]
+
+
+def test_a_whole_telegram_account(tmp_path):
+    group = dict(CHAT, messages=[*CHAT["messages"], telegram("Cleo", "Hi", 20)])
+    alone = dict(type="saved_messages", id=1, messages=[telegram("Ana", "A note", 1)])
+    chats = dict(about="This page lists all chats.", list=[CHAT, group, alone])
+    account = dict(about="Here is your data.", personal_information=dict(user_id=2, first_name="Bo"), chats=chats)
+    found = read_dialogues(save(tmp_path / "result.json", account))
+    assert found.user == "Bo" and pairs(found) == [("Nice.\nThanks.", "Tea?"), ("Good morning!", "Morning.")]
+    with pytest.raises(InputError, match="whose account"):
+        read_dialogues(save(tmp_path / "result.json", dict(chats=chats)))
+    assert read_dialogues(save(tmp_path / "result.json", dict(chats=chats)), user="Ana").user == "Ana"
+
+
+# WhatsApp: a text
+
+ANDROID = """12/31/23, 9:40\u202fPM - Messages and calls are end-to-end encrypted. Tap to learn more.
+12/31/23, 9:41\u202fPM - Ana Ruiz: Are you coming?
+12/31/23, 9:42\u202fPM - +49 170 123: Yes!
+And I bring:
+- cake, 12/31/23 style
+12/31/23, 9:43\u202fPM - +49 170 123: <Media omitted>
+12/31/23, 9:44\u202fPM - +49 170 123: This message was deleted
+1/1/24, 10:02\u202fAM - Ana Ruiz: Happy new year: to you!
+1/1/24, 10:05\u202fAM - +49 170 123: And to you!
+"""
+IPHONE = """\ufeff[31.12.23, 21:40:00] Ana Ruiz: \u200eMessages and calls are end-to-end encrypted.\r
+[31.12.23, 21:41:05] Ana Ruiz: Are you coming?\r
+\u200e[31.12.23, 21:42:10] ~\u202f+49 170 123: \u200eimage omitted\r
+[31.12.23, 21:42:30] ~\u202f+49 170 123: Yes!\r
+And I bring:\r
+- cake, 12/31/23 style \u200e<This message was edited>\r
+[01.01.24, 10:02:00] Ana Ruiz: Happy new year: to you!\r
+[01.01.24, 10:05:00] ~\u202f+49 170 123: And to you!\r
+"""
+WHATSAPP = [
+    ("Are you coming?", "Yes!\nAnd I bring:\n- cake, 12/31/23 style"),
+    ("Happy new year: to you!", "And to you!"),
+]
+
+
+@pytest.mark.parametrize("log", [ANDROID, IPHONE])
+def test_whatsapp(tmp_path, log):
+    found = read_dialogues(save(tmp_path / "_chat.txt", log))
+    assert pairs(found) == WHATSAPP and found.format == "whatsapp" and found.user == "Ana Ruiz"
+    assert [d.time // 60 for d in found] == [1704058860 // 60, 1704103320 // 60]
+    assert all(len(d.history) == 0 for d in found)
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        "12/31/23, 9:41 PM - ",
+        "31/12/2023, 21:41 - ",
+        "31/12/23, 21:41 – ",
+        "31.12.23, 21:41 - ",
+        "2023-12-31, 21:41 - ",
+        "2023/12/31 21:41 - ",
+        "[31/12/2023, 21:41:05] ",
+        "[12/31/23, 9:41:05 PM] ",
+        "[12/31/23, 9:41:05 p.m.] ",
+        "[31.12.2023 klo 21.41.05] ",
+        "\u200e[31.12.23, 21:41:05] ",
+    ],
+)
+def test_stamps(stamp):
+    ((numbers, name, text),) = whatsapp_messages(f"{stamp}Ana: Hi: you")
+    assert (name, text) == ("Ana", "Hi: you") and moments([numbers])[0] // 60 == 1704058860 // 60
+
+
+def test_the_order_of_dates_is_that_of_the_log():
+    def first(*dates):
+        return moments([stamp for stamp, _, _ in whatsapp_messages("\n".join(f"{d} - A: x" for d in dates))])[0]
+
+    assert first("1/2/24, 9:00", "1/3/24, 9:00", "13/3/24, 9:00") == seconds("2024-02-01T09:00:00")
+    assert first("1/2/24, 9:00", "1/13/24, 9:00") == seconds("2024-01-02T09:00:00")
+    assert first("1/2/24, 9:00", "2/1/24, 9:00") == seconds("2024-01-02T09:00:00"), "time runs forwards"
+    assert first("3/4/24, 9:00 AM") == seconds("2024-03-04T09:00:00")
+    assert first("3/4/24, 9:00") == seconds("2024-04-03T09:00:00")
+
+
+def test_a_text_that_is_no_chat(tmp_path):
+    with pytest.raises(InputError, match="line 1: no line of it begins as WhatsApp's do"):
+        read_dialogues(save(tmp_path / "diary.txt", "Dear diary,\ntoday was fine.\n"))
+
+
+def test_a_long_message_in_a_log_is_quick(tmp_path):
+    log = "1/1/24, 9:00 - Ana: Hi\n1/1/24, 9:01 - Bo: " + "a line of a long letter\n" * 400_000
+    found = read_dialogues(save(tmp_path / "long.txt", log))
+    assert found.cut == 1 and len(found) == 1
+
+
+# whose side is the user's
+
+
+def test_between_people():
+    talk = [Said("1", "Ana", "a", 0.0), Said("2", "Bo", "b", 0.0), Said("1", "Ana", "c", 0.0)]
+    assert [len(c.turns) for c in between_people(talk)] == [3], "without times nothing is cut"
+    late = [m._replace(time=1e9 + (PAUSE + 1) * i) for i, m in enumerate(talk)]
+    assert between_people(late) == [], "each says something into silence"
+    assert between_people(talk[:1]) == [] and user_among([]) == (None, "")
+
+
+def test_times():
+    assert seconds("2024-01-15T10:30:45") == seconds("2024-01-15T10:30:45Z") == 1705314645
+    assert seconds("2024-01-15T11:30:45+01:00") == 1705314645
+    for value in (None, "", "soon", [], {}, "nan", float("inf"), 10**400, "9999999999999-01-01"):
+        assert seconds(value) == 0
+
+
+NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages"
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "a", "user", "human", "message", "text"]),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), v, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(["chatgpt", "claude", "telegram", "whatsapp"]), st.data())
+def test_no_values_make_anything_but_an_input_error(name, data):
+    fields = data.draw(st.sampled_from(FORMATS[name].needs)) + ("current_node", "personal_information")
+    try:
+        convert({field: data.draw(VALUES) for field in fields}, name, data.draw(st.none() | st.just("a")))
+    except InputError as error:
+        assert "\n" not in str(error)

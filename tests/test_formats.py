@@ -1,0 +1,232 @@
+"What the fields mean: every layout, turns into dialogues, a layout of one's own."
+
+import pytest
+
+from personal_llm.base.core import History, InputError
+from personal_llm.data import reading  # registers every layout
+from personal_llm.data.formats import (
+    FORMATS,
+    LONGEST_TEXT,
+    Conversation,
+    as_name,
+    as_text,
+    convert,
+    dialogues_of,
+    exchange,
+    fields_of,
+    guarded,
+    joined,
+    layout,
+    opening_of,
+    recognise,
+)
+
+
+def user(text):
+    return dict(role="user", content=text)
+
+
+def bot(text):
+    return dict(role="assistant", content=text)
+
+
+def turn(who, text):
+    return {"from": who, "value": text}
+
+
+CHAT = [user("Hi"), bot("Hello"), user("Bye"), bot("See you")]
+PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
+COUGH = [("I cough.", "Since when?")]
+TEXT = "One two three,\nfour five six seven eight\n\nnine."
+
+# layout, record, the (prompt, response) pairs that it holds
+RECORDS = [
+    ("messages", dict(messages=CHAT), PAIRS),
+    ("messages", CHAT, PAIRS),
+    ("messages", dict(conversation=CHAT, model="x"), PAIRS),
+    ("messages", dict(messages=[dict(role="system", content="Be kind."), *CHAT[:2]]), PAIRS[:1]),
+    ("messages", dict(messages=[bot("Welcome!"), user("a"), user("b"), bot("c")]), [("a\nb", "c")]),
+    ("messages", dict(messages=[user([dict(type="text", text="a"), dict(type="image_url")]), bot("c")]), [("a", "c")]),
+    ("messages", dict(messages=[user("a"), dict(role="assistant", content=None), bot("c")]), [("a", "c")]),
+    ("sharegpt", dict(id="1", conversations=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
+    ("sharegpt", dict(conversations=[turn("system", "x"), turn("user", "Hi"), turn("chatgpt", "Hello")]), PAIRS[:1]),
+    ("sharegpt", dict(conversations=CHAT), PAIRS),
+    ("messages", [turn("human", "Hi"), turn("gpt", "Hello")], PAIRS[:1]),
+    ("prompt-completion", dict(prompt="Hi", completion="Hello"), PAIRS[:1]),
+    ("prompt-completion", dict(prompt="Hi", response="Hello", extra=1), PAIRS[:1]),
+    ("prompt-completion", {"Prompt": "Hi", " Response ": "Hello"}, PAIRS[:1]),
+    ("alpaca", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
+    ("alpaca", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
+    ("alpaca", dict(Instruction="Add.", Input=None, Output="3"), [("Add.", "3")]),
+    ("dolly", dict(instruction="Who?", context="Ada wrote it.", response="Ada"), [("Who?\n\nAda wrote it.", "Ada")]),
+    (
+        "openorca",
+        dict(id="1", system_prompt="Be brief.", question="Who?", response="Ada"),
+        [("Be brief.\n\nWho?", "Ada")],
+    ),
+    ("openorca", dict(id="1", system_prompt="", question="Who?", response="Ada"), [("Who?", "Ada")]),
+    ("meddialog", dict(description="cough", utterances=["patient: I cough.", "doctor: Since when?"]), COUGH),
+    (
+        "meddialog",
+        dict(dialogue_turns=[dict(speaker="Patient", utterance="I cough."), dict(speaker=1, utterance="Since when?")]),
+        COUGH,
+    ),
+    ("meddialog", dict(dialogue_turns=dict(speaker=[0, 1], utterance=["I cough.", "Since when?"])), COUGH),
+    ("meddialog", dict(input="I cough.", output="Since when?"), COUGH),
+    ("meddialog", dict(patient_message="I cough.", doctor_response="Since when?", dialogue_context=""), COUGH),
+    ("text", dict(text=TEXT, label=3), [("One two three, four five six", "seven eight\n\nnine.")]),
+    ("prosocial", dict(context="I lied.", response="Tell them.", rots=[], dialogue_id=3), [("I lied.", "Tell them.")]),
+]
+
+
+def pairs(conversations):
+    return [(d.prompt, d.response) for talk in conversations for d in dialogues_of(talk)[0]]
+
+
+@pytest.mark.parametrize("name,record,want", RECORDS)
+def test_records(name, record, want):
+    fields = fields_of(record)
+    assert recognise(fields) == name
+    assert pairs(convert(fields, name)) == want
+
+
+def test_every_layout_is_tested():
+    elsewhere = {"dialogue", "empathetic", "chatgpt", "claude", "telegram", "whatsapp"}
+    assert {name for name, *_ in RECORDS} | elsewhere == set(FORMATS)
+    assert reading.FORMATS is FORMATS
+
+
+def test_alpaca_as_medical_rows_when_named():
+    row = dict(instruction="You are a doctor", input="I cough.", output="Since when?")
+    assert pairs(convert(row, "meddialog")) == COUGH
+
+
+def test_empathetic_rows_come_in_any_order():
+    rows = [
+        dict(conv_id="a", utterance_idx="2", utterance="So sorry."),
+        dict(conv_id="a", utterance_idx="1", utterance="My dog_comma_ Rex_comma_ died."),
+    ]
+    (talk,) = convert(rows, "empathetic")
+    assert pairs([talk]) == [("My dog, Rex, died.", "So sorry.")] and talk.group == "a"
+
+
+BAD = [
+    ("messages", dict(messages="Hi"), "list of objects"),
+    ("messages", dict(messages=[3]), "list of objects"),
+    ("messages", dict(messages=[dict(role=["user"], content="x")]), "list of objects"),
+    ("messages", dict(messages=[user(3)]), "int, not text"),
+    ("sharegpt", dict(conversations=dict(a=1)), "list of objects"),
+    ("prompt-completion", dict(prompt=3, response="x"), "int, not text"),
+    ("prompt-completion", dict(prompt=["Hi", 3], response="x"), "list, not text"),
+    ("prosocial", dict(context="a", response="b", dialogue_id=["3"]), "not a name"),
+    ("meddialog", dict(utterances=["nurse: hi"]), "unknown speaker"),
+    ("meddialog", dict(utterances=3), "not a list"),
+    ("meddialog", dict(utterances=[dict(speaker=["0"], utterance="x")]), "unknown speaker"),
+    ("openorca", dict(question=" ", response="x"), "empty prompt"),
+    ("text", dict(text="too short"), "more than 8 words"),
+    ("text", dict(text=7), "int, not text"),
+    ("empathetic", [dict(conv_id="a", utterance_idx="x", utterance="y")], "wrong kind"),
+    ("empathetic", [dict(conv_id=["a"], utterance_idx=1, utterance="y")], "not a name"),
+    ("empathetic", [dict(conv_id="a", utterance_idx=1, utterance=" ")], "empty utterance"),
+]
+
+
+@pytest.mark.parametrize("name,record,words", BAD)
+def test_bad_records_say_why(name, record, words):
+    with pytest.raises(InputError, match=words) as caught:
+        convert(record, name)
+    assert "\n" not in str(caught.value)
+
+
+def test_records_of_no_layout():
+    with pytest.raises(InputError, match="found int"):
+        fields_of(17)
+    with pytest.raises(InputError, match="question, reply"):
+        recognise(dict(question="Hi", reply="Hello"))
+    with pytest.raises(InputError) as caught:
+        recognise({"\x1b[31m" + "x" * 1_000_000: 1})
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_layout_of_ones_own_comes_first():
+    try:
+
+        @layout("mine", ("prompt", "response"))
+        def mine(row):
+            return exchange(row["response"], row["prompt"], domain="backwards")
+
+        row = dict(prompt="Hi", response="Hello")
+        assert recognise(row) == "mine" and pairs(convert(row, "mine")) == [("Hello", "Hi")]
+        assert dialogues_of(convert(row, "mine")[0])[0][0].labels == dict(domain="backwards")
+    finally:
+        del FORMATS["mine"]
+    assert recognise(row) == "prompt-completion"
+
+
+def test_turns_of_one_side_are_joined():
+    turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
+    assert joined(turns) == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)]
+    assert joined([]) == [] and joined([("user", "a")]) == [("user", "a", 0.0)]
+
+
+def test_time_is_when_the_user_spoke():
+    (d,), _ = dialogues_of(Conversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
+    assert d.time == 3.5
+
+
+def test_history_is_one_tuple_for_a_conversation():
+    turns = [(("user", "assistant")[i % 2], f"turn {i}") for i in range(40)]
+    found, cut = dialogues_of(Conversation(turns))
+    assert cut == 0 and len(found) == 20
+    assert all(isinstance(d.history, History) and d.history.turns is found[0].history.turns for d in found)
+    assert [list(d.history) for d in found] == [turns[: 2 * k] for k in range(20)]
+
+
+def test_many_turns_of_one_side_and_long_texts_are_quick():
+    talk = Conversation([("user", "x" * 99)] * 100_000 + [("assistant", "y" * 10_000_000)])
+    (d,), cut = dialogues_of(talk)
+    assert len(d.prompt) == len(d.response) == LONGEST_TEXT and cut == 2
+
+
+@pytest.mark.parametrize(
+    "turns,words",
+    [
+        ([], "no assistant turn"),
+        ([("user", "a")], "no assistant turn"),
+        ([("assistant", "a")], "no assistant turn"),
+        ([("assistant", "a"), ("user", "b")], "no assistant turn"),
+        ([("user", " "), ("assistant", "b")], "empty prompt"),
+        ([("user", "a"), ("assistant", "")], "empty response"),
+    ],
+)
+def test_conversations_without_dialogues(turns, words):
+    with pytest.raises(InputError, match=words):
+        dialogues_of(Conversation(turns))
+
+
+def test_names_and_texts():
+    assert as_text([], "x") == "" and as_text(["a", dict(text="b"), dict(text=3)], "x") == "a\nb"
+    assert as_name(3, "id") == "3" and as_name("a", "id") == "a"
+    for value in (True, None, 1.5, ["a"], dict(a=1)):
+        with pytest.raises(InputError):
+            as_name(value, "id")
+
+
+def test_whatever_goes_wrong_in_a_layout_is_the_rows_mistake():
+    def index(row):
+        return row[0]
+
+    def huge(row):
+        return float(10**400)
+
+    for make in (index, huge, lambda row: row.nothing, lambda row: row["no"], lambda row: int("x")):
+        with pytest.raises(InputError, match="wrong kind of value"):
+            guarded(make, {})
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not the user's
+        guarded(lambda row: 1 / 0, {})
+
+
+def test_openings():
+    assert opening_of(TEXT) == ("One two three, four five six", "seven eight\n\nnine.")
+    with pytest.raises(InputError, match="more than 8 words"):
+        opening_of("one two three four five six seven eight")

@@ -1,0 +1,300 @@
+"Reading: every layout in every kind of file, every mistake with its place, long things in little time and memory."
+
+import gzip
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_formats import CHAT, PAIRS, RECORDS
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.files import ASSETS
+from personal_llm.data.formats import FORMATS, LONGEST_TEXT
+from personal_llm.data.reading import from_texts, load_samples, read_dialogues, write_dialogues
+from personal_llm.data.splits import dialogue_group, group_of, is_reserved
+
+GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'
+
+
+def pairs(dialogues):
+    return [(d.prompt, d.response) for d in dialogues]
+
+
+def save(path, rows):
+    whole = path.suffix == ".json"
+    text = json.dumps(rows) if whole else "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.name.endswith("gz") else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz"])
+@pytest.mark.parametrize("name,record,want", RECORDS)
+def test_layouts(tmp_path, name, record, want, kind):
+    path = save(tmp_path / f"chats.{kind}", [record])
+    found = read_dialogues(path)
+    assert pairs(found) == want and found.format == name and not found.skipped and found.cut == 0
+    assert read_dialogues(path, format=name) == found
+
+
+def test_empathetic_conversations_over_many_rows(tmp_path):
+    said = [
+        ("a", 1, "My dog_comma_ Rex_comma_ died."),
+        ("b", 1, "I won!"),
+        ("a", 2, "So sorry."),
+        ("b", 2, "Well done."),
+    ]
+    rows = [dict(conv_id=c, utterance_idx=i, prompt="p", utterance=text) for c, i, text in said]
+    found = read_dialogues(save(tmp_path / "a.jsonl", rows))
+    assert pairs(found) == [("My dog, Rex, died.", "So sorry."), ("I won!", "Well done.")]
+    assert [dialogue_group(d) for d in found] == ["a", "b"]
+    (tmp_path / "a.csv").write_text(
+        "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
+        'hit:0,1,sad,"so,0,"My_comma_ oh,5|5,\nhit:0,2,sad,"so,1,Sorry "you",5|5,\n'
+    )
+    assert pairs(read_dialogues(tmp_path / "a.csv")) == [('"My, oh', 'Sorry "you"')]
+
+
+def test_history_and_group_of_a_conversation(tmp_path):
+    found = read_dialogues(save(tmp_path / "c.jsonl", [dict(messages=CHAT)]))
+    assert found[1].history == (("user", "Hi"), ("assistant", "Hello"))
+    assert dialogue_group(found[0]) == dialogue_group(found[1]) == "c.jsonl:1"
+    prosocial = [dict(context=f"c{i}", response="r", dialogue_id=i // 2) for i in range(4)]
+    found = read_dialogues(save(tmp_path / "p.jsonl", prosocial))
+    assert [dialogue_group(d) for d in found] == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("header", ["prompt{}response{}when", "Prompt{}Response{}When", "PROMPT {} Completion{}x"])
+@pytest.mark.parametrize("separator,name", [(",", "a.csv"), (";", "a.csv"), ("\t", "a.tsv"), ("\t", "a.csv")])
+def test_tables(tmp_path, header, separator, name):
+    rows = [
+        header.format(separator, separator),
+        f'"Hi, you;"{separator}Hello{separator}1',
+        f"Bye{separator}{separator}",
+    ]
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
+    found = read_dialogues(tmp_path / name, skip_bad=True)
+    assert pairs(found) == [("Hi, you;", "Hello")] and [line for line, _ in found.skipped] == [3]
+    (tmp_path / "table").write_bytes((tmp_path / name).read_bytes())
+    assert pairs(read_dialogues(tmp_path / "table", format="csv", skip_bad=True)) == pairs(found)
+
+
+def test_alpaca_as_a_table(tmp_path):
+    (tmp_path / "a.csv").write_text("Instruction;Input;Output\nAdd.;1 2;3\nCount.;;1\n")
+    found = read_dialogues(tmp_path / "a.csv")
+    assert found.format == "alpaca" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
+
+
+def test_one_unclosed_quote_costs_one_row(tmp_path):
+    rows = [f"question {i},answer {i}" for i in range(25)]
+    (tmp_path / "a.csv").write_text("\n".join(["prompt,response", 'Hi,"Hello', *rows]))
+    with pytest.raises(InputError, match="a.csv line 2: broken CSV") as caught:
+        read_dialogues(tmp_path / "a.csv")
+    assert "skip_bad (--skip-bad)" in caught.value.remedy
+    found = read_dialogues(tmp_path / "a.csv", skip_bad=True)
+    assert len(found) == 25 and [line for line, _ in found.skipped] == [2]
+    assert "bad rows skipped: 1, the first is number 2: broken CSV" in found.notes()[0]
+
+
+BAD = [  # content, name, place or None, words of the message
+    (b"", "a.jsonl", None, "empty file"),
+    (GOOD + b'{"prompt": "Hi"\n', "a.jsonl", "line 2", "broken JSON"),
+    (GOOD + b"\n" + b"nonsense\n", "a.jsonl", "line 3", "broken JSON"),
+    (b'{"question": "Hi", "reply": "Hello"}\n', "a.jsonl", "line 1", "question, reply"),
+    (GOOD + b'{"prompt": "Hi", "reply": "x"}\n', "a.jsonl", "line 2", "prompt and completion"),
+    (GOOD + b'{"prompt": "  ", "response": "x"}\n', "a.jsonl", "line 2", "empty prompt"),
+    (GOOD + b'{"prompt": "x", "response": "\\u0000"}\n', "a.jsonl", "line 2", "empty response"),
+    (GOOD + b'{"prompt": 3, "response": "x"}\n', "a.jsonl", "line 2", "int, not text"),
+    (GOOD + b'{"prompt": ["x"], "response": {"a": 1}}\n', "a.jsonl", "line 2", "dict, not text"),
+    (GOOD + b"17\n", "a.jsonl", "line 2", "int"),
+    (GOOD + b"{}\n", "a.jsonl", "line 2", "none"),
+    (GOOD + b'{"prompt": "caf\xe9", "response": "x"}\n', "a.jsonl", "line 2", "UTF-8"),
+    ("hello".encode("utf-16"), "a.jsonl", "line 1", "UTF-8"),
+    (GOOD + b"[" * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
+    (GOOD + b'{"a":' * 100_000 + b"\n", "a.jsonl", "line 2", "nested too deeply"),
+    (GOOD + b"[" * 300 + b"]" * 300 + b"\n", "a.jsonl", "line 2", "levels deep"),
+    (GOOD + b"9" * 10_000 + b"\n", "a.jsonl", "line 2", ""),
+    (b'{"messages": []}\n', "a.jsonl", "line 1", "no assistant turn"),
+    (b'{"messages": [{"role": "user", "content": "x"}]}\n', "a.jsonl", "line 1", "no assistant turn"),
+    (b'{"utterances": ["nurse: hi"]}\n', "a.jsonl", "line 1", "unknown speaker"),
+    (b'{"conv_id": ["a"], "utterance_idx": 1, "utterance": "y"}\n', "a.jsonl", "line 1", "not a name"),
+    (b'[{"prompt": "x", "response": "y"},\n {"prompt": "x"]', "a.json", None, "broken JSON at line 2"),
+    (b"[]", "a.json", None, "list"),
+    (b"3", "a.json", None, "list"),
+    (b"[" * 100_000, "a.json", None, "nested too deeply"),
+    (b"[" * 100_000 + b"]" * 100_000, "a.json", None, "nested too deeply"),
+    (b'[{"prompt": "x", "response": "y"}, {"prompt": "x", "response": ""}]', "a.json", "item 2", "empty response"),
+    (b'[{"prompt": "x", "response": "y"}, "prompt", 3]', "a.json", "item 2", "found str"),
+    (b"prompt,answer\na,b\n", "a.csv", "line 2", "prompt, answer"),
+    (b"prompt,response\na,b,c\n", "a.csv", "line 2", "header"),
+    (b'prompt,response\na,"b\n', "a.csv", "line 2", "CSV"),
+    (b"prompt,response\n", "a.csv", None, "no dialogue"),
+    (b"Dear diary", "a.txt", "line 1", "WhatsApp"),
+    (gzip.compress(GOOD)[:-12], "a.jsonl.gz", None, "gzip"),
+]
+
+
+@pytest.mark.parametrize("content,name,place,words", BAD, ids=lambda value: str(value)[:24])
+def test_bad_input_names_file_place_and_remedy(tmp_path, content, name, place, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_dialogues(path)
+    error = caught.value
+    assert str(path) in error.what and words in error.what + error.remedy and error.remedy
+    assert "\n" not in str(error) and len(str(error)) < 500
+    assert place is None or f"{path} {place}:" in error.what and "skip_bad (--skip-bad)" in error.remedy
+
+
+@pytest.mark.parametrize("content,name,place,words", [b for b in BAD if b[0].startswith(GOOD)])
+def test_good_lines_stay_usable(tmp_path, content, name, place, words):
+    (tmp_path / name).write_bytes(content + GOOD)
+    found = read_dialogues(tmp_path / name, skip_bad=True)
+    assert pairs(found) == PAIRS[:1] * 2 and [f"line {k}" for k, _ in found.skipped] == [place]
+
+
+def test_the_first_mistake_of_the_file_is_told(tmp_path):
+    empty, broken = b'{"prompt": " ", "response": "x"}\n', b"{broken\n"
+    for lines, words in ((empty + broken, "line 2: empty prompt"), (broken + empty, "line 2: broken JSON")):
+        (tmp_path / "a.jsonl").write_bytes(GOOD + lines)
+        with pytest.raises(InputError, match=words):
+            read_dialogues(tmp_path / "a.jsonl")
+
+
+def test_unknown_format_and_nothing_good(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    with pytest.raises(InputError, match="unknown format 'chatml'"):
+        read_dialogues(tmp_path / "a.jsonl", "chatml")
+    (tmp_path / "b.jsonl").write_bytes(b"{\n{\n")
+    with pytest.raises(InputError, match="no dialogue in it, 2 bad lines, the first is line 1: broken JSON"):
+        read_dialogues(tmp_path / "b.jsonl", skip_bad=True)
+
+
+ODD = [
+    "x" * LONGEST_TEXT,
+    "a\x01\x02\x1b[31m\x7f",
+    "مرحبا بالعالم \u202eabc\u202c",
+    "👩‍🚀🏳️‍🌈 ok",
+    "<|end|><s>[INST]</s>{% raw %}",
+    "a\u2028b\u0085c\x0bd",
+    "line\r\nline",
+    "\ufeffinner",
+]
+
+
+@pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text)[:16])
+def test_odd_text_is_kept(tmp_path, text):
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    row = json.dumps(dict(prompt=text, response="\0!" + text), ensure_ascii=False).encode()
+    path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + GOOD)
+    found = read_dialogues(path)
+    assert pairs(found) == [(text, ("!" + text)[:LONGEST_TEXT]), ("Hi", "Hello")]
+    write_dialogues(other, found)
+    assert read_dialogues(other) == found
+
+
+def test_half_surrogates_do_not_stop_a_file(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a\\ud800b", "response": "c", "\\udfff": 1}\n')
+    found = read_dialogues(tmp_path / "a.jsonl")
+    assert pairs(found) == [("a?b", "c")]
+    is_reserved(dialogue_group(found[0]))
+
+
+LONG = "x" * 10_000_000  # characters
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt"])
+def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
+    if name == "a.txt":
+        text = f"1/1/24, 9:00 - Ana: {LONG}\n1/1/24, 9:01 - Bo: Too long.\n"
+    elif name.endswith("sv"):
+        separator = "," if name == "a.csv" else "\t"
+        text = f"prompt{separator}response\n{LONG}{separator}Too long.\n"
+    else:
+        text = json.dumps(dict(prompt=LONG, response="Too long."))
+    (tmp_path / name).write_text(text)
+    found = read_dialogues(tmp_path / name)
+    assert len(found) == 1 and len(found[0].prompt) == LONGEST_TEXT and found.cut == 1
+    assert f"texts cut to {LONGEST_TEXT:,} characters: 1" in found.notes()
+
+
+def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
+    turns = [dict(role=("user", "assistant")[i % 2], content=f"This is turn number {i}.") for i in range(8000)]
+    path = save(tmp_path / "long.jsonl", [dict(messages=turns)])
+    tracemalloc.start()
+    found = read_dialogues(path)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(found) == 4000 and len(found[-1].history) == 7998
+    assert found[-1].history[-1] == ("assistant", "This is turn number 7997.")
+    assert size < 20e6, "all dialogues with their histories"
+    write_dialogues(tmp_path / "own.jsonl", found)
+    assert (tmp_path / "own.jsonl").stat().st_size < 3e6
+    assert [d.id for d in read_dialogues(tmp_path / "own.jsonl")] == [d.id for d in found]
+
+
+def test_prose_says_what_it_is_and_must_be_long_enough(tmp_path):
+    rows = [dict(text="One two three four five six seven eight nine."), dict(text="Too short."), dict(text=7)]
+    path = save(tmp_path / "notes.jsonl", rows)
+    found = read_dialogues(path, skip_bad=True)
+    assert len(found) == 1 and found[0].labels["counterpart"] == "continuations"
+    assert [line for line, _ in found.skipped] == [2, 3]
+    with pytest.raises(InputError, match="line 2: no text has more than 8 words"):
+        read_dialogues(path)
+
+
+def test_running_text():
+    long = "One two three four five six seven eight nine."
+    first, second = from_texts([long, "short", long + " Ten."])
+    assert (first.prompt, first.response) == ("One two three four five six", "seven eight nine.")
+    assert (first.time, second.time) == (0, 1) and first.labels == dict(counterpart="continuations")
+    for texts in ([], ["short"]):
+        with pytest.raises(InputError):
+            from_texts(texts)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=5),
+    lambda v: (
+        st.lists(v, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "speaker", "utterance", "type", "text"]), v, max_size=3)
+    ),
+    max_leaves=6,
+)
+NEEDS = [names for kind in FORMATS.values() for names in kind.needs]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(NEEDS), st.booleans(), st.data())
+def test_no_values_make_anything_but_an_input_error(tmp_path_factory, names, skip, data):
+    path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
+    path.write_text(json.dumps({name: data.draw(values) for name in (*names, "labels", "parents")}))
+    try:
+        assert all(isinstance(d, Dialogue) for d in read_dialogues(path, skip_bad=skip))
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.txt"]), st.booleans())
+def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, name, skip):
+    path = tmp_path_factory.mktemp("fuzz") / name
+    path.write_bytes(content)
+    try:
+        assert len(read_dialogues(path, skip_bad=skip))
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+def test_samples_are_reserved_short_and_licensed():
+    for row in load_samples():
+        assert is_reserved(group_of(row)) and row["licence"]
+        assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
+    with pytest.raises(InputError, match="no sample called"):
+        load_samples("nothing")
+
+
+def test_chats_that_ship_are_readable():
+    found = read_dialogues(ASSETS / "samples" / "chats.jsonl")
+    assert found.format == "messages" and len(found) == 300 and not found.skipped

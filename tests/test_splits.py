@@ -1,0 +1,96 @@
+"Splits: groups, the leak audit, held-out sets."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.text import normalise, shingles, word_hashes
+from personal_llm.data.splits import (
+    LEAK_LIMIT,
+    dialogue_group,
+    group_of,
+    held_out,
+    is_reserved,
+    leak_audit,
+    leak_counts,
+)
+
+THIRTEEN = " ".join(map(str, range(13)))
+
+
+def row(prompt, response, **more):
+    return dict(prompt=prompt, response=response) | more
+
+
+def test_groups_of_each_source():
+    assert group_of(row("Hi!", "Yes.", source="dolly")) == "hi"
+    assert group_of(row("Hi!", "I never  sleep!", source="personality_chat")) == "i never sleep"
+    assert group_of(row("Hi!", "Yes.", source="synthetic_persona_chat", persona="p1")) == "p1"
+    assert group_of(row("Hi!", "Yes.", source="synthetic_persona_chat")) == "hi"
+    assert group_of(row("Hi!", "Yes.", source="medquad", topic="Cough")) == "Cough"
+    labels = dict(source="medquad", topic="Cough")
+    assert dialogue_group(Dialogue("Hi!", "Yes.", labels=labels)) == "Cough"
+    assert dialogue_group(Dialogue("Hi!", "Yes.", labels=labels | dict(group="g"))) == "g"
+
+
+def test_what_is_reserved_is_the_same_everywhere():
+    assert [i for i in range(30) if is_reserved(f"group {i}")] == [4, 11, 17, 27]
+    assert abs(np.mean([is_reserved(str(i)) for i in range(4000)]) - 0.2) < 0.02
+
+
+def naive_runs(text, size):
+    words = normalise(text).split()
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("abc"), max_size=40))
+def test_shingles_against_sets_of_words(words):
+    text = " ".join(words)
+    assert len(np.unique(shingles(word_hashes([text])[0], 4))) == len(naive_runs(text, 4))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from("ab"), min_size=13, max_size=30), st.lists(st.sampled_from("ab"), max_size=30))
+def test_audit_counts_against_sets_of_words(reserved, train):
+    known = naive_runs(" ".join(reserved), 13) & naive_runs(" ".join(train), 13)
+    counts, _ = leak_counts([], [row("q", " ".join(reserved))], [" ".join(train)])
+    assert counts["shingles_shared"] == len(known)
+    assert counts["shingles_reserved"] == len(naive_runs(" ".join(reserved), 13))
+
+
+def test_a_leak_fails():
+    with pytest.raises(InputError, match="1 pairs stand in both") as caught:
+        leak_audit([row("hi", "YES")], [row("Hi?", "yes!")])
+    assert caught.value.remedy == "split by group"
+    with pytest.raises(InputError, match="100.00% of the reserved 13-word runs") as caught:
+        leak_audit([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
+    assert "0.50%" in caught.value.remedy
+    assert leak_audit([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
+
+
+def test_the_limit_is_a_share():
+    reserved = [row("q", " ".join(f"w{i}" for i in range(1012)))]  # a thousand runs
+    few, many = ([" ".join(f"w{i}" for i in range(n + 12))] for n in (5, 6))
+    assert leak_audit([], reserved, few)["share"] == 0.005 == LEAK_LIMIT
+    with pytest.raises(InputError):
+        leak_audit([], reserved, many)
+
+
+def test_nothing_to_leak():
+    assert leak_audit([], []) == dict(pairs_shared=0, shingles_shared=0, shingles_reserved=0, share=0.0)
+
+
+def test_held_out_by_each_reason():
+    def labelled(prompt, group):
+        return Dialogue(prompt, "r", labels=dict(group=group))
+
+    stream = [labelled("first", "a"), Dialogue("same words?", "r"), Dialogue("x", THIRTEEN)]
+    refused = [labelled("other", "a"), labelled("Same, words", "b"), Dialogue("y", f"and {THIRTEEN}")]
+    assert held_out(refused, stream) == [] and held_out(refused, []) == refused
+    for reason in refused:
+        assert held_out([reason], stream) == []
+    fine = [labelled("other", "c"), Dialogue("y", " ".join(map(str, range(12))))]
+    assert held_out(fine, stream) == fine
