@@ -1,211 +1,199 @@
-"""The style space and explanations: planted styles, invariants, round trips, failing cases."""
+"Explanations: sentences, files, errors of words, people and pLLMs in one unit."
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.xpert.explanation import Explanation, slope
-from personal_llm.xpert.space import StyleSpace, sparse_code
-from personal_llm.xpert.style import BLOCKS, FEATURES, first_words, stylometry
-from personal_llm.data.reading import from_texts
-
-K, SIZES = 4, (3, 2, 2)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def a_space(seed=0, threshold=1.5):
-    rng = np.random.default_rng(seed)
-    d = sum(SIZES)
-    f = lambda x: np.asarray(x, np.float32)
-    return StyleSpace(
-        "base",
-        ("warm", "dry", "brief"),
-        f(unit(rng.normal(size=(3, K)))),
-        f(rng.uniform(0.5, 2, d)),
-        f(rng.normal(size=(2, d))),
-        f(rng.normal(size=(d, K))),
-        SIZES,
-        2.0,
-        threshold,
-        f(rng.uniform(1, 2, K)),
-    )
+from personal_llm.xpert import explanation
+from personal_llm.xpert.explanation import (
+    RESAMPLES,
+    RIDGE,
+    Explanation,
+    coordinates,
+    explain,
+    explain_pllm,
+    gains,
+    in_words,
+    known_texts,
+    read_panels,
+    resample,
+    slope,
+)
+from personal_llm.xpert.space import unit_rows
+from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
+from tiny import shared
 
 
-# ---- sparse code
+@pytest.fixture(scope="module", autouse=True)
+def letters():
+    with pytest.MonkeyPatch.context() as patch:
+        Letters.instead_of_the_encoder(patch)
+        yield
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), words=st.integers(1, 40), k=st.integers(2, 12), scale=st.floats(0.01, 100))
-def test_sparse_code_is_non_negative_sorted_scale_free_and_says_what_is_left(seed, words, k, scale):
-    rng = np.random.default_rng(seed)
-    vectors, target = unit(rng.normal(size=(words, k))), rng.normal(size=k)
-    found, c, left = sparse_code(vectors, target)
-    assert len(found) == len(set(found)) == len(c) <= 4 and (c > 0).all() and (np.diff(c) <= 1e-12).all()
-    rest = unit(target) - c @ vectors[found] if found else unit(target)
-    assert np.isclose(left, rest @ rest) and -1e-9 <= left <= 1 + 1e-9
-    again, c2, _ = sparse_code(vectors, scale * target)
-    assert again == found and np.allclose(c2, c)
-
-
-def test_sparse_code_takes_the_word_itself():
-    vectors = unit(np.random.default_rng(0).normal(size=(50, 8)))
-    for i in (0, 17, 49):
-        found, c, left = sparse_code(vectors, 3 * vectors[i])
-        assert found == [i] and np.isclose(c[0], 1) and left < 1e-9
-
-
-def test_sparse_code_does_not_spend_a_word_on_noise():
-    vectors = np.eye(10)
-    assert sparse_code(vectors, np.array([1.0] + [0.05] * 9))[0] == [0]
-
-
-# ---- slope
-
-
-def test_slope_is_ridge_regression_with_an_intercept():
-    rng = np.random.default_rng(0)
-    z, g = rng.normal(size=(50, 3)), rng.normal(size=50)
-    augmented = np.vstack([np.hstack([z - z.mean(0)]), np.sqrt(0.25 * 50) * np.eye(3)])
-    twin = np.linalg.lstsq(augmented, np.concatenate([g - g.mean(), np.zeros(3)]), rcond=None)[0]
-    assert (
-        np.allclose(slope(z, g), twin)
-        and np.allclose(slope(z, g + 7), slope(z, g))
-        and np.allclose(slope(z, 2 * g), 2 * slope(z, g))
-    )
-
-
-# ---- space
-
-
-def test_row_is_coordinates_then_scaled_features_and_each_origin_has_its_centre():
-    space = a_space()
-    x = np.random.default_rng(1).normal(size=(5, sum(SIZES)))
-    for model in (False, True):
-        row = space.row(x, model)
-        by_hand = (x - space.centres[int(model)]) / space.scale
-        assert np.allclose(row[:, K:], by_hand, atol=1e-5) and np.allclose(
-            row[:, :K], by_hand @ space.matrix / space.spread, atol=1e-4
-        )
-    assert (
-        space.columns == dict(coordinates=(0, 4), stylometry=(4, 7), encoder=(7, 9), activations=(9, 11))
-        and space.width == 11
-    )
-    assert not np.allclose(space.row(x, True), space.row(x, False))
-
-
-def test_space_comes_back_from_its_folder_and_its_id_follows_the_arrays(tmp_path):
-    space = a_space()
-    space.save(tmp_path)
-    back = StyleSpace.load(tmp_path)
-    assert (
-        back.id == space.id
-        and back.words == space.words
-        and np.array_equal(back.matrix, space.matrix)
-        and back.threshold == space.threshold
-    )
-    assert replace(space, vectors=space.vectors * -1).id != space.id != replace(space, words=("a", "b", "c")).id
-
-
-@pytest.mark.parametrize("damage", ["json", "arrays", "other arrays", "kind", "missing"])
-def test_a_damaged_space_is_refused(tmp_path, damage):
-    a_space().save(tmp_path)
-    card = tmp_path / "space.json"
-    if damage == "json":
-        card.write_text("{")
-    if damage == "arrays":
-        (tmp_path / "space.safetensors").write_bytes(b"\x00" * 20)
-    if damage == "other arrays":
-        a_space(1).save(tmp_path / "other")
-        (tmp_path / "space.safetensors").write_bytes((tmp_path / "other" / "space.safetensors").read_bytes())
-    if damage == "kind":
-        card.write_text(json.dumps(json.loads(card.read_text()) | dict(kind="xpert")))
-    if damage == "missing":
-        (tmp_path / "space.safetensors").unlink()
-    with pytest.raises(InputError, match="space"):
-        StyleSpace.load(tmp_path)
-
-
-# ---- explanation
+# ---- the value
 
 
 def an_explanation(**changes):
-    return replace(
-        Explanation(
-            ("concise", "expert"),
-            np.array([0.71, 0.34]),
-            np.array([0.06, 0.05]),
-            0.18,
-            4.0,
-            np.arange(3, dtype=np.float32),
-            24,
-            "answers",
-            "abc",
-        ),
-        **changes,
-    )
+    said = dict(words=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
+    rest = dict(residual=0.18, strength=4.0, row=np.arange(3, dtype=np.float32), samples=24)
+    return Explanation(**said | rest | dict(counterpart="answers", space="abc") | changes)
 
 
 def test_it_prints_as_a_sentence():
     assert str(an_explanation()) == "mostly *concise* (0.71 ± 0.06) and *expert* (0.34 ± 0.05); 18 % unexplained"
-    assert (
-        str(an_explanation(words=("concise",), coefficients=np.array([1.0]), errors=np.array([0.0]), residual=0.0))
-        == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
-    )
-    assert str(an_explanation(words=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)).startswith(
-        "no word"
-    )
+    one = an_explanation(words=("concise",), coefficients=np.ones(1), errors=np.zeros(1), residual=0.0)
+    assert str(one) == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
+    three = an_explanation(words=("a", "b", "c"), coefficients=np.ones(3), errors=np.zeros(3))
+    assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in str(three)
+    none = an_explanation(words=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
+    assert str(none) == "no word of the vocabulary fits; 100 % unexplained"
 
 
 def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
     e = an_explanation()
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and np.allclose(back.row, e.row) and back.samples == 24 and back.space == "abc"
-    for key in ("words", "row", "residual", "space"):
+    assert back.row.dtype == np.float32 and back.cost == e.cost and back.counterpart == "answers"
+    for key in ("words", "row", "residual", "space", "errors"):
         with pytest.raises(InputError, match="explanation"):
             Explanation.from_dict({k: v for k, v in e.to_dict().items() if k != key})
+    for wrong in (dict(row="text"), dict(words=None), dict(cost=dict(price=1))):
+        with pytest.raises(InputError, match="make it anew"):
+            Explanation.from_dict(e.to_dict() | wrong)
 
 
-# ---- style
+def test_it_can_be_drawn():
+    axis = an_explanation().plot()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["concise", "expert"] and axis.get_xlabel()
+    assert "18 % unexplained" in axis.get_title() and an_explanation().plot(axis) is axis
 
 
-@settings(max_examples=80, deadline=None)
-@given(st.text(max_size=200))
-def test_any_text_has_finite_features(text):
-    x = stylometry(text)
-    assert x.shape == (len(FEATURES),) and np.isfinite(x).all() and (x >= 0).all()
+# ---- words and their errors
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from(["word", "a", "long-ish", "x!\n", "two  spaces"]), min_size=1, max_size=20),
-    st.integers(1, 12),
-)
-def test_first_words_are_a_prefix_of_that_many_words(parts, most):
-    text = " ".join(parts)
-    cut = first_words(text, most)
-    assert text.startswith(cut) and len(cut.split()) == min(most, len(text.split()))
+def test_errors_are_the_spread_of_the_same_words_on_resampled_texts():
+    model = shared("llama")
+    space, rng = space_of(model), np.random.default_rng(0)
+    z = rng.normal(size=(20, space.matrix.shape[1])) + 3 * space.vectors[0]
+    again = z[resample(len(z), 0)].mean(1)
+    said = in_words(space, z.mean(0), again)
+    assert said["words"][0] == space.words[0] and again.shape == (RESAMPLES, z.shape[1])
+    (alone,) = [i for i, word in enumerate(space.words) if word == said["words"][0]]
+    if len(said["words"]) == 1:
+        assert np.isclose(said["errors"][0], np.std(np.maximum(unit_rows(again) @ space.vectors[alone], 0)), rtol=1e-4)
+    assert (resample(9, 0) == resample(9, 0)).all() and (resample(9, 0) != resample(9, 1)).any()
 
 
-def test_marks_are_counted_by_the_word_and_not_by_the_text():
-    x = dict(zip(FEATURES, stylometry("I can't! " * 10)))
-    y = dict(zip(FEATURES, stylometry("I can't! ")))
-    assert (
-        np.isclose(x["exclamation marks"], y["exclamation marks"])
-        and np.isclose(x["contractions"], 0.5)
-        and x["log words"] > y["log words"]
-    )
+# ---- people
 
 
-def test_texts_keep_their_words_and_short_ones_are_refused():
-    text = "one two three four five six seven eight nine"
-    (d,) = from_texts([text, "short"])
-    assert d.prompt.split() + d.response.split() == text.split() and d.labels["counterpart"] == "continuations"
-    with pytest.raises(InputError, match="longer"):
-        from_texts(["too few words"])
+def test_explanation_of_a_person_by_hand():
+    model = shared("llama")
+    space, people = space_of(model), spoken(LOUD, 12, first=400)
+    before = replace(model.cost)
+    e = explain(model, people, space, seed=3)
+    rows = space.row(Letters.shifts(model, people, 3), False)
+    z = coordinates(space, rows)
+    assert np.allclose(e.row, rows.mean(0), atol=1e-4) and (e.samples, e.counterpart, e.space) == (12, "answers", space.id)
+    assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.noise, rtol=1e-4)
+    assert e.words[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
+    assert e.cost.forward == 36 == model.cost.forward - before.forward, "12 read, 12 drawn, 12 of these read"
+    assert e.cost.tokens == model.cost.tokens - before.tokens > 0 and e.cost.seconds > 0
+
+
+def test_plain_text_is_told_from_style():
+    model = shared("llama")
+    space = space_of(model)
+    plain, loud = (explain(model, spoken(way, 12, first=500), space) for way in (str, LOUD))
+    assert plain.strength < loud.strength / 2
+
+
+def test_texts_without_prompts_are_continuations():
+    model = shared("llama")
+    texts = [d.response * 3 for d in spoken(LOUD, 9)]
+    assert explain(model, texts, space_of(model)).counterpart == "continuations"
+
+
+def test_too_little_or_another_model_is_refused():
+    model = shared("llama")
+    space = space_of(model)
+    with pytest.raises(InputError, match="give 3 more"):
+        explain(model, spoken(LOUD, 5), space)
+    with pytest.raises(InputError, match="give 8 more"):
+        explain(model, [], space)
+    for wrong, message in ((dict(base="other"), "made for base other"), (dict(encoder="other"), "made with encoder other")):
+        for run in (
+            lambda space: explain(model, spoken(LOUD, 9), space),
+            lambda space: read_panels(model, space, spoken(LOUD, 9), ["Why?"]),
+            lambda space: explain_pllm(model, None, space, None),
+        ):
+            with pytest.raises(InputError, match=message):
+                run(replace(space, **wrong))
+
+
+# ---- slopes
+
+
+def test_slope_is_ridge_regression_with_an_intercept():
+    rng = np.random.default_rng(0)
+    z, g = rng.normal(size=(50, 3)), rng.normal(size=50)
+    augmented = np.vstack([z - z.mean(0), np.sqrt(RIDGE * 50) * np.eye(3)])
+    twin = np.linalg.lstsq(augmented, np.concatenate([g - g.mean(), np.zeros(3)]), rcond=None)[0]
+    assert np.allclose(slope(z, g), twin) and np.allclose(slope(z, g + 7), slope(z, g))
+    assert np.allclose(slope(z, 2 * g), 2 * slope(z, g)) and not slope(z, np.ones(50)).any()
+
+
+# ---- pLLMs
+
+
+def test_known_texts_ship_with_their_sources():
+    texts, prompts = known_texts()
+    assert len(texts) > 150 and len({d.labels["style"] for d in texts}) > 20 and len(prompts) == len(set(prompts)) == 24
+    assert all(d.response.strip() and d.labels["source"] and d.labels["licence"] for d in texts)
+    assert sum(d.labels["style"] == "plain" for d in texts) >= 20 and not {d.prompt for d in texts} & set(prompts)
+
+
+def test_gains_are_what_the_adapter_adds_a_token():
+    model, adapter = shared("llama"), tuned("loud")
+    panels = read_panels(model, space_of(model), spoken(LOUD, 6) + spoken(str, 6), ["Why?"])
+    bare = model.nll(panels.dialogues)
+    assert np.allclose(panels.base, bare[:, 0] / bare[:, 1], atol=1e-5)
+    assert np.allclose(gains(model, None, panels), 0, atol=1e-5)
+    with model.using(adapter):
+        worn = model.nll(panels.dialogues)
+    gain = gains(model, adapter, panels)
+    assert np.allclose(gain, panels.base - worn[:, 0] / worn[:, 1], atol=1e-5)
+    assert gain[:6].mean() > gain[6:].mean(), "it was tuned on loud texts"
+
+
+def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
+    "Lengths are of one order, and the paper's distance finds whose texts a pLLM was tuned on."
+    model = shared("llama")
+    space = space_of(model)
+    panels = read_panels(model, space, spoken(LOUD, 12) + spoken(BRIEF, 12) + spoken(str, 12), ["Why?", "Who?"])
+    people = {name: explain(model, spoken(way, 24, first=200), space) for name, way in (("loud", LOUD), ("brief", BRIEF))}
+    pllms = {name: explain_pllm(model, tuned(name), space, panels) for name in people}
+    place = lambda e: coordinates(space, e.row)
+    lengths = {name: np.linalg.norm(place(pllms[name])) / np.linalg.norm(place(people[name])) for name in people}
+    assert all(1 / 3 < ratio < 3 for ratio in lengths.values()), lengths
+    for name, person in people.items():
+        distance = {other: np.abs(place(person) - place(e)).sum() for other, e in pllms.items()}
+        assert min(distance, key=distance.get) == name, distance
+        assert distance[name] < np.abs(place(person)).sum(), "nearer than nothing at all"
+
+
+def test_the_unit_scales_a_pllm_and_changes_no_word():
+    model = shared("llama")
+    space = space_of(model)
+    half = replace(space, nats_per_unit=space.nats_per_unit / 2)
+    panels = read_panels(model, space, spoken(LOUD, 12) + spoken(str, 12), ["Why?"])
+    once, twice = (explain_pllm(model, tuned("loud"), s, panels) for s in (space, half))
+    assert np.allclose(coordinates(space, twice.row), 2 * coordinates(space, once.row), rtol=1e-4)
+    assert twice.words == once.words and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
+    assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
+    assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
+    assert explanation.token_losses(model, [Dialogue("Why?", "So.")]).shape == (1,)

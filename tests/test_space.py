@@ -1,0 +1,173 @@
+"The style space: rows, files, what it refuses, and the sparse code."
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import InputError
+from personal_llm.xpert.space import StyleSpace, join_blocks, own_encoder, sparse_code, unit_rows
+
+K, SIZES = 4, (3, 2, 2)
+
+
+def a_space(seed=0, **changes):
+    rng, features = np.random.default_rng(seed), sum(SIZES)
+    space = StyleSpace(
+        base="base",
+        words=("warm", "dry", "brief"),
+        vectors=unit_rows(rng.normal(size=(3, K))),
+        scale=rng.uniform(0.5, 2, features),
+        centres=rng.normal(size=(2, features)),
+        matrix=rng.normal(size=(features, K)),
+        blocks=SIZES,
+        noise=2.0,
+        threshold=1.5,
+        spread=rng.uniform(1, 2, K),
+        nats_per_unit=0.05,
+        encoder="an encoder",
+    )
+    return replace(space, **changes)
+
+
+# ---- rows
+
+
+def test_row_is_coordinates_then_scaled_features_and_each_origin_has_its_centre():
+    space, x = a_space(), np.random.default_rng(1).normal(size=(5, sum(SIZES)))
+    for model in (False, True):
+        row = space.row(x, model)
+        by_hand = (x - space.centres[int(model)]) / space.scale
+        assert row.dtype == np.float32 and np.allclose(row[:, K:], by_hand, atol=1e-5)
+        assert np.allclose(row[:, :K], by_hand @ space.matrix / space.spread, atol=1e-4)
+    assert not np.allclose(space.row(x, True), space.row(x, False))
+    assert np.allclose(space.row(x[0], True), space.row(x, True)[0], atol=1e-6)
+
+
+def test_columns_name_the_parts_of_a_row():
+    space = a_space()
+    assert space.columns == dict(coordinates=(0, 4), stylometry=(4, 7), encoder=(7, 9), activations=(9, 11))
+    assert space.width == 11
+    blocks = dict(activations=np.ones((2, 2)), stylometry=np.zeros((2, 3)), encoder=np.full((2, 2), 7))
+    assert join_blocks(blocks).tolist() == [[0, 0, 0, 7, 7, 1, 1]] * 2
+
+
+def test_what_is_not_given_is_the_plain_case():
+    space = a_space(spread=None, encoder=None)
+    assert space.spread.tolist() == [1] * K and space.encoder == own_encoder()
+    assert all(getattr(space, name).dtype == np.float32 for name in ("vectors", "scale", "centres", "matrix", "spread"))
+
+
+# ---- files
+
+
+def test_space_comes_back_from_its_folder(tmp_path):
+    space = a_space()
+    space.save(tmp_path)
+    back = StyleSpace.load(tmp_path)
+    for name in ("id", "base", "words", "blocks", "noise", "threshold", "encoder", "nats_per_unit", "width", "columns"):
+        assert getattr(back, name) == getattr(space, name), name
+    assert np.array_equal(back.matrix, space.matrix) and np.array_equal(back.spread, space.spread)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(base="x"),
+        dict(words=("a", "b", "c")),
+        dict(encoder="another"),
+        dict(nats_per_unit=0.06),
+        dict(vectors=-a_space().vectors),
+        dict(spread=a_space().spread + 1),
+        dict(centres=a_space().centres + 1),
+    ],
+)
+def test_id_tells_all_that_a_row_depends_on(change):
+    assert a_space(**change).id != a_space().id == a_space().id
+
+
+def harm(folder, damage):
+    card, arrays = folder / "space.json", folder / "space.safetensors"
+    if damage == "json":
+        card.write_text("{")
+    if damage == "list":
+        card.write_text("[]")
+    if damage == "arrays":
+        arrays.write_bytes(b"\x00" * 20)
+    if damage == "cut":
+        arrays.write_bytes(arrays.read_bytes()[:-5])
+    if damage == "flipped":
+        raw = arrays.read_bytes()
+        arrays.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    if damage == "other arrays":
+        a_space(1).save(folder / "other")
+        arrays.write_bytes((folder / "other" / "space.safetensors").read_bytes())
+    if damage == "kind":
+        card.write_text(json.dumps(json.loads(card.read_text()) | dict(kind="xpert")))
+    if damage in ("words", "noise", "id"):
+        card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != damage}))
+    if damage == "no arrays":
+        arrays.unlink()
+    if damage == "no card":
+        card.unlink()
+
+
+DAMAGES = ["json", "list", "arrays", "cut", "flipped", "other arrays", "kind", "words", "noise", "id", "no arrays", "no card"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
+    a_space().save(tmp_path)
+    harm(tmp_path, damage)
+    with pytest.raises(InputError, match="space") as caught:
+        StyleSpace.load(tmp_path)
+    assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
+
+
+def test_a_space_that_does_not_say_its_encoder_is_refused(tmp_path):
+    a_space().save(tmp_path)
+    card = json.loads((tmp_path / "space.json").read_text())
+    assert card.pop("encoder") == "an encoder"
+    (tmp_path / "space.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match="which encoder") as caught:
+        StyleSpace.load(tmp_path)
+    assert "fit it anew" in caught.value.remedy
+
+
+def test_another_base_or_encoder_is_refused():
+    model = SimpleNamespace(base="base")
+    a_space(encoder=own_encoder()).check(model)
+    with pytest.raises(InputError, match="made for base other, this model is base"):
+        a_space(base="other", encoder=own_encoder()).check(model)
+    with pytest.raises(InputError, match="made with encoder an encoder"):
+        a_space().check(model)
+
+
+# ---- sparse code
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), words=st.integers(1, 40), k=st.integers(2, 12), scale=st.floats(0.01, 100))
+def test_sparse_code_is_non_negative_sorted_scale_free_and_says_what_is_left(seed, words, k, scale):
+    rng = np.random.default_rng(seed)
+    vectors, target = unit_rows(rng.normal(size=(words, k))), rng.normal(size=k)
+    found, c, left = sparse_code(vectors, target)
+    assert len(found) == len(set(found)) == len(c) <= 4 and (c > 0).all() and (np.diff(c) <= 1e-12).all()
+    rest = unit_rows(target) - c @ vectors[found] if found else unit_rows(target)
+    assert np.isclose(left, rest @ rest) and -1e-9 <= left <= 1 + 1e-9
+    again, c2, _ = sparse_code(vectors, scale * target)
+    assert again == found and np.allclose(c2, c)
+
+
+def test_sparse_code_takes_the_word_itself():
+    vectors = unit_rows(np.random.default_rng(0).normal(size=(50, 8)))
+    for i in (0, 17, 49):
+        found, c, left = sparse_code(vectors, 3 * vectors[i])
+        assert found == [i] and np.isclose(c[0], 1) and left < 1e-9
+
+
+def test_sparse_code_does_not_spend_a_word_on_noise():
+    assert sparse_code(np.eye(10), np.array([1.0] + [0.05] * 9))[0] == [0]

@@ -1,0 +1,125 @@
+"Style: countable marks of any text, paired shifts."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.data.reading import from_texts
+from personal_llm.xpert.style import (
+    BLOCKS,
+    CLASSES,
+    ENDINGS,
+    FEATURES,
+    LENGTHS,
+    PUNCTUATION,
+    REPLY_WORDS,
+    SHAPES,
+    counterparts,
+    features,
+    shifts,
+    shorten,
+    speak,
+    stylometry,
+)
+from tiny import shared
+
+
+class Letters:
+    "An encoder that counts letters."
+
+    def encode(self, texts, show_progress_bar=False):
+        return np.array([[text.count("a"), text.count("e"), len(text)] for text in texts], float)
+
+
+def marks(text):
+    return dict(zip(FEATURES, stylometry(text)))
+
+
+# ---- countable marks
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=200))
+def test_any_text_has_finite_features(text):
+    x = stylometry(text)
+    assert x.shape == (len(FEATURES),) and x.dtype == np.float32 and np.isfinite(x).all() and (x >= 0).all()
+
+
+def test_features_are_the_four_families_in_order():
+    names = (*LENGTHS, *PUNCTUATION, *SHAPES, *(f"endings in -{ending}" for ending in ENDINGS), *CLASSES)
+    assert FEATURES == names and len(set(FEATURES)) == 39
+    assert FEATURES[0] == "log words" and FEATURES[-1] == "business words"
+
+
+def test_marks_are_counted_by_the_word_and_not_by_the_text():
+    x, y = marks("I can't! " * 10), marks("I can't! ")
+    assert np.isclose(x["exclamation marks"], y["exclamation marks"]) and np.isclose(x["contractions"], 0.5)
+    assert x["log words"] > y["log words"]
+
+
+@pytest.mark.parametrize(
+    "text, feature, count, words",
+    [
+        ("One... two… three.", "ellipses", 2, 3),
+        ("One... two… three.", "full stops", 1, 3),
+        ("- a\n- b\n2) c", "list marks", 3, 4),
+        ("a well-known thing - so", "dashes", 1, 5),
+        ("He said “no” and \"yes\"", "quotation marks", 4, 5),
+        ("Café au lait", "capitalised words", 1, 3),
+        ("I don’t know", "contractions", 1, 3),
+        ("sing singing", "endings in -ing", 1, 2),
+        ("Perhaps it may rain", "hedges", 2, 4),
+    ],
+)
+def test_counts_by_hand(text, feature, count, words):
+    assert np.isclose(marks(text)[feature] * words, count)
+
+
+# ---- cutting and pairing
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["word", "a", "long-ish", "x!\n", "two  spaces"]), min_size=1, max_size=20),
+    st.integers(1, 12),
+)
+def test_a_shortened_text_is_a_prefix_of_that_many_words(parts, most):
+    text = " ".join(parts)
+    cut = shorten(text, most)
+    assert text.startswith(cut) and len(cut.split()) == min(most, len(text.split()))
+
+
+def test_texts_keep_their_words_and_short_ones_are_refused():
+    text = "one two three four five six seven eight nine"
+    (d,) = from_texts([text, "short"])
+    assert d.prompt.split() + d.response.split() == text.split() and d.labels["counterpart"] == "continuations"
+    with pytest.raises(InputError, match="longer"):
+        from_texts(["too few words"])
+
+
+def test_answers_are_drawn_by_seed_and_have_no_parents():
+    model, asked = shared("llama"), ["Why?", Dialogue("Who?", "Ana.", labels=dict(style="x"))]
+    said = speak(model, None, asked)
+    assert [d.prompt for d in said] == ["Why?", "Who?"] and all(d.response and d.origin == "model" for d in said)
+    assert all(d.parents == () for d in said) and said[1].labels == dict(style="x") and said[1].id != asked[1].id
+    assert speak(model, None, asked) == said != speak(model, None, asked, seed=3)
+
+
+def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
+    model = shared("llama")
+    rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
+    base = [d.derive(response=shorten(d.response)) for d in speak(model, None, rows, 5)]
+    mine, other, got = features(model, Letters(), rows), features(model, Letters(), base), shifts(model, Letters(), rows, 5)
+    given = shifts(model, Letters(), rows, 9, counterparts(model, Letters(), rows, 5))
+    for block in BLOCKS:
+        assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)
+        assert np.allclose(got[block], given[block], atol=1e-5)
+
+
+def test_a_long_answer_is_cut_to_what_a_counterpart_can_hold():
+    model = shared("llama")
+    words = " ".join(f"word{i}" for i in range(60))
+    whole, cut = Dialogue("Why?", words), Dialogue("Why?", shorten(words, REPLY_WORDS))
+    a, b = (shifts(model, Letters(), [d], 1) for d in (whole, cut))
+    assert all(np.allclose(a[block], b[block], atol=1e-5) for block in BLOCKS)
