@@ -138,10 +138,8 @@ def correlated_stream(
     for t, (kind, episode) in enumerate(zip(*best_episodes(weights, length, stay, rng))):
         name = names[kind]
         known = originals[name]
-        if known and rng.random() < (duplicates or {}).get(name, 0):
-            d, more = said_again(known, rng)
-        else:
-            d, more = next_of(pools[name], len(known), name), {}
+        again = known and rng.random() < (duplicates or {}).get(name, 0)
+        d, more = said_again(known, rng) if again else (next_of(pools[name], len(known), name), {})
         stream.append(d.derive(time=float(t), labels=d.labels | dict(episode=int(episode)) | more, parents=d.parents))
         if not more:
             known.append(stream[-1])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['USERS', 'CALM_WORDS', 'SMALL_TALK', 'GENERAL', 'TEST_ROWS', 'BLOCK', 'SimulatedUser', 'add_user', 'places_of',
-           'as_dialogue', 'set_aside', 'mixed', 'UserData', 'rows_by_place', 'clean_tests', 'user_stream']
+           'as_dialogue', 'set_aside', 'mixed', 'UserData', 'rows_by_place', 'clean_tests', 'pools_and_shares',
+           'user_stream']
 
 # %% ../../nbs/1_data/18_users.ipynb #7275bf95
 from collections import defaultdict
@@ -278,6 +279,21 @@ def clean_tests(
     liked = lambda d: d.derive(response=user.preferred(d), origin="user", parents=d.parents)
     return {kind: [liked(d) for d in found] for kind, found in tests.items()}
 
+# %% ../../nbs/1_data/18_users.ipynb #62efa391
+def pools_and_shares(
+    user: SimulatedUser,
+    rest: dict,  # place -> dialogues for the stream
+    signal: float,  # share over all subjects
+    rare: float,  # share of the rare subject
+    rng: np.random.Generator,
+) -> tuple:  # ({kind: dialogues}, {kind: share})
+    "What `correlated_stream` draws from."
+    shares = {" ".join(place): signal / len(user.signal) for place in user.signal}
+    shares |= {" ".join(user.rare): rare, "small talk": 1 - signal - rare}
+    pools = {" ".join(place): rest[place] for place in (*user.signal, user.rare)}
+    pools["small talk"] = mixed([rest[place] for place, kind, _ in places_of(user) if kind == "small talk"], rng)
+    return pools, shares
+
 # %% ../../nbs/1_data/18_users.ipynb #611633bb
 def user_stream(
     user: SimulatedUser,  # one of `USERS`, or your own
@@ -296,10 +312,7 @@ def user_stream(
     rest, aside = {}, {}
     for place, kind, tests in places_of(user):
         rest[place], aside[place] = set_aside([as_dialogue(row, kind) for row in by_place[place]], tests, rng)
-    shares = {" ".join(place): signal / len(user.signal) for place in user.signal}
-    shares |= {" ".join(user.rare): rare, "small talk": 1 - signal - rare}
-    pools = {" ".join(place): rest[place] for place in (*user.signal, user.rare)}
-    pools["small talk"] = mixed([rest[place] for place, kind, _ in places_of(user) if kind == "small talk"], rng)
+    pools, shares = pools_and_shares(user, rest, signal, rare, rng)
     stream = correlated_stream(pools, shares, length, stay, {"small talk": duplicates}, int(rng.integers(2**31)))
     tests = clean_tests(user, aside, stream)
     return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
