@@ -340,7 +340,12 @@ def test_a_reader_waits_for_a_writer(old, tmp_path):
     assert which(old.path) == "new" and not journal.exists()
 
 
-def test_only_the_owner_reads_it(tmp_path):
-    made = write(tmp_path / "deep" / "adapter", "mine")
-    assert {oct(file.stat().st_mode & 0o777) for file in made.path.iterdir()} == {"0o600"}
-    assert {oct(p.stat().st_mode & 0o777) for p in (made.path, made.path.parent)} == {"0o700"}
+def test_only_the_owner_reads_it(model, fitting, tmp_path):
+    out = tmp_path / "deep" / "adapter"
+    adapted = attach_adapter(model.model, fitting)
+    stage = stage_adapter(adapted, out)
+    detach(adapted)
+    assert oct(stage.stat().st_mode & 0o777) == "0o700"
+    publish_adapter(stage, Adapter(out, model.base))
+    assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}
+    assert {oct(folder.stat().st_mode & 0o777) for folder in (out, out.parent)} == {"0o700"}

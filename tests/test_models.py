@@ -123,12 +123,13 @@ def test_replies_have_the_penalty_and_answers_have_none():
     assert plain == model.generate(asked, 8) and penalised == model.reply(asked, 8)
 
 
-def test_a_padding_token_that_is_an_end_token_is_not_penalised():
-    "As in SmolLM2: in a batch, padded rows would talk longer."
-    model = tiny("gpt2")
-    model.tokenizer.pad_token = model.tokenizer.eos_token
-    asked = ["Hi", "What should I cook tonight for my whole family, and for the neighbours?"]
-    assert model.reply(asked, 8) == [model.reply([text], 8)[0] for text in asked]
+def test_a_padding_token_is_not_penalised():
+    "Some models pad with a word that they also say, such as the end token of SmolLM2."
+    model, asked = tiny("gpt2"), ["Hi", "What should I cook tonight for my whole family, and for the neighbours?"]
+    alone = [model.reply([text], 8)[0] for text in asked]
+    row = model.prompt_rows(asked[:1], 99)
+    model.tokenizer.pad_token_id = model.new_tokens(row, max_new_tokens=1, do_sample=False, penalty=REPLY_PENALTY)[0][0]
+    assert model.reply(asked, 8) == alone
 
 
 def test_generate_with_a_temperature_repeats_and_leaves_the_global_generator_alone():

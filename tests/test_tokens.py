@@ -190,6 +190,9 @@ class Seen:
         return self.tokenizer(text, **settings)
 
 
+ROLES = ("user", "assistant")
+
+
 class Turns(tuple):
     "A history that counts the turns somebody looked at."
 
@@ -203,17 +206,16 @@ class Turns(tuple):
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_cannot_fit_is_never_looked_at(answer, trimming):
     "8,000 turns and messages of ten megabytes: the tokenizer sees what could fit, no more."
-    turns = [(role, "as I said") for _ in range(4000) for role in ("user", "assistant")]
-    d, megabytes = Dialogue("and?", "so."), "x y " * 2_500_000
-    object.__setattr__(d, "history", Turns(turns))
-    Turns.looks = 0
-    long = [Dialogue(megabytes, "so."), Dialogue("and?", megabytes), Dialogue("b", "c", [("user", megabytes)])]
-    for dialogue in (d, *long):
-        seen = Seen(trimming)
+    megabytes, pairs = "x y " * 2_500_000, [(role, text) for text in ("", "as I said", "so " * 3000) for role in ROLES]
+    chats = [Turns(pairs[n : n + 2] * 4000) for n in (0, 2, 4)] + [Turns([("user", megabytes)])]
+    dialogues = [Dialogue(megabytes, "so."), Dialogue("and?", megabytes), *(Dialogue("and?", "so.") for _ in chats)]
+    for dialogue, turns in zip(dialogues[2:], chats):
+        object.__setattr__(dialogue, "history", turns)
+    for dialogue in dialogues:
+        Turns.looks, seen = 0, Seen(trimming)
         sample = encode(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
-        assert len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * LONGEST_TOKEN
+        assert len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * LONGEST_TOKEN and Turns.looks < 300
         assert sample["cut"] > 0 or (dialogue.response == megabytes and not answer)
-    assert Turns.looks < 300
 
 
 # ---- batches

@@ -37,6 +37,7 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
 
 # %% ../../nbs/0_base/07_models.ipynb #07mod003
 def check_pair(
