@@ -178,9 +178,11 @@ def test_dialogues_that_were_cut_are_counted():
     model = tiny("llama", max_length=64)
     long = Dialogue("word " * 300, "so.", history=[("user", "a"), ("assistant", "b")])
     model.read([*FEW, long])
-    assert list(model.cut) == [long.id] and model.cut[long.id] > 100
-    model.encode(long, 1000)
-    assert model.cut == {}, "as it was encoded last"
+    assert list(model.cut) == [long.id] and model.cut[long.id] > 50
+    short = Dialogue("word " * 100, "so.")
+    assert model.encode(short)["cut"] > 0 == model.encode(short, 200)["cut"]
+    assert list(model.cut) == [long.id], "as it was encoded last"
+    assert len(model.encode(long, 10_000)["input_ids"]) == 256 == model.window
     model.generate([FEW[0], long], max_new_tokens=4)
     assert list(model.cut) == [long.id]
 

@@ -215,11 +215,16 @@ def remembered_fingerprint(
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa033
 def weight_files(
-    model,  # what `read_files` gave
+    name: str,  # a folder, or an id of a model that was downloaded
 ) -> list:
-    "The safetensors files of a model that was loaded from a folder; empty for others."
-    place = Path(getattr(model, "name_or_path", None) or "/nowhere")
-    return sorted(place.glob("*.safetensors")) if place.is_dir() else []
+    "The safetensors files that a model is loaded from."
+    from huggingface_hub import try_to_load_from_cache
+
+    place = Path(name)
+    if not place.is_dir():
+        found = try_to_load_from_cache(name, "config.json")
+        place = Path(found).parent if isinstance(found, str) else place
+    return sorted(place.glob("*.safetensors"))
 
 # %% ../../nbs/0_base/06_loading.ipynb #a33d5415
 def load_encoder(

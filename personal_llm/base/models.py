@@ -121,7 +121,7 @@ def load_model(
     else:
         device = device or choose_device()
         model, tokenizer = read_model(name, device, dtype or ("bfloat16" if device == "cuda" else "float32"))
-        files = weight_files(model)
+        files = weight_files(model.name_or_path)
     if not is_causal(model.eval()):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
     if chat_template:
@@ -133,10 +133,12 @@ def load_model(
 def encode(
     self: Model,
     dialogue: Dialogue,
-    max_length: int = None,  # tokens; the model's by default
+    max_length: int = None,  # tokens; the model's by default, never more than its window
 ) -> dict:
     "See `tokens.encode`; a dialogue that was too long is noted in `cut`."
-    return self._noted(dialogue, tokens.encode(self.tokenizer, dialogue, max_length or self.max_length))
+    room = self.max_length if max_length is None else max_length
+    room = min(room, self.window) if isinstance(room, int) else room
+    return self._noted(dialogue, tokens.encode(self.tokenizer, dialogue, room))
 
 
 @patch
