@@ -1,11 +1,15 @@
 "Rewrites: the parser, the two bounds, what is counted. No weights needed."
 
 from collections import Counter
+from contextlib import contextmanager
 
-from hypothesis import given, settings, strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from personal_llm.base.core import Cost, Dialogue
-from personal_llm.sdss.synthesis import judge, parse_rewrite, rouge1, synthesize
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.text import rouge1
+from personal_llm.sdss.synthesis import EXAMPLES_KEPT, judge, parse_rewrite, synthesize
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
 TEXTS = WORDS.map(" ".join)
@@ -18,6 +22,14 @@ class Scripted:
 
     def __init__(self, replies):
         self.replies, self.asked, self.cost = replies, 0, Cost(requests=1)
+
+    @contextmanager
+    def spending(self):
+        outer, self.cost = self.cost, Cost()
+        try:
+            yield self.cost
+        finally:
+            self.cost = outer + self.cost
 
     def generate(self, prompts, **settings):
         out = [self.replies[(self.asked + i) % len(self.replies)] for i in range(len(prompts))]
@@ -76,3 +88,25 @@ def test_synthesize(prompts, n, rounds, replies, mode):
     assert asked <= model.asked <= asked * rounds and made.cost.forward == model.asked and model.cost.requests == 1
     if mode == "question":
         assert len(made.dialogues) + sum(made.rejected.values()) == model.asked
+    assert len(made.examples) == min(EXAMPLES_KEPT, sum(made.rejected.values()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(mode=5),
+        dict(n=-1),
+        dict(n=True),
+        dict(n=10.5),
+        dict(seed=-1),
+        dict(seed=2**40),
+        dict(lower=-1),
+        dict(upper=2),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_one_line(wrong):
+    model = Scripted(["[x]"])
+    with pytest.raises(InputError) as caught:
+        synthesize(model, [Dialogue("how so", "so")], **wrong)
+    assert caught.value.remedy and "\n" not in str(caught.value) and model.asked == 0
