@@ -327,6 +327,22 @@ def test_what_a_killed_run_left_is_removed_or_finished(old, tmp_path):
     assert sorted(p.name for p in old.path.iterdir()) == FILES
 
 
+def test_links_in_a_folder_from_elsewhere_lead_nowhere(old, tmp_path):
+    "Not the committed folder, and nothing in it."
+    mine = tmp_path / "documents"
+    mine.mkdir()
+    for name in ("thesis.txt", WEIGHTS, CONFIG):
+        (mine / name).write_text("mine")
+    (old.path / COMMITTED).symlink_to(mine)
+    assert which(check_adapter(old)) == "old"
+    (old.path / COMMITTED).unlink()
+    (old.path / COMMITTED).mkdir()
+    (old.path / COMMITTED / CARD).symlink_to(mine / "thesis.txt")
+    (old.path / COMMITTED / "more").symlink_to(mine)
+    assert which(check_adapter(old)) == "old" and not (old.path / COMMITTED).exists()
+    assert sorted(p.name for p in mine.iterdir()) == sorted(["thesis.txt", WEIGHTS, CONFIG])
+
+
 def test_a_reader_waits_for_a_writer(old, tmp_path):
     "A committed set that somebody is moving is left to him."
     journal = old.path / COMMITTED

@@ -109,12 +109,14 @@ def move_in(
     out: Path,  # the adapter's folder
 ) -> None:
     "Put the files in their place; the settings go first and come last."
+    files = [journal / name for name in (WEIGHTS, CARD, CONFIG)]
     try:
-        if (journal / CONFIG).exists():
+        if files[-1].is_file():
             (out / CONFIG).unlink(missing_ok=True)
-        for file in sorted(journal.iterdir(), key=lambda file: file.name == CONFIG):
-            os.replace(file, out / file.name)
-        journal.rmdir()
+        for file in files:
+            if file.is_file() and not file.is_symlink():
+                os.replace(file, out / file.name)
+        delete(journal)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -127,7 +129,7 @@ def finish_publication(
 ) -> None:
     "Finish what a killed process had committed; raises `InputError` when the folder cannot be written."
     journal = Path(out) / COMMITTED
-    if journal.is_dir():
+    if journal.is_dir() and not journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
         with suppress(FileNotFoundError), held(journal):  # not found: its own process has finished
             move_in(journal, Path(out))
 
