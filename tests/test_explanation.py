@@ -96,13 +96,18 @@ def test_explanation_of_a_person_by_hand():
     space, people = space_of(model), spoken(LOUD, 12, first=400)
     before = replace(model.cost)
     e = explain(model, people, space, seed=3)
+    after = replace(model.cost)
     rows = space.row(Letters.shifts(model, people, 3), False)
     z = coordinates(space, rows)
-    assert np.allclose(e.row, rows.mean(0), atol=1e-4) and (e.samples, e.counterpart, e.space) == (12, "answers", space.id)
+    assert np.allclose(e.row, rows.mean(0), atol=1e-4) and (e.samples, e.counterpart, e.space) == (
+        12,
+        "answers",
+        space.id,
+    )
     assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.noise, rtol=1e-4)
     assert e.words[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
-    assert e.cost.forward == 36 == model.cost.forward - before.forward, "12 read, 12 drawn, 12 of these read"
-    assert e.cost.tokens == model.cost.tokens - before.tokens > 0 and e.cost.seconds > 0
+    assert e.cost.forward == 36 == after.forward - before.forward, "12 read, 12 drawn, 12 of these read"
+    assert e.cost.tokens == after.tokens - before.tokens > 0 and e.cost.seconds > 0
 
 
 def test_plain_text_is_told_from_style():
@@ -125,7 +130,10 @@ def test_too_little_or_another_model_is_refused():
         explain(model, spoken(LOUD, 5), space)
     with pytest.raises(InputError, match="give 8 more"):
         explain(model, [], space)
-    for wrong, message in ((dict(base="other"), "made for base other"), (dict(encoder="other"), "made with encoder other")):
+    for wrong, message in (
+        (dict(base="other"), "made for base other"),
+        (dict(encoder="other"), "made with encoder other"),
+    ):
         for run in (
             lambda space: explain(model, spoken(LOUD, 9), space),
             lambda space: read_panels(model, space, spoken(LOUD, 9), ["Why?"]),
@@ -164,9 +172,9 @@ def test_gains_are_what_the_adapter_adds_a_token():
     assert np.allclose(panels.base, bare[:, 0] / bare[:, 1], atol=1e-5)
     assert np.allclose(gains(model, None, panels), 0, atol=1e-5)
     with model.using(adapter):
-        worn = model.nll(panels.dialogues)
+        tuned_losses = model.nll(panels.dialogues)
     gain = gains(model, adapter, panels)
-    assert np.allclose(gain, panels.base - worn[:, 0] / worn[:, 1], atol=1e-5)
+    assert np.allclose(gain, panels.base - tuned_losses[:, 0] / tuned_losses[:, 1], atol=1e-5)
     assert gain[:6].mean() > gain[6:].mean(), "it was tuned on loud texts"
 
 
@@ -175,7 +183,9 @@ def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
     model = shared("llama")
     space = space_of(model)
     panels = read_panels(model, space, spoken(LOUD, 12) + spoken(BRIEF, 12) + spoken(str, 12), ["Why?", "Who?"])
-    people = {name: explain(model, spoken(way, 24, first=200), space) for name, way in (("loud", LOUD), ("brief", BRIEF))}
+    people = {
+        name: explain(model, spoken(way, 24, first=200), space) for name, way in (("loud", LOUD), ("brief", BRIEF))
+    }
     pllms = {name: explain_pllm(model, tuned(name), space, panels) for name in people}
     place = lambda e: coordinates(space, e.row)
     lengths = {name: np.linalg.norm(place(pllms[name])) / np.linalg.norm(place(people[name])) for name in people}

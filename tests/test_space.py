@@ -115,7 +115,20 @@ def harm(folder, damage):
         card.unlink()
 
 
-DAMAGES = ["json", "list", "arrays", "cut", "flipped", "other arrays", "kind", "words", "noise", "id", "no arrays", "no card"]
+DAMAGES = [
+    "json",
+    "list",
+    "arrays",
+    "cut",
+    "flipped",
+    "other arrays",
+    "kind",
+    "words",
+    "noise",
+    "id",
+    "no arrays",
+    "no card",
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -65,7 +65,7 @@ def test_marks_are_counted_by_the_word_and_not_by_the_text():
         ("One... two… three.", "full stops", 1, 3),
         ("- a\n- b\n2) c", "list marks", 3, 4),
         ("a well-known thing - so", "dashes", 1, 5),
-        ("He said “no” and \"yes\"", "quotation marks", 4, 5),
+        ('He said “no” and "yes"', "quotation marks", 4, 5),
         ("Café au lait", "capitalised words", 1, 3),
         ("I don’t know", "contractions", 1, 3),
         ("sing singing", "endings in -ing", 1, 2),
@@ -110,7 +110,11 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
     model = shared("llama")
     rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
     base = [d.derive(response=shorten(d.response)) for d in speak(model, None, rows, 5)]
-    mine, other, got = features(model, Letters(), rows), features(model, Letters(), base), shifts(model, Letters(), rows, 5)
+    mine, other, got = (
+        features(model, Letters(), rows),
+        features(model, Letters(), base),
+        shifts(model, Letters(), rows, 5),
+    )
     given = shifts(model, Letters(), rows, 9, counterparts(model, Letters(), rows, 5))
     for block in BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.xpert import explanation, fitting, space
+from personal_llm.xpert import explanation, fitting, space, style
 from personal_llm.xpert.explanation import read_panels
 from personal_llm.xpert.fitting import fit_space, measure_nats
 from personal_llm.xpert.space import join_blocks
@@ -40,7 +40,7 @@ def spoken(way, count: int, first: int = 0) -> list:
 
 
 class Letters:
-    "An encoder that counts letters."
+    "An encoder that counts letters; counterparts are short, as nothing here depends on them."
 
     @staticmethod
     def encode(texts, show_progress_bar=False):
@@ -51,6 +51,7 @@ class Letters:
         for room in (space, explanation, fitting):
             patch.setattr(room, "pocket_encoder", lambda: cls)
         patch.setattr(space, "own_encoder", lambda: "letters")
+        patch.setattr(style, "REPLY_TOKENS", 8)
 
     @classmethod
     def shifts(cls, model, dialogues, seed=0):
