@@ -1,6 +1,8 @@
-"Fine-tuning on tiny models: what is learned, what is kept, interrupts, full disks."
+"Fine-tuning on tiny models: what is learned, what is kept, interrupts, kills, full disks."
 
-import json, os, shutil
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.tuning import finetune as tuning
-from personal_llm.base.core import Dialogue, InputError
+from kills import killed_at
 from personal_llm.base.adapters import Adapter
-from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.finetune import finetune
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import collate
+from personal_llm.tuning import finetune as tuning
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import Lesson, finetune
 from personal_llm.tuning.validation import validation_split
 from tiny import ARCHITECTURES, shared, tiny
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
 TALK = [
     Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.")
-    for i, w in enumerate("tea rain bread snow music salt wool glass iron silk".split())
+    for i, w in enumerate("tea rain bread snow music salt wool glass iron silk oak mint rice clay rope lamp".split())
 ]
 TEST = [Dialogue("What is coal?", "It is coal, of course."), Dialogue("Hi", "Hello.")]
 
@@ -121,6 +124,15 @@ def test_nothing_to_learn_is_refused(bad, tmp_path):
         dict(validation=-0.1),
         dict(patience=0),
         dict(accumulate=0),
+        dict(steps=2.5),
+        dict(steps=10**12),
+        dict(learning_rate=float("nan")),
+        dict(learning_rate=0),
+        dict(rank="8"),
+        dict(rank=True),
+        dict(targets=["q_proj"]),
+        dict(dropout=1.0),
+        dict(weight_decay=-1),
     ],
 )
 def test_wrong_settings(wrong):
@@ -153,26 +165,24 @@ def families(draw):
 
 @given(st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 5), st.data())
 @settings(max_examples=60, deadline=None)
-def test_children_of_what_is_held_in_do_not_train(originals, share, seed, data):
+def test_children_of_what_judges_do_not_train(originals, share, seed, data):
     family = [Dialogue(f"original {i}", "a") for i in range(originals)]
     family += [
         Dialogue(f"child {i}", "a", origin="synthetic", parents=(family[p].id,))
         for i, p in enumerate(data.draw(st.lists(st.integers(0, originals - 1), max_size=30)))
     ]
-    learn, choose = validation_split(family, share, seed)
-    held = {d.id for d in choose}
-    count = min(round(share * originals), originals - 1)
-    assert len(choose) == (count if count >= 4 else 0)
-    assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn and [
-        d for d in family if d.id in held
-    ] == choose
-    assert all(d.origin == "user" for d in choose)
+    learn, judge = validation_split(family, share, seed)
+    held = {d.id for d in judge}
+    count = min(max(4, round(share * originals)), originals - 1) if share and originals >= 16 else 0
+    assert len(judge) == count
+    assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
+    assert [d for d in family if d.id in held] == judge and all(d.origin == "user" for d in judge)
 
 
 @given(families(), st.floats(0, 0.99), st.integers(0, 5))
 @settings(max_examples=80, deadline=None)
 def test_lineages_are_not_split(dialogues, share, seed):
-    "With four lineages to choose by or more: no dialogue trains that descends from one that is used to choose, or is an ancestor of one."
+    "No dialogue trains that descends from one that judges, or is an ancestor of one."
     learn, choose = validation_split(dialogues, share, seed)
     parent = {d.id: d.parents[0] for d in dialogues if d.parents}
 
@@ -185,35 +195,39 @@ def test_lineages_are_not_split(dialogues, share, seed):
     assert learn, "something must be left to learn from"
     assert all(d.origin != "synthetic" for d in choose) and [d for d in dialogues if d in learn] == learn
     held = {top(d.id) for d in choose}
-    assert all(d in learn or d in choose or top(d.id) in held for d in dialogues), (
-        "nothing is lost but children of what is held in"
-    )
+    assert all(d in learn or top(d.id) in held for d in dialogues), "nothing is lost but lineages that judge"
     if share == 0:
         assert not choose
     again = validation_split(dialogues[::-1], share, seed)
     assert {d.id for d in again[1]} == {d.id for d in choose}, "the order does not count"
 
 
-def test_what_trains_and_what_judges(monkeypatch):
-    "The samples that reach the Trainer are those of the learning side; the judged ones are the others."
-    seen = {}
-    real_trainer, real_keeper = tuning._trainer, tuning._Keeper
-    monkeypatch.setattr(
-        tuning,
-        "_trainer",
-        lambda adapted, samples, *a: seen.update(learn=samples) or real_trainer(adapted, samples, *a),
-    )
-    monkeypatch.setattr(tuning, "_Keeper", lambda samples, *a: seen.update(judge=samples) or real_keeper(samples, *a))
-    model, config = shared("llama"), TuningConfig(rank=2, steps=1, batch_size=2, validation=0.4, max_length=64)
-    children = [Dialogue(f"Say: {d.prompt}", d.response, origin="synthetic", parents=(d.id,)) for d in TALK]
-    finetune(model, TALK + children, config, progress=False)
-    learn, choose = validation_split(TALK + children, 0.4, 0)
-    assert len(choose) == 4 and len(learn) == 12
-    assert seen["learn"] == [model.encode(d, 64) for d in learn] and seen["judge"] == [
-        model.encode(d, 64) for d in choose
-    ]
-    finetune(model, TALK[:4] + children[:4], config, progress=False)
-    assert seen["judge"] == [model.encode(d, 64) for d in TALK[:4]], "too few to hold any in: the originals stand guard"
+def test_parents_in_a_circle_are_refused():
+    ring = [Dialogue(name, "a", id=name, parents=(to,)) for name, to in (("x", "y"), ("y", "z"), ("z", "x"))]
+    with pytest.raises(InputError, match="circle"):
+        validation_split(ring, 0.1)
+
+
+def test_what_trains_and_what_judges():
+    "Samples of the learning side train, the others judge; with too few lineages the originals stand guard."
+    model, config = shared("llama"), TuningConfig(rank=2, steps=1, batch_size=2, validation=0.25, max_length=64)
+    children = [d.derive(prompt=f"Say: {d.prompt}", origin="synthetic") for d in TALK]
+    learn, judge = validation_split(TALK + children, 0.25, 0)
+    assert (len(judge), len(learn)) == (4, 24)
+    lesson = Lesson.of(model, TALK + children, config, 0)
+    assert lesson.learn == [model.encode(d, 64) for d in learn] and lesson.judged_on == 4
+    assert lesson.judge == [model.encode(d, 64) for d in judge]
+    few = Lesson.of(model, TALK[:4] + children[:4], config, 0)
+    assert few.judge == [model.encode(d, 64) for d in TALK[:4]] and few.judged_on == 0 and len(few.learn) == 8
+
+
+def test_the_card_says_on_how_many_it_was_judged(tmp_path):
+    "Thirty-two bins are judged on four dialogues that do not train; eight by what trains."
+    bins = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(32)]
+    config = TuningConfig(rank=2, steps=1, batch_size=2, max_length=64)
+    adapter = finetune(shared("llama"), bins, config, out=tmp_path, progress=False)
+    assert adapter.judged_on == Adapter.load(tmp_path).judged_on == 4
+    assert finetune(shared("llama"), bins[:8], config, progress=False).judged_on == 0
 
 
 @pytest.mark.parametrize(
@@ -226,6 +240,7 @@ def test_never_worse_than_the_start_on_the_judged_dialogues(rate, dialogues, old
     )
     adapter = finetune(model, dialogues, config, start=old, progress=False)
     choose = validation_split(dialogues, 0.4)[1] or dialogues
+    assert adapter.judged_on == (len(choose) if dialogues is TALK else 0)
     with model.using(old):
         start = per_token(model, choose)
     with model.using(adapter):
@@ -246,7 +261,7 @@ def interrupt_at(monkeypatch, step):
             if state.global_step == step:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "_bar", lambda steps: Interrupt())
+    monkeypatch.setattr(tuning, "progress_bar", lambda steps: Interrupt())
 
 
 RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
@@ -273,7 +288,7 @@ def test_resumed_is_bit_equal(step, straight, monkeypatch, tmp_path):
         def on_step_end(self, args, state, control, **kw):
             steps.append(state.global_step)
 
-    monkeypatch.setattr(tuning, "_bar", lambda n: Count())
+    monkeypatch.setattr(tuning, "progress_bar", lambda n: Count())
     again = finetune(model, TALK, RUN, out=tmp_path, seed=2)
     assert bits(again) == bits(straight) and again.history == straight.history and again.best_loss == straight.best_loss
     assert steps == list(range(step // 2 * 2 + 1, 7)), "it goes on from the last checkpoint"
@@ -326,6 +341,21 @@ def test_going_on_from_an_adapter(old, tmp_path):
     assert bits(finetune(model, TALK[:6], BRIEF, start=str(old.path), progress=False)) == bits(further), "by its path"
 
 
+def test_a_start_keeps_its_shape(old, tmp_path):
+    "Rank 2 goes on at rank 2, whatever the defaults are; the card tells the settings that were in force."
+    config = TuningConfig(steps=1, batch_size=2, max_length=64)
+    further = finetune(shared("llama"), TALK[:6], config, start=old, out=tmp_path / "a", progress=False)
+    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (
+        (settings["r"], settings["lora_alpha"]) == (2, BRIEF.alpha) == (further.config["rank"], further.config["alpha"])
+    )
+    assert Adapter.load(tmp_path / "a").config == further.config
+    for other in (dict(rank=4), dict(alpha=3.0), dict(targets="q_proj")):
+        with pytest.raises(InputError, match="start from the bare model"):
+            finetune(shared("llama"), TALK[:6], TuningConfig(**other), start=old, out=tmp_path / "b", progress=False)
+    assert not (tmp_path / "b").exists()
+
+
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
     "An adapter from a library names its base by a name that is no folder."
     import peft.utils.save_and_load as saving
@@ -370,25 +400,71 @@ def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
     ), "and goes on"
 
 
-@pytest.mark.parametrize("steps, checks, every", [(50, 6, 8), (3, 3, 1), (4, 9, 1), (12, 1, 12)])
-def test_steps_between_checks(steps, checks, every, monkeypatch):
-    "The Trainer's log and checkpoints and the keeper's checks fall on the same steps."
-    assert TuningConfig(steps=steps, checks=checks).every == every
-    if steps > 4:
-        return
-    adapter = finetune(
-        shared("llama"),
-        TALK,
-        TuningConfig(rank=2, steps=steps, checks=checks, batch_size=2, max_length=64),
-        progress=False,
-    )
-    assert [h[0] for h in adapter.history] == list(range(every, steps + 1, every)) and all(
-        h[2] is not None for h in adapter.history
-    )
+@pytest.mark.parametrize(
+    "steps, checks, looks", [(3, 3, [1, 2, 3]), (4, 9, [1, 2, 3, 4]), (5, 2, [2, 4, 5]), (3, 1, [3])]
+)
+def test_steps_between_checks(steps, checks, looks):
+    "The last step is always a check, so that the last weights can be kept; the training loss is logged there too."
+    config = TuningConfig(rank=2, steps=steps, checks=checks, patience=9, batch_size=2, max_length=64)
+    adapter = finetune(shared("llama"), TALK, config, progress=False)
+    assert [step for step, _, _ in adapter.history] == looks
+    assert all(training is not None and loss is not None for _, training, loss in adapter.history)
+
+
+def test_the_weights_after_the_last_check_can_be_kept():
+    config = TuningConfig(rank=2, steps=5, checks=2, batch_size=4, max_length=64, learning_rate=1e-2)
+    adapter = finetune(shared("llama"), TALK[:6], config, progress=False)
+    losses = [loss for _, _, loss in adapter.history]
+    assert losses[-1] == min(losses) == adapter.best_loss, "the loss still fell at the fifth step"
+
+
+KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
+
+
+def test_a_kill_leaves_pairs_and_the_next_run_removes_the_rest(monkeypatch, tmp_path):
+    "At every file operation of a fine-tune over an older adapter."
+    model, out = shared("llama"), tmp_path / "mine"
+    older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "older", progress=False)
+    wanted, kept = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"], set()
+    for step in range(500):
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(older.path, out)
+        killed = killed_at(step, monkeypatch, lambda: finetune(model, TALK[5:], KILLED, out=out, progress=False))
+        found = Adapter.load(out)
+        assert found.parents in (older.parents, tuple(d.id for d in TALK[5:]))
+        same_weights = bits(out) == bits(older)
+        assert same_weights == (found.parents == older.parents), f"step {step}: weights and card do not belong together"
+        kept.add(found.parents)
+        if step % 7 == 0 or not killed:
+            finetune(model, TALK[5:], KILLED, out=out, progress=False)
+            assert sorted(p.name for p in out.iterdir()) == wanted, f"step {step}: debris"
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "older"]
+        if not killed:
+            break
+    assert step > 20 and len(kept) == 2
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
+def test_a_full_disk_in_the_trainers_checkpoint_is_one_line(error, monkeypatch, tmp_path):
+    model, real = shared("llama"), torch.save
+    older = finetune(model, TALK[:5], BRIEF, out=tmp_path, progress=False)
+    before, base = files(tmp_path), weights(model)
+
+    def full(*given, **named):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(InputError, match="cannot be written"):
+            finetune(model, TALK[5:], KILLED, out=tmp_path, progress=False)
+    assert torch.save is real and files(tmp_path) == before and same(model, base)
+    assert Adapter.load(tmp_path) == older
+    finetune(model, TALK[5:], KILLED, out=tmp_path, progress=False)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_full_disk_leaves_the_older_adapter(monkeypatch, tmp_path):
-    "Whichever file cannot be put in its place: what lies there is the older adapter, every file of it, and it can be adapted."
+    "Whichever file cannot be put in its place: the older adapter lies there, or once it was committed the new one, whole."
     model, full = shared("llama"), OSError(28, "No space left on device")
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "a", progress=False)
     before, base, real = files(tmp_path / "a"), weights(model), os.replace
@@ -411,6 +487,10 @@ def test_a_full_disk_leaves_the_older_adapter(monkeypatch, tmp_path):
             else:
                 assert len(calls) < k
                 break
+        if Adapter.load(tmp_path / "a").parents != older.parents:  # the new one was committed, and is whole
+            assert bits(Adapter.load(tmp_path / "a")) and k > 2
+            older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "a", progress=False)
+            before = files(tmp_path / "a")
         assert files(tmp_path / "a") == before, f"changed by a failure at replacement {k}: {calls[-1]}"
         assert Adapter.load(tmp_path / "a") == older and same(model, base)
         with model.using(older):

@@ -139,10 +139,13 @@ def unwritable(
     error: Exception,
 ) -> InputError:
     "The one line for a full disk."
-    why = getattr(error, "strerror", None) or str(error)[:80]
+    cause = error
+    while cause and not getattr(cause, "strerror", None):
+        cause = cause.__cause__
+    why = cause.strerror if cause else str(error)[:80]
     return InputError(f"{out}: the adapter cannot be written ({why})", "free some space or choose another folder")
 
-
+# %% ../../nbs/0_base/04_adapters.ipynb #04ada063
 def new_stage(
     out,  # where an adapter shall be
 ) -> Path:  # a folder in it for the new files
