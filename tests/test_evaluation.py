@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.tuning.statistics import Comparison, paired_bootstrap
+from personal_llm.base.models import Model
+from personal_llm.tuning.statistics import Comparison, headroom_gate, paired_bootstrap, share_of_headroom
 from personal_llm.tuning.evaluation import (
     Evaluation,
-    _nearest,
     by_user,
     compare_users,
     evaluate,
     floors,
-    headroom_gate,
-    share_of_headroom,
+    nearest_texts,
     text_scores,
 )
 from personal_llm.base.text import rouge_words
@@ -26,7 +25,9 @@ from personal_llm.data.users import lower_case, opener
 
 
 class Parrot:
-    "Answers with the prompt; the response's loss is its number of letters a word. An adapter is a number that is added to it."
+    "Answers with the prompt; the response's loss is its number of letters a word. An adapter is a number added to it."
+
+    spending = Model.spending
 
     def __init__(self):
         self.cost, self.adapted, self.seen = Cost(tokens=7), 0, []
@@ -60,9 +61,7 @@ TEST = [Dialogue("so it is", "so it was then"), Dialogue("No!", "never ever")]
 
 def test_evaluate_by_hand():
     model = Parrot()
-    found = evaluate(
-        model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_new_tokens=5, batch_size=3, group="Ana"
-    )
+    found = evaluate(model, TEST, adapter=0.5, habits=(lower_case(), opener("so")), max_new_tokens=5, group="Ana")
     first, second = found.items
     assert (first["loss"], first["tokens"]) == (11 / 4 + 0.5, 4) and second["loss"] == 9 / 2 + 0.5
     assert found.summary["loss"] == (3.25 + 5) / 2  # the mean of means, not 21 / 6
@@ -157,7 +156,7 @@ def test_compare_pairs_by_id_whatever_the_order():
         worse.compare(evaluate(model, TEST[:1]))
     with pytest.raises(InputError, match="adherence"):
         worse.compare(base, "adherence")
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match="two values or more"):
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
 
 
@@ -237,7 +236,11 @@ def test_compare_users_refuses(other, says):
 
 
 def test_nearest_by_hand():
-    assert _nearest(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [2, 0, 3]  # no word shared: the first
+    assert nearest_texts(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [
+        2,
+        0,
+        3,
+    ]  # no word shared: the first
 
 
 def test_constant_floor_is_the_best_constant():

@@ -421,12 +421,13 @@ def test_the_weights_after_the_last_check_can_be_kept():
 KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 
 
-def test_a_kill_leaves_pairs_and_the_next_run_removes_the_rest(monkeypatch, tmp_path):
-    "At every file operation of a fine-tune over an older adapter."
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_kill_leaves_pairs_and_the_next_run_removes_the_rest(stride, monkeypatch, tmp_path):
+    "At file operations of a fine-tune over an older adapter: every fifth, and with --slow every one."
     model, out = shared("llama"), tmp_path / "mine"
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "older", progress=False)
     wanted, kept = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"], set()
-    for step in range(500):
+    for step in range(0, 500, stride):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(older.path, out)
         killed = killed_at(step, monkeypatch, lambda: finetune(model, TALK[5:], KILLED, out=out, progress=False))
@@ -435,7 +436,7 @@ def test_a_kill_leaves_pairs_and_the_next_run_removes_the_rest(monkeypatch, tmp_
         same_weights = bits(out) == bits(older)
         assert same_weights == (found.parents == older.parents), f"step {step}: weights and card do not belong together"
         kept.add(found.parents)
-        if step % 7 == 0 or not killed:
+        if step % (3 * stride) == 0 or not killed:
             finetune(model, TALK[5:], KILLED, out=out, progress=False)
             assert sorted(p.name for p in out.iterdir()) == wanted, f"step {step}: debris"
             assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "older"]

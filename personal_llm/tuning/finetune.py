@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_JUDGES', 'CHECKPOINTS', 'RUN_MARK', 'Lesson', 'attach_trainable', 'trainable', 'arguments_of', 'new_trainer',
-           'progress_bar', 'run_id', 'last_checkpoint', 'train_with_judge', 'bill', 'finetune']
+           'progress_bar', 'run_id', 'last_checkpoint', 'remove_halves', 'train_with_judge', 'bill', 'finetune']
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #8b1b08a3
 import hashlib
@@ -29,7 +29,7 @@ from ..base.factors import lora_config
 from ..base.files import delete, is_full_disk, make_folder, write_atomically
 from ..base.tokens import collate
 from .config import TuningConfig
-from .validation import KEEPER, BestAdapter, judging, validation_split
+from .validation import BestAdapter, is_whole, judging, validation_split
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #d77da693
 MOST_JUDGES = 64  # training dialogues that judge where none is held back
@@ -99,7 +99,7 @@ def arguments_of(config: TuningConfig, folder: Path, seed: int, on_cpu: bool):  
         logging_steps=config.every,
         save_strategy="steps",
         save_steps=config.every,
-        save_total_limit=1,
+        save_total_limit=2,  # the older one until the newer is whole
         report_to="none",
         seed=seed,
         data_seed=seed,
@@ -165,9 +165,14 @@ def last_checkpoint(out: Path, run: str):  # a folder's name, or None
         delete(folder)
         write_atomically(mark, run)
         return None
-    for half in [c for c in folder.glob("checkpoint-*") if not (c / KEEPER).is_file()]:
-        delete(half)
+    remove_halves(folder)
     return get_last_checkpoint(str(folder))
+
+
+def remove_halves(folder: Path) -> None:
+    "Delete checkpoints that were not finished, or not wholly deleted."
+    for half in [c for c in folder.glob("checkpoint-*") if not is_whole(c)]:
+        delete(half)
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #9a348071
 def train_with_judge(
@@ -183,8 +188,7 @@ def train_with_judge(
     except Exception as error:
         if not is_full_disk(error):
             raise
-        for half in [c for c in folder.glob("checkpoint-*") if not (c / KEEPER).is_file()]:
-            delete(half)
+        remove_halves(folder)
         raise unwritable(out, error) from error
     judge.restore(adapted)
     logged = {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
