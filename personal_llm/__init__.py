@@ -30,8 +30,9 @@ _ROOMS = {
     "start.merging": "merge",
     "start.selection": "SELECTORS Selector select",
     "start.warm_start": "warm_start",
-    "device.personalizer": "Personalizer",
-    "device.store": "load_personalizer",
+    "device.store": "folder_status",
+    "device.forgetting": "forget_folder",
+    "device.personalizer": "Personalizer load_personalizer",
     "app.demo": "run_demo",
     "app.personalize": "personalize",
 }

@@ -86,7 +86,7 @@ def world(tmp_path_factory):
 
 
 def test_personalize_leaves_a_state_that_goes_on(world):
-    from personal_llm.device.store import load_personalizer
+    from personal_llm.device.personalizer import load_personalizer
 
     result = json.loads((world / "mine" / "personalize.json").read_text())
     assert (

@@ -573,7 +573,7 @@ def test_personalize_from_a_library(world, tmp_path, capsys):
         and warm["finetunes"][0]["start_loss"] < cold["finetunes"][0]["start_loss"]
         and warm["cost"]["forward"] > cold["cost"]["forward"]
     )
-    from personal_llm.device.store import load_personalizer
+    from personal_llm.device.personalizer import load_personalizer
 
     assert load_personalizer(warm["state"], shared("llama")).status()["warm"] == warm["warm"]
     assert (

@@ -9,7 +9,7 @@ __all__ = ['DAMAGES', 'Buffer', 'bin_bytes', 'Decision', 'load_buffer']
 import hashlib
 import json
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +189,24 @@ def remove(
         stay = [slot for slot in range(len(self)) if slot not in slots]
         arrivals = self.view.arrival[stay].tolist()
         self._refill([self.entries[slot] for slot in stay], arrivals)
+
+# %% ../../nbs/2_sdss/22_buffer.ipynb #22c20002
+@patch
+def erase(
+    self: Buffer,
+    ids: set,  # of dialogues
+) -> None:
+    "Take entries out, and the log's lines about them."
+    self.remove({slot for slot, d in enumerate(self.dialogues) if d.id in ids})
+    stay = [decision for decision in self.log if decision.id not in ids]
+    self.log = [replace(line, evicted="") if line.evicted in ids else line for line in stay]
+
+
+@patch
+def retire(self: Buffer) -> None:
+    "Blank all embeddings until `rescore`."
+    arrivals, blank = self.view.arrival.tolist(), lambda s: replace(s, embedding=0 * s.embedding, model="")
+    self._refill([replace(c, scores=blank(c.scores)) for c in self.entries], arrivals)
 
 # %% ../../nbs/2_sdss/22_buffer.ipynb #246c99e6
 def _row(candidate: Candidate) -> dict:
