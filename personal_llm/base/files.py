@@ -157,7 +157,8 @@ class OwnedFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: a file, not a folder", "choose a folder")
-        found = sorted({p.name for p in self.path.iterdir()} - {LOCK}) if self.path.is_dir() else []
+        names = {p.name for p in self.path.iterdir()} - {LOCK} if self.path.is_dir() else ()
+        found = sorted(name for name in names if not name.startswith(f".{MARKER}."))  # its own, of a killed run
         if found and MARKER not in found:
             what = f"{self.path}: holds what this package did not make ({', '.join(found[:3])})"
             raise InputError(what, "choose a new or empty folder")

@@ -1,0 +1,29 @@
+"An output folder under a process that dies."
+
+from personal_llm.base.files import OwnedFolder, lock_folder, remove_leftovers, write_json
+
+from kills import killed_at
+
+
+def one_output(folder):
+    with lock_folder(folder):
+        owned = OwnedFolder(folder)
+        remove_leftovers(folder)
+        write_json(owned.claim("report.json"), dict(loss=1.0))
+        owned.seal("report.json")
+
+
+def test_a_killed_run_does_not_lock_its_owner_out(tmp_path, monkeypatch):
+    "Whatever stands in the folder after a kill, even half of the first marker, the next run takes it for its own."
+    steps = 0
+    while True:
+        folder = tmp_path / str(steps)
+        with monkeypatch.context() as patch:
+            died = killed_at(steps, patch, lambda: one_output(folder))
+        one_output(folder)
+        assert OwnedFolder(folder).made == {"report.json": [""]}
+        assert sorted(p.name for p in folder.iterdir()) == [".lock", ".personal_llm.json", "report.json"]
+        if not died:
+            break
+        steps += 1
+    assert steps > 8
