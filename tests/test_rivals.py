@@ -10,11 +10,10 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.start import rivals
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.start.rivals import RIVALS
 from personal_llm.start.gradient import directions, gradients, sketch, slope
 from personal_llm.base.factors import inner
-from personal_llm.start.ranking import BASE, MOST, Losses, adapter_bytes, mean_loss
-from personal_llm.start.selection import select
+from personal_llm.start.ranking import BASE, RANKING_LENGTH, Losses, adapter_bytes, mean_loss
+from personal_llm.start.selection import SELECTORS, select
 from planted import me, permuted, planted, replay, save_adapter, table
 from tiny import shared
 
@@ -63,10 +62,10 @@ def test_uniform(library, tmp_path):
         and got.weights == pytest.approx(dict.fromkeys(library.names, 1 / 28))
         and got.cost.bytes_moved == everything(library)
     )
-    many = select(planted(tmp_path, np.ones((MOST + 9, 2))), method="uniform")
+    many = select(planted(tmp_path, np.ones((RANKING_LENGTH + 9, 2))), method="uniform")
     assert (
-        len(many.names) == len(many.distances) == MOST
-        and len(many.weights) == MOST + 9
+        len(many.names) == len(many.distances) == RANKING_LENGTH
+        and len(many.weights) == RANKING_LENGTH + 9
         and sum(many.weights.values()) == pytest.approx(1)
     )
 
@@ -176,15 +175,17 @@ def test_hyperband_weeds_by_few_dialogues(library):
 )
 def test_wrong_options(library, method, option):
     pytest.importorskip("optuna")
-    with pytest.raises(InputError, match="must be at least"):
+    with pytest.raises(InputError, match="give (1 or more|at least 1 and 2)"):
         select(library, method=method, losses=replay(library, LOSSES), **option)
 
 
-@pytest.mark.parametrize("method", [m for m, (_, needs) in RIVALS.items() if needs])
+@pytest.mark.parametrize(
+    "method", [m for m, s in SELECTORS.items() if {"losses", "model"} & set(s.needs) and m != "match"]
+)
 def test_needs_are_said(library, method):
     with pytest.raises(InputError, match="give both model and dialogues"):
         select(library, method=method)
-    if RIVALS[method][1] == "model":
+    if "model" in SELECTORS[method].needs:
         with pytest.raises(InputError, match="give both model and dialogues"):
             select(library, method=method, losses=replay(library, LOSSES))
     with pytest.raises(InputError, match="give 1 more"):
@@ -286,13 +287,16 @@ def test_slope_is_the_derivative_of_the_loss(architecture, tmp_path):
     assert slope(G, pairs) == pytest.approx(difference, rel=0.02) and abs(difference) > 1e-3
 
 
-def test_gradients_do_not_depend_on_batches_and_leave_no_trace():
+def test_gradients_do_not_depend_on_batches_and_leave_no_trace(monkeypatch):
     model = shared("llama")
     needed, weights = (
         [p.requires_grad for p in model.model.parameters()],
         {k: v.clone() for k, v in model.model.state_dict().items()},
     )
-    whole, single = (gradients(model, TALK, LAYERS["llama"], batch_size=size) for size in (8, 1))
+    whole = gradients(model, TALK, LAYERS["llama"])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "tokens_per_batch", 1)
+        single = gradients(model, TALK, LAYERS["llama"])
     for m in LAYERS["llama"]:
         assert np.allclose(whole[m], single[m], atol=1e-6) and np.abs(whole[m]).max() > 1e-4
     prefixed = gradients(model, TALK, ["base_model.model." + LAYERS["llama"][0]], lambda module, G: G.sum())
@@ -477,7 +481,11 @@ def test_a_real_library_and_a_device_without_its_adapters(downhill, tmp_path):
             samples=6,
         )
     asked = dict(model=shared("llama"), dialogues=TALK)
-    for method in RIVALS if optuna_is_there() else ("random", "uniform", "exhaustive", "weights", "gradient"):
+    for method in (
+        ("random", "uniform", "exhaustive", "bayesian", "hyperband", "weights", "gradient")
+        if optuna_is_there()
+        else ("random", "uniform", "exhaustive", "weights", "gradient")
+    ):
         got = select(library, me(np.eye(5)[1]), method, **asked)
         assert (
             got.method == method

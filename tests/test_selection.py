@@ -1,6 +1,8 @@
 "Selection: planted truth, invariances, naive twins, bills, and every error."
 
 import json
+import shutil
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.start.ranking import (
     BASE,
-    MOST,
+    RANKING_LENGTH,
     Losses,
     Ranking,
     adapter_bytes,
@@ -19,7 +21,7 @@ from personal_llm.start.ranking import (
     nearest,
     race,
 )
-from personal_llm.start.selection import GAIN, select
+from personal_llm.start.selection import GAIN, SELECTORS, Selector, select
 from planted import me, permuted, planted, replay
 from tiny import shared
 
@@ -451,8 +453,8 @@ def test_large_libraries_name_the_nearest_and_read_from_disk(tmp_path):
     got = select(library, me(rows[7]))
     everyone = cosine_distance(rows, rows[7])
     assert (
-        len(got.names) == MOST
-        and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:MOST])
+        len(got.names) == RANKING_LENGTH
+        and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:RANKING_LENGTH])
         and got.best == "p007"
     )
     assert np.array_equal(library.rows, rows) and set(got.weights) <= set(got.names)
@@ -466,7 +468,7 @@ def test_json_and_text(library):
         and row["names"] == list(got.names)
         and row["cost"]["forward"] == 72
         and row["losses"][BASE] == 9.0
-        and set(row) == set(Ranking.__dataclass_fields__)
+        and set(row) == set(Ranking.__dataclass_fields__) - {"library"}
     )
     text = str(got)
     assert (
@@ -568,3 +570,94 @@ def test_a_real_library_in_a_real_space(real, tmp_path):
         assert select(library, said(0.1 * shifts[1]), method).best == "b" or method == "l1"
     assert select(library, said(shifts[0], 1.9)).abstained
     assert set(select(library, said(shifts[0]), "style", model=model, dialogues=TALK).losses) == {BASE, *"abc"}
+
+
+# One list of checks over every selector: what each must do, whatever it looks at.
+
+CHECKED = [name for name in SELECTORS if name not in ("bayesian", "hyperband") or find_spec("optuna")]
+COLUMNS = dict(coordinates=(0, 4), stylometry=(4, 6), encoder=(6, 8), activations=(8, 10))
+
+
+@pytest.fixture(scope="module")
+def six(real, tmp_path_factory):
+    "Six pLLMs with all groups of columns; three of them are the adapters of `real` again."
+    folder = tmp_path_factory.mktemp("six")
+    for name, source in zip("uvwxyz", "abcabc"):
+        shutil.copytree(real.path / source, folder / name)
+    rows = np.random.default_rng(5).normal(size=(6, 10))
+    return planted(folder, rows, "uvwxyz", base=real.base, columns=COLUMNS)
+
+
+def answer(library, method, **more):
+    "What a selector says with everything given."
+    given = dict(model=shared("llama"), dialogues=TALK, seed=3) | more
+    return select(library, me(np.linspace(-1, 1, 10)), method, **given)
+
+
+@pytest.fixture(scope="module")
+def answers(six):
+    return {name: answer(six, name) for name in CHECKED}
+
+
+@pytest.mark.parametrize("method", CHECKED)
+def test_every_selector_answers_in_the_same_form(method, six, answers):
+    got = answers[method]
+    assert got.method == method and got.library is six and got.reason
+    assert set(got.names) <= set(six.names) and len(set(got.names)) == len(got.names) == len(got.distances)
+    assert np.isfinite(got.distances).all() and set(got.losses) <= {BASE, *six.names}
+    assert got.best is None or got.best in six.names
+    assert got.abstained == (got.best is None and not got.weights)
+    assert 0 <= sum(got.weights.values()) <= 1 + 1e-6 and set(got.weights) <= set(six.names)
+    json.dumps(got.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("method", CHECKED)
+def test_every_selector_says_what_it_cost(method, six, answers):
+    cost = answers[method].cost
+    looks = {"losses", "model"} & set(SELECTORS[method].needs) or method == "style"
+    assert (cost.forward > 0) == bool(looks) and (cost.tokens > 0) == bool(looks) and cost.seconds > 0
+    assert cost.bytes_moved > 0, "at least the chosen one is downloaded, or the rows are read"
+
+
+@pytest.mark.parametrize("method", CHECKED)
+def test_every_selector_is_repeatable_and_blind_to_the_order(method, six, answers):
+    turned = answer(permuted(six, [3, 0, 5, 1, 4, 2]), method)
+    got = answers[method]
+    if method == "hyperband":  # who meets whom depends on the order by name only
+        assert turned.best == got.best
+    assert (turned.best, turned.names) == (got.best, got.names) or np.allclose(
+        sorted(turned.distances), sorted(got.distances), atol=1e-3
+    ), "twins may change places"
+
+
+@pytest.mark.parametrize("method", CHECKED)
+def test_every_selector_refuses_what_does_not_fit(method, six, tmp_path):
+    with pytest.raises(InputError, match="library is for base"):
+        answer(six, method, model=SimpleNamespace(base="another"))
+    with pytest.raises(InputError, match="empty"):
+        answer(planted(tmp_path, np.zeros((0, 10)), columns=COLUMNS, base=six.base), method)
+    with pytest.raises(InputError, match="seed"):
+        answer(six, method, seed=-1)
+    needs = SELECTORS[method].needs
+    if needs and set(needs) != {"losses?"}:
+        with pytest.raises(InputError, match="needs"):
+            select(six, None, method)
+
+
+def test_a_selector_of_ones_own(six):
+    seen = []
+
+    def last(question, turn=False):
+        seen.append(question)
+        names = sorted(question.library.names, reverse=not turn)
+        return Ranking(names[0], tuple(names), tuple(range(len(names))), reason="by name")
+
+    assert select(six, method=last).best == "z" and select(six, method=last, turn=True).best == "u"
+    got = select(six, method=Selector(last, ("losses",)), model=shared("llama"), dialogues=TALK, shortlist=2)
+    assert got.best == "z" and seen[-1].losses.count == len(TALK) and seen[-1].shortlist == 2
+    with pytest.raises(InputError, match="no option budget"):
+        select(six, method=last, budget=3)
+    with pytest.raises(InputError, match="needs"):
+        select(six, method=Selector(last, ("losses",)))
+    with pytest.raises(InputError, match="a method is int"):
+        select(six, method=3)

@@ -209,7 +209,12 @@ def check_needs(selector: Selector, name: str, mine, losses, model, dialogues) -
     )
     if "row" in selector.needs and mine is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
-    if ("model" in selector.needs and not measurable) or ("losses" in selector.needs and not (measurable or losses)):
+    wanting = [
+        "model" in selector.needs and not measurable,
+        "losses" in selector.needs and not (measurable or losses),
+        "losses?" in selector.needs and dialogues is not None and not (measurable or losses),
+    ]
+    if any(wanting):
         raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
 
 # %% ../../nbs/5_start/55_selection.ipynb #21e0b1ae
