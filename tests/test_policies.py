@@ -1,0 +1,285 @@
+"One list of checks over all policies, a user's own among them; then each rule on cases worked out by hand."
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from candidates import candidate, sound, stream
+
+from personal_llm.base.core import Dialogue, InputError, generator
+from personal_llm.sdss.buffer import Buffer, load_buffer
+from personal_llm.sdss.policies import POLICIES, Policy, policy_of, register
+from personal_llm.sdss.scoring import unit
+
+
+class Surprising(Policy):
+    "A user's own: the entry with the lowest EOE leaves, unless the candidate is lower; counts what it saw."
+
+    def __init__(self):
+        self.offers, self.inside = 0, 0
+
+    def choose(self, view, candidate):
+        self.offers += 1
+        slot = int(view.eoe.argmin())
+        if candidate.scores.eoe <= view.eoe[slot]:
+            return None, "nothing new in it"
+        return slot, "says more than the dullest entry"
+
+    def added(self, view, slot):
+        self.inside += 1
+
+    def removed(self, view, slot):
+        self.inside -= 1
+
+    def state(self):
+        return dict(offers=self.offers)
+
+    def restore(self, state):
+        self.offers = state["offers"]
+
+
+ALL = [*POLICIES, Surprising]
+every_policy = pytest.mark.parametrize("kind", ALL, ids=lambda kind: getattr(kind, "__name__", kind))
+
+
+def new(kind):
+    "A policy to give to a buffer."
+    return kind if isinstance(kind, str) else kind()
+
+
+def filled(kind, candidates, capacity=5, seed=1, check=lambda buffer, decision: None):
+    buffer = Buffer(capacity, new(kind), seed)
+    for c in candidates:
+        check(buffer, buffer.add(c))
+    return buffer
+
+
+# ---- what holds for every policy
+
+
+@every_policy
+@pytest.mark.parametrize("capacity", [1, 2, 7])
+def test_a_buffer_never_overflows_and_says_why(kind, capacity):
+    def check(buffer, decision):
+        sound(buffer)
+        assert decision.reason.strip() and "\n" not in decision.reason
+        assert decision == buffer.log[-1] and buffer.seen == len(buffer.log)
+        assert (decision.id in {d.id for d in buffer.dialogues}) == decision.kept
+        assert not decision.evicted or decision.evicted not in {d.id for d in buffer.dialogues}
+
+    buffer = filled(kind, stream(60), capacity, check=check)
+    assert buffer.full and sum(d.kept for d in buffer.log) - sum(bool(d.evicted) for d in buffer.log) == capacity
+
+
+@every_policy
+def test_the_same_seed_gives_the_same_log(kind):
+    one, two, other = (filled(kind, stream(120), seed=seed) for seed in (1, 1, 2))
+    assert one.log == two.log and one.dialogues == two.dialogues
+    if kind in ("random", "reservoir", "eoe"):
+        assert one.log != other.log
+
+
+@every_policy
+def test_a_saved_buffer_goes_on_as_if_nothing_had_happened(kind, tmp_path):
+    whole = filled(kind, stream(120))
+    half = filled(kind, stream(120)[:60])
+    half.save(tmp_path / "b")
+    again = load_buffer(tmp_path / "b", None if isinstance(kind, str) else kind())
+    assert again.policy.state() == half.policy.state()
+    for c in stream(120)[60:]:
+        again.add(c)
+    assert again.log == whole.log and again.dialogues == whole.dialogues
+
+
+@every_policy
+def test_nobody_is_kept_twice(kind):
+    buffer = filled(kind, stream(20))
+    before = buffer.dialogues
+    for c in buffer.entries[:]:
+        decision = buffer.add(c)
+        assert not decision.kept and "already" in decision.reason
+    assert buffer.dialogues == before
+
+
+@every_policy
+def test_who_comes_and_goes_is_told(kind):
+    "After any number of events a policy has been told of those inside, each once."
+    buffer = Buffer(4, new(kind), 0)
+    inside, policy = [], buffer.policy
+    added, removed = policy.added, policy.removed
+    policy.added = lambda view, slot: (inside.append(view.dialogues[slot].id), added(view, slot))
+    policy.removed = lambda view, slot: (inside.remove(view.dialogues[slot].id), removed(view, slot))
+    for step, c in enumerate(stream(50)):
+        buffer.add(c)
+        if step == 20:
+            buffer.remove({0, 2})
+        if step == 30:
+            buffer.rescore(buffer.entries[:])
+        if step == 40:
+            buffer.clear()
+        assert sorted(inside) == sorted(d.id for d in buffer.dialogues), step
+
+
+@every_policy
+def test_it_goes_on_after_a_fine_tune_and_after_forgetting(kind):
+    buffer = filled(kind, stream(30))
+    buffer.policy.after_finetune(buffer)
+    assert len(buffer) == (0 if kind == "sdss-scripts" else 5)
+    buffer.rescore([replace(c, scores=replace(c.scores, model="base+a")) for c in buffer.entries])
+    for c in stream(90)[30:60]:
+        buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
+    buffer.erase({buffer.dialogues[0].id, buffer.dialogues[-1].id})
+    assert len(buffer) == 3
+    for c in stream(90)[60:]:
+        buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
+        sound(buffer)
+    assert buffer.full
+
+
+@every_policy
+def test_no_policy_can_write_to_the_columns(kind):
+    view = filled(kind, stream(20)).view
+    for name in ("eoe", "eoe_scripts", "dss", "loss", "arrival", "units"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(view, name)[0] = 0
+    assert isinstance(view.entries, tuple) and len(view.domain) == len(view.idd) == len(view) == 5
+
+
+# ---- names and classes
+
+
+def test_unknown_policies_are_one_line():
+    for wrong in ("best", 5, None, Surprising, ["sdss"]):
+        with pytest.raises(InputError, match="use one of sdss"):
+            policy_of(wrong)
+    with pytest.raises(NotImplementedError, match="Lazy needs a method `choose"):
+        filled(type("Lazy", (Policy,), {}), stream(9))
+
+
+def test_a_registered_policy_is_known_everywhere(tmp_path):
+    register("surprising")(type("Mine", (Surprising,), {}))
+    try:
+        filled("surprising", stream(9)).save(tmp_path / "b")
+        assert load_buffer(tmp_path / "b").policy.name == "surprising"
+    finally:
+        del POLICIES["surprising"]
+    with pytest.raises(InputError, match="give an instance"):
+        load_buffer(tmp_path / "b")
+
+
+@pytest.mark.parametrize("slot", [5, -1, 99])
+def test_a_slot_that_is_none_is_refused(slot):
+    wild = type("Wild", (Policy,), dict(choose=lambda self, view, candidate: (slot, "there")))
+    with pytest.raises(InputError, match=f"chose slot {slot} of 5 entries"):
+        filled(wild, stream(9))
+
+
+def test_bins_that_a_policy_cannot_have():
+    for policy, most in (("kcenter", 10_000), ("sdss", 1_000_000)):
+        assert Buffer(most, policy).capacity == most
+        with pytest.raises(InputError, match=f"at most {most} bins"):
+            Buffer(most + 1, policy)
+
+
+# ---- the paper's rule
+
+
+def offer(eoe, dss, embedding, policy="sdss"):
+    buffer = Buffer(2, policy)
+    buffer.add(candidate("x", 0.5, 0.5, (1, 0, 0)))
+    buffer.add(candidate("y", 0.5, 0.5, (0, 1, 0)))  # IDD 1 each
+    return buffer.add(candidate("new", eoe, dss, embedding)).kept
+
+
+def test_the_rule_is_strict_on_each_score():
+    "A tie on any one of the three is no win; a lead on all three is."
+    assert offer(0.6, 0.6, (-1, -1, 0))
+    assert not offer(0.5, 0.6, (-1, -1, 0)) and not offer(0.6, 0.5, (-1, -1, 0))
+    assert not offer(0.6, 0.6, (0, 0, 1)), "IDD 1 against 1"
+    assert not offer(0.6, 0.6, (1, 1, 0)), "IDD 0.29 against 1"
+
+
+def test_the_ablations_look_at_one_score():
+    assert offer(0.6, 0.1, (1, 1, 0), "eoe") and not offer(0.5, 0.9, (-1, -1, 0), "eoe")
+    assert offer(0.1, 0.6, (1, 1, 0), "dss") and not offer(0.9, 0.5, (-1, -1, 0), "dss")
+    assert offer(0.1, 0.1, (-1, -1, 0), "idd") and not offer(0.9, 0.9, (0, 0, 1), "idd")
+
+
+def test_the_scripts_replace_the_higher_score():
+    buffer = Buffer(2, "sdss-scripts")
+    buffer.add(candidate("x", 0.5, 0.5, (1, 0, 0)))
+    buffer.add(candidate("y", 0.5, 0.5, (1, 0.1, 0)))
+    assert not buffer.add(candidate("better", 0.9, 0.9, (0, 0, 1))).kept
+    assert not buffer.add(candidate("elsewhere", 0.1, 0.1, (0, 0, 1), domain="d1")).kept, "another domain"
+    assert buffer.add(candidate("worse", 0.1, 0.1, (0, 0, 1))).kept
+
+
+# ---- the controls
+
+
+def test_first_in_first_out():
+    log = filled("fifo", stream(12), capacity=3).log
+    assert [d.evicted for d in log[3:]] == [d.id for d in log[:-3]]
+
+
+@pytest.mark.parametrize("capacity, seed", [(1, 0), (3, 1), (8, 2)])
+def test_reservoir_is_algorithm_r(capacity, seed):
+    "Written out: the n-th dialogue takes place r, drawn from 0 to n - 1, when there is such a bin."
+    buffer, draws, bins = Buffer(capacity, "reservoir", seed), generator(seed, "buffer", "reservoir"), []
+    for n, c in enumerate(stream(80), 1):
+        buffer.add(c)
+        place = len(bins) if len(bins) < capacity else int(draws.integers(n))
+        if place < capacity:
+            bins[place : place + 1] = [c.dialogue]
+        assert buffer.dialogues == bins
+
+
+def test_kcenter_keeps_points_far_apart():
+    buffer = Buffer(3, "kcenter")
+    for name, e in (("a", (1, 0, 0)), ("b", (1, 0.1, 0)), ("c", (0, 1, 0))):
+        buffer.add(candidate(name, embedding=e))
+    assert buffer.add(candidate("far", embedding=(0, 0, 1))).evicted in {Dialogue(n, "answer").id for n in "ab"}
+    assert not buffer.add(candidate("near", embedding=(0, 0.01, 1))).kept
+
+
+def all_pairs(buffer, c, product):
+    "Which bin K-center gives up for a candidate, every pair computed anew; None: the candidate goes."
+    units = np.array([unit(o.scores.embedding.astype(np.float64)) for o in buffer.entries])
+    likeness = product(units, units)
+    np.fill_diagonal(likeness, -np.inf)
+    first, second = divmod(int(likeness.argmax()), len(units))
+    if product(units, unit(c.scores.embedding.astype(np.float64))[None]).max() >= likeness[first, second]:
+        return None
+
+    def next_nearest(slot, other):
+        return np.delete(likeness[slot], other).max() if len(units) > 2 else -np.inf
+
+    return first if next_nearest(first, second) >= next_nearest(second, first) else second
+
+
+PAIRS = {
+    "drawn from normals": (lambda rng: rng.normal(size=8), lambda a, b: a @ b.T),
+    "ties": (lambda rng: rng.integers(-1, 2, 3) + [0, 0, 1e-9], lambda a, b: (a[:, None] * b).sum(-1)),
+}
+
+
+@pytest.mark.parametrize("capacity", [2, 3, 9])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_kcenter_against_all_pairs(kind, capacity, tmp_path):
+    "A matrix that changes by a row decides as one that is computed anew; saved, loaded and rescored on the way."
+    draw, product = PAIRS[kind]
+    rng, buffer, kept = np.random.default_rng(capacity), Buffer(capacity, "kcenter"), 0
+    for i in range(300):
+        c = candidate(i, embedding=draw(rng))
+        expected = all_pairs(buffer, c, product) if buffer.full else len(buffer)
+        evicted = "" if expected in (None, len(buffer)) else buffer.dialogues[expected].id
+        decision = buffer.add(c)
+        assert (decision.kept, decision.evicted) == (expected is not None, evicted), i
+        kept += decision.kept
+        if i == 100:
+            buffer.save(tmp_path / "b")
+            buffer = load_buffer(tmp_path / "b")
+        if i == 200:
+            turned = [replace(o.scores, embedding=o.scores.embedding[::-1].copy()) for o in buffer.entries]
+            buffer.rescore([replace(o, scores=scores) for o, scores in zip(buffer.entries, turned)])
+    assert capacity == 2 or kept > capacity, "nothing was decided"
