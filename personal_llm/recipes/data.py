@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.core import InputError, patch
 from ..base.text import normalise, rouge1, shingles, word_hashes
 from ..data.splits import group_of, is_reserved, leak_audit
 from ..sdss.synthesis import SYNTHESIS_PROMPT
@@ -31,10 +32,10 @@ def read_gz(
 def read_instruct(
     data: str,  # the data folder
 ) -> list:  # every row of `instruct/`, in file order
-    "All prompt–response rows of the folder."
+    "All prompt–response rows of the folder; raises `InputError` where there are none."
     files = sorted(Path(data, "instruct").glob("*.jsonl.gz"))
     if not files:
-        raise FileNotFoundError(f"{data}: no instruct/*.jsonl.gz here; give the data folder with --data")
+        raise InputError(f"{data}: no instruct/*.jsonl.gz here", "give the data folder with --data")
     return [row for file in files for row in read_gz(file)]
 
 # %% ../../nbs/recipes/data.ipynb #3111335d
@@ -79,18 +80,22 @@ class Leaks:
     def __init__(
         self,
         texts: list,  # reserved texts
-        size: int = 13,
-    ):  # words in a run
-        self.size, self.seen = size, np.unique(np.concatenate([shingles(w, size) for w in word_hashes(texts)]))
+        size: int = 13,  # words in a run
+    ):
+        self.size = size
+        self.seen = np.unique(np.concatenate([shingles(words, size) for words in word_hashes(texts)]))
 
-    def hits(
-        self,
-        texts: list,  # texts to check
-    ) -> list:  # one bool array a text: which of its runs stand in reserved text
-        found = [shingles(w, self.size) for w in word_hashes(texts)]
-        flat = np.concatenate(found) if found else np.zeros(0, np.uint64)
-        where = np.searchsorted(self.seen, flat).clip(max=len(self.seen) - 1)
-        return np.split(self.seen[where] == flat, np.cumsum([len(f) for f in found])[:-1])
+# %% ../../nbs/recipes/data.ipynb #f068ed8b
+@patch
+def hits(
+    self: Leaks,
+    texts: list,  # texts to check
+) -> list:  # one bool array a text: which of its runs stand in reserved text
+    "Look every run of every text up."
+    found = [shingles(words, self.size) for words in word_hashes(texts)]
+    flat = np.concatenate(found) if found else np.zeros(0, np.uint64)
+    where = np.searchsorted(self.seen, flat).clip(max=len(self.seen) - 1)
+    return np.split(self.seen[where] == flat, np.cumsum([len(f) for f in found])[:-1])
 
 # %% ../../nbs/recipes/data.ipynb #0f896986
 def cut_leaks(
@@ -269,7 +274,7 @@ def edited_pairs(
     pairs = [(row["prompt"].split("\n\n")[-1], row["response"]) for row in rows]
     return [(text, rewrite) for text, rewrite in pairs if normalise(text) != normalise(rewrite)]
 
-
+# %% ../../nbs/recipes/data.ipynb #160e9f70
 def ruled_pairs(
     train: list,  # rows that may train
     count: int,  # pairs at most
