@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from libraries import (
     GIVEN,
@@ -21,6 +23,7 @@ from libraries import (
     weights_and_sum,
     words,
 )
+from personal_llm.start.gradient import sketch
 from personal_llm.start.library import Library
 from personal_llm.start.verify import ODD, Problem, change_size, size_problems
 from tiny import shared, tiny
@@ -104,13 +107,11 @@ def test_sizes_that_differ_as_pllms_do_are_no_problem():
 
 
 def test_the_size_is_that_of_the_whole_change(root):
-    from safetensors.torch import load_file
-
     config = json.loads((root / "b" / "adapter_config.json").read_text())
     tensors = load_file(root / "b" / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
     changes = [scale * tensors[n.replace("lora_A", "lora_B")] @ A for n, A in tensors.items() if "lora_A" in n]
-    assert change_size(root / "b") == pytest.approx(sum((c**2).sum().item() for c in changes) ** 0.5, rel=1e-5)
+    assert change_size(root / "b") == pytest.approx(sum((c**2).sum() for c in changes) ** 0.5, rel=1e-5)
 
 
 # ---- what is said of samples
@@ -178,6 +179,103 @@ def test_names_on_the_disk_reach_no_terminal(root):
     (root / "x\x1b[31m.pkl").write_bytes(b".")
     (root / "y\x1b[31m").mkdir()
     assert names(root) == [r"x\x1b[31m.pkl", r"y\x1b[31m"]
+
+
+# ---- the sketch
+
+
+@pytest.fixture
+def sketched(root):
+    sketch(Library(root))
+    return root
+
+
+def sketch_fault(root):
+    "What is found of the sketch, and nothing else is."
+    found = Library(root).verify()
+    assert [p.name for p in found] == ["sketch-8.npy"] and found[0].remedy
+    return found[0].what
+
+
+def turn(root, change):
+    "Other directions, with the stamp that selection looks at."
+    file = root / "sketch-8.safetensors"
+    with safe_open(file, "numpy") as kept:
+        stamp = kept.metadata()
+    save_file(change(load_file(file)), file, metadata=stamp)
+
+
+def test_a_sketch_of_this_library_is_no_problem(sketched):
+    assert Library(sketched).verify() == []
+
+
+def test_a_missing_sketch_is_named(root, sketched):
+    (sketched / "sketch-8.npy").unlink()
+    assert "missing" in sketch_fault(root)
+
+
+@pytest.mark.parametrize("file", ["sketch-8.npy", "sketch-8.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x80\x04.", None])
+def test_a_damaged_sketch_is_named(sketched, file, content):
+    if content is None:
+        content = (sketched / file).read_bytes()[:-40]
+    (sketched / file).write_bytes(content)
+    assert "damaged" in sketch_fault(sketched)
+
+
+ROWS = {
+    "not finite": ("finite", lambda rows: rows * np.nan),
+    "one less": ("of a library of 2", lambda rows: rows[:-1]),
+    "doubles": ("shape", lambda rows: rows.astype(float)),
+    "flat": ("shape", lambda rows: rows.reshape(len(rows), -1)),
+    "another order": ("not that of the adapters (a, c)", lambda rows: rows[::-1]),
+    "turned round": ("not that of the adapters (a, b, c)", lambda rows: -rows),
+    "one steeper than all": ("not that of the adapters (b)", lambda rows: rows * [[[1]], [[9]], [[1]]]),
+}
+
+
+@pytest.mark.parametrize("how", ROWS)
+def test_rows_of_a_sketch_that_are_not_the_adapters_are_named(sketched, how):
+    says, change = ROWS[how]
+    rows = np.load(sketched / "sketch-8.npy")
+    changed = change(rows)
+    np.save(sketched / "sketch-8.npy", changed if how == "doubles" else changed.astype(np.float16))
+    assert says in sketch_fault(sketched)
+
+
+def without_one(found):
+    layer = min(found).rpartition(".")[0]
+    return {key: side for key, side in found.items() if not key.startswith(layer + ".")}
+
+
+DIRECTIONS = {
+    "longer": ("orthonormal", lambda found: {key: 2 * side for key, side in found.items()}),
+    "not finite": ("orthonormal", lambda found: {key: side * np.nan for key, side in found.items()}),
+    "turned": ("not that of", lambda found: {key: np.roll(side, 1, 1) for key, side in found.items()}),
+    "of another model": ("not that of", lambda found: {key: side[:, :-1] * 0 for key, side in found.items()}),
+    "of other layers": ("not that of", lambda found: {"other." + key: side for key, side in found.items()}),
+    "half a pair": ("damaged", lambda found: {key: side for key, side in found.items() if "left" in key}),
+    "a layer less": ("shape", without_one),
+}
+
+
+@pytest.mark.parametrize("how", DIRECTIONS)
+def test_directions_of_a_sketch_that_are_wrong_are_named(sketched, how):
+    says, change = DIRECTIONS[how]
+    turn(sketched, change)
+    assert says in sketch_fault(sketched)
+
+
+def test_a_sketch_that_leaves_out_a_layer_is_named(sketched):
+    "In rows and directions alike, so that they agree."
+    turn(sketched, without_one)
+    np.save(sketched / "sketch-8.npy", np.load(sketched / "sketch-8.npy")[:, 1:])
+    assert "not that of the adapters (a, b, c)" in sketch_fault(sketched)
+
+
+def test_a_sketch_is_looked_at_where_pllms_are_sound(sketched):
+    (sketched / "a" / "adapter_model.safetensors").write_bytes(b"cut")
+    assert [p.name for p in Library(sketched).verify()] == ["a"]
 
 
 # ---- the matrix and the model

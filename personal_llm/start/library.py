@@ -263,6 +263,8 @@ def _change(
     self._matrix = self._rows = None  # some systems replace no file that is mapped
     try:
         write_index(self.path, self.index.head, names, rows)
+        for sketch in self.path.glob("sketch-*"):  # of the library that was; the next selection makes a new one
+            delete(sketch)
     finally:
         self.reopen()
 
