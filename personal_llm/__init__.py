@@ -1,7 +1,8 @@
 """A language model that learns its user, on the user's own device.
 
-`from personal_llm import Buffer, load_model, …` gives the names below; a room is imported when the first of its names is asked for,
-so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`) can be imported as well.
+`from personal_llm import Buffer, load_model, …` gives the names below. A room is imported when the first of its names is
+asked for, so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`) can be imported
+as well.
 """
 
 __version__ = "0.1.0"
@@ -15,7 +16,8 @@ _ROOMS = {
     "data.splits": "held_out leak_audit",
     "data.streams": "correlated_stream paper_stream",
     "data.users": "user_stream",
-    "sdss.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity load_lexicons score",
+    "sdss.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score Lexicons "
+    "load_lexicons",
     "sdss.policies": "POLICIES Policy",
     "sdss.buffer": "Buffer load_buffer",
     "sdss.synthesis": "synthesize",

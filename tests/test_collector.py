@@ -41,7 +41,8 @@ def test_sections_pass_and_share_variables(notebook, pytester):
         "# Title\nWords.",
         "x = 1",
         "## Dataclasses",
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Pair:\n    a: int\n    b: int",
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Pair:\n    a: int\n    b: int",
         "assert Pair(x, 2).b == 2",
         "## Only words",
         "## Same",

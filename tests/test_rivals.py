@@ -318,7 +318,7 @@ def test_gradients_do_not_depend_on_batches_and_leave_no_trace(monkeypatch):
 
 @pytest.fixture
 def downhill(tmp_path):
-    "Pllms that lie downhill, uphill and elsewhere of TALK's loss; one is downhill but ten times as long, one changes other layers."
+    "pLLMs downhill, uphill and elsewhere of TALK's loss; one downhill is ten times as long, one changes other layers."
     model, layers = shared("llama"), LAYERS["llama"]
     G = gradients(model, TALK, layers)
 

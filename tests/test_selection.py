@@ -87,7 +87,7 @@ def test_planted_truth(library, method):
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1e-4, 1e4), st.integers(0, 27), st.randoms())
 def test_invariances(tmp_path_factory, scale, truth, random):
-    "Scaling the user leaves the cosine ranking as it was; the order of the library's rows leaves every ranking as it was."
+    "Scaling the user leaves the cosine ranking as it was, the order of the rows every ranking."
     library = planted(tmp_path_factory.mktemp("l"), DIRECTIONS * STRENGTHS)
     mine = user(truth)
     assert select(library, me(mine.row * scale), "cosine").names == select(library, mine, "cosine").names
