@@ -13,9 +13,10 @@ TORCH_RANGE := torch>=2.6,<3
 TORCH_CPU := "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := nbs tests tools conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow export clean-notebooks readme check notebooks
+.PHONY: help install install-dev demo test test-slow lint export clean-notebooks readme check notebooks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,11 +30,15 @@ install-dev: .venv/.installed-dev ## the same with what tests and notebooks need
 demo: .venv/.installed ## a model learns one user from a stream of chats (report in demo-output, or OUT=folder)
 	$(BIN)/personal-llm demo --out $(OUT) $(ARGS)
 
-test: .venv/.installed-dev ## every notebook and every file in tests/ (some of them: ARGS="-k buffer")
+test: .venv/.installed-dev ## every notebook and every test, a process a core (some of them: ARGS="-k buffer")
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
-test-slow: .venv/.installed-dev ## the tests with the notebook cells flagged slow
+test-slow: .venv/.installed-dev ## the same with what is long: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow $(ARGS)
+
+lint: .venv/.installed-dev ## unused names, long lines, layout (mend most with: .venv/bin/ruff format nbs tests)
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/ruff format --quiet --check $(SOURCES)
 
 notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
