@@ -1,15 +1,13 @@
-"Processes that really die in the middle of their file operations."
+"Processes that really die at their k-th file operation, so that nothing cleans up after them."
 
-import builtins
-import itertools
 import os
 
-OPERATIONS = [(os, name) for name in ("replace", "unlink", "rmdir", "mkdir", "fsync", "open", "rename", "link")]
+OPERATIONS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (os, "open")]
 
 
-def at_operation(step, monkeypatch, act):
+def at_operation(step, act):
     "Let the step-th file operation of this process `act` instead."
-    count = itertools.count()
+    count = iter(range(10**6))
 
     def guarded(operation):
         def call(*given, **named):
@@ -18,30 +16,30 @@ def at_operation(step, monkeypatch, act):
         return call
 
     for owner, name in OPERATIONS:
-        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
-    real = builtins.open
-
-    def opened(file, mode="r", *given, **named):
-        writes = set(mode) & set("wax+") and not isinstance(file, int)
-        return act() if writes and next(count) == step else real(file, mode, *given, **named)
-
-    monkeypatch.setattr(builtins, "open", opened)
-    return count
+        setattr(owner, name, guarded(getattr(owner, name)))
 
 
-def killed_at(step, monkeypatch, work) -> bool:
-    "Run `work` in a child that dies at its step-th file operation; False when it ended before."
+def killed_at(step, work) -> bool:
+    "Do some work in a child process that dies at an operation; whether it died before the end."
     child = os.fork()
     if not child:
         try:
-            at_operation(step, monkeypatch, lambda: os._exit(9))
+            at_operation(step, lambda: os._exit(9))
             work()
             os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
+        finally:
             os._exit(1)
-    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert ended in (0, 9), f"the child failed at operation {step}"
-    return ended == 9
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9), f"the work failed at operation {step}"
+    return code == 9
+
+
+def every_kill(new_folder, work, check) -> list:
+    "Kill the work at each of its file operations in turn; what `check(folder, step)` says of each."
+    found, step, died = [], 0, True
+    while died:
+        folder = new_folder(step)
+        died = killed_at(step, lambda: work(folder))
+        found.append(check(folder, step))
+        step += 1
+    return found

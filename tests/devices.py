@@ -1,0 +1,131 @@
+"A personalizer around a fake model and a fake fine-tune: the whole loop without torch."
+
+import hashlib
+import json
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from personal_llm.base.adapters import CARD, CONFIG, WEIGHTS, Adapter
+from personal_llm.base.core import Cost, Dialogue, generator
+from personal_llm.base.files import make_folder
+from personal_llm.base.models import Reading
+from personal_llm.device.personalizer import Personalizer
+from personal_llm.sdss.buffer import Buffer
+from personal_llm.sdss.scoring import Lexicons
+
+LEXICONS = Lexicons(dict(drug=["pill", "pain"], food=["tea", "bread"]))
+WORDS = ["pill", "tea", "pain", "bread", "so", "and"]
+TALK = [
+    Dialogue(f"{i} " + " ".join(WORDS[(i * 7 + k) % 6] for k in range(i % 5 + 1)), f"answer {i}", time=i)
+    for i in range(40)
+]
+
+
+def weights_hash(place) -> str:
+    return hashlib.sha1((Path(getattr(place, "path", place)) / WEIGHTS).read_bytes()).hexdigest()
+
+
+class Fake:
+    "Hidden states drawn from text, history and adapter; answers every rewriting prompt with other words."
+
+    name, base, max_length = "fake", "base", 256
+    tokenizer = staticmethod(lambda text: dict(input_ids=text.split()))
+
+    def __init__(self):
+        self.active_adapter, self.cost, self.cut = self.base, Cost(), {}
+
+    @contextmanager
+    def spending(self):
+        outer, self.cost = self.cost, Cost()
+        try:
+            yield self.cost
+        finally:
+            self.cost = outer + self.cost
+
+    @contextmanager
+    def using(self, adapter):
+        before = self.active_adapter
+        if adapter is not None:
+            self.active_adapter = f"{self.base}+{weights_hash(adapter)[:8]}"
+        try:
+            yield self
+        finally:
+            self.active_adapter = before
+
+    def read(self, dialogues):
+        self.cost.forward += len(dialogues)
+        found = []
+        for d in dialogues:
+            draws = generator(0, d.text, self.active_adapter, d.history.digest)
+            hidden = draws.normal(size=(len(d.text.split()), 4)).astype(np.float32)
+            found.append(Reading(hidden, 3.0, 2, self.active_adapter))
+        return found
+
+    def generate(self, prompts, **settings):
+        return [f"[other words for {p.split(chr(10), 1)[1]}]" for p in prompts]
+
+
+def fake_tune(model, dialogues, config, start, out, seed, progress=True):
+    "An adapter whose weights are the ids it learned from and the weights it began from."
+    out = make_folder(out or tempfile.mkdtemp())
+    begun = weights_hash(start) if start else None
+    (out / WEIGHTS).write_text(json.dumps([[d.id for d in dialogues], begun, seed]))
+    (out / CONFIG).write_text(json.dumps(dict(begun=begun)))
+    losses = dict(start_loss=2.0, best_loss=1.0, judged_on=0)
+    adapter = Adapter(out, model.base, tuple(d.id for d in dialogues), Cost(seconds=1.0), ((2, 1.5, 1.0),), **losses)
+    (out / CARD).write_text(json.dumps(adapter.card()))
+    return adapter
+
+
+def begun_from(adapter):
+    "A hash of the weights that a fake fine-tune began from; None: the bare model."
+    return json.loads((Path(adapter.path) / CONFIG).read_text())["begun"]
+
+
+class User:
+    "Corrects those dialogues that `corrects` says, and remembers what it was asked."
+
+    def __init__(self, corrects=lambda d: True):
+        self.asked, self.corrects = [], corrects
+
+    def __call__(self, dialogue):
+        self.asked.append(dialogue.id)
+        return f"better: {dialogue.response}" if self.corrects(dialogue) else None
+
+
+def start(folder=None, capacity=4, policy="fifo", user=None, **settings):
+    "A personalizer around a new fake model."
+    settings = dict(synthetic=1) | settings
+    return Personalizer(Fake(), Buffer(capacity, policy), annotator=user, lexicons=LEXICONS, folder=folder, **settings)
+
+
+def watch(me, dialogues):
+    return me.observe_all(dialogues, progress=False)
+
+
+def told(me):
+    "All that must survive."
+    buffer = me.buffer
+    columns = [getattr(buffer.view, name).tolist() for name in ("eoe", "dss", "loss", "arrival", "idd")]
+    return (
+        list(buffer.log),
+        buffer.dialogues,
+        [c.scores.model for c in buffer.entries],
+        columns,
+        buffer.random.bit_generator.state,
+        list(me.curve),
+        sorted(me.asked),
+        dict(me.turns),
+        me.cost.requests,
+        me.adapter and (str(me.adapter.path), me.adapter.parents),
+    )
+
+
+def bytes_below(folder) -> bytes:
+    "Every byte of every file, and every name."
+    files = [path for path in sorted(Path(folder).rglob("*"))]
+    names = "\n".join(str(path) for path in files).encode()
+    return names + b"\n".join(path.read_bytes() for path in files if path.is_file())

@@ -1,0 +1,335 @@
+"What is forgotten is in no byte of the folder, in no list of the memory, and in no adapter."
+
+import gc
+import json
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kills import every_kill
+
+from personal_llm.base.adapters import CARD
+from personal_llm.base.core import Dialogue, History, InputError
+from personal_llm.base.files import lock_folder
+from personal_llm.device import personalizer
+from personal_llm.device.forgetting import Forgotten, Wish, forget_folder
+from personal_llm.device.personalizer import load_personalizer
+from personal_llm.device.store import STATE, folder_status, read_state
+
+CANARY = "Quetzalcoatlus"
+
+
+@pytest.fixture(autouse=True)
+def no_torch(monkeypatch):
+    monkeypatch.setattr(personalizer, "tune", fake_tune)
+
+
+def load(folder, user=None):
+    return load_personalizer(folder, Fake(), user, LEXICONS)
+
+
+def conversation(canary_at=1, turns=5, later=()):
+    "Turns of one conversation, each with the turns before it as its history; one of them says the canary."
+    said = []
+    for n in range(turns):
+        said.append((f"pill question {n}", f"tea answer {n}"))
+    said[canary_at] = (f"my {CANARY} is ill", f"a {CANARY} needs bread and pain relief")
+    history = History([turn for ask, say in said for turn in (("user", ask), ("assistant", say))])
+    return [Dialogue(*pair, history=history.first(2 * n), time=n) for n, pair in enumerate(said)]
+
+
+def published_run(out, user=None, dialogues=None, rounds=1, **more):
+    "An output folder as the command line makes it: a run, a copy of its adapter, a report; and crash leftovers."
+    me = start(out / "run-1", user=user, capacity=8, **more)
+    watch(me, dialogues or conversation())
+    for _ in range(rounds):
+        me.finetune(progress=False)
+    me.save()
+    shutil.copytree(me.adapter.path, out / "adapter")
+    (out / "personalize.json").write_text(json.dumps(dict(style="mostly *concise*")))
+    for place in (out / "run-1" / ".state.json.7.tmp", out / ".personalize.json.7.tmp"):
+        place.write_text(f"half of {CANARY}")
+    checkpoint = Path(me.adapter.path) / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rows").write_text(CANARY)
+    half = out / "run-1" / "adapters" / "009"
+    half.mkdir()
+    (half / CARD).write_text(CANARY)
+    (out / "run-1" / f"buffer-{'0' * 16}.safetensors").write_text(CANARY)
+    return me
+
+
+# ---- a word that only one person ever said
+
+
+@pytest.mark.parametrize("corrects", [True, False], ids=["corrected", "as it was"])
+@pytest.mark.parametrize("how", ["ids", "text", "before", "everything"])
+@pytest.mark.parametrize("where", ["in memory", "in the folder"])
+def test_no_byte_of_it_is_left(where, how, corrects, tmp_path):
+    dialogues = conversation()
+    me = published_run(tmp_path, User(lambda d: corrects), dialogues)
+    assert CANARY.encode() in bytes_below(tmp_path)
+    wish = dict(ids=dict(ids=[dialogues[1].id]), text=dict(text=CANARY.upper()), before=dict(before=2))
+    wish = wish.get(how) or dict(everything=True)
+    done = me.forget(**wish) if where == "in memory" else forget_folder(tmp_path, **wish)
+    assert CANARY.encode() not in bytes_below(tmp_path), "a byte is left"
+    names = {dialogues[1].id, *dialogues[1].parents}
+    assert not any(name.encode() in bytes_below(tmp_path) for name in names), "an id is left"
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "personalize.json").exists()
+    assert done.adapters and done.dialogues == dict(before=2, everything=5).get(how, 1)
+    assert any("merges and libraries" in words for words in done.unreachable)
+    assert any("elsewhere" in words for words in done.unreachable)
+
+
+def test_memory_forgets_as_well(tmp_path):
+    dialogues = conversation()
+    me = published_run(tmp_path, User(), dialogues)
+    name = dialogues[1].id
+    me.model.cut = {d.id: 3 for d in dialogues}
+    me.forget(text=CANARY)
+    assert me.adapter is None and me.curve == [] and me.synthesis is None
+    everything = str(
+        [me.buffer.entries, me.buffer.log, me.asked, me.turns, me.model.cut, me.status(), [*me.state().all_ids()]]
+    )
+    assert CANARY not in everything and name not in everything
+    turns = [turn for d in me.buffer.dialogues for turn in d.history.turns]
+    assert turns and not any(CANARY in text for _, text in turns), "nor behind the histories that are shared"
+    del dialogues
+    gc.collect()
+    assert len({c.scores.model for c in me.buffer.entries} | {"base"}) == 1, "embeddings are the bare model's"
+
+
+def test_histories_are_cut_to_what_came_after(tmp_path):
+    me = published_run(tmp_path, dialogues=conversation(canary_at=1))
+    before = {d.id: d for d in me.buffer.dialogues}
+    done = me.forget(text=CANARY)
+    lengths = {d.time: len(d.history) for d in me.buffer.dialogues}
+    assert lengths == {0: 0, 2: 0, 3: 2, 4: 4} and done.cut == 3
+    for d in me.buffer.dialogues:
+        assert d.history == tuple(before[d.id].history)[len(before[d.id].history) - len(d.history) :]
+        assert (d.prompt, d.response, d.time) == (before[d.id].prompt, before[d.id].response, before[d.id].time)
+
+
+def test_a_turn_that_left_the_buffer_is_found_in_histories_and_in_adapters(tmp_path):
+    "Only its id is known: its text stands in the histories of later turns, its trace in adapters that read these."
+    dialogues = conversation(canary_at=0, turns=6)
+    me = start(tmp_path, capacity=2)
+    watch(me, dialogues[:4])  # bins hold 2 and 3
+    me.finetune(progress=False)
+    watch(me, dialogues[4:])
+    me.save()
+    assert dialogues[0].id not in {d.id for d in me.buffer.dialogues}
+    done = forget_folder(tmp_path, ids=[dialogues[0].id])
+    assert (done.dialogues, done.cut, len(done.adapters)) == (0, 2, 1)
+    assert CANARY.encode() not in bytes_below(tmp_path)
+    again = load(tmp_path)
+    assert again.adapter is None and [len(d.history) for d in again.buffer.dialogues] == [6, 8]
+
+
+def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):
+    me = start(tmp_path, capacity=2)
+    watch(me, [Dialogue(f"the {CANARY}", "pill"), Dialogue("tea", "bread")])
+    me.finetune(progress=False)
+    watch(me, TALK[:2])
+    me.save()
+    assert not me.forget(text=CANARY).ids, "nothing that is stored says it"
+    done = me.forget(text="answer 1")
+    assert any("no longer stored" in words for words in done.unreachable) and len(me.curve) == 1
+    assert me.forget(everything=True).adapters and me.adapter is None
+
+
+# ---- what goes and what stays
+
+
+def test_adapters_before_it_stay(tmp_path):
+    me = start(tmp_path, capacity=2)
+    for place in range(0, 6, 2):
+        watch(me, TALK[place : place + 2])
+        me.finetune(progress=False)
+    me.save()
+    kept, *gone = [c.adapter for c in me.curve]
+    done = forget_folder(tmp_path, ids=[TALK[2].id])
+    assert done.adapters == gone and not any(Path(path).exists() for path in gone)
+    again = load(tmp_path)
+    assert [c.adapter for c in again.curve] == [kept] and str(again.adapter.path) == kept
+    with again.model.using(again.adapter):
+        assert {c.scores.model for c in again.buffer.entries} == {again.model.active_adapter}
+    assert again.finetune(progress=False).path.name == "001"
+
+
+def test_the_folder_way_and_the_memory_way_agree(tmp_path):
+    dialogues = conversation()
+    one, other = tmp_path / "one", tmp_path / "other"
+    me = published_run(one, User(), dialogues, rounds=2)
+    published_run(other, User(), dialogues, rounds=2)
+    done = me.forget(ids=[dialogues[1].id])
+    there = forget_folder(other, ids=[dialogues[1].id])
+    assert (done.dialogues, done.cut, done.ids) == (there.dialogues, there.cut, there.ids)
+    loaded = load(other / "run-1", User())
+    ignoring = [slice(0, 5), slice(6, 8)]
+    assert [told(me)[part] for part in ignoring] == [told(loaded)[part] for part in ignoring]
+    more = TALK[:12]
+    assert [d.kept for d in watch(me, more)] == [d.kept for d in watch(loaded, more)]
+
+
+def test_a_copy_of_another_adapter_stays(tmp_path):
+    me = published_run(tmp_path)
+    other = start(tmp_path / "else", capacity=3)
+    watch(other, TALK[:3])
+    shutil.rmtree(tmp_path / "adapter")
+    shutil.copytree(other.finetune(progress=False).path, tmp_path / "adapter")
+    me.forget(text=CANARY)
+    assert (tmp_path / "adapter").is_dir() and (tmp_path / "personalize.json").is_file()
+
+
+def test_the_order_of_the_others_stays():
+    me = start(capacity=4, policy="fifo")
+    watch(me, TALK[:6])  # bins hold 4, 5, 2, 3
+    me.forget([TALK[3].id])
+    assert [d.evicted for d in watch(me, TALK[6:9])] == ["", TALK[2].id, TALK[4].id], "the oldest leaves"
+
+
+def test_forgetting_works_without_a_folder():
+    me = start(capacity=3)
+    watch(me, TALK[:3])
+    place = Path(me.finetune(progress=False).path)
+    done = me.forget(TALK[0].id)
+    assert done.adapters == [str(place)] and not place.exists() and me.adapter is None
+    assert me.forget(["never seen"]) == Forgotten()
+
+
+@given(
+    capacity=st.integers(1, 5),
+    policy=st.sampled_from(["fifo", "reservoir", "sdss-scripts"]),
+    when=st.sampled_from(["freeze", "arrival"]),
+    corrects=st.booleans(),
+    tunes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    who=st.integers(0, 39),
+)
+@settings(max_examples=40, deadline=None)
+def test_all_descendants_go(capacity, policy, when, corrects, tunes, who):
+    "Every adapter that learned from it, its correction or a synthetic child, and those after; others stay."
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(personalizer, "tune", fake_tune)
+        me, place, family = start(folder, capacity, policy, User(lambda d: corrects), ask=when), 0, {}
+        for n in tunes:
+            watch(me, TALK[place : place + n])
+            place += n
+            entries = me.buffer.dialogues
+            me.finetune(progress=False)
+            family[str(me.adapter.path)] = {name for d in entries for name in (d.id, *d.parents)}
+        victim = TALK[who % place]
+        first = next((i for i, ids in enumerate(family.values()) if victim.id in ids), len(tunes))
+        gone, stay = list(family)[first:], list(family)[:first]
+        assert me.forget([victim.id]).adapters == gone
+        assert not any(Path(path).exists() for path in gone) and all(Path(path).exists() for path in stay)
+        assert len(me.curve) == first and (str(me.adapter.path) if me.adapter else None) == (stay or [None])[-1]
+        with me.model.using(me.adapter):
+            assert {c.scores.model for c in me.buffer.entries} <= {me.model.active_adapter}
+        assert me.buffer.seen == place and me.forget([victim.id]) == Forgotten()
+        me.save()
+        content = bytes_below(folder)
+        assert victim.id.encode() not in content
+        assert victim.response.encode() + b'"' not in content and victim.response.encode() + b'\\"' not in content
+
+
+# ---- kills, debris, damage
+
+
+def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
+    dialogues = conversation()
+    published_run(tmp_path / "template", User(), dialogues, rounds=2)
+
+    def folder(step):
+        return shutil.copytree(tmp_path / "template", tmp_path / f"{step}")
+
+    def work(place):
+        forget_folder(place, text=CANARY)
+
+    def check(place, step):
+        load(place / "run-1", User())
+        whole = CANARY.encode() in bytes_below(place)
+        work(place)
+        assert CANARY.encode() not in bytes_below(place), step
+        assert not (place / "run-1" / "adapters" / "000").exists() and not (place / "adapter").exists(), step
+        assert not [path for path in place.rglob("*.tmp")], step
+        return whole
+
+    found = every_kill(folder, work, check)
+    assert found[0] and not found[-1] and len(found) > 15
+
+
+def test_a_run_that_was_killed_before_it_saved(tmp_path):
+    published_run(tmp_path)
+    (tmp_path / "run-1" / STATE).unlink()
+    done = forget_folder(tmp_path, text=CANARY)
+    assert done.dialogues == 0 and done.files
+    assert not any((tmp_path / "run-1" / "adapters").iterdir())
+
+
+def test_everything_goes_even_when_the_state_is_damaged(tmp_path):
+    published_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "run-1" / STATE).write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        forget_folder(tmp_path, text=CANARY)
+    forget_folder(tmp_path, everything=True)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", "notes.txt"}
+    with pytest.raises(InputError, match="no saved state"):
+        folder_status(tmp_path)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    published_run(tmp_path)
+    for place in (tmp_path, tmp_path / "run-1"):
+        with lock_folder(place):
+            with pytest.raises(InputError, match="another run is at work"):
+                forget_folder(tmp_path, everything=True)
+    assert read_state(tmp_path / "run-1").curve
+
+
+def test_no_model_is_loaded(tmp_path):
+    import subprocess
+    import sys
+
+    published_run(tmp_path)
+    code = (
+        "import sys; from personal_llm import forget_folder, folder_status; "
+        f"folder_status({str(tmp_path)!r}); print(forget_folder({str(tmp_path)!r}, text={CANARY!r})); "
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'loaded'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "forgotten: 1 dialogues, 1 adapters; 3 histories cut" in done.stdout and "out of reach" in done.stdout
+
+
+# ---- wishes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [dict(), dict(ids=[]), dict(ids=[5]), dict(text=""), dict(text=5), dict(before="noon"), dict(before=True)],
+    ids=str,
+)
+def test_wrong_wishes_are_one_line(wrong, tmp_path):
+    me = start(tmp_path)
+    watch(me, TALK[:3])
+    me.save()
+    before = bytes_below(tmp_path)
+    for act in (me.forget, lambda **wish: forget_folder(tmp_path, **wish)):
+        with pytest.raises(InputError, match="forget: ") as caught:
+            act(**wrong)
+        assert caught.value.remedy
+    assert bytes_below(tmp_path) == before
+
+
+def test_before_and_text_mean_what_they_say():
+    d = Dialogue("One Pill", "two", labels=dict(about="Three"), time=4)
+    assert all(Wish(text=text).means(d) for text in ("one pill", "TWO", "three", "ne pi"))
+    assert not Wish(text="four").means(d) and Wish(before=4.5).means(d) and not Wish(before=4).means(d)
+    assert Wish(ids="x").ids == {"x"} and Wish(everything=True).means(d)
