@@ -9,7 +9,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "base.core": "Cost Dialogue InputError",
-    "base.models": "Model load_encoder load_model",
+    "base.loading": "load_encoder",
+    "base.models": "Model load_model",
     "base.adapters": "Adapter",
     "base.check": "check",
     "data.reading": "read_dialogues write_dialogues load_samples",

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError, patch
-from .files import beside, delete, make_folder, read_json, write_json
+from .files import LEFTOVER, beside, delete, make_folder, read_json, write_json
 
 # %% ../../nbs/0_base/04_adapters.ipynb #04ada004
 WEIGHTS = "adapter_model.safetensors"
@@ -37,7 +37,7 @@ class Adapter:
     history: tuple = ()  # (step, training loss, validation loss or None)
     start_loss: float = None  # loss before, nats a token
     best_loss: float = None  # loss of what is returned
-    judged_on: str = None  # the dialogues of these two losses: "validation" or "training"
+    judged_on: int = None  # validation dialogues behind these losses; 0: the training dialogues judged
     config: dict = None  # the settings it was tuned with
     seed: int = None  # of the fine-tune
     notes: dict = field(default_factory=dict)  # what else its maker recorded
@@ -153,7 +153,8 @@ def new_stage(
     out = make_folder(out)
     finish_publication(out)
     for leftover in out.glob(".adapter.*.tmp"):
-        delete(leftover)
+        if LEFTOVER.fullmatch(leftover.name):
+            delete(leftover)
     stage = beside(out / "adapter")
     try:
         stage.mkdir(mode=0o700)

@@ -89,7 +89,7 @@ def read_files(
     return model.to(device).eval(), tokenizer
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa018
-PATIENCE = 4.0  # seconds to wait for the hub
+PATIENCE = 2.0  # seconds to wait for the hub
 
 
 def hub_says(

@@ -18,11 +18,9 @@ from .adapters import adapter_id, attach_adapter, check_adapter, detach
 from .core import Cost, Dialogue, InputError, patch, timed
 from personal_llm.base.loading import (
     choose_device,
-    encoder_id,
     fingerprint,
     is_causal,
     live_adapter,
-    load_encoder,
     read_model,
     remembered_fingerprint,
     weight_files,

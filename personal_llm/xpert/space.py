@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.core import InputError, patch
 from ..base.files import read_json, write_atomically, write_json
-from ..base.models import encoder_id, load_encoder
+from ..base.loading import encoder_id, load_encoder
 from .style import BLOCKS
 
 # %% ../../nbs/4_xpert/41_space.ipynb #b2c40c3a
