@@ -163,6 +163,16 @@ def test_embeddings_of_another_model_are_refused():
     assert len(buffer.log) == buffer.seen == len(buffer) == 1
 
 
+def test_the_log_names_nobody_who_was_erased():
+    buffer, names = Buffer(3, "fifo"), [c.dialogue.id for c in stream(9)]
+    for c in stream(9):
+        buffer.add(c)
+    buffer.erase({names[1], names[4], names[8]})
+    assert not {names[1], names[4], names[8]} & {name for line in buffer.log for name in (line.id, line.evicted)}
+    assert [line.id for line in buffer.log] == [name for i, name in enumerate(names) if i not in (1, 4, 8)]
+    assert [d.id for d in buffer.dialogues] == names[6:8] and buffer.seen == 9
+
+
 def test_retired_embeddings_are_blank_until_rescored(tmp_path):
     buffer = Buffer(3, "kcenter")
     for c in stream(9):

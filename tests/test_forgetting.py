@@ -125,9 +125,44 @@ def test_a_turn_that_left_the_buffer_is_found_in_histories_and_in_adapters(tmp_p
     assert dialogues[0].id not in {d.id for d in me.buffer.dialogues}
     done = forget_folder(tmp_path, ids=[dialogues[0].id])
     assert (done.dialogues, done.cut, len(done.adapters)) == (0, 2, 1)
-    assert CANARY.encode() not in bytes_below(tmp_path)
+    assert CANARY.encode() not in bytes_below(tmp_path) and dialogues[0].id.encode() not in bytes_below(tmp_path)
     again = load(tmp_path)
     assert again.adapter is None and [len(d.history) for d in again.buffer.dialogues] == [6, 8]
+
+
+HISTORIES = dict(
+    exchange=[("user", f"a {CANARY}"), ("assistant", "pill"), ("user", "so"), ("assistant", "tea")],
+    user_alone=[("user", f"a {CANARY}"), ("user", "so"), ("assistant", "tea")],
+    assistant_alone=[("assistant", f"a {CANARY}"), ("user", "so"), ("assistant", "tea")],
+)
+
+
+@pytest.mark.parametrize("kind", HISTORIES)
+def test_words_in_a_history_alone(kind, tmp_path):
+    "The turn was never offered by itself: the history is cut, and an adapter that read it goes."
+    me = start(tmp_path)
+    watch(me, [*TALK[:2], Dialogue("pain", "bread", history=HISTORIES[kind])])
+    me.finetune(progress=False)
+    me.save()
+    done = forget_folder(tmp_path, text=CANARY)
+    assert (done.dialogues, done.cut, len(done.adapters)) == (0, 1, 1)
+    again = load(tmp_path)
+    assert tuple(again.buffer.dialogues[2].history) == (("user", "so"), ("assistant", "tea"))
+    assert CANARY.encode() not in bytes_below(tmp_path)
+
+
+def test_what_lost_its_history_is_read_again(tmp_path):
+    "Without any adapter: the embeddings knew the turns that went."
+    for place in ("one", "other"):
+        me = start(tmp_path / place, capacity=8)
+        watch(me, conversation())
+        me.save()
+    before = told(me)[3]
+    forget_folder(tmp_path / "one", text=CANARY)
+    me.forget(text=CANARY)
+    again = load(tmp_path / "one")
+    assert told(again)[3] == told(me)[3] and again.buffer.dialogues == me.buffer.dialogues
+    assert [eoe in before[0] for eoe in told(me)[3][0]] == [True, False, False, False], "three were read again"
 
 
 def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import Reading
+from personal_llm.base.text import words_of
 from personal_llm.sdss.scoring import (
     NO_DOMAIN,
     Lexicons,
@@ -23,7 +24,6 @@ from personal_llm.sdss.scoring import (
     score_reading,
     unit,
 )
-from personal_llm.base.text import words_of
 
 settings.register_profile("brief", max_examples=60, deadline=None)
 settings.load_profile("brief")

@@ -130,7 +130,10 @@ def cut_at(
         return len(d.history)
     ends = [end for end, key, said in exchanges(d.history) if key in keys or not texts.isdisjoint(said)]
     ends += [place + 1 for place, (_, text) in enumerate(d.history) if text in texts or wish.says(text)]
-    return max(ends, default=0)
+    end = max(ends, default=0)
+    while 0 < end < len(d.history) and d.history[end][0] == "assistant":
+        end += 1  # an answer to what goes
+    return end
 
 # %% ../../nbs/6_device/61_forgetting.ipynb #61a00020
 def without_turns(d: Dialogue, count: int) -> Dialogue:  # under the same id
@@ -260,7 +263,7 @@ def forget_on_disk(run: Path, state: State, wish: Wish, done: Forgotten) -> None
         remove_adapter(place)
     done.files += [path for path in swept if path not in done.adapters]
 
-
+# %% ../../nbs/6_device/61_forgetting.ipynb #61a00039
 def forget_all_on_disk(run: Path, policy) -> Forgotten:
     "Remove all that this package made in a folder."
     wish = Wish(everything=True)
@@ -275,7 +278,7 @@ def forget_all_on_disk(run: Path, policy) -> Forgotten:
         remove_adapter(place)
     return done
 
-
+# %% ../../nbs/6_device/61_forgetting.ipynb #61a00041
 def forget_run(run: Path, wish: Wish, policy=None) -> Forgotten:
     "Forget in one personalizer's folder."
     if wish.everything:
