@@ -1,8 +1,8 @@
 """A language model that learns its user, on the user's own device.
 
-`from personal_llm import Buffer, load_model, …` gives the names below. A room is imported when the first of its names is
-asked for, so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`) can be imported
-as well.
+`from personal_llm import Buffer, load_model, …` gives the names below. A room is imported when the first of its
+names is asked for, so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`)
+can be imported as well.
 """
 
 __version__ = "0.1.0"
