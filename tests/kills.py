@@ -1,22 +1,36 @@
 "Processes that really die at their k-th file operation, so that nothing cleans up after them."
 
+import builtins
 import os
+import traceback
 
-OPERATIONS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "fsync"), (os, "open")]
+OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync", "open")]
 
 
-def at_operation(step, act):
-    "Let the step-th file operation of this process `act` instead."
-    count = iter(range(10**6))
+def at_operation(step, act) -> list:
+    "Let the step-th file operation of this process `act` instead; the list's item counts them."
+    count = [0]
+
+    def now() -> bool:
+        count[0] += 1
+        return count[0] == step + 1
 
     def guarded(operation):
         def call(*given, **named):
-            return act() if next(count) == step else operation(*given, **named)
+            return act() if now() else operation(*given, **named)
 
         return call
 
     for owner, name in OPERATIONS:
         setattr(owner, name, guarded(getattr(owner, name)))
+    real = builtins.open
+
+    def opened(file, mode="r", *given, **named):
+        writes = set(mode) & set("wax+") and not isinstance(file, int)
+        return act() if writes and now() else real(file, mode, *given, **named)
+
+    builtins.open = opened
+    return count
 
 
 def killed_at(step, work) -> bool:
@@ -27,6 +41,8 @@ def killed_at(step, work) -> bool:
             at_operation(step, lambda: os._exit(9))
             work()
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -68,7 +68,7 @@ def test_a_card_comes_back(tmp_path):
         history=((1, 2.5, None), (2, 2.0, 2.25)),
         start_loss=3.0,
         best_loss=2.0,
-        judged_on="validation",
+        judged_on=4,
         config=dict(rank=4),
         seed=3,
         notes=dict(weights=dict(a=0.5)),

@@ -10,7 +10,6 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
-from personal_llm.tuning.statistics import Comparison, headroom_gate, paired_bootstrap, share_of_headroom
 from personal_llm.tuning.evaluation import (
     Evaluation,
     by_user,
@@ -160,45 +159,6 @@ def test_compare_pairs_by_id_whatever_the_order():
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
 
 
-def test_comparison_in_words_and_json():
-    up = Comparison(0.2, 0.1, 0.3, 8, 0.04, "rouge1")
-    assert up.better and str(up) == "rouge1 +0.200 [+0.100, +0.300], n = 8: better"
-    assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
-    assert json.loads(json.dumps(up.to_dict()))["better"] is True
-    down, even = Comparison(-0.2, -0.3, -0.1, 8, 0.04, "rouge1"), Comparison(-0.2, -0.3, 0.1, 8, 0.04, "rouge1")
-    assert (
-        [c.to_dict()["verdict"] for c in (up, down, even)]
-        == ["better", "worse", "cannot be told apart"]
-        == [str(c).split(": ")[1] for c in (up, down, even)]
-    )
-
-
-floats = st.floats(-100, 100).map(lambda x: round(x, 3))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(floats, min_size=2, max_size=12), floats, st.integers(0, 5))
-def test_bootstrap_laws(values, shift, seed):
-    x = np.array(values)
-    one = paired_bootstrap(x, seed, 200)
-    assert (
-        one == paired_bootstrap(x, seed, 200) and one.low <= one.difference + 1e-9 and one.difference <= one.high + 1e-9
-    )
-    moved = paired_bootstrap(x + shift, seed, 200)
-    assert np.allclose(
-        [moved.difference, moved.low, moved.high], np.array([one.difference, one.low, one.high]) + shift, atol=1e-6
-    )
-    turned = paired_bootstrap(-x, seed, 200)
-    assert np.allclose([turned.low, turned.high], [-one.high, -one.low], atol=1e-6)
-
-
-def test_bootstrap_agrees_with_students_t_on_normal_values():
-    x = np.random.default_rng(0).normal(1, 1, 8)
-    found = paired_bootstrap(x, resamples=20000)
-    half = 2.3646 * x.std(ddof=1) / 8**0.5
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
-
-
 def planted(user, losses, first=0):
     return Evaluation([dict(id=f"{user}{first + i}", loss=l) for i, l in enumerate(losses)], dict(loss=0.0), user=user)
 
@@ -253,18 +213,20 @@ def test_constant_floor_is_the_best_constant():
     assert found["nearest"].compare(found["echo"], "rouge1").n == 12
 
 
-def test_gate_and_share():
-    assert headroom_gate([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and headroom_gate([2.0, 2.0], [2.0, 2.0]) == (
-        0,
-        0,
-        0,
-        False,
-    )
-    assert headroom_gate([1.0, 1.0], [2.0, 2.0]).passes is False
-    x = np.array([3.0, 2.5, 2.8, 3.1])
-    same = share_of_headroom(x, x - 0.5, x - 1)
-    assert np.allclose(same, 0.5)
-    with pytest.raises(InputError, match="no headroom"):
-        share_of_headroom(x, x, x)
-    with pytest.raises(InputError, match="finite"):
-        headroom_gate(x, [1, 2, np.nan, 3])
+@pytest.mark.parametrize("wrong", [["text"], [TEST[0], None], dict(prompt="a"), (d for d in TEST), "text"])
+def test_what_is_no_list_of_dialogues_is_refused(wrong):
+    model = Parrot()
+    with pytest.raises(InputError, match="dialogue"):
+        evaluate(model, wrong)
+    with pytest.raises(InputError, match="dialogue"):
+        floors(TEST, wrong)
+    assert model.cost.forward == 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 0, 1.5, 8.0, True, "8", None, 10**9])
+def test_a_length_that_no_reply_has_is_refused(wrong):
+    model = Parrot()
+    with pytest.raises(InputError, match="max_new_tokens"):
+        evaluate(model, TEST, max_new_tokens=wrong)
+    assert model.cost.forward == 0
+    assert evaluate(model, TEST, max_new_tokens=np.int64(5)).settings["max_new_tokens"] == 5

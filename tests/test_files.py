@@ -13,13 +13,12 @@ def one_output(folder):
         owned.seal("report.json")
 
 
-def test_a_killed_run_does_not_lock_its_owner_out(tmp_path, monkeypatch):
+def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
     "Whatever stands in the folder after a kill, even half of the first marker, the next run takes it for its own."
     steps = 0
     while True:
         folder = tmp_path / str(steps)
-        with monkeypatch.context() as patch:
-            died = killed_at(steps, patch, lambda: one_output(folder))
+        died = killed_at(steps, lambda: one_output(folder))
         one_output(folder)
         assert OwnedFolder(folder).made == {"report.json": [""]}
         assert sorted(p.name for p in folder.iterdir()) == [".lock", ".personal_llm.json", "report.json"]

@@ -3,22 +3,23 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 
-from kills import killed_at
+from kills import at_operation, killed_at
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.factors import compress
 from personal_llm.base.tokens import collate
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import Lesson, finetune
 from personal_llm.tuning.validation import validation_split
-from tiny import ARCHITECTURES, shared, tiny
+from tiny import ARCHITECTURES, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
 TALK = [
@@ -28,22 +29,15 @@ TALK = [
 TEST = [Dialogue("What is coal?", "It is coal, of course."), Dialogue("Hi", "Hello.")]
 
 
-def weights(model):
-    return {name: value.clone() for name, value in model.model.state_dict().items()}
-
-
-def same(model, before):
-    return before.keys() == model.model.state_dict().keys() and all(
-        torch.equal(before[n], v) for n, v in model.model.state_dict().items()
-    )
-
-
 def bits(folder):
     return (Path(getattr(folder, "path", folder)) / "adapter_model.safetensors").read_bytes()
 
 
 def files(folder):
     return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.is_file()}
+
+
+WHOLE = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"]
 
 
 def per_token(model, dialogues):
@@ -82,7 +76,7 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
 
 
 def test_seeds():
-    "The same seed gives the same bits, another one other bits; torch's global generator goes on as if nothing had happened."
+    "The same seed gives the same bits, another other bits; torch's global generator goes on as if nothing had been."
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -104,7 +98,11 @@ def test_collate_pads_on_the_right_without_loss():
     )
 
 
-@pytest.mark.parametrize("bad", [[], [Dialogue("a", "")], TALK[:3] + [Dialogue("a", "")]])
+@pytest.mark.parametrize(
+    "bad",
+    [[], [Dialogue("a", "")], TALK[:3] + [Dialogue("a", "")], ["text"], [TALK[0], None], dict(prompt="a"), iter(TALK)],
+    ids=range(7),
+)
 def test_nothing_to_learn_is_refused(bad, tmp_path):
     with pytest.raises(InputError):
         finetune(shared("llama"), bad, BRIEF, out=tmp_path / "a")
@@ -113,99 +111,23 @@ def test_nothing_to_learn_is_refused(bad, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        dict(rank=0),
-        dict(steps=0),
-        dict(batch_size=-1),
-        dict(checks=0),
-        dict(validation=1.0),
-        dict(validation=-0.1),
-        dict(patience=0),
-        dict(accumulate=0),
-        dict(steps=2.5),
-        dict(steps=10**12),
-        dict(learning_rate=float("nan")),
-        dict(learning_rate=0),
-        dict(rank="8"),
-        dict(rank=True),
-        dict(targets=["q_proj"]),
-        dict(dropout=1.0),
-        dict(weight_decay=-1),
-    ],
-)
-def test_wrong_settings(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        TuningConfig(**wrong)
-
-
-def test_modules_that_are_not_there():
+def test_modules_that_are_not_there(tmp_path):
     model = tiny("llama")
     before = weights(model)
-    with pytest.raises(InputError):
-        finetune(model, TALK, TuningConfig(targets="nonsense", steps=1), progress=False)
-    assert same(model, before)
+    with pytest.raises(InputError, match="nonsense"):
+        finetune(model, TALK, TuningConfig(targets="nonsense", steps=1), out=tmp_path / "a" / "b", progress=False)
+    assert same(model, before) and not list(tmp_path.iterdir()), "no empty folder is left"
 
 
-@st.composite
-def families(draw):
-    "Originals; corrected answers, synthetic children and grandchildren of any of them, in any order."
-    out = [Dialogue(f"original {i}", "a") for i in range(draw(st.integers(1, 25)))]
-    for i in range(draw(st.integers(0, 30))):
-        parent, origin = (
-            out[draw(st.integers(0, len(out) - 1))],
-            draw(st.sampled_from(["synthetic", "synthetic", "annotated"])),
-        )
-        if origin == "annotated" and parent.origin == "synthetic":
-            continue
-        out.append(Dialogue(f"child {i}", "a", origin=origin, parents=(parent.id,)))
-    return draw(st.permutations(out))
-
-
-@given(st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 5), st.data())
-@settings(max_examples=60, deadline=None)
-def test_children_of_what_judges_do_not_train(originals, share, seed, data):
-    family = [Dialogue(f"original {i}", "a") for i in range(originals)]
-    family += [
-        Dialogue(f"child {i}", "a", origin="synthetic", parents=(family[p].id,))
-        for i, p in enumerate(data.draw(st.lists(st.integers(0, originals - 1), max_size=30)))
-    ]
-    learn, judge = validation_split(family, share, seed)
-    held = {d.id for d in judge}
-    count = min(max(4, round(share * originals)), originals - 1) if share and originals >= 16 else 0
-    assert len(judge) == count
-    assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
-    assert [d for d in family if d.id in held] == judge and all(d.origin == "user" for d in judge)
-
-
-@given(families(), st.floats(0, 0.99), st.integers(0, 5))
-@settings(max_examples=80, deadline=None)
-def test_lineages_are_not_split(dialogues, share, seed):
-    "No dialogue trains that descends from one that judges, or is an ancestor of one."
-    learn, choose = validation_split(dialogues, share, seed)
-    parent = {d.id: d.parents[0] for d in dialogues if d.parents}
-
-    def top(i):
-        while i in parent:
-            i = parent[i]
-        return i
-
-    assert not {top(d.id) for d in learn} & {top(d.id) for d in choose}, "a lineage on both sides"
-    assert learn, "something must be left to learn from"
-    assert all(d.origin != "synthetic" for d in choose) and [d for d in dialogues if d in learn] == learn
-    held = {top(d.id) for d in choose}
-    assert all(d in learn or top(d.id) in held for d in dialogues), "nothing is lost but lineages that judge"
-    if share == 0:
-        assert not choose
-    again = validation_split(dialogues[::-1], share, seed)
-    assert {d.id for d in again[1]} == {d.id for d in choose}, "the order does not count"
-
-
-def test_parents_in_a_circle_are_refused():
-    ring = [Dialogue(name, "a", id=name, parents=(to,)) for name, to in (("x", "y"), ("y", "z"), ("z", "x"))]
-    with pytest.raises(InputError, match="circle"):
-        validation_split(ring, 0.1)
+def test_the_model_is_billed_once():
+    model = tiny("llama")
+    with model.spending() as cost:
+        adapter = finetune(model, TALK[:6], replace(BRIEF, checks=1), progress=False)
+    assert cost.backward == model.cost.backward == adapter.cost.backward == 3 * BRIEF.batch_size
+    assert (
+        cost.forward == adapter.cost.forward == 3 * BRIEF.batch_size + 2 * 6 and cost.tokens == adapter.cost.tokens > 0
+    )
+    assert cost.seconds >= adapter.cost.seconds > 0 and model.cost.tokens == cost.tokens
 
 
 def test_what_trains_and_what_judges():
@@ -253,18 +175,29 @@ def test_never_worse_than_the_start_on_the_judged_dialogues(rate, dialogues, old
         assert adapter.history[-1][0] < 6 or adapter.best_loss < adapter.start_loss, "stops when nothing improves"
 
 
-def interrupt_at(monkeypatch, step):
+RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
+
+
+def trained_steps(monkeypatch, stop=None) -> list:
+    "The steps that a fine-tune trains, as it goes on; it is interrupted at one."
     from transformers import TrainerCallback
 
-    class Interrupt(TrainerCallback):
+    steps = []
+
+    class Count(TrainerCallback):
         def on_step_end(self, args, state, control, **kw):
-            if state.global_step == step:
+            steps.append(state.global_step)
+            if state.global_step == stop:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "progress_bar", lambda steps: Interrupt())
+    monkeypatch.setattr(tuning, "progress_bar", lambda n: Count())
+    return steps
 
 
-RUN = TuningConfig(rank=2, steps=6, batch_size=4, max_length=64, checks=3, learning_rate=1e-2, validation=0.4)
+def result(adapter):
+    "All that must be equal, to the bit."
+    one = Adapter.load(adapter.path)
+    return bits(one), one.history, one.start_loss, one.best_loss, one.judged_on, one.config, one.cost.backward
 
 
 @pytest.fixture(scope="module")
@@ -272,27 +205,61 @@ def straight():
     return finetune(shared("qwen2"), TALK, RUN, seed=2, progress=False)
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    "A folder whose run was interrupted at the fifth of six steps."
+    out = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        trained_steps(patch, stop=5)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(shared("qwen2"), TALK, RUN, out=out, seed=2)
+    return out
+
+
 @pytest.mark.parametrize("step", [1, 3, 5])
 def test_resumed_is_bit_equal(step, straight, monkeypatch, tmp_path):
     model = shared("qwen2")
     before = weights(model)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, step)
+        trained_steps(patch, stop=step)
         with pytest.raises(KeyboardInterrupt):
             finetune(model, TALK, RUN, out=tmp_path, seed=2)
     assert same(model, before)
-    steps = []
-    from transformers import TrainerCallback
-
-    class Count(TrainerCallback):
-        def on_step_end(self, args, state, control, **kw):
-            steps.append(state.global_step)
-
-    monkeypatch.setattr(tuning, "progress_bar", lambda n: Count())
+    steps = trained_steps(monkeypatch)
     again = finetune(model, TALK, RUN, out=tmp_path, seed=2)
-    assert bits(again) == bits(straight) and again.history == straight.history and again.best_loss == straight.best_loss
+    assert result(again) == result(straight)
     assert steps == list(range(step // 2 * 2 + 1, 7)), "it goes on from the last checkpoint"
     assert not (tmp_path / "checkpoints").exists()
+
+
+ENDS = {
+    "all steps": (RUN, 6),
+    "patience": (replace(RUN, learning_rate=3.0, checks=6, patience=1), None),
+    "patience later": (replace(RUN, learning_rate=0.3, steps=8, checks=8, patience=2), None),
+    "last step between checks": (replace(RUN, steps=5, checks=2), 5),
+    "whole epochs, accumulated": (replace(RUN, steps=4, checks=2, batch_size=5, accumulate=2), 4),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_stopped_between_the_last_step_and_the_end(end, monkeypatch, tmp_path):
+    "Nothing is left to train: the same call publishes what an uninterrupted one does."
+    model, (config, last) = shared("qwen2"), ENDS[end]
+    steps = trained_steps(monkeypatch)
+    wanted = finetune(model, TALK, config, seed=2)
+    assert steps[-1] == last if last else steps[-1] < config.steps, "it ends as it should"
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    for name in ("stage_adapter", "publish_adapter", "remove_checkpoints"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                finetune(model, TALK, config, out=tmp_path, seed=2)
+    steps.clear()
+    assert result(finetune(model, TALK, config, out=tmp_path, seed=2)) == result(wanted) and steps == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
 
 
 def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_path):
@@ -310,7 +277,7 @@ def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_
         patch.setattr(safetensors.torch, "save_file", stop)
         with pytest.raises(KeyboardInterrupt):
             finetune(shared("qwen2"), TALK, RUN, out=tmp_path, seed=2, progress=False)
-    assert bits(finetune(shared("qwen2"), TALK, RUN, out=tmp_path, seed=2, progress=False)) == bits(straight)
+    assert result(finetune(shared("qwen2"), TALK, RUN, out=tmp_path, seed=2, progress=False)) == result(straight)
 
 
 OTHERS = {
@@ -322,16 +289,68 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_checkpoint_of_another_run_is_not_used(what, monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "a", seed=2)
+def test_a_checkpoint_of_another_run_is_not_used(what, stopped, monkeypatch, tmp_path):
+    shutil.copytree(stopped, tmp_path / "a")
     dialogues, config, seed = OTHERS[what]
-    mixed = finetune(shared("qwen2"), dialogues, config, out=tmp_path / "a", seed=seed, progress=False)
-    assert bits(mixed) == bits(
-        finetune(shared("qwen2"), dialogues, config, out=tmp_path / "b", seed=seed, progress=False)
-    )
+    steps = trained_steps(monkeypatch)
+    finetune(shared("qwen2"), dialogues, config, out=tmp_path / "a", seed=seed)
+    assert steps == [1, 2, 3, 4, 5, 6] and sorted(p.name for p in (tmp_path / "a").iterdir()) == WHOLE
+
+
+def theirs(folder):
+    "Everything below a folder, with its content."
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+FOREIGN = {
+    "checkpoints": ["checkpoints/checkpoint-900/model.bin"],
+    "a file named run": ["checkpoints/run"],
+    "a folder named run": ["checkpoints/run/log.txt"],
+    "no folder": ["checkpoints"],
+    "notes": ["checkpoints/.notes.7.tmp"],
+    "an adapter": ["adapter_model.safetensors", "adapter_config.json"],
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_others_made_is_refused_untouched(what, tmp_path):
+    out = tmp_path / "mine"
+    for name in FOREIGN[what]:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("a thesis")
+    before = theirs(tmp_path)
+    with pytest.raises(InputError, match="not made by this package"):
+        finetune(shared("llama"), TALK, BRIEF, out=out, progress=False)
+    assert theirs(tmp_path) == before
+
+
+def test_notes_among_our_own_checkpoints_are_refused_untouched(stopped, tmp_path):
+    "The mark says that the checkpoints are ours; it does not say it of all that lies beside them."
+    out = tmp_path / "mine"
+    shutil.copytree(stopped, out)
+    (out / "checkpoints" / "notes.txt").write_text("a thesis")
+    before = theirs(tmp_path)
+    with pytest.raises(InputError, match="notes.txt: not made by this package"):
+        finetune(shared("qwen2"), TALK, RUN, out=out, seed=2, progress=False)
+    assert theirs(tmp_path) == before
+
+
+def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
+    shutil.copytree(stopped / "checkpoints", tmp_path / "theirs")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "checkpoints").symlink_to(tmp_path / "theirs")
+    before = theirs(tmp_path)
+    with pytest.raises(InputError, match="not made by this package"):
+        finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "mine", seed=3, progress=False)
+    assert theirs(tmp_path) == before
+
+
+def test_files_of_others_beside_an_adapter_stay(tmp_path):
+    names = ["notes.txt", ".adapter.notes.tmp", "checkpoint-900"]
+    for name in names:
+        (tmp_path / name).write_text("a thesis")
+    finetune(shared("llama"), TALK[:4], TuningConfig(rank=2, steps=1, max_length=64), out=tmp_path, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(WHOLE + names)
 
 
 def test_going_on_from_an_adapter(old, tmp_path):
@@ -350,10 +369,45 @@ def test_a_start_keeps_its_shape(old, tmp_path):
         (settings["r"], settings["lora_alpha"]) == (2, BRIEF.alpha) == (further.config["rank"], further.config["alpha"])
     )
     assert Adapter.load(tmp_path / "a").config == further.config
-    for other in (dict(rank=4), dict(alpha=3.0), dict(targets="q_proj")):
+    for other in (dict(rank=4), dict(alpha=3.0), dict(targets="q_proj"), dict(dropout=0.3)):
         with pytest.raises(InputError, match="start from the bare model"):
             finetune(shared("llama"), TALK[:6], TuningConfig(**other), start=old, out=tmp_path / "b", progress=False)
     assert not (tmp_path / "b").exists()
+
+
+def test_card_layers_and_settings_agree_on_the_dropout(tmp_path):
+    model, brief = shared("llama"), replace(BRIEF, steps=1, dropout=0.25)
+    start = finetune(model, TALK[:6], brief, out=tmp_path / "start", progress=False)
+    seen, real = [], tuning.stage_adapter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tuning, "stage_adapter", lambda adapted, out: seen.append(dropouts(adapted)) or real(adapted, out)
+        )
+        further = finetune(model, TALK[:6], replace(BRIEF, steps=1), start=start, out=tmp_path / "a", progress=False)
+    settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert seen == [{0.25}] and settings["lora_dropout"] == further.config["dropout"] == 0.25
+
+
+def dropouts(adapted):
+    "Of all LoRA layers."
+    return {m.lora_dropout["default"].p for m in adapted.modules() if hasattr(m, "lora_dropout")}
+
+
+def test_a_merged_start_lists_its_modules_one_by_one(tmp_path):
+    "The same modules under another name are no conflict; fewer of them are."
+    model, brief = shared("llama"), replace(BRIEF, steps=1, targets="q_proj", dropout=0.0)
+    one = finetune(model, TALK[:6], brief, out=tmp_path / "one", progress=False)
+    start, _ = compress(one, 2, tmp_path / "start")
+    assert json.loads((start.path / "adapter_config.json").read_text())["target_modules"][0].startswith(
+        "model.layers.0"
+    )
+    shape = TuningConfig(steps=1, batch_size=2, max_length=64)
+    for targets in ("q_proj", "all-linear", "self_attn.q_proj"):
+        config = replace(shape, targets=targets)
+        assert finetune(model, TALK[:6], config, start=start, progress=False).config["targets"].count("q_proj") == 2
+    for targets in ("v_proj", "q_proj,v_proj", "model.layers.0.self_attn.q_proj"):
+        with pytest.raises(InputError, match="has targets"):
+            finetune(model, TALK[:6], replace(shape, targets=targets), start=start, progress=False)
 
 
 def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
@@ -375,7 +429,7 @@ def test_a_start_that_does_not_fit_is_refused(old, tmp_path):
         before = weights(model)
         with pytest.raises(InputError):
             finetune(model, TALK, BRIEF, start=start, out=tmp_path / "out", progress=False)
-        assert same(model, before) and not (tmp_path / "out" / "adapter.json").exists()
+        assert same(model, before) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"\x08\0\0\0\0\0\0\0garbage!", None], ids=["garbage", "cut"])
@@ -394,7 +448,7 @@ def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
         and not hasattr(model.model, "peft_config")
         and np.array_equal(model.nll(TEST), losses)
     )
-    assert not (tmp_path / "out" / "adapter.json").exists()
+    assert not (tmp_path / "out").exists()
     assert finetune(model, TALK[:6], BRIEF, start=old, progress=False).start_loss == pytest.approx(
         old.best_loss, abs=1e-5
     ), "and goes on"
@@ -421,28 +475,44 @@ def test_the_weights_after_the_last_check_can_be_kept():
 KILLED = TuningConfig(rank=2, steps=2, batch_size=2, max_length=64, checks=2)
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_a_kill_leaves_pairs_and_the_next_run_removes_the_rest(stride, monkeypatch, tmp_path):
-    "At file operations of a fine-tune over an older adapter: every fifth, and with --slow every one."
-    model, out = shared("llama"), tmp_path / "mine"
+def operations_of(work) -> tuple:  # (file operations before the adapter is staged, and in all)
+    "Counted in a child, which is not disturbed otherwise."
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        counted, real = at_operation(-1, None), tuning.stage_adapter
+        seen = []
+        tuning.stage_adapter = lambda *given: seen.append(counted[0]) or real(*given)
+        work()
+        os.write(writing, f"{seen[0]} {counted[0]}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return tuple(int(n) for n in os.read(reading, 99).split())
+
+
+@pytest.mark.parametrize("stride", [17, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_a_kill_leaves_pairs_and_the_next_run_is_as_if_nothing_had_been(stride, tmp_path):
+    "At file operations of a fine-tune over an older adapter: every seventeenth, and with --slow every one."
+    model, out, kept = shared("llama"), tmp_path / "mine", set()
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "older", progress=False)
-    wanted, kept = ["adapter.json", "adapter_config.json", "adapter_model.safetensors"], set()
-    for step in range(0, 500, stride):
-        shutil.rmtree(out, ignore_errors=True)
+    straight = finetune(model, TALK[5:], KILLED, out=tmp_path / "straight", progress=False)
+    work = lambda: finetune(model, TALK[5:], KILLED, out=out, progress=False)
+    shutil.copytree(older.path, out)
+    trained, total = operations_of(work)
+    assert 20 < trained < total - 20
+    for step in sorted({*range(0, total + 1, stride), trained, total - 1}):
+        shutil.rmtree(out)
         shutil.copytree(older.path, out)
-        killed = killed_at(step, monkeypatch, lambda: finetune(model, TALK[5:], KILLED, out=out, progress=False))
+        assert killed_at(step, work) == (step < total)
         found = Adapter.load(out)
-        assert found.parents in (older.parents, tuple(d.id for d in TALK[5:]))
+        assert found.parents in (older.parents, straight.parents)
         same_weights = bits(out) == bits(older)
         assert same_weights == (found.parents == older.parents), f"step {step}: weights and card do not belong together"
         kept.add(found.parents)
-        if step % (3 * stride) == 0 or not killed:
-            finetune(model, TALK[5:], KILLED, out=out, progress=False)
-            assert sorted(p.name for p in out.iterdir()) == wanted, f"step {step}: debris"
-            assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "older"]
-        if not killed:
-            break
-    assert step > 20 and len(kept) == 2
+        assert result(work()) == result(straight), f"step {step}: another adapter than the uninterrupted run's"
+        assert sorted(p.name for p in out.iterdir()) == WHOLE, f"step {step}: debris"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "older", "straight"]
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed")])
@@ -465,9 +535,10 @@ def test_a_full_disk_in_the_trainers_checkpoint_is_one_line(error, monkeypatch, 
 
 
 def test_a_full_disk_leaves_the_older_adapter(monkeypatch, tmp_path):
-    "Whichever file cannot be put in its place: the older adapter lies there, or once it was committed the new one, whole."
+    "Whichever file cannot be moved: the older adapter lies there, or once it was committed the new one, whole."
     model, full = shared("llama"), OSError(28, "No space left on device")
     older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "a", progress=False)
+    shutil.copytree(tmp_path / "a", tmp_path / "older")
     before, base, real = files(tmp_path / "a"), weights(model), os.replace
     new = TuningConfig(rank=3, steps=1, batch_size=4, max_length=64)
     for k in range(1, 20):
@@ -490,8 +561,8 @@ def test_a_full_disk_leaves_the_older_adapter(monkeypatch, tmp_path):
                 break
         if Adapter.load(tmp_path / "a").parents != older.parents:  # the new one was committed, and is whole
             assert bits(Adapter.load(tmp_path / "a")) and k > 2
-            older = finetune(model, TALK[:5], BRIEF, out=tmp_path / "a", progress=False)
-            before = files(tmp_path / "a")
+            shutil.rmtree(tmp_path / "a")
+            shutil.copytree(tmp_path / "older", tmp_path / "a")
         assert files(tmp_path / "a") == before, f"changed by a failure at replacement {k}: {calls[-1]}"
         assert Adapter.load(tmp_path / "a") == older and same(model, base)
         with model.using(older):

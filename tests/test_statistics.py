@@ -1,0 +1,65 @@
+"Intervals and the gate: laws, and a comparison with Student's interval."
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import InputError
+from personal_llm.tuning.statistics import Comparison, headroom_gate, paired_bootstrap, share_of_headroom
+
+floats = st.floats(-100, 100).map(lambda x: round(x, 3))
+
+
+def test_comparison_in_words_and_json():
+    up = Comparison(0.2, 0.1, 0.3, 8, 0.04, "rouge1")
+    assert up.better and str(up) == "rouge1 +0.200 [+0.100, +0.300], n = 8: better"
+    assert Comparison(0.2, 0.1, 0.3, 8, 0.04).worse and "told apart" in str(Comparison(0.2, -0.1, 0.3, 8, 0.2))
+    assert json.loads(json.dumps(up.to_dict()))["better"] is True
+    down, even = Comparison(-0.2, -0.3, -0.1, 8, 0.04, "rouge1"), Comparison(-0.2, -0.3, 0.1, 8, 0.04, "rouge1")
+    assert (
+        [c.to_dict()["verdict"] for c in (up, down, even)]
+        == ["better", "worse", "cannot be told apart"]
+        == [str(c).split(": ")[1] for c in (up, down, even)]
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(floats, min_size=2, max_size=12), floats, st.integers(0, 5))
+def test_bootstrap_laws(values, shift, seed):
+    x = np.array(values)
+    one = paired_bootstrap(x, seed, 200)
+    assert (
+        one == paired_bootstrap(x, seed, 200) and one.low <= one.difference + 1e-9 and one.difference <= one.high + 1e-9
+    )
+    moved = paired_bootstrap(x + shift, seed, 200)
+    assert np.allclose(
+        [moved.difference, moved.low, moved.high], np.array([one.difference, one.low, one.high]) + shift, atol=1e-6
+    )
+    turned = paired_bootstrap(-x, seed, 200)
+    assert np.allclose([turned.low, turned.high], [-one.high, -one.low], atol=1e-6)
+
+
+def test_bootstrap_agrees_with_students_t_on_normal_values():
+    x = np.random.default_rng(0).normal(1, 1, 8)
+    found = paired_bootstrap(x, resamples=20000)
+    half = 2.3646 * x.std(ddof=1) / 8**0.5
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.06)
+
+
+def test_gate_and_share():
+    assert headroom_gate([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and headroom_gate([2.0, 2.0], [2.0, 2.0]) == (
+        0,
+        0,
+        0,
+        False,
+    )
+    assert headroom_gate([1.0, 1.0], [2.0, 2.0]).passes is False
+    x = np.array([3.0, 2.5, 2.8, 3.1])
+    same = share_of_headroom(x, x - 0.5, x - 1)
+    assert np.allclose(same, 0.5)
+    with pytest.raises(InputError, match="no headroom"):
+        share_of_headroom(x, x, x)
+    with pytest.raises(InputError, match="finite"):
+        headroom_gate(x, [1, 2, np.nan, 3])

@@ -1,0 +1,128 @@
+"Who judges and who trains: lineages are never split; a judge remembers the best."
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.validation import BestAdapter, check_dialogues, lineages, validation_split
+
+
+@st.composite
+def families(draw):
+    "Originals; corrected answers, synthetic children and grandchildren of one or two of them, in any order."
+    out = [Dialogue(f"original {i}", "a") for i in range(draw(st.integers(1, 25)))]
+    for i in range(draw(st.integers(0, 30))):
+        parent, origin = (
+            out[draw(st.integers(0, len(out) - 1))],
+            draw(st.sampled_from(["synthetic", "synthetic", "annotated"])),
+        )
+        if origin == "annotated" and parent.origin == "synthetic":
+            continue
+        parents = {parent.id} | {out[k].id for k in draw(st.lists(st.integers(0, len(out) - 1), max_size=1))}
+        out.append(Dialogue(f"child {i}", "a", origin=origin, parents=tuple(sorted(parents))))
+    return draw(st.permutations(out))
+
+
+@given(st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_children_of_what_judges_do_not_train(originals, share, seed, data):
+    family = [Dialogue(f"original {i}", "a") for i in range(originals)]
+    family += [
+        Dialogue(f"child {i}", "a", origin="synthetic", parents=(family[p].id,))
+        for i, p in enumerate(data.draw(st.lists(st.integers(0, originals - 1), max_size=30)))
+    ]
+    learn, judge = validation_split(family, share, seed)
+    held = {d.id for d in judge}
+    count = min(max(4, round(share * originals)), originals - 1) if share and originals >= 16 else 0
+    assert len(judge) == count
+    assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
+    assert [d for d in family if d.id in held] == judge and all(d.origin == "user" for d in judge)
+
+
+def components(dialogues):  # id -> all ids that are tied to it
+    "The naive twin of `lineages`: sets that are joined until nothing changes."
+    found = {d.id: {d.id, *d.parents} for d in dialogues}
+    for _ in dialogues:
+        for one in found.values():
+            for other in found.values():
+                if one & other:
+                    one |= other
+    return found
+
+
+@given(families(), st.floats(0, 0.99), st.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+def test_lineages_are_not_split(dialogues, share, seed):
+    "No dialogue trains that descends from one that judges, or is an ancestor of one."
+    learn, choose = validation_split(dialogues, share, seed)
+    families = components(dialogues)
+    held = {name for d in choose for name in families[d.id]}
+    assert not held & {d.id for d in learn}, "a lineage on both sides"
+    assert learn, "something must be left to learn from"
+    assert all(d.origin != "synthetic" for d in choose) and [d for d in dialogues if d in learn] == learn
+    assert all(d in learn or d.id in held for d in dialogues), "nothing is lost but lineages that judge"
+    if share == 0:
+        assert not choose
+    again = validation_split(dialogues[::-1], share, seed)
+    assert {d.id for d in again[1]} == {d.id for d in choose}, "the order does not count"
+
+
+def test_parents_in_a_circle_are_refused():
+    ring = [Dialogue(name, "a", id=name, parents=(to,)) for name, to in (("x", "y"), ("y", "z"), ("z", "x"))]
+    ring.append(Dialogue("v", "a", id="v", parents=("w", "x")))  # and by way of a second parent
+    for circle in (ring[:3], ring, [ring[3], Dialogue("x", "a", id="x", parents=("u", "v"))]):
+        with pytest.raises(InputError, match="circle"):
+            validation_split(circle, 0.1)
+    with pytest.raises(InputError, match="circle"):
+        validation_split(ring, 0.1)
+
+
+def test_a_second_parent_ties_two_families():
+    "A dialogue may not train whose second parent judges."
+    first = [Dialogue(f"Question {i}?", "a") for i in range(20)]
+    second = [Dialogue(f"Other {i}?", "b") for i in range(20)]
+    both = [
+        a.derive(prompt=f"Both {a.prompt}", parents=(a.id, b.id), origin="synthetic") for a, b in zip(first, second)
+    ]
+    for seed in range(5):
+        learn, judge = validation_split(first + second + both, 0.5, seed)
+        held = {d.id for d in judge}
+        assert len(judge) == 20 and not any(held & {d.id, *d.parents} for d in learn)
+
+
+def test_names_of_lineages():
+    "One parent each: the oldest ancestor names the lineage, in the list or not; of several the lowest does."
+    make = lambda name, *parents: Dialogue(name, "a", id=name, parents=parents)
+    rows = [
+        make("e", "d"),
+        make("d", "gone"),
+        make("b"),
+        make("c", "b"),
+        make("z", "c", "y"),
+        make("y"),
+        make("q", "z"),
+    ]
+    assert lineages(rows) == ["gone", "gone", "b", "b", "b", "b", "b"]
+    chain = [make(f"{i:05d}", f"{i + 1:05d}") for i in range(5000)]
+    assert set(lineages(chain)) == {"05000"}, "long chains are no recursion"
+
+
+@pytest.mark.parametrize(
+    "wrong", [["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3]
+)
+def test_what_is_no_list_of_dialogues(wrong):
+    with pytest.raises(InputError, match="dialogue"):
+        check_dialogues(wrong)
+    check_dialogues((Dialogue("a", "b"),))
+
+
+def test_finished():
+    judge, config = BestAdapter([], 0), TuningConfig(steps=6, patience=2)
+    assert not judge.finished(config)
+    judge.losses = {0: 3.0, 5: 2.0}
+    assert not judge.finished(config)
+    judge.waited = 2
+    assert judge.finished(config)
+    judge.losses, judge.waited = {0: 3.0, 6: 2.0}, 0
+    assert judge.finished(config)
