@@ -209,6 +209,15 @@ def test_a_sketch_of_this_library_is_no_problem(sketched):
     assert Library(sketched).verify() == []
 
 
+def test_the_sketch_of_another_library_is_named(sketched, tmp_path):
+    "Of the same pLLMs, explained anew: selection would not use it."
+    rows = np.load(sketched / "index.npy") + 1
+    for i, name in enumerate("abc"):
+        edit(sketched / name / "card.json", explanation=dict(row=rows[i].tolist(), space="space-1"))
+    rewrite(sketched, rows)
+    assert "before a change" in sketch_fault(sketched)
+
+
 def test_a_missing_sketch_is_named(root, sketched):
     (sketched / "sketch-8.npy").unlink()
     assert "missing" in sketch_fault(root)
@@ -225,9 +234,9 @@ def test_a_damaged_sketch_is_named(sketched, file, content):
 
 ROWS = {
     "not finite": ("finite", lambda rows: rows * np.nan),
-    "one less": ("of a library of 2", lambda rows: rows[:-1]),
-    "doubles": ("shape", lambda rows: rows.astype(float)),
-    "flat": ("shape", lambda rows: rows.reshape(len(rows), -1)),
+    "one less": ("damaged", lambda rows: rows[:-1]),
+    "doubles": ("damaged", lambda rows: rows.astype(float)),
+    "flat": ("damaged", lambda rows: rows.reshape(len(rows), -1)),
     "another order": ("not that of the adapters (a, c)", lambda rows: rows[::-1]),
     "turned round": ("not that of the adapters (a, b, c)", lambda rows: -rows),
     "one steeper than all": ("not that of the adapters (b)", lambda rows: rows * [[[1]], [[9]], [[1]]]),
@@ -255,7 +264,7 @@ DIRECTIONS = {
     "of another model": ("not that of", lambda found: {key: side[:, :-1] * 0 for key, side in found.items()}),
     "of other layers": ("not that of", lambda found: {"other." + key: side for key, side in found.items()}),
     "half a pair": ("damaged", lambda found: {key: side for key, side in found.items() if "left" in key}),
-    "a layer less": ("shape", without_one),
+    "a layer less": ("damaged", without_one),
 }
 
 
@@ -281,12 +290,13 @@ def test_a_sketch_is_looked_at_where_pllms_are_sound(sketched):
 # ---- the matrix and the model
 
 
-def test_rows_that_are_not_finite(root):
-    rows = np.load(root / "index.npy")
+def test_rows_that_are_not_finite(sketched):
+    rows = np.load(sketched / "index.npy")
     rows[1, 2] = np.nan
-    rewrite(root, rows)
-    (problem,) = look(root)
-    assert problem.name == "b" and "finite" in problem.what
+    rewrite(sketched, rows)
+    for library in (Library(sketched), Library(sketched, skip_bad=True)):
+        (problem,) = library.verify()
+        assert problem.name == "b" and "finite" in problem.what
 
 
 def test_rows_that_are_not_the_cards(root):
