@@ -19,7 +19,11 @@ from ..base.files import MARKER
 def tidy_folder(
     folder: str,  # an output folder, or what `Personalizer.save` wrote
 ) -> None:
-    "Finish or remove what a killed run left; raises `InputError` when a run is at work."
+    "Finish or remove what a killed run left; raises `InputError` when a run is at work, or nothing here is ours."
+    from personal_llm.device.store import STATE
+
+    if not any((Path(folder) / name).is_file() for name in (MARKER, STATE)):
+        raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
     if (Path(folder) / MARKER).is_file():
         with results_folder(folder):
             pass

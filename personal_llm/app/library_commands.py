@@ -234,9 +234,10 @@ def sound_adapters(
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #31a57c83
 def add_pllms(library, names: list, folders: dict, skipped: dict, model, args) -> list:  # names that were added
-    "Explain adapters and add them, one by one."
+    "Explain adapters and add them, one by one; then sketch them all for the first selection."
     from tqdm.auto import tqdm
     from personal_llm.base.adapters import read_card
+    from personal_llm.start.gradient import sketch
     from personal_llm.xpert.explanation import explain_pllm, known_texts, read_panels
 
     panels, added = read_panels(model, library.space, *known_texts(), args.seed) if names else None, []
@@ -249,6 +250,8 @@ def add_pllms(library, names: list, folders: dict, skipped: dict, model, args) -
                 added.append(name)
             except InputError as error:
                 leave_out(name, error, skipped, args.skip_bad)
+    if len(library):
+        sketch(library)
     return added
 
 

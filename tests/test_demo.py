@@ -1,0 +1,101 @@
+"The demo: its settings, its folder, its report, and its second half."
+
+import json
+
+import pytest
+
+from personal_llm.app import demo, report, warm_demo
+from personal_llm.app.demo import DemoSettings, run_demo
+from personal_llm.base.core import InputError
+from personal_llm.base.models import REPLY_PENALTY
+from tiny import random_adapter, shared
+from typed import fails, found, snapshot
+
+SHORT = dict(length=24, capacity=8, policies=("sdss", "fifo"), steps=1, synthetic=0, tests=3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(demo, "REPLY_TOKENS", 4)
+    result = run_demo(folder, shared("llama"), progress=False, **SHORT)
+    patch.undo()
+    return folder, result
+
+
+def test_it_leaves_report_figure_adapter_and_numbers(made):
+    folder, result = made
+    assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.NAMES} - {"warm.png"}
+    assert json.loads((folder / "demo.json").read_text())["policies"].keys() == {"sdss", "fifo"}
+    assert result["settings"]["repetition_penalty"] == REPLY_PENALTY
+    page = (folder / "report.html").read_text()
+    assert f"repetition penalty of {REPLY_PENALTY}" in page and "<script" not in page
+    assert "warm" not in result, "the shipped library is another model's"
+
+
+def test_budgets_are_equal(made):
+    for policy in made[1]["policies"].values():
+        assert len(policy["kept"]) == 8 and policy["requests"] <= 8 and policy["synthetic"] == 0
+        assert policy["judged_on"] is not None
+
+
+def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monkeypatch):
+    "Promise 1: an adapter with somebody's notes, and a thesis."
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="did not make"):
+        run_demo(tmp_path, shared("llama"), progress=False, **SHORT)
+    assert snapshot(tmp_path).keys() == {"adapter/notes.txt"} and len(list(tmp_path.iterdir())) == 1
+    folder, result = made
+    before = snapshot(folder)
+
+    def fail(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(demo, "demonstrate", fail)
+        run_demo(folder, shared("llama"), progress=False, **SHORT)
+    assert snapshot(folder) == before
+
+
+def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
+    seen = {}
+    result = dict(ok=True, seconds=dict(total=1))
+    monkeypatch.setattr(demo, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
+    monkeypatch.setattr(report, "demo_table", lambda result: "")
+    options = ["--user", "pupil", "--length", 100, "--capacity", 9, "--steps", 7, "--seed", 4, "--quiet"]
+    assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
+    numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)
+    assert seen == dict(given=(str(tmp_path),), user="pupil", progress=False) | numbers
+
+
+@pytest.mark.parametrize("wrong", [dict(seed=-1), dict(seed="0"), dict(length=10**12), dict(tests=1), dict(user=3)])
+def test_settings_that_cannot_work(wrong):
+    with pytest.raises(InputError):
+        DemoSettings(**wrong)
+
+
+def test_both_curves_have_the_starts_rank(tmp_path):
+    "A start of rank 2 beside a default of 8: both runs have 2, the same judges, and the same dialogues."
+    from personal_llm.base.core import Dialogue
+
+    model = shared("llama")
+    start = random_adapter(model, tmp_path / "start", rank=2)
+    rows = [Dialogue(f"What is thing {i}?", f"It is {i}.", time=float(i)) for i in range(24)]
+    curves = warm_demo.two_runs(model, rows[:20], rows[20:], start, "start", steps=1)
+    assert [curve["rank"] for curve in curves.values()] == [2, 2]
+    assert len({curve["judged_on"] for curve in curves.values()}) == 1 and curves["from scratch"]["judged_on"] >= 4
+    assert curves["from scratch"]["test_before"] != curves["from start"]["test_before"]
+    assert warm_demo.two_runs(model, rows[:20], rows[20:], None, "", steps=1).keys() == {"from scratch"}
+
+
+def test_a_curve_says_what_it_was_judged_on():
+    assert warm_demo.judge_of(dict(judged_on=5)) == "validation loss"
+    assert warm_demo.judge_of(dict(judged_on=0)) == "training loss"
+
+
+def test_the_command_refuses_in_one_line(tmp_path, capsys):
+    for rest in (["--user", "nobody"], ["--seed", -1], ["--capacity", 10**12], ["--length", 3], ["--steps", 0]):
+        fails(capsys, "demo", "--out", tmp_path / "x", *rest)
+        assert not (tmp_path / "x").exists()

@@ -1,0 +1,94 @@
+"Status and forget on the command line: a canary is in no byte, and what is out of reach is said."
+
+import os
+
+import pytest
+
+from personal_llm import personalize
+from personal_llm.app.results import COMMITTED, NEXT, put
+from personal_llm.base.core import Dialogue
+from personal_llm.base.files import OwnedFolder, lock_folder
+from tiny import shared
+from typed import fails, found, invoke
+
+CANARY = "zanzibarquux"
+SETTINGS = dict(model=None, capacity=12, synthetic=0, steps=1, progress=False)
+
+
+@pytest.fixture
+def out(tmp_path):
+    chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i)) for i in range(10)]
+    chats[4] = chats[4].derive(response=f"It is a {CANARY}.", parents=())
+    personalize(chats, tmp_path / "out", **SETTINGS | dict(model=shared("llama")))
+    return tmp_path / "out"
+
+
+def bytes_of(folder):
+    return b"\n".join(p.read_bytes() + str(p).encode() for p in folder.rglob("*") if p.is_file())
+
+
+def test_status_says_what_is_kept_and_no_word(out, capsys):
+    status = found(capsys, "status", "--out", out)
+    assert (status["bins"], status["seen"], status["finetunes"]) == ("10/12", 10, 1)
+    code, shown, err = invoke(capsys, "status", "--out", out)
+    assert code == 0 and "10/12 bins" in shown and "1 fine-tunes" in shown and CANARY not in shown + err
+
+
+def test_forget_a_text(out, capsys):
+    assert CANARY.encode() in bytes_of(out)
+    code, shown, err = invoke(capsys, "forget", "--out", out, "--text", CANARY)
+    assert code == 0 and "forgotten: 1 dialogues, 1 adapters" in shown and shown.count("out of reach:") >= 2
+    assert CANARY.encode() not in bytes_of(out) and CANARY not in err
+    assert not (out / "adapter" / "adapter_model.safetensors").exists() and not (out / "personalize.json").exists()
+    assert found(capsys, "status", "--out", out)["bins"] == "9/12"
+
+
+def test_forget_by_time_by_id_and_all(out, capsys):
+    assert found(capsys, "forget", "--out", out, "--before", "3")["dialogues"] == 3
+    assert found(capsys, "forget", "--out", out, "--id", "nobody")["dialogues"] == 0
+    code, shown, err = invoke(capsys, "forget", "--out", out, "--id", "nobody")
+    assert code == 0 and shown.startswith("nothing that was named is stored here")
+    assert found(capsys, "forget", "--out", out, "--all")["dialogues"] == 7
+    assert b"Thing" not in bytes_of(out) and CANARY.encode() not in bytes_of(out)
+    assert "no saved state here" in fails(capsys, "status", "--out", out)
+
+
+@pytest.mark.parametrize("where", [NEXT, COMMITTED])
+def test_forget_reaches_what_a_killed_run_left(out, capsys, where):
+    "A copy of the adapter that was being written, or was committed, and the report beside it."
+    owned = OwnedFolder(out)
+    put(out / "adapter", owned.claim(where) / "adapter")
+    put(CANARY, out / where / "personalize.json")
+    put(CANARY, out / f".personalize.json.{os.getpid()}.tmp")
+    assert invoke(capsys, "forget", "--out", out, "--text", CANARY)[0] == 0
+    assert CANARY.encode() not in bytes_of(out) and not (out / where).exists()
+    assert not (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_the_next_run_replaces_what_forget_left(out, capsys):
+    assert invoke(capsys, "forget", "--out", out, "--text", CANARY)[0] == 0
+    chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i)) for i in range(9)]
+    result = personalize(chats, out, **SETTINGS | dict(model=shared("llama")))
+    assert [str(p) for p in out.glob("run-*")] == [result["state"]] and result["kept"] == 9
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_left_alone(out, capsys):
+    with lock_folder(out):
+        for command in (["status"], ["forget", "--all"]):
+            assert "another run is at work" in fails(capsys, *command, "--out", out)
+    assert CANARY.encode() in bytes_of(out)
+
+
+def test_a_folder_of_others_is_refused_untouched(tmp_path, capsys):
+    (tmp_path / "run-2024-thesis").mkdir()
+    (tmp_path / "run-2024-thesis" / "chapter.tex").write_text("years")
+    for command in (["status"], ["forget", "--text", "years"], ["forget", "--all"]):
+        assert "no saved state here" in fails(capsys, *command, "--out", tmp_path)
+    assert [p.name for p in tmp_path.rglob("*")] == ["run-2024-thesis", "chapter.tex"]
+
+
+def test_the_thesis_beside_our_run_stays(out, capsys):
+    (out / "run-2024-thesis").mkdir()
+    (out / "run-2024-thesis" / "chapter.tex").write_text("years")
+    assert invoke(capsys, "forget", "--out", out, "--all")[0] == 0
+    assert (out / "run-2024-thesis" / "chapter.tex").read_text() == "years"
