@@ -1,0 +1,92 @@
+"Evaluate, check and chat on the command line."
+
+import io
+import json
+import shutil
+import sys
+
+import pytest
+
+from personal_llm import personalize
+from personal_llm.app import personalize as module
+from personal_llm.app.results import COMMITTED, put
+from personal_llm.base import models
+from personal_llm.base.core import Dialogue
+from personal_llm.base.files import OwnedFolder, delete
+from tiny import shared, tiny
+from typed import fails, found, invoke, rows, write
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    patch, other = pytest.MonkeyPatch(), tiny("llama", seed=1)
+    patch.setattr(models, "load_model", lambda name="pocket", **named: other if name == "other" else shared("llama"))
+    patch.setattr(module, "REPLY_TOKENS", 4)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, quick):
+    folder = tmp_path_factory.mktemp("world")
+    write(folder / "few.jsonl", rows(12))
+    personalize(folder / "few.jsonl", folder / "mine", capacity=8, synthetic=0, steps=1, progress=False)
+    return folder
+
+
+def test_evaluate_says_when_it_tests_on_what_was_learned(world, capsys):
+    code, out, err = invoke(capsys, "evaluate", "--data", world / "few.jsonl", "--adapter", world / "mine", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["data"]["learned_from"] == 8 and result["change"]["loss"]["n"] == 12
+    assert err.count("\n") == 1 and "8 of 12 dialogues" in err
+    assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=models.REPLY_PENALTY)
+
+
+def test_evaluate_for_people(world, capsys):
+    command = ("evaluate", "--data", world / "few.jsonl", "--adapter", world / "mine" / "adapter")
+    code, out, err = invoke(capsys, *command)
+    assert code == 0 and "response loss (nats a token)" in out and "[" in out and "repetition penalty 1.3" in out
+
+
+def test_evaluate_finishes_what_a_killed_run_committed(world, tmp_path, capsys):
+    "The new adapter was committed, and is half in its place."
+    mine = shutil.copytree(world / "mine", tmp_path / "mine")
+    put(mine / "adapter", OwnedFolder(mine).claim(COMMITTED) / "adapter")
+    delete(mine / "adapter")
+    assert found(capsys, "evaluate", "--data", world / "few.jsonl", "--adapter", mine)["model"]
+    assert (mine / "adapter").is_dir() and not (mine / COMMITTED).exists()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("adapter_model.safetensors", b"\x08\0\0\0\0\0\0\0garbage!"),
+        ("adapter.json", b"{"),
+        ("adapter.json", b"[" * 100_000),
+        ("adapter_config.json", None),
+    ],
+)
+def test_damaged_adapters_are_one_line(world, tmp_path, capsys, name, content):
+    folder = shutil.copytree(world / "mine" / "adapter", tmp_path / "adapter")
+    (folder / name).write_bytes(content) if content else (folder / name).unlink()
+    new = write(tmp_path / "new.jsonl", rows(4, 100))
+    fails(capsys, "evaluate", "--data", new, "--adapter", folder)
+
+
+def test_another_models_adapter_is_refused(world, capsys):
+    command = ("evaluate", "--data", world / "few.jsonl", "--adapter", world / "mine", "--model", "other")
+    assert "made for base" in fails(capsys, *command)
+
+
+def test_chat_remembers_and_shows_escapes(world, capsys, monkeypatch):
+    seen = []
+
+    def reply(self, dialogues, tokens):
+        seen.append(dialogues[0])
+        return ["\x1b[31mhello"]
+
+    monkeypatch.setattr(models.Model, "reply", reply)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n\nthree\n"))
+    code, out, err = invoke(capsys, "chat", "--quiet", "--adapter", world / "mine")
+    assert (code, out) == (0, "\\x1b[31mhello\n" * 2)
+    assert seen[1] == Dialogue("two", "", [("user", "one"), ("assistant", "\x1b[31mhello")])

@@ -1,0 +1,287 @@
+"Explain, select and library on the command line, with a tiny model and pLLMs of two planted ways of writing."
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personal_llm import personalize
+from personal_llm.app import commands
+from personal_llm.app import personalize as module
+from personal_llm.base import models
+from personal_llm.start.library import Library
+from personal_llm.xpert import explanation
+from personal_llm.xpert.space import StyleSpace
+from tiny import shared, tiny
+from typed import QUICK, fails, found, invoke, write
+from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
+
+WAYS = dict(loud=LOUD, brief=BRIEF)
+
+
+def chats(name, count=12, first=200):
+    return [dict(prompt=d.prompt, response=d.response) for d in spoken(WAYS[name], count, first=first)]
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    "The model is a tiny one, answers are short, and pLLMs are measured on few texts."
+    patch, other = pytest.MonkeyPatch(), tiny("llama", seed=1)
+    known = [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?", "What is a pot?"]
+    Letters.instead_of_the_encoder(patch)
+    patch.setattr(models, "load_model", lambda name="pocket", **named: other if name == "other" else shared("llama"))
+    patch.setattr(explanation, "known_texts", lambda: known)
+    patch.setattr(module, "REPLY_TOKENS", 4)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, quick):
+    "Two adapters, the library that `library build` makes of them, and chats of both ways."
+    folder = tmp_path_factory.mktemp("world")
+    space_of(shared("llama")).save(folder / "space")
+    for name in WAYS:
+        shutil.copytree(tuned(name).path, folder / "runs" / name)
+        write(folder / f"{name}.jsonl", chats(name))
+    code = commands_main("library", "build", "--out", folder / "lib", *building(folder))
+    assert code == 0
+    return folder
+
+
+def commands_main(*argv):
+    from personal_llm.app import cli
+
+    return cli.main([str(a) for a in argv])
+
+
+def building(folder, *names):
+    adapters = [folder / "runs" / name for name in names or WAYS]
+    return ["--licence", "CC0-1.0", "--space", folder / "space", "--quiet", "--adapters", *adapters]
+
+
+@pytest.fixture
+def copy(world, tmp_path):
+    return Path(shutil.copytree(world / "lib", tmp_path / "lib"))
+
+
+def spoil(folder, how):
+    config = folder / "adapter_config.json"
+    if how == "weights":
+        (folder / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
+    if how == "config":
+        config.write_text("{")
+    if how == "dora":
+        config.write_text(json.dumps(json.loads(config.read_text()) | dict(use_dora=True)))
+    if how == "base":
+        (folder / "adapter.json").write_text('{"base": "0123456789abcdef"}')
+    if how == "none":
+        shutil.rmtree(folder)
+    if how == "card":
+        (folder / "card.json").write_text("{")
+
+
+# Build, list, show, verify
+
+
+def test_build_makes_what_python_makes(world):
+    library = Library(world / "lib")
+    assert library.names == ["loud", "brief"] and library.verify(shared("llama")) == []
+    card = library["loud"].card
+    assert card["samples"] == 48 and card["licence"] == "CC0-1.0"
+    assert (card["explanation"]["samples"], card["explanation"]["counterpart"]) == (36, "panels")
+    weights = "adapter_model.safetensors"
+    assert (library["loud"].adapter / weights).read_bytes() == (world / "runs" / "loud" / weights).read_bytes()
+
+
+def test_build_goes_on_where_it_stopped(world, copy, capsys):
+    Library(copy).remove("loud")
+    build = ("library", "build", "--out", copy, *building(world))
+    assert found(capsys, *build) == dict(library=str(copy), pllms=2, added=["loud"], there=["brief"], skipped={})
+    before = files(copy)
+    assert found(capsys, *build)["added"] == [] and files(copy) == before
+    assert np.allclose(Library(copy).rows[[1, 0]], Library(world / "lib").rows), "the same answers, the same rows"
+
+
+def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
+    shutil.copytree(world / "runs" / "loud", tmp_path / "runs" / "ana" / "adapter")
+    shutil.copytree(world / "space", tmp_path / "space")
+    code, out, err = invoke(capsys, "library", "build", "--out", tmp_path / "lib", *building(tmp_path, "ana"))
+    assert (code, out) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now\n")
+    assert Library(tmp_path / "lib").names == ["ana"]
+
+
+@pytest.mark.parametrize("how", ["weights", "config", "dora", "base", "none"])
+def test_build_names_a_bad_adapter_and_skips_it_on_request(world, tmp_path, capsys, how):
+    shutil.copytree(world / "runs", tmp_path / "runs")
+    shutil.copytree(world / "space", tmp_path / "space")
+    spoil(tmp_path / "runs" / "loud", how)
+    build = ("library", "build", "--out", tmp_path / "lib", *building(tmp_path))
+    assert "loud" in fails(capsys, *build) and not (tmp_path / "lib").exists()
+    code, out, err = invoke(capsys, *build, "--skip-bad", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["added"] == ["brief"] and list(result["skipped"]) == ["loud"]
+    assert err.startswith("personal-llm: loud skipped: ") and err.count("\n") == 1
+
+
+def test_build_refuses(world, tmp_path, capsys):
+    build = ("library", "build", "--out", tmp_path / "lib")
+    shutil.copytree(world / "runs" / "loud", tmp_path / "deep" / "loud")
+    assert "two adapters are called 'loud'" in fails(capsys, *build, *building(world), tmp_path / "deep" / "loud")
+    assert "the space is for base" in fails(capsys, *build, *building(world), "--model", "other")
+    nothing = ["--licence", "x", "--space", world / "space", "--adapters", tmp_path / "no", "--skip-bad"]
+    assert "nothing was built" in invoke(capsys, *build, *nothing)[2]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    assert "is there already" in fails(capsys, *build[:2], "--out", tmp_path / "full", *building(world))
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_list_and_show(world, capsys):
+    code, out, err = invoke(capsys, "library", "list", world / "lib")
+    assert code == 0 and out.count("\n") == 3 and "brief" in out.split("\n")[2]
+    listed = found(capsys, "library", "list", world / "lib")["pllms"]
+    assert [row["name"] for row in listed] == ["loud", "brief"] and listed[0]["samples"] == 48
+    code, out, err = invoke(capsys, "library", "show", world / "lib", "loud")
+    assert code == 0 and "##" in out and "CC0-1.0" in out and "None" not in out
+    card = found(capsys, "library", "show", world / "lib", "loud")
+    assert card["name"] == "loud" and "row" not in card["explanation"]
+    assert "no pLLM 'lud'" in fails(capsys, "library", "show", world / "lib", "lud")
+
+
+def test_verify(world, copy, capsys):
+    assert invoke(capsys, "library", "verify", world / "lib")[:2] == (0, "ok   2 pLLMs\n")
+    assert found(capsys, "library", "verify", world / "lib", "--model", "pocket")["problems"] == []
+    assert invoke(capsys, "library", "verify", world / "lib", "--model", "other")[0] == 1, "a library of another base"
+    spoil(copy / "loud", "weights")
+    code, out, err = invoke(capsys, "library", "verify", copy)
+    assert code == 1 and "FAIL loud: " in out and err == ""
+    code, out, err = invoke(capsys, "library", "verify", copy, "--json")
+    assert code == 1 and "loud" in [problem["name"] for problem in json.loads(out)["problems"]]
+
+
+def test_the_library_in_the_package(capsys):
+    listed = found(capsys, "library", "list")["pllms"]
+    assert listed and all(row["licence"] for row in listed)
+    assert invoke(capsys, "library", "show", listed[0]["name"])[0] == 0
+
+
+# Explain
+
+
+def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
+    space = ("--library", world / "lib")
+    for name in WAYS:
+        code, out, err = invoke(capsys, "explain", "--data", world / f"{name}.jsonl", *space)
+        assert code == 0 and err == "" and "cost: " in out and "be told from plain text" in out
+        assert out.startswith("12 dialogues against the model's own answers to the same prompts\nmostly *" + name)
+    plot = ("--plot", tmp_path / "style.png")
+    said = found(capsys, "explain", "--data", world / "loud.jsonl", *space, *plot)
+    assert said["words"][0] == "loud" and said["counterpart"] == "answers" and said["cost"]["forward"] > 0
+    assert said["data"] == dict(file="loud.jsonl", dialogues=12, used=12, skipped=0)
+    assert chats("loud")[0]["response"] not in json.dumps(said) and (tmp_path / "style.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_explain_an_adapter_gives_the_cards_row(world, capsys):
+    command = ("explain", "--adapter", world / "runs" / "loud", "--library", world / "lib")
+    said, card = found(capsys, *command), Library(world / "lib")["loud"].card["explanation"]
+    same = ("words", "coefficients", "strength", "counterpart")
+    assert {k: said[k] for k in same} == {k: card[k] for k in same} and said["plain"] is None
+    assert invoke(capsys, *command)[1].startswith("36 texts of known style, by how much likelier the adapter makes")
+    assert "no adapter here" in fails(capsys, "explain", "--adapter", world, "--library", world / "lib")
+
+
+def test_too_few_dialogues_say_how_many_more(world, tmp_path, capsys):
+    file = write(tmp_path / "few.jsonl", chats("loud", 5))
+    for command in ("explain", "select"):
+        assert "give 3 more" in fails(capsys, command, "--data", file, "--library", world / "lib")
+
+
+def test_a_space_that_needs_a_summariser_is_named(world, capsys, monkeypatch):
+    monkeypatch.setattr(StyleSpace, "kind", "xpert")
+    for command in ("explain", "select"):
+        line = fails(capsys, command, "--data", world / "loud.jsonl", "--library", world / "lib")
+        assert "of kind xpert" in line
+
+
+# Select
+
+
+def test_select_ranks(world, capsys):
+    for name in WAYS:
+        code, out, err = invoke(capsys, "select", "--data", world / f"{name}.jsonl", "--library", world / "lib")
+        assert code == 0 and err == "" and f"match: {name} (lowest loss" in out and "(base)" in out
+    result = found(capsys, "select", "--data", world / "loud.jsonl", "--library", world / "lib")
+    assert result["best"] == "loud" and {"loud", "(base)"} <= set(result["losses"])
+    assert result["method"] == "match" and result["abstained"] is False and result["explanation"]["words"]
+
+
+def test_the_latest_of_a_long_file_are_enough(world, tmp_path, capsys):
+    "Thirty dialogues of the old style, then fifty of the new: the old ones do not speak."
+    file = write(tmp_path / "long.jsonl", chats("brief", 30) + chats("loud", 50, 300))
+    result = found(capsys, "select", "--data", file, "--library", world / "lib", "--method", "style")
+    assert result["data"] == dict(file="long.jsonl", dialogues=80, used=48, skipped=0) and result["best"] == "loud"
+
+
+@pytest.mark.parametrize("method", ["l1", "cosine", "random", "exhaustive"])
+def test_other_methods(world, capsys, method):
+    command = ("select", "--data", world / "loud.jsonl", "--library", world / "lib", "--method", method)
+    result = found(capsys, *command)
+    assert result["method"] == method and (result["explanation"] is None) == (method in ("random", "exhaustive"))
+    if method == "exhaustive":
+        assert result["best"] == "loud"
+
+
+def test_select_refuses(world, copy, capsys):
+    data = ("select", "--data", world / "loud.jsonl")
+    assert "unknown method 'best'" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
+    assert "shortlist is 0" in fails(capsys, *data, "--library", world / "lib", "--shortlist", 0)
+    assert "made for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
+    for name in WAYS:
+        Library(copy).remove(name)
+    assert "the library is empty" in fails(capsys, *data, "--library", copy)
+    start = ("personalize", "--data", world / "loud.jsonl", "--out", copy.parent / "x", "--start", copy)
+    assert "the library is empty" in fails(capsys, *start)
+    assert invoke(capsys, "library", "list", copy)[:2] == (0, "the library is empty\n")
+
+
+@pytest.mark.parametrize("how", ["weights", "card"])
+def test_a_damaged_pllm_is_named_and_skipped_on_request(world, copy, capsys, how):
+    spoil(copy / "loud", how)
+    for command in (("select", "--data", world / "brief.jsonl", "--library", copy), ("library", "show", copy, "loud")):
+        assert "loud" in fails(capsys, *command)
+    code, out, err = invoke(capsys, "library", "list", copy, "--skip-bad", "--json")
+    assert code == 0 and err.startswith("personal-llm: loud skipped: ") and err.count("\n") == 1
+    assert [row["name"] for row in json.loads(out)["pllms"]] == ["brief"]
+
+
+# Personalize from a library
+
+
+def test_personalize_from_a_library(world, tmp_path):
+    settings = dict(model=shared("llama"), capacity=8, synthetic=0, steps=1, progress=False)
+    data = world / "loud.jsonl"
+    warm = personalize(data, tmp_path / "warm", start=str(world / "lib"), **settings)
+    cold = personalize(data, tmp_path / "cold", **settings)
+    one = personalize(data, tmp_path / "one", start=str(world / "runs" / "loud"), **settings)
+    assert warm["warm"]["weights"].keys() >= {"loud"} and warm["warm"]["style"] and cold["warm"] is one["warm"] is None
+    first = {name: r["finetunes"][0]["start_loss"] for name, r in dict(warm=warm, cold=cold, one=one).items()}
+    assert first["warm"] < first["cold"] and first["one"] < first["cold"]
+    assert warm["cost"]["forward"] > cold["cost"]["forward"]
+    lines = commands.personalize_lines(warm)
+    assert any(line.startswith("style      mostly *") for line in lines) and any("loud (" in line for line in lines)
+
+
+def test_personalize_refuses_a_start(world, tmp_path, capsys):
+    command = ("personalize", "--data", world / "loud.jsonl", "--out", tmp_path / "x", *QUICK)
+    assert "the library is for base" in fails(capsys, *command, "--start", world / "lib", "--model", "other")
+    assert "made for base" in fails(capsys, *command, "--start", world / "runs" / "loud", "--model", "other")
+    damaged = Path(shutil.copytree(world / "runs" / "loud", tmp_path / "damaged"))
+    spoil(damaged, "weights")
+    assert "damaged" in fails(capsys, *command, "--start", damaged)
