@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from personal_llm.base import files
 from personal_llm.base.core import InputError
+from personal_llm.sdss import buffer as module
 from personal_llm.sdss.buffer import Buffer, load_buffer
 from personal_llm.sdss.policies import POLICIES
 
@@ -285,9 +286,10 @@ def state_with(path, change):
     from safetensors.numpy import save
 
     with safe_open(str(path), "numpy") as f:
-        state, tensors = json.loads(f.metadata()["buffer"]), {k: f.get_tensor(k) for k in f.keys()}
+        state, tensors = json.loads(f.metadata()["buffer"][64:]), {k: f.get_tensor(k) for k in f.keys()}
     change(state, tensors)
-    return save(tensors, metadata=dict(buffer=json.dumps(state)))
+    text = json.dumps(state)
+    return save(tensors, metadata=dict(buffer=module._checksum(text, tensors) + text))
 
 
 CHANGES = {
@@ -326,6 +328,10 @@ def test_a_failed_save_leaves_the_old_file(saved, failing, monkeypatch, tmp_path
         with pytest.raises(InputError, match="No space"):
             buffer.save(path)
     assert path.read_bytes() == saved.read_bytes() and os.listdir(tmp_path) == ["b"]
+
+
+def test_the_same_buffer_gives_the_same_bytes(saved):
+    assert len({load_buffer(saved).to_bytes() for _ in range(9)}) == 1
 
 
 def test_only_the_owner_reads_it(tmp_path):

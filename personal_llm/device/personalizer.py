@@ -277,7 +277,7 @@ def state(self: Personalizer) -> State:
     settings |= dict(mode=self.mode, seed=self.seed, config=asdict(self.config))
     return State(self.model.base, settings, self.buffer, self.curve, self.cost, self.asked, self.turns)
 
-
+# %% ../../nbs/6_device/62_personalizer.ipynb #62a00036
 @patch
 def save(
     self: Personalizer,

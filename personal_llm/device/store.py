@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATE', 'ADAPTERS', 'BUFFER_NAME', 'ADAPTER_FILES', 'RUNS', 'Round', 'State', 'buffer_name', 'from_folder',
-           'plain_state', 'write_state', 'remove_adapter', 'sweep', 'read_state', 'run_folders', 'state_folders',
-           'start_in_words', 'folder_status']
+           'plain_state', 'write_state', 'remove_adapter', 'sweep', 'rounds_of', 'read_state', 'run_folders',
+           'state_folders', 'start_in_words', 'folder_status']
 
 # %% ../../nbs/6_device/60_store.ipynb #69c8f4d5
 import hashlib
@@ -99,7 +99,7 @@ def plain_state(
         turns=state.turns,
     )
 
-
+# %% ../../nbs/6_device/60_store.ipynb #60a00028
 def write_state(folder, state: State) -> list:  # what was removed
     "Write a state, then remove what it replaces; on any failure the old state stays."
     folder, content = Path(folder), state.buffer.to_bytes()
@@ -145,12 +145,12 @@ def sweep(
     return removed
 
 # %% ../../nbs/6_device/60_store.ipynb #60a00019
-def _rounds(folder: Path, rows: list) -> list:
+def rounds_of(folder: Path, rows: list) -> list:
     "The curve, with adapters where the folder is now."
     more = lambda row: dict(adapter=str(folder / row["adapter"]), parents=tuple(row["parents"]))
     return [Round(**row | more(row)) for row in rows]
 
-
+# %% ../../nbs/6_device/60_store.ipynb #60a00030
 def read_state(
     folder,  # what `write_state` wrote
     policy=None,  # an instance, where the buffer was filled by a policy that is not registered
@@ -163,7 +163,7 @@ def read_state(
     try:
         if not BUFFER_NAME.fullmatch(row["buffer"]):
             raise ValueError(f"buffer is {row['buffer'][:40]!r}")
-        curve, cost = _rounds(folder, row["curve"]), Cost(**row["cost"])
+        curve, cost = rounds_of(folder, row["curve"]), Cost(**row["cost"])
         known = dict(
             base=row["base"], settings=dict(row["settings"]), asked=set(row["asked"]), turns=dict(row["turns"])
         )
@@ -213,7 +213,7 @@ def status(self: State) -> dict:  # plain values
         cost=self.cost.to_dict(),
     )
 
-
+# %% ../../nbs/6_device/60_store.ipynb #60a00033
 def folder_status(folder, policy=None) -> dict:  # plain values
     "The newest state in a folder, described; raises `InputError` when there is none."
     place = state_folders(folder)[0]

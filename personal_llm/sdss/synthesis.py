@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYNTHESIS_PROMPT', 'EXAMPLES_KEPT', 'parse_rewrite', 'SynthesisConfig', 'judge', 'Synthesis', 'rewrite_room',
-           'offers', 'rewrite_all', 'synthesize', 'variants_of']
+           'offers', 'rewrite_all', 'variants_of', 'synthesize']
 
 # %% ../../nbs/2_sdss/23_synthesis.ipynb #d7817044
 import re
@@ -128,6 +128,13 @@ def rewrite_all(
                 accepted[i].append(rewrite)
     return accepted
 
+# %% ../../nbs/2_sdss/23_synthesis.ipynb #23a00018
+def variants_of(original, questions: list, answers: list) -> list:  # dialogues
+    "Children of one dialogue: each question with an answer of its own, where there is one, else the original's."
+    answers = answers + [original.response] * (len(questions) - len(answers))
+    made = zip(questions, answers)
+    return [original.derive(prompt=ask, response=answer, origin="synthetic") for ask, answer in made]
+
 # %% ../../nbs/2_sdss/23_synthesis.ipynb #962b8c37
 def synthesize(
     model,  # `Model` that writes the variants
@@ -148,10 +155,3 @@ def synthesize(
             answers = rewrite_all(model, [d.response for d in dialogues], n, config, seed + 1, outcome)
     variants = (variants_of(*parts) for parts in zip(dialogues, questions, answers))
     return replace(outcome, dialogues=[d for group in variants for d in group], cost=cost)
-
-
-def variants_of(original, questions: list, answers: list) -> list:  # dialogues
-    "Children of one dialogue: each question with an answer of its own, where there is one, else the original's."
-    answers = answers + [original.response] * (len(questions) - len(answers))
-    made = zip(questions, answers)
-    return [original.derive(prompt=ask, response=answer, origin="synthetic") for ask, answer in made]
