@@ -49,7 +49,8 @@ def published_run(out, user=None, dialogues=None, rounds=1, **more):
     for _ in range(rounds):
         me.finetune(progress=False)
     me.save()
-    shutil.copytree(me.adapter.path, out / "adapter")
+    for place in (out, out / ".committed", out / ".next"):
+        shutil.copytree(me.adapter.path, place / "adapter")
     (out / "personalize.json").write_text(json.dumps(dict(style="mostly *concise*")))
     for place in (out / "run-1" / ".state.json.7.tmp", out / ".personalize.json.7.tmp"):
         place.write_text(f"half of {CANARY}")
@@ -80,6 +81,7 @@ def test_no_byte_of_it_is_left(where, how, corrects, tmp_path):
     names = {dialogues[1].id, *dialogues[1].parents}
     assert not any(name.encode() in bytes_below(tmp_path) for name in names), "an id is left"
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "personalize.json").exists()
+    assert not any((tmp_path / stage / "adapter").exists() for stage in (".next", ".committed"))
     assert done.adapters and done.dialogues == dict(before=2, everything=5).get(how, 1)
     assert any("merges and libraries" in words for words in done.unreachable)
     assert any("elsewhere" in words for words in done.unreachable)
