@@ -30,7 +30,7 @@ TALK = [
     Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.")
     for i, w in enumerate("tea rain bread snow music salt wool glass".split())
 ]
-BRIEF = TuningConfig(rank=2, steps=2, batch_size=4, max_length=64, checks=1, learning_rate=1e-2)
+BRIEF = TuningConfig(steps=2, batch_size=4, max_length=64, checks=1, learning_rate=1e-2)
 
 # ---- weights
 
