@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['VOCABULARY', 'WIDTH', 'LAYERS', 'HEADS', 'HIDDEN', 'WINDOW', 'BUDGET', 'BATCH_TOKENS', 'MUON_RATE', 'ADAM_RATE',
-           'FIRST_PHASE', 'DECAY_FROM', 'SPECIAL', 'TEMPLATE', 'EPOCHS', 'RUNNING', 'CACHE', 'train_tokenizer',
-           'encode_all', 'dialogue_tokens', 'mix', 'document_tokens', 'make_streams', 'build_streams', 'new_model',
-           'optimizers', 'rate', 'batches', 'Training', 'step_loss', 'train', 'export', 'parser_of_the_recipe', 'main']
+           'FIRST_PHASE', 'SAVE_EVERY', 'DECAY_FROM', 'SPECIAL', 'EPOCHS', 'RUNNING', 'TEMPLATE', 'CACHE', 'train_bpe',
+           'train_tokenizer', 'encode_all', 'dialogue_tokens', 'mix', 'document_tokens', 'make_streams',
+           'build_streams', 'new_model', 'optimizers', 'rate', 'batches', 'Training', 'step_loss', 'export',
+           'start_training', 'train', 'training_arguments', 'main']
 
 # %% ../../nbs/recipes/pocket_model.ipynb #5f067c69
 import argparse
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from ..base.core import patch
+from ..base.core import InputError, patch
 from ..base.files import write_json
 from .data import training_text
 from .pocket_report import report
@@ -36,16 +37,9 @@ BATCH_TOKENS = 8192  # tokens a step: Muon likes many steps
 MUON_RATE = 0.02
 ADAM_RATE = 0.003
 FIRST_PHASE = 0.45  # share of the budget spent on running text with some dialogues; the rest is dialogues only
+SAVE_EVERY = 100  # steps between checkpoints
 DECAY_FROM = 0.4  # share of the budget after which the learning rate falls linearly to 2 %
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-
-# %% ../../nbs/recipes/pocket_model.ipynb #67f84069
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
-    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
-    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 # %% ../../nbs/recipes/pocket_model.ipynb #4b0827bd
 # How often each source is seen in the second phase. Small sources that few texts resemble are seen more often;
@@ -67,7 +61,9 @@ EPOCHS = dict(
     taskmaster4=1,
     synthesis=1,
 )
-RUNNING = dict(
+
+# %% ../../nbs/recipes/pocket_model.ipynb #ecf3ff14
+RUNNING = dict(  # share of each source of running text
     wikipedia_en_2015=0.25,
     wikinews_en=0.16,
     novels_100=0.14,
@@ -77,26 +73,40 @@ RUNNING = dict(
     tinyshakespeare=0.3,
 )
 
+# %% ../../nbs/recipes/pocket_model.ipynb #891b9495
+def train_bpe(
+    texts: list,  # training texts
+    size: int,  # tokens, special ones included
+):  # a `tokenizers.Tokenizer`
+    "Byte-level byte-pair encoding."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    options = dict(special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, **options))
+    return bpe
+
+# %% ../../nbs/recipes/pocket_model.ipynb #67f84069
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
+    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 # %% ../../nbs/recipes/pocket_model.ipynb #433877ef
 def train_tokenizer(
     texts: list,  # training texts
     size: int = VOCABULARY,  # tokens, special ones included
 ):  # a `PreTrainedTokenizerFast` with the chat template
-    "Train the byte-level BPE tokenizer."
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    "Train the byte-level BPE tokenizer and give it the chat template."
     from transformers import PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=train_bpe(texts, size),
         bos_token="<|begin|>",
         eos_token="<|end|>",
         pad_token="<|pad|>",
@@ -227,6 +237,8 @@ def rate(
 def batches(stream: np.ndarray, window: int, seed: int):
     "Endless batches of shuffled windows."
     count, rows = (len(stream) - 1) // window, BATCH_TOKENS // window
+    if count < rows:
+        raise InputError(f"{len(stream)} tokens of text are less than a batch", f"give {BATCH_TOKENS + 1} or more")
     for epoch in range(10**6):
         order = np.random.default_rng([seed, epoch]).permutation(count)
         for i in range(0, count - rows + 1, rows):
@@ -262,7 +274,7 @@ def save(self: Training, out: Path) -> None:
     torch.save(content, out / "checkpoint.tmp")
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
-
+# %% ../../nbs/recipes/pocket_model.ipynb #1e6688e6
 @patch
 def resume(self: Training, out: Path) -> None:
     "Go on from the checkpoint, if there is one."
@@ -275,19 +287,7 @@ def resume(self: Training, out: Path) -> None:
         for name in ("tokens", "steps", "seconds"):
             setattr(self, name, saved["state"][name])
 
-# %% ../../nbs/recipes/pocket_model.ipynb #cc3ae388
-def step_loss(model, device: str, compiled: bool):  # a function of a batch
-    "The mean loss of a batch of windows, matrices in bfloat16."
-
-    def loss(batch):  # (rows, window + 1)
-        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
-            hidden = model.model(input_ids=batch[:, :-1]).last_hidden_state
-            logits = F.linear(hidden.reshape(-1, WIDTH), model.lm_head.weight)
-        return F.cross_entropy(logits.float(), batch[:, 1:].reshape(-1))
-
-    return torch.compile(loss) if compiled else loss
-
-
+# %% ../../nbs/recipes/pocket_model.ipynb #5fd300be
 @patch
 def step(
     self: Training,
@@ -305,35 +305,17 @@ def step(
     self.tokens += BATCH_TOKENS
     return loss.item()
 
-# %% ../../nbs/recipes/pocket_model.ipynb #d18ee0ae
-def train(
-    data: str,  # the data folder
-    out: str,  # working folder: streams, checkpoint, the finished model
-    tokens: int = BUDGET,  # to train on
-    seed: int = 0,
-    device: str = "cpu",  # or "cuda"
-    compiled: bool = True,  # compile the step (needs a C++ compiler)
-) -> Path:  # folder of the finished model
-    "Train the pocket model on a budget of tokens; call again with the same folder to resume."
-    out = Path(out)
-    tokenizer, streams = build_streams(data, out, seed)
-    torch.manual_seed(seed)
-    model = new_model(tokenizer).to(device)
-    run = Training(model, optimizers(model), tokens)
-    run.resume(out)
-    loss = step_loss(model, device, compiled)
-    feeds = [islice(batches(s, w, seed), n, None) for s, w, n in zip(streams, WINDOW, run.steps)]
-    with tqdm(total=tokens, initial=run.tokens, unit="tok", unit_scale=True, desc="pocket model") as bar:
-        while run.used < 1:
-            start = time.perf_counter()
-            now = run.step(loss(next(feeds[run.phase]).to(device)))
-            run.seconds += time.perf_counter() - start
-            bar.update(BATCH_TOKENS)
-            if sum(run.steps) % 100 == 0:
-                bar.set_postfix(loss=f"{now:.3f}", phase=run.phase)
-                run.save(out)
-    run.save(out)
-    return export(model, tokenizer, out / "model", dict(tokens=run.tokens, steps=run.steps, seconds=run.seconds))
+# %% ../../nbs/recipes/pocket_model.ipynb #cc3ae388
+def step_loss(model, device: str, compiled: bool):  # a function of a batch
+    "The mean loss of a batch of windows, matrices in bfloat16."
+
+    def loss(batch):  # (rows, window + 1)
+        with torch.autocast(device.split(":")[0], dtype=torch.bfloat16):
+            hidden = model.model(input_ids=batch[:, :-1]).last_hidden_state
+            logits = F.linear(hidden.reshape(-1, WIDTH), model.lm_head.weight)
+        return F.cross_entropy(logits.float(), batch[:, 1:].reshape(-1))
+
+    return torch.compile(loss) if compiled else loss
 
 # %% ../../nbs/recipes/pocket_model.ipynb #e9d0dc75
 def export(model, tokenizer, folder: Path, state: dict) -> Path:
@@ -349,11 +331,54 @@ def export(model, tokenizer, folder: Path, state: dict) -> Path:
     write_json(folder / "training.json", dict(state, parameters=sum(p.numel() for p in model.parameters())))
     return Path(folder)
 
+# %% ../../nbs/recipes/pocket_model.ipynb #54c2ed63
+def start_training(
+    tokenizer,
+    out: Path,  # working folder, with the checkpoint if there is one
+    budget: int,  # tokens
+    seed: int,
+    device: str,
+) -> Training:
+    "A fresh training, or the one that was interrupted."
+    torch.manual_seed(seed)
+    model = new_model(tokenizer).to(device)
+    run = Training(model, optimizers(model), budget)
+    run.resume(out)
+    return run
+
+# %% ../../nbs/recipes/pocket_model.ipynb #d18ee0ae
+def train(
+    data: str,  # the data folder
+    out: str,  # working folder: streams, checkpoint, the finished model
+    tokens: int = BUDGET,  # to train on
+    seed: int = 0,
+    device: str = "cpu",  # or "cuda"
+    compiled: bool = True,  # compile the step (needs a C++ compiler); faster by a third
+) -> Path:  # folder of the finished model
+    "Train the pocket model on a budget of tokens; call again with the same folder to resume."
+    out = Path(out)
+    tokenizer, streams = build_streams(data, out, seed)
+    run = start_training(tokenizer, out, tokens, seed, device)
+    loss = step_loss(run.model, device, compiled)
+    feeds = [islice(batches(s, w, seed), n, None) for s, w, n in zip(streams, WINDOW, run.steps)]
+    with tqdm(total=tokens, initial=run.tokens, unit="tok", unit_scale=True, desc="pocket model") as bar:
+        while run.used < 1:
+            start = time.perf_counter()
+            now = run.step(loss(next(feeds[run.phase]).to(device)))
+            run.seconds += time.perf_counter() - start
+            bar.update(BATCH_TOKENS)
+            if sum(run.steps) % SAVE_EVERY == 0:
+                bar.set_postfix(loss=f"{now:.3f}", phase=run.phase)
+                run.save(out)
+    run.save(out)
+    state = dict(tokens=run.tokens, steps=run.steps, seconds=run.seconds)
+    return export(run.model, tokenizer, out / "model", state)
+
 # %% ../../nbs/recipes/pocket_model.ipynb #fe65e8fe
 CACHE = "~/.cache/personal_llm/recipes/pocket"  # where a training goes on
 
 
-def parser_of_the_recipe() -> argparse.ArgumentParser:
+def training_arguments() -> argparse.ArgumentParser:
     "The options."
     parser = argparse.ArgumentParser(description="Train the pocket model from scratch; call again to resume.")
     parser.add_argument("--data", required=True, help="folder with instruct/ and pretrain/")
@@ -365,10 +390,10 @@ def parser_of_the_recipe() -> argparse.ArgumentParser:
     parser.add_argument("--report", metavar="FILE", help="then write the three reports on reserved rows to FILE")
     return parser
 
-
+# %% ../../nbs/recipes/pocket_model.ipynb #a624bab2
 def main(argv=None):
     "Command line of the recipe."
-    args = parser_of_the_recipe().parse_args(argv)
+    args = training_arguments().parse_args(argv)
     out = Path(args.out).expanduser()
     folder = train(args.data, out, args.tokens, args.seed, args.device, not args.no_compile)
     print("saved", folder)

@@ -1,0 +1,137 @@
+"The pocket model's recipe on a model of a few hundred parameters: budget, schedule, interruption, what is saved."
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personal_llm.base.core import InputError
+from personal_llm.base.models import load_model
+from personal_llm.recipes import pocket_model
+from personal_llm.recipes.pocket_model import Training, batches, main, make_streams, rate, train, training_arguments
+
+SIZES = dict(WIDTH=8, LAYERS=1, HEADS=2, HIDDEN=8, WINDOW=(8, 12), BATCH_TOKENS=48, SAVE_EVERY=3)
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory):
+    folder, pairs = tmp_path_factory.mktemp("streams"), []
+    for i in range(300):
+        pairs.append(dict(prompt=f"What is {i}?", response=f"{i} it is.", source="gsm8k"))
+    text = dict(pairs=pairs, running=[("tinyshakespeare", "To be or not to be.")] * 300, audit=dict(pairs_shared=0))
+    make_streams(text, folder, 0)
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch, streams, tmp_path):
+    "A working folder with the streams, and the recipe at a small size."
+    for name, value in SIZES.items():
+        monkeypatch.setattr(pocket_model, name, value)
+    shutil.copytree(streams, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def go(out, steps=STEPS):
+    return train("no data needed", out, steps * SIZES["BATCH_TOKENS"], compiled=False)
+
+
+def weights(out):
+    return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
+
+
+def interrupt_after(monkeypatch, steps):
+    "The machine is switched off before this step."
+    whole, done = Training.step, []
+
+    def step(self, loss):
+        if len(done) == steps:
+            raise KeyboardInterrupt
+        done.append(loss.item())
+        return whole(self, loss)
+
+    monkeypatch.setattr(Training, "step", step)
+
+
+def test_a_budget_is_spent_and_the_model_loads(small):
+    folder = go(small)
+    note = json.loads((folder / "training.json").read_text())
+    assert note["tokens"] == STEPS * SIZES["BATCH_TOKENS"] and note["steps"] == [4, 4], "45 % of eight steps is passed"
+    model = load_model(str(folder))
+    assert model.model.config.max_position_embeddings == SIZES["WINDOW"][1] and note["parameters"] < 10_000
+    trained, stored = weights(small), load_file(folder / "model.safetensors")
+    assert all(torch.equal(w, trained[name].bfloat16()) for name, w in stored.items()), "in half of the bytes"
+
+
+def test_an_interrupted_training_ends_where_an_undisturbed_one_does(small, monkeypatch):
+    go(small)
+    undisturbed = weights(small)
+    (small / "checkpoint.pt").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 5)
+        go(small)
+    kept = torch.load(small / "checkpoint.pt", weights_only=True)["state"]
+    assert kept["steps"] == [3, 0], "two steps of the five are lost"
+    go(small)
+    assert all(torch.equal(w, weights(small)[name]) for name, w in undisturbed.items()), "to the bit"
+
+
+def test_an_interruption_while_the_checkpoint_is_written_leaves_the_old_one(small, monkeypatch):
+    go(small, 4)
+    before = weights(small)
+    whole = torch.save
+
+    def half(content, file):
+        whole(content, file)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", half)
+        go(small, 6)
+    assert all(torch.equal(w, weights(small)[name]) for name, w in before.items())
+    go(small, 6)
+    assert torch.load(small / "checkpoint.pt", weights_only=True)["state"]["tokens"] == 6 * SIZES["BATCH_TOKENS"]
+
+
+def test_the_schedule_counts_tokens_and_not_time(small, monkeypatch):
+    rates = {}
+    for pace in (1.0, 60.0):
+        clock = iter(np.arange(10**6) * pace)
+        monkeypatch.setattr(pocket_model.time, "perf_counter", lambda: next(clock))
+        seen, whole = [], pocket_model.rate
+        monkeypatch.setattr(pocket_model, "rate", lambda used: seen.append(whole(used)) or seen[-1])
+        go(small)
+        monkeypatch.setattr(pocket_model, "rate", whole)
+        rates[pace] = seen
+        (small / "checkpoint.pt").unlink()
+    assert rates[1.0] == rates[60.0] and len(rates[1.0]) == 2 * STEPS, "both optimisers, every step"
+    assert rates[1.0][::2] == [rate(step / STEPS) for step in range(STEPS)]
+
+
+def test_a_finished_training_is_not_trained_on(small):
+    go(small)
+    before = weights(small)
+    go(small)
+    assert all(torch.equal(w, weights(small)[name]) for name, w in before.items())
+
+
+def test_too_little_text_is_said():
+    with pytest.raises(InputError, match="99 tokens of text are less than a batch; give 8193 or more"):
+        next(batches(np.arange(99), 8, 0))
+
+
+def test_the_command(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(pocket_model, "train", lambda *args: given.update(args=args) or tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["--data", "DATA"])
+    cache = tmp_path / ".cache/personal_llm/recipes/pocket"
+    assert given["args"] == ("DATA", cache, pocket_model.BUDGET, 0, "cpu", True), "called again it goes on there"
+    main(["--data", "DATA", "--out", "here", "--tokens", "99", "--seed", "3", "--device", "cuda", "--no-compile"])
+    assert given["args"][2:] == (99, 3, "cuda", False) and str(given["args"][1]) == "here"
+    with pytest.raises(SystemExit):
+        training_arguments().parse_args(["--data", "DATA", "--minutes", "86"])
