@@ -176,7 +176,8 @@ def test_check_tells_sound_from_damaged(tmp_path, capsys):
 
     pocket = shutil.copytree(loading.ASSETS / "pocket", tmp_path / "pocket")
     (tmp_path / "template.jinja").write_text("{{ messages[-1]['content'] }}")
-    code, out, err = invoke(capsys, "check", "--model", pocket, "--chat-template", tmp_path / "template.jinja", "--json")
+    template = ("--chat-template", tmp_path / "template.jinja")
+    code, out, err = invoke(capsys, "check", "--model", pocket, *template, "--json")
     assert code == 1 and json.loads(out)["ok"] is False and err == ""
     for file in pocket.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
