@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.recipes import pocket_model
-from personal_llm.recipes.pocket_model import Training, batches, main, make_streams, rate, train, training_arguments
+from personal_llm.recipes.pocket_model import Training, batches, main, rate, train, training_arguments
+from personal_llm.recipes.pocket_text import make_streams
 
 SIZES = dict(WIDTH=8, LAYERS=1, HEADS=2, HIDDEN=8, WINDOW=(8, 12), BATCH_TOKENS=48, SAVE_EVERY=3)
 STEPS = 8
