@@ -1080,10 +1080,6 @@ d = {
                 "6_device/forgetting.html#out_of_reach",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.published": (
-                "6_device/forgetting.html#published",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.without_turns": (
                 "6_device/forgetting.html#without_turns",
                 "personal_llm/device/forgetting.py",
@@ -1202,7 +1198,6 @@ d = {
                 "6_device/store.html#state.status",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store._rounds": ("6_device/store.html#_rounds", "personal_llm/device/store.py"),
             "personal_llm.device.store.buffer_name": (
                 "6_device/store.html#buffer_name",
                 "personal_llm/device/store.py",
@@ -1224,6 +1219,7 @@ d = {
                 "6_device/store.html#remove_adapter",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.rounds_of": ("6_device/store.html#rounds_of", "personal_llm/device/store.py"),
             "personal_llm.device.store.run_folders": (
                 "6_device/store.html#run_folders",
                 "personal_llm/device/store.py",
@@ -1683,36 +1679,12 @@ d = {
                 "recipes/pocket_model.html#batches",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.build_streams": (
-                "recipes/pocket_model.html#build_streams",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.dialogue_tokens": (
-                "recipes/pocket_model.html#dialogue_tokens",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.document_tokens": (
-                "recipes/pocket_model.html#document_tokens",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.encode_all": (
-                "recipes/pocket_model.html#encode_all",
-                "personal_llm/recipes/pocket_model.py",
-            ),
             "personal_llm.recipes.pocket_model.export": (
                 "recipes/pocket_model.html#export",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.main": (
                 "recipes/pocket_model.html#main",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.make_streams": (
-                "recipes/pocket_model.html#make_streams",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.mix": (
-                "recipes/pocket_model.html#mix",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.new_model": (
@@ -1723,12 +1695,12 @@ d = {
                 "recipes/pocket_model.html#optimizers",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.parser_of_the_recipe": (
-                "recipes/pocket_model.html#parser_of_the_recipe",
-                "personal_llm/recipes/pocket_model.py",
-            ),
             "personal_llm.recipes.pocket_model.rate": (
                 "recipes/pocket_model.html#rate",
+                "personal_llm/recipes/pocket_model.py",
+            ),
+            "personal_llm.recipes.pocket_model.start_training": (
+                "recipes/pocket_model.html#start_training",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.step_loss": (
@@ -1739,14 +1711,18 @@ d = {
                 "recipes/pocket_model.html#train",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.train_tokenizer": (
-                "recipes/pocket_model.html#train_tokenizer",
+            "personal_llm.recipes.pocket_model.training_arguments": (
+                "recipes/pocket_model.html#training_arguments",
                 "personal_llm/recipes/pocket_model.py",
             ),
         },
         "personal_llm.recipes.pocket_report": {
             "personal_llm.recipes.pocket_report.bits_a_character": (
                 "recipes/pocket_report.html#bits_a_character",
+                "personal_llm/recipes/pocket_report.py",
+            ),
+            "personal_llm.recipes.pocket_report.count_rewrites": (
+                "recipes/pocket_report.html#count_rewrites",
                 "personal_llm/recipes/pocket_report.py",
             ),
             "personal_llm.recipes.pocket_report.forty_replies": (
@@ -1760,6 +1736,40 @@ d = {
             "personal_llm.recipes.pocket_report.rewriting": (
                 "recipes/pocket_report.html#rewriting",
                 "personal_llm/recipes/pocket_report.py",
+            ),
+        },
+        "personal_llm.recipes.pocket_text": {
+            "personal_llm.recipes.pocket_text.build_streams": (
+                "recipes/pocket_text.html#build_streams",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.dialogue_tokens": (
+                "recipes/pocket_text.html#dialogue_tokens",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.document_tokens": (
+                "recipes/pocket_text.html#document_tokens",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.encode_all": (
+                "recipes/pocket_text.html#encode_all",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.make_streams": (
+                "recipes/pocket_text.html#make_streams",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.mix": (
+                "recipes/pocket_text.html#mix",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.train_bpe": (
+                "recipes/pocket_text.html#train_bpe",
+                "personal_llm/recipes/pocket_text.py",
+            ),
+            "personal_llm.recipes.pocket_text.train_tokenizer": (
+                "recipes/pocket_text.html#train_tokenizer",
+                "personal_llm/recipes/pocket_text.py",
             ),
         },
         "personal_llm.recipes.samples": {
@@ -2056,6 +2066,10 @@ d = {
             "personal_llm.sdss.buffer._bins": ("2_sdss/buffer.html#_bins", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer._checksum": ("2_sdss/buffer.html#_checksum", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer._read": ("2_sdss/buffer.html#_read", "personal_llm/sdss/buffer.py"),
+            "personal_llm.sdss.buffer._refuse_contradictions": (
+                "2_sdss/buffer.html#_refuse_contradictions",
+                "personal_llm/sdss/buffer.py",
+            ),
             "personal_llm.sdss.buffer._refusing": ("2_sdss/buffer.html#_refusing", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer._row": ("2_sdss/buffer.html#_row", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer._same_policy": ("2_sdss/buffer.html#_same_policy", "personal_llm/sdss/buffer.py"),

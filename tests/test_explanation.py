@@ -167,9 +167,12 @@ def test_known_texts_ship_with_their_sources():
 
 def test_gains_are_what_the_adapter_adds_a_token():
     model, adapter = shared("llama"), tuned("loud")
-    panels = read_panels(model, space_of(model), spoken(LOUD, 6) + spoken(str, 6), ["Why?"])
+    space = space_of(model)
+    panels = read_panels(model, space, spoken(LOUD, 6) + spoken(str, 6), ["Why?"])
     bare = model.nll(panels.dialogues)
     assert np.allclose(panels.base, bare[:, 0] / bare[:, 1], atol=1e-5)
+    shift = Letters.shifts(model, panels.dialogues)
+    assert np.allclose(panels.coordinates, coordinates(space, space.row(shift, False)) * space.spread, atol=1e-4)
     assert np.allclose(gains(model, None, panels), 0, atol=1e-5)
     with model.using(adapter):
         tuned_losses = model.nll(panels.dialogues)

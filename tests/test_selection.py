@@ -17,8 +17,6 @@ from personal_llm.start.ranking import (
     Ranking,
     adapter_bytes,
     cosine_distance,
-    l1_distance,
-    nearest,
     race,
 )
 from personal_llm.start.selection import GAIN, SELECTORS, Selector, select
@@ -42,38 +40,6 @@ def library(tmp_path):
 
 def user(truth, share=0.5, seed=1):
     return me(share * DIRECTIONS[truth] + np.random.default_rng(seed + truth).normal(0, 0.03, 12))
-
-
-def test_hand_worked():
-    assert np.allclose(
-        cosine_distance(np.array([[3, 4], [4, -3], [-6, -8], [0, 0]], np.float32), [0.3, 0.4]), [0, 1, 2, 1], atol=1e-6
-    )
-    assert np.allclose(l1_distance(np.array([[3, 4], [-1, 0]], np.float32), [1, 1]), [5, 3])
-
-
-numbers = st.lists(st.lists(st.integers(-9, 9), min_size=3, max_size=3), min_size=1, max_size=9)
-
-
-@settings(deadline=None)
-@given(numbers, st.lists(st.integers(-9, 9), min_size=3, max_size=3), st.sampled_from([1e-12, 0.01, 7.0, 1e12]))
-def test_naive_twins(rows, z, scale):
-    def cosine(a, b):
-        return sum(x * y for x, y in zip(a, b)) / ((sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5 or 1)
-
-    R = np.array(rows, np.float32)
-    assert np.allclose(cosine_distance(R, np.array(z) * scale), [1 - cosine(r, z) for r in rows], atol=1e-5)
-    assert np.allclose(l1_distance(R, z, block=2), [sum(abs(x - y) for x, y in zip(r, z)) for r in rows])
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=40, unique=False), st.integers(1, 45), st.randoms())
-def test_nearest_is_a_sort(values, most, random):
-    names = [f"n{i}" for i in range(len(values))]
-    random.shuffle(names)
-    got = nearest(np.array(values, float), names, most)
-    assert sorted(values)[:most] == [values[i] for i in got] and len(set(got)) == len(got)
-    if most >= len(values):
-        assert got == sorted(range(len(values)), key=lambda i: (values[i], names[i]))
 
 
 @pytest.mark.parametrize("method", ["style", "cosine", "l1"])
@@ -221,30 +187,6 @@ def test_a_table_can_be_replayed_at_its_price(library):
     )
 
 
-def test_losses_of_a_table(library):
-    losses = Losses(None, library, None, {"p000": [(2, 2), (4, 2), (1, 2), (1, 2), (2, 2)], BASE: [(3, 2)] * 5})
-    assert (
-        losses.of("p000", 2) == 1.5
-        and losses.of("p000", 1) == 1.0
-        and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (2, 4, 1000)
-    )
-    assert (
-        losses.of("p000") == 1.0
-        and losses.of("p000", 99) == 1.0
-        and (losses.cost.forward, losses.cost.tokens, losses.cost.bytes_moved) == (5, 10, 1000)
-    )
-    assert losses.of(BASE, 3) == 1.5 and (losses.cost.forward, losses.cost.bytes_moved) == (8, 1000)
-    fresh = losses.again()
-    assert fresh.cost == Cost() and fresh.of("p000", 4) == 1.0 and fresh.cost.forward == 4 and losses.cost.forward == 8
-    with pytest.raises(InputError, match="p001.*not in the table"):
-        losses.of("p001")
-    for bad in (np.nan, np.inf):
-        with pytest.raises(InputError, match="'p002' is not a number"):
-            Losses(None, library, None, {"p002": [(bad, 2)] * 4}).of("p002")
-    with pytest.raises(InputError, match="'p002' is not a number"):
-        Losses(None, library, None, {"p002": [(0, 0)] * 4}).of("p002")
-
-
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     "Three random adapters of the tiny Llama, as a library."
@@ -262,28 +204,6 @@ def real(tmp_path_factory):
             progress=False,
         )
     return planted(folder, np.eye(3), "abc", base=model.base)
-
-
-def test_true_losses_are_the_models(real):
-    model = shared("llama")
-    before, spent = model.nll(TALK), model.cost
-    losses = Losses(model, real, TALK)
-    start = (spent.forward, spent.tokens)
-    parts = [losses.of("b", 2), losses.of("b", 5), losses.of("b"), losses.of(BASE), losses.of("b")]
-    assert (
-        (losses.cost.forward, losses.cost.tokens)
-        == (spent.forward - start[0], spent.tokens - start[1])
-        == (12, 2 * losses.lengths.sum())
-    ), "each dialogue once, prompts included"
-    with model.using(real["b"].adapter):
-        sums = model.nll(TALK)
-    assert parts[0] == pytest.approx(np.mean(sums[:2, 0] / sums[:2, 1]), rel=1e-5) and parts[2] == parts[
-        4
-    ] == pytest.approx(np.mean(sums[:, 0] / sums[:, 1]), rel=1e-5), "each dialogue weighs the same"
-    assert parts[3] == pytest.approx(np.mean(before[:, 0] / before[:, 1])) and np.array_equal(
-        model.nll(TALK), before
-    ), "the base is what it was"
-    assert losses.cost.bytes_moved == adapter_bytes(real, "b")
 
 
 def test_select_with_a_real_model(real):
@@ -377,66 +297,6 @@ def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
 
 
 # The race
-
-
-def lanes(library, gaps, base=2.0):  # losses: each dialogue is as hard as it is, plus a pLLM's own gap
-    hard = np.random.default_rng(9).uniform(1, 5, len(next(iter(gaps.values()))))
-    return Losses(
-        None,
-        library,
-        None,
-        {name: np.stack([(hard + gap) * 10, np.full(len(hard), 10)], 1) for name, gap in gaps.items()},
-    )
-
-
-def test_a_race_drops_whoever_is_clearly_behind(tmp_path):
-    library, wave = planted(tmp_path, np.eye(4), list("abcd")), np.tile([1.0, -1.0], 12)
-    losses = lanes(
-        library,
-        dict(
-            a=np.zeros(24),
-            b=np.full(24, 0.3) + 0.01 * wave,
-            c=0.02 + wave,
-            d=np.r_[np.zeros(8), np.full(16, 2.0) + 0.1 * wave[:16]],
-        ),
-    )
-    left = race(losses, "abcd")
-    assert set(left) == {"a", "c"} and losses.asked == dict(a=24, b=4, c=24, d=16), (
-        "far behind at once; never sure; behind from the ninth on"
-    )
-    assert left["c"] - left["a"] == pytest.approx(0.02) and losses.cost.forward == 24 + 4 + 24 + 16
-    assert set(race(lanes(library, dict(a=np.zeros(24), b=np.zeros(24))), "ab")) == {"a", "b"}, "twins stay together"
-    assert race(losses.again(), "b").keys() == {"b"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(4, 40), st.integers(1, 8))
-def test_a_race_always_has_a_winner_and_never_costs_more(tmp_path_factory, seed, dialogues, runners):
-    rng = np.random.default_rng(seed)
-    names = [f"p{i}" for i in range(runners)]
-    losses = lanes(
-        planted(tmp_path_factory.mktemp("l"), np.eye(runners), names),
-        {n: rng.normal(rng.normal(), 1, dialogues) for n in names},
-    )
-    left, reversed_ = race(losses, names), race(losses.again(), names[::-1])
-    assert (
-        left
-        and left == reversed_
-        and losses.cost.forward <= runners * dialogues
-        and all(left[n] == losses.of(n) for n in left)
-    )
-    assert min(left, key=left.get) in left and all(losses.asked[n] == dialogues for n in left)
-
-
-def test_a_race_keeps_the_best_of_clearly_different(tmp_path):
-    "Over three hundred draws the lowest true mean stays, unless it is within noise."
-    rng, kept = np.random.default_rng(0), []
-    library = planted(tmp_path, np.eye(3), list("abc"))
-    for _ in range(300):
-        losses = lanes(library, {n: rng.normal(m, 0.3, 12) for n, m in dict(a=0.0, b=0.3, c=0.6).items()})
-        left = race(losses, "abc")
-        kept.append(min(left, key=left.get) == "a")
-    assert np.mean(kept) > 0.9
 
 
 def model_sums(model, library, name):

@@ -17,7 +17,15 @@ import numpy as np
 from ..base.core import Cost, Dialogue, InputError, generator, patch
 from ..base.files import ASSETS
 from ..data.reading import from_texts
-from .space import StyleSpace, fit_words, join_blocks, pocket_encoder, sparse_code, unit_rows
+from personal_llm.xpert.space import (
+    MOST_WORDS,
+    StyleSpace,
+    fit_words,
+    join_blocks,
+    pocket_encoder,
+    sparse_code,
+    unit_rows,
+)
 from .style import counterparts, shifts, speak
 
 # %% ../../nbs/4_xpert/42_explanation.ipynb #29c2efbe
@@ -87,13 +95,15 @@ def plot(
     "A bar a word, with its standard error."
     from personal_llm.base.plots import COLOURS, subplots
 
-    axis = axis or subplots(width=5, height=0.7 + 0.4 * max(len(self.words), 1))[1]
-    places = range(len(self.words))[::-1]
+    rows = max(len(self.words), MOST_WORDS)  # as high with one word as with four
+    axis = axis or subplots(width=5, height=0.7 + 0.4 * rows)[1]
+    places = range(rows)[::-1][: len(self.words)]
     axis.barh(places, self.coefficients, xerr=self.errors, color=COLOURS[3], ecolor="black", capsize=3)
     axis.set_yticks(places, self.words)
-    axis.set(xlim=(0, 1.1), xlabel="coefficient (of a shift of length 1)")
-    unexplained = f"{round(100 * self.residual)} % unexplained"
-    axis.set_title(f"{self.samples} texts, strength {self.strength:.1f}, {unexplained}")
+    axis.set(
+        xlim=(0, 1.1), ylim=(-0.6, rows - 0.4), xlabel=f"coefficient (of a shift of length 1; {self.samples} texts)"
+    )
+    axis.set_title(f"strength {self.strength:.1f}, {round(100 * self.residual)} % unexplained")
     return axis
 
 # %% ../../nbs/4_xpert/42_explanation.ipynb #2b7e1d50
