@@ -296,9 +296,6 @@ def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
         )
 
 
-# The race
-
-
 def model_sums(model, library, name):
     with model.using(None if name == BASE else library[name].adapter):
         return model.nll(TALK)
