@@ -31,7 +31,9 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too")
+    parser.addoption(
+        "--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too"
+    )
 
 
 def pytest_configure(config):

@@ -107,7 +107,9 @@ def test_notebook_is_clean(path):
         assert cell.get("execution_count") is None
         for output in cell.get("outputs", []):
             assert output["output_type"] != "error", "".join(cell["source"])
-    text = text.replace("/home/ana/", "").replace("Users/ana", "").replace("Users\\\\ana", "")  # a person of the examples
+    text = (
+        text.replace("/home/ana/", "").replace("Users/ana", "").replace("Users\\\\ana", "")
+    )  # a person of the examples
     paths = re.findall(r"(?:/home/|/Users/|/root/|/work/|/tmp/)\w[^\s\"']*", text)
     assert paths == [], "a path of the machine that wrote it"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..base.core import Dialogue, InputError, patch
 from ..base.files import ASSETS
-from . import exports  # its layouts register themselves
+from . import exports  # noqa: F401 (its layouts register themselves)
 from personal_llm.data.formats import (
     FORMATS,
     LONGEST_TEXT,

@@ -14,7 +14,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 
 from ..base.core import generator
 from ..base.text import SENTENCE_BREAK, normalise

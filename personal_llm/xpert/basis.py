@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import Cost, InputError, generator, patch
+from ..base.core import InputError, generator, patch
 from ..base.files import write_atomically, write_json
 from .explanation import LEAST_DIALOGUES, Explanation, resample
 from .space import read_space, unit_rows
