@@ -16,8 +16,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # processes of this run
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, min(cores // workers, 4))))  # small models gain nothing from more
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
+    os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores))))
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(cores, 4)))  # small models gain nothing from more
 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts

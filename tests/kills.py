@@ -2,6 +2,9 @@
 
 import builtins
 import os
+import signal
+import sys
+import time
 import traceback
 
 OPERATIONS = [(os, name) for name in ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync", "open")]
@@ -33,11 +36,24 @@ def at_operation(step, act) -> list:
     return count
 
 
+def ended(child, patience=180) -> int:
+    "The exit code of a child; one that hangs is killed after so many seconds."
+    for _ in range(int(patience / 0.01)):
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def killed_at(step, work) -> bool:
     "Do some work in a child process that dies at an operation; whether it died before the end."
     child = os.fork()
     if not child:
         try:
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)  # the parent's other threads are not in the child
             at_operation(step, lambda: os._exit(9))
             work()
             os._exit(0)
@@ -45,7 +61,7 @@ def killed_at(step, work) -> bool:
             traceback.print_exc()
         finally:
             os._exit(1)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = ended(child)
     assert code in (0, 9), f"the work failed at operation {step}"
     return code == 9
 

@@ -480,6 +480,7 @@ def operations_of(work) -> tuple:  # (file operations before the adapter is stag
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # the parent's other threads are not in the child
         counted, real = at_operation(-1, None), tuning.stage_adapter
         seen = []
         tuning.stage_adapter = lambda *given: seen.append(counted[0]) or real(*given)
