@@ -243,15 +243,17 @@ REFERENCE_TEXTS = 48  # that a reference pLLM is compared with, of those that it
 
 def reference_pllms(
     model,
+    texts: list,  # lists of dialogues, of `reference_texts`
     folder,  # where they are put
+    steps: int = 45,  # of the training: between the 30 and the 60 of the pools
 ) -> list:  # (adapter, dialogues it was tuned on)
     "Fine-tune the pLLMs that set the unit."
     from personal_llm.tuning.config import TuningConfig
     from personal_llm.tuning.finetune import finetune
 
     found = []
-    for seed, rows in enumerate(reference_texts(), 1):
-        config = TuningConfig(steps=45, learning_rate=2e-3, dropout=0.0, validation=0.0, checks=1, max_length=96)
+    for seed, rows in enumerate(texts, 1):
+        config = TuningConfig(steps=steps, learning_rate=2e-3, dropout=0.0, validation=0.0, checks=1, max_length=96)
         adapter = finetune(model, rows, config, out=Path(folder, f"reference-{seed}"), seed=seed, progress=False)
         found.append((adapter, rows[:REFERENCE_TEXTS]))
     return found
@@ -270,7 +272,8 @@ def make_space(
         answers = speak(model, own, crafted.probes(48), seed)
         space = fit_space(model, panels(), blends(), plain, answers, plain_people(), seed=seed, progress=progress)
         read = read_panels(model, space, *known_texts(), seed)
-        return replace(space, nats_per_unit=measure_nats(model, space, read, reference_pllms(model, folder)))
+        known = reference_pllms(model, reference_texts(), folder)
+        return replace(space, nats_per_unit=measure_nats(model, space, read, known))
 
 # %% ../../nbs/recipes/style_space.ipynb #8be23757
 def main(argv: list = None) -> int:

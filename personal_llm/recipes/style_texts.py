@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PARTS', 'PLAIN_SOURCES', 'PASSAGE_WORDS', 'PASSAGES', 'NEUTRAL_PROMPTS', 'RUNNING_TEXTS',
-           'BASE_STYLES', 'PERSONAS', 'REPEATS', 'part_of', 'at_most', 'row_of', 'is_short', 'plain_rows', 'passages',
-           'running_texts', 'running_rows', 'persona_rows', 'real_rows', 'as_lines', 'make_texts', 'main']
+           'BASE_STYLES', 'PERSONAS', 'REPEATS', 'part_of', 'at_most', 'row_of', 'is_short', 'plain_rows', 'as_lines',
+           'passages', 'running_texts', 'running_rows', 'persona_rows', 'real_rows', 'make_texts', 'main']
 
 # %% ../../nbs/recipes/style_texts.ipynb #5bf92554
 import argparse
@@ -78,6 +78,11 @@ def plain_rows(
             row = fit[i] | dict(source=source)
             found.append(row_of("plain", group_of(fit[i]), row["prompt"], row["response"], row))
     return at_most([found[i] for i in rng.permutation(len(found))])
+
+# %% ../../nbs/recipes/style_texts.ipynb #21c9edf2
+def as_lines(rows: list) -> str:
+    "Rows as JSON lines, the same text for the same rows."
+    return "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
 
 # %% ../../nbs/recipes/style_texts.ipynb #c13e05d4
 PASSAGE_WORDS = 36  # of a running text
@@ -178,12 +183,7 @@ def real_rows(
     found = persona_rows(data, rng) + running_rows(data, rng)
     return at_most([found[i] for i in rng.permutation(len(found))])
 
-# %% ../../nbs/recipes/style_texts.ipynb #61d3524a
-def as_lines(rows: list) -> str:
-    "Rows as JSON lines, the same text for the same rows."
-    return "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-
-
+# %% ../../nbs/recipes/style_texts.ipynb #f3fae416
 def make_texts(
     data: str,  # the data folder
     out,  # the folder of assets
