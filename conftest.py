@@ -9,7 +9,8 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, json, linecache, os, re, sys, traceback, types
+import ast, gc, importlib, json, linecache, os, re, sys, traceback, types
+from pathlib import Path
 
 # Before numpy or torch are imported, here and in the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
@@ -30,6 +31,8 @@ except ImportError:
     import tomli as tomllib  # Python 3.10; pytest itself needs it there
 
 pytest_plugins = ["pytester"]
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "personal_llm"
 
 
 def pytest_addoption(parser):
@@ -105,6 +108,36 @@ def show(*values, **options):
             print(repr(value))
 
 
+class PackageState:
+    """The package's registries and methods, as they were before a notebook ran its exported cells: those register and patch
+    functions of the notebook's own, which must not stay when its variables are gone.
+    """
+
+    def __init__(self):
+        for path in sorted(PACKAGE.rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            if parts[1] not in ("recipes", "experiments", "_modidx") and parts[-1] not in ("__init__", "lora"):
+                importlib.import_module(".".join(parts))
+        modules = [module for name, module in sys.modules.items() if name.startswith("personal_llm.")]
+        values = {id(value): value for module in modules for value in vars(module).values()}.values()
+        ours = [v for v in values if isinstance(v, type) and v.__module__.startswith("personal_llm.")]
+        self.registries = [(v, dict(v)) for v in values if type(v) is dict]
+        self.methods = [(v, dict(vars(v))) for v in ours]
+
+    def restore(self):
+        "Put back what a notebook has changed."
+        for registry, before in self.registries:
+            if registry != before or any(registry[name] is not before[name] for name in before):
+                registry.clear()
+                registry.update(before)
+        for owner, before in self.methods:
+            for name in [name for name in vars(owner) if name not in before]:
+                delattr(owner, name)
+            for name, value in before.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+
+
 class CellFailed(Exception):
     "A cell raised; the cause is chained."
 
@@ -150,7 +183,7 @@ class Notebook(pytest.File):
         return self.sections
 
     def setup(self):
-        self.environment = dict(os.environ)
+        self.environment, self.package = dict(os.environ), PackageState() if PACKAGE.is_dir() else None
         self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem))  # not __main__
         self.module.display = show
         sys.modules[self.module.__name__] = self.module  # dataclasses and pickle look there
@@ -160,6 +193,8 @@ class Notebook(pytest.File):
         "Free what the notebook held before the next one starts."
         sys.modules.pop(self.module.__name__, None)
         self.module.__dict__.clear()
+        if self.package:
+            self.package.restore()
         self.failed = None
         os.environ.clear()
         os.environ.update(self.environment)
