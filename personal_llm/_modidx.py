@@ -12,10 +12,6 @@ d = {
             ),
             "personal_llm.app.arguments.Shown": ("8_app/arguments.html#shown", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments._add": ("8_app/arguments.html#_add", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.adapter_folder": (
-                "8_app/arguments.html#adapter_folder",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.build_parser": (
                 "8_app/arguments.html#build_parser",
                 "personal_llm/app/arguments.py",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_at
 from safetensors.torch import load_file, save_file
 from tiny import random_adapter, same, tiny, weights
 
@@ -233,23 +234,14 @@ def at_operation(step, monkeypatch, act):
 
 
 @pytest.mark.parametrize("before", ["old", None], ids=["over an old one", "into a new folder"])
-def test_a_kill_leaves_the_old_one_or_the_new_one(before, tmp_path, monkeypatch):
+def test_a_kill_leaves_the_old_one_or_the_new_one(before, tmp_path):
     "At every file operation of a publication; processes really die, so nothing cleans up after them."
     outcomes, step = [], 0
     while not outcomes or outcomes[-1][0]:
         out = tmp_path / f"{step}"
         if before:
             write(out, before)
-        child = os.fork()
-        if not child:
-            try:
-                at_operation(step, monkeypatch, lambda: os._exit(9))
-                write(out, "new", rank=2)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert killed in (0, 9)
+        killed = killed_at(step, lambda: write(out, "new", rank=2))
         try:
             found = which(check_adapter(out))
         except InputError as error:

@@ -1,13 +1,13 @@
 "Rewrites: the parser, the two bounds, what is counted. No weights needed."
 
 from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.models import Model
 from personal_llm.base.text import rouge1
 from personal_llm.sdss.synthesis import EXAMPLES_KEPT, judge, parse_rewrite, synthesize
 
@@ -23,13 +23,7 @@ class Scripted:
     def __init__(self, replies):
         self.replies, self.asked, self.cost = replies, 0, Cost(requests=1)
 
-    @contextmanager
-    def spending(self):
-        outer, self.cost = self.cost, Cost()
-        try:
-            yield self.cost
-        finally:
-            self.cost = outer + self.cost
+    spending = Model.spending
 
     def generate(self, prompts, **settings):
         out = [self.replies[(self.asked + i) % len(self.replies)] for i in range(len(prompts))]

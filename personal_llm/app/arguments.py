@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEEN', 'COMMANDS', 'GROUPS', 'MODEL', 'SEED', 'SKIP', 'option', 'number', 'Shown', 'to_json', 'note',
            'show', 'Command', 'command', 'Parser', 'build_parser', 'model_settings', 'model_of', 'data_options',
-           'read_chats', 'adapter_folder']
+           'read_chats']
 
 # %% ../../nbs/8_app/80_arguments.ipynb #fba25ff8
 import argparse
@@ -210,11 +210,3 @@ def read_chats(
     for line in found.notes():
         note(f"{args.data}: {line}")
     return found
-
-# %% ../../nbs/8_app/80_arguments.ipynb #e4d4c451
-def adapter_folder(
-    folder: str,  # an adapter, or what `personalize` or `demo` wrote
-) -> Path:
-    "Where the adapter lies."
-    inner = Path(folder) / "adapter"
-    return inner if inner.is_dir() else Path(folder)
