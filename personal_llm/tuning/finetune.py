@@ -78,7 +78,7 @@ def attach_trainable(
         what = f"TuningConfig: targets {config.targets!r} are not in this model ({str(error)[:80]})"
         raise InputError(what, "use all-linear") from error
 
-
+# %% ../../nbs/3_tuning/33_finetune.ipynb #4dfa64a9
 @contextmanager
 def trainable(model, config: TuningConfig, start: Path):
     "Attach trainable layers inside a block; the model is bare afterwards."
