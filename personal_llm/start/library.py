@@ -66,47 +66,17 @@ class Library:
         if skip_bad:
             self.leave_out()
 
-    @classmethod
-    def create(cls, path, space) -> "Library":
-        "An empty library in a new or empty folder; all its pLLMs are explained in the space."
-        return cls(start_folder(Path(path), space), space)
+    def reopen(self) -> None:
+        "Read the index from the disk."
+        self.index = read_index(self.path)
+        self.base = self.index.head["base"]  # fingerprint of the model that all pLLMs were made for
+        self.places = {name: row for row, name in enumerate(self.index.names)}
+        self._matrix = None
+        self._choose()
 
-    @property
-    def space(self):
-        "The space of the explanations; loaded when it is asked for."
-        self._space = self.read_space() if self._space is None else self._space
-        return self._space
-
-    @property
-    def rows(self) -> np.ndarray:  # (n, width) float32 in the order of `names`
-        "What the explanations say; memory-mapped unless some are left out; raises `InputError` where it is damaged."
-        self._rows = self.finite_rows() if self._rows is None else self._rows
-        return self._rows
-
-    @property
-    def skipped(self) -> dict:  # name -> why it is left out
-        return {name: str(error) for name, error in self._bad.items()}
-
-    def list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
-        "A line a pLLM, from the cards; reads every card."
-        return [line_of(PLLM(name, self.path / name, self.card(name))) for name in self.names]
-
-# %% ../../nbs/5_start/51_library.ipynb #7ae3692f
-@patch
-def reopen(self: Library) -> None:
-    "Read the index from the disk."
-    self.index = read_index(self.path)
-    self.base = self.index.head["base"]  # fingerprint of the model that all pLLMs were made for
-    self.places = {name: row for row, name in enumerate(self.index.names)}
-    self._matrix = None
-    self._choose()
-
-
-@patch
-def _choose(self: Library) -> None:
-    "Names and rows are those that are not left out."
-    self.names = [name for name in self.index.names if name not in self._bad]
-    self._rows = None
+    def _choose(self) -> None:  # names and rows are those that are not left out
+        self.names = [name for name in self.index.names if name not in self._bad]
+        self._rows = None
 
 # %% ../../nbs/5_start/51_library.ipynb #bed617d9
 @patch
@@ -129,6 +99,9 @@ def __repr__(self: Library):
     left_out = f", {len(self._bad)} skipped" if self._bad else ""
     return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base}{left_out})"
 
+
+Library.skipped = property(lambda self: {name: str(error) for name, error in self._bad.items()})  # name -> why
+
 # %% ../../nbs/5_start/51_library.ipynb #a4e9207b
 @patch
 def belonging(
@@ -147,6 +120,15 @@ def belonging(
 def read_space(self: Library):
     "The space, read from the disk."
     return self.belonging(load_space(self.path))
+
+
+def _own_space(self):
+    "The space of the explanations; loaded when it is asked for."
+    self._space = self.read_space() if self._space is None else self._space
+    return self._space
+
+
+Library.space = property(_own_space)
 
 # %% ../../nbs/5_start/51_library.ipynb #5bbd9b3a
 @patch
@@ -169,7 +151,7 @@ def check_current(self: Library) -> None:
     if (now.head, now.names) != (self.index.head, self.index.names):
         raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
-
+# %% ../../nbs/5_start/51_library.ipynb #ed0fe620
 @patch
 def finite_rows(self: Library) -> np.ndarray:  # (n, width) in the order of `names`
     "The rows that are not left out; raises `InputError` where they are not finite."
@@ -182,6 +164,15 @@ def finite_rows(self: Library) -> np.ndarray:  # (n, width) in the order of `nam
         remedy = "remove and add them anew, or open with skip_bad=True"
         raise InputError(f"{self.index.file}: the rows of {names} are not finite", remedy)
     return rows
+
+
+def _finite_rows(self) -> np.ndarray:  # (n, width) float32 in the order of `names`
+    "What the explanations say; memory-mapped unless some are left out; raises `InputError` where it is damaged."
+    self._rows = self.finite_rows() if self._rows is None else self._rows
+    return self._rows
+
+
+Library.rows = property(_finite_rows)
 
 # %% ../../nbs/5_start/51_library.ipynb #9f7a9b65
 @patch
@@ -228,6 +219,14 @@ def line_of(pllm: PLLM) -> dict:
     said = dict(name=pllm.name, style=card["style"], words=str(pllm.explanation), MB=round(card["bytes"] / 1e6, 2))
     return said | known
 
+
+def _list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
+    "A line a pLLM, from the cards; reads every card."
+    return [line_of(PLLM(name, self.path / name, self.card(name))) for name in self.names]
+
+
+Library.list = _list
+
 # %% ../../nbs/5_start/51_library.ipynb #f33b4240
 def start_folder(
     path: Path,  # a new or empty folder
@@ -245,6 +244,14 @@ def start_folder(
     head = dict(format=1, base=space.base, space=space.id, width=space.width, columns=columns)
     write_index(path, head, [], np.zeros((0, space.width), np.float32))
     return path
+
+
+def _create(cls, path, space) -> "Library":
+    "An empty library in a new or empty folder; all its pLLMs are explained in the space."
+    return cls(start_folder(Path(path), space), space)
+
+
+Library.create = classmethod(_create)
 
 # %% ../../nbs/5_start/51_library.ipynb #0c4fef38
 @patch
@@ -308,28 +315,14 @@ def row_for(self: Library, name: str, explanation) -> np.ndarray:  # (width,) fl
         raise InputError(what, "explain it anew with library.space")
     return row
 
-# %% ../../nbs/5_start/51_library.ipynb #82fb0dd3
+# %% ../../nbs/5_start/51_library.ipynb #lb11
 @patch
-def add(
-    self: Library,
-    name: str,  # a new one
-    adapter,  # an `Adapter` or a folder
-    explanation,  # its `Explanation` in the library's space
-    *,
-    licence: str,  # under which it may be used
-    samples: int,  # dialogues it was trained on; 0 when nobody knows
-    similarity: float = None,  # share of them in its style, 0..1, where known
-    style: str = None,  # what it was made to be, where known
-) -> None:
-    "Copy an adapter into the library, with a card; raises `InputError`, with nothing changed, where it does not fit."
-    self.check_free(name)
-    folder, row = Path(getattr(adapter, "path", adapter)), self.row_for(name, explanation)
-    facts = dict(licence=licence, samples=samples, similarity=similarity, style=style)
+def card_of(self: Library, name: str, explanation, **facts) -> dict:
+    "A new pLLM's card, its facts checked."
     facts = {key: value.item() if isinstance(value, np.generic) else value for key, value in facts.items()}
     card = dict(name=name, base=self.base, space=explanation.space, explanation=explanation.to_dict()) | facts
     check_facts(card)
-    sound_adapter(folder, self.base)
-    self._put(folder, card, row)
+    return card
 
 # %% ../../nbs/5_start/51_library.ipynb #a2397925
 @patch
@@ -349,6 +342,26 @@ def _put(self: Library, folder: Path, card: dict, row: np.ndarray) -> None:
         raise InputError(f"{place}: cannot be written ({error.strerror})", remedy) from error
     finally:
         delete(new)
+
+# %% ../../nbs/5_start/51_library.ipynb #82fb0dd3
+@patch
+def add(
+    self: Library,
+    name: str,  # a new one
+    adapter,  # an `Adapter` or a folder
+    explanation,  # its `Explanation` in the library's space
+    *,
+    licence: str,  # under which it may be used
+    samples: int,  # dialogues it was trained on; 0 when nobody knows
+    similarity: float = None,  # share of them in its style, 0..1, where known
+    style: str = None,  # what it was made to be, where known
+) -> None:
+    "Copy an adapter into the library, with a card; raises `InputError`, with nothing changed, where it does not fit."
+    self.check_free(name)
+    folder, row = Path(getattr(adapter, "path", adapter)), self.row_for(name, explanation)
+    card = self.card_of(name, explanation, licence=licence, samples=samples, similarity=similarity, style=style)
+    sound_adapter(folder, self.base)
+    self._put(folder, card, row)
 
 # %% ../../nbs/5_start/51_library.ipynb #587a7c47
 @patch
