@@ -34,7 +34,7 @@ LOOK = {
     "legend.frameon": False,
 }
 
-
+# %% ../../nbs/0_base/08_plots.ipynb #cba4b7ef
 def subplots(
     rows: int = 1,
     columns: int = 1,

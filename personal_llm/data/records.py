@@ -75,7 +75,7 @@ def first_value(
         raise InputError(f"JSON that cannot be read ({why})") from None
     return value, text[end:].strip()
 
-
+# %% ../../nbs/1_data/10_records.ipynb #f24fdb94
 def parse_json(
     text: str,  # one JSON value and nothing else
 ):
