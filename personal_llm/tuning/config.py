@@ -13,6 +13,27 @@ import numpy as np
 
 from ..base.core import InputError, patch
 
+# %% ../../nbs/3_tuning/31_config.ipynb #481631f9
+LARGEST = 10**6  # of any whole number here
+
+
+def _check_value(name: str, value, kind) -> None:
+    "One setting."
+    what = f"TuningConfig: {name} is {str(value)[:40]!r}"
+    if kind is str:
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(what, 'give "all-linear", or names of modules joined by commas')
+    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(what, "give a number")
+    elif kind is int and not (isinstance(value, int) and 1 <= value <= LARGEST):
+        raise InputError(what, f"give a whole number from 1 to {LARGEST}")
+    elif name in ("dropout", "warmup", "validation") and not 0 <= value < 1:
+        raise InputError(what, "give a share from 0 to below 1")
+    elif name in ("alpha", "learning_rate") and value <= 0:
+        raise InputError(what, "give a number above 0")
+    elif value < 0:
+        raise InputError(what, "give 0 or more")
+
 # %% ../../nbs/3_tuning/31_config.ipynb #f83f4461
 @dataclass(frozen=True)
 class TuningConfig:
@@ -44,27 +65,6 @@ class TuningConfig:
     def every(self) -> int:  # steps from one check to the next; the last step is a check too
         return max(1, self.steps // self.checks)
 
-# %% ../../nbs/3_tuning/31_config.ipynb #481631f9
-LARGEST = 10**6  # of any whole number here
-
-
-def _check_value(name: str, value, kind) -> None:
-    "One setting."
-    what = f"TuningConfig: {name} is {str(value)[:40]!r}"
-    if kind is str:
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(what, 'give "all-linear", or names of modules joined by commas')
-    elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(what, "give a number")
-    elif kind is int and not (isinstance(value, int) and 1 <= value <= LARGEST):
-        raise InputError(what, f"give a whole number from 1 to {LARGEST}")
-    elif name in ("dropout", "warmup", "validation") and not 0 <= value < 1:
-        raise InputError(what, "give a share from 0 to below 1")
-    elif name in ("alpha", "learning_rate") and value <= 0:
-        raise InputError(what, "give a number above 0")
-    elif value < 0:
-        raise InputError(what, "give 0 or more")
-
 # %% ../../nbs/3_tuning/31_config.ipynb #898dc2ff
 def _paper(
     cls,
@@ -77,7 +77,7 @@ def _paper(
 
 TuningConfig.paper = classmethod(_paper)
 
-# %% ../../nbs/3_tuning/31_config.ipynb #cf02
+# %% ../../nbs/3_tuning/31_config.ipynb #c3c2ad7d
 def selected(
     targets: list,  # whole names, or ends of names
     modules: list,  # names of a model's modules

@@ -178,7 +178,7 @@ def _bare(model):  # the same model
         raise InputError(what, "leave its `with` block before it serves as base or summariser")
     return model
 
-
+# %% ../../nbs/4_xpert/44_basis.ipynb #ac31c94b
 def _begin(
     cls,
     summariser,  # a `Model`
@@ -213,7 +213,7 @@ def save(
     names = ("kind", "id", "base", "summariser", "spread", "neutral", "threshold", "words")
     write_json(Path(folder, "space.json"), {name: getattr(self, name) for name in names})
 
-
+# %% ../../nbs/4_xpert/44_basis.ipynb #fbd8a7e5
 def _load(
     cls,
     folder,  # where `save` wrote
