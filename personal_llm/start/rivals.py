@@ -90,7 +90,7 @@ def search(optuna, names: list, P: np.ndarray, loss, budget: int, seed: int) -> 
         study.add_trial(optuna.trial.create_trial(params=place, distributions=box, value=tried[i]))
     return tried
 
-
+# %% ../../nbs/5_start/56_rivals.ipynb #f75ad192
 def bayesian(
     question: Question,
     budget: int = None,  # pLLMs whose loss is measured; a quarter of the library, at least 4

@@ -66,6 +66,27 @@ class WarmStart:
     weights: dict  # name -> share of what the adapter is made of; the rest to 1 is the base; empty: nobody
     cost: Cost  # of all of it
 
+# %% ../../nbs/5_start/58_warm_start.ipynb #ws01
+@patch
+def __str__(self: WarmStart):
+    made_of = ", ".join(f"{share:.2f} {name}" for name, share in self.weights.items())
+    cost = self.cost
+    return "\n".join(
+        [
+            f"start: {made_of or 'the bare model'}",
+            f"because: {self.ranking.reason}",
+            f"style: {self.explanation}",
+            f"cost: {cost.tokens:,} tokens, {cost.bytes_moved / 1e6:.1f} MB, {cost.seconds:.1f} s",
+        ]
+    )
+
+# %% ../../nbs/5_start/58_warm_start.ipynb #ws03
+@patch
+def to_dict(self: WarmStart) -> dict:  # plain JSON types
+    "Weights, style and reason in words, and both parts in full."
+    said = dict(weights=self.weights, style=str(self.explanation), reason=self.ranking.reason)
+    return said | dict(explanation=self.explanation.to_dict(), ranking=self.ranking.to_dict())
+
 # %% ../../nbs/5_start/58_warm_start.ipynb #c2030ef3
 def warm_start(
     model,  # the base `Model`
@@ -81,24 +102,3 @@ def warm_start(
         weights = better_weights(model, ranking, dialogues)
         adapter = adapter_for(library, weights, out)
     return WarmStart(adapter, mine, ranking, weights, mine.cost + ranking.cost + merging)
-
-# %% ../../nbs/5_start/58_warm_start.ipynb #b3f527f7
-@patch
-def __str__(self: WarmStart):
-    made_of = ", ".join(f"{share:.2f} {name}" for name, share in self.weights.items())
-    cost = self.cost
-    return "\n".join(
-        [
-            f"start: {made_of or 'the bare model'}",
-            f"because: {self.ranking.reason}",
-            f"style: {self.explanation}",
-            f"cost: {cost.tokens:,} tokens, {cost.bytes_moved / 1e6:.1f} MB, {cost.seconds:.1f} s",
-        ]
-    )
-
-
-@patch
-def to_dict(self: WarmStart) -> dict:  # plain JSON types
-    "Weights, style and reason in words, and both parts in full."
-    said = dict(weights=self.weights, style=str(self.explanation), reason=self.ranking.reason)
-    return said | dict(explanation=self.explanation.to_dict(), ranking=self.ranking.to_dict())
