@@ -338,3 +338,39 @@ def test_only_the_owner_reads_it(tmp_path):
     Buffer(3).save(tmp_path / "new" / "b")
     assert oct((tmp_path / "new" / "b").stat().st_mode & 0o777) == "0o600"
     assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o700"
+
+
+def test_a_text_offered_four_times_takes_one_bin():
+    buffer = Buffer(4, "fifo")
+    texts = ["What is a tendon?", "what is a tendon", "What is  a TENDON?!", "What is a tendon?"]
+    offered = [candidate(text, embedding=(i, 1, 0)) for i, text in enumerate(texts)]
+    offered = [replace(c, dialogue=c.dialogue.derive(time=float(i), parents=())) for i, c in enumerate(offered)]
+    reasons = [buffer.add(c).reason for c in offered]
+    assert len(buffer) == 1 and reasons == ["a bin was free"] + ["the same text is in the buffer"] * 3
+    assert buffer.seen == len(buffer.log) == 4
+
+
+def test_the_same_request_is_refused_once_its_answer_was_corrected():
+    buffer = Buffer(4, "fifo")
+    buffer.add(candidate("What is a tendon?"))
+    buffer.revise(0, buffer.dialogues[0].derive(response="A cord.", origin="annotated"))
+    again = candidate("What is a tendon?")
+    assert buffer.add(replace(again, dialogue=again.dialogue.derive(time=1.0))).reason == "the same text is in the buffer"
+    talk = again.dialogue.derive(history=(("user", "Hi"), ("assistant", "Hello")))
+    assert buffer.add(replace(again, dialogue=talk)).kept, "another conversation"
+
+
+def test_another_answer_is_another_text():
+    buffer, one = Buffer(4, "fifo"), candidate("Good morning")
+    buffer.add(one)
+    assert buffer.add(replace(one, dialogue=one.dialogue.derive(response="And to you"))).kept
+    assert buffer.add(replace(one, dialogue=one.dialogue.derive(prompt="☕"))).kept
+    assert buffer.add(replace(one, dialogue=one.dialogue.derive(prompt="👍"))).kept
+
+
+def test_the_log_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "DECISIONS_LOGGED", 5)
+    buffer = Buffer(2, "fifo")
+    for c in stream(12):
+        buffer.add(c)
+    assert [line.step for line in buffer.log] == [7, 8, 9, 10, 11] and buffer.seen == 12
