@@ -355,7 +355,9 @@ def test_the_same_request_is_refused_once_its_answer_was_corrected():
     buffer.add(candidate("What is a tendon?"))
     buffer.revise(0, buffer.dialogues[0].derive(response="A cord.", origin="annotated"))
     again = candidate("What is a tendon?")
-    assert buffer.add(replace(again, dialogue=again.dialogue.derive(time=1.0))).reason == "the same text is in the buffer"
+    assert (
+        buffer.add(replace(again, dialogue=again.dialogue.derive(time=1.0))).reason == "the same text is in the buffer"
+    )
     talk = again.dialogue.derive(history=(("user", "Hi"), ("assistant", "Hello")))
     assert buffer.add(replace(again, dialogue=talk)).kept, "another conversation"
 
