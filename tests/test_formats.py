@@ -1,5 +1,7 @@
 "What the fields mean: every layout, turns into dialogues, a layout of one's own."
 
+import json
+
 import pytest
 
 from personal_llm.base.core import History, InputError
@@ -58,6 +60,23 @@ RECORDS = [
     ("alpaca", dict(instruction="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
     ("alpaca", dict(instruction="Add.", input="", output="3", text="x"), [("Add.", "3")]),
     ("alpaca", dict(Instruction="Add.", Input=None, Output="3"), [("Add.", "3")]),
+    ("alpaca", dict(instruction="Add.", input="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
+    ("alpaca", dict(prompt="Add.", input="1 2", output="3"), [("Add.\n\n1 2", "3")]),
+    ("prompt-completion", dict(prompt="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
+    ("prompt-completion", dict(prompt="Add.", input="", context="1 2", completion="3"), [("Add.\n\n1 2", "3")]),
+    ("dolly", dict(instruction="Add.", input="1 2", response="3"), [("Add.\n\n1 2", "3")]),
+    ("messages", dict(conversation=[turn("human", "Hi"), turn("gpt", "Hello")]), PAIRS[:1]),
+    (
+        "messages",
+        dict(conversation=[dict(human="Hi", assistant="Hello"), dict(human="Bye", assistant="See you")]),
+        PAIRS,
+    ),
+    ("messages", dict(conversation=[dict(system="Be kind.", input="Hi", output="Hello")]), PAIRS[:1]),
+    ("messages", dict(conversation=[dict(speaker="user", text="Hi"), dict(speaker="bot", text="Hello")]), PAIRS[:1]),
+    ("messages", dict(conversation=json.dumps(CHAT)), PAIRS),
+    ("messages", dict(prompt="x", response="y", conversation=CHAT), PAIRS),
+    ("sharegpt", dict(conversations=[CHAT[:2], CHAT[2:]]), PAIRS),
+    ("sharegpt", dict(conversations=[dict(id=1, messages=CHAT[:2]), dict(id=2, messages=CHAT[2:])]), PAIRS),
     ("dolly", dict(instruction="Who?", context="Ada wrote it.", response="Ada"), [("Who?\n\nAda wrote it.", "Ada")]),
     (
         "openorca",
@@ -113,6 +132,8 @@ def test_empathetic_rows_come_in_any_order():
 BAD = [
     ("messages", dict(messages="Hi"), "list of objects"),
     ("messages", dict(messages=[3]), "list of objects"),
+    ("messages", dict(conversation="[{'role': 'user'}]"), "broken JSON"),
+    ("messages", dict(conversation=[[["Hi"]]]), "list of objects"),
     ("messages", dict(messages=[dict(role=["user"], content="x")]), "list of objects"),
     ("messages", dict(messages=[user(3)]), "int, not text"),
     ("sharegpt", dict(conversations=dict(a=1)), "list of objects"),

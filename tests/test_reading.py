@@ -86,6 +86,17 @@ def test_alpaca_as_a_table(tmp_path):
     assert found.format == "alpaca" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
 
 
+def test_what_a_row_gives_beside_its_request_is_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="Add.", input="1 2", response="3")) + "\n")
+    assert pairs(read_dialogues(tmp_path / "a.jsonl")) == [("Add.\n\n1 2", "3")]
+
+
+def test_a_conversation_in_a_column_of_a_table(tmp_path):
+    talk = json.dumps([{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]).replace('"', '""')
+    (tmp_path / "a.csv").write_text(f'id,conversation\n1,"{talk}"\n')
+    assert pairs(read_dialogues(tmp_path / "a.csv")) == [("Hi", "Hello")]
+
+
 def test_one_unclosed_quote_costs_one_row(tmp_path):
     rows = [f"question {i},answer {i}" for i in range(25)]
     (tmp_path / "a.csv").write_text("\n".join(["prompt,response", 'Hi,"Hello', *rows]))
