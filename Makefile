@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow lint export clean-notebooks readme check notebooks
+.PHONY: help install install-dev demo test test-slow lint export clean-notebooks readme check notebooks experiments
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -42,6 +42,9 @@ lint: .venv/.installed-dev ## unused names, long lines, layout (mend most with: 
 
 notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs
+
+experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/results, for hours; call again to go on (what is missing: ARGS=--list)
+	@$(BIN)/python -m personal_llm.experiments.all $(ARGS)
 
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
 	@$(BIN)/python tools/export.py
