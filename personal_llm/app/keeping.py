@@ -28,7 +28,7 @@ def tidy_folder(
         with results_folder(folder):
             pass
 
-
+# %% ../../nbs/8_app/88_keeping.ipynb #99946051
 FOLDER = option("--out", required=True, metavar="DIR", help="what --out of personalize named")
 
 
