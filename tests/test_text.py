@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import generator
-from personal_llm.base.text import RecentTexts, mark_of, most_unlike, near_duplicate, negations_of, trigrams
+from personal_llm.base.text import RecentTexts, mark_of, most_unlike, names_of, near_duplicate, negations_of, trigrams
 from personal_llm.data.reading import load_samples
 from personal_llm.data.streams import small_edit
 
@@ -80,3 +80,9 @@ def test_the_memory_is_bounded_saved_and_forgets():
 
 def test_negations():
     assert [negations_of(t) for t in ("do not", "don't, won’t", "cannot", "I want a note", "dont")] == [1, 2, 1, 0, 1]
+
+
+def test_names():
+    assert names_of("I think I'm in Paris, I’d say. Ana is there.") == ["Paris"]
+    assert names_of("WHAT IS THIS") == names_of("Yes") == names_of("") == []
+    assert names_of("Is it Marfan syndrome?") == ["Marfan"]

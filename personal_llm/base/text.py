@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WORD', 'ABBREVIATIONS', 'SENTENCE_BREAK', 'NEGATION', 'UNLIKE', 'UNLIKE_SHORT', 'EDITED_RUNS', 'MARK_BITS',
            'UNSPACED', 'CONTROLS', 'words_of', 'normalise', 'sentences', 'word_hashes', 'shingles', 'runs_of',
-           'numbers_of', 'negations_of', 'trigrams', 'alike', 'turns_of', 'near_duplicate', 'mark_of', 'most_unlike',
-           'RecentTexts', 'rouge_words', 'rouge1', 'printable']
+           'numbers_of', 'negations_of', 'names_of', 'trigrams', 'alike', 'numbers_and_negations', 'near_duplicate',
+           'mark_of', 'most_unlike', 'RecentTexts', 'rouge_words', 'rouge1', 'printable']
 
 # %% ../../nbs/0_base/01_text.ipynb #f0cd9a44
 import hashlib
@@ -101,6 +101,13 @@ def negations_of(text: str) -> int:
     "How often a text says no."
     return len(NEGATION.findall(text))
 
+
+def names_of(text: str) -> list:  # in order
+    "The words of a text that its capitals show to be names."
+    words = [word for sentence in sentences(text) for word in WORD.findall(sentence)[1:]]
+    found = [word for word in words if word[0].isupper() and not re.match(r"I\b", word)]
+    return found if 2 * len(found) <= len(words) else []
+
 # %% ../../nbs/0_base/01_text.ipynb #3c90202c
 def trigrams(
     text: str,  # any text
@@ -126,7 +133,7 @@ def alike(
     return len(mine ^ other) <= max(UNLIKE * either, min(EDITED_RUNS, UNLIKE_SHORT * either))
 
 # %% ../../nbs/0_base/01_text.ipynb #ad7416e7
-def turns_of(text: str) -> int:
+def numbers_and_negations(text: str) -> int:
     "A hash of what turns a sentence round: its numbers, and how often it says no."
     return zlib.crc32(f"{negations_of(text)} {numbers_of(text)}".encode())
 
@@ -136,7 +143,7 @@ def near_duplicate(
     b: str,  # another
 ) -> bool:
     "Whether two texts are nearly the same, with the same numbers and as many negations."
-    return turns_of(a) == turns_of(b) and alike(trigrams(a), trigrams(b))
+    return numbers_and_negations(a) == numbers_and_negations(b) and alike(trigrams(a), trigrams(b))
 
 # %% ../../nbs/0_base/01_text.ipynb #c02040ee
 MARK_BITS = 1024
@@ -159,7 +166,7 @@ class RecentTexts:
     "The last texts of a stream, as hashed runs of characters; where it is full, the oldest leaves."
 
     def __init__(self, size: int = 256):  # texts remembered
-        self.rows = deque(maxlen=size)  # (trigrams, their mark, `turns_of`)
+        self.rows = deque(maxlen=size)  # (trigrams, their mark, `numbers_and_negations`)
 
     def __len__(self):
         return len(self.rows)
@@ -167,11 +174,11 @@ class RecentTexts:
     def add(self, text: str) -> None:
         "Remember a text."
         runs = trigrams(text)
-        self.rows.append((runs, mark_of(runs), turns_of(text)))
+        self.rows.append((runs, mark_of(runs), numbers_and_negations(text)))
 
     def near(self, text: str) -> list:  # places, 0 the oldest
         "Which of the remembered texts are nearly this one."
-        runs, turns = trigrams(text), turns_of(text)
+        runs, turns = trigrams(text), numbers_and_negations(text)
         mark, n = mark_of(runs), len(runs)
         rows = enumerate(self.rows)
         first = [i for i, (r, m, t) in rows if t == turns and (mark ^ m).bit_count() <= most_unlike(n, len(r))]
