@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +12,18 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.tuning.evaluation import (
+    FLOORS,
     Evaluation,
     by_user,
     compare_users,
     evaluate,
+    floor_values,
     floors,
     nearest_texts,
     text_scores,
+    typical_answer,
 )
-from personal_llm.base.text import rouge_words
+from personal_llm.base.text import rouge1, rouge_words
 from personal_llm.data.users import lower_case, opener
 
 
@@ -201,6 +205,30 @@ def test_nearest_by_hand():
         0,
         3,
     ]  # no word shared: the first
+
+
+def test_nearest_by_an_encoder():
+    encode = lambda texts, **_: np.array([[text.count("a"), text.count("b")] for text in texts])
+    encoder = SimpleNamespace(encode=encode)
+    assert nearest_texts(["aaab", "b", "zzz"], ["b", "ba", "a"], encoder).tolist() == [2, 0, 0]  # a zero: the first
+    kept = [Dialogue(prompt, prompt.upper(), time=i) for i, prompt in enumerate(["b", "ba", "a"])]
+    found = floors([Dialogue("aaab", "A"), Dialogue("bb", "A")], kept, encoder=encoder)["nearest"]
+    assert [item["reply"] for item in found.items] == ["A", "B"]
+
+
+def test_the_typical_floor_has_not_seen_the_test():
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        answers = [" ".join(rng.choice(list("abcdefg"), rng.integers(1, 6))) for _ in range(7)]
+        means = [sum(rouge1(a, b) for j, b in enumerate(answers) if j != i) for i, a in enumerate(answers)]
+        assert typical_answer(answers) == answers[int(np.round(means, 9).argmax())]
+    kept = [Dialogue("x", answer, time=i) for i, answer in enumerate(["a b", "b c", "d", "c"])]
+    for wanted in ("d", "c"):
+        test = [Dialogue("y", wanted)]
+        found = floors(test, kept)
+        assert found["typical"].items[0]["reply"] == "b c" and found["constant"].items[0]["reply"] == wanted
+    assert tuple(found) == FLOORS and floor_values(found, ("rouge1", "bleu"))["rouge1_typical"] == pytest.approx(2 / 3)
+    assert len(floor_values(found, ("rouge1", "bleu"))) == 8
 
 
 def test_constant_floor_is_the_best_constant():

@@ -178,13 +178,14 @@ def test_a_dying_worker_costs_one_job(tmp_path, capsys):
     assert run(tmp_path) == [] and rows_by_job(tmp_path) == EXPECTED
 
 
-def test_workers_end_when_the_disk_is_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize("progress", [False, True])
+def test_workers_end_when_the_disk_is_full(tmp_path, monkeypatch, progress):
     def full(file, row):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runner, "append_line", full)
     with pytest.raises(OSError) as error:
-        run(tmp_path, grids.slow, workers=2)
+        run(tmp_path, grids.slow, workers=2, progress=progress)
     assert active_children() == [] and error  # while somebody still holds the error
 
 
