@@ -182,8 +182,8 @@ def evaluate_command(args) -> Shown:
 
     settle(args.adapter)
     adapter, dialogues = check_adapter(adapter_in(args.adapter)), read_chats(args)
-    known, model = known_to(adapter, dialogues), model_of(args)
-    check_adapter(adapter, model.base)
+    model = model_of(args)
+    known = known_to(check_adapter(adapter, model.base), dialogues)
     read = dict(file=Path(args.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped))
     found = before_after(measure(model, dialogues), measure(model, dialogues, adapter))
     result = dict(data=read | dict(learned_from=known), model=model.name, adapter=str(adapter), **found)
