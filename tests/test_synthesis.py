@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.base.text import rouge1
-from personal_llm.sdss.synthesis import EXAMPLES_KEPT, judge, parse_rewrite, synthesize
+from personal_llm.sdss.synthesis import (
+    EXAMPLES_KEPT,
+    SynthesisConfig,
+    judge,
+    likenesses,
+    parse_rewrite,
+    says_otherwise,
+    synthesize,
+)
 
 WORDS = st.lists(st.sampled_from("what is a tendon pain Tea ärzte 42".split()), max_size=8)
 TEXTS = WORDS.map(" ".join)
@@ -43,9 +51,10 @@ def test_rouge_is_its_formula(a, b):
 @given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.5), st.floats(0.5, 1))
 def test_accepted_lies_between_the_bounds(rewrite, original, others, lower, upper):
     found = judge(rewrite, original, others, lower, upper)
-    assert found in ("", "no brackets", "unrelated", "copy", "repeat")
+    assert found in ("", "no brackets", "unrelated", "copy", "another meaning", "repeat")
     inside = (
         bool(rewrite)
+        and not says_otherwise(rewrite, original)
         and lower <= rouge1(rewrite, original) <= upper
         and all(rouge1(rewrite, o) <= upper for o in others)
     )
@@ -70,7 +79,7 @@ def test_parser(text):
 def test_synthesize(prompts, n, rounds, replies, mode):
     originals = [Dialogue(" ".join(p), "what is the answer") for p in prompts]
     model = Scripted(replies)
-    made = synthesize(model, originals, n=n, rounds=rounds, mode=mode)
+    made = synthesize(model, originals, n=n, rounds=rounds, mode=mode, meaning=0)
     by_id = {d.id: d for d in originals}
     for d in made.dialogues:
         assert d.origin == "synthetic" and len(d.parents) == 1 and d.id not in by_id
@@ -96,6 +105,8 @@ def test_synthesize(prompts, n, rounds, replies, mode):
         dict(seed=2**40),
         dict(lower=-1),
         dict(upper=2),
+        dict(meaning=1.5),
+        dict(meaning=-0.1),
     ],
     ids=str,
 )
@@ -104,3 +115,54 @@ def test_wrong_settings_are_one_line(wrong):
     with pytest.raises(InputError) as caught:
         synthesize(model, [Dialogue("how so", "so")], **wrong)
     assert caught.value.remedy and "\n" not in str(caught.value) and model.asked == 0
+
+
+STRANGE = ("What do you think about love?", "Tell me what city you're in")  # (rewrite, original)
+
+
+def test_another_meaning_is_refused():
+    assert judge(*STRANGE) == "", "by words alone it passes"
+    (likeness,) = likenesses(*([text] for text in STRANGE))
+    assert likeness < 0.2 and judge(*STRANGE, likeness=likeness) == "another meaning"
+    assert judge(*STRANGE, likeness=likeness, meaning=0.01) == ""
+    assert judge(*STRANGE, likeness=float("nan")) == "another meaning"
+
+
+def test_a_rewrite_in_other_words_passes():
+    rewrite, original = "How can I reserve a table for two?", "How do I book a table for two?"
+    (likeness,) = likenesses([rewrite], [original])
+    assert judge(rewrite, original, likeness=likeness) == ""
+
+
+@pytest.mark.parametrize(
+    "rewrite,original,otherwise",
+    [
+        ("I take 30 mg of it each day", "I take 20 mg of it a day", True),
+        ("I take some of it each day", "I take 20 mg of it a day", True),
+        ("Each day I take 20 mg of it", "I take 20 mg of it a day", False),
+        ("Is the treatment for Kabuki syndrome known?", "What is the treatment for Troyer syndrome?", True),
+        ("Tell me the treatment for troyer syndrome", "What is the treatment for Troyer syndrome?", False),
+        ("I am not feeling well today", "I am feeling well today", True),
+        ("I am feeling well today", "I don't feel well today", True),
+        ("I do not feel well today", "I don't feel well today", False),
+        ("How does a tendon heal?", "What Is A Tendon?", False),
+    ],
+)
+def test_where_an_encoder_is_blind(rewrite, original, otherwise):
+    assert says_otherwise(rewrite, original) == otherwise
+    assert (judge(rewrite, original, lower=0, upper=1, likeness=1.0) == "another meaning") == otherwise
+
+
+def test_synthesis_asks_for_the_meaning():
+    rewrite, original = STRANGE
+    model, one = Scripted([f"[{rewrite}]"]), Dialogue(original, "In none.")
+    made = synthesize(model, [one], n=1, rounds=1)
+    assert not made.dialogues and made.rejected == {"another meaning": 1}
+    assert made.examples == [("another meaning", original, f"[{rewrite}]")]
+    assert len(synthesize(model, [one], n=1, rounds=1, meaning=0).dialogues) == 1
+    assert SynthesisConfig().meaning > 0, "on by default"
+
+
+def test_likenesses():
+    found = likenesses(["What is a tendon?", "", "Cats purr"], ["What is a tendon?", "Cats purr", "What is a tendon?"])
+    assert found[0] == pytest.approx(1, abs=1e-5) and abs(found[1]) < 1e-5 and found[2] < 0.3
