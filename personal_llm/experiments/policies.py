@@ -69,7 +69,7 @@ def run_stream(model, user, rows: list, seed: int, policies: list, out: Path) ->
     for policy in policies:
         append_line(out, one_run(model, user, data, candidates, policy, seed, before))
 
-
+# %% ../../nbs/experiments/01_policies.ipynb #4617ba19
 def run_all(
     out: Path,  # JSON lines, one a run; runs that are there are not repeated
     users=USERS_TESTED,
