@@ -469,6 +469,7 @@ def test_the_weights_after_the_last_check_can_be_kept():
     config = TuningConfig(rank=2, steps=5, checks=2, batch_size=4, max_length=64, learning_rate=1e-2)
     adapter = finetune(shared("llama"), TALK[:6], config, progress=False)
     losses = [loss for _, _, loss in adapter.history]
+    assert [step for step, *_ in adapter.history] == [2, 4, 5]
     assert losses[-1] == min(losses) == adapter.best_loss, "the loss still fell at the fifth step"
 
 
