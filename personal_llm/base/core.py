@@ -112,7 +112,7 @@ def _digest(self) -> str:  # hex; "" without turns
 History.digest = property(_digest)
 
 # %% ../../nbs/0_base/00_core.ipynb #12d6a7af
-ORIGINS = ("model", "user", "annotated", "synthetic")
+ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
 
 
 def _check_fields(d: "Dialogue") -> None:

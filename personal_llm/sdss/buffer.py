@@ -17,6 +17,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError, check_seed, generator, patch
 from ..base.files import write_atomically
 from ..base.text import normalise
+from .asking import Active
 from .policies import POLICIES, Policy, View, policy_of
 from .scoring import Bins, Candidate, Scores
 
@@ -226,6 +227,7 @@ def erase(
     self.remove({slot for slot, d in enumerate(self.dialogues) if d.id in ids})
     stay = [decision for decision in self.log if decision.id not in ids]
     self.log = [replace(line, evicted="") if line.evicted in ids else line for line in stay]
+    self.policy.forgot(self)
 
 
 @patch

@@ -148,6 +148,7 @@ class Scores:
     loss: float  # nats a response token, from the same forward pass
     tokens: int  # model tokens
     model: str  # what made the embedding: base, or base + adapter
+    surprise: float = 0.0  # nats a token of what the user said, template included, from the same forward pass
 
 # %% ../../nbs/2_sdss/20_scoring.ipynb #569bb99a
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def score_reading(
         loss=reading.nll / max(1, reading.tokens),
         tokens=len(hidden),
         model=model,
+        surprise=reading.prompt_nll / max(1, reading.prompt_tokens),
     )
     return Candidate(dialogue, scores)
 
