@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'EVERY', 'RATE', 'BATCH', 'LONGEST', 'COUNTS', 'BLENDED', 'with_lora', 'batches', 'test_loss', 'train_steps',
-           'curve', 'replies', 'from_scratch', 'run_tuning', 'with_fewer', 'run_data', 'blended_rows', 'merging_row',
-           'run_merging']
+           'curve', 'replies', 'from_scratch', 'run_tuning', 'with_fewer', 'run_data', 'blended_rows', 'run_merging',
+           'merging_row']
 
 # %% ../../nbs/experiments/12_tuning_runs.ipynb #28b9184a
 import tempfile
@@ -202,6 +202,18 @@ def blended_rows(pool, styles: tuple, part: str, seed: int, count: int) -> list:
     "Dialogues of a user of several styles, as many of each."
     return [d for k, s in enumerate(styles) for d in rows_of(pool, s, part, seed, count)[k :: len(styles)]]
 
+# %% ../../nbs/experiments/12_tuning_runs.ipynb #91dcedaa
+def run_merging(model, pool, seeds: list, libraries: Path, results: Path, similarity: float = 0.9) -> None:
+    "Users of one, two and three styles; the seeds take turns."
+    file = Path(results, f"merging-{pool.name}.jsonl")
+    library = Library(library_folder(libraries, pool, similarity))
+    done = {(tuple(r["styles"]), r["seed"]) for r in read_lines(file)}
+    for i, names in enumerate(BLENDED):
+        seed = seeds[i % len(seeds)]
+        for styles in (names[:1], names[:2], names[:3]):
+            if (styles, seed) not in done:
+                write_result(file, **merging_row(model, pool, library, styles, seed))
+
 # %% ../../nbs/experiments/12_tuning_runs.ipynb #024fd549
 def merging_row(model, pool, library: Library, styles: tuple, seed: int) -> dict:
     "Scratch, the nearest single pLLM and a merge, for one user."
@@ -217,15 +229,3 @@ def merging_row(model, pool, library: Library, styles: tuple, seed: int) -> dict
     answer = dict(best=found.best, weights=weights, matched=found.weights, target=target)
     costs = dict(refining=spent.to_dict(), selection=found.cost.to_dict())
     return dict(styles=styles, seed=seed) | answer | dict(scratch=scratch, single=single, merged=merged) | costs
-
-# %% ../../nbs/experiments/12_tuning_runs.ipynb #91dcedaa
-def run_merging(model, pool, seeds: list, libraries: Path, results: Path, similarity: float = 0.9) -> None:
-    "Users of one, two and three styles; the seeds take turns."
-    file = Path(results, f"merging-{pool.name}.jsonl")
-    library = Library(library_folder(libraries, pool, similarity))
-    done = {(tuple(r["styles"]), r["seed"]) for r in read_lines(file)}
-    for i, names in enumerate(BLENDED):
-        seed = seeds[i % len(seeds)]
-        for styles in (names[:1], names[:2], names[:3]):
-            if (styles, seed) not in done:
-                write_result(file, **merging_row(model, pool, library, styles, seed))

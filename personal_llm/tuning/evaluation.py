@@ -230,7 +230,7 @@ def word_directions(bags: list, vocabulary: dict) -> np.ndarray:  # (bags, words
             row[vocabulary[word]] = bag[word]
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-12)
 
-
+# %% ../../nbs/3_tuning/35_evaluation.ipynb #fc429e53
 def nearest_texts(
     prompts: list,  # texts
     known: list,  # texts
