@@ -69,6 +69,21 @@ def test_a_second_call_measures_nothing(tmp_path):
     assert run(tmp_path, counted(calls)) == [] and len(calls) == len(JOBS) - 7
 
 
+def test_a_stream_is_read_once_for_all_its_jobs(tmp_path):
+    read = []
+
+    def measure(jobs):
+        read.append([job["policy"] for job in jobs])
+        yield from grids.losses(jobs)
+
+    by_policy = sorted(JOBS, key=lambda job: job["policy"])
+    run(tmp_path, measure, by_policy)
+    assert read == [["fifo", "random", "sdss"]] * 6
+    read.clear()
+    run(tmp_path / "alone", measure, by_policy, shared=())
+    assert len(read) == len(JOBS) and rows_by_job(tmp_path) == rows_by_job(tmp_path / "alone") == EXPECTED
+
+
 def test_the_order_of_a_jobs_names_does_not_matter(tmp_path):
     calls = []
     run(tmp_path)
@@ -164,9 +179,14 @@ def test_a_measure_that_ends_early_has_failed(tmp_path):
 
 
 def test_results_that_are_no_numbers_are_not_written(tmp_path):
-    for loss in (float("nan"), np.float32(1), {1, 2}):
+    for loss in (float("nan"), float("inf"), np.float32(1), {1, 2}):
         assert run(tmp_path, lambda jobs: iter([dict(loss=loss)] * len(jobs)), JOBS[:3]) == JOBS[:3]
     assert not (tmp_path / "toy.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["user", "seconds", "made"])
+def test_results_do_not_take_the_names_of_others(tmp_path, name):
+    assert run(tmp_path, lambda jobs: iter([{name: 1.0}] * len(jobs)), JOBS[:3]) == JOBS[:3]
 
 
 def test_a_dying_worker_costs_one_job(tmp_path, capsys):
@@ -174,6 +194,7 @@ def test_a_dying_worker_costs_one_job(tmp_path, capsys):
     assert sorted(map(key_of, failed)) == sorted(
         key_of(job) for job in JOBS if job["user"] == "Bo" and job["policy"] == "fifo"
     )
+    assert len(rows_by_job(tmp_path)) == len(JOBS) - 2, "what comes after it goes to another worker"
     assert "its process ended with code -9" in "".join(capsys.readouterr())
     assert run(tmp_path) == [] and rows_by_job(tmp_path) == EXPECTED
 
@@ -288,10 +309,10 @@ def test_seeds_first_then_users():
 
 
 def test_columns_belong_to_the_same_users():
-    planted = rows(dict(sdss=[1, 2, 3], random=[2, 3, 4]))
-    for order in (planted, planted[::-1]):
+    planted = rows(dict(sdss=[1, 2, 3], random=[2, 4, 7]))
+    for order in (planted, planted[::-1], planted[:6] + planted[:5:-1]):
         found = columns(order, "policy", "loss")
-        assert (found["random"] - found["sdss"]).tolist() == [1, 1, 1]
+        assert (found["random"] - found["sdss"]).tolist() == [1, 2, 4]
     for wrong, words in ((planted[:-1], "lacks"), (planted + planted[:1], "2 rows")):
         with pytest.raises(InputError, match=words):
             columns(wrong, "policy", "loss")
@@ -346,6 +367,7 @@ def test_the_best_rival_is_chosen_in_each_draw():
 
 def test_signs_by_hand_and_in_law():
     assert sign_flip([1, 2, 4]) == 2 / 8 and sign_flip([3, -1]) == 1.0 and sign_flip([3, 1]) == 0.5
+    assert sign_flip(np.ones(30)) == 1 / 20000, "the signs that were seen are among those that are drawn"
     x = np.random.default_rng(0).normal(0.4, 1, 16)
     assert sign_flip(x) == sign_flip(-x) == sign_flip(3 * x)
     longer = np.random.default_rng(1).normal(0.5, 1, 20)
@@ -365,7 +387,7 @@ def test_holm_by_hand():
     found = holm(dict(a=0.01, b=0.04, c=0.03, d=0.005))
     assert list(found) == list("abcd")
     assert found == pytest.approx(dict(a=0.03, b=0.06, c=0.06, d=0.02))
-    assert holm({}) == {} and holm(dict(a=0.2)) == dict(a=0.2) and holm(dict(a=0.5, b=0.9)) == dict(a=1.0, b=1.0)
+    assert holm({}) == {} and holm(dict(a=0.2)) == dict(a=0.2) and holm(dict(a=0.6, b=0.9)) == dict(a=1.0, b=1.0)
     assert holm(dict(a=0.02, b=0.02)) == dict(a=0.04, b=0.04)
 
 
