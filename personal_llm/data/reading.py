@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'Dialogues', 'sort_out', 'gathered', 'in_group', 'make_dialogues', 'understood', 'read_dialogues',
-           'from_texts', 'load_samples']
+           'from_texts', 'load_samples', 'load_rehearsal']
 
 # %% ../../nbs/1_data/14_reading.ipynb #3b5d9034
 import gzip
@@ -193,3 +193,12 @@ def load_samples(
         lines = gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")
         found += [json.loads(line) for line in lines]
     return found
+
+# %% ../../nbs/1_data/14_reading.ipynb #a9054f35
+def load_rehearsal(
+    count: int = 96,  # rows; there are no more
+) -> list:  # `Dialogue`s
+    "General talk of many sources, to be learned along with a person's dialogues."
+    lines = gzip.decompress((ASSETS / "rehearsal.jsonl.gz").read_bytes()).decode().splitlines()
+    rows = [json.loads(line) for line in lines[:count]]
+    return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]

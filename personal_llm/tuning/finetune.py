@@ -49,14 +49,14 @@ class Lesson:
     judged_on: int  # validation dialogues; 0: the training dialogues judge
 
     @classmethod
-    def of(cls, model, dialogues: list, config: TuningConfig, seed: int) -> "Lesson":
-        "Split and encode; raises `InputError` when there is nothing to learn."
+    def of(cls, model, dialogues: list, config: TuningConfig, seed: int, rehearsal: list = ()) -> "Lesson":
+        "Split and encode; what is rehearsed never judges. Raises `InputError` when there is nothing to learn."
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
         learn, judge = validation_split(dialogues, config.validation, seed)
         others = [d for d in learn if d.origin != "synthetic"] or learn
-        samples = [model.encode(d, config.max_length) for d in learn]
+        samples = [model.encode(d, config.max_length) for d in (*learn, *rehearsal)]
         return cls(samples, [model.encode(d, config.max_length) for d in judge or others[:MOST_JUDGES]], len(judge))
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #a76e8846
@@ -155,9 +155,10 @@ CHECKPOINTS = "checkpoints"  # folder in the adapter's
 RUN_MARK = "run"  # file in it: which run the checkpoints belong to
 
 
-def run_id(config: TuningConfig, seed: int, base: str, dialogues: list, start: Path = None) -> str:  # hex
+def run_id(config, seed: int, base: str, dialogues: list, start: Path = None, rehearsal: list = ()) -> str:  # hex
     "A hash of all that a fine-tune depends on."
-    content = repr((config, seed, base, [d.to_dict() for d in dialogues])).encode("utf-8", "surrogatepass")
+    said = [d.to_dict() for d in dialogues], *[d.id for d in rehearsal]
+    content = repr((config, seed, base, *said)).encode("utf-8", "surrogatepass")
     return hashlib.sha256(content + ((start / WEIGHTS).read_bytes() if start else b"")).hexdigest()
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #fi02
@@ -255,6 +256,7 @@ def finetune(
     out=None,  # folder for the adapter; a temporary one by default
     seed: int = 0,
     progress: bool = True,  # a progress bar on stderr
+    rehearsal: list = (),  # dialogues of general talk, so that less of it is forgotten; they never judge
 ) -> Adapter:
     "An adapter tuned on dialogues (Qin et al. 2024, section 4); raises `InputError` when there is nothing to learn."
     import torch
@@ -262,10 +264,10 @@ def finetune(
     if start is not None:
         start = check_adapter(start, model.base)
         config = config.like(lora_config(start), start, [name for name, _ in model.model.named_modules()])
-    lesson = Lesson.of(model, dialogues, config, check_seed(seed))
+    lesson = Lesson.of(model, dialogues, config, check_seed(seed), rehearsal)
     if out:
         check_out(Path(out))
-    run, filler = run_id(config, seed, model.base, dialogues, start), model.tokenizer.pad_token_id
+    run, filler = run_id(config, seed, model.base, dialogues, start, rehearsal), model.tokenizer.pad_token_id
     with model.spending() as cost, torch.random.fork_rng():
         seed_everything(seed)
         with trainable(model, config, start) as adapted:
