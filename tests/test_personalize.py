@@ -60,7 +60,7 @@ def no_tuning(monkeypatch, tmp_path_factory):
     "Fine-tuning is replaced by an adapter whose weights are the seed's."
     made = {}
 
-    def tune(model, dialogues, config, start, out, seed, progress):
+    def tune(model, dialogues, config, start, out, seed, progress, general=()):
         if seed not in made:
             made[seed] = random_adapter(model, tmp_path_factory.mktemp("made"), seed=seed + 1)
             (made[seed] / "README.md").unlink()
@@ -78,7 +78,7 @@ def test_it_leaves_a_state_that_goes_on(world):
     result = json.loads((world / "mine" / "personalize.json").read_text())
     assert result["data"] == dict(file="chats.jsonl", dialogues=60, skipped=0, held_out=6)
     assert (result["kept"], result["seen"], result["requests"]) == (8, 54, 0)
-    assert result["change"]["loss"]["n"] == 6 and result["settings"]["policy"] == "sdss"
+    assert result["change"]["loss"]["n"] == 6 and result["settings"]["policy"] == "active"
     assert result["replies"]["repetition_penalty"] == models.REPLY_PENALTY
     me = load_personalizer(result["state"], shared("llama"))
     assert me.buffer.seen == 54 and len(me.buffer) == 8
@@ -95,7 +95,7 @@ def test_the_command_is_the_function(world, tmp_path, capsys):
 
 def test_results_for_people(world, tmp_path, capsys):
     code, out, err = invoke(capsys, "personalize", "--data", world / "few.jsonl", "--out", tmp_path / "x", *QUICK)
-    assert code == 0 and "kept       8 of 12 (sdss, 8 bins)" in out and "no before and after" in out
+    assert code == 0 and "kept       8 of 12 (active, 8 bins)" in out and "no before and after" in out
     assert "training loss" in out or "validation loss on" in out
     code, out, err = invoke(capsys, "personalize", "--data", world / "chats.jsonl", "--out", tmp_path / "y", *QUICK)
     assert "response loss (nats a token)" in out and "repetition penalty 1.3" in out
@@ -117,8 +117,10 @@ def test_every_fine_tunes_more_than_once(tmp_path, no_tuning):
 def test_asking_at_the_terminal_keeps_stdout_clean(world, tmp_path, capsys, monkeypatch, no_tuning):
     monkeypatch.setattr(sys, "stdin", io.StringIO("A better answer.\n"))
     command = ("personalize", "--data", world / "few.jsonl", "--out", tmp_path / "x", *QUICK, "--json")
-    code, out, err = invoke(capsys, *command, "--ask", "terminal", "--requests", 3)
-    assert code == 0 and json.loads(out)["requests"] == 3 and err.count("Is this answer acceptable?") == 3
+    code, out, err = invoke(capsys, *command, "--ask", "--requests", 3)
+    result = json.loads(out)
+    assert code == 0 and result["requests"] == 3 and result["answers"] == dict(corrected=1, called_fine=2)
+    assert result["learned_from"] == 3 and result["kept"] == 8 and err.count("Is this answer acceptable?") == 3
 
 
 def test_odd_texts_are_learned_from_and_never_shown(tmp_path, capsys, no_tuning):

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .arguments import Shown, command, option
+from .personalize import answers_in, answers_line
 from .results import results_folder
 from ..base.core import InputError
 from ..base.files import MARKER
@@ -35,14 +36,15 @@ FOLDER = option("--out", required=True, metavar="DIR", help="what --out of perso
 @command("status", "what is kept in a folder, without a word of what was said", FOLDER, examples=["--out mine"])
 def status_command(args) -> Shown:
     "The command `status`."
-    from personal_llm.device.store import folder_status
+    from personal_llm.device.store import folder_status, read_state
 
     tidy_folder(args.out)
     found = folder_status(args.out)
+    found["answers"] = answers_in(read_state(found["folder"]).buffer.dialogues)
     lines = [
         f"state      {found['folder']} ({found['bytes'] / 1e6:.1f} MB)",
         f"buffer     {found['bins']} bins, {found['policy']}; {found['seen']} dialogues seen",
-        f"asked      {found['requests']} times",
+        f"asked      {answers_line(found['requests'], found['answers'])}",
         f"adapter    {found['adapter'] or 'none'}, {found['finetunes']} fine-tunes",
     ]
     return Shown(found, lines + [f"last       {found['last']}"] * bool(found["last"]))
