@@ -16,6 +16,10 @@ d = {
                 "8_app/arguments.html#build_parser",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.check_whole": (
+                "8_app/arguments.html#check_whole",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.data_options": (
                 "8_app/arguments.html#data_options",
@@ -93,16 +97,17 @@ d = {
             "personal_llm.app.demo.Stages.__call__": ("8_app/demo.html#stages.__call__", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.Stages.__init__": ("8_app/demo.html#stages.__init__", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.all_policies": ("8_app/demo.html#all_policies", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.check_whole": ("8_app/demo.html#check_whole", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demonstrate": ("8_app/demo.html#demonstrate", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.entries_of": ("8_app/demo.html#entries_of", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.facts": ("8_app/demo.html#facts", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.find_user": ("8_app/demo.html#find_user", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.measure": ("8_app/demo.html#measure", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.outcome": ("8_app/demo.html#outcome", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.prepared": ("8_app/demo.html#prepared", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.second_half": ("8_app/demo.html#second_half", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.started": ("8_app/demo.html#started", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.tests_of": ("8_app/demo.html#tests_of", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.keeping": {
@@ -170,6 +175,10 @@ d = {
                 "8_app/library_commands.html#open_library",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.ranked": (
+                "8_app/library_commands.html#ranked",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.reading_facts": (
                 "8_app/library_commands.html#reading_facts",
                 "personal_llm/app/library_commands.py",
@@ -190,12 +199,20 @@ d = {
                 "8_app/library_commands.html#sound_adapters",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.space_for": (
+                "8_app/library_commands.html#space_for",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.style_space": (
                 "8_app/library_commands.html#style_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.verify_command": (
                 "8_app/library_commands.html#verify_command",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.what_is_explained": (
+                "8_app/library_commands.html#what_is_explained",
                 "personal_llm/app/library_commands.py",
             ),
         },
@@ -215,6 +232,14 @@ d = {
             ),
             "personal_llm.app.personalize.adapter_in": (
                 "8_app/personalize.html#adapter_in",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.answers_in": (
+                "8_app/personalize.html#answers_in",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.answers_line": (
+                "8_app/personalize.html#answers_line",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.before_after": (
@@ -259,6 +284,10 @@ d = {
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.remarks": (
+                "8_app/personalize.html#remarks",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.remove_other_runs": (
                 "8_app/personalize.html#remove_other_runs",
                 "personal_llm/app/personalize.py",
@@ -274,6 +303,10 @@ d = {
             ),
             "personal_llm.app.personalize.starting_point": (
                 "8_app/personalize.html#starting_point",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.tuning_of": (
+                "8_app/personalize.html#tuning_of",
                 "personal_llm/app/personalize.py",
             ),
         },
@@ -439,7 +472,6 @@ d = {
                 "0_base/core.html#dialogue.messages",
                 "personal_llm/base/core.py",
             ),
-            "personal_llm.base.core.Dialogue.text": ("0_base/core.html#dialogue.text", "personal_llm/base/core.py"),
             "personal_llm.base.core.Dialogue.to_dict": (
                 "0_base/core.html#dialogue.to_dict",
                 "personal_llm/base/core.py",
@@ -504,6 +536,10 @@ d = {
             "personal_llm.base.factors.inner": ("0_base/factors.html#inner", "personal_llm/base/factors.py"),
             "personal_llm.base.factors.lora_config": (
                 "0_base/factors.html#lora_config",
+                "personal_llm/base/factors.py",
+            ),
+            "personal_llm.base.factors.read_tensors": (
+                "0_base/factors.html#read_tensors",
                 "personal_llm/base/factors.py",
             ),
             "personal_llm.base.factors.smaller_pair": (
@@ -663,10 +699,7 @@ d = {
                 "0_base/models.html#quiet_libraries",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.response_losses": (
-                "0_base/models.html#response_losses",
-                "personal_llm/base/models.py",
-            ),
+            "personal_llm.base.models.token_losses": ("0_base/models.html#token_losses", "personal_llm/base/models.py"),
         },
         "personal_llm.base.plots": {
             "personal_llm.base.plots.png": ("0_base/plots.html#png", "personal_llm/base/plots.py"),
@@ -675,14 +708,56 @@ d = {
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
         },
         "personal_llm.base.text": {
+            "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
+            "personal_llm.base.text.RecentTexts.__contains__": (
+                "0_base/text.html#recenttexts.__contains__",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.__init__": (
+                "0_base/text.html#recenttexts.__init__",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.__len__": (
+                "0_base/text.html#recenttexts.__len__",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
+            "personal_llm.base.text.RecentTexts.forget": (
+                "0_base/text.html#recenttexts.forget",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.near": (
+                "0_base/text.html#recenttexts.near",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.restore": (
+                "0_base/text.html#recenttexts.restore",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.RecentTexts.to_list": (
+                "0_base/text.html#recenttexts.to_list",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text._spaced": ("0_base/text.html#_spaced", "personal_llm/base/text.py"),
+            "personal_llm.base.text.alike": ("0_base/text.html#alike", "personal_llm/base/text.py"),
+            "personal_llm.base.text.mark_of": ("0_base/text.html#mark_of", "personal_llm/base/text.py"),
+            "personal_llm.base.text.most_unlike": ("0_base/text.html#most_unlike", "personal_llm/base/text.py"),
+            "personal_llm.base.text.names_of": ("0_base/text.html#names_of", "personal_llm/base/text.py"),
+            "personal_llm.base.text.near_duplicate": ("0_base/text.html#near_duplicate", "personal_llm/base/text.py"),
+            "personal_llm.base.text.negations_of": ("0_base/text.html#negations_of", "personal_llm/base/text.py"),
             "personal_llm.base.text.normalise": ("0_base/text.html#normalise", "personal_llm/base/text.py"),
+            "personal_llm.base.text.numbers_and_negations": (
+                "0_base/text.html#numbers_and_negations",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.numbers_of": ("0_base/text.html#numbers_of", "personal_llm/base/text.py"),
             "personal_llm.base.text.printable": ("0_base/text.html#printable", "personal_llm/base/text.py"),
             "personal_llm.base.text.rouge1": ("0_base/text.html#rouge1", "personal_llm/base/text.py"),
             "personal_llm.base.text.rouge_words": ("0_base/text.html#rouge_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.runs_of": ("0_base/text.html#runs_of", "personal_llm/base/text.py"),
             "personal_llm.base.text.sentences": ("0_base/text.html#sentences", "personal_llm/base/text.py"),
             "personal_llm.base.text.shingles": ("0_base/text.html#shingles", "personal_llm/base/text.py"),
+            "personal_llm.base.text.trigrams": ("0_base/text.html#trigrams", "personal_llm/base/text.py"),
             "personal_llm.base.text.word_hashes": ("0_base/text.html#word_hashes", "personal_llm/base/text.py"),
             "personal_llm.base.text.words_of": ("0_base/text.html#words_of", "personal_llm/base/text.py"),
         },
@@ -807,6 +882,7 @@ d = {
             "personal_llm.data.formats.said": ("1_data/formats.html#said", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.sharegpt": ("1_data/formats.html#sharegpt", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.spoken": ("1_data/formats.html#spoken", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.talks_in": ("1_data/formats.html#talks_in", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.turns_of": ("1_data/formats.html#turns_of", "personal_llm/data/formats.py"),
         },
         "personal_llm.data.habits": {
@@ -837,6 +913,10 @@ d = {
             "personal_llm.data.reading.from_texts": ("1_data/reading.html#from_texts", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.gathered": ("1_data/reading.html#gathered", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.in_group": ("1_data/reading.html#in_group", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.load_rehearsal": (
+                "1_data/reading.html#load_rehearsal",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.load_samples": (
                 "1_data/reading.html#load_samples",
                 "personal_llm/data/reading.py",
@@ -1094,10 +1174,6 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.ask_about": (
-                "6_device/personalizer.html#personalizer.ask_about",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.begin": (
                 "6_device/personalizer.html#personalizer.begin",
                 "personal_llm/device/personalizer.py",
@@ -1162,10 +1238,6 @@ d = {
                 "6_device/personalizer.html#_check_count",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.ask_at_terminal": (
-                "6_device/personalizer.html#ask_at_terminal",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.check_objects": (
                 "6_device/personalizer.html#check_objects",
                 "personal_llm/device/personalizer.py",
@@ -1177,6 +1249,36 @@ d = {
             "personal_llm.device.personalizer.load_personalizer": (
                 "6_device/personalizer.html#load_personalizer",
                 "personal_llm/device/personalizer.py",
+            ),
+        },
+        "personal_llm.device.questions": {
+            "personal_llm.device.questions.Inquirer": (
+                "6_device/questions.html#inquirer",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.__init__": (
+                "6_device/questions.html#inquirer.__init__",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.answer_to": (
+                "6_device/questions.html#inquirer.answer_to",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.ask_about": (
+                "6_device/questions.html#inquirer.ask_about",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.consult": (
+                "6_device/questions.html#inquirer.consult",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.requests_left": (
+                "6_device/questions.html#inquirer.requests_left",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.ask_at_terminal": (
+                "6_device/questions.html#ask_at_terminal",
+                "personal_llm/device/questions.py",
             ),
         },
         "personal_llm.device.store": {
@@ -1233,6 +1335,19 @@ d = {
                 "6_device/store.html#write_state",
                 "personal_llm/device/store.py",
             ),
+        },
+        "personal_llm.experiments.all": {
+            "personal_llm.experiments.all.all_grids": (
+                "experiments/all.html#all_grids",
+                "personal_llm/experiments/all.py",
+            ),
+            "personal_llm.experiments.all.arguments": (
+                "experiments/all.html#arguments",
+                "personal_llm/experiments/all.py",
+            ),
+            "personal_llm.experiments.all.chosen": ("experiments/all.html#chosen", "personal_llm/experiments/all.py"),
+            "personal_llm.experiments.all.listed": ("experiments/all.html#listed", "personal_llm/experiments/all.py"),
+            "personal_llm.experiments.all.main": ("experiments/all.html#main", "personal_llm/experiments/all.py"),
         },
         "personal_llm.experiments.other_runs": {
             "personal_llm.experiments.other_runs.Synthetic": (
@@ -1301,29 +1416,91 @@ d = {
             ),
         },
         "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.fill": (
-                "experiments/policies.html#fill",
+            "personal_llm.experiments.policies.kept_facts": (
+                "experiments/policies.html#kept_facts",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.main": (
-                "experiments/policies.html#main",
+            "personal_llm.experiments.policies.learn": (
+                "experiments/policies.html#learn",
                 "personal_llm/experiments/policies.py",
             ),
             "personal_llm.experiments.policies.measure": (
                 "experiments/policies.html#measure",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.one_run": (
-                "experiments/policies.html#one_run",
+            "personal_llm.experiments.policies.measured": (
+                "experiments/policies.html#measured",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.run_all": (
-                "experiments/policies.html#run_all",
+            "personal_llm.experiments.policies.stream_of": (
+                "experiments/policies.html#stream_of",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.run_stream": (
-                "experiments/policies.html#run_stream",
+            "personal_llm.experiments.policies.tools": (
+                "experiments/policies.html#tools",
                 "personal_llm/experiments/policies.py",
+            ),
+        },
+        "personal_llm.experiments.runner": {
+            "personal_llm.experiments.runner.Grid": (
+                "experiments/runner.html#grid",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.check_budgets": (
+                "experiments/runner.html#check_budgets",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.check_grid": (
+                "experiments/runner.html#check_grid",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.columns": (
+                "experiments/runner.html#columns",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.left_of": (
+                "experiments/runner.html#left_of",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.lines_of": (
+                "experiments/runner.html#lines_of",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.machine": (
+                "experiments/runner.html#machine",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.parts_of": (
+                "experiments/runner.html#parts_of",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.provenance": (
+                "experiments/runner.html#provenance",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.read_results": (
+                "experiments/runner.html#read_results",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.revision": (
+                "experiments/runner.html#revision",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.run_grid": (
+                "experiments/runner.html#run_grid",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.table": (
+                "experiments/runner.html#table",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.text_of": (
+                "experiments/runner.html#text_of",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.write_rows": (
+                "experiments/runner.html#write_rows",
+                "personal_llm/experiments/runner.py",
             ),
         },
         "personal_llm.experiments.runs": {
@@ -1386,6 +1563,36 @@ d = {
                 "personal_llm/experiments/selection_runs.py",
             ),
         },
+        "personal_llm.experiments.shares": {
+            "personal_llm.experiments.shares.ask_along": (
+                "experiments/shares.html#ask_along",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.auc": (
+                "experiments/shares.html#auc",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.filled": (
+                "experiments/shares.html#filled",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.measure": (
+                "experiments/shares.html#measure",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.score_facts": (
+                "experiments/shares.html#score_facts",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.scored": (
+                "experiments/shares.html#scored",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.scored_rows": (
+                "experiments/shares.html#scored_rows",
+                "personal_llm/experiments/shares.py",
+            ),
+        },
         "personal_llm.experiments.tuning_runs": {
             "personal_llm.experiments.tuning_runs.batches": (
                 "experiments/tuning_runs.html#batches",
@@ -1438,6 +1645,94 @@ d = {
             "personal_llm.experiments.tuning_runs.with_lora": (
                 "experiments/tuning_runs.html#with_lora",
                 "personal_llm/experiments/tuning_runs.py",
+            ),
+        },
+        "personal_llm.experiments.workers": {
+            "personal_llm.experiments.workers._give": (
+                "experiments/workers.html#_give",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers._heard": (
+                "experiments/workers.html#_heard",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.answers": (
+                "experiments/workers.html#answers",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.answers_of_workers": (
+                "experiments/workers.html#answers_of_workers",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.groups_of": (
+                "experiments/workers.html#groups_of",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.hire": (
+                "experiments/workers.html#hire",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.key_of": (
+                "experiments/workers.html#key_of",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.measured": (
+                "experiments/workers.html#measured",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.one_thread": (
+                "experiments/workers.html#one_thread",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.row_of": (
+                "experiments/workers.html#row_of",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.serve": (
+                "experiments/workers.html#serve",
+                "personal_llm/experiments/workers.py",
+            ),
+        },
+        "personal_llm.recipes.asking_prior": {
+            "personal_llm.recipes.asking_prior.Noting": (
+                "recipes/asking_prior.html#noting",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.Noting.__init__": (
+                "recipes/asking_prior.html#noting.__init__",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.drawn_stream": (
+                "recipes/asking_prior.html#drawn_stream",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.drawn_user": (
+                "recipes/asking_prior.html#drawn_user",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.fit_logistic": (
+                "recipes/asking_prior.html#fit_logistic",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.fit_prior": (
+                "recipes/asking_prior.html#fit_prior",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.judge": (
+                "recipes/asking_prior.html#judge",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.main": (
+                "recipes/asking_prior.html#main",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.rows_by_place": (
+                "recipes/asking_prior.html#rows_by_place",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.simulate": (
+                "recipes/asking_prior.html#simulate",
+                "personal_llm/recipes/asking_prior.py",
             ),
         },
         "personal_llm.recipes.crafted_styles": {
@@ -1683,6 +1978,10 @@ d = {
                 "recipes/pocket_model.html#main",
                 "personal_llm/recipes/pocket_model.py",
             ),
+            "personal_llm.recipes.pocket_model.mean_of_models": (
+                "recipes/pocket_model.html#mean_of_models",
+                "personal_llm/recipes/pocket_model.py",
+            ),
             "personal_llm.recipes.pocket_model.new_model": (
                 "recipes/pocket_model.html#new_model",
                 "personal_llm/recipes/pocket_model.py",
@@ -1717,12 +2016,28 @@ d = {
                 "recipes/pocket_report.html#bits_a_character",
                 "personal_llm/recipes/pocket_report.py",
             ),
+            "personal_llm.recipes.pocket_report.by_bound": (
+                "recipes/pocket_report.html#by_bound",
+                "personal_llm/recipes/pocket_report.py",
+            ),
             "personal_llm.recipes.pocket_report.count_rewrites": (
                 "recipes/pocket_report.html#count_rewrites",
                 "personal_llm/recipes/pocket_report.py",
             ),
+            "personal_llm.recipes.pocket_report.finds_own": (
+                "recipes/pocket_report.html#finds_own",
+                "personal_llm/recipes/pocket_report.py",
+            ),
             "personal_llm.recipes.pocket_report.forty_replies": (
                 "recipes/pocket_report.html#forty_replies",
+                "personal_llm/recipes/pocket_report.py",
+            ),
+            "personal_llm.recipes.pocket_report.judged": (
+                "recipes/pocket_report.html#judged",
+                "personal_llm/recipes/pocket_report.py",
+            ),
+            "personal_llm.recipes.pocket_report.own_shares": (
+                "recipes/pocket_report.html#own_shares",
                 "personal_llm/recipes/pocket_report.py",
             ),
             "personal_llm.recipes.pocket_report.report": (
@@ -1790,6 +2105,10 @@ d = {
             ),
             "personal_llm.recipes.samples.read_source": (
                 "recipes/samples.html#read_source",
+                "personal_llm/recipes/samples.py",
+            ),
+            "personal_llm.recipes.samples.rehearsal_rows": (
+                "recipes/samples.html#rehearsal_rows",
                 "personal_llm/recipes/samples.py",
             ),
             "personal_llm.recipes.samples.short": ("recipes/samples.html#short", "personal_llm/recipes/samples.py"),
@@ -1998,6 +2317,115 @@ d = {
                 "personal_llm/recipes/style_texts.py",
             ),
         },
+        "personal_llm.sdss.asking": {
+            "personal_llm.sdss.asking.Active": ("2_sdss/asking.html#active", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.__init__": (
+                "2_sdss/asking.html#active.__init__",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.added": ("2_sdss/asking.html#active.added", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.after_finetune": (
+                "2_sdss/asking.html#active.after_finetune",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.answered": (
+                "2_sdss/asking.html#active.answered",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.asking_order": (
+                "2_sdss/asking.html#active.asking_order",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.choose": (
+                "2_sdss/asking.html#active.choose",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.compared": (
+                "2_sdss/asking.html#active.compared",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.consider": (
+                "2_sdss/asking.html#active.consider",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.corrects": (
+                "2_sdss/asking.html#active.corrects",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.forgot": (
+                "2_sdss/asking.html#active.forgot",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.keep_answers": (
+                "2_sdss/asking.html#active.keep_answers",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.most_alike": (
+                "2_sdss/asking.html#active.most_alike",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.place": ("2_sdss/asking.html#active.place", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.removed": (
+                "2_sdss/asking.html#active.removed",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.restore": (
+                "2_sdss/asking.html#active.restore",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.state": ("2_sdss/asking.html#active.state", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.targets": (
+                "2_sdss/asking.html#active.targets",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Active.value": ("2_sdss/asking.html#active.value", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.wants_answer": (
+                "2_sdss/asking.html#active.wants_answer",
+                "personal_llm/sdss/asking.py",
+            ),
+            "personal_llm.sdss.asking.Considered": ("2_sdss/asking.html#considered", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.plain": ("2_sdss/asking.html#plain", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.tier": ("2_sdss/asking.html#tier", "personal_llm/sdss/asking.py"),
+        },
+        "personal_llm.sdss.beliefs": {
+            "personal_llm.sdss.beliefs.Answer": ("2_sdss/beliefs.html#answer", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.Beliefs": ("2_sdss/beliefs.html#beliefs", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.Beliefs.learn": (
+                "2_sdss/beliefs.html#beliefs.learn",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.Beliefs.probability": (
+                "2_sdss/beliefs.html#beliefs.probability",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.Trail": ("2_sdss/beliefs.html#trail", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.Trail.__init__": (
+                "2_sdss/beliefs.html#trail.__init__",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.Trail.centred": (
+                "2_sdss/beliefs.html#trail.centred",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.Trail.note": ("2_sdss/beliefs.html#trail.note", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.Trail.ranks_of": (
+                "2_sdss/beliefs.html#trail.ranks_of",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.Trail.smoothed": (
+                "2_sdss/beliefs.html#trail.smoothed",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.answer_views": (
+                "2_sdss/beliefs.html#answer_views",
+                "personal_llm/sdss/beliefs.py",
+            ),
+            "personal_llm.sdss.beliefs.logistic": ("2_sdss/beliefs.html#logistic", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.prior": ("2_sdss/beliefs.html#prior", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.rank": ("2_sdss/beliefs.html#rank", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.vote": ("2_sdss/beliefs.html#vote", "personal_llm/sdss/beliefs.py"),
+            "personal_llm.sdss.beliefs.worth_of": ("2_sdss/beliefs.html#worth_of", "personal_llm/sdss/beliefs.py"),
+        },
         "personal_llm.sdss.buffer": {
             "personal_llm.sdss.buffer.Buffer": ("2_sdss/buffer.html#buffer", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer.Buffer.__init__": (
@@ -2054,6 +2482,7 @@ d = {
                 "personal_llm/sdss/buffer.py",
             ),
             "personal_llm.sdss.buffer.Buffer.save": ("2_sdss/buffer.html#buffer.save", "personal_llm/sdss/buffer.py"),
+            "personal_llm.sdss.buffer.Buffer.says": ("2_sdss/buffer.html#buffer.says", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer.Buffer.to_bytes": (
                 "2_sdss/buffer.html#buffer.to_bytes",
                 "personal_llm/sdss/buffer.py",
@@ -2071,6 +2500,7 @@ d = {
             "personal_llm.sdss.buffer._same_policy": ("2_sdss/buffer.html#_same_policy", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer.bin_bytes": ("2_sdss/buffer.html#bin_bytes", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer.load_buffer": ("2_sdss/buffer.html#load_buffer", "personal_llm/sdss/buffer.py"),
+            "personal_llm.sdss.buffer.what_is_said": ("2_sdss/buffer.html#what_is_said", "personal_llm/sdss/buffer.py"),
         },
         "personal_llm.sdss.policies": {
             "personal_llm.sdss.policies.DSSOnly": ("2_sdss/policies.html#dssonly", "personal_llm/sdss/policies.py"),
@@ -2111,8 +2541,16 @@ d = {
                 "2_sdss/policies.html#policy.after_finetune",
                 "personal_llm/sdss/policies.py",
             ),
+            "personal_llm.sdss.policies.Policy.asking_order": (
+                "2_sdss/policies.html#policy.asking_order",
+                "personal_llm/sdss/policies.py",
+            ),
             "personal_llm.sdss.policies.Policy.choose": (
                 "2_sdss/policies.html#policy.choose",
+                "personal_llm/sdss/policies.py",
+            ),
+            "personal_llm.sdss.policies.Policy.forgot": (
+                "2_sdss/policies.html#policy.forgot",
                 "personal_llm/sdss/policies.py",
             ),
             "personal_llm.sdss.policies.Policy.place": (
@@ -2129,6 +2567,10 @@ d = {
             ),
             "personal_llm.sdss.policies.Policy.state": (
                 "2_sdss/policies.html#policy.state",
+                "personal_llm/sdss/policies.py",
+            ),
+            "personal_llm.sdss.policies.Policy.targets": (
+                "2_sdss/policies.html#policy.targets",
                 "personal_llm/sdss/policies.py",
             ),
             "personal_llm.sdss.policies.Random": ("2_sdss/policies.html#random", "personal_llm/sdss/policies.py"),
@@ -2278,6 +2720,14 @@ d = {
                 "personal_llm/sdss/synthesis.py",
             ),
             "personal_llm.sdss.synthesis.judge": ("2_sdss/synthesis.html#judge", "personal_llm/sdss/synthesis.py"),
+            "personal_llm.sdss.synthesis.likenesses": (
+                "2_sdss/synthesis.html#likenesses",
+                "personal_llm/sdss/synthesis.py",
+            ),
+            "personal_llm.sdss.synthesis.meaning_encoder": (
+                "2_sdss/synthesis.html#meaning_encoder",
+                "personal_llm/sdss/synthesis.py",
+            ),
             "personal_llm.sdss.synthesis.offers": ("2_sdss/synthesis.html#offers", "personal_llm/sdss/synthesis.py"),
             "personal_llm.sdss.synthesis.parse_rewrite": (
                 "2_sdss/synthesis.html#parse_rewrite",
@@ -2291,6 +2741,10 @@ d = {
                 "2_sdss/synthesis.html#rewrite_room",
                 "personal_llm/sdss/synthesis.py",
             ),
+            "personal_llm.sdss.synthesis.says_otherwise": (
+                "2_sdss/synthesis.html#says_otherwise",
+                "personal_llm/sdss/synthesis.py",
+            ),
             "personal_llm.sdss.synthesis.synthesize": (
                 "2_sdss/synthesis.html#synthesize",
                 "personal_llm/sdss/synthesis.py",
@@ -2299,6 +2753,7 @@ d = {
                 "2_sdss/synthesis.html#variants_of",
                 "personal_llm/sdss/synthesis.py",
             ),
+            "personal_llm.sdss.synthesis.weighed": ("2_sdss/synthesis.html#weighed", "personal_llm/sdss/synthesis.py"),
         },
         "personal_llm.start.cards": {
             "personal_llm.start.cards.Index": ("5_start/cards.html#index", "personal_llm/start/cards.py"),
@@ -2353,6 +2808,10 @@ d = {
             ),
             "personal_llm.start.gradient.gradients": (
                 "5_start/gradient.html#gradients",
+                "personal_llm/start/gradient.py",
+            ),
+            "personal_llm.start.gradient.hand_over": (
+                "5_start/gradient.html#hand_over",
                 "personal_llm/start/gradient.py",
             ),
             "personal_llm.start.gradient.leading": ("5_start/gradient.html#leading", "personal_llm/start/gradient.py"),
@@ -2455,6 +2914,10 @@ d = {
                 "5_start/library.html#library.card",
                 "personal_llm/start/library.py",
             ),
+            "personal_llm.start.library.Library.card_of": (
+                "5_start/library.html#library.card_of",
+                "personal_llm/start/library.py",
+            ),
             "personal_llm.start.library.Library.check": (
                 "5_start/library.html#library.check",
                 "personal_llm/start/library.py",
@@ -2471,20 +2934,12 @@ d = {
                 "5_start/library.html#library.columns",
                 "personal_llm/start/library.py",
             ),
-            "personal_llm.start.library.Library.create": (
-                "5_start/library.html#library.create",
-                "personal_llm/start/library.py",
-            ),
             "personal_llm.start.library.Library.finite_rows": (
                 "5_start/library.html#library.finite_rows",
                 "personal_llm/start/library.py",
             ),
             "personal_llm.start.library.Library.leave_out": (
                 "5_start/library.html#library.leave_out",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.list": (
-                "5_start/library.html#library.list",
                 "personal_llm/start/library.py",
             ),
             "personal_llm.start.library.Library.matrix": (
@@ -2507,20 +2962,18 @@ d = {
                 "5_start/library.html#library.row_for",
                 "personal_llm/start/library.py",
             ),
-            "personal_llm.start.library.Library.rows": (
-                "5_start/library.html#library.rows",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.skipped": (
-                "5_start/library.html#library.skipped",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.space": (
-                "5_start/library.html#library.space",
-                "personal_llm/start/library.py",
-            ),
             "personal_llm.start.library.Library.verify": (
                 "5_start/library.html#library.verify",
+                "personal_llm/start/library.py",
+            ),
+            "personal_llm.start.library._create": ("5_start/library.html#_create", "personal_llm/start/library.py"),
+            "personal_llm.start.library._finite_rows": (
+                "5_start/library.html#_finite_rows",
+                "personal_llm/start/library.py",
+            ),
+            "personal_llm.start.library._list": ("5_start/library.html#_list", "personal_llm/start/library.py"),
+            "personal_llm.start.library._own_space": (
+                "5_start/library.html#_own_space",
                 "personal_llm/start/library.py",
             ),
             "personal_llm.start.library.line_of": ("5_start/library.html#line_of", "personal_llm/start/library.py"),
@@ -2673,6 +3126,10 @@ d = {
         "personal_llm.start.selection": {
             "personal_llm.start.selection.Selector": (
                 "5_start/selection.html#selector",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.asked_losses": (
+                "5_start/selection.html#asked_losses",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.by_part": (
@@ -2896,6 +3353,10 @@ d = {
                 "3_tuning/evaluation.html#evaluate",
                 "personal_llm/tuning/evaluation.py",
             ),
+            "personal_llm.tuning.evaluation.floor_values": (
+                "3_tuning/evaluation.html#floor_values",
+                "personal_llm/tuning/evaluation.py",
+            ),
             "personal_llm.tuning.evaluation.floors": (
                 "3_tuning/evaluation.html#floors",
                 "personal_llm/tuning/evaluation.py",
@@ -2922,6 +3383,10 @@ d = {
             ),
             "personal_llm.tuning.evaluation.text_scores": (
                 "3_tuning/evaluation.html#text_scores",
+                "personal_llm/tuning/evaluation.py",
+            ),
+            "personal_llm.tuning.evaluation.typical_answer": (
+                "3_tuning/evaluation.html#typical_answer",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.word_directions": (
@@ -3027,8 +3492,24 @@ d = {
                 "3_tuning/statistics.html#comparison.worse",
                 "personal_llm/tuning/statistics.py",
             ),
+            "personal_llm.tuning.statistics.Estimate": (
+                "3_tuning/statistics.html#estimate",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Estimate.__str__": (
+                "3_tuning/statistics.html#estimate.__str__",
+                "personal_llm/tuning/statistics.py",
+            ),
             "personal_llm.tuning.statistics.Headroom": (
                 "3_tuning/statistics.html#headroom",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Ratio": (
+                "3_tuning/statistics.html#ratio",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Ratio.__str__": (
+                "3_tuning/statistics.html#ratio.__str__",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.Share": (
@@ -3059,12 +3540,28 @@ d = {
                 "3_tuning/statistics.html#headroom_gate",
                 "personal_llm/tuning/statistics.py",
             ),
+            "personal_llm.tuning.statistics.holm": (
+                "3_tuning/statistics.html#holm",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.mean_over_users": (
+                "3_tuning/statistics.html#mean_over_users",
+                "personal_llm/tuning/statistics.py",
+            ),
             "personal_llm.tuning.statistics.paired_bootstrap": (
                 "3_tuning/statistics.html#paired_bootstrap",
                 "personal_llm/tuning/statistics.py",
             ),
+            "personal_llm.tuning.statistics.ratio_to_best": (
+                "3_tuning/statistics.html#ratio_to_best",
+                "personal_llm/tuning/statistics.py",
+            ),
             "personal_llm.tuning.statistics.share_of_headroom": (
                 "3_tuning/statistics.html#share_of_headroom",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.sign_flip": (
+                "3_tuning/statistics.html#sign_flip",
                 "personal_llm/tuning/statistics.py",
             ),
         },

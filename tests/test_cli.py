@@ -76,7 +76,7 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
         (["personalize", "--data", "x", "--out", "y", "--steps", "many"], "invalid int"),
         (["personalize", "--data", "x", "--out", "y", "--nonsense"], "--nonsense"),
         (["personalize", "--data", "x", "--out", "y", "--ask", "sometimes"], "freeze"),
-        (["personalize", "--data", "x", "--out", "y", "--policy", "fifo", "--ask", "policy"], "does not say what to ask"),
+        (["personalize", "--data", "x", "--out", "y", "--policy", "fifo", "--ask", "policy"], "does not say"),
         (["personalize", "--data", "x", "--out", "y", "--rehearsal", "-1"], "rehearsal is -1"),
         (["personalize", "--data", "x", "--out", "y", "--seed", "9" * 5000], "--seed"),
         (["demo", "--user", "nobody"], "unknown user 'nobody'"),

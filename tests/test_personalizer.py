@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from personal_llm.base.adapters import WEIGHTS
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.device import personalizer
-from personal_llm.device.personalizer import Personalizer, ask_at_terminal, load_personalizer
+from personal_llm.device.personalizer import Personalizer, load_personalizer
+from personal_llm.device.questions import ask_at_terminal
 from personal_llm.sdss.buffer import Buffer
 from personal_llm.sdss.policies import POLICIES
 from personal_llm.start.ranking import Ranking
@@ -80,11 +81,11 @@ def test_an_annotator_that_fails_is_asked_again_and_costs_nothing():
 
     me = start(user=shaky, capacity=2)
     watch(me, TALK[:2])
-    with pytest.raises(OSError):
+    with pytest.warns(UserWarning, match="OSError; the question is left for later"):
         me.finetune(progress=False)
-    assert me.cost.requests == 0 and me.curve == [] and me.adapter is None
+    assert me.cost.requests == 1 and len(me.curve) == 1, "the second question was answered, nothing was lost"
     me.finetune(progress=False)
-    assert me.cost.requests == 2 and me.buffer.dialogues[1].response == "better"
+    assert me.cost.requests == 2 and "better" in [d.response for d in me.buffer.dialogues]
 
 
 def test_what_a_terminal_would_obey_is_shown(capsys):

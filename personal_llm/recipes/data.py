@@ -238,6 +238,10 @@ SWAPS = [  # (pattern, what may stand there instead)
     (r"\buse\b", ["make use of"]),
     (r"\bsome\b", ["a few"]),
     (r"\bthanks?\b", ["thank you"]),
+]
+
+# %% ../../nbs/recipes/data.ipynb #c8d4d6e5
+SWAPS += [  # mostly of statements
     (r"\byou're\b", ["you are"]),
     (r"\byou are\b", ["you're"]),
     (r"\bit's\b", ["it is"]),

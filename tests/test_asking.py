@@ -1,0 +1,125 @@
+"The policy that keeps and asks as one: beliefs against numbers, pace, near-duplicates, silence, what is remembered."
+
+import numpy as np
+import pytest
+
+from personal_llm.base.core import Dialogue
+from personal_llm.sdss.asking import PATIENCE, Active
+from personal_llm.sdss.beliefs import Beliefs
+from personal_llm.sdss.buffer import Buffer, load_buffer
+from personal_llm.sdss.scoring import Candidate, Scores
+
+
+def stream(n, seed=0, subject=0.15):
+    "Episodes of ten; the second direction is the subject."
+    rng = np.random.default_rng(seed)
+    signal = rng.random(n // 10 + 1) < subject
+    found = []
+    for i in range(n):
+        mine = bool(signal[i // 10])
+        direction = np.eye(4)[int(mine)] * 3 + rng.normal(size=4)
+        scores = Scores(0.5, 0.5, 0.1, "none", direction.astype(np.float32), 1.0, 9, "base", float(rng.normal() + mine))
+        words = " ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 30))
+        found.append((Candidate(Dialogue(f"{words} {i}", f"Answer {i}", origin="model"), scores), mine))
+    return found
+
+
+def run(rows, requests=32, corrects=True, buffer=None, asked=None):
+    "Offer a stream; answer the policy's questions. Places of the questions, and whether they were corrected."
+    buffer = Buffer(32, Active(len(rows))) if buffer is None else buffer  # an empty one is falsy
+    asked = [] if asked is None else asked
+    for i, (c, mine) in enumerate(rows):
+        if buffer.policy.wants_answer(buffer.view, c, requests - len(asked))[0]:
+            better = mine and corrects
+            buffer.policy.answered(buffer.view, c, better)
+            asked.append((i, better))
+            told = dict(origin="annotated", response="Better") if better else dict(origin="approved")
+            c = Candidate(c.dialogue.derive(**told), c.scores)
+        buffer.add(c)
+    return buffer, asked
+
+
+@pytest.mark.parametrize("answers", [[True], [False, True], [True] * 5, [False] * 8])
+def test_beliefs_come_near_the_posterior(answers):
+    beliefs, x, weights = Beliefs(np.zeros(1), np.eye(1)), np.ones(1), np.linspace(-8, 8, 4001)
+    log = -(weights**2) / 2
+    for answer in answers:
+        beliefs.learn(x, answer)
+        log = log - np.log1p(np.exp(-weights if answer else weights))
+    p = np.exp(log - log.max())
+    exact = (p / (1 + np.exp(-weights))).sum() / p.sum()
+    assert abs(beliefs.probability(x) - exact) < 0.03 and beliefs.covariance[0, 0] < 1
+
+
+def test_requests_are_never_exceeded_and_last():
+    rows = stream(600)
+    for requests in (0, 1, 12, 32):
+        _, asked = run(rows, requests)
+        assert len(asked) <= requests
+    assert len(asked) >= 24 and sum(i < 200 for i, _ in asked) <= 20, "not all in the first third"
+
+
+def test_answers_find_the_subject_in_several_episodes():
+    rows = stream(800, seed=3)
+    buffer, asked = run(rows)
+    hits = [i for i, corrected in asked if corrected]
+    chance = np.mean([mine for _, mine in rows])
+    assert len(hits) / len(asked) > 3 * chance and len({i // 10 for i in hits}) >= 4
+    assert sum(d.origin == "annotated" for d in buffer.dialogues) == len(hits), "every correction has a bin"
+    assert all(d.origin != "model" for d in buffer.policy.targets(buffer.dialogues))
+
+
+def test_what_was_nearly_said_before_is_neither_asked_about_nor_kept():
+    (c, _), *_ = stream(10)
+    buffer = Buffer(4, "active")
+    buffer.add(c)
+    again = Candidate(Dialogue("So, " + c.dialogue.prompt, "Another answer", origin="model"), c.scores)
+    assert buffer.policy.wants_answer(buffer.view, again, 9) == (False, "nearly the same was said before")
+    assert not buffer.add(again).kept
+
+
+def test_who_never_corrects_leaves_requests_for_the_freeze():
+    buffer, asked = run(stream(800), corrects=False)
+    assert len(asked) == PATIENCE < 32
+    order = buffer.policy.asking_order(buffer.view)
+    worth = [buffer.policy.worth[buffer.dialogues[slot].id] for slot in order]
+    assert worth == sorted(worth, reverse=True)
+
+
+@pytest.mark.parametrize("answer", [lambda i: True, lambda i: i % 2 == 0], ids=["always", "contradictory"])
+def test_odd_answers_break_nothing(answer):
+    rows = [(c, answer(i)) for i, (c, _) in enumerate(stream(300))]
+    buffer, asked = run(rows)
+    assert len(buffer) == 32 and len(asked) <= 32 and np.isfinite(buffer.policy.beliefs.mean).all()
+
+
+@pytest.mark.parametrize("cut", [1, 37, 150, 299])
+def test_a_saved_policy_goes_on_as_one_that_was_left_alone(cut, tmp_path):
+    rows = stream(300)
+    whole, asked = run(rows, buffer=Buffer(16, Active(300)))
+    half, first = run(rows[:cut], buffer=Buffer(16, Active(300)))
+    half.save(tmp_path / "buffer")
+    again, both = run(rows[cut:], buffer=load_buffer(tmp_path / "buffer"), asked=first)
+    assert again.dialogues == whole.dialogues and again.policy.state() == whole.policy.state()
+    assert [corrected for _, corrected in both] == [corrected for _, corrected in asked]
+
+
+def test_directions_of_another_adapter_are_dropped():
+    buffer, _ = run(stream(300), buffer=Buffer(4, Active(300)))
+    assert len(buffer.policy.answers) > 4
+    buffer.policy.after_finetune(buffer)
+    turned = lambda scores: Scores(**vars(scores) | dict(embedding=-scores.embedding))
+    buffer.rescore([Candidate(c.dialogue, turned(c.scores)) for c in buffer.entries])
+    kept = {id for d in buffer.dialogues for id in (d.id, *d.parents)}
+    assert set(buffer.policy.answers) <= kept and buffer.policy.trail.count == 4
+    answers = list(buffer.policy.answers.values())
+    assert answers and all(np.isclose(buffer.view.units @ a.direction, 1).any() for a in answers), "computed anew"
+
+
+def test_nothing_is_left_of_what_was_erased():
+    buffer, _ = run(stream(200), buffer=Buffer(8, Active(200)))
+    gone = buffer.dialogues[0]
+    buffer.erase({gone.id})
+    state = str(buffer.policy.state())
+    assert gone.id not in state and not any(parent in state for parent in gone.parents)
+    assert gone.prompt not in buffer.policy.recent, "its words may be said as if for the first time"
