@@ -797,6 +797,55 @@ d = {
                 "personal_llm/base/tokens.py",
             ),
         },
+        "personal_llm.course.checks": {
+            "personal_llm.course.checks.Task": ("course/checks.html#task", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.Task.value": ("course/checks.html#task.value", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.Verdict": ("course/checks.html#verdict", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.Verdict.__bool__": (
+                "course/checks.html#verdict.__bool__",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks.Verdict.__repr__": (
+                "course/checks.html#verdict.__repr__",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks.Wrong": ("course/checks.html#wrong", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._Failed": ("course/checks.html#_failed", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._called": ("course/checks.html#_called", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._dimensions": (
+                "course/checks.html#_dimensions",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks._found": ("course/checks.html#_found", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._is_idle": ("course/checks.html#_is_idle", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._judge_function": (
+                "course/checks.html#_judge_function",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks._judge_value": (
+                "course/checks.html#_judge_value",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks._plain": ("course/checks.html#_plain", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._results": ("course/checks.html#_results", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._short": ("course/checks.html#_short", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._texts": ("course/checks.html#_texts", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.as_array": ("course/checks.html#as_array", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.check": ("course/checks.html#check", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.describe": ("course/checks.html#describe", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.is_open": ("course/checks.html#is_open", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.later": ("course/checks.html#later", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.later.__init__": (
+                "course/checks.html#later.__init__",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks.later.value": (
+                "course/checks.html#later.value",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
+        },
         "personal_llm.data.exports": {
             "personal_llm.data.exports.answered": ("1_data/exports.html#answered", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.between_people": (
