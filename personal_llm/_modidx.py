@@ -846,6 +846,174 @@ d = {
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
+        "personal_llm.course.tasks_1": {
+            "personal_llm.course.tasks_1._answer_tokens": (
+                "course/tasks_1.html#_answer_tokens",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1._failing": ("course/tasks_1.html#_failing", "personal_llm/course/tasks_1.py"),
+            "personal_llm.course.tasks_1._off_by_one": (
+                "course/tasks_1.html#_off_by_one",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1._overflow": (
+                "course/tasks_1.html#_overflow",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1._random_case": (
+                "course/tasks_1.html#_random_case",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1._tea": ("course/tasks_1.html#_tea", "personal_llm/course/tasks_1.py"),
+            "personal_llm.course.tasks_1.answer_nll": (
+                "course/tasks_1.html#answer_nll",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1.log_softmax": (
+                "course/tasks_1.html#log_softmax",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1.tea_nats": ("course/tasks_1.html#tea_nats", "personal_llm/course/tasks_1.py"),
+            "personal_llm.course.tasks_1.without_end": (
+                "course/tasks_1.html#without_end",
+                "personal_llm/course/tasks_1.py",
+            ),
+        },
+        "personal_llm.course.tasks_2": {
+            "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._by_row": ("course/tasks_2.html#_by_row", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._first": ("course/tasks_2.html#_first", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._judge_masks": (
+                "course/tasks_2.html#_judge_masks",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._not_scaled": (
+                "course/tasks_2.html#_not_scaled",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._without_mean": (
+                "course/tasks_2.html#_without_mean",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2.autocorrelation": (
+                "course/tasks_2.html#autocorrelation",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2.by_group": ("course/tasks_2.html#by_group", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2.group_cases": (
+                "course/tasks_2.html#group_cases",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2.judge_split": (
+                "course/tasks_2.html#judge_split",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2.leak_share": (
+                "course/tasks_2.html#leak_share",
+                "personal_llm/course/tasks_2.py",
+            ),
+        },
+        "personal_llm.course.tasks_3": {
+            "personal_llm.course.tasks_3._any": ("course/tasks_3.html#_any", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._best": ("course/tasks_3.html#_best", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._distinct": (
+                "course/tasks_3.html#_distinct",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._dss": ("course/tasks_3.html#_dss", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._not_centred": (
+                "course/tasks_3.html#_not_centred",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._not_squared": (
+                "course/tasks_3.html#_not_squared",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._random_tokens": (
+                "course/tasks_3.html#_random_tokens",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._raw_mean": (
+                "course/tasks_3.html#_raw_mean",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._similarity": (
+                "course/tasks_3.html#_similarity",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._unit_mean": (
+                "course/tasks_3.html#_unit_mean",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3.energies": ("course/tasks_3.html#energies", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3.entropy": ("course/tasks_3.html#entropy", "personal_llm/course/tasks_3.py"),
+        },
+        "personal_llm.course.tasks_5": {
+            "personal_llm.course.tasks_5._copies": ("course/tasks_5.html#_copies", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._deaf_to": ("course/tasks_5.html#_deaf_to", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._f": ("course/tasks_5.html#_f", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._judge_check": (
+                "course/tasks_5.html#_judge_check",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._judge_labels": (
+                "course/tasks_5.html#_judge_labels",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._judge_spending": (
+                "course/tasks_5.html#_judge_spending",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._precision": (
+                "course/tasks_5.html#_precision",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._share": ("course/tasks_5.html#_share", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._shared": ("course/tasks_5.html#_shared", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._unclipped": (
+                "course/tasks_5.html#_unclipped",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5.eager": ("course/tasks_5.html#eager", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5.evenly": ("course/tasks_5.html#evenly", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5.false_accept_share": (
+                "course/tasks_5.html#false_accept_share",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5.package_check": (
+                "course/tasks_5.html#package_check",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5.spend": ("course/tasks_5.html#spend", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5.toy_stream": (
+                "course/tasks_5.html#toy_stream",
+                "personal_llm/course/tasks_5.py",
+            ),
+        },
+        "personal_llm.course.tasks_6": {
+            "personal_llm.course.tasks_6._added": ("course/tasks_6.html#_added", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._held_back": (
+                "course/tasks_6.html#_held_back",
+                "personal_llm/course/tasks_6.py",
+            ),
+            "personal_llm.course.tasks_6._judge_layer": (
+                "course/tasks_6.html#_judge_layer",
+                "personal_llm/course/tasks_6.py",
+            ),
+            "personal_llm.course.tasks_6._judge_scale": (
+                "course/tasks_6.html#_judge_scale",
+                "personal_llm/course/tasks_6.py",
+            ),
+            "personal_llm.course.tasks_6._layer": ("course/tasks_6.html#_layer", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._trainable": (
+                "course/tasks_6.html#_trainable",
+                "personal_llm/course/tasks_6.py",
+            ),
+            "personal_llm.course.tasks_6._trained": ("course/tasks_6.html#_trained", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._tries": ("course/tasks_6.html#_tries", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
+        },
         "personal_llm.data.exports": {
             "personal_llm.data.exports.answered": ("1_data/exports.html#answered", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.between_people": (
