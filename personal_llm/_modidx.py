@@ -2316,6 +2316,10 @@ d = {
                 "recipes/samples.html#make_lexicons",
                 "personal_llm/recipes/samples.py",
             ),
+            "personal_llm.recipes.samples.make_rehearsal": (
+                "recipes/samples.html#make_rehearsal",
+                "personal_llm/recipes/samples.py",
+            ),
             "personal_llm.recipes.samples.make_samples": (
                 "recipes/samples.html#make_samples",
                 "personal_llm/recipes/samples.py",

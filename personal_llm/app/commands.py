@@ -36,7 +36,7 @@ DEMO_OPTIONS = [
     option("--user", default="nurse", metavar="NAME", help="who is simulated; a wrong name shows all (default: nurse)"),
     number("--length", 800, "dialogues in the stream"),
     number("--capacity", 32, "bins of the buffer; under each policy the user is asked as often at most"),
-    number("--steps", 40, "optimiser steps of each fine-tune"),
+    number("--steps", 80, "optimiser steps of each fine-tune"),
     number("--synthetic", 2, "synthetic dialogues for each kept one"),
     SEED,
 ]
@@ -136,11 +136,11 @@ PERSONALIZE_OPTIONS = [
     option("--policy", default="active", metavar="NAME", help=POLICY),
     number("--capacity", 32, "bins of the buffer; with fewer dialogues all are kept"),
     number("--synthetic", 3, "synthetic dialogues for each kept one; 0: none"),
-    number("--steps", 50, "optimiser steps of each fine-tune"),
+    number("--steps", 80, "optimiser steps of each fine-tune"),
     option("--ask", nargs="?", choices=TIMES, const=AS_IT_WANTS, metavar="WHEN", help=ASK),
     number("--requests", None, "how often you are asked at most, in all (default: once a bin and fine-tune)"),
     number(
-        "--rehearsal", 96, "dialogues of general talk, which ship, learned along so that less is forgotten; 0: none"
+        "--rehearsal", 320, "dialogues of general talk, which ship, learned along so that less is forgotten; 0: none"
     ),
     number("--every", None, "fine-tune after every so many dialogues (default: once, at the end)"),
     option("--start", default="none", metavar="WHAT", help=f"{START}; or an adapter's folder (default: none)"),

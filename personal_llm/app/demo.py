@@ -48,7 +48,7 @@ class DemoSettings:
     length: int = 800  # dialogues in the stream
     capacity: int = 32  # bins; also how often each policy may ask the user
     policies: tuple = POLICY_NAMES  # the first one's replies, buffer and adapter are kept
-    steps: int = 40  # optimiser steps of each fine-tune
+    steps: int = 80  # optimiser steps of each fine-tune
     synthetic: int = 2  # synthetic dialogues for each kept one
     tests: int = 48  # dialogues of the user that the adapters are tested on
     seed: int = 0

@@ -69,10 +69,10 @@ class Settings:
     policy: str = "active"  # which dialogues are kept, and with `active` also asked about; see `POLICIES`
     capacity: int = 32  # bins of the buffer; with fewer dialogues all are kept
     synthetic: int = 3  # synthetic dialogues for each kept one
-    steps: int = 50  # optimiser steps of each fine-tune
+    steps: int = 80  # optimiser steps of each fine-tune
     ask: str = None  # when an annotator is asked, see `TIMES_TO_ASK`; None: as the policy wants
     requests: int = None  # how often the annotator is asked at most; None: once a bin and fine-tune
-    rehearsal: int = 96  # dialogues of general talk that are gone over with the user's; 0: none
+    rehearsal: int = 320  # dialogues of general talk that are gone over with the user's; 0: none
     every: int = None  # fine-tune after so many dialogues; None: once, at the end
     start: str = "none"  # "none", "pocket", or the folder of a library or an adapter
     seed: int = 0

@@ -196,7 +196,7 @@ def load_samples(
 
 # %% ../../nbs/1_data/14_reading.ipynb #a9054f35
 def load_rehearsal(
-    count: int = 96,  # rows; there are no more
+    count: int = 320,  # rows; there are no more
 ) -> list:  # `Dialogue`s
     "General talk of many sources, to be learned along with a person's dialogues."
     lines = gzip.decompress((ASSETS / "rehearsal.jsonl.gz").read_bytes()).decode().splitlines()

@@ -85,7 +85,7 @@ class Personalizer(Inquirer):
         folder=None,  # where adapters and state live; temporary folders by default
         seed: int = 0,
         start=None,  # what the first fine-tune begins from, see `finetune`
-        rehearsal: int = 96,  # dialogues of general talk that are gone over with the user's; 0: none
+        rehearsal: int = 320,  # dialogues of general talk that are gone over with the user's; 0: none
     ):
         check_settings(synthetic, every, ask, requests, mode, seed, config)
         _check_count("rehearsal", rehearsal, 0)

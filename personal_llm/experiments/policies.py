@@ -25,10 +25,10 @@ from ..tuning.evaluation import evaluate, floor_values, floors
 
 # %% ../../nbs/experiments/01_policies.ipynb #bba4fb16
 POLICIES_TESTED = ("oracle", "random", "reservoir", "fifo", "kcenter", "sdss", "active")
-SEEDS = (20, 21, 22, 23, 24)
+SEEDS = (30, 31, 32, 33, 34)
 LENGTH, BINS, REQUESTS = 800, 32, 32
 TESTED, REPLIES, OTHERS = 48, 24, 64  # dialogues: of the signal, with replies, of other talk
-CONFIG = TuningConfig(steps=40, batch_size=8, validation=0, patience=99)
+CONFIG = TuningConfig(steps=80, batch_size=8, learning_rate=1e-3, validation=0, patience=99)
 
 # %% ../../nbs/experiments/01_policies.ipynb #9dd2deaa
 @functools.cache

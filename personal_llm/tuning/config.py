@@ -43,8 +43,8 @@ class TuningConfig:
     alpha: float = 16  # the update is scaled by alpha / rank
     dropout: float = 0.05  # on the input of the LoRA path
     targets: str = "all-linear"  # modules that get LoRA: "all-linear", or names joined by commas
-    learning_rate: float = 1.5e-3  # for the pocket model; large models want 1e-4 to 3e-4
-    steps: int = 50  # optimiser steps; equal for every method that is compared
+    learning_rate: float = 1e-3  # for the pocket model; large models want 1e-4 to 3e-4
+    steps: int = 80  # optimiser steps; equal for every method that is compared
     batch_size: int = 8  # samples a forward pass
     accumulate: int = 1  # forward passes a step, for little memory
     max_length: int = 256  # tokens a sample

@@ -56,8 +56,13 @@ class Lesson:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
         learn, judge = validation_split(dialogues, config.validation, seed)
         others = [d for d in learn if d.origin != "synthetic"] or learn
-        samples = [model.encode(d, config.max_length) for d in (*learn, *rehearsal)]
-        return cls(samples, [model.encode(d, config.max_length) for d in judge or others[:MOST_JUDGES]], len(judge))
+        own, general = ([model.encode(d, config.max_length) for d in rows] for rows in (learn, rehearsal))
+        times = max(1, round(len(general) / len(own)))  # half of what is seen is the user's
+        return cls(
+            own * times + general,
+            [model.encode(d, config.max_length) for d in judge or others[:MOST_JUDGES]],
+            len(judge),
+        )
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #a76e8846
 def attach_trainable(
@@ -256,7 +261,7 @@ def finetune(
     out=None,  # folder for the adapter; a temporary one by default
     seed: int = 0,
     progress: bool = True,  # a progress bar on stderr
-    rehearsal: list = (),  # dialogues of general talk, so that less of it is forgotten; they never judge
+    rehearsal: list = (),  # dialogues of general talk, up to half of what is seen, so that less is forgotten
 ) -> Adapter:
     "An adapter tuned on dialogues (Qin et al. 2024, section 4); raises `InputError` when there is nothing to learn."
     import torch
