@@ -21,7 +21,7 @@ from ..tuning.evaluation import floor_values, floors
 # %% ../../nbs/experiments/06_variations.ipynb #57d6a691
 VARIED = ("nurse", "chatterbox", "pupil", "student", "diner", "barista")
 STREAM_SEED = 60  # of none of the other experiments
-SHORT = replace(CONFIG, steps=32, learning_rate=1.5e-3)  # 32 steps of 8, half of them the person's rows
+SHORT = replace(CONFIG, steps=24, learning_rate=1.5e-3, max_length=128, checks=1)  # half of the rows the person's
 
 # %% ../../nbs/experiments/06_variations.ipynb #912317ce
 def filled(
