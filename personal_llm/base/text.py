@@ -6,7 +6,7 @@
 __all__ = ['WORD', 'ABBREVIATIONS', 'SENTENCE_BREAK', 'NEGATION', 'UNLIKE', 'UNLIKE_SHORT', 'EDITED_RUNS', 'MARK_BITS',
            'UNSPACED', 'CONTROLS', 'words_of', 'normalise', 'sentences', 'word_hashes', 'shingles', 'runs_of',
            'numbers_of', 'negations_of', 'names_of', 'trigrams', 'alike', 'numbers_and_negations', 'near_duplicate',
-           'mark_of', 'most_unlike', 'RecentTexts', 'rouge_words', 'rouge1', 'printable']
+           'mark_of', 'most_unlike', 'row_of', 'RecentTexts', 'rouge_words', 'rouge1', 'printable']
 
 # %% ../../nbs/0_base/01_text.ipynb #f0cd9a44
 import hashlib
@@ -162,30 +162,47 @@ def most_unlike(n: int, m: int) -> float:
     return max(UNLIKE * (n + m) / (2 - UNLIKE), EDITED_RUNS)
 
 # %% ../../nbs/0_base/01_text.ipynb #f6317f9c
+def row_of(text: str) -> tuple:  # (trigrams, their mark, `numbers_and_negations`)
+    "What is remembered of a text."
+    runs = trigrams(text)
+    return runs, mark_of(runs), numbers_and_negations(text)
+
+
 class RecentTexts:
     "The last texts of a stream, as hashed runs of characters; where it is full, the oldest leaves."
 
     def __init__(self, size: int = 256):  # texts remembered
-        self.rows = deque(maxlen=size)  # (trigrams, their mark, `numbers_and_negations`)
+        self.rows = deque(maxlen=size)  # of `row_of`
 
     def __len__(self):
         return len(self.rows)
 
-    def add(self, text: str) -> None:
-        "Remember a text."
-        runs = trigrams(text)
-        self.rows.append((runs, mark_of(runs), numbers_and_negations(text)))
-
     def near(self, text: str) -> list:  # places, 0 the oldest
         "Which of the remembered texts are nearly this one."
-        runs, turns = trigrams(text), numbers_and_negations(text)
-        mark, n = mark_of(runs), len(runs)
-        rows = enumerate(self.rows)
-        first = [i for i, (r, m, t) in rows if t == turns and (mark ^ m).bit_count() <= most_unlike(n, len(r))]
-        return [i for i in first if alike(runs, self.rows[i][0])]
+        return self.places(row_of(text))
 
     def __contains__(self, text: str) -> bool:
         return bool(self.near(text))
+
+    def add(self, text: str) -> bool:  # whether it is nearly one of those before
+        "Remember a text."
+        row = row_of(text)
+        known = bool(self.places(row))
+        self.rows.append(row)
+        return known
+
+# %% ../../nbs/0_base/01_text.ipynb #b8e8976f
+@patch
+def places(self: RecentTexts, row: tuple) -> list:  # 0 the oldest
+    "Where rows stand that are nearly this one."
+    runs, mark, turns = row
+    n, share = len(runs), UNLIKE / (2 - UNLIKE)
+    first = [
+        i
+        for i, (other, their, t) in enumerate(self.rows)
+        if t == turns and (mark ^ their).bit_count() <= max(share * (n + len(other)), EDITED_RUNS)
+    ]
+    return [i for i in first if alike(runs, self.rows[i][0])]
 
 # %% ../../nbs/0_base/01_text.ipynb #8431bce6
 @patch
