@@ -76,10 +76,10 @@ def demo_words() -> str:
         f"the model is by the answers that would be liked. With the policy `{name}`, {found['answers']} of",
         f"{found['requests']} questions brought a correction; the response loss went from {before['loss']:.2f} to",
         f"{after['loss']:.2f} nats a token on {how['tests']} questions that it had not seen",
-        f"({span(found['change']['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on",
-        f"talk about other things from {before['keep_loss']:.2f} to {after['keep_loss']:.2f}. Replies before and after are",
-        f"made alike (greedy, repetition penalty {how['repetition_penalty']}). One user and one seed cannot rank the",
-        "policies.",
+        f"({span(found['change']['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to {after['rouge1']:.2f},",
+        f"and the loss on talk about other things from {before['keep_loss']:.2f} to {after['keep_loss']:.2f}.",
+        f"Replies before and after are made alike (greedy, repetition penalty {how['repetition_penalty']}).",
+        "One user and one seed cannot rank the policies.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #3fbd02a0
@@ -92,16 +92,14 @@ def warm_words() -> str:
     if not others:
         return paragraph(opening, "Nobody was near, so the fine-tune began from the bare model.")
     (_, scratch), (_, met) = scratch, others[0]
-    when = {
-        one: "never" if c["steps_to_goal"] is None else f"after {c['steps_to_goal']} steps"
-        for one, c in (("met", met), ("scratch", scratch))
-    }
+    goals = dict(met=met["steps_to_goal"], scratch=scratch["steps_to_goal"])
+    when = {run: "never" if steps is None else f"after {steps} steps" for run, steps in goals.items()}
     return paragraph(
         opening,
         f"The same fine-tune, of rank {scratch['rank']}, began from there and from scratch, and {scratch['judged_on']}",
-        f"validation dialogues judge both. The best validation loss from scratch was reached {when['scratch']}; from the",
-        f"match, {when['met']}. On the test, which neither saw, the run from the match ended at {met['test_after']:.2f} nats",
-        f"a token, the other at {scratch['test_after']:.2f}.",
+        f"validation dialogues judge both. The best validation loss from scratch was reached",
+        f"{when['scratch']}; from the match, {when['met']}. On the test, which neither saw, the run from the match",
+        f"ended at {met['test_after']:.2f} nats a token, the other at {scratch['test_after']:.2f}.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #cef302bf
@@ -121,13 +119,14 @@ def policies_words() -> str:
     best = {p: ratio_to_best(rouge[p], {r: rouge[r] for r in RIVALS}) for p in ("active", "sdss")}
     said = {p: f"`{p}` {one.ratio:.2f} times ({one.low:.2f} to {one.high:.2f})" for p, one in best.items()}
     other = mean("active", "other") - mean("active", "other_before")
+    streams = len({row["seed"] for row in rows})
     return paragraph(
-        f"Over {len(floor)} simulated people with real text, {len({row['seed'] for row in rows})} stream each, with 32 bins",
-        "and 32 questions to the person, ROUGE-1 over that of the best single one of random, reservoir,",
-        f"first-in-first-out and K-center: the default {said['active']}, the published rule {said['sdss']}. Of 32 questions",
-        f"{mean('active', 'corrected').mean():.0f} bring a correction with `active`, {mean('sdss', 'corrected').mean():.0f} with",
-        f"`sdss`. Other talk changes by {other.mean():+.2f} nats. A floor that needs no model, the most typical of the kept",
-        f"answers said to every question, is below the trained model for {(rouge['active'] > floor).sum()} of the",
-        f"{len(floor)} people.",
+        f"Over {len(floor)} simulated people with real text, {streams} stream{'s' * (streams > 1)} each, with 32",
+        "bins and 32 questions to the person, ROUGE-1 over that of the best single one of random, reservoir,",
+        f"first-in-first-out and K-center: the default {said['active']}, the published rule",
+        f"{said['sdss']}. Of 32 questions {mean('active', 'corrected').mean():.0f} bring a correction with `active`,",
+        f"{mean('sdss', 'corrected').mean():.0f} with `sdss`. Other talk changes by {other.mean():+.2f} nats. A floor that",
+        f"needs no model, the most typical of the kept answers said to every question, is below the trained model",
+        f"for {(rouge['active'] > floor).sum()} of the {len(floor)} people.",
         MORE,
     )
