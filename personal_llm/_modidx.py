@@ -730,6 +730,10 @@ d = {
                 "0_base/text.html#recenttexts.near",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text.RecentTexts.places": (
+                "0_base/text.html#recenttexts.places",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts.restore": (
                 "0_base/text.html#recenttexts.restore",
                 "personal_llm/base/text.py",
@@ -754,6 +758,7 @@ d = {
             "personal_llm.base.text.printable": ("0_base/text.html#printable", "personal_llm/base/text.py"),
             "personal_llm.base.text.rouge1": ("0_base/text.html#rouge1", "personal_llm/base/text.py"),
             "personal_llm.base.text.rouge_words": ("0_base/text.html#rouge_words", "personal_llm/base/text.py"),
+            "personal_llm.base.text.row_of": ("0_base/text.html#row_of", "personal_llm/base/text.py"),
             "personal_llm.base.text.runs_of": ("0_base/text.html#runs_of", "personal_llm/base/text.py"),
             "personal_llm.base.text.sentences": ("0_base/text.html#sentences", "personal_llm/base/text.py"),
             "personal_llm.base.text.shingles": ("0_base/text.html#shingles", "personal_llm/base/text.py"),
@@ -1566,6 +1571,72 @@ d = {
             "personal_llm.experiments.all.listed": ("experiments/all.html#listed", "personal_llm/experiments/all.py"),
             "personal_llm.experiments.all.main": ("experiments/all.html#main", "personal_llm/experiments/all.py"),
         },
+        "personal_llm.experiments.bins": {
+            "personal_llm.experiments.bins.measure": (
+                "experiments/bins.html#measure",
+                "personal_llm/experiments/bins.py",
+            )
+        },
+        "personal_llm.experiments.demo_numbers": {
+            "personal_llm.experiments.demo_numbers.demo_words": (
+                "experiments/demo.html#demo_words",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.measure": (
+                "experiments/demo.html#measure",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.paragraph": (
+                "experiments/demo.html#paragraph",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.policies_words": (
+                "experiments/demo.html#policies_words",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.shares_words": (
+                "experiments/demo.html#shares_words",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.span": (
+                "experiments/demo.html#span",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.warm_facts": (
+                "experiments/demo.html#warm_facts",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+            "personal_llm.experiments.demo_numbers.warm_words": (
+                "experiments/demo.html#warm_words",
+                "personal_llm/experiments/demo_numbers.py",
+            ),
+        },
+        "personal_llm.experiments.forgetting_rounds": {
+            "personal_llm.experiments.forgetting_rounds.in_rounds": (
+                "experiments/forgetting.html#in_rounds",
+                "personal_llm/experiments/forgetting_rounds.py",
+            ),
+            "personal_llm.experiments.forgetting_rounds.looks": (
+                "experiments/forgetting.html#looks",
+                "personal_llm/experiments/forgetting_rounds.py",
+            ),
+            "personal_llm.experiments.forgetting_rounds.measure": (
+                "experiments/forgetting.html#measure",
+                "personal_llm/experiments/forgetting_rounds.py",
+            ),
+        },
+        "personal_llm.experiments.formats": {
+            "personal_llm.experiments.formats.measure": (
+                "experiments/formats.html#measure",
+                "personal_llm/experiments/formats.py",
+            )
+        },
+        "personal_llm.experiments.learning_speed": {
+            "personal_llm.experiments.learning_speed.measure": (
+                "experiments/learning_speed.html#measure",
+                "personal_llm/experiments/learning_speed.py",
+            )
+        },
         "personal_llm.experiments.other_runs": {
             "personal_llm.experiments.other_runs.Synthetic": (
                 "experiments/other_runs.html#synthetic",
@@ -1656,6 +1727,59 @@ d = {
             "personal_llm.experiments.policies.tools": (
                 "experiments/policies.html#tools",
                 "personal_llm/experiments/policies.py",
+            ),
+        },
+        "personal_llm.experiments.requests": {
+            "personal_llm.experiments.requests.measure": (
+                "experiments/requests.html#measure",
+                "personal_llm/experiments/requests.py",
+            )
+        },
+        "personal_llm.experiments.rule": {
+            "personal_llm.experiments.rule.Lenient": (
+                "experiments/rule.html#lenient",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.Lenient.choose": (
+                "experiments/rule.html#lenient.choose",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.Stale": ("experiments/rule.html#stale", "personal_llm/experiments/rule.py"),
+            "personal_llm.experiments.rule.Stale.__init__": (
+                "experiments/rule.html#stale.__init__",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.Stale.choose": (
+                "experiments/rule.html#stale.choose",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.Stale.place": (
+                "experiments/rule.html#stale.place",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.accepted_by": (
+                "experiments/rule.html#accepted_by",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.kept_by": (
+                "experiments/rule.html#kept_by",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.length_facts": (
+                "experiments/rule.html#length_facts",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.measure": (
+                "experiments/rule.html#measure",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.rank_correlation": (
+                "experiments/rule.html#rank_correlation",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.rule_of": (
+                "experiments/rule.html#rule_of",
+                "personal_llm/experiments/rule.py",
             ),
         },
         "personal_llm.experiments.runner": {
@@ -1810,6 +1934,114 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.summary": {
+            "personal_llm.experiments.summary.Claim": (
+                "experiments/summary.html#claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.as_markdown": (
+                "experiments/summary.html#as_markdown",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.asking_claims": (
+                "experiments/summary.html#asking_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.choice_claims": (
+                "experiments/summary.html#choice_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.compute_saved": (
+                "experiments/summary.html#compute_saved",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.data_saved": (
+                "experiments/summary.html#data_saved",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.floor_claim": (
+                "experiments/summary.html#floor_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.forgetting_claim": (
+                "experiments/summary.html#forgetting_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.format_claim": (
+                "experiments/summary.html#format_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.headroom_claim": (
+                "experiments/summary.html#headroom_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.kept_claims": (
+                "experiments/summary.html#kept_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.policies_rows": (
+                "experiments/summary.html#policies_rows",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.price_of": (
+                "experiments/summary.html#price_of",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.ratio_claim": (
+                "experiments/summary.html#ratio_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.right_share": (
+                "experiments/summary.html#right_share",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.rows_from": (
+                "experiments/summary.html#rows_from",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.saving_claims": (
+                "experiments/summary.html#saving_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.silent_claim": (
+                "experiments/summary.html#silent_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.speed_claim": (
+                "experiments/summary.html#speed_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.synthesis_claim": (
+                "experiments/summary.html#synthesis_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.tokens_to": (
+                "experiments/summary.html#tokens_to",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.verdict_of": (
+                "experiments/summary.html#verdict_of",
+                "personal_llm/experiments/summary.py",
+            ),
+        },
+        "personal_llm.experiments.synthesis_counts": {
+            "personal_llm.experiments.synthesis_counts.first_of": (
+                "experiments/synthesis.html#first_of",
+                "personal_llm/experiments/synthesis_counts.py",
+            ),
+            "personal_llm.experiments.synthesis_counts.measure": (
+                "experiments/synthesis.html#measure",
+                "personal_llm/experiments/synthesis_counts.py",
+            ),
+            "personal_llm.experiments.synthesis_counts.paraphrases": (
+                "experiments/synthesis.html#paraphrases",
+                "personal_llm/experiments/synthesis_counts.py",
+            ),
+            "personal_llm.experiments.synthesis_counts.ways_of": (
+                "experiments/synthesis.html#ways_of",
+                "personal_llm/experiments/synthesis_counts.py",
+            ),
+        },
         "personal_llm.experiments.tuning_runs": {
             "personal_llm.experiments.tuning_runs.batches": (
                 "experiments/tuning_runs.html#batches",
@@ -1862,6 +2094,28 @@ d = {
             "personal_llm.experiments.tuning_runs.with_lora": (
                 "experiments/tuning_runs.html#with_lora",
                 "personal_llm/experiments/tuning_runs.py",
+            ),
+        },
+        "personal_llm.experiments.variations": {
+            "personal_llm.experiments.variations.complete": (
+                "experiments/variations.html#complete",
+                "personal_llm/experiments/variations.py",
+            ),
+            "personal_llm.experiments.variations.filled": (
+                "experiments/variations.html#filled",
+                "personal_llm/experiments/variations.py",
+            ),
+            "personal_llm.experiments.variations.floors_of": (
+                "experiments/variations.html#floors_of",
+                "personal_llm/experiments/variations.py",
+            ),
+            "personal_llm.experiments.variations.held_facts": (
+                "experiments/variations.html#held_facts",
+                "personal_llm/experiments/variations.py",
+            ),
+            "personal_llm.experiments.variations.mean_table": (
+                "experiments/variations.html#mean_table",
+                "personal_llm/experiments/variations.py",
             ),
         },
         "personal_llm.experiments.workers": {
@@ -2573,6 +2827,10 @@ d = {
                 "2_sdss/asking.html#active.corrects",
                 "personal_llm/sdss/asking.py",
             ),
+            "personal_llm.sdss.asking.Active.forget_worth": (
+                "2_sdss/asking.html#active.forget_worth",
+                "personal_llm/sdss/asking.py",
+            ),
             "personal_llm.sdss.asking.Active.forgot": (
                 "2_sdss/asking.html#active.forgot",
                 "personal_llm/sdss/asking.py",
@@ -2599,7 +2857,10 @@ d = {
                 "2_sdss/asking.html#active.targets",
                 "personal_llm/sdss/asking.py",
             ),
-            "personal_llm.sdss.asking.Active.value": ("2_sdss/asking.html#active.value", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.Active.values": (
+                "2_sdss/asking.html#active.values",
+                "personal_llm/sdss/asking.py",
+            ),
             "personal_llm.sdss.asking.Active.wants_answer": (
                 "2_sdss/asking.html#active.wants_answer",
                 "personal_llm/sdss/asking.py",
@@ -2666,6 +2927,7 @@ d = {
                 "personal_llm/sdss/buffer.py",
             ),
             "personal_llm.sdss.buffer.Buffer._fill": ("2_sdss/buffer.html#buffer._fill", "personal_llm/sdss/buffer.py"),
+            "personal_llm.sdss.buffer.Buffer._note": ("2_sdss/buffer.html#buffer._note", "personal_llm/sdss/buffer.py"),
             "personal_llm.sdss.buffer.Buffer._place": (
                 "2_sdss/buffer.html#buffer._place",
                 "personal_llm/sdss/buffer.py",
@@ -3663,6 +3925,10 @@ d = {
                 "3_tuning/finetune.html#run_mark",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.short_trainer": (
+                "3_tuning/finetune.html#short_trainer",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.train_with_judge": (
                 "3_tuning/finetune.html#train_with_judge",
                 "personal_llm/tuning/finetune.py",
@@ -3687,6 +3953,17 @@ d = {
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
+        },
+        "personal_llm.tuning.losses": {
+            "personal_llm.tuning.losses.fast_bfloat16": (
+                "3_tuning/losses.html#fast_bfloat16",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.nats_of": ("3_tuning/losses.html#nats_of", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.parts_of": ("3_tuning/losses.html#parts_of", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.products": ("3_tuning/losses.html#products", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.short_way": ("3_tuning/losses.html#short_way", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.states": ("3_tuning/losses.html#states", "personal_llm/tuning/losses.py"),
         },
         "personal_llm.tuning.statistics": {
             "personal_llm.tuning.statistics.Comparison": (

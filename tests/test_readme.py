@@ -1,5 +1,6 @@
-"The README's Python lines, run as they stand, on a small stream and for few steps."
+"The README: its Python lines run as they stand, and its numbers are those of the results."
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from personal_llm import personalize
 from personal_llm.base.core import Dialogue
 from personal_llm.data.writing import write_dialogues
 from personal_llm.device import personalizer
+from personal_llm.experiments.demo_numbers import demo_words, policies_words, warm_words
 from personal_llm.start import selection
 from personal_llm.start.ranking import Ranking
 
@@ -63,3 +65,79 @@ def test_commands_that_are_named_exist():
 
     named = re.findall(r"`personal-llm ([a-z][a-z ]*?)(?= -|`| \")", README)
     assert cli and named and [name for name in named if name not in COMMANDS] == []
+
+
+SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
+MEASURED = {"demo_words": demo_words, "warm_words": warm_words, "policies_words": policies_words}
+ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
+    "3.10": "the oldest Python",
+    "330": "MB on Linux, as pip says",
+    "1.5": "GB on disk",
+    "250": "MB on macOS, estimated",
+    "3": "GB with CUDA, estimated",
+    "115": "MB more for the tests",
+    "2.0": "Apache's licence",
+    "800": "dialogues of the demo's stream, in a picture's text",
+}
+
+
+def as_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def numbers_of(text: str) -> set:
+    "Numbers in prose: not in code, nor in what a link points to, nor in a link to a paper, nor in a name."
+    for hidden in (r"^```.*?^```", r"`[^`\n]*`", r"\]\([^)]*\)", r"\[arXiv [\d.]+", r"<!--.*?-->"):
+        text = re.sub(hidden, " ", text, flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"(?<![\w.-])\d+(?:[.,]\d+)*(?![\w])", text))
+
+
+def unexplained(text: str, paragraphs: list, known) -> set:
+    "Numbers of a text that stand neither in a paragraph that the results made nor among the known ones."
+    text = as_one_line_but_for_code(text)
+    for paragraph in paragraphs:
+        assert as_one_line(paragraph) in text, f"not in the README: {as_one_line(paragraph)[:120]}"
+        text = text.replace(as_one_line(paragraph), "")
+    return numbers_of(text) - set(known)
+
+
+def as_one_line_but_for_code(text: str) -> str:
+    "Without fenced code, on one line."
+    return as_one_line(re.sub(r"^```.*?^```", " ", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def test_measured_numbers_are_those_of_the_results():
+    "The paragraphs are written anew from results/ and must be what stands there; there are no other numbers."
+    made = [words().replace("](", "](nbs/") for words in MEASURED.values()]
+    assert unexplained(README, made, ELSEWHERE) == set()
+
+
+def test_a_number_that_nothing_measured_is_found():
+    paragraph = "The loss went\nfrom 3.80 to 2.05."
+    assert unexplained("# House\n\nThe loss went from 3.80 to 2.05.\n", [paragraph], ()) == set()
+    assert unexplained("The loss went from 3.80 to 2.05. It is 1.4 times better.", [paragraph], ()) == {"1.4"}
+    with pytest.raises(AssertionError, match="not in the README"):
+        unexplained("The loss went from 3.80 to 2.04.", [paragraph], ())
+    assert numbers_of("`x = 3.5` and [a 4](b_7.ipynb), [arXiv 2311.12275](c), ROUGE-1, 48 questions") == {"4", "48"}
+
+
+def test_the_notebook_asks_the_results():
+    code = "".join("".join(cell["source"]) for cell in SOURCE["cells"] if cell["cell_type"] == "code")
+    assert all(f"{name}()" in code for name in MEASURED)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_numbers_of_a_tutorial_are_those_of_its_run(path):
+    "A measured number in a tutorial's prose, one with a point or a per cent, stands in the notebook's code or outputs."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    prose = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    run = json.dumps([[cell["source"], cell["outputs"]] for cell in cells if cell["cell_type"] == "code"])
+    assert {n for n in measured_in(prose) if n not in run} == set()
+
+
+def measured_in(prose: str) -> set:
+    return {n for n in numbers_of(prose) if "." in n} | set(re.findall(r"\b(\d+) ?%", prose))
+
+
+def test_measured_numbers_of_prose_are_seen():
+    assert measured_in("Ten of 12 in 2.5 s, 40 % and 7%; `3.1` is code") == {"2.5", "40", "7"}

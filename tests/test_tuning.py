@@ -235,7 +235,7 @@ def test_resumed_is_bit_equal(step, straight, monkeypatch, tmp_path):
 ENDS = {
     "all steps": (RUN, 6),
     "patience": (replace(RUN, learning_rate=3.0, checks=6, patience=1), None),
-    "patience later": (replace(RUN, learning_rate=0.3, steps=8, checks=8, patience=2), None),
+    "patience later": (replace(RUN, learning_rate=1.0, steps=8, checks=8, patience=2), None),
     "last step between checks": (replace(RUN, steps=5, checks=2), 5),
     "whole epochs, accumulated": (replace(RUN, steps=4, checks=2, batch_size=5, accumulate=2), 4),
 }

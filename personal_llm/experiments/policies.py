@@ -28,7 +28,7 @@ POLICIES_TESTED = ("oracle", "random", "reservoir", "fifo", "kcenter", "sdss", "
 SEEDS = (30, 31, 32, 33, 34)
 LENGTH, BINS, REQUESTS = 800, 32, 32
 TESTED, REPLIES, OTHERS = 48, 24, 64  # dialogues: of the signal, with replies, of other talk
-CONFIG = TuningConfig(steps=80, batch_size=8, learning_rate=1e-3, validation=0, patience=99)
+CONFIG = TuningConfig(steps=80, batch_size=8, learning_rate=1e-3, dropout=0, validation=0, checks=1)
 
 # %% ../../nbs/experiments/01_policies.ipynb #9dd2deaa
 @functools.cache

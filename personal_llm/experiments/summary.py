@@ -44,14 +44,15 @@ def verdict_of(
 # %% ../../nbs/experiments/00_summary.ipynb #c7243705
 def rows_from(
     name: str,  # of the grid
-    jobs: list = None,  # of the grid, to take complete people only
+    jobs: list = None,  # of the grid, to take complete units only
+    unit: tuple = ("user", "seed"),  # what must be complete
 ) -> list:  # rows; none where nothing is measured yet
     "What a grid has measured so far."
     try:
         found = read_results(name)
     except InputError:
         return []
-    return complete(found, jobs) if jobs else found
+    return complete(found, jobs, unit) if jobs else found
 
 
 def as_markdown(

@@ -23,6 +23,9 @@ def _check_value(name: str, value, kind) -> None:
     if kind is str:
         if not isinstance(value, str) or not value.strip():
             raise InputError(what, 'give "all-linear", or names of modules joined by commas')
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(what, "give True or False")
     elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(what, "give a number")
     elif kind is int and not (isinstance(value, int) and 1 <= value <= LARGEST):
@@ -51,6 +54,7 @@ class TuningConfig:
     warmup: float = 0.1  # share of the steps
     weight_decay: float = 0.0
     validation: float = 0.1  # share of the lineages that only judge; 0: the training dialogues judge
+    bfloat16: bool = True  # round products to bfloat16 where the processor is faster so (x86 with AVX-512 BF16 or AMX)
     checks: int = 6  # how often the adapter is judged
     patience: int = 3  # checks without progress before stopping
 

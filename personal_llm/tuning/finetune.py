@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_JUDGES', 'CHECKPOINTS', 'RUN_MARK', 'OURS', 'UNMARKED', 'Lesson', 'attach_trainable', 'trainable',
-           'arguments_of', 'new_trainer', 'progress_bar', 'run_id', 'run_mark', 'check_out', 'remove_checkpoints',
-           'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill', 'finetune']
+           'arguments_of', 'short_trainer', 'new_trainer', 'progress_bar', 'run_id', 'run_mark', 'check_out',
+           'remove_checkpoints', 'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill', 'finetune']
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #8b1b08a3
 import hashlib
@@ -34,6 +34,7 @@ from ..base.factors import lora_config
 from ..base.files import delete, is_full_disk, make_folder, write_atomically
 from ..base.tokens import collate
 from .config import TuningConfig
+from .losses import nats_of, short_way
 from .validation import BestAdapter, check_dialogues, is_whole, judging, validation_split
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #d77da693
@@ -120,14 +121,28 @@ def arguments_of(config: TuningConfig, folder: Path, seed: int, on_cpu: bool):  
         remove_unused_columns=False,
     )
 
+# %% ../../nbs/3_tuning/33_finetune.ipynb #bf799c40
+def short_trainer(adapted, bfloat16: bool):  # a subclass of transformers' Trainer
+    "Trainer with the loss of `nats_of`, a token's mean as ever."
+    from transformers import Trainer
+
+    short = short_way(adapted)
+
+    class ShortTrainer(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            count = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = nats_of(adapted, inputs, bfloat16, short) / count
+            return (loss, None) if return_outputs else loss
+
+    return ShortTrainer
+
 # %% ../../nbs/3_tuning/33_finetune.ipynb #732a84f7
 def new_trainer(adapted, samples: list, filler: int, config: TuningConfig, folder: Path, seed: int, callbacks: list):
     "transformers' Trainer, set up for a handful of dialogues."
-    from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
     on_cpu = str(next(adapted.parameters()).device) == "cpu"
-    trainer = Trainer(
+    trainer = short_trainer(adapted, config.bfloat16)(
         model=adapted,
         args=arguments_of(config, folder, seed, on_cpu),
         train_dataset=samples,
@@ -225,7 +240,8 @@ def train_with_judge(
     adapted, lesson: Lesson, filler: int, config: TuningConfig, out: Path, run: str, seed: int, progress: bool
 ) -> BestAdapter:
     "Train, or go on; the best weights are in the model afterwards; raises `InputError` when the disk is full."
-    judge, last = BestAdapter(lesson.judge, filler, config.batch_size), last_checkpoint(out, run)
+    judge = BestAdapter(lesson.judge, filler, config.batch_size)
+    last = last_checkpoint(out, run)
     if last:
         judge.load(Path(last))
     callbacks = [judging(judge, config)] + [progress_bar(config.steps)] * progress
