@@ -1577,6 +1577,20 @@ d = {
                 "personal_llm/experiments/bins.py",
             )
         },
+        "personal_llm.experiments.deciding": {
+            "personal_llm.experiments.deciding.decide": (
+                "experiments/deciding.html#decide",
+                "personal_llm/experiments/deciding.py",
+            ),
+            "personal_llm.experiments.deciding.forward_milliseconds": (
+                "experiments/deciding.html#forward_milliseconds",
+                "personal_llm/experiments/deciding.py",
+            ),
+            "personal_llm.experiments.deciding.measure": (
+                "experiments/deciding.html#measure",
+                "personal_llm/experiments/deciding.py",
+            ),
+        },
         "personal_llm.experiments.demo_numbers": {
             "personal_llm.experiments.demo_numbers.demo_words": (
                 "experiments/demo.html#demo_words",
