@@ -123,3 +123,64 @@ def test_nothing_is_left_of_what_was_erased():
     state = str(buffer.policy.state())
     assert gone.id not in state and not any(parent in state for parent in gone.parents)
     assert gone.prompt not in buffer.policy.recent, "its words may be said as if for the first time"
+
+
+def row(i, direction=(1.0, 0.0), origin="model", prompt=""):
+    "One dialogue of no words in common with another."
+    scores = Scores(0.5, 0.5, 0.1, "none", np.array(direction, np.float32), 1.0, 9, "base", 0.0)
+    return Candidate(
+        Dialogue(prompt or " ".join(f"w{i}x{k}" for k in range(9)), "A", origin=origin, id=f"d{i}"), scores
+    )
+
+
+def test_the_share_that_is_asked_about_is_paced():
+    "1.3 times what would spend the requests evenly: ten left, eighty-one dialogues to come, 16 %."
+    policy, view = Active(horizon=100), Buffer(4).view
+    for i in range(20):
+        _, why = policy.wants_answer(view, row(i), 10)
+    assert "best 16% of late" in why, why
+    policy.after_finetune(Buffer(4))
+    _, why = policy.wants_answer(view, row(20), 10)
+    assert "best 13% of late" in why, "the horizon begins anew: 1.3 x 10 / 100"
+    for i in range(21, 118):
+        _, why = policy.wants_answer(view, row(i), 10)
+    assert "best 100% of late" in why, "all that is left may be spent"
+
+
+def test_corrections_sate_for_an_episode_only():
+    policy, view = Active(), Buffer(4).view
+    for i in range(3):
+        one = policy.consider(row(i))
+        policy.answered(view, row(i), i > 0)
+    assert np.isclose(policy.compared(one), one.chance * 0.85**2)
+    for i in range(3, 9):
+        one = policy.consider(row(i))
+    assert np.isclose(policy.compared(one), one.chance * 0.85**2), "six dialogues later it is still the episode"
+    one = policy.consider(row(9))
+    assert policy.compared(one) == one.chance, "after seven it is over"
+
+
+def test_what_was_called_fine_has_a_bin_though_nearly_said_before():
+    buffer = Buffer(4, "active")
+    buffer.add(row(0, prompt="what helps against a cold in winter"))
+    again = row(1, prompt="so, what helps against a cold in winter", origin="approved")
+    assert buffer.add(again).kept
+
+
+def test_equals_do_not_replace_each_other():
+    buffer = Buffer(1, "active")
+    assert buffer.add(row(0)).kept
+    buffer.policy.worth = {"d0": 0.4}
+    policy, new = buffer.policy, row(1)
+    policy.worth["d1"] = 0.4
+    assert policy.choose(buffer.view, new)[0] is None
+    policy.worth["d1"] = 0.41
+    assert policy.choose(buffer.view, new)[0] == 0
+
+
+def test_among_corrections_the_older_of_the_most_alike_leaves():
+    buffer = Buffer(4, "active")
+    for i, angle in enumerate((0.0, 1.0, 2.2, 2.1)):
+        buffer.add(row(i, direction=(np.cos(angle), np.sin(angle)), origin="annotated"))
+    slot, why = buffer.policy.choose(buffer.view, row(9, direction=(0.0, -1.0), origin="annotated"))
+    assert buffer.dialogues[slot].id == "d2" and "most like another" in why
