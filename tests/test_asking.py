@@ -5,7 +5,7 @@ import pytest
 
 from personal_llm.base.core import Dialogue
 from personal_llm.sdss.asking import PATIENCE, Active
-from personal_llm.sdss.beliefs import Beliefs
+from personal_llm.sdss.beliefs import Answer, Beliefs, Trail, answer_views
 from personal_llm.sdss.buffer import Buffer, load_buffer
 from personal_llm.sdss.scoring import Candidate, Scores
 
@@ -184,3 +184,59 @@ def test_among_corrections_the_older_of_the_most_alike_leaves():
         buffer.add(row(i, direction=(np.cos(angle), np.sin(angle)), origin="annotated"))
     slot, why = buffer.policy.choose(buffer.view, row(9, direction=(0.0, -1.0), origin="annotated"))
     assert buffer.dialogues[slot].id == "d2" and "most like another" in why
+
+
+def test_an_answer_moves_the_weights():
+    policy, view = Active(), Buffer(4).view
+    one = policy.consider(row(0))
+    policy.answered(view, row(0), True)
+    assert policy.beliefs.probability(one.views) > one.chance, "the same views, a correction later"
+
+
+def test_what_repeats_leaves_no_numbers():
+    policy = Active()
+    policy.consider(row(0, prompt="what helps against a cold in winter"))
+    policy.consider(row(1, prompt="so, what helps against a cold in winter"))
+    assert policy.trail.count == 1 and len(policy.trail.columns["loss"]) == 1 and policy.seen == 2
+
+
+def test_nothing_at_all_is_left_when_all_was_erased():
+    buffer, _ = run(stream(100), buffer=Buffer(4, Active(100)))
+    buffer.erase({d.id for d in buffer.dialogues})
+    assert buffer.policy.state() == Active(100).state()
+
+
+def test_worth_is_remembered_for_bins_and_a_few_more():
+    buffer, _ = run(stream(200), buffer=Buffer(4, Active(200)))
+    assert len(buffer.policy.worth) <= 2 * 4
+    assert {d.id for d in buffer.dialogues} - {d.id for d in buffer.dialogues if d.parents} <= set(buffer.policy.worth)
+
+
+def noted(directions, ranks=()):
+    trail = Trail()
+    for i, direction in enumerate(directions):
+        trail.note(row(i), np.array(ranks[i] if ranks else [0.0] * 4), np.array(direction, float))
+    return trail
+
+
+def test_what_all_directions_share_is_taken_away():
+    trail = noted([(1.0, 1.0), (1.0, -1.0)])
+    assert np.allclose(trail.centred(np.array([1.0, 0.5])), (0, 1)), "the centre is (1, 0)"
+    assert np.allclose(trail.centred(np.array([1.0, 0.0])), 0), "the centre itself has no direction"
+
+
+def test_ranks_are_smoothed_over_four_dialogues():
+    trail = noted([(1.0, 0.0)] * 5, ranks=[[k] * 4 for k in (9.0, 9.0, 0.1, 0.2, 0.3)])
+    assert np.allclose(trail.smoothed(np.full(4, 0.6)), 0.3), "(.1 + .2 + .3 + .6) / 4"
+
+
+def test_views_of_answers_by_hand():
+    trail = noted([(0.0, 0.0)])  # directions stand as they are
+    trail.last.clear()
+    answer = lambda time, angle, corrected: Answer(time, np.array([np.cos(angle), np.sin(angle)]), corrected, "")
+    answers = [answer(0, 0.1, True), answer(10, 0.2, False), answer(12, 1.0, True)]
+    better, fine, near, *_ = answer_views(trail, answers, 16, np.array([1.0, 0.0]))
+    assert np.isclose(better, np.exp(-16 / 4) + np.exp(-4 / 4)) and np.isclose(fine, np.exp(-6 / 4))
+    assert np.isclose(near, np.cos(1.0)), "the first is sixteen dialogues old, the second was called fine"
+    many = [answer(16, 0.0, True)] * 9
+    assert answer_views(trail, many, 16, np.array([1.0, 0.0]))[0] == 2.5, "nine at once count no more than 2.5"
