@@ -1285,6 +1285,112 @@ d = {
                 "personal_llm/data/writing.py",
             ),
         },
+        "personal_llm.device.conversation": {
+            "personal_llm.device.conversation.Conversation": (
+                "6_device/conversation.html#conversation",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.__enter__": (
+                "6_device/conversation.html#conversation.__enter__",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.__exit__": (
+                "6_device/conversation.html#conversation.__exit__",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.__init__": (
+                "6_device/conversation.html#conversation.__init__",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation._forget": (
+                "6_device/conversation.html#conversation._forget",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.answer": (
+                "6_device/conversation.html#conversation.answer",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.close": (
+                "6_device/conversation.html#conversation.close",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.forget": (
+                "6_device/conversation.html#conversation.forget",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.history": (
+                "6_device/conversation.html#conversation.history",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.hush": (
+                "6_device/conversation.html#conversation.hush",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.learn": (
+                "6_device/conversation.html#conversation.learn",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.news": (
+                "6_device/conversation.html#conversation.news",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.observe": (
+                "6_device/conversation.html#conversation.observe",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.save": (
+                "6_device/conversation.html#conversation.save",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.say": (
+                "6_device/conversation.html#conversation.say",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.settle": (
+                "6_device/conversation.html#conversation.settle",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.skip": (
+                "6_device/conversation.html#conversation.skip",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.spoken": (
+                "6_device/conversation.html#conversation.spoken",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.stop_learning": (
+                "6_device/conversation.html#conversation.stop_learning",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.undo": (
+                "6_device/conversation.html#conversation.undo",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.check_place": (
+                "6_device/conversation.html#check_place",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.cleaned": (
+                "6_device/conversation.html#cleaned",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.from_plain": (
+                "6_device/conversation.html#from_plain",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.opened": (
+                "6_device/conversation.html#opened",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.to_plain": (
+                "6_device/conversation.html#to_plain",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.undisturbed": (
+                "6_device/conversation.html#undisturbed",
+                "personal_llm/device/conversation.py",
+            ),
+        },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.Forgotten": (
                 "6_device/forgetting.html#forgotten",
@@ -1306,12 +1412,20 @@ d = {
                 "6_device/forgetting.html#state.cut_histories",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.State.cut_talk": (
+                "6_device/forgetting.html#state.cut_talk",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.State.doomed": (
                 "6_device/forgetting.html#state.doomed",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.State.forget": (
                 "6_device/forgetting.html#state.forget",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.State.spoken": (
+                "6_device/forgetting.html#state.spoken",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.Wish": (
@@ -1383,6 +1497,40 @@ d = {
                 "personal_llm/device/forgetting.py",
             ),
         },
+        "personal_llm.device.learning": {
+            "personal_llm.device.learning.Learner": (
+                "6_device/learning.html#learner",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Learner.__init__": (
+                "6_device/learning.html#learner.__init__",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Learner.collect": (
+                "6_device/learning.html#learner.collect",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Learner.done": (
+                "6_device/learning.html#learner.done",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Learner.run": (
+                "6_device/learning.html#learner.run",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Learner.stop": (
+                "6_device/learning.html#learner.stop",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.Stopped": (
+                "6_device/learning.html#stopped",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.copy_that_stops": (
+                "6_device/learning.html#copy_that_stops",
+                "personal_llm/device/learning.py",
+            ),
+        },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
                 "6_device/personalizer.html#personalizer",
@@ -1394,6 +1542,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.__repr__": (
                 "6_device/personalizer.html#personalizer.__repr__",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.adopt": (
+                "6_device/personalizer.html#personalizer.adopt",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.begin": (
@@ -1448,6 +1600,10 @@ d = {
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.study": (
+                "6_device/personalizer.html#personalizer.study",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.take": (
                 "6_device/personalizer.html#personalizer.take",
                 "personal_llm/device/personalizer.py",
@@ -1494,8 +1650,16 @@ d = {
                 "6_device/questions.html#inquirer.consult",
                 "personal_llm/device/questions.py",
             ),
+            "personal_llm.device.questions.Inquirer.heard": (
+                "6_device/questions.html#inquirer.heard",
+                "personal_llm/device/questions.py",
+            ),
             "personal_llm.device.questions.Inquirer.requests_left": (
                 "6_device/questions.html#inquirer.requests_left",
+                "personal_llm/device/questions.py",
+            ),
+            "personal_llm.device.questions.Inquirer.wonders": (
+                "6_device/questions.html#inquirer.wonders",
                 "personal_llm/device/questions.py",
             ),
             "personal_llm.device.questions.ask_at_terminal": (
@@ -1518,6 +1682,7 @@ d = {
                 "6_device/store.html#state.status",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.add_state": ("6_device/store.html#add_state", "personal_llm/device/store.py"),
             "personal_llm.device.store.buffer_name": (
                 "6_device/store.html#buffer_name",
                 "personal_llm/device/store.py",
@@ -1556,6 +1721,44 @@ d = {
             "personal_llm.device.store.write_state": (
                 "6_device/store.html#write_state",
                 "personal_llm/device/store.py",
+            ),
+        },
+        "personal_llm.device.streaming": {
+            "personal_llm.device.streaming.Stream": (
+                "6_device/streaming.html#stream",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.__init__": (
+                "6_device/streaming.html#stream.__init__",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.__iter__": (
+                "6_device/streaming.html#stream.__iter__",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.ended": (
+                "6_device/streaming.html#stream.ended",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.feed": (
+                "6_device/streaming.html#stream.feed",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.shown": (
+                "6_device/streaming.html#stream.shown",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.summary": (
+                "6_device/streaming.html#stream.summary",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.next_token": (
+                "6_device/streaming.html#next_token",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.repeated": (
+                "6_device/streaming.html#repeated",
+                "personal_llm/device/streaming.py",
             ),
         },
         "personal_llm.experiments.all": {
@@ -3294,6 +3497,40 @@ d = {
             "personal_llm.start.cards.write_pllm": ("5_start/cards.html#write_pllm", "personal_llm/start/cards.py"),
             "personal_llm.start.cards.wrong_fields": ("5_start/cards.html#wrong_fields", "personal_llm/start/cards.py"),
         },
+        "personal_llm.start.fit": {
+            "personal_llm.start.fit.Fitted": ("5_start/fit.html#fitted", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture": ("5_start/fit.html#mixture", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.__init__": (
+                "5_start/fit.html#mixture.__init__",
+                "personal_llm/start/fit.py",
+            ),
+            "personal_llm.start.fit.Mixture.contributions": (
+                "5_start/fit.html#mixture.contributions",
+                "personal_llm/start/fit.py",
+            ),
+            "personal_llm.start.fit.Mixture.descend": ("5_start/fit.html#mixture.descend", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.held_out": (
+                "5_start/fit.html#mixture.held_out",
+                "personal_llm/start/fit.py",
+            ),
+            "personal_llm.start.fit.Mixture.losses": ("5_start/fit.html#mixture.losses", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.pulls": ("5_start/fit.html#mixture.pulls", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.samples": ("5_start/fit.html#mixture.samples", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.weighing": (
+                "5_start/fit.html#mixture.weighing",
+                "personal_llm/start/fit.py",
+            ),
+            "personal_llm.start.fit.Pulls": ("5_start/fit.html#pulls", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.adam": ("5_start/fit.html#adam", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.candidates": ("5_start/fit.html#candidates", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.drawn": ("5_start/fit.html#drawn", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.fit": ("5_start/fit.html#fit", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.fit_library": ("5_start/fit.html#fit_library", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.pull": ("5_start/fit.html#pull", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.said": ("5_start/fit.html#said", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.some_of": ("5_start/fit.html#some_of", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.standard_errors": ("5_start/fit.html#standard_errors", "personal_llm/start/fit.py"),
+        },
         "personal_llm.start.gradient": {
             "personal_llm.start.gradient.directions": (
                 "5_start/gradient.html#directions",
@@ -3324,7 +3561,12 @@ d = {
                 "5_start/gradient.html#make_sketch",
                 "personal_llm/start/gradient.py",
             ),
+            "personal_llm.start.gradient.predicted": (
+                "5_start/gradient.html#predicted",
+                "personal_llm/start/gradient.py",
+            ),
             "personal_llm.start.gradient.project": ("5_start/gradient.html#project", "personal_llm/start/gradient.py"),
+            "personal_llm.start.gradient.rates": ("5_start/gradient.html#rates", "personal_llm/start/gradient.py"),
             "personal_llm.start.gradient.read_sketch": (
                 "5_start/gradient.html#read_sketch",
                 "personal_llm/start/gradient.py",
@@ -3341,10 +3583,6 @@ d = {
             "personal_llm.start.gradient.slope": ("5_start/gradient.html#slope", "personal_llm/start/gradient.py"),
             "personal_llm.start.gradient.steepness": (
                 "5_start/gradient.html#steepness",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.summed_rates": (
-                "5_start/gradient.html#summed_rates",
                 "personal_llm/start/gradient.py",
             ),
             "personal_llm.start.gradient.unit_change": (
@@ -3494,6 +3732,7 @@ d = {
                 "5_start/merging.html#check_weights",
                 "personal_llm/start/merging.py",
             ),
+            "personal_llm.start.merging.combine": ("5_start/merging.html#combine", "personal_llm/start/merging.py"),
             "personal_llm.start.merging.common_base": (
                 "5_start/merging.html#common_base",
                 "personal_llm/start/merging.py",
@@ -3585,6 +3824,10 @@ d = {
         },
         "personal_llm.start.rivals": {
             "personal_llm.start.rivals.bayesian": ("5_start/rivals.html#bayesian", "personal_llm/start/rivals.py"),
+            "personal_llm.start.rivals.choose_plain": (
+                "5_start/rivals.html#choose_plain",
+                "personal_llm/start/rivals.py",
+            ),
             "personal_llm.start.rivals.choose_randomly": (
                 "5_start/rivals.html#choose_randomly",
                 "personal_llm/start/rivals.py",
@@ -4442,6 +4685,76 @@ d = {
                 "4_xpert/summariser.html#word_vector",
                 "personal_llm/xpert/summariser.py",
             ),
+        },
+        "personal_llm.xpert.words": {
+            "personal_llm.xpert.words.Labelled": ("4_xpert/words.html#labelled", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Labelled.__len__": (
+                "4_xpert/words.html#labelled.__len__",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Learned": ("4_xpert/words.html#learned", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Learned.scores": (
+                "4_xpert/words.html#learned.scores",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Told": ("4_xpert/words.html#told", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Told.__str__": ("4_xpert/words.html#told.__str__", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Trial": ("4_xpert/words.html#trial", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Trial.has": ("4_xpert/words.html#trial.has", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Vocabulary": ("4_xpert/words.html#vocabulary", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Vocabulary.__post_init__": (
+                "4_xpert/words.html#vocabulary.__post_init__",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Vocabulary.save": (
+                "4_xpert/words.html#vocabulary.save",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Vocabulary.scores": (
+                "4_xpert/words.html#vocabulary.scores",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Vocabulary.tell": (
+                "4_xpert/words.html#vocabulary.tell",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words._fit": ("4_xpert/words.html#_fit", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words._load": ("4_xpert/words.html#_load", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words._styled": ("4_xpert/words.html#_styled", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.are_synonyms": ("4_xpert/words.html#are_synonyms", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.axes_of": ("4_xpert/words.html#axes_of", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.check_texts": ("4_xpert/words.html#check_texts", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.directions": ("4_xpert/words.html#directions", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.ends_of": ("4_xpert/words.html#ends_of", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.fold_of": ("4_xpert/words.html#fold_of", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.is_said": ("4_xpert/words.html#is_said", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.labelled": ("4_xpert/words.html#labelled", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.learn": ("4_xpert/words.html#learn", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.mean_and_error": (
+                "4_xpert/words.html#mean_and_error",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.merge_synonyms": (
+                "4_xpert/words.html#merge_synonyms",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.order_share": ("4_xpert/words.html#order_share", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.out_of_fold": ("4_xpert/words.html#out_of_fold", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.scaled": ("4_xpert/words.html#scaled", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.test_users": ("4_xpert/words.html#test_users", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.tested": ("4_xpert/words.html#tested", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.text_and_group": (
+                "4_xpert/words.html#text_and_group",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.trial": ("4_xpert/words.html#trial", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.unit_and_threshold": (
+                "4_xpert/words.html#unit_and_threshold",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.verdict": ("4_xpert/words.html#verdict", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.views": ("4_xpert/words.html#views", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.weights_of": ("4_xpert/words.html#weights_of", "personal_llm/xpert/words.py"),
         },
     },
 }

@@ -100,9 +100,17 @@ def ancestry(
 def all_ids(self: State) -> set:
     "Every id that the state names."
     found = {decision.id for decision in self.buffer.log} | {*self.turns} | self.asked
+    found |= {row["id"] for row in self.talk.get("turns", ())}
     for d in self.buffer.dialogues:
         found |= {d.id, *d.parents}
     return found.union(*(one.parents for one in self.curve))
+
+
+@patch
+def spoken(self: State, wish: Wish) -> set:  # ids
+    "Which of the last turns of a live talk a wish means."
+    said = [Dialogue(**row) for row in self.talk.get("turns", ())]
+    return {d.id for d in said if wish.means(d)}
 
 
 @patch
@@ -110,7 +118,7 @@ def doomed(self: State, wish: Wish) -> set:  # ids
     "What a wish means, families included."
     if wish.everything:
         return self.all_ids()
-    found = set(wish.ids)
+    found = set(wish.ids) | self.spoken(wish)
     if wish.before is not None:
         found |= {decision.id for decision in self.buffer.log if decision.time < wish.before}
     for d in self.buffer.dialogues:
@@ -164,9 +172,11 @@ class Forgotten:
     files: list = field(default_factory=list)  # other files and folders
     unreachable: list = field(default_factory=list)  # in words
     ids: set = field(default_factory=set, repr=False)  # of all that was forgotten
+    turns: int = 0  # that a live talk lost
 
     def __str__(self):
         said = f"forgotten: {self.dialogues} dialogues, {len(self.adapters)} adapters; {self.cut} histories cut"
+        said += f"; {self.turns} turns of the talk" * bool(self.turns)
         files = [f"removed: {path}" for path in self.adapters + self.files]
         return "\n".join([said, *files, *(f"out of reach: {words}" for words in self.unreachable)])
 
@@ -176,6 +186,7 @@ def add(self: Forgotten, other: Forgotten) -> None:
     "Count another folder's in."
     self.dialogues += other.dialogues
     self.cut += other.cut
+    self.turns += other.turns
     self.ids |= other.ids
     for name in ("adapters", "files", "unreachable"):
         here = getattr(self, name)
@@ -198,6 +209,16 @@ def out_of_reach(state: State, wish: Wish, adapters: list) -> list:  # in words
 
 # %% ../../nbs/6_device/61_forgetting.ipynb #61a00026
 @patch
+def cut_talk(self: State, found: set) -> int:  # turns that it lost
+    "Drop turns of a live talk, and an open question that came after them."
+    turns = self.talk.get("turns", [])
+    stay = [row for row in turns if row["id"] not in found]
+    if len(stay) < len(turns):
+        self.talk |= dict(turns=stay, question=None)
+    return len(turns) - len(stay)
+
+
+@patch
 def forget(self: State, wish: Wish) -> Forgotten:
     "Remove what a wish means from the state; files are the caller's."
     found, before = self.doomed(wish), len(self.buffer)
@@ -215,7 +236,11 @@ def forget(self: State, wish: Wish) -> Forgotten:
     if cut or adapters:
         self.buffer.retire()
     left = before - len(self.buffer)
-    return Forgotten(left, len(cut), adapters, [], out_of_reach(self, wish, adapters), touched)
+    done = Forgotten(left, len(cut), adapters, [], out_of_reach(self, wish, adapters), touched)
+    done.turns = self.cut_talk(found)
+    if self.talk and (cut or adapters):
+        self.talk["question"] = None  # its scores are of an adapter that is gone
+    return done
 
 # %% ../../nbs/6_device/61_forgetting.ipynb #61a00029
 def is_copy(place: Path, done: Forgotten) -> bool:

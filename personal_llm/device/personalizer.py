@@ -99,7 +99,8 @@ class Personalizer(Inquirer):
         self.folder = Path(folder) if folder else None
         self.adapter = None  # the last `Adapter`
         self.synthesis = None  # of the last fine-tune
-        self.curve, self.cost, self.asked, self.turns = [], Cost(), set(), {}  # see `State`
+        self.curve, self.cost, self.asked, self.turns, self.talk = [], Cost(), set(), {}, {}  # see `State`
+        self.holding = False  # whether somebody holds the folder for it
         check_objects(self)
 
     def __repr__(self):
@@ -170,12 +171,13 @@ def begin(
     start,  # see `finetune`
     dialogues: list,  # that choose
     place,  # a folder for a merge
+    model=None,  # who chooses; its own by default
 ) -> tuple:  # (an adapter, its folder or None; what was found, or None; `Cost`)
     "Where a fine-tune begins, and why."
     if isinstance(start, str) and start == "last":
         start = self.adapter or self.start
     if isinstance(start, Library):
-        found = warm_start(self.model, start, dialogues, place, self.seed)
+        found = warm_start(model or self.model, start, dialogues, place, self.seed)
         return found.adapter, found.to_dict(), found.cost
     if isinstance(start, Ranking):
         weights = {start.best: 1.0} if start.best else start.weights
@@ -186,7 +188,7 @@ def begin(
 @patch
 def held(self: Personalizer):
     "Hold the folder, where there is one; raises `InputError` when another run does."
-    return lock_folder(self.folder) if self.folder else nullcontext()
+    return lock_folder(self.folder) if self.folder and not self.holding else nullcontext()
 
 
 @patch
@@ -232,6 +234,33 @@ def close_round(self: Personalizer, kept: list, made, adapter: Adapter, warm: di
     self.curve.append(one)
     self.adapter, self.synthesis = adapter, made
 
+# %% ../../nbs/6_device/63_personalizer.ipynb #dc8b43af
+@patch
+def study(
+    self: Personalizer,
+    kept: list,  # dialogues to learn from
+    start="last",  # see `finetune`
+    out=None,  # where the adapter goes
+    progress: bool = True,
+    model=None,  # who learns; its own by default
+) -> tuple:  # what `close_round` takes
+    "Choose a start, synthesise, tune."
+    model, seed = model or self.model, self.seed + len(self.curve)
+    with tempfile.TemporaryDirectory(prefix="merge-") as place:
+        begin, warm, spent = self.begin(start, kept, place, model)
+        made = synthesize(model, kept, self.synthetic, self.mode, seed=seed)
+        general = load_rehearsal(self.rehearsal)
+        adapter = tune(model, kept + made.dialogues, self.config, begin, out, seed, progress, general)
+    return kept, made, adapter, warm, spent
+
+
+@patch
+def adopt(self: Personalizer, kept: list, made, adapter: Adapter, warm: dict, spent: Cost) -> None:
+    "Go on with what was learned."
+    self.close_round(kept, made, adapter, warm, spent)
+    self.buffer.policy.after_finetune(self.buffer)
+    self.refresh()
+
 # %% ../../nbs/6_device/63_personalizer.ipynb #62a00020
 @patch
 def finetune(
@@ -241,19 +270,10 @@ def finetune(
     progress: bool = True,
 ) -> Adapter:
     "Freeze, ask, choose a start, synthesise, tune, score anew (Qin et al. 2024, figure 1)."
-    turn = len(self.curve)
-    out = out or (self.folder / ADAPTERS / f"{turn:03d}" if self.folder else None)
-    with self.held(), tempfile.TemporaryDirectory(prefix="merge-") as place:
-        kept = self.freeze()
-        begin, warm, spent = self.begin(start, kept, place)
-        made = synthesize(self.model, kept, self.synthetic, self.mode, seed=self.seed + turn)
-        rows = kept + made.dialogues
-        general = load_rehearsal(self.rehearsal)
-        adapter = tune(self.model, rows, self.config, begin, out, self.seed + turn, progress, general)
-        self.close_round(kept, made, adapter, warm, spent)
-        self.buffer.policy.after_finetune(self.buffer)
-        self.refresh()
-    return adapter
+    out = out or (self.folder / ADAPTERS / f"{len(self.curve):03d}" if self.folder else None)
+    with self.held():
+        self.adopt(*self.study(self.freeze(), start, out, progress))
+    return self.adapter
 
 # %% ../../nbs/6_device/63_personalizer.ipynb #62a00023
 @patch
@@ -262,7 +282,7 @@ def state(self: Personalizer) -> State:
     settings = dict(synthetic=self.synthetic, every=self.every, ask=self.when, requests=self.requests)
     settings |= dict(rehearsal=self.rehearsal)
     settings |= dict(mode=self.mode, seed=self.seed, config=asdict(self.config))
-    return State(self.model.base, settings, self.buffer, self.curve, self.cost, self.asked, self.turns)
+    return State(self.model.base, settings, self.buffer, self.curve, self.cost, self.asked, self.turns, self.talk)
 
 # %% ../../nbs/6_device/63_personalizer.ipynb #62a00036
 @patch
@@ -305,7 +325,7 @@ def load_personalizer(
     except (TypeError, KeyError) as error:
         what = f"{Path(folder) / STATE}: damaged ({str(error)[:80]})"
         raise InputError(what, "restore a copy or start anew") from error
-    me.curve, me.cost, me.asked, me.turns = state.curve, state.cost, state.asked, state.turns
+    me.curve, me.cost, me.asked, me.turns, me.talk = state.curve, state.cost, state.asked, state.turns, state.talk
     me.adapter = Adapter.load(state.adapter) if state.adapter else None
     with model.using(me.adapter):
         stale = any(c.scores.model != model.active_adapter for c in me.buffer.entries)

@@ -78,16 +78,30 @@ def ask_about(self: Inquirer, slot: int) -> None:
 
 # %% ../../nbs/6_device/62_questions.ipynb #ebbff95d
 @patch
+def wonders(self: Inquirer, candidate: Candidate) -> bool:
+    "Whether the policy finds an answer about a dialogue worth a request; ask it once a dialogue."
+    if self.when != "policy" or not candidate.dialogue.response.strip():
+        return False
+    return self.buffer.policy.wants_answer(self.buffer.view, candidate, self.requests_left())[0]
+
+
+@patch
+def heard(
+    self: Inquirer,
+    candidate: Candidate,
+    better: str = None,  # None: the reply will do
+) -> Candidate:  # with the answer
+    "Let the policy learn from an answer, and put it into the dialogue."
+    if self.buffer.policy.asks:
+        self.buffer.policy.answered(self.buffer.view, candidate, better is not None)
+    verdict = dict(origin="approved") if better is None else dict(origin="annotated", response=better)
+    return Candidate(candidate.dialogue.derive(**verdict), candidate.scores)
+
+
+@patch
 def consult(self: Inquirer, candidate: Candidate) -> Candidate:
     "Ask about a dialogue as it comes, where the policy finds that worth a request."
-    if self.annotator is None or self.when != "policy" or not candidate.dialogue.response.strip():
+    if self.annotator is None or not self.wonders(candidate):
         return candidate
-    d, policy, view = candidate.dialogue, self.buffer.policy, self.buffer.view
-    if not policy.wants_answer(view, candidate, self.requests_left())[0]:
-        return candidate
-    told, better = self.answer_to(d)
-    if not told:
-        return candidate
-    policy.answered(view, candidate, better is not None)
-    verdict = dict(origin="approved") if better is None else dict(origin="annotated", response=better)
-    return Candidate(d.derive(**verdict), candidate.scores)
+    told, better = self.answer_to(candidate.dialogue)
+    return self.heard(candidate, better) if told else candidate
