@@ -1667,6 +1667,22 @@ d = {
                 "personal_llm/device/questions.py",
             ),
         },
+        "personal_llm.device.slash": {
+            "personal_llm.device.slash.enter": ("6_device/slash.html#enter", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.forget": ("6_device/slash.html#forget", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.help_text": ("6_device/slash.html#help_text", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.learn": ("6_device/slash.html#learn", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.obey": ("6_device/slash.html#obey", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.scores_in_words": (
+                "6_device/slash.html#scores_in_words",
+                "personal_llm/device/slash.py",
+            ),
+            "personal_llm.device.slash.skip": ("6_device/slash.html#skip", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.status": ("6_device/slash.html#status", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.style": ("6_device/slash.html#style", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.undo": ("6_device/slash.html#undo", "personal_llm/device/slash.py"),
+            "personal_llm.device.slash.why": ("6_device/slash.html#why", "personal_llm/device/slash.py"),
+        },
         "personal_llm.device.store": {
             "personal_llm.device.store.Round": ("6_device/store.html#round", "personal_llm/device/store.py"),
             "personal_llm.device.store.Round.__str__": (
@@ -4015,6 +4031,50 @@ d = {
                 "personal_llm/start/warm_start.py",
             ),
         },
+        "personal_llm.tuning.caching": {
+            "personal_llm.tuning.caching.Lower": ("3_tuning/caching.html#lower", "personal_llm/tuning/caching.py"),
+            "personal_llm.tuning.caching.Lower.__init__": (
+                "3_tuning/caching.html#lower.__init__",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.Lower.agrees": (
+                "3_tuning/caching.html#lower.agrees",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.Lower.feeding": (
+                "3_tuning/caching.html#lower.feeding",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.Lower.names": (
+                "3_tuning/caching.html#lower.names",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.Lower.rows": (
+                "3_tuning/caching.html#lower.rows",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.entering": (
+                "3_tuning/caching.html#entering",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.frozen_layers": (
+                "3_tuning/caching.html#frozen_layers",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.layer_stack": (
+                "3_tuning/caching.html#layer_stack",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.lower_of": (
+                "3_tuning/caching.html#lower_of",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.passing": ("3_tuning/caching.html#passing", "personal_llm/tuning/caching.py"),
+            "personal_llm.tuning.caching.top_layers": (
+                "3_tuning/caching.html#top_layers",
+                "personal_llm/tuning/caching.py",
+            ),
+        },
         "personal_llm.tuning.config": {
             "personal_llm.tuning.config.TuningConfig": (
                 "3_tuning/config.html#tuningconfig",
@@ -4563,6 +4623,85 @@ d = {
                 "personal_llm/xpert/fitting.py",
             ),
         },
+        "personal_llm.xpert.labelled": {
+            "personal_llm.xpert.labelled.Labelled": (
+                "4_xpert/labelled.html#labelled",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.Labelled.__len__": (
+                "4_xpert/labelled.html#labelled.__len__",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.Learned": ("4_xpert/labelled.html#learned", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.Learned.scores": (
+                "4_xpert/labelled.html#learned.scores",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.Trial": ("4_xpert/labelled.html#trial", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.Trial.has": (
+                "4_xpert/labelled.html#trial.has",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled._styled": ("4_xpert/labelled.html#_styled", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.are_synonyms": (
+                "4_xpert/labelled.html#are_synonyms",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.axes_of": ("4_xpert/labelled.html#axes_of", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.check_texts": (
+                "4_xpert/labelled.html#check_texts",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.directions": (
+                "4_xpert/labelled.html#directions",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.ends_of": ("4_xpert/labelled.html#ends_of", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.fold_of": ("4_xpert/labelled.html#fold_of", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.is_said": ("4_xpert/labelled.html#is_said", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.labelled": (
+                "4_xpert/labelled.html#labelled",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.learn": ("4_xpert/labelled.html#learn", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.mean_and_error": (
+                "4_xpert/labelled.html#mean_and_error",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.merge_synonyms": (
+                "4_xpert/labelled.html#merge_synonyms",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.order_share": (
+                "4_xpert/labelled.html#order_share",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.out_of_fold": (
+                "4_xpert/labelled.html#out_of_fold",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.scaled": ("4_xpert/labelled.html#scaled", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.test_users": (
+                "4_xpert/labelled.html#test_users",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.tested": ("4_xpert/labelled.html#tested", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.text_and_group": (
+                "4_xpert/labelled.html#text_and_group",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.trial": ("4_xpert/labelled.html#trial", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.unit_and_threshold": (
+                "4_xpert/labelled.html#unit_and_threshold",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.verdict": ("4_xpert/labelled.html#verdict", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.views": ("4_xpert/labelled.html#views", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.weights_of": (
+                "4_xpert/labelled.html#weights_of",
+                "personal_llm/xpert/labelled.py",
+            ),
+        },
         "personal_llm.xpert.space": {
             "personal_llm.xpert.space.StyleSpace": ("4_xpert/space.html#stylespace", "personal_llm/xpert/space.py"),
             "personal_llm.xpert.space.StyleSpace.__post_init__": (
@@ -4687,20 +4826,8 @@ d = {
             ),
         },
         "personal_llm.xpert.words": {
-            "personal_llm.xpert.words.Labelled": ("4_xpert/words.html#labelled", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Labelled.__len__": (
-                "4_xpert/words.html#labelled.__len__",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.Learned": ("4_xpert/words.html#learned", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Learned.scores": (
-                "4_xpert/words.html#learned.scores",
-                "personal_llm/xpert/words.py",
-            ),
             "personal_llm.xpert.words.Told": ("4_xpert/words.html#told", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Told.__str__": ("4_xpert/words.html#told.__str__", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Trial": ("4_xpert/words.html#trial", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Trial.has": ("4_xpert/words.html#trial.has", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Vocabulary": ("4_xpert/words.html#vocabulary", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Vocabulary.__post_init__": (
                 "4_xpert/words.html#vocabulary.__post_init__",
@@ -4720,41 +4847,6 @@ d = {
             ),
             "personal_llm.xpert.words._fit": ("4_xpert/words.html#_fit", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words._load": ("4_xpert/words.html#_load", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words._styled": ("4_xpert/words.html#_styled", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.are_synonyms": ("4_xpert/words.html#are_synonyms", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.axes_of": ("4_xpert/words.html#axes_of", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.check_texts": ("4_xpert/words.html#check_texts", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.directions": ("4_xpert/words.html#directions", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.ends_of": ("4_xpert/words.html#ends_of", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.fold_of": ("4_xpert/words.html#fold_of", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.is_said": ("4_xpert/words.html#is_said", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.labelled": ("4_xpert/words.html#labelled", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.learn": ("4_xpert/words.html#learn", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.mean_and_error": (
-                "4_xpert/words.html#mean_and_error",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.merge_synonyms": (
-                "4_xpert/words.html#merge_synonyms",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.order_share": ("4_xpert/words.html#order_share", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.out_of_fold": ("4_xpert/words.html#out_of_fold", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.scaled": ("4_xpert/words.html#scaled", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.test_users": ("4_xpert/words.html#test_users", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.tested": ("4_xpert/words.html#tested", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.text_and_group": (
-                "4_xpert/words.html#text_and_group",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.trial": ("4_xpert/words.html#trial", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.unit_and_threshold": (
-                "4_xpert/words.html#unit_and_threshold",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.verdict": ("4_xpert/words.html#verdict", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.views": ("4_xpert/words.html#views", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.weights_of": ("4_xpert/words.html#weights_of", "personal_llm/xpert/words.py"),
         },
     },
 }
