@@ -40,6 +40,14 @@ d = {
             "personal_llm.app.arguments.show": ("8_app/arguments.html#show", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
+        "personal_llm.app.chat": {
+            "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.converse": ("8_app/chat.html#converse", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.leave": ("8_app/chat.html#leave", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.take_turn": ("8_app/chat.html#take_turn", "personal_llm/app/chat.py"),
+        },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.execute": ("8_app/cli.html#execute", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
@@ -49,10 +57,6 @@ d = {
         "personal_llm.app.commands": {
             "personal_llm.app.commands.annotator_of": (
                 "8_app/commands.html#annotator_of",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.chat_command": (
-                "8_app/commands.html#chat_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.check_command": (
@@ -65,6 +69,10 @@ d = {
             ),
             "personal_llm.app.commands.evaluate_command": (
                 "8_app/commands.html#evaluate_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.forget_command": (
+                "8_app/commands.html#forget_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.judge_line": ("8_app/commands.html#judge_line", "personal_llm/app/commands.py"),
@@ -81,7 +89,15 @@ d = {
                 "8_app/commands.html#start_lines",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.talk": ("8_app/commands.html#talk", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.status_command": (
+                "8_app/commands.html#status_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.tidy_folder": (
+                "8_app/commands.html#tidy_folder",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.time_of": ("8_app/commands.html#time_of", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
@@ -109,18 +125,6 @@ d = {
             "personal_llm.app.demo.second_half": ("8_app/demo.html#second_half", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.started": ("8_app/demo.html#started", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.tests_of": ("8_app/demo.html#tests_of", "personal_llm/app/demo.py"),
-        },
-        "personal_llm.app.keeping": {
-            "personal_llm.app.keeping.forget_command": (
-                "8_app/keeping.html#forget_command",
-                "personal_llm/app/keeping.py",
-            ),
-            "personal_llm.app.keeping.status_command": (
-                "8_app/keeping.html#status_command",
-                "personal_llm/app/keeping.py",
-            ),
-            "personal_llm.app.keeping.tidy_folder": ("8_app/keeping.html#tidy_folder", "personal_llm/app/keeping.py"),
-            "personal_llm.app.keeping.time_of": ("8_app/keeping.html#time_of", "personal_llm/app/keeping.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.add_pllms": (
@@ -954,6 +958,49 @@ d = {
             "personal_llm.course.tasks_3.energies": ("course/tasks_3.html#energies", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3.entropy": ("course/tasks_3.html#entropy", "personal_llm/course/tasks_3.py"),
         },
+        "personal_llm.course.tasks_4": {
+            "personal_llm.course.tasks_4.BestOf": ("course/tasks_4.html#bestof", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.BestOf.choose": (
+                "course/tasks_4.html#bestof.choose",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.Labelled": ("course/tasks_4.html#labelled", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.Shortest": ("course/tasks_4.html#shortest", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.Stubborn": ("course/tasks_4.html#stubborn", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.Stubborn.choose": (
+                "course/tasks_4.html#stubborn.choose",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4._draw": ("course/tasks_4.html#_draw", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._least": ("course/tasks_4.html#_least", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.chosen": ("course/tasks_4.html#chosen", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.exchanged": (
+                "course/tasks_4.html#exchanged",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.grade": ("course/tasks_4.html#grade", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.hidden_streams": (
+                "course/tasks_4.html#hidden_streams",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.judge_policy": (
+                "course/tasks_4.html#judge_policy",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.judge_rule": (
+                "course/tasks_4.html#judge_rule",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.locked": ("course/tasks_4.html#locked", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4.sdss_rule": (
+                "course/tasks_4.html#sdss_rule",
+                "personal_llm/course/tasks_4.py",
+            ),
+            "personal_llm.course.tasks_4.signal_share": (
+                "course/tasks_4.html#signal_share",
+                "personal_llm/course/tasks_4.py",
+            ),
+        },
         "personal_llm.course.tasks_5": {
             "personal_llm.course.tasks_5._copies": ("course/tasks_5.html#_copies", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._deaf_to": ("course/tasks_5.html#_deaf_to", "personal_llm/course/tasks_5.py"),
@@ -1312,6 +1359,10 @@ d = {
             ),
             "personal_llm.device.conversation.Conversation.close": (
                 "6_device/conversation.html#conversation.close",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.Conversation.finish": (
+                "6_device/conversation.html#conversation.finish",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.Conversation.forget": (
@@ -2351,6 +2402,44 @@ d = {
                 "personal_llm/experiments/variations.py",
             ),
         },
+        "personal_llm.experiments.words_told": {
+            "personal_llm.experiments.words_told.judge_rows": (
+                "experiments/words.html#judge_rows",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.judged": (
+                "experiments/words.html#judged",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.judges": (
+                "experiments/words.html#judges",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.measure": (
+                "experiments/words.html#measure",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.row_of": (
+                "experiments/words.html#row_of",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.teach": (
+                "experiments/words.html#teach",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.texts_of": (
+                "experiments/words.html#texts_of",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.true_words": (
+                "experiments/words.html#true_words",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.users_of": (
+                "experiments/words.html#users_of",
+                "personal_llm/experiments/words_told.py",
+            ),
+        },
         "personal_llm.experiments.workers": {
             "personal_llm.experiments.workers._give": (
                 "experiments/workers.html#_give",
@@ -3023,6 +3112,32 @@ d = {
             "personal_llm.recipes.style_texts.running_texts": (
                 "recipes/style_texts.html#running_texts",
                 "personal_llm/recipes/style_texts.py",
+            ),
+        },
+        "personal_llm.recipes.word_texts": {
+            "personal_llm.recipes.word_texts.main": (
+                "recipes/word_texts.html#main",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.make_words": (
+                "recipes/word_texts.html#make_words",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.open_texts": (
+                "recipes/word_texts.html#open_texts",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.plain_people": (
+                "recipes/word_texts.html#plain_people",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.put": (
+                "recipes/word_texts.html#put",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.without_undecided": (
+                "recipes/word_texts.html#without_undecided",
+                "personal_llm/recipes/word_texts.py",
             ),
         },
         "personal_llm.sdss.asking": {
@@ -4043,6 +4158,10 @@ d = {
             ),
             "personal_llm.tuning.caching.Lower.feeding": (
                 "3_tuning/caching.html#lower.feeding",
+                "personal_llm/tuning/caching.py",
+            ),
+            "personal_llm.tuning.caching.Lower.made": (
+                "3_tuning/caching.html#lower.made",
                 "personal_llm/tuning/caching.py",
             ),
             "personal_llm.tuning.caching.Lower.names": (

@@ -329,7 +329,7 @@ def are_synonyms(
     has, other = tried.has(first), tried.has(second)
     one, two = has & ~other, other & ~has
     if not one.any() or not two.any():
-        return bool((has == other).all())
+        return bool(has.any() and (has == other).all())
     a, b = map(tried.words.index, (first, second))
     gap = tried.whole[:, 0, a] - tried.whole[:, 0, b]
     return order_share(gap[one], gap[two]) < SYNONYMS
