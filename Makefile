@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow lint export clean-notebooks readme check notebooks experiments
+.PHONY: help install install-dev demo test test-slow lint docs export clean-notebooks readme check notebooks experiments
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +46,9 @@ notebooks: .venv/.installed-dev ## open the notebooks in JupyterLab
 experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/results, for hours; call again to go on (what is missing: ARGS=--list)
 	@$(BIN)/python -m personal_llm.experiments.all $(ARGS)
 
+docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
 	@$(BIN)/python tools/export.py
 
@@ -74,4 +77,8 @@ check: ## what the continuous integration runs
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) install -e ".[dev]"
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) install -e ".[docs]"
 	@touch $@
