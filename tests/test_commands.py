@@ -11,10 +11,9 @@ from personal_llm import personalize
 from personal_llm.app import personalize as module
 from personal_llm.app.results import COMMITTED, put
 from personal_llm.base import models
-from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, delete
 from tiny import shared, tiny
-from typed import fails, found, invoke, rows, write
+from typed import fails, found, invoke, rows, snapshot, write
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,15 +77,10 @@ def test_another_models_adapter_is_refused(world, capsys):
     assert "made for base" in fails(capsys, *command)
 
 
-def test_chat_remembers_and_shows_escapes(world, capsys, monkeypatch):
-    seen = []
-
-    def reply(self, dialogues, tokens):
-        seen.append(dialogues[0])
-        return ["\x1b[31mhello"]
-
-    monkeypatch.setattr(models.Model, "reply", reply)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n\nthree\n"))
+def test_chat_with_an_adapter_answers_and_keeps_nothing(world, capsys, monkeypatch):
+    before = snapshot(world / "mine")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/status\n\x1b[31mtwo\n"))
     code, out, err = invoke(capsys, "chat", "--quiet", "--adapter", world / "mine")
-    assert (code, out) == (0, "\\x1b[31mhello\n" * 2)
-    assert seen[1] == Dialogue("two", "", [("user", "one"), ("assistant", "\x1b[31mhello")])
+    assert code == 0 and "1/32 dialogues" in out and "\x1b" not in out and snapshot(world / "mine") == before
+    fails(capsys, "chat", "--adapter", world / "mine", "--out", world / "mine")
+    fails(capsys, "chat", "--out", world / "mine")

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['OUT', 'DEMO_OPTIONS', 'AS_IT_WANTS', 'POLICY', 'START', 'TIMES', 'ASK', 'PERSONALIZE_OPTIONS', 'ADAPTER',
-           'TURNS', 'CHAT_TOKENS', 'demo_command', 'annotator_of', 'start_lines', 'judge_line', 'personalize_lines',
-           'personalize_command', 'known_to', 'evaluate_command', 'check_command', 'talk', 'chat_command']
+           'FOLDER', 'NOTHING', 'demo_command', 'annotator_of', 'start_lines', 'judge_line', 'personalize_lines',
+           'personalize_command', 'known_to', 'evaluate_command', 'check_command', 'tidy_folder', 'status_command',
+           'time_of', 'forget_command']
 
 # %% ../../nbs/8_app/86_commands.ipynb #6f64a2e4
 import sys
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from personal_llm.app.arguments import (
@@ -24,10 +27,18 @@ from personal_llm.app.arguments import (
     option,
     read_chats,
 )
-from .personalize import adapter_in, answers_line, before_after, change_rows, measure, personalize
-from .results import settle
-from ..base.core import Dialogue, InputError
-from ..base.text import printable
+from personal_llm.app.personalize import (
+    adapter_in,
+    answers_in,
+    answers_line,
+    before_after,
+    change_rows,
+    measure,
+    personalize,
+)
+from .results import results_folder, settle
+from ..base.core import InputError
+from ..base.files import MARKER
 
 # %% ../../nbs/8_app/86_commands.ipynb #21b8492a
 OUT = "where the results go: a new folder, or an earlier output, which is replaced when all is done"
@@ -227,40 +238,75 @@ def check_command(args) -> Shown:
     rows = [dict(what=what, ok=holds, detail=detail) for what, holds, detail in found.rows]
     return Shown(dict(model=args.model, ok=found.ok, rows=rows), [str(found)], 0 if found.ok else 1)
 
-# %% ../../nbs/8_app/86_commands.ipynb #dd5456f8
-TURNS = 6  # of the conversation that the model sees
-CHAT_TOKENS = 128  # of an answer at most
+# %% ../../nbs/8_app/86_commands.ipynb #d896e7a6
+def tidy_folder(
+    folder: str,  # an output folder, or what `Personalizer.save` wrote
+) -> None:
+    "Finish or remove what a killed run left; raises `InputError` when a run is at work, or nothing here is ours."
+    from personal_llm.device.store import STATE
+
+    if not any((Path(folder) / name).is_file() for name in (MARKER, STATE)):
+        raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
+    if (Path(folder) / MARKER).is_file():
+        with results_folder(folder):
+            pass
+
+# %% ../../nbs/8_app/86_commands.ipynb #99946051
+FOLDER = option("--out", required=True, metavar="DIR", help="what --out of personalize or chat named")
 
 
-def talk(model, read) -> None:
-    "Answer line by line, until an empty one."
-    history = []
-    while said := read().strip():
-        reply = model.reply([Dialogue(said, "", history[-TURNS:])], CHAT_TOKENS)[0]
-        print(printable(reply), flush=True)
-        history += [("user", said), ("assistant", reply)]
+@command("status", "what is kept in a folder, without a word of what was said", FOLDER, examples=["--out mine"])
+def status_command(args) -> Shown:
+    "The command `status`."
+    from personal_llm.device.store import folder_status, read_state
 
-# %% ../../nbs/8_app/86_commands.ipynb #d37d420c
+    tidy_folder(args.out)
+    found = folder_status(args.out)
+    found["answers"] = answers_in(read_state(found["folder"]).buffer.dialogues)
+    lines = [
+        f"state      {found['folder']} ({found['bytes'] / 1e6:.1f} MB)",
+        f"buffer     {found['bins']} bins, {found['policy']}; {found['seen']} dialogues seen",
+        f"asked      {answers_line(found['requests'], found['answers'])}",
+        f"adapter    {found['adapter'] or 'none'}, {found['finetunes']} fine-tunes",
+    ]
+    return Shown(found, lines + [f"last       {found['last']}"] * bool(found["last"]))
+
+# %% ../../nbs/8_app/86_commands.ipynb #d1471719
+def time_of(
+    text: str,  # a number, or a date such as 2024-05-31
+):  # seconds, or None for None
+    "A time as dialogues have it; raises `InputError` for what is none."
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InputError(f"--before {text[:40]}", "give a date such as 2024-05-31, or a number") from None
+
+# %% ../../nbs/8_app/86_commands.ipynb #6ea9497a
+NOTHING = "nothing that was named is stored here"
+
+
 @command(
-    "chat",
-    "talk with the model, one line at a time",
-    *MODEL,
-    option("--adapter", metavar="DIR", help=f"{ADAPTER}; the bare model by default"),
-    examples=["--adapter mine"],
+    "forget",
+    "remove dialogues and all that was made of them: adapters, variants, histories, reports",
+    FOLDER,
+    option("--text", metavar="WORDS", help="dialogues in which these words were said"),
+    option("--id", action="append", default=[], metavar="ID", help="a dialogue; can be given more than once"),
+    option("--before", metavar="TIME", help="dialogues before a date (2024-05-31), or a number as dialogues have it"),
+    option("--all", action="store_true", help="everything that this package stored in the folder"),
+    examples=["--out mine --text 'my sister'", "--out mine --before 2024-05-31", "--out mine --all"],
 )
-def chat_command(args) -> None:
-    "The command `chat`; it prints as it goes."
-    from personal_llm.base.adapters import check_adapter
+def forget_command(args) -> Shown:
+    "The command `forget`."
+    from personal_llm.device.forgetting import forget_folder
 
-    if args.adapter:
-        settle(args.adapter)
-    adapter = check_adapter(adapter_in(args.adapter)) if args.adapter else None
-
-    def read():
-        print("> ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline()
-
-    with model_of(args).using(adapter) as model:
-        if not args.quiet:
-            note("write, and press Enter; an empty line or Ctrl-D ends")
-        talk(model, read)
+    tidy_folder(args.out)
+    done = forget_folder(args.out, args.id, args.text, time_of(args.before), args.all)
+    said = {name: value for name, value in asdict(done).items() if name != "ids"}
+    touched = done.dialogues or done.cut or done.adapters or done.files or done.turns
+    return Shown(said, [str(done)] if touched else [NOTHING, *(f"out of reach: {x}" for x in done.unreachable)])

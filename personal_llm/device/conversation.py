@@ -55,13 +55,14 @@ def undisturbed():
     if held_back:
         known(*held_back[0])
 
-# %% ../../nbs/6_device/66_conversation.ipynb #4e72e59f
+# %% ../../nbs/6_device/66_conversation.ipynb #de011337
 TURNS_KEPT = 20  # of the talk, for whoever comes back
 TURNS_SEEN = 3  # of the talk, that the model sees
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder) -> None:
     "Raise `InputError`, with nothing made, for a folder in which somebody else's things lie."
+    folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a file, not a folder", "choose a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -141,7 +142,7 @@ def news(self: Conversation) -> list:  # lines
     told, self.notes = self.notes, []
     return told
 
-# %% ../../nbs/6_device/66_conversation.ipynb #844a9c1c
+# %% ../../nbs/6_device/66_conversation.ipynb #ecdb8dec
 QUESTION = "Was this reply acceptable, and if not, what would you have liked?"
 
 
@@ -172,7 +173,7 @@ def skip(self: Conversation) -> None:
             self.question = None
             self.save()
 
-# %% ../../nbs/6_device/66_conversation.ipynb #a8fcabd8
+# %% ../../nbs/6_device/66_conversation.ipynb #d11f693e
 UNTAUGHT = "nothing to learn from yet: no reply was corrected or called fine"
 
 
@@ -190,12 +191,12 @@ def learn(self: Conversation) -> str:  # a line
 
 
 @patch
-def settle(self: Conversation, wait: bool = False) -> None:
-    "Drop an open question, and go on with what was learned, where that is done."
-    self.skip()
-    if self.learner is None or not (wait or self.learner.done):
+def finish(self: Conversation) -> None:
+    "Wait until a fine-tune is done, and go on with what was learned; the open question stays open."
+    if self.learner is None:
         return
     self.learner.thread.join()
+    question, self.question = self.question, None
     with undisturbed():
         learner, self.learner = self.learner, None
         try:
@@ -203,9 +204,18 @@ def settle(self: Conversation, wait: bool = False) -> None:
         except (InputError, OSError, RuntimeError) as error:
             what = "the disk is full" if is_full_disk(error) else str(error).split("\n")[0][:160]
             self.notes.append(f"learning failed: {what}; all is as it was")
+        self.question = question and self.me.score([question.dialogue])[0]
         self.save()
 
-# %% ../../nbs/6_device/66_conversation.ipynb #d68ba667
+
+@patch
+def settle(self: Conversation) -> None:
+    "Drop an open question, and go on with what was learned, where that is done."
+    self.skip()
+    if self.learner is not None and self.learner.done:
+        self.finish()
+
+# %% ../../nbs/6_device/66_conversation.ipynb #ea365246
 @patch
 def stop_learning(self: Conversation) -> None:
     "End a fine-tune that is going on; nothing of it stays."
@@ -237,7 +247,7 @@ def __enter__(self: Conversation):
 def __exit__(self: Conversation, *error):
     self.close()
 
-# %% ../../nbs/6_device/66_conversation.ipynb #9e0c3d21
+# %% ../../nbs/6_device/66_conversation.ipynb #a8043bd5
 @patch
 def history(self: Conversation) -> History:
     "The last turns, as the model sees them."
@@ -280,7 +290,7 @@ def spoken(self: Conversation, text: str):
     self.me.cost = self.me.cost + cost
     self.observe(asked, self.reply)
 
-# %% ../../nbs/6_device/66_conversation.ipynb #a515a25c
+# %% ../../nbs/6_device/66_conversation.ipynb #f16a8c70
 @patch
 def observe(
     self: Conversation,

@@ -1,0 +1,512 @@
+"A live talk: streamed, scored by the same passes, asked about rarely, learned from, interrupted, full disks and all."
+
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personal_llm.base import files
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.tokens import encode_prompt
+from personal_llm.device import conversation, learning
+from personal_llm.device.conversation import Conversation, undisturbed
+from personal_llm.device.forgetting import forget_folder
+from personal_llm.device.slash import SLASH, enter
+from personal_llm.device.store import LEARNING, STATE, read_state
+from personal_llm.device.streaming import RUN, Stream
+from personal_llm.sdss.asking import Active
+from personal_llm.sdss.buffer import Buffer
+from personal_llm.tuning.config import TuningConfig
+from tiny import ARCHITECTURES, shared, tiny
+
+PARTS = "head back knee neck arm leg foot ear toe hip hand nose eye chest wrist ankle thumb jaw".split()
+LINES = [f"My {part} hurts when I {verb}." for part, verb in zip(PARTS, itertools.cycle(["sit", "run", "lie down"]))]
+QUICK = dict(synthetic=0, rehearsal=0)
+BETTER = "Dear friend, rest today and call me tonight."
+
+
+def fresh(folder, horizon=6, steps=8, clock=None, **more):
+    "A talk with the tiny model, asked about often."
+    buffer = Buffer(4, Active(horizon=horizon))
+    given = QUICK | dict(config=TuningConfig(steps=steps), buffer=buffer) | more
+    return Conversation(shared("llama"), folder, clock or itertools.count(1.0).__next__, **given)
+
+
+def reply(talk, line):
+    return "".join(enter(talk, line))
+
+
+def until_asked(talk, lines):
+    for line in lines:
+        reply(talk, line)
+        if talk.question:
+            return line
+    raise AssertionError("it never asked")
+
+
+def disk(folder):
+    "All visible files' content."
+    found = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name != files.LOCK]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+# a reply and its scores
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_reading_is_that_of_a_pass_over_the_whole(architecture, monkeypatch):
+    "Naive twin: the same tokens at once, without a cache."
+    import torch
+
+    model, fed = shared(architecture), []
+    feed = Stream.feed
+    monkeypatch.setattr(Stream, "feed", lambda self, ids: (fed.extend(ids), feed(self, ids))[1])
+    d = Dialogue("My knee hurts.", "", history=(("user", "Hello."), ("assistant", "Hello!")))
+    stream = Stream(model, d, most=20)
+    assert "".join(stream) == stream.text
+    asked = len(encode_prompt(model.tokenizer, d, model.max_length - 20)["input_ids"])
+    ids = torch.tensor([fed])
+    with torch.inference_mode():
+        whole = model.model(ids, output_hidden_states=True, use_cache=False)
+    nats = torch.nn.functional.cross_entropy(whole.logits[0, :-1].float(), ids[0, 1:], reduction="none").numpy()
+    found = stream.reading
+    assert np.allclose(found.hidden, whole.hidden_states[-1][0].numpy(), atol=1e-4)
+    assert np.isclose(found.nll, nats[asked - 1 :].sum(), rtol=1e-4) and found.tokens == len(fed) - asked
+    assert np.isclose(found.prompt_nll, nats[: asked - 1].sum(), rtol=1e-4) and found.prompt_tokens == asked - 1
+    assert fed[-1] == model.tokenizer.eos_token_id and found.model == model.active_adapter
+
+
+def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
+    "Passes and tokens are counted, not seconds: scoring adds one step of one token to what generation needs."
+    talk, seen = fresh(tmp_path / "me"), []
+    hook = talk.model.model.get_input_embeddings().register_forward_hook(
+        lambda m, given, out: seen.append(out.shape[1])
+    )
+    try:
+        for line in LINES[:4]:
+            seen.clear()
+            reply(talk, line)
+            stream = talk.reply
+            asked, said = stream.reading.prompt_tokens + 1, stream.reading.tokens - 1
+            assert seen[0] == asked and sum(seen) == asked + said + 1 == stream.fed
+            assert len(seen) <= 1 + said, "a pass for the prompt, one for each token: the last one sees the end too"
+    finally:
+        hook.remove()
+        talk.close()
+
+
+def test_replies_do_not_loop():
+    "A random model repeats itself for ever; no run of four tokens comes twice."
+    for seed, line in enumerate(LINES[:4]):
+        model = tiny("llama", seed=seed)
+        new, feed = [], Stream.feed
+        stream = Stream(model, Dialogue(line, ""))
+        stream.feed = lambda ids: (new.append(list(ids)), feed(stream, ids))[1]
+        list(stream)
+        said = [token for ids in new[1:] for token in ids][:-1]
+        runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
+        assert len(runs) > 10 and len(runs) == len(set(runs))
+
+
+def test_pieces_are_whole_letters():
+    model, shown = shared("llama"), []
+    stream = Stream(model, Dialogue("Hello", ""))
+    ids = model.tokenizer(" héllo ☃ 😀 end", add_special_tokens=False)["input_ids"]
+    for i in range(1, len(ids) + 1):
+        shown.append(stream.shown(ids[:i]))
+    assert "".join(shown) == "héllo ☃ 😀 end" and not any("\ufffd" in piece for piece in shown)
+
+
+# what is learned
+
+
+def test_what_was_corrected_is_likelier_after_learning(tmp_path):
+    "Planted: one person wants the same kind of answer; learning goes on while the talk does."
+    talk = fresh(tmp_path / "me", steps=30)
+    for line in LINES:
+        reply(talk, line)
+        if talk.question:
+            reply(talk, BETTER)
+    corrected = [d for d in talk.me.buffer.dialogues if d.origin == "annotated"]
+    assert len(corrected) >= 2 and all(d.response == BETTER for d in corrected)
+    before = talk.model.nll(corrected).sum(0)
+    assert "in the background" in reply(talk, "/learn")
+    assert reply(talk, "What shall I cook?") and talk.me.buffer.seen > len(LINES)
+    talk.finish()
+    with talk.model.using(talk.me.adapter):
+        after = talk.model.nll(corrected).sum(0)
+    assert after[0] / after[1] < 0.9 * before[0] / before[1]
+    assert any(line.startswith("learned:") for line in talk.news())
+    said = reply(talk, "And my other knee?")
+    assert said and talk.reply.reading.model.endswith(talk.me.buffer.entries[0].scores.model.split("+")[1])
+    talk.close()
+
+
+def test_only_what_was_answered_is_learned(tmp_path):
+    talk = fresh(tmp_path / "me")
+    assert "the buffer is empty" in reply(talk, "/learn") or "nothing to learn" in reply(talk, "/learn")
+    reply(talk, LINES[0])
+    assert "no reply was corrected" in reply(talk, "/learn") and talk.learner is None
+    talk.close()
+
+
+def test_questions_are_sparse_and_within_the_budget(tmp_path):
+    talk, asked = fresh(tmp_path / "me", requests=2), 0
+    for line in LINES:
+        reply(talk, line)
+        if talk.question:
+            asked += 1
+            reply(talk, "")
+    assert asked == talk.me.cost.requests == 2
+    assert {d.origin for d in talk.me.buffer.dialogues} <= {"model", "approved"}
+    talk.close()
+
+
+def test_no_answer_costs_nothing(tmp_path):
+    talk = fresh(tmp_path / "me")
+    until_asked(talk, LINES)
+    seen = talk.me.buffer.seen
+    reply(talk, "/skip")
+    assert talk.question is None and talk.me.cost.requests == 0 and talk.me.buffer.seen == seen + 1
+    assert "no question is open" in reply(talk, "/skip")
+    talk.close()
+
+
+# leaving and coming back
+
+
+def test_leaving_after_every_line_makes_no_difference(tmp_path):
+    lines = [*LINES[:10], "", BETTER, *LINES[10:14], "/why", "/undo", "/why", LINES[14], "/forget chest", LINES[15]]
+    straight, clock = fresh(tmp_path / "a"), itertools.count(1.0).__next__
+    fresh(tmp_path / "b").close()
+    questions = 0
+    for line in lines:
+        again = Conversation(shared("llama"), tmp_path / "b", clock)
+        assert reply(straight, line) == reply(again, line), line
+        assert (straight.question is None) == (again.question is None)
+        questions += again.question is not None
+        again.close()
+    straight.close()
+    one, other = (read_state(tmp_path / name) for name in "ab")
+    assert questions and one.talk == other.talk and one.asked == other.asked and one.turns == other.turns
+    assert one.buffer.to_bytes() == other.buffer.to_bytes()
+
+
+def test_what_was_learned_is_there_tomorrow(tmp_path):
+    talk = fresh(tmp_path / "me")
+    until_asked(talk, LINES)
+    reply(talk, BETTER)
+    reply(talk, "/learn")
+    talk.finish()
+    one = reply(talk, "And now?")
+    reply(talk, "/undo")
+    talk.close()
+    again = Conversation(shared("llama"), tmp_path / "me", itertools.count(99.0).__next__)
+    assert again.me.adapter is not None and reply(again, "And now?") == one
+    again.close()
+
+
+# what goes wrong
+
+
+def test_a_broken_reply_leaves_no_trace(tmp_path):
+    talk = fresh(tmp_path / "me")
+    for line in LINES[:3]:
+        reply(talk, line)
+    before, state = disk(tmp_path / "me"), talk.me.buffer.to_bytes()
+    for taken in (0, 1, 5):
+        pieces = talk.say("And my other knee?")
+        for _ in range(taken):
+            next(pieces)
+        with pytest.raises(KeyboardInterrupt):
+            pieces.throw(KeyboardInterrupt)
+    left = talk.say("Nobody listens")
+    next(left)
+    assert reply(talk, LINES[3]), "a reply that nobody took to its end does not stand in the way"
+    talk.undo()
+    assert talk.model.active_adapter == talk.model.base
+    assert [t["prompt"] for t in talk.me.talk["turns"]] == LINES[:3] and talk.me.buffer.seen == 4
+    assert before.keys() - {k for k in before if "buffer" in k} == {STATE} and state
+    talk.close()
+
+
+def test_ctrl_c_waits_until_a_turn_is_written_down(tmp_path, monkeypatch):
+    talk, write = fresh(tmp_path / "me"), conversation.write_state
+
+    def disturbed(*given):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return write(*given)
+
+    reply(talk, LINES[0])
+    monkeypatch.setattr(conversation, "write_state", disturbed)
+    with pytest.raises(KeyboardInterrupt):
+        reply(talk, LINES[1])
+    monkeypatch.undo()
+    assert read_state(tmp_path / "me").buffer.to_bytes() == talk.me.buffer.to_bytes() and talk.me.buffer.seen == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    talk.close()
+
+
+def test_another_thread_need_not_be_undisturbed():
+    done = []
+
+    def work():
+        with undisturbed():
+            done.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [1]
+
+
+def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkeypatch):
+    talk = fresh(tmp_path / "me", steps=2000)
+    until_asked(talk, LINES)
+    reply(talk, BETTER)
+    before = talk.me.buffer.to_bytes()
+    reply(talk, "/learn")
+    assert "going on already" in reply(talk, "/learn")
+    talk.stop_learning()
+    assert talk.learner is None and not (tmp_path / "me" / LEARNING).exists() and talk.me.curve == []
+    full = InputError("adapter: cannot be written (No space left on device)", "free some space")
+    monkeypatch.setattr(learning.Personalizer, "study", lambda *given: (_ for _ in ()).throw(full))
+    reply(talk, "/learn")
+    talk.finish()
+    assert any("the disk is full" in line and "as it was" in line for line in talk.news())
+    assert talk.me.buffer.to_bytes() == before and talk.me.adapter is None and reply(talk, "And now?")
+    talk.close()
+
+
+def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
+    "The folder of what is being learned survives every turn, and goes where a killed process left it."
+    talk, go = fresh(tmp_path / "me"), threading.Event()
+    until_asked(talk, LINES)
+    reply(talk, BETTER)
+    study = learning.Personalizer.study
+    monkeypatch.setattr(learning.Personalizer, "study", lambda *given: (go.wait(), study(*given))[1])
+    reply(talk, "/learn")
+    mark = tmp_path / "me" / LEARNING / "mark"
+    mark.write_text("half an adapter")
+    reply(talk, "And now?")
+    assert mark.exists()
+    mark.unlink()
+    go.set()
+    talk.finish()
+    assert len(talk.me.curve) == 1 and not (tmp_path / "me" / LEARNING).exists()
+    talk.close()
+    (tmp_path / "me" / LEARNING).mkdir()
+    again = Conversation(shared("llama"), tmp_path / "me")
+    reply(again, "Hello")
+    assert not (tmp_path / "me" / LEARNING).exists()
+    again.close()
+
+
+def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
+    talk = fresh(tmp_path / "me")
+    reply(talk, LINES[0])
+    before = disk(tmp_path / "me")
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert reply(talk, LINES[1]) and reply(talk, LINES[2])
+    assert "the disk is full" in talk.news()[0] and disk(tmp_path / "me") == before
+    monkeypatch.undo()
+    reply(talk, LINES[3])
+    assert talk.news() == [] and read_state(tmp_path / "me").buffer.seen == 4
+    talk.close()
+
+
+@pytest.mark.parametrize("line", ["", " ", "\n", "\x00", "\x1b\x07", " \t\u202e\ud800 "])
+def test_nothing_is_no_turn(tmp_path, line):
+    talk = fresh(tmp_path / "me")
+    assert reply(talk, line) == "" and talk.me.buffer.seen == 0 and not disk(tmp_path / "me")
+    talk.close()
+
+
+def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
+    talk = fresh(tmp_path / "me")
+    assert reply(talk, "x" * 10**6 + " What about my knee?")
+    assert "were left out" in talk.news()[0]
+    (turn,) = talk.me.talk["turns"]
+    assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= talk.most
+    assert sum(len(content) for content in disk(tmp_path / "me").values()) < 100_000
+    talk.close()
+
+
+def test_control_characters_reach_neither_model_nor_disk(tmp_path):
+    talk = fresh(tmp_path / "me")
+    reply(talk, "My\x00 knee\x1b[31m hurts\u202e.\r\nBadly\ud800")
+    (turn,) = talk.me.talk["turns"]
+    assert turn["prompt"] == "My  knee [31m hurts .\nBadly"
+    with pytest.raises(InputError, match="int is no text"):
+        list(talk.say(7))
+    talk.close()
+
+
+def test_folders_that_are_not_its_own(tmp_path):
+    talk = fresh(tmp_path / "me")
+    with pytest.raises(InputError, match="another run is at work"):
+        fresh(tmp_path / "me")
+    reply(talk, "Hello")
+    with pytest.raises(InputError, match="another run is at work"):
+        forget_folder(tmp_path / "me", everything=True)
+    talk.close()
+    with pytest.raises(InputError, match="this model is"):
+        Conversation(tiny("llama", seed=7), tmp_path / "me")
+    Conversation(shared("llama"), tmp_path / "me").close()
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "mother.txt").write_text("Dear mother")
+    (tmp_path / "file").write_text("x")
+    for name, line in (("letters", "holds no talk, but mother.txt"), ("file", "a file, not a folder")):
+        with pytest.raises(InputError, match=line):
+            fresh(tmp_path / name)
+    assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mother.txt"]
+    (tmp_path / "me" / STATE).write_text('{"base": "x"}')
+    with pytest.raises(InputError, match="damaged"):
+        fresh(tmp_path / "me")
+
+
+MISTAKES = {
+    "/dance": "is no command",
+    "/": "is no command",
+    "/why": "nothing was decided yet",
+    "/undo": "no turn to take back",
+    "/learn": "nothing to learn",
+    "/style": "no reply was corrected",
+    "/skip": "no question is open",
+    "/forget": "write /forget TEXT",
+    "/status now": "takes nothing after it",
+    "/forget a text that nobody said": "nothing that is stored here says so",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line(tmp_path, line):
+    talk = fresh(tmp_path / "me")
+    said = reply(talk, line)
+    assert MISTAKES[line] in said and "\n" not in said and talk.me.buffer.seen == 0
+    assert all(name in reply(talk, "/help") for name in SLASH)
+    talk.close()
+
+
+# taking back
+
+
+def test_forget_leaves_no_byte(tmp_path):
+    talk = fresh(tmp_path / "me")
+    reply(talk, "My sister Zanzibarquux has a cough.")
+    until_asked(talk, LINES)
+    reply(talk, "Ask Zanzibarquux tonight.")
+    reply(talk, "/learn")
+    talk.finish()
+    assert any(b"Zanzibarquux" in content for content in disk(tmp_path / "me").values())
+    said = reply(talk, "/forget zanzibarquux")
+    assert "1 adapters" in said and talk.me.adapter is None
+    assert not any(b"anzibarquux" in content for content in disk(tmp_path / "me").values())
+    assert not any(b"adapter_model" in name.encode() for name in disk(tmp_path / "me"))
+    assert reply(talk, "Hello again") and talk.me.buffer.seen > 2
+    talk.close()
+    other = fresh(tmp_path / "other")
+    reply(other, "My sister Zanzibarquux has a cough.")
+    other.close()
+    done = forget_folder(tmp_path / "other", text="zanzibarquux")
+    assert done.turns == 1 and not any(b"anzibarquux" in content for content in disk(tmp_path / "other").values())
+
+
+def test_undo_takes_back_the_last_turn_and_its_question(tmp_path):
+    talk = fresh(tmp_path / "me")
+    last = until_asked(talk, LINES)
+    assert reply(talk, "/undo") == f"taken back: {last}" and talk.question is None
+    assert last.encode() not in b"".join(disk(tmp_path / "me").values())
+    assert last not in [d.prompt for d in talk.me.buffer.dialogues]
+    talk.close()
+
+
+def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_path):
+    "Its scores would be of an adapter that is gone: it is dropped, and nothing breaks."
+    talk = fresh(tmp_path / "me")
+    until_asked(talk, LINES)
+    reply(talk, BETTER)
+    reply(talk, "/learn")
+    talk.finish()
+    until_asked(talk, [f"What about my {thing}?" for thing in "car cat house boat garden piano dinner tax".split()] * 3)
+    talk.close()
+    forget_folder(tmp_path / "me", text="call me tonight")
+    again = Conversation(shared("llama"), tmp_path / "me")
+    assert again.question is None and again.me.adapter is None and reply(again, "Hello again")
+    again.close()
+
+
+# as it is typed
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    "A tiny model in a folder."
+    model, folder = tiny("llama"), tmp_path_factory.mktemp("model")
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def command(small, *words):
+    return [sys.executable, "-m", "personal_llm.app.cli", "chat", "--model", str(small), *map(str, words)]
+
+
+ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=str(Path(__file__).parents[1]))
+
+
+def test_lines_through_a_pipe(small, tmp_path):
+    lines = b"Hello\n\n/why\n\xff\xfe\x00 knee\n/status\n"
+    first = subprocess.run(
+        command(small, "--out", tmp_path / "me"), input=lines, capture_output=True, env=ENVIRONMENT, timeout=300
+    )
+    assert first.returncode == 0, first.stderr.decode()
+    assert b"kept: a bin was free" in first.stdout and b"2/32 dialogues of 2" in first.stdout
+    assert first.stderr.count(b"personal-llm:") == 1, "the hint, and nothing else"
+    wrong = subprocess.run(
+        command("pocket", "--out", tmp_path / "me", "--quiet"), input=b"", capture_output=True, env=ENVIRONMENT
+    )
+    assert wrong.returncode == 2 and b"this model is" in wrong.stderr and wrong.stderr.count(b"\n") == 1
+    assert read_state(tmp_path / "me").buffer.seen == 2
+
+
+def test_ctrl_c_at_a_terminal(small, tmp_path):
+    "In a reply it ends the reply, at the prompt it leaves; what was said before is kept."
+    pexpect = pytest.importorskip("pexpect")
+    program, *words = command(small, "--out", tmp_path / "me")
+    person = pexpect.spawn(program, words, env=ENVIRONMENT, timeout=300, encoding="utf-8")
+    person.expect("> ")
+    person.sendline("My knee hurts.")
+    person.expect("\n> ")
+    person.sendline("And my back?")
+    person.expect("back")
+    time.sleep(0.02)
+    person.sendintr()
+    person.expect("> ")
+    person.sendintr()
+    person.expect(pexpect.EOF)
+    person.close()
+    assert person.exitstatus == 0
+    state = read_state(tmp_path / "me")
+    assert state.talk["turns"][0]["prompt"] == "My knee hurts." and state.buffer.seen in (1, 2)
+    assert len(state.talk["turns"]) == state.buffer.seen
+
+
+def test_help_teaches(capsys):
+    from typed import invoke
+
+    code, out, err = invoke(capsys, "chat", "--help")
+    assert code == 0 and "--out" in out and "examples:" in out and "goes on" in out and err == ""
