@@ -1582,6 +1582,20 @@ d = {
                 "personal_llm/device/learning.py",
             ),
         },
+        "personal_llm.device.panel": {
+            "personal_llm.device.panel.buffer_html": (
+                "6_device/panel.html#buffer_html",
+                "personal_llm/device/panel.py",
+            ),
+            "personal_llm.device.panel.cell": ("6_device/panel.html#cell", "personal_llm/device/panel.py"),
+            "personal_llm.device.panel.curve_html": ("6_device/panel.html#curve_html", "personal_llm/device/panel.py"),
+            "personal_llm.device.panel.image": ("6_device/panel.html#image", "personal_llm/device/panel.py"),
+            "personal_llm.device.panel.scores_html": (
+                "6_device/panel.html#scores_html",
+                "personal_llm/device/panel.py",
+            ),
+            "personal_llm.device.panel.style_html": ("6_device/panel.html#style_html", "personal_llm/device/panel.py"),
+        },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
                 "6_device/personalizer.html#personalizer",

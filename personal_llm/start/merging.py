@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORTH', 'Fit', 'fit_members', 'gains', 'with_one_more', 'grow', 'exchange', 'matching_weights',
-           'check_weights', 'adapter_of', 'common_base', 'merge', 'mixture_loss', 'around', 'rounded', 'refine_weights']
+           'check_weights', 'adapter_of', 'common_base', 'combine', 'merge', 'mixture_loss', 'around', 'rounded',
+           'refine_weights']
 
 # %% ../../nbs/5_start/55_merging.ipynb #efedf1ce
 import math
@@ -148,20 +149,32 @@ def common_base(library, folders: dict) -> str:  # fingerprint of the base model
         raise InputError(f"adapters of different base models ({found})", "merge those of one")
     return next(iter(known), None)
 
-# %% ../../nbs/5_start/55_merging.ipynb #6db5143a
+# %% ../../nbs/5_start/55_merging.ipynb #55free02
+def combine(
+    library,  # a `Library`, or a dict: name -> an adapter's folder
+    weights: dict,  # name -> any finite number; who has 0 is left out
+    out=None,  # folder for the adapter; a temporary one by default
+) -> Adapter:  # its parents are the names
+    "One adapter that is the weighted sum of several, exactly; `InputError` where there is none."
+    weights = {name: float(weight) for name, weight in weights.items() if weight}
+    if not weights or not np.isfinite([*weights.values()]).all():
+        raise InputError("weights that are all 0, or no finite numbers", "fine-tune with start=None")
+    cost = Cost()
+    with timed(cost):
+        folders = {name: adapter_of(library, name) for name in weights}
+        base = common_base(library, folders)
+        pairs = concatenate_factors([(factors(folders[name]), weight) for name, weight in weights.items()])
+    settings = lora_config(next(iter(folders.values())))
+    return write_adapter(pairs, settings, out, base, tuple(weights), cost, weights=weights)
+
+
 def merge(
     library,  # a `Library`, or a dict: name -> an adapter's folder
     weights: dict,  # name -> share, not negative, sum at most 1; the rest is the base model
     out=None,  # folder for the adapter; a temporary one by default
 ) -> Adapter:  # its parents are the names
-    "One adapter that is the weighted sum of several (XPerT's merging), exactly; `InputError` where there is none."
-    weights, cost = check_weights(weights), Cost()
-    with timed(cost):
-        folders = {name: adapter_of(library, name) for name in weights}
-        base = common_base(library, folders)
-        pairs = concatenate_factors([(factors(folders[name]), share) for name, share in weights.items()])
-    settings = lora_config(next(iter(folders.values())))
-    return write_adapter(pairs, settings, out, base, tuple(weights), cost, weights=weights)
+    "`combine` for shares (XPerT's merging); `InputError` for weights that are none."
+    return combine(library, check_weights(weights), out)
 
 # %% ../../nbs/5_start/55_merging.ipynb #f75ceb7b
 def mixture_loss(

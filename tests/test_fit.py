@@ -1,0 +1,308 @@
+"The fit: naive twins of slope and curvature, planted truth, what adds up, what is kept, what is refused."
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.factors import factors
+from personal_llm.start import fit as module
+from personal_llm.start.fit import MOST_FITTED, Mixture, Pulls, candidates, fit_library, standard_errors
+from personal_llm.start.gradient import predicted, rates
+from personal_llm.start.ranking import BASE, PLAIN_PLLM, Losses, Question, adapter_bytes
+from personal_llm.start.selection import select
+from personal_llm.start.warm_start import start_of
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import finetune
+from planted import me, permuted, planted
+from tiny import random_adapter, same, tiny, weights
+
+RANKS = dict(a=2, b=3, c=1, plain=2)
+PROMPTS = [f"What is {word}?" for word in "tea rain bread snow music salt wool glass".split()]
+TALK = [Dialogue(prompt, f"It is {prompt[8:-1]}, of course{', dear' * i}.") for i, prompt in enumerate(PROMPTS)]
+SOME = np.array([0.3, -0.2, 0.4, 0.1])
+
+
+def scaled(folder, share):
+    "An adapter whose change is multiplied, in place."
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file({name: x * (share if "lora_B" in name else 1) for name, x in load_file(file).items()}, file)
+    return folder
+
+
+def shelf(model, folder, strength=1.0, names=RANKS):
+    "Random adapters of several ranks."
+    return {n: scaled(random_adapter(model, folder / n, r, seed=i), strength) for i, (n, r) in enumerate(names.items())}
+
+
+WAYS = dict(
+    a=lambda word, i: f"Aye, {word} be a fine thing, matey{'!' * (i % 3 + 1)}",
+    b=lambda word, i: f"In short: {word} helps. Take care, Ana. {word} helps.",
+    c=lambda word, i: f"{word.upper()}!!! WE ALL LOVE {word.upper()}, NO? YES!!!",
+    plain=lambda word, i: f"It is {word}, as everybody knows, and there is not much more to say of {word}.",
+)
+LEARNED = "wood iron glue sand milk corn wind fire lamp rope".split()
+SPOKEN = "tea rain bread snow music salt wool glass silk stone coal fog".split()
+
+
+def says(way, words=SPOKEN):
+    "Dialogues of a user of one of `WAYS`."
+    return [Dialogue(f"What is {w}?", WAYS[way](w, i), time=float(i)) for i, w in enumerate(words)]
+
+
+def trained(model, way, folder, steps=24):
+    config = TuningConfig(RANKS[way], steps=steps, batch_size=5, learning_rate=2e-2, validation=0.0, checks=1)
+    finetune(model, says(way, LEARNED), config, out=folder, seed=1, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory):
+    return shelf(model, tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture(scope="module")
+def library(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("library")
+    for way in WAYS:
+        trained(model, way, folder / way)
+    return planted(folder, np.eye(4), RANKS, base=model.base)
+
+
+@pytest.fixture(scope="module")
+def mixture(model, adapters):
+    return Mixture(model, adapters)
+
+
+def explicit(model, adapters, dialogues, given):
+    "Rates and their slopes by autograd through W + Σ w Δ, one dialogue at a time; the naive twin."
+    from torch.func import functional_call
+    from transformers.pytorch_utils import Conv1D
+
+    own = dict(model.model.named_parameters())
+    out = []
+    for sample in Mixture(model, adapters).samples(dialogues):
+        w, changed = torch.tensor(given, dtype=torch.float32, requires_grad=True), dict(own)
+        for k, folder in enumerate(adapters.values()):
+            for m, (A, B) in factors(folder).items():
+                name = m.removeprefix("base_model.model.")
+                delta = B @ A
+                turned = isinstance(model.model.get_submodule(name), Conv1D)
+                changed[f"{name}.weight"] = changed[f"{name}.weight"] + w[k] * (delta.T if turned else delta)
+        call = lambda **batch: functional_call(model.model, changed, kwargs=batch, tie_weights=False)
+        stand_in = SimpleNamespace(device=model.device, tokenizer=model.tokenizer, model=call)
+        loss = rates(*predicted(stand_in, [sample])).sum()
+        out.append((loss.item(), *torch.autograd.grad(loss, w)[0].tolist()))
+    return np.array(out)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_slopes_are_those_of_an_explicit_weighted_sum(architecture, tmp_path):
+    own = tiny(architecture)
+    adapters = shelf(own, tmp_path)
+    mixture, before = Mixture(own, adapters), weights(own)
+    got, twin = mixture.pulls(mixture.samples(TALK), SOME), explicit(own, adapters, TALK, SOME)
+    assert np.allclose(got.rates, twin[:, 0], atol=1e-4) and np.allclose(got.slopes, twin[:, 1:], atol=5e-3, rtol=5e-3)
+    assert np.abs(twin[:, 1:]).max() > 0.05 and same(own, before)
+    assert np.allclose(mixture.losses(mixture.samples(TALK), SOME), got.rates, atol=1e-5)
+
+
+def test_the_bill(mixture):
+    mixture.cost = type(mixture.cost)()
+    samples = mixture.samples(TALK)
+    mixture.pulls(samples, SOME)
+    mixture.pulls(samples, SOME, bending=True)
+    mixture.losses(samples, SOME)
+    assert (mixture.cost.forward, mixture.cost.backward) == (3 * 8, 3 * 8)
+    assert mixture.cost.tokens == 3 * sum(len(s["input_ids"]) for s in samples)
+
+
+def test_hooks_go_when_a_block_fails(mixture, monkeypatch):
+    hooked = lambda: any(layer._forward_hooks for layer in mixture.model.model.modules())
+    with pytest.raises(ZeroDivisionError), mixture.weighing(torch.ones(1, 4)):
+        assert hooked()
+        1 / 0
+    assert not hooked()
+    pair = next(iter(mixture.pairs.values()))
+    monkeypatch.setattr(mixture, "pairs", mixture.pairs | {"no.such.layer": pair})
+    with pytest.raises(InputError, match="no layer"), mixture.weighing(torch.ones(1, 4)):
+        pass
+    assert not hooked()
+
+
+def test_curvature_is_fishers(mixture):
+    "Drawn tokens give, on average, what a sum over the whole vocabulary gives, with difference quotients for slopes."
+    samples, step, logits, here = mixture.samples(TALK[:1]), 1e-2, {}, 0.1 * SOME
+    for k in range(4):
+        for sign in (1, -1, 0):
+            moved = torch.tensor((here + sign * step * np.eye(4)[k])[None], dtype=torch.float32)
+            with torch.no_grad(), mixture.weighing(moved):
+                found, labels = predicted(mixture.model, samples)
+            logits[k, sign] = found[0].T[labels[0] != -100].double()  # (tokens, vocabulary)
+    p = logits[0, 0].softmax(-1)
+    J = torch.stack([(logits[k, 1] - logits[k, -1]) / (2 * step) for k in range(4)])  # (4, tokens, vocabulary)
+    centred = J - (p * J).sum(-1, keepdim=True)
+    exact = torch.einsum("tv,jtv,ktv->jk", p, centred, centred).numpy() / len(p)
+    drawn = np.mean([mixture.pulls(samples, here, bending=True).bends for _ in range(300)], 0)
+    assert np.allclose(drawn, exact, atol=0.4 * np.abs(exact).max()) and np.abs(exact).max() > 0
+
+
+def test_standard_errors():
+    chance = np.random.default_rng(0)
+    slopes, bends = chance.normal(size=(24, 3)), np.diag([1.0, 4.0, 4.0])
+    once = standard_errors(Pulls(np.zeros(24), slopes, bends))
+    twice = standard_errors(Pulls(np.zeros(48), np.tile(slopes, (2, 1)), bends))
+    assert np.allclose(once / twice, 2**0.5, rtol=0.03), "twice the dialogues, half the variance"
+    assert once[0] > 2.5 * once[1], "what bends more is told better"
+    assert np.isfinite(standard_errors(Pulls(np.zeros(4), np.zeros((4, 3)), np.zeros((3, 3))))).all()
+
+
+@pytest.mark.parametrize("name", ["a", "b", "c"])
+def test_a_user_who_is_a_pllm_gets_the_largest_weight_on_it(name, model, library):
+    got = select(library, None, "fit", model, says(name))
+    assert not got.abstained and got.best is None
+    assert max(got.weights, key=got.weights.get) == name and got.names[0] == name, got
+    assert got.distances[0] == min(got.distances) < 0
+
+
+def test_a_diluted_pllm_is_undone(model, library, tmp_path):
+    "A pLLM at half its strength gets more than its due."
+    shutil.copytree(library.path, tmp_path / "half")
+    scaled(tmp_path / "half" / "b", 0.5)
+    half = planted(tmp_path / "half", np.eye(4), RANKS, base=model.base)
+    whole, weak = (select(shelf, None, "fit", model, says("b")).weights["b"] for shelf in (library, half))
+    assert weak > 1 and weak > whole, (whole, weak)
+
+
+def test_the_start_is_the_mixture(model, library, tmp_path):
+    "What is written down loses what the mixture loses; weights below zero and above one included."
+    user = says("b")
+    got = select(library, None, "fit", model, user)
+    mixture = Mixture(model, {name: library[name].adapter for name in library.names})
+    inside = mixture.losses(mixture.samples(user), np.array([got.weights[name] for name in library.names]))
+    with model.using(start_of(got, tmp_path / "start")):
+        written = model.nll(user)
+    assert np.allclose(written[:, 0] / written[:, 1], inside, atol=1e-3)
+    assert min(got.weights.values()) < 0, got
+    assert json.loads(json.dumps(got.to_dict(), allow_nan=False))["errors"] == got.errors
+
+
+def test_the_reason_adds_up(model, library):
+    "What each pLLM adds sums to the change of the loss, from the base to the mixture."
+    user = says("b")
+    got = select(library, None, "fit", model, user)
+    with model.using(start_of(got)):
+        fitted = Losses(model, library, user).model.nll(user)
+    change = np.mean(fitted[:, 0] / fitted[:, 1]) - got.losses[BASE]
+    assert sum(got.distances) == pytest.approx(change, abs=0.1 * abs(change)) and change < 0
+    text = str(got)
+    assert text.startswith("fit: a mixture") and "±" in text and f"{got.losses[PLAIN_PLLM]:.3f}" in got.reason
+
+
+def test_repeatable_and_blind_to_the_order(model, library):
+    user = says("a")
+    state = torch.random.get_rng_state()
+    one, again = (select(library, None, "fit", model, user, seed=3) for _ in range(2))
+    turned = select(permuted(library, [3, 1, 0, 2]), None, "fit", model, user, seed=3)
+    assert one.weights == again.weights == turned.weights and one.errors == again.errors
+    assert torch.equal(state, torch.random.get_rng_state()), "nobody else's dice are thrown"
+
+
+# ---- nobody helps
+
+
+def test_a_user_of_the_plain_voice_is_sent_to_the_plain_pllm(model, library):
+    got = select(library, None, "fit", model, says(PLAIN_PLLM))
+    assert got.abstained and got.best is None and got.weights == {PLAIN_PLLM: 1.0} and "plain" in got.reason
+    assert start_of(got) == library[PLAIN_PLLM].adapter
+
+
+def test_without_a_plain_pllm_it_says_what_it_cannot_decide(model, library):
+    some = permuted(library, [0, 1, 2])
+    some.names = ["a", "b", "c"]
+    got = select(some, None, "fit", model, says("b"))
+    assert "without a plain pLLM" in got.reason and not got.abstained and PLAIN_PLLM not in got.losses
+    odd = [Dialogue(d.prompt, "".join(reversed(d.response))) for d in says(PLAIN_PLLM)]
+    own = select(some, None, "fit", model, odd, steps=1)
+    assert own.abstained == (own.weights == {}) and (own.weights or start_of(own) is None)
+
+
+def test_the_others_take_the_plain_one_as_null(model, library):
+    plain, styled = (says(name) for name in (PLAIN_PLLM, "b"))
+    got = select(library, None, "match", model, plain)
+    assert got.abstained and got.weights == {PLAIN_PLLM: 1.0} and PLAIN_PLLM not in got.names
+    assert select(library, None, "match", model, styled).best == "b"
+    alone = permuted(library, [3])
+    alone.names = [PLAIN_PLLM]
+    for method in ("match", "fit"):
+        assert select(alone, None, method, model, plain).weights == {PLAIN_PLLM: 1.0}
+
+
+def test_plain_and_mean_are_selectors(model, library):
+    assert select(library, method="plain").best == PLAIN_PLLM
+    assert select(library, method="mean").weights == pytest.approx(dict.fromkeys(RANKS, 0.25))
+    some = permuted(library, [0, 1])
+    some.names = ["a", "b"]
+    with pytest.raises(InputError, match="no pLLM 'plain'"):
+        select(some, method="plain")
+
+
+# ---- what can go wrong
+
+
+def test_a_fit_that_diverges_keeps_the_mean(mixture, monkeypatch):
+    samples, real = mixture.samples(TALK), Mixture.pulls
+    calls = []
+
+    def broken(self, *given, **more):
+        found = real(self, *given, **more)
+        calls.append(1)
+        if len(calls) == 3:
+            found.slopes[:] = np.nan
+        return found
+
+    monkeypatch.setattr(Mixture, "pulls", broken)
+    got = fit_library(mixture, samples)
+    assert "the mean is kept" in got.note and np.allclose(got.weights, 0.25)
+    monkeypatch.setattr(Mixture, "pulls", real)
+    monkeypatch.setattr(module, "RATE", 40.0)
+    assert "the mean is kept" in fit_library(mixture, samples).note, "far too long steps"
+
+
+def test_a_library_of_one(model, library):
+    alone = permuted(library, [1])
+    alone.names = ["b"]
+    got = select(alone, None, "fit", model, says("b"))
+    assert set(got.weights) == {"b"} and got.weights["b"] > 0.5
+
+
+def test_too_few_dialogues(model, library):
+    with pytest.raises(InputError, match="3 personal dialogues"):
+        select(library, None, "fit", model, TALK[:3])
+    assert select(library, None, "fit", model, TALK[:4]).errors
+    with pytest.raises(InputError, match="needs the personal dialogues"):
+        select(library, None, "fit")
+
+
+def test_a_large_library_is_shortlisted(model, library, tmp_path):
+    names = [*(f"p{i:02d}" for i in range(MOST_FITTED + 3)), PLAIN_PLLM]
+    for name in names:
+        shutil.copytree(library["c" if name == "p17" else "a"].adapter, tmp_path / name)
+    many = planted(tmp_path, np.eye(len(names)), names, base=model.base)
+    losses = Losses(model, many, says("c"))
+    few, cost = candidates(Question(many, losses=losses))
+    assert len(few) == MOST_FITTED + 1 and few[-1] == PLAIN_PLLM and few[0] == "p17" and cost.backward == losses.count
+    got = select(many, me(np.eye(len(names))[0]), "fit", losses=losses)
+    assert set(got.weights) <= set(few) and got.cost.bytes_moved > sum(adapter_bytes(many, name) for name in few)
+    assert max(got.weights, key=got.weights.get) == "p17"
