@@ -19,7 +19,7 @@ LARGEST = 10**6  # of any whole number here
 
 def _check_value(name: str, value, kind) -> None:
     "One setting."
-    what = f"TuningConfig: {name} is {str(value)[:40]!r}"
+    what, least = f"TuningConfig: {name} is {str(value)[:40]!r}", int(name != "layers")
     if kind is str:
         if not isinstance(value, str) or not value.strip():
             raise InputError(what, 'give "all-linear", or names of modules joined by commas')
@@ -28,8 +28,8 @@ def _check_value(name: str, value, kind) -> None:
             raise InputError(what, "give True or False")
     elif isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(what, "give a number")
-    elif kind is int and not (isinstance(value, int) and 1 <= value <= LARGEST):
-        raise InputError(what, f"give a whole number from 1 to {LARGEST}")
+    elif kind is int and not (isinstance(value, int) and least <= value <= LARGEST):
+        raise InputError(what, f"give a whole number from {least} to {LARGEST}")
     elif name in ("dropout", "warmup", "validation") and not 0 <= value < 1:
         raise InputError(what, "give a share from 0 to below 1")
     elif name in ("alpha", "learning_rate") and value <= 0:
@@ -46,6 +46,7 @@ class TuningConfig:
     alpha: float = 16  # the update is scaled by alpha / rank
     dropout: float = 0.05  # on the input of the LoRA path
     targets: str = "all-linear"  # modules that get LoRA: "all-linear", or names joined by commas
+    layers: int = 0  # layers from the top that get LoRA; 0: all. What those below make is computed once a dialogue
     learning_rate: float = 1e-3  # for the pocket model; large models want 1e-4 to 3e-4
     steps: int = 80  # optimiser steps; equal for every method that is compared
     batch_size: int = 8  # samples a forward pass
@@ -105,13 +106,15 @@ def shape_of(
     settings: dict,  # what adapter_config.json says
     place,  # the adapter's folder, for the message
 ) -> dict:  # fields of a `TuningConfig`
-    "An adapter's rank, alpha, dropout and targets."
+    "An adapter's rank, alpha, dropout, targets and how many layers it was told to take."
     targets = settings.get("target_modules")
     if not targets or not isinstance(targets, (str, list)) or not all(isinstance(name, str) for name in targets):
         raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
     targets = targets if isinstance(targets, str) else ",".join(sorted(targets))
     dropout = settings.get("lora_dropout", 0.0)  # peft's default
-    return dict(rank=settings["r"], alpha=settings["lora_alpha"], dropout=dropout, targets=targets)
+    chosen = settings.get("layers_to_transform")
+    layers = 1 if isinstance(chosen, int) else len(chosen or ())
+    return dict(rank=settings["r"], alpha=settings["lora_alpha"], dropout=dropout, targets=targets, layers=layers)
 
 # %% ../../nbs/3_tuning/31_config.ipynb #cf06
 @patch

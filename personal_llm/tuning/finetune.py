@@ -33,6 +33,7 @@ from ..base.core import Cost, InputError, check_seed, seed_everything
 from ..base.factors import lora_config
 from ..base.files import delete, is_full_disk, make_folder, write_atomically
 from ..base.tokens import collate
+from .caching import lower_of, top_layers
 from .config import TuningConfig
 from .losses import nats_of, short_way
 from .validation import BestAdapter, check_dialogues, is_whole, judging, validation_split
@@ -77,7 +78,8 @@ def attach_trainable(
     if start is not None:
         return attach_adapter(model.model, start, trainable=True)
     targets = config.targets if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",")]
-    shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+    shape = dict(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+    shape |= top_layers(model.model, targets, config.layers)
     try:
         return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
     except ValueError as error:
@@ -122,7 +124,7 @@ def arguments_of(config: TuningConfig, folder: Path, seed: int, on_cpu: bool):  
     )
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #bf799c40
-def short_trainer(adapted, bfloat16: bool):  # a subclass of transformers' Trainer
+def short_trainer(adapted, bfloat16: bool, lower=None):  # a subclass of transformers' Trainer
     "Trainer with the loss of `nats_of`, a token's mean as ever."
     from transformers import Trainer
 
@@ -131,18 +133,20 @@ def short_trainer(adapted, bfloat16: bool):  # a subclass of transformers' Train
     class ShortTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             count = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = nats_of(adapted, inputs, bfloat16, short) / count
+            loss = nats_of(adapted, inputs, bfloat16, short, lower) / count
             return (loss, None) if return_outputs else loss
 
     return ShortTrainer
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #732a84f7
-def new_trainer(adapted, samples: list, filler: int, config: TuningConfig, folder: Path, seed: int, callbacks: list):
+def new_trainer(
+    adapted, samples: list, filler: int, config: TuningConfig, folder: Path, seed: int, callbacks: list, lower=None
+):
     "transformers' Trainer, set up for a handful of dialogues."
     from transformers.trainer_callback import PrinterCallback
 
     on_cpu = str(next(adapted.parameters()).device) == "cpu"
-    trainer = short_trainer(adapted, config.bfloat16)(
+    trainer = short_trainer(adapted, config.bfloat16, lower)(
         model=adapted,
         args=arguments_of(config, folder, seed, on_cpu),
         train_dataset=samples,
@@ -240,7 +244,8 @@ def train_with_judge(
     adapted, lesson: Lesson, filler: int, config: TuningConfig, out: Path, run: str, seed: int, progress: bool
 ) -> BestAdapter:
     "Train, or go on; the best weights are in the model afterwards; raises `InputError` when the disk is full."
-    judge = BestAdapter(lesson.judge, filler, config.batch_size)
+    lower = lower_of(adapted)
+    judge = BestAdapter(lesson.judge, filler, config.batch_size, lower)
     last = last_checkpoint(out, run)
     if last:
         judge.load(Path(last))
@@ -248,7 +253,7 @@ def train_with_judge(
     try:
         if not judge.finished(config):
             folder = out / CHECKPOINTS
-            trainer = new_trainer(adapted, lesson.learn, filler, config, folder, seed, callbacks)
+            trainer = new_trainer(adapted, lesson.learn, filler, config, folder, seed, callbacks, lower)
             trainer.train(resume_from_checkpoint=last)
     except Exception as error:
         if not is_full_disk(error):
@@ -273,7 +278,7 @@ def finetune(
     model,  # `Model`
     dialogues: list,  # what to learn from
     config: TuningConfig = TuningConfig(),
-    start=None,  # an adapter to go on from: its rank, alpha, dropout and targets are kept
+    start=None,  # an adapter to go on from: its rank, alpha, dropout, targets and layers are kept
     out=None,  # folder for the adapter; a temporary one by default
     seed: int = 0,
     progress: bool = True,  # a progress bar on stderr

@@ -66,6 +66,7 @@ def nats_of(
     batch: dict,  # of `collate`
     bfloat16: bool = False,
     short: bool = True,  # of `short_way`
+    lower=None,  # what the frozen layers make of rows, where it is kept (`caching.Lower`)
 ):  # a scalar tensor: nats summed over the batch's labels
     "How unlikely the labelled tokens are: Σ −ln p(token | what stands before it)."
     import torch
@@ -74,7 +75,8 @@ def nats_of(
     for part in parts_of(batch):
         labels = part["labels"][:, 1:]
         at = labels != -100
-        with products(str(adapted.device), bfloat16):
+        fed = lower.feeding(part) if lower else contextlib.nullcontext()
+        with products(str(adapted.device), bfloat16), fed:
             if short:
                 logits = adapted.get_base_model().get_output_embeddings()(states(adapted, part)[:, :-1][at])
             else:

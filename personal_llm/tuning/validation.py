@@ -85,8 +85,9 @@ class BestAdapter:
         samples: list,  # encoded dialogues that judge
         filler: int,  # the padding token
         batch_size: int = 8,
+        lower=None,  # what frozen layers make of rows, where it is kept (`caching.Lower`)
     ):
-        self.samples, self.filler, self.batch_size = samples, filler, batch_size
+        self.samples, self.filler, self.batch_size, self.lower = samples, filler, batch_size, lower
         self.losses = {}  # step -> nats a response token
         self.training = {}  # step -> the trainer's loss since the look before
         self.best = self.weights = None  # the lowest loss, and name -> tensor
@@ -104,7 +105,7 @@ def loss(self: BestAdapter, adapted) -> float:  # nats a response token
         for i in range(0, len(self.samples), self.batch_size):
             batch = collate(self.samples[i : i + self.batch_size], self.filler)
             batch = {name: rows.to(adapted.device) for name, rows in batch.items()}
-            nats += nats_of(adapted, batch, short=short).item()
+            nats += nats_of(adapted, batch, short=short, lower=self.lower).item()
             tokens += int((batch["labels"][:, 1:] != -100).sum())
     adapted.train(was)
     return nats / tokens

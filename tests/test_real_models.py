@@ -1,0 +1,285 @@
+"""SmolLM2, Qwen2 and Llama-3.2 at reduced width, under their true tokenizers and templates: one matrix for all three.
+
+What is special about each: SmolLM2 pads with its end token, Qwen2 has no begin token, Llama-3.2 adds one, has no
+padding token, three end tokens and a rope of its own; none of the templates marks what the assistant says.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planted import planted
+from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
+from test_tuning import TALK, TEST, bits, result, trained_steps
+from tiny import same, weights
+from ways import BRIEF, LOUD, Letters, spoken
+
+from personal_llm.base.adapters import Adapter
+from personal_llm.base.check import PROBES, check
+from personal_llm.base.core import Dialogue
+from personal_llm.base.models import load_model
+from personal_llm.base.tokens import collate, pad
+from personal_llm.sdss.scoring import score
+from personal_llm.start.merging import combine
+from personal_llm.start.ranking import BASE
+from personal_llm.start.selection import select
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import finetune
+from personal_llm.xpert import style
+from personal_llm.xpert.explanation import explain, explain_pllm, read_panels
+from personal_llm.xpert.fitting import fit_space
+
+SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
+TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
+LONG = Dialogue("And where does it hurt most of the time, in the morning or at night?", "At night.", history=TURNS)
+BEGINS = {"smollm2": 0, "qwen2": 0, "llama3.2": 1}  # begin tokens before a dialogue; <|im_start|> opens each turn
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    if folder_of(request.param) is None:
+        pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return shared_real(name)
+
+
+made = {}  # name -> three adapters
+
+
+@pytest.fixture
+def three(name, model, tmp_path_factory):
+    "Three adapters, tuned on other dialogues each."
+    if name not in made:
+        place = tmp_path_factory.mktemp(name)
+        config = replace(SHORT, validation=0.0, learning_rate=2e-2)
+        parts = [TALK[:4], TALK[4:8], spoken(LOUD, 4, first=300)]
+        made[name] = [
+            finetune(model, part, config, out=place / "abc"[i], seed=i, progress=False) for i, part in enumerate(parts)
+        ]
+    return made[name]
+
+
+def losses(model, ids, labels):  # nats summed, by transformers' own loss
+    "A naive twin of `nll`: one row, no padding."
+    with torch.no_grad():
+        loss = model.model(torch.tensor([ids]), labels=torch.tensor([labels])).loss
+    return loss.item() * sum(label != -100 for label in labels[1:])
+
+
+# ---- text
+
+
+def test_the_whole_files(name):
+    "The short ones have their template, special tokens, and tokens where the short vocabulary reaches; they learn."
+    if whole_folder(name) is None:
+        pytest.skip("the whole tokenizers are not here (PERSONAL_LLM_TOKENIZERS=folder)")
+    short, model = shared_real(name).tokenizer, build(name, whole=True)
+    whole = model.tokenizer
+    assert short.chat_template == whole.chat_template and short.special_tokens_map == whole.special_tokens_map
+    text = " the in on of it, <|im_end|> re\n"
+    parts = [[t.convert_ids_to_tokens(i) for i in t(text)["input_ids"]] for t in (short, whole)]
+    assert parts[0] == parts[1] and len(whole) <= model.model.config.vocab_size
+    if (SHIPPED / name).is_dir():
+        assert (SHIPPED / name / "tokenizer.json").stat().st_size < 60_000 and len(short) < 1600 < len(whole)
+    found = check(model)
+    assert found.ok, f"\n{found}"
+    adapter = finetune(model, TALK[:6], replace(SHORT, steps=2), progress=False)
+    assert adapter.best_loss < adapter.start_loss
+
+
+def test_a_talk_with_a_system_prompt(name, model):
+    "The user's own system prompt, every turn, one begin token at most; the last answer and its end carry loss."
+    sample, tokenizer = model.encode(LONG), model.tokenizer
+    text = tokenizer.decode(sample["input_ids"])
+    assert all(said in text for _, said in TURNS) and LONG.prompt in text and "You are a helpful" not in text
+    assert [text.index(said) for _, said in TURNS] == sorted(text.index(said) for _, said in TURNS)
+    begin = tokenizer.bos_token_id
+    count = sample["input_ids"].count(begin) if begin is not None and BEGINS[name] else 0
+    assert count == BEGINS[name] and (not count or sample["input_ids"][0] == begin)
+    learned = [label for label in sample["labels"] if label != -100]
+    assert learned[-1] == tokenizer.eos_token_id and tokenizer.decode(learned[:-1]) == "At night."
+    default = tokenizer.decode(model.encode(Dialogue("Hi", "Hello."))["input_ids"])
+    assert ("helpful" in default) == (name != "llama3.2"), "two of the templates bring a system prompt along"
+
+
+def test_every_probe_passes(model):
+    before = weights(model)
+    found = check(model)
+    assert found.ok and len(found.rows) == len(PROBES), f"\n{found}"
+    assert same(model, before) and model.tokenizer.pad_token_id is not None
+
+
+def test_padding_that_is_also_the_end_token(name, model):
+    "Padding is never learned, the end token always is, though they are one token in two of the three."
+    one = model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
+    assert one == (name != "qwen2")
+    rows = [model.encode(d) for d in (*TEST, LONG)]
+    batch = collate(rows, model.tokenizer.pad_token_id)
+    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
+    assert ((batch["labels"] == model.tokenizer.eos_token_id).sum(1) == 1).all()
+
+
+# ---- reading, scoring, generating
+
+
+def test_read_is_the_models_own_loss(model):
+    "In a batch padded on the right as alone; the naive twin is transformers' own loss."
+    dialogues = [*TEST, LONG, TALK[0]]
+    together = model.read(dialogues)
+    for d, reading in zip(dialogues, together):
+        sample = model.encode(d)
+        assert reading.nll == pytest.approx(losses(model, sample["input_ids"], sample["labels"]), rel=1e-4)
+        assert len(reading.hidden) == len(sample["input_ids"]) and reading.tokens == sum(
+            label != -100 for label in sample["labels"]
+        )
+        assert np.allclose(reading.hidden, model.read([d])[0].hidden, atol=1e-4)
+
+
+def test_scores(model):
+    "A dialogue scores the same alone and in company; all numbers are in their range."
+    nurse = Dialogue("What helps against fever and pain?", "Rest, water and aspirin for the fever.")
+    together = score(model, [nurse, LONG, *TEST])
+    for candidate in together:
+        (alone,) = score(model, [candidate.dialogue])
+        assert alone.scores.eoe == pytest.approx(candidate.scores.eoe, abs=1e-4) and 0 <= alone.scores.eoe <= 1
+        assert alone.scores.dss == candidate.scores.dss and alone.scores.loss == pytest.approx(
+            candidate.scores.loss, rel=1e-4
+        )
+    assert together[0].scores.dss > 0 and together[0].scores.domain.startswith("medical")
+
+
+def test_generate_is_a_greedy_walk(model):
+    "Prompts of unlike length are padded on the left; each goes on as a walk without cache or padding does."
+    asked = ["Hi", Dialogue(LONG.prompt, "", history=TURNS)]
+    rows = model.prompt_rows(asked, 100)
+    ids, mask = pad(rows, model.tokenizer.pad_token_id, left=True)
+    assert mask[0, 0] == 0 and mask[:, -1].all()
+    ends = {model.tokenizer.eos_token_id, *np.atleast_1d(model.model.generation_config.eos_token_id or [])}
+    with torch.inference_mode():
+        together = model.new_tokens(rows, max_new_tokens=5, do_sample=False)
+        for row, found in zip(rows, together):
+            walk = list(row)
+            while len(walk) < len(row) + 5:
+                walk.append(int(model.model(torch.tensor([walk])).logits[0, -1].argmax()))
+                if walk[-1] in ends:
+                    walk.pop()
+                    break
+            assert found == walk[len(row) :]
+    assert model.generate(asked, 5) == [model.generate([one], 5)[0] for one in asked]
+
+
+def test_every_end_token_ends(name, model):
+    "Llama-3.2 has three of them, and an answer may end at any."
+    ends = np.atleast_1d(model.model.generation_config.eos_token_id).tolist()
+    assert len(ends) == (3 if name == "llama3.2" else 1) and model.tokenizer.eos_token_id in ends
+    row = model.prompt_rows(["Hi"], 100)[0]
+    with torch.inference_mode():
+        (free,) = model.new_tokens([row], max_new_tokens=3, do_sample=False)
+        generation = model.model.generation_config
+        kept, generation.eos_token_id = generation.eos_token_id, [*ends, free[1]]
+        try:
+            assert model.new_tokens([row], max_new_tokens=3, do_sample=False) == [free[: free.index(free[1])]]
+        finally:
+            generation.eos_token_id = kept
+
+
+# ---- tuning
+
+
+def test_tune_save_reload(name, model, tmp_path):
+    "The base is what it was; plain peft loads the folder and agrees, attached and folded in."
+    from peft import PeftModel
+
+    before, base_losses = weights(model), model.nll(TEST)
+    adapter = finetune(model, [*TALK, LONG], SHORT, out=tmp_path / "a", progress=False)
+    assert same(model, before) and adapter.best_loss < adapter.start_loss
+    with model.using(adapter):
+        adapted = model.nll(TEST)
+    assert not np.allclose(adapted, base_losses) and Adapter.load(tmp_path / "a") == adapter
+    plain = build(name)
+    plain.model = PeftModel.from_pretrained(plain.model, str(adapter.path)).eval()
+    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-5)
+    plain.model = plain.model.merge_and_unload()
+    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-4)
+
+
+def test_resumed_is_bit_equal(model, monkeypatch, tmp_path):
+    straight = finetune(model, TALK, SHORT, seed=2, progress=False)
+    with monkeypatch.context() as patch:
+        trained_steps(patch, stop=3)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(model, TALK, SHORT, out=tmp_path, seed=2)
+    steps = trained_steps(monkeypatch)
+    again = finetune(model, TALK, SHORT, out=tmp_path, seed=2)
+    assert steps == [3, 4] and result(again) == result(straight) and bits(again) == bits(straight)
+
+
+def test_a_saved_model_is_loaded_whole(name, model, tmp_path):
+    "Tied embeddings and the rope's settings survive; the fingerprint tells the same base."
+    model.model.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    again = load_model(tmp_path, device="cpu", max_length=160)
+    assert again.base == model.base and np.allclose(again.nll([LONG]), model.nll([LONG]), rtol=1e-6)
+    output = again.model.get_output_embeddings().weight
+    assert output.data_ptr() == again.model.get_input_embeddings().weight.data_ptr()
+    rope = model.model.config.rope_parameters
+    assert rope == again.model.config.rope_parameters and (rope["rope_type"] == "llama3") == (name == "llama3.2")
+
+
+# ---- merging, selecting, explaining
+
+
+def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
+    "Against the deltas, added to the weights by hand."
+    from safetensors.torch import load_file
+
+    shares = {"a": 0.5, "c": 0.3}
+    folders = {name: Path(adapter.path) for name, adapter in zip("abc", three)}
+    merged = combine(folders, shares, tmp_path / "m")
+    before, scale = weights(model), SHORT.alpha / SHORT.rank
+    with torch.no_grad():
+        for name, share in shares.items():
+            tensors = load_file(folders[name] / "adapter_model.safetensors")
+            for key in [key for key in tensors if "lora_A" in key]:
+                B, A = tensors[key.replace("lora_A", "lora_B")], tensors[key]
+                place = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+                model.model.get_submodule(place).weight.add_(share * scale * B @ A)
+        by_hand = model.nll(TEST)
+        model.model.load_state_dict(before)
+    with model.using(merged):
+        assert np.allclose(model.nll(TEST), by_hand, rtol=1e-4)
+    assert not np.allclose(by_hand, model.nll(TEST), rtol=1e-3)
+
+
+def test_selection_finds_the_lowest_loss(model, three):
+    "The race over the true losses ends at the pLLM that a look at all of them would take."
+    mine = spoken(LOUD, 6, first=320)
+    library = planted(Path(three[0].path).parent, np.eye(3), "abc", base=model.base)
+    found = select(library, None, model=model, dialogues=mine, shortlist=3)
+    true = {BASE: model.nll(mine)}
+    for name, adapter in zip("abc", three):
+        with model.using(adapter):
+            true[name] = model.nll(mine)
+    true = {name: float(np.mean(nats[:, 0] / nats[:, 1])) for name, nats in true.items()}
+    assert found.best == min("abc", key=true.get) and true[found.best] < true[BASE]
+    assert found.losses[found.best] == pytest.approx(true[found.best], rel=1e-4)
+
+
+def test_people_and_adapters_are_explained(model, three, monkeypatch):
+    "In a space that is fitted on this model; who writes loudly is called loud."
+    Letters.instead_of_the_encoder(monkeypatch)
+    monkeypatch.setattr(style, "TEMPERATURE", 0.0)  # drawing from 128,000 tokens is slow
+    ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
+    space = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 8), components=2, progress=False)
+    space = replace(space, nats_per_unit=1.0)
+    person = explain(model, spoken(LOUD, 8, first=400), space)
+    assert person.words and person.words[0] == "loud" and person.strength > 0
+    panels = read_panels(model, space, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
+    pllm = explain_pllm(model, three[2], space, panels)
+    assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space
