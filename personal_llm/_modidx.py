@@ -41,9 +41,40 @@ d = {
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.ChatWidget": ("8_app/chat.html#chatwidget", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.ChatWidget.__init__": (
+                "8_app/chat.html#chatwidget.__init__",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget._repr_mimebundle_": (
+                "8_app/chat.html#chatwidget._repr_mimebundle_",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.add_fields": (
+                "8_app/chat.html#chatwidget.add_fields",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.add_panel": (
+                "8_app/chat.html#chatwidget.add_panel",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.button": (
+                "8_app/chat.html#chatwidget.button",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.draw": ("8_app/chat.html#chatwidget.draw", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.ChatWidget.enter": ("8_app/chat.html#chatwidget.enter", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.ChatWidget.refresh": (
+                "8_app/chat.html#chatwidget.refresh",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.take": ("8_app/chat.html#chatwidget.take", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.ChatWidget.watch": ("8_app/chat.html#chatwidget.watch", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.bubble": ("8_app/chat.html#bubble", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.converse": ("8_app/chat.html#converse", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.leave": ("8_app/chat.html#leave", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.need_widgets": ("8_app/chat.html#need_widgets", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_turn": ("8_app/chat.html#take_turn", "personal_llm/app/chat.py"),
@@ -1065,6 +1096,38 @@ d = {
             "personal_llm.course.tasks_6._trained": ("course/tasks_6.html#_trained", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6._tries": ("course/tasks_6.html#_tries", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
+        },
+        "personal_llm.course.tasks_7": {
+            "personal_llm.course.tasks_7._about_zero": (
+                "course/tasks_7.html#_about_zero",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7._all_or_nothing": (
+                "course/tasks_7.html#_all_or_nothing",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7._apart": ("course/tasks_7.html#_apart", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._cases": ("course/tasks_7.html#_cases", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._ends": ("course/tasks_7.html#_ends", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._package": ("course/tasks_7.html#_package", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._quantile": (
+                "course/tasks_7.html#_quantile",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7._random_only": (
+                "course/tasks_7.html#_random_only",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7._student": ("course/tasks_7.html#_student", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._users": ("course/tasks_7.html#_users", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.beaten": ("course/tasks_7.html#beaten", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.draws_of": ("course/tasks_7.html#draws_of", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.interval": ("course/tasks_7.html#interval", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7.standard_error": (
+                "course/tasks_7.html#standard_error",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7.widening": ("course/tasks_7.html#widening", "personal_llm/course/tasks_7.py"),
         },
         "personal_llm.data.exports": {
             "personal_llm.data.exports.answered": ("1_data/exports.html#answered", "personal_llm/data/exports.py"),
@@ -2230,6 +2293,40 @@ d = {
             "personal_llm.experiments.shares.scored_rows": (
                 "experiments/shares.html#scored_rows",
                 "personal_llm/experiments/shares.py",
+            ),
+        },
+        "personal_llm.experiments.starts": {
+            "personal_llm.experiments.starts.Shelf": (
+                "experiments/fit.html#shelf",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.Shelf.__getitem__": (
+                "experiments/fit.html#shelf.__getitem__",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.Shelf.__iter__": (
+                "experiments/fit.html#shelf.__iter__",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.Shelf.__len__": (
+                "experiments/fit.html#shelf.__len__",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.jobs_of": (
+                "experiments/fit.html#jobs_of",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.measure": (
+                "experiments/fit.html#measure",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.outcome": (
+                "experiments/fit.html#outcome",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.shelf": (
+                "experiments/fit.html#shelf",
+                "personal_llm/experiments/starts.py",
             ),
         },
         "personal_llm.experiments.summary": {
@@ -4813,7 +4910,11 @@ d = {
                 "4_xpert/labelled.html#out_of_fold",
                 "personal_llm/xpert/labelled.py",
             ),
+            "personal_llm.xpert.labelled.part_of": ("4_xpert/labelled.html#part_of", "personal_llm/xpert/labelled.py"),
             "personal_llm.xpert.labelled.scaled": ("4_xpert/labelled.html#scaled", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.shares": ("4_xpert/labelled.html#shares", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.signed": ("4_xpert/labelled.html#signed", "personal_llm/xpert/labelled.py"),
+            "personal_llm.xpert.labelled.targets": ("4_xpert/labelled.html#targets", "personal_llm/xpert/labelled.py"),
             "personal_llm.xpert.labelled.test_users": (
                 "4_xpert/labelled.html#test_users",
                 "personal_llm/xpert/labelled.py",
@@ -4826,6 +4927,10 @@ d = {
             "personal_llm.xpert.labelled.trial": ("4_xpert/labelled.html#trial", "personal_llm/xpert/labelled.py"),
             "personal_llm.xpert.labelled.unit_and_threshold": (
                 "4_xpert/labelled.html#unit_and_threshold",
+                "personal_llm/xpert/labelled.py",
+            ),
+            "personal_llm.xpert.labelled.unmixing": (
+                "4_xpert/labelled.html#unmixing",
                 "personal_llm/xpert/labelled.py",
             ),
             "personal_llm.xpert.labelled.verdict": ("4_xpert/labelled.html#verdict", "personal_llm/xpert/labelled.py"),

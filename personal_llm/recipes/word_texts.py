@@ -40,10 +40,13 @@ def put(
         texts.setdefault(word, []).extend(rows)
 
 
-def without_undecided(texts: dict) -> dict:  # word -> texts
-    "No answer under both ends of an axis: the crafted rules leave some answers as they were."
+def without_undecided(
+    texts: dict,  # word -> texts
+    opposed: tuple = OPPOSED,
+) -> dict:  # word -> texts
+    "No answer under both ends of an axis: some answers are the same whatever was asked for."
     answers = {word: {text_and_group(row)[0] for row in rows} for word, rows in texts.items()}
-    both = set().union(*(answers[one] & answers[other] for one, other in OPPOSED))
+    both = set().union(*(answers[one] & answers[other] for one, other in opposed))
     return {word: [row for row in rows if text_and_group(row)[0] not in both] for word, rows in texts.items()}
 
 

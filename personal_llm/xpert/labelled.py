@@ -6,8 +6,9 @@
 __all__ = ['CLIP', 'FOLDS', 'LEAST_TEXTS', 'RIDGE', 'PLAIN_SHARE', 'MARGIN', 'USER_TEXTS', 'DEALS', 'LEAST_USERS',
            'LEAST_THRESHOLD', 'TRUE_SHARE', 'STABLE_SHARE', 'SAID_SHARE', 'SYNONYMS', 'views', 'scaled', 'fold_of',
            'text_and_group', 'Labelled', 'labelled', 'check_texts', 'axes_of', 'weights_of', 'directions', 'Learned',
-           'ends_of', 'learn', 'mean_and_error', 'is_said', 'out_of_fold', 'test_users', 'unit_and_threshold', 'tested',
-           'verdict', 'Trial', 'trial', 'order_share', 'are_synonyms', 'merge_synonyms']
+           'ends_of', 'signed', 'targets', 'part_of', 'learn', 'unmixing', 'mean_and_error', 'is_said', 'out_of_fold',
+           'shares', 'test_users', 'unit_and_threshold', 'tested', 'verdict', 'Trial', 'trial', 'order_share',
+           'are_synonyms', 'merge_synonyms']
 
 # %% ../../nbs/4_xpert/46_labelled.ipynb #96a355ae
 import hashlib
@@ -156,9 +157,9 @@ class Learned:
 
     centre: np.ndarray  # (D,) c
     spread: np.ndarray  # (D,) σ
-    matrix: np.ndarray  # (D, words), signed; a column for each end of an axis
+    matrix: np.ndarray  # (D, axes)
 
-    def scores(self, features: np.ndarray) -> np.ndarray:  # (n, words)
+    def scores(self, features: np.ndarray) -> np.ndarray:  # (n, axes)
         return scaled(features, self.centre, self.spread) @ self.matrix
 
 
@@ -166,21 +167,46 @@ def ends_of(axes: list) -> list:  # (word, axis, sign)
     "Both ends of each axis that has two."
     return [(word, a, sign) for a, pair in enumerate(axes) for word, sign in zip(pair, (1, -1)) if word]
 
+
+def signed(columns: np.ndarray, axes: list) -> np.ndarray:  # (…, words)
+    "From a column an axis to a column a word."
+    return np.stack([sign * columns[..., a] for _, a, sign in ends_of(axes)], -1)
+
 # %% ../../nbs/4_xpert/46_labelled.ipynb #ddc48558
+def targets(found: Labelled, axes: list) -> np.ndarray:  # (n, axes) Y
+    "+1, -1 or 0."
+    return np.array([[(plus in known) - (minus in known) for plus, minus in axes] for known in found.words], float)
+
+
+def part_of(found: Labelled, using: np.ndarray) -> Labelled:
+    "Some of the texts."
+    words = [known for known, used in zip(found.words, using) if used]
+    return Labelled(found.features[using], words, found.folds[using], found.people[using])
+
+
 def learn(
     found: Labelled,
     axes: list,  # of `axes_of`
     using: np.ndarray,  # (n,) whether a text may be read
 ) -> Learned:
     "One regression on some of the texts."
-    some = Labelled(found.features[using], [w for w, u in zip(found.words, using) if u], None, found.people[using])
+    some = part_of(found, using)
     plain = [some.features[some.people == person] for person in sorted(set(some.people[some.people >= 0].tolist()))]
     centre = np.mean([rows.mean(0) for rows in plain], 0)
     spread = np.concatenate(plain).std(0)
     spread = spread + 1e-3 * spread.mean()
-    y = np.array([[(plus in known) - (minus in known) for plus, minus in axes] for known in some.words], float)
-    W = directions(scaled(some.features, centre, spread), y, weights_of(some))
-    return Learned(centre, spread, np.stack([sign * W[:, a] for _, a, sign in ends_of(axes)], 1))
+    x = scaled(some.features, centre, spread)
+    return Learned(centre, spread, directions(x, targets(some, axes), weights_of(some)))
+
+# %% ../../nbs/4_xpert/46_labelled.ipynb #be7b60cc
+def unmixing(
+    scores: np.ndarray,  # (n, axes), of texts that the regression has not read
+    y: np.ndarray,  # (n, axes) their labels
+    weight: np.ndarray,  # (n,) h
+) -> np.ndarray:  # (axes, axes), the inverse of M
+    "What turns scores into shares of words."
+    root = np.sqrt(weight)[:, None]
+    return np.linalg.pinv(np.linalg.lstsq(root * y, root * scores, rcond=None)[0])
 
 # %% ../../nbs/4_xpert/46_labelled.ipynb #36cd6059
 MARGIN = 1.0  # standard errors that a score must lie above its threshold
@@ -215,13 +241,26 @@ SAID_SHARE = 0.5  # of those who have it
 def out_of_fold(
     found: Labelled,
     axes: list,
-) -> np.ndarray:  # (n, words)
+) -> np.ndarray:  # (n, axes)
     "Scores by regressions that have not read a text's group or person."
-    scores = np.zeros((len(found), len(ends_of(axes))))
+    scores = np.zeros((len(found), len(axes)))
     for fold in range(FOLDS):
         own = found.folds == fold
         scores[own] = learn(found, axes, ~own).scores(found.features[own])
     return scores
+
+
+def shares(
+    found: Labelled,
+    axes: list,
+) -> tuple:  # ((n, axes) out-of-fold scores, unmixed by what the other folds say; (axes, axes) what unmixes all)
+    "Scores that neighbours do not share."
+    scores, y, h = out_of_fold(found, axes), targets(found, axes), weights_of(found)
+    unmixed = np.zeros_like(scores)
+    for fold in range(FOLDS):
+        own = found.folds == fold
+        unmixed[own] = scores[own] @ unmixing(scores[~own], y[~own], h[~own])
+    return unmixed, unmixing(scores, y, h)
 
 # %% ../../nbs/4_xpert/46_labelled.ipynb #9514a6a1
 def test_users(
@@ -289,6 +328,7 @@ class Trial:
     users: list  # sets of words
     whole: np.ndarray  # (users, 2, words) score and error
     halves: np.ndarray  # (users, 2, 2, words) the same of every second text
+    unmix: np.ndarray  # (axes, axes), for the regression on all texts
 
 
 def trial(
@@ -296,10 +336,11 @@ def trial(
     axes: list,
 ) -> Trial:
     "Score users by regressions that have not read them."
-    scores, users = out_of_fold(found, axes), test_users(found)
+    unmixed, unmix = shares(found, axes)
+    scores, users = signed(unmixed, axes), test_users(found)
     whole = np.stack([mean_and_error(scores[places]) for _, places in users])
     halves = np.stack([[mean_and_error(scores[places[i::2]]) for i in range(2)] for _, places in users])
-    return Trial([word for word, _, _ in ends_of(axes)], [known for known, _ in users], whole, halves)
+    return Trial([word for word, _, _ in ends_of(axes)], [known for known, _ in users], whole, halves, unmix)
 
 
 @patch

@@ -21,6 +21,7 @@ from personal_llm.xpert.labelled import (
     mean_and_error,
     merge_synonyms,
     scaled,
+    signed,
     tested,
     text_and_group,
     unit_and_threshold,
@@ -71,7 +72,7 @@ def _fit(
         words=tuple(tried.words[i] for i in passed),
         centre=whole.centre,
         spread=whole.spread,
-        matrix=(whole.matrix / scales[:, 0])[:, passed],
+        matrix=(signed(whole.matrix @ tried.unmix, axes) / scales[:, 0])[:, passed],
         thresholds=scales[passed, 1],
         **dict(tests=tests, left_out=why, merged=merged),
     )
