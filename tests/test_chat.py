@@ -17,7 +17,7 @@ from personal_llm.base import files
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import conversation, learning
-from personal_llm.device.conversation import Conversation, undisturbed
+from personal_llm.device.conversation import QUESTION, Conversation, undisturbed
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.slash import SLASH, enter
 from personal_llm.device.store import LEARNING, STATE, read_state
@@ -510,3 +510,53 @@ def test_help_teaches(capsys):
 
     code, out, err = invoke(capsys, "chat", "--help")
     assert code == 0 and "--out" in out and "examples:" in out and "goes on" in out and err == ""
+
+
+# the widget
+
+
+def test_the_widget_asks_learns_and_shows(tmp_path):
+    "In an event loop, as a notebook has one, learning is taken over without another line."
+    import asyncio
+
+    pytest.importorskip("ipywidgets")
+    from personal_llm.app.chat import ChatWidget
+
+    talk = fresh(tmp_path / "me")
+
+    async def person():
+        chat = ChatWidget(talk)
+        for line in LINES:
+            chat.line.value = f"<b>{line}"
+            chat.send.click()
+            if talk.question:
+                assert QUESTION in chat.question.children[0].value and chat.question.layout.display is None
+                break
+        assert "<b>My" not in chat.log.value + chat.panel.children[0].value and "&lt;b&gt;My" in chat.log.value
+        chat.better.value = BETTER
+        chat.wish.click()
+        assert chat.question.layout.display == "none" and BETTER in chat.panel.children[0].value
+        chat.commands["/learn"].click()
+        await asyncio.wait_for(chat.waiting, 300)
+        assert talk.learner is None and "learned:" in chat.log.value
+        for place in range(4):
+            chat.panel.selected_index = place
+            assert chat.panel.children[place].value.startswith(("<p>", "<table>", "<img alt="))
+        return chat
+
+    chat = asyncio.run(person())
+    for line in ("/why", "/status", "/undo"):
+        chat.commands[line].click()
+    assert "taken back" in chat.log.value
+    talk.close()
+    again = Conversation(shared("llama"), tmp_path / "me")
+    assert ChatWidget(again).log.value.count("You:") == len(again.me.talk["turns"]) > 0
+    again.close()
+
+
+def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
+    from personal_llm.app.chat import need_widgets
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with pytest.raises(InputError, match=r"pip install personal_llm\[widget\]"):
+        need_widgets()

@@ -14,9 +14,9 @@ from ..sdss.scoring import NO_DOMAIN
 from ..xpert.explanation import explain
 from ..xpert.space import StyleSpace
 
-# %% ../../nbs/6_device/67_slash.ipynb #d7be90a0
+# %% ../../nbs/6_device/67_slash.ipynb #c1b94045
 MEANINGS = dict(
-    eoe="entropy of embedding {value:.2f}: its words are more varied than in {share:.0%} of the turns before",
+    eoe="entropy of embedding {value:.4f}: its words are more varied than in {share:.0%} of the turns before",
     dss="domain-specific score {value:.3f}: more special words than in {share:.0%} of the turns before",
     idd="in-domain dissimilarity {value:.2f}: further from what was kept than {share:.0%} of the turns before",
 )
@@ -48,7 +48,7 @@ def why(talk: Conversation) -> str:
     kept = "kept" if log[-1].kept else "not kept"
     return "\n".join([f"{kept}: {log[-1].reason}", *scores_in_words(log)])
 
-# %% ../../nbs/6_device/67_slash.ipynb #597cafb1
+# %% ../../nbs/6_device/67_slash.ipynb #e02e84d6
 def status(talk: Conversation) -> str:
     "How things stand, without a word of what was said."
     me = talk.me
@@ -67,7 +67,6 @@ def status(talk: Conversation) -> str:
 
 def style(talk: Conversation) -> str:
     "Your style in words, from what was kept; raises `InputError` for too few dialogues, or a model without a library."
-    talk.settle()
     kept = [d for d in talk.me.buffer.policy.targets(talk.me.buffer.dialogues) if d.origin != "model"]
     if not kept:
         raise InputError("no reply was corrected or called fine yet", "answer some questions first")
