@@ -1129,6 +1129,48 @@ d = {
             ),
             "personal_llm.course.tasks_7.widening": ("course/tasks_7.html#widening", "personal_llm/course/tasks_7.py"),
         },
+        "personal_llm.course.tasks_8": {
+            "personal_llm.course.tasks_8._any_gain": (
+                "course/tasks_8.html#_any_gain",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._bar_only": (
+                "course/tasks_8.html#_bar_only",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._lowest": ("course/tasks_8.html#_lowest", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8._one_dialogue": (
+                "course/tasks_8.html#_one_dialogue",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._parts": ("course/tasks_8.html#_parts", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8._product": ("course/tasks_8.html#_product", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8._random_rows": (
+                "course/tasks_8.html#_random_rows",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._unit": ("course/tasks_8.html#_unit", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8.chosen": ("course/tasks_8.html#chosen", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8.cosine": ("course/tasks_8.html#cosine", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8.hits": ("course/tasks_8.html#hits", "personal_llm/course/tasks_8.py"),
+            "personal_llm.course.tasks_8.judge_merge": (
+                "course/tasks_8.html#judge_merge",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.judge_picker": (
+                "course/tasks_8.html#judge_picker",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.library_rows": (
+                "course/tasks_8.html#library_rows",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.planted_user": (
+                "course/tasks_8.html#planted_user",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
+        },
         "personal_llm.data.exports": {
             "personal_llm.data.exports.answered": ("1_data/exports.html#answered", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.between_people": (
@@ -4734,6 +4776,57 @@ d = {
             "personal_llm.xpert.basis.halves_threshold": (
                 "4_xpert/basis.html#halves_threshold",
                 "personal_llm/xpert/basis.py",
+            ),
+        },
+        "personal_llm.xpert.evidence": {
+            "personal_llm.xpert.evidence.Fact": ("4_xpert/evidence.html#fact", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.Fact.__str__": (
+                "4_xpert/evidence.html#fact.__str__",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.common_run": (
+                "4_xpert/evidence.html#common_run",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.example_of": (
+                "4_xpert/evidence.html#example_of",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.fact_of": ("4_xpert/evidence.html#fact_of", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.frame_facts": (
+                "4_xpert/evidence.html#frame_facts",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.habits_of": (
+                "4_xpert/evidence.html#habits_of",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.length_facts": (
+                "4_xpert/evidence.html#length_facts",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.manner_facts": (
+                "4_xpert/evidence.html#manner_facts",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.own": ("4_xpert/evidence.html#own", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.quoted": ("4_xpert/evidence.html#quoted", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.swap_facts": (
+                "4_xpert/evidence.html#swap_facts",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.swaps": ("4_xpert/evidence.html#swaps", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.topic_lists": (
+                "4_xpert/evidence.html#topic_lists",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.topics_of": (
+                "4_xpert/evidence.html#topics_of",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.without_frame": (
+                "4_xpert/evidence.html#without_frame",
+                "personal_llm/xpert/evidence.py",
             ),
         },
         "personal_llm.xpert.explanation": {
