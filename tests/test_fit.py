@@ -306,3 +306,22 @@ def test_a_large_library_is_shortlisted(model, library, tmp_path):
     got = select(many, me(np.eye(len(names))[0]), "fit", losses=losses)
     assert set(got.weights) <= set(few) and got.cost.bytes_moved > sum(adapter_bytes(many, name) for name in few)
     assert max(got.weights, key=got.weights.get) == "p17"
+
+
+# ---- and from there
+
+
+def test_a_fine_tune_from_a_start_never_ends_worse(model, library, tmp_path):
+    "Eight dialogues, steps that are far too long: the start is kept, weight by weight."
+    user = says("b")[:8]
+    start = start_of(select(library, None, "fit", model, user), tmp_path / "start")
+    wild = TuningConfig(steps=6, learning_rate=5.0, batch_size=4, checks=3)
+    end = finetune(model, user, wild, start, tmp_path / "end", progress=False)
+    assert end.judged_on == 4 and end.best_loss == end.start_loss, "four dialogues judged, and none of three looks won"
+    before, after = factors(start.path), factors(end.path)
+    assert all(torch.allclose(a, b, atol=1e-6) for m in before for a, b in zip(before[m], after[m]))
+    mild = finetune(model, user, TuningConfig(steps=6, batch_size=4, checks=3), start, progress=False)
+    assert mild.best_loss <= mild.start_loss
+    assert finetune(model, user, TuningConfig(steps=1, checks=1), progress=False).judged_on == 0, (
+        "from nothing: all learn"
+    )

@@ -55,15 +55,15 @@ def test_random(library):
     assert select(permuted(library, np.arange(28)[::-1]), method="random").names == got.names
 
 
-def test_uniform(library, tmp_path):
-    got = select(library, method="uniform")
+def test_mean(library, tmp_path):
+    got = select(library, method="mean")
     assert (
         got.best is None
         and not got.abstained
         and got.weights == pytest.approx(dict.fromkeys(library.names, 1 / 28))
         and got.cost.bytes_moved == everything(library)
     )
-    many = select(planted(tmp_path, np.ones((RANKING_LENGTH + 9, 2))), method="uniform")
+    many = select(planted(tmp_path, np.ones((RANKING_LENGTH + 9, 2))), method="mean")
     assert (
         len(many.names) == len(many.distances) == RANKING_LENGTH
         and len(many.weights) == RANKING_LENGTH + 9
@@ -483,14 +483,14 @@ def test_a_real_library_and_a_device_without_its_adapters(downhill, tmp_path):
         )
     asked = dict(model=shared("llama"), dialogues=TALK)
     for method in (
-        ("random", "uniform", "exhaustive", "bayesian", "hyperband", "weights", "gradient")
+        ("random", "mean", "exhaustive", "bayesian", "hyperband", "weights", "gradient")
         if optuna_is_there()
-        else ("random", "uniform", "exhaustive", "weights", "gradient")
+        else ("random", "mean", "exhaustive", "weights", "gradient")
     ):
         got = select(library, me(np.eye(5)[1]), method, **asked)
         assert (
             got.method == method
-            and (got.best in made) == (method != "uniform")
+            and (got.best in made) == (method != "mean")
             and json.loads(json.dumps(got.to_dict()))["method"] == method
         )
     ranking = select(library, me(np.eye(5)[1]), **asked)

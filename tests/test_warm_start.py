@@ -41,19 +41,19 @@ class Said(SimpleNamespace):
 
 
 class Stages:
-    "Stand-ins for explain, select, mixture_loss and merge that write down what they were given."
+    "Stand-ins for explain, select, mixture_loss and combine that write down what they were given."
 
     def __init__(self, patch, best="a", weights=(), mixture=9.0, losses=(("a", 2.0), ("b", 2.5))):
         self.calls, self.mixture = [], mixture
         self.best, self.weights, self.losses = best, dict(weights), dict(losses)
-        for name in ("explain", "select", "mixture_loss", "merge"):
+        for name in ("explain", "select", "mixture_loss", "combine"):
             patch.setattr(module, name, getattr(self, name))
 
     def explain(self, model, dialogues, space, seed):
         self.calls.append(("explain", len(dialogues), space.id, seed))
         return Said(cost=Cost(seconds=100, tokens=7))
 
-    def select(self, library, mine, model, dialogues, seed):
+    def select(self, library, mine, method, model, dialogues, seed):
         self.calls.append(("select", len(dialogues), seed))
         cost = Cost(seconds=20, forward=3, tokens=5)
         nobody = self.best is None
@@ -75,8 +75,8 @@ class Stages:
         model.cost.forward += len(dialogues)
         return self.mixture
 
-    def merge(self, library, weights, out):
-        self.calls.append(("merge", dict(weights), out))
+    def combine(self, library, weights, out):
+        self.calls.append(("combine", dict(weights), out))
         return Adapter(Path(out or "temporary"), "base", tuple(weights))
 
 
@@ -92,9 +92,9 @@ class Fake:
     [
         (dict(), dict(a=1.0), "explain select"),
         (dict(weights=dict(a=1.0)), dict(a=1.0), "explain select"),
-        (dict(weights=MIXTURE, mixture=1.9), MIXTURE, "explain select loss merge"),
+        (dict(weights=MIXTURE, mixture=1.9), MIXTURE, "explain select loss combine"),
         (dict(weights=MIXTURE, mixture=2.0), dict(a=1.0), "explain select loss"),
-        (dict(weights=dict(a=0.4), mixture=1.9), dict(a=0.4), "explain select loss merge"),
+        (dict(weights=dict(a=0.4), mixture=1.9), dict(a=0.4), "explain select loss combine"),
         (dict(weights=MIXTURE, mixture=1.9, losses={}), dict(a=1.0), "explain select loss loss"),
         (dict(best=None), {}, "explain select"),
     ],
@@ -107,8 +107,8 @@ def test_one_several_or_nobody(planted, weights, steps, monkeypatch, tmp_path):
     assert stages.calls[0] == ("explain", 8, "planted", 5) and stages.calls[1] == ("select", 8, 5)
     measured = [call for call in stages.calls if call[0] == "loss"]
     assert all(call[2] == 8 for call in measured) and [call[1] for call in measured][-1:] in ([], [stages.weights])
-    if "merge" in steps:
-        assert stages.calls[-1] == ("merge", weights, tmp_path / "m") and warm.adapter.parents == tuple(weights)
+    if "combine" in steps:
+        assert stages.calls[-1] == ("combine", weights, tmp_path / "m") and warm.adapter.parents == tuple(weights)
     else:
         assert warm.adapter == (tmp_path / "a" if weights else None)
     assert warm.cost.forward == 3 + 8 * len(measured) and warm.cost.tokens == 12 and 120 <= warm.cost.seconds < 121

@@ -218,8 +218,8 @@ class Ranking:
     cost: Cost = field(default_factory=Cost)
     method: str = ""  # the selector's name
     losses: dict = field(default_factory=dict)  # name -> nats a token, those that were measured
-    errors: dict = field(default_factory=dict)  # name -> standard error of its weight, where it was fitted
     library: object = field(default=None, repr=False, compare=False)  # whose names these are; never saved
+    errors: dict = field(default_factory=dict)  # name -> standard error of its weight, where it was fitted
 
 # %% ../../nbs/5_start/53_ranking.ipynb #dcc7e3ec
 @patch

@@ -36,7 +36,15 @@ from ..base.tokens import collate
 from .caching import lower_of, top_layers
 from .config import TuningConfig
 from .losses import nats_of, short_way
-from .validation import BestAdapter, check_dialogues, is_whole, judging, validation_split
+from personal_llm.tuning.validation import (
+    ENOUGH_FROM_START,
+    ENOUGH_TO_SPLIT,
+    BestAdapter,
+    check_dialogues,
+    is_whole,
+    judging,
+    validation_split,
+)
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #d77da693
 MOST_JUDGES = 64  # training dialogues that judge where none is held back
@@ -51,12 +59,14 @@ class Lesson:
     judged_on: int  # validation dialogues; 0: the training dialogues judge
 
     @classmethod
-    def of(cls, model, dialogues: list, config: TuningConfig, seed: int, rehearsal: list = ()) -> "Lesson":
+    def of(
+        cls, model, dialogues: list, config: TuningConfig, seed: int, rehearsal: list = (), enough=ENOUGH_TO_SPLIT
+    ) -> "Lesson":
         "Split and encode; what is rehearsed never judges. Raises `InputError` when there is nothing to learn."
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        learn, judge = validation_split(dialogues, config.validation, seed)
+        learn, judge = validation_split(dialogues, config.validation, seed, enough)
         others = [d for d in learn if d.origin != "synthetic"] or learn
         own, general = ([model.encode(d, config.max_length) for d in rows] for rows in (learn, rehearsal))
         times = max(1, round(len(general) / len(own)))  # half of what is seen is the user's
@@ -290,7 +300,8 @@ def finetune(
     if start is not None:
         start = check_adapter(start, model.base)
         config = config.like(lora_config(start), start, [name for name, _ in model.model.named_modules()])
-    lesson = Lesson.of(model, dialogues, config, check_seed(seed), rehearsal)
+    enough = ENOUGH_TO_SPLIT if start is None else ENOUGH_FROM_START
+    lesson = Lesson.of(model, dialogues, config, check_seed(seed), rehearsal, enough)
     if out:
         check_out(Path(out))
     run, filler = run_id(config, seed, model.base, dialogues, start, rehearsal), model.tokenizer.pad_token_id
