@@ -886,6 +886,18 @@ d = {
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
+        "personal_llm.course.grading": {
+            "personal_llm.course.grading._read": ("course/grading.html#_read", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.outputs_of": (
+                "course/grading.html#outputs_of",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.points": ("course/grading.html#points", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.verdicts_of": (
+                "course/grading.html#verdicts_of",
+                "personal_llm/course/grading.py",
+            ),
+        },
         "personal_llm.course.tasks_1": {
             "personal_llm.course.tasks_1._answer_tokens": (
                 "course/tasks_1.html#_answer_tokens",
@@ -1163,6 +1175,10 @@ d = {
             ),
             "personal_llm.course.tasks_8.library_rows": (
                 "course/tasks_8.html#library_rows",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8.planted_rows": (
+                "course/tasks_8.html#planted_rows",
                 "personal_llm/course/tasks_8.py",
             ),
             "personal_llm.course.tasks_8.planted_user": (
@@ -4554,6 +4570,18 @@ d = {
             "personal_llm.tuning.losses.short_way": ("3_tuning/losses.html#short_way", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.states": ("3_tuning/losses.html#states", "personal_llm/tuning/losses.py"),
         },
+        "personal_llm.tuning.price": {
+            "personal_llm.tuning.price.Price": ("3_tuning/price.html#price", "personal_llm/tuning/price.py"),
+            "personal_llm.tuning.price.Price.__str__": (
+                "3_tuning/price.html#price.__str__",
+                "personal_llm/tuning/price.py",
+            ),
+            "personal_llm.tuning.price.price": ("3_tuning/price.html#price", "personal_llm/tuning/price.py"),
+            "personal_llm.tuning.price.second_time": (
+                "3_tuning/price.html#second_time",
+                "personal_llm/tuning/price.py",
+            ),
+        },
         "personal_llm.tuning.statistics": {
             "personal_llm.tuning.statistics.Comparison": (
                 "3_tuning/statistics.html#comparison",
@@ -5162,6 +5190,10 @@ d = {
             "personal_llm.xpert.words.Vocabulary": ("4_xpert/words.html#vocabulary", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Vocabulary.__post_init__": (
                 "4_xpert/words.html#vocabulary.__post_init__",
+                "personal_llm/xpert/words.py",
+            ),
+            "personal_llm.xpert.words.Vocabulary.centred": (
+                "4_xpert/words.html#vocabulary.centred",
                 "personal_llm/xpert/words.py",
             ),
             "personal_llm.xpert.words.Vocabulary.save": (

@@ -58,8 +58,10 @@ def teach(pool, taught: str):  # a `Vocabulary`
     "The vocabulary of a pool's builder, or the one that ships."
     from personal_llm.xpert.words import Vocabulary
 
-    if taught == "open":
-        return Vocabulary.fit(open_texts(), plain_people(), OPPOSED)
+    if taught.startswith("open"):
+        found = Vocabulary.fit(open_texts(), plain_people(), OPPOSED)
+        plain = pool.pure("default", "train")
+        return found.centred([plain[i::8] for i in range(8)]) if taught == "open, centred" else found
     if pool.name == "real":
         texts = {style: [d.response for d in pool.pure(style, "train")] for style in BASE_STYLES}
         return Vocabulary.fit(texts, plain_people())
@@ -126,6 +128,7 @@ def row_of(vocabulary, name: str, texts: list, user: str) -> dict:
         agreed=len(fair & own),
         found=len(fair),
         same=int(halves[0] == halves[1] == said[:1]),
+        halves="|".join(",".join(half) for half in halves),
         vocabulary=len(vocabulary.words),
     )
 
@@ -138,7 +141,7 @@ def measure(jobs: list):  # yields a dict of results a job
         yield row_of(vocabulary, pool.name, texts_of(pool, job["user"], job["similarity"]), job["user"])
 
 
-TAUGHT = (("real", "own"), ("authors", "own"), ("authors", "open"))
+TAUGHT = (("real", "own"), ("authors", "own"), ("authors", "open"), ("authors", "open, centred"))
 JOBS = [
     dict(pool=pool, taught=taught, user=user, seed=0, similarity=similarity)
     for pool, taught in TAUGHT

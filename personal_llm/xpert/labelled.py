@@ -209,7 +209,7 @@ def unmixing(
     return np.linalg.pinv(np.linalg.lstsq(root * y, root * scores, rcond=None)[0])
 
 # %% ../../nbs/4_xpert/46_labelled.ipynb #36cd6059
-MARGIN = 1.0  # standard errors that a score must lie above its threshold
+MARGIN = 0.5  # standard errors that a score must lie above its threshold
 
 
 def mean_and_error(

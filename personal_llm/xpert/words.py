@@ -6,7 +6,7 @@
 __all__ = ['VOCABULARY_ARRAYS', 'INTERVAL', 'Vocabulary', 'Told']
 
 # %% ../../nbs/4_xpert/47_words.ipynb #415da091
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from personal_llm.xpert.labelled import (
 from .space import own_encoder
 
 # %% ../../nbs/4_xpert/47_words.ipynb #3c8a6410
-VOCABULARY_ARRAYS = ("centre", "spread", "matrix", "thresholds")
+VOCABULARY_ARRAYS = ("centre", "spread", "matrix", "thresholds", "clarity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,7 @@ class Vocabulary:
     spread: np.ndarray  # (D,) σ
     matrix: np.ndarray  # (D, words), in units of the words
     thresholds: np.ndarray  # (words,) units
+    clarity: np.ndarray  # (words,) a unit in standard deviations of the test's users without the word
     tests: dict  # word -> counts of the test, for all that were taught
     left_out: dict = field(default_factory=dict)  # word -> why
     merged: dict = field(default_factory=dict)  # word -> the word that stands for it
@@ -65,6 +66,7 @@ def _fit(
     found, axes, tried, merged = merge_synonyms(texts, plain, opposed)
     tests = {w: tested(tried.whole[..., i], tried.halves[..., i], tried.has(w)) for i, w in enumerate(tried.words)}
     scales = np.array([unit_and_threshold(tried.whole[:, 0, i], tried.has(w)) for i, w in enumerate(tried.words)])
+    others = np.array([tried.whole[~tried.has(w), 0, i].std() for i, w in enumerate(tried.words)])
     why = {word: reason for word, row in tests.items() if (reason := verdict(row))}
     passed = [i for i, word in enumerate(tried.words) if word not in why]
     whole = learn(found, axes, np.ones(len(found), bool))
@@ -74,6 +76,7 @@ def _fit(
         spread=whole.spread,
         matrix=(signed(whole.matrix @ tried.unmix, axes) / scales[:, 0])[:, passed],
         thresholds=scales[passed, 1],
+        clarity=(scales[:, 0] / np.maximum(others, 1e-12))[passed],
         **dict(tests=tests, left_out=why, merged=merged),
     )
 
@@ -88,7 +91,7 @@ INTERVAL = 2.0  # standard errors to each side of a printed score: about 95 %
 class Told:
     "What is said of somebody in words."
 
-    words: tuple  # that are said, strongest first
+    words: tuple  # that are said, the clearest first
     scores: dict  # word -> (score, standard error, threshold) in units, for the whole vocabulary
     samples: int  # texts
 
@@ -122,7 +125,7 @@ def tell(
         what = f"{len(answers)} texts: words need at least {LEAST_DIALOGUES}"
         raise InputError(what, f"give {LEAST_DIALOGUES - len(answers)} more")
     found = mean_and_error(self.scores(answers))
-    order = np.argsort(-found[0])
+    order = np.argsort(-found[0] * self.clarity)
     said = is_said(found, self.thresholds)
     rows = np.stack([*found, self.thresholds], 1).tolist()
     return Told(
@@ -130,6 +133,18 @@ def tell(
         {self.words[i]: tuple(rows[i]) for i in order},
         len(answers),
     )
+
+# %% ../../nbs/4_xpert/47_words.ipynb #70d96995
+@patch
+def centred(
+    self: Vocabulary,
+    plain: list,  # for each person without a style, texts of the kind that will be told
+) -> Vocabulary:
+    "The same words, measured from other plain people; raises `InputError` for none."
+    people = [[answer for answer, _ in map(text_and_group, rows) if answer.strip()] for rows in plain]
+    if not people or not all(people):
+        raise InputError("a plain person without texts", "give texts of people without a style")
+    return replace(self, centre=np.mean([views(rows).mean(0) for rows in people], 0))
 
 # %% ../../nbs/4_xpert/47_words.ipynb #b1286f49
 @patch
