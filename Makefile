@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow lint docs export clean-notebooks readme check notebooks experiments
+.PHONY: help install install-dev demo test test-slow lint docs slides export clean-notebooks readme check notebooks experiments
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,9 @@ experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/
 
 docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson, readable without a network
+	@$(BIN)/python tools/slides.py
 
 export: .venv/.installed-dev ## write personal_llm/ from the notebooks
 	@$(BIN)/python tools/export.py
