@@ -1546,6 +1546,10 @@ d = {
                 "6_device/conversation.html#cleaned",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.first_seen": (
+                "6_device/conversation.html#first_seen",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.from_plain": (
                 "6_device/conversation.html#from_plain",
                 "personal_llm/device/conversation.py",
@@ -1950,8 +1954,12 @@ d = {
                 "6_device/streaming.html#stream.shown",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.summary": (
-                "6_device/streaming.html#stream.summary",
+            "personal_llm.device.streaming.Stream.summarise": (
+                "6_device/streaming.html#stream.summarise",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.Stream.take_over": (
+                "6_device/streaming.html#stream.take_over",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.next_token": (
@@ -1960,6 +1968,10 @@ d = {
             ),
             "personal_llm.device.streaming.repeated": (
                 "6_device/streaming.html#repeated",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.same_beginning": (
+                "6_device/streaming.html#same_beginning",
                 "personal_llm/device/streaming.py",
             ),
         },
@@ -2982,6 +2994,10 @@ d = {
                 "recipes/pocket_report.html#by_bound",
                 "personal_llm/recipes/pocket_report.py",
             ),
+            "personal_llm.recipes.pocket_report.card_of": (
+                "recipes/pocket_report.html#card_of",
+                "personal_llm/recipes/pocket_report.py",
+            ),
             "personal_llm.recipes.pocket_report.count_rewrites": (
                 "recipes/pocket_report.html#count_rewrites",
                 "personal_llm/recipes/pocket_report.py",
@@ -3830,6 +3846,7 @@ d = {
             "personal_llm.start.fit.said": ("5_start/fit.html#said", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.some_of": ("5_start/fit.html#some_of", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.standard_errors": ("5_start/fit.html#standard_errors", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.window": ("5_start/fit.html#window", "personal_llm/start/fit.py"),
         },
         "personal_llm.start.gradient": {
             "personal_llm.start.gradient.directions": (
