@@ -13,10 +13,10 @@ TORCH_RANGE := torch>=2.6,<3
 TORCH_CPU := "torch==2.13.0+cpu" --extra-index-url https://download.pytorch.org/whl/cpu --timeout 15 --retries 1
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := nbs tests tools conftest.py setup.py
+SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow lint docs slides export clean-notebooks readme check notebooks experiments
+.PHONY: help install install-dev demo test test-slow lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,9 @@ experiments: .venv/.installed-dev ## measure what is missing in nbs/experiments/
 
 docs: .venv/.installed-docs ## write the site to site/, from the notebooks as they are saved (python -m http.server -d site)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+benchmarks: .venv/.installed-dev ## how fast tuning is beside its peers, on this machine, in minutes (true sizes: ARGS="--sizes FOLDER")
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 slides: .venv/.installed-docs ## slides of the course in site/slides/, a file a lesson, readable without a network
 	@$(BIN)/python tools/slides.py

@@ -224,7 +224,7 @@ def evaluate_command(args) -> Shown:
 # %% ../../nbs/8_app/86_commands.ipynb #7581d7bc
 @command(
     "check",
-    "whether template, loss mask, end token and adapters work for a model; exit code 1 when not",
+    "whether template, loss mask, end token and adapters work for a model (exit code 1 when not), and what it costs",
     *MODEL,
     examples=["--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain"],
 )
@@ -232,11 +232,15 @@ def check_command(args) -> Shown:
     "The command `check`."
     from personal_llm.base.check import check_name
     from personal_llm.base.loading import resolve_model
+    from personal_llm.tuning.price import price
 
     resolve_model(args.model)  # a name that can be no model is a mistake in the arguments
     found = check_name(args.model, **model_settings(args))
     rows = [dict(what=what, ok=holds, detail=detail) for what, holds, detail in found.rows]
-    return Shown(dict(model=args.model, ok=found.ok, rows=rows), [str(found)], 0 if found.ok else 1)
+    if not found.ok:
+        return Shown(dict(model=args.model, ok=False, rows=rows), [str(found)], 1)
+    cost = price(found.model)
+    return Shown(dict(model=args.model, ok=True, rows=rows, price=asdict(cost)), [str(found), str(cost)])
 
 # %% ../../nbs/8_app/86_commands.ipynb #d896e7a6
 def tidy_folder(

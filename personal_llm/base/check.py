@@ -23,6 +23,7 @@ class Check:
     "Findings about a model."
 
     rows: list = field(default_factory=list)  # (what, holds, detail)
+    model: Model = None  # that was tried; None where it could not be loaded
 
     @property
     def ok(self) -> bool:
@@ -49,7 +50,7 @@ def check(
     model: Model,
 ) -> Check:
     "Whether template, loss mask, end token, padding and adapters work for this model."
-    found = Check()
+    found = Check(model=model)
     for what, tell in PROBES.items():
         try:
             holds, detail = tell(model)
@@ -155,4 +156,5 @@ def check_name(
         model = load_model(name, **settings)
     except InputError as error:
         return Check([("loading", False, str(error))])
-    return Check([("loading", True, f"every weight came from its files, base {model.base}"), *check(model).rows])
+    loaded = ("loading", True, f"every weight came from its files, base {model.base}")
+    return Check([loaded, *check(model).rows], model)
