@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TURNS_KEPT', 'TURNS_SEEN', 'QUESTION', 'UNTAUGHT', 'cleaned', 'undisturbed', 'check_place', 'opened',
-           'Conversation', 'to_plain', 'from_plain']
+           'Conversation', 'to_plain', 'from_plain', 'first_seen']
 
 # %% ../../nbs/6_device/66_conversation.ipynb #67925793
 import signal
@@ -55,9 +55,9 @@ def undisturbed():
     if held_back:
         known(*held_back[0])
 
-# %% ../../nbs/6_device/66_conversation.ipynb #de011337
+# %% ../../nbs/6_device/66_conversation.ipynb #f8b904a7
 TURNS_KEPT = 20  # of the talk, for whoever comes back
-TURNS_SEEN = 3  # of the talk, that the model sees
+TURNS_SEEN = 6  # of the talk, that the model sees; when there are more, the older half goes
 
 
 def check_place(folder) -> None:
@@ -82,7 +82,7 @@ def opened(model, folder: Path, settings: dict) -> Personalizer:
     me.requests = settings.get("requests", me.requests)
     return me
 
-# %% ../../nbs/6_device/66_conversation.ipynb #d0ac2008
+# %% ../../nbs/6_device/66_conversation.ipynb #0b59461f
 class Conversation:
     "A talk in a folder; raises `InputError` when another one is open there, or it is another model's."
 
@@ -103,7 +103,7 @@ class Conversation:
             self.me.holding = True
             self.doors = doors.pop_all()
         self.most = model.max_length * LONGEST_TOKEN  # characters of a turn
-        self.me.talk = dict(turns=[], question=None) | self.me.talk
+        self.me.talk = dict(turns=[], question=None, start="") | self.me.talk
         if self.me.talk["question"]:
             self.question = from_plain(self.me.talk["question"])
 
@@ -247,11 +247,18 @@ def __enter__(self: Conversation):
 def __exit__(self: Conversation, *error):
     self.close()
 
-# %% ../../nbs/6_device/66_conversation.ipynb #a8043bd5
+# %% ../../nbs/6_device/66_conversation.ipynb #ae9a7dad
+def first_seen(talk: dict) -> int:  # a place among its turns
+    "Where the part begins that the model sees: it moves seldom, so that what was read need not be read again."
+    ids = [turn["id"] for turn in talk["turns"]]
+    first = ids.index(talk["start"]) if talk["start"] in ids else max(0, len(ids) - TURNS_SEEN // 2)
+    return first if len(ids) - first <= TURNS_SEEN else len(ids) - TURNS_SEEN // 2
+
+# %% ../../nbs/6_device/66_conversation.ipynb #98c642bf
 @patch
 def history(self: Conversation) -> History:
     "The last turns, as the model sees them."
-    turns = self.me.talk["turns"][-TURNS_SEEN:]
+    turns = self.me.talk["turns"][first_seen(self.me.talk) :]
     return History([said for t in turns for said in (("user", t["prompt"]), ("assistant", t["response"]))])
 
 
@@ -285,12 +292,12 @@ def spoken(self: Conversation, text: str):
         self.notes.append(f"only the last {len(prompt):,} characters were read, {left_out:,} were left out")
     asked = Dialogue(prompt, "", self.history(), time=self.clock())
     with self.model.spending() as cost, self.model.using(self.me.adapter) as model:
-        self.reply = Stream(model, asked)
+        self.reply = Stream(model, asked, earlier=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
     self.observe(asked, self.reply)
 
-# %% ../../nbs/6_device/66_conversation.ipynb #f16a8c70
+# %% ../../nbs/6_device/66_conversation.ipynb #e4165e27
 @patch
 def observe(
     self: Conversation,
@@ -307,13 +314,14 @@ def observe(
         self.me.turns[d.id] = key_of(d)
         row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time)
         self.me.talk["turns"] = [*self.me.talk["turns"], row][-TURNS_KEPT:]
+        self.me.talk["start"] = self.me.talk["turns"][first_seen(self.me.talk)]["id"]
         if self.me.wonders(candidate) and self.me.requests_left() > 0:
             self.question = candidate
         else:
             self.me.buffer.add(candidate)
         self.save()
 
-# %% ../../nbs/6_device/66_conversation.ipynb #4fb47859
+# %% ../../nbs/6_device/66_conversation.ipynb #702cf8ee
 @patch
 def forget(self: Conversation, text: str) -> Forgotten:
     "Remove all turns in which these words were said, and all that was made of them; raises `InputError` for no words."
@@ -335,6 +343,7 @@ def _forget(self: Conversation, **wish) -> Forgotten:
     self.hush()
     self.stop_learning()
     self.skip()
+    self.reply = None  # keys and values of what goes
     with undisturbed():
         done = self.me.forget(**wish)
         self.save()
