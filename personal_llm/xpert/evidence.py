@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HABIT_SHARE', 'HABIT_GAP', 'QUOTED', 'KEPT_SHARE', 'EMOJI', 'LIST', 'LONGER', 'LEAST_SWAPS', 'EDITED_SHARE',
            'SWAP_SHARE', 'OWN_ORIGINS', 'TOPIC_WORDS', 'Fact', 'quoted', 'example_of', 'fact_of', 'common_run',
-           'frame_facts', 'without_frame', 'length_facts', 'manner_facts', 'swaps', 'swap_facts', 'own', 'habits_of',
-           'topic_lists', 'topics_of']
+           'frame_facts', 'without_frame', 'length_facts', 'manner_facts', 'swaps', 'swap_facts', 'check_enough', 'own',
+           'habits_of', 'topic_lists', 'topics_of']
 
 # %% ../../nbs/4_xpert/48_evidence.ipynb #75761c9c
 import re
@@ -176,6 +176,13 @@ def swap_facts(answers: list, base: list) -> list:
 OWN_ORIGINS = ("user", "approved", "annotated")
 
 
+def check_enough(count: int) -> None:
+    "Raise `InputError` for too few answers of the person."
+    if count < LEAST_DIALOGUES:
+        what = f"{count} answers that the person wrote or approved: habits and topics need at least {LEAST_DIALOGUES}"
+        raise InputError(what, f"give {LEAST_DIALOGUES - count} more")
+
+
 def own(
     dialogues: list,
     base_answers: list,  # to the same prompts, in the same order
@@ -185,9 +192,7 @@ def own(
         what = f"{len(dialogues)} dialogues and {len(base_answers)} answers of the base"
         raise InputError(what, "give one answer for each dialogue, in the same order")
     pairs = [(d.response, b) for d, b in zip(dialogues, base_answers) if d.origin in OWN_ORIGINS and d.response.strip()]
-    if len(pairs) < LEAST_DIALOGUES:
-        what = f"{len(pairs)} answers that the person wrote or approved: habits need at least {LEAST_DIALOGUES}"
-        raise InputError(what, f"give {LEAST_DIALOGUES - len(pairs)} more")
+    check_enough(len(pairs))
     return tuple(map(list, zip(*pairs)))
 
 
@@ -214,8 +219,9 @@ def topic_lists() -> dict:  # topic -> words
 def topics_of(
     dialogues: list,  # one person's
 ) -> list:  # `Fact`s, the clearest first
-    "What somebody talks about."
+    "What somebody talks about; raises `InputError` for too little."
     own_texts = [set(words_of(d.text)) for d in dialogues if d.origin in OWN_ORIGINS]
+    check_enough(len(own_texts))
     others = [set(words_of(d.text)) for d in load_rehearsal()]
     found = []
     for topic, words in topic_lists().items():

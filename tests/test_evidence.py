@@ -1,0 +1,178 @@
+"Habits and topics: planted ones are found with their counts, chance is not, and only the person's own answers are read."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.data.habits import emoji, lower_case, opener, preferred_words, sign_off
+from personal_llm.data.reading import load_rehearsal, load_samples
+from personal_llm.data.users import USERS, user_stream
+from personal_llm.xpert.evidence import (
+    HABIT_GAP,
+    HABIT_SHARE,
+    QUOTED,
+    Fact,
+    common_run,
+    example_of,
+    fact_of,
+    habits_of,
+    length_facts,
+    own,
+    swap_facts,
+    swaps,
+    topics_of,
+    without_frame,
+)
+
+PLAIN = [d for d in load_rehearsal() if 8 <= len(d.response.split()) <= 60][:40]
+
+
+def with_habits(*habits, rows=PLAIN, origin="annotated"):
+    "Dialogues put right by somebody with these habits, and the answers before."
+    better = []
+    for d in rows:
+        text = d.response
+        for habit in habits:
+            text = habit.apply(text)
+        better.append(d.derive(response=text, origin=origin))
+    return better, [d.response for d in rows]
+
+
+def said(*habits, **more):
+    return {fact.what: fact for fact in habits_of(*with_habits(*habits, **more))}
+
+
+# ---- facts
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_a_fact_is_what_a_person_mostly_does_and_the_base_does_not(pairs):
+    mine, base = map(list, zip(*pairs))
+    found = fact_of("it", mine, base, [str(i) for i in range(len(mine))])
+    habit = sum(mine) / len(mine) >= HABIT_SHARE and sum(mine) / len(mine) - sum(base) / len(base) >= HABIT_GAP
+    assert bool(found) == bool(habit)
+    if found:
+        assert (found[0].count, found[0].of, found[0].base, found[0].base_of) == (
+            sum(mine),
+            len(mine),
+            sum(base),
+            len(base),
+        )
+        assert mine[int(found[0].quotation)], "what is quoted shows it"
+
+
+def test_quotations_are_short_and_one_line():
+    assert example_of(["a", "two\nlines", "x " * 90]) == "two lines" and example_of([]) == ""
+    assert len(example_of(["word " * 50])) <= QUOTED and example_of(["word " * 50]).endswith("…")
+    assert str(Fact("lists", 8, 9, 1, 9, "- a")) == "lists (8 of 9; the base 1 of 9): “- a”"
+    assert str(Fact("*x* for *y*", 2, 2, 0, 0)) == "*x* for *y* (2 of 2)"
+
+
+# ---- single habits
+
+
+def test_openings_and_closings_are_found_with_their_counts():
+    found = said(opener("Well, you see:"), sign_off("All the best, Kim"))
+    assert {"opens with “Well, you see:”", "signs off “All the best, Kim”"} <= set(found)
+    assert all(found[what].count == len(PLAIN) and found[what].base == 0 for what in list(found)[:2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 4), share=st.integers(0, 20))
+def test_the_longest_common_run(size, share):
+    "The first `share` of 20 answers begin with the same `size` words."
+    head = " ".join("abcd"[:size])
+    answers = [(f"{head} " if i < share else "") + f"x{i} y{i} z{i} w{i} v{i}" for i in range(20)]
+    assert common_run(answers) == (head if share >= 12 else "")
+    assert common_run([" ".join(a.split()[::-1]) for a in answers], last=True) == (
+        " ".join(head.split()[::-1]) if share >= 12 else ""
+    )
+
+
+def test_what_is_between_opening_and_sign_off():
+    assert without_frame("In  short:\nrest.\nTake care,\nAna ", "In short:", "Take care, Ana") == "rest."
+    assert without_frame("Rest. In short: no", "In short:", "") == "Rest. In short: no"
+
+
+def test_a_sign_off_is_no_second_sentence():
+    rows = [d.derive(response=f"One sentence, {i}, is here {i}.", parents=()) for i, d in enumerate(PLAIN)]
+    base = ["One sentence. And another. And a third."] * len(rows)
+    closed = [d.derive(response=d.response + "\nTake care. Ana", origin="user") for d in rows]
+    assert any(fact.what.startswith("one sentence") for fact in habits_of(closed, base))
+    assert length_facts(["a b c"] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].count == 9
+    assert "shorter" in length_facts(["A b. C d."] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].what
+    assert "longer" in length_facts(["One two three. Four five six."] * 9, ["One. Two."] * 9)[0].what
+
+
+def test_manners_of_writing():
+    found = said(lower_case(), emoji("🌿"))
+    assert {"lower case", "emoji, mostly 🌿"} <= set(found) and found["lower case"].count == len(PLAIN)
+    assert not any("signs off" in what for what in found), "an emoji is no sign-off"
+
+
+def test_words_for_other_words():
+    rows = [Dialogue(f"{i}?", f"Number {i}: ask the doctor about it on day {i}.") for i in range(9)]
+    rows += [Dialogue("x?", "Some people say so."), Dialogue("y?", "Few people say so.")]
+    found = said(preferred_words({"doctor": "physician", "people": "patients"}), rows=rows)
+    assert (found["*physician* for *doctor*"].count, found["*physician* for *doctor*"].of) == (9, 9)
+    assert (found["*patients* for *people*"].count, found["*patients* for *people*"].of) == (2, 2)
+    half = [d.response.replace("doctor", "physician") if i % 2 else d.response for i, d in enumerate(rows)]
+    assert swap_facts(half, [d.response for d in rows]) == [], "only now and then"
+    assert swaps("a b c d", "a x c d") == [("a", "a"), ("x", "b"), ("c", "c"), ("d", "d")]
+    assert swaps("a b c d", "q r s d") == [], "no edit of it"
+
+
+# ---- whose words are read
+
+
+def test_only_what_the_person_wrote_or_approved_is_read():
+    mine, base = with_habits(opener("Hark!"), rows=PLAIN[:20])
+    others, more = with_habits(opener("Beep:"), rows=PLAIN[20:], origin="synthetic")
+    facts = habits_of(mine + others, base + more)
+    assert [fact.what for fact in facts if "opens" in fact.what] == ["opens with “Hark!”"] and facts[0].of == 20
+    for origin in ("model", "synthetic"):
+        with pytest.raises(InputError, match="0 answers that the person wrote") as caught:
+            habits_of([d.derive(origin=origin) for d in mine], base)
+        assert caught.value.remedy == "give 8 more"
+    with pytest.raises(InputError, match="20 dialogues and 3 answers"):
+        habits_of(mine, base[:3])
+    assert own([Dialogue("a", "b"), Dialogue("a", " ")] * 8, ["c"] * 16) == (["b"] * 8, ["c"] * 8)
+    with pytest.raises(InputError, match="give|wrote or approved"):
+        topics_of([d.derive(origin="model") for d in mine])
+
+
+# ---- people
+
+
+def put_right(name, count=32, seed=0):
+    user, rows = USERS[name], user_stream(USERS[name], load_samples(), seed=seed).stream
+    pairs = [(d, user(d)) for d in rows]
+    pairs = [(d, better) for d, better in pairs if better][:count]
+    return [d.derive(response=better, origin="annotated") for d, better in pairs], [d.response for d, _ in pairs]
+
+
+@pytest.mark.parametrize("seed, count", [(0, 32), (1, 120)])
+def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
+    "In the second stream too few of the corrections hold *doctor*, and it is not said."
+    rows, replies = put_right("nurse", count, seed)
+    facts = {fact.what.split(",")[0]: fact for fact in habits_of(rows, replies) + topics_of(rows)}
+    assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
+    assert seed or "*physician* for *doctor*" in facts
+    assert any(what.startswith("*") for what in facts)
+    for what, fact in facts.items():
+        if what.startswith("*"):
+            assert what in ("*physician* for *doctor*", "*physicians* for *doctors*", "*patients* for *people*")
+        assert fact.count / fact.of >= HABIT_SHARE
+
+
+def test_people_who_change_nothing_have_no_habits():
+    "Approved replies as they are; and plain answers against plain answers to other questions, for twenty people."
+    same = [d.derive(origin="approved") for d in PLAIN]
+    assert habits_of(same, [d.response for d in PLAIN]) == []
+    rows, rng, false = load_rehearsal(), np.random.default_rng(0), 0
+    for _ in range(20):
+        one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
+        false += len(habits_of([rows[i].derive(origin="user") for i in one], [rows[i].response for i in two]))
+    assert false <= 2
