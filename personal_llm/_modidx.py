@@ -3838,6 +3838,7 @@ d = {
             ),
             "personal_llm.start.fit.Pulls": ("5_start/fit.html#pulls", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.adam": ("5_start/fit.html#adam", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.adding_up": ("5_start/fit.html#adding_up", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.candidates": ("5_start/fit.html#candidates", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.drawn": ("5_start/fit.html#drawn", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.fit": ("5_start/fit.html#fit", "personal_llm/start/fit.py"),
@@ -4827,6 +4828,10 @@ d = {
             "personal_llm.xpert.evidence.Fact": ("4_xpert/evidence.html#fact", "personal_llm/xpert/evidence.py"),
             "personal_llm.xpert.evidence.Fact.__str__": (
                 "4_xpert/evidence.html#fact.__str__",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.check_enough": (
+                "4_xpert/evidence.html#check_enough",
                 "personal_llm/xpert/evidence.py",
             ),
             "personal_llm.xpert.evidence.common_run": (

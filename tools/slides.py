@@ -62,10 +62,11 @@ def at_headings(cells: list) -> list:
             slides[-1].append(cell)
             continue
         for place, text in enumerate(re.split(r"(?m)^(?=#{1,3} )", cell["source"])):
+            if not text.strip():
+                continue
             if text.startswith("#") or not slides:
                 slides.append([])
-            if text.strip():
-                slides[-1].append(cell | dict(source=text, id=f"{cell['id']}-{place}"))
+            slides[-1].append(cell | dict(source=text, id=f"{cell['id']}-{place}"))
     return slides
 
 

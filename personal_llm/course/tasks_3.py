@@ -76,11 +76,11 @@ TASKS["eoe function"] = Task(
 )
 
 # %% ../../nbs/course/tasks_3.ipynb #3e87aabc
-SPREAD, COUNT = 0.5, 50  # c, tokens
+SPREAD, COUNT = 0.4, 50  # c, tokens
 TASKS["near one"] = Task(
     "near one",
     3,
-    "Fifty tokens, energies with a coefficient of variation of 0.5: what is EOE, to second order?",
+    f"{COUNT} tokens, energies with a coefficient of variation of {SPREAD}: what is EOE, to second order?",
     1 - SPREAD**2 / (2 * np.log(COUNT)),
     (
         Wrong("c not squared", 1 - SPREAD / (2 * np.log(COUNT)), "the loss of entropy grows with the square of c"),

@@ -1,0 +1,198 @@
+"The course: right answers are accepted, every named mistake is recognised with its own reason, lessons have all parts."
+
+import importlib
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from personal_llm.base.core import InputError
+from personal_llm.course import check
+from personal_llm.course.checks import Task
+from personal_llm.course.grading import points, verdicts_of
+
+LESSONS = range(1, 9)
+COURSE = Path(__file__).parent.parent / "nbs" / "course"
+TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in LESSONS}
+EACH = [pytest.param(task, id=f"{n}-{name}") for n in LESSONS for name, task in TASKS[n].items()]
+WRONG = [
+    pytest.param(task, wrong, id=f"{n}-{name}-{wrong.name}")
+    for n in LESSONS
+    for name, task in TASKS[n].items()
+    for wrong in task.wrongs
+]
+PARTS = (  # what every lesson has; headings, or words at the beginning
+    "fterwards you can|fter this lesson you can",
+    r"\*\*What it takes",
+    "## By hand|, by hand",
+    "## From scratch",
+    "## With the library",
+    "## Break it",
+    "## Summary",
+    "## Words",
+    "## Questions without code",
+)
+
+
+def notebook(pattern: str) -> list:
+    "The cells of the one notebook of that name."
+    (file,) = COURSE.glob(pattern)
+    return json.loads(file.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def text_of(cells: list, kind: str) -> str:
+    return "\n\n".join(source(cell) for cell in cells if cell["cell_type"] == kind)
+
+
+def section(text: str, heading: str) -> str:
+    "From a heading to the next one."
+    return re.search(rf"## {heading}\n(.*?)(?=\n## |\Z)", text, re.S)[1]
+
+
+def shown(cell) -> str:
+    "The text that a cell shows as it is saved."
+    parts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+    return "\n".join("".join(part) for part in parts)
+
+
+@pytest.mark.parametrize("task", EACH)
+def test_right_answers_are_accepted(task):
+    verdict = check(task, task.value(task.right))
+    assert verdict and verdict.state == "right", verdict
+
+
+@pytest.mark.parametrize("task, wrong", WRONG)
+def test_named_mistakes_are_rejected_with_their_own_reason(task, wrong):
+    verdict = check(task, Task.value(wrong.answer))
+    assert not verdict and verdict.state == "wrong"
+    assert (verdict.wrong, verdict.reason) == (wrong.name, wrong.says)
+
+
+@pytest.mark.parametrize("task", EACH)
+@pytest.mark.parametrize("answer", [None, object(), float("nan"), [[1, [2]]], "?", {}, b"x"], ids=repr)
+def test_no_strange_answer_raises_or_is_right(task, answer):
+    verdict = check(task, answer)
+    assert verdict.state == "wrong" and verdict.reason and "\n" not in str(verdict)
+
+
+@pytest.mark.parametrize("task", EACH)
+def test_an_open_answer_is_open(task):
+    assert check(task, ...).state == "open"
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_five_named_mistakes_a_lesson(n):
+    assert sum(len(task.wrongs) for task in TASKS[n].values()) >= 5
+    assert all(task.wrongs and task.lesson == n and task.name == name for name, task in TASKS[n].items())
+
+
+@pytest.mark.parametrize("task", EACH)
+def test_reasons_are_told_apart_and_do_not_give_the_answer_away(task):
+    said = [wrong.says for wrong in task.wrongs]
+    assert len(set(said)) == len(said) and all(0 < len(text) <= 120 and "\n" not in text for text in said)
+    right = task.value(task.right)
+    if task.kind == "choice":
+        assert not any(re.search(rf"\b{re.escape(right)}\b", text) for text in said)
+    if task.kind == "number":
+        spelled = {f"{right:.{digits}f}" for digits in range(5)} | {f"{right:.{digits}g}" for digits in range(2, 5)}
+        numbers = {x for text in said for x in re.findall(r"\d+(?:\.\d+)?", text)}
+        assert not numbers & spelled
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_a_lesson_has_its_parts(n):
+    cells = notebook(f"lesson_{n}_*.ipynb")
+    text = text_of(cells, "markdown")
+    for part in PARTS:
+        assert re.search(part, text), f"lesson {n} lacks {part!r}"
+    for heading in ("Summary", "Questions without code"):
+        assert re.findall(r"(?m)^(\d)\. ", section(text, heading)) == ["1", "2", "3"], heading
+    assert len(re.findall(r"(?m)^\| ", section(text, "Words"))) >= 5
+    assert any("image/png" in o.get("data", {}) for cell in cells for o in cell.get("outputs", [])), "no picture saved"
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_lessons_ask_and_solutions_answer_every_task(n):
+    lesson, solution = notebook(f"lesson_{n}_*.ipynb"), notebook(f"solution_{n}.ipynb")
+    asked = {name for name in TASKS[n] if f'TASKS["{name}"]' in text_of(lesson, "code")}
+    answered = {name for name in TASKS[n] if f'TASKS["{name}"]' in text_of(solution, "code")}
+    assert asked == answered == set(TASKS[n])
+    for cell in lesson:
+        if cell["cell_type"] == "code" and "check(TASKS[" in source(cell):
+            assert re.search(r"(?m)(^|\s)\.\.\.", source(cell)) and "not answered yet" in shown(cell)
+    assert not any("not answered yet" in shown(cell) for cell in solution if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_outputs_are_saved_and_none_is_an_error(n):
+    for name in (f"lesson_{n}_*.ipynb", f"solution_{n}.ipynb"):
+        outputs = [o for cell in notebook(name) for o in cell.get("outputs", [])]
+        assert outputs and not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_importing_the_tasks_loads_no_model():
+    code = "import sys; " + "".join(f"import personal_llm.course.tasks_{n}; " for n in LESSONS)
+    code += "print(*sorted({'torch', 'transformers'} & {*sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_report_template_and_the_glossary_are_whole():
+    template, glossary = notebook("report_template.ipynb"), notebook("glossary.ipynb")
+    assert "not filled in yet" in "".join(map(shown, template))
+    (table,) = [
+        "".join(o["data"]["text/markdown"])
+        for cell in glossary
+        for o in cell.get("outputs", [])
+        if "text/markdown" in o.get("data", {})
+    ]
+    for n in LESSONS:
+        words = section(text_of(notebook(f"lesson_{n}_*.ipynb"), "markdown"), "Words")
+        for word in re.findall(r"(?m)^\| (.+?) \| .+ \|$", words)[1:]:
+            assert f"| {word} | " in table, f"lesson {n}: {word!r} is missing; run the glossary again"
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_slides_hold_the_lesson_and_need_no_network(n):
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("mkdocs")
+    slides = runpy.run_path(str(COURSE.parent.parent / "tools" / "slides.py"))["slides_of"]
+    (file,) = COURSE.glob(f"lesson_{n}_*.ipynb")
+    html = slides(file)
+    headings = re.findall(r"(?m)^#{1,3} (.+)$", text_of(notebook(file.name), "markdown"))
+    assert html.count("<section>") == len(headings) and "FORMULA" not in html and "<math" in html
+    assert "data:image/png" in html and not re.search(r"<(script|img|link)[^>]+https?:", html)
+
+
+@pytest.mark.parametrize("n", LESSONS)
+def test_grading_finds_the_solutions_right_and_the_lessons_open(n):
+    (lesson,), solution = COURSE.glob(f"lesson_{n}_*.ipynb"), COURSE / f"solution_{n}.ipynb"
+    assert {verdict.state for verdict in verdicts_of(solution, n).values()} == {"right"}
+    assert {verdict.state for verdict in verdicts_of(lesson, n).values()} == {"open"}
+    assert points({n: verdicts_of(solution, n)}) == 70 and points({n: verdicts_of(lesson, n)}) == 0
+
+
+def test_grading_takes_the_last_verdict_and_names_the_mistake(tmp_path):
+    nats, tokens = TASKS[1]["nats"], TASKS[1]["tokens"]
+    said = [
+        str(check(nats, 6.0)),
+        str(check(tokens, 3)),
+        str(check(nats, nats.right)),
+        "break: something else",
+        "other: right",
+    ]
+    cell = dict(cell_type="code", source=[], outputs=[dict(output_type="stream", text=[line + "\n" for line in said])])
+    (tmp_path / "mine.ipynb").write_text(json.dumps(dict(cells=[cell])))
+    found = verdicts_of(tmp_path / "mine.ipynb", 1)
+    assert found["nats"] and found["tokens"].wrong == "words" and found["tea"].state == "open"
+    assert found["break"].state == "wrong" and not found["break"].wrong
+    with pytest.raises(InputError, match="no notebook"):
+        verdicts_of(tmp_path / "none.ipynb", 1)
