@@ -91,6 +91,12 @@ def test_the_longest_common_run(size, share):
     )
 
 
+def test_a_longer_run_must_keep_what_the_shorter_has():
+    "13 of 20 go on with *the*, which is no part of the opening."
+    answers = [f"In short: {'the' if i < 13 else 'a'} thing {i} is {i}" for i in range(20)]
+    assert common_run(answers) == "In short:"
+
+
 def test_what_is_between_opening_and_sign_off():
     assert without_frame("In  short:\nrest.\nTake care,\nAna ", "In short:", "Take care, Ana") == "rest."
     assert without_frame("Rest. In short: no", "In short:", "") == "Rest. In short: no"

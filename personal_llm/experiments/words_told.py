@@ -55,7 +55,7 @@ def texts_of(
 
 
 def teach(pool, taught: str):  # a `Vocabulary`
-    "The vocabulary of a pool's builder, or the one that ships."
+    "The vocabulary of a pool's builder, or that of open texts."
     from personal_llm.xpert.words import Vocabulary
 
     if taught.startswith("open"):

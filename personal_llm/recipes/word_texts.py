@@ -51,7 +51,7 @@ def without_undecided(
 
 
 def open_texts() -> dict:  # word -> `Dialogue`s and strings
-    "What teaches the vocabulary that ships."
+    "What teaches a vocabulary of open texts."
     texts, crafted, real = {}, crafted_pool(), real_pool()
     for style in crafted.styles:
         words = tuple(level for level in style.split("-") if level != "neutral")
@@ -75,7 +75,7 @@ def plain_people(
 
 # %% ../../nbs/recipes/word_texts.ipynb #3e195d04
 def make_words():  # a `Vocabulary`
-    "Learn and test the words of the package."
+    "Learn and test words from open texts."
     from personal_llm.xpert.words import Vocabulary
 
     return Vocabulary.fit(open_texts(), plain_people(), OPPOSED)
@@ -83,8 +83,8 @@ def make_words():  # a `Vocabulary`
 
 def main(argv: list = None) -> int:
     "`python -m personal_llm.recipes.word_texts`"
-    parser = argparse.ArgumentParser(description="Make the vocabulary that ships (a minute).")
-    parser.add_argument("--out", required=True, help="a folder, such as personal_llm/assets/words")
+    parser = argparse.ArgumentParser(description="Make a vocabulary from open texts (a minute).")
+    parser.add_argument("--out", required=True, help="a folder")
     make_words().save(parser.parse_args(argv).out)
     return 0
 
