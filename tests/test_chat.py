@@ -469,8 +469,9 @@ def test_undo_takes_back_the_last_turn_and_its_question(tmp_path):
     talk.close()
 
 
-def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_path):
+def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_path, monkeypatch):
     "Its scores would be of an adapter that is gone: it is dropped, and nothing breaks."
+    monkeypatch.setattr(conversation, "TURNS_KEPT", 1)  # the talk itself holds no word of what is forgotten
     talk = fresh(tmp_path / "me")
     until_asked(talk, LINES)
     reply(talk, BETTER)

@@ -7,6 +7,7 @@ __all__ = ['TURNS_KEPT', 'TURNS_SEEN', 'QUESTION', 'UNTAUGHT', 'cleaned', 'undis
            'Conversation', 'to_plain', 'from_plain', 'first_seen']
 
 # %% ../../nbs/6_device/66_conversation.ipynb #67925793
+import json
 import signal
 import threading
 import time
@@ -111,7 +112,7 @@ class Conversation:
 def to_plain(candidate: Candidate) -> dict:  # plain JSON types
     "A scored dialogue to the last bit."
     scores = vars(candidate.scores) | dict(embedding=candidate.scores.embedding.tolist())
-    return dict(dialogue=candidate.dialogue.to_dict(), scores=scores)
+    return json.loads(json.dumps(dict(dialogue=candidate.dialogue.to_dict(), scores=scores)))
 
 
 def from_plain(row: dict) -> Candidate:
