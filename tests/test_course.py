@@ -77,7 +77,9 @@ def test_named_mistakes_are_rejected_with_their_own_reason(task, wrong):
 
 
 @pytest.mark.parametrize("task", EACH)
-@pytest.mark.parametrize("answer", [None, object(), float("nan"), [[1, [2]]], "?", {}, b"x"], ids=lambda one: repr(one).split(" at ")[0])
+@pytest.mark.parametrize(
+    "answer", [None, object(), float("nan"), [[1, [2]]], "?", {}, b"x"], ids=lambda one: repr(one).split(" at ")[0]
+)
 def test_no_strange_answer_raises_or_is_right(task, answer):
     verdict = check(task, answer)
     assert verdict.state == "wrong" and verdict.reason and "\n" not in str(verdict)
