@@ -1,4 +1,4 @@
-"Habits and topics: planted ones are found with their counts, chance is not, and only the person's own answers are read."
+"Habits and topics: planted ones are found and counted, chance is not; only the person's own answers are read."
 
 import numpy as np
 import pytest
