@@ -109,7 +109,7 @@ def warm_words() -> str:
     return paragraph(
         opening,
         f"The same fine-tune, of rank {scratch['rank']}, began from there and from scratch, and {scratch['judged_on']}",
-        f"validation dialogues judge both. The best validation loss from scratch was reached",
+        "validation dialogues judge both. The best validation loss from scratch was reached",
         f"{when['scratch']}; from the match, {when['met']}. On the test, which neither saw, the run from the match",
         f"ended at {met['test_after']:.2f} nats a token, the other at {scratch['test_after']:.2f}.",
     )
