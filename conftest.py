@@ -9,7 +9,7 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, json, linecache, os, re, sys, traceback, types
+import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, traceback, types
 from pathlib import Path
 
 # Before numpy or torch are imported, here and in the processes that tests start.
@@ -21,6 +21,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores))))
 else:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(cores, 4)))  # small models gain nothing from more
+
+if threading.current_thread() is threading.main_thread():  # what is started in the background ignores Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts

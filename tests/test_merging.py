@@ -23,6 +23,7 @@ from personal_llm.start.ranking import mean_loss
 from personal_llm.base.adapters import Adapter
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
+from personal_llm.tuning.validation import ENOUGH_FROM_START, validation_split
 from libraries import adapter
 from tiny import ARCHITECTURES, shared, tiny
 
@@ -303,10 +304,11 @@ def test_merges_of_merges(pool):
 def test_it_can_be_trained_on(pool, tmp_path):
     "Continuing in a merge starts at the merge."
     model, start = shared("llama"), merge(pool, dict(a=0.05, b=0.05))
+    judges = validation_split(TALK, BRIEF.validation, 0, ENOUGH_FROM_START)[1]
     with model.using(start):
-        loss = mean_loss(model.nll(TALK))
+        nats, tokens = model.nll(judges).sum(0)
     further = finetune(model, TALK, BRIEF, start=start, out=tmp_path / "f", progress=False)
-    assert further.start_loss == pytest.approx(loss, abs=1e-4) and lora_config(further.path)["r"] == 5
+    assert further.start_loss == pytest.approx(nats / tokens, abs=1e-4) and lora_config(further.path)["r"] == 5
 
 
 def test_libraries_are_anything_with_adapters(pool):
