@@ -372,17 +372,6 @@ d = {
             ),
             "personal_llm.app.report.what_was_done": ("8_app/report.html#what_was_done", "personal_llm/app/report.py"),
         },
-        "personal_llm.app.results": {
-            "personal_llm.app.results.finish": ("8_app/results.html#finish", "personal_llm/app/results.py"),
-            "personal_llm.app.results.move_in": ("8_app/results.html#move_in", "personal_llm/app/results.py"),
-            "personal_llm.app.results.publish": ("8_app/results.html#publish", "personal_llm/app/results.py"),
-            "personal_llm.app.results.put": ("8_app/results.html#put", "personal_llm/app/results.py"),
-            "personal_llm.app.results.results_folder": (
-                "8_app/results.html#results_folder",
-                "personal_llm/app/results.py",
-            ),
-            "personal_llm.app.results.settle": ("8_app/results.html#settle", "personal_llm/app/results.py"),
-        },
         "personal_llm.app.warm_demo": {
             "personal_llm.app.warm_demo.curve_line": (
                 "8_app/warm_demo.html#curve_line",
@@ -1856,6 +1845,17 @@ d = {
                 "6_device/questions.html#ask_at_terminal",
                 "personal_llm/device/questions.py",
             ),
+        },
+        "personal_llm.device.results": {
+            "personal_llm.device.results.finish": ("6_device/results.html#finish", "personal_llm/device/results.py"),
+            "personal_llm.device.results.move_in": ("6_device/results.html#move_in", "personal_llm/device/results.py"),
+            "personal_llm.device.results.publish": ("6_device/results.html#publish", "personal_llm/device/results.py"),
+            "personal_llm.device.results.put": ("6_device/results.html#put", "personal_llm/device/results.py"),
+            "personal_llm.device.results.results_folder": (
+                "6_device/results.html#results_folder",
+                "personal_llm/device/results.py",
+            ),
+            "personal_llm.device.results.settle": ("6_device/results.html#settle", "personal_llm/device/results.py"),
         },
         "personal_llm.device.slash": {
             "personal_llm.device.slash.enter": ("6_device/slash.html#enter", "personal_llm/device/slash.py"),

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
-ACTS = ("base", "data", "sdss", "tuning", "xpert", "start", "device", "server", "app")
+ACTS = ("base", "data", "sdss", "tuning", "xpert", "start", "device", "runtimes", "app")
 BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
 LONGEST_LINE = 120
 LARGEST_CELL = 40  # lines of an exported cell, without empty ones

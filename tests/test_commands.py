@@ -9,7 +9,7 @@ import pytest
 
 from personal_llm import personalize
 from personal_llm.app import personalize as module
-from personal_llm.app.results import COMMITTED, put
+from personal_llm.device.results import COMMITTED, put
 from personal_llm.base import models
 from personal_llm.base.files import OwnedFolder, delete
 from tiny import shared, tiny

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from personal_llm import personalize
-from personal_llm.app.results import COMMITTED, NEXT, put
+from personal_llm.device.results import COMMITTED, NEXT, put
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, lock_folder
 from tiny import shared

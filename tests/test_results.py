@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from kills import OPERATIONS, at_operation, every_kill
-from personal_llm.app import results
-from personal_llm.app.results import COMMITTED, NEXT, publish, results_folder, settle
+from personal_llm.device import results
+from personal_llm.device.results import COMMITTED, NEXT, publish, results_folder, settle
 from personal_llm.base.core import InputError
 from personal_llm.base.files import LOCK, MARKER, OwnedFolder
 

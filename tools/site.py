@@ -18,7 +18,7 @@ ACTS = {  # folder of nbs -> its heading, in reading order
     "4_xpert": "4 · What is said",
     "5_start": "5 · Where it starts",
     "6_device": "6 · On the device",
-    "7_server": "7 · On a server",
+    "7_runtimes": "7 · Other places where it runs",
     "8_app": "8 · Commands",
     "experiments": "Experiments",
     "course": "Course",

@@ -15,7 +15,7 @@ from html import escape
 
 from .arguments import MODEL, command, model_of, note, number, option
 from .personalize import Settings, adapter_in, tuning_of
-from .results import settle
+from ..device.results import settle
 from ..base.core import InputError, patch
 from ..base.text import printable
 

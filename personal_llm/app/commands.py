@@ -36,7 +36,7 @@ from personal_llm.app.personalize import (
     measure,
     personalize,
 )
-from .results import results_folder, settle
+from ..device.results import results_folder, settle
 from ..base.core import InputError
 from ..base.files import MARKER
 

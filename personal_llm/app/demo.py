@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .arguments import check_whole
 from .report import draw, report
-from .results import publish, results_folder
+from ..device.results import publish, results_folder
 from .warm_demo import draw_warm, run_warm
 from ..base.core import InputError, check_seed, patch
 from ..base.files import ASSETS

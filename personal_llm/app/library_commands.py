@@ -27,7 +27,7 @@ from personal_llm.app.arguments import (
     read_chats,
 )
 from .personalize import adapter_in, library_folder
-from .results import settle
+from ..device.results import settle
 from ..base.core import InputError
 from ..base.files import write_atomically
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .arguments import check_whole
-from .results import publish, results_folder
+from ..device.results import publish, results_folder
 from ..base.core import InputError, check_seed, generator, patch
 from ..base.files import ASSETS, OwnedFolder
 
@@ -225,7 +225,7 @@ def remove_other_runs(
     run: str,  # the one that stays
 ) -> None:
     "What is left of earlier runs."
-    from personal_llm.app.results import RUN
+    from personal_llm.device.results import RUN
 
     for name in [name for name in owned.made if name.startswith(RUN) and name != run]:
         remove_run(owned.path / name)
