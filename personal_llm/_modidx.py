@@ -162,10 +162,6 @@ d = {
                 "8_app/library_commands.html#add_pllms",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.bars": (
-                "8_app/library_commands.html#bars",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.build_command": (
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
@@ -208,6 +204,10 @@ d = {
             ),
             "personal_llm.app.library_commands.open_library": (
                 "8_app/library_commands.html#open_library",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.panels_for": (
+                "8_app/library_commands.html#panels_for",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.ranked": (
@@ -378,10 +378,6 @@ d = {
                 "personal_llm/app/warm_demo.py",
             ),
             "personal_llm.app.warm_demo.curve_of": ("8_app/warm_demo.html#curve_of", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.draw_style": (
-                "8_app/warm_demo.html#draw_style",
-                "personal_llm/app/warm_demo.py",
-            ),
             "personal_llm.app.warm_demo.draw_warm": ("8_app/warm_demo.html#draw_warm", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.judge_of": ("8_app/warm_demo.html#judge_of", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.mean_loss": ("8_app/warm_demo.html#mean_loss", "personal_llm/app/warm_demo.py"),
@@ -1693,6 +1689,14 @@ d = {
             ),
             "personal_llm.device.learning.copy_that_stops": (
                 "6_device/learning.html#copy_that_stops",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.stopping": (
+                "6_device/learning.html#stopping",
+                "personal_llm/device/learning.py",
+            ),
+            "personal_llm.device.learning.take_over": (
+                "6_device/learning.html#take_over",
                 "personal_llm/device/learning.py",
             ),
         },
@@ -3325,6 +3329,83 @@ d = {
                 "personal_llm/recipes/word_texts.py",
             ),
         },
+        "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.Machine": ("7_runtimes/idle.html#machine", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.Machine.__init__": (
+                "7_runtimes/idle.html#machine.__init__",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.Machine.heat": (
+                "7_runtimes/idle.html#machine.heat",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.Machine.look": (
+                "7_runtimes/idle.html#machine.look",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.Policy": ("7_runtimes/idle.html#policy", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.Senses": ("7_runtimes/idle.html#senses", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.against": ("7_runtimes/idle.html#against", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.at_once": ("7_runtimes/idle.html#at_once", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.busy_seconds": (
+                "7_runtimes/idle.html#busy_seconds",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.own_seconds": (
+                "7_runtimes/idle.html#own_seconds",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.policy_text": (
+                "7_runtimes/idle.html#policy_text",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.read_policy": (
+                "7_runtimes/idle.html#read_policy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.rule": ("7_runtimes/idle.html#rule", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.value_of": ("7_runtimes/idle.html#value_of", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.write_policy": (
+                "7_runtimes/idle.html#write_policy",
+                "personal_llm/runtimes/idle.py",
+            ),
+        },
+        "personal_llm.runtimes.slices": {
+            "personal_llm.runtimes.slices.has_news": (
+                "7_runtimes/slices.html#has_news",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.held_folder": (
+                "7_runtimes/slices.html#held_folder",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.life_line": (
+                "7_runtimes/slices.html#life_line",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.lowest_priority": (
+                "7_runtimes/slices.html#lowest_priority",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.made_from": (
+                "7_runtimes/slices.html#made_from",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.main": ("7_runtimes/slices.html#main", "personal_llm/runtimes/slices.py"),
+            "personal_llm.runtimes.slices.synthesis_of": (
+                "7_runtimes/slices.html#synthesis_of",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.teach": ("7_runtimes/slices.html#teach", "personal_llm/runtimes/slices.py"),
+            "personal_llm.runtimes.slices.to_learn": (
+                "7_runtimes/slices.html#to_learn",
+                "personal_llm/runtimes/slices.py",
+            ),
+            "personal_llm.runtimes.slices.train_slice": (
+                "7_runtimes/slices.html#train_slice",
+                "personal_llm/runtimes/slices.py",
+            ),
+        },
         "personal_llm.sdss.asking": {
             "personal_llm.sdss.asking.Active": ("2_sdss/asking.html#active", "personal_llm/sdss/asking.py"),
             "personal_llm.sdss.asking.Active.__init__": (
@@ -4561,6 +4642,28 @@ d = {
                 "personal_llm/tuning/finetune.py",
             ),
         },
+        "personal_llm.tuning.fused": {
+            "personal_llm.tuning.fused.lora_product": (
+                "3_tuning/fused.html#lora_product",
+                "personal_llm/tuning/fused.py",
+            ),
+            "personal_llm.tuning.fused.nats_product": (
+                "3_tuning/fused.html#nats_product",
+                "personal_llm/tuning/fused.py",
+            ),
+            "personal_llm.tuning.fused.plain_lora": ("3_tuning/fused.html#plain_lora", "personal_llm/tuning/fused.py"),
+            "personal_llm.tuning.fused.quick_frozen": (
+                "3_tuning/fused.html#quick_frozen",
+                "personal_llm/tuning/fused.py",
+            ),
+            "personal_llm.tuning.fused.quick_layers": (
+                "3_tuning/fused.html#quick_layers",
+                "personal_llm/tuning/fused.py",
+            ),
+            "personal_llm.tuning.fused.quick_lora": ("3_tuning/fused.html#quick_lora", "personal_llm/tuning/fused.py"),
+            "personal_llm.tuning.fused.replaced": ("3_tuning/fused.html#replaced", "personal_llm/tuning/fused.py"),
+            "personal_llm.tuning.fused.rounded": ("3_tuning/fused.html#rounded", "personal_llm/tuning/fused.py"),
+        },
         "personal_llm.tuning.lora": {
             "personal_llm.tuning.lora.LoRALinear": ("3_tuning/lora.html#loralinear", "personal_llm/tuning/lora.py"),
             "personal_llm.tuning.lora.LoRALinear.__init__": (
@@ -4830,6 +4933,15 @@ d = {
                 "4_xpert/evidence.html#fact.__str__",
                 "personal_llm/xpert/evidence.py",
             ),
+            "personal_llm.xpert.evidence.Fact.bare": (
+                "4_xpert/evidence.html#fact.bare",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.Fact.counted": (
+                "4_xpert/evidence.html#fact.counted",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence._key": ("4_xpert/evidence.html#_key", "personal_llm/xpert/evidence.py"),
             "personal_llm.xpert.evidence.check_enough": (
                 "4_xpert/evidence.html#check_enough",
                 "personal_llm/xpert/evidence.py",
@@ -4845,6 +4957,10 @@ d = {
             "personal_llm.xpert.evidence.fact_of": ("4_xpert/evidence.html#fact_of", "personal_llm/xpert/evidence.py"),
             "personal_llm.xpert.evidence.frame_facts": (
                 "4_xpert/evidence.html#frame_facts",
+                "personal_llm/xpert/evidence.py",
+            ),
+            "personal_llm.xpert.evidence.habits_between": (
+                "4_xpert/evidence.html#habits_between",
                 "personal_llm/xpert/evidence.py",
             ),
             "personal_llm.xpert.evidence.habits_of": (
@@ -4870,6 +4986,10 @@ d = {
                 "4_xpert/evidence.html#topic_lists",
                 "personal_llm/xpert/evidence.py",
             ),
+            "personal_llm.xpert.evidence.topics_between": (
+                "4_xpert/evidence.html#topics_between",
+                "personal_llm/xpert/evidence.py",
+            ),
             "personal_llm.xpert.evidence.topics_of": (
                 "4_xpert/evidence.html#topics_of",
                 "personal_llm/xpert/evidence.py",
@@ -4888,6 +5008,18 @@ d = {
                 "4_xpert/explanation.html#explanation.__str__",
                 "personal_llm/xpert/explanation.py",
             ),
+            "personal_llm.xpert.explanation.Explanation.assembled_words": (
+                "4_xpert/explanation.html#explanation.assembled_words",
+                "personal_llm/xpert/explanation.py",
+            ),
+            "personal_llm.xpert.explanation.Explanation.bare": (
+                "4_xpert/explanation.html#explanation.bare",
+                "personal_llm/xpert/explanation.py",
+            ),
+            "personal_llm.xpert.explanation.Explanation.lines": (
+                "4_xpert/explanation.html#explanation.lines",
+                "personal_llm/xpert/explanation.py",
+            ),
             "personal_llm.xpert.explanation.Explanation.plot": (
                 "4_xpert/explanation.html#explanation.plot",
                 "personal_llm/xpert/explanation.py",
@@ -4904,8 +5036,8 @@ d = {
                 "4_xpert/explanation.html#_from_dict",
                 "personal_llm/xpert/explanation.py",
             ),
-            "personal_llm.xpert.explanation._spoken_row": (
-                "4_xpert/explanation.html#_spoken_row",
+            "personal_llm.xpert.explanation._spoken": (
+                "4_xpert/explanation.html#_spoken",
                 "personal_llm/xpert/explanation.py",
             ),
             "personal_llm.xpert.explanation.coordinates": (
@@ -5083,6 +5215,25 @@ d = {
                 "personal_llm/xpert/labelled.py",
             ),
         },
+        "personal_llm.xpert.saying": {
+            "personal_llm.xpert.saying.Said": ("4_xpert/saying.html#said", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.Said.__str__": (
+                "4_xpert/saying.html#said.__str__",
+                "personal_llm/xpert/saying.py",
+            ),
+            "personal_llm.xpert.saying.Said.bare": ("4_xpert/saying.html#said.bare", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.Said.lines": ("4_xpert/saying.html#said.lines", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.Said.plot": ("4_xpert/saying.html#said.plot", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.Said.to_dict": (
+                "4_xpert/saying.html#said.to_dict",
+                "personal_llm/xpert/saying.py",
+            ),
+            "personal_llm.xpert.saying._from_dict": ("4_xpert/saying.html#_from_dict", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.alike": ("4_xpert/saying.html#alike", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.items": ("4_xpert/saying.html#items", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.of_person": ("4_xpert/saying.html#of_person", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.of_pllm": ("4_xpert/saying.html#of_pllm", "personal_llm/xpert/saying.py"),
+        },
         "personal_llm.xpert.space": {
             "personal_llm.xpert.space.StyleSpace": ("4_xpert/space.html#stylespace", "personal_llm/xpert/space.py"),
             "personal_llm.xpert.space.StyleSpace.__post_init__": (
@@ -5131,7 +5282,7 @@ d = {
             "personal_llm.xpert.style._lengths": ("4_xpert/style.html#_lengths", "personal_llm/xpert/style.py"),
             "personal_llm.xpert.style._punctuation": ("4_xpert/style.html#_punctuation", "personal_llm/xpert/style.py"),
             "personal_llm.xpert.style._shapes": ("4_xpert/style.html#_shapes", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style._shortened": ("4_xpert/style.html#_shortened", "personal_llm/xpert/style.py"),
+            "personal_llm.xpert.style.beginnings": ("4_xpert/style.html#beginnings", "personal_llm/xpert/style.py"),
             "personal_llm.xpert.style.counterparts": ("4_xpert/style.html#counterparts", "personal_llm/xpert/style.py"),
             "personal_llm.xpert.style.features": ("4_xpert/style.html#features", "personal_llm/xpert/style.py"),
             "personal_llm.xpert.style.shifts": ("4_xpert/style.html#shifts", "personal_llm/xpert/style.py"),
@@ -5232,6 +5383,10 @@ d = {
             ),
             "personal_llm.xpert.words._fit": ("4_xpert/words.html#_fit", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words._load": ("4_xpert/words.html#_load", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.vocabulary_of": (
+                "4_xpert/words.html#vocabulary_of",
+                "personal_llm/xpert/words.py",
+            ),
         },
     },
 }

@@ -33,7 +33,7 @@ def words_of(
 def normalise(
     text: str,  # any text
 ) -> str:  # lower case, words and digits only, single spaces
-    "Text as the grouped split compares it: case, punctuation and spacing do not matter."
+    "Text as copies are looked for: case, punctuation and spacing do not matter."
     return " ".join(re.findall(r"\w+", text.lower()))
 
 # %% ../../nbs/0_base/01_text.ipynb #12b6baa2
