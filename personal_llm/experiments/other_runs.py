@@ -66,7 +66,7 @@ def run_ladders(model, space, seeds: list, results: Path) -> None:
     for axis, level, seed, rows in ladder_jobs(crafted_pool(), seeds):
         if (axis, level, seed) not in done:
             mine = explain(model, rows, space, seed)
-            said = dict(words=list(mine.words), strength=mine.strength)
+            said = dict(words=list(mine.assembled), strength=mine.strength)
             z = np.round(mine.row[start:stop], 4).tolist()
             write_result(file, axis=axis, level=level, seed=seed, coordinates=z, **said)
 

@@ -66,7 +66,7 @@ def answer_row(found, mine, style: str, own: dict) -> dict:
     row |= dict(first=found.names[0] if found.names else None)
     row |= dict(place=found.names.index(right) if right in found.names else None, explained=mine is not None)
     if mine:
-        row |= dict(strength=mine.strength, words=list(mine.words), residual=mine.residual)
+        row |= dict(strength=mine.strength, words=list(mine.assembled), residual=mine.residual)
         row |= dict(coefficients=mine.coefficients.tolist())
     cost = found.cost + (mine.cost if mine and found.method in BY_ROWS else Cost())
     return row | losses_of(found, style, own) | dict(cost=cost.to_dict())
