@@ -257,7 +257,7 @@ def _answered_pairs(
 def _words_of_shift(
     basis: SharedBasis,
     states: np.ndarray,  # (n, d) centred, of dialogues
-) -> dict:  # the fields `words`, `coefficients`, `errors` and `residual` of an `Explanation`
+) -> dict:  # the fields `assembled`, `coefficients`, `errors` and `residual` of an `Explanation`
     "The words with positive projections, as shares of the shift's length."
     V = states.mean(0)
     resampled = states[resample(len(states), 0)].mean(1)
@@ -266,7 +266,7 @@ def _words_of_shift(
     order = [i for i in np.argsort(-z, kind="stable") if z[i] > 0]
     left = float(np.linalg.norm(V - z @ basis.vectors) ** 2 / length**2)
     words = tuple(basis.words[i] for i in order)
-    return dict(words=words, coefficients=(z / length)[order], errors=errors[order], residual=min(1.0, left))
+    return dict(assembled=words, coefficients=(z / length)[order], errors=errors[order], residual=min(1.0, left))
 
 # %% ../../nbs/4_xpert/44_basis.ipynb #af3c5b83
 def explain_as_published(
