@@ -243,12 +243,13 @@ def study(
     out=None,  # where the adapter goes
     progress: bool = True,
     model=None,  # who learns; its own by default
+    made=None,  # the synthetic dialogues, where they are there already
 ) -> tuple:  # what `close_round` takes
     "Choose a start, synthesise, tune."
     model, seed = model or self.model, self.seed + len(self.curve)
     with tempfile.TemporaryDirectory(prefix="merge-") as place:
         begin, warm, spent = self.begin(start, kept, place, model)
-        made = synthesize(model, kept, self.synthetic, self.mode, seed=seed)
+        made = made or synthesize(model, kept, self.synthetic, self.mode, seed=seed)
         general = load_rehearsal(self.rehearsal)
         adapter = tune(model, kept + made.dialogues, self.config, begin, out, seed, progress, general)
     return kept, made, adapter, warm, spent
