@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-slow test-browser lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,9 @@ test: .venv/.installed-dev ## every notebook and every test, a process a core (s
 
 test-slow: .venv/.installed-dev ## the same with what is long: cells flagged slow, kills at every file operation
 	@$(BIN)/python -m pytest -n auto --slow $(ARGS)
+
+test-browser: .venv/.installed-browser ## tutorials, lessons and the chat in JupyterLab, run by chromium; pictures in browser/ (some: ARGS="chat tutorials/04")
+	@$(BIN)/python tools/browser.py $(ARGS)
 
 lint: .venv/.installed-dev ## unused names, long lines, layout (mend most with: .venv/bin/ruff format nbs tests)
 	@$(BIN)/ruff check --quiet $(SOURCES)
@@ -83,6 +86,10 @@ check: ## what the continuous integration runs
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) install -e ".[dev]"
+	@touch $@
+
+.venv/.installed-browser: .venv/.installed-dev
+	$(PIP) install -e ".[browser]"
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed

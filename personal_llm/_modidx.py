@@ -70,6 +70,7 @@ d = {
             ),
             "personal_llm.app.chat.ChatWidget.take": ("8_app/chat.html#chatwidget.take", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ChatWidget.watch": ("8_app/chat.html#chatwidget.watch", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.boxed": ("8_app/chat.html#boxed", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.bubble": ("8_app/chat.html#bubble", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.converse": ("8_app/chat.html#converse", "personal_llm/app/chat.py"),
@@ -78,6 +79,7 @@ d = {
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_turn": ("8_app/chat.html#take_turn", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.when_entered": ("8_app/chat.html#when_entered", "personal_llm/app/chat.py"),
         },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.execute": ("8_app/cli.html#execute", "personal_llm/app/cli.py"),
@@ -371,6 +373,24 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.what_was_done": ("8_app/report.html#what_was_done", "personal_llm/app/report.py"),
+        },
+        "personal_llm.app.runtime_commands": {
+            "personal_llm.app.runtime_commands._service_command": (
+                "8_app/runtime_commands.html#_service_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.check_base": (
+                "8_app/runtime_commands.html#check_base",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.service_lines": (
+                "8_app/runtime_commands.html#service_lines",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.start_command": (
+                "8_app/runtime_commands.html#start_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
         },
         "personal_llm.app.warm_demo": {
             "personal_llm.app.warm_demo.curve_line": (
@@ -3370,7 +3390,164 @@ d = {
                 "personal_llm/runtimes/idle.py",
             ),
         },
+        "personal_llm.runtimes.program": {
+            "personal_llm.runtimes.program.Bucket": (
+                "7_runtimes/program.html#bucket",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.Bucket.name": (
+                "7_runtimes/program.html#bucket.name",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.Layout": (
+                "7_runtimes/program.html#layout",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.Layout.count": (
+                "7_runtimes/program.html#layout.count",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.Layout.sizes": (
+                "7_runtimes/program.html#layout.sizes",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.adamw": (
+                "7_runtimes/program.html#adamw",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.examples_of": (
+                "7_runtimes/program.html#examples_of",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.joint_graph": (
+                "7_runtimes/program.html#joint_graph",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.layout_of": (
+                "7_runtimes/program.html#layout_of",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.lean": ("7_runtimes/program.html#lean", "personal_llm/runtimes/program.py"),
+            "personal_llm.runtimes.program.lower": (
+                "7_runtimes/program.html#lower",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.need_executorch": (
+                "7_runtimes/program.html#need_executorch",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.numbers_in": (
+                "7_runtimes/program.html#numbers_in",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.program_of": (
+                "7_runtimes/program.html#program_of",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.rates_of": (
+                "7_runtimes/program.html#rates_of",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.training_step": (
+                "7_runtimes/program.html#training_step",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.unexportable": (
+                "7_runtimes/program.html#unexportable",
+                "personal_llm/runtimes/program.py",
+            ),
+            "personal_llm.runtimes.program.without_kernel": (
+                "7_runtimes/program.html#without_kernel",
+                "personal_llm/runtimes/program.py",
+            ),
+        },
+        "personal_llm.runtimes.service": {
+            "personal_llm.runtimes.service.Keeper": (
+                "7_runtimes/service.html#keeper",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.__init__": (
+                "7_runtimes/service.html#keeper.__init__",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.end": (
+                "7_runtimes/service.html#keeper.end",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.look": (
+                "7_runtimes/service.html#keeper.look",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.sense": (
+                "7_runtimes/service.html#keeper.sense",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.settle": (
+                "7_runtimes/service.html#keeper.settle",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.tell": (
+                "7_runtimes/service.html#keeper.tell",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.version": (
+                "7_runtimes/service.html#keeper.version",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.wait": (
+                "7_runtimes/service.html#keeper.wait",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.Keeper.watch_slice": (
+                "7_runtimes/service.html#keeper.watch_slice",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service._ask": ("7_runtimes/service.html#_ask", "personal_llm/runtimes/service.py"),
+            "personal_llm.runtimes.service.begin_slice": (
+                "7_runtimes/service.html#begin_slice",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.home_of": (
+                "7_runtimes/service.html#home_of",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.is_alive": (
+                "7_runtimes/service.html#is_alive",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.keep": ("7_runtimes/service.html#keep", "personal_llm/runtimes/service.py"),
+            "personal_llm.runtimes.service.pause_service": (
+                "7_runtimes/service.html#pause_service",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.progress": (
+                "7_runtimes/service.html#progress",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.running": (
+                "7_runtimes/service.html#running",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.service_status": (
+                "7_runtimes/service.html#service_status",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.start_service": (
+                "7_runtimes/service.html#start_service",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.stop_service": (
+                "7_runtimes/service.html#stop_service",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.told": ("7_runtimes/service.html#told", "personal_llm/runtimes/service.py"),
+            "personal_llm.runtimes.service.wish": ("7_runtimes/service.html#wish", "personal_llm/runtimes/service.py"),
+        },
         "personal_llm.runtimes.slices": {
+            "personal_llm.runtimes.slices.give_way": (
+                "7_runtimes/slices.html#give_way",
+                "personal_llm/runtimes/slices.py",
+            ),
             "personal_llm.runtimes.slices.has_news": (
                 "7_runtimes/slices.html#has_news",
                 "personal_llm/runtimes/slices.py",
@@ -3381,10 +3558,6 @@ d = {
             ),
             "personal_llm.runtimes.slices.life_line": (
                 "7_runtimes/slices.html#life_line",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.lowest_priority": (
-                "7_runtimes/slices.html#lowest_priority",
                 "personal_llm/runtimes/slices.py",
             ),
             "personal_llm.runtimes.slices.made_from": (
@@ -3895,19 +4068,14 @@ d = {
             "personal_llm.start.cards.wrong_fields": ("5_start/cards.html#wrong_fields", "personal_llm/start/cards.py"),
         },
         "personal_llm.start.fit": {
+            "personal_llm.start.fit.Alone": ("5_start/fit.html#alone", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Alone.__init__": ("5_start/fit.html#alone.__init__", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Alone.each": ("5_start/fit.html#alone.each", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Alone.of": ("5_start/fit.html#alone.of", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Fitted": ("5_start/fit.html#fitted", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Mixture": ("5_start/fit.html#mixture", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Mixture.__init__": (
                 "5_start/fit.html#mixture.__init__",
-                "personal_llm/start/fit.py",
-            ),
-            "personal_llm.start.fit.Mixture.contributions": (
-                "5_start/fit.html#mixture.contributions",
-                "personal_llm/start/fit.py",
-            ),
-            "personal_llm.start.fit.Mixture.descend": ("5_start/fit.html#mixture.descend", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.held_out": (
-                "5_start/fit.html#mixture.held_out",
                 "personal_llm/start/fit.py",
             ),
             "personal_llm.start.fit.Mixture.losses": ("5_start/fit.html#mixture.losses", "personal_llm/start/fit.py"),
@@ -3918,17 +4086,21 @@ d = {
                 "personal_llm/start/fit.py",
             ),
             "personal_llm.start.fit.Pulls": ("5_start/fit.html#pulls", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.adam": ("5_start/fit.html#adam", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.adding_up": ("5_start/fit.html#adding_up", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.candidates": ("5_start/fit.html#candidates", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.chosen_without": ("5_start/fit.html#chosen_without", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.contributions": ("5_start/fit.html#contributions", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.drawn": ("5_start/fit.html#drawn", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.fit": ("5_start/fit.html#fit", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.fit_library": ("5_start/fit.html#fit_library", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.left_out": ("5_start/fit.html#left_out", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.nearest_few": ("5_start/fit.html#nearest_few", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.one_step": ("5_start/fit.html#one_step", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.pull": ("5_start/fit.html#pull", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.said": ("5_start/fit.html#said", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.some_of": ("5_start/fit.html#some_of", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.standard_errors": ("5_start/fit.html#standard_errors", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.window": ("5_start/fit.html#window", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.without_each": ("5_start/fit.html#without_each", "personal_llm/start/fit.py"),
         },
         "personal_llm.start.gradient": {
             "personal_llm.start.gradient.directions": (
@@ -4280,6 +4452,10 @@ d = {
                 "5_start/selection.html#by_style",
                 "personal_llm/start/selection.py",
             ),
+            "personal_llm.start.selection.card_says": (
+                "5_start/selection.html#card_says",
+                "personal_llm/start/selection.py",
+            ),
             "personal_llm.start.selection.check_library": (
                 "5_start/selection.html#check_library",
                 "personal_llm/start/selection.py",
@@ -4290,6 +4466,14 @@ d = {
             ),
             "personal_llm.start.selection.checked_row": (
                 "5_start/selection.html#checked_row",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.explained": (
+                "5_start/selection.html#explained",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.in_common": (
+                "5_start/selection.html#in_common",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.loss_reason": (
@@ -4681,13 +4865,40 @@ d = {
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
         },
         "personal_llm.tuning.losses": {
+            "personal_llm.tuning.losses.Way": ("3_tuning/losses.html#way", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.Way.__init__": (
+                "3_tuning/losses.html#way.__init__",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.Way.layers": (
+                "3_tuning/losses.html#way.layers",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.Way.nats": ("3_tuning/losses.html#way.nats", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.attend": ("3_tuning/losses.html#attend", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.fast_bfloat16": (
                 "3_tuning/losses.html#fast_bfloat16",
                 "personal_llm/tuning/losses.py",
             ),
             "personal_llm.tuning.losses.nats_of": ("3_tuning/losses.html#nats_of", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.parts_of": ("3_tuning/losses.html#parts_of", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.packed_attention": (
+                "3_tuning/losses.html#packed_attention",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.packed_states": (
+                "3_tuning/losses.html#packed_states",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.packs": ("3_tuning/losses.html#packs", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.products": ("3_tuning/losses.html#products", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.row_attention": (
+                "3_tuning/losses.html#row_attention",
+                "personal_llm/tuning/losses.py",
+            ),
+            "personal_llm.tuning.losses.row_gradients": (
+                "3_tuning/losses.html#row_gradients",
+                "personal_llm/tuning/losses.py",
+            ),
             "personal_llm.tuning.losses.short_way": ("3_tuning/losses.html#short_way", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.states": ("3_tuning/losses.html#states", "personal_llm/tuning/losses.py"),
         },
@@ -5230,6 +5441,7 @@ d = {
             ),
             "personal_llm.xpert.saying._from_dict": ("4_xpert/saying.html#_from_dict", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.alike": ("4_xpert/saying.html#alike", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.is_clear": ("4_xpert/saying.html#is_clear", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.items": ("4_xpert/saying.html#items", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.of_person": ("4_xpert/saying.html#of_person", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.of_pllm": ("4_xpert/saying.html#of_pllm", "personal_llm/xpert/saying.py"),

@@ -1,0 +1,417 @@
+"""Tutorials, lessons and solutions in a real JupyterLab, run by a real browser; then a talk with the chat widget.
+
+make test-browser                                             # all of them; screenshots in browser/
+make test-browser ARGS="tutorials/04 course/lesson_1 chat"    # some: beginnings of paths, and `chat`
+
+Each notebook is a copy without outputs. It passes when every cell was run, none shows an error or wrote to stderr, and every
+figure that the saved notebook has is drawn. Seconds are those on the clock and those that the kernel computed: on an idle
+machine they are about the same. It needs Debian's chromium and chromium-driver, and selenium (the extra `browser`).
+"""
+
+import importlib.util, json, os, re, secrets, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "nbs"
+SHOTS = ROOT / "browser"  # git ignores it
+WANTED = ("tutorials/[0-9]*", "course/lesson_*", "course/solution_*")
+LONGEST = 1200  # seconds for a notebook
+TALLEST, WIDTH = 16000, 1280  # pixels of a screenshot
+OPTIONS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars""".split()
+SETTINGS = {  # of JupyterLab: all cells are in the page, nothing is asked, nothing is fetched
+    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False},
+}
+
+
+def what_is_missing() -> str:  # empty: nothing
+    "How to install what is not there."
+    lines = []
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        lines.append("apt-get install chromium chromium-driver")
+    if any(importlib.util.find_spec(name) is None for name in ("selenium", "jupyterlab", "ipywidgets")):
+        lines.append('pip install -e ".[dev,browser]"')
+    return "; ".join(lines)
+
+
+def images_of(notebook: dict) -> int:
+    "Figures among the outputs of a notebook."
+    data = [output.get("data", {}) for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return sum("image/png" in one or "<img" in "".join(one.get("text/html", "")) for one in data)
+
+
+def copied(place: Path) -> dict:  # path below nbs -> figures it is saved with
+    "Copy all notebooks, without their outputs."
+    shutil.copytree(NOTEBOOKS, place)
+    figures = {}
+    for path in place.rglob("*.ipynb"):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        figures[str(path.relative_to(place))] = images_of(notebook)
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell.update(outputs=[], execution_count=None)
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    return figures
+
+
+def free_port() -> int:
+    "A port that nobody listens to."
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+@contextmanager
+def jupyter(place: Path, state: Path):  # the notebooks; a folder for what JupyterLab writes
+    "A JupyterLab of its own, with nobody's settings; gives (process, address, token)."
+    port, token = free_port(), secrets.token_hex(16)
+    for name, values in SETTINGS.items():
+        path = state / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+    own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+    environment = {**os.environ, **{name: str(state / folder) for name, folder in own.items()}}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = "--no-browser --allow-root --LabApp.expose_app_in_browser=True --ServerApp.ip=127.0.0.1".split()
+    words += [f"--ServerApp.port={port}", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={place}"]
+    log = (state / "jupyter.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *words], env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        until(lambda: answers(f"http://127.0.0.1:{port}/api?token={token}"), 60, "JupyterLab did not start")
+        yield server.pid, f"http://127.0.0.1:{port}", token
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+        log.close()
+
+
+def answers(address: str) -> bool:
+    "Whether a server is there."
+    try:
+        with urlopen(address, timeout=2) as found:
+            return found.status == 200
+    except OSError:
+        return False
+
+
+def until(holds, seconds: float, otherwise: str):  # what `holds` gives, when it is true
+    "Wait for something."
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        if time.monotonic() > end:
+            raise AssertionError(otherwise)
+        time.sleep(0.1)
+    return found
+
+
+@contextmanager
+def chromium(state: Path):
+    "A browser with nobody's profile."
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for option in (*OPTIONS, f"--user-data-dir={state / 'profile'}", f"--window-size={WIDTH},1000"):
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver.set_script_timeout(LONGEST)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+COMMAND = """
+const done = arguments[arguments.length - 1];
+window.jupyterapp.commands.execute(arguments[0], arguments[1] || {}).then(() => done(''), error => done(String(error)));
+"""
+OPEN = """
+const panel = window.jupyterapp.shell.currentWidget, session = panel && panel.sessionContext && panel.sessionContext.session;
+return !!(session && panel.context.path === arguments[0] && panel.context.isReady && session.kernel
+    && session.kernel.status === 'idle');
+"""
+CELLS = "return window.jupyterapp.shell.currentWidget.context.model.toJSON().cells;"
+DRAWN = """
+return [...document.querySelectorAll('.jp-OutputArea img')].filter(i => i.complete && i.naturalWidth > 50
+    && i.clientWidth > 50).length;
+"""
+HEIGHT = """
+const cells = document.querySelectorAll('.jp-Notebook .jp-Cell');
+cells[0].scrollIntoView();
+return cells[cells.length - 1].getBoundingClientRect().bottom - cells[0].getBoundingClientRect().top;
+"""
+RUN_CELL = """
+const done = arguments[arguments.length - 1], app = window.jupyterapp;
+app.shell.currentWidget.content.activeCellIndex = arguments[0];
+app.commands.execute('notebook:run-cell').then(() => done(''), error => done(String(error)));
+"""
+IDLE = "return window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle';"
+SHUT = """
+const done = arguments[arguments.length - 1], panel = window.jupyterapp.shell.currentWidget;
+panel.sessionContext.shutdown().then(() => { panel.dispose(); done(''); }, error => done(String(error)));
+"""
+
+
+def start_page(driver, lab: tuple) -> None:
+    "JupyterLab with nothing but the room for notebooks."
+    _, address, token = lab
+    driver.get(f"{address}/lab?token={token}&reset")
+    until(lambda: driver.execute_script("return !!(window.jupyterapp && window.jupyterapp.shell)"), 90, "no JupyterLab")
+    driver.execute_async_script("window.jupyterapp.restored.then(arguments[arguments.length - 1])")
+    driver.execute_async_script(COMMAND, "application:toggle-left-area", {})
+
+
+def open_notebook(driver, path: str) -> None:
+    "Open a notebook, and wait for its kernel."
+    driver.set_window_size(WIDTH, 1000)
+    driver.execute_async_script(COMMAND, "docmanager:open", dict(path=path, factory="Notebook"))
+    until(lambda: driver.execute_script(OPEN, path), 90, f"{path} did not open")
+
+
+def computed(lab: tuple) -> float:  # seconds
+    "What the kernels that run now have computed."
+    import psutil
+
+    return sum(sum(one.cpu_times()[:2]) for one in psutil.Process(lab[0]).children())
+
+
+def shoot(driver, name: str) -> None:
+    "The whole notebook as one picture."
+    driver.set_window_size(WIDTH, 1000)
+    driver.set_window_size(WIDTH, max(1000, min(TALLEST, driver.execute_script(HEIGHT) + 300)))
+    time.sleep(1)
+    driver.save_screenshot(str(SHOTS / f"{name}.png"))
+
+
+def faults(driver, figures: int) -> list:  # lines
+    "What is wrong with the notebook that is open."
+    cells = [cell for cell in driver.execute_script(CELLS) if cell["cell_type"] == "code"]
+    found = []
+    for number, cell in enumerate(cells, 1):
+        if "".join(cell["source"]).strip() and cell["execution_count"] is None:
+            found.append(f"code cell {number} was not run")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                found.append(f"code cell {number}: {output['ename']}: {output['evalue']}")
+            if output.get("name") == "stderr":
+                found.append(f"code cell {number} wrote to stderr: {''.join(output['text'])[:200]!r}")
+    made, drawn = images_of(dict(cells=cells)), driver.execute_script(DRAWN)
+    if made < figures or drawn < made:
+        found.append(f"{figures} figures are saved, {made} were made, {drawn} are drawn")
+    return found
+
+
+def run_notebook(driver, lab: tuple, path: str, figures: int) -> tuple:  # (faults, seconds, seconds computed)
+    "Run all cells of a notebook and look at what came of it."
+    open_notebook(driver, path)
+    began = time.monotonic()
+    failed = driver.execute_async_script(COMMAND, "notebook:run-all-cells", {})
+    seconds, own = time.monotonic() - began, computed(lab)
+    shoot(driver, path.replace("/", "_").removesuffix(".ipynb"))
+    found = faults(driver, figures) + [failed] * bool(failed)
+    driver.execute_async_script(SHUT)
+    return found, seconds, own
+
+
+TALK = """
+from personal_llm import Buffer, TuningConfig, load_model
+from personal_llm.app.chat import ChatWidget
+from personal_llm.device.conversation import Conversation
+from personal_llm.sdss.asking import Active
+settings = dict(synthetic=0, rehearsal=32, config=TuningConfig(steps=40))
+talk = Conversation(load_model("pocket"), "me", buffer=Buffer(8, Active(horizon=12)), **settings)
+ChatWidget(talk)
+"""
+LOSS = """
+corrected = [d for d in talk.me.buffer.dialogues if d.origin == "annotated"]
+for adapter in (None, talk.me.adapter):
+    with talk.model.using(adapter):
+        nats, tokens = talk.model.nll(corrected).sum(0)
+    print(f"{nats / tokens:.3f}")
+"""
+WATCH = """
+const log = document.querySelector('.jp-OutputArea .widget-html-content');
+window.heard = {log: log};
+const bubbles = () => [...log.querySelectorAll('p')].filter(p => p.querySelector('b') && p.innerText.startsWith('Model:'));
+const text = () => bubbles().map(p => p.innerText).join('\\n');
+document.querySelector('input[placeholder^="write here"]').addEventListener('keydown', event => {
+  if (event.key === 'Enter') window.heard.turn = {began: performance.now(), said: bubbles().length, pieces: 0, text: text()};
+}, true);
+new MutationObserver(() => {
+  const turn = window.heard.turn, now = performance.now();
+  if (!turn || turn.text === text() || bubbles().length <= turn.said) return;
+  turn.first = turn.first || now; turn.last = now; turn.pieces += 1; turn.text = text();
+}).observe(log, {childList: true, subtree: true, characterData: true});
+"""
+FIELD = "return !!document.querySelector('input[placeholder^=\"write here\"]');"
+RESTART = """
+const done = arguments[arguments.length - 1], panel = window.jupyterapp.shell.currentWidget;
+panel.content.widgets.forEach(cell => cell.model.sharedModel.setOutputs && cell.model.sharedModel.setOutputs([]));
+panel.sessionContext.restartKernel().then(() => done(''), error => done(String(error)));
+"""
+TURN = """
+const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel, turn = window.heard.turn;
+const asks = [...document.querySelectorAll('input[placeholder^="what you would"]')].some(i => i.offsetParent);
+return {idle: kernel.status === 'idle', first: turn && turn.first && turn.first - turn.began, asks: asks,
+    last: turn && turn.last && turn.last - turn.began, pieces: turn && turn.pieces, log: window.heard.log.innerText,
+    text: turn && turn.text};
+"""
+PARTS = "head back knee neck arm leg foot ear toe hip hand nose eye chest wrist ankle".split()
+
+
+def write(driver, placeholder: str, text: str) -> None:
+    "Type into a field of the widget, and press Enter."
+    from selenium.webdriver.common.by import By
+
+    field = driver.find_element(By.CSS_SELECTOR, f'input[placeholder^="{placeholder}"]')
+    field.send_keys(text)
+    if placeholder.startswith("write"):
+        field.send_keys("\n")
+
+
+def press(driver, name: str) -> None:
+    "Click a button of the widget, or one of its tabs."
+    from selenium.webdriver.common.by import By
+
+    words = f"//button[normalize-space()='{name}'] | //li[normalize-space()='{name}']"
+    next(one for one in driver.find_elements(By.XPATH, words) if one.is_displayed()).click()
+
+
+def take_turn(driver, text: str) -> dict:  # as `TURN` gives it
+    "Say something, and wait for the end of the reply."
+    write(driver, "write", text)
+    until(lambda: driver.execute_script(TURN)["first"], 60, f"no reply to {text!r}")
+    time.sleep(0.5)
+    until(lambda: driver.execute_script(TURN)["idle"], 60, f"the reply to {text!r} does not end")
+    return driver.execute_script(TURN)
+
+
+def correct_until(driver, corrections: int) -> list:  # of turns
+    "Complain of aches; answer each question with what would have been liked."
+    turns, corrected = [], 0
+    for part in PARTS:
+        turns.append(take_turn(driver, f"My {part} hurts."))
+        if turns[-1]["asks"]:
+            corrected += 1
+            if corrected == 1:
+                driver.save_screenshot(str(SHOTS / "chat_asks.png"))
+            write(driver, "what you would", f"Dear friend, keep your {part} warm and rest. I will call you tonight.")
+            press(driver, "I would have liked this")
+            until(lambda: not driver.execute_script(TURN)["asks"], 30, "the question stays although it was answered")
+        if corrected == corrections:
+            return turns
+    raise AssertionError(f"asked {corrected} times in {len(turns)} turns, not {corrections}")
+
+
+def learn(driver) -> tuple:  # (loss before, loss after, the turn meanwhile)
+    "Let it learn while the talk goes on."
+    press(driver, "Learn now")
+    until(lambda: "in the background" in driver.execute_script(TURN)["log"], 30, "it does not learn")
+    meanwhile = take_turn(driver, "What did you do at the weekend?")
+    line = r"learned: .*?([\d.]+) -> ([\d.]+) nats a token"
+    found = until(lambda: re.search(line, driver.execute_script(TURN)["log"]), 300, "it does not say what it learned")
+    return float(found[1]), float(found[2]), meanwhile
+
+
+def show_widget(driver) -> None:
+    "Run the cell that makes it, and listen to what it shows."
+    driver.execute_async_script(RUN_CELL, 0)
+    until(lambda: driver.execute_script(FIELD), 60, "the widget is not there")
+    driver.execute_script(WATCH)
+
+
+def show_parts(driver) -> list:  # lines, what is wrong
+    "Look at each part of the panel, and take a picture of it."
+    for name in ("Kept", "Scores", "Style", "Learning"):
+        press(driver, name)
+        time.sleep(1)
+        until(lambda: driver.execute_script(IDLE), 60, f"{name} is not drawn")
+        shoot(driver, f"chat_{name.lower()}")
+    return ["the learning curve is not drawn"] * (driver.execute_script(DRAWN) < 1)
+
+
+def losses(driver) -> list:  # nats a token of what was corrected, without and with what was learned
+    "Ask the kernel itself."
+
+    def printed():
+        texts = ["".join(one.get("text", "")) for one in driver.execute_script(CELLS)[1]["outputs"]]
+        return re.findall(r"\d+\.\d{3}", "".join(texts))
+
+    driver.execute_async_script(RUN_CELL, 1)
+    until(lambda: len(printed()) == 2, 60, "the losses were not computed")
+    return [float(word) for word in printed()]
+
+
+def talk(driver, place: Path) -> list:  # lines, what is wrong
+    "A talk with the widget: it answers in pieces, asks, is corrected, learns, and is there after a restart."
+    shared = dict(cell_type="code", metadata={}, outputs=[], execution_count=None)
+    cells = [dict(shared, source=source.strip(), id=f"cell{place}") for place, source in enumerate((TALK, LOSS))]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    notebook = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel), cells=cells)
+    (place / "chat.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    open_notebook(driver, "chat.ipynb")
+    show_widget(driver)
+    turns = correct_until(driver, 3)
+    said_before, said_after, meanwhile = learn(driver)
+    wrong, (base, tuned) = show_parts(driver), losses(driver)
+    for name, chosen in (("", turns), (", while it learned", [meanwhile])):
+        first, last = (statistics.median(turn[part] for turn in chosen) / 1000 for part in ("first", "last"))
+        print(f"chat: first piece after {first:.2f} s, last after {last:.2f} s{name} (median of {len(chosen)})")
+    print(f"chat: what was corrected: {base} -> {tuned} nats a token; the widget says {said_before} -> {said_after}")
+    wrong += ["replies come in one piece"] * (max(turn["pieces"] for turn in turns) < 3)
+    wrong += ["the loss on what was corrected is not lower"] * (not (tuned < base and said_after < said_before))
+    return wrong + comes_back(driver)
+
+
+def comes_back(driver) -> list:  # lines, what is wrong
+    "Restart the kernel and show the widget again: the talk is there, and goes on with what it learned."
+    driver.execute_async_script(RESTART)
+    show_widget(driver)
+    reply = take_turn(driver, "My elbow hurts.")
+    shoot(driver, "chat_again")
+    driver.execute_async_script(SHUT)
+    known = "My neck hurts." in reply["log"] and "friend" in reply["text"].splitlines()[-1]
+    return [] if known else [f"after a restart it does not go on: {reply['text'][-200:]!r}"]
+
+
+def main(words: list) -> int:  # exit status
+    "Run what is named, or everything."
+    if missing := what_is_missing():
+        print(f"skipped: {missing}")
+        return 0
+    SHOTS.mkdir(exist_ok=True)
+    bad, total, own = 0, 0.0, 0.0
+    with ExitStack() as doors:
+        home = Path(doors.enter_context(tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)))
+        figures = copied(home / "nbs")
+        paths = [str(path.relative_to(home / "nbs")) for part in WANTED for path in sorted((home / "nbs").glob(part))]
+        wanted = [path for path in paths if not words or any(path.startswith(word) for word in words)]
+        lab = doors.enter_context(jupyter(home / "nbs", home))
+        driver = doors.enter_context(chromium(home))
+        start_page(driver, lab)
+        if not words or "chat" in words:
+            wrong = talk(driver, home / "nbs")
+            print("FAILED" if wrong else "passed", "chat", *wrong, sep="  ", flush=True)
+            bad += bool(wrong)
+        for path in wanted:
+            found, *seconds = run_notebook(driver, lab, path, figures[path])
+            total, own, bad = total + seconds[0], own + seconds[1], bad + bool(found)
+            told = f"{seconds[0]:6.1f} s ({seconds[1]:5.1f} s computed)  {path}"
+            print(f"{'FAILED' if found else 'passed'}  {told}", *found, sep="\n        ", flush=True)
+    print(f"{len(wanted)} notebooks in {total / 60:.1f} minutes ({own / 60:.1f} computed); {bad} failed; see {SHOTS}")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
