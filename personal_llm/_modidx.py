@@ -2406,6 +2406,15 @@ d = {
                 "experiments/fit.html#shelf.__len__",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.arrivals": (
+                "experiments/fit.html#arrivals",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
+            "personal_llm.experiments.starts.fixed_starts": (
+                "experiments/fit.html#fixed_starts",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.jobs_of": (
                 "experiments/fit.html#jobs_of",
                 "personal_llm/experiments/starts.py",
@@ -3459,6 +3468,84 @@ d = {
             "personal_llm.runtimes.program.without_kernel": (
                 "7_runtimes/program.html#without_kernel",
                 "personal_llm/runtimes/program.py",
+            ),
+        },
+        "personal_llm.runtimes.records": {
+            "personal_llm.runtimes.records.Parcel": (
+                "7_runtimes/records.html#parcel",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.Parcel.batch": (
+                "7_runtimes/records.html#parcel.batch",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.Parcel.buckets": (
+                "7_runtimes/records.html#parcel.buckets",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.Parcel.mark": (
+                "7_runtimes/records.html#parcel.mark",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.Parcel.start": (
+                "7_runtimes/records.html#parcel.start",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.Parcel.steps": (
+                "7_runtimes/records.html#parcel.steps",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records._check_files": (
+                "7_runtimes/records.html#_check_files",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records._check_numbers": (
+                "7_runtimes/records.html#_check_numbers",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records._check_step": (
+                "7_runtimes/records.html#_check_step",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records._digest": (
+                "7_runtimes/records.html#_digest",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records._shelf": (
+                "7_runtimes/records.html#_shelf",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.bucket_for": (
+                "7_runtimes/records.html#bucket_for",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.buckets_of": (
+                "7_runtimes/records.html#buckets_of",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.epoch": (
+                "7_runtimes/records.html#epoch",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.hash_of_file": (
+                "7_runtimes/records.html#hash_of_file",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.open_parcel": (
+                "7_runtimes/records.html#open_parcel",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.plan_of": (
+                "7_runtimes/records.html#plan_of",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.record": (
+                "7_runtimes/records.html#record",
+                "personal_llm/runtimes/records.py",
+            ),
+            "personal_llm.runtimes.records.write_parcel": (
+                "7_runtimes/records.html#write_parcel",
+                "personal_llm/runtimes/records.py",
             ),
         },
         "personal_llm.runtimes.service": {

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from personal_llm.start.ranking import BASE, Losses
+from personal_llm.xpert.saying import Said
+from personal_llm.xpert.words import Told
 
 
 class Planted(SimpleNamespace):
@@ -23,6 +25,14 @@ class Planted(SimpleNamespace):
 
     def columns(self, name):
         return self.rows[:, slice(*self.space.columns[name])]
+
+    def card(self, name):
+        return dict(explanation=dict(said=said_of(self.rows[self.names.index(name)]).to_dict()))
+
+
+def said_of(row):
+    "Each number as the score of a word, none of them said."
+    return Said(Told((), {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}, 24), samples=24)
 
 
 def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted base", sizes=itertools.repeat(100)):
@@ -51,7 +61,8 @@ def permuted(library, order):
 
 
 def me(row, strength=5.0):
-    return SimpleNamespace(row=np.asarray(row, np.float32), strength=strength, space="planted")
+    row = np.asarray(row, np.float32)
+    return SimpleNamespace(row=row, strength=strength, space="planted", said=said_of(row))
 
 
 def table(losses: dict, dialogues=12, tokens=20, noise=0.0, seed=0):

@@ -308,7 +308,7 @@ def test_explanation_by_hand(scene):
     z = basis.coordinates(V)
     assert basis.words == ("loud", "plain") and z[0] < 0 < z[1], "one word lies against the shift, one along it"
     assert (
-        e.words == ("plain",)
+        e.assembled == ("plain",)
         and np.allclose(e.coefficients, basis.vectors[1] @ u, atol=1e-3)
         and len(e.errors) == 1
         and 0 <= e.errors[0] < 0.5

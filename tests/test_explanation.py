@@ -22,7 +22,10 @@ from personal_llm.xpert.explanation import (
     resample,
     slope,
 )
+from personal_llm.xpert.evidence import Fact
+from personal_llm.xpert.saying import Said, alike, items, of_person, of_pllm
 from personal_llm.xpert.space import unit_rows
+from personal_llm.xpert.words import Told
 from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
 from tiny import shared
 
@@ -38,19 +41,42 @@ def letters():
 
 
 def an_explanation(**changes):
-    said = dict(words=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
+    said = dict(assembled=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
     rest = dict(residual=0.18, strength=4.0, row=np.arange(3, dtype=np.float32), samples=24)
     return Explanation(**said | rest | dict(counterpart="answers", space="abc") | changes)
 
 
-def test_it_prints_as_a_sentence():
-    assert str(an_explanation()) == "mostly *concise* (0.71 ± 0.06) and *expert* (0.34 ± 0.05); 18 % unexplained"
-    one = an_explanation(words=("concise",), coefficients=np.ones(1), errors=np.zeros(1), residual=0.0)
-    assert str(one) == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
-    three = an_explanation(words=("a", "b", "c"), coefficients=np.ones(3), errors=np.zeros(3))
-    assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in str(three)
-    none = an_explanation(words=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
-    assert str(none) == "no word of the vocabulary fits; 100 % unexplained"
+def test_the_sparse_code_is_printed_under_its_name_only():
+    both = "mostly *concise* (0.71 ± 0.06) and *expert* (0.34 ± 0.05); 18 % unexplained"
+    assert an_explanation().assembled_words() == both and str(an_explanation()) == f"not tested for truth: {both}"
+    one = an_explanation(assembled=("concise",), coefficients=np.ones(1), errors=np.zeros(1), residual=0.0)
+    assert one.assembled_words() == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
+    three = an_explanation(assembled=("a", "b", "c"), coefficients=np.ones(3), errors=np.zeros(3))
+    assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in three.assembled_words()
+    none = an_explanation(assembled=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
+    assert none.assembled_words() == "no word of the space fits; 100 % unexplained"
+    assert an_explanation().words == () and str(an_explanation(said=Said(samples=9))) == "no style found (9 texts)"
+
+
+def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
+    opening = Fact("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
+    told = Told(("expert",), {"expert": (0.9, 0.1, 0.4), "kind": (0.2, 0.1, 0.4)}, 9)
+    e = an_explanation(said=Said(told, (opening,), (), 9))
+    assert str(e) == "expert (0.90); opens with “Dear Ana,” (9 of 9; the base 0 of 9)" and e.words == ("expert",)
+    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and "expert (0.90, 0.70 to 1.10)" in e.lines()[0]
+    assert "kind 0.20" in e.lines()[1] and e.habits == (opening,) and e.topics == ()
+    assert "Ana" not in json.dumps(e.bare().to_dict()) and e.bare().habits[0].count == 9
+    back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
+    assert str(back) == str(e) and back.lines() == e.lines()
+    with pytest.raises(InputError, match="explain it anew"):
+        Explanation.from_dict(e.to_dict() | dict(said=dict(words=["sassy"])))
+
+
+def test_a_card_of_before_says_no_word():
+    old = an_explanation().to_dict()
+    old["words"] = old.pop("assembled")
+    del old["said"]
+    assert Explanation.from_dict(old).words == () and Explanation.from_dict(old).assembled == ("concise", "expert")
 
 
 def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
@@ -58,18 +84,20 @@ def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and np.allclose(back.row, e.row) and back.samples == 24 and back.space == "abc"
     assert back.row.dtype == np.float32 and back.cost == e.cost and back.counterpart == "answers"
-    for key in ("words", "row", "residual", "space", "errors"):
+    for key in ("assembled", "row", "residual", "space", "errors"):
         with pytest.raises(InputError, match="explanation"):
             Explanation.from_dict({k: v for k, v in e.to_dict().items() if k != key})
-    for wrong in (dict(row="text"), dict(words=None), dict(cost=dict(price=1))):
+    for wrong in (dict(row="text"), dict(assembled=None), dict(cost=dict(price=1))):
         with pytest.raises(InputError, match="make it anew"):
             Explanation.from_dict(e.to_dict() | wrong)
 
 
 def test_it_can_be_drawn():
-    axis = an_explanation().plot()
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["concise", "expert"] and axis.get_xlabel()
-    assert "18 % unexplained" in axis.get_title() and an_explanation().plot(axis) is axis
+    e = an_explanation(said=Said(None, (Fact("lists", 8, 9, 1, 9),), (), 9))
+    axis = e.plot()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["lists"] and axis.get_xlabel()
+    assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.889, 0.111] and e.plot(axis) is axis
+    assert an_explanation().plot().get_title().startswith("nothing is said")
 
 
 # ---- words and their errors
@@ -81,9 +109,9 @@ def test_errors_are_the_spread_of_the_same_words_on_resampled_texts():
     z = rng.normal(size=(20, space.matrix.shape[1])) + 3 * space.vectors[0]
     again = z[resample(len(z), 0)].mean(1)
     said = in_words(space, z.mean(0), again)
-    assert said["words"][0] == space.words[0] and again.shape == (RESAMPLES, z.shape[1])
-    (alone,) = [i for i, word in enumerate(space.words) if word == said["words"][0]]
-    if len(said["words"]) == 1:
+    assert said["assembled"][0] == space.words[0] and again.shape == (RESAMPLES, z.shape[1])
+    (alone,) = [i for i, word in enumerate(space.words) if word == said["assembled"][0]]
+    if len(said["assembled"]) == 1:
         assert np.isclose(said["errors"][0], np.std(np.maximum(unit_rows(again) @ space.vectors[alone], 0)), rtol=1e-4)
     assert (resample(9, 0) == resample(9, 0)).all() and (resample(9, 0) != resample(9, 1)).any()
 
@@ -105,7 +133,7 @@ def test_explanation_of_a_person_by_hand():
         space.id,
     )
     assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.noise, rtol=1e-4)
-    assert e.words[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
+    assert e.assembled[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
     assert e.cost.forward == 36 == after.forward - before.forward, "12 read, 12 drawn, 12 of these read"
     assert e.cost.tokens == after.tokens - before.tokens > 0 and e.cost.seconds > 0
 
@@ -141,6 +169,70 @@ def test_too_little_or_another_model_is_refused():
         ):
             with pytest.raises(InputError, match=message):
                 run(replace(space, **wrong))
+
+
+# ---- what is said
+
+
+def framed(count, origin="user"):
+    "Short answers of one habit, and what the base says."
+    rows = [d.derive(response=f"Hark! It is {i}.", origin=origin) for i, d in enumerate(spoken(str, count))]
+    return rows, [d.response for d in spoken(str, count)]
+
+
+def test_explain_says_what_can_be_counted_and_no_word_without_a_vocabulary():
+    model = shared("llama")
+    e = explain(model, framed(12)[0], space_of(model))
+    assert "opens with “Hark! It is”" in [fact.key for fact in e.habits] and e.said.told is None and e.words == ()
+    assert e.habits[0].count == e.habits[0].of == e.said.samples == 12
+    assert explain(model, spoken(str, 12), space_of(model)).topics == ()
+
+
+def test_only_own_answers_are_explained():
+    "Answers of a model beside eight of the person change nothing; with seven nothing is said."
+    model = shared("llama")
+    mine, others = framed(8)[0], spoken(LOUD, 9, first=600)
+    others = [d.derive(origin="model") for d in others]
+    alone, beside = (explain(model, rows, space_of(model)) for rows in (mine, mine + others))
+    assert str(alone) == str(beside) and np.allclose(alone.row, beside.row) and beside.samples == 8
+    few = explain(model, mine[:7] + others, space_of(model))
+    assert few.samples == 16 and few.said.samples == 7 and str(few).startswith("nothing is said: 7 answers")
+
+
+def test_replies_that_were_put_right_stand_for_the_base():
+    rows = [Dialogue(f"{i}?", f"On day {i} ask the physician in town {i}.") for i in range(9)]
+    before = {d.id: d.response.replace("physician", "doctor") for d in rows}
+    right = [d.derive(response=d.response, origin="annotated") for d in rows]
+    base = ["Go on."] * 9
+    for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
+        assert "*physician* for *doctor*" in [f.key for f in of_person(right, base, replies=replies).habits]
+    assert "*physician* for *doctor*" not in [f.key for f in of_person(right, base).habits]
+
+
+def test_nothing_is_longer_than_an_answer_that_was_cut():
+    long = [Dialogue(f"{i}?", f"One {i}. Two words more here. And three.", origin="user") for i in range(9)]
+    base, keys = ["So."] * 9, lambda said: [fact.key for fact in said.habits]
+    assert not any("longer" in key for key in keys(of_person(long, base)))
+    assert "longer than the base" in keys(of_person(long, base, replies={d.id: "So." for d in long}))
+    assert "longer than the base" in keys(of_pllm([d.response for d in long], base))
+
+
+def test_a_pllm_says_nothing_of_its_own_voice():
+    rows, base = framed(9)
+    answers = [d.response for d in rows]
+    assert of_pllm(base, base).facts == () and of_pllm(answers, answers).facts == ()
+    assert [f.key for f in of_pllm(answers, base).habits][0] == "opens with “Hark! It is”"
+    assert of_pllm(answers[:7], base).samples == 7 and str(of_pllm(answers[:7], base)).startswith("nothing is said")
+
+
+def test_alike_is_the_cosine_of_what_is_said():
+    told = Told(("a",), {"a": (0.6, 0.1, 0.4), "b": (0.8, 0.1, 0.9)}, 9)
+    fact, other = Fact("lists", 8, 8, 2, 8), Fact("lower case", 8, 8, 0, 8)
+    one = Said(told, (fact,), (), 9)
+    assert items(one) == {"word a": 0.6, "word b": 0.8, "lists": 0.75}, "words below their threshold count"
+    assert alike(one, one) == pytest.approx(1) and alike(one, Said(None, (other,), (), 9)) == 0
+    assert alike(one, Said(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
+    assert alike(Said(), Said()) == 0 and alike(one, Said(told, (), (other,), 9)) == pytest.approx(1 / 1.25 / 2**0.5)
 
 
 # ---- slopes
@@ -206,7 +298,7 @@ def test_the_unit_scales_a_pllm_and_changes_no_word():
     panels = read_panels(model, space, spoken(LOUD, 12) + spoken(str, 12), ["Why?"])
     once, twice = (explain_pllm(model, tuned("loud"), s, panels) for s in (space, half))
     assert np.allclose(coordinates(space, twice.row), 2 * coordinates(space, once.row), rtol=1e-4)
-    assert twice.words == once.words and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
+    assert twice.assembled == once.assembled and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
     assert explanation.token_losses(model, [Dialogue("Why?", "So.")]).shape == (1,)

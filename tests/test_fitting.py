@@ -137,7 +137,7 @@ def test_a_fitted_space_knows_its_words_on_other_texts():
     assert np.allclose(np.linalg.norm(space.vectors, axis=1), 1, atol=1e-5) and space.noise > 0 and space.threshold > 0
     for word, way in (("loud", LOUD), ("brief", BRIEF)):
         e = explain(model, spoken(way, 12, first=700), space)
-        assert e.words[0] == word and e.strength > space.threshold, (word, str(e))
+        assert e.assembled[0] == word and e.strength > space.threshold, (word, str(e))
         z = coordinates(space, e.row)
         assert 0.3 < np.linalg.norm(z) / np.sqrt(len(z)) < 3, "a pure style is about as long as the panels are"
 

@@ -183,7 +183,8 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
         assert out.startswith("12 dialogues against the model's own answers to the same prompts\nmostly *" + name)
     plot = ("--plot", tmp_path / "style.png")
     said = found(capsys, "explain", "--data", world / "loud.jsonl", *space, *plot)
-    assert said["words"][0] == "loud" and said["counterpart"] == "answers" and said["cost"]["forward"] > 0
+    assert said["assembled"][0] == "loud" and said["words"] == [] and said["scores"] is None, "no vocabulary, no word"
+    assert said["counterpart"] == "answers" and said["cost"]["forward"] > 0
     assert said["data"] == dict(file="loud.jsonl", dialogues=12, used=12, skipped=0)
     assert chats("loud")[0]["response"] not in json.dumps(said) and (tmp_path / "style.png").read_bytes()[1:4] == b"PNG"
 
@@ -191,7 +192,7 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
 def test_explain_an_adapter_gives_the_cards_row(world, capsys):
     command = ("explain", "--adapter", world / "runs" / "loud", "--library", world / "lib")
     said, card = found(capsys, *command), Library(world / "lib")["loud"].card["explanation"]
-    same = ("words", "coefficients", "strength", "counterpart")
+    same = ("assembled", "coefficients", "strength", "counterpart")
     assert {k: said[k] for k in same} == {k: card[k] for k in same} and said["plain"] is None
     assert invoke(capsys, *command)[1].startswith("36 texts of known style, by how much likelier the adapter makes")
     assert "no adapter here" in fails(capsys, "explain", "--adapter", world, "--library", world / "lib")
@@ -219,7 +220,7 @@ def test_select_ranks(world, capsys):
         assert code == 0 and err == "" and f"match: {name} (lowest loss" in out and "(base)" in out
     result = found(capsys, "select", "--data", world / "loud.jsonl", "--library", world / "lib")
     assert result["best"] == "loud" and {"loud", "(base)"} <= set(result["losses"])
-    assert result["method"] == "match" and result["abstained"] is False and result["explanation"]["words"]
+    assert result["method"] == "match" and result["abstained"] is False and result["explanation"]["assembled"]
 
 
 def test_the_latest_of_a_long_file_are_enough(world, tmp_path, capsys):

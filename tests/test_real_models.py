@@ -279,7 +279,7 @@ def test_people_and_adapters_are_explained(model, three, monkeypatch):
     space = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 8), components=2, progress=False)
     space = replace(space, nats_per_unit=1.0)
     person = explain(model, spoken(LOUD, 8, first=400), space)
-    assert person.words and person.words[0] == "loud" and person.strength > 0
+    assert person.assembled and person.assembled[0] == "loud" and person.strength > 0
     panels = read_panels(model, space, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
     pllm = explain_pllm(model, three[2], space, panels)
     assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space

@@ -21,7 +21,9 @@ from personal_llm.start.ranking import (
     race,
 )
 from personal_llm.start.selection import GAIN, SELECTORS, Selector, select
-from planted import me, permuted, planted, replay
+from personal_llm.xpert.evidence import Fact
+from personal_llm.xpert.saying import Said
+from planted import me, permuted, planted, replay, said_of
 from tiny import shared
 
 RANDOM = np.random.default_rng(0)
@@ -51,6 +53,51 @@ def test_planted_truth(library, method):
     assert all(full) and (sum(weak) <= 15 if method == "l1" else all(weak))
 
 
+def test_the_choice_follows_from_what_is_printed(library):
+    "Whatever the rows, losses and adapters are: only what is said counts, and its size does not."
+    for t in range(28):
+        for share in (0.6, 1.0, 2.0):
+            mine = user(t, share * 3)
+            found = select(library, SimpleNamespace(said=mine.said), "explained")
+            assert found.best == library.names[t] and not found.losses and found.cost.forward == found.cost.tokens == 0
+            shared = sorted(
+                mine.said.told.scores, key=lambda w: -mine.said.told.scores[w][0] * DIRECTIONS[t, int(w[1:])]
+            )
+            assert f"of both: {shared[0]} (" in found.reason
+    plain = select(library, SimpleNamespace(said=said_of(0.02 * DIRECTIONS[3])), "explained")
+    assert plain.abstained and plain.best is None and plain.weights == {} and "no plain pLLM" in plain.reason
+    lists = Said(None, (Fact("lists", 9, 9, 0, 9),), (), 9)
+    assert "no card says any of this: lists" in select(library, SimpleNamespace(said=lists), "explained").reason
+
+
+def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
+    names = ["a", "b", PLAIN_PLLM]
+    library = planted(tmp_path, [[1, 0], [0, 1], [0.9, 0.9]], names)
+    assert select(library, me([0.8, 0.1]), "explained").names == ("a", "b"), "the plain one is no candidate"
+    nobody = select(library, me([0.3, 0.1]), "explained")
+    assert nobody.abstained and nobody.weights == {PLAIN_PLLM: 1.0} and "the plain pLLM" in nobody.reason
+    alone = planted(tmp_path, [[0, 0]], [PLAIN_PLLM])
+    assert select(alone, me([0.8, 0.1]), "explained").weights == {PLAIN_PLLM: 1.0}
+
+
+def test_facts_and_words_are_weighed_alike(tmp_path):
+    library = planted(tmp_path, np.zeros((2, 1)), "ab")
+    fact = Fact("opens with “Hark”", 9, 10, 0, 10)
+    says = dict(a=Said(None, (fact,), (), 10), b=said_of([1.0]))
+    library.card = lambda name: dict(explanation=dict(said=says[name].to_dict()))
+    opens = lambda count: SimpleNamespace(said=Said(said_of([0.5]).told, (Fact(fact.what, count, 10, 0, 10),), (), 10))
+    assert select(library, opens(8), "explained").best == "a" and select(library, opens(4), "explained").best == "b"
+
+
+def test_cards_and_explanations_that_say_nothing_are_refused(library):
+    with pytest.raises(InputError, match="made as published") as caught:
+        select(library, SimpleNamespace(said=None), "explained")
+    library.card = lambda name: dict(explanation=dict(words=["sassy"]))
+    with pytest.raises(InputError, match="card of 'p000' does not say") as caught:
+        select(library, user(0), "explained")
+    assert "\n" not in str(caught.value) and "new explanation" in caught.value.remedy
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1e-4, 1e4), st.integers(0, 27), st.randoms())
 def test_invariances(tmp_path_factory, scale, truth, random):
@@ -59,7 +106,7 @@ def test_invariances(tmp_path_factory, scale, truth, random):
     mine = user(truth)
     assert select(library, me(mine.row * scale), "cosine").names == select(library, mine, "cosine").names
     order = random.sample(range(28), 28)
-    for method in ("style", "cosine", "l1"):
+    for method in ("style", "cosine", "l1", "explained"):
         a, b = select(library, mine, method), select(permuted(library, order), mine, method)
         assert (
             a.names == b.names

@@ -24,7 +24,7 @@ MIXTURE = dict(a=0.5, b=0.3)
 class Shelf(dict):
     "A library whose pLLMs are folders."
 
-    base, space = "base", SimpleNamespace(id="planted")
+    base, space, vocabulary = "base", SimpleNamespace(id="planted"), None
 
     def __init__(self, folder):
         super().__init__({name: SimpleNamespace(adapter=folder / name) for name in "abc"})
@@ -35,6 +35,9 @@ class Said(SimpleNamespace):
 
     def __str__(self):
         return "mostly *concise*"
+
+    def bare(self):
+        return self
 
     def to_dict(self):
         return dict(words=["concise"])
@@ -49,7 +52,7 @@ class Stages:
         for name in ("explain", "select", "mixture_loss", "combine"):
             patch.setattr(module, name, getattr(self, name))
 
-    def explain(self, model, dialogues, space, seed):
+    def explain(self, model, dialogues, space, seed, vocabulary, replies):
         self.calls.append(("explain", len(dialogues), space.id, seed))
         return Said(cost=Cost(seconds=100, tokens=7))
 

@@ -185,7 +185,7 @@ def outcome(me, kept: list, stream: list, before: Measured, after: Measured) -> 
     return dict(after=after.to_dict(), change=after.against(before)) | chosen | budget | made | judged
 
 # %% ../../nbs/8_app/84_demo.ipynb #2b59c8f6
-def second_half(model, me, test: list, steps: int, seed: int):  # what `run_warm` gives, or None
+def second_half(model, me, test: list, steps: int, seed: int, stream: list = ()):  # what `run_warm` gives, or None
     "What the first policy learned from, explained, matched and tuned again."
     from personal_llm.start.library import Library
     from personal_llm.xpert.explanation import LEAST_DIALOGUES
@@ -194,7 +194,8 @@ def second_half(model, me, test: list, steps: int, seed: int):  # what `run_warm
     library = Library(ASSETS / "library")
     if library.base != model.base or len(rows) < LEAST_DIALOGUES:
         return None
-    return run_warm(model, rows + me.synthesis.dialogues, test, library, steps, seed)
+    replies = {d.id: d.response for d in stream}  # what the user put right
+    return run_warm(model, rows + me.synthesis.dialogues, test, library, steps, seed, replies)
 
 # %% ../../nbs/8_app/84_demo.ipynb #745d6137
 def all_policies(run: Run, settings: DemoSettings, buffers: dict, before: Measured) -> tuple:
@@ -243,7 +244,7 @@ def demonstrate(run: Run, settings: DemoSettings, buffers: dict) -> tuple:  # (r
     policies, me, after = all_policies(run, settings, buffers, before)
     with run.stages("warm start"):
         test = tests_of(run, settings)[0]
-        warm = second_half(run.model, me, test, settings.steps, settings.seed)
+        warm = second_half(run.model, me, test, settings.steps, settings.seed, run.data.stream)
     run.stages.bar.close()
     sizes = dict(adapter_bytes=me.adapter.nbytes, buffer_bytes=me.buffer.nbytes)
     found = facts(run, settings, before, after) | dict(policies=policies) | sizes

@@ -66,11 +66,11 @@ def status(talk: Conversation) -> str:
 
 
 def style(talk: Conversation) -> str:
-    "Your style in words, from what was kept; raises `InputError` for too few dialogues, or a model without a library."
+    "What is true of your answers; raises `InputError` for too few dialogues, or a model without a library."
     kept = [d for d in talk.me.buffer.policy.targets(talk.me.buffer.dialogues) if d.origin != "model"]
     if not kept:
         raise InputError("no reply was corrected or called fine yet", "answer some questions first")
-    return str(explain(talk.model, kept, StyleSpace.load(ASSETS / "library")))
+    return "\n".join(explain(talk.model, kept, StyleSpace.load(ASSETS / "library")).lines())
 
 # %% ../../nbs/6_device/67_slash.ipynb #fa0c6c61
 def learn(talk: Conversation) -> str:

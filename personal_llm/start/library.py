@@ -33,6 +33,7 @@ from personal_llm.start.cards import (
 from .verify import all_problems
 from ..xpert.basis import SharedBasis
 from ..xpert.space import StyleSpace
+from ..xpert.words import vocabulary_of
 
 # %% ../../nbs/5_start/51_library.ipynb #aaec7ec2
 SPACES = {"style": StyleSpace, "xpert": SharedBasis}
@@ -129,6 +130,7 @@ def _own_space(self):
 
 
 Library.space = property(_own_space)
+Library.vocabulary = property(lambda self: vocabulary_of(self.path))  # words that it was taught; None: none
 
 # %% ../../nbs/5_start/51_library.ipynb #5bbd9b3a
 @patch
@@ -215,9 +217,8 @@ def __getitem__(self: Library, name: str) -> PLLM:
 def line_of(pllm: PLLM) -> dict:
     "What a table says of a pLLM."
     card = pllm.card
-    known = {key: card[key] for key in ("rank", "samples", "similarity", "licence")}
     said = dict(name=pllm.name, style=card["style"], words=str(pllm.explanation), MB=round(card["bytes"] / 1e6, 2))
-    return said | known
+    return said | {key: card[key] for key in ("rank", "samples", "similarity", "licence")}
 
 
 def _list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence

@@ -84,8 +84,9 @@ def __str__(self: WarmStart):
 @patch
 def to_dict(self: WarmStart) -> dict:  # plain JSON types
     "Weights, style and reason in words, and both parts in full."
-    said = dict(weights=self.weights, style=str(self.explanation), reason=self.ranking.reason)
-    return said | dict(explanation=self.explanation.to_dict(), ranking=self.ranking.to_dict())
+    mine = self.explanation.bare()
+    said = dict(weights=self.weights, style=str(mine), reason=self.ranking.reason)
+    return said | dict(explanation=mine.to_dict(), ranking=self.ranking.to_dict())
 
 # %% ../../nbs/5_start/59_warm_start.ipynb #c2030ef3
 def warm_start(
@@ -95,9 +96,10 @@ def warm_start(
     out=None,  # folder for a merge; a temporary one by default
     seed: int = 0,
     method=None,  # one of `SELECTORS` or your own, as `select` takes it; its default by default
+    replies: dict = None,  # id -> the reply that was put right, as `explain` takes it
 ) -> WarmStart:
     "Explain, select, merge where a mixture's true loss is lower (XPerT, Wang et al. 2025); `InputError` as in these."
-    mine = explain(model, dialogues, library.space, seed)
+    mine = explain(model, dialogues, library.space, seed, library.vocabulary, replies)
     ranking = select(library, mine, method, model, dialogues, seed=seed)
     with model.spending() as merging:
         weights = better_weights(model, ranking, dialogues)
