@@ -24,7 +24,10 @@ setup(
     include_package_data=False,  # what package_data names and no more
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "search", "widget", "browser", "docs")},
+    extras_require={
+        name: settings[f"{name}_requirements"].split()
+        for name in ("dev", "search", "widget", "browser", "phone", "docs")
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
