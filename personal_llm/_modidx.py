@@ -2617,6 +2617,18 @@ d = {
             ),
         },
         "personal_llm.experiments.words_told": {
+            "personal_llm.experiments.words_told.base_answers": (
+                "experiments/words.html#base_answers",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.cards": (
+                "experiments/words.html#cards",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.holds": (
+                "experiments/words.html#holds",
+                "personal_llm/experiments/words_told.py",
+            ),
             "personal_llm.experiments.words_told.judge_rows": (
                 "experiments/words.html#judge_rows",
                 "personal_llm/experiments/words_told.py",
@@ -2633,8 +2645,36 @@ d = {
                 "experiments/words.html#measure",
                 "personal_llm/experiments/words_told.py",
             ),
+            "personal_llm.experiments.words_told.measure_choice": (
+                "experiments/words.html#measure_choice",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.measure_reader": (
+                "experiments/words.html#measure_reader",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.named": (
+                "experiments/words.html#named",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.own_words": (
+                "experiments/words.html#own_words",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.people_sets": (
+                "experiments/words.html#people_sets",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.pool_sets": (
+                "experiments/words.html#pool_sets",
+                "personal_llm/experiments/words_told.py",
+            ),
             "personal_llm.experiments.words_told.row_of": (
                 "experiments/words.html#row_of",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.seen_words": (
+                "experiments/words.html#seen_words",
                 "personal_llm/experiments/words_told.py",
             ),
             "personal_llm.experiments.words_told.teach": (
@@ -3398,6 +3438,48 @@ d = {
                 "7_runtimes/idle.html#write_policy",
                 "personal_llm/runtimes/idle.py",
             ),
+        },
+        "personal_llm.runtimes.phone": {
+            "personal_llm.runtimes.phone.Progress": (
+                "7_runtimes/phone.html#progress",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.Progress.step": (
+                "7_runtimes/phone.html#progress.step",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.child": ("7_runtimes/phone.html#child", "personal_llm/runtimes/phone.py"),
+            "personal_llm.runtimes.phone.export_parcel": (
+                "7_runtimes/phone.html#export_parcel",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.follow": ("7_runtimes/phone.html#follow", "personal_llm/runtimes/phone.py"),
+            "personal_llm.runtimes.phone.hand_back": (
+                "7_runtimes/phone.html#hand_back",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.load_progress": (
+                "7_runtimes/phone.html#load_progress",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_config": (
+                "7_runtimes/phone.html#phone_config",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.run_parcel": (
+                "7_runtimes/phone.html#run_parcel",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.runtime_of": (
+                "7_runtimes/phone.html#runtime_of",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.save_progress": (
+                "7_runtimes/phone.html#save_progress",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.shelves": ("7_runtimes/phone.html#shelves", "personal_llm/runtimes/phone.py"),
+            "personal_llm.runtimes.phone.train": ("7_runtimes/phone.html#train", "personal_llm/runtimes/phone.py"),
         },
         "personal_llm.runtimes.program": {
             "personal_llm.runtimes.program.Bucket": (

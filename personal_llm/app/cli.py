@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import chat, commands, library_commands  # they register themselves
+from . import chat, commands, library_commands, runtime_commands  # they register themselves
 from .arguments import build_parser, note, show
 from ..base.core import InputError
 from ..base.files import is_full_disk
