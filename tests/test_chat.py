@@ -235,8 +235,10 @@ def test_leaving_after_every_line_makes_no_difference(tmp_path):
         assert all(np.isclose(d.scores[name], e.scores[name], atol=1e-4) for name in ("eoe", "dss", "idd"))
 
 
-def test_what_was_learned_is_there_tomorrow(tmp_path):
-    talk = fresh(tmp_path / "me")
+def test_what_was_learned_is_there_tomorrow(tmp_path, monkeypatch):
+    "In a folder that is named from where one stands."
+    monkeypatch.chdir(tmp_path)
+    talk = fresh("me")
     until_asked(talk, LINES)
     reply(talk, BETTER)
     reply(talk, "/learn")
@@ -244,7 +246,7 @@ def test_what_was_learned_is_there_tomorrow(tmp_path):
     one = reply(talk, "And now?")
     reply(talk, "/undo")
     talk.close()
-    again = Conversation(shared("llama"), tmp_path / "me", itertools.count(99.0).__next__)
+    again = Conversation(shared("llama"), "me", itertools.count(99.0).__next__)
     assert again.me.adapter is not None and reply(again, "And now?") == one
     again.close()
 

@@ -140,7 +140,8 @@ def sweep(
 ) -> list:  # what was removed
     "Remove what no state names."
     folder, removed = Path(folder), remove_leftovers(folder)
-    named = {Path(folder, one.adapter).resolve() for one in state.curve} if state else set()
+    adapters = [from_folder(one.adapter, folder) for one in state.curve] if state else []
+    named = {Path(folder, adapter).resolve() for adapter in adapters}
     current = read_json(folder / STATE)["buffer"] if state else ""
     for place in sorted((folder / ADAPTERS).glob("[0-9]*")):
         if place.resolve() not in named:
