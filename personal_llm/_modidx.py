@@ -2431,6 +2431,10 @@ d = {
                 "experiments/fit.html#shelf",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.styled_jobs": (
+                "experiments/fit.html#styled_jobs",
+                "personal_llm/experiments/starts.py",
+            ),
         },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
@@ -3396,6 +3400,72 @@ d = {
             "personal_llm.recipes.word_texts.without_undecided": (
                 "recipes/word_texts.html#without_undecided",
                 "personal_llm/recipes/word_texts.py",
+            ),
+        },
+        "personal_llm.runtimes.cluster": {
+            "personal_llm.runtimes.cluster.Job": ("7_runtimes/cluster.html#job", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.Job.key": (
+                "7_runtimes/cluster.html#job.key",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.Job.of": (
+                "7_runtimes/cluster.html#job.of",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.Task": ("7_runtimes/cluster.html#task", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.Task.context": (
+                "7_runtimes/cluster.html#task.context",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.Task.run": (
+                "7_runtimes/cluster.html#task.run",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.add_on_ray": (
+                "7_runtimes/cluster.html#add_on_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.build": (
+                "7_runtimes/cluster.html#build",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.check_address": (
+                "7_runtimes/cluster.html#check_address",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.keep": ("7_runtimes/cluster.html#keep", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.kept": ("7_runtimes/cluster.html#kept", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.need_ray": (
+                "7_runtimes/cluster.html#need_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.on_ray": (
+                "7_runtimes/cluster.html#on_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.packed": (
+                "7_runtimes/cluster.html#packed",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.parts_of": (
+                "7_runtimes/cluster.html#parts_of",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.ray_cluster": (
+                "7_runtimes/cluster.html#ray_cluster",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.run_job": (
+                "7_runtimes/cluster.html#run_job",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.unpacked": (
+                "7_runtimes/cluster.html#unpacked",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.without_clock": (
+                "7_runtimes/cluster.html#without_clock",
+                "personal_llm/runtimes/cluster.py",
             ),
         },
         "personal_llm.runtimes.idle": {
