@@ -244,6 +244,10 @@ d = {
                 "8_app/library_commands.html#style_space",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.undecided": (
+                "8_app/library_commands.html#undecided",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.verify_command": (
                 "8_app/library_commands.html#verify_command",
                 "personal_llm/app/library_commands.py",
@@ -377,6 +381,14 @@ d = {
         "personal_llm.app.runtime_commands": {
             "personal_llm.app.runtime_commands._service_command": (
                 "8_app/runtime_commands.html#_service_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.add_as_tasks": (
+                "8_app/runtime_commands.html#add_as_tasks",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.build_command": (
+                "8_app/runtime_commands.html#build_command",
                 "personal_llm/app/runtime_commands.py",
             ),
             "personal_llm.app.runtime_commands.check_base": (
@@ -3431,6 +3443,10 @@ d = {
             ),
             "personal_llm.runtimes.cluster.check_address": (
                 "7_runtimes/cluster.html#check_address",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.explained": (
+                "7_runtimes/cluster.html#explained",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.keep": ("7_runtimes/cluster.html#keep", "personal_llm/runtimes/cluster.py"),
