@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from benchmarks.tuning import in_a_child, machine
 from personal_llm.base.tokens import collate
 from personal_llm.tuning.caching import lower_of, top_layers
-from personal_llm.tuning.losses import nats_of, short_way
+from personal_llm.tuning.losses import Way, nats_of
 
 ROWS, TOKENS, LABELS = 4, 128, 64  # rows a batch, tokens a row, labelled ones
 STEPS = 1  # that is measured, after one that is not
@@ -46,17 +46,17 @@ def run(folder: Path, layers: int, plain: bool) -> dict:
     ids = torch.randint(0, model.config.vocab_size, (ROWS, TOKENS)).tolist()
     batch = collate([dict(input_ids=r, labels=[-100] * (TOKENS - LABELS) + r[-LABELS:]) for r in ids], 0)
     optimiser = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
-    short, lower, times = not plain and short_way(adapted), None if plain else lower_of(adapted), []
+    way, lower, times = None if plain else Way(adapted), None if plain else lower_of(adapted), []
     for _ in range(1 + STEPS):
         began = time.process_time()
-        loss = adapted(**batch, use_cache=False).loss if plain else nats_of(adapted, batch, False, short, lower)
+        loss = adapted(**batch, use_cache=False).loss if plain else nats_of(adapted, batch, False, way, lower)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         times.append(time.process_time() - began)
     kept = lower.nbytes / 1e6 if lower else 0.0
-    found = dict(layers=layers, plain=plain, short=bool(short), first_seconds=times[0], kept_mb=kept)
-    return found | dict(step_seconds=statistics.median(times[1:]))
+    found = dict(layers=layers, plain=plain, short=bool(way and way.short), packed=bool(way and way.packed))
+    return found | dict(first_seconds=times[0], kept_mb=kept, step_seconds=statistics.median(times[1:]))
 
 
 def measure(folder: Path, names: list, told=print) -> dict:

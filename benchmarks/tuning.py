@@ -69,30 +69,28 @@ def arguments(folder: str, steps: int, bfloat16: bool) -> TrainingArguments:
     )
 
 
-def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool) -> Clock:
+def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool, clock: Clock) -> None:
     "A run of transformers' Trainer, or of ours."
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
         given = dict(train_dataset=samples, data_collator=collator, callbacks=[clock])
         trainer = kind(model=adapted, args=arguments(folder, steps, bfloat16), **given)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return clock
 
 
-def ours(adapted, model, samples, steps) -> Clock:
+def ours(adapted, model, samples, steps, clock) -> None:
     kind = short_trainer(adapted, True, lower_of(adapted))
-    return with_trainer(kind, adapted, model, samples, steps, bfloat16=False)  # our loss does its own rounding
+    with_trainer(kind, adapted, model, samples, steps, False, clock)  # our loss does its own rounding
 
 
-def theirs(adapted, model, samples, steps) -> Clock:
-    return with_trainer(Trainer, adapted, model, samples, steps, bfloat16=True)
+def theirs(adapted, model, samples, steps, clock) -> None:
+    with_trainer(Trainer, adapted, model, samples, steps, True, clock)
 
 
-def loop(adapted, model, samples, steps) -> Clock:
+def loop(adapted, model, samples, steps, clock) -> None:
     "A plain PyTorch loop under autocast, batches drawn as Trainer draws them."
-    clock, collator = Clock(), DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
+    collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
     with tempfile.TemporaryDirectory() as folder:
         given = dict(args=arguments(folder, steps, True), train_dataset=samples, data_collator=collator)
         loader = Trainer(model=adapted, **given).get_train_dataloader()
@@ -108,8 +106,7 @@ def loop(adapted, model, samples, steps) -> Clock:
         optimiser.step()
         optimiser.zero_grad()
         clock.losses.append(loss.item())
-        clock.on_step_end(None, None, None)
-    return clock
+        clock.on_step_end(None, None, None, model=adapted)
 
 
 WAYS = {  # name -> (what runs it, layers; 0: all)
@@ -146,14 +143,14 @@ def in_a_child(act) -> dict:
     return json.loads(text)
 
 
-def run_way(model, samples: list, way: str, steps: int) -> dict:
+def run_way(model, samples: list, way: str, steps: int, clock: Clock = None) -> dict:
     "One way's run."
-    kind, layers = WAYS[way]
+    (kind, layers), clock = WAYS[way], clock or Clock()
     seed_everything(0)
     config = TuningConfig(layers=layers, dropout=0.0, batch_size=BATCH, steps=steps)
     adapted = attach_trainable(model, config)
     began = time.process_time()
-    clock = kind(adapted, model, samples, steps)
+    kind(adapted, model, samples, steps, clock)
     whole = time.process_time() - began
     return dict(way=way, steps=clock.steps, whole=whole, losses=clock.losses)
 
@@ -216,13 +213,17 @@ def summary(rows: list, tokens: float) -> dict:  # way -> numbers; medians
     return found
 
 
+def samples_of(model, start: int = 0, count: int = DIALOGUES) -> list:  # encoded dialogues
+    "As many of each source, from a place on."
+    each = count // len(SOURCES)
+    texts = [r for source in SOURCES for r in load_samples(source)[start : start + each]]
+    rows = [model.encode(Dialogue(r["prompt"], r["response"]), TOKENS) for r in texts]
+    return [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
+
+
 def measure(model, rounds: int, steps: int, told=print) -> dict:
     "All ways in turn, `rounds` times."
-    texts = [r for source in SOURCES for r in load_samples(source)[: DIALOGUES // len(SOURCES)]]
-    dialogues = [Dialogue(r["prompt"], r["response"]) for r in texts]
-    samples = [
-        {name: row[name] for name in ("input_ids", "labels")} for row in (model.encode(d, TOKENS) for d in dialogues)
-    ]
+    samples = samples_of(model)
     rows, peaks = [], []
     for i in range(rounds):
         for way in WAYS:

@@ -140,11 +140,14 @@ def rows(self: Lower, batch: dict) -> list:  # (tokens, width) of each row
 def feeding(
     self: Lower,
     batch: dict,  # of `collate`
+    packed: bool = False,  # one row after the other, without padding
 ):
     "Inside the block the model takes a batch's kept rows for what its frozen layers would make."
+    import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    hidden = pad_sequence(self.rows(batch), batch_first=True)
+    rows = self.rows(batch)
+    hidden = torch.cat(rows)[None] if packed else pad_sequence(rows, batch_first=True)
     with passing(self.layers[: self.depth]), entering(self.layers[self.depth], lambda _: hidden):
         yield
 

@@ -35,7 +35,7 @@ from ..base.files import delete, is_full_disk, make_folder, write_atomically
 from ..base.tokens import collate
 from .caching import lower_of, top_layers
 from .config import TuningConfig
-from .losses import nats_of, short_way
+from .losses import Way, nats_of
 from personal_llm.tuning.validation import (
     ENOUGH_FROM_START,
     ENOUGH_TO_SPLIT,
@@ -134,29 +134,37 @@ def arguments_of(config: TuningConfig, folder: Path, seed: int, on_cpu: bool):  
     )
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #bf799c40
-def short_trainer(adapted, bfloat16: bool, lower=None):  # a subclass of transformers' Trainer
+def short_trainer(adapted, bfloat16: bool, lower=None, way=None):  # a subclass of transformers' Trainer
     "Trainer with the loss of `nats_of`, a token's mean as ever."
     from transformers import Trainer
 
-    short = short_way(adapted)
+    way = way or Way(adapted)
 
     class ShortTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             count = (inputs["labels"][:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-            loss = nats_of(adapted, inputs, bfloat16, short, lower) / count
+            loss = nats_of(adapted, inputs, bfloat16, way, lower) / count
             return (loss, None) if return_outputs else loss
 
     return ShortTrainer
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #732a84f7
 def new_trainer(
-    adapted, samples: list, filler: int, config: TuningConfig, folder: Path, seed: int, callbacks: list, lower=None
+    adapted,
+    samples: list,
+    filler: int,
+    config: TuningConfig,
+    folder: Path,
+    seed: int,
+    callbacks: list,
+    lower=None,  # what frozen layers make of rows, where it is kept
+    way=None,  # how batches go through this model
 ):
     "transformers' Trainer, set up for a handful of dialogues."
     from transformers.trainer_callback import PrinterCallback
 
     on_cpu = str(next(adapted.parameters()).device) == "cpu"
-    trainer = short_trainer(adapted, config.bfloat16, lower)(
+    trainer = short_trainer(adapted, config.bfloat16, lower, way)(
         model=adapted,
         args=arguments_of(config, folder, seed, on_cpu),
         train_dataset=samples,
@@ -255,7 +263,8 @@ def train_with_judge(
 ) -> BestAdapter:
     "Train, or go on; the best weights are in the model afterwards; raises `InputError` when the disk is full."
     lower = lower_of(adapted)
-    judge = BestAdapter(lesson.judge, filler, config.batch_size, lower)
+    way = Way(adapted)
+    judge = BestAdapter(lesson.judge, filler, config.batch_size, lower, way)
     last = last_checkpoint(out, run)
     if last:
         judge.load(Path(last))
@@ -263,7 +272,7 @@ def train_with_judge(
     try:
         if not judge.finished(config):
             folder = out / CHECKPOINTS
-            trainer = new_trainer(adapted, lesson.learn, filler, config, folder, seed, callbacks, lower)
+            trainer = new_trainer(adapted, lesson.learn, filler, config, folder, seed, callbacks, lower, way)
             trainer.train(resume_from_checkpoint=last)
     except Exception as error:
         if not is_full_disk(error):

@@ -15,7 +15,7 @@ from ..sdss.buffer import bin_bytes
 from ..sdss.scoring import score
 from .config import TuningConfig
 from .finetune import trainable
-from .losses import nats_of, short_way
+from .losses import Way, nats_of
 
 # %% ../../nbs/3_tuning/38_price.ipynb #d30da2fa
 TYPICAL = Dialogue(
@@ -68,8 +68,8 @@ def price(
     (candidate,) = score(model, [TYPICAL])
     with torch.random.fork_rng(), trainable(model, config, None) as adapted:
         rows = {name: x.to(adapted.device) for name, x in collate([sample], model.tokenizer.pad_token_id).items()}
-        short = short_way(adapted)
-        row_seconds = second_time(lambda: nats_of(adapted, rows, config.bfloat16, short).backward())
+        way = Way(adapted)
+        row_seconds = second_time(lambda: nats_of(adapted, rows, config.bfloat16, way).backward())
         adapter_bytes = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     vars(model.cost).update(vars(before))
     passes = config.batch_size * config.accumulate

@@ -15,7 +15,7 @@ from ..base.core import Dialogue, InputError, generator, patch
 from ..base.files import read_json, write_json
 from ..base.tokens import collate
 from .config import TuningConfig
-from .losses import nats_of, short_way
+from .losses import Way, nats_of
 
 # %% ../../nbs/3_tuning/32_validation.ipynb #va02
 def check_dialogues(
@@ -88,8 +88,10 @@ class BestAdapter:
         filler: int,  # the padding token
         batch_size: int = 8,
         lower=None,  # what frozen layers make of rows, where it is kept (`caching.Lower`)
+        way: Way = None,  # how batches go through the model; found out at each look by default
     ):
-        self.samples, self.filler, self.batch_size, self.lower = samples, filler, batch_size, lower
+        self.samples, self.filler, self.batch_size = samples, filler, batch_size
+        self.lower, self.way = lower, way
         self.losses = {}  # step -> nats a response token
         self.training = {}  # step -> the trainer's loss since the look before
         self.best = self.weights = None  # the lowest loss, and name -> tensor
@@ -101,13 +103,13 @@ def loss(self: BestAdapter, adapted) -> float:  # nats a response token
     "The judging dialogues' loss, without dropout."
     import torch
 
-    was, nats, tokens, short = adapted.training, 0.0, 0, short_way(adapted)
+    was, nats, tokens, way = adapted.training, 0.0, 0, self.way or Way(adapted)
     adapted.eval()
     with torch.no_grad():
         for i in range(0, len(self.samples), self.batch_size):
             batch = collate(self.samples[i : i + self.batch_size], self.filler)
             batch = {name: rows.to(adapted.device) for name, rows in batch.items()}
-            nats += nats_of(adapted, batch, short=short, lower=self.lower).item()
+            nats += nats_of(adapted, batch, way=way, lower=self.lower).item()
             tokens += int((batch["labels"][:, 1:] != -100).sum())
     adapted.train(was)
     return nats / tokens
