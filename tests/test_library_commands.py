@@ -113,7 +113,9 @@ def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
     shutil.copytree(world / "runs" / "loud", tmp_path / "runs" / "ana" / "adapter")
     shutil.copytree(world / "space", tmp_path / "space")
     code, out, err = invoke(capsys, "library", "build", "--out", tmp_path / "lib", *building(tmp_path, "ana"))
-    assert (code, out) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now\n")
+    first, missing, remedy = out.splitlines()
+    assert (code, first) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now")
+    assert missing.startswith("no pLLM is called plain") and "call it so" in remedy
     assert Library(tmp_path / "lib").names == ["ana"]
 
 

@@ -7,7 +7,7 @@ __all__ = ['READ_AT_MOST', 'AGAINST', 'LIBRARY', 'EXPLAIN_OPTIONS', 'LOSSES_AT_M
            'WHICH', 'open_library', 'style_space', 'explanation_facts', 'explanation_lines', 'reading_facts',
            'panels_for', 'explained_adapter', 'save_plot', 'what_is_explained', 'explain_command', 'mixture_lines',
            'needs_explanation', 'ranked', 'select_command', 'leave_out', 'sound_adapters', 'library_at', 'add_pllms',
-           'space_for', 'build_command', 'list_command', 'show_command', 'verify_command']
+           'space_for', 'undecided', 'build_command', 'list_command', 'show_command', 'verify_command']
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #04da407b
 from pathlib import Path
@@ -74,13 +74,12 @@ def explanation_lines(mine, space) -> list:
     told = "cannot" if mine.strength < space.threshold else "can"
     much = f"{told} be told from plain text (which has about 1; the threshold is {space.threshold:.2f})"
     much = "standard errors" if mine.counterpart == "panels" else much
-    cost = mine.cost
     return [
         f"{mine.samples} {AGAINST[mine.counterpart]}",
         *mine.lines(),
         *(["  no word is said: this library was taught none"] if mine.said and mine.said.told is None else []),
         f"  strength: {mine.strength:.2f}, {much}",
-        f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
+        f"  cost: {mine.cost.tokens} tokens, {mine.cost.forward} forward, {mine.cost.seconds:.2f} s",
     ]
 
 
@@ -99,8 +98,7 @@ def panels_for(model, library, seed: int, folders: dict = None):  # `Panels`
     from personal_llm.xpert.explanation import known_texts, read_panels
 
     there = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
-    plain = (folders or {}).get(PLAIN_PLLM, there)
-    return read_panels(model, library.space, *known_texts(), seed, plain)
+    return read_panels(model, library.space, *known_texts(), seed, (folders or {}).get(PLAIN_PLLM, there))
 
 
 def explained_adapter(args, library):  # (an `Explanation`, where the adapter lies)
@@ -110,19 +108,15 @@ def explained_adapter(args, library):  # (an `Explanation`, where the adapter li
 
     settle(args.adapter)
     adapter, model = check_adapter(adapter_in(args.adapter), library.base), model_of(args)
-    panels = panels_for(model, library, args.seed)
-    return explain_pllm(model, adapter, library.space, panels, args.seed, library.vocabulary), adapter
+    given = library.space, panels_for(model, library, args.seed), args.seed, library.vocabulary
+    return explain_pllm(model, adapter, *given), adapter
 
 
 def save_plot(mine, file: str) -> None:
     "An explanation's bar chart as a PNG."
-    import io
-    import matplotlib
+    from personal_llm.base.plots import png
 
-    matplotlib.use("Agg")
-    found = io.BytesIO()
-    mine.plot().figure.savefig(found, format="png", dpi=120, bbox_inches="tight")
-    write_atomically(file, found.getvalue())
+    write_atomically(file, png(mine.plot().figure))
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #bec1ed4b
 EXPLAIN_OPTIONS = [
@@ -140,8 +134,7 @@ def what_is_explained(args, library):  # (an `Explanation`, what it is of)
     from personal_llm.xpert.explanation import explain
 
     if (args.data is None) == (args.adapter is None):
-        remedy = "give either --data FILE or --adapter DIR (personal-llm explain --help shows examples)"
-        raise InputError("explain what?", remedy)
+        raise InputError("explain what?", "give either --data FILE or --adapter DIR (see personal-llm explain --help)")
     if args.adapter:
         mine, adapter = explained_adapter(args, library)
         return mine, dict(adapter=str(adapter))
@@ -200,9 +193,8 @@ def ranked(args, library, chats: list, model):  # (an `Explanation` or None, a `
     from personal_llm.start.selection import select
     from personal_llm.xpert.explanation import explain
 
-    read = needs_explanation(args.method)
     given = library.space, args.seed, library.vocabulary
-    mine = explain(model, chats[-READ_AT_MOST:], *given) if read else None
+    mine = explain(model, chats[-READ_AT_MOST:], *given) if needs_explanation(args.method) else None
     return mine, select(library, mine, args.method, model, chats[-LOSSES_AT_MOST:], args.shortlist, args.seed)
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #lc05
@@ -220,11 +212,12 @@ def select_command(args) -> Shown:
         raise InputError(f"{args.library}: the library is empty", "add pLLMs to it first (library build)")
     model = model_of(args)
     mine, ranking = ranked(args, library, chats, model)
-    said = explanation_facts(mine, space) if mine else None
     result = dict(data=reading_facts(args, chats), library=args.library, skipped=sorted(library.skipped))
-    result |= dict(model=model.name, explanation=said) | ranking.to_dict()
+    result |= dict(model=model.name, explanation=mine and explanation_facts(mine, space)) | ranking.to_dict()
     lines = explanation_lines(mine, space) if mine else []
-    return Shown(result, [*lines, str(ranking), *mixture_lines(ranking)])
+    why = ranking.why() if ranking.method == "fit" else []  # what the cards say of those who help
+    reasons = [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in why]
+    return Shown(result | dict(why=why), [*lines, str(ranking), *mixture_lines(ranking), *reasons])
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #8fe2199b
 GROUPS["library"] = "make and look after a folder of explained models"
@@ -281,14 +274,14 @@ def add_pllms(library, names: list, folders: dict, skipped: dict, model, args) -
     "Explain adapters and add them, one by one; then sketch them all for the first selection."
     from tqdm.auto import tqdm
     from personal_llm.base.adapters import read_card
+    from personal_llm.runtimes.cluster import explained
     from personal_llm.start.gradient import sketch
-    from personal_llm.xpert.explanation import explain_pllm
 
     panels, words, added = panels_for(model, library, args.seed, folders) if names else None, library.vocabulary, []
     with library.adding():
         for name in tqdm(names, desc="explaining", unit="pLLM", disable=args.quiet, leave=False):
             try:
-                mine = explain_pllm(model, folders[name], library.space, panels, args.seed, words)
+                mine = explained(model, folders[name], library.space, panels, args.seed, words)
                 samples = len(read_card(folders[name]).get("parents", ()))
                 library.add(name, folders[name], mine, licence=args.licence, samples=samples)
                 added.append(name)
@@ -323,6 +316,16 @@ def space_for(
         raise InputError(what, "load the model it was made for, or give another --space")
     return space
 
+# %% ../../nbs/8_app/87_library_commands.ipynb #f079aa37
+def undecided(library) -> list:  # of lines, none where the library holds its own voice
+    "What cannot be decided without a pLLM of plain answers."
+    from personal_llm.start.ranking import PLAIN_PLLM
+
+    if PLAIN_PLLM in library:
+        return []
+    what = "a user's taste cannot be told from the library's own voice, and who has none is refused less surely"
+    return [f"no pLLM is called {PLAIN_PLLM}: {what}", "  tune an adapter on answers of no style, call it so, add it"]
+
 # %% ../../nbs/8_app/87_library_commands.ipynb #lc10
 @command(
     "library build",
@@ -333,17 +336,17 @@ def space_for(
         "--out others --adapters ana ben --licence CC0-1.0 --skip-bad --space others",
     ],
 )
-def build_command(args) -> Shown:
+def build_command(args, add=add_pllms) -> Shown:
     "The command `library build`."
     model = model_of(args)
     space = space_for(args.space, model)
     folders, skipped = sound_adapters(args.adapters, model.base, args.skip_bad)
     library = library_at(args.out, space)
     there = [name for name in folders if name in library]
-    added = add_pllms(library, [name for name in folders if name not in there], folders, skipped, model, args)
+    added = add(library, [name for name in folders if name not in there], folders, skipped, model, args)
     result = dict(library=args.out, pllms=len(library), added=added, there=there, skipped=skipped)
     counts = f"{len(added)} added, {len(there)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
-    return Shown(result, [f"{args.out}: {counts}"])
+    return Shown(result, [f"{args.out}: {counts}", *undecided(library)])
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #2179828f
 WHICH = option("library", nargs="?", default="pocket", metavar="LIB", help="a library's folder (default: pocket)")
