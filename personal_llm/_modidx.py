@@ -395,6 +395,14 @@ d = {
                 "8_app/runtime_commands.html#check_base",
                 "personal_llm/app/runtime_commands.py",
             ),
+            "personal_llm.app.runtime_commands.phone_export_command": (
+                "8_app/runtime_commands.html#phone_export_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.phone_run_command": (
+                "8_app/runtime_commands.html#phone_run_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
             "personal_llm.app.runtime_commands.service_lines": (
                 "8_app/runtime_commands.html#service_lines",
                 "personal_llm/app/runtime_commands.py",
@@ -3716,6 +3724,66 @@ d = {
                 "personal_llm/runtimes/records.py",
             ),
         },
+        "personal_llm.runtimes.served": {
+            "personal_llm.runtimes.served.Library": (
+                "7_runtimes/served.html#library",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.__init__": (
+                "7_runtimes/served.html#library.__init__",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library._change": (
+                "7_runtimes/served.html#library._change",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.ask": (
+                "7_runtimes/served.html#library.ask",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.card": (
+                "7_runtimes/served.html#library.card",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.check": (
+                "7_runtimes/served.html#library.check",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.ledger": (
+                "7_runtimes/served.html#library.ledger",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.receive": (
+                "7_runtimes/served.html#library.receive",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.receive_list": (
+                "7_runtimes/served.html#library.receive_list",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.Library.receive_pllm": (
+                "7_runtimes/served.html#library.receive_pllm",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.checked_address": (
+                "7_runtimes/served.html#checked_address",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.fetch": ("7_runtimes/served.html#fetch", "personal_llm/runtimes/served.py"),
+            "personal_llm.runtimes.served.is_served": (
+                "7_runtimes/served.html#is_served",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.listed": ("7_runtimes/served.html#listed", "personal_llm/runtimes/served.py"),
+            "personal_llm.runtimes.served.publish": (
+                "7_runtimes/served.html#publish",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.received": (
+                "7_runtimes/served.html#received",
+                "personal_llm/runtimes/served.py",
+            ),
+        },
         "personal_llm.runtimes.service": {
             "personal_llm.runtimes.service.Keeper": (
                 "7_runtimes/service.html#keeper",
@@ -4690,6 +4758,10 @@ d = {
             ),
         },
         "personal_llm.start.selection": {
+            "personal_llm.start.selection.Ranking.why": (
+                "5_start/selection.html#ranking.why",
+                "personal_llm/start/selection.py",
+            ),
             "personal_llm.start.selection.Selector": (
                 "5_start/selection.html#selector",
                 "personal_llm/start/selection.py",
@@ -4729,6 +4801,10 @@ d = {
             ),
             "personal_llm.start.selection.in_common": (
                 "5_start/selection.html#in_common",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.label_of": (
+                "5_start/selection.html#label_of",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.loss_reason": (

@@ -90,6 +90,41 @@ def test_both_curves_have_the_starts_rank(tmp_path):
     assert warm_demo.two_runs(model, rows[:20], rows[20:], None, "", steps=1).keys() == {"from scratch"}
 
 
+def true_of(fact, user):
+    "Whether a fact is one of the habits that a simulated user was made with, or the user's subject."
+    key, names = fact.key, {habit.name for habit in user.habits}
+    quoted = key.partition("“")[2].rstrip("”")
+    if key.startswith("*"):
+        return any(habit.apply(key.split("*")[3]) == key.split("*")[1] for habit in user.habits)
+    if key.startswith("about "):
+        return key == "about medicine" and user.signal[0][1].startswith("medical")
+    begins = dict(opens=f"opens '{quoted}'", signs=f"signs off '{quoted}'", emoji=f"ends with {fact.what[-1]}")
+    return begins.get(key.split()[0], dict(lists="bullet list").get(key, key)) in names
+
+
+@pytest.mark.parametrize("name, count", [("nurse", 24), ("barista", 16), ("traveller", 16)])
+def test_what_the_demo_says_of_a_user_is_true_line_by_line(name, count):
+    "Every line is a planted habit or the subject; of the nurse all that the demo promises is there."
+    from personal_llm.data.reading import load_samples
+    from personal_llm.data.users import USERS, user_stream
+    from personal_llm.xpert.saying import of_person
+
+    user = USERS[name]
+    pairs = [(d, user(d)) for d in user_stream(user, load_samples(), seed=0).stream if user(d)][:count]
+    liked = [d.derive(response=better, origin="annotated") for d, better in pairs]
+    said = of_person(liked, [""] * count, replies={d.id: d.response for d, _ in pairs})
+    assert said.words == () and said.facts and [fact for fact in said.facts if not true_of(fact, user)] == []
+    if name == "nurse":
+        wanted = {"opens with “In short:”", "signs off “Take care, Ana”", "one sentence", "about medicine"}
+        assert wanted <= {fact.key for fact in said.facts}
+    bill = dict(forward=1, tokens=1, bytes_moved=0, seconds=1)
+    curve = dict(judged_on=1, steps_to_goal=None, test_before=2, test_after=1, rank=4, cost=bill)
+    rest = dict(library=8, weights={}, reason="", selection=bill, curves={"from scratch": curve})
+    lines = warm_demo.say(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
+    assert [line.strip(" -") for line in lines[1 : 1 + len(said.facts)]] == [str(fact) for fact in said.facts]
+    assert not any("mostly *" in line for line in lines)
+
+
 def test_a_curve_says_what_it_was_judged_on():
     assert warm_demo.judge_of(dict(judged_on=5)) == "validation loss"
     assert warm_demo.judge_of(dict(judged_on=0)) == "training loss"

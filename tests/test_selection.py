@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -96,6 +97,24 @@ def test_cards_and_explanations_that_say_nothing_are_refused(library):
     with pytest.raises(InputError, match="card of 'p000' does not say") as caught:
         select(library, user(0), "explained")
     assert "\n" not in str(caught.value) and "new explanation" in caught.value.remedy
+
+
+def test_why_says_in_the_cards_words_where_the_nats_come_from(tmp_path):
+    library = planted(tmp_path, [[1, 0], [0.5, 0.1], [0, 1], [0.1, 0.1], [9, 9]], [*"abcd", PLAIN_PLLM])
+    names, nats = ("a", PLAIN_PLLM, "d", "b", "c"), (-0.3, -0.2, -0.1, -0.05, 0.1)
+    fitted = Ranking(None, names, nats, method="fit", library=library)
+    assert [row[:2] for row in fitted.why()] == [
+        ("w0", ("a", "b")),
+        ("plain answers", (PLAIN_PLLM,)),
+        ("no style found", ("d",)),
+        ("w1", ("c",)),
+    ]
+    assert sum(row[2] for row in fitted.why()) == pytest.approx(sum(nats)), "it adds up"
+    library.card = lambda name: dict(explanation={})
+    assert {row[0] for row in fitted.why()} == {"a card without facts", "plain answers"}
+    for other in (replace(fitted, method="match"), replace(fitted, library=None)):
+        with pytest.raises(InputError, match="only a fit"):
+            other.why()
 
 
 @settings(max_examples=20, deadline=None)

@@ -32,7 +32,7 @@ from ..xpert.explanation import Explanation
 # %% ../../nbs/5_start/50_cards.ipynb #5cbb27d0
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
 DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)  # not a file's name on Windows
-OWN = re.compile(r"(index|space)\..*|sketch-[0-9]+\..*", re.IGNORECASE)  # files of the library itself
+OWN = re.compile(r"(index|space|words)\..*|sketch-[0-9]+\..*", re.IGNORECASE)  # files of the library itself
 
 # %% ../../nbs/5_start/50_cards.ipynb #a1913ca1
 def check_name(

@@ -6,7 +6,7 @@
 __all__ = ['GAIN', 'LARGEST_MIX', 'SHARED', 'SELECTORS', 'reorder', 'loss_reason', 'shares_by_gain', 'match', 'nobody',
            'checked_row', 'shares_by_coordinates', 'plain_reason', 'near_rows', 'by_row', 'by_style', 'card_says',
            'in_common', 'explained', 'Selector', 'by_part', 'selector_of', 'check_needs', 'check_library',
-           'asked_losses', 'select']
+           'asked_losses', 'select', 'label_of']
 
 # %% ../../nbs/5_start/58_selection.ipynb #186f6342
 import inspect
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.core import Cost, InputError, check_seed, timed
+from ..base.core import Cost, InputError, check_seed, patch, timed
 from .fit import fit
 from .gradient import gradient_match
 from .merging import matching_weights
@@ -324,3 +324,31 @@ def select(
     with timed(Cost()) as spent:
         found = selector.run(Question(library, mine, asked, shortlist, check_seed(seed)), **options)
     return replace(found, method=name, cost=found.cost + spent, library=library)
+
+# %% ../../nbs/5_start/58_selection.ipynb #d175faf3
+def label_of(
+    library,
+    name: str,
+) -> str:
+    "The weightiest thing that a card says, or that it says nothing."
+    if name == PLAIN_PLLM:
+        return "plain answers"
+    try:
+        said = card_says(library, name)
+    except InputError:
+        return "a card without facts"
+    if not is_clear(said):
+        return "no style found"
+    return max(items(said).items(), key=lambda item: item[1])[0].removeprefix("word ")
+
+
+@patch
+def why(self: Ranking) -> list:  # (what the cards say, names, nats a token), what helps most first
+    "What takes how much off the loss; raises `InputError` for a ranking that was not fitted."
+    if self.method != "fit" or self.library is None:
+        raise InputError(f"only a fit is a sum of nats, this is {self.method or 'no selection'}", "use method='fit'")
+    parts = {}
+    for name, added in zip(self.names, self.distances):
+        parts.setdefault(label_of(self.library, name), []).append((name, added))
+    rows = [(label, tuple(name for name, _ in part), sum(nats for _, nats in part)) for label, part in parts.items()]
+    return sorted(rows, key=lambda row: row[2])
