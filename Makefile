@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow test-browser lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-slow test-browser test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -38,6 +38,9 @@ test-slow: .venv/.installed-dev ## the same with what is long: cells flagged slo
 
 test-browser: .venv/.installed-browser ## tutorials, lessons and the chat in JupyterLab, run by chromium; pictures in browser/ (some: ARGS="chat tutorials/04")
 	@$(BIN)/python tools/browser.py $(ARGS)
+
+test-wheel: .venv/.installed ## the wheel alone in a new environment: size, imports, demo, chat, a lesson and a tutorial
+	@$(BIN)/python tools/wheel_check.py $(TORCH)
 
 lint: .venv/.installed-dev ## unused names, long lines, layout (mend most with: .venv/bin/ruff format nbs tests)
 	@$(BIN)/ruff check --quiet $(SOURCES)

@@ -229,14 +229,14 @@ def add_fields(self: ChatWidget) -> None:
     "The talk, the line to write, the question with its answers, the commands."
     w, send = self.widgets, lambda *given: self.enter(self.take(self.line))
     self.log = w.HTML()
-    wish = lambda *given: self.enter(self.take(self.better))
+    wish = lambda *given: self.better.value.strip() and self.enter(self.take(self.better), answer=True)
     hints = ("write here, or /help", "what you would have liked")
     wide = dict(continuous_update=False, layout=w.Layout(width="80%"))
     self.line, self.better = (w.Text(placeholder=hint, **wide) for hint in hints)
     when_entered(self.line, send)
     when_entered(self.better, wish)
     self.send = self.button("Send", send)
-    self.fine = self.button("It will do", lambda: self.enter(""))
+    self.fine = self.button("It will do", lambda: self.enter("", answer=True))
     self.wish = self.button("I would have liked this", wish)
     self.skip = self.button("No answer", lambda: self.enter("/skip"))
     self.question = w.VBox([w.HTML(), self.better, w.HBox([self.fine, self.wish, self.skip])])
@@ -281,15 +281,21 @@ def refresh(self: ChatWidget) -> None:
 
 # %% ../../nbs/8_app/88_chat.ipynb #23da65be
 @patch
-def enter(self: ChatWidget, line: str) -> None:
+def enter(
+    self: ChatWidget,
+    line: str,
+    answer: bool = False,  # to the question; an empty one says that the reply will do
+) -> None:
     "A line, or what a button stands for: the reply comes in pieces."
     from personal_llm.device.slash import enter
 
-    asked = self.talk.question is not None
-    if not (line.strip() or asked):
+    command = line.strip().startswith("/")
+    if not (self.talk.question if answer else line.strip()):
         return
+    if not (answer or command):
+        self.talk.skip()
     self.said += bubble("You:", line if line.strip() else "(it will do)")
-    text, who = "", "·" if asked or line.strip().startswith("/") else "Model:"
+    text, who = "", "·" if answer or command else "Model:"
     try:
         for piece in enter(self.talk, line):
             text += piece
