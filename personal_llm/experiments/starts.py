@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POOLS', 'STYLES', 'DEVELOPED_ON', 'CHOOSE_BY', 'LEARN_FROM', 'TEST_ON', 'PLAIN_SEED', 'USER_SEED', 'WAYS', 'DEFAULTS',
            'JOBS', 'PLAIN_USERS', 'GRIDS', 'LONG', 'SHORT', 'WATCHED', 'TUNED', 'Shelf', 'shelf', 'bill', 'outcome',
-           'fixed_starts', 'measure', 'jobs_of', 'styled_jobs', 'arrivals']
+           'fixed_starts', 'measure', 'jobs_of', 'styled_jobs', 'arrivals', 'ends']
 
 # %% ../../nbs/experiments/20_fit.ipynb #b815bb37
 import functools
@@ -22,9 +22,11 @@ from ..recipes.crafted_styles import GRID
 from ..recipes.style_pools import AUTHORS, folder_of, load_pool, tune_pllm
 from ..recipes.style_texts import BASE_STYLES
 from ..start.fit import Mixture
-from ..start.ranking import PLAIN_PLLM
+from ..start.ranking import PLAIN_PLLM, mean_loss
 from ..start.selection import select
 from ..start.warm_start import adapter_for, start_of
+from ..tuning.config import TuningConfig
+from ..tuning.finetune import finetune
 
 # %% ../../nbs/experiments/20_fit.ipynb #2d4a9b2f
 POOLS = Path("~/.cache/personal_llm/pools").expanduser()  # where the pLLMs lie
@@ -150,3 +152,22 @@ def arrivals(jobs: list):  # yields a dict of results a job
 WATCHED = ("poetry", "shakespeare", "news", "roleplay", *DEVELOPED_ON)  # those not developed on first
 TUNED = [dict(pool="real", similarity=0.9, user=user, seed=USER_SEED) for user in WATCHED]
 GRIDS.append(Grid("arrivals", TUNED, arrivals, shared=("pool", "similarity")))
+
+# %% ../../nbs/experiments/20_fit.ipynb #8c86381e
+def ends(jobs: list):  # yields a dict of results a job
+    "A default fine-tune on eight dialogues, from the fit's start."
+    model, texts, library = shelf(jobs[0]["pool"], jobs[0]["similarity"])
+    for job in jobs:
+        draw = dict(seed=job["seed"])
+        own = texts.rows(job["user"], "user", count=LEARN_FROM, **draw)[:CHOOSE_BY]
+        test = texts.rows(job["user"], "test", count=TEST_ON, **draw)
+        start = start_of(select(library, None, "fit", model, own, **draw))
+        end = finetune(model, own, TuningConfig(), start, progress=False, **draw)
+        row = dict(judged_start=end.start_loss, judged_end=end.best_loss, judged_on=end.judged_on)
+        for name, adapter in dict(start=start, end=end).items():
+            with model.using(adapter):
+                row[name] = mean_loss(model.nll(test))
+        yield row
+
+
+GRIDS.append(Grid("ends", TUNED, ends, shared=("pool", "similarity")))
