@@ -2431,6 +2431,7 @@ d = {
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
+            "personal_llm.experiments.starts.ends": ("experiments/fit.html#ends", "personal_llm/experiments/starts.py"),
             "personal_llm.experiments.starts.fixed_starts": (
                 "experiments/fit.html#fixed_starts",
                 "personal_llm/experiments/starts.py",
@@ -2641,10 +2642,6 @@ d = {
             ),
         },
         "personal_llm.experiments.words_told": {
-            "personal_llm.experiments.words_told.base_answers": (
-                "experiments/words.html#base_answers",
-                "personal_llm/experiments/words_told.py",
-            ),
             "personal_llm.experiments.words_told.cards": (
                 "experiments/words.html#cards",
                 "personal_llm/experiments/words_told.py",
@@ -2699,6 +2696,10 @@ d = {
             ),
             "personal_llm.experiments.words_told.seen_words": (
                 "experiments/words.html#seen_words",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.spoken": (
+                "experiments/words.html#spoken",
                 "personal_llm/experiments/words_told.py",
             ),
             "personal_llm.experiments.words_told.teach": (
@@ -4260,6 +4261,10 @@ d = {
                 "personal_llm/sdss/scoring.py",
             ),
             "personal_llm.sdss.scoring.Scores": ("2_sdss/scoring.html#scores", "personal_llm/sdss/scoring.py"),
+            "personal_llm.sdss.scoring.domain_scores": (
+                "2_sdss/scoring.html#domain_scores",
+                "personal_llm/sdss/scoring.py",
+            ),
             "personal_llm.sdss.scoring.domain_specific_score": (
                 "2_sdss/scoring.html#domain_specific_score",
                 "personal_llm/sdss/scoring.py",

@@ -34,7 +34,7 @@ STYLES = dict(real=BASE_STYLES, crafted=GRID[::4], authors=AUTHORS)  # pool: of 
 DEVELOPED_ON = ("novel", "scientific", "social", "chat")  # styles of `real`
 CHOOSE_BY, LEARN_FROM, TEST_ON = 8, 24, 12  # dialogues of a user
 PLAIN_SEED = 99  # of the plain pLLM
-USER_SEED = 81
+USER_SEED = dict(real=81, authors=82, crafted=82)
 
 
 class Shelf(SimpleNamespace):
@@ -116,7 +116,7 @@ def jobs_of(pool: str, similarity: float, users: list) -> list:  # (style, seed)
 
 def styled_jobs(pool: str, *similarities: float) -> list:
     "One user a style."
-    users = [(style, USER_SEED) for style in STYLES[pool]]
+    users = [(style, USER_SEED[pool]) for style in STYLES[pool]]
     return [job for similarity in similarities for job in jobs_of(pool, similarity, users)]
 
 
@@ -125,8 +125,8 @@ JOBS = {
     "starts-authors": styled_jobs("authors", 0.9),
     "starts-crafted": styled_jobs("crafted", 0.9),
 }
-PLAIN_USERS = [("default", USER_SEED + k) for k in range(DEFAULTS)]
-JOBS |= {f"refusals-{pool}": jobs_of(pool, 0.9, PLAIN_USERS) for pool in STYLES}
+PLAIN_USERS = {pool: [("default", seed + k) for k in range(DEFAULTS)] for pool, seed in USER_SEED.items()}
+JOBS |= {f"refusals-{pool}": jobs_of(pool, 0.9, users) for pool, users in PLAIN_USERS.items()}
 GRIDS = [Grid(name, jobs, measure, shared=("pool", "similarity")) for name, jobs in JOBS.items()]
 
 # %% ../../nbs/experiments/20_fit.ipynb #f4fbaee3
@@ -150,7 +150,7 @@ def arrivals(jobs: list):  # yields a dict of results a job
 
 
 WATCHED = ("poetry", "shakespeare", "news", "roleplay", *DEVELOPED_ON)  # those not developed on first
-TUNED = [dict(pool="real", similarity=0.9, user=user, seed=USER_SEED) for user in WATCHED]
+TUNED = [dict(pool="real", similarity=0.9, user=user, seed=USER_SEED["real"]) for user in WATCHED]
 GRIDS.append(Grid("arrivals", TUNED, arrivals, shared=("pool", "similarity")))
 
 # %% ../../nbs/experiments/20_fit.ipynb #8c86381e
