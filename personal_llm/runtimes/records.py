@@ -82,7 +82,9 @@ def epoch(
 
 
 def plan_of(counts: list, batch: int, config: TuningConfig, seed: int) -> list:  # a dict a step
-    "Which records each step takes, and the three numbers of `adamw`."
+    "Which records each step takes, and the three numbers of `adamw`; raises `InputError` without records."
+    if not any(counts):
+        raise InputError("nothing to learn from: there are no records", "give some dialogues")
     dice, rows = generator(seed, "phone"), []
     while len(rows) < config.steps:
         rows += epoch(counts, batch, dice)
