@@ -9,13 +9,14 @@ __all__ = ['STATE', 'ADAPTERS', 'LEARNING', 'BUFFER_NAME', 'ADAPTER_FILES', 'RUN
 
 # %% ../../nbs/6_device/60_store.ipynb #69c8f4d5
 import hashlib
+import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..base.adapters import CARD, COMMITTED, CONFIG, WEIGHTS
 from ..base.core import Cost, InputError, patch
-from ..base.files import delete, read_json, remove_leftovers, write_atomically, write_json
+from ..base.files import delete, read_json, remove_leftovers, write_atomically
 from ..sdss.buffer import DAMAGES, Buffer, load_buffer
 from ..tuning.finetune import CHECKPOINTS
 
@@ -107,7 +108,8 @@ def add_state(folder, state: State) -> None:
     "Write a state beside what it replaces; on any failure the old state stays."
     folder, content = Path(folder), state.buffer.to_bytes()
     write_atomically(folder / buffer_name(content), content)
-    write_json(folder / STATE, plain_state(state, folder, buffer_name(content)))
+    plain = plain_state(state, folder, buffer_name(content))
+    write_atomically(folder / STATE, json.dumps(plain, ensure_ascii=False))  # in one line: a live talk writes each turn
 
 
 def write_state(folder, state: State) -> list:  # what was removed

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -265,7 +265,7 @@ def _state(self: Buffer) -> dict:
         seen=self.seen,
         arrivals=self.view.arrival.tolist(),
         rows=[_row(c) for c in self.entries],
-        log=[asdict(decision) for decision in self.log],
+        log=[vars(decision) for decision in self.log],
         random=self.random.bit_generator.state,
         domains=list(self.bins.sums),
     )
