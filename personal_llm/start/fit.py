@@ -357,7 +357,8 @@ def fit(question: Question) -> Ranking:
     gaps = fitted.null - fitted.unseen
     if sure_gap(gaps, SURE) <= 0 or gaps.mean() <= LEAST_GAIN * fitted.null.mean():
         plain = PLAIN_PLLM in names and fitted.null.mean() < fitted.base.mean()
-        nobody = f"nobody is surely, and {LEAST_GAIN:.1%}, better than {'the plain pLLM' if PLAIN_PLLM in names else 'the base'}"
+        null = "plain pLLM" if PLAIN_PLLM in names else "base"
+        nobody = f"nobody is surely, and by {LEAST_GAIN:.1%}, better than the {null}"
         weights = {PLAIN_PLLM: 1.0} if plain else {}
         return Ranking(None, weights=weights, abstained=True, reason=f"{nobody}; {said(fitted)}", **told)
     weights = {name: float(weight) for name, weight in zip(names, fitted.weights) if weight}
