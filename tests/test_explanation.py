@@ -23,7 +23,7 @@ from personal_llm.xpert.explanation import (
     slope,
 )
 from personal_llm.xpert.evidence import Fact
-from personal_llm.xpert.saying import Said, alike, items, of_person, of_pllm
+from personal_llm.xpert.saying import Said, alike, centred, items, of_person, of_pllm
 from personal_llm.xpert.space import unit_rows
 from personal_llm.xpert.words import Told
 from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
@@ -230,9 +230,18 @@ def test_alike_is_the_cosine_of_what_is_said():
     fact, other = Fact("lists", 8, 8, 2, 8), Fact("lower case", 8, 8, 0, 8)
     one = Said(told, (fact,), (), 9)
     assert items(one) == {"word a": 0.6, "word b": 0.8, "lists": 0.75}, "words below their threshold count"
-    assert alike(one, one) == pytest.approx(1) and alike(one, Said(None, (other,), (), 9)) == 0
-    assert alike(one, Said(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
-    assert alike(Said(), Said()) == 0 and alike(one, Said(told, (), (other,), 9)) == pytest.approx(1 / 1.25 / 2**0.5)
+    like = lambda other: alike(items(one), items(other))
+    assert like(one) == pytest.approx(1) and like(Said(None, (other,), (), 9)) == 0 == like(Said())
+    assert like(Said(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
+    assert alike({}, {}) == 0 and like(Said(told, (), (other,), 9)) == pytest.approx(1 / 1.25 / 2**0.5)
+
+
+def test_cards_are_centred_on_what_all_have():
+    "What every card says is no reason for any; the plain voice counts as one that says nothing."
+    cards = centred([dict(a=1.0, b=0.3), dict(a=1.0), dict(a=1.0, c=0.4)])
+    assert [card["a"] for card in cards] == pytest.approx([0.25] * 3)
+    assert [card["b"] for card in cards] == pytest.approx([0.225, -0.075, -0.075])
+    assert {*cards[1]} == {*"abc"} and centred([]) == []
 
 
 # ---- slopes

@@ -61,10 +61,8 @@ def test_the_choice_follows_from_what_is_printed(library):
             mine = user(t, share * 3)
             found = select(library, SimpleNamespace(said=mine.said), "explained")
             assert found.best == library.names[t] and not found.losses and found.cost.forward == found.cost.tokens == 0
-            shared = sorted(
-                mine.said.told.scores, key=lambda w: -mine.said.told.scores[w][0] * DIRECTIONS[t, int(w[1:])]
-            )
-            assert f"of both: {shared[0]} (" in found.reason
+            weight = (library.rows[t] - library.rows.sum(0) / 29) * mine.row
+            assert f"of both: w{weight.argmax()} (" in found.reason, "the cards are centred on their mean"
     plain = select(library, SimpleNamespace(said=said_of(0.02 * DIRECTIONS[3])), "explained")
     assert plain.abstained and plain.best is None and plain.weights == {} and "no plain pLLM" in plain.reason
     lists = Said(None, (Fact("lists", 9, 9, 0, 9),), (), 9)

@@ -41,7 +41,7 @@ from personal_llm.start.rivals import (
     merge_uniformly,
     weight_cosine,
 )
-from ..xpert.saying import Said, alike, is_clear, items
+from ..xpert.saying import Said, alike, centred, is_clear, items
 
 # %% ../../nbs/5_start/58_selection.ipynb #6b613d7d
 def reorder(
@@ -186,11 +186,12 @@ def card_says(
     return Said.from_dict(row)
 
 
-def in_common(mine: Said, theirs: Said) -> str:  # "" for nothing
+def in_common(mine: dict, theirs: dict) -> str:  # of `items`, and of `centred` ones; "" for nothing
     "What is said of both, the weightiest first."
-    a, b = items(mine), items(theirs)
-    both = sorted((name for name in a if a[name] * b.get(name, 0) > 0), key=lambda name: -a[name] * b[name])
-    return ", ".join(f"{name.removeprefix('word ')} ({a[name]:.2f} and {b[name]:.2f})" for name in both[:SHARED])
+    both = [name for name in mine if mine[name] * theirs.get(name, 0) > 0]
+    both.sort(key=lambda name: -mine[name] * theirs[name])
+    told = [f"{name.removeprefix('word ')} ({mine[name]:.2f}; the card {theirs[name]:+.2f})" for name in both[:SHARED]]
+    return ", ".join(told)
 
 # %% ../../nbs/5_start/58_selection.ipynb #5e16a464
 def explained(question: Question) -> Ranking:
@@ -200,10 +201,11 @@ def explained(question: Question) -> Ranking:
         what = "this explanation says nothing: it was made as published, or by an older version"
         raise InputError(what, "explain the dialogues anew with explain")
     says = {name: card_says(library, name) for name in library if name != PLAIN_PLLM} or {PLAIN_PLLM: Said()}
-    distances = np.array([1 - alike(mine, theirs) for theirs in says.values()])
+    own, cards = items(mine), dict(zip(says, centred([items(theirs) for theirs in says.values()])))
+    distances = np.array([1 - alike(own, card) for card in cards.values()])
     order = [([*says][i], float(distances[i])) for i in nearest(distances, [*says])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in says.values()))
-    both = in_common(mine, says[best])
+    both = in_common(own, cards[best])
     if not is_clear(mine) or not both:
         plain, bare = "the plain pLLM", "the base: the library has no plain pLLM"
         weights, begin = ({PLAIN_PLLM: 1.0}, plain) if PLAIN_PLLM in library else ({}, bare)
