@@ -576,6 +576,7 @@ d = {
             "personal_llm.base.core._turn": ("0_base/core.html#_turn", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.generator": ("0_base/core.html#generator", "personal_llm/base/core.py"),
+            "personal_llm.base.core.package_joules": ("0_base/core.html#package_joules", "personal_llm/base/core.py"),
             "personal_llm.base.core.patch": ("0_base/core.html#patch", "personal_llm/base/core.py"),
             "personal_llm.base.core.peak_memory": ("0_base/core.html#peak_memory", "personal_llm/base/core.py"),
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
@@ -1340,6 +1341,12 @@ d = {
                 "1_data/reading.html#make_dialogues",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.memory_rows": (
+                "1_data/reading.html#memory_rows",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.place_of": ("1_data/reading.html#place_of", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.plain": ("1_data/reading.html#plain", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.read_dialogues": (
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
@@ -5244,6 +5251,10 @@ d = {
                 "3_tuning/price.html#price.__str__",
                 "personal_llm/tuning/price.py",
             ),
+            "personal_llm.tuning.price.modelled_joules": (
+                "3_tuning/price.html#modelled_joules",
+                "personal_llm/tuning/price.py",
+            ),
             "personal_llm.tuning.price.price": ("3_tuning/price.html#price", "personal_llm/tuning/price.py"),
             "personal_llm.tuning.price.second_time": (
                 "3_tuning/price.html#second_time",
@@ -5777,6 +5788,7 @@ d = {
             ),
             "personal_llm.xpert.saying._from_dict": ("4_xpert/saying.html#_from_dict", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.alike": ("4_xpert/saying.html#alike", "personal_llm/xpert/saying.py"),
+            "personal_llm.xpert.saying.centred": ("4_xpert/saying.html#centred", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.is_clear": ("4_xpert/saying.html#is_clear", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.items": ("4_xpert/saying.html#items", "personal_llm/xpert/saying.py"),
             "personal_llm.xpert.saying.of_person": ("4_xpert/saying.html#of_person", "personal_llm/xpert/saying.py"),
