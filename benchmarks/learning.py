@@ -27,12 +27,14 @@ class Watch(Clock):
         super().__init__()
         self.batches = [collate(held[i : i + BATCH], filler) for i in range(0, len(held), BATCH)]
         self.looks = []  # (steps, processor seconds, nats a token)
-        self.way = self.lower = None
+
+    def start(self, adapted) -> None:
+        "Find out how this model is judged before a trainer wraps it, and judge it once."
+        self.way, self.lower = Way(adapted), lower_of(adapted)
+        self.look(adapted)
 
     def look(self, adapted) -> None:
         "Judge the model as it is now."
-        if self.way is None:
-            self.way, self.lower = Way(adapted), lower_of(adapted)
         was, nats = adapted.training, 0.0
         adapted.eval()
         with torch.no_grad():

@@ -37,6 +37,9 @@ class Clock(TrainerCallback):
     def __init__(self):
         self.steps, self.losses = [], []
 
+    def start(self, adapted) -> None:
+        "Before anything runs."
+
     def on_step_begin(self, args, state, control, **rest):
         self.began = time.process_time()
 
@@ -149,6 +152,7 @@ def run_way(model, samples: list, way: str, steps: int, clock: Clock = None) -> 
     seed_everything(0)
     config = TuningConfig(layers=layers, dropout=0.0, batch_size=BATCH, steps=steps)
     adapted = attach_trainable(model, config)
+    clock.start(adapted)
     began = time.process_time()
     kind(adapted, model, samples, steps, clock)
     whole = time.process_time() - began

@@ -103,7 +103,10 @@ def test_what_cannot_be_packed_is_not(monkeypatch):
         monkeypatch.setattr(losses, "packed_attention", lambda *a, **k: (a[1].transpose(1, 2), None))
         assert not packs(adapted), "an attention that looks at nothing else is not the model's"
         monkeypatch.undo()
-        assert packs(adapted)
+        assert packs(adapted) and Way(adapted).packed
+        with monkeypatch.context() as patch:
+            patch.setattr(losses, "short_way", lambda adapted: False)
+            assert not Way(adapted).packed, "who needs the whole model takes it as it is"
         with pytest.raises(TypeError), monkeypatch.context() as patch:
             patch.setattr(losses, "packed_attention", lambda *a, **k: real(*a, **k | dict(ends=None)))
             packed_states(adapted, batch)

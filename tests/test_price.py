@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, same, tiny, weights
 
+from personal_llm.base import core
 from personal_llm.sdss.buffer import bin_bytes
 from personal_llm.sdss.scoring import score
-from personal_llm.tuning import price as room
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.price import TYPICAL, price
 
@@ -18,7 +18,7 @@ from personal_llm.tuning.price import TYPICAL, price
 def test_sizes_by_hand(architecture, monkeypatch):
     "Seconds come from a stopped clock: each reading is one second later than the one before."
     model, ticks = tiny(architecture), itertools.count()
-    monkeypatch.setattr(room.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(core.time, "perf_counter", lambda: next(ticks))
     before, cost = weights(model), replace(model.cost)
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -33,3 +33,23 @@ def test_sizes_by_hand(architecture, monkeypatch):
     assert found.bin_bytes == bin_bytes(score(model, [TYPICAL])[0])
     sizes = dict(llama=4 * 2 * 2 * 64, gpt2=4 * 2 * 2 * (64 + 160)).get(architecture, 4 * 2 * (64 + 48))
     assert found.adapter_bytes == sizes
+    size = sum(p.numel() for p in model.model.parameters())
+    assert not found.measured and found.joules == pytest.approx(12 * (9.2e-12 * found.tokens + 1.92e-9) * size)
+
+
+def test_a_counter_is_believed_before_the_model(monkeypatch):
+    "Each look at the counter is half a joule later; a bill adds joules up, and a counter that began anew gives none."
+    ticks = itertools.count()
+    monkeypatch.setattr(core, "package_joules", lambda: next(ticks) / 2)
+    model = tiny("llama")
+    found = price(model, TuningConfig(rank=2, batch_size=4))
+    assert found.measured and found.joules > 0 and found.joules % 2 == 0, "four rows"
+    assert "by the processor's counter" in str(found)
+    with model.spending() as cost, model.spending():
+        pass
+    assert cost.joules == 1.5 and (cost + cost).joules == 3 and cost.to_dict()["joules"] == 1.5
+    readings = iter((7.0, 0.5))
+    monkeypatch.setattr(core, "package_joules", lambda: next(readings))
+    with core.timed(core.Cost()) as anew:
+        pass
+    assert anew.joules == 0

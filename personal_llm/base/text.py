@@ -197,10 +197,14 @@ def places(self: RecentTexts, row: tuple) -> list:  # 0 the oldest
     "Where rows stand that are nearly this one."
     runs, mark, turns = row
     n, share = len(runs), UNLIKE / (2 - UNLIKE)
+    least = min(n * (1 - share) / (1 + share), n - EDITED_RUNS) - 1  # runs of a text that can be nearly the same
+    most = max(n * (1 + share) / (1 - share), n + EDITED_RUNS) + 1
     first = [
         i
         for i, (other, their, t) in enumerate(self.rows)
-        if t == turns and (mark ^ their).bit_count() <= max(share * (n + len(other)), EDITED_RUNS)
+        if t == turns
+        and least <= len(other) <= most
+        and (mark ^ their).bit_count() <= max(share * (n + len(other)), EDITED_RUNS)
     ]
     return [i for i in first if alike(runs, self.rows[i][0])]
 

@@ -156,7 +156,8 @@ class Way:
     "How batches go through a model: what it allows, found out once."
 
     def __init__(self, adapted):  # peft's model
-        self.adapted, self.short, self.packed = adapted, short_way(adapted), packs(adapted)
+        self.adapted, self.short = adapted, short_way(adapted)
+        self.packed = self.short and packs(adapted)
         self.made = {}  # rounded or not -> module -> what stands in for its `forward`
 
     def layers(self, bfloat16: bool) -> dict:
