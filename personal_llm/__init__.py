@@ -28,7 +28,7 @@ _ROOMS = {
     "tuning.evaluation": "compare_users evaluate floors",
     "xpert.space": "StyleSpace",
     "xpert.explanation": "Explanation explain explain_pllm",
-    "start.library": "Library",
+    "runtimes.served": "Library",
     "start.ranking": "Ranking",
     "start.merging": "merge",
     "start.selection": "SELECTORS Selector select",

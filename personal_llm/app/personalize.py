@@ -68,7 +68,7 @@ class Settings:
 
     policy: str = "active"  # which dialogues are kept, and with `active` also asked about; see `POLICIES`
     capacity: int = 32  # bins of the buffer; with fewer dialogues all are kept
-    synthetic: int = 3  # synthetic dialogues for each kept one
+    synthetic: int = 1  # synthetic dialogues for each kept one
     steps: int = 80  # optimiser steps of each fine-tune
     ask: str = None  # when an annotator is asked, see `TIMES_TO_ASK`; None: as the policy wants
     requests: int = None  # how often the annotator is asked at most; None: once a bin and fine-tune
@@ -321,16 +321,15 @@ class Chats:
 
 
 def chats_from(
-    data,  # a file, or dialogues
+    data,  # a file, dialogues, or whatever else `read_dialogues` takes
     **reading,  # as `read_dialogues` takes it: format, skip_bad, user
 ) -> Chats:
-    "The chats of a file, or dialogues as they are."
+    "The chats of a file or of rows, or dialogues as they are."
     from personal_llm.data.reading import read_dialogues
 
-    if isinstance(data, (str, Path)):
-        found = read_dialogues(data, **reading)
-        return Chats(list(found), Path(data).name, len(found.skipped), tuple(found.notes()))
-    return Chats(list(data))
+    found = read_dialogues(data, **reading)
+    name = Path(data).name if isinstance(data, (str, Path)) else ""
+    return Chats(list(found), name, len(found.skipped), tuple(found.notes()))
 
 # %% ../../nbs/8_app/85_personalize.ipynb #c30555d4
 NAMES = ("adapter", "personalize.json")  # what stands in the folder, beside the state

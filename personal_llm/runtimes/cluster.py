@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.adapters import CARD, CONFIG, WEIGHTS, read_card
-from ..base.core import Cost, Dialogue, InputError, patch
-from ..base.files import delete, make_folder, read_json, write_atomically, write_json
+from ..base.core import Cost, InputError, patch
+from ..base.files import delete, read_json, write_atomically, write_json
 from ..start.cards import digest
 from ..xpert.explanation import Explanation, explain_pllm
 

@@ -1,0 +1,85 @@
+"Data sets, data frames, rows and messages are read as files are."
+
+import numpy as np
+import pytest
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.data.reading import Dialogues, memory_rows, read_dialogues
+
+ROWS = [dict(prompt=f"What is thing {i}?", response=f"Thing {i}.", time=float(i)) for i in range(4)]
+CHAT = [dict(role="user", content="Tea?"), dict(role="assistant", content="Yes.")]
+CHAT += [dict(role="user", content="Milk?"), dict(role="assistant", content="No.")]
+
+
+def told(dialogues):
+    return [(d.prompt, d.response, d.time, tuple(d.history)) for d in dialogues]
+
+
+def a_data_set(rows):
+    return pytest.importorskip("datasets", reason="pip install datasets").Dataset.from_list(rows)
+
+
+def a_frame(rows):
+    return pytest.importorskip("pandas", reason="pip install pandas").DataFrame(rows)
+
+
+@pytest.mark.parametrize("form", [list, tuple, iter, a_data_set, a_frame], ids=lambda f: f.__name__)
+def test_every_form_gives_the_same_dialogues(form):
+    assert told(read_dialogues(form(ROWS))) == told(read_dialogues(ROWS)) and len(read_dialogues(form(ROWS))) == 4
+
+
+@pytest.mark.parametrize("form", [list, a_data_set, a_frame], ids=lambda f: f.__name__)
+def test_conversations(form):
+    "A column of messages, in which pandas and datasets hold lists and arrays of their own."
+    found = read_dialogues(form([dict(messages=CHAT), dict(messages=CHAT[:2])]))
+    assert [d.prompt for d in found] == ["Tea?", "Milk?", "Tea?"] and len(found[1].history) == 2
+    assert found[0].labels["group"] == found[1].labels["group"] != found[2].labels.get("group")
+
+
+def test_one_conversation_and_a_list_of_them():
+    assert [d.response for d in read_dialogues(CHAT)] == ["Yes.", "No."]
+    assert [d.response for d in read_dialogues([CHAT, CHAT[:2]])] == ["Yes.", "No.", "Yes."]
+
+
+def test_empty_cells_numbers_and_times():
+    pandas = pytest.importorskip("pandas", reason="pip install pandas")
+    frame = pandas.DataFrame([ROWS[0] | dict(topic="pots"), ROWS[1]])
+    assert told(read_dialogues(frame)) == told(read_dialogues(ROWS[:2])), "a missing topic is no NaN"
+    frame["time"] = pandas.to_datetime(["2024-05-31", None])
+    assert [row.get("time") for _, row in memory_rows(frame)] == [1717113600.0, None]
+    assert memory_rows([dict(time=np.float32(2), x=np.array([1, 2]))]) == [(1, dict(time=2.0, x=[1, 2]))]
+
+
+def test_dialogues_stay_as_they_are():
+    given = [Dialogue("a", "b"), Dialogue("c", "d")]
+    found = read_dialogues(given)
+    assert isinstance(found, Dialogues) and found == given and read_dialogues(found) is found
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (3, "int holds no dialogues"),
+        (dict(train=ROWS), "one of them, such as data"),
+        ([ROWS[0], dict(prompt="x")], "the list row 2"),
+        ([ROWS[0], 7], "the list row 2"),
+        ([], "no dialogue in it"),
+        (None, "NoneType holds no dialogues"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(data, said):
+    with pytest.raises(InputError, match=said) as error:
+        read_dialogues(data)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_rows_can_be_left_out():
+    found = read_dialogues([ROWS[0], dict(prompt="x"), ROWS[1]], skip_bad=True)
+    assert len(found) == 2 and found.skipped[0][0] == 2
+
+
+def test_personalize_takes_rows(tmp_path):
+    from personal_llm.app.personalize import chats_from
+
+    assert told(chats_from(a_data_set(ROWS)).dialogues) == told(read_dialogues(ROWS))
+    assert chats_from([ROWS[0], dict(prompt="x")], skip_bad=True).skipped == 1
