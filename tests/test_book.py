@@ -1,0 +1,126 @@
+"The reference notebooks read as a book: each opens, shows, says what to see, sums up and asks."
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BOOK = sorted((ROOT / "nbs").glob("[0-9]_*/[0-9][0-9]_*.ipynb"))
+
+
+def cells(path, hidden=False):  # [(kind, source, outputs)], hidden cells left out unless asked for
+    out = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            out.append(("text", source.strip(), []))
+        elif hidden or not source.startswith("#| hide"):
+            out.append(("code", source, cell.get("outputs", [])))
+    return out
+
+
+def prose(line):
+    return bool(line) and not line.startswith("#")
+
+
+def without_sentence(shown):  # source of the cells that print or draw, with no sentence right before or after
+    out = []
+    for place, (kind, source, outputs) in enumerate(shown):
+        if kind == "text" or not outputs:
+            continue
+        before = shown[place - 1] if place else ("", "", [])
+        after = shown[place + 1] if place + 1 < len(shown) else ("", "", [])
+        said_before = before[0] == "text" and prose(before[1].splitlines()[-1])
+        said_after = after[0] == "text" and prose(after[1].splitlines()[0])
+        if not said_before and not said_after:
+            out.append(source)
+    return out
+
+
+def ending(shown):  # what is wrong with summary and questions
+    text = "\n\n".join(source for kind, source, _ in shown if kind == "text")
+    headings = re.findall(r"(?m)^## .*$", text)
+    wrong = []
+    if headings[-2:] != ["## Summary", "## Two questions"] or headings.count("## Summary") != 1:
+        wrong.append(f"the last headings are {headings[-2:]}")
+    if not wrong:
+        summary, questions = re.split(r"(?m)^## Two questions$", re.split(r"(?m)^## Summary$", text)[1])
+        if len(re.findall(r"(?m)^- ", summary)) != 3:
+            wrong.append("the summary has not three points")
+        asked = re.split(r"(?m)^\d\. ", questions)[1:]
+        if len(asked) != 2 or not all("?" in question for question in asked):
+            wrong.append("there are not two questions")
+    if shown[-1][0] != "text":
+        wrong.append("code follows the end")
+    return wrong
+
+
+def outputs_wrong(shown):
+    wrong = []
+    for _, source, outputs in shown:
+        if not outputs and re.search(r"(?m)^print\(", source) and not re.match(r"#\| (slow|eval: false)", source):
+            wrong.append(f"a cell that prints and has no output saved: {source[:60]!r}")
+        pieces = [output.get("name") for output in outputs if output["output_type"] == "stream"]
+        if len(pieces) != len(set(pieces)):
+            wrong.append(f"a printed text in pieces, as chance cut it: {source[:60]!r}")
+        for output in outputs:
+            content = json.dumps(output.get("text", [])) + json.dumps(
+                [value for kind, value in output.get("data", {}).items() if kind.startswith("text")]
+            )
+            if output["output_type"] == "error" or output.get("name") == "stderr":
+                wrong.append("an error or stderr")
+            if any("widget-view" in kind for kind in output.get("data", {})):
+                wrong.append(f"a progress bar: {source[:60]!r}")
+            if found := re.search(r"\b0x[0-9a-f]{8,}|/(tmp|work|home|root)/\S*", content):
+                wrong.append(f"an address or a place of one machine: {found[0]}")
+            if "image/png" in output.get("data", {}) and not described(source):
+                wrong.append(f"a figure without alternative text: {source[-80:]!r}")
+            drawn_here = "image/png" in output.get("data", {}) and "subplots(" in source
+            if drawn_here and not ("title" in source and "xlabel" in source):
+                wrong.append(f"a figure without a title or a label: {source[:60]!r}")
+    return wrong
+
+
+def described(source):  # by `show(figure, "…")` of `base.plots`, or an `Image` with `alt`
+    found = re.search(r"(?<!plt\.)\bshow\(|\balt=", source)
+    return bool(found) and len(source) - found.end() >= 10
+
+
+@pytest.mark.parametrize("path", BOOK, ids=lambda path: path.stem)
+def test_a_reference_notebook_is_a_chapter(path):
+    shown = cells(path)
+    opening = next(source for kind, source, _ in shown if kind == "text")
+    told = " ".join(opening.split())
+    assert told.startswith("# ") and "to read" in told and "to run" in told, "opening: title, problem, minutes"
+    assert not ending(shown)
+    silent = without_sentence(shown)
+    assert not silent, f"outputs without a sentence beside them, {len(silent)}; the first:\n{silent[0][:300]}"
+    assert not outputs_wrong(cells(path, hidden=True))
+    assert any(kind == "code" and re.search(r"(?m)^\s*assert ", source) for kind, source, _ in shown), (
+        "nothing can fail"
+    )
+
+
+def test_the_rules_see_what_breaks_them():
+    output = [{"output_type": "stream", "name": "stdout", "text": ["1\n"]}]
+    silent = [("text", "## A heading", []), ("code", "print(1)", output), ("text", "## Another", [])]
+    assert without_sentence(silent) == ["print(1)"]
+    assert not without_sentence(silent[:2] + [("text", "One is printed.", [])])
+    assert not without_sentence([("text", "A sentence.", []), *silent[1:]])
+    good = "## Summary\n\n- a\n- b\n- c\n\n## Two questions\n\n1. Why?\n2. What if?"
+    assert not ending([("text", good, [])])
+    for bad in (good.replace("- c\n", ""), good.replace("2. What if?", ""), good.replace("Summary", "In short")):
+        assert ending([("text", bad, [])])
+    assert ending([("text", good, []), ("code", "1", [])])
+    there = [{"output_type": "stream", "name": "stdout", "text": ["/tmp/abc/x\n"]}]
+    assert outputs_wrong([("code", "print(path)", there)]) and not outputs_wrong([("code", "print(1)", output)])
+    assert outputs_wrong([("code", "print(1); print(2)", output * 2)])
+    assert outputs_wrong([("code", "x = 1\nprint(x)", [])]) and not outputs_wrong([("code", "#| slow\nprint(1)", [])])
+    bar = [{"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}}]
+    assert outputs_wrong([("code", "load_model()", bar)])
+    picture = [{"output_type": "display_data", "data": {"image/png": "…"}}]
+    assert outputs_wrong([("code", "plt.plot(x)", picture)])
+    assert outputs_wrong([("code", 'figure, axis = subplots()\nplots.show(figure, "Four lines.")', picture)])
+    assert not outputs_wrong([("code", 'plots.show(figure, "Four lines, each steeper than the one before.")', picture)])
