@@ -410,6 +410,9 @@ def test_folders_that_are_not_its_own(tmp_path):
         with pytest.raises(InputError, match=line):
             fresh(tmp_path / name)
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["mother.txt"]
+    (tmp_path / "mine" / "adapter").mkdir(parents=True)  # what personalize writes
+    with pytest.raises(InputError, match="or try the adapter there: personal-llm chat --adapter .*mine$"):
+        fresh(tmp_path / "mine")
     (tmp_path / "me" / STATE).write_text('{"base": "x"}')
     with pytest.raises(InputError, match="damaged"):
         fresh(tmp_path / "me")

@@ -35,8 +35,9 @@ print(sum(cell.cell_type == "code" for cell in notebook.cells), "code cells")
 
 
 def source(place: Path) -> Path:
-    "The files that git knows, as they are now: nothing that lies about finds its way into the wheel."
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    "The files that git knows or does not ignore, as they are now: no old build finds its way into the wheel."
+    words = "git ls-files -z --cached --others --exclude-standard".split()
+    names = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ..base.core import Dialogue, History, InputError, patch
 from ..base.files import LEFTOVER, LOCK, is_full_disk, lock_folder, make_folder
 from ..base.text import CONTROLS
 from ..base.tokens import LONGEST_TOKEN
-from .forgetting import Forgotten, key_of
+from .forgetting import PUBLISHED, Forgotten, key_of
 from .learning import Learner
 from .personalizer import Personalizer, load_personalizer
 from .store import ADAPTERS, BUFFER_NAME, LEARNING, STATE, add_state, write_state
@@ -72,7 +72,8 @@ def check_place(folder) -> None:
     debris = lambda name: name in (LOCK, ADAPTERS, LEARNING) or BUFFER_NAME.fullmatch(name) or LEFTOVER.fullmatch(name)
     if strangers := sorted(name for name in names if not debris(name)):
         what = f"{folder}: holds no talk, but {', '.join(strangers[:3])}"
-        raise InputError(what, "choose a new or empty folder, or one that chat wrote")
+        other = f", or try the adapter there: personal-llm chat --adapter {folder}" if PUBLISHED in names else ""
+        raise InputError(what, f"choose a new or empty folder, or one that chat wrote{other}")
 
 
 def opened(model, folder: Path, settings: dict) -> Personalizer:
