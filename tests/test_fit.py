@@ -312,6 +312,30 @@ def test_a_user_of_the_plain_voice_is_sent_to_the_plain_pllm(model, library):
     assert start_of(got) == library[PLAIN_PLLM].adapter
 
 
+@pytest.mark.parametrize(
+    ("gain", "scatter", "with_plain", "refused"),
+    [
+        (0.01, 0.0, True, True),  # too little
+        (0.03, 0.0, True, False),
+        (0.03, 0.2, True, True),  # not sure: one and a half standard errors are 0.2 * 1.5 / 12 ** 0.5 = 0.09
+        (0.03, 0.0, False, True),  # may be the library's own voice
+        (0.06, 0.0, False, False),
+    ],
+)
+def test_who_is_refused(gain, scatter, with_plain, refused, model, library, monkeypatch):
+    "Hand-worked: a null of one nat, and dialogues left out that gain so much, give or take."
+    names = tuple(RANKS) if with_plain else ("a", "b", "c")
+    some = permuted(library, range(len(names)))
+    some.names = list(names)
+    gains = gain + scatter * np.tile([1.0, -1.0], 6)
+    count = np.zeros(len(names))
+    fitted = module.Fitted(names, count + 0.5, count, count - 0.1, 1 - gains, np.ones(12), np.ones(12) + with_plain)
+    monkeypatch.setattr(module, "fit_library", lambda *given: fitted)
+    got = select(some, None, "fit", model, says("b"))
+    assert got.abstained == refused, got.reason
+    assert got.weights == (({PLAIN_PLLM: 1.0} if with_plain else {}) if refused else dict.fromkeys(names, 0.5))
+
+
 def test_without_a_plain_pllm_it_says_what_it_cannot_decide(model, library):
     some = permuted(library, [0, 1, 2])
     some.names = ["a", "b", "c"]
