@@ -3441,6 +3441,14 @@ d = {
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.Task": ("7_runtimes/cluster.html#task", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.Task.__getstate__": (
+                "7_runtimes/cluster.html#task.__getstate__",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.Task.__setstate__": (
+                "7_runtimes/cluster.html#task.__setstate__",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.Task.context": (
                 "7_runtimes/cluster.html#task.context",
                 "personal_llm/runtimes/cluster.py",
@@ -3467,6 +3475,14 @@ d = {
             ),
             "personal_llm.runtimes.cluster.keep": ("7_runtimes/cluster.html#keep", "personal_llm/runtimes/cluster.py"),
             "personal_llm.runtimes.cluster.kept": ("7_runtimes/cluster.html#kept", "personal_llm/runtimes/cluster.py"),
+            "personal_llm.runtimes.cluster.model_files": (
+                "7_runtimes/cluster.html#model_files",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.model_from": (
+                "7_runtimes/cluster.html#model_from",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.need_ray": (
                 "7_runtimes/cluster.html#need_ray",
                 "personal_llm/runtimes/cluster.py",

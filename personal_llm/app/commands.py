@@ -48,7 +48,7 @@ DEMO_OPTIONS = [
     number("--length", 800, "dialogues in the stream"),
     number("--capacity", 32, "bins of the buffer; under each policy the user is asked as often at most"),
     number("--steps", 80, "optimiser steps of each fine-tune"),
-    number("--synthetic", 2, "synthetic dialogues for each kept one"),
+    number("--synthetic", 1, "synthetic dialogues for each kept one"),
     SEED,
 ]
 
@@ -146,7 +146,7 @@ PERSONALIZE_OPTIONS = [
     option("--out", required=True, metavar="DIR", help=OUT),
     option("--policy", default="active", metavar="NAME", help=POLICY),
     number("--capacity", 32, "bins of the buffer; with fewer dialogues all are kept"),
-    number("--synthetic", 3, "synthetic dialogues for each kept one; 0: none"),
+    number("--synthetic", 1, "synthetic dialogues for each kept one; 0: none"),
     number("--steps", 80, "optimiser steps of each fine-tune"),
     option("--ask", nargs="?", choices=TIMES, const=AS_IT_WANTS, metavar="WHEN", help=ASK),
     number("--requests", None, "how often you are asked at most, in all (default: once a bin and fine-tune)"),

@@ -49,7 +49,7 @@ class DemoSettings:
     capacity: int = 32  # bins; also how often each policy may ask the user
     policies: tuple = POLICY_NAMES  # the first one's replies, buffer and adapter are kept
     steps: int = 80  # optimiser steps of each fine-tune
-    synthetic: int = 2  # synthetic dialogues for each kept one
+    synthetic: int = 1  # synthetic dialogues for each kept one
     tests: int = 48  # dialogues of the user that the adapters are tested on
     seed: int = 0
 

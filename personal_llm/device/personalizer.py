@@ -75,7 +75,7 @@ class Personalizer(Inquirer):
         model,  # `Model`
         buffer: Buffer = None,  # 32 bins under the `active` policy by default
         annotator=None,  # callable: dialogue -> better answer or None
-        synthetic: int = 3,  # synthetic dialogues for each kept one
+        synthetic: int = 1,  # synthetic dialogues for each kept one
         config: TuningConfig = TuningConfig(),
         every: int = None,  # fine-tune after so many dialogues; None: only on request
         ask: str = None,  # when the user is asked, one of `TIMES_TO_ASK`; "policy" by default where the policy asks
