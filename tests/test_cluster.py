@@ -102,6 +102,20 @@ def test_rows_travel_to_the_last_bit_and_damaged_parts_do_not_count(tmp_path):
     assert kept(tmp_path, "k") is None
 
 
+def test_a_model_that_was_used_travels():
+    "Pickled as it is, it would carry hooks, and give no hidden states in another process."
+    import pickle
+    from personal_llm.base.core import Dialogue
+    from personal_llm.base.models import load_model
+
+    model, said = load_model("pocket"), [Dialogue("My knee hurts.", "Cool it.")]
+    before = model.read(said)[0]
+    there = pickle.loads(pickle.dumps(Task(model, None, PANELS))).model
+    after = there.read(said)[0]
+    assert (there.base, there.name, there.max_length) == (model.base, model.name, model.max_length)
+    assert after.hidden.tobytes() == before.hidden.tobytes() and after.nll == before.nll
+
+
 @pytest.mark.parametrize("address", ["nowhere", "host:0", "ray://:7", "127.0.0.1:9"])
 def test_an_address_that_does_not_answer(address):
     with pytest.raises(InputError, match="no address|no Ray cluster answers"):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'INSTALL', 'PATIENCE', 'RETRIES', 'AHEAD', 'SHARED', 'Job', 'without_clock', 'explained', 'packed',
-           'unpacked', 'Task', 'parts_of', 'keep', 'kept', 'build', 'need_ray', 'check_address', 'ray_cluster',
-           'run_job', 'on_ray', 'add_on_ray']
+           'unpacked', 'model_files', 'model_from', 'Task', 'parts_of', 'keep', 'kept', 'build', 'need_ray',
+           'check_address', 'ray_cluster', 'run_job', 'on_ray', 'add_on_ray']
 
 # %% ../../nbs/7_runtimes/75_cluster.ipynb #4dbf36e7
 import hashlib
@@ -81,6 +81,26 @@ def unpacked(made: dict) -> Explanation:
     return replace(Explanation.from_dict(made["explanation"]), row=np.array(made["row"], np.float32))
 
 # %% ../../nbs/7_runtimes/75_cluster.ipynb #28d18192
+def model_files(model) -> dict:  # name -> bytes
+    "A model and its tokenizer as they are saved."
+    with tempfile.TemporaryDirectory(prefix="model-") as place:
+        for part in (model.model, model.tokenizer):
+            part.save_pretrained(place)
+        return {file.name: file.read_bytes() for file in Path(place).iterdir() if file.is_file()}
+
+
+def model_from(files: dict, name: str, max_length: int, base: str, dtype: str):  # a `Model`
+    "The model again, on this machine's processor."
+    from personal_llm.base.loading import read_model
+    from personal_llm.base.models import Model
+
+    with tempfile.TemporaryDirectory(prefix="model-") as place:
+        for file, content in files.items():
+            write_atomically(Path(place) / file, content)
+        inner, tokenizer = read_model(place, "cpu", dtype)
+    return Model(inner.eval(), tokenizer, name, max_length, base)
+
+# %% ../../nbs/7_runtimes/75_cluster.ipynb #6daa8153
 @dataclass(eq=False)
 class Task:
     "What all jobs share."
@@ -90,6 +110,14 @@ class Task:
     panels: object  # of `read_panels`
     words: object = None  # the library's vocabulary
     seed: int = 0
+
+    def __getstate__(self):
+        m = self.model
+        dtype = str(next(m.model.parameters()).dtype).removeprefix("torch.")
+        return vars(self) | dict(model=(model_files(m), m.name, m.max_length, m.base, dtype))
+
+    def __setstate__(self, state):
+        self.__dict__ |= state | dict(model=model_from(*state["model"]))
 
     @property
     def context(self) -> str:
@@ -103,7 +131,7 @@ class Task:
         known = repr((self.model.base, self.space.id, self.seed, taught, digest(said.encode("utf-8", "surrogatepass"))))
         return digest(known.encode() + b"".join(numbers))
 
-
+# %% ../../nbs/7_runtimes/75_cluster.ipynb #4868612d
 @patch
 def run(self: Task, job: Job) -> dict:  # of `packed`, or {"error": [what, remedy]}
     "Train where that is asked for, and explain."
