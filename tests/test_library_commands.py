@@ -151,7 +151,7 @@ def test_list_and_show(world, capsys):
     listed = found(capsys, "library", "list", world / "lib")["pllms"]
     assert [row["name"] for row in listed] == ["loud", "brief"] and listed[0]["samples"] == 48
     code, out, err = invoke(capsys, "library", "show", world / "lib", "loud")
-    assert code == 0 and "##" in out and "CC0-1.0" in out and "None" not in out
+    assert code == 0 and out.startswith("nothing is said: 2 answers") and "CC0-1.0" in out and "None" not in out
     card = found(capsys, "library", "show", world / "lib", "loud")
     assert card["name"] == "loud" and "row" not in card["explanation"]
     assert "no pLLM 'lud'" in fails(capsys, "library", "show", world / "lib", "lud")
@@ -182,7 +182,8 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
     for name in WAYS:
         code, out, err = invoke(capsys, "explain", "--data", world / f"{name}.jsonl", *space)
         assert code == 0 and err == "" and "cost: " in out and "be told from plain text" in out
-        assert out.startswith("12 dialogues against the model's own answers to the same prompts\nmostly *" + name)
+        assert out.startswith("12 dialogues against the model's own answers to the same prompts\n")
+        assert "mostly *" not in out and "no word is said: this library was taught none" in out
     plot = ("--plot", tmp_path / "style.png")
     said = found(capsys, "explain", "--data", world / "loud.jsonl", *space, *plot)
     assert said["assembled"][0] == "loud" and said["words"] == [] and said["scores"] is None, "no vocabulary, no word"
@@ -278,7 +279,9 @@ def test_personalize_from_a_library(world, tmp_path):
     assert first["warm"] < first["cold"] and first["one"] < first["cold"]
     assert warm["cost"]["forward"] > cold["cost"]["forward"]
     lines = commands.personalize_lines(warm)
-    assert any(line.startswith("style      mostly *") for line in lines) and any("loud (" in line for line in lines)
+    assert any(line.startswith("style      ") and "mostly *" not in line for line in lines) and any(
+        "loud (" in line for line in lines
+    )
 
 
 def test_personalize_refuses_a_start(world, tmp_path, capsys):
