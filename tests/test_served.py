@@ -260,6 +260,12 @@ def test_addresses_that_are_none(address, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+def test_an_error_of_the_server_is_told(liar, tmp_path):
+    server, address = liar(lambda request: send(request, json.dumps(dict(files={})).encode(), 404))
+    with pytest.raises(InputError, match="the server answers 404"):
+        Library(address, folder=tmp_path)
+
+
 def test_nobody_there(tmp_path):
     with pytest.raises(InputError, match="refused"):
         Library("http://127.0.0.1:9", folder=tmp_path)
