@@ -53,6 +53,16 @@ def test_loss_and_gradient_are_the_plain_models(architecture, targets):
         assert packs(adapted) and any(plain_lora(m) for m in adapted.modules()) == (architecture != "gpt2")
 
 
+def test_a_model_in_bfloat16_is_packed_too():
+    "Its own rounding is not taken for a difference."
+    model = tiny("smollm")
+    model.model.bfloat16()
+    with trainable(model, CALM, None) as adapted:
+        batch, way = batch_of(model), Way(calm(adapted))
+        whole = adapted(**batch, use_cache=False).loss * int((batch["labels"][:, 1:] != -100).sum())
+        assert way.packed and nats_of(adapted, batch, way=way).item() == pytest.approx(whole.item(), rel=0.02)
+
+
 def test_a_run_is_the_same_run():
     "Ten optimiser steps with and without all of it, dropout off: factors apart by rounding only."
     found = []

@@ -107,7 +107,8 @@ def packs(adapted) -> bool:
         with torch.no_grad(), torch.random.fork_rng():
             packed_states(adapted.train(), batch)
             packed, whole = packed_states(adapted.eval(), batch), states(adapted, batch)[mask == 1]
-        return packed.shape == whole.shape and torch.allclose(packed, whole, rtol=1e-3, atol=1e-3)
+        far = (packed.float() - whole.float()).norm() / whole.float().norm()
+        return bool(far < (1e-3 if whole.dtype == torch.float32 else 0.05))  # shorter types round at every layer
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     finally:
