@@ -151,7 +151,7 @@ def draw_warm(
     from personal_llm.xpert.saying import Said
 
     figure, (left, right) = subplots(1, 2, width=10, height=3.2, width_ratios=(2, 3))
-    Said.from_dict(result["explanation"]["said"]).plot(left).set_xlabel("share of answers (pale: before)")
+    Said.from_dict(result["explanation"]["said"]).plot(left).set(xlabel="share of answers (pale: before)", xlim=(0, 1))
     for place, (name, curve) in enumerate(result["curves"].items()):
         right.plot(curve["steps"], curve["losses"], label=name, **series(place))
     right.axhline(result["goal"], color="black", lw=0.7, ls="--", label="scratch's best")

@@ -94,11 +94,11 @@ def warm_words() -> str:
     rows = rows_from("demo")
     if not rows or "warm" not in rows[0]:
         return paragraph(
-            "Then the demo goes on: the style in words, and the nearest of the models that were tuned for",
+            "Then the demo goes on: habits with counts, and the nearest of the models that were tuned for",
             "others; the same fine-tune begins from there and from scratch.",
         )
     row = rows[0]
-    warm, opening = row["warm"], f"Then the demo goes on: the {row['user']}'s style in words, and the nearest of"
+    warm, opening = row["warm"], f"Then the demo goes on: the {row['user']}'s habits with counts, and the nearest of"
     opening += f" {warm['library']} models that were tuned for other people."
     scratch, *others = sorted(warm["curves"].items(), key=lambda item: item[0] != "from scratch")
     if not others:

@@ -145,7 +145,8 @@ def arrivals(jobs: list):  # yields a dict of results a job
         row["mean"] = curve(model, own, test, mean, steps=SHORT, **draw)
         for name in WAYS:
             found = select(library, None, name, model, own[:CHOOSE_BY], **draw)
-            row[name] = curve(model, own, test, start_of(found), steps=SHORT, **draw) | bill(found.cost)
+            row[name] = curve(model, own, test, start_of(found), steps=SHORT, **draw)
+            row[name]["choice"] = bill(found.cost)
         yield row
 
 
