@@ -64,7 +64,21 @@ def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
     result = dict(ok=True, seconds=dict(total=1))
     monkeypatch.setattr(demo, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
     monkeypatch.setattr(report, "demo_table", lambda result: "")
-    options = ["--user", "pupil", "--length", 100, "--capacity", 9, "--steps", 7, "--seed", 4, "--quiet"]
+    options = [
+        "--user",
+        "pupil",
+        "--length",
+        100,
+        "--capacity",
+        9,
+        "--steps",
+        7,
+        "--seed",
+        4,
+        "--synthetic",
+        2,
+        "--quiet",
+    ]
     assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
     numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)
     assert seen == dict(given=(str(tmp_path),), user="pupil", progress=False) | numbers
