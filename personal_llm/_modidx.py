@@ -4431,6 +4431,7 @@ d = {
             ),
             "personal_llm.start.fit.Mixture.losses": ("5_start/fit.html#mixture.losses", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Mixture.pulls": ("5_start/fit.html#mixture.pulls", "personal_llm/start/fit.py"),
+            "personal_llm.start.fit.Mixture.reading": ("5_start/fit.html#mixture.reading", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Mixture.samples": ("5_start/fit.html#mixture.samples", "personal_llm/start/fit.py"),
             "personal_llm.start.fit.Mixture.weighing": (
                 "5_start/fit.html#mixture.weighing",

@@ -20,6 +20,7 @@ from ..base.adapters import CONFIG, WEIGHTS, check_adapter
 from ..base.core import InputError, generator, patch
 from ..base.files import read_json
 from ..device.results import publish, results_folder, settle
+from ..start.cards import digest
 from .program import Bucket, Layout, layout_of, numbers_in, rates_of
 from ..tuning.config import TuningConfig
 
@@ -121,7 +122,7 @@ class Parcel:
     @property
     def mark(self) -> str:  # hex
         "A hash of the manifest, and so of all."
-        return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+        return digest((self.folder / MANIFEST).read_bytes())
 
 # %% ../../nbs/7_runtimes/71_records.ipynb #03a8770f
 def hash_of_file(
@@ -164,7 +165,7 @@ def write_parcel(
     data = b"".join(row.tobytes() for some in records for row in some)
     contents = {PROGRAM: program, RECORDS: data}
     held = contents | {f"{START}/{name}": (start / name).read_bytes() for name in (WEIGHTS, CONFIG)}
-    files = {n: dict(bytes=len(content), sha256=hashlib.sha256(content).hexdigest()) for n, content in held.items()}
+    files = {n: dict(bytes=len(content), sha256=digest(content)) for n, content in held.items()}
     steps = plan_of([len(some) for some in records], buckets[0].batch, config, seed)
     numbers = dict(file=f"{START}/{WEIGHTS}", offset=layout.offset, count=layout.count)
     manifest = dict(format=FORMAT, files=files, parameters=numbers, buckets=_shelf(buckets, records), steps=steps)

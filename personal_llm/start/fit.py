@@ -95,6 +95,22 @@ def pull(logits, labels, weights, again: bool) -> tuple:  # (rates (rows,), slop
     (slopes,) = torch.autograd.grad(losses.sum(), weights, retain_graph=again)
     return losses.detach().cpu().numpy(), slopes.cpu().numpy()
 
+# %% ../../nbs/5_start/57_fit.ipynb #aa10b51b
+@patch
+def reading(
+    self: Mixture,
+    samples: list,  # of `samples`
+    weights: np.ndarray,  # (pLLMs,), or (n, pLLMs): each dialogue's own
+):  # yields (places of a batch, its weights as a tensor (rows, pLLMs))
+    "Dialogues in batches, each with its weights; the forward pass that they are for is billed."
+    import torch
+
+    each = np.broadcast_to(weights, (len(samples), len(self.names)))
+    for rows in batches([len(s["input_ids"]) for s in samples], self.model.tokens_per_batch):
+        yield rows, torch.tensor(each[rows], dtype=torch.float32, device=self.model.device)
+        self.cost.forward += len(rows)
+        self.cost.tokens += sum(len(samples[i]["input_ids"]) for i in rows)
+
 # %% ../../nbs/5_start/57_fit.ipynb #f923b248
 @dataclass
 class Pulls:
@@ -113,12 +129,9 @@ def pulls(
     bending: bool = False,  # draw tokens, for the curvature
 ) -> Pulls:
     "One forward and one backward pass over dialogues; one more backward pass for the curvature."
-    import torch
-
-    count, each = len(self.names), np.broadcast_to(weights, (len(samples), len(self.names)))
+    count = len(self.names)
     found = Pulls(np.zeros(len(samples)), np.zeros((len(samples), count)), np.zeros((count, count)))
-    for rows in batches([len(s["input_ids"]) for s in samples], self.model.tokens_per_batch):
-        own = torch.tensor(each[rows], dtype=torch.float32, device=self.model.device)
+    for rows, own in self.reading(samples, weights):
         with self.weighing(own.requires_grad_()):
             logits, labels = predicted(self.model, [samples[i] for i in rows])
         found.rates[rows], found.slopes[rows] = pull(logits, labels, own, again=bending)
@@ -127,8 +140,6 @@ def pulls(
             n = (labels != -100).sum(1).cpu().numpy()
             found.bends += np.einsum("r,rj,rk->jk", n, s, s) / len(samples)
         self.cost.backward += len(rows) * (1 + bending)
-        self.cost.forward += len(rows)
-        self.cost.tokens += sum(len(samples[i]["input_ids"]) for i in rows)
     return found
 
 # %% ../../nbs/5_start/57_fit.ipynb #6370f33d
@@ -141,13 +152,10 @@ def losses(
     "How unlikely each dialogue is."
     import torch
 
-    found, each = np.zeros(len(samples)), np.broadcast_to(weights, (len(samples), len(self.names)))
-    for rows in batches([len(s["input_ids"]) for s in samples], self.model.tokens_per_batch):
-        own = torch.tensor(each[rows], dtype=torch.float32, device=self.model.device)
+    found = np.zeros(len(samples))
+    for rows, own in self.reading(samples, weights):
         with torch.no_grad(), self.weighing(own):
             found[rows] = rates(*predicted(self.model, [samples[i] for i in rows])).cpu().numpy()
-        self.cost.forward += len(rows)
-        self.cost.tokens += sum(len(samples[i]["input_ids"]) for i in rows)
     return found
 
 # %% ../../nbs/5_start/57_fit.ipynb #647767c2
