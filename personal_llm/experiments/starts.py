@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'STYLES', 'DEVELOPED_ON', 'CHOOSE_BY', 'LEARN_FROM', 'TEST_ON', 'PLAIN_SEED', 'USER_SEED', 'WAYS', 'DEFAULTS',
-           'JOBS', 'PLAIN_USERS', 'GRIDS', 'LONG', 'SHORT', 'WATCHED', 'TUNED', 'Shelf', 'shelf', 'bill', 'outcome',
-           'fixed_starts', 'measure', 'jobs_of', 'styled_jobs', 'arrivals', 'ends']
+           'JOBS', 'PLAIN_USERS', 'GRIDS', 'LONG', 'SHORT', 'WATCHED', 'TUNED', 'Shelf', 'styles_of', 'shelf', 'bill',
+           'outcome', 'fixed_starts', 'measure', 'jobs_of', 'styled_jobs', 'arrivals', 'ends']
 
 # %% ../../nbs/experiments/20_fit.ipynb #b815bb37
 import functools
@@ -50,17 +50,26 @@ class Shelf(SimpleNamespace):
         return SimpleNamespace(name=name, adapter=self.folders[name])
 
 
+def styles_of(texts) -> tuple:  # of a `Pool`
+    "All its styles, those of `STYLES` first: their places are the seeds of their pLLMs."
+    few = STYLES[texts.name]
+    return (*few, *(style for style in texts.styles if style not in few))
+
+
 @functools.cache
-def shelf(pool: str, similarity: float) -> tuple:  # (`Model`, `Pool`, `Shelf`)
-    "The pLLMs of a pool, trained where they are not there yet."
+def shelf(pool: str, similarity: float, whole: bool = False) -> tuple:  # (`Model`, `Pool`, `Shelf`)
+    "The pLLMs of a pool, of all its styles where it is whole, trained where they are not there yet."
     model, texts = load_model("pocket"), load_pool(pool)
-    wanted = [(style, similarity, seed) for seed, style in enumerate(STYLES[pool])] + [("default", 0.9, PLAIN_SEED)]
+    styles = styles_of(texts) if whole else STYLES[pool]
+    wanted = [(style, similarity, seed) for seed, style in enumerate(styles)] + [("default", 0.9, PLAIN_SEED)]
     folders = {}
     for style, share, seed in wanted:
         name = PLAIN_PLLM if style == "default" else style
         folders[name] = folder_of(POOLS, pool, style, share, seed)
         tune_pllm(model, texts, style, share, folders[name], seed)
-    place = folder_of(POOLS, pool, "library", similarity, PLAIN_SEED)  # for the gradient's sketches
+    place = folder_of(
+        POOLS, pool, "whole" if whole else "library", similarity, PLAIN_SEED
+    )  # for the gradient's sketches
     place.mkdir(parents=True, exist_ok=True)
     rows = np.zeros((len(folders), 1), np.float32)
     return model, texts, Shelf(path=place, folders=folders, names=[*folders], rows=rows, base=model.base)
