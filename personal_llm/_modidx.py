@@ -25,6 +25,10 @@ d = {
                 "8_app/arguments.html#data_options",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.library_folder": (
+                "8_app/arguments.html#library_folder",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.model_of": ("8_app/arguments.html#model_of", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.model_settings": (
                 "8_app/arguments.html#model_settings",
@@ -32,12 +36,20 @@ d = {
             ),
             "personal_llm.app.arguments.note": ("8_app/arguments.html#note", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.number": ("8_app/arguments.html#number", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.open_library": (
+                "8_app/arguments.html#open_library",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.read_chats": (
                 "8_app/arguments.html#read_chats",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.show": ("8_app/arguments.html#show", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.style_space": (
+                "8_app/arguments.html#style_space",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
@@ -160,6 +172,10 @@ d = {
             "personal_llm.app.demo.tests_of": ("8_app/demo.html#tests_of", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
+            "personal_llm.app.library_commands.add_as_tasks": (
+                "8_app/library_commands.html#add_as_tasks",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.add_pllms": (
                 "8_app/library_commands.html#add_pllms",
                 "personal_llm/app/library_commands.py",
@@ -204,14 +220,6 @@ d = {
                 "8_app/library_commands.html#needs_explanation",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_library": (
-                "8_app/library_commands.html#open_library",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.panels_for": (
-                "8_app/library_commands.html#panels_for",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.ranked": (
                 "8_app/library_commands.html#ranked",
                 "personal_llm/app/library_commands.py",
@@ -238,10 +246,6 @@ d = {
             ),
             "personal_llm.app.library_commands.space_for": (
                 "8_app/library_commands.html#space_for",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.style_space": (
-                "8_app/library_commands.html#style_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.undecided": (
@@ -313,10 +317,6 @@ d = {
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.learn": ("8_app/personalize.html#learn", "personal_llm/app/personalize.py"),
-            "personal_llm.app.personalize.library_folder": (
-                "8_app/personalize.html#library_folder",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.measure": (
                 "8_app/personalize.html#measure",
                 "personal_llm/app/personalize.py",
@@ -381,18 +381,6 @@ d = {
         "personal_llm.app.runtime_commands": {
             "personal_llm.app.runtime_commands._service_command": (
                 "8_app/runtime_commands.html#_service_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.add_as_tasks": (
-                "8_app/runtime_commands.html#add_as_tasks",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.build_command": (
-                "8_app/runtime_commands.html#build_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.check_base": (
-                "8_app/runtime_commands.html#check_base",
                 "personal_llm/app/runtime_commands.py",
             ),
             "personal_llm.app.runtime_commands.phone_export_command": (
@@ -1935,6 +1923,10 @@ d = {
                 "6_device/store.html#state.adapter",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.State.check_base": (
+                "6_device/store.html#state.check_base",
+                "personal_llm/device/store.py",
+            ),
             "personal_llm.device.store.State.status": (
                 "6_device/store.html#state.status",
                 "personal_llm/device/store.py",
@@ -2364,6 +2356,126 @@ d = {
                 "personal_llm/experiments/runs.py",
             ),
         },
+        "personal_llm.experiments.savings": {
+            "personal_llm.experiments.savings.arrivals": (
+                "experiments/warm_start.html#arrivals",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.batches": (
+                "experiments/warm_start.html#batches",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.by_the_rule": (
+                "experiments/warm_start.html#by_the_rule",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.chosen": (
+                "experiments/warm_start.html#chosen",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.coordinates_of": (
+                "experiments/warm_start.html#coordinates_of",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.curve": (
+                "experiments/warm_start.html#curve",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.dialogues_of": (
+                "experiments/warm_start.html#dialogues_of",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.ends": (
+                "experiments/warm_start.html#ends",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.fewer": (
+                "experiments/warm_start.html#fewer",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.from_scratch": (
+                "experiments/warm_start.html#from_scratch",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.join": (
+                "experiments/warm_start.html#join",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.kept_dialogues": (
+                "experiments/warm_start.html#kept_dialogues",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.mixes": (
+                "experiments/warm_start.html#mixes",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.mixtures": (
+                "experiments/warm_start.html#mixtures",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.over": (
+                "experiments/warm_start.html#over",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.pairs_of": (
+                "experiments/warm_start.html#pairs_of",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.start_by": (
+                "experiments/warm_start.html#start_by",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.train_steps": (
+                "experiments/warm_start.html#train_steps",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.unasked": (
+                "experiments/warm_start.html#unasked",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.with_lora": (
+                "experiments/warm_start.html#with_lora",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.woven": (
+                "experiments/warm_start.html#woven",
+                "personal_llm/experiments/savings.py",
+            ),
+        },
+        "personal_llm.experiments.selection": {
+            "personal_llm.experiments.selection.answer": (
+                "experiments/selection.html#answer",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.asked_of": (
+                "experiments/selection.html#asked_of",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.jobs_of": (
+                "experiments/selection.html#jobs_of",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.library_of": (
+                "experiments/selection.html#library_of",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.loss_tables": (
+                "experiments/selection.html#loss_tables",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.losses_on": (
+                "experiments/selection.html#losses_on",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.measure": (
+                "experiments/selection.html#measure",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.merged": (
+                "experiments/selection.html#merged",
+                "personal_llm/experiments/selection.py",
+            ),
+        },
         "personal_llm.experiments.selection_runs": {
             "personal_llm.experiments.selection_runs.answer_row": (
                 "experiments/selection_runs.html#answer_row",
@@ -2433,12 +2545,11 @@ d = {
                 "experiments/fit.html#shelf.__len__",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.arrivals": (
-                "experiments/fit.html#arrivals",
+            "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
+            "personal_llm.experiments.starts.drawn_by_chance": (
+                "experiments/fit.html#drawn_by_chance",
                 "personal_llm/experiments/starts.py",
             ),
-            "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
-            "personal_llm.experiments.starts.ends": ("experiments/fit.html#ends", "personal_llm/experiments/starts.py"),
             "personal_llm.experiments.starts.fixed_starts": (
                 "experiments/fit.html#fixed_starts",
                 "personal_llm/experiments/starts.py",
@@ -2455,12 +2566,20 @@ d = {
                 "experiments/fit.html#outcome",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.price_of": (
+                "experiments/fit.html#price_of",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.shelf": (
                 "experiments/fit.html#shelf",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.styled_jobs": (
                 "experiments/fit.html#styled_jobs",
+                "personal_llm/experiments/starts.py",
+            ),
+            "personal_llm.experiments.starts.styles_of": (
+                "experiments/fit.html#styles_of",
                 "personal_llm/experiments/starts.py",
             ),
         },
@@ -3225,6 +3344,10 @@ d = {
                 "recipes/shipped_library.html#subject_rows",
                 "personal_llm/recipes/shipped_library.py",
             ),
+            "personal_llm.recipes.shipped_library.tune_all": (
+                "recipes/shipped_library.html#tune_all",
+                "personal_llm/recipes/shipped_library.py",
+            ),
             "personal_llm.recipes.shipped_library.tune_person": (
                 "recipes/shipped_library.html#tune_person",
                 "personal_llm/recipes/shipped_library.py",
@@ -3469,6 +3592,10 @@ d = {
                 "7_runtimes/cluster.html#check_address",
                 "personal_llm/runtimes/cluster.py",
             ),
+            "personal_llm.runtimes.cluster.check_ray": (
+                "7_runtimes/cluster.html#check_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.explained": (
                 "7_runtimes/cluster.html#explained",
                 "personal_llm/runtimes/cluster.py",
@@ -3493,6 +3620,10 @@ d = {
             ),
             "personal_llm.runtimes.cluster.packed": (
                 "7_runtimes/cluster.html#packed",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.panels_for": (
+                "7_runtimes/cluster.html#panels_for",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.parts_of": (
@@ -3789,16 +3920,32 @@ d = {
                 "7_runtimes/served.html#library.receive_pllm",
                 "personal_llm/runtimes/served.py",
             ),
+            "personal_llm.runtimes.served.Library.verify": (
+                "7_runtimes/served.html#library.verify",
+                "personal_llm/runtimes/served.py",
+            ),
+            "personal_llm.runtimes.served.cache_of": (
+                "7_runtimes/served.html#cache_of",
+                "personal_llm/runtimes/served.py",
+            ),
             "personal_llm.runtimes.served.checked_address": (
                 "7_runtimes/served.html#checked_address",
                 "personal_llm/runtimes/served.py",
             ),
             "personal_llm.runtimes.served.fetch": ("7_runtimes/served.html#fetch", "personal_llm/runtimes/served.py"),
+            "personal_llm.runtimes.served.is_address": (
+                "7_runtimes/served.html#is_address",
+                "personal_llm/runtimes/served.py",
+            ),
             "personal_llm.runtimes.served.is_served": (
                 "7_runtimes/served.html#is_served",
                 "personal_llm/runtimes/served.py",
             ),
             "personal_llm.runtimes.served.listed": ("7_runtimes/served.html#listed", "personal_llm/runtimes/served.py"),
+            "personal_llm.runtimes.served.open_address": (
+                "7_runtimes/served.html#open_address",
+                "personal_llm/runtimes/served.py",
+            ),
             "personal_llm.runtimes.served.publish": (
                 "7_runtimes/served.html#publish",
                 "personal_llm/runtimes/served.py",
@@ -4949,8 +5096,20 @@ d = {
                 "5_start/warm_start.html#better_weights",
                 "personal_llm/start/warm_start.py",
             ),
+            "personal_llm.start.warm_start.made_of": (
+                "5_start/warm_start.html#made_of",
+                "personal_llm/start/warm_start.py",
+            ),
+            "personal_llm.start.warm_start.plain_texts": (
+                "5_start/warm_start.html#plain_texts",
+                "personal_llm/start/warm_start.py",
+            ),
             "personal_llm.start.warm_start.start_of": (
                 "5_start/warm_start.html#start_of",
+                "personal_llm/start/warm_start.py",
+            ),
+            "personal_llm.start.warm_start.tune_plain": (
+                "5_start/warm_start.html#tune_plain",
                 "personal_llm/start/warm_start.py",
             ),
             "personal_llm.start.warm_start.warm_start": (
@@ -5187,6 +5346,10 @@ d = {
             ),
         },
         "personal_llm.tuning.fused": {
+            "personal_llm.tuning.fused.gate_product": (
+                "3_tuning/fused.html#gate_product",
+                "personal_llm/tuning/fused.py",
+            ),
             "personal_llm.tuning.fused.lora_product": (
                 "3_tuning/fused.html#lora_product",
                 "personal_llm/tuning/fused.py",
@@ -5195,18 +5358,28 @@ d = {
                 "3_tuning/fused.html#nats_product",
                 "personal_llm/tuning/fused.py",
             ),
+            "personal_llm.tuning.fused.norm_product": (
+                "3_tuning/fused.html#norm_product",
+                "personal_llm/tuning/fused.py",
+            ),
             "personal_llm.tuning.fused.plain_lora": ("3_tuning/fused.html#plain_lora", "personal_llm/tuning/fused.py"),
             "personal_llm.tuning.fused.quick_frozen": (
                 "3_tuning/fused.html#quick_frozen",
                 "personal_llm/tuning/fused.py",
             ),
+            "personal_llm.tuning.fused.quick_gate": ("3_tuning/fused.html#quick_gate", "personal_llm/tuning/fused.py"),
             "personal_llm.tuning.fused.quick_layers": (
                 "3_tuning/fused.html#quick_layers",
                 "personal_llm/tuning/fused.py",
             ),
             "personal_llm.tuning.fused.quick_lora": ("3_tuning/fused.html#quick_lora", "personal_llm/tuning/fused.py"),
+            "personal_llm.tuning.fused.quick_norm": ("3_tuning/fused.html#quick_norm", "personal_llm/tuning/fused.py"),
             "personal_llm.tuning.fused.replaced": ("3_tuning/fused.html#replaced", "personal_llm/tuning/fused.py"),
             "personal_llm.tuning.fused.rounded": ("3_tuning/fused.html#rounded", "personal_llm/tuning/fused.py"),
+            "personal_llm.tuning.fused.says_the_same": (
+                "3_tuning/fused.html#says_the_same",
+                "personal_llm/tuning/fused.py",
+            ),
         },
         "personal_llm.tuning.lora": {
             "personal_llm.tuning.lora.LoRALinear": ("3_tuning/lora.html#loralinear", "personal_llm/tuning/lora.py"),
@@ -5236,6 +5409,7 @@ d = {
             ),
             "personal_llm.tuning.losses.Way.nats": ("3_tuning/losses.html#way.nats", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.attend": ("3_tuning/losses.html#attend", "personal_llm/tuning/losses.py"),
+            "personal_llm.tuning.losses.bare": ("3_tuning/losses.html#bare", "personal_llm/tuning/losses.py"),
             "personal_llm.tuning.losses.fast_bfloat16": (
                 "3_tuning/losses.html#fast_bfloat16",
                 "personal_llm/tuning/losses.py",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from personal_llm import personalize
 from personal_llm.app import commands
 from personal_llm.app import personalize as module
 from personal_llm.base import models
+from personal_llm.runtimes.served import publish
 from personal_llm.start.library import Library
 from personal_llm.xpert import explanation
 from personal_llm.xpert.space import StyleSpace
+from servers import Static, serving
 from tiny import shared, tiny
 from typed import QUICK, fails, found, invoke, write
 from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
@@ -263,6 +266,77 @@ def test_a_damaged_pllm_is_named_and_skipped_on_request(world, copy, capsys, how
     code, out, err = invoke(capsys, "library", "list", copy, "--skip-bad", "--json")
     assert code == 0 and err.startswith("personal-llm: loud skipped: ") and err.count("\n") == 1
     assert [row["name"] for row in json.loads(out)["pllms"]] == ["brief"]
+
+
+# A library at an address
+
+
+@pytest.fixture
+def far(world, copy, monkeypatch):
+    "The library behind a web server: (server, address, hash of its list, the folder that it serves)."
+    monkeypatch.setenv("XDG_CACHE_HOME", str(copy.parent / "cache"))
+    pin = publish(copy)
+    server = serving(partial(Static, directory=str(copy)))
+    yield server, f"http://127.0.0.1:{server.server_port}", pin, copy
+    server.shutdown()
+    server.server_close()
+
+
+def asked(server):
+    "Which pLLMs' files were asked for since the last time."
+    names = {path.split("/")[1] for path in server.asked if path.count("/") == 2}
+    server.asked.clear()
+    return names
+
+
+def test_commands_take_an_address(world, far, capsys):
+    server, address, pin, _ = far
+    near = ("--library", world / "lib")
+    for command in ("explain", "select"):
+        call = (command, "--data", world / "loud.jsonl")
+        code, out, err = invoke(capsys, *call, "--library", f"{address}#sha256={pin}", "--json")
+        assert code == 0 and err.count("\n") == 1 and "each request is written down in" in err
+        there, here = json.loads(out), found(capsys, *call, *near)
+        assert [there.get(k) for k in ("best", "assembled")] == [here.get(k) for k in ("best", "assembled")]
+        assert asked(server) == (set() if command == "explain" else {"loud", "brief"})
+    (ledger,) = (far[3].parent / "cache").rglob("ledger.jsonl")
+    assert {json.loads(row)["address"].rpartition(":")[0] for row in ledger.read_text().splitlines()} == {
+        "http://127.0.0.1"
+    }
+    assert [row["name"] for row in found_there(capsys, "library", "list", address)["pllms"]] == ["loud", "brief"]
+    assert found_there(capsys, "library", "verify", address)["ok"] and asked(server) == set(), "all was there"
+    assert found_there(capsys, "library", "show", address, "brief")["name"] == "brief"
+
+
+def found_there(capsys, *argv):
+    code, out, err = invoke(capsys, *argv, "--json")
+    assert code == 0 and err.count("\n") == 1, err
+    return json.loads(out)
+
+
+def test_personalize_starts_from_an_address(world, far, tmp_path):
+    settings = dict(model=shared("llama"), capacity=8, synthetic=0, steps=1, progress=False)
+    warm = personalize(world / "loud.jsonl", tmp_path / "warm", start=far[1], **settings)
+    assert warm["warm"]["weights"].keys() >= {"loud"} and warm["settings"]["start"] == far[1]
+
+
+def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, capsys):
+    server, address, pin, site = far
+    data = ("--data", world / "loud.jsonl", "--library")
+    wrong = {f"{address}#sha256={'0' * 64}": "its hash differs", "http://example.org/l": "can alter"}
+    wrong |= {f"{address}#sha256=1": "no SHA-256", "http://127.0.0.1:9": "refused", f"{address}/no": "answers 404"}
+    wrong |= {"ftp://example.org/l": "no address", "https://me:pw@example.org/l": "password in it"}
+    for given, line in wrong.items():
+        assert line in fails(capsys, "select", *data, given), given
+        assert line in fails(capsys, "library", "list", given)
+    build = ("library", "build", "--out", address, *building(world))
+    assert "is built in a folder" in fails(capsys, *build) and not Path("http:").exists()
+    weights = site / "loud" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    code, out, err = invoke(capsys, "select", *data, address)
+    assert (code, out) == (2, "") and err.splitlines()[-1].count("its hash differs") == 1
+    start = ("personalize", *data[:2], "--out", tmp_path / "x", *QUICK, "--start", "http://127.0.0.1:9")
+    assert "refused" in fails(capsys, *start)
 
 
 # Personalize from a library

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import threading
 import time
 from functools import partial
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from servers import Static, serving
 
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
@@ -22,22 +22,6 @@ def site(tmp_path_factory):
     shutil.copytree(ASSETS / "library", place)
     publish(place)
     return place
-
-
-class Static(SimpleHTTPRequestHandler):
-    def log_message(self, *given):
-        pass
-
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        super().do_GET()
-
-
-def serving(handler):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    return server
 
 
 @pytest.fixture
@@ -264,6 +248,16 @@ def test_an_error_of_the_server_is_told(liar, tmp_path):
     server, address = liar(lambda request: send(request, json.dumps(dict(files={})).encode(), 404))
     with pytest.raises(InputError, match="the server answers 404"):
         Library(address, folder=tmp_path)
+
+
+def test_https_that_is_none_is_one_line(static, tmp_path):
+    with pytest.raises(InputError, match="https://127.0.0.1"):
+        Library(static[1].replace("http:", "https:"), folder=tmp_path)
+
+
+def test_verify_fetches_everything(static, site, tmp_path):
+    far = Library(static[1], folder=tmp_path)
+    assert far.verify() == [] and len(static[0].asked) == len(json.loads((site / LIST).read_text())["files"]) + 1
 
 
 def test_nobody_there(tmp_path):

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT_FROM', 'LEAST', 'TEST_AT_MOST', 'REPLY_TOKENS', 'CHANGES', 'RATE', 'ROUND', 'NAMES',
-           'chosen_groups', 'hold_out', 'Settings', 'library_folder', 'adapter_in', 'starting_point',
-           'check_first_round', 'measure', 'before_after', 'change_line', 'change_rows', 'run_name', 'remove_run',
-           'remove_other_runs', 'tuning_of', 'learn', 'answers_in', 'answers_line', 'facts', 'Chats', 'chats_from',
-           'run_in', 'remarks', 'personalize']
+           'chosen_groups', 'hold_out', 'Settings', 'adapter_in', 'starting_point', 'check_first_round', 'measure',
+           'before_after', 'change_line', 'change_rows', 'run_name', 'remove_run', 'remove_other_runs', 'tuning_of',
+           'learn', 'answers_in', 'answers_line', 'facts', 'Chats', 'chats_from', 'run_in', 'remarks', 'personalize']
 
 # %% ../../nbs/8_app/85_personalize.ipynb #249a60a3
 import hashlib
@@ -17,10 +16,10 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .arguments import check_whole
+from .arguments import check_whole, library_folder, open_library
 from ..device.results import publish, results_folder
 from ..base.core import InputError, check_seed, generator, patch
-from ..base.files import ASSETS, OwnedFolder
+from ..base.files import OwnedFolder
 
 # %% ../../nbs/8_app/85_personalize.ipynb #c4f832f7
 HELD_OUT_FROM = 50  # dialogues of a file of which some are set aside
@@ -74,7 +73,7 @@ class Settings:
     requests: int = None  # how often the annotator is asked at most; None: once a bin and fine-tune
     rehearsal: int = 320  # dialogues of general talk that are gone over with the user's; 0: none
     every: int = None  # fine-tune after so many dialogues; None: once, at the end
-    start: str = "none"  # "none", "pocket", or the folder of a library or an adapter
+    start: str = "none"  # "none", "pocket", the folder or address of a library, or an adapter's folder
     seed: int = 0
 
     def __post_init__(self):
@@ -105,13 +104,6 @@ def new_buffer(
     return buffer
 
 # %% ../../nbs/8_app/85_personalize.ipynb #8a6c2be2
-def library_folder(
-    name: str,  # "pocket" is the one in the package
-) -> Path:
-    "Where a library lies."
-    return ASSETS / "library" if name == "pocket" else Path(name)
-
-
 def adapter_in(
     folder: str,  # an adapter, or what `personalize` or `demo` wrote
 ) -> Path:
@@ -126,12 +118,12 @@ def starting_point(
 ):  # None, a `Library`, or an adapter's folder
     "What the first fine-tune begins from; raises `InputError` when it is nothing of the kind."
     from personal_llm.base.adapters import CONFIG, check_adapter
-    from personal_llm.start.library import Library
+    from personal_llm.runtimes.served import is_address
 
     if str(name) == "none":
         return None
-    if (library_folder(name) / "index.json").is_file():
-        library = Library(library_folder(name), skip_bad=skip_bad)
+    if is_address(name) or (library_folder(name) / "index.json").is_file():
+        library = open_library(name, skip_bad)
         if not len(library):
             raise InputError(f"start {name}: the library is empty", "add pLLMs to it first (library build)")
         return library

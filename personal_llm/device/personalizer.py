@@ -316,9 +316,7 @@ def load_personalizer(
 ) -> Personalizer:
     "A personalizer as it was saved; raises `InputError` for a damaged state, a missing adapter or another model's."
     state = read_state(folder, policy)
-    if state.base != model.base:
-        what = f"{folder}: saved with base {state.base}, this model is {model.base}"
-        raise InputError(what, "load the model it was made with")
+    state.check_base(model.base, folder)
     try:
         settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
         given = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start)

@@ -67,6 +67,19 @@ class State:
     def adapter(self):  # the last round's folder, or None
         return self.curve[-1].adapter if self.curve else None
 
+# %% ../../nbs/6_device/60_store.ipynb #b18cceff
+@patch
+def check_base(
+    self: State,
+    base: str,  # fingerprint of the model that shall go on
+    place="the state",  # where it lies, for the message
+) -> None:
+    "Raise `InputError` where it is another model's."
+    if self.base != base:
+        raise InputError(
+            f"{place}: saved with base {self.base}, this model is {base}", "load the model it was made with"
+        )
+
 # %% ../../nbs/6_device/60_store.ipynb #60a00010
 STATE = "state.json"
 ADAPTERS = "adapters"  # the folder of a personalizer's own adapters

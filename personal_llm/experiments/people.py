@@ -18,6 +18,8 @@ LEARNED_TALK = (  # more surprising than what two of them care about
     ("gpteacher_roleplay", "roleplay"),
     ("open_trivia_qa", "trivia_science-technology"),
 )
+
+# %% ../../nbs/experiments/02_people.ipynb #e22588de
 MORE = (
     SimulatedUser(
         "midwife",

@@ -5,10 +5,12 @@ request."""
 
 # %% auto #0
 __all__ = ['LIST', 'SHARED', 'HERE', 'SILENCE', 'SLOWEST', 'LONGEST_LIST', 'LARGEST_FILE', 'LEDGER', 'is_served',
-           'publish', 'checked_address', 'received', 'fetch', 'listed', 'Library']
+           'publish', 'is_address', 'checked_address', 'received', 'fetch', 'listed', 'Library', 'cache_of',
+           'open_address']
 
 # %% ../../nbs/7_runtimes/76_served.ipynb #8cb17bb0
 import json
+import os
 import re
 import tempfile
 import time
@@ -58,6 +60,11 @@ def publish(
 HERE = ("localhost", "127.0.0.1", "::1")
 SILENCE = 10.0  # seconds without a byte
 SLOWEST = 20_000  # bytes a second, on the whole, after the first ten seconds
+
+
+def is_address(name) -> bool:
+    "Whether a library's name is meant as an address, sound or not."
+    return re.match("[a-z]+://", str(name)) is not None
 
 
 def checked_address(
@@ -152,7 +159,7 @@ class Library(local.Library):
         folder=None,  # where an address's files are kept; a temporary folder by default
         sha256: str = None,  # of an address's list, as `publish` told it
     ):
-        self.address = checked_address(str(path)) if re.match("[a-z]+://", str(path)) else None
+        self.address = checked_address(str(path)) if is_address(path) else None
         if self.address:
             path = make_folder(folder or tempfile.mkdtemp(prefix="library-"))
             self.receive_list(path, sha256)
@@ -225,7 +232,35 @@ def card(self: Library, name: str) -> dict:
 
 
 @patch
+def verify(self: Library, model=None) -> list:
+    "See `start.library`; of an address everything is fetched first."
+    for name in self.names:
+        self.receive_pllm(name)
+    return local.Library.verify(self, model)
+
+
+@patch
 def _change(self: Library, names: list, rows) -> None:
     if self.address:
         raise InputError(f"{self.address}: a served library cannot be changed from here", "change the folder it serves")
     local.Library._change(self, names, rows)
+
+# %% ../../nbs/7_runtimes/76_served.ipynb #481d4ce8
+def cache_of(
+    address: str,  # checked
+) -> Path:
+    "Where the files of an address are kept from command to command."
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "personal_llm" / "libraries" / digest(address.encode())[:16]
+
+
+def open_address(
+    given: str,  # an address, perhaps with #sha256= and the hash of its list
+    skip_bad: bool = False,
+) -> Library:
+    "A library at an address, kept in the user's cache; raises `InputError` for whatever is not sound."
+    address, _, pin = given.partition("#sha256=")
+    if pin and not re.fullmatch("[0-9a-f]{64}", pin):
+        raise InputError("what stands behind #sha256= is no SHA-256", "give the 64 hex digits that its owner told")
+    address = checked_address(address)
+    return Library(address, skip_bad=skip_bad, folder=cache_of(address), sha256=pin or None)

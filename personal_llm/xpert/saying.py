@@ -34,9 +34,7 @@ Said.facts = property(lambda self: (*self.habits, *self.topics))
 @patch
 def __str__(self: Said) -> str:
     if self.samples < LEAST_DIALOGUES:
-        return (
-            f"nothing is said: {self.samples} answers that the person wrote or approved, {LEAST_DIALOGUES} are needed"
-        )
+        return f"nothing is said: {self.samples} answers of one's own, {LEAST_DIALOGUES} are needed"
     words = [f"{word} ({self.told.scores[word][0]:.2f})" for word in self.words]
     return "; ".join(words + [fact.counted() for fact in self.facts]) or f"no style found ({self.samples} texts)"
 
@@ -102,7 +100,7 @@ def plot(
         axis.barh(-place + 0.2, mine, 0.38, color=COLOURS[0])
         axis.barh(-place - 0.2, base or 0, 0.38, color="0.8")
     axis.set_yticks([-place for place in range(len(rows))], [name.replace("$", r"\$") for name, _, _ in rows])
-    axis.set(xlabel="share of answers (pale: the base's); of a word, its score in units", ylabel="what is said")
+    axis.set(xlabel="share of answers, or a word's score (pale: the base)", ylabel="what is said")
     axis.set_xlim(0, 1.25)
     axis.set_title(f"From {self.samples} texts" if rows else str(self))
     return axis
