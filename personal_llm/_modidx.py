@@ -2393,6 +2393,10 @@ d = {
                 "experiments/warm_start.html#fewer",
                 "personal_llm/experiments/savings.py",
             ),
+            "personal_llm.experiments.savings.fewest": (
+                "experiments/warm_start.html#fewest",
+                "personal_llm/experiments/savings.py",
+            ),
             "personal_llm.experiments.savings.from_scratch": (
                 "experiments/warm_start.html#from_scratch",
                 "personal_llm/experiments/savings.py",
@@ -2403,6 +2407,10 @@ d = {
             ),
             "personal_llm.experiments.savings.kept_dialogues": (
                 "experiments/warm_start.html#kept_dialogues",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.mean_of": (
+                "experiments/warm_start.html#mean_of",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.mixes": (
@@ -2421,16 +2429,16 @@ d = {
                 "experiments/warm_start.html#pairs_of",
                 "personal_llm/experiments/savings.py",
             ),
+            "personal_llm.experiments.savings.some_jobs": (
+                "experiments/warm_start.html#some_jobs",
+                "personal_llm/experiments/savings.py",
+            ),
             "personal_llm.experiments.savings.start_by": (
                 "experiments/warm_start.html#start_by",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.train_steps": (
                 "experiments/warm_start.html#train_steps",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.unasked": (
-                "experiments/warm_start.html#unasked",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.with_lora": (
@@ -2447,8 +2455,8 @@ d = {
                 "experiments/selection.html#answer",
                 "personal_llm/experiments/selection.py",
             ),
-            "personal_llm.experiments.selection.asked_of": (
-                "experiments/selection.html#asked_of",
+            "personal_llm.experiments.selection.grown": (
+                "experiments/selection.html#grown",
                 "personal_llm/experiments/selection.py",
             ),
             "personal_llm.experiments.selection.jobs_of": (
@@ -2469,6 +2477,10 @@ d = {
             ),
             "personal_llm.experiments.selection.measure": (
                 "experiments/selection.html#measure",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.measure_sizes": (
+                "experiments/selection.html#measure_sizes",
                 "personal_llm/experiments/selection.py",
             ),
             "personal_llm.experiments.selection.merged": (
@@ -2546,10 +2558,6 @@ d = {
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
-            "personal_llm.experiments.starts.drawn_by_chance": (
-                "experiments/fit.html#drawn_by_chance",
-                "personal_llm/experiments/starts.py",
-            ),
             "personal_llm.experiments.starts.fixed_starts": (
                 "experiments/fit.html#fixed_starts",
                 "personal_llm/experiments/starts.py",
@@ -5327,6 +5335,10 @@ d = {
                 "3_tuning/finetune.html#remove_halves",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.reporters": (
+                "3_tuning/finetune.html#reporters",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.run_id": ("3_tuning/finetune.html#run_id", "personal_llm/tuning/finetune.py"),
             "personal_llm.tuning.finetune.run_mark": (
                 "3_tuning/finetune.html#run_mark",
@@ -5589,6 +5601,10 @@ d = {
             ),
             "personal_llm.tuning.validation._top": (
                 "3_tuning/validation.html#_top",
+                "personal_llm/tuning/validation.py",
+            ),
+            "personal_llm.tuning.validation.as_dialogues": (
+                "3_tuning/validation.html#as_dialogues",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.check_dialogues": (
