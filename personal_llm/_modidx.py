@@ -162,6 +162,7 @@ d = {
             "personal_llm.app.demo.entries_of": ("8_app/demo.html#entries_of", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.facts": ("8_app/demo.html#facts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.find_user": ("8_app/demo.html#find_user", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.is_bare": ("8_app/demo.html#is_bare", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.measure": ("8_app/demo.html#measure", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.outcome": ("8_app/demo.html#outcome", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.prepared": ("8_app/demo.html#prepared", "personal_llm/app/demo.py"),
@@ -178,6 +179,10 @@ d = {
             ),
             "personal_llm.app.library_commands.add_pllms": (
                 "8_app/library_commands.html#add_pllms",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.add_voice": (
+                "8_app/library_commands.html#add_voice",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.build_command": (
@@ -198,6 +203,10 @@ d = {
             ),
             "personal_llm.app.library_commands.explanation_lines": (
                 "8_app/library_commands.html#explanation_lines",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.lacks_voice": (
+                "8_app/library_commands.html#lacks_voice",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.leave_out": (
@@ -412,6 +421,10 @@ d = {
             "personal_llm.app.warm_demo.reach": ("8_app/warm_demo.html#reach", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.run_warm": ("8_app/warm_demo.html#run_warm", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.say": ("8_app/warm_demo.html#say", "personal_llm/app/warm_demo.py"),
+            "personal_llm.app.warm_demo.start_name": (
+                "8_app/warm_demo.html#start_name",
+                "personal_llm/app/warm_demo.py",
+            ),
             "personal_llm.app.warm_demo.tuning_for": (
                 "8_app/warm_demo.html#tuning_for",
                 "personal_llm/app/warm_demo.py",

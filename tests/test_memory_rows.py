@@ -1,10 +1,17 @@
 "Data sets, data frames, rows and messages are read as files are."
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from personal_llm.base.adapters import WEIGHTS
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.data.reading import Dialogues, memory_rows, read_dialogues
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.evaluation import evaluate
+from personal_llm.tuning.finetune import finetune
+from tiny import shared
 
 ROWS = [dict(prompt=f"What is thing {i}?", response=f"Thing {i}.", time=float(i)) for i in range(4)]
 CHAT = [dict(role="user", content="Tea?"), dict(role="assistant", content="Yes.")]
@@ -83,3 +90,20 @@ def test_personalize_takes_rows(tmp_path):
 
     assert told(chats_from(a_data_set(ROWS)).dialogues) == told(read_dialogues(ROWS))
     assert chats_from([ROWS[0], dict(prompt="x")], skip_bad=True).skipped == 1
+
+
+@pytest.mark.parametrize("form", [list, a_data_set, a_frame], ids=lambda f: f.__name__)
+def test_tuning_and_evaluating_take_rows(form):
+    model, plan = shared("llama"), TuningConfig(rank=2, steps=1, batch_size=4, max_length=64)
+    bits = lambda given: (Path(finetune(model, given, plan, progress=False).path) / WEIGHTS).read_bytes()
+    read = read_dialogues(ROWS)
+    assert bits(form(ROWS)) == bits(read)
+    assert evaluate(model, form(ROWS), generate=False).items == evaluate(model, read, generate=False).items
+
+
+def test_rows_that_are_none_are_one_line_for_tuning_too():
+    for work in (finetune, evaluate):
+        for wrong in (3, [dict(prompt="x")], [Dialogue("a", "b"), dict(prompt="x", response="y")]):
+            with pytest.raises(InputError) as error:
+                work(shared("llama"), wrong)
+            assert "\n" not in str(error.value)

@@ -571,3 +571,31 @@ def test_a_full_disk_leaves_the_older_adapter(stride, monkeypatch, tmp_path):
         with model.using(older):
             pass
     assert k > 2 and Adapter.load(tmp_path / "a").parents == tuple(d.id for d in TALK[5:])
+
+
+def test_what_trainer_logs_is_sent_on_and_changes_nothing(monkeypatch, tmp_path):
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+
+    rows = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **rest):
+            rows.append(logs)
+
+    class Missing(TrainerCallback):
+        def __init__(self):
+            raise RuntimeError("requires a package")
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "ours", Reporter)
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "theirs", Missing)
+    model = shared("llama")
+    plain = bits(finetune(model, TALK, BRIEF, progress=False))
+    assert rows == [] and bits(finetune(model, TALK, BRIEF, progress=False, report_to="ours")) == plain
+    assert sum("loss" in row for row in rows) == 3
+    finetune(model, TALK, BRIEF, progress=False, report_to=["ours", Reporter()])
+    assert sum("loss" in row for row in rows) == 9
+    for name, said in dict(theirs="pip install theirs", nobody="does not know").items():
+        with pytest.raises(InputError, match=said):
+            finetune(model, TALK, BRIEF, out=tmp_path / "a", progress=False, report_to=name)
+    assert not (tmp_path / "a").exists(), "refused before anything is begun"

@@ -19,7 +19,7 @@ from ..base.models import REPLY_PENALTY
 from ..base.text import rouge1, rouge_words
 from .config import LARGEST
 from .statistics import Comparison, paired_bootstrap
-from .validation import check_dialogues
+from .validation import as_dialogues, check_dialogues
 
 # %% ../../nbs/3_tuning/35_evaluation.ipynb #8168db49
 def text_scores(
@@ -149,7 +149,7 @@ def replied(items: list, replies: list, habits: tuple) -> list:  # the items wit
 # %% ../../nbs/3_tuning/35_evaluation.ipynb #f72b13e3
 def evaluate(
     model,  # `Model`
-    dialogues: list,  # test `Dialogue`s; their responses are the references
+    dialogues,  # test `Dialogue`s, or what `read_dialogues` takes; their responses are the references
     adapter=None,  # what is attached: a folder, an object with `.path`, or None for the bare model
     habits: tuple = (),  # `Habit`s to look for in the replies
     generate: bool = True,  # False: the loss only, a fraction of the time
@@ -157,6 +157,7 @@ def evaluate(
     group: str = "",  # whose dialogues these are: the user, for comparisons over users
 ) -> Evaluation:
     "Response loss, replies as people see them, word overlap and habits; raises `InputError` without references."
+    dialogues = as_dialogues(dialogues)
     items = items_of(dialogues)
     check_limit(max_new_tokens)
     with model.spending() as cost, model.using(adapter):

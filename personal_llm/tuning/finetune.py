@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_JUDGES', 'CHECKPOINTS', 'RUN_MARK', 'OURS', 'UNMARKED', 'Lesson', 'attach_trainable', 'trainable',
-           'arguments_of', 'short_trainer', 'new_trainer', 'progress_bar', 'run_id', 'run_mark', 'check_out',
-           'remove_checkpoints', 'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill', 'finetune']
+           'arguments_of', 'short_trainer', 'new_trainer', 'progress_bar', 'reporters', 'run_id', 'run_mark',
+           'check_out', 'remove_checkpoints', 'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill',
+           'finetune']
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #8b1b08a3
 import hashlib
@@ -40,6 +41,7 @@ from personal_llm.tuning.validation import (
     ENOUGH_FROM_START,
     ENOUGH_TO_SPLIT,
     BestAdapter,
+    as_dialogues,
     check_dialogues,
     is_whole,
     judging,
@@ -146,6 +148,9 @@ def short_trainer(adapted, bfloat16: bool, lower=None, way=None):  # a subclass 
             loss = nats_of(adapted, inputs, bfloat16, way, lower) / count
             return (loss, None) if return_outputs else loss
 
+        def floating_point_ops(self, inputs):  # Trainer's own goes over all parameters at every step
+            return 0
+
     return ShortTrainer
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #732a84f7
@@ -191,6 +196,29 @@ def progress_bar(steps: int):  # a `TrainerCallback`
             self.bar.close()
 
     return Bar()
+
+# %% ../../nbs/3_tuning/33_finetune.ipynb #2208dc55
+def reporters(
+    report_to,  # names that Trainer knows, such as "wandb", or callbacks of transformers; one of them, or several
+) -> list:  # `TrainerCallback`s
+    "Who is told what Trainer logs; raises `InputError` for a name that is unknown, or whose package is missing."
+    from transformers import TrainerCallback
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    wanted = [report_to] if isinstance(report_to, (str, TrainerCallback)) else list(report_to)
+    found = [one for one in wanted if isinstance(one, TrainerCallback)]
+    for name in (one for one in wanted if not isinstance(one, TrainerCallback)):
+        try:
+            found += [kind() for kind in get_reporting_integration_callbacks([name])]
+        except (ValueError, TypeError) as error:
+            what = f"report_to names {str(name)[:40]!r}, which transformers does not know"
+            raise InputError(what, "give tensorboard, wandb, mlflow …, or a TrainerCallback") from error
+        except (RuntimeError, ImportError) as error:
+            raise InputError(f"report_to {name}: its package is not installed", f"pip install {name}") from error
+    for one in found:
+        if getattr(one, "logging_dir", "") is None:  # tensorboard's would be among the checkpoints
+            one.logging_dir = "runs"
+    return found
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #42dd0d45
 CHECKPOINTS = "checkpoints"  # folder in the adapter's
@@ -259,7 +287,7 @@ def last_checkpoint(out: Path, run: str):  # a folder's name, or None
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #9a348071
 def train_with_judge(
-    adapted, lesson: Lesson, filler: int, config: TuningConfig, out: Path, run: str, seed: int, progress: bool
+    adapted, lesson: Lesson, filler: int, config: TuningConfig, out: Path, run: str, seed: int, told: list
 ) -> BestAdapter:
     "Train, or go on; the best weights are in the model afterwards; raises `InputError` when the disk is full."
     lower = lower_of(adapted)
@@ -268,7 +296,7 @@ def train_with_judge(
     last = last_checkpoint(out, run)
     if last:
         judge.load(Path(last))
-    callbacks = [judging(judge, config)] + [progress_bar(config.steps)] * progress
+    callbacks = [judging(judge, config), *told]
     try:
         if not judge.finished(config):
             folder = out / CHECKPOINTS
@@ -295,17 +323,19 @@ def bill(lesson: Lesson, config: TuningConfig, judge: BestAdapter) -> Cost:
 # %% ../../nbs/3_tuning/33_finetune.ipynb #b00d09df
 def finetune(
     model,  # `Model`
-    dialogues: list,  # what to learn from
+    dialogues,  # what to learn from: `Dialogue`s, or what `read_dialogues` takes
     config: TuningConfig = TuningConfig(),
     start=None,  # an adapter to go on from: its rank, alpha, dropout, targets and layers are kept
     out=None,  # folder for the adapter; a temporary one by default
     seed: int = 0,
     progress: bool = True,  # a progress bar on stderr
     rehearsal: list = (),  # dialogues of general talk, up to half of what is seen, so that less is forgotten
+    report_to=(),  # where Trainer logs, see `reporters`: nowhere by default
 ) -> Adapter:
     "An adapter tuned on dialogues (Qin et al. 2024, section 4); raises `InputError` when there is nothing to learn."
     import torch
 
+    dialogues, told = as_dialogues(dialogues), reporters(report_to)
     if start is not None:
         start = check_adapter(start, model.base)
         config = config.like(lora_config(start), start, [name for name, _ in model.model.named_modules()])
@@ -319,7 +349,8 @@ def finetune(
         with trainable(model, config, start) as adapted:
             out = make_folder(out or tempfile.mkdtemp(prefix="adapter-"))
             finish_publication(out)
-            judge = train_with_judge(adapted, lesson, filler, config, out, run, seed, progress)
+            told += [progress_bar(config.steps)] * progress
+            judge = train_with_judge(adapted, lesson, filler, config, out, run, seed, told)
             stage = stage_adapter(adapted, out)
         model.cost = model.cost + bill(lesson, config, judge)
     losses = dict(start_loss=judge.losses[0], best_loss=judge.best, judged_on=lesson.judged_on)
