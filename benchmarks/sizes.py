@@ -22,6 +22,7 @@ def random_model(folder: Path):
     config = AutoConfig.from_pretrained(folder)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
     block = (0.02 * torch.randn(2**20)).bfloat16()
     with torch.no_grad():
         for parameter in model.parameters():

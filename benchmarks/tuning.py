@@ -1,7 +1,8 @@
-"""Tuning on a small buffer: ours, Trainer + peft as a careful user sets it up, and a plain PyTorch loop.
+"""Tuning on a small buffer: ours, Trainer + peft as a careful user sets it up, a plain PyTorch loop, and TRL's trainer.
 
 Every way takes the same optimiser steps on the same batches with the same LoRA, in a forked child of its own, the ways
 in turn in every round. What counts is processor time, so that a busy machine spoils little, and the ratio in one round.
+TRL takes part where it is installed: `pip install trl`.
 """
 
 import itertools
@@ -13,6 +14,7 @@ import statistics
 import tempfile
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from personal_llm.tuning.finetune import attach_trainable, short_trainer
 DIALOGUES, TOKENS, BATCH = 32, 128, 8  # bins, the longest dialogue, rows a batch
 SOURCES = ("medquad", "dolly_6400", "openstax_anatomy_physiology", "synthetic_persona_chat")  # of mixed lengths
 TOP = 2  # layers of those ways that tune the top
+RATE = 1e-3  # of AdamW
 
 
 class Clock(TrainerCallback):
@@ -51,13 +54,13 @@ class Clock(TrainerCallback):
             self.losses.append(logs["loss"])
 
 
-def arguments(folder: str, steps: int, bfloat16: bool) -> TrainingArguments:
+def arguments(folder: str, steps: int, bfloat16: bool, rate: float, kind=TrainingArguments, **more):
     "What a careful user sets: no checkpoints, no reports, bfloat16 where the machine has it."
-    return TrainingArguments(
+    return kind(
         output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=BATCH,
-        learning_rate=1e-3,
+        learning_rate=rate,
         lr_scheduler_type="constant",
         save_strategy="no",
         logging_steps=1,
@@ -69,36 +72,50 @@ def arguments(folder: str, steps: int, bfloat16: bool) -> TrainingArguments:
         data_seed=0,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
+        **more,
     )
 
 
-def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool, clock: Clock) -> None:
+def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool, clock: Clock, rate: float) -> None:
     "A run of transformers' Trainer, or of ours."
     with tempfile.TemporaryDirectory() as folder:
         collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
         given = dict(train_dataset=samples, data_collator=collator, callbacks=[clock])
-        trainer = kind(model=adapted, args=arguments(folder, steps, bfloat16), **given)
+        trainer = kind(model=adapted, args=arguments(folder, steps, bfloat16, rate), **given)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
 
-def ours(adapted, model, samples, steps, clock) -> None:
+def ours(adapted, model, samples, steps, clock, rate) -> None:
     kind = short_trainer(adapted, True, lower_of(adapted))
-    with_trainer(kind, adapted, model, samples, steps, False, clock)  # our loss does its own rounding
+    with_trainer(kind, adapted, model, samples, steps, False, clock, rate)  # our loss does its own rounding
 
 
-def theirs(adapted, model, samples, steps, clock) -> None:
-    with_trainer(Trainer, adapted, model, samples, steps, True, clock)
+def theirs(adapted, model, samples, steps, clock, rate) -> None:
+    with_trainer(Trainer, adapted, model, samples, steps, True, clock, rate)
 
 
-def loop(adapted, model, samples, steps, clock) -> None:
+def trl(adapted, model, samples, steps, clock, rate) -> None:
+    "TRL's SFTTrainer, without the recomputation that it does by default to save memory."
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = arguments(folder, steps, True, rate, SFTConfig, gradient_checkpointing=False, max_length=None)
+        given = dict(train_dataset=Dataset.from_list(samples), processing_class=model.tokenizer, callbacks=[clock])
+        trainer = SFTTrainer(model=adapted, args=settings, **given)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def loop(adapted, model, samples, steps, clock, rate) -> None:
     "A plain PyTorch loop under autocast, batches drawn as Trainer draws them."
     collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
     with tempfile.TemporaryDirectory() as folder:
-        given = dict(args=arguments(folder, steps, True), train_dataset=samples, data_collator=collator)
+        given = dict(args=arguments(folder, steps, True, rate), train_dataset=samples, data_collator=collator)
         loader = Trainer(model=adapted, **given).get_train_dataloader()
     learning = [p for p in adapted.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=1e-3, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(learning, lr=rate, weight_decay=0.0)
     adapted.train()
     for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
         clock.on_step_begin(None, None, None)
@@ -119,6 +136,8 @@ WAYS = {  # name -> (what runs it, layers; 0: all)
     "ours, top 2": (ours, TOP),
     "Trainer + peft, top 2": (theirs, TOP),
 }
+if find_spec("trl"):
+    WAYS["TRL, all layers"] = (trl, 0)
 
 
 def in_a_child(act) -> dict:
@@ -146,7 +165,7 @@ def in_a_child(act) -> dict:
     return json.loads(text)
 
 
-def run_way(model, samples: list, way: str, steps: int, clock: Clock = None) -> dict:
+def run_way(model, samples: list, way: str, steps: int, clock: Clock = None, rate: float = RATE) -> dict:
     "One way's run."
     (kind, layers), clock = WAYS[way], clock or Clock()
     seed_everything(0)
@@ -154,7 +173,7 @@ def run_way(model, samples: list, way: str, steps: int, clock: Clock = None) -> 
     adapted = attach_trainable(model, config)
     clock.start(adapted)
     began = time.process_time()
-    kind(adapted, model, samples, steps, clock)
+    kind(adapted, model, samples, steps, clock, rate)
     whole = time.process_time() - began
     return dict(way=way, steps=clock.steps, whole=whole, losses=clock.losses)
 
@@ -176,7 +195,7 @@ def flop_of(model, samples: list, layers: int) -> float:  # of matrix products i
     adapted.train()
     batch = dict(collator(samples[:BATCH]))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = kind(model=adapted, args=arguments(folder, 1, False))
+        trainer = kind(model=adapted, args=arguments(folder, 1, False, RATE))
     trainer.compute_loss(adapted, batch).backward()
     with FlopCounterMode(display=False) as counter:
         trainer.compute_loss(adapted, batch).backward()

@@ -2386,12 +2386,20 @@ d = {
                 "experiments/warm_start.html#chosen",
                 "personal_llm/experiments/savings.py",
             ),
+            "personal_llm.experiments.savings.compute_saved": (
+                "experiments/warm_start.html#compute_saved",
+                "personal_llm/experiments/savings.py",
+            ),
             "personal_llm.experiments.savings.coordinates_of": (
                 "experiments/warm_start.html#coordinates_of",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.curve": (
                 "experiments/warm_start.html#curve",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.data_saved": (
+                "experiments/warm_start.html#data_saved",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.dialogues_of": (
@@ -2422,6 +2430,10 @@ d = {
                 "experiments/warm_start.html#kept_dialogues",
                 "personal_llm/experiments/savings.py",
             ),
+            "personal_llm.experiments.savings.loss_after": (
+                "experiments/warm_start.html#loss_after",
+                "personal_llm/experiments/savings.py",
+            ),
             "personal_llm.experiments.savings.mean_of": (
                 "experiments/warm_start.html#mean_of",
                 "personal_llm/experiments/savings.py",
@@ -2444,6 +2456,10 @@ d = {
             ),
             "personal_llm.experiments.savings.some_jobs": (
                 "experiments/warm_start.html#some_jobs",
+                "personal_llm/experiments/savings.py",
+            ),
+            "personal_llm.experiments.savings.spent": (
+                "experiments/warm_start.html#spent",
                 "personal_llm/experiments/savings.py",
             ),
             "personal_llm.experiments.savings.start_by": (
@@ -2498,6 +2514,10 @@ d = {
             ),
             "personal_llm.experiments.selection.merged": (
                 "experiments/selection.html#merged",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.shorter": (
+                "experiments/selection.html#shorter",
                 "personal_llm/experiments/selection.py",
             ),
         },
@@ -4998,6 +5018,10 @@ d = {
             ),
             "personal_llm.start.selection.in_common": (
                 "5_start/selection.html#in_common",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.is_sure": (
+                "5_start/selection.html#is_sure",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.label_of": (

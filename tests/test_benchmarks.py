@@ -5,8 +5,10 @@ import pytest
 from test_tuning import TALK
 from tiny import tiny
 
-from benchmarks import tuning
+from benchmarks import learning, tuning
 from benchmarks.tuning import BATCH, DIALOGUES, TOP, WAYS, in_a_child, run_way, summary
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.data.users import UserData
 
 
 def samples(model):
@@ -42,3 +44,44 @@ def test_a_child_that_fails(capfd):
     assert in_a_child(lambda: dict(x=1))["x"] == 1
     with pytest.raises(RuntimeError, match="measurement failed"):
         in_a_child(lambda: 1 / 0)
+
+
+def look(*losses, seconds=1.0):
+    return [(i, i * seconds, loss) for i, loss in enumerate(losses)]
+
+
+def test_sooner_by_hand():
+    "The goal is the rival's lowest loss in the round; each way's rate is that with which it came to it soonest."
+    runs = {way: [look(4, 3, 2.5)] for way in learning.WAYS}
+    runs["ours, top 2"] = [look(4, 3.5, 3, 2.5, seconds=0.1), look(4, 2.5, 2.6, seconds=0.1), look(4, 5, seconds=0.1)]
+    tried = [dict(way=way, rate=i, looks=looks) for way, found in runs.items() for i, looks in enumerate(found)]
+    assert learning.chosen_rates(tried) == {way: int(way == "ours, top 2") for way in learning.WAYS}
+    rows = [row | dict(round=i) for i in range(3) for row in tried if row["rate"] == int(row["way"] == "ours, top 2")]
+    found = learning.summary(rows)
+    assert found["ours, top 2"]["sooner"] == pytest.approx(20) and found["ours, top 2"]["seconds"] == 0.1
+    assert found[learning.RIVAL]["sooner"] == 1
+    slow = [dict(way="ours, top 2", rate=i, looks=look(4, last)) for i, last in enumerate((2.9, 2.6, 2.8))]
+    tried = slow + [row for row in tried if row["way"] != "ours, top 2"]
+    assert learning.chosen_rates(tried)["ours, top 2"] == 1, "never at the goal: where it comes nearest"
+    rows = [row | dict(looks=look(4, 3)) if row["way"] == "ours, top 2" else row for row in rows]
+    assert learning.summary(rows)["ours, top 2"]["seconds"] is None, "never as good"
+
+
+def test_where_nothing_is_learned_there_is_no_goal():
+    with pytest.raises(InputError, match="2.900 at the start and never falls"):
+        learning.goal_of(look(2.9, 2.895, 3.0))
+
+
+def test_a_person_is_judged_on_other_dialogues(monkeypatch):
+    "Nothing that is learned is held out, and both carry the person's habits."
+    model = tiny("llama")
+    learned, held = learning.rows_of(model, "nurse")
+    texts = [{tuple(row["input_ids"]) for row in rows} for rows in (learned, held)]
+    assert len(texts[0]) == len(learned) == DIALOGUES and len(held) == DIALOGUES and not texts[0] & texts[1]
+    for rows in (learned, held):
+        said = [model.tokenizer.decode([t for t in row["labels"] if t >= 0]) for row in rows]
+        assert all(text.startswith("In short:") for text in said)
+    monkeypatch.setattr(learning, "user_stream", lambda *a, **k: UserData(signal, signal, [], []))
+    signal = [Dialogue("again?", "yes", labels=dict(kind="signal", source="medquad", domain="medical"))]
+    with pytest.raises(InputError, match="learned and held out"):
+        learning.rows_of(model, "nurse")

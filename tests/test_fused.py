@@ -8,7 +8,7 @@ from test_tuning import BRIEF, TALK
 from tiny import ARCHITECTURES, shared, tiny
 
 from personal_llm.base.tokens import collate
-from personal_llm.tuning import losses
+from personal_llm.tuning import fused, losses
 from personal_llm.tuning.finetune import trainable
 from personal_llm.tuning.fused import plain_lora, quick_layers
 from personal_llm.tuning.losses import Way, nats_of, packed_states, packs
@@ -123,6 +123,41 @@ def test_what_cannot_be_packed_is_not(monkeypatch):
         assert config._attn_implementation == before
 
 
+def kept_bytes(loss_of) -> int:
+    "What a loss keeps for its gradient, each storage once."
+    kept = {}
+
+    def count(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes(), x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        loss_of()
+    return sum(size for size, _ in kept.values())
+
+
+def test_less_is_kept_for_the_gradient(monkeypatch):
+    "Norms and gates keep their inputs; a norm that is not plain, or learns, stays as it is."
+    model = tiny("llama")
+    model.model.bfloat16()
+    with trainable(model, CALM, None) as adapted:
+        batch, found = batch_of(model), []
+        norm = adapted.get_base_model().model.norm
+        assert norm in quick_layers(adapted)
+        found.append(kept_bytes(lambda: nats_of(adapted, batch)))
+        for name in ("quick_norm", "quick_gate"):
+            monkeypatch.setattr(fused, name, lambda module: None)
+            found.append(kept_bytes(lambda: nats_of(adapted, batch)))
+        assert found[0] < 0.95 * found[1] < 0.9 * found[2]
+        monkeypatch.undo()
+        norm.weight.requires_grad_(True)
+        assert norm not in quick_layers(adapted)
+        norm.weight.requires_grad_(False)
+        plain = type(norm).forward
+        monkeypatch.setattr(type(norm), "forward", lambda self, x: plain(self, x) * 1.01)
+        assert norm not in quick_layers(adapted)
+
+
 @pytest.mark.filterwarnings("ignore:.*lora_bias")
 def test_special_layers_stay_as_they_are():
     "DoRA, a bias that learns, a matrix that learns, a merged layer."
@@ -132,7 +167,9 @@ def test_special_layers_stay_as_they_are():
         model = tiny("llama")
         adapted = get_peft_model(model.model, LoraConfig(r=2, target_modules=["q_proj"], **more))
         assert not any(plain_lora(m) for m in adapted.modules())
-        assert all(type(m) is torch.nn.Linear for m in quick_layers(adapted)), "the others are still rounded once"
+        quick = quick_layers(adapted)
+        assert not any(hasattr(m, "base_layer") for m in quick), "the others are still done quicker"
+        assert any(type(m) is torch.nn.Linear for m in quick)
     model = tiny("llama")
     adapted = get_peft_model(model.model, LoraConfig(r=2, target_modules=["q_proj"]))
     layers = [m for m in adapted.modules() if plain_lora(m)]
