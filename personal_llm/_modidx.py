@@ -3688,6 +3688,24 @@ d = {
                 "personal_llm/runtimes/cluster.py",
             ),
         },
+        "personal_llm.runtimes.elsewhere": {
+            "personal_llm.runtimes.elsewhere.model_card": (
+                "7_runtimes/elsewhere.html#model_card",
+                "personal_llm/runtimes/elsewhere.py",
+            ),
+            "personal_llm.runtimes.elsewhere.modelfile": (
+                "7_runtimes/elsewhere.html#modelfile",
+                "personal_llm/runtimes/elsewhere.py",
+            ),
+            "personal_llm.runtimes.elsewhere.push_to_hub": (
+                "7_runtimes/elsewhere.html#push_to_hub",
+                "personal_llm/runtimes/elsewhere.py",
+            ),
+            "personal_llm.runtimes.elsewhere.what_travels": (
+                "7_runtimes/elsewhere.html#what_travels",
+                "personal_llm/runtimes/elsewhere.py",
+            ),
+        },
         "personal_llm.runtimes.idle": {
             "personal_llm.runtimes.idle.Machine": ("7_runtimes/idle.html#machine", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.Machine.__init__": (
