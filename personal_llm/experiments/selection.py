@@ -31,12 +31,12 @@ from ..start.selection import select
 # %% ../../nbs/experiments/03_selection.ipynb #sel00005
 CHOOSE_BY, TEST_ON = 12, 12  # dialogues of a user
 LONGEST = 96  # tokens of a dialogue
-DRAWS = (404, 405, 406)  # seeds of a user's dialogues
+DRAWS = (407, 408, 409)  # seeds of a user's dialogues
 ASKED = dict(  # kind of job: selectors
-    match=("match",), rivals=("fit", "exhaustive", "hyperband", "random"), nobody=("match", "fit")
+    match=("match",), fit=("fit",), searches=("exhaustive", "hyperband", "random"), nobody=("match", "fit")
 )
 SHORTLIST, USUAL = 12, 5  # pLLMs that race in `match`, here and by default
-SEARCHED = (0.9, 0.3)  # similarities at which rivals are asked, at the first draw
+SEARCHED = (0.9, 0.3)  # similarities at which all are asked, at the first draw
 
 
 @contextmanager
@@ -126,14 +126,14 @@ def measure(jobs: list):  # yields a dict of results a job
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00015
 POOL_STYLES = dict(real=BASE_STYLES + MIXES, crafted=GRID, authors=AUTHORS)  # pool: of which its library is made
-NOBODIES = tuple(range(430, 450))  # draws of default users
+NOBODIES = tuple(range(430, 442))  # draws of default users
 
 
 def jobs_of(pool: str) -> list:
     "Every style and draw at every similarity, the rivals at two of them, and the default users at the highest."
     where, best = dict(pool=pool), max(SIMILARITIES)
     users = [dict(user=style, seed=seed, asked="match") for seed in DRAWS for style in POOL_STYLES[pool]]
-    first = [job | dict(asked="rivals") for job in users if job["seed"] == DRAWS[0]]
+    first = [job | dict(asked=a) for a in ("fit", "searches") for job in users if job["seed"] == DRAWS[0]]
     jobs = [where | dict(similarity=s) | job for s in SIMILARITIES for job in users + first * (s in SEARCHED)]
     return jobs + [where | dict(similarity=best, user="default", seed=seed, asked="nobody") for seed in NOBODIES]
 
