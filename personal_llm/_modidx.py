@@ -181,10 +181,6 @@ d = {
                 "8_app/library_commands.html#add_pllms",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_voice": (
-                "8_app/library_commands.html#add_voice",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.build_command": (
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
@@ -203,10 +199,6 @@ d = {
             ),
             "personal_llm.app.library_commands.explanation_lines": (
                 "8_app/library_commands.html#explanation_lines",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.lacks_voice": (
-                "8_app/library_commands.html#lacks_voice",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.leave_out": (
@@ -2215,12 +2207,6 @@ d = {
                 "experiments/policies.html#tools",
                 "personal_llm/experiments/policies.py",
             ),
-        },
-        "personal_llm.experiments.requests": {
-            "personal_llm.experiments.requests.measure": (
-                "experiments/requests.html#measure",
-                "personal_llm/experiments/requests.py",
-            )
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.Lenient": (
@@ -5153,6 +5139,10 @@ d = {
             ),
             "personal_llm.start.warm_start.adapter_for": (
                 "5_start/warm_start.html#adapter_for",
+                "personal_llm/start/warm_start.py",
+            ),
+            "personal_llm.start.warm_start.add_voice": (
+                "5_start/warm_start.html#add_voice",
                 "personal_llm/start/warm_start.py",
             ),
             "personal_llm.start.warm_start.better_weights": (
