@@ -249,10 +249,6 @@ d = {
                 "8_app/library_commands.html#space_for",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.undecided": (
-                "8_app/library_commands.html#undecided",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.verify_command": (
                 "8_app/library_commands.html#verify_command",
                 "personal_llm/app/library_commands.py",
@@ -2116,72 +2112,6 @@ d = {
                 "personal_llm/experiments/learning_speed.py",
             )
         },
-        "personal_llm.experiments.other_runs": {
-            "personal_llm.experiments.other_runs.Synthetic": (
-                "experiments/other_runs.html#synthetic",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.__contains__": (
-                "experiments/other_runs.html#synthetic.__contains__",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.__getitem__": (
-                "experiments/other_runs.html#synthetic.__getitem__",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.__init__": (
-                "experiments/other_runs.html#synthetic.__init__",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.__iter__": (
-                "experiments/other_runs.html#synthetic.__iter__",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.__len__": (
-                "experiments/other_runs.html#synthetic.__len__",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.Synthetic.columns": (
-                "experiments/other_runs.html#synthetic.columns",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.dosed_rows": (
-                "experiments/other_runs.html#dosed_rows",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.grown": (
-                "experiments/other_runs.html#grown",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.ladder_jobs": (
-                "experiments/other_runs.html#ladder_jobs",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.main": (
-                "experiments/other_runs.html#main",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.parser_of_runs": (
-                "experiments/other_runs.html#parser_of_runs",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.run_costs": (
-                "experiments/other_runs.html#run_costs",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.run_ladders": (
-                "experiments/other_runs.html#run_ladders",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.seconds_of": (
-                "experiments/other_runs.html#seconds_of",
-                "personal_llm/experiments/other_runs.py",
-            ),
-            "personal_llm.experiments.other_runs.spread_users": (
-                "experiments/other_runs.html#spread_users",
-                "personal_llm/experiments/other_runs.py",
-            ),
-        },
         "personal_llm.experiments.policies": {
             "personal_llm.experiments.policies.kept_facts": (
                 "experiments/policies.html#kept_facts",
@@ -2207,6 +2137,12 @@ d = {
                 "experiments/policies.html#tools",
                 "personal_llm/experiments/policies.py",
             ),
+        },
+        "personal_llm.experiments.requests": {
+            "personal_llm.experiments.requests.measure": (
+                "experiments/requests.html#measure",
+                "personal_llm/experiments/requests.py",
+            )
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.Lenient": (
@@ -2507,28 +2443,6 @@ d = {
                 "personal_llm/experiments/selection.py",
             ),
         },
-        "personal_llm.experiments.selection_runs": {
-            "personal_llm.experiments.selection_runs.answer_row": (
-                "experiments/selection_runs.html#answer_row",
-                "personal_llm/experiments/selection_runs.py",
-            ),
-            "personal_llm.experiments.selection_runs.ask": (
-                "experiments/selection_runs.html#ask",
-                "personal_llm/experiments/selection_runs.py",
-            ),
-            "personal_llm.experiments.selection_runs.losses_of": (
-                "experiments/selection_runs.html#losses_of",
-                "personal_llm/experiments/selection_runs.py",
-            ),
-            "personal_llm.experiments.selection_runs.run_selection": (
-                "experiments/selection_runs.html#run_selection",
-                "personal_llm/experiments/selection_runs.py",
-            ),
-            "personal_llm.experiments.selection_runs.run_user": (
-                "experiments/selection_runs.html#run_user",
-                "personal_llm/experiments/selection_runs.py",
-            ),
-        },
         "personal_llm.experiments.shares": {
             "personal_llm.experiments.shares.ask_along": (
                 "experiments/shares.html#ask_along",
@@ -2627,14 +2541,6 @@ d = {
                 "experiments/summary.html#choice_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.compute_saved": (
-                "experiments/summary.html#compute_saved",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.data_saved": (
-                "experiments/summary.html#data_saved",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.floor_claim": (
                 "experiments/summary.html#floor_claim",
                 "personal_llm/experiments/summary.py",
@@ -2659,10 +2565,6 @@ d = {
                 "experiments/summary.html#policies_rows",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.price_of": (
-                "experiments/summary.html#price_of",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.ratio_claim": (
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
@@ -2679,6 +2581,10 @@ d = {
                 "experiments/summary.html#saving_claims",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.share_claim": (
+                "experiments/summary.html#share_claim",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.silent_claim": (
                 "experiments/summary.html#silent_claim",
                 "personal_llm/experiments/summary.py",
@@ -2689,10 +2595,6 @@ d = {
             ),
             "personal_llm.experiments.summary.synthesis_claim": (
                 "experiments/summary.html#synthesis_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.tokens_to": (
-                "experiments/summary.html#tokens_to",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.verdict_of": (
@@ -5163,6 +5065,10 @@ d = {
             ),
             "personal_llm.start.warm_start.tune_plain": (
                 "5_start/warm_start.html#tune_plain",
+                "personal_llm/start/warm_start.py",
+            ),
+            "personal_llm.start.warm_start.undecided": (
+                "5_start/warm_start.html#undecided",
                 "personal_llm/start/warm_start.py",
             ),
             "personal_llm.start.warm_start.warm_start": (
