@@ -40,6 +40,22 @@ def test_budgets_are_equal(made):
         assert policy["judged_on"] is not None
 
 
+def test_who_keeps_the_bare_model_is_not_measured_again(tmp_path, monkeypatch):
+    "Nothing was learned: the same numbers, without a second look. And the other way round."
+    looks = []
+    real = demo.measure
+    monkeypatch.setattr(
+        demo, "measure", lambda model, adapter, *rest: looks.append(adapter) or real(model, None, *rest)
+    )
+    monkeypatch.setattr(demo, "REPLY_TOKENS", 4)
+    for bare in (True, False):
+        monkeypatch.setattr(demo, "is_bare", lambda adapter: bare)
+        result = run_demo(tmp_path / str(bare), shared("llama"), progress=False, **SHORT | dict(policies=("fifo",)))
+        assert result["policies"]["fifo"]["change"]["loss"]["difference"] == 0
+        assert len(looks) == 1 + (not bare) and looks[0] is None and not bare == bool(looks[1:])
+        looks.clear()
+
+
 def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monkeypatch):
     "Promise 1: an adapter with somebody's notes, and a thesis."
     (tmp_path / "adapter").mkdir()

@@ -1,5 +1,6 @@
 "The fit: naive twins of slope and curvature, planted truth, what adds up, what is kept, what is refused."
 
+import copy
 import json
 import shutil
 from types import SimpleNamespace
@@ -129,6 +130,7 @@ def test_slopes_are_those_of_an_explicit_weighted_sum(architecture, tmp_path):
     own = tiny(architecture)
     adapters = shelf(own, tmp_path)
     mixture, before = Mixture(own, adapters), weights(own)
+    assert mixture.short, "logits where a label stands only, beside the twin's whole ones"
     got, twin = mixture.pulls(mixture.samples(TALK), SOME), explicit(own, adapters, TALK, SOME)
     assert np.allclose(got.rates, twin[:, 0], atol=1e-4) and np.allclose(got.slopes, twin[:, 1:], atol=5e-3, rtol=5e-3)
     assert np.abs(twin[:, 1:]).max() > 0.05 and same(own, before)
@@ -167,6 +169,24 @@ def test_hooks_go_when_a_block_fails(mixture, monkeypatch):
     assert hooks() == before
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word")
+def test_an_adapter_of_the_output_layer_takes_the_long_way(tmp_path):
+    "Its change is weighed row by row, so all logits are asked for."
+    from peft import LoraConfig, get_peft_model
+
+    own = tiny("gpt2")
+    settings = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(copy.deepcopy(own.model), settings).save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    (tmp_path / "a" / "adapter.json").write_text(json.dumps(dict(base=own.base)))
+    mixture = Mixture(own, dict(a=tmp_path / "a"))
+    samples = mixture.samples(TALK[:3])
+    got = mixture.losses(samples, np.ones(1))
+    with own.using(tmp_path / "a"):
+        nats, tokens = own.nll(TALK[:3]).T
+    assert not mixture.short and np.allclose(got, nats / tokens, atol=1e-4)
+    assert not np.allclose(got, mixture.losses(samples, np.zeros(1)), atol=1e-3)
+
+
 def test_curvature_is_fishers(mixture):
     "Drawn tokens give, on average, what a sum over the whole vocabulary gives, with difference quotients for slopes."
     samples, step, logits, here = mixture.samples(TALK[:1]), 1e-2, {}, 0.1 * SOME
@@ -174,8 +194,8 @@ def test_curvature_is_fishers(mixture):
         for sign in (1, -1, 0):
             moved = torch.tensor((here + sign * step * np.eye(4)[k])[None], dtype=torch.float32)
             with torch.no_grad(), mixture.weighing(moved):
-                found, labels = predicted(mixture.model, samples)
-            logits[k, sign] = found[0].T[labels[0] != -100].double()  # (tokens, vocabulary)
+                found, _ = predicted(mixture.model, samples)
+            logits[k, sign] = found.double()  # (tokens, vocabulary)
     p = logits[0, 0].softmax(-1)
     J = torch.stack([(logits[k, 1] - logits[k, -1]) / (2 * step) for k in range(4)])  # (4, tokens, vocabulary)
     centred = J - (p * J).sum(-1, keepdim=True)
@@ -334,6 +354,19 @@ def test_who_is_refused(gain, scatter, with_plain, refused, model, library, monk
     got = select(some, None, "fit", model, says("b"))
     assert got.abstained == refused, got.reason
     assert got.weights == (({PLAIN_PLLM: 1.0} if with_plain else {}) if refused else dict.fromkeys(names, 0.5))
+
+
+def test_where_the_base_is_better_than_the_plain_pllm_it_is_to_be_beaten(model, library, monkeypatch):
+    names, count = tuple(RANKS), np.zeros(4)
+    for base, refused in ((0.98, True), (1.0, False)):  # of a fit of 0.97, beside a plain pLLM of one nat
+        fitted = module.Fitted(
+            names, count + 0.5, count, count - 0.1, np.full(12, 0.97), np.ones(12), np.full(12, base)
+        )
+        monkeypatch.setattr(module, "fit_library", lambda *given: fitted)
+        got = select(library, None, "fit", model, says("b"))
+        assert (
+            got.abstained == refused and (got.weights == {}) == refused and ("than the base" in got.reason) == refused
+        )
 
 
 def test_without_a_plain_pllm_it_says_what_it_cannot_decide(model, library):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def commands_main(*argv):
 
 def building(folder, *names):
     adapters = [folder / "runs" / name for name in names or WAYS]
-    return ["--licence", "CC0-1.0", "--space", folder / "space", "--quiet", "--adapters", *adapters]
+    return ["--licence", "CC0-1.0", "--space", folder / "space", "--quiet", "--no-plain", "--adapters", *adapters]
 
 
 @pytest.fixture
@@ -118,8 +119,30 @@ def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
     code, out, err = invoke(capsys, "library", "build", "--out", tmp_path / "lib", *building(tmp_path, "ana"))
     first, missing, remedy = out.splitlines()
     assert (code, first) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now")
-    assert missing.startswith("no pLLM is called plain") and "call it so" in remedy
+    assert missing.startswith("no pLLM is called plain") and "without --no-plain" in remedy
     assert Library(tmp_path / "lib").names == ["ana"]
+
+
+def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, monkeypatch):
+    "In the shape of the first, once, with its own licence; `undecided` says nothing then, and a fit has its null."
+    from personal_llm.start import warm_start
+
+    patch = dict(PLAIN_TUNING=replace(warm_start.PLAIN_TUNING, steps=2), plain_texts=lambda: spoken(str, 12))
+    for name, value in patch.items():
+        monkeypatch.setattr(warm_start, name, value)
+    build = ["library", "build", "--out", tmp_path / "lib", *building(world)]
+    build.remove("--no-plain")
+    code, out, err = invoke(capsys, *build)
+    assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 were there, 0 skipped; 3 pLLMs now"]
+    library = Library(tmp_path / "lib")
+    cards = {name: library[name].card for name in library.names}
+    assert library.names == ["plain", "loud", "brief"] and library.verify(shared("llama")) == []
+    assert cards["plain"]["rank"] == cards["loud"]["rank"] and cards["plain"]["samples"] == 12
+    assert cards["plain"]["licence"] == warm_start.PLAIN_LICENCE != cards["loud"]["licence"]
+    before = files(tmp_path / "lib")
+    assert found(capsys, *build)["added"] == [] and files(tmp_path / "lib") == before, "not a second time"
+    result = found(capsys, "select", "--data", world / "loud.jsonl", "--library", tmp_path / "lib")
+    assert result["method"] == "fit" and {"plain", "(base)"} == set(result["losses"])
 
 
 @pytest.mark.parametrize("how", ["weights", "config", "dora", "base", "none"])
@@ -222,11 +245,14 @@ def test_a_space_that_needs_a_summariser_is_named(world, capsys, monkeypatch):
 
 def test_select_ranks(world, capsys):
     for name in WAYS:
-        code, out, err = invoke(capsys, "select", "--data", world / f"{name}.jsonl", "--library", world / "lib")
-        assert code == 0 and err == "" and f"match: {name} (lowest loss" in out and "(base)" in out
-    result = found(capsys, "select", "--data", world / "loud.jsonl", "--library", world / "lib")
-    assert result["best"] == "loud" and {"loud", "(base)"} <= set(result["losses"])
-    assert result["method"] == "match" and result["abstained"] is False and result["explanation"]["assembled"]
+        data = ("select", "--data", world / f"{name}.jsonl", "--library", world / "lib")
+        code, out, err = invoke(capsys, *data)
+        assert code == 0 and err == "" and "fit: " in out and "(base)" in out
+        result = found(capsys, *data)
+        assert result["names"][0] == name == max(result["weights"], key=result["weights"].get)
+        assert result["method"] == "fit" and result["abstained"] is False and result["explanation"]["assembled"]
+        code, out, err = invoke(capsys, *data, "--method", "match")
+        assert code == 0 and err == "" and f"match: {name} (lowest loss" in out
 
 
 def test_the_latest_of_a_long_file_are_enough(world, tmp_path, capsys):

@@ -16,6 +16,7 @@ from personal_llm.start.ranking import (
     PLAIN_PLLM,
     RANKING_LENGTH,
     Losses,
+    Question,
     Ranking,
     adapter_bytes,
     cosine_distance,
@@ -293,7 +294,7 @@ def test_match_takes_its_shortlist_from_the_gradient(real):
         {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]},
         select(real, None, "gradient", model=model, dialogues=TALK),
     )
-    got = select(real, None, model=model, dialogues=TALK, shortlist=2)
+    got = select(real, None, "match", model, TALK, 2)
     assert (
         got.method == "match"
         and set(got.losses) <= {BASE, *steep.names[:2]}
@@ -318,7 +319,7 @@ def test_match_takes_its_shortlist_from_the_gradient(real):
     assert got.cost.bytes_moved == steep.cost.bytes_moved - adapter_bytes(real, steep.best) + sum(
         adapter_bytes(real, n) for n in steep.names[:2]
     )
-    assert select(real, me([1, 0.1, 0.1], 0.0), model=model, dialogues=TALK, shortlist=2).names == got.names, (
+    assert select(real, me([1, 0.1, 0.1], 0.0), "match", model, TALK, 2).names == got.names, (
         "the losses decide, not the words"
     )
     with pytest.raises(InputError, match="needs the personal dialogues"):
@@ -333,7 +334,7 @@ def test_match_abstains_when_the_gain_is_small(real, monkeypatch):
             "each",
             lambda self, name, count=None: np.full(count or self.count, {BASE: 2.0, "a": 2.0 * share}.get(name, 2.4)),
         )
-        got = select(real, None, model=model, dialogues=TALK)
+        got = select(real, None, "match", model, TALK)
         assert (
             got.abstained is abstains
             and (got.best is None) is abstains
@@ -352,13 +353,35 @@ def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
             "each",
             lambda self, name, count=None: (2.0 - gains[how] * (name == "a") + 0.4 * (name in "bc"))[:count],
         )
-        got = select(real, None, model=shared("llama"), dialogues=TALK)
+        got = select(real, None, "match", shared("llama"), TALK)
         assert (
             got.abstained is abstains
             and got.losses[BASE] == 2.0
             and got.names[0] == "a"
             and got.losses["a"] == pytest.approx(1.8)
         )
+
+
+def test_a_small_gain_over_the_plain_pllm_counts_where_it_is_even(tmp_path, monkeypatch):
+    "Over the base the same gain would have to be surer: two standard errors above 1.5 %."
+    from personal_llm.start import selection
+
+    names, swing = ["a", "b", PLAIN_PLLM], np.tile([0.0, 0.08], 4)
+    library = planted(tmp_path, np.eye(3), names)
+    order = Ranking("a", tuple(names), (0.0, 0.1, 0.2))
+    monkeypatch.setattr(selection, "gradient_match", lambda question: order)
+
+    def taken(gaps):
+        rates = {name: np.full(8, rate) for name, rate in {BASE: 2.5, "b": 3.0, PLAIN_PLLM: 2.0}.items()}
+        rates["a"] = 2.0 - gaps
+        table = {name: np.stack([10 * rate, np.full(8, 10)], 1) for name, rate in rates.items()}
+        found = selection.match(Question(library, losses=Losses(None, library, None, table)))
+        assert found.names[0] == "a" and found.abstained == (found.best is None)
+        return found.best
+
+    assert taken(swing) == "a", "mean 0.04, which is 2 %, and 0.015 its standard error"
+    assert taken(np.full(8, 0.011)) == "a" and taken(np.full(8, 0.009)) is None, "0.55 and 0.45 % of 2.0"
+    assert taken(np.r_[np.zeros(7), 0.4]) is None, "mean 0.05, from one dialogue: its standard error is 0.05"
 
 
 def model_sums(model, library, name):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEAST_LENGTH', 'POLICY_NAMES', 'BAR', 'SHOWN', 'REPLY_TOKENS', 'EXAMPLES', 'NAMES', 'find_user',
-           'DemoSettings', 'prepared', 'Stages', 'Run', 'tests_of', 'Measured', 'measure', 'run_policy', 'outcome',
-           'second_half', 'all_policies', 'facts', 'demonstrate', 'entries_of', 'started', 'run_demo']
+           'DemoSettings', 'prepared', 'Stages', 'Run', 'tests_of', 'Measured', 'measure', 'run_policy', 'is_bare',
+           'outcome', 'second_half', 'all_policies', 'facts', 'demonstrate', 'entries_of', 'started', 'run_demo']
 
 # %% ../../nbs/8_app/84_demo.ipynb #fef281bc
 import json
@@ -26,7 +26,7 @@ from ..base.files import ASSETS
 
 # %% ../../nbs/8_app/84_demo.ipynb #dm02
 LEAST_LENGTH = 8  # dialogues of a stream
-POLICY_NAMES = ("active", "sdss", "reservoir", "fifo")
+POLICY_NAMES = ("active", "sdss", "reservoir")
 
 
 def find_user(
@@ -173,6 +173,13 @@ def run_policy(
     me.finetune(progress=False)
     return me, kept
 
+# %% ../../nbs/8_app/84_demo.ipynb #1ebac323
+def is_bare(
+    adapter,  # of a fine-tune from the bare model
+) -> bool:
+    "Whether nothing better than the bare model was found, so that the adapter is the bare model."
+    return adapter.best_loss >= adapter.start_loss
+
 # %% ../../nbs/8_app/84_demo.ipynb #375535c1
 def outcome(me, kept: list, stream: list, before: Measured, after: Measured) -> dict:  # plain values
     "What one policy came to."
@@ -195,7 +202,7 @@ def second_half(model, me, test: list, steps: int, seed: int, stream: list = ())
     if library.base != model.base or len(rows) < LEAST_DIALOGUES:
         return None
     replies = {d.id: d.response for d in stream}  # what the user put right
-    return run_warm(model, rows + me.synthesis.dialogues, test, library, steps, seed, replies)
+    return run_warm(model, rows + me.synthesis.dialogues, test, library, max(1, steps // 2), seed, replies)
 
 # %% ../../nbs/8_app/84_demo.ipynb #745d6137
 def all_policies(run: Run, settings: DemoSettings, buffers: dict, before: Measured) -> tuple:
@@ -210,7 +217,8 @@ def all_policies(run: Run, settings: DemoSettings, buffers: dict, before: Measur
             given = run.config, run.work / policy, settings.seed
             me, kept = run_policy(run.model, run.user, buffer, candidates, settings.synthetic, *given)
         with run.stages("evaluating", policy):
-            after = measure(run.model, me.adapter, run.user, *tests_of(run, settings))
+            tests = tests_of(run, settings)
+            after = before if is_bare(me.adapter) else measure(run.model, me.adapter, run.user, *tests)
         found[policy] = outcome(me, kept, run.data.stream, before, after)
         first = first or (me, after)
     return found, *first

@@ -7,7 +7,7 @@ __all__ = ['READ_AT_MOST', 'AGAINST', 'EXPLAIN_OPTIONS', 'LOSSES_AT_MOST', 'METH
            'BUILD_OPTIONS', 'WHICH', 'explanation_facts', 'explanation_lines', 'reading_facts', 'explained_adapter',
            'save_plot', 'what_is_explained', 'explain_command', 'mixture_lines', 'needs_explanation', 'ranked',
            'select_command', 'leave_out', 'sound_adapters', 'library_at', 'add_pllms', 'add_as_tasks', 'space_for',
-           'undecided', 'build_command', 'list_command', 'show_command', 'verify_command']
+           'build_command', 'list_command', 'show_command', 'verify_command']
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #04da407b
 from pathlib import Path
@@ -135,10 +135,14 @@ def explain_command(args) -> Shown:
 # %% ../../nbs/8_app/87_library_commands.ipynb #15018882
 def mixture_lines(ranking) -> list:
     "What a mixture would be made of, or that nobody helps."
-    shares = ", ".join(f"{share:.2f} {name}" for name, share in ranking.weights.items())
-    rest = 1 - sum(ranking.weights.values())
-    if shares:
-        return [f"mixture: {shares}" + (f", {rest:.2f} the bare model" if rest > 0.005 else "")]
+    from personal_llm.start.warm_start import made_of
+
+    found = made_of(ranking.weights)
+    rest = 0.0 if ranking.method == "fit" else 1 - sum(ranking.weights.values())  # weights of a fit are no shares
+    if ranking.abstained and found:
+        return [f"abstained: begin from the library's own voice ({found})"]
+    if found:
+        return [f"mixture: {found}" + (f", {rest:.2f} the bare model" if rest > 0.005 else "")]
     return ["abstained: begin from the bare model (personalize --start none)"] if ranking.best is None else []
 
 
@@ -146,18 +150,18 @@ def needs_explanation(method: str) -> bool:
     "Whether a method compares styles; an unknown one is refused later."
     from personal_llm.start.selection import SELECTORS
 
-    return method == "match" or (method in SELECTORS and "row" in SELECTORS[method].needs)
+    return method in ("fit", "match") or (method in SELECTORS and "row" in SELECTORS[method].needs)
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #62c22490
 LOSSES_AT_MOST = 24  # dialogues whose loss is measured: the latest
-METHOD = "how; match, or a rival such as style, cosine, l1, gradient: a wrong name shows all (default: match)"
+METHOD = "how; fit, match, or a rival such as style, cosine, l1, gradient: a wrong name shows all (default: fit)"
 SELECT_OPTIONS = [
     *data_options(),
     *MODEL,
     LIBRARY,
     SEED,
-    option("--method", default="match", metavar="NAME", help=METHOD),
-    number("--shortlist", 5, "the nearest so many are compared by their true loss"),
+    option("--method", default="fit", metavar="NAME", help=METHOD),
+    number("--shortlist", 5, "match and style compare the nearest so many by their true loss"),
 ]
 
 
@@ -175,7 +179,7 @@ def ranked(args, library, chats: list, model):  # (an `Explanation` or None, a `
     "select",
     "which model of a library writes most like the chats",
     SELECT_OPTIONS,
-    examples=["--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --shortlist 3"],
+    examples=["--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match"],
 )
 def select_command(args) -> Shown:
     "The command `select`."
@@ -246,14 +250,15 @@ def library_at(
     return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #31a57c83
-def add_pllms(library, names: list, folders: dict, skipped: dict, model, args) -> list:  # names that were added
+def add_pllms(library, names: list, folders: dict, skipped: dict, model, args, panels=None) -> list:  # names added
     "Explain adapters and add them, one by one; then sketch them all for the first selection."
     from tqdm.auto import tqdm
     from personal_llm.base.adapters import read_card
     from personal_llm.runtimes.cluster import explained, panels_for
     from personal_llm.start.gradient import sketch
 
-    panels, words, added = panels_for(model, library, args.seed, folders) if names else None, library.vocabulary, []
+    panels = panels or (panels_for(model, library, args.seed, folders) if names else None)
+    words, added = library.vocabulary, []
     with library.adding():
         for name in tqdm(names, desc="explaining", unit="pLLM", disable=args.quiet, leave=False):
             try:
@@ -268,11 +273,11 @@ def add_pllms(library, names: list, folders: dict, skipped: dict, model, args) -
     return added
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #58e42989
-def add_as_tasks(library, names: list, folders: dict, skipped: dict, model, args) -> list:  # names that were added
+def add_as_tasks(library, names: list, folders: dict, skipped: dict, model, args, panels=None) -> list:  # names added
     "What `add_pllms` does, by tasks of Ray."
     from personal_llm.runtimes.cluster import add_on_ray, panels_for
 
-    panels = panels_for(model, library, args.seed, folders)
+    panels = panels or panels_for(model, library, args.seed, folders)
     given = library, names, folders, panels, model, args.licence, args.seed, args.ray, not args.quiet
     added, failed = add_on_ray(*given)
     for name, error in failed.items():
@@ -290,6 +295,7 @@ BUILD_OPTIONS = [
     option("--licence", required=True, help="under which the adapters may be used"),
     option("--space", metavar="LIB", help="a library whose style space is used (default: the one in the package)"),
     option("--ray", nargs="?", const="", metavar="ADDRESS", help=ON_RAY),
+    option("--no-plain", action="store_true", help="make no plain pLLM, against which a taste is measured"),
 ]
 
 
@@ -308,14 +314,6 @@ def space_for(
         raise InputError(what, "load the model it was made for, or give another --space")
     return space
 
-# %% ../../nbs/8_app/87_library_commands.ipynb #f079aa37
-def undecided(library) -> list:  # of lines, none where the library holds its own voice
-    "What cannot be decided without a pLLM of plain answers."
-    from personal_llm.start.ranking import PLAIN_PLLM
-
-    what = f"no pLLM is called {PLAIN_PLLM}: a user's taste cannot be told from the library's own voice"
-    return [] if PLAIN_PLLM in library else [what, "  tune an adapter on answers of no style, call it so, add it"]
-
 # %% ../../nbs/8_app/87_library_commands.ipynb #lc10
 @command(
     "library build",
@@ -330,6 +328,8 @@ def undecided(library) -> list:  # of lines, none where the library holds its ow
 def build_command(args) -> Shown:
     "The command `library build`."
     from personal_llm.runtimes.cluster import check_ray
+    from personal_llm.start.ranking import PLAIN_PLLM
+    from personal_llm.start.warm_start import add_voice, undecided
 
     check_ray(args.ray)
     model = model_of(args)
@@ -338,8 +338,12 @@ def build_command(args) -> Shown:
     library = library_at(args.out, space)
     there = [name for name in folders if name in library]
     missing = [name for name in folders if name not in there]
+    voice, plain = None, args.no_plain or PLAIN_PLLM in library or PLAIN_PLLM in folders
+    if not plain:
+        note("tuning the plain pLLM; --no-plain leaves it out")
+        voice = add_voice(library, model, next(iter(folders.values())), args.seed)
     add = add_pllms if args.ray is None or not missing else add_as_tasks
-    added = add(library, missing, folders, skipped, model, args)
+    added = [PLAIN_PLLM] * (not plain) + add(library, missing, folders, skipped, model, args, voice)
     result = dict(library=args.out, pllms=len(library), added=added, there=there, skipped=skipped)
     counts = f"{len(added)} added, {len(there)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
     return Shown(result, [f"{args.out}: {counts}", *undecided(library)])

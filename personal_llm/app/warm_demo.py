@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'CHECKS', 'ALTERNATIVE', 'tuning_for', 'curve_of', 'reach', 'mean_loss', 'two_runs',
-           'run_warm', 'curve_line', 'judge_of', 'say', 'draw_warm', 'warm_report']
+           'start_name', 'run_warm', 'curve_line', 'judge_of', 'say', 'draw_warm', 'warm_report']
 
 # %% ../../nbs/8_app/82_warm_demo.ipynb #76c62601
 import html
@@ -85,6 +85,14 @@ def two_runs(
         curve["steps_to_goal"] = reach(curve, goal)
     return curves
 
+# %% ../../nbs/8_app/82_warm_demo.ipynb #55ae47f5
+def start_name(
+    weights: dict,  # name -> weight; empty: nobody
+) -> str:
+    "A short name for what a fine-tune begins from."
+    most = max(weights, key=weights.get, default="")
+    return most if len(weights) < 2 else f"{most} and {len(weights) - 1} more"
+
 # %% ../../nbs/8_app/82_warm_demo.ipynb #f06f5ec9
 def run_warm(
     model,
@@ -95,15 +103,14 @@ def run_warm(
     seed: int = 0,
     replies: dict = None,  # id of a dialogue -> the reply before the user put it right
 ) -> dict:  # plain values
-    "Explain, select, and fine-tune from scratch and from the match."
+    "Explain, select, and fine-tune from scratch and from what was found."
     from personal_llm.start.library import Library
     from personal_llm.start.warm_start import warm_start
 
     library = library or Library(ASSETS / "library")
     real = [d for d in dialogues if d.origin != "synthetic"]
     found = warm_start(model, library, real, seed=seed, replies=replies)
-    name = " and ".join(found.weights)
-    curves = two_runs(model, dialogues, test, found.adapter, name, steps, seed)
+    curves = two_runs(model, dialogues, test, found.adapter, start_name(found.weights), steps, seed)
     said = found.to_dict() | dict(explanation=found.explanation.to_dict(), said=found.explanation.lines())
     goal = min(curves["from scratch"]["losses"])
     more = dict(threshold=library.space.threshold, library=len(library), goal=goal, curves=curves)
@@ -127,21 +134,22 @@ def say(
     result: dict,  # what `run_warm` gives
 ) -> list:  # lines
     "The second half in words."
-    cost = result["selection"]
-    made_of = ", ".join(f"{share:.2f} {name}" for name, share in result["weights"].items()) or "nobody"
+    from personal_llm.start.warm_start import made_of
+
+    cost, found = result["selection"], made_of(result["weights"]) or "nobody"
     price = f"{cost['tokens']:,} tokens, {cost['bytes_moved'] / 1e6:.1f} MB, {cost['seconds']:.1f} s"
     judged = result["curves"]["from scratch"]["judged_on"]
     lines = [
         f"style      of {result['explanation']['said']['samples']} answers that the user put right or approved:",
         *(f"           - {line}" for line in result["said"]),
-        f"library    {result['library']} pLLMs; {made_of}: {result['reason']}",
+        f"library    {result['library']} pLLMs; {found}: {result['reason']}",
         f"selection  {cost['forward']} forward passes, {price}",
         f"judges     {f'{judged} validation dialogues' if judged else 'the training dialogues'}",
     ]
     return lines + [curve_line(name, curve) for name, curve in result["curves"].items()]
 
 # %% ../../nbs/8_app/82_warm_demo.ipynb #30f63d11
-ALTERNATIVE = "Left: what is true of the user's answers. Right: loss against steps, from scratch and from the match."
+ALTERNATIVE = "Left: what is true of the user's answers. Right: loss against steps, from scratch and from the fit."
 
 
 def draw_warm(
@@ -173,6 +181,6 @@ def warm_report(
     return f"""<h2>Never from scratch</h2>
 <p>What is said of the user was counted in {result["explanation"]["said"]["samples"]} answers that the user put right
 or approved. A library of
-{result["library"]} models, tuned for other people, was asked for the nearest; the same fine-tune then began
-from it, and beside it from the bare model. {judge}</p>
+{result["library"]} models, tuned for other people and for nobody, was asked what is like the user; the same
+fine-tune then began from there, and beside it from the bare model. {judge}</p>
 <pre class="wide">{lines}</pre><img alt="{ALTERNATIVE}" src="{source}">"""

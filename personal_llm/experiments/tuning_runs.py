@@ -141,7 +141,7 @@ def run_tuning(
         rows, test = user_rows(pool, style, seed)
         for similarity in [s for s in similarities if (style, seed, s) not in done]:
             library = Library(library_folder(libraries, pool, similarity))
-            found = select(library, model=model, dialogues=rows[:LOSS_ROWS], seed=seed)
+            found = select(library, method="match", model=model, dialogues=rows[:LOSS_ROWS], seed=seed)
             start = library[found.best].adapter if found.best else None
             whole = similarity == 0.9  # runs to the end, and replies
             more = dict(finish=replies(test)) if whole else dict(target=target)
@@ -160,7 +160,7 @@ def with_fewer(model, pool, style: str, seed: int, similarity: float, count: int
     best = start = None
     if similarity:
         library = Library(library_folder(libraries, pool, similarity))
-        best = select(library, model=model, dialogues=rows[: min(count, LOSS_ROWS)], seed=seed).best
+        best = select(library, method="match", model=model, dialogues=rows[: min(count, LOSS_ROWS)], seed=seed).best
         start = library[best].adapter if best else None
     return dict(best=best) | curve(model, rows[:count], test, start, target, seed=seed)
 
@@ -219,7 +219,7 @@ def merging_row(model, pool, library: Library, styles: tuple, seed: int) -> dict
     "Scratch, the nearest single pLLM and a merge, for one user."
     rows, test = (blended_rows(pool, styles, part, seed, n) for part, n in (("user", PERSONAL), ("test", TEST)))
     own = [rows[i] for i in generator(seed, "some").permutation(len(rows))[:LOSS_ROWS]]
-    found = select(library, model=model, dialogues=own, seed=seed)
+    found = select(library, method="match", model=model, dialogues=own, seed=seed)
     weights, _, spent = refine_weights(model, library, found.weights or {found.names[0]: 1.0}, own)
     scratch = curve(model, rows, test, seed=seed)
     target = min(scratch["losses"])

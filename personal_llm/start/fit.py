@@ -19,6 +19,7 @@ from ..base.factors import concatenate_factors, factors
 from ..base.tokens import batches, encode
 from .gradient import gradient_match, linear_layer, predicted, rates
 from .ranking import BASE, PLAIN_PLLM, Question, Ranking, adapter_bytes, race, sure_gap
+from ..tuning.losses import bare, short_way
 
 # %% ../../nbs/5_start/57_fit.ipynb #e5945fb0
 LENGTH = 96  # tokens of a dialogue that are read
@@ -49,6 +50,8 @@ class Mixture:
         self.pairs = {m: (A.to(model.device), B.to(model.device)) for m, (A, B) in stacked.items()}
         self.cost = Cost()  # of everything that was read
         self.dice = torch.Generator().manual_seed(0)  # for the curvature
+        changed = [linear_layer(model, module) for module in self.pairs]
+        self.short = bare(model.model).get_output_embeddings() not in changed and short_way(model.model)
 
     def samples(self, dialogues: list) -> list:
         "Encoded dialogues, cut at `LENGTH` tokens."
@@ -81,10 +84,8 @@ def drawn(logits, labels, dice):  # like `labels`
     "Tokens that the model itself would have written at the places of the labels."
     import torch
 
-    at, own = labels != -100, torch.full_like(labels, -100)
-    chances = logits.detach().transpose(1, 2)[at].softmax(-1).cpu()
-    own[at] = torch.multinomial(chances, 1, generator=dice)[:, 0].to(own.device)
-    return own
+    words = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=dice)[:, 0]
+    return labels.masked_scatter(labels != -100, words.to(labels.device))
 
 
 def pull(logits, labels, weights, again: bool) -> tuple:  # (rates (rows,), slopes (rows, pLLMs))
@@ -133,7 +134,7 @@ def pulls(
     found = Pulls(np.zeros(len(samples)), np.zeros((len(samples), count)), np.zeros((count, count)))
     for rows, own in self.reading(samples, weights):
         with self.weighing(own.requires_grad_()):
-            logits, labels = predicted(self.model, [samples[i] for i in rows])
+            logits, labels = predicted(self.model, [samples[i] for i in rows], self.short)
         found.rates[rows], found.slopes[rows] = pull(logits, labels, own, again=bending)
         if bending:
             _, s = pull(logits, drawn(logits, labels, self.dice), own, again=False)
@@ -155,7 +156,7 @@ def losses(
     found = np.zeros(len(samples))
     for rows, own in self.reading(samples, weights):
         with torch.no_grad(), self.weighing(own):
-            found[rows] = rates(*predicted(self.model, [samples[i] for i in rows])).cpu().numpy()
+            found[rows] = rates(*predicted(self.model, [samples[i] for i in rows], self.short)).cpu().numpy()
     return found
 
 # %% ../../nbs/5_start/57_fit.ipynb #647767c2
@@ -364,11 +365,11 @@ def fit(question: Question) -> Ranking:
     told |= dict(cost=cost, errors={name: float(e) for name, e in zip(names, fitted.errors)})
     told["losses"] = {BASE: float(fitted.base.mean())}
     told["losses"] |= {PLAIN_PLLM: float(fitted.null.mean())} if PLAIN_PLLM in names else {}
-    gaps, least = fitted.null - fitted.unseen, LEAST_GAIN if PLAIN_PLLM in names else OWN_VOICE
-    if sure_gap(gaps, SURE) <= 0 or gaps.mean() <= least * fitted.null.mean():
-        plain = PLAIN_PLLM in names and fitted.null.mean() < fitted.base.mean()
-        null = "plain pLLM" if PLAIN_PLLM in names else "base"
-        nobody = f"nobody is surely, and by {least:.1%}, better than the {null}"
+    plain = PLAIN_PLLM in names and fitted.null.mean() < fitted.base.mean()
+    null, least = fitted.null if plain else fitted.base, LEAST_GAIN if PLAIN_PLLM in names else OWN_VOICE
+    gaps = null - fitted.unseen
+    if sure_gap(gaps, SURE) <= 0 or gaps.mean() <= least * null.mean():
+        nobody = f"nobody is surely, and by {least:.1%}, better than the {'plain pLLM' if plain else 'base'}"
         weights = {PLAIN_PLLM: 1.0} if plain else {}
         return Ranking(None, weights=weights, abstained=True, reason=f"{nobody}; {said(fitted)}", **told)
     weights = {name: float(weight) for name, weight in zip(names, fitted.weights) if weight}

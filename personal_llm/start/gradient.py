@@ -20,6 +20,7 @@ from ..base.factors import factors, inner
 from ..base.files import write_atomically
 from ..base.tokens import batches, collate
 from .ranking import Question, Ranking, ranking_by_scores
+from ..tuning.losses import bare, short_way, states
 
 # %% ../../nbs/5_start/54_gradient.ipynb #96919ac8
 def linear_layer(model, module: str):  # a torch layer
@@ -77,19 +78,24 @@ def watched(
 def predicted(
     model,  # `Model`
     samples: list,  # of `encode`
-) -> tuple:  # (logits (rows, vocabulary, tokens - 1), labels (rows, tokens - 1); -100 where none is)
-    "What the model expects at every place, and what stood there."
+    short: bool = False,  # logits where a label stands only; for a model that `short_way` allows it
+) -> tuple:  # (logits (labels, vocabulary), labels (rows, tokens - 1); -100 where none is)
+    "What the model expects where a label stands, row after row, and the labels."
     batch = {k: v.to(model.device) for k, v in collate(samples, model.tokenizer.pad_token_id).items()}
     labels = batch.pop("labels")[:, 1:]
-    return model.model(**batch, use_cache=False).logits[:, :-1].float().transpose(1, 2), labels
+    if short:
+        hidden = states(model.model, batch)[:, :-1][labels != -100]
+        return bare(model.model).get_output_embeddings()(hidden).float(), labels
+    return model.model(**batch, use_cache=False).logits[:, :-1][labels != -100].float(), labels
 
 
 def rates(logits, labels):  # (rows,) with gradient
     "Nats a token of each row."
     import torch
 
-    nats = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    return nats.sum(1) / (labels != -100).sum(1)
+    at = labels != -100
+    nats = torch.nn.functional.cross_entropy(logits, labels[at], reduction="none")
+    return nats.new_zeros(labels.shape).masked_scatter(at, nats).sum(1) / at.sum(1)
 
 # %% ../../nbs/5_start/54_gradient.ipynb #75090f8a
 def gradients(
@@ -99,14 +105,14 @@ def gradients(
     use=lambda module, G: G,  # what to keep of a layer's gradient (out, in): something linear
 ) -> dict:  # module -> what `use` gave
     "Gradients of the personal loss by some weights of the base; raises `InputError` for adapters of another base."
-    samples, kept = [model.encode(d) for d in dialogues], {}
+    samples, kept, short = [model.encode(d) for d in dialogues], {}, short_way(model.model)
 
     def take(module, G):
         kept[module] = kept.get(module, 0) + use(module, G)
 
     with watched(model, modules, take):
         for rows in batches([len(s["input_ids"]) for s in samples], model.tokens_per_batch):
-            rates(*predicted(model, [samples[i] for i in rows])).sum().div(len(samples)).backward()
+            rates(*predicted(model, [samples[i] for i in rows], short)).sum().div(len(samples)).backward()
     return kept
 
 # %% ../../nbs/5_start/54_gradient.ipynb #ba8fdcb6
