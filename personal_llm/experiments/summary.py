@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'FEWEST_PEOPLE', 'RIVALS', 'ACCURACY', 'COMPUTE', 'DATA', 'Claim', 'verdict_of', 'rows_from',
            'as_markdown', 'policies_rows', 'ratio_claim', 'kept_claims', 'speed_claim', 'synthesis_claim',
            'format_claim', 'asking_claims', 'floor_claim', 'headroom_claim', 'silent_claim', 'forgetting_claim',
-           'right_share', 'tokens_to', 'price_of', 'compute_saved', 'data_saved', 'choice_claims', 'saving_claims']
+           'right_share', 'choice_claims', 'share_claim', 'saving_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #1beb67b6
 from typing import NamedTuple
@@ -257,41 +257,6 @@ def right_share(pool: str, similarity: float, method: str = "match") -> float:  
     some = [row for row in rows if (row["method"], row["similarity"]) == (method, similarity)]
     return float(np.mean([(row["best"] or "").replace("_and_", "+") == row["style"] for row in some]))
 
-
-def tokens_to(row: dict) -> int:  # tokens trained on until the target, or None
-    "Where a curve reaches its target."
-    return next((t for t, loss in zip(row["tokens"], row["losses"]) if loss <= row["target"] + 1e-9), None)
-
-
-def price_of(cost: dict) -> float:  # tokens, those of a backward pass counted twice more
-    "What a selection costs, in tokens of a forward pass."
-    return cost["tokens"] * (1 + 2 * cost["backward"] / cost["forward"])
-
-# %% ../../nbs/experiments/00_summary.ipynb #04f06dfb
-def compute_saved(pool: str, similarity: float) -> np.ndarray:  # (users,) share of the compute from scratch
-    "The saving to the target, selection counted; who never arrives is charged all that it ran."
-    rows = read_lines(RESULTS / f"tuning-{pool}.jsonl")
-    scratch = {(row["style"], row["seed"]): row for row in rows if row["similarity"] == 0}
-    found = []
-    for row in (row for row in rows if row["similarity"] == similarity):
-        base = scratch[row["style"], row["seed"]]
-        whole = 3 * tokens_to(base | dict(target=row["target"]))
-        mine = tokens_to(row)
-        spent = 3 * mine if mine is not None else max(3 * row["tokens"][-1], whole)
-        found.append(1 - (spent + price_of(row["selection"])) / whole)
-    return np.array(found)
-
-
-def data_saved(pool: str, similarity: float) -> np.ndarray:  # (users,) share of 24 dialogues
-    "The saving in dialogues to the same target."
-    needed = {}
-    for row in read_lines(RESULTS / f"data-{pool}.jsonl"):
-        if row["similarity"] == similarity:
-            reached = row["count"] if min(row["losses"]) <= row["target"] + 1e-9 else 24
-            key = row["style"], row["seed"]
-            needed[key] = min(reached, needed.get(key, 24))
-    return 1 - np.array(list(needed.values()), float) / 24
-
 # %% ../../nbs/experiments/00_summary.ipynb #0a02d9c5
 ACCURACY = {0.9: 0.964, 0.7: 0.857, 0.5: 0.536, 0.3: 0.25}  # the paper's, Llama-3.2-1B, synthetic
 COMPUTE = dict(crafted=0.82, real=0.81)  # the paper's saving in minutes at similarity 90 %, selection not counted
@@ -308,17 +273,29 @@ def choice_claims() -> list:  # `Claim`s
     told = f"L1 {rival:.0%}; `match`, by loss, {out[0].ours}"
     return [*out, Claim(claim, "96%", told, verdict_of(rival > 0.9, rival > 0.5), where)]
 
+# %% ../../nbs/experiments/00_summary.ipynb #ws2000aa
+def share_claim(claim: str, theirs: str, shares: list, told: str, bar: float) -> Claim:
+    "A share saved, of each user one."
+    if len(shares) < 2:
+        return Claim(claim, theirs, "runs not finished", "open", "04_warm_start")
+    saved = mean_over_users(np.array(shares))
+    good = verdict_of(saved.low > bar, saved.low > 0)
+    return Claim(claim, theirs, f"{saved}{told} ({len(shares)} users)", good, "04_warm_start")
+
 # %% ../../nbs/experiments/00_summary.ipynb #b10dd694
 def saving_claims() -> list:  # `Claim`s
     "What is a start worth?"
+    from personal_llm.experiments.savings import compute_saved, data_saved
+
     out, where = [], "04_warm_start"
-    for pool in COMPUTE:
-        saved, theirs = mean_over_users(compute_saved(pool, 0.9)), f"{COMPUTE[pool]:.0%}, selection not counted"
-        good, claim = verdict_of(saved.low > 0.5, saved.low > 0), f"compute saved, similarity 90%, {pool} styles"
-        out.append(Claim(claim, theirs, f"{saved}, selection counted", good, where))
-    for pool in DATA:
-        saved, claim = mean_over_users(data_saved(pool, 0.9)), f"data saved, similarity 90%, {pool} styles"
-        out.append(Claim(claim, f"{DATA[pool]:.0%}", str(saved), verdict_of(saved.low > 0.35, saved.low > 0), where))
+    runs, few = ([row for row in rows_from(name) if row["similarity"] == 0.9] for name in ("arrivals", "fewer"))
+    for pool, theirs in COMPUTE.items():
+        part = [compute_saved(row, "match") for row in runs if row["pool"] == pool]
+        claim = f"compute saved, similarity 90%, {pool} styles"
+        out.append(share_claim(claim, f"{theirs:.0%}, selection not counted", part, ", selection counted", 0.5))
+    for pool, theirs in DATA.items():
+        part = [data_saved(row, "match") for row in few if row["pool"] == pool]
+        out.append(share_claim(f"data saved, similarity 90%, {pool} styles", f"{theirs:.0%}", part, "", 0.35))
     phone = Claim("minutes and kilojoules on phones", "17.9 min, 2.8 kJ", "no phone here", "open", "02_costs")
     size = Claim("holds for models of 0.4 to 1.2 billion parameters", "three models", "7 million only", "open", where)
     return [*out, phone, size]
