@@ -29,9 +29,10 @@ from ..start.ranking import BASE, PLAIN_PLLM, Losses, mean_loss, race
 from ..start.selection import select
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00005
-CHOOSE_BY, TEST_ON = 12, 12  # dialogues of a user
+CHOOSE_BY = dict(real=12, crafted=12, authors=24)  # dialogues that a user has written
+TEST_ON = 12  # dialogues of a user
 LONGEST = 96  # tokens of a dialogue
-DRAWS = (407, 408, 409)  # seeds of a user's dialogues
+DRAWS = dict(real=(407, 408, 409), crafted=(407, 408, 409), authors=(411, 412, 413))  # seeds of a user's dialogues
 ASKED = dict(  # kind of job: selectors
     match=("match",), fit=("fit",), searches=("exhaustive", "hyperband", "random"), nobody=("match", "fit")
 )
@@ -111,7 +112,7 @@ def shorter(found, losses) -> dict:  # `Ranking` of `match`, `Losses`
 def measure(jobs: list):  # yields a dict of results a job
     "What every selector says to each user of a library."
     model, texts, library = library_of(jobs[0]["pool"], jobs[0]["similarity"])
-    own = [texts.rows(job["user"], "user", count=CHOOSE_BY, seed=job["seed"]) for job in jobs]
+    own = [texts.rows(job["user"], "user", count=CHOOSE_BY[texts.name], seed=job["seed"]) for job in jobs]
     asked = ASKED[jobs[0]["asked"]]
     tables = loss_tables(model, library, own) if "exhaustive" in asked else [None] * len(jobs)
     for job, rows, table in zip(jobs, own, tables):
@@ -132,8 +133,8 @@ NOBODIES = tuple(range(430, 442))  # draws of default users
 def jobs_of(pool: str) -> list:
     "Every style and draw at every similarity, the rivals at two of them, and the default users at the highest."
     where, best = dict(pool=pool), max(SIMILARITIES)
-    users = [dict(user=style, seed=seed, asked="match") for seed in DRAWS for style in POOL_STYLES[pool]]
-    first = [job | dict(asked=a) for a in ("fit", "searches") for job in users if job["seed"] == DRAWS[0]]
+    users = [dict(user=style, seed=seed, asked="match") for seed in DRAWS[pool] for style in POOL_STYLES[pool]]
+    first = [job | dict(asked=a) for a in ("fit", "searches") for job in users if job["seed"] == DRAWS[pool][0]]
     jobs = [where | dict(similarity=s) | job for s in SIMILARITIES for job in users + first * (s in SEARCHED)]
     return jobs + [where | dict(similarity=best, user="default", seed=seed, asked="nobody") for seed in NOBODIES]
 
@@ -165,7 +166,7 @@ def grown(library: Shelf, size: int, folder: Path) -> Shelf:
 def measure_sizes(jobs: list):  # yields a dict of results a job
     "What `match` costs one user in libraries of several sizes."
     model, texts, library = library_of("crafted", 0.9)
-    own = texts.rows(jobs[0]["user"], "user", count=CHOOSE_BY, seed=jobs[0]["seed"])
+    own = texts.rows(jobs[0]["user"], "user", count=CHOOSE_BY["crafted"], seed=jobs[0]["seed"])
     times, found = {job["pLLMs"]: [] for job in jobs}, {}
     with tempfile.TemporaryDirectory() as place:
         many = {size: grown(library, size, Path(place, str(size))) for size in times}
@@ -178,5 +179,5 @@ def measure_sizes(jobs: list):  # yields a dict of results a job
         yield dict(first=one.names[0], processor=min(times[size])) | cost
 
 
-USER = dict(user=GRID[0], seed=DRAWS[0])
+USER = dict(user=GRID[0], seed=DRAWS["crafted"][0])
 GRIDS.append(Grid("choice-costs", [USER | dict(pLLMs=n) for n in SIZES], measure_sizes, shared=("user", "seed")))
