@@ -2253,44 +2253,6 @@ d = {
                 "personal_llm/experiments/runner.py",
             ),
         },
-        "personal_llm.experiments.runs": {
-            "personal_llm.experiments.runs.build_library": (
-                "experiments/runs.html#build_library",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.kept_explanation": (
-                "experiments/runs.html#kept_explanation",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.kept_table": (
-                "experiments/runs.html#kept_table",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.library_folder": (
-                "experiments/runs.html#library_folder",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.loss_table": (
-                "experiments/runs.html#loss_table",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.name_of": (
-                "experiments/runs.html#name_of",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.rows_of": (
-                "experiments/runs.html#rows_of",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.user_rows": (
-                "experiments/runs.html#user_rows",
-                "personal_llm/experiments/runs.py",
-            ),
-            "personal_llm.experiments.runs.write_result": (
-                "experiments/runs.html#write_result",
-                "personal_llm/experiments/runs.py",
-            ),
-        },
         "personal_llm.experiments.savings": {
             "personal_llm.experiments.savings.arrivals": (
                 "experiments/warm_start.html#arrivals",
@@ -2618,60 +2580,6 @@ d = {
             "personal_llm.experiments.synthesis_counts.ways_of": (
                 "experiments/synthesis.html#ways_of",
                 "personal_llm/experiments/synthesis_counts.py",
-            ),
-        },
-        "personal_llm.experiments.tuning_runs": {
-            "personal_llm.experiments.tuning_runs.batches": (
-                "experiments/tuning_runs.html#batches",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.blended_rows": (
-                "experiments/tuning_runs.html#blended_rows",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.curve": (
-                "experiments/tuning_runs.html#curve",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.from_scratch": (
-                "experiments/tuning_runs.html#from_scratch",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.merging_row": (
-                "experiments/tuning_runs.html#merging_row",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.replies": (
-                "experiments/tuning_runs.html#replies",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.run_data": (
-                "experiments/tuning_runs.html#run_data",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.run_merging": (
-                "experiments/tuning_runs.html#run_merging",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.run_tuning": (
-                "experiments/tuning_runs.html#run_tuning",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.test_loss": (
-                "experiments/tuning_runs.html#test_loss",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.train_steps": (
-                "experiments/tuning_runs.html#train_steps",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.with_fewer": (
-                "experiments/tuning_runs.html#with_fewer",
-                "personal_llm/experiments/tuning_runs.py",
-            ),
-            "personal_llm.experiments.tuning_runs.with_lora": (
-                "experiments/tuning_runs.html#with_lora",
-                "personal_llm/experiments/tuning_runs.py",
             ),
         },
         "personal_llm.experiments.variations": {
