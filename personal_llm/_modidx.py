@@ -749,6 +749,7 @@ d = {
                 "0_base/models.html#quiet_libraries",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.small_caches": ("0_base/models.html#small_caches", "personal_llm/base/models.py"),
             "personal_llm.base.models.token_losses": ("0_base/models.html#token_losses", "personal_llm/base/models.py"),
         },
         "personal_llm.base.plots": {
@@ -2659,6 +2660,10 @@ d = {
             ),
             "personal_llm.experiments.words_told.seen_words": (
                 "experiments/words.html#seen_words",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.shifts": (
+                "experiments/words.html#shifts",
                 "personal_llm/experiments/words_told.py",
             ),
             "personal_llm.experiments.words_told.spoken": (
