@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEXTS', 'AUTHORS_USERS', 'CELL', 'SIMILARITIES', 'JUDGE_WORDS', 'LINE', 'TAUGHT', 'JOBS', 'CHOICE_POOLS',
-           'NOBODIES', 'CHOICES', 'DRAWS', 'subjects', 'READ', 'READERS', 'GRIDS', 'users_of', 'true_words', 'texts_of',
-           'teach', 'judge_rows', 'judges', 'judged', 'row_of', 'measure', 'own_words', 'spoken', 'cards',
-           'measure_choice', 'seen_words', 'holds', 'named', 'people_sets', 'pool_sets', 'measure_reader']
+           'NOBODIES', 'READ_BY', 'LONGEST', 'CHOICES', 'DRAWS', 'subjects', 'READ', 'READERS', 'GRIDS', 'users_of',
+           'true_words', 'texts_of', 'teach', 'judge_rows', 'judges', 'judged', 'row_of', 'measure', 'own_words',
+           'spoken', 'shifts', 'cards', 'measure_choice', 'seen_words', 'holds', 'named', 'people_sets', 'pool_sets',
+           'measure_reader']
 
 # %% ../../nbs/experiments/21_words.ipynb #0a468631
 from dataclasses import replace
@@ -29,14 +30,14 @@ from ..recipes.word_texts import OPPOSED, open_texts, plain_people, put, without
 from ..start.ranking import PLAIN_PLLM
 from ..start.selection import select
 from ..xpert.evidence import EMOJI, LIST, TOPIC_WORDS, topic_lists, topics_of
-from ..xpert.explanation import PLLM_TOKENS, known_texts
-from ..xpert.saying import Said, items, of_person, of_pllm
+from ..xpert.explanation import PLLM_TOKENS, known_texts, token_losses
+from ..xpert.saying import Said, beside, items, of_person, of_pllm, word_shift
 from ..xpert.style import speak
 
 # %% ../../nbs/experiments/21_words.ipynb #61058fae
 TEXTS = 24  # of a user
 AUTHORS_USERS = 8  # of each combination
-CELL = 40  # texts of each of the 28 styles of `crafted` that teach its words
+CELL = 120  # texts of each of the 28 styles of `crafted` that teach its words: a fold must hold a user of 24
 SIMILARITIES = (0.9, 0.5)
 
 
@@ -191,6 +192,25 @@ def spoken(name: str, key: str, adapter, prompts: list, seed: int, tokens: int =
         write_json(file, known)
     return known["answers"]
 
+# %% ../../nbs/experiments/21_words.ipynb #2e09d490
+READ_BY = dict(real=24, authors=24, crafted=8)  # labelled texts of a style that say what a pLLM finds likely
+LONGEST = 96  # tokens of such a text
+
+
+def shifts(model, texts, library) -> dict:  # pLLM -> its `word_shift`, against the plain one
+    "What each pLLM finds likely, on labelled texts that none has learned from."
+    styles = (*(BASE_STYLES if texts.name == "real" else texts.styles), "default")
+    rows = [(d, true_words(style)) for style in styles for d in texts.rows(style, "probe", count=READ_BY[texts.name])]
+    dialogues, words = map(list, zip(*rows))
+    losses, before = {}, model.max_length
+    model.max_length = LONGEST
+    for one, at in library.folders.items():
+        with model.using(at):
+            losses[one] = token_losses(model, dialogues)
+    model.max_length = before
+    labels = [known - {"neutral"} for known in words]
+    return {one: word_shift(losses[PLAIN_PLLM] - loss, labels, OPPOSED[:3]) for one, loss in losses.items()}
+
 
 @cache
 def cards(name: str) -> tuple:  # (model, `Pool`, a shelf that has cards, `Vocabulary`)
@@ -198,7 +218,8 @@ def cards(name: str) -> tuple:  # (model, `Pool`, a shelf that has cards, `Vocab
     model, texts, library = shelf(name, SIMILARITIES[0])
     vocabulary, prompts = own_words(name)[1], known_texts()[1]
     answers = {one: spoken(name, one, at, prompts, 0, PLLM_TOKENS) for one, at in library.folders.items()}
-    says = {one: of_pllm(found, answers[PLAIN_PLLM], vocabulary) for one, found in answers.items()}
+    raised, voice = shifts(model, texts, library), answers[PLAIN_PLLM]
+    says = {one: of_pllm(found, voice, vocabulary, raised[one]) for one, found in answers.items()}
     library = Shelf(**vars(library), says=says)
     library.card = lambda one: dict(explanation=dict(said=says[one].to_dict()))
     return model, texts, library, vocabulary
@@ -207,6 +228,7 @@ def cards(name: str) -> tuple:  # (model, `Pool`, a shelf that has cards, `Vocab
 def measure_choice(jobs: list):  # yields a dict of results a job
     "Whom `explained` chooses."
     _, texts, library, vocabulary = cards(jobs[0]["pool"])
+    printed = beside({one: library.says[one] for one in library if one != PLAIN_PLLM})
     for job in jobs:
         rows = texts.rows(job["user"], "test", SIMILARITIES[0], TEXTS, job["seed"])
         group = job["user"] if job["pool"] == "real" else "all"  # elsewhere users of a seed share their prompts
@@ -220,6 +242,7 @@ def measure_choice(jobs: list):  # yields a dict of results a job
             right=int(found.best == job["user"]),
             words=",".join(said.words),
             facts=len(said.facts),
+            card=",".join(printed[job["user"]].words) if job["user"] in printed else "",
             vocabulary=list(vocabulary.words),
         )
 

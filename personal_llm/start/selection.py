@@ -41,7 +41,7 @@ from personal_llm.start.rivals import (
     merge_uniformly,
     weight_cosine,
 )
-from ..xpert.saying import Said, alike, centred, is_clear, items
+from ..xpert.saying import Said, alike, compared, is_clear, items
 
 # %% ../../nbs/5_start/58_selection.ipynb #6b613d7d
 def reorder(
@@ -214,7 +214,7 @@ def explained(question: Question) -> Ranking:
         what = "this explanation says nothing: it was made as published, or by an older version"
         raise InputError(what, "explain the dialogues anew with explain")
     says = {name: card_says(library, name) for name in library if name != PLAIN_PLLM} or {PLAIN_PLLM: Said()}
-    own, cards = items(mine), dict(zip(says, centred([items(theirs) for theirs in says.values()])))
+    own, cards = items(mine), compared(says)
     distances = np.array([1 - alike(own, card) for card in cards.values()])
     order = [([*says][i], float(distances[i])) for i in nearest(distances, [*says])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in says.values()))
