@@ -16,7 +16,8 @@ from ..data.habits import brevity, bullets, emoji, lower_case, opener, preferred
 from .samples import answer, read_source
 from ..start.ranking import PLAIN_PLLM
 from ..start.warm_start import plain_texts, tune_plain
-from ..xpert.explanation import explain_pllm, known_texts, read_panels
+from ..runtimes.cluster import explained
+from ..xpert.explanation import known_texts, read_panels
 
 # %% ../../nbs/recipes/shipped_library.ipynb #30de2261
 SUBJECTS = {  # name: (source, domain) pairs
@@ -133,6 +134,6 @@ def make_library(
         plain = name == PLAIN_PLLM
         style = "plain answers" if plain else "; ".join([SUBJECTS[name][0][1], *(h.name for h in HABITS[name])])
         about = dict(licence="CC BY-SA 4.0", samples=ROWS, similarity=None if plain else SIMILARITY, style=style)
-        library.add(name, adapter, explain_pllm(model, adapter, space, panels, seed), **about)
+        library.add(name, adapter, explained(model, adapter, space, panels, seed, None), **about)
     sketch(library)  # beside the index, so that a device need not make it
     return library

@@ -279,7 +279,7 @@ def make_space(
 def main(argv: list = None) -> int:
     "`python -m personal_llm.recipes.style_space`"
     from personal_llm.base.models import load_model
-    from personal_llm.recipes.shipped_library import make_library
+    from personal_llm.recipes.shipped_library import make_library, tune_all
     from personal_llm.xpert.space import StyleSpace
 
     parser = argparse.ArgumentParser(description="Make the known texts, the style space, or the shipped library.")
@@ -293,7 +293,10 @@ def main(argv: list = None) -> int:
     elif args.what == "space":
         make_space(load_model("pocket")).save(args.out)
     else:
-        print(make_library(load_model("pocket"), args.data, args.out, StyleSpace.load(args.space)))
+        model = load_model("pocket")
+        with tempfile.TemporaryDirectory() as place:
+            adapters = tune_all(model, args.data, Path(place))
+            print(make_library(model, adapters, args.out, StyleSpace.load(args.space)))
     return 0
 
 
