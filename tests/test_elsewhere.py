@@ -1,12 +1,18 @@
 "What leaves the device on request: three files, nothing that tells whose they are, private unless asked otherwise."
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
-from real import NAMES, folder_of, shared_real
-from test_tuning import BRIEF, TALK
+import torch
+from real import NAMES, build, folder_of, shared_real, whole_folder
+from test_tuning import BRIEF, TALK, TEST
 
 from personal_llm.base.adapters import CONFIG, WEIGHTS
 from personal_llm.base.core import InputError
@@ -93,3 +99,77 @@ def test_a_modelfile_writes_turns_as_the_template_does(name):
     said = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     assert said.removeprefix(model.tokenizer.bos_token or "") == filled
     assert lines.startswith("FROM ./b.gguf\nADAPTER ./a.gguf\n") and f'stop "{model.tokenizer.eos_token}"' in lines
+
+
+# ---- llama.cpp
+
+LLAMA_CPP = Path(os.environ.get("PERSONAL_LLM_LLAMA_CPP", "/nowhere"))  # its sources, with the two converters
+
+
+def converted(script, *words):
+    "Run one of llama.cpp's converters."
+    env = os.environ | dict(PYTHONPATH=str(LLAMA_CPP / "gguf-py"))
+    done = subprocess.run([sys.executable, LLAMA_CPP / script, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def log_probabilities(logits):
+    return torch.log_softmax(torch.as_tensor(np.array(logits)), -1).numpy()
+
+
+class Other:
+    "llama.cpp, by its Python bindings: tokens, and log probabilities after each of them."
+
+    def __init__(self, file):
+        import llama_cpp.llama_cpp as inner
+
+        self.inner = inner
+        inner.llama_backend_init()
+        self.model = inner.llama_model_load_from_file(str(file).encode(), inner.llama_model_default_params())
+        self.vocabulary = inner.llama_model_get_vocab(self.model)
+
+    def tokens(self, text):
+        into, said = (self.inner.llama_token * 512)(), text.encode()
+        return list(into[: self.inner.llama_tokenize(self.vocabulary, said, len(said), into, 512, True, True)])
+
+    def read(self, ids, adapter=None):
+        settings = self.inner.llama_context_default_params()
+        settings.n_ctx, settings.n_threads, settings.n_threads_batch = 512, 1, 1
+        context = self.inner.llama_init_from_model(self.model, settings)
+        if adapter:
+            made = self.inner.llama_adapter_lora_init(self.model, str(adapter).encode())
+            self.inner.llama_set_adapter_lora(context, made, 1.0)
+        batch = self.inner.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for place, token in enumerate(ids):
+            batch.token[place], batch.pos[place], batch.n_seq_id[place], batch.logits[place] = token, place, 1, 1
+            batch.seq_id[place][0] = 0
+        assert self.inner.llama_decode(context, batch) == 0
+        width = self.inner.llama_vocab_n_tokens(self.vocabulary)
+        rows = [self.inner.llama_get_logits_ith(context, place) for place in range(len(ids))]
+        return log_probabilities([np.ctypeslib.as_array(row, (width,)) for row in rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2", "qwen2"])
+def test_llama_cpp_reads_base_and_adapter_as_we_do(name, tmp_path):
+    pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python gguf sentencepiece")
+    if whole_folder(name) is None or not (LLAMA_CPP / "convert_lora_to_gguf.py").is_file():
+        pytest.skip("needs PERSONAL_LLM_LLAMA_CPP=sources of llama.cpp, and PERSONAL_LLM_TOKENIZERS=whole tokenizers")
+    model = build(name, whole=True)
+    for part in (model.model, model.tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    made = finetune(model, TALK, BRIEF, out=tmp_path / "adapter", progress=False)
+    converted("convert_hf_to_gguf.py", tmp_path / "base", "--outfile", tmp_path / "base.gguf", "--outtype", "f32")
+    lora = ("--base", tmp_path / "base", "--outfile", tmp_path / "adapter.gguf", "--outtype", "f32")
+    converted("convert_lora_to_gguf.py", tmp_path / "adapter", *lora)
+    other, ids, found = Other(tmp_path / "base.gguf"), model.encode(TEST[0])["input_ids"], {}
+    turn = [dict(role="user", content=TEST[0].prompt)]
+    text = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert other.tokens(text) == model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for file, adapter in ((None, None), (tmp_path / "adapter.gguf", made)):
+        with model.using(adapter), torch.no_grad():
+            found[adapter is None] = log_probabilities(model.model(torch.tensor([ids])).logits[0].float())
+        width = found[adapter is None].shape[1]
+        assert np.abs(other.read(ids, file)[:, :width] - found[adapter is None]).max() < 0.01
+    assert np.abs(found[True] - found[False]).max() > 0.5, "the adapter says something"
