@@ -2532,12 +2532,16 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.right_share": (
-                "experiments/summary.html#right_share",
+            "personal_llm.experiments.summary.right_shares": (
+                "experiments/summary.html#right_shares",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.rows_from": (
                 "experiments/summary.html#rows_from",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.said_claim": (
+                "experiments/summary.html#said_claim",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.saving_claims": (
@@ -2626,12 +2630,20 @@ d = {
                 "experiments/words.html#judges",
                 "personal_llm/experiments/words_told.py",
             ),
+            "personal_llm.experiments.words_told.lead": (
+                "experiments/words.html#lead",
+                "personal_llm/experiments/words_told.py",
+            ),
             "personal_llm.experiments.words_told.measure": (
                 "experiments/words.html#measure",
                 "personal_llm/experiments/words_told.py",
             ),
             "personal_llm.experiments.words_told.measure_choice": (
                 "experiments/words.html#measure_choice",
+                "personal_llm/experiments/words_told.py",
+            ),
+            "personal_llm.experiments.words_told.measure_firsts": (
+                "experiments/words.html#measure_firsts",
                 "personal_llm/experiments/words_told.py",
             ),
             "personal_llm.experiments.words_told.measure_reader": (
@@ -4008,6 +4020,7 @@ d = {
             ),
             "personal_llm.sdss.asking.Considered": ("2_sdss/asking.html#considered", "personal_llm/sdss/asking.py"),
             "personal_llm.sdss.asking.plain": ("2_sdss/asking.html#plain", "personal_llm/sdss/asking.py"),
+            "personal_llm.sdss.asking.quantile": ("2_sdss/asking.html#quantile", "personal_llm/sdss/asking.py"),
             "personal_llm.sdss.asking.tier": ("2_sdss/asking.html#tier", "personal_llm/sdss/asking.py"),
         },
         "personal_llm.sdss.beliefs": {
@@ -5697,6 +5710,14 @@ d = {
                 "4_xpert/explanation.html#personal",
                 "personal_llm/xpert/explanation.py",
             ),
+            "personal_llm.xpert.explanation.preferred": (
+                "4_xpert/explanation.html#preferred",
+                "personal_llm/xpert/explanation.py",
+            ),
+            "personal_llm.xpert.explanation.read_examples": (
+                "4_xpert/explanation.html#read_examples",
+                "personal_llm/xpert/explanation.py",
+            ),
             "personal_llm.xpert.explanation.read_panels": (
                 "4_xpert/explanation.html#read_panels",
                 "personal_llm/xpert/explanation.py",
@@ -5995,6 +6016,7 @@ d = {
         "personal_llm.xpert.words": {
             "personal_llm.xpert.words.Told": ("4_xpert/words.html#told", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Told.__str__": ("4_xpert/words.html#told.__str__", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.Told.first": ("4_xpert/words.html#told.first", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Vocabulary": ("4_xpert/words.html#vocabulary", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.Vocabulary.__post_init__": (
                 "4_xpert/words.html#vocabulary.__post_init__",
@@ -6018,6 +6040,7 @@ d = {
             ),
             "personal_llm.xpert.words._fit": ("4_xpert/words.html#_fit", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words._load": ("4_xpert/words.html#_load", "personal_llm/xpert/words.py"),
+            "personal_llm.xpert.words.examples_of": ("4_xpert/words.html#examples_of", "personal_llm/xpert/words.py"),
             "personal_llm.xpert.words.vocabulary_of": (
                 "4_xpert/words.html#vocabulary_of",
                 "personal_llm/xpert/words.py",

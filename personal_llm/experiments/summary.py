@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'FEWEST_PEOPLE', 'RIVALS', 'ACCURACY', 'COMPUTE', 'DATA', 'Claim', 'verdict_of', 'rows_from',
            'as_markdown', 'policies_rows', 'ratio_claim', 'kept_claims', 'speed_claim', 'synthesis_claim',
            'format_claim', 'asking_claims', 'floor_claim', 'headroom_claim', 'silent_claim', 'forgetting_claim',
-           'right_share', 'choice_claims', 'share_claim', 'saving_claims']
+           'right_shares', 'choice_claims', 'said_claim', 'share_claim', 'saving_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #1beb67b6
 from typing import NamedTuple
@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import InputError
-from ..base.files import read_lines
 from .people import CORRECTING, SILENT
 from .runner import RESULTS, columns, read_results
 from .variations import complete
@@ -251,11 +250,14 @@ def forgetting_claim() -> Claim:
     return Claim(claim, "not measured", told, good, "16_forgetting")
 
 # %% ../../nbs/experiments/00_summary.ipynb #9f9a36fd
-def right_share(pool: str, similarity: float, method: str = "match") -> float:  # of the users
-    "How often the chosen pLLM has the user's style."
-    rows = [row for row in read_lines(RESULTS / f"selection-{pool}.jsonl") if row["style"] != "default"]
-    some = [row for row in rows if (row["method"], row["similarity"]) == (method, similarity)]
-    return float(np.mean([(row["best"] or "").replace("_and_", "+") == row["style"] for row in some]))
+def right_shares(pool: str, similarity: float) -> np.ndarray:  # (styles,) share of draws
+    "How often `match` chose the pLLM of the user's style."
+    found = {}
+    for row in rows_from(f"choices-{pool}"):
+        if "match" in row and row["similarity"] == similarity and row["user"] != "default":
+            right = row["match"]["first"] == row["user"] and not row["match"]["refused"]
+            found.setdefault(row["user"], []).append(right)
+    return np.array([np.mean(some) for some in found.values()])
 
 # %% ../../nbs/experiments/00_summary.ipynb #0a02d9c5
 ACCURACY = {0.9: 0.964, 0.7: 0.857, 0.5: 0.536, 0.3: 0.25}  # the paper's, Llama-3.2-1B, synthetic
@@ -265,13 +267,32 @@ DATA = dict(crafted=0.36, real=0.47)  # the paper's saving in samples at similar
 
 def choice_claims() -> list:  # `Claim`s
     "Is the right one chosen?"
-    out, where = [], "03_selection"
+    out = []
     for s, theirs in ACCURACY.items():
-        ours, claim = right_share("crafted", s), f"the right pLLM of 28 is chosen, similarity {s:.0%}"
-        out.append(Claim(claim, f"{theirs:.0%}", f"{ours:.0%}", verdict_of(ours >= theirs), where))
-    rival, claim = right_share("crafted", 0.9, "l1"), "L1 in the space of words is enough to choose, similarity 90%"
-    told = f"L1 {rival:.0%}; `match`, by loss, {out[0].ours}"
-    return [*out, Claim(claim, "96%", told, verdict_of(rival > 0.9, rival > 0.5), where)]
+        shares = {pool: right_shares(pool, s) for pool in ("crafted", "real", "authors")}
+        ours = {pool: some.mean() for pool, some in shares.items() if len(some)}
+        told = ", ".join(f"{pool} {share:.0%} of {len(shares[pool])}" for pool, share in ours.items())
+        told = told or "runs not finished"
+        good = verdict_of(
+            min(ours.values(), default=0) >= theirs, max(ours.values(), default=0) >= theirs, 3 * len(ours)
+        )
+        out.append(
+            Claim(f"the right pLLM is chosen, similarity {s:.0%}", f"{theirs:.1%} of 28", told, good, "03_selection")
+        )
+    return out
+
+
+def said_claim() -> Claim:
+    "Is what is printed enough to choose by?"
+    rows, told = rows_from("explained"), []
+    for pool in dict.fromkeys(row["pool"] for row in rows):
+        right = [row["right"] for row in rows if row["pool"] == pool and row["user"] != "default"]
+        told.append((np.mean(right), f"{pool} {sum(right)} of {len(right)}"))
+    shares = [share for share, _ in told]
+    good = verdict_of(min(shares, default=0) >= 0.9, max(shares, default=0) >= 0.9, len(rows))
+    claim = "what is said of both is enough to choose, similarity 90%"
+    ours = ", ".join(text for _, text in told) or "runs not finished"
+    return Claim(claim, "96.4% of 28", ours, good, "21_words")
 
 # %% ../../nbs/experiments/00_summary.ipynb #ws2000aa
 def share_claim(claim: str, theirs: str, shares: list, told: str, bar: float) -> Claim:
