@@ -77,7 +77,8 @@ def panels_for(model, library, seed: int, folders: dict = None):  # `Panels`
     from personal_llm.xpert.explanation import known_texts, read_panels
 
     there = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
-    return read_panels(model, library.space, *known_texts(), seed, (folders or {}).get(PLAIN_PLLM, there))
+    plain = (folders or {}).get(PLAIN_PLLM, there)
+    return read_panels(model, library.space, *known_texts(), seed, plain, library.vocabulary)
 
 
 def packed(mine: Explanation, samples: int, files: dict) -> dict:  # plain JSON types, and bytes in `files`

@@ -161,7 +161,7 @@ def add_voice(
     "Tune the library's plain pLLM, explain it and add it."
     with tempfile.TemporaryDirectory() as folder:
         adapter = tune_plain(model, Path(folder, PLAIN_PLLM), like, seed)
-        panels = read_panels(model, library.space, *known_texts(), seed, adapter)
+        panels = read_panels(model, library.space, *known_texts(), seed, adapter, library.vocabulary)
         mine = explain_pllm(model, adapter, library.space, panels, seed, library.vocabulary)
         mine = replace(mine, cost=Cost(tokens=mine.cost.tokens, forward=mine.cost.forward))  # the same card every time
         facts = dict(licence=PLAIN_LICENCE, samples=len(plain_texts()), style="plain answers")

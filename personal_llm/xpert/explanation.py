@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'RIDGE', 'KNOWN_TEXTS', 'OPEN_PROMPTS', 'PLLM_TOKENS', 'Explanation', 'resample', 'in_words',
-           'personal', 'coordinates', 'explain', 'slope', 'known_texts', 'Panels', 'token_losses', 'read_panels',
-           'gains', 'explain_pllm']
+           'personal', 'coordinates', 'explain', 'slope', 'known_texts', 'Panels', 'token_losses', 'read_examples',
+           'preferred', 'read_panels', 'gains', 'explain_pllm']
 
 # %% ../../nbs/4_xpert/42_explanation.ipynb #b1c40431
 import gzip
@@ -18,7 +18,7 @@ from ..base.core import Cost, Dialogue, InputError, generator, patch
 from ..base.files import ASSETS
 from ..data.reading import from_texts
 from .evidence import OWN_ORIGINS
-from .saying import Said, of_person, of_pllm
+from .saying import Said, of_person, of_pllm, word_shift
 from personal_llm.xpert.space import (
     StyleSpace,
     fit_words,
@@ -245,6 +245,7 @@ class Panels:
     prompts: list  # what pLLMs are asked
     answers: dict  # features of the base's answers to the prompts
     voice: list = ()  # answers that pLLMs' are compared with: of the library's plain pLLM, or of the base
+    examples: tuple = ()  # labelled texts, their words, and the voice's losses on them; none: words from answers only
 
 
 PLLM_TOKENS = 64  # of a pLLM's answer at most
@@ -258,6 +259,33 @@ def token_losses(
     nats, tokens = model.nll(dialogues).T
     return nats / tokens
 
+# %% ../../nbs/4_xpert/42_explanation.ipynb #2d9c64b2
+def read_examples(
+    model,
+    vocabulary,  # a `Vocabulary`, or None
+    plain=None,  # the library's plain pLLM, where it has one
+) -> tuple:  # (`Dialogue`s, their words, (n,) nats a token of the plain pLLM or the base); nothing without examples
+    "What the words of pLLMs are read from."
+    if vocabulary is None or not vocabulary.examples:
+        return ()
+    dialogues = [Dialogue(prompt, answer) for _, prompt, answer in vocabulary.examples]
+    with model.using(plain):
+        return dialogues, [set(words) for words, _, _ in vocabulary.examples], token_losses(model, dialogues)
+
+
+def preferred(
+    model,
+    adapter,  # a pLLM's folder, or an object with `.path`
+    panels: Panels,
+    vocabulary=None,  # the `Vocabulary` whose examples were read
+) -> dict:  # of `word_shift`; None where no examples were read
+    "Which labelled texts a pLLM makes likelier than the voice does."
+    if vocabulary is None or not panels.examples:
+        return None
+    dialogues, words, before = panels.examples
+    with model.using(adapter):
+        return word_shift(before - token_losses(model, dialogues), words, vocabulary.opposed)
+
 # %% ../../nbs/4_xpert/42_explanation.ipynb #0bfae5f2
 def read_panels(
     model,
@@ -266,6 +294,7 @@ def read_panels(
     prompts: list,  # the same for every pLLM
     seed: int = 0,  # of the base's answers
     plain=None,  # the library's plain pLLM, where it has one: a folder, or an object with `.path`
+    vocabulary=None,  # a `Vocabulary`: its examples are read
 ) -> Panels:
     "Coordinates and base losses of the panel texts, and answers to the prompts."
     space.check(model)
@@ -274,7 +303,8 @@ def read_panels(
     answers = beginnings(model, pocket_encoder(), spoken)
     voice = spoken if plain is None else speak(model, plain, prompts, seed, PLLM_TOKENS)
     z, losses = coordinates(space, rows) * space.spread, token_losses(model, dialogues)
-    return Panels(dialogues, z, losses, prompts, answers, [d.response for d in voice])
+    read = read_examples(model, vocabulary, plain)
+    return Panels(dialogues, z, losses, prompts, answers, [d.response for d in voice], read)
 
 # %% ../../nbs/4_xpert/42_explanation.ipynb #f8351501
 def gains(
@@ -307,6 +337,7 @@ def explain_pllm(
     with model.spending() as cost:
         gain = gains(model, adapter, panels)
         row, answers = _spoken(model, adapter, space, panels, seed)
+        shift = preferred(model, adapter, panels, vocabulary)
     again = np.stack([slope(panels.coordinates[i], gain[i]) for i in resample(len(gain), seed)]) / space.nats_per_unit
     z = slope(panels.coordinates, gain) / space.nats_per_unit
     coordinates(space, row)[:] = z
@@ -318,5 +349,5 @@ def explain_pllm(
         counterpart="panels",
         space=space.id,
         cost=cost,
-        said=of_pllm(answers, panels.voice, vocabulary),
+        said=of_pllm(answers, panels.voice, vocabulary, shift),
     )
