@@ -150,7 +150,7 @@ def in_a_child(act) -> dict:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             found = act()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            found |= dict(peak_mb=round(peak / 1024), more_mb=round((peak - before) / 1024))
+            found |= dict(peak_mb=round(peak * 1024 / 1e6), more_mb=round((peak - before) * 1024 / 1e6))
             os.write(write, json.dumps(found).encode())
             status = 0
         except BaseException:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EAGERNESS', 'SATED_BY', 'EPISODE_GAP', 'EARLIEST', 'PATIENCE', 'NAMES_OF_TIERS', 'Considered', 'Active',
-           'tier', 'plain']
+           'quantile', 'tier', 'plain']
 
 # %% ../../nbs/2_sdss/25_asking.ipynb #a078aac4
 from collections import deque
@@ -70,6 +70,18 @@ def consider(self: Active, candidate: Candidate) -> Considered:
         self.trail.note(candidate, ranks, direction)
     return self.current
 
+# %% ../../nbs/2_sdss/25_asking.ipynb #31a50b14
+def quantile(
+    values,  # numbers, at least one
+    share: float,  # 0: the lowest; 1: the highest
+) -> float:
+    "`np.quantile`, for few numbers."
+    known = sorted(values)
+    at = share * (len(known) - 1)
+    low = int(at)
+    part, one, other = at - low, known[low], known[min(low + 1, len(known) - 1)]
+    return one + (other - one) * part if part < 0.5 else other - (other - one) * (1 - part)
+
 # %% ../../nbs/2_sdss/25_asking.ipynb #ebec1466
 EAGERNESS = 1.3  # times the share that would spend the requests evenly
 SATED_BY = 0.85  # factor on the chance for each correction in the episode
@@ -103,14 +115,14 @@ def wants_answer(
     one = self.consider(candidate)
     if one.repeated:
         return False, "nearly the same was said before"
-    value, known = self.compared(one), np.array(self.chances)
+    value, known = self.compared(one), list(self.chances)
     self.chances.append(value)
     if left < 1 or self.seen <= EARLIEST:
         return False, "no request is left" if left < 1 else "too little is known yet"
     if len(self.answers) >= PATIENCE and not self.corrects():
         return False, "nothing was ever corrected: what is left of the requests is for what was kept"
     share = min(1.0, EAGERNESS * left / max(1, self.horizon - (self.seen - 1 - self.since)))
-    if len(known) >= EARLIEST and value < np.quantile(known, 1 - share):
+    if len(known) >= EARLIEST and value < quantile(known, 1 - share):
         return False, f"chance of a correction {one.chance:.0%}: not among the best {share:.0%} of late"
     return True, f"chance of a correction {one.chance:.0%}: among the best {share:.0%} of late"
 

@@ -19,7 +19,7 @@ from .losses import Way, nats_of
 # %% ../../nbs/3_tuning/38_price.ipynb #f34b6529
 ENERGY = {  # device -> (J an operation, J a byte of memory, where from)
     "45 nm chip": (2.3e-12, 2.4e-10, "2.3 pJ an operation, 240 pJ a byte, a 45 nm chip, Horowitz 2014"),
-    "H100": (7.1e-13, 2.1e-10, "700 W over 989 TFLOP/s and over 3.35 TB/s, an H100's data sheet"),
+    "H100": (7.1e-13, 2.1e-10, "700 W over 989 TFLOP/s and over 3.35 TB/s, NVIDIA's figures for the H100 SXM"),
 }
 DEVICE = "45 nm chip"  # the default
 
