@@ -1,8 +1,10 @@
 """What a program in front notices of the service behind it: python -m benchmarks.foreground (some minutes).
 
 A fixed piece of work runs on one core. A slice of the service trains on the same core, or on another one, and is
-stopped and continued every half second, so that both states are measured within a second of each other, whatever else
-goes on. Writes nbs/experiments/results/foreground.json: for each case the ratio of seconds a piece, pair by pair."""
+stopped and continued every half second, so that both states are measured within a second of each other. Counted are
+processor seconds, which other programs do not change: how many more a piece takes (the caches and the memory are
+shared), and on the same core how many the slice took for each one of the work. Together they are how much slower the
+work is on a machine where nothing else runs. Writes nbs/experiments/results/foreground.json."""
 
 import json
 import os
@@ -19,7 +21,7 @@ import numpy as np
 from personal_llm.base.files import make_folder, write_json
 
 HALF = 0.5  # seconds in one state
-PAIRS = 30  # of halves, a case
+PAIRS = 20  # of halves, a case
 WORK = ("arithmetic", "memory")  # in the core's own cache, and through 64 MB
 ON, OFF = "on", "off"
 
@@ -30,27 +32,36 @@ def piece_of(work: str):  # a function
     return (lambda: [small.sum() for _ in range(4000)]) if work == "arithmetic" else lambda: large.sum()
 
 
-def in_front(work: str, seconds: float) -> list:  # (begin, end) of each piece, seconds of the monotonic clock
+def in_front(work: str, seconds: float) -> list:  # (begin, end, processor seconds) of each piece
     "The child: work until the time is up."
     piece, rows, until = piece_of(work), [], time.monotonic() + seconds
     while time.monotonic() < until:
-        begun = time.monotonic()
+        begun, used = time.monotonic(), time.process_time()
         piece()
-        rows.append((begun, time.monotonic()))
+        rows.append((begun, time.monotonic(), time.process_time() - used))
     return rows
 
 
 def pair_ratios(
-    pieces: list,  # (begin, end)
-    switches: list,  # (time, state that begins then), states taking turns
-) -> list:  # seconds a piece with the service over those without, for each pair of halves
+    pieces: list,  # (begin, end, processor seconds)
+    halves: list,  # (begin, end, state, processor seconds of the slice), states taking turns
+) -> list:  # (how many more seconds a piece takes, seconds of the slice for each of the work), pair by pair
     "Medians of the pieces that lie wholly in a half; a pair that lacks pieces is left out."
-    halves = []
-    for (begin, state), (end, _) in zip(switches, switches[1:]):
-        inside = [b - a for a, b in pieces if begin <= a and b <= end]
-        halves.append((state, median(inside) if len(inside) >= 3 else None))
-    turns = [dict(two) for two in zip(halves[::2], halves[1::2])]
-    return [turn[ON] / turn[OFF] for turn in turns if turn[ON] and turn[OFF]]
+    told, found = [], []
+    for begin, end, state, behind in halves:
+        inside = [used for a, b, used in pieces if begin <= a and b <= end]
+        told.append((state, median(inside), behind / sum(inside)) if len(inside) >= 3 else None)
+    for two in zip(told[::2], told[1::2]):
+        if None not in two:
+            by = {state: rest for state, *rest in two}
+            found.append((by[ON][0] / by[OFF][0], by[ON][1]))
+    return found
+
+
+def used_by(process) -> float:  # seconds
+    "What all threads of a process have used of the processor."
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def behind(folder: Path, core: int, nice: int):  # a process that trains
@@ -80,40 +91,45 @@ def behind(folder: Path, core: int, nice: int):  # a process that trains
     return process
 
 
-def measured(process, work: str, core: int) -> list:  # ratios
+def measured(process, work: str, core: int) -> list:  # of `pair_ratios`
     "Work in front while the slice is stopped and continued."
-    seconds = 2 * PAIRS * HALF + 1
-    call = [sys.executable, "-m", "benchmarks.foreground", work, str(seconds), str(core)]
+    call = [sys.executable, "-m", "benchmarks.foreground", work, str(2 * PAIRS * HALF + 1), str(core)]
     child = subprocess.Popen(call, stdout=subprocess.PIPE)
     child.stdout.readline()  # it begins
-    switches = []
+    halves = []
     for state in [OFF, ON] * PAIRS:
         process.send_signal(signal.SIGCONT if state == ON else signal.SIGSTOP)
-        switches.append((time.monotonic() + 0.02, state))
+        begun, used = time.monotonic(), used_by(process)
         time.sleep(HALF)
-    switches.append((time.monotonic(), OFF))
+        halves.append((begun + 0.01, time.monotonic(), state, used_by(process) - used))
     process.send_signal(signal.SIGCONT)
-    return pair_ratios(json.loads(child.stdout.readline()), switches)
+    return pair_ratios(json.loads(child.stdout.readline()), halves)
+
+
+def case_of(pairs: list, same: bool) -> dict:
+    "Medians over pairs, and quartiles of how much slower the work is."
+    more, taken = np.array(pairs).T
+    slower = more * (1 + taken) if same else more
+    low, middle, high = np.quantile(slower, (0.25, 0.5, 0.75)).round(4).tolist()
+    found = dict(pairs=len(pairs), more=round(median(more), 4), taken=round(median(taken), 4) if same else None)
+    return found | dict(low=low, slower=middle, high=high)
 
 
 def measure() -> dict:
-    "All cases, with quartiles over the pairs."
+    "All cases: both kinds of work, both cores, as the policy has it and without giving way."
     import platform
 
     cores, rows = sorted(os.sched_getaffinity(0)), []
     for nice in (19, 0):
         for place in ("same", "other"):
-            core = cores[0] if place == "same" else cores[-1]
             with tempfile.TemporaryDirectory() as folder:
-                process = behind(Path(folder), core, nice)
+                process = behind(Path(folder), cores[0] if place == "same" else cores[-1], nice)
                 for work in WORK:
-                    load, ratios = os.getloadavg()[0], measured(process, work, cores[0])
-                    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).round(4).tolist()
-                    case = dict(work=work, core=place, nice=nice, load=round(load, 1), pairs=len(ratios))
-                    rows.append(case | dict(low=low, median=middle, high=high))
+                    case = dict(work=work, core=place, nice=nice, load=round(os.getloadavg()[0], 1))
+                    rows.append(case | case_of(measured(process, work, cores[0]), place == "same"))
                     print(rows[-1], flush=True)
                 process.stdin.close()
-                process.wait(30)
+                process.wait(60)
     return dict(machine=dict(processor=platform.processor() or platform.machine(), cores=len(cores)), rows=rows)
 
 
