@@ -1,9 +1,9 @@
 """Processor seconds to equal held-out loss: ours, and Trainer + peft as a careful user sets it up.
 
-Every way learns the corrected dialogues of one simulated person and is judged on others of the same person, no text in
-both; judging is not on the clock. Rank, batches and their order are the same, and each way has a rate of its own: with
-which it is soonest at the goal with a person who is not measured later. The goal is the lowest held-out loss that Trainer
-+ peft on all layers ever comes to, and a hundredth of a nat.
+Every way learns the corrected dialogues of one simulated person and is judged on others of the same person, no text
+in both; judging is not on the clock. Rank, batches and their order are the same, and each way has a rate of its own:
+with which it is soonest at the goal with a person who is not measured later. The goal is the lowest held-out loss
+that Trainer + peft on all layers ever comes to, and a hundredth of a nat.
 """
 
 import statistics
