@@ -66,7 +66,7 @@ def test_the_shipped_library_has_its_sketch():
     before = {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
     rows, sides = sketch(Library(PACKAGE / "assets" / "library"))
     assert (
-        len(rows) == 8
+        len(rows) == 9
         and len(sides) == 42
         and before == {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
     )
