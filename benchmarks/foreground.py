@@ -21,7 +21,7 @@ import numpy as np
 from personal_llm.base.files import make_folder, write_json
 
 HALF = 0.5  # seconds in one state
-PAIRS = 20  # of halves, a case
+PAIRS = 12  # of halves, a case
 WORK = ("arithmetic", "memory")  # in the core's own cache, and through 64 MB
 ON, OFF = "on", "off"
 
@@ -82,12 +82,15 @@ def behind(folder: Path, core: int, nice: int):  # a process that trains
         me.observe(Dialogue(f"My {ache} hurts.", "Dear friend, rest it and call me tonight.", origin="annotated"))
     me.save()
     write_json(make_folder(folder / HOME) / LOADING, dict(model="pocket"))
-    process = begin_slice(folder, folder / HOME, Policy(nice=nice))
-    psutil.Process(process.pid).cpu_affinity([core])
+    process = begin_slice(folder, folder / HOME, Policy(nice=0))  # on a busy machine a polite one would never begin
     while progress(folder)[0] == 0 and process.poll() is None:
         time.sleep(0.1)
-    for thread in psutil.Process(process.pid).threads():
+    Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
+    for thread in psutil.Process(process.pid).threads():  # as `give_way` does it from inside
         os.sched_setaffinity(thread.id, [core])
+        os.setpriority(os.PRIO_PROCESS, thread.id, nice)
+        if nice == 19:
+            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
     return process
 
 

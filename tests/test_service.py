@@ -328,3 +328,16 @@ def test_killed_in_a_slice_it_goes_on_and_ends_with_the_weights_of_one_piece(tmp
         service.stop_service(tmp_path / name)
         weights.append((load_personalizer(tmp_path / name, model).adapter.path / WEIGHTS).read_bytes())
     assert weights[0] == weights[1]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/autogroup"), reason="no sessions that share a core here")
+def test_a_slice_makes_its_session_give_way_and_no_other():
+    "Where sessions share a core out, a polite process in a session of its own would still take half of it."
+    program = """import os
+from personal_llm.runtimes.slices import give_way
+said = lambda: print(open("/proc/self/autogroup").read().split()[-1])
+give_way(19), said(), os.setsid(), give_way(19), said()"""
+    before = open("/proc/self/autogroup").read()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == [before.split()[-1], "19"], done.stderr
+    assert open("/proc/self/autogroup").read() == before

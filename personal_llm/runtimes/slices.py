@@ -99,6 +99,9 @@ def give_way(
     import psutil
 
     here = psutil.Process()
+    with suppress(OSError, AttributeError):  # Linux: the group of a session that is this process's own
+        if os.getsid(0) == os.getpid():
+            Path("/proc/self/autogroup").write_text(str(nice))
     with suppress(psutil.Error, OSError, AttributeError):
         here.nice(psutil.IDLE_PRIORITY_CLASS if sys.platform == "win32" else nice)
     if nice < 19:
