@@ -2487,6 +2487,60 @@ d = {
                 "personal_llm/experiments/starts.py",
             ),
         },
+        "personal_llm.experiments.summarised": {
+            "personal_llm.experiments.summarised.asked": (
+                "experiments/summariser.html#asked",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.begin": (
+                "experiments/summariser.html#begin",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.labelled_pairs": (
+                "experiments/summariser.html#labelled_pairs",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.measure_published": (
+                "experiments/summariser.html#measure_published",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.measure_summaries": (
+                "experiments/summariser.html#measure_summaries",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.pair_of": (
+                "experiments/summariser.html#pair_of",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.published": (
+                "experiments/summariser.html#published",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.say": (
+                "experiments/summariser.html#say",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.shared_basis": (
+                "experiments/summariser.html#shared_basis",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.states": (
+                "experiments/summariser.html#states",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.summariser": (
+                "experiments/summariser.html#summariser",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.teach_summariser": (
+                "experiments/summariser.html#teach_summariser",
+                "personal_llm/experiments/summarised.py",
+            ),
+            "personal_llm.experiments.summarised.word_vectors": (
+                "experiments/summariser.html#word_vectors",
+                "personal_llm/experiments/summarised.py",
+            ),
+        },
         "personal_llm.experiments.summary": {
             "personal_llm.experiments.summary.Claim": (
                 "experiments/summary.html#claim",

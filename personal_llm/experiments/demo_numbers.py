@@ -99,19 +99,22 @@ def warm_words() -> str:
         )
     row = rows[0]
     warm, opening = row["warm"], f"Then the demo goes on: the {row['user']}'s habits with counts, and the nearest of"
-    opening += f" {warm['library']} models that were tuned for other people."
+    opening += f" {warm['library']} models that were tuned for other people, a plain one among them."
     scratch, *others = sorted(warm["curves"].items(), key=lambda item: item[0] != "from scratch")
     if not others:
         return paragraph(opening, "Nobody was near, so the fine-tune began from the bare model.")
     (_, scratch), (_, met) = scratch, others[0]
     goals = dict(met=met["steps_to_goal"], scratch=scratch["steps_to_goal"])
     when = {run: "never" if steps is None else f"after {steps} steps" for run, steps in goals.items()}
+    went = {
+        run: f"from {c['test_before']:.2f} to {c['test_after']:.2f}" for run, c in (("met", met), ("scratch", scratch))
+    }
     return paragraph(
         opening,
-        f"The same fine-tune, of rank {scratch['rank']}, began from there and from scratch, and {scratch['judged_on']}",
-        "validation dialogues judge both. The best validation loss from scratch was reached",
-        f"{when['scratch']}; from the match, {when['met']}. On the test, which neither saw, the run from the match",
-        f"ended at {met['test_after']:.2f} nats a token, the other at {scratch['test_after']:.2f}.",
+        f"The same fine-tune, {scratch['steps'][-1]} steps at rank {scratch['rank']}, began from a mixture of them and from",
+        f"scratch, and {scratch['judged_on']} validation dialogues judge both. The best validation loss from scratch was",
+        f"reached {when['scratch']}; from the mixture, {when['met']}. On the test, which neither saw, the run from the",
+        f"mixture went {went['met']} nats a token, the other {went['scratch']}.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #cef302bf
