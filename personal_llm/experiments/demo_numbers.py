@@ -106,15 +106,13 @@ def warm_words() -> str:
     (_, scratch), (_, met) = scratch, others[0]
     goals = dict(met=met["steps_to_goal"], scratch=scratch["steps_to_goal"])
     when = {run: "never" if steps is None else f"after {steps} steps" for run, steps in goals.items()}
-    went = {
-        run: f"from {c['test_before']:.2f} to {c['test_after']:.2f}" for run, c in (("met", met), ("scratch", scratch))
-    }
+    went = lambda curve: f"from {curve['test_before']:.2f} to {curve['test_after']:.2f}"
     return paragraph(
         opening,
-        f"The same fine-tune, {scratch['steps'][-1]} steps at rank {scratch['rank']}, began from a mixture of them and from",
-        f"scratch, and {scratch['judged_on']} validation dialogues judge both. The best validation loss from scratch was",
-        f"reached {when['scratch']}; from the mixture, {when['met']}. On the test, which neither saw, the run from the",
-        f"mixture went {went['met']} nats a token, the other {went['scratch']}.",
+        f"The same fine-tune, {scratch['steps'][-1]} steps at rank {scratch['rank']}, began from a mixture of them and",
+        f"from scratch, and {scratch['judged_on']} validation dialogues judge both. The best validation loss from scratch",
+        f"was reached {when['scratch']}; from the mixture, {when['met']}. On the test, which neither saw, the run from the",
+        f"mixture went {went(met)} nats a token, the other {went(scratch)}.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #cef302bf
