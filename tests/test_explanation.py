@@ -23,7 +23,18 @@ from personal_llm.xpert.explanation import (
     slope,
 )
 from personal_llm.xpert.evidence import Fact
-from personal_llm.xpert.saying import Said, alike, centred, items, of_person, of_pllm
+from personal_llm.xpert.saying import (
+    MOST,
+    Said,
+    alike,
+    beside,
+    centred,
+    compared,
+    items,
+    of_person,
+    of_pllm,
+    word_shift,
+)
 from personal_llm.xpert.space import unit_rows
 from personal_llm.xpert.words import Told
 from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
@@ -242,6 +253,59 @@ def test_cards_are_centred_on_what_all_have():
     assert [card["a"] for card in cards] == pytest.approx([0.25] * 3)
     assert [card["b"] for card in cards] == pytest.approx([0.225, -0.075, -0.075])
     assert {*cards[1]} == {*"abc"} and centred([]) == []
+
+
+def labelled_twice(count: int, seed: int = 0):
+    "Words of two axes and one without an opposite, drawn independently; every fourth text is plain."
+    rng, kinds = np.random.default_rng(seed), (("expert", "elementary"), ("friendly", "unfriendly"), ("poetic", ""))
+    rows = [{pair[rng.integers(2)] for pair in kinds} - {""} if i % 4 else set() for i in range(count)]
+    return rows, kinds[:2]
+
+
+def test_a_shift_finds_what_was_planted_in_all_axes_at_once():
+    words, opposed = labelled_twice(400)
+    sign = lambda plus, minus: np.array([(plus in known) - (minus in known) for known in words], float)
+    noise = np.random.default_rng(1).normal(0, 0.1, len(words))
+    gain = 0.4 + 0.2 * sign("expert", "elementary") - 0.1 * sign("friendly", "unfriendly") + noise
+    found = word_shift(gain, words, opposed)
+    assert found["expert"][0] == pytest.approx(0.2, abs=4 * found["expert"][1]) and found["expert"][1] < 0.01
+    assert found["unfriendly"][0] == pytest.approx(0.1, abs=0.03) and found["elementary"][0] == -found["expert"][0]
+    assert abs(found["poetic"][0]) < 3 * found["poetic"][1]
+    again = word_shift(gain + 7, words, opposed)
+    assert all(again[word][0] == pytest.approx(found[word][0]) for word in found), "what all texts gain is no style"
+
+
+def with_shift(error: float = 0.01, **nats) -> dict:
+    "Cards of one axis."
+    pair = lambda x: {"expert": (x, error), "elementary": (-x, error)}
+    return {name: Said(samples=24, shift=pair(x)) for name, x in nats.items()}
+
+
+def test_cards_read_beside_each_other_differ_by_what_they_do_not_share():
+    says = with_shift(a=0.3, b=0.2, c=-0.1)
+    one, more = beside(says), beside(with_shift(a=0.6, b=0.4, c=-0.2, error=0.02))
+    assert [said.words for said in one.values()] == [("expert",), (), ("elementary",)]
+    assert [said.told.scores for said in more.values()] == [said.told.scores for said in one.values()], (
+        "twice is as much"
+    )
+    assert all(row[2] == MOST for said in one.values() for row in said.told.scores.values())
+    experts = beside(with_shift(a=0.30, b=0.31, c=0.32, error=0.0005))
+    assert not any("elementary" in experts[name].words for name in "abc"), "the least expert is no opposite"
+    chance = beside(with_shift(a=0.03, b=-0.01, c=0.0, error=0.012))
+    assert not any(said.words for said in chance.values()), "what lies within the errors is nobody's style"
+    assert beside({}) == {} and beside(says | dict(a=Said()))["b"] is says["b"], "all cards or none"
+
+
+def test_words_come_from_shifts_where_all_cards_have_one_and_facts_are_centred():
+    says = with_shift(a=0.3, b=-0.3)
+    fact = Fact("lists", 8, 8, 2, 8)
+    says["a"] = Said(None, (fact,), (), 24, says["a"].shift)
+    found = compared(says)
+    assert found["a"] == pytest.approx({"word expert": 1, "word elementary": -1, "lists": 0.5})
+    assert found["b"]["lists"] == pytest.approx(-0.25) and found["b"]["word elementary"] == pytest.approx(1)
+    plain = dict(a=Said(Told((), {"a": (0.9, 0.1, 0.4)}, 9), samples=9), b=Said(samples=9))
+    assert compared(plain)["a"]["word a"] == pytest.approx(0.6), "no shifts: less the mean of two cards and the voice"
+    assert Said.from_dict(says["a"].to_dict()).shift == says["a"].shift and "shift" not in Said().to_dict()
 
 
 # ---- slopes

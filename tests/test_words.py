@@ -40,7 +40,7 @@ from personal_llm.xpert.labelled import (
     weights_of,
 )
 from personal_llm.xpert.style import FEATURES, stylometry
-from personal_llm.xpert.words import INTERVAL, Vocabulary
+from personal_llm.xpert.words import EXAMPLES, INTERVAL, Told, Vocabulary, examples_of
 
 WIDTH = len(FEATURES) + 6
 PLACES = {"friendly": 2, "long": 5, "sad": len(FEATURES) + 1, "rare": len(FEATURES) + 3}  # where a word shows
@@ -337,13 +337,14 @@ def test_a_vocabulary_comes_back_and_damage_is_refused(world, tmp_path):
     known = Vocabulary.fit(taught(), PEOPLE)
     known.save(tmp_path)
     back = Vocabulary.load(tmp_path)
-    for name in ("words", "tests", "left_out", "merged", "encoder"):
+    for name in ("words", "tests", "left_out", "merged", "encoder", "examples", "opposed"):
         assert getattr(back, name) == getattr(known, name), name
     assert all(np.array_equal(getattr(back, name), getattr(known, name)) for name in door.VOCABULARY_ARRAYS)
     card, arrays = tmp_path / "words.json", tmp_path / "words.safetensors"
     whole = card.read_text(), arrays.read_bytes()
     fields = json.loads(whole[0])
     damages = ["{", "[]", json.dumps(fields | dict(more=1)), json.dumps(fields | dict(words=["one"]))]
+    damages += [json.dumps(fields | dict(examples=wrong)) for wrong in (7, [7], [["friendly"]])]
     damages += [json.dumps({k: v for k, v in fields.items() if k != name}) for name in ("words", "tests")]
     for text in (*damages, json.dumps(fields | dict(encoder="other"))):
         card.write_text(text)
@@ -356,3 +357,20 @@ def test_a_vocabulary_comes_back_and_damage_is_refused(world, tmp_path):
         Vocabulary.load(tmp_path)
     with pytest.raises(InputError, match="no vocabulary"):
         Vocabulary.load(tmp_path / "nowhere")
+
+
+def test_a_vocabulary_keeps_as_many_examples_of_each_kind():
+    found = examples_of(taught(), PEOPLE)
+    kinds = [words for words, _, _ in found]
+    sizes = {kind: kinds.count(kind) for kind in set(kinds)}
+    assert set(sizes) == {("friendly",), ("friendly", "long"), ("long",), ("sad",), ()} and len(found) <= EXAMPLES
+    assert set(sizes.values()) == {EXAMPLES // 5} and len({answer for _, _, answer in found}) == len(found)
+    assert examples_of(dict(sad=[Dialogue("Why?", "0 sad")]), [])[0] == (("sad",), "Why?", "0 sad")
+
+
+@given(st.floats(0.05, 0.3), st.floats(0.05, 0.3), st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_a_first_word_is_named_only_where_no_other_comes_near(error, other, below):
+    told = Told(("sad", "long"), {"sad": (1.0, error, 0.3), "long": (1 - below, other, 0.3)}, 24)
+    assert told.first == ("sad" if below >= np.hypot(error, other) else "")
+    assert Told((), told.scores, 24).first == "", "nobody is first of nothing"

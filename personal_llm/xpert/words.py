@@ -214,7 +214,7 @@ def _load(
         found = cls(**card | lists, **{name: arrays[name] for name in VOCABULARY_ARRAYS})
         count = len(found.words) + len(found.unsaid)
         whole = found.matrix.shape == (len(found.centre), count) and len(found.thresholds) == count
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{folder}: no vocabulary here, or a damaged one ({type(error).__name__})", "fit it anew"
         ) from error
