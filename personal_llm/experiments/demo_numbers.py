@@ -110,9 +110,10 @@ def warm_words() -> str:
     return paragraph(
         opening,
         f"The same fine-tune, {scratch['steps'][-1]} steps at rank {scratch['rank']}, began from a mixture of them and",
-        f"from scratch, and {scratch['judged_on']} validation dialogues judge both. The best validation loss from scratch",
-        f"was reached {when['scratch']}; from the mixture, {when['met']}. On the test, which neither saw, the run from the",
-        f"mixture went {went(met)} nats a token, the other {went(scratch)}.",
+        f"from scratch, and {scratch['judged_on']} validation dialogues judge both.",
+        f"The best validation loss from scratch was reached {when['scratch']}; from the mixture, {when['met']}.",
+        f"On the test, which neither saw, the run from the mixture went {went(met)} nats a token,",
+        f"the other {went(scratch)}.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #cef302bf
