@@ -114,7 +114,9 @@ def case_of(pairs: list, same: bool) -> dict:
     more, taken = np.array(pairs).T
     slower = more * (1 + taken) if same else more
     low, middle, high = np.quantile(slower, (0.25, 0.5, 0.75)).round(4).tolist()
-    found = dict(pairs=len(pairs), more=round(median(more), 4), taken=round(median(taken), 4) if same else None)
+    found = dict(
+        pairs=len(pairs), more=round(float(median(more)), 4), taken=round(float(median(taken)), 4) if same else None
+    )
     return found | dict(low=low, slower=middle, high=high)
 
 
@@ -131,8 +133,8 @@ def measure() -> dict:
                     case = dict(work=work, core=place, nice=nice, load=round(os.getloadavg()[0], 1))
                     rows.append(case | case_of(measured(process, work, cores[0]), place == "same"))
                     print(rows[-1], flush=True)
-                process.stdin.close()
-                process.wait(60)
+                process.kill()  # its checkpoints are of no use to anybody
+                process.communicate()
     return dict(machine=dict(processor=platform.processor() or platform.machine(), cores=len(cores)), rows=rows)
 
 
