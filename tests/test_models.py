@@ -1,5 +1,6 @@
 "One class over four architectures: batches, generation, adapters for a while, the bill."
 
+import os
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, tiny_tokenizer, weights
 
+from personal_llm.base import models
 from personal_llm.base.adapters import adapter_id
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import REPLY_PENALTY, load_model
@@ -59,6 +61,17 @@ def test_batches_are_counted_in_tokens(monkeypatch):
     sizes.clear()
     assert np.allclose(model.nll(FEW * 5), whole, rtol=1e-4)
     assert len(sizes) > 5 and max(sizes) <= 60
+
+
+def test_memory_is_bounded(monkeypatch):
+    "A batch's logits are bounded whatever the vocabulary, and caches forget; what a user has set stays."
+    model = shared("llama")
+    vocabulary = len(model.model.get_input_embeddings().weight)
+    monkeypatch.setattr(models, "MOST_LOGITS", 60 * vocabulary + 1)
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    assert load_model((model.model, model.tokenizer)).tokens_per_batch == 60
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7" and os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
 
 
 def test_nothing_to_read():
