@@ -11,6 +11,7 @@ from personal_llm.data.reading import Dialogues, memory_rows, read_dialogues
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.evaluation import evaluate
 from personal_llm.tuning.finetune import finetune
+from devices import start, watch
 from tiny import shared
 
 ROWS = [dict(prompt=f"What is thing {i}?", response=f"Thing {i}.", time=float(i)) for i in range(4)]
@@ -107,3 +108,10 @@ def test_rows_that_are_none_are_one_line_for_tuning_too():
             with pytest.raises(InputError) as error:
                 work(shared("llama"), wrong)
             assert "\n" not in str(error.value)
+
+
+def test_a_personalizer_takes_rows(tmp_path):
+    me, other = start(tmp_path / "a"), start(tmp_path / "b")
+    watch(me, ROWS)
+    watch(other, read_dialogues(ROWS))
+    assert me.buffer.seen == 4 and told(me.buffer.dialogues) == told(other.buffer.dialogues)

@@ -27,6 +27,7 @@ from ..start.ranking import Ranking
 from ..start.warm_start import start_of, warm_start
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
+from ..tuning.validation import as_dialogues
 
 # %% ../../nbs/6_device/63_personalizer.ipynb #62a00003
 TIMES_TO_ASK = ("freeze", "arrival", "policy")
@@ -147,13 +148,13 @@ def observe(
 @patch
 def observe_all(
     self: Personalizer,
-    dialogues: list,  # in the order in which they happened
+    dialogues,  # in the order in which they happened: `Dialogue`s, or what `read_dialogues` takes
     progress: bool = True,
 ) -> list:  # `Decision`s
     "Take in many dialogues, and fine-tune after every `every`-th."
     from tqdm.auto import tqdm
 
-    decisions = []
+    dialogues, decisions = as_dialogues(dialogues), []
     with tqdm(total=len(dialogues), desc="reading", unit="dialogue", disable=not progress, leave=False) as bar:
         while len(decisions) < len(dialogues):
             left = self.every - self.buffer.seen % self.every if self.every else BLOCK
