@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STEPS', 'RANK', 'RATE', 'BATCH', 'ANSWER_WORDS', 'QUESTION_WORDS', 'TEST_PAIRS', 'WORDS', 'PAIRS', 'WORD_PAIRS',
            'SAID', 'STYLED', 'GRIDS', 'begin', 'asked', 'pair_of', 'labelled_pairs', 'teach_summariser', 'summariser',
-           'say', 'measure_summaries', 'states', 'word_vectors', 'shared_basis', 'published', 'measure_published']
+           'say', 'measure_summaries', 'states', 'word_vectors', 'shared_basis', 'published', 'nearest_of',
+           'measure_published']
 
 # %% ../../nbs/experiments/23_summariser.ipynb #4e113984
 from functools import cache
@@ -137,7 +138,7 @@ def shared_basis(rows: dict) -> tuple:  # (words, (k, width) vectors), of pLLM -
 
 # %% ../../nbs/experiments/23_summariser.ipynb #55ac2408
 @cache
-def published(name: str) -> tuple:  # (`Pool`, pLLM -> (k,) row, words, (k, width) vectors)
+def published(name: str) -> tuple:  # (`Pool`, pLLM -> (width,) shift, words, (k, width) vectors)
     "The library of a pool, explained as published."
     model, texts, library = shelf(name, 0.9)
     prompts, centre = known_texts()[1][-PAIRS:], word_vectors()[0]
@@ -147,22 +148,30 @@ def published(name: str) -> tuple:  # (`Pool`, pLLM -> (k,) row, words, (k, widt
         if one != PLAIN_PLLM:
             shifts[one] = states(list(zip(prompts, say_all(one, at), base))).mean(0) - centre
     words, vectors = shared_basis(shifts)
-    return texts, {one: vectors @ shift for one, shift in shifts.items()}, words, vectors
+    return texts, shifts, words, vectors
+
+
+def nearest_of(shifts: dict, mine: np.ndarray, vectors: np.ndarray, distance) -> str:  # a pLLM
+    "Whose projections on the vectors are nearest."
+    rows = np.array([vectors @ shift for shift in shifts.values()], np.float32)
+    return [*shifts][int(distance(rows, vectors @ mine).argmin())]
 
 
 def measure_published(jobs: list):  # yields a dict of results a job
     "Whom the paper's rule chooses."
     name, centre = jobs[0]["pool"], word_vectors()[0]
-    texts, rows, words, vectors = published(name)
+    texts, shifts, words, vectors = published(name)
+    every = np.array([vector / np.linalg.norm(vector) for vector in word_vectors()[1].values()])
+    ways = dict(first=(vectors, l1_distance), cosine=(vectors, cosine_distance), ungated=(every, l1_distance))
+    ways |= dict(states=(np.eye(len(centre)), cosine_distance))
     for job in jobs:
         own = texts.rows(job["user"], "test", 0.9, TEXTS, job["seed"])
         group = job["user"] if name == "real" else "all"
         base = spoken(name, f"base-{group}", None, [d.prompt for d in own], job["seed"])
         pairs = [(d.prompt, d.response, b) for d, b in zip(own, base)]
-        mine = vectors @ (states(pairs[:PAIRS]).mean(0) - centre)
-        matrix = np.array([*rows.values()], np.float32)
-        found = {way.__name__[:2]: [*rows][int(way(matrix, mine).argmin())] for way in (l1_distance, cosine_distance)}
-        yield dict(first=found["l1"], cosine=found["co"], right=int(found["l1"] == job["user"]), words=list(words))
+        mine = states(pairs[:PAIRS]).mean(0) - centre
+        found = {way: nearest_of(shifts, mine, *how) for way, how in ways.items()}
+        yield found | dict(right=int(found["first"] == job["user"]), words=list(words))
 
 
 SAID = [dict(user=i, seed=0) for i in range(TEST_PAIRS)]
