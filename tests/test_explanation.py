@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -362,6 +363,20 @@ def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
         distance = {other: np.abs(place(person) - place(e)).sum() for other, e in pllms.items()}
         assert min(distance, key=distance.get) == name, distance
         assert distance[name] < np.abs(place(person)).sum(), "nearer than nothing at all"
+
+
+def test_a_pllm_prefers_the_words_of_what_it_was_tuned_on():
+    model, ways = shared("llama"), dict(loud=LOUD, brief=BRIEF, plain=str)
+    rows = [(name, d) for name, way in ways.items() for d in spoken(way, 12, first=300)]
+    kept = tuple(((name,) * (name != "plain"), d.prompt, d.response) for name, d in rows)
+    vocabulary = SimpleNamespace(examples=kept, opposed=())
+    panels = explanation.Panels([], None, None, [], {}, examples=explanation.read_examples(model, vocabulary))
+    shifts = {name: explanation.preferred(model, tuned(name), panels, vocabulary) for name in ("loud", "brief")}
+    cards = beside({name: Said(samples=12, shift=shift) for name, shift in shifts.items()})
+    assert {name: said.words for name, said in cards.items()} == dict(loud=("loud",), brief=("brief",))
+    nothing = explanation.preferred(model, None, panels, vocabulary)
+    assert all(abs(nats) < 1e-6 for nats, _ in nothing.values()), "the base beside itself"
+    assert explanation.preferred(model, None, panels, None) is None and explanation.read_examples(model, None) == ()
 
 
 def test_the_unit_scales_a_pllm_and_changes_no_word():
