@@ -2508,6 +2508,10 @@ d = {
                 "experiments/summariser.html#measure_summaries",
                 "personal_llm/experiments/summarised.py",
             ),
+            "personal_llm.experiments.summarised.nearest_of": (
+                "experiments/summariser.html#nearest_of",
+                "personal_llm/experiments/summarised.py",
+            ),
             "personal_llm.experiments.summarised.pair_of": (
                 "experiments/summariser.html#pair_of",
                 "personal_llm/experiments/summarised.py",
