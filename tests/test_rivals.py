@@ -493,7 +493,7 @@ def test_a_real_library_and_a_device_without_its_adapters(downhill, tmp_path):
             and (got.best in made) == (method != "mean")
             and json.loads(json.dumps(got.to_dict()))["method"] == method
         )
-    ranking = select(library, me(np.eye(5)[1]), **asked)
+    ranking = select(library, me(np.eye(5)[1]), "match", **asked)
     assert (
         sum(ranking.weights.values()) == pytest.approx(1)
         and "down" in ranking.weights
