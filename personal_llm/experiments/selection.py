@@ -20,7 +20,7 @@ import numpy as np
 from ..base.core import generator
 from ..base.factors import factors
 from .runner import Grid
-from .starts import Shelf, shelf
+from .starts import Shelf, bill, shelf
 from ..recipes.crafted_styles import GRID
 from ..recipes.style_pools import AUTHORS, MIXES, SIMILARITIES
 from ..recipes.style_texts import BASE_STYLES
@@ -99,7 +99,7 @@ def answer(found, right: str, loss) -> dict:  # `Ranking`, whose pLLM is meant, 
     refused = found.abstained or found.names[0] == PLAIN_PLLM
     begin = (PLAIN_PLLM if PLAIN_PLLM in found.weights else BASE) if found.abstained else found.names[0]
     facts = dict(first=found.names[0], refused=refused, regret=loss(begin) - loss(right))
-    return facts | dict(forward=found.cost.forward, backward=found.cost.backward, tokens=found.cost.tokens)
+    return facts | bill(found.cost)
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00013
 def shorter(found, losses) -> dict:  # `Ranking` of `match`, `Losses`
