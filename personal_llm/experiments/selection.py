@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOOSE_BY', 'TEST_ON', 'LONGEST', 'DRAW', 'ASKED', 'SHORTLIST', 'USUAL', 'SEARCHED', 'POOL_STYLES',
-           'NOBODIES', 'GRIDS', 'SIZES', 'TIMES', 'USER', 'merged', 'library_of', 'loss_tables', 'losses_on', 'answer',
-           'shorter', 'measure', 'jobs_of', 'grown', 'measure_sizes']
+           'NOBODIES', 'DRAWS', 'GRIDS', 'SIZES', 'TIMES', 'USER', 'merged', 'library_of', 'loss_tables', 'losses_on',
+           'answer', 'shorter', 'measure', 'jobs_of', 'grown', 'measure_sizes']
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00002
 import functools
@@ -128,12 +128,14 @@ def measure(jobs: list):  # yields a dict of results a job
 # %% ../../nbs/experiments/03_selection.ipynb #sel00015
 POOL_STYLES = dict(real=BASE_STYLES + MIXES, crafted=GRID, authors=AUTHORS)  # pool: of which its library is made
 NOBODIES = tuple(range(430, 442))  # draws of default users
+DRAWS = 3  # that `match` is asked about, a user; the others are asked about the first
 
 
 def jobs_of(pool: str) -> list:
     "Every style at every similarity, the rivals at two of them, and the default users at the highest."
-    users = [dict(pool=pool, user=style, seed=DRAW[pool]) for style in POOL_STYLES[pool]]
-    jobs = [dict(similarity=s, asked="match") | user for s in SIMILARITIES for user in users]
+    draws = [[dict(pool=pool, user=u, seed=DRAW[pool] + k) for u in POOL_STYLES[pool]] for k in range(DRAWS)]
+    users = draws[0]
+    jobs = [dict(similarity=s, asked="match") | user for some in draws for s in SIMILARITIES for user in some]
     rivals = [dict(similarity=s, asked=a) | user for a in ("fit", "searches") for s in SEARCHED for user in users]
     nobody = dict(pool=pool, user="default", similarity=max(SIMILARITIES), asked="nobody")
     return jobs + [nobody | dict(seed=seed) for seed in NOBODIES] + rivals
