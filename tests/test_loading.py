@@ -1,5 +1,6 @@
 "What a name means, that every weight comes from its files, and that a fingerprint sees every value."
 
+import hashlib
 import json
 import shutil
 import socket
@@ -233,6 +234,20 @@ def test_every_value_counts():
             assert fingerprint(model) != first, (name, place)
             values[place] = kept
     assert fingerprint(model) == first
+
+
+def test_a_hash_by_slices_is_that_of_the_whole(monkeypatch):
+    "Any slice, any type, views and empty tensors: the values as float32, in their order."
+    tied = torch.randn(7, 30)
+    rows = dict(a=torch.randn(5, 3, 4).bfloat16(), b=torch.randn(9, 6).T, c=torch.tensor(3.0), d=torch.zeros(0, 4))
+    rows |= dict(e=torch.randn(50).half(), f=torch.zeros(3, 0), g=torch.arange(7), tied=tied, too=tied)
+    whole = hashlib.sha256()
+    for name, value in rows.items():
+        whole.update(f"{name}{tuple(value.shape)}".encode())
+        whole.update(b"" if name == "too" else value.float().contiguous().numpy().tobytes())
+    for size in (1, 4, 100, loading.SLICE):
+        monkeypatch.setattr(loading, "SLICE", size)
+        assert loading.hash_of(rows) == whole.hexdigest()[:16], size
 
 
 def test_the_base_is_the_base_whatever_is_attached(tmp_path):

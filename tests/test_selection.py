@@ -89,6 +89,18 @@ def test_facts_and_words_are_weighed_alike(tmp_path):
     assert select(library, opens(8), "explained").best == "a" and select(library, opens(4), "explained").best == "b"
 
 
+def test_a_topic_is_no_style(tmp_path):
+    "What one speaks of is on a card too; alone it chooses nobody."
+    library = planted(tmp_path, np.zeros((2, 1)), "ab")
+    sea = Fact("speaks of the sea", 9, 10, 0, 10)
+    library.card = lambda name: dict(explanation=dict(said=Said(None, (), (sea,) * (name == "a"), 10).to_dict()))
+    found = select(library, SimpleNamespace(said=Said(None, (), (sea,), 10)), "explained")
+    assert found.abstained and found.best is None and "speaks of the sea" in found.reason
+    assert "topics are no style" in found.reason
+    told = Said(said_of([1.0]).told, (), (sea,), 10)
+    assert select(library, SimpleNamespace(said=told), "explained").best == "a", "beside a word it counts"
+
+
 def test_cards_and_explanations_that_say_nothing_are_refused(library):
     with pytest.raises(InputError, match="made as published") as caught:
         select(library, SimpleNamespace(said=None), "explained")
