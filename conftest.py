@@ -54,6 +54,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
 
 
+def pytest_collection_finish(session):
+    forget_garbage()
+
+
+def forget_garbage():
+    "Free it, and let later collections pass over what is alive now: the libraries alone cost each a third of a second."
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collect_file(file_path, parent):
     if file_path.suffix == ".ipynb" and not file_path.name.startswith("_"):
         return Notebook.from_parent(parent, path=file_path)
@@ -187,6 +197,7 @@ class Notebook(pytest.File):
 
     def setup(self):
         self.environment, self.package = dict(os.environ), PackageState() if PACKAGE.is_dir() else None
+        forget_garbage()
         self.module = types.ModuleType("notebook_" + re.sub(r"\W", "_", self.path.stem))  # not __main__
         self.module.display = show
         sys.modules[self.module.__name__] = self.module  # dataclasses and pickle look there
