@@ -3244,6 +3244,10 @@ d = {
             ),
         },
         "personal_llm.recipes.shipped_library": {
+            "personal_llm.recipes.shipped_library.asked": (
+                "recipes/shipped_library.html#asked",
+                "personal_llm/recipes/shipped_library.py",
+            ),
             "personal_llm.recipes.shipped_library.habitual": (
                 "recipes/shipped_library.html#habitual",
                 "personal_llm/recipes/shipped_library.py",
@@ -4821,7 +4825,6 @@ d = {
                 "5_start/ranking.html#ranking_by_scores",
                 "personal_llm/start/ranking.py",
             ),
-            "personal_llm.start.ranking.sure_gap": ("5_start/ranking.html#sure_gap", "personal_llm/start/ranking.py"),
         },
         "personal_llm.start.rivals": {
             "personal_llm.start.rivals.bayesian": ("5_start/rivals.html#bayesian", "personal_llm/start/rivals.py"),
@@ -5250,6 +5253,10 @@ d = {
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.jury_for": (
+                "3_tuning/finetune.html#jury_for",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.last_checkpoint": (
                 "3_tuning/finetune.html#last_checkpoint",
                 "personal_llm/tuning/finetune.py",
@@ -5468,6 +5475,10 @@ d = {
                 "3_tuning/statistics.html#_widening",
                 "personal_llm/tuning/statistics.py",
             ),
+            "personal_llm.tuning.statistics.errors_at": (
+                "3_tuning/statistics.html#errors_at",
+                "personal_llm/tuning/statistics.py",
+            ),
             "personal_llm.tuning.statistics.headroom_gate": (
                 "3_tuning/statistics.html#headroom_gate",
                 "personal_llm/tuning/statistics.py",
@@ -5496,6 +5507,10 @@ d = {
                 "3_tuning/statistics.html#sign_flip",
                 "personal_llm/tuning/statistics.py",
             ),
+            "personal_llm.tuning.statistics.sure_gap": (
+                "3_tuning/statistics.html#sure_gap",
+                "personal_llm/tuning/statistics.py",
+            ),
         },
         "personal_llm.tuning.validation": {
             "personal_llm.tuning.validation.BestAdapter": (
@@ -5504,6 +5519,10 @@ d = {
             ),
             "personal_llm.tuning.validation.BestAdapter.__init__": (
                 "3_tuning/validation.html#bestadapter.__init__",
+                "personal_llm/tuning/validation.py",
+            ),
+            "personal_llm.tuning.validation.BestAdapter.counts": (
+                "3_tuning/validation.html#bestadapter.counts",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.BestAdapter.finished": (
@@ -5532,6 +5551,10 @@ d = {
             ),
             "personal_llm.tuning.validation.BestAdapter.save": (
                 "3_tuning/validation.html#bestadapter.save",
+                "personal_llm/tuning/validation.py",
+            ),
+            "personal_llm.tuning.validation.Jury": (
+                "3_tuning/validation.html#jury",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation._top": (
@@ -5756,12 +5779,20 @@ d = {
                 "4_xpert/explanation.html#gains",
                 "personal_llm/xpert/explanation.py",
             ),
+            "personal_llm.xpert.explanation.heard": (
+                "4_xpert/explanation.html#heard",
+                "personal_llm/xpert/explanation.py",
+            ),
             "personal_llm.xpert.explanation.in_words": (
                 "4_xpert/explanation.html#in_words",
                 "personal_llm/xpert/explanation.py",
             ),
             "personal_llm.xpert.explanation.known_texts": (
                 "4_xpert/explanation.html#known_texts",
+                "personal_llm/xpert/explanation.py",
+            ),
+            "personal_llm.xpert.explanation.own_prompts": (
+                "4_xpert/explanation.html#own_prompts",
                 "personal_llm/xpert/explanation.py",
             ),
             "personal_llm.xpert.explanation.personal": (

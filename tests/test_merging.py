@@ -23,7 +23,7 @@ from personal_llm.start.ranking import mean_loss
 from personal_llm.base.adapters import Adapter
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.tuning.validation import ENOUGH_FROM_START, validation_split
+from personal_llm.tuning.validation import FROM_START, validation_split
 from libraries import adapter
 from tiny import ARCHITECTURES, shared, tiny
 
@@ -304,7 +304,7 @@ def test_merges_of_merges(pool):
 def test_it_can_be_trained_on(pool, tmp_path):
     "Continuing in a merge starts at the merge."
     model, start = shared("llama"), merge(pool, dict(a=0.05, b=0.05))
-    judges = validation_split(TALK, BRIEF.validation, 0, ENOUGH_FROM_START)[1]
+    judges = validation_split(TALK, BRIEF.validation, 0, FROM_START)[1]
     with model.using(start):
         nats, tokens = model.nll(judges).sum(0)
     further = finetune(model, TALK, BRIEF, start=start, out=tmp_path / "f", progress=False)

@@ -19,8 +19,8 @@ from personal_llm.start.ranking import (
     nearest,
     race,
     ranking_by_scores,
-    sure_gap,
 )
+from personal_llm.tuning.statistics import sure_gap
 from planted import planted, save_adapter, table
 from tiny import shared
 

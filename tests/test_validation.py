@@ -1,11 +1,14 @@
 "Who judges and who trains: lineages are never split; a judge remembers the best."
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
+from scipy.stats import ttest_1samp
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.validation import BestAdapter, check_dialogues, lineages, validation_split
+from personal_llm.tuning.validation import BestAdapter, as_dialogues, check_dialogues, lineages, validation_split
 
 
 @st.composite
@@ -126,3 +129,63 @@ def test_finished():
     assert judge.finished(config)
     judge.losses, judge.waited = {0: 3.0, 6: 2.0}, 0
     assert judge.finished(config)
+
+
+def test_what_is_used_up_by_a_look_is_refused():
+    "A generator of dialogues is no list of them; so is one of rows."
+    for rows in ((d for d in [Dialogue("a", "b")]), iter([dict(prompt="a", response="b")])):
+        with pytest.raises(InputError, match="is no list of dialogues") as caught:
+            as_dialogues(rows)
+        assert caught.value.remedy == "give a list"
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_a_start_is_left_for_a_sure_gain_only(gains, look):
+    "A twin by the t test's p: what is kept is better than the start at this look's part of five per cent."
+    judge = BestAdapter([], 0, sure=True)
+    judge.losses, judge.first = {step: 0.0 for step in range(look + 1)}, [2.0] * len(gains)
+    judge.rates = [2.0 - gain for gain in gains]
+    found = np.subtract(judge.first, judge.rates)
+    if found.std() > 1e-6:
+        p = ttest_1samp(found, 0, alternative="greater").pvalue
+        assert judge.counts() == (p < 0.05 / (look * (look + 1)))
+    assert BestAdapter([], 0).counts(), "from nothing any gain counts"
+
+
+def test_one_judge_is_never_sure():
+    judge = BestAdapter([], 0, sure=True)
+    judge.losses, judge.first, judge.rates = {0: 2.0, 5: 1.0}, [2.0], [1.0]
+    assert not judge.counts()
+
+
+class Told(BestAdapter):
+    "Judges by lists: the rates of six dialogues at each look."
+
+    given = ()
+
+    def loss(self, adapted):
+        self.rates = self.given[len(self.losses)]
+        return float(np.mean(self.rates))
+
+
+def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
+    "The lowest loss is chance, a higher one is sure; patience counts from the lowest; a stopped run goes on the same."
+    module, judge = torch.nn.Linear(1, 1, bias=False), Told([], 0, sure=True)
+    rows = [[2.0] * 6, [0.0, 0.0, 2.0, 2.0, 2.0, 2.0], [1.9, 1.8, 1.9, 1.8, 1.9, 1.8], [2.0] * 6]
+    Told.given = rows
+    for step in range(4):
+        module.weight.data.fill_(step)
+        judge.look(module, step)
+        if step == 2:
+            judge.save(tmp_path)
+    judge.restore(module)
+    assert judge.best == pytest.approx(1.85) and module.weight.item() == 2 and judge.waited == 2
+    again = Told([], 0, sure=True)
+    again.load(tmp_path)
+    again.look(module, 3)
+    assert again.losses == judge.losses and again.best == judge.best and again.first == judge.first
+    lenient = Told([], 0)
+    for step in range(4):
+        lenient.look(module, step)
+    assert lenient.best == pytest.approx(4 / 3)

@@ -224,7 +224,7 @@ def ends(jobs: list):  # yields a dict of results a job
         yield row
 
 
-ENDS = [job | dict(count=n) for pool in STYLES for job in some_jobs(pool, 0.9, FEW) for n in (CHOOSE_BY, LEARN_FROM)]
+ENDS = [job | dict(count=n) for pool in STYLES for job in styled_jobs(pool, 0.9) for n in (CHOOSE_BY, LEARN_FROM)]
 GRIDS.append(Grid("ends", ENDS, ends, shared=("pool", "similarity")))
 
 # %% ../../nbs/experiments/04_warm_start.ipynb #ws0016aa

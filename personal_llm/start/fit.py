@@ -18,8 +18,9 @@ from ..base.core import Cost, InputError, patch
 from ..base.factors import concatenate_factors, factors
 from ..base.tokens import batches, encode
 from .gradient import gradient_match, linear_layer, predicted, rates
-from .ranking import BASE, PLAIN_PLLM, Question, Ranking, adapter_bytes, race, sure_gap
+from .ranking import BASE, PLAIN_PLLM, Question, Ranking, adapter_bytes, race
 from ..tuning.losses import bare, short_way
+from ..tuning.statistics import sure_gap
 
 # %% ../../nbs/5_start/57_fit.ipynb #e5945fb0
 LENGTH = 96  # tokens of a dialogue that are read

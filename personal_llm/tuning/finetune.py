@@ -6,7 +6,7 @@
 __all__ = ['MOST_JUDGES', 'CHECKPOINTS', 'RUN_MARK', 'OURS', 'UNMARKED', 'Lesson', 'attach_trainable', 'trainable',
            'arguments_of', 'short_trainer', 'new_trainer', 'progress_bar', 'reporters', 'run_id', 'run_mark',
            'check_out', 'remove_checkpoints', 'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill',
-           'finetune']
+           'jury_for', 'finetune']
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #8b1b08a3
 import hashlib
@@ -27,6 +27,7 @@ from personal_llm.base.adapters import (
     detach,
     finish_publication,
     publish_adapter,
+    read_card,
     stage_adapter,
     unwritable,
 )
@@ -38,9 +39,11 @@ from .caching import lower_of, top_layers
 from .config import TuningConfig
 from .losses import Way, nats_of
 from personal_llm.tuning.validation import (
-    ENOUGH_FROM_START,
-    ENOUGH_TO_SPLIT,
+    FROM_NOTHING,
+    FROM_START,
+    ONWARDS,
     BestAdapter,
+    Jury,
     as_dialogues,
     check_dialogues,
     is_whole,
@@ -59,24 +62,22 @@ class Lesson:
     learn: list  # samples to train on
     judge: list  # samples that judge
     judged_on: int  # validation dialogues; 0: the training dialogues judge
+    sure: bool = False  # must the start be surely beaten?
 
     @classmethod
     def of(
-        cls, model, dialogues: list, config: TuningConfig, seed: int, rehearsal: list = (), enough=ENOUGH_TO_SPLIT
+        cls, model, dialogues: list, config: TuningConfig, seed: int, rehearsal: list = (), jury: Jury = FROM_NOTHING
     ) -> "Lesson":
         "Split and encode; what is rehearsed never judges. Raises `InputError` when there is nothing to learn."
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        learn, judge = validation_split(dialogues, config.validation, seed, enough)
+        learn, judge = validation_split(dialogues, config.validation, seed, jury)
         others = [d for d in learn if d.origin != "synthetic"] or learn
         own, general = ([model.encode(d, config.max_length) for d in rows] for rows in (learn, rehearsal))
         times = max(1, round(len(general) / len(own)))  # half of what is seen is the user's
-        return cls(
-            own * times + general,
-            [model.encode(d, config.max_length) for d in judge or others[:MOST_JUDGES]],
-            len(judge),
-        )
+        judges = [model.encode(d, config.max_length) for d in judge or others[:MOST_JUDGES]]
+        return cls(own * times + general, judges, len(judge), jury.sure and bool(judge))
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #a76e8846
 def attach_trainable(
@@ -292,7 +293,7 @@ def train_with_judge(
     "Train, or go on; the best weights are in the model afterwards; raises `InputError` when the disk is full."
     lower = lower_of(adapted)
     way = Way(adapted)
-    judge = BestAdapter(lesson.judge, filler, config.batch_size, lower, way)
+    judge = BestAdapter(lesson.judge, filler, config.batch_size, lower, way, lesson.sure)
     last = last_checkpoint(out, run)
     if last:
         judge.load(Path(last))
@@ -320,6 +321,18 @@ def bill(lesson: Lesson, config: TuningConfig, judge: BestAdapter) -> Cost:
     tokens = int(mean * backward) + looks * per_look
     return Cost(tokens=tokens, forward=backward + looks * len(lesson.judge), backward=backward)
 
+# %% ../../nbs/3_tuning/33_finetune.ipynb #fi21
+def jury_for(
+    start,  # an adapter's folder; None: the bare model
+    dialogues: list,  # to learn from
+) -> Jury:
+    "Lenient for what goes on with the same dialogues, strict for any other start."
+    if start is None:
+        return FROM_NOTHING
+    known = read_card(start).get("parents")
+    known = {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
+    return ONWARDS if known & {d.id for d in dialogues} else FROM_START
+
 # %% ../../nbs/3_tuning/33_finetune.ipynb #b00d09df
 def finetune(
     model,  # `Model`
@@ -339,8 +352,7 @@ def finetune(
     if start is not None:
         start = check_adapter(start, model.base)
         config = config.like(lora_config(start), start, [name for name, _ in model.model.named_modules()])
-    enough = ENOUGH_TO_SPLIT if start is None else ENOUGH_FROM_START
-    lesson = Lesson.of(model, dialogues, config, check_seed(seed), rehearsal, enough)
+    lesson = Lesson.of(model, dialogues, config, check_seed(seed), rehearsal, jury_for(start, dialogues))
     if out:
         check_out(Path(out))
     run, filler = run_id(config, seed, model.base, dialogues, start, rehearsal), model.tokenizer.pad_token_id
