@@ -5700,6 +5700,10 @@ d = {
             ),
             "personal_llm.xpert.evidence.own": ("4_xpert/evidence.html#own", "personal_llm/xpert/evidence.py"),
             "personal_llm.xpert.evidence.quoted": ("4_xpert/evidence.html#quoted", "personal_llm/xpert/evidence.py"),
+            "personal_llm.xpert.evidence.singular": (
+                "4_xpert/evidence.html#singular",
+                "personal_llm/xpert/evidence.py",
+            ),
             "personal_llm.xpert.evidence.swap_facts": (
                 "4_xpert/evidence.html#swap_facts",
                 "personal_llm/xpert/evidence.py",

@@ -103,7 +103,9 @@ def judge_line(last: dict) -> str:
     "The losses of the last fine-tune, and what they are losses of."
     judged = last["judged_on"]
     judge = f"validation loss on {judged} dialogues" if judged else "training loss"
-    return f"tuned      {last['steps']} steps; {judge} {last['start_loss']:.3f} -> {last['best_loss']:.3f} nats a token"
+    stayed = "; the start is kept: no step was surely better" if last["best_loss"] == last["start_loss"] else ""
+    losses = f"{last['start_loss']:.3f} -> {last['best_loss']:.3f} nats a token"
+    return f"tuned      {last['steps']} steps; {judge} {losses}{stayed}"
 
 # %% ../../nbs/8_app/86_commands.ipynb #c2a2a8c5
 def personalize_lines(

@@ -47,7 +47,9 @@ def __str__(self: Round):
     judge = f"on {self.judged_on} validation dialogues" if self.judged_on else "on the training dialogues"
     cut = f", {self.cut} cut for length" if self.cut else ""
     learned = f"{self.kept} kept and {self.synthetic} synthetic dialogues{cut}"
-    return f"{learned}: {self.start_loss:.2f} -> {self.best_loss:.2f} nats a token ({judge}), {self.steps} steps"
+    losses = f"{self.start_loss:.2f} -> {self.best_loss:.2f} nats a token ({judge}), {self.steps} steps"
+    stayed = "; the start is kept: no step was surely better" if self.best_loss == self.start_loss else ""
+    return f"{learned}: {losses}{stayed}"
 
 # %% ../../nbs/6_device/60_store.ipynb #60a00007
 @dataclass
