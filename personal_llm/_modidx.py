@@ -405,6 +405,10 @@ d = {
             "personal_llm.app.warm_demo.curve_of": ("8_app/warm_demo.html#curve_of", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.draw_warm": ("8_app/warm_demo.html#draw_warm", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.judge_of": ("8_app/warm_demo.html#judge_of", "personal_llm/app/warm_demo.py"),
+            "personal_llm.app.warm_demo.judging_share": (
+                "8_app/warm_demo.html#judging_share",
+                "personal_llm/app/warm_demo.py",
+            ),
             "personal_llm.app.warm_demo.mean_loss": ("8_app/warm_demo.html#mean_loss", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.reach": ("8_app/warm_demo.html#reach", "personal_llm/app/warm_demo.py"),
             "personal_llm.app.warm_demo.run_warm": ("8_app/warm_demo.html#run_warm", "personal_llm/app/warm_demo.py"),
@@ -4937,6 +4941,10 @@ d = {
             ),
             "personal_llm.start.selection.reorder": (
                 "5_start/selection.html#reorder",
+                "personal_llm/start/selection.py",
+            ),
+            "personal_llm.start.selection.said_beside": (
+                "5_start/selection.html#said_beside",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.select": ("5_start/selection.html#select", "personal_llm/start/selection.py"),
