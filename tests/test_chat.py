@@ -26,6 +26,7 @@ from personal_llm.sdss.asking import Active
 from personal_llm.sdss.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
 from tiny import ARCHITECTURES, random_adapter, shared, tiny
+from typed import fails, invoke
 
 PARTS = "head back knee neck arm leg foot ear toe hip hand nose eye chest wrist ankle thumb jaw".split()
 LINES = [f"My {part} hurts when I {verb}." for part, verb in zip(PARTS, itertools.cycle(["sit", "run", "lie down"]))]
@@ -509,7 +510,7 @@ def command(small, *words):
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=str(Path(__file__).parents[1]))
 
 
-def test_lines_through_a_pipe(small, tmp_path):
+def test_lines_through_a_pipe(small, tmp_path, capsys):
     lines = b"Hello\n\n/why\n\xff\xfe\x00 knee\n/status\n"
     first = subprocess.run(
         command(small, "--out", tmp_path / "me"), input=lines, capture_output=True, env=ENVIRONMENT, timeout=300
@@ -517,10 +518,7 @@ def test_lines_through_a_pipe(small, tmp_path):
     assert first.returncode == 0, first.stderr.decode()
     assert b"kept: a bin was free" in first.stdout and b"2/32 dialogues of 2" in first.stdout
     assert first.stderr.count(b"personal-llm:") == 1, "the hint, and nothing else"
-    wrong = subprocess.run(
-        command("pocket", "--out", tmp_path / "me", "--quiet"), input=b"", capture_output=True, env=ENVIRONMENT
-    )
-    assert wrong.returncode == 2 and b"this model is" in wrong.stderr and wrong.stderr.count(b"\n") == 1
+    assert "this model is" in fails(capsys, "chat", "--model", "pocket", "--out", tmp_path / "me", "--quiet")
     assert read_state(tmp_path / "me").buffer.seen == 2
 
 
@@ -547,8 +545,6 @@ def test_ctrl_c_at_a_terminal(small, tmp_path):
 
 
 def test_help_teaches(capsys):
-    from typed import invoke
-
     code, out, err = invoke(capsys, "chat", "--help")
     assert code == 0 and "--out" in out and "examples:" in out and "goes on" in out and err == ""
 
