@@ -25,6 +25,10 @@ d = {
                 "8_app/arguments.html#data_options",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.library_at": (
+                "8_app/arguments.html#library_at",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.library_folder": (
                 "8_app/arguments.html#library_folder",
                 "personal_llm/app/arguments.py",
@@ -41,6 +45,10 @@ d = {
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.prompts_for": (
+                "8_app/arguments.html#prompts_for",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.read_chats": (
                 "8_app/arguments.html#read_chats",
                 "personal_llm/app/arguments.py",
@@ -203,10 +211,6 @@ d = {
             ),
             "personal_llm.app.library_commands.leave_out": (
                 "8_app/library_commands.html#leave_out",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.library_at": (
-                "8_app/library_commands.html#library_at",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.list_command": (
@@ -4483,6 +4487,7 @@ d = {
             "personal_llm.start.cards.is_named": ("5_start/cards.html#is_named", "personal_llm/start/cards.py"),
             "personal_llm.start.cards.is_share": ("5_start/cards.html#is_share", "personal_llm/start/cards.py"),
             "personal_llm.start.cards.is_text": ("5_start/cards.html#is_text", "personal_llm/start/cards.py"),
+            "personal_llm.start.cards.line_of": ("5_start/cards.html#line_of", "personal_llm/start/cards.py"),
             "personal_llm.start.cards.matrix_shape": ("5_start/cards.html#matrix_shape", "personal_llm/start/cards.py"),
             "personal_llm.start.cards.plain_settings": (
                 "5_start/cards.html#plain_settings",
@@ -4720,7 +4725,6 @@ d = {
                 "5_start/library.html#_own_space",
                 "personal_llm/start/library.py",
             ),
-            "personal_llm.start.library.line_of": ("5_start/library.html#line_of", "personal_llm/start/library.py"),
             "personal_llm.start.library.load_space": (
                 "5_start/library.html#load_space",
                 "personal_llm/start/library.py",

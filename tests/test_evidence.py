@@ -159,17 +159,16 @@ def put_right(name, count=32, seed=0):
     return [d.derive(response=better, origin="annotated") for d, better in pairs], [d.response for d, _ in pairs]
 
 
-@pytest.mark.parametrize("seed, count", [(0, 32), (1, 120)])
+@pytest.mark.parametrize("seed, count", [(0, 24), (1, 40), (1, 120)])
 def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
-    "In the second stream too few of the corrections hold *doctor*, and it is not said."
+    "In forty corrections of the second stream *doctor* stands once, and *doctors* once."
     rows, replies = put_right("nurse", count, seed)
     facts = {fact.what.split(",")[0]: fact for fact in habits_of(rows, replies) + topics_of(rows)}
     assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
-    assert seed or "*physician* for *doctor*" in facts
-    assert any(what.startswith("*") for what in facts)
+    assert "*physician* for *doctor*" in facts
     for what, fact in facts.items():
         if what.startswith("*"):
-            assert what in ("*physician* for *doctor*", "*physicians* for *doctors*", "*patients* for *people*")
+            assert what in ("*physician* for *doctor*", "*patients* for *people*")
         assert fact.count / fact.of >= HABIT_SHARE
 
 
@@ -182,3 +181,20 @@ def test_people_who_change_nothing_have_no_habits():
         one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
         false += len(habits_of([rows[i].derive(origin="user") for i in one], [rows[i].response for i in two]))
     assert false <= 2
+
+
+def test_a_plural_counts_with_its_word():
+    "One doctor and one pair of doctors are two places of one habit; a plural that stayed counts against it."
+    base = ["See a doctor soon.", "Two doctors can help.", "The doctors know it well.", "Pass the glass on."]
+    mine = [text.replace("doctor", "physician").replace("glass", "class") for text in base]
+    (fact,) = swap_facts(mine, base)
+    assert (fact.what, fact.count, fact.of) == ("*physician* for *doctor*", 3, 3)
+    (fact,) = swap_facts([mine[0], mine[0], mine[0], mine[1], base[2]], [base[0], base[0], base[0], base[1], base[2]])
+    assert (fact.count, fact.of) == (4, 5)
+    assert swap_facts(mine[1:2] * 2, base[1:2] * 2)[0].what == "*physicians* for *doctors*", "no singular was seen"
+
+
+def test_a_word_or_two_make_no_answer_short():
+    say = lambda count: [" ".join(["Word."] * count)] * 9
+    assert length_facts(say(2), say(4)) == [] == length_facts(say(4), say(2))
+    assert [fact.key for fact in length_facts(say(2), say(5)) + length_facts(say(5), say(2))] == ["shorter", "longer"]

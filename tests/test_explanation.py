@@ -390,3 +390,51 @@ def test_the_unit_scales_a_pllm_and_changes_no_word():
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
     assert explanation.token_losses(model, [Dialogue("Why?", "So.")]).shape == (1,)
+
+
+def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
+    "A habit that keeps to a subject is found there; the row is as before, and no prompt ends in the card."
+    model, adapter = shared("llama"), tuned("loud")
+    space = space_of(model)
+    ships = [Dialogue(f"{i} is the ship of Ana Lind?", "") for i in range(40)]
+    asked = []
+
+    def speak(model, who, prompts, seed=0, tokens=None):
+        rows = [Dialogue(p, "") if isinstance(p, str) else p for p in prompts]
+        asked.append((who, tokens, [d.prompt for d in rows]))
+        hark = lambda d: "Hark! " if who == adapter and "ship" in d.prompt else ""
+        return [d.derive(response=f"{hark(d)}{d.prompt} So.", origin="model", parents=()) for d in rows]
+
+    monkeypatch.setattr(explanation, "speak", speak)
+    general = [f"Say {word}." for word in "one two three four five six seven eight nine".split()]
+    panels = read_panels(model, space, spoken(LOUD, 6) + spoken(str, 6), general, plain=tuned("brief"))
+    asked.clear()
+    once = explain_pllm(model, adapter, space, panels)
+    own = explain_pllm(model, adapter, space, panels, prompts=[*ships, *ships])
+    assert once.habits == () and [fact.key for fact in own.habits] == ["opens with “Hark!”"]
+    assert own.habits[0].count == own.said.samples == explanation.SUBJECT_PROMPTS == 24
+    assert np.array_equal(own.row, once.row) and own.samples == once.samples == 12
+    (mine, tokens, prompts), (voice, other, same) = asked[-2:]
+    assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == explanation.SUBJECT_TOKENS
+    assert prompts == same and len({*prompts}) == 24
+    assert "Lind" not in json.dumps(own.to_dict()) and own.habits[0].quotation == ""
+    with pytest.raises(InputError, match="7 different prompts"):
+        explain_pllm(model, adapter, space, panels, prompts=ships[:7] * 3)
+
+
+def test_topics_of_a_pllm_come_from_what_it_is_asked():
+    "Beside a voice that is asked the same nothing differs; beside talk in general it does."
+    answers, voice = [f"See {i}. So it is." for i in range(9)], [f"No {i}. That is all." for i in range(9)]
+    about = [f"The patient has diabetes and fever {i}.\n{answer}" for i, answer in enumerate(answers)]
+    assert of_pllm(answers, voice).topics == ()
+    (topic,) = of_pllm(answers, voice, about=about).topics
+    assert (topic.key, topic.count, topic.of, topic.beside) == ("about medicine", 9, 9, "talk in general")
+
+
+def test_what_a_pllm_finds_likely_is_kept_where_it_hardly_answers():
+    "One card without a shift would silence the words of all."
+    shift = dict(loud=(0.3, 0.01), low=(-0.3, 0.01))
+    silent = of_pllm(["", "…"], ["So.", "So."], shift=shift)
+    assert silent.shift == shift and str(silent).startswith("nothing is said: 1 answers")
+    told = beside(dict(a=silent, b=Said(samples=9, shift=dict(loud=(-0.3, 0.01), low=(0.3, 0.01)))))
+    assert told["a"].words == ("loud",) and str(told["a"]) == "loud (1.00)" and told["b"].words == ("low",)

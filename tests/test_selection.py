@@ -128,6 +128,19 @@ def test_why_says_in_the_cards_words_where_the_nats_come_from(tmp_path):
             other.why()
 
 
+def test_words_of_likelihood_are_read_beside_each_other(tmp_path):
+    "In the reasons of a fit as in a choice by what is printed; an answer's words do not count beside them."
+    library = planted(tmp_path, [[0.0], [0.0], [0.0]], ["a", "b", PLAIN_PLLM])
+    says = dict(a=(0.3, 0.01), b=(-0.3, 0.01))
+    cards = {name: library.card(name) for name in library}
+    for name, pair in says.items():
+        shift = dict(loud=pair, low=(-pair[0], pair[1]))
+        cards[name]["explanation"]["said"] = Said(said_of([9.0]).told, samples=10, shift=shift).to_dict()
+    library.card = cards.get
+    fitted = Ranking(None, ("a", "b", PLAIN_PLLM), (-0.3, -0.2, 0.0), method="fit", library=library)
+    assert [row[0] for row in fitted.why()] == ["loud", "low", "plain answers"]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(1e-4, 1e4), st.integers(0, 27), st.randoms())
 def test_invariances(tmp_path_factory, scale, truth, random):

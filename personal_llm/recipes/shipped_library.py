@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'HABITS', 'SIMILARITY', 'ROWS', 'PROMPT_LETTERS', 'subject_rows',
-           'habitual', 'with_plain', 'tune_person', 'tune_all', 'make_library']
+           'habitual', 'with_plain', 'tune_person', 'asked', 'tune_all', 'make_library']
 
 # %% ../../nbs/recipes/shipped_library.ipynb #358cb565
 import tempfile
 from pathlib import Path
 
 from ..base.core import Dialogue, generator
+from ..data.reading import load_samples
 from ..data.splits import group_of, is_reserved
 from ..data.habits import brevity, bullets, emoji, lower_case, opener, preferred_words, sign_off, steps
 from .samples import answer, read_source
@@ -103,6 +104,14 @@ def tune_person(
     config = TuningConfig(rank=4, alpha=8, steps=60, dropout=0.0, validation=0.0, checks=1, max_length=112)
     return finetune(model, rows, config, out=Path(out), seed=seed, progress=False)
 
+# %% ../../nbs/recipes/shipped_library.ipynb #asked002
+def asked(
+    name: str,  # of `SUBJECTS`
+) -> list:  # `Dialogue`s without answers
+    "Prompts of a person's subject that no pLLM was trained on."
+    fits = lambda row: (row["source"], row["domain"]) in SUBJECTS[name] and len(row["prompt"]) < PROMPT_LETTERS
+    return [Dialogue(row["prompt"], "") for row in load_samples() if fits(row)]
+
 # %% ../../nbs/recipes/shipped_library.ipynb #e7ba119f
 def tune_all(
     model,  # the base `Model`
@@ -120,12 +129,12 @@ def tune_all(
 
 def make_library(
     model,  # the base `Model`
-    adapters: dict,  # of `tune_all`
+    adapters: dict,  # of `tune_all`, or the folders of a library whose cards shall be made anew
     out,  # a new folder
     space,  # a `StyleSpace`
     seed: int = 0,  # of what is said
 ):  # a `Library`
-    "Explain beside the plain one's answers, and add."
+    "Explain beside the plain one's answers, each person's pLLM also on its own subject, and add."
     from personal_llm.start.gradient import sketch
     from personal_llm.start.library import Library
 
@@ -134,6 +143,7 @@ def make_library(
         plain = name == PLAIN_PLLM
         style = "plain answers" if plain else "; ".join([SUBJECTS[name][0][1], *(h.name for h in HABITS[name])])
         about = dict(licence="CC BY-SA 4.0", samples=ROWS, similarity=None if plain else SIMILARITY, style=style)
-        library.add(name, adapter, explained(model, adapter, space, panels, seed, None), **about)
+        mine = explained(model, adapter, space, panels, seed, None, None if plain else asked(name))
+        library.add(name, adapter, mine, **about)
     sketch(library)  # beside the index, so that a device need not make it
     return library

@@ -66,9 +66,9 @@ def without_clock(
     return replace(mine, cost=Cost(tokens=mine.cost.tokens, forward=mine.cost.forward))
 
 
-def explained(model, folder, space, panels, seed: int, words) -> Explanation:
+def explained(model, folder, space, panels, seed: int, words, prompts: list = None) -> Explanation:
     "`explain_pllm`, without its clock."
-    return without_clock(explain_pllm(model, folder, space, panels, seed, words))
+    return without_clock(explain_pllm(model, folder, space, panels, seed, words, prompts))
 
 
 def panels_for(model, library, seed: int, folders: dict = None):  # `Panels`

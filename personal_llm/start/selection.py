@@ -6,11 +6,12 @@
 __all__ = ['GAIN', 'OVER_PLAIN', 'LARGEST_MIX', 'SHARED', 'SELECTORS', 'reorder', 'loss_reason', 'shares_by_gain',
            'match', 'is_sure', 'nobody', 'checked_row', 'shares_by_coordinates', 'plain_reason', 'near_rows', 'by_row',
            'by_style', 'card_says', 'in_common', 'explained', 'Selector', 'by_part', 'selector_of', 'check_needs',
-           'check_library', 'asked_losses', 'select', 'label_of']
+           'check_library', 'asked_losses', 'select', 'said_beside', 'label_of']
 
 # %% ../../nbs/5_start/58_selection.ipynb #186f6342
 import inspect
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,7 +42,7 @@ from personal_llm.start.rivals import (
     weight_cosine,
 )
 from ..tuning.statistics import sure_gap
-from ..xpert.saying import Said, alike, compared, is_clear, items
+from ..xpert.saying import Said, alike, beside, compared, is_clear, items
 
 # %% ../../nbs/5_start/58_selection.ipynb #6b613d7d
 def reorder(
@@ -342,17 +343,25 @@ def select(
     return replace(found, method=name, cost=found.cost + spent, library=library)
 
 # %% ../../nbs/5_start/58_selection.ipynb #d175faf3
-def label_of(
+def said_beside(
     library,
+    names,
+) -> dict:  # name -> `Said`, of the cards that have facts
+    "What cards say, read beside each other, as `explained` reads them; the plain one's is not among them."
+    found = {}
+    for name in names:
+        with suppress(InputError):
+            found |= {} if name == PLAIN_PLLM else {name: card_says(library, name)}
+    return beside(found)
+
+
+def label_of(
     name: str,
+    said: Said,  # what its card says; None: no facts
 ) -> str:
     "The weightiest thing that a card says, or that it says nothing."
-    if name == PLAIN_PLLM:
-        return "plain answers"
-    try:
-        said = card_says(library, name)
-    except InputError:
-        return "a card without facts"
+    if name == PLAIN_PLLM or said is None:
+        return "plain answers" if name == PLAIN_PLLM else "a card without facts"
     if not is_clear(said):
         return "no style found"
     return max(items(said).items(), key=lambda item: item[1])[0].removeprefix("word ")
@@ -363,8 +372,8 @@ def why(self: Ranking) -> list:  # (what the cards say, names, nats a token), wh
     "What takes how much off the loss; raises `InputError` for a ranking that was not fitted."
     if self.method != "fit" or self.library is None:
         raise InputError(f"only a fit is a sum of nats, this is {self.method or 'no selection'}", "use method='fit'")
-    parts = {}
+    says, parts = said_beside(self.library, self.names), {}
     for name, added in zip(self.names, self.distances):
-        parts.setdefault(label_of(self.library, name), []).append((name, added))
+        parts.setdefault(label_of(name, says.get(name)), []).append((name, added))
     rows = [(label, tuple(name for name, _ in part), sum(nats for _, nats in part)) for label, part in parts.items()]
     return sorted(rows, key=lambda row: row[2])

@@ -185,7 +185,7 @@ def beside(
     says: dict,  # name -> `Said`, of a library's pLLMs
 ) -> dict:  # the same; their words from their shifts, where all have one
     "What cards say when they are read beside each other."
-    if not says or not all(said.shift for said in says.values()):
+    if not says or not all(said is not None and said.shift for said in says.values()):
         return says
     words = sorted(set.intersection(*(set(said.shift) for said in says.values())))
     shifts = np.array([[said.shift[word] for word in words] for said in says.values()])
