@@ -648,6 +648,7 @@ d = {
             "personal_llm.base.files._locked": ("0_base/files.html#_locked", "personal_llm/base/files.py"),
             "personal_llm.base.files.append_line": ("0_base/files.html#append_line", "personal_llm/base/files.py"),
             "personal_llm.base.files.beside": ("0_base/files.html#beside", "personal_llm/base/files.py"),
+            "personal_llm.base.files.cache_folder": ("0_base/files.html#cache_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.delete": ("0_base/files.html#delete", "personal_llm/base/files.py"),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FULL_DISK_WORDS', 'LEFTOVER', 'MARKER', 'LOCK', 'ASSETS', 'make_folder', 'beside', 'write_atomically',
            'is_full_disk', 'remove_leftovers', 'delete', 'read_json', 'write_json', 'append_line', 'read_lines',
-           'OwnedFolder', 'lock_folder']
+           'OwnedFolder', 'lock_folder', 'cache_folder']
 
 # %% ../../nbs/0_base/02_files.ipynb #58ef90fc
 import errno
@@ -281,3 +281,11 @@ def lock_folder(
 # %% ../../nbs/0_base/02_files.ipynb #adae8492
 # pocket models, lexicons, samples
 ASSETS = Path(__file__).parents[1] / "assets" if "__file__" in globals() else Path("../../personal_llm/assets")
+
+# %% ../../nbs/0_base/02_files.ipynb #8b7abfa1
+def cache_folder() -> Path:
+    "Where what can be made again is kept; raises `InputError` for a user without a home."
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personal_llm"
+    except RuntimeError:
+        raise InputError("this user has no home folder", "set XDG_CACHE_HOME to a folder of yours") from None

@@ -10,7 +10,6 @@ __all__ = ['LIST', 'SHARED', 'HERE', 'SILENCE', 'SLOWEST', 'LONGEST_LIST', 'LARG
 
 # %% ../../nbs/7_runtimes/76_served.ipynb #8cb17bb0
 import json
-import os
 import re
 import tempfile
 import time
@@ -19,7 +18,15 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from ..base.core import InputError, patch
-from ..base.files import append_line, make_folder, read_json, read_lines, write_atomically, write_json
+from personal_llm.base.files import (
+    append_line,
+    cache_folder,
+    make_folder,
+    read_json,
+    read_lines,
+    write_atomically,
+    write_json,
+)
 from ..base.text import printable
 from ..start import library as local
 from ..start.cards import CARD, FILES, check_name, digest
@@ -250,8 +257,7 @@ def cache_of(
     address: str,  # checked
 ) -> Path:
     "Where the files of an address are kept from command to command."
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "personal_llm" / "libraries" / digest(address.encode())[:16]
+    return cache_folder() / "libraries" / digest(address.encode())[:16]
 
 
 def open_address(
