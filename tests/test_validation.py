@@ -189,3 +189,15 @@ def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
     for step in range(4):
         lenient.look(module, step)
     assert lenient.best == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("ratio, looks", [(2.4, 0), (3.0, 1), (4.0, 2), (4.5, 3)])
+def test_later_looks_ask_for_more(ratio, looks):
+    "Six gains, their mean so many standard errors: sure at the first looks (Student: 2.57, 3.53, 4.22, 4.77 are asked)."
+    gains = ratio / 5**0.5 + np.array([1, -1, 1, -1, 1, -1])
+    judge = BestAdapter([], 0, sure=True)
+    judge.first, judge.rates, found = [9.0] * 6, (9 - gains).tolist(), []
+    for look in range(1, 5):
+        judge.losses = dict.fromkeys(range(look + 1), 9.0)
+        found.append(judge.counts())
+    assert found == [look < looks for look in range(4)]
