@@ -193,7 +193,7 @@ def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
 
 @pytest.mark.parametrize("ratio, looks", [(2.4, 0), (3.0, 1), (4.0, 2), (4.5, 3)])
 def test_later_looks_ask_for_more(ratio, looks):
-    "Six gains, their mean so many standard errors: sure at the first looks (Student: 2.57, 3.53, 4.22, 4.77 are asked)."
+    "Six gains, their mean so many standard errors; 2.57, 3.53, 4.22 and 4.77 are asked for (Student)."
     gains = ratio / 5**0.5 + np.array([1, -1, 1, -1, 1, -1])
     judge = BestAdapter([], 0, sure=True)
     judge.first, judge.rates, found = [9.0] * 6, (9 - gains).tolist(), []
