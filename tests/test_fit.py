@@ -16,7 +16,7 @@ from personal_llm.start.fit import (
     LENGTH,
     LOOKED_AT,
     MOST_FITTED,
-    PRIORS,
+    PRIOR,
     SHORTLIST,
     Alone,
     Mixture,
@@ -211,7 +211,7 @@ def quadratic(seed=0, n=8, count=3):
     return Pulls(np.zeros(n), chance.normal(size=(n, count)), root @ root.T), chance.normal(size=count)
 
 
-@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("prior", [PRIOR, 1.5])
 def test_the_step_is_the_minimum_and_leaving_out_is_doing_it_again(prior):
     found, begin = quadratic()
     end, ridge = one_step(begin, found, prior), prior / 8
@@ -303,13 +303,15 @@ def test_the_start_is_the_mixture(model, library, tmp_path):
 
 
 def test_the_reason_adds_up(model, library):
-    "What each pLLM adds sums to the change of the loss, from the base to the mixture."
+    "What each pLLM adds sums to the change of the loss, from the base to the mixture on dialogues left out."
     user = says("b")
     got = select(library, None, "fit", model, user)
     with model.using(start_of(got)):
         fitted = Losses(model, library, user).model.nll(user)
     change = np.mean(fitted[:, 0] / fitted[:, 1]) - got.losses[BASE]
-    assert sum(got.distances) == pytest.approx(change, rel=1e-3) and change < 0
+    assert sum(got.distances) == pytest.approx(change, rel=0.1) and change < 0, "nearly that of what it was fitted on"
+    told = float(got.reason.split(": ")[1].split()[0])
+    assert sum(got.distances) == pytest.approx(told - got.losses[BASE], abs=1e-3)
     text = str(got)
     assert text.startswith("fit: a mixture") and "±" in text and f"{got.losses[PLAIN_PLLM]:.3f}" in got.reason
 
@@ -335,8 +337,8 @@ def test_a_user_of_the_plain_voice_is_sent_to_the_plain_pllm(model, library):
 @pytest.mark.parametrize(
     ("gain", "scatter", "with_plain", "refused"),
     [
-        (0.01, 0.0, True, True),  # too little
-        (0.03, 0.0, True, False),
+        (0.004, 0.0, True, True),  # too little
+        (0.006, 0.0, True, False),
         (0.03, 0.2, True, True),  # not sure: one and a half standard errors are 0.2 * 1.5 / 12 ** 0.5 = 0.09
         (0.03, 0.0, False, True),  # may be the library's own voice
         (0.06, 0.0, False, False),
@@ -358,7 +360,7 @@ def test_who_is_refused(gain, scatter, with_plain, refused, model, library, monk
 
 def test_where_the_base_is_better_than_the_plain_pllm_it_is_to_be_beaten(model, library, monkeypatch):
     names, count = tuple(RANKS), np.zeros(4)
-    for base, refused in ((0.98, True), (1.0, False)):  # of a fit of 0.97, beside a plain pLLM of one nat
+    for base, refused in ((0.974, True), (1.0, False)):  # of a fit of 0.97, beside a plain pLLM of one nat
         fitted = module.Fitted(
             names, count + 0.5, count, count - 0.1, np.full(12, 0.97), np.ones(12), np.full(12, base)
         )
@@ -406,18 +408,11 @@ def test_a_step_that_does_not_help_is_not_taken(model, library, monkeypatch):
     mixture = Mixture(model, {name: library[name].adapter for name in library.names})
     samples = mixture.samples(says("b")[:8])
     nearest = np.array([float(name == "b") for name in library.names])
-    real = module.one_step
-    monkeypatch.setattr(module, "left_out", lambda *given: np.zeros(8))
-    monkeypatch.setattr(module, "one_step", lambda *given: real(*given) + 60.0)
-    got = fit_library(mixture, samples)
-    assert got.note == "the step did not lower the loss, b is kept as it is"
-    assert np.array_equal(got.weights, nearest)
-    monkeypatch.setattr(module, "one_step", lambda *given: real(*given) * np.nan)
-    assert np.array_equal(fit_library(mixture, samples).weights, nearest), "a loss that is no number"
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "without_each", lambda begin, found, prior: np.tile(begin + 60.0, (8, 1)))
-    got = fit_library(mixture, samples)
-    assert got.note == "no step helps, b is kept as it is" and got.added.nonzero()[0].tolist() == [nearest.argmax()]
+    for way in (60.0, np.nan):  # a step too far, and one that is no number
+        monkeypatch.setattr(module, "without_each", lambda begin, found: np.tile(begin + way, (8, 1)))
+        got = fit_library(mixture, samples)
+        assert got.note == "no step helps, b is kept as it is" and np.array_equal(got.weights, nearest)
+        assert got.added.nonzero()[0].tolist() == [nearest.argmax()]
 
 
 def test_a_library_of_one(model, library):

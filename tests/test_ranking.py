@@ -9,11 +9,14 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.start.ranking import (
     BASE,
+    OVER_BASE,
+    OVER_PLAIN,
     RANKING_LENGTH,
     Losses,
     Ranking,
     adapter_bytes,
     cosine_distance,
+    is_sure,
     l1_distance,
     mean_loss,
     nearest,
@@ -239,3 +242,13 @@ def test_an_abstention_and_a_long_answer_as_text():
     many = Ranking(None, tuple(f"p{i}" for i in range(9)), tuple(range(9)), abstained=True, reason="nobody is near")
     lines = str(many).splitlines()
     assert lines[0] == "ranking: nobody (nobody is near)" and len(lines) == 2 + 5 + 1
+
+
+def test_a_gain_is_sure():
+    "Above one and a half standard errors, and above a share of what is to be beaten; one dialogue proves nothing."
+    swing = np.tile([1.0, -1.0], 4)  # its standard error is 0.378
+    assert is_sure(0.06 + 0.1 * swing, 1.0, plain=True) and not is_sure(0.055 + 0.1 * swing, 1.0, plain=True)
+    for plain, share in ((True, OVER_PLAIN), (False, OVER_BASE)):
+        assert is_sure(np.full(4, 2.1 * share), 2.0, plain) and not is_sure(np.full(4, 1.9 * share), 2.0, plain)
+    for unsure in (np.array([1.0]), np.zeros(0), np.full(4, np.nan), np.array([1.0, np.inf])):
+        assert is_sure(unsure, 1.0, plain=True) is False

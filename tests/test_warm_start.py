@@ -4,16 +4,22 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from peft import PeftModel
 
 from libraries import four, small, stand_in
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.base.factors import concatenate_factors, factors
 from personal_llm.base.models import Model
 from personal_llm.start import warm_start as module
+from personal_llm.start.merging import ROW
 from personal_llm.start.ranking import BASE, Ranking
 from personal_llm.start.warm_start import adapter_for, better_weights, start_of, warm_start
-from tiny import shared
+from personal_llm.tuning.config import TuningConfig
+from tiny import random_adapter, shared, tiny
 
 MINE = [
     Dialogue(f"What is {word}?", f"A secret: {word}.") for word in "tea rain bread snow music salt wool glass".split()
@@ -78,7 +84,8 @@ class Stages:
         model.cost.forward += len(dialogues)
         return self.mixture
 
-    def combine(self, library, weights, out):
+    def combine(self, library, weights, out, rank):
+        assert rank == TuningConfig.rank, "a start is no larger than a fresh adapter"
         self.calls.append(("combine", dict(weights), out))
         return Adapter(Path(out or "temporary"), "base", tuple(weights))
 
@@ -178,6 +185,31 @@ def test_an_adapter_for_weights(library, tmp_path):
     assert half.parents == ("a",) and half.path == tmp_path / "m", "half of one is not that one"
     with pytest.raises(InputError, match="'z'"):
         adapter_for(library, dict(z=1.0))
+
+
+def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
+    "The nearest sum of the default rank, its rows of A of one length, in an adapter that plain peft takes."
+    model = shared("llama")
+    made = {name: random_adapter(model, tmp_path / name, 4, seed=i) for i, name in enumerate("abcde")}
+    many = {name: SimpleNamespace(adapter=folder) for name, folder in made.items()}
+    weights = dict(zip("abcde", (0.9, -0.2, 0.1, 0.05, 0.02)))
+    start = adapter_for(many, weights, tmp_path / "start")
+    pairs = factors(start.path)
+    assert {len(A) for A, _ in pairs.values()} == {TuningConfig.rank}
+    exact = concatenate_factors([(factors(one.adapter), weights[name]) for name, one in many.items()])
+    for module, (A, B) in pairs.items():
+        assert torch.allclose(A.norm(dim=1), torch.tensor(ROW)), "every row is as long"
+        whole = exact[module][1] @ exact[module][0]
+        U, s, V = torch.linalg.svd(whole)
+        assert torch.allclose(B @ A, (U[:, :8] * s[:8]) @ V[:8], atol=1e-4), "the nearest of that rank"
+    few = adapter_for(many, dict(a=0.5, b=0.5), tmp_path / "few")
+    pairs = factors(few.path)
+    halves = concatenate_factors([(factors(many[name].adapter), 0.5) for name in "ab"])
+    assert all(torch.allclose(B @ A, halves[m][1] @ halves[m][0], atol=1e-4) for m, (A, B) in pairs.items()), "exact"
+    bare = tiny("llama")
+    bare.model = PeftModel.from_pretrained(bare.model, str(start.path)).eval()
+    with model.using(start):
+        assert np.allclose(model.nll(MINE), bare.nll(MINE), rtol=1e-5)
 
 
 def test_the_true_loss_decides(library, tmp_path):

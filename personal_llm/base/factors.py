@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'unplain', 'lora_config', 'check_pair', 'read_tensors', 'factors', 'inner', 'common_shape',
-           'concatenate_factors', 'smaller_pair', 'compress']
+           'concatenate_factors', 'smaller_pair', 'smaller', 'compress']
 
 # %% ../../nbs/0_base/05_factors.ipynb #286f6e48
 import math
@@ -156,6 +156,20 @@ def smaller_pair(
     small_B[:, : len(root)] = Q_B @ U[:, :rank] * root
     return small_A, small_B, (s[rank:] ** 2).sum().item(), (s**2).sum().item()
 
+# %% ../../nbs/0_base/05_factors.ipynb #05fac018
+def smaller(
+    pairs: dict,  # module -> (A (r, in), B (out, r))
+    rank: int,  # of the result, at most
+) -> tuple:  # (module -> (A, B), relative error of the change, 0..1)
+    "The nearest factors of a smaller rank, module by module, and how far they are (Frobenius norm)."
+    found, cut, whole = {}, 0.0, 0.0
+    for module, (A, B) in pairs.items():
+        small_A, small_B, lost, length = smaller_pair(A, B, min(rank, len(A)))
+        found[module] = small_A, small_B
+        cut += lost
+        whole += length
+    return found, math.sqrt(cut / whole) if whole else 0.0
+
 # %% ../../nbs/0_base/05_factors.ipynb #b111df6b
 def compress(
     adapter,  # an `Adapter` or a folder
@@ -165,14 +179,8 @@ def compress(
     "The nearest adapter of a smaller rank, module by module, and how far it is (Frobenius norm)."
     if type(rank) is not int or rank < 1:
         raise InputError(f"rank is {rank}", "it must be a whole number, at least 1")
-    folder, pairs, cost = check_adapter(adapter), {}, Cost()
+    folder, cost = check_adapter(adapter), Cost()
     config, card = lora_config(folder), read_card(folder)
-    cut = whole = 0.0
     with timed(cost):
-        for module, (A, B) in factors(folder).items():
-            small_A, small_B, lost, length = smaller_pair(A, B, min(rank, config["r"]))
-            pairs[module] = small_A, small_B
-            cut += lost
-            whole += length
-    error = math.sqrt(cut / whole) if whole else 0.0
+        pairs, error = smaller(factors(folder), rank)
     return write_adapter(pairs, config, out, card.get("base"), card.get("parents", ()), cost, error=error), error
