@@ -269,7 +269,9 @@ def test_bill_of_a_plain_selection(tmp_path):
 
 def test_bill_with_losses(library):
     got = select(library, user(5), losses=replay(library, np.full(28, 2.0)))
-    assert (got.cost.forward, got.cost.tokens, got.cost.backward) == (156, 3120, 0), "twelve and the base, on twelve dialogues"
+    assert (got.cost.forward, got.cost.tokens, got.cost.backward) == (156, 3120, 0), (
+        "twelve and the base, on twelve dialogues"
+    )
     assert got.cost.bytes_moved == 28 * 12 * 4 + sum(adapter_bytes(library, n) for n in got.names[:RACED]), (
         "the chosen one is among them: not twice"
     )

@@ -197,9 +197,9 @@ def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
     pairs = factors(start.path)
     assert {len(A) for A, _ in pairs.values()} == {TuningConfig.rank}
     exact = concatenate_factors([(factors(one.adapter), weights[name]) for name, one in many.items()])
-    for module, (A, B) in pairs.items():
+    for name, (A, B) in pairs.items():
         assert torch.allclose(A.norm(dim=1), torch.tensor(ROW)), "every row is as long"
-        whole = exact[module][1] @ exact[module][0]
+        whole = exact[name][1] @ exact[name][0]
         U, s, V = torch.linalg.svd(whole)
         assert torch.allclose(B @ A, (U[:, :8] * s[:8]) @ V[:8], atol=1e-4), "the nearest of that rank"
     few = adapter_for(many, dict(a=0.5, b=0.5), tmp_path / "few")
