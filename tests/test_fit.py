@@ -334,6 +334,13 @@ def test_a_user_of_the_plain_voice_is_sent_to_the_plain_pllm(model, library):
     assert start_of(got) == library[PLAIN_PLLM].adapter
 
 
+def test_no_step_is_tried_where_the_plain_pllm_is_nearest(model, library, monkeypatch):
+    monkeypatch.setattr(module, "left_out", lambda *given: np.zeros(12))  # as if one helped
+    got = select(library, None, "fit", model, says(PLAIN_PLLM))
+    assert got.abstained and got.weights == {PLAIN_PLLM: 1.0} and got.cost.backward == 0
+    assert got.reason.endswith("the plain pLLM is the nearest")
+
+
 @pytest.mark.parametrize(
     ("gain", "scatter", "with_plain", "refused"),
     [
