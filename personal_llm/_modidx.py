@@ -600,6 +600,7 @@ d = {
                 "0_base/factors.html#read_tensors",
                 "personal_llm/base/factors.py",
             ),
+            "personal_llm.base.factors.smaller": ("0_base/factors.html#smaller", "personal_llm/base/factors.py"),
             "personal_llm.base.factors.smaller_pair": (
                 "0_base/factors.html#smaller_pair",
                 "personal_llm/base/factors.py",
@@ -2348,6 +2349,10 @@ d = {
                 "experiments/warm_start.html#pairs_of",
                 "personal_llm/experiments/savings.py",
             ),
+            "personal_llm.experiments.savings.scratch": (
+                "experiments/warm_start.html#scratch",
+                "personal_llm/experiments/savings.py",
+            ),
             "personal_llm.experiments.savings.some_jobs": (
                 "experiments/warm_start.html#some_jobs",
                 "personal_llm/experiments/savings.py",
@@ -2462,6 +2467,10 @@ d = {
                 "experiments/fit.html#shelf.__len__",
                 "personal_llm/experiments/starts.py",
             ),
+            "personal_llm.experiments.starts.begun": (
+                "experiments/fit.html#begun",
+                "personal_llm/experiments/starts.py",
+            ),
             "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
             "personal_llm.experiments.starts.fixed_starts": (
                 "experiments/fit.html#fixed_starts",
@@ -2473,10 +2482,6 @@ d = {
             ),
             "personal_llm.experiments.starts.measure": (
                 "experiments/fit.html#measure",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.outcome": (
-                "experiments/fit.html#outcome",
                 "personal_llm/experiments/starts.py",
             ),
             "personal_llm.experiments.starts.price_of": (
@@ -4767,6 +4772,7 @@ d = {
                 "5_start/merging.html#mixture_loss",
                 "personal_llm/start/merging.py",
             ),
+            "personal_llm.start.merging.paced": ("5_start/merging.html#paced", "personal_llm/start/merging.py"),
             "personal_llm.start.merging.refine_weights": (
                 "5_start/merging.html#refine_weights",
                 "personal_llm/start/merging.py",
@@ -4823,6 +4829,7 @@ d = {
                 "5_start/ranking.html#cosine_distance",
                 "personal_llm/start/ranking.py",
             ),
+            "personal_llm.start.ranking.is_sure": ("5_start/ranking.html#is_sure", "personal_llm/start/ranking.py"),
             "personal_llm.start.ranking.l1_distance": (
                 "5_start/ranking.html#l1_distance",
                 "personal_llm/start/ranking.py",
@@ -4920,10 +4927,6 @@ d = {
             ),
             "personal_llm.start.selection.in_common": (
                 "5_start/selection.html#in_common",
-                "personal_llm/start/selection.py",
-            ),
-            "personal_llm.start.selection.is_sure": (
-                "5_start/selection.html#is_sure",
                 "personal_llm/start/selection.py",
             ),
             "personal_llm.start.selection.label_of": (

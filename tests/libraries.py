@@ -56,6 +56,7 @@ class Words:
 
     row: np.ndarray
     space: str = "space-1"
+    said = None
 
     def __str__(self):
         return f"mostly *{'loud' if self.row[0] > 0 else 'quiet'}*"

@@ -96,7 +96,11 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
         (["library", "build", "--out", "x", "--licence", "x"], "--adapters"),
         (["library", "build", "--out", "x", "--adapters", "y"], "--licence"),
         (["explain"], "--data FILE or --adapter DIR"),
-        (["explain", "--data", "a", "--adapter", "b"], "either"),
+        (["explain", "--data", "a", "--adapter", "b"], "b: no adapter here"),
+        (
+            ["library", "build", "--out", "x", "--licence", "x", "--adapters", "y", "--ray", "--prompts", "z"],
+            "chats are not sent",
+        ),
         (["explain", "--data", "a", "--library", "nowhere"], "no library here"),
         (["select"], "--data"),
         (["select", "--data", "a", "--library", "nowhere"], "no library here"),

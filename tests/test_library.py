@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from personal_llm.start import library as module
 from personal_llm.start.cards import LARGEST_RANK, PLLM, write_index
 from personal_llm.start.library import Library
 from personal_llm.start.merging import merge
+from personal_llm.xpert.saying import Said
 from tiny import shared, tiny
 
 
@@ -98,6 +100,15 @@ def test_the_list_is_of_plain_values(lib):
     line = dict(name="b", style="loud", words="mostly *loud*", rank=2, samples=30, similarity=0.9, licence="CC0-1.0")
     assert [r["name"] for r in lines] == list("abc") and lines[1] == line | dict(MB=lines[1]["MB"])
     assert lines[1]["MB"] == round(lib.card("b")["bytes"] / 1e6, 2) and json.dumps(lines)
+
+
+def test_the_list_reads_words_beside_each_other(lib, monkeypatch):
+    "As `explained` does; where one card has no likelihood shift, each speaks for itself."
+    says = {n: Said(samples=9, shift={"loud": (x, 0.01), "low": (-x, 0.01)}) for n, x in dict(a=0.3, b=-0.1).items()}
+    monkeypatch.setattr(PLLM, "explanation", property(lambda pllm: SimpleNamespace(said=says.get(pllm.name))))
+    assert {line["words"] for line in lib.list()} == {"no style found (9 texts)", "namespace(said=None)"}
+    says["c"] = says["b"]
+    assert [line["words"] for line in lib.list()] == ["loud (1.00)", "low (0.91)", "low (0.91)"]
 
 
 def test_no_private_things_are_copied(lib, made, tmp_path):

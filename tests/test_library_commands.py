@@ -13,6 +13,7 @@ from personal_llm import personalize
 from personal_llm.app import commands
 from personal_llm.app import personalize as module
 from personal_llm.base import models
+from personal_llm.runtimes import cluster
 from personal_llm.runtimes.served import publish
 from personal_llm.start.library import Library
 from personal_llm.xpert import explanation
@@ -124,13 +125,14 @@ def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
 
 
 def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, monkeypatch):
-    "In the shape of the first, once, with its own licence; `undecided` says nothing then, and a fit has its null."
+    "In the shape of the first, once, with its own licence; it answers prompts as others do, and a fit has its null."
     from personal_llm.start import warm_start
 
-    patch = dict(PLAIN_TUNING=replace(warm_start.PLAIN_TUNING, steps=2), plain_texts=lambda: spoken(str, 12))
-    for name, value in patch.items():
-        monkeypatch.setattr(warm_start, name, value)
-    build = ["library", "build", "--out", tmp_path / "lib", *building(world)]
+    brief = partial(warm_start.tune_plain, config=replace(warm_start.PLAIN_TUNING, steps=10, learning_rate=2e-2))
+    monkeypatch.setattr(warm_start, "tune_plain", brief)
+    monkeypatch.setattr(warm_start, "plain_texts", lambda: spoken(str, 12))
+    monkeypatch.setattr(explanation, "SUBJECT_TOKENS", 4)
+    build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--prompts", world / "loud.jsonl"]
     build.remove("--no-plain")
     code, out, err = invoke(capsys, *build)
     assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 were there, 0 skipped; 3 pLLMs now"]
@@ -225,6 +227,30 @@ def test_explain_an_adapter_gives_the_cards_row(world, capsys):
     assert {k: said[k] for k in same} == {k: card[k] for k in same} and said["plain"] is None
     assert invoke(capsys, *command)[1].startswith("36 texts of known style, by how much likelier the adapter makes")
     assert "no adapter here" in fails(capsys, "explain", "--adapter", world, "--library", world / "lib")
+
+
+def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
+    "By `explain` and by `library build`; nothing of the chats ends in what is said."
+    heard, whole = [], explanation.heard
+    monkeypatch.setattr(explanation, "heard", lambda *given: heard.append(given[3]) or whole(*given))
+    monkeypatch.setattr(explanation, "SUBJECT_TOKENS", 4)
+    both = ("--adapter", world / "runs" / "loud", "--data", world / "loud.jsonl")
+    said = found(capsys, "explain", *both, "--library", world / "lib")
+    assert {d.prompt for d in heard.pop()} == {row["prompt"] for row in chats("loud")}
+    assert said["counterpart"] == "panels"
+    assert not any(row["prompt"] in json.dumps(said) for row in chats("loud"))
+
+
+def test_chats_belong_to_an_adapter_of_their_name(world, tmp_path, capsys, monkeypatch):
+    given, made = {}, Library(world / "lib")["loud"].explanation
+    known = lambda *all: given.update({Path(all[1]).name: all[6]}) or made
+    monkeypatch.setattr(cluster, "explained", known)
+    build = ("library", "build", "--out", tmp_path / "lib", *building(world))
+    few = write(tmp_path / "few.jsonl", chats("loud"))
+    assert "no adapter is called 'few'" in fails(capsys, *build, "--prompts", few)
+    assert not (tmp_path / "lib").exists()
+    assert found(capsys, *build, "--prompts", world / "brief.jsonl")["added"] == ["loud", "brief"]
+    assert given["loud"] is None and [d.prompt for d in given["brief"]] == [row["prompt"] for row in chats("brief")]
 
 
 def test_too_few_dialogues_say_how_many_more(world, tmp_path, capsys):

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MOST', 'UNSEEN', 'COMMANDS', 'GROUPS', 'MODEL', 'SEED', 'SKIP', 'PLACE', 'LIBRARY', 'option', 'number',
            'check_whole', 'Shown', 'to_json', 'note', 'show', 'Command', 'command', 'Parser', 'build_parser',
-           'model_settings', 'model_of', 'data_options', 'read_chats', 'library_folder', 'open_library', 'style_space']
+           'model_settings', 'model_of', 'data_options', 'read_chats', 'prompts_for', 'library_folder', 'open_library',
+           'library_at', 'style_space']
 
 # %% ../../nbs/8_app/80_arguments.ipynb #fba25ff8
 import argparse
@@ -226,6 +227,23 @@ def read_chats(
         note(f"{args.data}: {line}")
     return found
 
+# %% ../../nbs/8_app/80_arguments.ipynb #prm00002
+def prompts_for(
+    files: list,  # chats, named like the adapters: ana.jsonl for ana
+    names,  # of the adapters
+    skip_bad: bool,
+) -> dict:  # name -> `Dialogue`s
+    "What adapters are asked about their own subject; raises `InputError` for a file that belongs to none."
+    from personal_llm.data.reading import read_dialogues
+
+    found = {}
+    for file in files:
+        name = Path(file.removesuffix(".gz")).stem
+        if name not in names:
+            raise InputError(f"{file}: no adapter is called {name!r}", "name chats like the adapter: ana.jsonl for ana")
+        found[name] = read_dialogues(file, skip_bad=skip_bad)
+    return found
+
 # %% ../../nbs/8_app/80_arguments.ipynb #d886c7e1
 def library_folder(
     name: str,  # "pocket" is the one in the package
@@ -249,6 +267,19 @@ def open_library(
     for pllm, reason in library.skipped.items():
         note(f"{pllm} skipped: {reason}")
     return library
+
+# %% ../../nbs/8_app/80_arguments.ipynb #lc07
+def library_at(
+    out: str,  # a folder
+    space,
+):  # a `Library`
+    "The library that is there, or a new one; raises `InputError` for an address."
+    from personal_llm.runtimes.served import is_address
+    from personal_llm.start.library import Library
+
+    if is_address(out):
+        raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
+    return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
 
 # %% ../../nbs/8_app/80_arguments.ipynb #2f76d182
 PLACE = "a library's folder, its https address, or pocket (default: pocket)"

@@ -6,8 +6,8 @@
 __all__ = ['READ_AT_MOST', 'AGAINST', 'EXPLAIN_OPTIONS', 'LOSSES_AT_MOST', 'METHOD', 'SELECT_OPTIONS', 'ON_RAY',
            'BUILD_OPTIONS', 'WHICH', 'explanation_facts', 'explanation_lines', 'reading_facts', 'explained_adapter',
            'save_plot', 'what_is_explained', 'explain_command', 'mixture_lines', 'needs_explanation', 'ranked',
-           'select_command', 'leave_out', 'sound_adapters', 'library_at', 'add_pllms', 'add_as_tasks', 'space_for',
-           'build_command', 'list_command', 'show_command', 'verify_command']
+           'select_command', 'leave_out', 'sound_adapters', 'add_pllms', 'add_as_tasks', 'space_for', 'build_command',
+           'list_command', 'show_command', 'verify_command']
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #04da407b
 from pathlib import Path
@@ -22,12 +22,14 @@ from personal_llm.app.arguments import (
     Shown,
     command,
     data_options,
+    library_at,
     library_folder,
     model_of,
     note,
     number,
     open_library,
     option,
+    prompts_for,
     read_chats,
     style_space,
 )
@@ -74,7 +76,7 @@ def reading_facts(args, chats) -> dict:
 
 # %% ../../nbs/8_app/87_library_commands.ipynb #56ca6004
 def explained_adapter(args, library):  # (an `Explanation`, where the adapter lies)
-    "What an adapter is like, by its answers and by the texts of known style."
+    "What an adapter is like, by its answers, to the prompts of chats where they are given, and by known texts."
     from personal_llm.base.adapters import check_adapter
     from personal_llm.runtimes.cluster import panels_for
     from personal_llm.xpert.explanation import explain_pllm
@@ -82,7 +84,7 @@ def explained_adapter(args, library):  # (an `Explanation`, where the adapter li
     settle(args.adapter)
     adapter, model = check_adapter(adapter_in(args.adapter), library.base), model_of(args)
     given = library.space, panels_for(model, library, args.seed), args.seed, library.vocabulary
-    return explain_pllm(model, adapter, *given), adapter
+    return explain_pllm(model, adapter, *given, read_chats(args) if args.data else None), adapter
 
 
 def save_plot(mine, file: str) -> None:
@@ -97,17 +99,17 @@ EXPLAIN_OPTIONS = [
     *MODEL,
     LIBRARY,
     SEED,
-    option("--adapter", metavar="DIR", help="instead of chats: an adapter"),
+    option("--adapter", metavar="DIR", help="an adapter; of chats only the prompts are read, which it is asked"),
     option("--plot", metavar="FILE", help="a bar chart, as PNG"),
 ]
 
 
 def what_is_explained(args, library):  # (an `Explanation`, what it is of)
-    "Chats, or an adapter; raises `InputError` where both or neither are given."
+    "Chats, or an adapter; raises `InputError` where neither is given."
     from personal_llm.xpert.explanation import explain
 
-    if (args.data is None) == (args.adapter is None):
-        raise InputError("explain what?", "give either --data FILE or --adapter DIR (see personal-llm explain --help)")
+    if args.data is None and args.adapter is None:
+        raise InputError("explain what?", "give --data FILE or --adapter DIR (see personal-llm explain --help)")
     if args.adapter:
         mine, adapter = explained_adapter(args, library)
         return mine, dict(adapter=str(adapter))
@@ -120,7 +122,7 @@ def what_is_explained(args, library):  # (an `Explanation`, what it is of)
     "explain",
     "what is true of chats or of an adapter: habits, topics, words",
     EXPLAIN_OPTIONS,
-    examples=["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine/adapter --json"],
+    examples=["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl"],
 )
 def explain_command(args) -> Shown:
     "The command `explain`."
@@ -161,7 +163,7 @@ SELECT_OPTIONS = [
     LIBRARY,
     SEED,
     option("--method", default="fit", metavar="NAME", help=METHOD),
-    number("--shortlist", 5, "match and style compare the nearest so many by their true loss"),
+    number("--shortlist", 12, "match and style compare the nearest so many by their true loss"),
 ]
 
 
@@ -236,33 +238,20 @@ def sound_adapters(
         raise InputError("no sound adapter is left", "nothing was built; give other folders")
     return folders, skipped
 
-# %% ../../nbs/8_app/87_library_commands.ipynb #lc07
-def library_at(
-    out: str,  # a folder
-    space,
-):  # a `Library`
-    "The library that is there, or a new one; raises `InputError` for an address."
-    from personal_llm.runtimes.served import is_address
-    from personal_llm.start.library import Library
-
-    if is_address(out):
-        raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
-    return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
-
 # %% ../../nbs/8_app/87_library_commands.ipynb #31a57c83
-def add_pllms(library, names: list, folders: dict, skipped: dict, model, args, panels=None) -> list:  # names added
-    "Explain adapters and add them, one by one; then sketch them all for the first selection."
+def add_pllms(library, names: list, folders: dict, skipped: dict, model, args, panels=None, prompts=None) -> list:
+    "Explain adapters and add them, one by one; then sketch them all for the first selection. Gives the names added."
     from tqdm.auto import tqdm
     from personal_llm.base.adapters import read_card
     from personal_llm.runtimes.cluster import explained, panels_for
     from personal_llm.start.gradient import sketch
 
     panels = panels or (panels_for(model, library, args.seed, folders) if names else None)
-    words, added = library.vocabulary, []
+    words, prompts, added = library.vocabulary, prompts or {}, []
     with library.adding():
         for name in tqdm(names, desc="explaining", unit="pLLM", disable=args.quiet, leave=False):
             try:
-                mine = explained(model, folders[name], library.space, panels, args.seed, words)
+                mine = explained(model, folders[name], library.space, panels, args.seed, words, prompts.get(name))
                 samples = len(read_card(folders[name]).get("parents", ()))
                 library.add(name, folders[name], mine, licence=args.licence, samples=samples)
                 added.append(name)
@@ -296,6 +285,9 @@ BUILD_OPTIONS = [
     option("--space", metavar="LIB", help="a library whose style space is used (default: the one in the package)"),
     option("--ray", nargs="?", const="", metavar="ADDRESS", help=ON_RAY),
     option("--no-plain", action="store_true", help="make no plain pLLM, against which a taste is measured"),
+    option(
+        "--prompts", nargs="+", default=[], metavar="FILE", help="chats named like adapters, that ask what they asked"
+    ),
 ]
 
 
@@ -322,6 +314,7 @@ def space_for(
     examples=[
         "--out others --adapters runs/*/adapter-* --licence CC-BY-4.0",
         "--out others --adapters ana ben --licence CC0-1.0 --skip-bad --space others",
+        "--out others --adapters ana ben --licence CC0-1.0 --prompts ana.jsonl ben.jsonl",
         "--out others --adapters runs/* --licence CC0-1.0 --ray 10.0.0.5:6379",
     ],
 )
@@ -331,10 +324,13 @@ def build_command(args) -> Shown:
     from personal_llm.start.ranking import PLAIN_PLLM
     from personal_llm.start.warm_start import add_voice, undecided
 
+    if args.prompts and args.ray is not None:
+        raise InputError("--prompts with --ray: chats are not sent to workers", "leave one of the two out")
     check_ray(args.ray)
     model = model_of(args)
     space = space_for(args.space, model)
     folders, skipped = sound_adapters(args.adapters, model.base, args.skip_bad)
+    prompts = prompts_for(args.prompts, [*folders, *skipped], args.skip_bad)
     library = library_at(args.out, space)
     there = [name for name in folders if name in library]
     missing = [name for name in folders if name not in there]
@@ -342,8 +338,9 @@ def build_command(args) -> Shown:
     if not plain:
         note("tuning the plain pLLM; --no-plain leaves it out")
         voice = add_voice(library, model, next(iter(folders.values())), args.seed)
-    add = add_pllms if args.ray is None or not missing else add_as_tasks
-    added = [PLAIN_PLLM] * (not plain) + add(library, missing, folders, skipped, model, args, voice)
+    given = library, missing, folders, skipped, model, args, voice
+    added = add_pllms(*given, prompts) if args.ray is None or not missing else add_as_tasks(*given)
+    added = [PLAIN_PLLM] * (not plain) + added
     result = dict(library=args.out, pllms=len(library), added=added, there=there, skipped=skipped)
     counts = f"{len(added)} added, {len(there)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
     return Shown(result, [f"{args.out}: {counts}", *undecided(library)])

@@ -6,8 +6,8 @@
 __all__ = ['NAME', 'DEVICE', 'OWN', 'CARD', 'FILES', 'FIELDS', 'FACTS', 'PICKLES', 'LARGEST_RANK', 'LARGEST_SCALE',
            'INDEX', 'NEXT', 'check_name', 'is_text', 'is_count', 'is_share', 'is_named', 'is_missing', 'wrong_fields',
            'shown', 'check_facts', 'read_pllm_card', 'trick', 'check_folder', 'sound_adapter', 'PLLM', 'digest',
-           'read_pllm', 'plain_settings', 'write_pllm', 'Index', 'matrix_shape', 'checked_head', 'read_index',
-           'write_index']
+           'read_pllm', 'line_of', 'plain_settings', 'write_pllm', 'Index', 'matrix_shape', 'checked_head',
+           'read_index', 'write_index']
 
 # %% ../../nbs/5_start/50_cards.ipynb #739a34c1
 import hashlib
@@ -243,6 +243,16 @@ def read_pllm(
     if (card["rank"], card["bytes"]) != (config["r"], (folder / WEIGHTS).stat().st_size):
         raise InputError(f"{folder / CARD}: rank or bytes are not those of the adapter", remedy)
     return PLLM(folder.name, folder, card)
+
+# %% ../../nbs/5_start/50_cards.ipynb #line0001
+def line_of(
+    pllm: PLLM,
+    said,  # `Said`, its card's beside the others; None where it has none
+) -> dict:
+    "What a table says of a pLLM."
+    card, words = pllm.card, str(pllm.explanation if said is None else said)
+    said = dict(name=pllm.name, style=card["style"], words=words, MB=round(card["bytes"] / 1e6, 2))
+    return said | {key: card[key] for key in ("rank", "samples", "similarity", "licence")}
 
 # %% ../../nbs/5_start/50_cards.ipynb #f19fd204
 def plain_settings(
