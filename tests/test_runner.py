@@ -116,13 +116,13 @@ if __name__ == "__main__":
     process = subprocess.Popen([sys.executable, tmp_path / "program.py"])
     file, start = tmp_path / "toy.jsonl", time.time()
     while not (file.exists() and len(file.read_text().splitlines()) >= 4):
-        assert process.poll() is None and time.time() - start < 120
+        assert process.poll() is None and time.time() - start < 600
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for worker in {line["results"]["process"] for line in lines_of("toy", tmp_path)}:
         while alive(worker):
-            assert time.time() - start < 120, "a worker outlives its run"
+            assert time.time() - start < 600, "a worker outlives its run"
             time.sleep(0.01)
     there = [line["job"] for line in lines_of("toy", tmp_path)]
     assert 4 <= len(there) < len(JOBS)
