@@ -76,7 +76,7 @@ OBEDIENT = f"import sys; sys.stdin.read(); sys.exit({STOPPED})"  # ends when its
 
 def test_a_policy_survives_its_file(tmp_path):
     for policy in (Policy(), Policy(busiest=0.5, mains=False, threads=4, nice=3)):
-        (tmp_path / "p").write_text(policy_text(policy))
+        (tmp_path / "p").write_text(policy_text(policy), encoding="utf-8")
         assert read_policy(tmp_path / "p") == policy
 
 
