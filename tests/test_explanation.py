@@ -374,6 +374,10 @@ def test_a_pllm_prefers_the_words_of_what_it_was_tuned_on():
     shifts = {name: explanation.preferred(model, tuned(name), panels, vocabulary) for name in ("loud", "brief")}
     cards = beside({name: Said(samples=12, shift=shift) for name, shift in shifts.items()})
     assert {name: said.words for name, said in cards.items()} == dict(loud=("loud",), brief=("brief",))
+    bare = SimpleNamespace(examples=(((), "", "So it is."), *kept), opposed=())
+    assert explanation.read_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPTS[0], (
+        "words taught with texts alone"
+    )
     nothing = explanation.preferred(model, None, panels, vocabulary)
     assert all(abs(nats) < 1e-6 for nats, _ in nothing.values()), "the base beside itself"
     assert explanation.preferred(model, None, panels, None) is None and explanation.read_examples(model, None) == ()

@@ -267,10 +267,10 @@ def read_examples(
     vocabulary,  # a `Vocabulary`, or None
     plain=None,  # the library's plain pLLM, where it has one
 ) -> tuple:  # (`Dialogue`s, their words, (n,) nats a token of the plain pLLM or the base); nothing without examples
-    "What the words of pLLMs are read from."
+    "What the words of pLLMs are read from; a text without a prompt answers an open one."
     if vocabulary is None or not vocabulary.examples:
         return ()
-    dialogues = [Dialogue(prompt, answer) for _, prompt, answer in vocabulary.examples]
+    dialogues = [Dialogue(prompt or OPEN_PROMPTS[0], answer) for _, prompt, answer in vocabulary.examples]
     with model.using(plain):
         return dialogues, [set(words) for words, _, _ in vocabulary.examples], token_losses(model, dialogues)
 
