@@ -236,7 +236,7 @@ def make_lexicons(data: str, out: Path) -> dict:  # family -> {lexicon: [words]}
     "Write `lexicons.json.gz`."
     source = Path(data, "lexicons")
     try:
-        given, vectors = (json.loads((source / f).read_text()) for f in ("lexicons.json", "glove-50d-5k.json"))
+        given, vectors = (json.loads((source / f).read_text("utf-8")) for f in ("lexicons.json", "glove-50d-5k.json"))
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}", "give the data folder with --data") from None
     families = {f: given[f] for f in ("emotion", "medical", "topic")}
