@@ -244,7 +244,7 @@ def test_constant_floor_is_the_best_constant():
 @pytest.mark.parametrize("wrong", [["text"], [TEST[0], None], dict(prompt="a"), (d for d in TEST), "text"])
 def test_what_is_no_list_of_dialogues_is_refused(wrong):
     model = Parrot()
-    with pytest.raises(InputError, match="row 1|dialogue 1|columns|no such file"):  # it says where
+    with pytest.raises(InputError, match="row 1|dialogue 1|columns|no such file|no list"):  # it says what
         evaluate(model, wrong)
     with pytest.raises(InputError, match="dialogue"):
         floors(TEST, wrong)
