@@ -222,7 +222,10 @@ def test_replies_that_were_put_right_stand_for_the_base():
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():
-    long = [Dialogue(f"{i}?", f"One {i}. Two words more here. And three.", origin="user") for i in range(9)]
+    long = [
+        Dialogue(f"{i}?", f"One {i}. Two of {i} and {i + 1} words more here. And three.", origin="user")
+        for i in range(9)
+    ]
     base, keys = ["So."] * 9, lambda said: [fact.key for fact in said.habits]
     assert not any("longer" in key for key in keys(of_person(long, base)))
     assert "longer" in keys(of_person(long, base, replies={d.id: "So." for d in long}))
