@@ -142,14 +142,14 @@ def test_what_is_used_up_by_a_look_is_refused():
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
 def test_a_start_is_left_for_a_sure_gain_only(gains, look):
-    "A twin by the t test's p: what is kept is better than the start at this look's part of five per cent."
+    "A twin by the t test's p: what is kept is better than the start at this look's part of a fifth."
     judge = BestAdapter([], 0, sure=True)
     judge.losses, judge.first = {step: 0.0 for step in range(look + 1)}, [2.0] * len(gains)
     judge.rates = [2.0 - gain for gain in gains]
     found = np.subtract(judge.first, judge.rates)
     if found.std() > 1e-6:
         p = ttest_1samp(found, 0, alternative="greater").pvalue
-        assert judge.counts() == (p < 0.05 / (look * (look + 1)))
+        assert judge.counts() == (p < 0.2 / (look * (look + 1)))
     assert BestAdapter([], 0).counts(), "from nothing any gain counts"
 
 
@@ -172,7 +172,7 @@ class Told(BestAdapter):
 def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
     "The lowest loss is chance, a higher one is sure; patience counts from the lowest; a stopped run goes on the same."
     module, judge = torch.nn.Linear(1, 1, bias=False), Told([], 0, sure=True)
-    rows = [[2.0] * 6, [0.0, 0.0, 2.0, 2.0, 2.0, 2.0], [1.9, 1.8, 1.9, 1.8, 1.9, 1.8], [2.0] * 6]
+    rows = [[2.0] * 6, [0.0, 2.0, 2.0, 2.0, 2.0, 2.0], [1.9, 1.8, 1.9, 1.8, 1.9, 1.8], [2.0] * 6]
     Told.given = rows
     for step in range(4):
         module.weight.data.fill_(step)
@@ -188,12 +188,12 @@ def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
     lenient = Told([], 0)
     for step in range(4):
         lenient.look(module, step)
-    assert lenient.best == pytest.approx(4 / 3)
+    assert lenient.best == pytest.approx(5 / 3)
 
 
-@pytest.mark.parametrize("ratio, looks", [(2.4, 0), (3.0, 1), (4.0, 2), (4.5, 3)])
+@pytest.mark.parametrize("ratio, looks", [(1.4, 0), (2.0, 1), (2.6, 2), (3.1, 3)])
 def test_later_looks_ask_for_more(ratio, looks):
-    "Six gains, their mean so many standard errors; 2.57, 3.53, 4.22 and 4.77 are asked for (Student)."
+    "Six gains, their mean so many standard errors; 1.48, 2.34, 2.91 and 3.36 are asked for (Student)."
     gains = ratio / 5**0.5 + np.array([1, -1, 1, -1, 1, -1])
     judge = BestAdapter([], 0, sure=True)
     judge.first, judge.rates, found = [9.0] * 6, (9 - gains).tolist(), []

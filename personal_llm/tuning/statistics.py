@@ -108,7 +108,7 @@ def sure_gap(
     return gaps.mean() - errors * gaps.std(ddof=1) / len(gaps) ** 0.5
 
 # %% ../../nbs/3_tuning/34_statistics.ipynb #st55
-CHANCE = 0.05  # α: that something is believed, at any look, where there is nothing
+CHANCE = 0.2  # α: that something is believed, at any look, where there is nothing
 
 
 def errors_at(
