@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EVERY', 'PATIENCE', 'LONG', 'RATE', 'BATCH', 'LONGEST', 'NOTHING', 'SOME', 'AT_LEAST', 'FEW', 'ARRIVALS',
-           'ALONE', 'GRIDS', 'COUNTS', 'FEWER', 'ENDS', 'PAIRS', 'MIXES', 'KEPT_BY', 'PEOPLE_JOINED', 'JOIN',
-           'with_lora', 'batches', 'train_steps', 'over', 'curve', 'dialogues_of', 'scratch', 'from_scratch', 'mean_of',
-           'chosen', 'arrivals', 'some_jobs', 'start_by', 'fewest', 'fewer', 'ends', 'pairs_of', 'woven',
+           'ALONE', 'GRIDS', 'COUNTS', 'FEWER', 'FRESH', 'ENDED', 'ENDS', 'PAIRS', 'MIXES', 'KEPT_BY', 'PEOPLE_JOINED',
+           'JOIN', 'with_lora', 'batches', 'train_steps', 'over', 'curve', 'dialogues_of', 'scratch', 'from_scratch',
+           'mean_of', 'chosen', 'arrivals', 'some_jobs', 'start_by', 'fewest', 'fewer', 'ends', 'pairs_of', 'woven',
            'coordinates_of', 'by_the_rule', 'mixtures', 'mixes', 'kept_dialogues', 'join', 'spent', 'compute_saved',
            'data_saved', 'loss_after']
 
@@ -237,7 +237,9 @@ def ends(jobs: list):  # yields a dict of results a job
         yield row
 
 
-ENDS = [job | dict(count=n) for pool in STYLES for job in styled_jobs(pool, 0.9) for n in (CHOOSE_BY, LEARN_FROM)]
+FRESH = 10  # added to the seed: draws that the rule by which a start is left was not looked at on
+ENDED = [job | dict(seed=job["seed"] + FRESH) for pool in STYLES for job in styled_jobs(pool, 0.9)]
+ENDS = [job | dict(count=n) for job in ENDED for n in (CHOOSE_BY, LEARN_FROM)]
 GRIDS.append(Grid("ends", ENDS, ends, shared=("pool", "similarity")))
 
 # %% ../../nbs/experiments/04_warm_start.ipynb #ws0016aa
