@@ -111,7 +111,8 @@ def warm_words() -> str:
         opening,
         f"The same fine-tune, {scratch['steps'][-1]} steps at rank {scratch['rank']}, began from a mixture of them and",
         f"from scratch, and {scratch['judged_on']} validation dialogues judge both.",
-        f"The best validation loss from scratch was reached {when['scratch']}; from the mixture, {when['met']}.",
+        f"The lowest validation loss that the run from scratch ever had, it had {when['scratch']};",
+        f"the run from the mixture had one as low {when['met']}.",
         f"On the test, which neither saw, the run from the mixture went {went(met)} nats a token,",
         f"the other {went(scratch)}.",
     )
@@ -130,7 +131,7 @@ def shares_words() -> list:  # sentences
     streams = len({row["seed"] for row in mine})
     return [
         f"Over {len({row['user'] for row in mine})} simulated people with real text, {streams} streams each, with 32",
-        "bins and 32 questions to the person: asked by the default policy `active`,",
+        "bins, a dialogue each, and 32 questions to the person: asked by the default policy `active`,",
         f"{told['active']:.0f} of them bring a correction; asked about what the published rule `sdss` kept,",
         f"{told['sdss']:.0f}; about a uniform draw, {told['reservoir']:.0f}. {len(silent['active'])} more people never",
         f"correct; of what `active` keeps for them {silent['active'].mean():.0%} is what they care about,",
@@ -154,8 +155,8 @@ def policies_words() -> str:
         *shares_words(),
         f"Tuned, on {streams} stream{'s' * (streams > 1)} each, ROUGE-1 over that of the best single one of random,",
         f"reservoir, first-in-first-out and K-center: {said['active']}, {said['sdss']}.",
-        f"Other talk changes by {other.mean():+.2f} nats. A floor that needs no model, the most typical of the kept",
-        "answers said to every question, is below the trained model for",
+        f"The loss on other talk changes by {other.mean():+.2f} nats a token. A floor that needs no model, the most",
+        "typical of the kept answers said to every question, is below the trained model for",
         f"{(rouge['active'] > floor).sum()} of {len(floor)} people.",
         MORE,
     )
