@@ -218,7 +218,7 @@ def fewer(jobs: list):  # yields a dict of results a job
         yield row
 
 
-FEWER = some_jobs("real", 0.9) + some_jobs("crafted", 0.9, 2)
+FEWER = some_jobs("real", 0.9) + some_jobs("crafted", 0.9)
 GRIDS.append(Grid("fewer", FEWER, fewer, shared=("pool", "similarity")))
 
 # %% ../../nbs/experiments/04_warm_start.ipynb #ws0014aa
