@@ -1978,6 +1978,7 @@ d = {
                 "6_device/store.html#state_folders",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.stayed": ("6_device/store.html#stayed", "personal_llm/device/store.py"),
             "personal_llm.device.store.sweep": ("6_device/store.html#sweep", "personal_llm/device/store.py"),
             "personal_llm.device.store.write_state": (
                 "6_device/store.html#write_state",
@@ -5269,10 +5270,6 @@ d = {
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.jury_for": (
-                "3_tuning/finetune.html#jury_for",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.last_checkpoint": (
                 "3_tuning/finetune.html#last_checkpoint",
                 "personal_llm/tuning/finetune.py",
@@ -5591,6 +5588,10 @@ d = {
             ),
             "personal_llm.tuning.validation.judging": (
                 "3_tuning/validation.html#judging",
+                "personal_llm/tuning/validation.py",
+            ),
+            "personal_llm.tuning.validation.jury_for": (
+                "3_tuning/validation.html#jury_for",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.lineages": (

@@ -101,11 +101,12 @@ def start_lines(
 # %% ../../nbs/8_app/86_commands.ipynb #217dd36a
 def judge_line(last: dict) -> str:
     "The losses of the last fine-tune, and what they are losses of."
+    from personal_llm.device.store import stayed
+
     judged = last["judged_on"]
     judge = f"validation loss on {judged} dialogues" if judged else "training loss"
-    stayed = "; the start is kept: no step was surely better" if last["best_loss"] == last["start_loss"] else ""
     losses = f"{last['start_loss']:.3f} -> {last['best_loss']:.3f} nats a token"
-    return f"tuned      {last['steps']} steps; {judge} {losses}{stayed}"
+    return f"tuned      {last['steps']} steps; {judge} {losses}{stayed(last['start_loss'], last['best_loss'])}"
 
 # %% ../../nbs/8_app/86_commands.ipynb #c2a2a8c5
 def personalize_lines(

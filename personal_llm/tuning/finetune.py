@@ -6,7 +6,7 @@
 __all__ = ['MOST_JUDGES', 'CHECKPOINTS', 'RUN_MARK', 'OURS', 'UNMARKED', 'Lesson', 'attach_trainable', 'trainable',
            'arguments_of', 'short_trainer', 'new_trainer', 'progress_bar', 'reporters', 'run_id', 'run_mark',
            'check_out', 'remove_checkpoints', 'remove_halves', 'last_checkpoint', 'train_with_judge', 'bill',
-           'jury_for', 'finetune']
+           'finetune']
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #8b1b08a3
 import hashlib
@@ -27,7 +27,6 @@ from personal_llm.base.adapters import (
     detach,
     finish_publication,
     publish_adapter,
-    read_card,
     stage_adapter,
     unwritable,
 )
@@ -40,14 +39,13 @@ from .config import TuningConfig
 from .losses import Way, nats_of
 from personal_llm.tuning.validation import (
     FROM_NOTHING,
-    FROM_START,
-    ONWARDS,
     BestAdapter,
     Jury,
     as_dialogues,
     check_dialogues,
     is_whole,
     judging,
+    jury_for,
     validation_split,
 )
 
@@ -320,18 +318,6 @@ def bill(lesson: Lesson, config: TuningConfig, judge: BestAdapter) -> Cost:
     per_look = sum(len(sample["input_ids"]) for sample in lesson.judge)
     tokens = int(mean * backward) + looks * per_look
     return Cost(tokens=tokens, forward=backward + looks * len(lesson.judge), backward=backward)
-
-# %% ../../nbs/3_tuning/33_finetune.ipynb #fi21
-def jury_for(
-    start,  # an adapter's folder; None: the bare model
-    dialogues: list,  # to learn from
-) -> Jury:
-    "Lenient for what goes on with the same dialogues, strict for any other start."
-    if start is None:
-        return FROM_NOTHING
-    known = read_card(start).get("parents")
-    known = {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
-    return ONWARDS if known & {d.id for d in dialogues} else FROM_START
 
 # %% ../../nbs/3_tuning/33_finetune.ipynb #b00d09df
 def finetune(

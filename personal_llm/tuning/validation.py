@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FROM_NOTHING', 'ONWARDS', 'FROM_START', 'KEEPER', 'check_dialogues', 'as_dialogues', 'lineages', 'Jury',
-           'validation_split', 'BestAdapter', 'is_whole', 'judging']
+           'validation_split', 'jury_for', 'BestAdapter', 'is_whole', 'judging']
 
 # %% ../../nbs/3_tuning/32_validation.ipynb #f785386c
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.adapters import read_card
 from ..base.core import Dialogue, InputError, generator, patch
 from ..base.files import read_json, write_json
 from ..base.tokens import collate
@@ -105,6 +106,18 @@ def validation_split(
     learn = [d for root, d in zip(roots, dialogues) if root not in chosen]
     judge = [d for root, d in zip(roots, dialogues) if root in chosen and d.origin != "synthetic"]
     return learn, judge
+
+# %% ../../nbs/3_tuning/32_validation.ipynb #fi21
+def jury_for(
+    start,  # an adapter's folder; None: the bare model
+    dialogues: list,  # to learn from
+) -> Jury:
+    "Lenient for what goes on with the same dialogues, strict for any other start."
+    if start is None:
+        return FROM_NOTHING
+    known = read_card(start).get("parents")
+    known = {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
+    return ONWARDS if known & {d.id for d in dialogues} else FROM_START
 
 # %% ../../nbs/3_tuning/32_validation.ipynb #f5156728
 class BestAdapter:
