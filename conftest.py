@@ -1,7 +1,7 @@
 """pytest runs the notebooks: one test a section (a heading and the code below it, up to the next heading).
 
-    pytest nbs/2_sdss/20_scoring.ipynb                        # one notebook
-    pytest "nbs/2_sdss/20_scoring.ipynb::Dominant domain"     # one section; the cells above it run first, as its set-up
+    pytest nbs/2_buffer/01_scoring.ipynb                        # one notebook
+    pytest "nbs/2_buffer/01_scoring.ipynb::Dominant domain"     # one section; the cells above it run first, as its set-up
     pytest --slow                                             # with the cells flagged `#| slow` and the tests marked slow
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 

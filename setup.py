@@ -19,7 +19,10 @@ setup(
     license=settings["license"],
     keywords=settings["keywords"].split(),
     classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only"],
-    packages=find_packages(include=[settings["lib_name"], settings["lib_name"] + ".*"]),
+    packages=find_packages(
+        include=[settings["lib_name"], settings["lib_name"] + ".*"],
+        exclude=[settings["lib_name"] + ".recipes*", settings["lib_name"] + ".experiments*"],  # for those who clone
+    ),
     package_data={settings["lib_name"]: ["assets/**/*"]},
     include_package_data=False,  # what package_data names and no more
     python_requires=">=" + settings["min_python"],

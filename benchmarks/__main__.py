@@ -10,7 +10,7 @@ from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 
-from benchmarks import learning, sizes, tuning, whole  # noqa: E402
+from benchmarks import finetunes, learning, sizes, tuning, whole  # noqa: E402
 from personal_llm.base.files import write_json  # noqa: E402
 from personal_llm.base.models import load_model  # noqa: E402
 
@@ -24,6 +24,10 @@ if __name__ == "__main__":
     parser.add_argument("--whole", metavar="FOLDER", help="instead: a whole personalisation at true size")
     parser.add_argument("--layers", type=int, default=0, help="for --whole: layers from the top that learn; 0: all")
     parser.add_argument("--learning", action="store_true", help="instead: seconds to equal held-out loss")
+    parser.add_argument(
+        "--finetunes", action="store_true", help="instead: whole fine-tunes, and what each speed-up buys"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="for --finetunes: processor threads")
     parser.add_argument("--only", default="smollm2", help="which of them, joined by commas")
     parser.add_argument("--out", type=Path, help="a JSON file; nbs/experiments/results by default")
     given = parser.parse_args()
@@ -34,6 +38,9 @@ if __name__ == "__main__":
     elif given.whole:
         out = given.out or RESULTS / "whole.json"
         found = whole.measure(Path(given.whole), given.only.split(","), given.layers)
+    elif given.finetunes:
+        out = given.out or RESULTS / f"finetunes-{given.threads}.json"
+        found = finetunes.measure(load_model("pocket", device="cpu"), given.rounds, given.steps, given.threads)
     elif given.learning:
         out = given.out or RESULTS / "speed-to-loss.json"
         found = learning.measure(load_model("pocket", device="cpu"), given.rounds, given.steps)

@@ -17,9 +17,9 @@ import torch  # noqa: E402
 
 from personal_llm.base.files import ASSETS, write_json  # noqa: E402
 from personal_llm.base.models import load_model  # noqa: E402
-from personal_llm.runtimes.cluster import Job, Task, add_on_ray, build, parts_of  # noqa: E402
-from personal_llm.start.library import Library  # noqa: E402
-from personal_llm.xpert.explanation import known_texts, read_panels  # noqa: E402
+from personal_llm.runtimes.cluster import BuildJob, BuildContext, add_with_ray, build_pllms, find_results_folder  # noqa: E402
+from personal_llm.selection.library import Library  # noqa: E402
+from personal_llm.explanation.explanation import load_probe_texts, prepare_probes  # noqa: E402
 
 PLLMS, TEXTS, PROMPTS = 4, 80, 8  # of the shipped library, and what they are measured on
 LICENCE = "CC0-1.0"
@@ -46,7 +46,7 @@ def kill_one(library: Library, found: list) -> None:
     "Kill a worker in its task, once a result is kept; tells how many were."
     until = time.monotonic() + 600
     while time.monotonic() < until:
-        kept, there = len(list(parts_of(library).glob("*/made.json"))), workers()
+        kept, there = len(list(find_results_folder(library).glob("*/made.json"))), workers()
         if kept and there:
             there[0].kill()
             found.append(kept)
@@ -57,9 +57,9 @@ def kill_one(library: Library, found: list) -> None:
 def measure() -> dict:
     "The local build first, then the others beside it."
     torch.set_num_threads(1)
-    shipped, model, (texts, prompts) = Library(ASSETS / "library"), load_model("pocket"), known_texts()
+    shipped, model, (texts, prompts) = Library(ASSETS / "library"), load_model("pocket"), load_probe_texts()
     names, place = shipped.names[:PLLMS], Path(tempfile.mkdtemp())
-    panels, rows = read_panels(model, shipped.space, texts[:TEXTS], prompts[:PROMPTS]), []
+    panels, rows = prepare_probes(model, shipped.space, texts[:TEXTS], prompts[:PROMPTS]), []
     folders = {name: shipped[name].adapter for name in names}
     new = lambda way: Library.create(place / way, shipped.space)
 
@@ -71,14 +71,14 @@ def measure() -> dict:
         rows[-1] |= dict(kept_before_the_kill=killed[0]) if killed else {}
         print(rows[-1], flush=True)
 
-    task, jobs = Task(model, shipped.space, panels), [Job.of(name, folders[name]) for name in names]
+    task, jobs = BuildContext(model, shipped.space, panels), [BuildJob.of(name, folders[name]) for name in names]
     here = lambda task, jobs: ((job, task.run(job)) for job in jobs)
-    timed("this process", lambda: build(new("this process"), task, jobs, here, LICENCE, progress=False))
+    timed("this process", lambda: build_pllms(new("this process"), task, jobs, here, LICENCE, progress=False))
     for way, cores, kill in WAYS:
         library, killed = new(way), []
         threading.Thread(target=kill_one, args=(library, killed), daemon=True).start() if kill else None
         given = library, names, folders, panels, model, LICENCE
-        timed(way, lambda: add_on_ray(*given, progress=False, cores=cores), killed)
+        timed(way, lambda: add_with_ray(*given, progress=False, cores=cores), killed)
     return dict(pllms=PLLMS, texts=TEXTS, prompts=PROMPTS, cores=os.cpu_count(), rows=rows)
 
 

@@ -71,22 +71,24 @@ def behind(folder: Path, core: int, nice: int):  # a process that trains
     from personal_llm.base.core import Dialogue
     from personal_llm.base.models import load_model
     from personal_llm.device.personalizer import Personalizer
-    from personal_llm.runtimes.idle import Policy
-    from personal_llm.runtimes.service import HOME, LOADING, begin_slice, progress
-    from personal_llm.sdss.buffer import Buffer
+    from personal_llm.runtimes.idle import IdlePolicy
+    from personal_llm.runtimes.service import SERVICE_FOLDER, MODEL_SETTINGS_FILE, start_slice, read_training_progress
+    from personal_llm.buffer.buffer import Buffer
     from personal_llm.tuning.config import TuningConfig
 
     plan = TuningConfig(steps=100_000, checks=10_000, patience=100_000)
-    me = Personalizer(load_model("pocket"), Buffer(8), folder=folder, synthetic=0, config=plan, rehearsal=64)
+    me = Personalizer(load_model("pocket"), Buffer(8), folder=folder, synthetic=0, config=plan, replay=64)
     for ache in "knee back neck hand".split():
         me.observe(Dialogue(f"My {ache} hurts.", "Dear friend, rest it and call me tonight.", origin="annotated"))
     me.save()
-    write_json(make_folder(folder / HOME) / LOADING, dict(model="pocket"))
-    process = begin_slice(folder, folder / HOME, Policy(nice=0))  # on a busy machine a polite one would never begin
-    while progress(folder)[0] == 0 and process.poll() is None:
+    write_json(make_folder(folder / SERVICE_FOLDER) / MODEL_SETTINGS_FILE, dict(model="pocket"))
+    process = start_slice(
+        folder, folder / SERVICE_FOLDER, IdlePolicy(nice=0)
+    )  # on a busy machine a polite one would never begin
+    while read_training_progress(folder)[0] == 0 and process.poll() is None:
         time.sleep(0.1)
     Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
-    for thread in psutil.Process(process.pid).threads():  # as `give_way` does it from inside
+    for thread in psutil.Process(process.pid).threads():  # as `lower_priority` does it from inside
         os.sched_setaffinity(thread.id, [core])
         os.setpriority(os.PRIO_PROCESS, thread.id, nice)
         if nice == 19:

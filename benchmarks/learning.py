@@ -12,12 +12,11 @@ import torch
 
 from benchmarks.tuning import BATCH, DIALOGUES, TOKENS, Clock, in_a_child, machine, run_way
 from personal_llm.base.core import InputError
-from personal_llm.base.tokens import collate
+from personal_llm.base.tokens import collate_samples
 from personal_llm.data.reading import load_samples
-from personal_llm.data.users import user_stream
+from personal_llm.data.people import user_stream
 from personal_llm.experiments.people import PEOPLE
-from personal_llm.tuning.caching import lower_of
-from personal_llm.tuning.losses import Way, nats_of
+from personal_llm.tuning.speedups import FastForward
 
 PATIENCE = 4  # looks, one a step, without progress before a run ends
 NEAR = 0.01  # nats a token: as good as
@@ -32,14 +31,14 @@ LENGTH, SEED = 800, 70  # dialogues of a person's stream
 class Watch(Clock):
     "A clock that looks at the held-out loss after every step, off the clock, and ends a run that only gets worse."
 
-    def __init__(self, held: list, filler: int):
+    def __init__(self, held: list, pad_token_id: int):
         super().__init__()
-        self.batches = [collate(held[i : i + BATCH], filler) for i in range(0, len(held), BATCH)]
+        self.batches = [collate_samples(held[i : i + BATCH], pad_token_id) for i in range(0, len(held), BATCH)]
         self.looks = []  # (steps, processor seconds, nats a token)
 
     def start(self, adapted) -> None:
         "Find out how this model is judged before a trainer wraps it, and judge it once."
-        self.way, self.lower = Way(adapted), lower_of(adapted)
+        self.forward = FastForward(adapted)
         self.look(adapted)
 
     def look(self, adapted) -> None:
@@ -47,7 +46,7 @@ class Watch(Clock):
         was, nats = adapted.training, 0.0
         adapted.eval()
         with torch.no_grad():
-            nats = sum(nats_of(adapted, batch, way=self.way, lower=self.lower).item() for batch in self.batches)
+            nats = sum(self.forward(batch).sum().item() for batch in self.batches)
         adapted.train(was)
         labels = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in self.batches)
         self.looks.append((len(self.steps), sum(self.steps), nats / labels))
@@ -63,7 +62,9 @@ def rows_of(model, person: str) -> tuple:  # (learned, held out), encoded
     "What a person corrected, and what is asked later; no text in both."
     user = PEOPLE[person]
     data = user_stream(user, load_samples(), LENGTH, seed=SEED)
-    learned = {d.prompt: d.derive(response=user.preferred(d)) for d in data.stream if user.cares(d)}
+    learned = {
+        d.prompt: d.derive(response=user.preferred_response(d)) for d in data.stream if user.is_signal_dialogue(d)
+    }
     learned, held = [*learned.values()][:DIALOGUES], data.test_signal[:DIALOGUES]
     if {d.prompt for d in learned} & {d.prompt for d in held}:
         raise InputError(f"{person}: a prompt is learned and held out", "choose another seed")

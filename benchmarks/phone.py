@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from personal_llm.base.core import peak_memory
+from personal_llm.base.core import get_peak_memory
 from personal_llm.base.files import write_json
 
 DIALOGUES = 24  # of the samples
@@ -24,25 +24,25 @@ def export(folder: Path) -> dict:  # seconds, sizes
     from personal_llm.base.files import ASSETS
     from personal_llm.base.models import load_model
     from personal_llm.data.reading import read_dialogues
-    from personal_llm.runtimes.phone import export_parcel
+    from personal_llm.runtimes.phone import export_bundle
     from personal_llm.tuning.config import TuningConfig
 
     source = sorted((ASSETS / "samples").glob("*.jsonl"))[0]
     dialogues = [d for d in read_dialogues(source) if len(d.text) < 200][:DIALOGUES]
     begun = time.process_time()
-    parcel = export_parcel(load_model("pocket"), dialogues, folder / "parcel", TuningConfig(**SETTINGS))
+    parcel = export_bundle(load_model("pocket"), dialogues, folder / "parcel", TuningConfig(**SETTINGS))
     sizes = {name: row["bytes"] for name, row in parcel.manifest["files"].items()}
     buckets = [dict(method=row["method"], records=row["records"]) for row in parcel.manifest["buckets"]]
-    return dict(seconds=time.process_time() - begun, memory=peak_memory(), files=sizes, buckets=buckets)
+    return dict(seconds=time.process_time() - begun, memory=get_peak_memory(), files=sizes, buckets=buckets)
 
 
 def runtime(folder: Path) -> dict:
     "The online phase, every step timed."
-    from personal_llm.runtimes.phone import hand_back, runtime_of, train
-    from personal_llm.runtimes.records import PROGRAM, open_parcel
+    from personal_llm.runtimes.phone import export_adapter, load_runtime, run_training_steps
+    from personal_llm.runtimes.phone_bundle import PROGRAM_FILE, open_bundle
 
-    parcel, seconds = open_parcel(folder / "parcel"), []
-    run, before = runtime_of(parcel.folder / PROGRAM), peak_memory()
+    parcel, seconds = open_bundle(folder / "parcel"), []
+    run, before = load_runtime(parcel.folder / PROGRAM_FILE), get_peak_memory()
 
     def timed(*inputs):
         begun = time.process_time()
@@ -50,9 +50,9 @@ def runtime(folder: Path) -> dict:
         seconds.append(time.process_time() - begun)
         return out
 
-    done = train(parcel, folder / "state", timed)
-    hand_back(parcel, done, folder / "adapter", peak_memory())
-    return dict(losses=done.losses, seconds=seconds, before=before, memory=peak_memory())
+    done = run_training_steps(parcel, folder / "state", timed)
+    export_adapter(parcel, done, folder / "adapter", get_peak_memory())
+    return dict(losses=done.losses, seconds=seconds, before=before, memory=get_peak_memory())
 
 
 def pytorch(folder: Path) -> dict:
@@ -61,15 +61,15 @@ def pytorch(folder: Path) -> dict:
     from transformers import get_cosine_schedule_with_warmup
 
     from personal_llm.base.models import load_model
-    from personal_llm.runtimes.records import START, open_parcel
+    from personal_llm.runtimes.phone_bundle import START_FOLDER, open_bundle
     from personal_llm.tuning.config import TuningConfig
-    from personal_llm.tuning.finetune import trainable
+    from personal_llm.tuning.finetune import trainable_adapter
 
-    parcel, losses, seconds = open_parcel(folder / "parcel"), [], []
+    parcel, losses, seconds = open_bundle(folder / "parcel"), [], []
     config = TuningConfig(**parcel.manifest["card"]["config"])
-    with trainable(load_model("pocket"), config, parcel.folder / START) as adapted:
+    with trainable_adapter(load_model("pocket"), config, parcel.folder / START_FOLDER) as adapted:
         adapted.eval()
-        weights, before = [p for p in adapted.parameters() if p.requires_grad], peak_memory()
+        weights, before = [p for p in adapted.parameters() if p.requires_grad], get_peak_memory()
         optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimiser, round(config.warmup * config.steps), config.steps)
         for number in range(config.steps):
@@ -85,17 +85,17 @@ def pytorch(folder: Path) -> dict:
             seconds.append(time.process_time() - begun)
             losses.append(loss.item())
         adapted.save_pretrained(folder / "theirs")
-    return dict(losses=losses, seconds=seconds, before=before, memory=peak_memory())
+    return dict(losses=losses, seconds=seconds, before=before, memory=get_peak_memory())
 
 
 def apart(folder: Path) -> float:
     "The largest difference between the two trained adapters, beside the largest change that training made."
-    from personal_llm.base.adapters import WEIGHTS
-    from personal_llm.runtimes.program import layout_of, numbers_in
+    from personal_llm.base.adapters import WEIGHTS_FILE
+    from personal_llm.runtimes.phone_program import read_adapter_layout, read_adapter_vector
 
-    ours, theirs, start = (folder / name / WEIGHTS for name in ("adapter", "theirs", "parcel/adapter"))
-    layout = layout_of(ours)
-    ours, theirs, start = (numbers_in(file, layout) for file in (ours, theirs, start))
+    ours, theirs, start = (folder / name / WEIGHTS_FILE for name in ("adapter", "theirs", "parcel/adapter"))
+    layout = read_adapter_layout(ours)
+    ours, theirs, start = (read_adapter_vector(file, layout) for file in (ours, theirs, start))
     return dict(adapters=float(np.abs(ours - theirs).max()), training=float(np.abs(ours - start).max()))
 
 

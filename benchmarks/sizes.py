@@ -10,9 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
 from benchmarks.tuning import in_a_child, machine
-from personal_llm.base.tokens import collate
-from personal_llm.tuning.caching import lower_of, top_layers
-from personal_llm.tuning.losses import Way, nats_of
+from personal_llm.base.tokens import collate_samples
+from personal_llm.tuning.speedups import FastForward, choose_top_layers
 
 ROWS, TOKENS, LABELS = 4, 128, 64  # rows a batch, tokens a row, labelled ones
 STEPS = 1  # that is measured, after one that is not
@@ -43,24 +42,24 @@ def run(folder: Path, layers: int, plain: bool) -> dict:
 
     torch.manual_seed(0)
     model = random_model(folder)
-    shape = top_layers(model, ["q_proj", "v_proj"], layers)
+    shape = choose_top_layers(model, ["q_proj", "v_proj"], layers)
     adapted = get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", **shape)).train()
     ids = torch.randint(0, model.config.vocab_size, (ROWS, TOKENS)).tolist()
-    batch = collate([dict(input_ids=r, labels=[-100] * (TOKENS - LABELS) + r[-LABELS:]) for r in ids], 0)
+    batch = collate_samples([dict(input_ids=r, labels=[-100] * (TOKENS - LABELS) + r[-LABELS:]) for r in ids], 0)
     optimiser = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-4)
-    way, lower = None if plain else Way(adapted), None if plain else lower_of(adapted)
+    forward = None if plain else FastForward(adapted)
 
     def step(clock) -> float:  # seconds
         began = clock()
-        loss = adapted(**batch, use_cache=False).loss if plain else nats_of(adapted, batch, False, way, lower)
+        loss = adapted(**batch, use_cache=False).loss if plain else forward(batch).sum()
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         return clock() - began
 
     times = [step(time.process_time) for _ in range(1 + STEPS)]
-    kept = lower.nbytes / 1e6 if lower else 0.0
-    found = dict(layers=layers, plain=plain, short=bool(way and way.short), packed=bool(way and way.packed))
+    kept = forward.frozen_layers.nbytes / 1e6 if forward and forward.frozen_layers else 0.0
+    found = dict(layers=layers, plain=plain, short=bool(forward and forward.partial_logits))
     found |= dict(first_seconds=times[0], kept_mb=kept, step_seconds=statistics.median(times[1:]))
     torch.set_num_threads(os.cpu_count())  # now as one would use it: all cores, by the clock on the wall
     return found | dict(wall_seconds=min(step(time.perf_counter) for _ in range(1 + STEPS)))

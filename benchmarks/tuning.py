@@ -16,6 +16,7 @@ import time
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,9 +25,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from personal_llm.base.core import Dialogue, seed_everything
 from personal_llm.data.reading import load_samples
-from personal_llm.tuning.caching import lower_of
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.finetune import attach_trainable, short_trainer
+from personal_llm.tuning.finetune import attach_trainable_lora
+from personal_llm.tuning.speedups import FastForward
+from personal_llm.tuning.training_loop import train
+from personal_llm.tuning.validation import BestAdapter
 
 DIALOGUES, TOKENS, BATCH = 32, 128, 8  # bins, the longest dialogue, rows a batch
 SOURCES = ("medquad", "dolly_6400", "openstax_anatomy_physiology", "synthetic_persona_chat")  # of mixed lengths
@@ -86,9 +89,28 @@ def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool
         trainer.train()
 
 
+class NoChecks(BestAdapter):
+    "Checks that cost nothing, as nobody else's run checks."
+
+    def compute_loss(self, adapted):
+        return 0.0
+
+    def is_finished(self, config):
+        return max(self.losses, default=0) >= config.steps
+
+
 def ours(adapted, model, samples, steps, clock, rate) -> None:
-    kind = short_trainer(adapted, True, lower_of(adapted))
-    with_trainer(kind, adapted, model, samples, steps, False, clock, rate)  # our loss does its own rounding
+    "The package's own loop, at a constant rate after the first step."
+    config = TuningConfig(steps=steps, checks=1, batch_size=BATCH, learning_rate=rate, warmup=0.0, dropout=0.0)
+    best = NoChecks([], model.tokenizer.pad_token_id, FastForward(adapted))
+    clock.on_step_begin(None, None, None)
+    for _, loss in train(adapted, samples, best, config):
+        clock.losses.append(loss)
+        control = SimpleNamespace(should_training_stop=False)
+        clock.on_step_end(None, None, control, model=adapted)
+        if control.should_training_stop:
+            break
+        clock.on_step_begin(None, None, None)
 
 
 def theirs(adapted, model, samples, steps, clock, rate) -> None:
@@ -170,7 +192,7 @@ def run_way(model, samples: list, way: str, steps: int, clock: Clock = None, rat
     (kind, layers), clock = WAYS[way], clock or Clock()
     seed_everything(0)
     config = TuningConfig(layers=layers, dropout=0.0, batch_size=BATCH, steps=steps)
-    adapted = attach_trainable(model, config)
+    adapted = attach_trainable_lora(model, config)
     clock.start(adapted)
     began = time.process_time()
     kind(adapted, model, samples, steps, clock, rate)
@@ -190,15 +212,12 @@ def matmul_peak(dtype, size: int = 1024, repeats: int = 12) -> float:  # FLOP a 
 
 def flop_of(model, samples: list, layers: int) -> float:  # of matrix products in a step of ours
     "Counted by PyTorch as it runs, once everything is kept."
-    adapted = attach_trainable(model, TuningConfig(layers=layers, dropout=0.0))
-    kind, collator = short_trainer(adapted, False, lower_of(adapted)), DataCollatorForSeq2Seq(model.tokenizer)
-    adapted.train()
+    adapted = attach_trainable_lora(model, TuningConfig(layers=layers, dropout=0.0)).train()
+    forward, collator = FastForward(adapted), DataCollatorForSeq2Seq(model.tokenizer)
     batch = dict(collator(samples[:BATCH]))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = kind(model=adapted, args=arguments(folder, 1, False, RATE))
-    trainer.compute_loss(adapted, batch).backward()
+    forward(batch).sum().backward()
     with FlopCounterMode(display=False) as counter:
-        trainer.compute_loss(adapted, batch).backward()
+        forward(batch).sum().backward()
     return float(counter.get_total_flops())
 
 

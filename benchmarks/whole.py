@@ -15,10 +15,10 @@ from benchmarks.sizes import ROWS, TOKENS, random_model
 from benchmarks.tuning import in_a_child, machine
 from personal_llm.base.models import load_model
 from personal_llm.data.reading import load_samples
-from personal_llm.data.users import user_stream
+from personal_llm.data.people import user_stream
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.experiments.people import PEOPLE
-from personal_llm.sdss.buffer import Buffer
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
 
 PERSON, ARRIVING, BINS, STEPS = "nurse", 64, 32, 40
@@ -30,7 +30,7 @@ def run(folder: Path, layers: int) -> dict:
     user, began = PEOPLE[PERSON], time.process_time()
     model = load_model((random_model(folder), AutoTokenizer.from_pretrained(folder)), max_length=TOKENS)
     stream = user_stream(user, load_samples(), ARRIVING, seed=0).stream
-    shape = dict(targets="q_proj,v_proj", layers=layers, batch_size=ROWS, max_length=TOKENS)
+    shape = dict(target_modules="q_proj,v_proj", layers=layers, batch_size=ROWS, max_length=TOKENS)
     config = TuningConfig(steps=STEPS, learning_rate=3e-4, **shape)
     seconds = [time.process_time() - began]
     with tempfile.TemporaryDirectory() as place:

@@ -1,7 +1,7 @@
 """A language model that learns its user, on the user's own device.
 
 `from personal_llm import Buffer, load_model, …` gives the names below. A room is imported when the first of its
-names is asked for, so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.sdss.buffer`)
+names is asked for, so that `import personal_llm` costs nothing. The rooms themselves (`personal_llm.buffer.buffer`)
 can be imported as well.
 """
 
@@ -12,27 +12,28 @@ _ROOMS = {
     "base.loading": "load_encoder",
     "base.models": "Model load_model",
     "base.adapters": "Adapter",
-    "base.check": "check",
-    "data.reading": "read_dialogues write_dialogues load_samples",
-    "data.splits": "held_out leak_audit",
+    "base.check": "check_model",
+    "data.reading": "read_dialogues load_samples",
+    "data.writing": "write_dialogues",
+    "data.splits": "audit_leaks remove_leaks split_test_dialogues",
     "data.streams": "correlated_stream paper_stream",
-    "data.users": "user_stream",
-    "sdss.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score Lexicons "
-    "load_lexicons",
-    "sdss.policies": "POLICIES Policy",
-    "sdss.buffer": "Buffer load_buffer",
-    "sdss.synthesis": "synthesize",
+    "data.people": "user_stream",
+    "buffer.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score "
+    "Lexicons load_lexicons",
+    "buffer.policies": "POLICIES Policy",
+    "buffer.buffer": "Buffer load_buffer",
+    "buffer.synthesis": "synthesize",
     "tuning.config": "TuningConfig",
     "tuning.finetune": "finetune",
     "tuning.statistics": "paired_bootstrap",
-    "tuning.evaluation": "compare_users evaluate floors",
-    "xpert.space": "StyleSpace",
-    "xpert.explanation": "Explanation explain explain_pllm",
-    "runtimes.served": "Library",
-    "start.ranking": "Ranking",
-    "start.merging": "merge",
-    "start.selection": "SELECTORS Selector select",
-    "start.warm_start": "warm_start",
+    "tuning.evaluation": "compare_users evaluate evaluate_floors",
+    "explanation.space": "StyleSpace",
+    "explanation.explanation": "Explanation explain explain_pllm",
+    "selection.library": "Library",
+    "selection.ranking": "Ranking",
+    "selection.merging": "merge",
+    "selection.selection": "SELECTORS Selector select",
+    "selection.warm_start": "warm_start",
     "device.store": "folder_status",
     "device.forgetting": "forget_folder",
     "device.personalizer": "Personalizer load_personalizer",

@@ -5,57 +5,109 @@ d = {
     "syms": {
         "personal_llm.app.arguments": {
             "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.Parser": ("8_app/arguments.html#parser", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.Parser.error": (
-                "8_app/arguments.html#parser.error",
+            "personal_llm.app.arguments.CommandParser": (
+                "8_app/arguments.html#commandparser",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.Shown": ("8_app/arguments.html#shown", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments._add": ("8_app/arguments.html#_add", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.CommandParser.error": (
+                "8_app/arguments.html#commandparser.error",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.CommandParser.parse_known_args": (
+                "8_app/arguments.html#commandparser.parse_known_args",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.CommandResult": (
+                "8_app/arguments.html#commandresult",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments._add_command": (
+                "8_app/arguments.html#_add_command",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments._make_setting_option": (
+                "8_app/arguments.html#_make_setting_option",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.build_parser": (
                 "8_app/arguments.html#build_parser",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.check_whole": (
-                "8_app/arguments.html#check_whole",
+            "personal_llm.app.arguments.check_style_space": (
+                "8_app/arguments.html#check_style_space",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.data_options": (
                 "8_app/arguments.html#data_options",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.library_at": (
-                "8_app/arguments.html#library_at",
+            "personal_llm.app.arguments.find_library_folder": (
+                "8_app/arguments.html#find_library_folder",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.library_folder": (
-                "8_app/arguments.html#library_folder",
+            "personal_llm.app.arguments.format_pairs": (
+                "8_app/arguments.html#format_pairs",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.model_of": ("8_app/arguments.html#model_of", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.model_settings": (
-                "8_app/arguments.html#model_settings",
+            "personal_llm.app.arguments.format_table": (
+                "8_app/arguments.html#format_table",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.note": ("8_app/arguments.html#note", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.number": ("8_app/arguments.html#number", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.get_model_settings": (
+                "8_app/arguments.html#get_model_settings",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.get_settings": (
+                "8_app/arguments.html#get_settings",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.integer_option": (
+                "8_app/arguments.html#integer_option",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.load_model_from_arguments": (
+                "8_app/arguments.html#load_model_from_arguments",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.open_library": (
                 "8_app/arguments.html#open_library",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.open_or_create_library": (
+                "8_app/arguments.html#open_or_create_library",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.prompts_for": (
-                "8_app/arguments.html#prompts_for",
+            "personal_llm.app.arguments.parse_whole_number": (
+                "8_app/arguments.html#parse_whole_number",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.read_chats": (
-                "8_app/arguments.html#read_chats",
+            "personal_llm.app.arguments.print_note": (
+                "8_app/arguments.html#print_note",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.show": ("8_app/arguments.html#show", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.style_space": (
-                "8_app/arguments.html#style_space",
+            "personal_llm.app.arguments.print_result": (
+                "8_app/arguments.html#print_result",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.read_dialogue_file": (
+                "8_app/arguments.html#read_dialogue_file",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.read_prompts_by_adapter": (
+                "8_app/arguments.html#read_prompts_by_adapter",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.register_command": (
+                "8_app/arguments.html#register_command",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.reuse_setting": (
+                "8_app/arguments.html#reuse_setting",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.setting_options": (
+                "8_app/arguments.html#setting_options",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
@@ -66,54 +118,142 @@ d = {
                 "8_app/chat.html#chatwidget.__init__",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.ChatWidget._make_button": (
+                "8_app/chat.html#chatwidget._make_button",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget._make_field": (
+                "8_app/chat.html#chatwidget._make_field",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.ChatWidget._repr_mimebundle_": (
                 "8_app/chat.html#chatwidget._repr_mimebundle_",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.ChatWidget.add_fields": (
-                "8_app/chat.html#chatwidget.add_fields",
+            "personal_llm.app.chat.ChatWidget._send_correction": (
+                "8_app/chat.html#chatwidget._send_correction",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.ChatWidget.add_panel": (
-                "8_app/chat.html#chatwidget.add_panel",
+            "personal_llm.app.chat.ChatWidget._send_line": (
+                "8_app/chat.html#chatwidget._send_line",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.ChatWidget.button": (
-                "8_app/chat.html#chatwidget.button",
+            "personal_llm.app.chat.ChatWidget.draw_selected_tab": (
+                "8_app/chat.html#chatwidget.draw_selected_tab",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.ChatWidget.draw": ("8_app/chat.html#chatwidget.draw", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.ChatWidget.enter": ("8_app/chat.html#chatwidget.enter", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.ChatWidget.refresh": (
                 "8_app/chat.html#chatwidget.refresh",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.ChatWidget.take": ("8_app/chat.html#chatwidget.take", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.ChatWidget.watch": ("8_app/chat.html#chatwidget.watch", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.boxed": ("8_app/chat.html#boxed", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.bubble": ("8_app/chat.html#bubble", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.ChatWidget.submit_line": (
+                "8_app/chat.html#chatwidget.submit_line",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ChatWidget.watch_training": (
+                "8_app/chat.html#chatwidget.watch_training",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.call_on_enter": ("8_app/chat.html#call_on_enter", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.converse": ("8_app/chat.html#converse", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.leave": ("8_app/chat.html#leave", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.need_widgets": ("8_app/chat.html#need_widgets", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.close_conversation": (
+                "8_app/chat.html#close_conversation",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.import_ipywidgets": (
+                "8_app/chat.html#import_ipywidgets",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.take_turn": ("8_app/chat.html#take_turn", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.when_entered": ("8_app/chat.html#when_entered", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.render_message": ("8_app/chat.html#render_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.wrap_in_scroll_box": (
+                "8_app/chat.html#wrap_in_scroll_box",
+                "personal_llm/app/chat.py",
+            ),
+        },
+        "personal_llm.app.chat_commands": {
+            "personal_llm.app.chat_commands.ChatCommand": (
+                "8_app/chat_commands.html#chatcommand",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.describe_chat_style": (
+                "8_app/chat_commands.html#describe_chat_style",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.describe_scores": (
+                "8_app/chat_commands.html#describe_scores",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.explain_last_decision": (
+                "8_app/chat_commands.html#explain_last_decision",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.forget_text": (
+                "8_app/chat_commands.html#forget_text",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.format_chat_help": (
+                "8_app/chat_commands.html#format_chat_help",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.format_chat_status": (
+                "8_app/chat_commands.html#format_chat_status",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.handle_line": (
+                "8_app/chat_commands.html#handle_line",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.run_chat_command": (
+                "8_app/chat_commands.html#run_chat_command",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.skip_question": (
+                "8_app/chat_commands.html#skip_question",
+                "personal_llm/app/chat_commands.py",
+            ),
+            "personal_llm.app.chat_commands.undo_last_turn": (
+                "8_app/chat_commands.html#undo_last_turn",
+                "personal_llm/app/chat_commands.py",
+            ),
+        },
+        "personal_llm.app.chat_panel": {
+            "personal_llm.app.chat_panel.buffer_html": (
+                "8_app/chat_panel.html#buffer_html",
+                "personal_llm/app/chat_panel.py",
+            ),
+            "personal_llm.app.chat_panel.curve_html": (
+                "8_app/chat_panel.html#curve_html",
+                "personal_llm/app/chat_panel.py",
+            ),
+            "personal_llm.app.chat_panel.html_cell": (
+                "8_app/chat_panel.html#html_cell",
+                "personal_llm/app/chat_panel.py",
+            ),
+            "personal_llm.app.chat_panel.scores_html": (
+                "8_app/chat_panel.html#scores_html",
+                "personal_llm/app/chat_panel.py",
+            ),
+            "personal_llm.app.chat_panel.style_html": (
+                "8_app/chat_panel.html#style_html",
+                "personal_llm/app/chat_panel.py",
+            ),
         },
         "personal_llm.app.cli": {
-            "personal_llm.app.cli.execute": ("8_app/cli.html#execute", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.one_line": ("8_app/cli.html#one_line", "personal_llm/app/cli.py"),
-            "personal_llm.app.cli.stay_offline": ("8_app/cli.html#stay_offline", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands.annotator_of": (
-                "8_app/commands.html#annotator_of",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.check_command": (
                 "8_app/commands.html#check_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.count_training_overlap": (
+                "8_app/commands.html#count_training_overlap",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.demo_command": (
@@ -124,117 +264,212 @@ d = {
                 "8_app/commands.html#evaluate_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.finish_interrupted_run": (
+                "8_app/commands.html#finish_interrupted_run",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.forget_command": (
                 "8_app/commands.html#forget_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.judge_line": ("8_app/commands.html#judge_line", "personal_llm/app/commands.py"),
-            "personal_llm.app.commands.known_to": ("8_app/commands.html#known_to", "personal_llm/app/commands.py"),
+            "personal_llm.app.commands.format_last_loss": (
+                "8_app/commands.html#format_last_loss",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.format_personalization": (
+                "8_app/commands.html#format_personalization",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.format_start": (
+                "8_app/commands.html#format_start",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.make_terminal_annotator": (
+                "8_app/commands.html#make_terminal_annotator",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.personalize_lines": (
-                "8_app/commands.html#personalize_lines",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.start_lines": (
-                "8_app/commands.html#start_lines",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
                 "8_app/commands.html#status_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.tidy_folder": (
-                "8_app/commands.html#tidy_folder",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.time_of": ("8_app/commands.html#time_of", "personal_llm/app/commands.py"),
         },
         "personal_llm.app.demo": {
+            "personal_llm.app.demo.AdapterScores": ("8_app/demo.html#adapterscores", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.AdapterScores.compare_with": (
+                "8_app/demo.html#adapterscores.compare_with",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.AdapterScores.to_dict": (
+                "8_app/demo.html#adapterscores.to_dict",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoRun.config": ("8_app/demo.html#demorun.config", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoRun.test": ("8_app/demo.html#demorun.test", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings.__post_init__": (
                 "8_app/demo.html#demosettings.__post_init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.Measured": ("8_app/demo.html#measured", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Measured.against": ("8_app/demo.html#measured.against", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Measured.to_dict": ("8_app/demo.html#measured.to_dict", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Run": ("8_app/demo.html#run", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Stages": ("8_app/demo.html#stages", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Stages.__call__": ("8_app/demo.html#stages.__call__", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.Stages.__init__": ("8_app/demo.html#stages.__init__", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.all_policies": ("8_app/demo.html#all_policies", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.demonstrate": ("8_app/demo.html#demonstrate", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.entries_of": ("8_app/demo.html#entries_of", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.facts": ("8_app/demo.html#facts", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.find_user": ("8_app/demo.html#find_user", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.is_bare": ("8_app/demo.html#is_bare", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.measure": ("8_app/demo.html#measure", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.outcome": ("8_app/demo.html#outcome", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.prepared": ("8_app/demo.html#prepared", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoSettings.make_buffers": (
+                "8_app/demo.html#demosettings.make_buffers",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.StageProgress": ("8_app/demo.html#stageprogress", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.StageProgress.__call__": (
+                "8_app/demo.html#stageprogress.__call__",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.StageProgress.__init__": (
+                "8_app/demo.html#stageprogress.__init__",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.collect_demo_facts": (
+                "8_app/demo.html#collect_demo_facts",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.is_base_model_kept": (
+                "8_app/demo.html#is_base_model_kept",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.render_demo_files": (
+                "8_app/demo.html#render_demo_files",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.run_all_policies": ("8_app/demo.html#run_all_policies", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.second_half": ("8_app/demo.html#second_half", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.started": ("8_app/demo.html#started", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.tests_of": ("8_app/demo.html#tests_of", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.run_stages": ("8_app/demo.html#run_stages", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.start_demo_run": ("8_app/demo.html#start_demo_run", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
+        },
+        "personal_llm.app.demo_start": {
+            "personal_llm.app.demo_start.choose_validation_share": (
+                "8_app/demo_start.html#choose_validation_share",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.compare_starts": (
+                "8_app/demo_start.html#compare_starts",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.first_step_at_loss": (
+                "8_app/demo_start.html#first_step_at_loss",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.format_curve": (
+                "8_app/demo_start.html#format_curve",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.format_warm_start": (
+                "8_app/demo_start.html#format_warm_start",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.get_loss_name": (
+                "8_app/demo_start.html#get_loss_name",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.html_warm_start_section": (
+                "8_app/demo_start.html#html_warm_start_section",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.label_start": (
+                "8_app/demo_start.html#label_start",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.make_paired_config": (
+                "8_app/demo_start.html#make_paired_config",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.measure_test_loss": (
+                "8_app/demo_start.html#measure_test_loss",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.plot_warm_start": (
+                "8_app/demo_start.html#plot_warm_start",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.run_warm_start_demo": (
+                "8_app/demo_start.html#run_warm_start_demo",
+                "personal_llm/app/demo_start.py",
+            ),
+            "personal_llm.app.demo_start.summarise_training_curve": (
+                "8_app/demo_start.html#summarise_training_curve",
+                "personal_llm/app/demo_start.py",
+            ),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.add_as_tasks": (
-                "8_app/library_commands.html#add_as_tasks",
+            "personal_llm.app.library_commands.LibraryBuild": (
+                "8_app/library_commands.html#librarybuild",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_pllms": (
-                "8_app/library_commands.html#add_pllms",
+            "personal_llm.app.library_commands.LibraryBuild.add_here": (
+                "8_app/library_commands.html#librarybuild.add_here",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.LibraryBuild.add_on_ray": (
+                "8_app/library_commands.html#librarybuild.add_on_ray",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.LibraryBuild.find_adapters": (
+                "8_app/library_commands.html#librarybuild.find_adapters",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.LibraryBuild.skip_or_raise": (
+                "8_app/library_commands.html#librarybuild.skip_or_raise",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.build_command": (
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.describe_input_file": (
+                "8_app/library_commands.html#describe_input_file",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.explain_adapter": (
+                "8_app/library_commands.html#explain_adapter",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.explain_and_select": (
+                "8_app/library_commands.html#explain_and_select",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explained_adapter": (
-                "8_app/library_commands.html#explained_adapter",
+            "personal_llm.app.library_commands.explain_dialogues": (
+                "8_app/library_commands.html#explain_dialogues",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explanation_facts": (
-                "8_app/library_commands.html#explanation_facts",
+            "personal_llm.app.library_commands.explanation_to_dict": (
+                "8_app/library_commands.html#explanation_to_dict",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.explanation_lines": (
-                "8_app/library_commands.html#explanation_lines",
+            "personal_llm.app.library_commands.format_explanation": (
+                "8_app/library_commands.html#format_explanation",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.leave_out": (
-                "8_app/library_commands.html#leave_out",
+            "personal_llm.app.library_commands.format_mixture": (
+                "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.mixture_lines": (
-                "8_app/library_commands.html#mixture_lines",
+            "personal_llm.app.library_commands.load_build_space": (
+                "8_app/library_commands.html#load_build_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.needs_explanation": (
                 "8_app/library_commands.html#needs_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.ranked": (
-                "8_app/library_commands.html#ranked",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.reading_facts": (
-                "8_app/library_commands.html#reading_facts",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.save_plot": (
-                "8_app/library_commands.html#save_plot",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -245,190 +480,165 @@ d = {
                 "8_app/library_commands.html#show_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.sound_adapters": (
-                "8_app/library_commands.html#sound_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.space_for": (
-                "8_app/library_commands.html#space_for",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.verify_command": (
                 "8_app/library_commands.html#verify_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.what_is_explained": (
-                "8_app/library_commands.html#what_is_explained",
-                "personal_llm/app/library_commands.py",
-            ),
         },
         "personal_llm.app.personalize": {
-            "personal_llm.app.personalize.Chats": ("8_app/personalize.html#chats", "personal_llm/app/personalize.py"),
-            "personal_llm.app.personalize.Settings": (
-                "8_app/personalize.html#settings",
+            "personal_llm.app.personalize.PersonalizeRun": (
+                "8_app/personalize.html#personalizerun",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.Settings.__post_init__": (
-                "8_app/personalize.html#settings.__post_init__",
+            "personal_llm.app.personalize.PersonalizeRun.collect_notes": (
+                "8_app/personalize.html#personalizerun.collect_notes",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.Settings.new_buffer": (
-                "8_app/personalize.html#settings.new_buffer",
+            "personal_llm.app.personalize.PersonalizeRun.run_in_folder": (
+                "8_app/personalize.html#personalizerun.run_in_folder",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.adapter_in": (
-                "8_app/personalize.html#adapter_in",
+            "personal_llm.app.personalize.PersonalizeRun.train": (
+                "8_app/personalize.html#personalizerun.train",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.answers_in": (
-                "8_app/personalize.html#answers_in",
+            "personal_llm.app.personalize.PersonalizeSettings": (
+                "8_app/personalize.html#personalizesettings",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.answers_line": (
-                "8_app/personalize.html#answers_line",
+            "personal_llm.app.personalize.PersonalizeSettings.__post_init__": (
+                "8_app/personalize.html#personalizesettings.__post_init__",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.before_after": (
-                "8_app/personalize.html#before_after",
+            "personal_llm.app.personalize.PersonalizeSettings.new_buffer": (
+                "8_app/personalize.html#personalizesettings.new_buffer",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.change_line": (
-                "8_app/personalize.html#change_line",
+            "personal_llm.app.personalize.check_dialogue_count": (
+                "8_app/personalize.html#check_dialogue_count",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.change_rows": (
-                "8_app/personalize.html#change_rows",
+            "personal_llm.app.personalize.compare_evaluations": (
+                "8_app/personalize.html#compare_evaluations",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.chats_from": (
-                "8_app/personalize.html#chats_from",
+            "personal_llm.app.personalize.count_answers": (
+                "8_app/personalize.html#count_answers",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_first_round": (
-                "8_app/personalize.html#check_first_round",
+            "personal_llm.app.personalize.delete_other_runs": (
+                "8_app/personalize.html#delete_other_runs",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.chosen_groups": (
-                "8_app/personalize.html#chosen_groups",
+            "personal_llm.app.personalize.delete_run": (
+                "8_app/personalize.html#delete_run",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.facts": ("8_app/personalize.html#facts", "personal_llm/app/personalize.py"),
-            "personal_llm.app.personalize.hold_out": (
-                "8_app/personalize.html#hold_out",
+            "personal_llm.app.personalize.evaluate_replies": (
+                "8_app/personalize.html#evaluate_replies",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.learn": ("8_app/personalize.html#learn", "personal_llm/app/personalize.py"),
-            "personal_llm.app.personalize.measure": (
-                "8_app/personalize.html#measure",
+            "personal_llm.app.personalize.find_adapter_folder": (
+                "8_app/personalize.html#find_adapter_folder",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.format_answers": (
+                "8_app/personalize.html#format_answers",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.format_change": (
+                "8_app/personalize.html#format_change",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.format_change_table": (
+                "8_app/personalize.html#format_change_table",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.format_loss_change": (
+                "8_app/personalize.html#format_loss_change",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.make_buffer": (
+                "8_app/personalize.html#make_buffer",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.make_run_name": (
+                "8_app/personalize.html#make_run_name",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.make_tuning_config": (
+                "8_app/personalize.html#make_tuning_config",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.remarks": (
-                "8_app/personalize.html#remarks",
+            "personal_llm.app.personalize.resolve_start": (
+                "8_app/personalize.html#resolve_start",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.remove_other_runs": (
-                "8_app/personalize.html#remove_other_runs",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.remove_run": (
-                "8_app/personalize.html#remove_run",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.run_in": ("8_app/personalize.html#run_in", "personal_llm/app/personalize.py"),
-            "personal_llm.app.personalize.run_name": (
-                "8_app/personalize.html#run_name",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.starting_point": (
-                "8_app/personalize.html#starting_point",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.tuning_of": (
-                "8_app/personalize.html#tuning_of",
+            "personal_llm.app.personalize.summarise_personalizer": (
+                "8_app/personalize.html#summarise_personalizer",
                 "personal_llm/app/personalize.py",
             ),
         },
         "personal_llm.app.report": {
-            "personal_llm.app.report.budgets": ("8_app/report.html#budgets", "personal_llm/app/report.py"),
-            "personal_llm.app.report.changed_cell": ("8_app/report.html#changed_cell", "personal_llm/app/report.py"),
-            "personal_llm.app.report.columns": ("8_app/report.html#columns", "personal_llm/app/report.py"),
-            "personal_llm.app.report.demo_table": ("8_app/report.html#demo_table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.draw": ("8_app/report.html#draw", "personal_llm/app/report.py"),
-            "personal_llm.app.report.draw_kept": ("8_app/report.html#draw_kept", "personal_llm/app/report.py"),
-            "personal_llm.app.report.draw_losses": ("8_app/report.html#draw_losses", "personal_llm/app/report.py"),
-            "personal_llm.app.report.embedded": ("8_app/report.html#embedded", "personal_llm/app/report.py"),
-            "personal_llm.app.report.headline": ("8_app/report.html#headline", "personal_llm/app/report.py"),
-            "personal_llm.app.report.kinds_of": ("8_app/report.html#kinds_of", "personal_llm/app/report.py"),
-            "personal_llm.app.report.report": ("8_app/report.html#report", "personal_llm/app/report.py"),
-            "personal_llm.app.report.results_section": (
-                "8_app/report.html#results_section",
+            "personal_llm.app.report.format_demo_table": (
+                "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
             ),
-            "personal_llm.app.report.results_table": ("8_app/report.html#results_table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.said_in_one": ("8_app/report.html#said_in_one", "personal_llm/app/report.py"),
-            "personal_llm.app.report.table": ("8_app/report.html#table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.tag": ("8_app/report.html#tag", "personal_llm/app/report.py"),
-            "personal_llm.app.report.talks": ("8_app/report.html#talks", "personal_llm/app/report.py"),
-            "personal_llm.app.report.what_numbers_mean": (
-                "8_app/report.html#what_numbers_mean",
+            "personal_llm.app.report.format_headline": (
+                "8_app/report.html#format_headline",
                 "personal_llm/app/report.py",
             ),
-            "personal_llm.app.report.what_was_done": ("8_app/report.html#what_was_done", "personal_llm/app/report.py"),
+            "personal_llm.app.report.html_budget_table": (
+                "8_app/report.html#html_budget_table",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.html_change_cell": (
+                "8_app/report.html#html_change_cell",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.html_examples": ("8_app/report.html#html_examples", "personal_llm/app/report.py"),
+            "personal_llm.app.report.html_image": ("8_app/report.html#html_image", "personal_llm/app/report.py"),
+            "personal_llm.app.report.html_results_table": (
+                "8_app/report.html#html_results_table",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.html_table": ("8_app/report.html#html_table", "personal_llm/app/report.py"),
+            "personal_llm.app.report.plot_buffer_positions": (
+                "8_app/report.html#plot_buffer_positions",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
+            "personal_llm.app.report.plot_policy_losses": (
+                "8_app/report.html#plot_policy_losses",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.png_data_url": ("8_app/report.html#png_data_url", "personal_llm/app/report.py"),
+            "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
         },
         "personal_llm.app.runtime_commands": {
-            "personal_llm.app.runtime_commands._service_command": (
-                "8_app/runtime_commands.html#_service_command",
+            "personal_llm.app.runtime_commands._register_service_command": (
+                "8_app/runtime_commands.html#_register_service_command",
+                "personal_llm/app/runtime_commands.py",
+            ),
+            "personal_llm.app.runtime_commands.format_service_status": (
+                "8_app/runtime_commands.html#format_service_status",
                 "personal_llm/app/runtime_commands.py",
             ),
             "personal_llm.app.runtime_commands.phone_export_command": (
                 "8_app/runtime_commands.html#phone_export_command",
                 "personal_llm/app/runtime_commands.py",
             ),
-            "personal_llm.app.runtime_commands.phone_run_command": (
-                "8_app/runtime_commands.html#phone_run_command",
+            "personal_llm.app.runtime_commands.phone_simulate_command": (
+                "8_app/runtime_commands.html#phone_simulate_command",
                 "personal_llm/app/runtime_commands.py",
             ),
-            "personal_llm.app.runtime_commands.service_lines": (
-                "8_app/runtime_commands.html#service_lines",
+            "personal_llm.app.runtime_commands.service_start_command": (
+                "8_app/runtime_commands.html#service_start_command",
                 "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.start_command": (
-                "8_app/runtime_commands.html#start_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-        },
-        "personal_llm.app.warm_demo": {
-            "personal_llm.app.warm_demo.curve_line": (
-                "8_app/warm_demo.html#curve_line",
-                "personal_llm/app/warm_demo.py",
-            ),
-            "personal_llm.app.warm_demo.curve_of": ("8_app/warm_demo.html#curve_of", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.draw_warm": ("8_app/warm_demo.html#draw_warm", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.judge_of": ("8_app/warm_demo.html#judge_of", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.judging_share": (
-                "8_app/warm_demo.html#judging_share",
-                "personal_llm/app/warm_demo.py",
-            ),
-            "personal_llm.app.warm_demo.mean_loss": ("8_app/warm_demo.html#mean_loss", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.reach": ("8_app/warm_demo.html#reach", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.run_warm": ("8_app/warm_demo.html#run_warm", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.say": ("8_app/warm_demo.html#say", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.start_name": (
-                "8_app/warm_demo.html#start_name",
-                "personal_llm/app/warm_demo.py",
-            ),
-            "personal_llm.app.warm_demo.tuning_for": (
-                "8_app/warm_demo.html#tuning_for",
-                "personal_llm/app/warm_demo.py",
-            ),
-            "personal_llm.app.warm_demo.two_runs": ("8_app/warm_demo.html#two_runs", "personal_llm/app/warm_demo.py"),
-            "personal_llm.app.warm_demo.warm_report": (
-                "8_app/warm_demo.html#warm_report",
-                "personal_llm/app/warm_demo.py",
             ),
         },
         "personal_llm.base.adapters": {
@@ -441,10 +651,12 @@ d = {
                 "0_base/adapters.html#adapter.nbytes",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters._digest": ("0_base/adapters.html#_digest", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters._strip": ("0_base/adapters.html#_strip", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.adapter_id": (
-                "0_base/adapters.html#adapter_id",
+            "personal_llm.base.adapters._hash_files": (
+                "0_base/adapters.html#_hash_files",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters._remove_peft_layers": (
+                "0_base/adapters.html#_remove_peft_layers",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.attach_adapter": (
@@ -455,39 +667,57 @@ d = {
                 "0_base/adapters.html#check_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.detach": ("0_base/adapters.html#detach", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.finish_publication": (
-                "0_base/adapters.html#finish_publication",
+            "personal_llm.base.adapters.check_matrices": (
+                "0_base/adapters.html#check_matrices",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.from_card": ("0_base/adapters.html#from_card", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.held": ("0_base/adapters.html#held", "personal_llm/base/adapters.py"),
+            "personal_llm.base.adapters.commit_adapter": (
+                "0_base/adapters.html#commit_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.detach_adapter": (
+                "0_base/adapters.html#detach_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.discard_on_error": (
+                "0_base/adapters.html#discard_on_error",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.finish_adapter_commit": (
+                "0_base/adapters.html#finish_adapter_commit",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.get_adapter_id": (
+                "0_base/adapters.html#get_adapter_id",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.load_adapter": (
                 "0_base/adapters.html#load_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.move_in": ("0_base/adapters.html#move_in", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.new_stage": ("0_base/adapters.html#new_stage", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.plain_settings": (
-                "0_base/adapters.html#plain_settings",
+            "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
+            "personal_llm.base.adapters.make_peft_settings": (
+                "0_base/adapters.html#make_peft_settings",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.publish_adapter": (
-                "0_base/adapters.html#publish_adapter",
+            "personal_llm.base.adapters.make_staging_folder": (
+                "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_card": ("0_base/adapters.html#read_card", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.refuse_partial": (
-                "0_base/adapters.html#refuse_partial",
+            "personal_llm.base.adapters.move_adapter_files": (
+                "0_base/adapters.html#move_adapter_files",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.parse_adapter_card": (
+                "0_base/adapters.html#parse_adapter_card",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.read_adapter_card": (
+                "0_base/adapters.html#read_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.staging": ("0_base/adapters.html#staging", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.unwritable": (
-                "0_base/adapters.html#unwritable",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.write_adapter": (
@@ -496,24 +726,56 @@ d = {
             ),
         },
         "personal_llm.base.check": {
-            "personal_llm.base.check.Check": ("0_base/check.html#check", "personal_llm/base/check.py"),
-            "personal_llm.base.check.Check.__str__": ("0_base/check.html#check.__str__", "personal_llm/base/check.py"),
-            "personal_llm.base.check.Check.ok": ("0_base/check.html#check.ok", "personal_llm/base/check.py"),
-            "personal_llm.base.check._adapter": ("0_base/check.html#_adapter", "personal_llm/base/check.py"),
-            "personal_llm.base.check._causal": ("0_base/check.html#_causal", "personal_llm/base/check.py"),
-            "personal_llm.base.check._end_token": ("0_base/check.html#_end_token", "personal_llm/base/check.py"),
-            "personal_llm.base.check._loss_mask": ("0_base/check.html#_loss_mask", "personal_llm/base/check.py"),
-            "personal_llm.base.check._padding": ("0_base/check.html#_padding", "personal_llm/base/check.py"),
-            "personal_llm.base.check._template": ("0_base/check.html#_template", "personal_llm/base/check.py"),
-            "personal_llm.base.check._text": ("0_base/check.html#_text", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check": ("0_base/check.html#check", "personal_llm/base/check.py"),
-            "personal_llm.base.check.check_name": ("0_base/check.html#check_name", "personal_llm/base/check.py"),
-            "personal_llm.base.check.learned": ("0_base/check.html#learned", "personal_llm/base/check.py"),
-            "personal_llm.base.check.losses_with_random_adapter": (
-                "0_base/check.html#losses_with_random_adapter",
+            "personal_llm.base.check.ModelReport": ("0_base/check.html#modelreport", "personal_llm/base/check.py"),
+            "personal_llm.base.check.ModelReport.__str__": (
+                "0_base/check.html#modelreport.__str__",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check.probe": ("0_base/check.html#probe", "personal_llm/base/check.py"),
+            "personal_llm.base.check.ModelReport.ok": (
+                "0_base/check.html#modelreport.ok",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_adapter_round_trip": (
+                "0_base/check.html#_check_adapter_round_trip",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_causality": (
+                "0_base/check.html#_check_causality",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_end_token": (
+                "0_base/check.html#_check_end_token",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_loss_mask": (
+                "0_base/check.html#_check_loss_mask",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_padding": (
+                "0_base/check.html#_check_padding",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_template": (
+                "0_base/check.html#_check_template",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check._check_user_text": (
+                "0_base/check.html#_check_user_text",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check.check_model": ("0_base/check.html#check_model", "personal_llm/base/check.py"),
+            "personal_llm.base.check.get_trained_tokens": (
+                "0_base/check.html#get_trained_tokens",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check.measure_random_adapter": (
+                "0_base/check.html#measure_random_adapter",
+                "personal_llm/base/check.py",
+            ),
+            "personal_llm.base.check.register_model_check": (
+                "0_base/check.html#register_model_check",
+                "personal_llm/base/check.py",
+            ),
         },
         "personal_llm.base.core": {
             "personal_llm.base.core.Cost": ("0_base/core.html#cost", "personal_llm/base/core.py"),
@@ -525,10 +787,15 @@ d = {
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core.Dialogue.derive": ("0_base/core.html#dialogue.derive", "personal_llm/base/core.py"),
+            "personal_llm.base.core.Dialogue.from_dict": (
+                "0_base/core.html#dialogue.from_dict",
+                "personal_llm/base/core.py",
+            ),
             "personal_llm.base.core.Dialogue.messages": (
                 "0_base/core.html#dialogue.messages",
                 "personal_llm/base/core.py",
             ),
+            "personal_llm.base.core.Dialogue.text": ("0_base/core.html#dialogue.text", "personal_llm/base/core.py"),
             "personal_llm.base.core.Dialogue.to_dict": (
                 "0_base/core.html#dialogue.to_dict",
                 "personal_llm/base/core.py",
@@ -560,52 +827,84 @@ d = {
                 "0_base/core.html#history.__repr__",
                 "personal_llm/base/core.py",
             ),
+            "personal_llm.base.core.History.digest": ("0_base/core.html#history.digest", "personal_llm/base/core.py"),
             "personal_llm.base.core.History.first": ("0_base/core.html#history.first", "personal_llm/base/core.py"),
             "personal_llm.base.core.InputError": ("0_base/core.html#inputerror", "personal_llm/base/core.py"),
             "personal_llm.base.core.InputError.__init__": (
                 "0_base/core.html#inputerror.__init__",
                 "personal_llm/base/core.py",
             ),
-            "personal_llm.base.core._check_fields": ("0_base/core.html#_check_fields", "personal_llm/base/core.py"),
-            "personal_llm.base.core._digest": ("0_base/core.html#_digest", "personal_llm/base/core.py"),
-            "personal_llm.base.core._from_dict": ("0_base/core.html#_from_dict", "personal_llm/base/core.py"),
-            "personal_llm.base.core._name": ("0_base/core.html#_name", "personal_llm/base/core.py"),
-            "personal_llm.base.core._turn": ("0_base/core.html#_turn", "personal_llm/base/core.py"),
+            "personal_llm.base.core._check_dialogue": ("0_base/core.html#_check_dialogue", "personal_llm/base/core.py"),
+            "personal_llm.base.core._check_turn": ("0_base/core.html#_check_turn", "personal_llm/base/core.py"),
+            "personal_llm.base.core._describe_wanted": (
+                "0_base/core.html#_describe_wanted",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core._is_accepted": ("0_base/core.html#_is_accepted", "personal_llm/base/core.py"),
+            "personal_llm.base.core._is_list_of_texts": (
+                "0_base/core.html#_is_list_of_texts",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
+            "personal_llm.base.core._make_dialogue_id": (
+                "0_base/core.html#_make_dialogue_id",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core._show_value": ("0_base/core.html#_show_value", "personal_llm/base/core.py"),
+            "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
-            "personal_llm.base.core.generator": ("0_base/core.html#generator", "personal_llm/base/core.py"),
-            "personal_llm.base.core.package_joules": ("0_base/core.html#package_joules", "personal_llm/base/core.py"),
+            "personal_llm.base.core.check_settings_fields": (
+                "0_base/core.html#check_settings_fields",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.get_peak_memory": ("0_base/core.html#get_peak_memory", "personal_llm/base/core.py"),
+            "personal_llm.base.core.make_generator": ("0_base/core.html#make_generator", "personal_llm/base/core.py"),
+            "personal_llm.base.core.measure_cost": ("0_base/core.html#measure_cost", "personal_llm/base/core.py"),
             "personal_llm.base.core.patch": ("0_base/core.html#patch", "personal_llm/base/core.py"),
-            "personal_llm.base.core.peak_memory": ("0_base/core.html#peak_memory", "personal_llm/base/core.py"),
+            "personal_llm.base.core.read_processor_joules": (
+                "0_base/core.html#read_processor_joules",
+                "personal_llm/base/core.py",
+            ),
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
-            "personal_llm.base.core.timed": ("0_base/core.html#timed", "personal_llm/base/core.py"),
+            "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
         "personal_llm.base.factors": {
-            "personal_llm.base.factors.check_pair": ("0_base/factors.html#check_pair", "personal_llm/base/factors.py"),
-            "personal_llm.base.factors.common_shape": (
-                "0_base/factors.html#common_shape",
+            "personal_llm.base.factors._check_factor_shapes": (
+                "0_base/factors.html#_check_factor_shapes",
                 "personal_llm/base/factors.py",
             ),
-            "personal_llm.base.factors.compress": ("0_base/factors.html#compress", "personal_llm/base/factors.py"),
+            "personal_llm.base.factors.compress_adapter": (
+                "0_base/factors.html#compress_adapter",
+                "personal_llm/base/factors.py",
+            ),
             "personal_llm.base.factors.concatenate_factors": (
                 "0_base/factors.html#concatenate_factors",
                 "personal_llm/base/factors.py",
             ),
-            "personal_llm.base.factors.factors": ("0_base/factors.html#factors", "personal_llm/base/factors.py"),
-            "personal_llm.base.factors.inner": ("0_base/factors.html#inner", "personal_llm/base/factors.py"),
-            "personal_llm.base.factors.lora_config": (
-                "0_base/factors.html#lora_config",
+            "personal_llm.base.factors.factor_inner_product": (
+                "0_base/factors.html#factor_inner_product",
                 "personal_llm/base/factors.py",
             ),
-            "personal_llm.base.factors.read_tensors": (
-                "0_base/factors.html#read_tensors",
+            "personal_llm.base.factors.find_unsupported_settings": (
+                "0_base/factors.html#find_unsupported_settings",
                 "personal_llm/base/factors.py",
             ),
-            "personal_llm.base.factors.smaller": ("0_base/factors.html#smaller", "personal_llm/base/factors.py"),
-            "personal_llm.base.factors.smaller_pair": (
-                "0_base/factors.html#smaller_pair",
+            "personal_llm.base.factors.read_factors": (
+                "0_base/factors.html#read_factors",
                 "personal_llm/base/factors.py",
             ),
-            "personal_llm.base.factors.unplain": ("0_base/factors.html#unplain", "personal_llm/base/factors.py"),
+            "personal_llm.base.factors.read_lora_config": (
+                "0_base/factors.html#read_lora_config",
+                "personal_llm/base/factors.py",
+            ),
+            "personal_llm.base.factors.truncate_factor_pair": (
+                "0_base/factors.html#truncate_factor_pair",
+                "personal_llm/base/factors.py",
+            ),
+            "personal_llm.base.factors.truncate_factors": (
+                "0_base/factors.html#truncate_factors",
+                "personal_llm/base/factors.py",
+            ),
         },
         "personal_llm.base.files": {
             "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
@@ -617,49 +916,62 @@ d = {
                 "0_base/files.html#ownedfolder.__repr__",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder._read": (
-                "0_base/files.html#ownedfolder._read",
+            "personal_llm.base.files.OwnedFolder._write_entries": (
+                "0_base/files.html#ownedfolder._write_entries",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder._write": (
-                "0_base/files.html#ownedfolder._write",
-                "personal_llm/base/files.py",
-            ),
-            "personal_llm.base.files.OwnedFolder.check": (
-                "0_base/files.html#ownedfolder.check",
+            "personal_llm.base.files.OwnedFolder.check_entries": (
+                "0_base/files.html#ownedfolder.check_entries",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.OwnedFolder.claim": (
                 "0_base/files.html#ownedfolder.claim",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.OwnedFolder.find_foreign_files": (
+                "0_base/files.html#ownedfolder.find_foreign_files",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.OwnedFolder.record_files": (
+                "0_base/files.html#ownedfolder.record_files",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.OwnedFolder.remove": (
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder.seal": (
-                "0_base/files.html#ownedfolder.seal",
+            "personal_llm.base.files._list_files": ("0_base/files.html#_list_files", "personal_llm/base/files.py"),
+            "personal_llm.base.files._read_entries": ("0_base/files.html#_read_entries", "personal_llm/base/files.py"),
+            "personal_llm.base.files.append_json_line": (
+                "0_base/files.html#append_json_line",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder.strangers": (
-                "0_base/files.html#ownedfolder.strangers",
+            "personal_llm.base.files.compute_sha256": (
+                "0_base/files.html#compute_sha256",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files._files": ("0_base/files.html#_files", "personal_llm/base/files.py"),
-            "personal_llm.base.files._locked": ("0_base/files.html#_locked", "personal_llm/base/files.py"),
-            "personal_llm.base.files.append_line": ("0_base/files.html#append_line", "personal_llm/base/files.py"),
-            "personal_llm.base.files.beside": ("0_base/files.html#beside", "personal_llm/base/files.py"),
-            "personal_llm.base.files.cache_folder": ("0_base/files.html#cache_folder", "personal_llm/base/files.py"),
-            "personal_llm.base.files.delete": ("0_base/files.html#delete", "personal_llm/base/files.py"),
+            "personal_llm.base.files.delete_path": ("0_base/files.html#delete_path", "personal_llm/base/files.py"),
+            "personal_llm.base.files.get_cache_folder": (
+                "0_base/files.html#get_cache_folder",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.get_temporary_path": (
+                "0_base/files.html#get_temporary_path",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.read_lines": ("0_base/files.html#read_lines", "personal_llm/base/files.py"),
-            "personal_llm.base.files.remove_leftovers": (
-                "0_base/files.html#remove_leftovers",
+            "personal_llm.base.files.read_json_lines": (
+                "0_base/files.html#read_json_lines",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.remove_temporary_files": (
+                "0_base/files.html#remove_temporary_files",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.try_lock": ("0_base/files.html#try_lock", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
@@ -667,48 +979,82 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
         },
         "personal_llm.base.loading": {
-            "personal_llm.base.loading.ask_hub": ("0_base/loading.html#ask_hub", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.check_loading": (
-                "0_base/loading.html#check_loading",
+            "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.check_loaded_weights": (
+                "0_base/loading.html#check_loaded_weights",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.choose_device": (
                 "0_base/loading.html#choose_device",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.encoder_id": ("0_base/loading.html#encoder_id", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.fetch": ("0_base/loading.html#fetch", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.fingerprint": (
-                "0_base/loading.html#fingerprint",
+            "personal_llm.base.loading.compute_fingerprint": (
+                "0_base/loading.html#compute_fingerprint",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.hash_of": ("0_base/loading.html#hash_of", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.hub_says": ("0_base/loading.html#hub_says", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.find_hub_error": (
+                "0_base/loading.html#find_hub_error",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.find_weight_files": (
+                "0_base/loading.html#find_weight_files",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.get_cached_fingerprint": (
+                "0_base/loading.html#get_cached_fingerprint",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.get_encoder_id": (
+                "0_base/loading.html#get_encoder_id",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.hash_attached_adapter": (
+                "0_base/loading.html#hash_attached_adapter",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.hash_tensors": (
+                "0_base/loading.html#hash_tensors",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.live_adapter": (
-                "0_base/loading.html#live_adapter",
+            "personal_llm.base.loading.load_causal_lm": (
+                "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.load_encoder": (
                 "0_base/loading.html#load_encoder",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.read_files": ("0_base/loading.html#read_files", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.read_model": ("0_base/loading.html#read_model", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.remembered_fingerprint": (
-                "0_base/loading.html#remembered_fingerprint",
+            "personal_llm.base.loading.load_from_files": (
+                "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.weight_files": (
-                "0_base/loading.html#weight_files",
-                "personal_llm/base/loading.py",
-            ),
         },
         "personal_llm.base.models": {
+            "personal_llm.base.models.AdapterLayers": (
+                "0_base/models.html#adapterlayers",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.AdapterLayers.__init__": (
+                "0_base/models.html#adapterlayers.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.AdapterLayers.insert": (
+                "0_base/models.html#adapterlayers.insert",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.AdapterLayers.remove": (
+                "0_base/models.html#adapterlayers.remove",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.ForwardResult": (
+                "0_base/models.html#forwardresult",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model": ("0_base/models.html#model", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.__init__": (
                 "0_base/models.html#model.__init__",
@@ -718,55 +1064,104 @@ d = {
                 "0_base/models.html#model.__repr__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model._noted": ("0_base/models.html#model._noted", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model._insert_adapter": (
+                "0_base/models.html#model._insert_adapter",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model._note_truncation": (
+                "0_base/models.html#model._note_truncation",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.embed": ("0_base/models.html#model.embed", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.encode_prompts": (
+                "0_base/models.html#model.encode_prompts",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.generate": (
                 "0_base/models.html#model.generate",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.new_tokens": (
-                "0_base/models.html#model.new_tokens",
+            "personal_llm.base.models.Model.generate_tokens": (
+                "0_base/models.html#model.generate_tokens",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.prompt_rows": (
-                "0_base/models.html#model.prompt_rows",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.Model.read": ("0_base/models.html#model.read", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.read_batch": (
-                "0_base/models.html#model.read_batch",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.spending": (
-                "0_base/models.html#model.spending",
+            "personal_llm.base.models.Model.run_forward": (
+                "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.using": ("0_base/models.html#model.using", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.run_forward_batch": (
+                "0_base/models.html#model.run_forward_batch",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.track_cost": (
+                "0_base/models.html#model.track_cost",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.use_adapter": (
+                "0_base/models.html#model.use_adapter",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Reading": ("0_base/models.html#reading", "personal_llm/base/models.py"),
-            "personal_llm.base.models._become": ("0_base/models.html#_become", "personal_llm/base/models.py"),
-            "personal_llm.base.models.check_pair": ("0_base/models.html#check_pair", "personal_llm/base/models.py"),
+            "personal_llm.base.models.check_model_and_tokenizer": (
+                "0_base/models.html#check_model_and_tokenizer",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.compute_token_losses": (
+                "0_base/models.html#compute_token_losses",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.limit_kernel_caches": (
+                "0_base/models.html#limit_kernel_caches",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
-            "personal_llm.base.models.penalise_repetition": (
-                "0_base/models.html#penalise_repetition",
+            "personal_llm.base.models.make_repetition_penalty": (
+                "0_base/models.html#make_repetition_penalty",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.quiet_libraries": (
-                "0_base/models.html#quiet_libraries",
+            "personal_llm.base.models.silence_libraries": (
+                "0_base/models.html#silence_libraries",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.small_caches": ("0_base/models.html#small_caches", "personal_llm/base/models.py"),
-            "personal_llm.base.models.token_losses": ("0_base/models.html#token_losses", "personal_llm/base/models.py"),
         },
         "personal_llm.base.plots": {
-            "personal_llm.base.plots.png": ("0_base/plots.html#png", "personal_llm/base/plots.py"),
-            "personal_llm.base.plots.series": ("0_base/plots.html#series", "personal_llm/base/plots.py"),
-            "personal_llm.base.plots.show": ("0_base/plots.html#show", "personal_llm/base/plots.py"),
+            "personal_llm.base.plots.encode_png": ("0_base/plots.html#encode_png", "personal_llm/base/plots.py"),
+            "personal_llm.base.plots.get_series_style": (
+                "0_base/plots.html#get_series_style",
+                "personal_llm/base/plots.py",
+            ),
+            "personal_llm.base.plots.show_figure": ("0_base/plots.html#show_figure", "personal_llm/base/plots.py"),
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
+        },
+        "personal_llm.base.publish": {
+            "personal_llm.base.publish.finish_results": (
+                "0_base/publish.html#finish_results",
+                "personal_llm/base/publish.py",
+            ),
+            "personal_llm.base.publish.move_results": (
+                "0_base/publish.html#move_results",
+                "personal_llm/base/publish.py",
+            ),
+            "personal_llm.base.publish.open_results_folder": (
+                "0_base/publish.html#open_results_folder",
+                "personal_llm/base/publish.py",
+            ),
+            "personal_llm.base.publish.publish_results": (
+                "0_base/publish.html#publish_results",
+                "personal_llm/base/publish.py",
+            ),
+            "personal_llm.base.publish.recover_results": (
+                "0_base/publish.html#recover_results",
+                "personal_llm/base/publish.py",
+            ),
+            "personal_llm.base.publish.write_entry": (
+                "0_base/publish.html#write_entry",
+                "personal_llm/base/publish.py",
+            ),
         },
         "personal_llm.base.text": {
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
@@ -783,16 +1178,12 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
+            "personal_llm.base.text.RecentTexts.find_duplicates": (
+                "0_base/text.html#recenttexts.find_duplicates",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts.forget": (
                 "0_base/text.html#recenttexts.forget",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.near": (
-                "0_base/text.html#recenttexts.near",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.places": (
-                "0_base/text.html#recenttexts.places",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts.restore": (
@@ -803,64 +1194,652 @@ d = {
                 "0_base/text.html#recenttexts.to_list",
                 "personal_llm/base/text.py",
             ),
-            "personal_llm.base.text._spaced": ("0_base/text.html#_spaced", "personal_llm/base/text.py"),
-            "personal_llm.base.text.alike": ("0_base/text.html#alike", "personal_llm/base/text.py"),
-            "personal_llm.base.text.mark_of": ("0_base/text.html#mark_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.most_unlike": ("0_base/text.html#most_unlike", "personal_llm/base/text.py"),
-            "personal_llm.base.text.names_of": ("0_base/text.html#names_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.near_duplicate": ("0_base/text.html#near_duplicate", "personal_llm/base/text.py"),
-            "personal_llm.base.text.negations_of": ("0_base/text.html#negations_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.normalise": ("0_base/text.html#normalise", "personal_llm/base/text.py"),
-            "personal_llm.base.text.numbers_and_negations": (
-                "0_base/text.html#numbers_and_negations",
+            "personal_llm.base.text._separate_character": (
+                "0_base/text.html#_separate_character",
                 "personal_llm/base/text.py",
             ),
-            "personal_llm.base.text.numbers_of": ("0_base/text.html#numbers_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.printable": ("0_base/text.html#printable", "personal_llm/base/text.py"),
-            "personal_llm.base.text.rouge1": ("0_base/text.html#rouge1", "personal_llm/base/text.py"),
-            "personal_llm.base.text.rouge_words": ("0_base/text.html#rouge_words", "personal_llm/base/text.py"),
-            "personal_llm.base.text.row_of": ("0_base/text.html#row_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.runs_of": ("0_base/text.html#runs_of", "personal_llm/base/text.py"),
-            "personal_llm.base.text.sentences": ("0_base/text.html#sentences", "personal_llm/base/text.py"),
-            "personal_llm.base.text.shingles": ("0_base/text.html#shingles", "personal_llm/base/text.py"),
-            "personal_llm.base.text.trigrams": ("0_base/text.html#trigrams", "personal_llm/base/text.py"),
-            "personal_llm.base.text.word_hashes": ("0_base/text.html#word_hashes", "personal_llm/base/text.py"),
-            "personal_llm.base.text.words_of": ("0_base/text.html#words_of", "personal_llm/base/text.py"),
+            "personal_llm.base.text.are_trigrams_similar": (
+                "0_base/text.html#are_trigrams_similar",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.collect_shingles": (
+                "0_base/text.html#collect_shingles",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
+            "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
+            "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_proper_names": (
+                "0_base/text.html#get_proper_names",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
+            "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
+            "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
+            "personal_llm.base.text.hash_words": ("0_base/text.html#hash_words", "personal_llm/base/text.py"),
+            "personal_llm.base.text.is_near_duplicate": (
+                "0_base/text.html#is_near_duplicate",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.make_text_signature": (
+                "0_base/text.html#make_text_signature",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
+            "personal_llm.base.text.split_rouge_words": (
+                "0_base/text.html#split_rouge_words",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.split_sentences": ("0_base/text.html#split_sentences", "personal_llm/base/text.py"),
         },
         "personal_llm.base.tokens": {
-            "personal_llm.base.tokens.batches": ("0_base/tokens.html#batches", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.clip": ("0_base/tokens.html#clip", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.collate": ("0_base/tokens.html#collate", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.encode": ("0_base/tokens.html#encode", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.clip_text": ("0_base/tokens.html#clip_text", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.collate_samples": (
+                "0_base/tokens.html#collate_samples",
+                "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.drop_oldest_turns": (
+                "0_base/tokens.html#drop_oldest_turns",
+                "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.encode_dialogue": (
+                "0_base/tokens.html#encode_dialogue",
+                "personal_llm/base/tokens.py",
+            ),
             "personal_llm.base.tokens.encode_prompt": (
                 "0_base/tokens.html#encode_prompt",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.first_turn": ("0_base/tokens.html#first_turn", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.fit": ("0_base/tokens.html#fit", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.latest_messages": (
-                "0_base/tokens.html#latest_messages",
+            "personal_llm.base.tokens.find_first_turn": (
+                "0_base/tokens.html#find_first_turn",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.pad": ("0_base/tokens.html#pad", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.pieces": ("0_base/tokens.html#pieces", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.render": ("0_base/tokens.html#render", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.render_answered": (
-                "0_base/tokens.html#render_answered",
+            "personal_llm.base.tokens.fit_messages": ("0_base/tokens.html#fit_messages", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.get_latest_messages": (
+                "0_base/tokens.html#get_latest_messages",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.render_apart": ("0_base/tokens.html#render_apart", "personal_llm/base/tokens.py"),
-            "personal_llm.base.tokens.sizes_of_turns": (
-                "0_base/tokens.html#sizes_of_turns",
+            "personal_llm.base.tokens.get_special_strings": (
+                "0_base/tokens.html#get_special_strings",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.special_strings": (
-                "0_base/tokens.html#special_strings",
+            "personal_llm.base.tokens.make_batches": ("0_base/tokens.html#make_batches", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.pad_rows": ("0_base/tokens.html#pad_rows", "personal_llm/base/tokens.py"),
+            "personal_llm.base.tokens.split_template": (
+                "0_base/tokens.html#split_template",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.without_oldest": (
-                "0_base/tokens.html#without_oldest",
+            "personal_llm.base.tokens.tokenize_messages": (
+                "0_base/tokens.html#tokenize_messages",
                 "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.tokenize_pieces": (
+                "0_base/tokens.html#tokenize_pieces",
+                "personal_llm/base/tokens.py",
+            ),
+            "personal_llm.base.tokens.tokenize_with_response": (
+                "0_base/tokens.html#tokenize_with_response",
+                "personal_llm/base/tokens.py",
+            ),
+        },
+        "personal_llm.buffer.active": {
+            "personal_llm.buffer.active.ActivePolicy": (
+                "2_buffer/active.html#activepolicy",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.__init__": (
+                "2_buffer/active.html#activepolicy.__init__",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy._drop_old_relevance": (
+                "2_buffer/active.html#activepolicy._drop_old_relevance",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy._rank_entries": (
+                "2_buffer/active.html#activepolicy._rank_entries",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.after_erase": (
+                "2_buffer/active.html#activepolicy.after_erase",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.after_finetune": (
+                "2_buffer/active.html#activepolicy.after_finetune",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.after_rescore": (
+                "2_buffer/active.html#activepolicy.after_rescore",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.choose": (
+                "2_buffer/active.html#activepolicy.choose",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.decide_question": (
+                "2_buffer/active.html#activepolicy.decide_question",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.discount_probability": (
+                "2_buffer/active.html#activepolicy.discount_probability",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.expect": (
+                "2_buffer/active.html#activepolicy.expect",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.has_corrections": (
+                "2_buffer/active.html#activepolicy.has_corrections",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
+                "2_buffer/active.html#activepolicy.learn_from_answer",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
+                "2_buffer/active.html#activepolicy.observe_candidate",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.order_questions": (
+                "2_buffer/active.html#activepolicy.order_questions",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.place": (
+                "2_buffer/active.html#activepolicy.place",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.restore": (
+                "2_buffer/active.html#activepolicy.restore",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.select_training_dialogues": (
+                "2_buffer/active.html#activepolicy.select_training_dialogues",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.state": (
+                "2_buffer/active.html#activepolicy.state",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.CandidateFeatures": (
+                "2_buffer/active.html#candidatefeatures",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active._find_redundant_slot": (
+                "2_buffer/active.html#_find_redundant_slot",
+                "personal_llm/buffer/active.py",
+            ),
+        },
+        "personal_llm.buffer.buffer": {
+            "personal_llm.buffer.buffer.Buffer": ("2_buffer/buffer.html#buffer", "personal_llm/buffer/buffer.py"),
+            "personal_llm.buffer.buffer.Buffer.__init__": (
+                "2_buffer/buffer.html#buffer.__init__",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.__len__": (
+                "2_buffer/buffer.html#buffer.__len__",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.__repr__": (
+                "2_buffer/buffer.html#buffer.__repr__",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._count_keys": (
+                "2_buffer/buffer.html#buffer._count_keys",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._fill": (
+                "2_buffer/buffer.html#buffer._fill",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._place": (
+                "2_buffer/buffer.html#buffer._place",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._refill": (
+                "2_buffer/buffer.html#buffer._refill",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._restore": (
+                "2_buffer/buffer.html#buffer._restore",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._state": (
+                "2_buffer/buffer.html#buffer._state",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.add": (
+                "2_buffer/buffer.html#buffer.add",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.clear": (
+                "2_buffer/buffer.html#buffer.clear",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.clear_embeddings": (
+                "2_buffer/buffer.html#buffer.clear_embeddings",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.erase": (
+                "2_buffer/buffer.html#buffer.erase",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.has_same_text": (
+                "2_buffer/buffer.html#buffer.has_same_text",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.remove": (
+                "2_buffer/buffer.html#buffer.remove",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.replace_dialogue": (
+                "2_buffer/buffer.html#buffer.replace_dialogue",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.rescore": (
+                "2_buffer/buffer.html#buffer.rescore",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.save": (
+                "2_buffer/buffer.html#buffer.save",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.to_bytes": (
+                "2_buffer/buffer.html#buffer.to_bytes",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.view": (
+                "2_buffer/buffer.html#buffer.view",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Decision": ("2_buffer/buffer.html#decision", "personal_llm/buffer/buffer.py"),
+            "personal_llm.buffer.buffer._check_same_model": (
+                "2_buffer/buffer.html#_check_same_model",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer._checksum": ("2_buffer/buffer.html#_checksum", "personal_llm/buffer/buffer.py"),
+            "personal_llm.buffer.buffer._entry_from_dict": (
+                "2_buffer/buffer.html#_entry_from_dict",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer._entry_to_dict": (
+                "2_buffer/buffer.html#_entry_to_dict",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer._find_saved_policy": (
+                "2_buffer/buffer.html#_find_saved_policy",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer._read_file": (
+                "2_buffer/buffer.html#_read_file",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
+            "personal_llm.buffer.buffer.content_key": (
+                "2_buffer/buffer.html#content_key",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.load_buffer": (
+                "2_buffer/buffer.html#load_buffer",
+                "personal_llm/buffer/buffer.py",
+            ),
+        },
+        "personal_llm.buffer.correction_model": {
+            "personal_llm.buffer.correction_model.Answer": (
+                "2_buffer/correction_model.html#answer",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.CorrectionModel": (
+                "2_buffer/correction_model.html#correctionmodel",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.CorrectionModel.predict_probability": (
+                "2_buffer/correction_model.html#correctionmodel.predict_probability",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.CorrectionModel.update": (
+                "2_buffer/correction_model.html#correctionmodel.update",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics": (
+                "2_buffer/correction_model.html#streamstatistics",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics.__init__": (
+                "2_buffer/correction_model.html#streamstatistics.__init__",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics.centre_directions": (
+                "2_buffer/correction_model.html#streamstatistics.centre_directions",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics.compute_ranks": (
+                "2_buffer/correction_model.html#streamstatistics.compute_ranks",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics.record": (
+                "2_buffer/correction_model.html#streamstatistics.record",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.StreamStatistics.smooth_ranks": (
+                "2_buffer/correction_model.html#streamstatistics.smooth_ranks",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.compute_answer_features": (
+                "2_buffer/correction_model.html#compute_answer_features",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.compute_relative_rank": (
+                "2_buffer/correction_model.html#compute_relative_rank",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.estimate_relevance": (
+                "2_buffer/correction_model.html#estimate_relevance",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.make_prior_model": (
+                "2_buffer/correction_model.html#make_prior_model",
+                "personal_llm/buffer/correction_model.py",
+            ),
+            "personal_llm.buffer.correction_model.neighbour_log_odds": (
+                "2_buffer/correction_model.html#neighbour_log_odds",
+                "personal_llm/buffer/correction_model.py",
+            ),
+        },
+        "personal_llm.buffer.policies": {
+            "personal_llm.buffer.policies.BufferView": (
+                "2_buffer/policies.html#bufferview",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView.__init__": (
+                "2_buffer/policies.html#bufferview.__init__",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView.__len__": (
+                "2_buffer/policies.html#bufferview.__len__",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView._measure_domain": (
+                "2_buffer/policies.html#bufferview._measure_domain",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView._slots": (
+                "2_buffer/policies.html#bufferview._slots",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView.compute_idd": (
+                "2_buffer/policies.html#bufferview.compute_idd",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.BufferView.idd": (
+                "2_buffer/policies.html#bufferview.idd",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.DSSPolicy": (
+                "2_buffer/policies.html#dsspolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.EOEPolicy": (
+                "2_buffer/policies.html#eoepolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.FIFOPolicy": (
+                "2_buffer/policies.html#fifopolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.FIFOPolicy.choose": (
+                "2_buffer/policies.html#fifopolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.IDDPolicy": (
+                "2_buffer/policies.html#iddpolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.KCenterPolicy": (
+                "2_buffer/policies.html#kcenterpolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.KCenterPolicy.__init__": (
+                "2_buffer/policies.html#kcenterpolicy.__init__",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.KCenterPolicy.after_add": (
+                "2_buffer/policies.html#kcenterpolicy.after_add",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.KCenterPolicy.choose": (
+                "2_buffer/policies.html#kcenterpolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy": ("2_buffer/policies.html#policy", "personal_llm/buffer/policies.py"),
+            "personal_llm.buffer.policies.Policy.__init_subclass__": (
+                "2_buffer/policies.html#policy.__init_subclass__",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.__repr__": (
+                "2_buffer/policies.html#policy.__repr__",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.after_add": (
+                "2_buffer/policies.html#policy.after_add",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.after_erase": (
+                "2_buffer/policies.html#policy.after_erase",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.after_finetune": (
+                "2_buffer/policies.html#policy.after_finetune",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.after_rescore": (
+                "2_buffer/policies.html#policy.after_rescore",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.before_remove": (
+                "2_buffer/policies.html#policy.before_remove",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.choose": (
+                "2_buffer/policies.html#policy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.expect": (
+                "2_buffer/policies.html#policy.expect",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.order_questions": (
+                "2_buffer/policies.html#policy.order_questions",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.place": (
+                "2_buffer/policies.html#policy.place",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.restore": (
+                "2_buffer/policies.html#policy.restore",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.select_training_dialogues": (
+                "2_buffer/policies.html#policy.select_training_dialogues",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.state": (
+                "2_buffer/policies.html#policy.state",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.RandomPolicy": (
+                "2_buffer/policies.html#randompolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.RandomPolicy.choose": (
+                "2_buffer/policies.html#randompolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.ReservoirPolicy": (
+                "2_buffer/policies.html#reservoirpolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.ReservoirPolicy.choose": (
+                "2_buffer/policies.html#reservoirpolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.SDSSPolicy": (
+                "2_buffer/policies.html#sdsspolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.SDSSPolicy.choose": (
+                "2_buffer/policies.html#sdsspolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.SDSSScriptsPolicy": (
+                "2_buffer/policies.html#sdssscriptspolicy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.SDSSScriptsPolicy.after_finetune": (
+                "2_buffer/policies.html#sdssscriptspolicy.after_finetune",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.SDSSScriptsPolicy.choose": (
+                "2_buffer/policies.html#sdssscriptspolicy.choose",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies._column": (
+                "2_buffer/policies.html#_column",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies._read_only": (
+                "2_buffer/policies.html#_read_only",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.cosine_similarities": (
+                "2_buffer/policies.html#cosine_similarities",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.get_policy": (
+                "2_buffer/policies.html#get_policy",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.register_policy": (
+                "2_buffer/policies.html#register_policy",
+                "personal_llm/buffer/policies.py",
+            ),
+        },
+        "personal_llm.buffer.scoring": {
+            "personal_llm.buffer.scoring.Lexicons": (
+                "2_buffer/scoring.html#lexicons",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.Lexicons.__init__": (
+                "2_buffer/scoring.html#lexicons.__init__",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.Lexicons.__len__": (
+                "2_buffer/scoring.html#lexicons.__len__",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.Lexicons.count_words": (
+                "2_buffer/scoring.html#lexicons.count_words",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.ScoredDialogue": (
+                "2_buffer/scoring.html#scoreddialogue",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.ScoredDialogue.direction": (
+                "2_buffer/scoring.html#scoreddialogue.direction",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.Scores": ("2_buffer/scoring.html#scores", "personal_llm/buffer/scoring.py"),
+            "personal_llm.buffer.scoring.domain_specific_score": (
+                "2_buffer/scoring.html#domain_specific_score",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.dominant_domain": (
+                "2_buffer/scoring.html#dominant_domain",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.entropy_of_embedding": (
+                "2_buffer/scoring.html#entropy_of_embedding",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.entropy_of_embedding_scripts": (
+                "2_buffer/scoring.html#entropy_of_embedding_scripts",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.in_domain_dissimilarity": (
+                "2_buffer/scoring.html#in_domain_dissimilarity",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.load_lexicons": (
+                "2_buffer/scoring.html#load_lexicons",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.score": ("2_buffer/scoring.html#score", "personal_llm/buffer/scoring.py"),
+            "personal_llm.buffer.scoring.score_domains": (
+                "2_buffer/scoring.html#score_domains",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.score_reading": (
+                "2_buffer/scoring.html#score_reading",
+                "personal_llm/buffer/scoring.py",
+            ),
+            "personal_llm.buffer.scoring.unit_vector": (
+                "2_buffer/scoring.html#unit_vector",
+                "personal_llm/buffer/scoring.py",
+            ),
+        },
+        "personal_llm.buffer.synthesis": {
+            "personal_llm.buffer.synthesis.SynthesisConfig": (
+                "2_buffer/synthesis.html#synthesisconfig",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.SynthesisConfig.__post_init__": (
+                "2_buffer/synthesis.html#synthesisconfig.__post_init__",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.SynthesisResult": (
+                "2_buffer/synthesis.html#synthesisresult",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.SynthesisResult.__str__": (
+                "2_buffer/synthesis.html#synthesisresult.__str__",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.changes_facts": (
+                "2_buffer/synthesis.html#changes_facts",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.check_rewrite": (
+                "2_buffer/synthesis.html#check_rewrite",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.generate_rewrites": (
+                "2_buffer/synthesis.html#generate_rewrites",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.load_similarity_encoder": (
+                "2_buffer/synthesis.html#load_similarity_encoder",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.make_variants": (
+                "2_buffer/synthesis.html#make_variants",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.parse_rewrite": (
+                "2_buffer/synthesis.html#parse_rewrite",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.rewrite_texts": (
+                "2_buffer/synthesis.html#rewrite_texts",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.semantic_similarities": (
+                "2_buffer/synthesis.html#semantic_similarities",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.synthesize": (
+                "2_buffer/synthesis.html#synthesize",
+                "personal_llm/buffer/synthesis.py",
             ),
         },
         "personal_llm.course.checks": {
@@ -1214,107 +2193,226 @@ d = {
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
         },
         "personal_llm.data.exports": {
-            "personal_llm.data.exports.answered": ("1_data/exports.html#answered", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.between_people": (
-                "1_data/exports.html#between_people",
+            "personal_llm.data.exports.ChatMessage": (
+                "1_data/exports.html#chatmessage",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.branch": ("1_data/exports.html#branch", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.chatgpt": ("1_data/exports.html#chatgpt", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.chatgpt_turn": (
-                "1_data/exports.html#chatgpt_turn",
+            "personal_llm.data.exports.identify_user": (
+                "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.claude": ("1_data/exports.html#claude", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.claude_turn": (
-                "1_data/exports.html#claude_turn",
+            "personal_llm.data.exports.make_answered_conversation": (
+                "1_data/exports.html#make_answered_conversation",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.moment": ("1_data/exports.html#moment", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.moments": ("1_data/exports.html#moments", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.seconds": ("1_data/exports.html#seconds", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.telegram": ("1_data/exports.html#telegram", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.telegram_messages": (
-                "1_data/exports.html#telegram_messages",
+            "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.parse_chatgpt": (
+                "1_data/exports.html#parse_chatgpt",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.telegram_text": (
-                "1_data/exports.html#telegram_text",
+            "personal_llm.data.exports.parse_chatgpt_message": (
+                "1_data/exports.html#parse_chatgpt_message",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.user_among": ("1_data/exports.html#user_among", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.whatsapp": ("1_data/exports.html#whatsapp", "personal_llm/data/exports.py"),
-            "personal_llm.data.exports.whatsapp_messages": (
-                "1_data/exports.html#whatsapp_messages",
+            "personal_llm.data.exports.parse_claude": (
+                "1_data/exports.html#parse_claude",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.whole_account": (
-                "1_data/exports.html#whole_account",
+            "personal_llm.data.exports.parse_claude_message": (
+                "1_data/exports.html#parse_claude_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_telegram": (
+                "1_data/exports.html#parse_telegram",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_telegram_account": (
+                "1_data/exports.html#parse_telegram_account",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_telegram_messages": (
+                "1_data/exports.html#parse_telegram_messages",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_time": ("1_data/exports.html#parse_time", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.parse_timestamp": (
+                "1_data/exports.html#parse_timestamp",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_timestamps": (
+                "1_data/exports.html#parse_timestamps",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_whatsapp": (
+                "1_data/exports.html#parse_whatsapp",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_whatsapp_log": (
+                "1_data/exports.html#parse_whatsapp_log",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.split_at_pauses": (
+                "1_data/exports.html#split_at_pauses",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.trace_branch": (
+                "1_data/exports.html#trace_branch",
                 "personal_llm/data/exports.py",
             ),
         },
         "personal_llm.data.formats": {
-            "personal_llm.data.formats.Conversation": (
-                "1_data/formats.html#conversation",
+            "personal_llm.data.formats.ParsedConversation": (
+                "1_data/formats.html#parsedconversation",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.Layout": ("1_data/formats.html#layout", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.alpaca": ("1_data/formats.html#alpaca", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.RecordFormat": (
+                "1_data/formats.html#recordformat",
+                "personal_llm/data/formats.py",
+            ),
             "personal_llm.data.formats.as_name": ("1_data/formats.html#as_name", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.below": ("1_data/formats.html#below", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.check_fields": (
-                "1_data/formats.html#check_fields",
+            "personal_llm.data.formats.call_safely": (
+                "1_data/formats.html#call_safely",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.convert": ("1_data/formats.html#convert", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.dialogues_of": (
-                "1_data/formats.html#dialogues_of",
+            "personal_llm.data.formats.detect_format": (
+                "1_data/formats.html#detect_format",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.dolly": ("1_data/formats.html#dolly", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.empathetic": ("1_data/formats.html#empathetic", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.exchange": ("1_data/formats.html#exchange", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.fields_of": ("1_data/formats.html#fields_of", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.fits": ("1_data/formats.html#fits", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.guarded": ("1_data/formats.html#guarded", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.has_fields": ("1_data/formats.html#has_fields", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.joined": ("1_data/formats.html#joined", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.layout": ("1_data/formats.html#layout", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.meddialog": ("1_data/formats.html#meddialog", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.messages": ("1_data/formats.html#messages", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.opening_of": ("1_data/formats.html#opening_of", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.openorca": ("1_data/formats.html#openorca", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.prompt_completion": (
-                "1_data/formats.html#prompt_completion",
+            "personal_llm.data.formats.make_exchange": (
+                "1_data/formats.html#make_exchange",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.prosocial": ("1_data/formats.html#prosocial", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.recognise": ("1_data/formats.html#recognise", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.running_text": (
-                "1_data/formats.html#running_text",
+            "personal_llm.data.formats.merge_turns": (
+                "1_data/formats.html#merge_turns",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.said": ("1_data/formats.html#said", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.sharegpt": ("1_data/formats.html#sharegpt", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.spoken": ("1_data/formats.html#spoken", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.talks_in": ("1_data/formats.html#talks_in", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.turns_of": ("1_data/formats.html#turns_of", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.normalise_record": (
+                "1_data/formats.html#normalise_record",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_consultation": (
+                "1_data/formats.html#parse_consultation",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_consultation_turn": (
+                "1_data/formats.html#parse_consultation_turn",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_conversations": (
+                "1_data/formats.html#parse_conversations",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_empathetic": (
+                "1_data/formats.html#parse_empathetic",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_openorca": (
+                "1_data/formats.html#parse_openorca",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.parse_prosocial": (
+                "1_data/formats.html#parse_prosocial",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_record": (
+                "1_data/formats.html#parse_record",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_running_text": (
+                "1_data/formats.html#parse_running_text",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_turn": ("1_data/formats.html#parse_turn", "personal_llm/data/formats.py"),
+            "personal_llm.data.formats.register_format": (
+                "1_data/formats.html#register_format",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.register_pairs": (
+                "1_data/formats.html#register_pairs",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.split_conversations": (
+                "1_data/formats.html#split_conversations",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.split_into_dialogues": (
+                "1_data/formats.html#split_into_dialogues",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.split_opening": (
+                "1_data/formats.html#split_opening",
+                "personal_llm/data/formats.py",
+            ),
         },
         "personal_llm.data.habits": {
             "personal_llm.data.habits.Habit": ("1_data/habits.html#habit", "personal_llm/data/habits.py"),
             "personal_llm.data.habits.brevity": ("1_data/habits.html#brevity", "personal_llm/data/habits.py"),
             "personal_llm.data.habits.bullets": ("1_data/habits.html#bullets", "personal_llm/data/habits.py"),
             "personal_llm.data.habits.emoji": ("1_data/habits.html#emoji", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.listed": ("1_data/habits.html#listed", "personal_llm/data/habits.py"),
             "personal_llm.data.habits.lower_case": ("1_data/habits.html#lower_case", "personal_llm/data/habits.py"),
+            "personal_llm.data.habits.marked_lines": ("1_data/habits.html#marked_lines", "personal_llm/data/habits.py"),
+            "personal_llm.data.habits.numbered_steps": (
+                "1_data/habits.html#numbered_steps",
+                "personal_llm/data/habits.py",
+            ),
             "personal_llm.data.habits.opener": ("1_data/habits.html#opener", "personal_llm/data/habits.py"),
             "personal_llm.data.habits.preferred_words": (
                 "1_data/habits.html#preferred_words",
                 "personal_llm/data/habits.py",
             ),
             "personal_llm.data.habits.sign_off": ("1_data/habits.html#sign_off", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.steps": ("1_data/habits.html#steps", "personal_llm/data/habits.py"),
+        },
+        "personal_llm.data.people": {
+            "personal_llm.data.people.SimulatedUser": (
+                "1_data/people.html#simulateduser",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.SimulatedUser.__call__": (
+                "1_data/people.html#simulateduser.__call__",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.SimulatedUser.adherence": (
+                "1_data/people.html#simulateduser.adherence",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.SimulatedUser.apply_habits": (
+                "1_data/people.html#simulateduser.apply_habits",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.SimulatedUser.is_signal_dialogue": (
+                "1_data/people.html#simulateduser.is_signal_dialogue",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.SimulatedUser.preferred_response": (
+                "1_data/people.html#simulateduser.preferred_response",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
+            "personal_llm.data.people._SubjectPlan": ("1_data/people.html#_subjectplan", "personal_llm/data/people.py"),
+            "personal_llm.data.people.group_rows_by_subject": (
+                "1_data/people.html#group_rows_by_subject",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.list_subjects": (
+                "1_data/people.html#list_subjects",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.make_test_sets": (
+                "1_data/people.html#make_test_sets",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.mix_sources": ("1_data/people.html#mix_sources", "personal_llm/data/people.py"),
+            "personal_llm.data.people.row_to_dialogue": (
+                "1_data/people.html#row_to_dialogue",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.split_test_candidates": (
+                "1_data/people.html#split_test_candidates",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.user_stream": ("1_data/people.html#user_stream", "personal_llm/data/people.py"),
         },
         "personal_llm.data.reading": {
             "personal_llm.data.reading.Dialogues": ("1_data/reading.html#dialogues", "personal_llm/data/reading.py"),
@@ -1326,358 +2424,458 @@ d = {
                 "1_data/reading.html#dialogues.notes",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.from_texts": ("1_data/reading.html#from_texts", "personal_llm/data/reading.py"),
-            "personal_llm.data.reading.gathered": ("1_data/reading.html#gathered", "personal_llm/data/reading.py"),
-            "personal_llm.data.reading.in_group": ("1_data/reading.html#in_group", "personal_llm/data/reading.py"),
-            "personal_llm.data.reading.load_rehearsal": (
-                "1_data/reading.html#load_rehearsal",
+            "personal_llm.data.reading._read_json_lines": (
+                "1_data/reading.html#_read_json_lines",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.as_dialogues": (
+                "1_data/reading.html#as_dialogues",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.check_dialogues": (
+                "1_data/reading.html#check_dialogues",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.dialogues_from_texts": (
+                "1_data/reading.html#dialogues_from_texts",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.group_rows": ("1_data/reading.html#group_rows", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.load_replay": (
+                "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.load_samples": (
                 "1_data/reading.html#load_samples",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.make_dialogues": (
-                "1_data/reading.html#make_dialogues",
+            "personal_llm.data.reading.match_format": (
+                "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.memory_rows": (
-                "1_data/reading.html#memory_rows",
+            "personal_llm.data.reading.parse_source": (
+                "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.place_of": ("1_data/reading.html#place_of", "personal_llm/data/reading.py"),
-            "personal_llm.data.reading.plain": ("1_data/reading.html#plain", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.read_dialogues": (
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.sort_out": ("1_data/reading.html#sort_out", "personal_llm/data/reading.py"),
-            "personal_llm.data.reading.understood": ("1_data/reading.html#understood", "personal_llm/data/reading.py"),
+            "personal_llm.data.reading.records_in_memory": (
+                "1_data/reading.html#records_in_memory",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.rows_to_dialogues": (
+                "1_data/reading.html#rows_to_dialogues",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.to_json_value": (
+                "1_data/reading.html#to_json_value",
+                "personal_llm/data/reading.py",
+            ),
         },
         "personal_llm.data.records": {
-            "personal_llm.data.records.attempt": ("1_data/records.html#attempt", "personal_llm/data/records.py"),
-            "personal_llm.data.records.ending_of": ("1_data/records.html#ending_of", "personal_llm/data/records.py"),
-            "personal_llm.data.records.first_value": (
-                "1_data/records.html#first_value",
+            "personal_llm.data.records.catch_input_error": (
+                "1_data/records.html#catch_input_error",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.is_conversation": (
-                "1_data/records.html#is_conversation",
+            "personal_llm.data.records.clean_value": (
+                "1_data/records.html#clean_value",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.json_lines": ("1_data/records.html#json_lines", "personal_llm/data/records.py"),
-            "personal_llm.data.records.numbered_lines": (
-                "1_data/records.html#numbered_lines",
+            "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
+            "personal_llm.data.records.decode_line": (
+                "1_data/records.html#decode_line",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.one_row": ("1_data/records.html#one_row", "personal_llm/data/records.py"),
+            "personal_llm.data.records.decode_lines": (
+                "1_data/records.html#decode_lines",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.decompress": ("1_data/records.html#decompress", "personal_llm/data/records.py"),
+            "personal_llm.data.records.format_value": (
+                "1_data/records.html#format_value",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.is_message_list": (
+                "1_data/records.html#is_message_list",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.name_fields": (
+                "1_data/records.html#name_fields",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.parse_first_value": (
+                "1_data/records.html#parse_first_value",
+                "personal_llm/data/records.py",
+            ),
             "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.read_bytes": ("1_data/records.html#read_bytes", "personal_llm/data/records.py"),
+            "personal_llm.data.records.parse_json_lines": (
+                "1_data/records.html#parse_json_lines",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
+            "personal_llm.data.records.parse_table": (
+                "1_data/records.html#parse_table",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.parse_whole_json": (
+                "1_data/records.html#parse_whole_json",
+                "personal_llm/data/records.py",
+            ),
+            "personal_llm.data.records.read_file": ("1_data/records.html#read_file", "personal_llm/data/records.py"),
             "personal_llm.data.records.read_records": (
                 "1_data/records.html#read_records",
                 "personal_llm/data/records.py",
             ),
-            "personal_llm.data.records.row_or_error": (
-                "1_data/records.html#row_or_error",
-                "personal_llm/data/records.py",
-            ),
-            "personal_llm.data.records.separator_of": (
-                "1_data/records.html#separator_of",
-                "personal_llm/data/records.py",
-            ),
-            "personal_llm.data.records.shown": ("1_data/records.html#shown", "personal_llm/data/records.py"),
-            "personal_llm.data.records.table_rows": ("1_data/records.html#table_rows", "personal_llm/data/records.py"),
-            "personal_llm.data.records.tidy": ("1_data/records.html#tidy", "personal_llm/data/records.py"),
-            "personal_llm.data.records.unpack": ("1_data/records.html#unpack", "personal_llm/data/records.py"),
-            "personal_llm.data.records.whole_json": ("1_data/records.html#whole_json", "personal_llm/data/records.py"),
         },
         "personal_llm.data.splits": {
-            "personal_llm.data.splits.dialogue_group": (
-                "1_data/splits.html#dialogue_group",
+            "personal_llm.data.splits._choose_test_indices": (
+                "1_data/splits.html#_choose_test_indices",
                 "personal_llm/data/splits.py",
             ),
-            "personal_llm.data.splits.group_of": ("1_data/splits.html#group_of", "personal_llm/data/splits.py"),
-            "personal_llm.data.splits.held_out": ("1_data/splits.html#held_out", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.audit_leaks": ("1_data/splits.html#audit_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.get_dialogue_group": (
+                "1_data/splits.html#get_dialogue_group",
+                "personal_llm/data/splits.py",
+            ),
+            "personal_llm.data.splits.get_row_group": (
+                "1_data/splits.html#get_row_group",
+                "personal_llm/data/splits.py",
+            ),
             "personal_llm.data.splits.is_reserved": ("1_data/splits.html#is_reserved", "personal_llm/data/splits.py"),
-            "personal_llm.data.splits.leak_audit": ("1_data/splits.html#leak_audit", "personal_llm/data/splits.py"),
-            "personal_llm.data.splits.leak_counts": ("1_data/splits.html#leak_counts", "personal_llm/data/splits.py"),
-            "personal_llm.data.splits.texts_of": ("1_data/splits.html#texts_of", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.remove_leaks": ("1_data/splits.html#remove_leaks", "personal_llm/data/splits.py"),
+            "personal_llm.data.splits.split_test_dialogues": (
+                "1_data/splits.html#split_test_dialogues",
+                "personal_llm/data/splits.py",
+            ),
         },
         "personal_llm.data.streams": {
-            "personal_llm.data.streams.best_episodes": (
-                "1_data/streams.html#best_episodes",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.chain_weights": (
-                "1_data/streams.html#chain_weights",
-                "personal_llm/data/streams.py",
-            ),
             "personal_llm.data.streams.correlated_stream": (
                 "1_data/streams.html#correlated_stream",
                 "personal_llm/data/streams.py",
             ),
-            "personal_llm.data.streams.episodes": ("1_data/streams.html#episodes", "personal_llm/data/streams.py"),
-            "personal_llm.data.streams.next_of": ("1_data/streams.html#next_of", "personal_llm/data/streams.py"),
+            "personal_llm.data.streams.draw_best_episodes": (
+                "1_data/streams.html#draw_best_episodes",
+                "personal_llm/data/streams.py",
+            ),
+            "personal_llm.data.streams.draw_episodes": (
+                "1_data/streams.html#draw_episodes",
+                "personal_llm/data/streams.py",
+            ),
+            "personal_llm.data.streams.edit_prompt": (
+                "1_data/streams.html#edit_prompt",
+                "personal_llm/data/streams.py",
+            ),
+            "personal_llm.data.streams.normalise_shares": (
+                "1_data/streams.html#normalise_shares",
+                "personal_llm/data/streams.py",
+            ),
             "personal_llm.data.streams.paper_stream": (
                 "1_data/streams.html#paper_stream",
                 "personal_llm/data/streams.py",
             ),
-            "personal_llm.data.streams.said_again": ("1_data/streams.html#said_again", "personal_llm/data/streams.py"),
+            "personal_llm.data.streams.repeat_dialogue": (
+                "1_data/streams.html#repeat_dialogue",
+                "personal_llm/data/streams.py",
+            ),
             "personal_llm.data.streams.share_error": (
                 "1_data/streams.html#share_error",
                 "personal_llm/data/streams.py",
             ),
-            "personal_llm.data.streams.small_edit": ("1_data/streams.html#small_edit", "personal_llm/data/streams.py"),
-        },
-        "personal_llm.data.users": {
-            "personal_llm.data.users.SimulatedUser": ("1_data/users.html#simulateduser", "personal_llm/data/users.py"),
-            "personal_llm.data.users.SimulatedUser.__call__": (
-                "1_data/users.html#simulateduser.__call__",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.SimulatedUser.adherence": (
-                "1_data/users.html#simulateduser.adherence",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.SimulatedUser.cares": (
-                "1_data/users.html#simulateduser.cares",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.SimulatedUser.preferred": (
-                "1_data/users.html#simulateduser.preferred",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.SimulatedUser.reply": (
-                "1_data/users.html#simulateduser.reply",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.UserData": ("1_data/users.html#userdata", "personal_llm/data/users.py"),
-            "personal_llm.data.users.add_user": ("1_data/users.html#add_user", "personal_llm/data/users.py"),
-            "personal_llm.data.users.as_dialogue": ("1_data/users.html#as_dialogue", "personal_llm/data/users.py"),
-            "personal_llm.data.users.clean_tests": ("1_data/users.html#clean_tests", "personal_llm/data/users.py"),
-            "personal_llm.data.users.mixed": ("1_data/users.html#mixed", "personal_llm/data/users.py"),
-            "personal_llm.data.users.places_of": ("1_data/users.html#places_of", "personal_llm/data/users.py"),
-            "personal_llm.data.users.pools_and_shares": (
-                "1_data/users.html#pools_and_shares",
-                "personal_llm/data/users.py",
-            ),
-            "personal_llm.data.users.rows_by_place": ("1_data/users.html#rows_by_place", "personal_llm/data/users.py"),
-            "personal_llm.data.users.set_aside": ("1_data/users.html#set_aside", "personal_llm/data/users.py"),
-            "personal_llm.data.users.user_stream": ("1_data/users.html#user_stream", "personal_llm/data/users.py"),
         },
         "personal_llm.data.writing": {
-            "personal_llm.data.writing.goes_on": ("1_data/writing.html#goes_on", "personal_llm/data/writing.py"),
-            "personal_llm.data.writing.in_a_circle": (
-                "1_data/writing.html#in_a_circle",
+            "personal_llm.data.writing.continues_conversation": (
+                "1_data/writing.html#continues_conversation",
                 "personal_llm/data/writing.py",
             ),
-            "personal_llm.data.writing.own_fields": ("1_data/writing.html#own_fields", "personal_llm/data/writing.py"),
-            "personal_llm.data.writing.own_history": (
-                "1_data/writing.html#own_history",
+            "personal_llm.data.writing.find_cyclic_ids": (
+                "1_data/writing.html#find_cyclic_ids",
                 "personal_llm/data/writing.py",
             ),
-            "personal_llm.data.writing.own_row": ("1_data/writing.html#own_row", "personal_llm/data/writing.py"),
-            "personal_llm.data.writing.own_turn": ("1_data/writing.html#own_turn", "personal_llm/data/writing.py"),
-            "personal_llm.data.writing.read_own": ("1_data/writing.html#read_own", "personal_llm/data/writing.py"),
-            "personal_llm.data.writing.texts_of": ("1_data/writing.html#texts_of", "personal_llm/data/writing.py"),
+            "personal_llm.data.writing.parse_saved_fields": (
+                "1_data/writing.html#parse_saved_fields",
+                "personal_llm/data/writing.py",
+            ),
+            "personal_llm.data.writing.parse_saved_history": (
+                "1_data/writing.html#parse_saved_history",
+                "personal_llm/data/writing.py",
+            ),
+            "personal_llm.data.writing.parse_saved_row": (
+                "1_data/writing.html#parse_saved_row",
+                "personal_llm/data/writing.py",
+            ),
+            "personal_llm.data.writing.parse_saved_turn": (
+                "1_data/writing.html#parse_saved_turn",
+                "personal_llm/data/writing.py",
+            ),
+            "personal_llm.data.writing.read_saved_dialogues": (
+                "1_data/writing.html#read_saved_dialogues",
+                "personal_llm/data/writing.py",
+            ),
             "personal_llm.data.writing.write_dialogues": (
                 "1_data/writing.html#write_dialogues",
                 "personal_llm/data/writing.py",
             ),
         },
+        "personal_llm.device.annotation": {
+            "personal_llm.device.annotation.AnnotationManager": (
+                "6_device/annotation.html#annotationmanager",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.__init__": (
+                "6_device/annotation.html#annotationmanager.__init__",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.apply_answer": (
+                "6_device/annotation.html#annotationmanager.apply_answer",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.ask_about_entry": (
+                "6_device/annotation.html#annotationmanager.ask_about_entry",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.ask_annotator": (
+                "6_device/annotation.html#annotationmanager.ask_annotator",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.ask_if_policy_wants": (
+                "6_device/annotation.html#annotationmanager.ask_if_policy_wants",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.questions_left": (
+                "6_device/annotation.html#annotationmanager.questions_left",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.should_ask": (
+                "6_device/annotation.html#annotationmanager.should_ask",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.ask_at_terminal": (
+                "6_device/annotation.html#ask_at_terminal",
+                "personal_llm/device/annotation.py",
+            ),
+        },
+        "personal_llm.device.background_training": {
+            "personal_llm.device.background_training.BackgroundTraining": (
+                "6_device/background_training.html#backgroundtraining",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.BackgroundTraining.__init__": (
+                "6_device/background_training.html#backgroundtraining.__init__",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.BackgroundTraining.collect": (
+                "6_device/background_training.html#backgroundtraining.collect",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.BackgroundTraining.is_done": (
+                "6_device/background_training.html#backgroundtraining.is_done",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.BackgroundTraining.run": (
+                "6_device/background_training.html#backgroundtraining.run",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.BackgroundTraining.stop": (
+                "6_device/background_training.html#backgroundtraining.stop",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.TrainingStopped": (
+                "6_device/background_training.html#trainingstopped",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.copy_stoppable_model": (
+                "6_device/background_training.html#copy_stoppable_model",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.install_adapter": (
+                "6_device/background_training.html#install_adapter",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.install_stop_hook": (
+                "6_device/background_training.html#install_stop_hook",
+                "personal_llm/device/background_training.py",
+            ),
+        },
         "personal_llm.device.conversation": {
-            "personal_llm.device.conversation.Conversation": (
-                "6_device/conversation.html#conversation",
+            "personal_llm.device.conversation.ChatSession": (
+                "6_device/conversation.html#chatsession",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.__enter__": (
-                "6_device/conversation.html#conversation.__enter__",
+            "personal_llm.device.conversation.ChatSession.__enter__": (
+                "6_device/conversation.html#chatsession.__enter__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.__exit__": (
-                "6_device/conversation.html#conversation.__exit__",
+            "personal_llm.device.conversation.ChatSession.__exit__": (
+                "6_device/conversation.html#chatsession.__exit__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.__init__": (
-                "6_device/conversation.html#conversation.__init__",
+            "personal_llm.device.conversation.ChatSession.__init__": (
+                "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation._forget": (
-                "6_device/conversation.html#conversation._forget",
+            "personal_llm.device.conversation.ChatSession._forget": (
+                "6_device/conversation.html#chatsession._forget",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.answer": (
-                "6_device/conversation.html#conversation.answer",
+            "personal_llm.device.conversation.ChatSession.answer": (
+                "6_device/conversation.html#chatsession.answer",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.close": (
-                "6_device/conversation.html#conversation.close",
+            "personal_llm.device.conversation.ChatSession.close": (
+                "6_device/conversation.html#chatsession.close",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.finish": (
-                "6_device/conversation.html#conversation.finish",
+            "personal_llm.device.conversation.ChatSession.finish_training": (
+                "6_device/conversation.html#chatsession.finish_training",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.forget": (
-                "6_device/conversation.html#conversation.forget",
+            "personal_llm.device.conversation.ChatSession.forget": (
+                "6_device/conversation.html#chatsession.forget",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.history": (
-                "6_device/conversation.html#conversation.history",
+            "personal_llm.device.conversation.ChatSession.generate_reply": (
+                "6_device/conversation.html#chatsession.generate_reply",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.hush": (
-                "6_device/conversation.html#conversation.hush",
+            "personal_llm.device.conversation.ChatSession.history": (
+                "6_device/conversation.html#chatsession.history",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.learn": (
-                "6_device/conversation.html#conversation.learn",
+            "personal_llm.device.conversation.ChatSession.learn": (
+                "6_device/conversation.html#chatsession.learn",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.news": (
-                "6_device/conversation.html#conversation.news",
+            "personal_llm.device.conversation.ChatSession.observe": (
+                "6_device/conversation.html#chatsession.observe",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.observe": (
-                "6_device/conversation.html#conversation.observe",
+            "personal_llm.device.conversation.ChatSession.pop_messages": (
+                "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.save": (
-                "6_device/conversation.html#conversation.save",
+            "personal_llm.device.conversation.ChatSession.save": (
+                "6_device/conversation.html#chatsession.save",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.say": (
-                "6_device/conversation.html#conversation.say",
+            "personal_llm.device.conversation.ChatSession.say": (
+                "6_device/conversation.html#chatsession.say",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.settle": (
-                "6_device/conversation.html#conversation.settle",
+            "personal_llm.device.conversation.ChatSession.settle_pending": (
+                "6_device/conversation.html#chatsession.settle_pending",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.skip": (
-                "6_device/conversation.html#conversation.skip",
+            "personal_llm.device.conversation.ChatSession.skip": (
+                "6_device/conversation.html#chatsession.skip",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.spoken": (
-                "6_device/conversation.html#conversation.spoken",
+            "personal_llm.device.conversation.ChatSession.stop_learning": (
+                "6_device/conversation.html#chatsession.stop_learning",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.stop_learning": (
-                "6_device/conversation.html#conversation.stop_learning",
+            "personal_llm.device.conversation.ChatSession.stop_reply": (
+                "6_device/conversation.html#chatsession.stop_reply",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.Conversation.undo": (
-                "6_device/conversation.html#conversation.undo",
+            "personal_llm.device.conversation.ChatSession.undo": (
+                "6_device/conversation.html#chatsession.undo",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.check_place": (
-                "6_device/conversation.html#check_place",
+            "personal_llm.device.conversation.candidate_from_dict": (
+                "6_device/conversation.html#candidate_from_dict",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.cleaned": (
-                "6_device/conversation.html#cleaned",
+            "personal_llm.device.conversation.candidate_to_dict": (
+                "6_device/conversation.html#candidate_to_dict",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.first_seen": (
-                "6_device/conversation.html#first_seen",
+            "personal_llm.device.conversation.check_session_folder": (
+                "6_device/conversation.html#check_session_folder",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.from_plain": (
-                "6_device/conversation.html#from_plain",
+            "personal_llm.device.conversation.clean_text": (
+                "6_device/conversation.html#clean_text",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.opened": (
-                "6_device/conversation.html#opened",
+            "personal_llm.device.conversation.delay_interrupts": (
+                "6_device/conversation.html#delay_interrupts",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.to_plain": (
-                "6_device/conversation.html#to_plain",
+            "personal_llm.device.conversation.find_first_prompt_turn": (
+                "6_device/conversation.html#find_first_prompt_turn",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.undisturbed": (
-                "6_device/conversation.html#undisturbed",
+            "personal_llm.device.conversation.open_personalizer": (
+                "6_device/conversation.html#open_personalizer",
                 "personal_llm/device/conversation.py",
             ),
         },
         "personal_llm.device.forgetting": {
-            "personal_llm.device.forgetting.Forgotten": (
-                "6_device/forgetting.html#forgotten",
+            "personal_llm.device.forgetting.ForgetReport": (
+                "6_device/forgetting.html#forgetreport",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Forgotten.__str__": (
-                "6_device/forgetting.html#forgotten.__str__",
+            "personal_llm.device.forgetting.ForgetReport.__str__": (
+                "6_device/forgetting.html#forgetreport.__str__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Forgotten.add": (
-                "6_device/forgetting.html#forgotten.add",
+            "personal_llm.device.forgetting.ForgetReport.add": (
+                "6_device/forgetting.html#forgetreport.add",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.all_ids": (
-                "6_device/forgetting.html#state.all_ids",
+            "personal_llm.device.forgetting.ForgetRequest": (
+                "6_device/forgetting.html#forgetrequest",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.cut_histories": (
-                "6_device/forgetting.html#state.cut_histories",
+            "personal_llm.device.forgetting.ForgetRequest.__post_init__": (
+                "6_device/forgetting.html#forgetrequest.__post_init__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.cut_talk": (
-                "6_device/forgetting.html#state.cut_talk",
+            "personal_llm.device.forgetting.ForgetRequest.contains_text": (
+                "6_device/forgetting.html#forgetrequest.contains_text",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.doomed": (
-                "6_device/forgetting.html#state.doomed",
+            "personal_llm.device.forgetting.ForgetRequest.matches": (
+                "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.forget": (
-                "6_device/forgetting.html#state.forget",
+            "personal_llm.device.forgetting.PersonalizerState.all_ids": (
+                "6_device/forgetting.html#personalizerstate.all_ids",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.State.spoken": (
-                "6_device/forgetting.html#state.spoken",
+            "personal_llm.device.forgetting.PersonalizerState.cut_histories": (
+                "6_device/forgetting.html#personalizerstate.cut_histories",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Wish": (
-                "6_device/forgetting.html#wish",
+            "personal_llm.device.forgetting.PersonalizerState.cut_session": (
+                "6_device/forgetting.html#personalizerstate.cut_session",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Wish.__post_init__": (
-                "6_device/forgetting.html#wish.__post_init__",
+            "personal_llm.device.forgetting.PersonalizerState.find_ids_to_forget": (
+                "6_device/forgetting.html#personalizerstate.find_ids_to_forget",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Wish.means": (
-                "6_device/forgetting.html#wish.means",
+            "personal_llm.device.forgetting.PersonalizerState.forget": (
+                "6_device/forgetting.html#personalizerstate.forget",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.Wish.says": (
-                "6_device/forgetting.html#wish.says",
+            "personal_llm.device.forgetting.apply_to_folder": (
+                "6_device/forgetting.html#apply_to_folder",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ancestry": (
-                "6_device/forgetting.html#ancestry",
+            "personal_llm.device.forgetting.collect_source_ids": (
+                "6_device/forgetting.html#collect_source_ids",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.cut_at": (
-                "6_device/forgetting.html#cut_at",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.exchange_key": (
-                "6_device/forgetting.html#exchange_key",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.exchanges": (
-                "6_device/forgetting.html#exchanges",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.forget_all_on_disk": (
-                "6_device/forgetting.html#forget_all_on_disk",
+            "personal_llm.device.forgetting.find_history_cut": (
+                "6_device/forgetting.html#find_history_cut",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_folder": (
                 "6_device/forgetting.html#forget_folder",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.forget_on_disk": (
-                "6_device/forgetting.html#forget_on_disk",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_published": (
@@ -1688,78 +2886,26 @@ d = {
                 "6_device/forgetting.html#forget_run",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.is_copy": (
-                "6_device/forgetting.html#is_copy",
+            "personal_llm.device.forgetting.hash_dialogue": (
+                "6_device/forgetting.html#hash_dialogue",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.key_of": (
-                "6_device/forgetting.html#key_of",
+            "personal_llm.device.forgetting.hash_exchange": (
+                "6_device/forgetting.html#hash_exchange",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.out_of_reach": (
-                "6_device/forgetting.html#out_of_reach",
+            "personal_llm.device.forgetting.is_adapter_affected": (
+                "6_device/forgetting.html#is_adapter_affected",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.without_turns": (
-                "6_device/forgetting.html#without_turns",
+            "personal_llm.device.forgetting.list_exchanges": (
+                "6_device/forgetting.html#list_exchanges",
                 "personal_llm/device/forgetting.py",
             ),
-        },
-        "personal_llm.device.learning": {
-            "personal_llm.device.learning.Learner": (
-                "6_device/learning.html#learner",
-                "personal_llm/device/learning.py",
+            "personal_llm.device.forgetting.list_unverifiable_adapters": (
+                "6_device/forgetting.html#list_unverifiable_adapters",
+                "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.learning.Learner.__init__": (
-                "6_device/learning.html#learner.__init__",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.Learner.collect": (
-                "6_device/learning.html#learner.collect",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.Learner.done": (
-                "6_device/learning.html#learner.done",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.Learner.run": (
-                "6_device/learning.html#learner.run",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.Learner.stop": (
-                "6_device/learning.html#learner.stop",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.Stopped": (
-                "6_device/learning.html#stopped",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.copy_that_stops": (
-                "6_device/learning.html#copy_that_stops",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.stopping": (
-                "6_device/learning.html#stopping",
-                "personal_llm/device/learning.py",
-            ),
-            "personal_llm.device.learning.take_over": (
-                "6_device/learning.html#take_over",
-                "personal_llm/device/learning.py",
-            ),
-        },
-        "personal_llm.device.panel": {
-            "personal_llm.device.panel.buffer_html": (
-                "6_device/panel.html#buffer_html",
-                "personal_llm/device/panel.py",
-            ),
-            "personal_llm.device.panel.cell": ("6_device/panel.html#cell", "personal_llm/device/panel.py"),
-            "personal_llm.device.panel.curve_html": ("6_device/panel.html#curve_html", "personal_llm/device/panel.py"),
-            "personal_llm.device.panel.image": ("6_device/panel.html#image", "personal_llm/device/panel.py"),
-            "personal_llm.device.panel.scores_html": (
-                "6_device/panel.html#scores_html",
-                "personal_llm/device/panel.py",
-            ),
-            "personal_llm.device.panel.style_html": ("6_device/panel.html#style_html", "personal_llm/device/panel.py"),
         },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
@@ -1774,16 +2920,20 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.adopt": (
-                "6_device/personalizer.html#personalizer.adopt",
+            "personal_llm.device.personalizer.Personalizer.choose_start": (
+                "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.begin": (
-                "6_device/personalizer.html#personalizer.begin",
+            "personal_llm.device.personalizer.Personalizer.collect_training_dialogues": (
+                "6_device/personalizer.html#personalizer.collect_training_dialogues",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.close_round": (
-                "6_device/personalizer.html#personalizer.close_round",
+            "personal_llm.device.personalizer.Personalizer.commit_round": (
+                "6_device/personalizer.html#personalizer.commit_round",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.drop_forgotten": (
+                "6_device/personalizer.html#personalizer.drop_forgotten",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -1794,12 +2944,8 @@ d = {
                 "6_device/personalizer.html#personalizer.forget",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.freeze": (
-                "6_device/personalizer.html#personalizer.freeze",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.held": (
-                "6_device/personalizer.html#personalizer.held",
+            "personal_llm.device.personalizer.Personalizer.locked": (
+                "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.observe": (
@@ -1810,8 +2956,16 @@ d = {
                 "6_device/personalizer.html#personalizer.observe_all",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.refresh": (
-                "6_device/personalizer.html#personalizer.refresh",
+            "personal_llm.device.personalizer.Personalizer.offer": (
+                "6_device/personalizer.html#personalizer.offer",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.record_round": (
+                "6_device/personalizer.html#personalizer.record_round",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
+                "6_device/personalizer.html#personalizer.rescore_buffer",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.save": (
@@ -1830,204 +2984,157 @@ d = {
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.study": (
-                "6_device/personalizer.html#personalizer.study",
+            "personal_llm.device.personalizer.Personalizer.train_adapter": (
+                "6_device/personalizer.html#personalizer.train_adapter",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.take": (
-                "6_device/personalizer.html#personalizer.take",
+            "personal_llm.device.personalizer.PersonalizerSettings": (
+                "6_device/personalizer.html#personalizersettings",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.unlearn": (
-                "6_device/personalizer.html#personalizer.unlearn",
+            "personal_llm.device.personalizer.PersonalizerSettings.__post_init__": (
+                "6_device/personalizer.html#personalizersettings.__post_init__",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer._check_count": (
-                "6_device/personalizer.html#_check_count",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.check_objects": (
-                "6_device/personalizer.html#check_objects",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.check_settings": (
-                "6_device/personalizer.html#check_settings",
+            "personal_llm.device.personalizer.PreparedRound": (
+                "6_device/personalizer.html#preparedround",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.load_personalizer": (
                 "6_device/personalizer.html#load_personalizer",
                 "personal_llm/device/personalizer.py",
             ),
-        },
-        "personal_llm.device.questions": {
-            "personal_llm.device.questions.Inquirer": (
-                "6_device/questions.html#inquirer",
-                "personal_llm/device/questions.py",
+            "personal_llm.device.personalizer.make_settings": (
+                "6_device/personalizer.html#make_settings",
+                "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.questions.Inquirer.__init__": (
-                "6_device/questions.html#inquirer.__init__",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.answer_to": (
-                "6_device/questions.html#inquirer.answer_to",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.ask_about": (
-                "6_device/questions.html#inquirer.ask_about",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.consult": (
-                "6_device/questions.html#inquirer.consult",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.heard": (
-                "6_device/questions.html#inquirer.heard",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.requests_left": (
-                "6_device/questions.html#inquirer.requests_left",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.Inquirer.wonders": (
-                "6_device/questions.html#inquirer.wonders",
-                "personal_llm/device/questions.py",
-            ),
-            "personal_llm.device.questions.ask_at_terminal": (
-                "6_device/questions.html#ask_at_terminal",
-                "personal_llm/device/questions.py",
-            ),
-        },
-        "personal_llm.device.results": {
-            "personal_llm.device.results.finish": ("6_device/results.html#finish", "personal_llm/device/results.py"),
-            "personal_llm.device.results.move_in": ("6_device/results.html#move_in", "personal_llm/device/results.py"),
-            "personal_llm.device.results.publish": ("6_device/results.html#publish", "personal_llm/device/results.py"),
-            "personal_llm.device.results.put": ("6_device/results.html#put", "personal_llm/device/results.py"),
-            "personal_llm.device.results.results_folder": (
-                "6_device/results.html#results_folder",
-                "personal_llm/device/results.py",
-            ),
-            "personal_llm.device.results.settle": ("6_device/results.html#settle", "personal_llm/device/results.py"),
-        },
-        "personal_llm.device.slash": {
-            "personal_llm.device.slash.enter": ("6_device/slash.html#enter", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.forget": ("6_device/slash.html#forget", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.help_text": ("6_device/slash.html#help_text", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.learn": ("6_device/slash.html#learn", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.obey": ("6_device/slash.html#obey", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.scores_in_words": (
-                "6_device/slash.html#scores_in_words",
-                "personal_llm/device/slash.py",
-            ),
-            "personal_llm.device.slash.skip": ("6_device/slash.html#skip", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.status": ("6_device/slash.html#status", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.style": ("6_device/slash.html#style", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.undo": ("6_device/slash.html#undo", "personal_llm/device/slash.py"),
-            "personal_llm.device.slash.why": ("6_device/slash.html#why", "personal_llm/device/slash.py"),
         },
         "personal_llm.device.store": {
-            "personal_llm.device.store.Round": ("6_device/store.html#round", "personal_llm/device/store.py"),
-            "personal_llm.device.store.Round.__str__": (
-                "6_device/store.html#round.__str__",
+            "personal_llm.device.store.PersonalizerState": (
+                "6_device/store.html#personalizerstate",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.State": ("6_device/store.html#state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.State.adapter": (
-                "6_device/store.html#state.adapter",
+            "personal_llm.device.store.PersonalizerState.adapter": (
+                "6_device/store.html#personalizerstate.adapter",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.State.check_base": (
-                "6_device/store.html#state.check_base",
+            "personal_llm.device.store.PersonalizerState.check_base": (
+                "6_device/store.html#personalizerstate.check_base",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.State.status": (
-                "6_device/store.html#state.status",
+            "personal_llm.device.store.PersonalizerState.status": (
+                "6_device/store.html#personalizerstate.status",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.add_state": ("6_device/store.html#add_state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.buffer_name": (
-                "6_device/store.html#buffer_name",
+            "personal_llm.device.store.TrainingRound": (
+                "6_device/store.html#traininground",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.TrainingRound.__str__": (
+                "6_device/store.html#traininground.__str__",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.buffer_file_name": (
+                "6_device/store.html#buffer_file_name",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.describe_unchanged": (
+                "6_device/store.html#describe_unchanged",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.find_run_folders": (
+                "6_device/store.html#find_run_folders",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.find_state_folders": (
+                "6_device/store.html#find_state_folders",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.folder_status": (
                 "6_device/store.html#folder_status",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.from_folder": (
-                "6_device/store.html#from_folder",
+            "personal_llm.device.store.is_own_folder": (
+                "6_device/store.html#is_own_folder",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.plain_state": (
-                "6_device/store.html#plain_state",
+            "personal_llm.device.store.lock_and_mark": (
+                "6_device/store.html#lock_and_mark",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.mark_folder": (
+                "6_device/store.html#mark_folder",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.read_rounds": (
+                "6_device/store.html#read_rounds",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.read_state": ("6_device/store.html#read_state", "personal_llm/device/store.py"),
+            "personal_llm.device.store.relative_to_folder": (
+                "6_device/store.html#relative_to_folder",
+                "personal_llm/device/store.py",
+            ),
             "personal_llm.device.store.remove_adapter": (
                 "6_device/store.html#remove_adapter",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.rounds_of": ("6_device/store.html#rounds_of", "personal_llm/device/store.py"),
-            "personal_llm.device.store.run_folders": (
-                "6_device/store.html#run_folders",
+            "personal_llm.device.store.remove_unreferenced": (
+                "6_device/store.html#remove_unreferenced",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.start_in_words": (
-                "6_device/store.html#start_in_words",
+            "personal_llm.device.store.rename_keys": (
+                "6_device/store.html#rename_keys",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.state_folders": (
-                "6_device/store.html#state_folders",
+            "personal_llm.device.store.state_to_dict": (
+                "6_device/store.html#state_to_dict",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.stayed": ("6_device/store.html#stayed", "personal_llm/device/store.py"),
-            "personal_llm.device.store.sweep": ("6_device/store.html#sweep", "personal_llm/device/store.py"),
             "personal_llm.device.store.write_state": (
                 "6_device/store.html#write_state",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.write_state_only": (
+                "6_device/store.html#write_state_only",
+                "personal_llm/device/store.py",
+            ),
         },
         "personal_llm.device.streaming": {
-            "personal_llm.device.streaming.Stream": (
-                "6_device/streaming.html#stream",
+            "personal_llm.device.streaming.ReplyStream": (
+                "6_device/streaming.html#replystream",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.__init__": (
-                "6_device/streaming.html#stream.__init__",
+            "personal_llm.device.streaming.ReplyStream.__init__": (
+                "6_device/streaming.html#replystream.__init__",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.__iter__": (
-                "6_device/streaming.html#stream.__iter__",
+            "personal_llm.device.streaming.ReplyStream.__iter__": (
+                "6_device/streaming.html#replystream.__iter__",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.ended": (
-                "6_device/streaming.html#stream.ended",
+            "personal_llm.device.streaming.ReplyStream.compute_reading": (
+                "6_device/streaming.html#replystream.compute_reading",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.feed": (
-                "6_device/streaming.html#stream.feed",
+            "personal_llm.device.streaming.ReplyStream.decode_new_text": (
+                "6_device/streaming.html#replystream.decode_new_text",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.shown": (
-                "6_device/streaming.html#stream.shown",
+            "personal_llm.device.streaming.ReplyStream.feed": (
+                "6_device/streaming.html#replystream.feed",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.summarise": (
-                "6_device/streaming.html#stream.summarise",
+            "personal_llm.device.streaming.ReplyStream.reuse_cache": (
+                "6_device/streaming.html#replystream.reuse_cache",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.Stream.take_over": (
-                "6_device/streaming.html#stream.take_over",
+            "personal_llm.device.streaming.ReplyStream.should_stop": (
+                "6_device/streaming.html#replystream.should_stop",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.next_token": (
-                "6_device/streaming.html#next_token",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.repeated": (
-                "6_device/streaming.html#repeated",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.same_beginning": (
-                "6_device/streaming.html#same_beginning",
+            "personal_llm.device.streaming.choose_next_token": (
+                "6_device/streaming.html#choose_next_token",
                 "personal_llm/device/streaming.py",
             ),
         },
@@ -2036,13 +3143,19 @@ d = {
                 "experiments/all.html#all_grids",
                 "personal_llm/experiments/all.py",
             ),
-            "personal_llm.experiments.all.arguments": (
-                "experiments/all.html#arguments",
+            "personal_llm.experiments.all.format_progress": (
+                "experiments/all.html#format_progress",
                 "personal_llm/experiments/all.py",
             ),
-            "personal_llm.experiments.all.chosen": ("experiments/all.html#chosen", "personal_llm/experiments/all.py"),
-            "personal_llm.experiments.all.listed": ("experiments/all.html#listed", "personal_llm/experiments/all.py"),
             "personal_llm.experiments.all.main": ("experiments/all.html#main", "personal_llm/experiments/all.py"),
+            "personal_llm.experiments.all.parse_arguments": (
+                "experiments/all.html#parse_arguments",
+                "personal_llm/experiments/all.py",
+            ),
+            "personal_llm.experiments.all.select_grids": (
+                "experiments/all.html#select_grids",
+                "personal_llm/experiments/all.py",
+            ),
         },
         "personal_llm.experiments.bins": {
             "personal_llm.experiments.bins.measure": (
@@ -2051,65 +3164,124 @@ d = {
             )
         },
         "personal_llm.experiments.deciding": {
-            "personal_llm.experiments.deciding.decide": (
-                "experiments/deciding.html#decide",
-                "personal_llm/experiments/deciding.py",
-            ),
-            "personal_llm.experiments.deciding.forward_milliseconds": (
-                "experiments/deciding.html#forward_milliseconds",
-                "personal_llm/experiments/deciding.py",
-            ),
             "personal_llm.experiments.deciding.measure": (
                 "experiments/deciding.html#measure",
                 "personal_llm/experiments/deciding.py",
             ),
-        },
-        "personal_llm.experiments.demo_numbers": {
-            "personal_llm.experiments.demo_numbers.demo_words": (
-                "experiments/demo.html#demo_words",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.deciding.time_decision": (
+                "experiments/deciding.html#time_decision",
+                "personal_llm/experiments/deciding.py",
             ),
-            "personal_llm.experiments.demo_numbers.measure": (
+            "personal_llm.experiments.deciding.time_forward_pass": (
+                "experiments/deciding.html#time_forward_pass",
+                "personal_llm/experiments/deciding.py",
+            ),
+        },
+        "personal_llm.experiments.demo": {
+            "personal_llm.experiments.demo.collect_warm_start_facts": (
+                "experiments/demo.html#collect_warm_start_facts",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.format_interval": (
+                "experiments/demo.html#format_interval",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.measure": (
                 "experiments/demo.html#measure",
-                "personal_llm/experiments/demo_numbers.py",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.paragraph": (
+            "personal_llm.experiments.demo.measure_sample": (
+                "experiments/demo.html#measure_sample",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.paragraph": (
                 "experiments/demo.html#paragraph",
-                "personal_llm/experiments/demo_numbers.py",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.policies_words": (
-                "experiments/demo.html#policies_words",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.demo.write_buffer_share_sentences": (
+                "experiments/demo.html#write_buffer_share_sentences",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.shares_words": (
-                "experiments/demo.html#shares_words",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.demo.write_demo_paragraph": (
+                "experiments/demo.html#write_demo_paragraph",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.span": (
-                "experiments/demo.html#span",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.demo.write_policies_paragraph": (
+                "experiments/demo.html#write_policies_paragraph",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.warm_facts": (
-                "experiments/demo.html#warm_facts",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.demo.write_sample_paragraph": (
+                "experiments/demo.html#write_sample_paragraph",
+                "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo_numbers.warm_words": (
-                "experiments/demo.html#warm_words",
-                "personal_llm/experiments/demo_numbers.py",
+            "personal_llm.experiments.demo.write_warm_start_paragraph": (
+                "experiments/demo.html#write_warm_start_paragraph",
+                "personal_llm/experiments/demo.py",
             ),
         },
-        "personal_llm.experiments.forgetting_rounds": {
-            "personal_llm.experiments.forgetting_rounds.in_rounds": (
-                "experiments/forgetting.html#in_rounds",
-                "personal_llm/experiments/forgetting_rounds.py",
+        "personal_llm.experiments.fit": {
+            "personal_llm.experiments.fit.PoolLibrary": (
+                "experiments/fit.html#poollibrary",
+                "personal_llm/experiments/fit.py",
             ),
-            "personal_llm.experiments.forgetting_rounds.looks": (
-                "experiments/forgetting.html#looks",
-                "personal_llm/experiments/forgetting_rounds.py",
+            "personal_llm.experiments.fit.PoolLibrary.__getitem__": (
+                "experiments/fit.html#poollibrary.__getitem__",
+                "personal_llm/experiments/fit.py",
             ),
-            "personal_llm.experiments.forgetting_rounds.measure": (
+            "personal_llm.experiments.fit.PoolLibrary.__iter__": (
+                "experiments/fit.html#poollibrary.__iter__",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.PoolLibrary.__len__": (
+                "experiments/fit.html#poollibrary.__len__",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.baseline_starts": (
+                "experiments/fit.html#baseline_starts",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.cost_to_dict": (
+                "experiments/fit.html#cost_to_dict",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.list_styles": (
+                "experiments/fit.html#list_styles",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.load_pool_library": (
+                "experiments/fit.html#load_pool_library",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.make_start_jobs": (
+                "experiments/fit.html#make_start_jobs",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.measure": ("experiments/fit.html#measure", "personal_llm/experiments/fit.py"),
+            "personal_llm.experiments.fit.styled_jobs": (
+                "experiments/fit.html#styled_jobs",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.weighted_start_loss": (
+                "experiments/fit.html#weighted_start_loss",
+                "personal_llm/experiments/fit.py",
+            ),
+            "personal_llm.experiments.fit.weighted_tokens": (
+                "experiments/fit.html#weighted_tokens",
+                "personal_llm/experiments/fit.py",
+            ),
+        },
+        "personal_llm.experiments.forgetting": {
+            "personal_llm.experiments.forgetting.measure": (
                 "experiments/forgetting.html#measure",
-                "personal_llm/experiments/forgetting_rounds.py",
+                "personal_llm/experiments/forgetting.py",
+            ),
+            "personal_llm.experiments.forgetting.measure_losses": (
+                "experiments/forgetting.html#measure_losses",
+                "personal_llm/experiments/forgetting.py",
+            ),
+            "personal_llm.experiments.forgetting.run_rounds": (
+                "experiments/forgetting.html#run_rounds",
+                "personal_llm/experiments/forgetting.py",
             ),
         },
         "personal_llm.experiments.formats": {
@@ -2125,28 +3297,28 @@ d = {
             )
         },
         "personal_llm.experiments.policies": {
-            "personal_llm.experiments.policies.kept_facts": (
-                "experiments/policies.html#kept_facts",
+            "personal_llm.experiments.policies.load_experiment_tools": (
+                "experiments/policies.html#load_experiment_tools",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.learn": (
-                "experiments/policies.html#learn",
+            "personal_llm.experiments.policies.make_scored_stream": (
+                "experiments/policies.html#make_scored_stream",
                 "personal_llm/experiments/policies.py",
             ),
             "personal_llm.experiments.policies.measure": (
                 "experiments/policies.html#measure",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.measured": (
-                "experiments/policies.html#measured",
+            "personal_llm.experiments.policies.measure_adapter": (
+                "experiments/policies.html#measure_adapter",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.stream_of": (
-                "experiments/policies.html#stream_of",
+            "personal_llm.experiments.policies.summarise_buffer": (
+                "experiments/policies.html#summarise_buffer",
                 "personal_llm/experiments/policies.py",
             ),
-            "personal_llm.experiments.policies.tools": (
-                "experiments/policies.html#tools",
+            "personal_llm.experiments.policies.train_on_stream": (
+                "experiments/policies.html#train_on_stream",
                 "personal_llm/experiments/policies.py",
             ),
         },
@@ -2157,37 +3329,36 @@ d = {
             )
         },
         "personal_llm.experiments.rule": {
-            "personal_llm.experiments.rule.Lenient": (
-                "experiments/rule.html#lenient",
+            "personal_llm.experiments.rule.AnyScoreSDSS": (
+                "experiments/rule.html#anyscoresdss",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.Lenient.choose": (
-                "experiments/rule.html#lenient.choose",
+            "personal_llm.experiments.rule.AnyScoreSDSS.choose": (
+                "experiments/rule.html#anyscoresdss.choose",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.Stale": ("experiments/rule.html#stale", "personal_llm/experiments/rule.py"),
-            "personal_llm.experiments.rule.Stale.__init__": (
-                "experiments/rule.html#stale.__init__",
+            "personal_llm.experiments.rule.StaleScoresSDSS": (
+                "experiments/rule.html#stalescoressdss",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.Stale.choose": (
-                "experiments/rule.html#stale.choose",
+            "personal_llm.experiments.rule.StaleScoresSDSS.__init__": (
+                "experiments/rule.html#stalescoressdss.__init__",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.Stale.place": (
-                "experiments/rule.html#stale.place",
+            "personal_llm.experiments.rule.StaleScoresSDSS.choose": (
+                "experiments/rule.html#stalescoressdss.choose",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.accepted_by": (
-                "experiments/rule.html#accepted_by",
-                "personal_llm/experiments/rule.py",
-            ),
-            "personal_llm.experiments.rule.kept_by": (
-                "experiments/rule.html#kept_by",
+            "personal_llm.experiments.rule.StaleScoresSDSS.place": (
+                "experiments/rule.html#stalescoressdss.place",
                 "personal_llm/experiments/rule.py",
             ),
             "personal_llm.experiments.rule.length_facts": (
                 "experiments/rule.html#length_facts",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.make_score_policy": (
+                "experiments/rule.html#make_score_policy",
                 "personal_llm/experiments/rule.py",
             ),
             "personal_llm.experiments.rule.measure": (
@@ -2198,14 +3369,22 @@ d = {
                 "experiments/rule.html#rank_correlation",
                 "personal_llm/experiments/rule.py",
             ),
-            "personal_llm.experiments.rule.rule_of": (
-                "experiments/rule.html#rule_of",
+            "personal_llm.experiments.rule.summarise_accepted": (
+                "experiments/rule.html#summarise_accepted",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.summarise_kept": (
+                "experiments/rule.html#summarise_kept",
                 "personal_llm/experiments/rule.py",
             ),
         },
         "personal_llm.experiments.runner": {
             "personal_llm.experiments.runner.Grid": (
                 "experiments/runner.html#grid",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.append_results": (
+                "experiments/runner.html#append_results",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.check_budgets": (
@@ -2216,28 +3395,28 @@ d = {
                 "experiments/runner.html#check_grid",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.columns": (
-                "experiments/runner.html#columns",
+            "personal_llm.experiments.runner.find_missing_jobs": (
+                "experiments/runner.html#find_missing_jobs",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.left_of": (
-                "experiments/runner.html#left_of",
+            "personal_llm.experiments.runner.format_table": (
+                "experiments/runner.html#format_table",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.lines_of": (
-                "experiments/runner.html#lines_of",
+            "personal_llm.experiments.runner.group_rows": (
+                "experiments/runner.html#group_rows",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.machine": (
                 "experiments/runner.html#machine",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.parts_of": (
-                "experiments/runner.html#parts_of",
-                "personal_llm/experiments/runner.py",
-            ),
             "personal_llm.experiments.runner.provenance": (
                 "experiments/runner.html#provenance",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.read_result_lines": (
+                "experiments/runner.html#read_result_lines",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.read_results": (
@@ -2252,156 +3431,34 @@ d = {
                 "experiments/runner.html#run_grid",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.table": (
-                "experiments/runner.html#table",
+            "personal_llm.experiments.runner.summarise_rows": (
+                "experiments/runner.html#summarise_rows",
                 "personal_llm/experiments/runner.py",
             ),
-            "personal_llm.experiments.runner.text_of": (
-                "experiments/runner.html#text_of",
+            "personal_llm.experiments.runner.user_means": (
+                "experiments/runner.html#user_means",
                 "personal_llm/experiments/runner.py",
-            ),
-            "personal_llm.experiments.runner.write_rows": (
-                "experiments/runner.html#write_rows",
-                "personal_llm/experiments/runner.py",
-            ),
-        },
-        "personal_llm.experiments.savings": {
-            "personal_llm.experiments.savings.arrivals": (
-                "experiments/warm_start.html#arrivals",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.batches": (
-                "experiments/warm_start.html#batches",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.by_the_rule": (
-                "experiments/warm_start.html#by_the_rule",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.chosen": (
-                "experiments/warm_start.html#chosen",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.compute_saved": (
-                "experiments/warm_start.html#compute_saved",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.coordinates_of": (
-                "experiments/warm_start.html#coordinates_of",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.curve": (
-                "experiments/warm_start.html#curve",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.data_saved": (
-                "experiments/warm_start.html#data_saved",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.dialogues_of": (
-                "experiments/warm_start.html#dialogues_of",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.ends": (
-                "experiments/warm_start.html#ends",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.fewer": (
-                "experiments/warm_start.html#fewer",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.fewest": (
-                "experiments/warm_start.html#fewest",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.from_scratch": (
-                "experiments/warm_start.html#from_scratch",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.join": (
-                "experiments/warm_start.html#join",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.kept_dialogues": (
-                "experiments/warm_start.html#kept_dialogues",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.loss_after": (
-                "experiments/warm_start.html#loss_after",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.mean_of": (
-                "experiments/warm_start.html#mean_of",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.mixes": (
-                "experiments/warm_start.html#mixes",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.mixtures": (
-                "experiments/warm_start.html#mixtures",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.over": (
-                "experiments/warm_start.html#over",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.pairs_of": (
-                "experiments/warm_start.html#pairs_of",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.scratch": (
-                "experiments/warm_start.html#scratch",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.some_jobs": (
-                "experiments/warm_start.html#some_jobs",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.spent": (
-                "experiments/warm_start.html#spent",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.start_by": (
-                "experiments/warm_start.html#start_by",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.train_steps": (
-                "experiments/warm_start.html#train_steps",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.with_lora": (
-                "experiments/warm_start.html#with_lora",
-                "personal_llm/experiments/savings.py",
-            ),
-            "personal_llm.experiments.savings.woven": (
-                "experiments/warm_start.html#woven",
-                "personal_llm/experiments/savings.py",
             ),
         },
         "personal_llm.experiments.selection": {
-            "personal_llm.experiments.selection.answer": (
-                "experiments/selection.html#answer",
+            "personal_llm.experiments.selection.enlarge_library": (
+                "experiments/selection.html#enlarge_library",
                 "personal_llm/experiments/selection.py",
             ),
-            "personal_llm.experiments.selection.grown": (
-                "experiments/selection.html#grown",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.jobs_of": (
-                "experiments/selection.html#jobs_of",
-                "personal_llm/experiments/selection.py",
-            ),
-            "personal_llm.experiments.selection.library_of": (
-                "experiments/selection.html#library_of",
+            "personal_llm.experiments.selection.load_choice_library": (
+                "experiments/selection.html#load_choice_library",
                 "personal_llm/experiments/selection.py",
             ),
             "personal_llm.experiments.selection.loss_tables": (
                 "experiments/selection.html#loss_tables",
                 "personal_llm/experiments/selection.py",
             ),
-            "personal_llm.experiments.selection.losses_on": (
-                "experiments/selection.html#losses_on",
+            "personal_llm.experiments.selection.make_choice_jobs": (
+                "experiments/selection.html#make_choice_jobs",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.make_loss_function": (
+                "experiments/selection.html#make_loss_function",
                 "personal_llm/experiments/selection.py",
             ),
             "personal_llm.experiments.selection.measure": (
@@ -2412,26 +3469,30 @@ d = {
                 "experiments/selection.html#measure_sizes",
                 "personal_llm/experiments/selection.py",
             ),
-            "personal_llm.experiments.selection.merged": (
-                "experiments/selection.html#merged",
+            "personal_llm.experiments.selection.score_choice": (
+                "experiments/selection.html#score_choice",
                 "personal_llm/experiments/selection.py",
             ),
-            "personal_llm.experiments.selection.shorter": (
-                "experiments/selection.html#shorter",
+            "personal_llm.experiments.selection.score_shortlists": (
+                "experiments/selection.html#score_shortlists",
+                "personal_llm/experiments/selection.py",
+            ),
+            "personal_llm.experiments.selection.use_merged_adapter": (
+                "experiments/selection.html#use_merged_adapter",
                 "personal_llm/experiments/selection.py",
             ),
         },
         "personal_llm.experiments.shares": {
-            "personal_llm.experiments.shares.ask_along": (
-                "experiments/shares.html#ask_along",
-                "personal_llm/experiments/shares.py",
-            ),
             "personal_llm.experiments.shares.auc": (
                 "experiments/shares.html#auc",
                 "personal_llm/experiments/shares.py",
             ),
-            "personal_llm.experiments.shares.filled": (
-                "experiments/shares.html#filled",
+            "personal_llm.experiments.shares.fill_buffer": (
+                "experiments/shares.html#fill_buffer",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.fill_with_questions": (
+                "experiments/shares.html#fill_with_questions",
                 "personal_llm/experiments/shares.py",
             ),
             "personal_llm.experiments.shares.measure": (
@@ -2442,122 +3503,71 @@ d = {
                 "experiments/shares.html#score_facts",
                 "personal_llm/experiments/shares.py",
             ),
-            "personal_llm.experiments.shares.scored": (
-                "experiments/shares.html#scored",
+            "personal_llm.experiments.shares.score_samples": (
+                "experiments/shares.html#score_samples",
                 "personal_llm/experiments/shares.py",
             ),
-            "personal_llm.experiments.shares.scored_rows": (
-                "experiments/shares.html#scored_rows",
+            "personal_llm.experiments.shares.score_stream": (
+                "experiments/shares.html#score_stream",
                 "personal_llm/experiments/shares.py",
             ),
         },
-        "personal_llm.experiments.starts": {
-            "personal_llm.experiments.starts.Shelf": (
-                "experiments/fit.html#shelf",
-                "personal_llm/experiments/starts.py",
+        "personal_llm.experiments.summariser": {
+            "personal_llm.experiments.summariser.draw_pair": (
+                "experiments/summariser.html#draw_pair",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.starts.Shelf.__getitem__": (
-                "experiments/fit.html#shelf.__getitem__",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.Shelf.__iter__": (
-                "experiments/fit.html#shelf.__iter__",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.Shelf.__len__": (
-                "experiments/fit.html#shelf.__len__",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.begun": (
-                "experiments/fit.html#begun",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.bill": ("experiments/fit.html#bill", "personal_llm/experiments/starts.py"),
-            "personal_llm.experiments.starts.fixed_starts": (
-                "experiments/fit.html#fixed_starts",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.jobs_of": (
-                "experiments/fit.html#jobs_of",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.measure": (
-                "experiments/fit.html#measure",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.price_of": (
-                "experiments/fit.html#price_of",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.shelf": (
-                "experiments/fit.html#shelf",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.styled_jobs": (
-                "experiments/fit.html#styled_jobs",
-                "personal_llm/experiments/starts.py",
-            ),
-            "personal_llm.experiments.starts.styles_of": (
-                "experiments/fit.html#styles_of",
-                "personal_llm/experiments/starts.py",
-            ),
-        },
-        "personal_llm.experiments.summarised": {
-            "personal_llm.experiments.summarised.asked": (
-                "experiments/summariser.html#asked",
-                "personal_llm/experiments/summarised.py",
-            ),
-            "personal_llm.experiments.summarised.begin": (
-                "experiments/summariser.html#begin",
-                "personal_llm/experiments/summarised.py",
-            ),
-            "personal_llm.experiments.summarised.labelled_pairs": (
+            "personal_llm.experiments.summariser.labelled_pairs": (
                 "experiments/summariser.html#labelled_pairs",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.measure_published": (
+            "personal_llm.experiments.summariser.load_published_method": (
+                "experiments/summariser.html#load_published_method",
+                "personal_llm/experiments/summariser.py",
+            ),
+            "personal_llm.experiments.summariser.load_summariser": (
+                "experiments/summariser.html#load_summariser",
+                "personal_llm/experiments/summariser.py",
+            ),
+            "personal_llm.experiments.summariser.measure_published": (
                 "experiments/summariser.html#measure_published",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.measure_summaries": (
+            "personal_llm.experiments.summariser.measure_summaries": (
                 "experiments/summariser.html#measure_summaries",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.nearest_of": (
-                "experiments/summariser.html#nearest_of",
-                "personal_llm/experiments/summarised.py",
+            "personal_llm.experiments.summariser.nearest_pllm": (
+                "experiments/summariser.html#nearest_pllm",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.pair_of": (
-                "experiments/summariser.html#pair_of",
-                "personal_llm/experiments/summarised.py",
-            ),
-            "personal_llm.experiments.summarised.published": (
-                "experiments/summariser.html#published",
-                "personal_llm/experiments/summarised.py",
-            ),
-            "personal_llm.experiments.summarised.say": (
-                "experiments/summariser.html#say",
-                "personal_llm/experiments/summarised.py",
-            ),
-            "personal_llm.experiments.summarised.shared_basis": (
+            "personal_llm.experiments.summariser.shared_basis": (
                 "experiments/summariser.html#shared_basis",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.states": (
+            "personal_llm.experiments.summariser.states": (
                 "experiments/summariser.html#states",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.summariser": (
-                "experiments/summariser.html#summariser",
-                "personal_llm/experiments/summarised.py",
+            "personal_llm.experiments.summariser.summarise_pairs": (
+                "experiments/summariser.html#summarise_pairs",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.teach_summariser": (
+            "personal_llm.experiments.summariser.take_first_words": (
+                "experiments/summariser.html#take_first_words",
+                "personal_llm/experiments/summariser.py",
+            ),
+            "personal_llm.experiments.summariser.teach_summariser": (
                 "experiments/summariser.html#teach_summariser",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
-            "personal_llm.experiments.summarised.word_vectors": (
+            "personal_llm.experiments.summariser.truncate_pair": (
+                "experiments/summariser.html#truncate_pair",
+                "personal_llm/experiments/summariser.py",
+            ),
+            "personal_llm.experiments.summariser.word_vectors": (
                 "experiments/summariser.html#word_vectors",
-                "personal_llm/experiments/summarised.py",
+                "personal_llm/experiments/summariser.py",
             ),
         },
         "personal_llm.experiments.summary": {
@@ -2575,6 +3585,10 @@ d = {
             ),
             "personal_llm.experiments.summary.choice_claims": (
                 "experiments/summary.html#choice_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.decide_verdict": (
+                "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.floor_claim": (
@@ -2605,12 +3619,12 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.right_shares": (
-                "experiments/summary.html#right_shares",
+            "personal_llm.experiments.summary.read_rows": (
+                "experiments/summary.html#read_rows",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.rows_from": (
-                "experiments/summary.html#rows_from",
+            "personal_llm.experiments.summary.right_shares": (
+                "experiments/summary.html#right_shares",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.said_claim": (
@@ -2637,202 +3651,1086 @@ d = {
                 "experiments/summary.html#synthesis_claim",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.verdict_of": (
-                "experiments/summary.html#verdict_of",
-                "personal_llm/experiments/summary.py",
-            ),
         },
-        "personal_llm.experiments.synthesis_counts": {
-            "personal_llm.experiments.synthesis_counts.first_of": (
-                "experiments/synthesis.html#first_of",
-                "personal_llm/experiments/synthesis_counts.py",
+        "personal_llm.experiments.synthesis": {
+            "personal_llm.experiments.synthesis.first_rewrites": (
+                "experiments/synthesis.html#first_rewrites",
+                "personal_llm/experiments/synthesis.py",
             ),
-            "personal_llm.experiments.synthesis_counts.measure": (
+            "personal_llm.experiments.synthesis.list_variants": (
+                "experiments/synthesis.html#list_variants",
+                "personal_llm/experiments/synthesis.py",
+            ),
+            "personal_llm.experiments.synthesis.measure": (
                 "experiments/synthesis.html#measure",
-                "personal_llm/experiments/synthesis_counts.py",
+                "personal_llm/experiments/synthesis.py",
             ),
-            "personal_llm.experiments.synthesis_counts.paraphrases": (
+            "personal_llm.experiments.synthesis.paraphrases": (
                 "experiments/synthesis.html#paraphrases",
-                "personal_llm/experiments/synthesis_counts.py",
-            ),
-            "personal_llm.experiments.synthesis_counts.ways_of": (
-                "experiments/synthesis.html#ways_of",
-                "personal_llm/experiments/synthesis_counts.py",
+                "personal_llm/experiments/synthesis.py",
             ),
         },
         "personal_llm.experiments.variations": {
-            "personal_llm.experiments.variations.complete": (
-                "experiments/variations.html#complete",
+            "personal_llm.experiments.variations.add_adapter_metrics": (
+                "experiments/variations.html#add_adapter_metrics",
                 "personal_llm/experiments/variations.py",
             ),
             "personal_llm.experiments.variations.filled": (
                 "experiments/variations.html#filled",
                 "personal_llm/experiments/variations.py",
             ),
-            "personal_llm.experiments.variations.floors_of": (
-                "experiments/variations.html#floors_of",
-                "personal_llm/experiments/variations.py",
-            ),
-            "personal_llm.experiments.variations.held_facts": (
-                "experiments/variations.html#held_facts",
-                "personal_llm/experiments/variations.py",
-            ),
             "personal_llm.experiments.variations.mean_table": (
                 "experiments/variations.html#mean_table",
                 "personal_llm/experiments/variations.py",
             ),
+            "personal_llm.experiments.variations.measure_floors": (
+                "experiments/variations.html#measure_floors",
+                "personal_llm/experiments/variations.py",
+            ),
+            "personal_llm.experiments.variations.summarise_kept_dialogues": (
+                "experiments/variations.html#summarise_kept_dialogues",
+                "personal_llm/experiments/variations.py",
+            ),
         },
-        "personal_llm.experiments.words_told": {
-            "personal_llm.experiments.words_told.cards": (
+        "personal_llm.experiments.warm_start": {
+            "personal_llm.experiments.warm_start.average_library": (
+                "experiments/warm_start.html#average_library",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.batches": (
+                "experiments/warm_start.html#batches",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.best_loss_by_count": (
+                "experiments/warm_start.html#best_loss_by_count",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.by_the_rule": (
+                "experiments/warm_start.html#by_the_rule",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.choose_mixtures": (
+                "experiments/warm_start.html#choose_mixtures",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.compute_saved": (
+                "experiments/warm_start.html#compute_saved",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.coordinates_of": (
+                "experiments/warm_start.html#coordinates_of",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.data_saved": (
+                "experiments/warm_start.html#data_saved",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.from_scratch": (
+                "experiments/warm_start.html#from_scratch",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.get_start": (
+                "experiments/warm_start.html#get_start",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.has_run_ended": (
+                "experiments/warm_start.html#has_run_ended",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.interleave_styles": (
+                "experiments/warm_start.html#interleave_styles",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.kept_dialogues": (
+                "experiments/warm_start.html#kept_dialogues",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.loss_after": (
+                "experiments/warm_start.html#loss_after",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.measure_default_finetunes": (
+                "experiments/warm_start.html#measure_default_finetunes",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.measure_dialogues_to_target": (
+                "experiments/warm_start.html#measure_dialogues_to_target",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.measure_joined_methods": (
+                "experiments/warm_start.html#measure_joined_methods",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.measure_mixtures": (
+                "experiments/warm_start.html#measure_mixtures",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.measure_steps_to_target": (
+                "experiments/warm_start.html#measure_steps_to_target",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.pair_styles": (
+                "experiments/warm_start.html#pair_styles",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.sample_jobs": (
+                "experiments/warm_start.html#sample_jobs",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.scratch": (
+                "experiments/warm_start.html#scratch",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.select_start": (
+                "experiments/warm_start.html#select_start",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.split_user_dialogues": (
+                "experiments/warm_start.html#split_user_dialogues",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.tokens_to_target": (
+                "experiments/warm_start.html#tokens_to_target",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.train_and_trace": (
+                "experiments/warm_start.html#train_and_trace",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.train_steps": (
+                "experiments/warm_start.html#train_steps",
+                "personal_llm/experiments/warm_start.py",
+            ),
+            "personal_llm.experiments.warm_start.with_lora": (
+                "experiments/warm_start.html#with_lora",
+                "personal_llm/experiments/warm_start.py",
+            ),
+        },
+        "personal_llm.experiments.words": {
+            "personal_llm.experiments.words.cards": (
                 "experiments/words.html#cards",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.holds": (
-                "experiments/words.html#holds",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.draw_user_texts": (
+                "experiments/words.html#draw_user_texts",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.judge_rows": (
-                "experiments/words.html#judge_rows",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.generate_answers": (
+                "experiments/words.html#generate_answers",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.judged": (
+            "personal_llm.experiments.words.has_habit": (
+                "experiments/words.html#has_habit",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.judged": (
                 "experiments/words.html#judged",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.judges": (
-                "experiments/words.html#judges",
-                "personal_llm/experiments/words_told.py",
-            ),
-            "personal_llm.experiments.words_told.lead": (
-                "experiments/words.html#lead",
-                "personal_llm/experiments/words_told.py",
-            ),
-            "personal_llm.experiments.words_told.measure": (
+            "personal_llm.experiments.words.measure": (
                 "experiments/words.html#measure",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.measure_choice": (
+            "personal_llm.experiments.words.measure_choice": (
                 "experiments/words.html#measure_choice",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.measure_firsts": (
+            "personal_llm.experiments.words.measure_firsts": (
                 "experiments/words.html#measure_firsts",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.measure_reader": (
+            "personal_llm.experiments.words.measure_reader": (
                 "experiments/words.html#measure_reader",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.named": (
+            "personal_llm.experiments.words.measure_user_words": (
+                "experiments/words.html#measure_user_words",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.named": (
                 "experiments/words.html#named",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.own_words": (
+            "personal_llm.experiments.words.own_words": (
                 "experiments/words.html#own_words",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.people_sets": (
+            "personal_llm.experiments.words.people_sets": (
                 "experiments/words.html#people_sets",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.pool_sets": (
+            "personal_llm.experiments.words.pool_sets": (
                 "experiments/words.html#pool_sets",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.row_of": (
-                "experiments/words.html#row_of",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.read_judge_rows": (
+                "experiments/words.html#read_judge_rows",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.seen_words": (
+            "personal_llm.experiments.words.seen_words": (
                 "experiments/words.html#seen_words",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.shifts": (
+            "personal_llm.experiments.words.shifts": (
                 "experiments/words.html#shifts",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.spoken": (
-                "experiments/words.html#spoken",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.top_word": (
+                "experiments/words.html#top_word",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.teach": (
-                "experiments/words.html#teach",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.train_vocabulary": (
+                "experiments/words.html#train_vocabulary",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.texts_of": (
-                "experiments/words.html#texts_of",
-                "personal_llm/experiments/words_told.py",
+            "personal_llm.experiments.words.train_word_judges": (
+                "experiments/words.html#train_word_judges",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.true_words": (
+            "personal_llm.experiments.words.true_words": (
                 "experiments/words.html#true_words",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words_told.users_of": (
+            "personal_llm.experiments.words.users_of": (
                 "experiments/words.html#users_of",
-                "personal_llm/experiments/words_told.py",
+                "personal_llm/experiments/words.py",
             ),
         },
         "personal_llm.experiments.workers": {
-            "personal_llm.experiments.workers._give": (
-                "experiments/workers.html#_give",
+            "personal_llm.experiments.workers._receive_answer": (
+                "experiments/workers.html#_receive_answer",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers._heard": (
-                "experiments/workers.html#_heard",
+            "personal_llm.experiments.workers._send_group": (
+                "experiments/workers.html#_send_group",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.answers": (
-                "experiments/workers.html#answers",
+            "personal_llm.experiments.workers.group_jobs": (
+                "experiments/workers.html#group_jobs",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.answers_of_workers": (
-                "experiments/workers.html#answers_of_workers",
+            "personal_llm.experiments.workers.job_key": (
+                "experiments/workers.html#job_key",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.groups_of": (
-                "experiments/workers.html#groups_of",
+            "personal_llm.experiments.workers.make_result_row": (
+                "experiments/workers.html#make_result_row",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.hire": (
-                "experiments/workers.html#hire",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.key_of": (
-                "experiments/workers.html#key_of",
-                "personal_llm/experiments/workers.py",
-            ),
-            "personal_llm.experiments.workers.measured": (
-                "experiments/workers.html#measured",
+            "personal_llm.experiments.workers.measure_group": (
+                "experiments/workers.html#measure_group",
                 "personal_llm/experiments/workers.py",
             ),
             "personal_llm.experiments.workers.one_thread": (
                 "experiments/workers.html#one_thread",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.row_of": (
-                "experiments/workers.html#row_of",
+            "personal_llm.experiments.workers.run_groups": (
+                "experiments/workers.html#run_groups",
                 "personal_llm/experiments/workers.py",
             ),
-            "personal_llm.experiments.workers.serve": (
-                "experiments/workers.html#serve",
+            "personal_llm.experiments.workers.run_in_processes": (
+                "experiments/workers.html#run_in_processes",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.run_worker": (
+                "experiments/workers.html#run_worker",
+                "personal_llm/experiments/workers.py",
+            ),
+            "personal_llm.experiments.workers.start_worker": (
+                "experiments/workers.html#start_worker",
                 "personal_llm/experiments/workers.py",
             ),
         },
+        "personal_llm.explanation.decomposition": {
+            "personal_llm.explanation.decomposition.Decomposition": (
+                "4_explanation/decomposition.html#decomposition",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.Decomposition.__str__": (
+                "4_explanation/decomposition.html#decomposition.__str__",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis": (
+                "4_explanation/decomposition.html#sharedbasis",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.__post_init__": (
+                "4_explanation/decomposition.html#sharedbasis.__post_init__",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.columns": (
+                "4_explanation/decomposition.html#sharedbasis.columns",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.coordinates": (
+                "4_explanation/decomposition.html#sharedbasis.coordinates",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.grow": (
+                "4_explanation/decomposition.html#sharedbasis.grow",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.id": (
+                "4_explanation/decomposition.html#sharedbasis.id",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.save": (
+                "4_explanation/decomposition.html#sharedbasis.save",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.strength": (
+                "4_explanation/decomposition.html#sharedbasis.strength",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.SharedBasis.width": (
+                "4_explanation/decomposition.html#sharedbasis.width",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._from_prompts": (
+                "4_explanation/decomposition.html#_from_prompts",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._load": (
+                "4_explanation/decomposition.html#_load",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._pair_with_base_answers": (
+                "4_explanation/decomposition.html#_pair_with_base_answers",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._project_shift": (
+                "4_explanation/decomposition.html#_project_shift",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._require_base": (
+                "4_explanation/decomposition.html#_require_base",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._unit_vectors": (
+                "4_explanation/decomposition.html#_unit_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.decompose": (
+                "4_explanation/decomposition.html#decompose",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.explain_as_published": (
+                "4_explanation/decomposition.html#explain_as_published",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.split_half_threshold": (
+                "4_explanation/decomposition.html#split_half_threshold",
+                "personal_llm/explanation/decomposition.py",
+            ),
+        },
+        "personal_llm.explanation.description": {
+            "personal_llm.explanation.description.Description": (
+                "4_explanation/description.html#description",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.__str__": (
+                "4_explanation/description.html#description.__str__",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.lines": (
+                "4_explanation/description.html#description.lines",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.plot": (
+                "4_explanation/description.html#description.plot",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.to_dict": (
+                "4_explanation/description.html#description.to_dict",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.traits": (
+                "4_explanation/description.html#description.traits",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.without_quotations": (
+                "4_explanation/description.html#description.without_quotations",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.Description.words": (
+                "4_explanation/description.html#description.words",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description._from_dict": (
+                "4_explanation/description.html#_from_dict",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.centre_on_library": (
+                "4_explanation/description.html#centre_on_library",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.compare_descriptions": (
+                "4_explanation/description.html#compare_descriptions",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.describe_pllm": (
+                "4_explanation/description.html#describe_pllm",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.describe_user": (
+                "4_explanation/description.html#describe_user",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.description_items": (
+                "4_explanation/description.html#description_items",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.description_similarity": (
+                "4_explanation/description.html#description_similarity",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.fit_word_shifts": (
+                "4_explanation/description.html#fit_word_shifts",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.is_informative": (
+                "4_explanation/description.html#is_informative",
+                "personal_llm/explanation/description.py",
+            ),
+            "personal_llm.explanation.description.score_library_words": (
+                "4_explanation/description.html#score_library_words",
+                "personal_llm/explanation/description.py",
+            ),
+        },
+        "personal_llm.explanation.explanation": {
+            "personal_llm.explanation.explanation.Explanation": (
+                "4_explanation/explanation.html#explanation",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.__str__": (
+                "4_explanation/explanation.html#explanation.__str__",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
+                "4_explanation/explanation.html#explanation.format_sparse_words",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.habits": (
+                "4_explanation/explanation.html#explanation.habits",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.lines": (
+                "4_explanation/explanation.html#explanation.lines",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.plot": (
+                "4_explanation/explanation.html#explanation.plot",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.to_dict": (
+                "4_explanation/explanation.html#explanation.to_dict",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.topics": (
+                "4_explanation/explanation.html#explanation.topics",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.without_quotations": (
+                "4_explanation/explanation.html#explanation.without_quotations",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.words": (
+                "4_explanation/explanation.html#explanation.words",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.ProbePrompts": (
+                "4_explanation/explanation.html#probeprompts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation._from_dict": (
+                "4_explanation/explanation.html#_from_dict",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.answer_topic_prompts": (
+                "4_explanation/explanation.html#answer_topic_prompts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.bootstrap_indices": (
+                "4_explanation/explanation.html#bootstrap_indices",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.explain": (
+                "4_explanation/explanation.html#explain",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.explain_pllm": (
+                "4_explanation/explanation.html#explain_pllm",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.gain_direction": (
+                "4_explanation/explanation.html#gain_direction",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.likelihood_gains": (
+                "4_explanation/explanation.html#likelihood_gains",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.load_probe_texts": (
+                "4_explanation/explanation.html#load_probe_texts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.mean_response_nll": (
+                "4_explanation/explanation.html#mean_response_nll",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.measure_word_shifts": (
+                "4_explanation/explanation.html#measure_word_shifts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.prepare_probes": (
+                "4_explanation/explanation.html#prepare_probes",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.sample_topic_prompts": (
+                "4_explanation/explanation.html#sample_topic_prompts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.score_examples": (
+                "4_explanation/explanation.html#score_examples",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.select_user_dialogues": (
+                "4_explanation/explanation.html#select_user_dialogues",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.sparse_explanation": (
+                "4_explanation/explanation.html#sparse_explanation",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.style_coordinates": (
+                "4_explanation/explanation.html#style_coordinates",
+                "personal_llm/explanation/explanation.py",
+            ),
+        },
+        "personal_llm.explanation.habits": {
+            "personal_llm.explanation.habits.Trait": (
+                "4_explanation/habits.html#trait",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.__str__": (
+                "4_explanation/habits.html#trait.__str__",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.format_counts": (
+                "4_explanation/habits.html#trait.format_counts",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.from_dict": (
+                "4_explanation/habits.html#trait.from_dict",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.gap": (
+                "4_explanation/habits.html#trait.gap",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.key": (
+                "4_explanation/habits.html#trait.key",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.to_dict": (
+                "4_explanation/habits.html#trait.to_dict",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.Trait.without_quotations": (
+                "4_explanation/habits.html#trait.without_quotations",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.align_words": (
+                "4_explanation/habits.html#align_words",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.choose_quotation": (
+                "4_explanation/habits.html#choose_quotation",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.compare_counts": (
+                "4_explanation/habits.html#compare_counts",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_common_run": (
+                "4_explanation/habits.html#find_common_run",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_format_habits": (
+                "4_explanation/habits.html#find_format_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_frame_habits": (
+                "4_explanation/habits.html#find_frame_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_general_topics": (
+                "4_explanation/habits.html#find_general_topics",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_habits": (
+                "4_explanation/habits.html#find_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_length_habits": (
+                "4_explanation/habits.html#find_length_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_substitution_habits": (
+                "4_explanation/habits.html#find_substitution_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_topics": (
+                "4_explanation/habits.html#find_topics",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_trait": (
+                "4_explanation/habits.html#find_trait",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_user_habits": (
+                "4_explanation/habits.html#find_user_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_user_topics": (
+                "4_explanation/habits.html#find_user_topics",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.format_quotation": (
+                "4_explanation/habits.html#format_quotation",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.is_longer": (
+                "4_explanation/habits.html#is_longer",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.load_topic_words": (
+                "4_explanation/habits.html#load_topic_words",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.merge_plurals": (
+                "4_explanation/habits.html#merge_plurals",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.strip_frame": (
+                "4_explanation/habits.html#strip_frame",
+                "personal_llm/explanation/habits.py",
+            ),
+        },
+        "personal_llm.explanation.space": {
+            "personal_llm.explanation.space.StyleSpace": (
+                "4_explanation/space.html#stylespace",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.__post_init__": (
+                "4_explanation/space.html#stylespace.__post_init__",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.check": (
+                "4_explanation/space.html#stylespace.check",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.columns": (
+                "4_explanation/space.html#stylespace.columns",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.id": (
+                "4_explanation/space.html#stylespace.id",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.project": (
+                "4_explanation/space.html#stylespace.project",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.save": (
+                "4_explanation/space.html#stylespace.save",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StyleSpace.width": (
+                "4_explanation/space.html#stylespace.width",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space._load": (
+                "4_explanation/space.html#_load",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.check_encoder": (
+                "4_explanation/space.html#check_encoder",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.concatenate_blocks": (
+                "4_explanation/space.html#concatenate_blocks",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.load_files": (
+                "4_explanation/space.html#load_files",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.load_pocket_encoder": (
+                "4_explanation/space.html#load_pocket_encoder",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.nonnegative_coefficients": (
+                "4_explanation/space.html#nonnegative_coefficients",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.normalise_rows": (
+                "4_explanation/space.html#normalise_rows",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.pocket_encoder_id": (
+                "4_explanation/space.html#pocket_encoder_id",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.save_files": (
+                "4_explanation/space.html#save_files",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.sparse_code": (
+                "4_explanation/space.html#sparse_code",
+                "personal_llm/explanation/space.py",
+            ),
+        },
+        "personal_llm.explanation.style": {
+            "personal_llm.explanation.style._length_features": (
+                "4_explanation/style.html#_length_features",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style._punctuation_rates": (
+                "4_explanation/style.html#_punctuation_rates",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style._word_class_rates": (
+                "4_explanation/style.html#_word_class_rates",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style._word_form_rates": (
+                "4_explanation/style.html#_word_form_rates",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.check_answer_count": (
+                "4_explanation/style.html#check_answer_count",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.sample_responses": (
+                "4_explanation/style.html#sample_responses",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.style_features": (
+                "4_explanation/style.html#style_features",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.style_shifts": (
+                "4_explanation/style.html#style_shifts",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.stylometry": (
+                "4_explanation/style.html#stylometry",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.truncate_words": (
+                "4_explanation/style.html#truncate_words",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.truncated_features": (
+                "4_explanation/style.html#truncated_features",
+                "personal_llm/explanation/style.py",
+            ),
+        },
+        "personal_llm.explanation.summariser": {
+            "personal_llm.explanation.summariser._check_response_pairs": (
+                "4_explanation/summariser.html#_check_response_pairs",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._continue_greedily": (
+                "4_explanation/summariser.html#_continue_greedily",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._count_word_tokens": (
+                "4_explanation/summariser.html#_count_word_tokens",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._fit_summary_prompts": (
+                "4_explanation/summariser.html#_fit_summary_prompts",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._iterate_last_states": (
+                "4_explanation/summariser.html#_iterate_last_states",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._load_word_list": (
+                "4_explanation/summariser.html#_load_word_list",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._parse_first_word": (
+                "4_explanation/summariser.html#_parse_first_word",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._summary_prompt_ids": (
+                "4_explanation/summariser.html#_summary_prompt_ids",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser._truncate_tokens": (
+                "4_explanation/summariser.html#_truncate_tokens",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.candidate_words": (
+                "4_explanation/summariser.html#candidate_words",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.first_word_probabilities": (
+                "4_explanation/summariser.html#first_word_probabilities",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.is_adjective": (
+                "4_explanation/summariser.html#is_adjective",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.neutral_pairs": (
+                "4_explanation/summariser.html#neutral_pairs",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.style_pairs": (
+                "4_explanation/summariser.html#style_pairs",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.summary_shift": (
+                "4_explanation/summariser.html#summary_shift",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.summary_states": (
+                "4_explanation/summariser.html#summary_states",
+                "personal_llm/explanation/summariser.py",
+            ),
+            "personal_llm.explanation.summariser.word_vector": (
+                "4_explanation/summariser.html#word_vector",
+                "personal_llm/explanation/summariser.py",
+            ),
+        },
+        "personal_llm.explanation.vocabulary": {
+            "personal_llm.explanation.vocabulary.Vocabulary": (
+                "4_explanation/vocabulary.html#vocabulary",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.Vocabulary.__post_init__": (
+                "4_explanation/vocabulary.html#vocabulary.__post_init__",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
+                "4_explanation/vocabulary.html#vocabulary.recentre",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.Vocabulary.save": (
+                "4_explanation/vocabulary.html#vocabulary.save",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
+                "4_explanation/vocabulary.html#vocabulary.score_user",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.Vocabulary.scores": (
+                "4_explanation/vocabulary.html#vocabulary.scores",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.WordScores": (
+                "4_explanation/vocabulary.html#wordscores",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.WordScores.__str__": (
+                "4_explanation/vocabulary.html#wordscores.__str__",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.WordScores.clearest_word": (
+                "4_explanation/vocabulary.html#wordscores.clearest_word",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary._fit_vocabulary": (
+                "4_explanation/vocabulary.html#_fit_vocabulary",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary._load": (
+                "4_explanation/vocabulary.html#_load",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary._measure_clarity": (
+                "4_explanation/vocabulary.html#_measure_clarity",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.load_vocabulary": (
+                "4_explanation/vocabulary.html#load_vocabulary",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.select_examples": (
+                "4_explanation/vocabulary.html#select_examples",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+        },
+        "personal_llm.explanation.word_classifier": {
+            "personal_llm.explanation.word_classifier.LabelledTexts": (
+                "4_explanation/word_classifier.html#labelledtexts",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.LabelledTexts.__len__": (
+                "4_explanation/word_classifier.html#labelledtexts.__len__",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.LabelledTexts.select": (
+                "4_explanation/word_classifier.html#labelledtexts.select",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordRegression": (
+                "4_explanation/word_classifier.html#wordregression",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordRegression.scores": (
+                "4_explanation/word_classifier.html#wordregression.scores",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordTest": (
+                "4_explanation/word_classifier.html#wordtest",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordTest.calibrate": (
+                "4_explanation/word_classifier.html#wordtest.calibrate",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordTest.count": (
+                "4_explanation/word_classifier.html#wordtest.count",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordTest.users_with": (
+                "4_explanation/word_classifier.html#wordtest.users_with",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.are_synonyms": (
+                "4_explanation/word_classifier.html#are_synonyms",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.assign_fold": (
+                "4_explanation/word_classifier.html#assign_fold",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.axis_ends": (
+                "4_explanation/word_classifier.html#axis_ends",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.axis_scores_to_words": (
+                "4_explanation/word_classifier.html#axis_scores_to_words",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.axis_targets": (
+                "4_explanation/word_classifier.html#axis_targets",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.balanced_weights": (
+                "4_explanation/word_classifier.html#balanced_weights",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.calibrate_word": (
+                "4_explanation/word_classifier.html#calibrate_word",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.check_training_texts": (
+                "4_explanation/word_classifier.html#check_training_texts",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.cross_test_word": (
+                "4_explanation/word_classifier.html#cross_test_word",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.exceeds_threshold": (
+                "4_explanation/word_classifier.html#exceeds_threshold",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.fit_word_regression": (
+                "4_explanation/word_classifier.html#fit_word_regression",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.get_answers": (
+                "4_explanation/word_classifier.html#get_answers",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.get_text_and_group": (
+                "4_explanation/word_classifier.html#get_text_and_group",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.label_texts": (
+                "4_explanation/word_classifier.html#label_texts",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.make_test_users": (
+                "4_explanation/word_classifier.html#make_test_users",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.mean_and_error": (
+                "4_explanation/word_classifier.html#mean_and_error",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.merge_synonyms": (
+                "4_explanation/word_classifier.html#merge_synonyms",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.out_of_fold_scores": (
+                "4_explanation/word_classifier.html#out_of_fold_scores",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.ranking_auc": (
+                "4_explanation/word_classifier.html#ranking_auc",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.rejection_reason": (
+                "4_explanation/word_classifier.html#rejection_reason",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.ridge_directions": (
+                "4_explanation/word_classifier.html#ridge_directions",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.run_word_test": (
+                "4_explanation/word_classifier.html#run_word_test",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.scale_features": (
+                "4_explanation/word_classifier.html#scale_features",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.text_features": (
+                "4_explanation/word_classifier.html#text_features",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.unmixed_scores": (
+                "4_explanation/word_classifier.html#unmixed_scores",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.unmixing_matrix": (
+                "4_explanation/word_classifier.html#unmixing_matrix",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.word_axes": (
+                "4_explanation/word_classifier.html#word_axes",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+        },
         "personal_llm.recipes.asking_prior": {
-            "personal_llm.recipes.asking_prior.Noting": (
-                "recipes/asking_prior.html#noting",
+            "personal_llm.recipes.asking_prior.RecordingActive": (
+                "recipes/asking_prior.html#recordingactive",
                 "personal_llm/recipes/asking_prior.py",
             ),
-            "personal_llm.recipes.asking_prior.Noting.__init__": (
-                "recipes/asking_prior.html#noting.__init__",
+            "personal_llm.recipes.asking_prior.RecordingActive.__init__": (
+                "recipes/asking_prior.html#recordingactive.__init__",
                 "personal_llm/recipes/asking_prior.py",
             ),
-            "personal_llm.recipes.asking_prior.drawn_stream": (
-                "recipes/asking_prior.html#drawn_stream",
+            "personal_llm.recipes.asking_prior.draw_stream": (
+                "recipes/asking_prior.html#draw_stream",
                 "personal_llm/recipes/asking_prior.py",
             ),
-            "personal_llm.recipes.asking_prior.drawn_user": (
-                "recipes/asking_prior.html#drawn_user",
+            "personal_llm.recipes.asking_prior.draw_user": (
+                "recipes/asking_prior.html#draw_user",
+                "personal_llm/recipes/asking_prior.py",
+            ),
+            "personal_llm.recipes.asking_prior.evaluate_prior": (
+                "recipes/asking_prior.html#evaluate_prior",
                 "personal_llm/recipes/asking_prior.py",
             ),
             "personal_llm.recipes.asking_prior.fit_logistic": (
@@ -2843,16 +4741,12 @@ d = {
                 "recipes/asking_prior.html#fit_prior",
                 "personal_llm/recipes/asking_prior.py",
             ),
-            "personal_llm.recipes.asking_prior.judge": (
-                "recipes/asking_prior.html#judge",
+            "personal_llm.recipes.asking_prior.group_reserved_rows": (
+                "recipes/asking_prior.html#group_reserved_rows",
                 "personal_llm/recipes/asking_prior.py",
             ),
             "personal_llm.recipes.asking_prior.main": (
                 "recipes/asking_prior.html#main",
-                "personal_llm/recipes/asking_prior.py",
-            ),
-            "personal_llm.recipes.asking_prior.rows_by_place": (
-                "recipes/asking_prior.html#rows_by_place",
                 "personal_llm/recipes/asking_prior.py",
             ),
             "personal_llm.recipes.asking_prior.simulate": (
@@ -2893,39 +4787,44 @@ d = {
                 "recipes/crafted_styles.html#_tone",
                 "personal_llm/recipes/crafted_styles.py",
             ),
-            "personal_llm.recipes.crafted_styles.pairs": (
-                "recipes/crafted_styles.html#pairs",
+            "personal_llm.recipes.crafted_styles.parse_word_pairs": (
+                "recipes/crafted_styles.html#parse_word_pairs",
                 "personal_llm/recipes/crafted_styles.py",
             ),
-            "personal_llm.recipes.crafted_styles.phrases": (
-                "recipes/crafted_styles.html#phrases",
+            "personal_llm.recipes.crafted_styles.replace_words": (
+                "recipes/crafted_styles.html#replace_words",
                 "personal_llm/recipes/crafted_styles.py",
             ),
             "personal_llm.recipes.crafted_styles.restyle": (
                 "recipes/crafted_styles.html#restyle",
                 "personal_llm/recipes/crafted_styles.py",
             ),
-            "personal_llm.recipes.crafted_styles.short": (
-                "recipes/crafted_styles.html#short",
-                "personal_llm/recipes/crafted_styles.py",
-            ),
-            "personal_llm.recipes.crafted_styles.swap": (
-                "recipes/crafted_styles.html#swap",
+            "personal_llm.recipes.crafted_styles.split_phrases": (
+                "recipes/crafted_styles.html#split_phrases",
                 "personal_llm/recipes/crafted_styles.py",
             ),
             "personal_llm.recipes.crafted_styles.topic": (
                 "recipes/crafted_styles.html#topic",
                 "personal_llm/recipes/crafted_styles.py",
             ),
+            "personal_llm.recipes.crafted_styles.truncate_text": (
+                "recipes/crafted_styles.html#truncate_text",
+                "personal_llm/recipes/crafted_styles.py",
+            ),
         },
         "personal_llm.recipes.data": {
-            "personal_llm.recipes.data.Leaks": ("recipes/data.html#leaks", "personal_llm/recipes/data.py"),
-            "personal_llm.recipes.data.Leaks.__init__": (
-                "recipes/data.html#leaks.__init__",
+            "personal_llm.recipes.data.LeakDetector": (
+                "recipes/data.html#leakdetector",
                 "personal_llm/recipes/data.py",
             ),
-            "personal_llm.recipes.data.Leaks.hits": ("recipes/data.html#leaks.hits", "personal_llm/recipes/data.py"),
-            "personal_llm.recipes.data.cut_leaks": ("recipes/data.html#cut_leaks", "personal_llm/recipes/data.py"),
+            "personal_llm.recipes.data.LeakDetector.__init__": (
+                "recipes/data.html#leakdetector.__init__",
+                "personal_llm/recipes/data.py",
+            ),
+            "personal_llm.recipes.data.LeakDetector.hits": (
+                "recipes/data.html#leakdetector.hits",
+                "personal_llm/recipes/data.py",
+            ),
             "personal_llm.recipes.data.edited_pairs": (
                 "recipes/data.html#edited_pairs",
                 "personal_llm/recipes/data.py",
@@ -2935,6 +4834,10 @@ d = {
             "personal_llm.recipes.data.read_gz": ("recipes/data.html#read_gz", "personal_llm/recipes/data.py"),
             "personal_llm.recipes.data.read_instruct": (
                 "recipes/data.html#read_instruct",
+                "personal_llm/recipes/data.py",
+            ),
+            "personal_llm.recipes.data.remove_leaks": (
+                "recipes/data.html#remove_leaks",
                 "personal_llm/recipes/data.py",
             ),
             "personal_llm.recipes.data.reword": ("recipes/data.html#reword", "personal_llm/recipes/data.py"),
@@ -3005,12 +4908,12 @@ d = {
             ),
         },
         "personal_llm.recipes.pocket_encoder": {
-            "personal_llm.recipes.pocket_encoder.about_the_run": (
-                "recipes/pocket_encoder.html#about_the_run",
-                "personal_llm/recipes/pocket_encoder.py",
-            ),
             "personal_llm.recipes.pocket_encoder.build": (
                 "recipes/pocket_encoder.html#build",
+                "personal_llm/recipes/pocket_encoder.py",
+            ),
+            "personal_llm.recipes.pocket_encoder.describe_run": (
+                "recipes/pocket_encoder.html#describe_run",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.distinct_batches": (
@@ -3025,8 +4928,8 @@ d = {
                 "recipes/pocket_encoder.html#encoder_settings",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
-            "personal_llm.recipes.pocket_encoder.in_words": (
-                "recipes/pocket_encoder.html#in_words",
+            "personal_llm.recipes.pocket_encoder.format_measures": (
+                "recipes/pocket_encoder.html#format_measures",
                 "personal_llm/recipes/pocket_encoder.py",
             ),
             "personal_llm.recipes.pocket_encoder.main": (
@@ -3091,20 +4994,24 @@ d = {
                 "recipes/pocket_model.html#training.used",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.batches": (
-                "recipes/pocket_model.html#batches",
+            "personal_llm.recipes.pocket_model.average_models": (
+                "recipes/pocket_model.html#average_models",
+                "personal_llm/recipes/pocket_model.py",
+            ),
+            "personal_llm.recipes.pocket_model.draw_batches": (
+                "recipes/pocket_model.html#draw_batches",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.export": (
                 "recipes/pocket_model.html#export",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.main": (
-                "recipes/pocket_model.html#main",
+            "personal_llm.recipes.pocket_model.learning_rate_at": (
+                "recipes/pocket_model.html#learning_rate_at",
                 "personal_llm/recipes/pocket_model.py",
             ),
-            "personal_llm.recipes.pocket_model.mean_of_models": (
-                "recipes/pocket_model.html#mean_of_models",
+            "personal_llm.recipes.pocket_model.main": (
+                "recipes/pocket_model.html#main",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.new_model": (
@@ -3113,10 +5020,6 @@ d = {
             ),
             "personal_llm.recipes.pocket_model.optimizers": (
                 "recipes/pocket_model.html#optimizers",
-                "personal_llm/recipes/pocket_model.py",
-            ),
-            "personal_llm.recipes.pocket_model.rate": (
-                "recipes/pocket_model.html#rate",
                 "personal_llm/recipes/pocket_model.py",
             ),
             "personal_llm.recipes.pocket_model.start_training": (
@@ -3137,36 +5040,32 @@ d = {
             ),
         },
         "personal_llm.recipes.pocket_report": {
-            "personal_llm.recipes.pocket_report.bits_a_character": (
-                "recipes/pocket_report.html#bits_a_character",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.by_bound": (
-                "recipes/pocket_report.html#by_bound",
-                "personal_llm/recipes/pocket_report.py",
-            ),
-            "personal_llm.recipes.pocket_report.card_of": (
-                "recipes/pocket_report.html#card_of",
+            "personal_llm.recipes.pocket_report.bits_per_character": (
+                "recipes/pocket_report.html#bits_per_character",
                 "personal_llm/recipes/pocket_report.py",
             ),
             "personal_llm.recipes.pocket_report.count_rewrites": (
                 "recipes/pocket_report.html#count_rewrites",
                 "personal_llm/recipes/pocket_report.py",
             ),
-            "personal_llm.recipes.pocket_report.finds_own": (
-                "recipes/pocket_report.html#finds_own",
+            "personal_llm.recipes.pocket_report.evaluate_rewrites": (
+                "recipes/pocket_report.html#evaluate_rewrites",
+                "personal_llm/recipes/pocket_report.py",
+            ),
+            "personal_llm.recipes.pocket_report.find_own_prompt": (
+                "recipes/pocket_report.html#find_own_prompt",
                 "personal_llm/recipes/pocket_report.py",
             ),
             "personal_llm.recipes.pocket_report.forty_replies": (
                 "recipes/pocket_report.html#forty_replies",
                 "personal_llm/recipes/pocket_report.py",
             ),
-            "personal_llm.recipes.pocket_report.judged": (
-                "recipes/pocket_report.html#judged",
+            "personal_llm.recipes.pocket_report.make_model_card": (
+                "recipes/pocket_report.html#make_model_card",
                 "personal_llm/recipes/pocket_report.py",
             ),
-            "personal_llm.recipes.pocket_report.own_shares": (
-                "recipes/pocket_report.html#own_shares",
+            "personal_llm.recipes.pocket_report.own_prompt_shares": (
+                "recipes/pocket_report.html#own_prompt_shares",
                 "personal_llm/recipes/pocket_report.py",
             ),
             "personal_llm.recipes.pocket_report.report": (
@@ -3175,6 +5074,10 @@ d = {
             ),
             "personal_llm.recipes.pocket_report.rewriting": (
                 "recipes/pocket_report.html#rewriting",
+                "personal_llm/recipes/pocket_report.py",
+            ),
+            "personal_llm.recipes.pocket_report.shares_by_bound": (
+                "recipes/pocket_report.html#shares_by_bound",
                 "personal_llm/recipes/pocket_report.py",
             ),
         },
@@ -3195,12 +5098,12 @@ d = {
                 "recipes/pocket_text.html#encode_all",
                 "personal_llm/recipes/pocket_text.py",
             ),
-            "personal_llm.recipes.pocket_text.make_streams": (
-                "recipes/pocket_text.html#make_streams",
+            "personal_llm.recipes.pocket_text.interleave_documents": (
+                "recipes/pocket_text.html#interleave_documents",
                 "personal_llm/recipes/pocket_text.py",
             ),
-            "personal_llm.recipes.pocket_text.mix": (
-                "recipes/pocket_text.html#mix",
+            "personal_llm.recipes.pocket_text.make_streams": (
+                "recipes/pocket_text.html#make_streams",
                 "personal_llm/recipes/pocket_text.py",
             ),
             "personal_llm.recipes.pocket_text.train_bpe": (
@@ -3213,8 +5116,10 @@ d = {
             ),
         },
         "personal_llm.recipes.samples": {
-            "personal_llm.recipes.samples.answer": ("recipes/samples.html#answer", "personal_llm/recipes/samples.py"),
-            "personal_llm.recipes.samples.chosen": ("recipes/samples.html#chosen", "personal_llm/recipes/samples.py"),
+            "personal_llm.recipes.samples.clean_answer": (
+                "recipes/samples.html#clean_answer",
+                "personal_llm/recipes/samples.py",
+            ),
             "personal_llm.recipes.samples.glove_lexicons": (
                 "recipes/samples.html#glove_lexicons",
                 "personal_llm/recipes/samples.py",
@@ -3228,8 +5133,8 @@ d = {
                 "recipes/samples.html#make_lexicons",
                 "personal_llm/recipes/samples.py",
             ),
-            "personal_llm.recipes.samples.make_rehearsal": (
-                "recipes/samples.html#make_rehearsal",
+            "personal_llm.recipes.samples.make_replay_rows": (
+                "recipes/samples.html#make_replay_rows",
                 "personal_llm/recipes/samples.py",
             ),
             "personal_llm.recipes.samples.make_samples": (
@@ -3240,17 +5145,24 @@ d = {
                 "recipes/samples.html#read_source",
                 "personal_llm/recipes/samples.py",
             ),
-            "personal_llm.recipes.samples.rehearsal_rows": (
-                "recipes/samples.html#rehearsal_rows",
+            "personal_llm.recipes.samples.select_replay_rows": (
+                "recipes/samples.html#select_replay_rows",
                 "personal_llm/recipes/samples.py",
             ),
-            "personal_llm.recipes.samples.short": ("recipes/samples.html#short", "personal_llm/recipes/samples.py"),
+            "personal_llm.recipes.samples.select_rows": (
+                "recipes/samples.html#select_rows",
+                "personal_llm/recipes/samples.py",
+            ),
+            "personal_llm.recipes.samples.shorten_text": (
+                "recipes/samples.html#shorten_text",
+                "personal_llm/recipes/samples.py",
+            ),
             "personal_llm.recipes.samples.spherical_kmeans": (
                 "recipes/samples.html#spherical_kmeans",
                 "personal_llm/recipes/samples.py",
             ),
-            "personal_llm.recipes.samples.spread_centres": (
-                "recipes/samples.html#spread_centres",
+            "personal_llm.recipes.samples.spread_initial_centres": (
+                "recipes/samples.html#spread_initial_centres",
                 "personal_llm/recipes/samples.py",
             ),
             "personal_llm.recipes.samples.write_gz": (
@@ -3259,16 +5171,20 @@ d = {
             ),
         },
         "personal_llm.recipes.shipped_library": {
-            "personal_llm.recipes.shipped_library.asked": (
-                "recipes/shipped_library.html#asked",
+            "personal_llm.recipes.shipped_library.add_plain_rows": (
+                "recipes/shipped_library.html#add_plain_rows",
                 "personal_llm/recipes/shipped_library.py",
             ),
-            "personal_llm.recipes.shipped_library.habitual": (
-                "recipes/shipped_library.html#habitual",
+            "personal_llm.recipes.shipped_library.apply_habits": (
+                "recipes/shipped_library.html#apply_habits",
                 "personal_llm/recipes/shipped_library.py",
             ),
             "personal_llm.recipes.shipped_library.make_library": (
                 "recipes/shipped_library.html#make_library",
+                "personal_llm/recipes/shipped_library.py",
+            ),
+            "personal_llm.recipes.shipped_library.make_probe_prompts": (
+                "recipes/shipped_library.html#make_probe_prompts",
                 "personal_llm/recipes/shipped_library.py",
             ),
             "personal_llm.recipes.shipped_library.subject_rows": (
@@ -3283,9 +5199,59 @@ d = {
                 "recipes/shipped_library.html#tune_person",
                 "personal_llm/recipes/shipped_library.py",
             ),
-            "personal_llm.recipes.shipped_library.with_plain": (
-                "recipes/shipped_library.html#with_plain",
-                "personal_llm/recipes/shipped_library.py",
+        },
+        "personal_llm.recipes.space_fitting": {
+            "personal_llm.recipes.space_fitting.blend_directions": (
+                "recipes/space_fitting.html#blend_directions",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.build_word_vectors": (
+                "recipes/space_fitting.html#build_word_vectors",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.calibrate_strength": (
+                "recipes/space_fitting.html#calibrate_strength",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.compute_shifts": (
+                "recipes/space_fitting.html#compute_shifts",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.discriminant_axes": (
+                "recipes/space_fitting.html#discriminant_axes",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.feature_direction": (
+                "recipes/space_fitting.html#feature_direction",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.feature_scale": (
+                "recipes/space_fitting.html#feature_scale",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_axes": (
+                "recipes/space_fitting.html#fit_axes",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.fit_space": (
+                "recipes/space_fitting.html#fit_space",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.measure_nats_per_unit": (
+                "recipes/space_fitting.html#measure_nats_per_unit",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.panel_means": (
+                "recipes/space_fitting.html#panel_means",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.plain_threshold": (
+                "recipes/space_fitting.html#plain_threshold",
+                "personal_llm/recipes/space_fitting.py",
+            ),
+            "personal_llm.recipes.space_fitting.whitening_matrix": (
+                "recipes/space_fitting.html#whitening_matrix",
+                "personal_llm/recipes/space_fitting.py",
             ),
         },
         "personal_llm.recipes.style_pools": {
@@ -3309,10 +5275,6 @@ d = {
                 "recipes/style_pools.html#_woven",
                 "personal_llm/recipes/style_pools.py",
             ),
-            "personal_llm.recipes.style_pools.arguments": (
-                "recipes/style_pools.html#arguments",
-                "personal_llm/recipes/style_pools.py",
-            ),
             "personal_llm.recipes.style_pools.authors_pool": (
                 "recipes/style_pools.html#authors_pool",
                 "personal_llm/recipes/style_pools.py",
@@ -3321,16 +5283,20 @@ d = {
                 "recipes/style_pools.html#crafted_pool",
                 "personal_llm/recipes/style_pools.py",
             ),
-            "personal_llm.recipes.style_pools.folder_of": (
-                "recipes/style_pools.html#folder_of",
-                "personal_llm/recipes/style_pools.py",
-            ),
             "personal_llm.recipes.style_pools.load_pool": (
                 "recipes/style_pools.html#load_pool",
                 "personal_llm/recipes/style_pools.py",
             ),
             "personal_llm.recipes.style_pools.main": (
                 "recipes/style_pools.html#main",
+                "personal_llm/recipes/style_pools.py",
+            ),
+            "personal_llm.recipes.style_pools.make_argument_parser": (
+                "recipes/style_pools.html#make_argument_parser",
+                "personal_llm/recipes/style_pools.py",
+            ),
+            "personal_llm.recipes.style_pools.pllm_folder": (
+                "recipes/style_pools.html#pllm_folder",
                 "personal_llm/recipes/style_pools.py",
             ),
             "personal_llm.recipes.style_pools.real_pool": (
@@ -3345,16 +5311,12 @@ d = {
                 "recipes/style_pools.html#tune_pllm",
                 "personal_llm/recipes/style_pools.py",
             ),
-            "personal_llm.recipes.style_pools.work": (
-                "recipes/style_pools.html#work",
+            "personal_llm.recipes.style_pools.tune_pool": (
+                "recipes/style_pools.html#tune_pool",
                 "personal_llm/recipes/style_pools.py",
             ),
         },
         "personal_llm.recipes.style_space": {
-            "personal_llm.recipes.style_space.blends": (
-                "recipes/style_space.html#blends",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.grid_panels": (
                 "recipes/style_space.html#grid_panels",
                 "personal_llm/recipes/style_space.py",
@@ -3371,16 +5333,16 @@ d = {
                 "recipes/style_space.html#main",
                 "personal_llm/recipes/style_space.py",
             ),
+            "personal_llm.recipes.style_space.make_panels": (
+                "recipes/style_space.html#make_panels",
+                "personal_llm/recipes/style_space.py",
+            ),
             "personal_llm.recipes.style_space.make_space": (
                 "recipes/style_space.html#make_space",
                 "personal_llm/recipes/style_space.py",
             ),
             "personal_llm.recipes.style_space.panel_texts": (
                 "recipes/style_space.html#panel_texts",
-                "personal_llm/recipes/style_space.py",
-            ),
-            "personal_llm.recipes.style_space.panels": (
-                "recipes/style_space.html#panels",
                 "personal_llm/recipes/style_space.py",
             ),
             "personal_llm.recipes.style_space.parse": (
@@ -3403,30 +5365,34 @@ d = {
                 "recipes/style_space.html#with_habits",
                 "personal_llm/recipes/style_space.py",
             ),
+            "personal_llm.recipes.style_space.word_blends": (
+                "recipes/style_space.html#word_blends",
+                "personal_llm/recipes/style_space.py",
+            ),
         },
         "personal_llm.recipes.style_texts": {
-            "personal_llm.recipes.style_texts.as_lines": (
-                "recipes/style_texts.html#as_lines",
-                "personal_llm/recipes/style_texts.py",
-            ),
-            "personal_llm.recipes.style_texts.at_most": (
-                "recipes/style_texts.html#at_most",
+            "personal_llm.recipes.style_texts.assign_part": (
+                "recipes/style_texts.html#assign_part",
                 "personal_llm/recipes/style_texts.py",
             ),
             "personal_llm.recipes.style_texts.is_short": (
                 "recipes/style_texts.html#is_short",
                 "personal_llm/recipes/style_texts.py",
             ),
+            "personal_llm.recipes.style_texts.limit_rows": (
+                "recipes/style_texts.html#limit_rows",
+                "personal_llm/recipes/style_texts.py",
+            ),
             "personal_llm.recipes.style_texts.main": (
                 "recipes/style_texts.html#main",
                 "personal_llm/recipes/style_texts.py",
             ),
-            "personal_llm.recipes.style_texts.make_texts": (
-                "recipes/style_texts.html#make_texts",
+            "personal_llm.recipes.style_texts.make_row": (
+                "recipes/style_texts.html#make_row",
                 "personal_llm/recipes/style_texts.py",
             ),
-            "personal_llm.recipes.style_texts.part_of": (
-                "recipes/style_texts.html#part_of",
+            "personal_llm.recipes.style_texts.make_texts": (
+                "recipes/style_texts.html#make_texts",
                 "personal_llm/recipes/style_texts.py",
             ),
             "personal_llm.recipes.style_texts.passages": (
@@ -3445,8 +5411,8 @@ d = {
                 "recipes/style_texts.html#real_rows",
                 "personal_llm/recipes/style_texts.py",
             ),
-            "personal_llm.recipes.style_texts.row_of": (
-                "recipes/style_texts.html#row_of",
+            "personal_llm.recipes.style_texts.rows_to_lines": (
+                "recipes/style_texts.html#rows_to_lines",
                 "personal_llm/recipes/style_texts.py",
             ),
             "personal_llm.recipes.style_texts.running_rows": (
@@ -3459,6 +5425,18 @@ d = {
             ),
         },
         "personal_llm.recipes.word_texts": {
+            "personal_llm.recipes.word_texts.add_texts": (
+                "recipes/word_texts.html#add_texts",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.drop_ambiguous_texts": (
+                "recipes/word_texts.html#drop_ambiguous_texts",
+                "personal_llm/recipes/word_texts.py",
+            ),
+            "personal_llm.recipes.word_texts.load_open_texts": (
+                "recipes/word_texts.html#load_open_texts",
+                "personal_llm/recipes/word_texts.py",
+            ),
             "personal_llm.recipes.word_texts.main": (
                 "recipes/word_texts.html#main",
                 "personal_llm/recipes/word_texts.py",
@@ -3467,508 +5445,517 @@ d = {
                 "recipes/word_texts.html#make_words",
                 "personal_llm/recipes/word_texts.py",
             ),
-            "personal_llm.recipes.word_texts.open_texts": (
-                "recipes/word_texts.html#open_texts",
-                "personal_llm/recipes/word_texts.py",
-            ),
             "personal_llm.recipes.word_texts.plain_people": (
                 "recipes/word_texts.html#plain_people",
                 "personal_llm/recipes/word_texts.py",
             ),
-            "personal_llm.recipes.word_texts.put": (
-                "recipes/word_texts.html#put",
-                "personal_llm/recipes/word_texts.py",
-            ),
-            "personal_llm.recipes.word_texts.without_undecided": (
-                "recipes/word_texts.html#without_undecided",
-                "personal_llm/recipes/word_texts.py",
-            ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster.Job": ("7_runtimes/cluster.html#job", "personal_llm/runtimes/cluster.py"),
-            "personal_llm.runtimes.cluster.Job.key": (
-                "7_runtimes/cluster.html#job.key",
+            "personal_llm.runtimes.cluster.BuildContext": (
+                "7_runtimes/cluster.html#buildcontext",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.Job.of": (
-                "7_runtimes/cluster.html#job.of",
+            "personal_llm.runtimes.cluster.BuildContext.__getstate__": (
+                "7_runtimes/cluster.html#buildcontext.__getstate__",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.Task": ("7_runtimes/cluster.html#task", "personal_llm/runtimes/cluster.py"),
-            "personal_llm.runtimes.cluster.Task.__getstate__": (
-                "7_runtimes/cluster.html#task.__getstate__",
+            "personal_llm.runtimes.cluster.BuildContext.__setstate__": (
+                "7_runtimes/cluster.html#buildcontext.__setstate__",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.Task.__setstate__": (
-                "7_runtimes/cluster.html#task.__setstate__",
+            "personal_llm.runtimes.cluster.BuildContext.fingerprint": (
+                "7_runtimes/cluster.html#buildcontext.fingerprint",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.Task.context": (
-                "7_runtimes/cluster.html#task.context",
+            "personal_llm.runtimes.cluster.BuildContext.run": (
+                "7_runtimes/cluster.html#buildcontext.run",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.Task.run": (
-                "7_runtimes/cluster.html#task.run",
+            "personal_llm.runtimes.cluster.BuildJob": (
+                "7_runtimes/cluster.html#buildjob",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.add_on_ray": (
-                "7_runtimes/cluster.html#add_on_ray",
+            "personal_llm.runtimes.cluster.BuildJob.key": (
+                "7_runtimes/cluster.html#buildjob.key",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.build": (
-                "7_runtimes/cluster.html#build",
+            "personal_llm.runtimes.cluster.BuildJob.of": (
+                "7_runtimes/cluster.html#buildjob.of",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.check_address": (
-                "7_runtimes/cluster.html#check_address",
+            "personal_llm.runtimes.cluster.add_with_ray": (
+                "7_runtimes/cluster.html#add_with_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.build_pllms": (
+                "7_runtimes/cluster.html#build_pllms",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.check_ray": (
                 "7_runtimes/cluster.html#check_ray",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.explained": (
-                "7_runtimes/cluster.html#explained",
+            "personal_llm.runtimes.cluster.check_ray_address": (
+                "7_runtimes/cluster.html#check_ray_address",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.keep": ("7_runtimes/cluster.html#keep", "personal_llm/runtimes/cluster.py"),
-            "personal_llm.runtimes.cluster.kept": ("7_runtimes/cluster.html#kept", "personal_llm/runtimes/cluster.py"),
-            "personal_llm.runtimes.cluster.model_files": (
-                "7_runtimes/cluster.html#model_files",
+            "personal_llm.runtimes.cluster.deserialize_model": (
+                "7_runtimes/cluster.html#deserialize_model",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.model_from": (
-                "7_runtimes/cluster.html#model_from",
+            "personal_llm.runtimes.cluster.drop_timings": (
+                "7_runtimes/cluster.html#drop_timings",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.need_ray": (
-                "7_runtimes/cluster.html#need_ray",
+            "personal_llm.runtimes.cluster.explain_without_timings": (
+                "7_runtimes/cluster.html#explain_without_timings",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.on_ray": (
-                "7_runtimes/cluster.html#on_ray",
+            "personal_llm.runtimes.cluster.find_results_folder": (
+                "7_runtimes/cluster.html#find_results_folder",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.packed": (
-                "7_runtimes/cluster.html#packed",
+            "personal_llm.runtimes.cluster.load_result": (
+                "7_runtimes/cluster.html#load_result",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.panels_for": (
-                "7_runtimes/cluster.html#panels_for",
+            "personal_llm.runtimes.cluster.make_ray_workers": (
+                "7_runtimes/cluster.html#make_ray_workers",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.parts_of": (
-                "7_runtimes/cluster.html#parts_of",
+            "personal_llm.runtimes.cluster.pack_result": (
+                "7_runtimes/cluster.html#pack_result",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.ray_cluster": (
                 "7_runtimes/cluster.html#ray_cluster",
                 "personal_llm/runtimes/cluster.py",
             ),
+            "personal_llm.runtimes.cluster.read_library_probes": (
+                "7_runtimes/cluster.html#read_library_probes",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.require_ray": (
+                "7_runtimes/cluster.html#require_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.run_job": (
                 "7_runtimes/cluster.html#run_job",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.unpacked": (
-                "7_runtimes/cluster.html#unpacked",
+            "personal_llm.runtimes.cluster.serialize_model": (
+                "7_runtimes/cluster.html#serialize_model",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.without_clock": (
-                "7_runtimes/cluster.html#without_clock",
+            "personal_llm.runtimes.cluster.store_result": (
+                "7_runtimes/cluster.html#store_result",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.unpack_explanation": (
+                "7_runtimes/cluster.html#unpack_explanation",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
-        "personal_llm.runtimes.elsewhere": {
-            "personal_llm.runtimes.elsewhere.model_card": (
-                "7_runtimes/elsewhere.html#model_card",
-                "personal_llm/runtimes/elsewhere.py",
+        "personal_llm.runtimes.export": {
+            "personal_llm.runtimes.export.format_model_card": (
+                "7_runtimes/export.html#format_model_card",
+                "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.elsewhere.modelfile": (
-                "7_runtimes/elsewhere.html#modelfile",
-                "personal_llm/runtimes/elsewhere.py",
+            "personal_llm.runtimes.export.format_modelfile": (
+                "7_runtimes/export.html#format_modelfile",
+                "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.elsewhere.push_to_hub": (
-                "7_runtimes/elsewhere.html#push_to_hub",
-                "personal_llm/runtimes/elsewhere.py",
+            "personal_llm.runtimes.export.push_to_hub": (
+                "7_runtimes/export.html#push_to_hub",
+                "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.elsewhere.what_travels": (
-                "7_runtimes/elsewhere.html#what_travels",
-                "personal_llm/runtimes/elsewhere.py",
+            "personal_llm.runtimes.export.stage_upload": (
+                "7_runtimes/export.html#stage_upload",
+                "personal_llm/runtimes/export.py",
             ),
         },
         "personal_llm.runtimes.idle": {
-            "personal_llm.runtimes.idle.Machine": ("7_runtimes/idle.html#machine", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.Machine.__init__": (
-                "7_runtimes/idle.html#machine.__init__",
+            "personal_llm.runtimes.idle.IdlePolicy": (
+                "7_runtimes/idle.html#idlepolicy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.Machine.heat": (
-                "7_runtimes/idle.html#machine.heat",
+            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
+                "7_runtimes/idle.html#idlepolicy.__post_init__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.Machine.look": (
-                "7_runtimes/idle.html#machine.look",
+            "personal_llm.runtimes.idle.MachineMonitor": (
+                "7_runtimes/idle.html#machinemonitor",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.Policy": ("7_runtimes/idle.html#policy", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.Senses": ("7_runtimes/idle.html#senses", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.against": ("7_runtimes/idle.html#against", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.at_once": ("7_runtimes/idle.html#at_once", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.busy_seconds": (
-                "7_runtimes/idle.html#busy_seconds",
+            "personal_llm.runtimes.idle.MachineMonitor.__init__": (
+                "7_runtimes/idle.html#machinemonitor.__init__",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.own_seconds": (
-                "7_runtimes/idle.html#own_seconds",
+            "personal_llm.runtimes.idle.MachineMonitor.look": (
+                "7_runtimes/idle.html#machinemonitor.look",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.policy_text": (
-                "7_runtimes/idle.html#policy_text",
+            "personal_llm.runtimes.idle.MachineMonitor.read_temperature": (
+                "7_runtimes/idle.html#machinemonitor.read_temperature",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineState": (
+                "7_runtimes/idle.html#machinestate",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.count_busy_seconds": (
+                "7_runtimes/idle.html#count_busy_seconds",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.count_child_seconds": (
+                "7_runtimes/idle.html#count_child_seconds",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.find_obstacle": (
+                "7_runtimes/idle.html#find_obstacle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.format_policy": (
+                "7_runtimes/idle.html#format_policy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.must_stop_now": (
+                "7_runtimes/idle.html#must_stop_now",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.parse_rule": (
+                "7_runtimes/idle.html#parse_rule",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.read_policy": (
                 "7_runtimes/idle.html#read_policy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.rule": ("7_runtimes/idle.html#rule", "personal_llm/runtimes/idle.py"),
-            "personal_llm.runtimes.idle.value_of": ("7_runtimes/idle.html#value_of", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.write_policy": (
                 "7_runtimes/idle.html#write_policy",
                 "personal_llm/runtimes/idle.py",
             ),
         },
         "personal_llm.runtimes.phone": {
-            "personal_llm.runtimes.phone.Progress": (
-                "7_runtimes/phone.html#progress",
+            "personal_llm.runtimes.phone.PhoneProgress": (
+                "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.Progress.step": (
-                "7_runtimes/phone.html#progress.step",
+            "personal_llm.runtimes.phone.PhoneProgress.step": (
+                "7_runtimes/phone.html#phoneprogress.step",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.adapt_config_to_phone": (
+                "7_runtimes/phone.html#adapt_config_to_phone",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.child": ("7_runtimes/phone.html#child", "personal_llm/runtimes/phone.py"),
-            "personal_llm.runtimes.phone.export_parcel": (
-                "7_runtimes/phone.html#export_parcel",
+            "personal_llm.runtimes.phone.encode_dialogues": (
+                "7_runtimes/phone.html#encode_dialogues",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.follow": ("7_runtimes/phone.html#follow", "personal_llm/runtimes/phone.py"),
-            "personal_llm.runtimes.phone.hand_back": (
-                "7_runtimes/phone.html#hand_back",
+            "personal_llm.runtimes.phone.export_adapter": (
+                "7_runtimes/phone.html#export_adapter",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.export_bundle": (
+                "7_runtimes/phone.html#export_bundle",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.follow_child": (
+                "7_runtimes/phone.html#follow_child",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.load_progress": (
                 "7_runtimes/phone.html#load_progress",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.phone_config": (
-                "7_runtimes/phone.html#phone_config",
+            "personal_llm.runtimes.phone.load_runtime": (
+                "7_runtimes/phone.html#load_runtime",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.run_parcel": (
-                "7_runtimes/phone.html#run_parcel",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.runtime_of": (
-                "7_runtimes/phone.html#runtime_of",
+            "personal_llm.runtimes.phone.run_training_steps": (
+                "7_runtimes/phone.html#run_training_steps",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.save_progress": (
                 "7_runtimes/phone.html#save_progress",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.shelves": ("7_runtimes/phone.html#shelves", "personal_llm/runtimes/phone.py"),
-            "personal_llm.runtimes.phone.train": ("7_runtimes/phone.html#train", "personal_llm/runtimes/phone.py"),
-        },
-        "personal_llm.runtimes.program": {
-            "personal_llm.runtimes.program.Bucket": (
-                "7_runtimes/program.html#bucket",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.Bucket.name": (
-                "7_runtimes/program.html#bucket.name",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.Layout": (
-                "7_runtimes/program.html#layout",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.Layout.count": (
-                "7_runtimes/program.html#layout.count",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.Layout.sizes": (
-                "7_runtimes/program.html#layout.sizes",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.adamw": (
-                "7_runtimes/program.html#adamw",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.examples_of": (
-                "7_runtimes/program.html#examples_of",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.joint_graph": (
-                "7_runtimes/program.html#joint_graph",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.layout_of": (
-                "7_runtimes/program.html#layout_of",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.lean": ("7_runtimes/program.html#lean", "personal_llm/runtimes/program.py"),
-            "personal_llm.runtimes.program.lower": (
-                "7_runtimes/program.html#lower",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.need_executorch": (
-                "7_runtimes/program.html#need_executorch",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.numbers_in": (
-                "7_runtimes/program.html#numbers_in",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.program_of": (
-                "7_runtimes/program.html#program_of",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.rates_of": (
-                "7_runtimes/program.html#rates_of",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.training_step": (
-                "7_runtimes/program.html#training_step",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.unexportable": (
-                "7_runtimes/program.html#unexportable",
-                "personal_llm/runtimes/program.py",
-            ),
-            "personal_llm.runtimes.program.without_kernel": (
-                "7_runtimes/program.html#without_kernel",
-                "personal_llm/runtimes/program.py",
+            "personal_llm.runtimes.phone.simulate_phone": (
+                "7_runtimes/phone.html#simulate_phone",
+                "personal_llm/runtimes/phone.py",
             ),
         },
-        "personal_llm.runtimes.records": {
-            "personal_llm.runtimes.records.Parcel": (
-                "7_runtimes/records.html#parcel",
-                "personal_llm/runtimes/records.py",
+        "personal_llm.runtimes.phone_bundle": {
+            "personal_llm.runtimes.phone_bundle.PhoneBundle": (
+                "7_runtimes/phone_bundle.html#phonebundle",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.Parcel.batch": (
-                "7_runtimes/records.html#parcel.batch",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.PhoneBundle.batch": (
+                "7_runtimes/phone_bundle.html#phonebundle.batch",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.Parcel.buckets": (
-                "7_runtimes/records.html#parcel.buckets",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.PhoneBundle.buckets": (
+                "7_runtimes/phone_bundle.html#phonebundle.buckets",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.Parcel.mark": (
-                "7_runtimes/records.html#parcel.mark",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.PhoneBundle.checksum": (
+                "7_runtimes/phone_bundle.html#phonebundle.checksum",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.Parcel.start": (
-                "7_runtimes/records.html#parcel.start",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.PhoneBundle.start": (
+                "7_runtimes/phone_bundle.html#phonebundle.start",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.Parcel.steps": (
-                "7_runtimes/records.html#parcel.steps",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.PhoneBundle.steps": (
+                "7_runtimes/phone_bundle.html#phonebundle.steps",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records._check_files": (
-                "7_runtimes/records.html#_check_files",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle._check_files": (
+                "7_runtimes/phone_bundle.html#_check_files",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records._check_numbers": (
-                "7_runtimes/records.html#_check_numbers",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle._check_manifest": (
+                "7_runtimes/phone_bundle.html#_check_manifest",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records._check_step": (
-                "7_runtimes/records.html#_check_step",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle._check_step": (
+                "7_runtimes/phone_bundle.html#_check_step",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records._digest": (
-                "7_runtimes/records.html#_digest",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle._hash_stream": (
+                "7_runtimes/phone_bundle.html#_hash_stream",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records._shelf": (
-                "7_runtimes/records.html#_shelf",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle._locate_buckets": (
+                "7_runtimes/phone_bundle.html#_locate_buckets",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.bucket_for": (
-                "7_runtimes/records.html#bucket_for",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.choose_buckets": (
+                "7_runtimes/phone_bundle.html#choose_buckets",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.buckets_of": (
-                "7_runtimes/records.html#buckets_of",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.encode_record": (
+                "7_runtimes/phone_bundle.html#encode_record",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.epoch": (
-                "7_runtimes/records.html#epoch",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.find_bucket": (
+                "7_runtimes/phone_bundle.html#find_bucket",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.hash_of_file": (
-                "7_runtimes/records.html#hash_of_file",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.hash_file": (
+                "7_runtimes/phone_bundle.html#hash_file",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.open_parcel": (
-                "7_runtimes/records.html#open_parcel",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.open_bundle": (
+                "7_runtimes/phone_bundle.html#open_bundle",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.plan_of": (
-                "7_runtimes/records.html#plan_of",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.plan_steps": (
+                "7_runtimes/phone_bundle.html#plan_steps",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.record": (
-                "7_runtimes/records.html#record",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.shuffle_batches": (
+                "7_runtimes/phone_bundle.html#shuffle_batches",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.records.write_parcel": (
-                "7_runtimes/records.html#write_parcel",
-                "personal_llm/runtimes/records.py",
+            "personal_llm.runtimes.phone_bundle.write_bundle": (
+                "7_runtimes/phone_bundle.html#write_bundle",
+                "personal_llm/runtimes/phone_bundle.py",
             ),
         },
-        "personal_llm.runtimes.served": {
-            "personal_llm.runtimes.served.Library": (
-                "7_runtimes/served.html#library",
-                "personal_llm/runtimes/served.py",
+        "personal_llm.runtimes.phone_program": {
+            "personal_llm.runtimes.phone_program.AdapterLayout": (
+                "7_runtimes/phone_program.html#adapterlayout",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.__init__": (
-                "7_runtimes/served.html#library.__init__",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.AdapterLayout.count": (
+                "7_runtimes/phone_program.html#adapterlayout.count",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library._change": (
-                "7_runtimes/served.html#library._change",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.AdapterLayout.sizes": (
+                "7_runtimes/phone_program.html#adapterlayout.sizes",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.ask": (
-                "7_runtimes/served.html#library.ask",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.Bucket": (
+                "7_runtimes/phone_program.html#bucket",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.card": (
-                "7_runtimes/served.html#library.card",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.Bucket.name": (
+                "7_runtimes/phone_program.html#bucket.name",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.check": (
-                "7_runtimes/served.html#library.check",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.adamw_step": (
+                "7_runtimes/phone_program.html#adamw_step",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.ledger": (
-                "7_runtimes/served.html#library.ledger",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.compile_program": (
+                "7_runtimes/phone_program.html#compile_program",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.receive": (
-                "7_runtimes/served.html#library.receive",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.compute_step_rates": (
+                "7_runtimes/phone_program.html#compute_step_rates",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.receive_list": (
-                "7_runtimes/served.html#library.receive_list",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.export_error": (
+                "7_runtimes/phone_program.html#export_error",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.receive_pllm": (
-                "7_runtimes/served.html#library.receive_pllm",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.export_program": (
+                "7_runtimes/phone_program.html#export_program",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.Library.verify": (
-                "7_runtimes/served.html#library.verify",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.find_missing_kernels": (
+                "7_runtimes/phone_program.html#find_missing_kernels",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.cache_of": (
-                "7_runtimes/served.html#cache_of",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.make_example_inputs": (
+                "7_runtimes/phone_program.html#make_example_inputs",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.checked_address": (
-                "7_runtimes/served.html#checked_address",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.make_training_step": (
+                "7_runtimes/phone_program.html#make_training_step",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.fetch": ("7_runtimes/served.html#fetch", "personal_llm/runtimes/served.py"),
-            "personal_llm.runtimes.served.is_address": (
-                "7_runtimes/served.html#is_address",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.read_adapter_layout": (
+                "7_runtimes/phone_program.html#read_adapter_layout",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.is_served": (
-                "7_runtimes/served.html#is_served",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.read_adapter_vector": (
+                "7_runtimes/phone_program.html#read_adapter_vector",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.listed": ("7_runtimes/served.html#listed", "personal_llm/runtimes/served.py"),
-            "personal_llm.runtimes.served.open_address": (
-                "7_runtimes/served.html#open_address",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.require_executorch": (
+                "7_runtimes/phone_program.html#require_executorch",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.publish": (
-                "7_runtimes/served.html#publish",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.simplify_frozen_matmuls": (
+                "7_runtimes/phone_program.html#simplify_frozen_matmuls",
+                "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.served.received": (
-                "7_runtimes/served.html#received",
-                "personal_llm/runtimes/served.py",
+            "personal_llm.runtimes.phone_program.trace_training_graph": (
+                "7_runtimes/phone_program.html#trace_training_graph",
+                "personal_llm/runtimes/phone_program.py",
+            ),
+        },
+        "personal_llm.runtimes.resumable_training": {
+            "personal_llm.runtimes.resumable_training.has_new_dialogues": (
+                "7_runtimes/resumable_training.html#has_new_dialogues",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.hash_synthesis_inputs": (
+                "7_runtimes/resumable_training.html#hash_synthesis_inputs",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.load_or_synthesize": (
+                "7_runtimes/resumable_training.html#load_or_synthesize",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.lock_newest_state": (
+                "7_runtimes/resumable_training.html#lock_newest_state",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.lower_priority": (
+                "7_runtimes/resumable_training.html#lower_priority",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.run_slice_process": (
+                "7_runtimes/resumable_training.html#run_slice_process",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.select_training_dialogues": (
+                "7_runtimes/resumable_training.html#select_training_dialogues",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.train_round": (
+                "7_runtimes/resumable_training.html#train_round",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.train_slice": (
+                "7_runtimes/resumable_training.html#train_slice",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.watch_stdin": (
+                "7_runtimes/resumable_training.html#watch_stdin",
+                "personal_llm/runtimes/resumable_training.py",
             ),
         },
         "personal_llm.runtimes.service": {
-            "personal_llm.runtimes.service.Keeper": (
-                "7_runtimes/service.html#keeper",
+            "personal_llm.runtimes.service.ServiceLoop": (
+                "7_runtimes/service.html#serviceloop",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.__init__": (
-                "7_runtimes/service.html#keeper.__init__",
+            "personal_llm.runtimes.service.ServiceLoop.__init__": (
+                "7_runtimes/service.html#serviceloop.__init__",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.end": (
-                "7_runtimes/service.html#keeper.end",
+            "personal_llm.runtimes.service.ServiceLoop.check_machine": (
+                "7_runtimes/service.html#serviceloop.check_machine",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.look": (
-                "7_runtimes/service.html#keeper.look",
+            "personal_llm.runtimes.service.ServiceLoop.end_slice": (
+                "7_runtimes/service.html#serviceloop.end_slice",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.sense": (
-                "7_runtimes/service.html#keeper.sense",
+            "personal_llm.runtimes.service.ServiceLoop.look": (
+                "7_runtimes/service.html#serviceloop.look",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.settle": (
-                "7_runtimes/service.html#keeper.settle",
+            "personal_llm.runtimes.service.ServiceLoop.read_state_version": (
+                "7_runtimes/service.html#serviceloop.read_state_version",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.tell": (
-                "7_runtimes/service.html#keeper.tell",
+            "personal_llm.runtimes.service.ServiceLoop.record_slice": (
+                "7_runtimes/service.html#serviceloop.record_slice",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.version": (
-                "7_runtimes/service.html#keeper.version",
+            "personal_llm.runtimes.service.ServiceLoop.supervise_slice": (
+                "7_runtimes/service.html#serviceloop.supervise_slice",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.wait": (
-                "7_runtimes/service.html#keeper.wait",
+            "personal_llm.runtimes.service.ServiceLoop.wait": (
+                "7_runtimes/service.html#serviceloop.wait",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.Keeper.watch_slice": (
-                "7_runtimes/service.html#keeper.watch_slice",
+            "personal_llm.runtimes.service.ServiceLoop.write_status": (
+                "7_runtimes/service.html#serviceloop.write_status",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service._ask": ("7_runtimes/service.html#_ask", "personal_llm/runtimes/service.py"),
-            "personal_llm.runtimes.service.begin_slice": (
-                "7_runtimes/service.html#begin_slice",
+            "personal_llm.runtimes.service._send_and_wait": (
+                "7_runtimes/service.html#_send_and_wait",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.home_of": (
-                "7_runtimes/service.html#home_of",
+            "personal_llm.runtimes.service.already_running_error": (
+                "7_runtimes/service.html#already_running_error",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.is_alive": (
-                "7_runtimes/service.html#is_alive",
+            "personal_llm.runtimes.service.find_service_folder": (
+                "7_runtimes/service.html#find_service_folder",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.keep": ("7_runtimes/service.html#keep", "personal_llm/runtimes/service.py"),
+            "personal_llm.runtimes.service.is_service_alive": (
+                "7_runtimes/service.html#is_service_alive",
+                "personal_llm/runtimes/service.py",
+            ),
             "personal_llm.runtimes.service.pause_service": (
                 "7_runtimes/service.html#pause_service",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.progress": (
-                "7_runtimes/service.html#progress",
+            "personal_llm.runtimes.service.read_status": (
+                "7_runtimes/service.html#read_status",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.running": (
-                "7_runtimes/service.html#running",
+            "personal_llm.runtimes.service.read_training_progress": (
+                "7_runtimes/service.html#read_training_progress",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.run_service": (
+                "7_runtimes/service.html#run_service",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.send_command": (
+                "7_runtimes/service.html#send_command",
                 "personal_llm/runtimes/service.py",
             ),
             "personal_llm.runtimes.service.service_status": (
@@ -3979,1153 +5966,884 @@ d = {
                 "7_runtimes/service.html#start_service",
                 "personal_llm/runtimes/service.py",
             ),
+            "personal_llm.runtimes.service.start_slice": (
+                "7_runtimes/service.html#start_slice",
+                "personal_llm/runtimes/service.py",
+            ),
             "personal_llm.runtimes.service.stop_service": (
                 "7_runtimes/service.html#stop_service",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service.told": ("7_runtimes/service.html#told", "personal_llm/runtimes/service.py"),
-            "personal_llm.runtimes.service.wish": ("7_runtimes/service.html#wish", "personal_llm/runtimes/service.py"),
-        },
-        "personal_llm.runtimes.slices": {
-            "personal_llm.runtimes.slices.give_way": (
-                "7_runtimes/slices.html#give_way",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.has_news": (
-                "7_runtimes/slices.html#has_news",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.held_folder": (
-                "7_runtimes/slices.html#held_folder",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.life_line": (
-                "7_runtimes/slices.html#life_line",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.made_from": (
-                "7_runtimes/slices.html#made_from",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.main": ("7_runtimes/slices.html#main", "personal_llm/runtimes/slices.py"),
-            "personal_llm.runtimes.slices.synthesis_of": (
-                "7_runtimes/slices.html#synthesis_of",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.teach": ("7_runtimes/slices.html#teach", "personal_llm/runtimes/slices.py"),
-            "personal_llm.runtimes.slices.to_learn": (
-                "7_runtimes/slices.html#to_learn",
-                "personal_llm/runtimes/slices.py",
-            ),
-            "personal_llm.runtimes.slices.train_slice": (
-                "7_runtimes/slices.html#train_slice",
-                "personal_llm/runtimes/slices.py",
+            "personal_llm.runtimes.service.wait_until": (
+                "7_runtimes/service.html#wait_until",
+                "personal_llm/runtimes/service.py",
             ),
         },
-        "personal_llm.sdss.asking": {
-            "personal_llm.sdss.asking.Active": ("2_sdss/asking.html#active", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.Active.__init__": (
-                "2_sdss/asking.html#active.__init__",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.added": ("2_sdss/asking.html#active.added", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.Active.after_finetune": (
-                "2_sdss/asking.html#active.after_finetune",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.answered": (
-                "2_sdss/asking.html#active.answered",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.asking_order": (
-                "2_sdss/asking.html#active.asking_order",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.choose": (
-                "2_sdss/asking.html#active.choose",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.compared": (
-                "2_sdss/asking.html#active.compared",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.consider": (
-                "2_sdss/asking.html#active.consider",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.corrects": (
-                "2_sdss/asking.html#active.corrects",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.forget_worth": (
-                "2_sdss/asking.html#active.forget_worth",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.forgot": (
-                "2_sdss/asking.html#active.forgot",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.keep_answers": (
-                "2_sdss/asking.html#active.keep_answers",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.most_alike": (
-                "2_sdss/asking.html#active.most_alike",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.place": ("2_sdss/asking.html#active.place", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.Active.removed": (
-                "2_sdss/asking.html#active.removed",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.restore": (
-                "2_sdss/asking.html#active.restore",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.state": ("2_sdss/asking.html#active.state", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.Active.targets": (
-                "2_sdss/asking.html#active.targets",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.values": (
-                "2_sdss/asking.html#active.values",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Active.wants_answer": (
-                "2_sdss/asking.html#active.wants_answer",
-                "personal_llm/sdss/asking.py",
-            ),
-            "personal_llm.sdss.asking.Considered": ("2_sdss/asking.html#considered", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.plain": ("2_sdss/asking.html#plain", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.quantile": ("2_sdss/asking.html#quantile", "personal_llm/sdss/asking.py"),
-            "personal_llm.sdss.asking.tier": ("2_sdss/asking.html#tier", "personal_llm/sdss/asking.py"),
-        },
-        "personal_llm.sdss.beliefs": {
-            "personal_llm.sdss.beliefs.Answer": ("2_sdss/beliefs.html#answer", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.Beliefs": ("2_sdss/beliefs.html#beliefs", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.Beliefs.learn": (
-                "2_sdss/beliefs.html#beliefs.learn",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.Beliefs.probability": (
-                "2_sdss/beliefs.html#beliefs.probability",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.Trail": ("2_sdss/beliefs.html#trail", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.Trail.__init__": (
-                "2_sdss/beliefs.html#trail.__init__",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.Trail.centred": (
-                "2_sdss/beliefs.html#trail.centred",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.Trail.note": ("2_sdss/beliefs.html#trail.note", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.Trail.ranks_of": (
-                "2_sdss/beliefs.html#trail.ranks_of",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.Trail.smoothed": (
-                "2_sdss/beliefs.html#trail.smoothed",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.answer_views": (
-                "2_sdss/beliefs.html#answer_views",
-                "personal_llm/sdss/beliefs.py",
-            ),
-            "personal_llm.sdss.beliefs.logistic": ("2_sdss/beliefs.html#logistic", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.prior": ("2_sdss/beliefs.html#prior", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.rank": ("2_sdss/beliefs.html#rank", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.vote": ("2_sdss/beliefs.html#vote", "personal_llm/sdss/beliefs.py"),
-            "personal_llm.sdss.beliefs.worth_of": ("2_sdss/beliefs.html#worth_of", "personal_llm/sdss/beliefs.py"),
-        },
-        "personal_llm.sdss.buffer": {
-            "personal_llm.sdss.buffer.Buffer": ("2_sdss/buffer.html#buffer", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.__init__": (
-                "2_sdss/buffer.html#buffer.__init__",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.__len__": (
-                "2_sdss/buffer.html#buffer.__len__",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.__repr__": (
-                "2_sdss/buffer.html#buffer.__repr__",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._check_model": (
-                "2_sdss/buffer.html#buffer._check_model",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._fill": ("2_sdss/buffer.html#buffer._fill", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer._note": ("2_sdss/buffer.html#buffer._note", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer._place": (
-                "2_sdss/buffer.html#buffer._place",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._refill": (
-                "2_sdss/buffer.html#buffer._refill",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._restore": (
-                "2_sdss/buffer.html#buffer._restore",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._state": (
-                "2_sdss/buffer.html#buffer._state",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer._view": ("2_sdss/buffer.html#buffer._view", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.add": ("2_sdss/buffer.html#buffer.add", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.clear": ("2_sdss/buffer.html#buffer.clear", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.erase": ("2_sdss/buffer.html#buffer.erase", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.remove": (
-                "2_sdss/buffer.html#buffer.remove",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.rescore": (
-                "2_sdss/buffer.html#buffer.rescore",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.retire": (
-                "2_sdss/buffer.html#buffer.retire",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.revise": (
-                "2_sdss/buffer.html#buffer.revise",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Buffer.save": ("2_sdss/buffer.html#buffer.save", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.says": ("2_sdss/buffer.html#buffer.says", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.Buffer.to_bytes": (
-                "2_sdss/buffer.html#buffer.to_bytes",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer.Decision": ("2_sdss/buffer.html#decision", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._bins": ("2_sdss/buffer.html#_bins", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._checksum": ("2_sdss/buffer.html#_checksum", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._read": ("2_sdss/buffer.html#_read", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._refuse_contradictions": (
-                "2_sdss/buffer.html#_refuse_contradictions",
-                "personal_llm/sdss/buffer.py",
-            ),
-            "personal_llm.sdss.buffer._refusing": ("2_sdss/buffer.html#_refusing", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._row": ("2_sdss/buffer.html#_row", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer._same_policy": ("2_sdss/buffer.html#_same_policy", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.bin_bytes": ("2_sdss/buffer.html#bin_bytes", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.load_buffer": ("2_sdss/buffer.html#load_buffer", "personal_llm/sdss/buffer.py"),
-            "personal_llm.sdss.buffer.what_is_said": ("2_sdss/buffer.html#what_is_said", "personal_llm/sdss/buffer.py"),
-        },
-        "personal_llm.sdss.policies": {
-            "personal_llm.sdss.policies.DSSOnly": ("2_sdss/policies.html#dssonly", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.EOEOnly": ("2_sdss/policies.html#eoeonly", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.FIFO": ("2_sdss/policies.html#fifo", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.FIFO.choose": (
-                "2_sdss/policies.html#fifo.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.IDDOnly": ("2_sdss/policies.html#iddonly", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.KCenter": ("2_sdss/policies.html#kcenter", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.KCenter.__init__": (
-                "2_sdss/policies.html#kcenter.__init__",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.KCenter.added": (
-                "2_sdss/policies.html#kcenter.added",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.KCenter.choose": (
-                "2_sdss/policies.html#kcenter.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy": ("2_sdss/policies.html#policy", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.Policy.__init_subclass__": (
-                "2_sdss/policies.html#policy.__init_subclass__",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.__repr__": (
-                "2_sdss/policies.html#policy.__repr__",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.added": (
-                "2_sdss/policies.html#policy.added",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.after_finetune": (
-                "2_sdss/policies.html#policy.after_finetune",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.asking_order": (
-                "2_sdss/policies.html#policy.asking_order",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.choose": (
-                "2_sdss/policies.html#policy.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.forgot": (
-                "2_sdss/policies.html#policy.forgot",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.place": (
-                "2_sdss/policies.html#policy.place",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.removed": (
-                "2_sdss/policies.html#policy.removed",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.restore": (
-                "2_sdss/policies.html#policy.restore",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.state": (
-                "2_sdss/policies.html#policy.state",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Policy.targets": (
-                "2_sdss/policies.html#policy.targets",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Random": ("2_sdss/policies.html#random", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.Random.choose": (
-                "2_sdss/policies.html#random.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.Reservoir": ("2_sdss/policies.html#reservoir", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.Reservoir.choose": (
-                "2_sdss/policies.html#reservoir.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.SDSS": ("2_sdss/policies.html#sdss", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.SDSS.choose": (
-                "2_sdss/policies.html#sdss.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.ScriptsSDSS": (
-                "2_sdss/policies.html#scriptssdss",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.ScriptsSDSS.after_finetune": (
-                "2_sdss/policies.html#scriptssdss.after_finetune",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.ScriptsSDSS.choose": (
-                "2_sdss/policies.html#scriptssdss.choose",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.View": ("2_sdss/policies.html#view", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.View.__init__": (
-                "2_sdss/policies.html#view.__init__",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.View.__len__": (
-                "2_sdss/policies.html#view.__len__",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.View.domain_names": (
-                "2_sdss/policies.html#view.domain_names",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.View.idd_of": (
-                "2_sdss/policies.html#view.idd_of",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies._column": ("2_sdss/policies.html#_column", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies._locked": ("2_sdss/policies.html#_locked", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies._next_nearest": (
-                "2_sdss/policies.html#_next_nearest",
-                "personal_llm/sdss/policies.py",
-            ),
-            "personal_llm.sdss.policies.cosines": ("2_sdss/policies.html#cosines", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.policy_of": ("2_sdss/policies.html#policy_of", "personal_llm/sdss/policies.py"),
-            "personal_llm.sdss.policies.register": ("2_sdss/policies.html#register", "personal_llm/sdss/policies.py"),
-        },
-        "personal_llm.sdss.scoring": {
-            "personal_llm.sdss.scoring.Bins": ("2_sdss/scoring.html#bins", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Bins.__init__": (
-                "2_sdss/scoring.html#bins.__init__",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Bins.__len__": (
-                "2_sdss/scoring.html#bins.__len__",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Bins._append": (
-                "2_sdss/scoring.html#bins._append",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Bins._shift": (
-                "2_sdss/scoring.html#bins._shift",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Bins.idd": ("2_sdss/scoring.html#bins.idd", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Bins.idd_of": (
-                "2_sdss/scoring.html#bins.idd_of",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Bins.pop": ("2_sdss/scoring.html#bins.pop", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Bins.put": ("2_sdss/scoring.html#bins.put", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Candidate": ("2_sdss/scoring.html#candidate", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Lexicons": ("2_sdss/scoring.html#lexicons", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.Lexicons.__init__": (
-                "2_sdss/scoring.html#lexicons.__init__",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Lexicons.__len__": (
-                "2_sdss/scoring.html#lexicons.__len__",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Lexicons.overlaps": (
-                "2_sdss/scoring.html#lexicons.overlaps",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.Scores": ("2_sdss/scoring.html#scores", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.domain_scores": (
-                "2_sdss/scoring.html#domain_scores",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.domain_specific_score": (
-                "2_sdss/scoring.html#domain_specific_score",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.dominant_domain": (
-                "2_sdss/scoring.html#dominant_domain",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.entropy_of_embedding": (
-                "2_sdss/scoring.html#entropy_of_embedding",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.entropy_of_embedding_scripts": (
-                "2_sdss/scoring.html#entropy_of_embedding_scripts",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.in_domain_dissimilarity": (
-                "2_sdss/scoring.html#in_domain_dissimilarity",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.load_lexicons": (
-                "2_sdss/scoring.html#load_lexicons",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.score": ("2_sdss/scoring.html#score", "personal_llm/sdss/scoring.py"),
-            "personal_llm.sdss.scoring.score_reading": (
-                "2_sdss/scoring.html#score_reading",
-                "personal_llm/sdss/scoring.py",
-            ),
-            "personal_llm.sdss.scoring.unit": ("2_sdss/scoring.html#unit", "personal_llm/sdss/scoring.py"),
-        },
-        "personal_llm.sdss.synthesis": {
-            "personal_llm.sdss.synthesis.Synthesis": (
-                "2_sdss/synthesis.html#synthesis",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.Synthesis.__str__": (
-                "2_sdss/synthesis.html#synthesis.__str__",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.Synthesis.reject": (
-                "2_sdss/synthesis.html#synthesis.reject",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.SynthesisConfig": (
-                "2_sdss/synthesis.html#synthesisconfig",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.SynthesisConfig.__post_init__": (
-                "2_sdss/synthesis.html#synthesisconfig.__post_init__",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.judge": ("2_sdss/synthesis.html#judge", "personal_llm/sdss/synthesis.py"),
-            "personal_llm.sdss.synthesis.likenesses": (
-                "2_sdss/synthesis.html#likenesses",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.meaning_encoder": (
-                "2_sdss/synthesis.html#meaning_encoder",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.offers": ("2_sdss/synthesis.html#offers", "personal_llm/sdss/synthesis.py"),
-            "personal_llm.sdss.synthesis.parse_rewrite": (
-                "2_sdss/synthesis.html#parse_rewrite",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.rewrite_all": (
-                "2_sdss/synthesis.html#rewrite_all",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.rewrite_room": (
-                "2_sdss/synthesis.html#rewrite_room",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.says_otherwise": (
-                "2_sdss/synthesis.html#says_otherwise",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.synthesize": (
-                "2_sdss/synthesis.html#synthesize",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.variants_of": (
-                "2_sdss/synthesis.html#variants_of",
-                "personal_llm/sdss/synthesis.py",
-            ),
-            "personal_llm.sdss.synthesis.weighed": ("2_sdss/synthesis.html#weighed", "personal_llm/sdss/synthesis.py"),
-        },
-        "personal_llm.start.cards": {
-            "personal_llm.start.cards.Index": ("5_start/cards.html#index", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.Index.columns": (
-                "5_start/cards.html#index.columns",
-                "personal_llm/start/cards.py",
-            ),
-            "personal_llm.start.cards.PLLM": ("5_start/cards.html#pllm", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.PLLM.explanation": (
-                "5_start/cards.html#pllm.explanation",
-                "personal_llm/start/cards.py",
-            ),
-            "personal_llm.start.cards.check_facts": ("5_start/cards.html#check_facts", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.check_folder": ("5_start/cards.html#check_folder", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.check_name": ("5_start/cards.html#check_name", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.checked_head": ("5_start/cards.html#checked_head", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.digest": ("5_start/cards.html#digest", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.is_count": ("5_start/cards.html#is_count", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.is_missing": ("5_start/cards.html#is_missing", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.is_named": ("5_start/cards.html#is_named", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.is_share": ("5_start/cards.html#is_share", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.is_text": ("5_start/cards.html#is_text", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.line_of": ("5_start/cards.html#line_of", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.matrix_shape": ("5_start/cards.html#matrix_shape", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.plain_settings": (
-                "5_start/cards.html#plain_settings",
-                "personal_llm/start/cards.py",
-            ),
-            "personal_llm.start.cards.read_index": ("5_start/cards.html#read_index", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.read_pllm": ("5_start/cards.html#read_pllm", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.read_pllm_card": (
-                "5_start/cards.html#read_pllm_card",
-                "personal_llm/start/cards.py",
-            ),
-            "personal_llm.start.cards.shown": ("5_start/cards.html#shown", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.sound_adapter": (
-                "5_start/cards.html#sound_adapter",
-                "personal_llm/start/cards.py",
-            ),
-            "personal_llm.start.cards.trick": ("5_start/cards.html#trick", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.write_index": ("5_start/cards.html#write_index", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.write_pllm": ("5_start/cards.html#write_pllm", "personal_llm/start/cards.py"),
-            "personal_llm.start.cards.wrong_fields": ("5_start/cards.html#wrong_fields", "personal_llm/start/cards.py"),
-        },
-        "personal_llm.start.fit": {
-            "personal_llm.start.fit.Alone": ("5_start/fit.html#alone", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Alone.__init__": ("5_start/fit.html#alone.__init__", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Alone.each": ("5_start/fit.html#alone.each", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Alone.of": ("5_start/fit.html#alone.of", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Fitted": ("5_start/fit.html#fitted", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture": ("5_start/fit.html#mixture", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.__init__": (
-                "5_start/fit.html#mixture.__init__",
-                "personal_llm/start/fit.py",
-            ),
-            "personal_llm.start.fit.Mixture.losses": ("5_start/fit.html#mixture.losses", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.pulls": ("5_start/fit.html#mixture.pulls", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.reading": ("5_start/fit.html#mixture.reading", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.samples": ("5_start/fit.html#mixture.samples", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.Mixture.weighing": (
-                "5_start/fit.html#mixture.weighing",
-                "personal_llm/start/fit.py",
-            ),
-            "personal_llm.start.fit.Pulls": ("5_start/fit.html#pulls", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.adding_up": ("5_start/fit.html#adding_up", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.candidates": ("5_start/fit.html#candidates", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.chosen_without": ("5_start/fit.html#chosen_without", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.contributions": ("5_start/fit.html#contributions", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.drawn": ("5_start/fit.html#drawn", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.fit": ("5_start/fit.html#fit", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.fit_library": ("5_start/fit.html#fit_library", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.left_out": ("5_start/fit.html#left_out", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.nearest_few": ("5_start/fit.html#nearest_few", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.one_step": ("5_start/fit.html#one_step", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.pull": ("5_start/fit.html#pull", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.said": ("5_start/fit.html#said", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.standard_errors": ("5_start/fit.html#standard_errors", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.window": ("5_start/fit.html#window", "personal_llm/start/fit.py"),
-            "personal_llm.start.fit.without_each": ("5_start/fit.html#without_each", "personal_llm/start/fit.py"),
-        },
-        "personal_llm.start.gradient": {
-            "personal_llm.start.gradient.directions": (
-                "5_start/gradient.html#directions",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.gradient_match": (
-                "5_start/gradient.html#gradient_match",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.gradients": (
-                "5_start/gradient.html#gradients",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.hand_over": (
-                "5_start/gradient.html#hand_over",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.leading": ("5_start/gradient.html#leading", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.learn_directions": (
-                "5_start/gradient.html#learn_directions",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.linear_layer": (
-                "5_start/gradient.html#linear_layer",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.make_sketch": (
-                "5_start/gradient.html#make_sketch",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.predicted": (
-                "5_start/gradient.html#predicted",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.project": ("5_start/gradient.html#project", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.rates": ("5_start/gradient.html#rates", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.read_sketch": (
-                "5_start/gradient.html#read_sketch",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.sketch": ("5_start/gradient.html#sketch", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.sketch_file": (
-                "5_start/gradient.html#sketch_file",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.sketch_stamp": (
-                "5_start/gradient.html#sketch_stamp",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.slope": ("5_start/gradient.html#slope", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.steepness": (
-                "5_start/gradient.html#steepness",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.unit_change": (
-                "5_start/gradient.html#unit_change",
-                "personal_llm/start/gradient.py",
-            ),
-            "personal_llm.start.gradient.watched": ("5_start/gradient.html#watched", "personal_llm/start/gradient.py"),
-            "personal_llm.start.gradient.write_sketch": (
-                "5_start/gradient.html#write_sketch",
-                "personal_llm/start/gradient.py",
+        "personal_llm.selection.baselines": {
+            "personal_llm.selection.baselines.compute_update_distance": (
+                "5_selection/baselines.html#compute_update_distance",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.find_nearest_unmeasured": (
+                "5_selection/baselines.html#find_nearest_unmeasured",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.get_round_sizes": (
+                "5_selection/baselines.html#get_round_sizes",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.import_optuna": (
+                "5_selection/baselines.html#import_optuna",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.project_on_main_axes": (
+                "5_selection/baselines.html#project_on_main_axes",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.run_tpe_search": (
+                "5_selection/baselines.html#run_tpe_search",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.search_bayesian": (
+                "5_selection/baselines.html#search_bayesian",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.search_exhaustively": (
+                "5_selection/baselines.html#search_exhaustively",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.search_hyperband": (
+                "5_selection/baselines.html#search_hyperband",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.select_by_weight_cosine": (
+                "5_selection/baselines.html#select_by_weight_cosine",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.select_plain": (
+                "5_selection/baselines.html#select_plain",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.select_randomly": (
+                "5_selection/baselines.html#select_randomly",
+                "personal_llm/selection/baselines.py",
+            ),
+            "personal_llm.selection.baselines.select_uniform_merge": (
+                "5_selection/baselines.html#select_uniform_merge",
+                "personal_llm/selection/baselines.py",
             ),
         },
-        "personal_llm.start.library": {
-            "personal_llm.start.library.Library": ("5_start/library.html#library", "personal_llm/start/library.py"),
-            "personal_llm.start.library.Library.__contains__": (
-                "5_start/library.html#library.__contains__",
-                "personal_llm/start/library.py",
+        "personal_llm.selection.cards": {
+            "personal_llm.selection.cards.LibraryIndex": (
+                "5_selection/cards.html#libraryindex",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.__getitem__": (
-                "5_start/library.html#library.__getitem__",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.PLLM": ("5_selection/cards.html#pllm", "personal_llm/selection/cards.py"),
+            "personal_llm.selection.cards.PLLM.explanation": (
+                "5_selection/cards.html#pllm.explanation",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.__init__": (
-                "5_start/library.html#library.__init__",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.check_card_facts": (
+                "5_selection/cards.html#check_card_facts",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.__iter__": (
-                "5_start/library.html#library.__iter__",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.check_pllm_adapter": (
+                "5_selection/cards.html#check_pllm_adapter",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.__len__": (
-                "5_start/library.html#library.__len__",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.check_pllm_folder": (
+                "5_selection/cards.html#check_pllm_folder",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.__repr__": (
-                "5_start/library.html#library.__repr__",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.check_pllm_name": (
+                "5_selection/cards.html#check_pllm_name",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library._change": (
-                "5_start/library.html#library._change",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.describe_file_risk": (
+                "5_selection/cards.html#describe_file_risk",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library._choose": (
-                "5_start/library.html#library._choose",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.find_invalid_fields": (
+                "5_selection/cards.html#find_invalid_fields",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library._put": (
-                "5_start/library.html#library._put",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.is_count": (
+                "5_selection/cards.html#is_count",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.add": (
-                "5_start/library.html#library.add",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.is_share": (
+                "5_selection/cards.html#is_share",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.adding": (
-                "5_start/library.html#library.adding",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.is_text": (
+                "5_selection/cards.html#is_text",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.belonging": (
-                "5_start/library.html#library.belonging",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.make_printable": (
+                "5_selection/cards.html#make_printable",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.card": (
-                "5_start/library.html#library.card",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.parse_index": (
+                "5_selection/cards.html#parse_index",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.card_of": (
-                "5_start/library.html#library.card_of",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.read_index": (
+                "5_selection/cards.html#read_index",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.check": (
-                "5_start/library.html#library.check",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.read_matrix_shape": (
+                "5_selection/cards.html#read_matrix_shape",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.check_current": (
-                "5_start/library.html#library.check_current",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.read_pllm": (
+                "5_selection/cards.html#read_pllm",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.check_free": (
-                "5_start/library.html#library.check_free",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.read_pllm_card": (
+                "5_selection/cards.html#read_pllm_card",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.columns": (
-                "5_start/library.html#library.columns",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.strip_machine_settings": (
+                "5_selection/cards.html#strip_machine_settings",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.finite_rows": (
-                "5_start/library.html#library.finite_rows",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.summarize_pllm": (
+                "5_selection/cards.html#summarize_pllm",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.leave_out": (
-                "5_start/library.html#library.leave_out",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.write_index": (
+                "5_selection/cards.html#write_index",
+                "personal_llm/selection/cards.py",
             ),
-            "personal_llm.start.library.Library.matrix": (
-                "5_start/library.html#library.matrix",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.read_space": (
-                "5_start/library.html#library.read_space",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.remove": (
-                "5_start/library.html#library.remove",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.reopen": (
-                "5_start/library.html#library.reopen",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.row_for": (
-                "5_start/library.html#library.row_for",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.Library.verify": (
-                "5_start/library.html#library.verify",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library._create": ("5_start/library.html#_create", "personal_llm/start/library.py"),
-            "personal_llm.start.library._finite_rows": (
-                "5_start/library.html#_finite_rows",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library._list": ("5_start/library.html#_list", "personal_llm/start/library.py"),
-            "personal_llm.start.library._own_space": (
-                "5_start/library.html#_own_space",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.load_space": (
-                "5_start/library.html#load_space",
-                "personal_llm/start/library.py",
-            ),
-            "personal_llm.start.library.start_folder": (
-                "5_start/library.html#start_folder",
-                "personal_llm/start/library.py",
+            "personal_llm.selection.cards.write_pllm": (
+                "5_selection/cards.html#write_pllm",
+                "personal_llm/selection/cards.py",
             ),
         },
-        "personal_llm.start.merging": {
-            "personal_llm.start.merging.Fit": ("5_start/merging.html#fit", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.adapter_of": (
-                "5_start/merging.html#adapter_of",
-                "personal_llm/start/merging.py",
+        "personal_llm.selection.gradient_match": {
+            "personal_llm.selection.gradient_match.capture_gradients": (
+                "5_selection/gradient_match.html#capture_gradients",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.around": ("5_start/merging.html#around", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.check_weights": (
-                "5_start/merging.html#check_weights",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.compute_gradients": (
+                "5_selection/gradient_match.html#compute_gradients",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.combine": ("5_start/merging.html#combine", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.common_base": (
-                "5_start/merging.html#common_base",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.compute_row_losses": (
+                "5_selection/gradient_match.html#compute_row_losses",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.exchange": ("5_start/merging.html#exchange", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.fit_members": (
-                "5_start/merging.html#fit_members",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.compute_sketch_slopes": (
+                "5_selection/gradient_match.html#compute_sketch_slopes",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.gains": ("5_start/merging.html#gains", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.grow": ("5_start/merging.html#grow", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.matching_weights": (
-                "5_start/merging.html#matching_weights",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.compute_sketch_stamp": (
+                "5_selection/gradient_match.html#compute_sketch_stamp",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.merge": ("5_start/merging.html#merge", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.mixture_loss": (
-                "5_start/merging.html#mixture_loss",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.compute_slope": (
+                "5_selection/gradient_match.html#compute_slope",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.paced": ("5_start/merging.html#paced", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.refine_weights": (
-                "5_start/merging.html#refine_weights",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
+                "5_selection/gradient_match.html#find_leading_eigenvectors",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.merging.rounded": ("5_start/merging.html#rounded", "personal_llm/start/merging.py"),
-            "personal_llm.start.merging.with_one_more": (
-                "5_start/merging.html#with_one_more",
-                "personal_llm/start/merging.py",
+            "personal_llm.selection.gradient_match.find_update_directions": (
+                "5_selection/gradient_match.html#find_update_directions",
+                "personal_llm/selection/gradient_match.py",
             ),
-        },
-        "personal_llm.start.ranking": {
-            "personal_llm.start.ranking.Losses": ("5_start/ranking.html#losses", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.Losses.__init__": (
-                "5_start/ranking.html#losses.__init__",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.get_linear_layer": (
+                "5_selection/gradient_match.html#get_linear_layer",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Losses.again": (
-                "5_start/ranking.html#losses.again",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.get_sketch_file": (
+                "5_selection/gradient_match.html#get_sketch_file",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Losses.charge": (
-                "5_start/ranking.html#losses.charge",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.learn_sketch_directions": (
+                "5_selection/gradient_match.html#learn_sketch_directions",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Losses.each": (
-                "5_start/ranking.html#losses.each",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.load_sketch": (
+                "5_selection/gradient_match.html#load_sketch",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Losses.of": ("5_start/ranking.html#losses.of", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.Losses.sums": (
-                "5_start/ranking.html#losses.sums",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.make_gradient_hook": (
+                "5_selection/gradient_match.html#make_gradient_hook",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Question": ("5_start/ranking.html#question", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.Ranking": ("5_start/ranking.html#ranking", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.Ranking.__str__": (
-                "5_start/ranking.html#ranking.__str__",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.predict_labels": (
+                "5_selection/gradient_match.html#predict_labels",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.Ranking.to_dict": (
-                "5_start/ranking.html#ranking.to_dict",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.project_update": (
+                "5_selection/gradient_match.html#project_update",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking._line": ("5_start/ranking.html#_line", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking._token_counts": (
-                "5_start/ranking.html#_token_counts",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.read_sketch": (
+                "5_selection/gradient_match.html#read_sketch",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.adapter_bytes": (
-                "5_start/ranking.html#adapter_bytes",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.read_update": (
+                "5_selection/gradient_match.html#read_update",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.cosine_distance": (
-                "5_start/ranking.html#cosine_distance",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.select_by_gradient": (
+                "5_selection/gradient_match.html#select_by_gradient",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.is_sure": ("5_start/ranking.html#is_sure", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.l1_distance": (
-                "5_start/ranking.html#l1_distance",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.write_new_sketch": (
+                "5_selection/gradient_match.html#write_new_sketch",
+                "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.start.ranking.mean_loss": ("5_start/ranking.html#mean_loss", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.nearest": ("5_start/ranking.html#nearest", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.race": ("5_start/ranking.html#race", "personal_llm/start/ranking.py"),
-            "personal_llm.start.ranking.ranking_by_scores": (
-                "5_start/ranking.html#ranking_by_scores",
-                "personal_llm/start/ranking.py",
+            "personal_llm.selection.gradient_match.write_sketch": (
+                "5_selection/gradient_match.html#write_sketch",
+                "personal_llm/selection/gradient_match.py",
             ),
         },
-        "personal_llm.start.rivals": {
-            "personal_llm.start.rivals.bayesian": ("5_start/rivals.html#bayesian", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.choose_plain": (
-                "5_start/rivals.html#choose_plain",
-                "personal_llm/start/rivals.py",
+        "personal_llm.selection.library": {
+            "personal_llm.selection.library.Library": (
+                "5_selection/library.html#library",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.choose_randomly": (
-                "5_start/rivals.html#choose_randomly",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__contains__": (
+                "5_selection/library.html#library.__contains__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.exhaustive": ("5_start/rivals.html#exhaustive", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.hyperband": ("5_start/rivals.html#hyperband", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.merge_uniformly": (
-                "5_start/rivals.html#merge_uniformly",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__getitem__": (
+                "5_selection/library.html#library.__getitem__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.nearest_untried": (
-                "5_start/rivals.html#nearest_untried",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__init__": (
+                "5_selection/library.html#library.__init__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.new_weeding": (
-                "5_start/rivals.html#new_weeding",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__iter__": (
+                "5_selection/library.html#library.__iter__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.optuna_or_error": (
-                "5_start/rivals.html#optuna_or_error",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__len__": (
+                "5_selection/library.html#library.__len__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.places": ("5_start/rivals.html#places", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.rungs_of": ("5_start/rivals.html#rungs_of", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.search": ("5_start/rivals.html#search", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.search_box": ("5_start/rivals.html#search_box", "personal_llm/start/rivals.py"),
-            "personal_llm.start.rivals.weight_cosine": (
-                "5_start/rivals.html#weight_cosine",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library.__repr__": (
+                "5_selection/library.html#library.__repr__",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.rivals.weight_distance": (
-                "5_start/rivals.html#weight_distance",
-                "personal_llm/start/rivals.py",
+            "personal_llm.selection.library.Library._hide_damaged": (
+                "5_selection/library.html#library._hide_damaged",
+                "personal_llm/selection/library.py",
             ),
-        },
-        "personal_llm.start.selection": {
-            "personal_llm.start.selection.Ranking.why": (
-                "5_start/selection.html#ranking.why",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library._write_pllm": (
+                "5_selection/library.html#library._write_pllm",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.Selector": (
-                "5_start/selection.html#selector",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library._write_rows": (
+                "5_selection/library.html#library._write_rows",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.asked_losses": (
-                "5_start/selection.html#asked_losses",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.add": (
+                "5_selection/library.html#library.add",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.by_part": (
-                "5_start/selection.html#by_part",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.bulk_add": (
+                "5_selection/library.html#library.bulk_add",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.by_row": ("5_start/selection.html#by_row", "personal_llm/start/selection.py"),
-            "personal_llm.start.selection.by_style": (
-                "5_start/selection.html#by_style",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.card": (
+                "5_selection/library.html#library.card",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.card_says": (
-                "5_start/selection.html#card_says",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.check": (
+                "5_selection/library.html#library.check",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.check_library": (
-                "5_start/selection.html#check_library",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.check_name_free": (
+                "5_selection/library.html#library.check_name_free",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.check_needs": (
-                "5_start/selection.html#check_needs",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.check_space": (
+                "5_selection/library.html#library.check_space",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.checked_row": (
-                "5_start/selection.html#checked_row",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.check_unchanged": (
+                "5_selection/library.html#library.check_unchanged",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.explained": (
-                "5_start/selection.html#explained",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.columns": (
+                "5_selection/library.html#library.columns",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.in_common": (
-                "5_start/selection.html#in_common",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.find_damaged_rows": (
+                "5_selection/library.html#library.find_damaged_rows",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.label_of": (
-                "5_start/selection.html#label_of",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.get_explanation_row": (
+                "5_selection/library.html#library.get_explanation_row",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.loss_reason": (
-                "5_start/selection.html#loss_reason",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.matrix": (
+                "5_selection/library.html#library.matrix",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.match": ("5_start/selection.html#match", "personal_llm/start/selection.py"),
-            "personal_llm.start.selection.near_rows": (
-                "5_start/selection.html#near_rows",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.read_space": (
+                "5_selection/library.html#library.read_space",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.nobody": ("5_start/selection.html#nobody", "personal_llm/start/selection.py"),
-            "personal_llm.start.selection.plain_reason": (
-                "5_start/selection.html#plain_reason",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.reload_index": (
+                "5_selection/library.html#library.reload_index",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.reorder": (
-                "5_start/selection.html#reorder",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.remove": (
+                "5_selection/library.html#library.remove",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.said_beside": (
-                "5_start/selection.html#said_beside",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.skip_damaged": (
+                "5_selection/library.html#library.skip_damaged",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.select": ("5_start/selection.html#select", "personal_llm/start/selection.py"),
-            "personal_llm.start.selection.selector_of": (
-                "5_start/selection.html#selector_of",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library.Library.verify": (
+                "5_selection/library.html#library.verify",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.shares_by_coordinates": (
-                "5_start/selection.html#shares_by_coordinates",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library._create_library": (
+                "5_selection/library.html#_create_library",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.selection.shares_by_gain": (
-                "5_start/selection.html#shares_by_gain",
-                "personal_llm/start/selection.py",
+            "personal_llm.selection.library._get_rows": (
+                "5_selection/library.html#_get_rows",
+                "personal_llm/selection/library.py",
             ),
-        },
-        "personal_llm.start.verify": {
-            "personal_llm.start.verify.Problem": ("5_start/verify.html#problem", "personal_llm/start/verify.py"),
-            "personal_llm.start.verify.all_problems": (
-                "5_start/verify.html#all_problems",
-                "personal_llm/start/verify.py",
+            "personal_llm.selection.library._get_space": (
+                "5_selection/library.html#_get_space",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.verify.base_problems": (
-                "5_start/verify.html#base_problems",
-                "personal_llm/start/verify.py",
+            "personal_llm.selection.library._list_pllms": (
+                "5_selection/library.html#_list_pllms",
+                "personal_llm/selection/library.py",
             ),
-            "personal_llm.start.verify.change_size": (
-                "5_start/verify.html#change_size",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.file_problems": (
-                "5_start/verify.html#file_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.fitting_problems": (
-                "5_start/verify.html#fitting_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.is_orthonormal": (
-                "5_start/verify.html#is_orthonormal",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.is_row_of": ("5_start/verify.html#is_row_of", "personal_llm/start/verify.py"),
-            "personal_llm.start.verify.pllm_problems": (
-                "5_start/verify.html#pllm_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.readable_matrix": (
-                "5_start/verify.html#readable_matrix",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.row_problems": (
-                "5_start/verify.html#row_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.settings_problems": (
-                "5_start/verify.html#settings_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.size_problems": (
-                "5_start/verify.html#size_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.sketch_fault": (
-                "5_start/verify.html#sketch_fault",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.sketch_problems": (
-                "5_start/verify.html#sketch_problems",
-                "personal_llm/start/verify.py",
-            ),
-            "personal_llm.start.verify.space_problems": (
-                "5_start/verify.html#space_problems",
-                "personal_llm/start/verify.py",
+            "personal_llm.selection.library.load_space": (
+                "5_selection/library.html#load_space",
+                "personal_llm/selection/library.py",
             ),
         },
-        "personal_llm.start.warm_start": {
-            "personal_llm.start.warm_start.WarmStart": (
-                "5_start/warm_start.html#warmstart",
-                "personal_llm/start/warm_start.py",
+        "personal_llm.selection.merging": {
+            "personal_llm.selection.merging.MemberFit": (
+                "5_selection/merging.html#memberfit",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.WarmStart.__str__": (
-                "5_start/warm_start.html#warmstart.__str__",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.add_best_member": (
+                "5_selection/merging.html#add_best_member",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.WarmStart.to_dict": (
-                "5_start/warm_start.html#warmstart.to_dict",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.check_merge_weights": (
+                "5_selection/merging.html#check_merge_weights",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.adapter_for": (
-                "5_start/warm_start.html#adapter_for",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.combine_adapters": (
+                "5_selection/merging.html#combine_adapters",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.add_voice": (
-                "5_start/warm_start.html#add_voice",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.compute_member_gains": (
+                "5_selection/merging.html#compute_member_gains",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.better_weights": (
-                "5_start/warm_start.html#better_weights",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.equalize_row_norms": (
+                "5_selection/merging.html#equalize_row_norms",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.made_of": (
-                "5_start/warm_start.html#made_of",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.exchange_members": (
+                "5_selection/merging.html#exchange_members",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.plain_texts": (
-                "5_start/warm_start.html#plain_texts",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.fit_member_weights": (
+                "5_selection/merging.html#fit_member_weights",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.start_of": (
-                "5_start/warm_start.html#start_of",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.fit_merge_weights": (
+                "5_selection/merging.html#fit_merge_weights",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.tune_plain": (
-                "5_start/warm_start.html#tune_plain",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.get_adapter_folder": (
+                "5_selection/merging.html#get_adapter_folder",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.undecided": (
-                "5_start/warm_start.html#undecided",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.get_common_base": (
+                "5_selection/merging.html#get_common_base",
+                "personal_llm/selection/merging.py",
             ),
-            "personal_llm.start.warm_start.warm_start": (
-                "5_start/warm_start.html#warm_start",
-                "personal_llm/start/warm_start.py",
+            "personal_llm.selection.merging.grow_members": (
+                "5_selection/merging.html#grow_members",
+                "personal_llm/selection/merging.py",
+            ),
+            "personal_llm.selection.merging.measure_mixture_loss": (
+                "5_selection/merging.html#measure_mixture_loss",
+                "personal_llm/selection/merging.py",
+            ),
+            "personal_llm.selection.merging.merge": (
+                "5_selection/merging.html#merge",
+                "personal_llm/selection/merging.py",
             ),
         },
-        "personal_llm.tuning.caching": {
-            "personal_llm.tuning.caching.Lower": ("3_tuning/caching.html#lower", "personal_llm/tuning/caching.py"),
-            "personal_llm.tuning.caching.Lower.__init__": (
-                "3_tuning/caching.html#lower.__init__",
-                "personal_llm/tuning/caching.py",
+        "personal_llm.selection.mixture": {
+            "personal_llm.selection.mixture.AdapterMixture": (
+                "5_selection/mixture.html#adaptermixture",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.Lower.agrees": (
-                "3_tuning/caching.html#lower.agrees",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.__init__": (
+                "5_selection/mixture.html#adaptermixture.__init__",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.Lower.feeding": (
-                "3_tuning/caching.html#lower.feeding",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.apply_weights": (
+                "5_selection/mixture.html#adaptermixture.apply_weights",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.Lower.made": (
-                "3_tuning/caching.html#lower.made",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.compute_derivatives": (
+                "5_selection/mixture.html#adaptermixture.compute_derivatives",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.Lower.names": (
-                "3_tuning/caching.html#lower.names",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.encode": (
+                "5_selection/mixture.html#adaptermixture.encode",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.Lower.rows": (
-                "3_tuning/caching.html#lower.rows",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.iterate_batches": (
+                "5_selection/mixture.html#adaptermixture.iterate_batches",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.entering": (
-                "3_tuning/caching.html#entering",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.AdapterMixture.measure_losses": (
+                "5_selection/mixture.html#adaptermixture.measure_losses",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.frozen_layers": (
-                "3_tuning/caching.html#frozen_layers",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.FittedWeights": (
+                "5_selection/mixture.html#fittedweights",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.layer_stack": (
-                "3_tuning/caching.html#layer_stack",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.LossDerivatives": (
+                "5_selection/mixture.html#lossderivatives",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.lower_of": (
-                "3_tuning/caching.html#lower_of",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.SingleLosses": (
+                "5_selection/mixture.html#singlelosses",
+                "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.tuning.caching.passing": ("3_tuning/caching.html#passing", "personal_llm/tuning/caching.py"),
-            "personal_llm.tuning.caching.top_layers": (
-                "3_tuning/caching.html#top_layers",
-                "personal_llm/tuning/caching.py",
+            "personal_llm.selection.mixture.SingleLosses.__init__": (
+                "5_selection/mixture.html#singlelosses.__init__",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.SingleLosses.dialogue_losses": (
+                "5_selection/mixture.html#singlelosses.dialogue_losses",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.SingleLosses.mean_loss": (
+                "5_selection/mixture.html#singlelosses.mean_loss",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.choose_fit_candidates": (
+                "5_selection/mixture.html#choose_fit_candidates",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.choose_leave_one_out": (
+                "5_selection/mixture.html#choose_leave_one_out",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.compute_contributions": (
+                "5_selection/mixture.html#compute_contributions",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.compute_leave_one_out_losses": (
+                "5_selection/mixture.html#compute_leave_one_out_losses",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.compute_losses_and_slopes": (
+                "5_selection/mixture.html#compute_losses_and_slopes",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.cut_window": (
+                "5_selection/mixture.html#cut_window",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.describe_fit": (
+                "5_selection/mixture.html#describe_fit",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.estimate_weight_errors": (
+                "5_selection/mixture.html#estimate_weight_errors",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.fit_weights": (
+                "5_selection/mixture.html#fit_weights",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.race_nearest_pllms": (
+                "5_selection/mixture.html#race_nearest_pllms",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.sample_labels": (
+                "5_selection/mixture.html#sample_labels",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.select_by_fit": (
+                "5_selection/mixture.html#select_by_fit",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.take_leave_one_out_steps": (
+                "5_selection/mixture.html#take_leave_one_out_steps",
+                "personal_llm/selection/mixture.py",
+            ),
+            "personal_llm.selection.mixture.take_newton_step": (
+                "5_selection/mixture.html#take_newton_step",
+                "personal_llm/selection/mixture.py",
+            ),
+        },
+        "personal_llm.selection.ranking": {
+            "personal_llm.selection.ranking.PLLMLosses": (
+                "5_selection/ranking.html#pllmlosses",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses.__init__": (
+                "5_selection/ranking.html#pllmlosses.__init__",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses._count_tokens": (
+                "5_selection/ranking.html#pllmlosses._count_tokens",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses.copy_without_cost": (
+                "5_selection/ranking.html#pllmlosses.copy_without_cost",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses.dialogue_losses": (
+                "5_selection/ranking.html#pllmlosses.dialogue_losses",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses.mean_loss": (
+                "5_selection/ranking.html#pllmlosses.mean_loss",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.PLLMLosses.measure_sums": (
+                "5_selection/ranking.html#pllmlosses.measure_sums",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking": (
+                "5_selection/ranking.html#ranking",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking.__str__": (
+                "5_selection/ranking.html#ranking.__str__",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.Ranking.to_dict": (
+                "5_selection/ranking.html#ranking.to_dict",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.SelectionRequest": (
+                "5_selection/ranking.html#selectionrequest",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking._format_row": (
+                "5_selection/ranking.html#_format_row",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.compute_mean_loss": (
+                "5_selection/ranking.html#compute_mean_loss",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.cosine_distance": (
+                "5_selection/ranking.html#cosine_distance",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.find_nearest": (
+                "5_selection/ranking.html#find_nearest",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.get_download_bytes": (
+                "5_selection/ranking.html#get_download_bytes",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.is_gain_certain": (
+                "5_selection/ranking.html#is_gain_certain",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.l1_distance": (
+                "5_selection/ranking.html#l1_distance",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.race_by_loss": (
+                "5_selection/ranking.html#race_by_loss",
+                "personal_llm/selection/ranking.py",
+            ),
+            "personal_llm.selection.ranking.rank_by_scores": (
+                "5_selection/ranking.html#rank_by_scores",
+                "personal_llm/selection/ranking.py",
+            ),
+        },
+        "personal_llm.selection.remote_library": {
+            "personal_llm.selection.remote_library.RemoteFolder": (
+                "5_selection/remote_library.html#remotefolder",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.__init__": (
+                "5_selection/remote_library.html#remotefolder.__init__",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.fetch": (
+                "5_selection/remote_library.html#remotefolder.fetch",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.fetch_manifest": (
+                "5_selection/remote_library.html#remotefolder.fetch_manifest",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
+                "5_selection/remote_library.html#remotefolder.fetch_pllm",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.ledger": (
+                "5_selection/remote_library.html#remotefolder.ledger",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.RemoteFolder.request_file": (
+                "5_selection/remote_library.html#remotefolder.request_file",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.check_library_address": (
+                "5_selection/remote_library.html#check_library_address",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.fetch_file": (
+                "5_selection/remote_library.html#fetch_file",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.is_library_address": (
+                "5_selection/remote_library.html#is_library_address",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.is_library_file": (
+                "5_selection/remote_library.html#is_library_file",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.parse_manifest": (
+                "5_selection/remote_library.html#parse_manifest",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.publish_library": (
+                "5_selection/remote_library.html#publish_library",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.read_response": (
+                "5_selection/remote_library.html#read_response",
+                "personal_llm/selection/remote_library.py",
+            ),
+        },
+        "personal_llm.selection.selection": {
+            "personal_llm.selection.selection.Ranking.group_contributions": (
+                "5_selection/selection.html#ranking.group_contributions",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.Selector": (
+                "5_selection/selection.html#selector",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.check_library": (
+                "5_selection/selection.html#check_library",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.compute_coordinate_weights": (
+                "5_selection/selection.html#compute_coordinate_weights",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.compute_gain_weights": (
+                "5_selection/selection.html#compute_gain_weights",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.describe_common_facts": (
+                "5_selection/selection.html#describe_common_facts",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.describe_loss": (
+                "5_selection/selection.html#describe_loss",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.describe_weak_style": (
+                "5_selection/selection.html#describe_weak_style",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.find_nearest_rows": (
+                "5_selection/selection.html#find_nearest_rows",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.get_checked_row": (
+                "5_selection/selection.html#get_checked_row",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.get_pllm_label": (
+                "5_selection/selection.html#get_pllm_label",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.get_selector": (
+                "5_selection/selection.html#get_selector",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.make_abstention": (
+                "5_selection/selection.html#make_abstention",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.make_row_selector": (
+                "5_selection/selection.html#make_row_selector",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.prepare_losses": (
+                "5_selection/selection.html#prepare_losses",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.read_card_description": (
+                "5_selection/selection.html#read_card_description",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.read_card_descriptions": (
+                "5_selection/selection.html#read_card_descriptions",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select": (
+                "5_selection/selection.html#select",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_by_explanation": (
+                "5_selection/selection.html#select_by_explanation",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_by_gradient_and_loss": (
+                "5_selection/selection.html#select_by_gradient_and_loss",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_by_row": (
+                "5_selection/selection.html#select_by_row",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_by_style": (
+                "5_selection/selection.html#select_by_style",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.sort_measured_first": (
+                "5_selection/selection.html#sort_measured_first",
+                "personal_llm/selection/selection.py",
+            ),
+        },
+        "personal_llm.selection.verify": {
+            "personal_llm.selection.verify.LibraryProblem": (
+                "5_selection/verify.html#libraryproblem",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.catch_problem": (
+                "5_selection/verify.html#catch_problem",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.compute_update_norm": (
+                "5_selection/verify.html#compute_update_norm",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.describe_sketch_fault": (
+                "5_selection/verify.html#describe_sketch_fault",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_attachment_problems": (
+                "5_selection/verify.html#find_attachment_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_base_problems": (
+                "5_selection/verify.html#find_base_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_file_problems": (
+                "5_selection/verify.html#find_file_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_library_problems": (
+                "5_selection/verify.html#find_library_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_pllm_problems": (
+                "5_selection/verify.html#find_pllm_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_row_problems": (
+                "5_selection/verify.html#find_row_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_settings_problems": (
+                "5_selection/verify.html#find_settings_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_size_problems": (
+                "5_selection/verify.html#find_size_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_sketch_problems": (
+                "5_selection/verify.html#find_sketch_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.find_space_problems": (
+                "5_selection/verify.html#find_space_problems",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.is_orthonormal": (
+                "5_selection/verify.html#is_orthonormal",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.is_sketch_row_of": (
+                "5_selection/verify.html#is_sketch_row_of",
+                "personal_llm/selection/verify.py",
+            ),
+        },
+        "personal_llm.selection.warm_start": {
+            "personal_llm.selection.warm_start.WarmStart": (
+                "5_selection/warm_start.html#warmstart",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.WarmStart.__str__": (
+                "5_selection/warm_start.html#warmstart.__str__",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.WarmStart.to_dict": (
+                "5_selection/warm_start.html#warmstart.to_dict",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.add_plain_pllm": (
+                "5_selection/warm_start.html#add_plain_pllm",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.build_start_adapter": (
+                "5_selection/warm_start.html#build_start_adapter",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.choose_start_weights": (
+                "5_selection/warm_start.html#choose_start_weights",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.describe_missing_plain": (
+                "5_selection/warm_start.html#describe_missing_plain",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.describe_weights": (
+                "5_selection/warm_start.html#describe_weights",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.get_start_adapter": (
+                "5_selection/warm_start.html#get_start_adapter",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.load_plain_dialogues": (
+                "5_selection/warm_start.html#load_plain_dialogues",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.tune_plain_pllm": (
+                "5_selection/warm_start.html#tune_plain_pllm",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.warm_start": (
+                "5_selection/warm_start.html#warm_start",
+                "personal_llm/selection/warm_start.py",
             ),
         },
         "personal_llm.tuning.config": {
@@ -5137,25 +6855,50 @@ d = {
                 "3_tuning/config.html#tuningconfig.__post_init__",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.TuningConfig.every": (
-                "3_tuning/config.html#tuningconfig.every",
+            "personal_llm.tuning.config.TuningConfig.check_interval": (
+                "3_tuning/config.html#tuningconfig.check_interval",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.TuningConfig.like": (
-                "3_tuning/config.html#tuningconfig.like",
+            "personal_llm.tuning.config.TuningConfig.match_adapter": (
+                "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config._check_value": (
-                "3_tuning/config.html#_check_value",
+            "personal_llm.tuning.config._count": ("3_tuning/config.html#_count", "personal_llm/tuning/config.py"),
+            "personal_llm.tuning.config._from_dict": (
+                "3_tuning/config.html#_from_dict",
                 "personal_llm/tuning/config.py",
             ),
             "personal_llm.tuning.config._paper": ("3_tuning/config.html#_paper", "personal_llm/tuning/config.py"),
-            "personal_llm.tuning.config.same_targets": (
-                "3_tuning/config.html#same_targets",
+            "personal_llm.tuning.config.read_adapter_shape": (
+                "3_tuning/config.html#read_adapter_shape",
                 "personal_llm/tuning/config.py",
             ),
-            "personal_llm.tuning.config.selected": ("3_tuning/config.html#selected", "personal_llm/tuning/config.py"),
-            "personal_llm.tuning.config.shape_of": ("3_tuning/config.html#shape_of", "personal_llm/tuning/config.py"),
+            "personal_llm.tuning.config.selects_same_modules": (
+                "3_tuning/config.html#selects_same_modules",
+                "personal_llm/tuning/config.py",
+            ),
+        },
+        "personal_llm.tuning.cost_estimate": {
+            "personal_llm.tuning.cost_estimate.CostEstimate": (
+                "3_tuning/cost_estimate.html#costestimate",
+                "personal_llm/tuning/cost_estimate.py",
+            ),
+            "personal_llm.tuning.cost_estimate.CostEstimate.__str__": (
+                "3_tuning/cost_estimate.html#costestimate.__str__",
+                "personal_llm/tuning/cost_estimate.py",
+            ),
+            "personal_llm.tuning.cost_estimate.estimate_cost": (
+                "3_tuning/cost_estimate.html#estimate_cost",
+                "personal_llm/tuning/cost_estimate.py",
+            ),
+            "personal_llm.tuning.cost_estimate.estimate_joules": (
+                "3_tuning/cost_estimate.html#estimate_joules",
+                "personal_llm/tuning/cost_estimate.py",
+            ),
+            "personal_llm.tuning.cost_estimate.measure_second_run": (
+                "3_tuning/cost_estimate.html#measure_second_run",
+                "personal_llm/tuning/cost_estimate.py",
+            ),
         },
         "personal_llm.tuning.evaluation": {
             "personal_llm.tuning.evaluation.Evaluation": (
@@ -5182,20 +6925,20 @@ d = {
                 "3_tuning/evaluation.html#evaluation.values",
                 "personal_llm/tuning/evaluation.py",
             ),
+            "personal_llm.tuning.evaluation._count_words": (
+                "3_tuning/evaluation.html#_count_words",
+                "personal_llm/tuning/evaluation.py",
+            ),
             "personal_llm.tuning.evaluation._from_dict": (
                 "3_tuning/evaluation.html#_from_dict",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.best_constant": (
-                "3_tuning/evaluation.html#best_constant",
+            "personal_llm.tuning.evaluation.choose_best_constant": (
+                "3_tuning/evaluation.html#choose_best_constant",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.by_user": (
-                "3_tuning/evaluation.html#by_user",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.check_limit": (
-                "3_tuning/evaluation.html#check_limit",
+            "personal_llm.tuning.evaluation.choose_typical_answer": (
+                "3_tuning/evaluation.html#choose_typical_answer",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.compare_users": (
@@ -5206,146 +6949,115 @@ d = {
                 "3_tuning/evaluation.html#evaluate",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.floor_values": (
-                "3_tuning/evaluation.html#floor_values",
+            "personal_llm.tuning.evaluation.evaluate_floors": (
+                "3_tuning/evaluation.html#evaluate_floors",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.floors": (
-                "3_tuning/evaluation.html#floors",
+            "personal_llm.tuning.evaluation.find_nearest_texts": (
+                "3_tuning/evaluation.html#find_nearest_texts",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.items_of": (
-                "3_tuning/evaluation.html#items_of",
+            "personal_llm.tuning.evaluation.make_items": (
+                "3_tuning/evaluation.html#make_items",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.nearest_texts": (
-                "3_tuning/evaluation.html#nearest_texts",
+            "personal_llm.tuning.evaluation.mean_by_user": (
+                "3_tuning/evaluation.html#mean_by_user",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.paired_differences": (
                 "3_tuning/evaluation.html#paired_differences",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.replied": (
-                "3_tuning/evaluation.html#replied",
+            "personal_llm.tuning.evaluation.score_replies": (
+                "3_tuning/evaluation.html#score_replies",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.summary_of": (
-                "3_tuning/evaluation.html#summary_of",
+            "personal_llm.tuning.evaluation.score_texts": (
+                "3_tuning/evaluation.html#score_texts",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.text_scores": (
-                "3_tuning/evaluation.html#text_scores",
+            "personal_llm.tuning.evaluation.summarize_floors": (
+                "3_tuning/evaluation.html#summarize_floors",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.typical_answer": (
-                "3_tuning/evaluation.html#typical_answer",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.word_directions": (
-                "3_tuning/evaluation.html#word_directions",
+            "personal_llm.tuning.evaluation.summarize_items": (
+                "3_tuning/evaluation.html#summarize_items",
                 "personal_llm/tuning/evaluation.py",
             ),
         },
         "personal_llm.tuning.finetune": {
-            "personal_llm.tuning.finetune.Lesson": ("3_tuning/finetune.html#lesson", "personal_llm/tuning/finetune.py"),
-            "personal_llm.tuning.finetune.Lesson.of": (
-                "3_tuning/finetune.html#lesson.of",
+            "personal_llm.tuning.finetune.TrainingSplit": (
+                "3_tuning/finetune.html#trainingsplit",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.arguments_of": (
-                "3_tuning/finetune.html#arguments_of",
+            "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
+                "3_tuning/finetune.html#trainingsplit.from_dialogues",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.attach_trainable": (
-                "3_tuning/finetune.html#attach_trainable",
+            "personal_llm.tuning.finetune.attach_trainable_lora": (
+                "3_tuning/finetune.html#attach_trainable_lora",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.bill": ("3_tuning/finetune.html#bill", "personal_llm/tuning/finetune.py"),
-            "personal_llm.tuning.finetune.check_out": (
-                "3_tuning/finetune.html#check_out",
+            "personal_llm.tuning.finetune.check_output_folder": (
+                "3_tuning/finetune.html#check_output_folder",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.compute_training_cost": (
+                "3_tuning/finetune.html#compute_training_cost",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.describe_training": (
+                "3_tuning/finetune.html#describe_training",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.last_checkpoint": (
-                "3_tuning/finetune.html#last_checkpoint",
+            "personal_llm.tuning.finetune.hash_run": (
+                "3_tuning/finetune.html#hash_run",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.new_trainer": (
-                "3_tuning/finetune.html#new_trainer",
+            "personal_llm.tuning.finetune.keep_random_state": (
+                "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.progress_bar": (
-                "3_tuning/finetune.html#progress_bar",
+            "personal_llm.tuning.finetune.list_foreign_files": (
+                "3_tuning/finetune.html#list_foreign_files",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.measure_base_loss": (
+                "3_tuning/finetune.html#measure_base_loss",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.open_output_folder": (
+                "3_tuning/finetune.html#open_output_folder",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.prepare_checkpoints": (
+                "3_tuning/finetune.html#prepare_checkpoints",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.read_run_id": (
+                "3_tuning/finetune.html#read_run_id",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.remove_checkpoints": (
                 "3_tuning/finetune.html#remove_checkpoints",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.remove_halves": (
-                "3_tuning/finetune.html#remove_halves",
+            "personal_llm.tuning.finetune.show_progress": (
+                "3_tuning/finetune.html#show_progress",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.reporters": (
-                "3_tuning/finetune.html#reporters",
+            "personal_llm.tuning.finetune.trainable_adapter": (
+                "3_tuning/finetune.html#trainable_adapter",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.run_id": ("3_tuning/finetune.html#run_id", "personal_llm/tuning/finetune.py"),
-            "personal_llm.tuning.finetune.run_mark": (
-                "3_tuning/finetune.html#run_mark",
+            "personal_llm.tuning.finetune.write_notes": (
+                "3_tuning/finetune.html#write_notes",
                 "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.short_trainer": (
-                "3_tuning/finetune.html#short_trainer",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.train_with_judge": (
-                "3_tuning/finetune.html#train_with_judge",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.trainable": (
-                "3_tuning/finetune.html#trainable",
-                "personal_llm/tuning/finetune.py",
-            ),
-        },
-        "personal_llm.tuning.fused": {
-            "personal_llm.tuning.fused.gate_product": (
-                "3_tuning/fused.html#gate_product",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.lora_product": (
-                "3_tuning/fused.html#lora_product",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.nats_product": (
-                "3_tuning/fused.html#nats_product",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.norm_product": (
-                "3_tuning/fused.html#norm_product",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.plain_lora": ("3_tuning/fused.html#plain_lora", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.quick_frozen": (
-                "3_tuning/fused.html#quick_frozen",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.quick_gate": ("3_tuning/fused.html#quick_gate", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.quick_layers": (
-                "3_tuning/fused.html#quick_layers",
-                "personal_llm/tuning/fused.py",
-            ),
-            "personal_llm.tuning.fused.quick_lora": ("3_tuning/fused.html#quick_lora", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.quick_norm": ("3_tuning/fused.html#quick_norm", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.replaced": ("3_tuning/fused.html#replaced", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.rounded": ("3_tuning/fused.html#rounded", "personal_llm/tuning/fused.py"),
-            "personal_llm.tuning.fused.says_the_same": (
-                "3_tuning/fused.html#says_the_same",
-                "personal_llm/tuning/fused.py",
             ),
         },
         "personal_llm.tuning.lora": {
@@ -5354,8 +7066,8 @@ d = {
                 "3_tuning/lora.html#loralinear.__init__",
                 "personal_llm/tuning/lora.py",
             ),
-            "personal_llm.tuning.lora.LoRALinear.change": (
-                "3_tuning/lora.html#loralinear.change",
+            "personal_llm.tuning.lora.LoRALinear.delta_weight": (
+                "3_tuning/lora.html#loralinear.delta_weight",
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.LoRALinear.forward": (
@@ -5365,58 +7077,103 @@ d = {
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
         },
         "personal_llm.tuning.losses": {
-            "personal_llm.tuning.losses.Way": ("3_tuning/losses.html#way", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.Way.__init__": (
-                "3_tuning/losses.html#way.__init__",
+            "personal_llm.tuning.losses.bfloat16_context": (
+                "3_tuning/losses.html#bfloat16_context",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.Way.layers": (
-                "3_tuning/losses.html#way.layers",
+            "personal_llm.tuning.losses.compute_label_losses": (
+                "3_tuning/losses.html#compute_label_losses",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.Way.nats": ("3_tuning/losses.html#way.nats", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.attend": ("3_tuning/losses.html#attend", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.bare": ("3_tuning/losses.html#bare", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.fast_bfloat16": (
-                "3_tuning/losses.html#fast_bfloat16",
+            "personal_llm.tuning.losses.has_fast_bfloat16": (
+                "3_tuning/losses.html#has_fast_bfloat16",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.nats_of": ("3_tuning/losses.html#nats_of", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.packed_attention": (
-                "3_tuning/losses.html#packed_attention",
+            "personal_llm.tuning.losses.last_hidden_states": (
+                "3_tuning/losses.html#last_hidden_states",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.packed_states": (
-                "3_tuning/losses.html#packed_states",
+            "personal_llm.tuning.losses.response_nll": (
+                "3_tuning/losses.html#response_nll",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.packs": ("3_tuning/losses.html#packs", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.products": ("3_tuning/losses.html#products", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.row_attention": (
-                "3_tuning/losses.html#row_attention",
+            "personal_llm.tuning.losses.supports_partial_logits": (
+                "3_tuning/losses.html#supports_partial_logits",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.row_gradients": (
-                "3_tuning/losses.html#row_gradients",
+            "personal_llm.tuning.losses.unwrap_peft": (
+                "3_tuning/losses.html#unwrap_peft",
                 "personal_llm/tuning/losses.py",
             ),
-            "personal_llm.tuning.losses.short_way": ("3_tuning/losses.html#short_way", "personal_llm/tuning/losses.py"),
-            "personal_llm.tuning.losses.states": ("3_tuning/losses.html#states", "personal_llm/tuning/losses.py"),
         },
-        "personal_llm.tuning.price": {
-            "personal_llm.tuning.price.Price": ("3_tuning/price.html#price", "personal_llm/tuning/price.py"),
-            "personal_llm.tuning.price.Price.__str__": (
-                "3_tuning/price.html#price.__str__",
-                "personal_llm/tuning/price.py",
+        "personal_llm.tuning.speedups": {
+            "personal_llm.tuning.speedups.FastForward": (
+                "3_tuning/speedups.html#fastforward",
+                "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.price.modelled_joules": (
-                "3_tuning/price.html#modelled_joules",
-                "personal_llm/tuning/price.py",
+            "personal_llm.tuning.speedups.FastForward.__call__": (
+                "3_tuning/speedups.html#fastforward.__call__",
+                "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.price.price": ("3_tuning/price.html#price", "personal_llm/tuning/price.py"),
-            "personal_llm.tuning.price.second_time": (
-                "3_tuning/price.html#second_time",
-                "personal_llm/tuning/price.py",
+            "personal_llm.tuning.speedups.FastForward.__init__": (
+                "3_tuning/speedups.html#fastforward.__init__",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache": (
+                "3_tuning/speedups.html#frozenlayercache",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache.__init__": (
+                "3_tuning/speedups.html#frozenlayercache.__init__",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache.compute_row": (
+                "3_tuning/speedups.html#frozenlayercache.compute_row",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache.get_rows": (
+                "3_tuning/speedups.html#frozenlayercache.get_rows",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache.is_exact": (
+                "3_tuning/speedups.html#frozenlayercache.is_exact",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.FrozenLayerCache.supply_rows": (
+                "3_tuning/speedups.html#frozenlayercache.supply_rows",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.choose_top_layers": (
+                "3_tuning/speedups.html#choose_top_layers",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.count_frozen_layers": (
+                "3_tuning/speedups.html#count_frozen_layers",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.get_layer_stack": (
+                "3_tuning/speedups.html#get_layer_stack",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.make_dropout_class": (
+                "3_tuning/speedups.html#make_dropout_class",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.make_frozen_layer_cache": (
+                "3_tuning/speedups.html#make_frozen_layer_cache",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.replace_layer_input": (
+                "3_tuning/speedups.html#replace_layer_input",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.share_dropout": (
+                "3_tuning/speedups.html#share_dropout",
+                "personal_llm/tuning/speedups.py",
+            ),
+            "personal_llm.tuning.speedups.skip_layers": (
+                "3_tuning/speedups.html#skip_layers",
+                "personal_llm/tuning/speedups.py",
             ),
         },
         "personal_llm.tuning.statistics": {
@@ -5444,40 +7201,40 @@ d = {
                 "3_tuning/statistics.html#comparison.worse",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.Estimate": (
-                "3_tuning/statistics.html#estimate",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Estimate.__str__": (
-                "3_tuning/statistics.html#estimate.__str__",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.Headroom": (
                 "3_tuning/statistics.html#headroom",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.Ratio": (
-                "3_tuning/statistics.html#ratio",
+            "personal_llm.tuning.statistics.HeadroomShare": (
+                "3_tuning/statistics.html#headroomshare",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.Ratio.__str__": (
-                "3_tuning/statistics.html#ratio.__str__",
+            "personal_llm.tuning.statistics.MeanEstimate": (
+                "3_tuning/statistics.html#meanestimate",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.Share": (
-                "3_tuning/statistics.html#share",
+            "personal_llm.tuning.statistics.MeanEstimate.__str__": (
+                "3_tuning/statistics.html#meanestimate.__str__",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics._column": (
-                "3_tuning/statistics.html#_column",
+            "personal_llm.tuning.statistics.RatioToBest": (
+                "3_tuning/statistics.html#ratiotobest",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics._columns": (
-                "3_tuning/statistics.html#_columns",
+            "personal_llm.tuning.statistics.RatioToBest.__str__": (
+                "3_tuning/statistics.html#ratiotobest.__str__",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics._draws": (
-                "3_tuning/statistics.html#_draws",
+            "personal_llm.tuning.statistics._check_same_users": (
+                "3_tuning/statistics.html#_check_same_users",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics._check_user_values": (
+                "3_tuning/statistics.html#_check_user_values",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics._draw_resamples": (
+                "3_tuning/statistics.html#_draw_resamples",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics._interval": (
@@ -5488,20 +7245,24 @@ d = {
                 "3_tuning/statistics.html#_widening",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.errors_at": (
-                "3_tuning/statistics.html#errors_at",
+            "personal_llm.tuning.statistics.compute_critical_t": (
+                "3_tuning/statistics.html#compute_critical_t",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.headroom_gate": (
-                "3_tuning/statistics.html#headroom_gate",
+            "personal_llm.tuning.statistics.holm_correction": (
+                "3_tuning/statistics.html#holm_correction",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.holm": (
-                "3_tuning/statistics.html#holm",
+            "personal_llm.tuning.statistics.lower_confidence_bound": (
+                "3_tuning/statistics.html#lower_confidence_bound",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.mean_over_users": (
                 "3_tuning/statistics.html#mean_over_users",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.measure_headroom": (
+                "3_tuning/statistics.html#measure_headroom",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.paired_bootstrap": (
@@ -5516,13 +7277,47 @@ d = {
                 "3_tuning/statistics.html#share_of_headroom",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.sign_flip": (
-                "3_tuning/statistics.html#sign_flip",
+            "personal_llm.tuning.statistics.sign_flip_test": (
+                "3_tuning/statistics.html#sign_flip_test",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.sure_gap": (
-                "3_tuning/statistics.html#sure_gap",
-                "personal_llm/tuning/statistics.py",
+        },
+        "personal_llm.tuning.training_loop": {
+            "personal_llm.tuning.training_loop.add_gradients": (
+                "3_tuning/training_loop.html#add_gradients",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.compute_learning_rate": (
+                "3_tuning/training_loop.html#compute_learning_rate",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.list_checkpoints": (
+                "3_tuning/training_loop.html#list_checkpoints",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.load_checkpoint": (
+                "3_tuning/training_loop.html#load_checkpoint",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.make_epoch_batches": (
+                "3_tuning/training_loop.html#make_epoch_batches",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.save_checkpoint": (
+                "3_tuning/training_loop.html#save_checkpoint",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.seed_step": (
+                "3_tuning/training_loop.html#seed_step",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.select_step_batches": (
+                "3_tuning/training_loop.html#select_step_batches",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.train": (
+                "3_tuning/training_loop.html#train",
+                "personal_llm/tuning/training_loop.py",
             ),
         },
         "personal_llm.tuning.validation": {
@@ -5534,626 +7329,53 @@ d = {
                 "3_tuning/validation.html#bestadapter.__init__",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.counts": (
-                "3_tuning/validation.html#bestadapter.counts",
+            "personal_llm.tuning.validation.BestAdapter.compute_loss": (
+                "3_tuning/validation.html#bestadapter.compute_loss",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.finished": (
-                "3_tuning/validation.html#bestadapter.finished",
+            "personal_llm.tuning.validation.BestAdapter.has_learned": (
+                "3_tuning/validation.html#bestadapter.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.BestAdapter.history": (
                 "3_tuning/validation.html#bestadapter.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.load": (
-                "3_tuning/validation.html#bestadapter.load",
+            "personal_llm.tuning.validation.BestAdapter.is_acceptable": (
+                "3_tuning/validation.html#bestadapter.is_acceptable",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.look": (
-                "3_tuning/validation.html#bestadapter.look",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.BestAdapter.loss": (
-                "3_tuning/validation.html#bestadapter.loss",
+            "personal_llm.tuning.validation.BestAdapter.is_finished": (
+                "3_tuning/validation.html#bestadapter.is_finished",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.BestAdapter.restore": (
                 "3_tuning/validation.html#bestadapter.restore",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.save": (
-                "3_tuning/validation.html#bestadapter.save",
+            "personal_llm.tuning.validation.BestAdapter.run_check": (
+                "3_tuning/validation.html#bestadapter.run_check",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.Jury": (
-                "3_tuning/validation.html#jury",
+            "personal_llm.tuning.validation.ValidationRule": (
+                "3_tuning/validation.html#validationrule",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation._top": (
-                "3_tuning/validation.html#_top",
+            "personal_llm.tuning.validation.choose_validation_rule": (
+                "3_tuning/validation.html#choose_validation_rule",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.as_dialogues": (
-                "3_tuning/validation.html#as_dialogues",
+            "personal_llm.tuning.validation.find_lineages": (
+                "3_tuning/validation.html#find_lineages",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.check_dialogues": (
-                "3_tuning/validation.html#check_dialogues",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.is_whole": (
-                "3_tuning/validation.html#is_whole",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.judging": (
-                "3_tuning/validation.html#judging",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.jury_for": (
-                "3_tuning/validation.html#jury_for",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.lineages": (
-                "3_tuning/validation.html#lineages",
+            "personal_llm.tuning.validation.is_users_answer": (
+                "3_tuning/validation.html#is_users_answer",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.validation_split": (
                 "3_tuning/validation.html#validation_split",
                 "personal_llm/tuning/validation.py",
-            ),
-        },
-        "personal_llm.xpert.basis": {
-            "personal_llm.xpert.basis.Decomposition": (
-                "4_xpert/basis.html#decomposition",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.Decomposition.__str__": (
-                "4_xpert/basis.html#decomposition.__str__",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis": ("4_xpert/basis.html#sharedbasis", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis.SharedBasis.__post_init__": (
-                "4_xpert/basis.html#sharedbasis.__post_init__",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.columns": (
-                "4_xpert/basis.html#sharedbasis.columns",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.coordinates": (
-                "4_xpert/basis.html#sharedbasis.coordinates",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.grow": (
-                "4_xpert/basis.html#sharedbasis.grow",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.id": (
-                "4_xpert/basis.html#sharedbasis.id",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.save": (
-                "4_xpert/basis.html#sharedbasis.save",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.strength": (
-                "4_xpert/basis.html#sharedbasis.strength",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.SharedBasis.width": (
-                "4_xpert/basis.html#sharedbasis.width",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis._answered_pairs": (
-                "4_xpert/basis.html#_answered_pairs",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis._bare": ("4_xpert/basis.html#_bare", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis._begin": ("4_xpert/basis.html#_begin", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis._load": ("4_xpert/basis.html#_load", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis._units": ("4_xpert/basis.html#_units", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis._words_of_shift": (
-                "4_xpert/basis.html#_words_of_shift",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.decompose": ("4_xpert/basis.html#decompose", "personal_llm/xpert/basis.py"),
-            "personal_llm.xpert.basis.explain_as_published": (
-                "4_xpert/basis.html#explain_as_published",
-                "personal_llm/xpert/basis.py",
-            ),
-            "personal_llm.xpert.basis.halves_threshold": (
-                "4_xpert/basis.html#halves_threshold",
-                "personal_llm/xpert/basis.py",
-            ),
-        },
-        "personal_llm.xpert.evidence": {
-            "personal_llm.xpert.evidence.Fact": ("4_xpert/evidence.html#fact", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.Fact.__str__": (
-                "4_xpert/evidence.html#fact.__str__",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.Fact.bare": (
-                "4_xpert/evidence.html#fact.bare",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.Fact.counted": (
-                "4_xpert/evidence.html#fact.counted",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence._key": ("4_xpert/evidence.html#_key", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.check_enough": (
-                "4_xpert/evidence.html#check_enough",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.common_run": (
-                "4_xpert/evidence.html#common_run",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.example_of": (
-                "4_xpert/evidence.html#example_of",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.fact_of": ("4_xpert/evidence.html#fact_of", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.frame_facts": (
-                "4_xpert/evidence.html#frame_facts",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.habits_between": (
-                "4_xpert/evidence.html#habits_between",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.habits_of": (
-                "4_xpert/evidence.html#habits_of",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.length_facts": (
-                "4_xpert/evidence.html#length_facts",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.manner_facts": (
-                "4_xpert/evidence.html#manner_facts",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.own": ("4_xpert/evidence.html#own", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.quoted": ("4_xpert/evidence.html#quoted", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.singular": (
-                "4_xpert/evidence.html#singular",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.swap_facts": (
-                "4_xpert/evidence.html#swap_facts",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.swaps": ("4_xpert/evidence.html#swaps", "personal_llm/xpert/evidence.py"),
-            "personal_llm.xpert.evidence.topic_lists": (
-                "4_xpert/evidence.html#topic_lists",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.topics_between": (
-                "4_xpert/evidence.html#topics_between",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.topics_of": (
-                "4_xpert/evidence.html#topics_of",
-                "personal_llm/xpert/evidence.py",
-            ),
-            "personal_llm.xpert.evidence.without_frame": (
-                "4_xpert/evidence.html#without_frame",
-                "personal_llm/xpert/evidence.py",
-            ),
-        },
-        "personal_llm.xpert.explanation": {
-            "personal_llm.xpert.explanation.Explanation": (
-                "4_xpert/explanation.html#explanation",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.__str__": (
-                "4_xpert/explanation.html#explanation.__str__",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.assembled_words": (
-                "4_xpert/explanation.html#explanation.assembled_words",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.bare": (
-                "4_xpert/explanation.html#explanation.bare",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.lines": (
-                "4_xpert/explanation.html#explanation.lines",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.plot": (
-                "4_xpert/explanation.html#explanation.plot",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Explanation.to_dict": (
-                "4_xpert/explanation.html#explanation.to_dict",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.Panels": (
-                "4_xpert/explanation.html#panels",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation._from_dict": (
-                "4_xpert/explanation.html#_from_dict",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation._spoken": (
-                "4_xpert/explanation.html#_spoken",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.coordinates": (
-                "4_xpert/explanation.html#coordinates",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.explain": (
-                "4_xpert/explanation.html#explain",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.explain_pllm": (
-                "4_xpert/explanation.html#explain_pllm",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.gains": (
-                "4_xpert/explanation.html#gains",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.heard": (
-                "4_xpert/explanation.html#heard",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.in_words": (
-                "4_xpert/explanation.html#in_words",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.known_texts": (
-                "4_xpert/explanation.html#known_texts",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.own_prompts": (
-                "4_xpert/explanation.html#own_prompts",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.personal": (
-                "4_xpert/explanation.html#personal",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.preferred": (
-                "4_xpert/explanation.html#preferred",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.read_examples": (
-                "4_xpert/explanation.html#read_examples",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.read_panels": (
-                "4_xpert/explanation.html#read_panels",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.resample": (
-                "4_xpert/explanation.html#resample",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.slope": (
-                "4_xpert/explanation.html#slope",
-                "personal_llm/xpert/explanation.py",
-            ),
-            "personal_llm.xpert.explanation.token_losses": (
-                "4_xpert/explanation.html#token_losses",
-                "personal_llm/xpert/explanation.py",
-            ),
-        },
-        "personal_llm.xpert.fitting": {
-            "personal_llm.xpert.fitting._texts": ("4_xpert/fitting.html#_texts", "personal_llm/xpert/fitting.py"),
-            "personal_llm.xpert.fitting.blend": ("4_xpert/fitting.html#blend", "personal_llm/xpert/fitting.py"),
-            "personal_llm.xpert.fitting.feature_scale": (
-                "4_xpert/fitting.html#feature_scale",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.fit_axes": ("4_xpert/fitting.html#fit_axes", "personal_llm/xpert/fitting.py"),
-            "personal_llm.xpert.fitting.fit_space": ("4_xpert/fitting.html#fit_space", "personal_llm/xpert/fitting.py"),
-            "personal_llm.xpert.fitting.inverse_root": (
-                "4_xpert/fitting.html#inverse_root",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.mark_vector": (
-                "4_xpert/fitting.html#mark_vector",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.measure_nats": (
-                "4_xpert/fitting.html#measure_nats",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.panel_means": (
-                "4_xpert/fitting.html#panel_means",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.plain_threshold": (
-                "4_xpert/fitting.html#plain_threshold",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.shifts_of": ("4_xpert/fitting.html#shifts_of", "personal_llm/xpert/fitting.py"),
-            "personal_llm.xpert.fitting.style_axes": (
-                "4_xpert/fitting.html#style_axes",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.with_threshold": (
-                "4_xpert/fitting.html#with_threshold",
-                "personal_llm/xpert/fitting.py",
-            ),
-            "personal_llm.xpert.fitting.word_vectors": (
-                "4_xpert/fitting.html#word_vectors",
-                "personal_llm/xpert/fitting.py",
-            ),
-        },
-        "personal_llm.xpert.labelled": {
-            "personal_llm.xpert.labelled.Labelled": (
-                "4_xpert/labelled.html#labelled",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.Labelled.__len__": (
-                "4_xpert/labelled.html#labelled.__len__",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.Learned": ("4_xpert/labelled.html#learned", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.Learned.scores": (
-                "4_xpert/labelled.html#learned.scores",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.Trial": ("4_xpert/labelled.html#trial", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.Trial.has": (
-                "4_xpert/labelled.html#trial.has",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled._styled": ("4_xpert/labelled.html#_styled", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.are_synonyms": (
-                "4_xpert/labelled.html#are_synonyms",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.axes_of": ("4_xpert/labelled.html#axes_of", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.check_texts": (
-                "4_xpert/labelled.html#check_texts",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.directions": (
-                "4_xpert/labelled.html#directions",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.ends_of": ("4_xpert/labelled.html#ends_of", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.fold_of": ("4_xpert/labelled.html#fold_of", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.is_said": ("4_xpert/labelled.html#is_said", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.labelled": (
-                "4_xpert/labelled.html#labelled",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.learn": ("4_xpert/labelled.html#learn", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.mean_and_error": (
-                "4_xpert/labelled.html#mean_and_error",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.merge_synonyms": (
-                "4_xpert/labelled.html#merge_synonyms",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.order_share": (
-                "4_xpert/labelled.html#order_share",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.out_of_fold": (
-                "4_xpert/labelled.html#out_of_fold",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.part_of": ("4_xpert/labelled.html#part_of", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.scaled": ("4_xpert/labelled.html#scaled", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.shares": ("4_xpert/labelled.html#shares", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.signed": ("4_xpert/labelled.html#signed", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.targets": ("4_xpert/labelled.html#targets", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.test_users": (
-                "4_xpert/labelled.html#test_users",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.tested": ("4_xpert/labelled.html#tested", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.text_and_group": (
-                "4_xpert/labelled.html#text_and_group",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.trial": ("4_xpert/labelled.html#trial", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.unit_and_threshold": (
-                "4_xpert/labelled.html#unit_and_threshold",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.unmixing": (
-                "4_xpert/labelled.html#unmixing",
-                "personal_llm/xpert/labelled.py",
-            ),
-            "personal_llm.xpert.labelled.verdict": ("4_xpert/labelled.html#verdict", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.views": ("4_xpert/labelled.html#views", "personal_llm/xpert/labelled.py"),
-            "personal_llm.xpert.labelled.weights_of": (
-                "4_xpert/labelled.html#weights_of",
-                "personal_llm/xpert/labelled.py",
-            ),
-        },
-        "personal_llm.xpert.saying": {
-            "personal_llm.xpert.saying.Said": ("4_xpert/saying.html#said", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.Said.__str__": (
-                "4_xpert/saying.html#said.__str__",
-                "personal_llm/xpert/saying.py",
-            ),
-            "personal_llm.xpert.saying.Said.bare": ("4_xpert/saying.html#said.bare", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.Said.lines": ("4_xpert/saying.html#said.lines", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.Said.plot": ("4_xpert/saying.html#said.plot", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.Said.to_dict": (
-                "4_xpert/saying.html#said.to_dict",
-                "personal_llm/xpert/saying.py",
-            ),
-            "personal_llm.xpert.saying._from_dict": ("4_xpert/saying.html#_from_dict", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.alike": ("4_xpert/saying.html#alike", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.beside": ("4_xpert/saying.html#beside", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.centred": ("4_xpert/saying.html#centred", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.compared": ("4_xpert/saying.html#compared", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.is_clear": ("4_xpert/saying.html#is_clear", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.items": ("4_xpert/saying.html#items", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.of_person": ("4_xpert/saying.html#of_person", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.of_pllm": ("4_xpert/saying.html#of_pllm", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.units_of": ("4_xpert/saying.html#units_of", "personal_llm/xpert/saying.py"),
-            "personal_llm.xpert.saying.word_shift": ("4_xpert/saying.html#word_shift", "personal_llm/xpert/saying.py"),
-        },
-        "personal_llm.xpert.space": {
-            "personal_llm.xpert.space.StyleSpace": ("4_xpert/space.html#stylespace", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.StyleSpace.__post_init__": (
-                "4_xpert/space.html#stylespace.__post_init__",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.check": (
-                "4_xpert/space.html#stylespace.check",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.columns": (
-                "4_xpert/space.html#stylespace.columns",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.id": (
-                "4_xpert/space.html#stylespace.id",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.row": (
-                "4_xpert/space.html#stylespace.row",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.save": (
-                "4_xpert/space.html#stylespace.save",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.StyleSpace.width": (
-                "4_xpert/space.html#stylespace.width",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space._digest": ("4_xpert/space.html#_digest", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space._load": ("4_xpert/space.html#_load", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.fit_words": ("4_xpert/space.html#fit_words", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.join_blocks": ("4_xpert/space.html#join_blocks", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.own_encoder": ("4_xpert/space.html#own_encoder", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.pocket_encoder": (
-                "4_xpert/space.html#pocket_encoder",
-                "personal_llm/xpert/space.py",
-            ),
-            "personal_llm.xpert.space.read_space": ("4_xpert/space.html#read_space", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.sparse_code": ("4_xpert/space.html#sparse_code", "personal_llm/xpert/space.py"),
-            "personal_llm.xpert.space.unit_rows": ("4_xpert/space.html#unit_rows", "personal_llm/xpert/space.py"),
-        },
-        "personal_llm.xpert.style": {
-            "personal_llm.xpert.style._kinds": ("4_xpert/style.html#_kinds", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style._lengths": ("4_xpert/style.html#_lengths", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style._punctuation": ("4_xpert/style.html#_punctuation", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style._shapes": ("4_xpert/style.html#_shapes", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.beginnings": ("4_xpert/style.html#beginnings", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.counterparts": ("4_xpert/style.html#counterparts", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.features": ("4_xpert/style.html#features", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.shifts": ("4_xpert/style.html#shifts", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.shorten": ("4_xpert/style.html#shorten", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.speak": ("4_xpert/style.html#speak", "personal_llm/xpert/style.py"),
-            "personal_llm.xpert.style.stylometry": ("4_xpert/style.html#stylometry", "personal_llm/xpert/style.py"),
-        },
-        "personal_llm.xpert.summariser": {
-            "personal_llm.xpert.summariser._beginning": (
-                "4_xpert/summariser.html#_beginning",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._check_pairs": (
-                "4_xpert/summariser.html#_check_pairs",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._continuations": (
-                "4_xpert/summariser.html#_continuations",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._first_word": (
-                "4_xpert/summariser.html#_first_word",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._ids": ("4_xpert/summariser.html#_ids", "personal_llm/xpert/summariser.py"),
-            "personal_llm.xpert.summariser._last": (
-                "4_xpert/summariser.html#_last",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._prompts": (
-                "4_xpert/summariser.html#_prompts",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser._tokens_of": (
-                "4_xpert/summariser.html#_tokens_of",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.candidate_words": (
-                "4_xpert/summariser.html#candidate_words",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.first_words": (
-                "4_xpert/summariser.html#first_words",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.is_adjective": (
-                "4_xpert/summariser.html#is_adjective",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.neutral_pairs": (
-                "4_xpert/summariser.html#neutral_pairs",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.shift_error": (
-                "4_xpert/summariser.html#shift_error",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.style_pairs": (
-                "4_xpert/summariser.html#style_pairs",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.summary_shift": (
-                "4_xpert/summariser.html#summary_shift",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.summary_states": (
-                "4_xpert/summariser.html#summary_states",
-                "personal_llm/xpert/summariser.py",
-            ),
-            "personal_llm.xpert.summariser.word_vector": (
-                "4_xpert/summariser.html#word_vector",
-                "personal_llm/xpert/summariser.py",
-            ),
-        },
-        "personal_llm.xpert.words": {
-            "personal_llm.xpert.words.Told": ("4_xpert/words.html#told", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Told.__str__": ("4_xpert/words.html#told.__str__", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Told.first": ("4_xpert/words.html#told.first", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Vocabulary": ("4_xpert/words.html#vocabulary", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.Vocabulary.__post_init__": (
-                "4_xpert/words.html#vocabulary.__post_init__",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.Vocabulary.centred": (
-                "4_xpert/words.html#vocabulary.centred",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.Vocabulary.save": (
-                "4_xpert/words.html#vocabulary.save",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.Vocabulary.scores": (
-                "4_xpert/words.html#vocabulary.scores",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words.Vocabulary.tell": (
-                "4_xpert/words.html#vocabulary.tell",
-                "personal_llm/xpert/words.py",
-            ),
-            "personal_llm.xpert.words._fit": ("4_xpert/words.html#_fit", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words._load": ("4_xpert/words.html#_load", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.examples_of": ("4_xpert/words.html#examples_of", "personal_llm/xpert/words.py"),
-            "personal_llm.xpert.words.vocabulary_of": (
-                "4_xpert/words.html#vocabulary_of",
-                "personal_llm/xpert/words.py",
             ),
         },
     },

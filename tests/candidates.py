@@ -3,15 +3,15 @@
 import numpy as np
 
 from personal_llm.base.core import Dialogue
-from personal_llm.sdss.buffer import bin_bytes
-from personal_llm.sdss.scoring import Candidate, Scores, in_domain_dissimilarity
+from personal_llm.buffer.buffer import bin_bytes
+from personal_llm.buffer.scoring import ScoredDialogue, Scores, in_domain_dissimilarity
 
 
 def candidate(name, eoe=0.5, dss=0.1, embedding=(1, 0, 0), domain="d0", scripts=None, model="base"):
     "A candidate with the scores that a test wants."
     scripts = eoe if scripts is None else scripts
     scores = Scores(eoe, scripts, dss, domain, np.array(embedding, np.float32), 1.0, 5, model)
-    return Candidate(Dialogue(str(name), "answer"), scores)
+    return ScoredDialogue(Dialogue(str(name), "answer"), scores)
 
 
 def stream(n, seed=0, width=4, domains=3):

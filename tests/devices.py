@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from personal_llm.base.adapters import CARD, CONFIG, WEIGHTS, Adapter
-from personal_llm.base.core import Cost, Dialogue, generator
+from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
+from personal_llm.base.core import Cost, Dialogue, make_generator
 from personal_llm.base.files import make_folder
-from personal_llm.base.models import Reading
+from personal_llm.base.models import ForwardResult
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.sdss.buffer import Buffer
-from personal_llm.sdss.scoring import Lexicons
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.scoring import Lexicons
 
 LEXICONS = Lexicons(dict(drug=["pill", "pain"], food=["tea", "bread"]))
 WORDS = ["pill", "tea", "pain", "bread", "so", "and"]
@@ -25,7 +25,7 @@ TALK = [
 
 
 def weights_hash(place) -> str:
-    return hashlib.sha1((Path(getattr(place, "path", place)) / WEIGHTS).read_bytes()).hexdigest()
+    return hashlib.sha1((Path(getattr(place, "path", place)) / WEIGHTS_FILE).read_bytes()).hexdigest()
 
 
 class Fake:
@@ -35,10 +35,10 @@ class Fake:
     tokenizer = staticmethod(lambda text: dict(input_ids=text.split()))
 
     def __init__(self):
-        self.active_adapter, self.cost, self.cut = self.base, Cost(), {}
+        self.active_adapter, self.cost, self.truncated = self.base, Cost(), {}
 
     @contextmanager
-    def spending(self):
+    def track_cost(self):
         outer, self.cost = self.cost, Cost()
         try:
             yield self.cost
@@ -46,7 +46,7 @@ class Fake:
             self.cost = outer + self.cost
 
     @contextmanager
-    def using(self, adapter):
+    def use_adapter(self, adapter):
         before = self.active_adapter
         if adapter is not None:
             self.active_adapter = f"{self.base}+{weights_hash(adapter)[:8]}"
@@ -55,34 +55,34 @@ class Fake:
         finally:
             self.active_adapter = before
 
-    def read(self, dialogues):
+    def run_forward(self, dialogues):
         self.cost.forward += len(dialogues)
         found = []
         for d in dialogues:
-            draws = generator(0, d.text, self.active_adapter, d.history.digest)
+            draws = make_generator(0, d.text, self.active_adapter, d.history.digest)
             hidden = draws.normal(size=(len(d.text.split()), 4)).astype(np.float32)
-            found.append(Reading(hidden, 3.0, 2, self.active_adapter))
+            found.append(ForwardResult(hidden, 3.0, 2, self.active_adapter))
         return found
 
     def generate(self, prompts, **settings):
         return [f"[other words for {p.split(chr(10), 1)[1]}]" for p in prompts]
 
 
-def fake_tune(model, dialogues, config, start, out, seed, progress=True, rehearsal=()):
+def fake_tune(model, dialogues, config, start, out, seed, progress=True, replay=()):
     "An adapter whose weights are the ids it learned from and the weights it began from."
     out = make_folder(out or tempfile.mkdtemp())
     begun = weights_hash(start) if start else None
-    (out / WEIGHTS).write_text(json.dumps([[d.id for d in dialogues], begun, seed]))
-    (out / CONFIG).write_text(json.dumps(dict(begun=begun)))
-    losses = dict(start_loss=2.0, best_loss=1.0, judged_on=0)
+    (out / WEIGHTS_FILE).write_text(json.dumps([[d.id for d in dialogues], begun, seed]))
+    (out / CONFIG_FILE).write_text(json.dumps(dict(begun=begun)))
+    losses = dict(start_loss=2.0, best_loss=1.0, num_validation_dialogues=0)
     adapter = Adapter(out, model.base, tuple(d.id for d in dialogues), Cost(seconds=1.0), ((2, 1.5, 1.0),), **losses)
-    (out / CARD).write_text(json.dumps(adapter.card()))
+    (out / ADAPTER_CARD_FILE).write_text(json.dumps(adapter.card()))
     return adapter
 
 
 def begun_from(adapter):
     "A hash of the weights that a fake fine-tune began from; None: the bare model."
-    return json.loads((Path(adapter.path) / CONFIG).read_text())["begun"]
+    return json.loads((Path(adapter.path) / CONFIG_FILE).read_text())["begun"]
 
 
 class User:
@@ -116,9 +116,9 @@ def told(me):
         [c.scores.model for c in buffer.entries],
         columns,
         buffer.random.bit_generator.state,
-        list(me.curve),
-        sorted(me.asked),
-        dict(me.turns),
+        list(me.rounds),
+        sorted(me.asked_ids),
+        dict(me.exchange_hashes),
         me.cost.requests,
         me.adapter and (str(me.adapter.path), me.adapter.parents),
     )

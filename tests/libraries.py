@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from personal_llm.base.files import write_json
-from personal_llm.start import cards
-from personal_llm.start import library as module
-from personal_llm.start.library import Library
+from personal_llm.selection import cards
+from personal_llm.selection import library as module
+from personal_llm.selection.library import Library
 from tiny import shared
 
 GIVEN = dict(licence="CC0-1.0", samples=30)
@@ -56,7 +56,7 @@ class Words:
 
     row: np.ndarray
     space: str = "space-1"
-    said = None
+    description = None
 
     def __str__(self):
         return f"mostly *{'loud' if self.row[0] > 0 else 'quiet'}*"
@@ -75,7 +75,7 @@ def words(i):
 
 def stand_in(patch):
     "The space and the explanation of this file in place of the real ones."
-    patch.setitem(module.SPACES, "style", Space)
+    patch.setitem(module.SPACE_CLASSES, "style", Space)
     patch.setattr(cards, "Explanation", Words)
 
 
@@ -87,7 +87,7 @@ def four(place):
 def small(path, made):
     "A library of three of them: a, b and c."
     lib = Library.create(path, Space(shared("llama").base))
-    with lib.adding():
+    with lib.bulk_add():
         for i, name in enumerate("abc"):
             lib.add(name, made[i], words(i), similarity=0.9, style="loud", **GIVEN)
     return lib

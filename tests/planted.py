@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from personal_llm.start.ranking import BASE, Losses
-from personal_llm.xpert.saying import Said
-from personal_llm.xpert.words import Told
+from personal_llm.selection.ranking import BASE_NAME, PLLMLosses
+from personal_llm.explanation.description import Description
+from personal_llm.explanation.vocabulary import WordScores
 
 
 class Planted(SimpleNamespace):
@@ -32,7 +32,7 @@ class Planted(SimpleNamespace):
 
 def said_of(row):
     "Each number as the score of a word, none of them said."
-    return Said(Told((), {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}, 24), samples=24)
+    return Description(WordScores((), {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}, 24), samples=24)
 
 
 def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted base", sizes=itertools.repeat(100)):
@@ -62,7 +62,7 @@ def permuted(library, order):
 
 def me(row, strength=5.0):
     row = np.asarray(row, np.float32)
-    return SimpleNamespace(row=row, strength=strength, space="planted", said=said_of(row))
+    return SimpleNamespace(row=row, strength=strength, space="planted", description=said_of(row))
 
 
 def table(losses: dict, dialogues=12, tokens=20, noise=0.0, seed=0):
@@ -75,7 +75,7 @@ def table(losses: dict, dialogues=12, tokens=20, noise=0.0, seed=0):
 
 
 def replay(library, losses, base=9.0, **kw):  # losses of all pLLMs, in order of the names
-    return Losses(None, library, None, table(dict(zip([*library.names, BASE], [*losses, base])), **kw))
+    return PLLMLosses(None, library, None, table(dict(zip([*library.names, BASE_NAME], [*losses, base])), **kw))
 
 
 def save_adapter(folder, factors: dict, alpha=None, **more):  # module -> (A, B); scale alpha / rank, 1 by default

@@ -1,8 +1,8 @@
 """Models of random weights at reduced width under true tokenizers, chat templates and configurations.
 
 SmolLM2 and Qwen2 (Apache-2.0, see NOTICE) have files with a short vocabulary in tests/tokenizers, cut from the whole
-ones by `python tests/real.py FOLDER`. The whole ones, and Llama-3.2, whose licence does not allow us to ship it, are
-looked for in the folder that PERSONAL_LLM_TOKENIZERS names, and in ../shared/data/tokenizers.
+ones by `python tests/real.py FOLDER_OPTION`. We look for the whole ones, and for Llama-3.2, which we may not ship, in
+the folder that PERSONAL_LLM_TOKENIZERS names, and in ../shared/data/tokenizers.
 """
 
 import json
@@ -61,7 +61,7 @@ shared_real = lru_cache(None)(build)  # for tests that leave the model as it was
 
 
 def shorten(source: Path, target: Path) -> None:
-    "Copy a tokenizer with the first `KEPT` tokens of its vocabulary and every special one, numbered anew."
+    "Copy a tokenizer with the first `REPORTED_FIELDS` tokens of its vocabulary and every special one, numbered anew."
     words = json.loads((source / "tokenizer.json").read_text())
     config = json.loads((source / "config.json").read_text())
     old, special = words["model"]["vocab"], {token["content"]: token["id"] for token in words["added_tokens"]}

@@ -16,40 +16,44 @@ from tiny import random_adapter, same, tiny, weights
 
 from personal_llm.base import adapters
 from personal_llm.base.adapters import (
-    CARD,
-    COMMITTED,
-    CONFIG,
-    WEIGHTS,
+    ADAPTER_CARD_FILE,
+    COMMITTED_ADAPTER,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     Adapter,
-    adapter_id,
+    get_adapter_id,
     attach_adapter,
     check_adapter,
-    detach,
-    finish_publication,
-    from_card,
-    new_stage,
-    publish_adapter,
-    read_card,
+    detach_adapter,
+    finish_adapter_commit,
+    parse_adapter_card,
+    make_staging_folder,
+    commit_adapter,
+    read_adapter_card,
     stage_adapter,
     write_adapter,
 )
 from personal_llm.base.core import Cost, InputError
 
-FILES = sorted([CARD, CONFIG, WEIGHTS])
+FILES = sorted([ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE])
 SETTINGS = dict(peft_type="LORA", task_type="CAUSAL_LM")
 
 
 def write(out, name, rank=1):
     "An adapter whose three files all tell which one it is."
     pair = torch.full((rank, 3), float(rank)), torch.full((3, rank), float(rank))
-    return write_adapter(dict(layer=pair), SETTINGS, out, "base-1", (name,), Cost(tokens=rank), about=name)
+    return write_adapter(
+        dict(layer=pair), SETTINGS, out, base="base-1", parents=(name,), cost=Cost(tokens=rank), about=name
+    )
 
 
 def which(folder) -> str:
     "The one adapter that weights, settings and card agree on."
-    rank = int(load_file(Path(folder) / WEIGHTS)["layer.lora_A.weight"][0, 0])
-    assert json.loads((Path(folder) / CONFIG).read_text())["r"] == rank == read_card(folder)["cost"]["tokens"]
-    return read_card(folder)["parents"][0]
+    rank = int(load_file(Path(folder) / WEIGHTS_FILE)["layer.lora_A.weight"][0, 0])
+    assert (
+        json.loads((Path(folder) / CONFIG_FILE).read_text())["r"] == rank == read_adapter_card(folder)["cost"]["tokens"]
+    )
+    return read_adapter_card(folder)["parents"][0]
 
 
 @pytest.fixture
@@ -69,16 +73,16 @@ def test_a_card_comes_back(tmp_path):
         history=((1, 2.5, None), (2, 2.0, 2.25)),
         start_loss=3.0,
         best_loss=2.0,
-        judged_on=4,
+        num_validation_dialogues=4,
         config=dict(rank=4),
         seed=3,
         notes=dict(weights=dict(a=0.5)),
     )
-    stage = new_stage(full.path)
-    save_file({}, stage / WEIGHTS)
-    (stage / CONFIG).write_text("{}")
-    assert publish_adapter(stage, full) is full and Adapter.load(full.path) == full
-    card = read_card(full.path)
+    stage = make_staging_folder(full.path)
+    save_file({}, stage / WEIGHTS_FILE)
+    (stage / CONFIG_FILE).write_text("{}")
+    assert commit_adapter(stage, full) is full and Adapter.load(full.path) == full
+    card = read_adapter_card(full.path)
     assert card["weights"] == dict(a=0.5) and "path" not in card and "notes" not in card
     moved = full.path.rename(tmp_path / "b")
     assert Adapter.load(moved) == replace(full, path=moved)
@@ -88,31 +92,31 @@ def test_a_card_comes_back(tmp_path):
 
 def test_cards_of_earlier_versions_are_read(tmp_path):
     row = dict(base="b", parents=["x"], cost={}, history=[[1, 2.0, None]], start_loss=None, best_loss=None, path="")
-    found = from_card(tmp_path, row | dict(error=0.1))
+    found = parse_adapter_card(tmp_path, row | dict(error=0.1))
     assert (found.base, found.parents, found.history) == ("b", ("x",), ((1, 2.0, None),))
-    assert found.notes["error"] == 0.1 and found.judged_on is None
+    assert found.notes["error"] == 0.1 and found.num_validation_dialogues is None
 
 
 @pytest.mark.parametrize(
     "content", ["{", "[]", "5", '"text"', "[" * 100_000, '{"base": 5}', '{"base": ["b"]}', "\ud800"], ids=range(8)
 )
 def test_damaged_cards_are_one_line(content, old):
-    (old.path / CARD).write_bytes(content.encode("utf-8", "surrogatepass"))
-    for act in (read_card, check_adapter, Adapter.load):
+    (old.path / ADAPTER_CARD_FILE).write_bytes(content.encode("utf-8", "surrogatepass"))
+    for act in (read_adapter_card, check_adapter, Adapter.load):
         with pytest.raises(InputError, match="adapter.json"):
             act(old.path)
 
 
 @pytest.mark.parametrize("field", [dict(cost=5), dict(cost=dict(wages=1)), dict(parents=5), dict(history=[5])])
 def test_cards_of_another_kind_are_one_line(field, old):
-    (old.path / CARD).write_text(json.dumps(old.card() | field))
+    (old.path / ADAPTER_CARD_FILE).write_text(json.dumps(old.card() | field))
     with pytest.raises(InputError, match="adapter.json: damaged"):
         Adapter.load(old.path)
 
 
 def test_an_adapter_of_plain_peft_has_no_card(old):
-    (old.path / CARD).unlink()
-    assert read_card(old.path) == {} and check_adapter(old.path, "any base") == old.path
+    (old.path / ADAPTER_CARD_FILE).unlink()
+    assert read_adapter_card(old.path) == {} and check_adapter(old.path, "any base") == old.path
     with pytest.raises(InputError, match="adapter.json is missing"):
         Adapter.load(old.path)
 
@@ -129,7 +133,7 @@ def test_what_is_no_folder_is_one_line(wrong):
 def test_folders_that_are_no_adapter_are_refused(old, tmp_path):
     with pytest.raises(InputError, match="made for base base-1, this model is base-2"):
         check_adapter(old, "base-2")
-    for name, what in ((CONFIG, "no adapter here"), (WEIGHTS, "other weight files are refused")):
+    for name, what in ((CONFIG_FILE, "no adapter here"), (WEIGHTS_FILE, "other weight files are refused")):
         folder = shutil.copytree(old.path, tmp_path / name)
         (folder / name).unlink()
         torch.save({}, folder / "adapter_model.bin")
@@ -151,7 +155,7 @@ def fitting(model, tmp_path_factory):
 
 
 def spoil(folder, how):
-    file = folder / WEIGHTS
+    file = folder / WEIGHTS_FILE
     tensors = load_file(file)
     first = sorted(tensors)[0]
     if how == "a matrix is missing":
@@ -166,7 +170,7 @@ def spoil(folder, how):
     if how == "cut short":
         file.write_bytes(file.read_bytes()[:500])
     if how == "settings garbled":
-        (folder / CONFIG).write_text("{")
+        (folder / CONFIG_FILE).write_text("{")
 
 
 @pytest.mark.parametrize(
@@ -188,29 +192,33 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting,
         attach_adapter(model.model, folder)
     assert same(model, before) and [type(m) for m in model.model.modules()] == kinds
     assert not hasattr(model.model, "peft_config")
-    assert detach(attach_adapter(model.model, fitting)) is model.model and same(model, before)
+    assert detach_adapter(attach_adapter(model.model, fitting)) is model.model and same(model, before)
 
 
 def test_trained_layers_are_staged_and_come_back(model, fitting, tmp_path):
     adapted = attach_adapter(model.model, fitting, trainable=True)
     assert any(p.requires_grad for p in adapted.parameters())
     stage = stage_adapter(adapted, tmp_path / "out")
-    assert detach(adapted) is model.model and not (tmp_path / "out" / WEIGHTS).exists()
-    publish_adapter(stage, Adapter(tmp_path / "out", model.base))
+    assert detach_adapter(adapted) is model.model and not (tmp_path / "out" / WEIGHTS_FILE).exists()
+    commit_adapter(stage, Adapter(tmp_path / "out", model.base))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
-    one, other = load_file(fitting / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS)
+    one, other = load_file(fitting / WEIGHTS_FILE), load_file(tmp_path / "out" / WEIGHTS_FILE)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_ids_tell_adapters_apart(old, tmp_path, monkeypatch):
     copied = shutil.copytree(old.path, tmp_path / "copied")
-    assert adapter_id(copied) == adapter_id(old.path) != adapter_id(write(tmp_path / "other", "other", rank=2).path)
+    assert (
+        get_adapter_id(copied)
+        == get_adapter_id(old.path)
+        != get_adapter_id(write(tmp_path / "other", "other", rank=2).path)
+    )
     reads = []
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: (reads.append(self), read(self))[1])
-    assert adapter_id(copied) == adapter_id(old.path) and not reads, "hashed once"
-    (copied / CONFIG).write_text(json.dumps(json.loads((copied / CONFIG).read_text()) | dict(lora_alpha=7)))
-    assert adapter_id(copied) != adapter_id(old.path) and reads, "another alpha is another adapter"
+    assert get_adapter_id(copied) == get_adapter_id(old.path) and not reads, "hashed once"
+    (copied / CONFIG_FILE).write_text(json.dumps(json.loads((copied / CONFIG_FILE).read_text()) | dict(lora_alpha=7)))
+    assert get_adapter_id(copied) != get_adapter_id(old.path) and reads, "another alpha is another adapter"
 
 
 # ---- all or nothing
@@ -249,7 +257,7 @@ def test_a_kill_leaves_the_old_one_or_the_new_one(before, tmp_path):
             found = None
         assert found in (before, "new"), (step, "neither the old one nor the new one")
         if out.exists():
-            new_stage(out).rmdir()  # what the next run does first
+            make_staging_folder(out).rmdir()  # what the next run does first
             assert sorted(p.name for p in out.iterdir()) == (FILES if found else []), (step, "debris")
         outcomes.append((killed, found))
         step += 1
@@ -265,8 +273,8 @@ def test_between_two_renames_plain_peft_finds_no_adapter(old, monkeypatch):
 
     def watched(source, target):
         replace_file(source, target)
-        if Path(target).name in (WEIGHTS, CARD):
-            seen.append((old.path / CONFIG).exists())
+        if Path(target).name in (WEIGHTS_FILE, ADAPTER_CARD_FILE):
+            seen.append((old.path / CONFIG_FILE).exists())
 
     monkeypatch.setattr(os, "replace", watched)
     write(old.path, "new", rank=2)
@@ -310,10 +318,10 @@ def test_weights_that_cannot_be_written_are_one_line(old, monkeypatch):
 
 def test_what_a_killed_run_left_is_removed_or_finished(old, tmp_path):
     (old.path / ".adapter.123.tmp").mkdir()
-    (old.path / ".adapter.123.tmp" / WEIGHTS).write_bytes(b"half")
+    (old.path / ".adapter.123.tmp" / WEIGHTS_FILE).write_bytes(b"half")
     assert which(check_adapter(old)) == "old"
     new = write(tmp_path / "new", "new", rank=2)
-    shutil.copytree(new.path, old.path / COMMITTED)
+    shutil.copytree(new.path, old.path / COMMITTED_ADAPTER)
     assert which(check_adapter(old)) == "new", "a reader finishes what was committed"
     write(old.path, "third", rank=3)
     assert sorted(p.name for p in old.path.iterdir()) == FILES
@@ -323,24 +331,24 @@ def test_links_in_a_folder_from_elsewhere_lead_nowhere(old, tmp_path):
     "Not the committed folder, and nothing in it."
     mine = tmp_path / "documents"
     mine.mkdir()
-    for name in ("thesis.txt", WEIGHTS, CONFIG):
+    for name in ("thesis.txt", WEIGHTS_FILE, CONFIG_FILE):
         (mine / name).write_text("mine")
-    (old.path / COMMITTED).symlink_to(mine)
+    (old.path / COMMITTED_ADAPTER).symlink_to(mine)
     assert which(check_adapter(old)) == "old"
-    (old.path / COMMITTED).unlink()
-    (old.path / COMMITTED).mkdir()
-    (old.path / COMMITTED / CARD).symlink_to(mine / "thesis.txt")
-    (old.path / COMMITTED / "more").symlink_to(mine)
-    assert which(check_adapter(old)) == "old" and not (old.path / COMMITTED).exists()
-    assert sorted(p.name for p in mine.iterdir()) == sorted(["thesis.txt", WEIGHTS, CONFIG])
+    (old.path / COMMITTED_ADAPTER).unlink()
+    (old.path / COMMITTED_ADAPTER).mkdir()
+    (old.path / COMMITTED_ADAPTER / ADAPTER_CARD_FILE).symlink_to(mine / "thesis.txt")
+    (old.path / COMMITTED_ADAPTER / "more").symlink_to(mine)
+    assert which(check_adapter(old)) == "old" and not (old.path / COMMITTED_ADAPTER).exists()
+    assert sorted(p.name for p in mine.iterdir()) == sorted(["thesis.txt", WEIGHTS_FILE, CONFIG_FILE])
 
 
 def test_a_reader_waits_for_a_writer(old, tmp_path):
     "A committed set that somebody is moving is left to him."
-    journal = old.path / COMMITTED
+    journal = old.path / COMMITTED_ADAPTER
     shutil.copytree(write(tmp_path / "new", "new", rank=2).path, journal)
-    reader = threading.Thread(target=finish_publication, args=(old.path,))
-    with adapters.held(journal):
+    reader = threading.Thread(target=finish_adapter_commit, args=(old.path,))
+    with adapters.locked(journal):
         reader.start()
         reader.join(0.2)
         assert reader.is_alive() and len(list(journal.iterdir())) == 3
@@ -352,8 +360,8 @@ def test_only_the_owner_reads_it(model, fitting, tmp_path):
     out = tmp_path / "deep" / "adapter"
     adapted = attach_adapter(model.model, fitting)
     stage = stage_adapter(adapted, out)
-    detach(adapted)
+    detach_adapter(adapted)
     assert oct(stage.stat().st_mode & 0o777) == "0o700"
-    publish_adapter(stage, Adapter(out, model.base))
+    commit_adapter(stage, Adapter(out, model.base))
     assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}
     assert {oct(folder.stat().st_mode & 0o777) for folder in (out, out.parent)} == {"0o700"}

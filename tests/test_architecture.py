@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "personal_llm"
-ACTS = ("base", "data", "sdss", "tuning", "xpert", "start", "device", "runtimes", "app")
+ACTS = ("base", "data", "buffer", "tuning", "explanation", "selection", "device", "runtimes", "app")
 BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
 LONGEST_LINE = 120
 LARGEST_CELL = 40  # lines of an exported cell, without empty ones
@@ -101,14 +101,14 @@ def test_nothing_private_is_taken_from_another_module():
 def test_the_rules_can_fail():
     "A house built badly is seen to be so."
     bad = {
-        "personal_llm.base.a": "def f():\n    from personal_llm.sdss.b import _g",
-        "personal_llm.sdss.b": "from ..base.a import f",
+        "personal_llm.base.a": "def f():\n    from personal_llm.buffer.b import _g",
+        "personal_llm.buffer.b": "from ..base.a import f",
         "personal_llm.app.c": "from personal_llm.recipes import d",
         "personal_llm.recipes.d": "",
     }
-    assert circles(arrows(bad)) == ["personal_llm.base.a", "personal_llm.sdss.b"]
+    assert circles(arrows(bad)) == ["personal_llm.base.a", "personal_llm.buffer.b"]
     assert len(upward(arrows(bad))) == 2
-    assert private(bad) == ["personal_llm.base.a:2 personal_llm.sdss.b._g"]
+    assert private(bad) == ["personal_llm.base.a:2 personal_llm.buffer.b._g"]
 
 
 def long_lines(path: Path) -> list:
@@ -158,17 +158,119 @@ def test_a_notebook_lies_where_its_module_lies():
         text = "\n".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "code")
         found = re.search(r"#\|\s*default_exp\s+([\w.]+)", text)
         room = re.fullmatch(r"\d_(\w+)", path.parent.name)
+        room = room or re.fullmatch("(experiments)", path.parent.name)
         if found and room and found[1] != f"{room[1]}.{re.sub(r'^[0-9]+_', '', path.stem)}":
             wrong.append(f"{path.relative_to(ROOT)} exports to {found[1]}")
     assert wrong == []
 
 
-def test_numbers_are_the_acts_own():
-    "The tens are the act, the units the reading order; no letters, none twice."
-    numbered = [p for p in notebooks() if re.fullmatch(r"\d_\w+", p.parent.name)]
-    numbers = [re.match(r"(\d)(\d)_[a-z_]+$", path.stem) for path in numbered]
-    assert [p.name for p, n in zip(numbered, numbers) if not n or n[1] != p.parent.name[0]] == []
-    assert len({n[0][:2] for n in numbers}) == len(numbers)
+def chapters() -> list:  # notebooks of the acts, in reading order
+    return [path for path in notebooks() if re.fullmatch(r"\d_\w+", path.parent.name)]
+
+
+def test_chapters_are_numbered_from_one_in_each_act():
+    for act_folder in {path.parent for path in chapters()}:
+        numbers = [int(re.match(r"(\d\d)_[a-z_]+$", path.stem)[1]) for path in sorted(act_folder.glob("*.ipynb"))]
+        assert numbers == list(range(1, len(numbers) + 1)), act_folder.name
+
+
+def forward(pairs: set, order: list) -> list:
+    "Imports of a later chapter."
+    place = {module: number for number, module in enumerate(order)}
+    return sorted(pair for pair in pairs if set(pair) <= set(place) and place[pair[1]] > place[pair[0]])
+
+
+def reading_order() -> list:  # module names
+    return [f"personal_llm.{path.parent.name[2:]}.{path.stem[3:]}" for path in chapters()]
+
+
+def test_no_chapter_imports_a_later_one():
+    assert forward(arrows(SOURCES), reading_order()) == []
+    assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
+
+
+MOST_PUBLIC = 450  # names that another package may import, of all acts together
+MOST_PARAMETERS, MOST_LONG_SIGNATURES = 6, 12
+
+
+def public_names(source: str) -> list:
+    "`__all__` of a module."
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return [one.value for one in node.value.elts]
+    return []
+
+
+def public() -> dict:  # module -> public names, of the acts
+    return {name: public_names(source) for name, source in SOURCES.items() if act(name) in ACTS}
+
+
+def defined_twice(names_of: dict) -> list:
+    "Public names that two modules define."
+    names = [name for names in names_of.values() for name in names]
+    return sorted({name for name in names if names.count(name) > 1})
+
+
+def test_public_names_are_few_and_mean_one_thing():
+    assert sum(map(len, public().values())) <= MOST_PUBLIC
+    assert defined_twice(public()) == []
+    assert defined_twice({"a": ["x", "y"], "b": ["y"]}) == ["y"]
+
+
+def undocumented(sources: dict) -> list:
+    "Public functions and classes without a docstring."
+    found = []
+    for module, source in sources.items():
+        for node in ast.parse(source).body:
+            named = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public_names(source)
+            if named and not ast.get_docstring(node):
+                found.append(f"{module}.{node.name}")
+    return found
+
+
+def test_public_names_have_docstrings():
+    assert undocumented({name: source for name, source in SOURCES.items() if act(name) in ACTS}) == []
+    assert undocumented({"a": "__all__ = ['f']\ndef f(): pass"}) == ["a.f"]
+
+
+def long_signatures(source: str) -> list:
+    "Functions with more parameters than a reader keeps in mind; `self` and `cls` do not count."
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    found = []
+    for node in functions:
+        names = [one.arg for one in node.args.posonlyargs + node.args.args + node.args.kwonlyargs]
+        if len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS:
+            found.append(getattr(node, "name", "lambda"))
+    return found
+
+
+def test_few_functions_have_many_parameters():
+    found = [
+        f"{name}.{one}" for name, source in SOURCES.items() if act(name) in ACTS for one in long_signatures(source)
+    ]
+    assert len(found) <= MOST_LONG_SIGNATURES, found
+    assert long_signatures("def f(a, b, c, d, e, f, g): pass") == ["f"]
+
+
+def foreign_imports(path: Path) -> list:
+    "What a tutorial or lesson imports of the package that is not public."
+    found = []
+    for cell in cells(path):
+        if cell["cell_type"] != "code":
+            continue
+        lines = [line for line in "".join(cell["source"]).splitlines() if not re.match(r"\s*[%!]", line)]
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            module = getattr(node, "module", None) or ""
+            if isinstance(node, ast.ImportFrom) and act(module) in ACTS:
+                allowed = public_names(SOURCES.get(module, ""))
+                found += [f"{module}.{one.name}" for one in node.names if one.name not in allowed]
+    return found
+
+
+@pytest.mark.parametrize("folder, names", [("tutorials", "*"), ("course", "lesson_*"), ("course", "solution_*")])
+def test_tutorials_and_lessons_import_public_names_only(folder, names):
+    paths = sorted((ROOT / "nbs" / folder).glob(f"{names}.ipynb"))
+    assert paths and {path.stem: foreign_imports(path) for path in paths if foreign_imports(path)} == {}
 
 
 def test_public_names_come_lazily():

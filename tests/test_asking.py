@@ -1,13 +1,13 @@
-"The policy that keeps and asks as one: beliefs against numbers, pace, near-duplicates, silence, what is remembered."
+"The policy `active`: its model against numbers, the pace of questions, repeated prompts, silent users, memory."
 
 import numpy as np
 import pytest
 
 from personal_llm.base.core import Dialogue
-from personal_llm.sdss.asking import PATIENCE, Active
-from personal_llm.sdss.beliefs import Answer, Beliefs, Trail, answer_views
-from personal_llm.sdss.buffer import Buffer, load_buffer
-from personal_llm.sdss.scoring import Candidate, Scores
+from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, ActivePolicy
+from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.correction_model import Answer, CorrectionModel, StreamStatistics, compute_answer_features
+from personal_llm.buffer.scoring import ScoredDialogue, Scores
 
 
 def stream(n, seed=0, subject=0.15):
@@ -20,35 +20,35 @@ def stream(n, seed=0, subject=0.15):
         direction = np.eye(4)[int(mine)] * 3 + rng.normal(size=4)
         scores = Scores(0.5, 0.5, 0.1, "none", direction.astype(np.float32), 1.0, 9, "base", float(rng.normal() + mine))
         words = " ".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 30))
-        found.append((Candidate(Dialogue(f"{words} {i}", f"Answer {i}", origin="model"), scores), mine))
+        found.append((ScoredDialogue(Dialogue(f"{words} {i}", f"Answer {i}", origin="model"), scores), mine))
     return found
 
 
 def run(rows, requests=32, corrects=True, buffer=None, asked=None):
     "Offer a stream; answer the policy's questions. Places of the questions, and whether they were corrected."
-    buffer = Buffer(32, Active(len(rows))) if buffer is None else buffer  # an empty one is falsy
+    buffer = Buffer(32, ActivePolicy(len(rows))) if buffer is None else buffer  # an empty one is falsy
     asked = [] if asked is None else asked
     for i, (c, mine) in enumerate(rows):
-        if buffer.policy.wants_answer(buffer.view, c, requests - len(asked))[0]:
+        if buffer.policy.decide_question(buffer.view, c, requests - len(asked))[0]:
             better = mine and corrects
-            buffer.policy.answered(buffer.view, c, better)
+            buffer.policy.learn_from_answer(buffer.view, c, better)
             asked.append((i, better))
             told = dict(origin="annotated", response="Better") if better else dict(origin="approved")
-            c = Candidate(c.dialogue.derive(**told), c.scores)
+            c = ScoredDialogue(c.dialogue.derive(**told), c.scores)
         buffer.add(c)
     return buffer, asked
 
 
 @pytest.mark.parametrize("answers", [[True], [False, True], [True] * 5, [False] * 8])
 def test_beliefs_come_near_the_posterior(answers):
-    beliefs, x, weights = Beliefs(np.zeros(1), np.eye(1)), np.ones(1), np.linspace(-8, 8, 4001)
+    correction_model, x, weights = CorrectionModel(np.zeros(1), np.eye(1)), np.ones(1), np.linspace(-8, 8, 4001)
     log = -(weights**2) / 2
     for answer in answers:
-        beliefs.learn(x, answer)
+        correction_model.update(x, answer)
         log = log - np.log1p(np.exp(-weights if answer else weights))
     p = np.exp(log - log.max())
     exact = (p / (1 + np.exp(-weights))).sum() / p.sum()
-    assert abs(beliefs.probability(x) - exact) < 0.03 and beliefs.covariance[0, 0] < 1
+    assert abs(correction_model.predict_probability(x) - exact) < 0.03 and correction_model.covariance[0, 0] < 1
 
 
 def test_requests_are_never_exceeded_and_last():
@@ -66,23 +66,23 @@ def test_answers_find_the_subject_in_several_episodes():
     chance = np.mean([mine for _, mine in rows])
     assert len(hits) / len(asked) > 3 * chance and len({i // 10 for i in hits}) >= 4
     assert sum(d.origin == "annotated" for d in buffer.dialogues) == len(hits), "every correction has a bin"
-    assert all(d.origin != "model" for d in buffer.policy.targets(buffer.dialogues))
+    assert all(d.origin != "model" for d in buffer.policy.select_training_dialogues(buffer.dialogues))
 
 
 def test_what_was_nearly_said_before_is_neither_asked_about_nor_kept():
     (c, _), *_ = stream(10)
     buffer = Buffer(4, "active")
     buffer.add(c)
-    again = Candidate(Dialogue("So, " + c.dialogue.prompt, "Another answer", origin="model"), c.scores)
-    assert buffer.policy.wants_answer(buffer.view, again, 9) == (False, "nearly the same was said before")
+    again = ScoredDialogue(Dialogue("So, " + c.dialogue.prompt, "Another answer", origin="model"), c.scores)
+    assert buffer.policy.decide_question(buffer.view, again, 9) == (False, "nearly the same prompt came before")
     assert not buffer.add(again).kept
 
 
 def test_who_never_corrects_leaves_requests_for_the_freeze():
     buffer, asked = run(stream(800), corrects=False)
-    assert len(asked) == PATIENCE < 32
-    order = buffer.policy.asking_order(buffer.view)
-    worth = [buffer.policy.worth[buffer.dialogues[slot].id] for slot in order]
+    assert len(asked) == MAX_UNCORRECTED_ANSWERS < 32
+    order = buffer.policy.order_questions(buffer.view)
+    worth = [buffer.policy.relevance[buffer.dialogues[slot].id] for slot in order]
     assert worth == sorted(worth, reverse=True)
 
 
@@ -90,14 +90,14 @@ def test_who_never_corrects_leaves_requests_for_the_freeze():
 def test_odd_answers_break_nothing(answer):
     rows = [(c, answer(i)) for i, (c, _) in enumerate(stream(300))]
     buffer, asked = run(rows)
-    assert len(buffer) == 32 and len(asked) <= 32 and np.isfinite(buffer.policy.beliefs.mean).all()
+    assert len(buffer) == 32 and len(asked) <= 32 and np.isfinite(buffer.policy.correction_model.mean).all()
 
 
 @pytest.mark.parametrize("cut", [1, 37, 150, 299])
 def test_a_saved_policy_goes_on_as_one_that_was_left_alone(cut, tmp_path):
     rows = stream(300)
-    whole, asked = run(rows, buffer=Buffer(16, Active(300)))
-    half, first = run(rows[:cut], buffer=Buffer(16, Active(300)))
+    whole, asked = run(rows, buffer=Buffer(16, ActivePolicy(300)))
+    half, first = run(rows[:cut], buffer=Buffer(16, ActivePolicy(300)))
     half.save(tmp_path / "buffer")
     again, both = run(rows[cut:], buffer=load_buffer(tmp_path / "buffer"), asked=first)
     assert again.dialogues == whole.dialogues and again.policy.state() == whole.policy.state()
@@ -105,59 +105,61 @@ def test_a_saved_policy_goes_on_as_one_that_was_left_alone(cut, tmp_path):
 
 
 def test_directions_of_another_adapter_are_dropped():
-    buffer, _ = run(stream(300), buffer=Buffer(4, Active(300)))
+    buffer, _ = run(stream(300), buffer=Buffer(4, ActivePolicy(300)))
     assert len(buffer.policy.answers) > 4
     buffer.policy.after_finetune(buffer)
     turned = lambda scores: Scores(**vars(scores) | dict(embedding=-scores.embedding))
-    buffer.rescore([Candidate(c.dialogue, turned(c.scores)) for c in buffer.entries])
+    buffer.rescore([ScoredDialogue(c.dialogue, turned(c.scores)) for c in buffer.entries])
     kept = {id for d in buffer.dialogues for id in (d.id, *d.parents)}
-    assert set(buffer.policy.answers) <= kept and buffer.policy.trail.count == 4
+    assert set(buffer.policy.answers) <= kept and buffer.policy.stream_statistics.num_directions == 4
     answers = list(buffer.policy.answers.values())
     assert answers and all(np.isclose(buffer.view.units @ a.direction, 1).any() for a in answers), "computed anew"
 
 
 def test_nothing_is_left_of_what_was_erased():
-    buffer, _ = run(stream(200), buffer=Buffer(8, Active(200)))
+    buffer, _ = run(stream(200), buffer=Buffer(8, ActivePolicy(200)))
     gone = buffer.dialogues[0]
     buffer.erase({gone.id})
     state = str(buffer.policy.state())
     assert gone.id not in state and not any(parent in state for parent in gone.parents)
-    assert gone.prompt not in buffer.policy.recent, "its words may be said as if for the first time"
+    assert gone.prompt not in buffer.policy.recent_prompts, "its words may be said as if for the first time"
 
 
 def row(i, direction=(1.0, 0.0), origin="model", prompt=""):
     "One dialogue of no words in common with another."
     scores = Scores(0.5, 0.5, 0.1, "none", np.array(direction, np.float32), 1.0, 9, "base", 0.0)
-    return Candidate(
+    return ScoredDialogue(
         Dialogue(prompt or " ".join(f"w{i}x{k}" for k in range(9)), "A", origin=origin, id=f"d{i}"), scores
     )
 
 
 def test_the_share_that_is_asked_about_is_paced():
     "1.3 times what would spend the requests evenly: ten left, eighty-one dialogues to come, 16 %."
-    policy, view = Active(horizon=100), Buffer(4).view
+    policy, view = ActivePolicy(horizon=100), Buffer(4).view
     for i in range(20):
-        _, why = policy.wants_answer(view, row(i), 10)
-    assert "best 16% of late" in why, why
+        _, why = policy.decide_question(view, row(i), 10)
+    assert "top 16% of the last" in why, why
     policy.after_finetune(Buffer(4))
-    _, why = policy.wants_answer(view, row(20), 10)
-    assert "best 13% of late" in why, "the horizon begins anew: 1.3 x 10 / 100"
+    _, why = policy.decide_question(view, row(20), 10)
+    assert "top 13% of the last" in why, "the horizon begins anew: 1.3 x 10 / 100"
     for i in range(21, 118):
-        _, why = policy.wants_answer(view, row(i), 10)
-    assert "best 100% of late" in why, "all that is left may be spent"
+        _, why = policy.decide_question(view, row(i), 10)
+    assert "top 100% of the last" in why, "all that is left may be spent"
 
 
 def test_corrections_sate_for_an_episode_only():
-    policy, view = Active(), Buffer(4).view
+    policy, view = ActivePolicy(), Buffer(4).view
     for i in range(3):
-        one = policy.consider(row(i))
-        policy.answered(view, row(i), i > 0)
-    assert np.isclose(policy.compared(one), one.chance * 0.85**2)
+        one = policy.observe_candidate(row(i))
+        policy.learn_from_answer(view, row(i), i > 0)
+    assert np.isclose(policy.discount_probability(one), one.correction_probability * 0.85**2)
     for i in range(3, 9):
-        one = policy.consider(row(i))
-    assert np.isclose(policy.compared(one), one.chance * 0.85**2), "six dialogues later it is still the episode"
-    one = policy.consider(row(9))
-    assert policy.compared(one) == one.chance, "after seven it is over"
+        one = policy.observe_candidate(row(i))
+    assert np.isclose(policy.discount_probability(one), one.correction_probability * 0.85**2), (
+        "six dialogues later it is still the episode"
+    )
+    one = policy.observe_candidate(row(9))
+    assert policy.discount_probability(one) == one.correction_probability, "after seven it is over"
 
 
 def test_what_was_called_fine_has_a_bin_though_nearly_said_before():
@@ -170,11 +172,11 @@ def test_what_was_called_fine_has_a_bin_though_nearly_said_before():
 def test_equals_do_not_replace_each_other():
     buffer = Buffer(1, "active")
     assert buffer.add(row(0)).kept
-    buffer.policy.worth = {"d0": 0.4}
+    buffer.policy.relevance = {"d0": 0.4}
     policy, new = buffer.policy, row(1)
-    policy.worth["d1"] = 0.4
+    policy.relevance["d1"] = 0.4
     assert policy.choose(buffer.view, new)[0] is None
-    policy.worth["d1"] = 0.41
+    policy.relevance["d1"] = 0.41
     assert policy.choose(buffer.view, new)[0] == 0
 
 
@@ -183,60 +185,87 @@ def test_among_corrections_the_older_of_the_most_alike_leaves():
     for i, angle in enumerate((0.0, 1.0, 2.2, 2.1)):
         buffer.add(row(i, direction=(np.cos(angle), np.sin(angle)), origin="annotated"))
     slot, why = buffer.policy.choose(buffer.view, row(9, direction=(0.0, -1.0), origin="annotated"))
-    assert buffer.dialogues[slot].id == "d2" and "most like another" in why
+    assert buffer.dialogues[slot].id == "d2" and "most similar" in why
 
 
 def test_an_answer_moves_the_weights():
-    policy, view = Active(), Buffer(4).view
-    one = policy.consider(row(0))
-    policy.answered(view, row(0), True)
-    assert policy.beliefs.probability(one.views) > one.chance, "the same views, a correction later"
+    policy, view = ActivePolicy(), Buffer(4).view
+    one = policy.observe_candidate(row(0))
+    policy.learn_from_answer(view, row(0), True)
+    assert policy.correction_model.predict_probability(one.features) > one.correction_probability, (
+        "the same views, a correction later"
+    )
 
 
 def test_what_repeats_leaves_no_numbers():
-    policy = Active()
-    policy.consider(row(0, prompt="what helps against a cold in winter"))
-    policy.consider(row(1, prompt="so, what helps against a cold in winter"))
-    assert policy.trail.count == 1 and len(policy.trail.columns["loss"]) == 1 and policy.seen == 2
+    policy = ActivePolicy()
+    policy.observe_candidate(row(0, prompt="what helps against a cold in winter"))
+    policy.observe_candidate(row(1, prompt="so, what helps against a cold in winter"))
+    assert (
+        policy.stream_statistics.num_directions == 1
+        and len(policy.stream_statistics.columns["loss"]) == 1
+        and policy.seen == 2
+    )
 
 
 def test_nothing_at_all_is_left_when_all_was_erased():
-    buffer, _ = run(stream(100), buffer=Buffer(4, Active(100)))
+    buffer, _ = run(stream(100), buffer=Buffer(4, ActivePolicy(100)))
     buffer.erase({d.id for d in buffer.dialogues})
-    assert buffer.policy.state() == Active(100).state()
+    assert buffer.policy.state() == ActivePolicy(100).state()
 
 
 def test_worth_is_remembered_for_bins_and_a_few_more():
-    buffer, _ = run(stream(200), buffer=Buffer(4, Active(200)))
-    assert len(buffer.policy.worth) <= 2 * 4
-    assert {d.id for d in buffer.dialogues} - {d.id for d in buffer.dialogues if d.parents} <= set(buffer.policy.worth)
+    buffer, _ = run(stream(200), buffer=Buffer(4, ActivePolicy(200)))
+    assert len(buffer.policy.relevance) <= 2 * 4
+    assert {d.id for d in buffer.dialogues} - {d.id for d in buffer.dialogues if d.parents} <= set(
+        buffer.policy.relevance
+    )
 
 
-def noted(directions, ranks=()):
-    trail = Trail()
+def recorded(directions, ranks=()):
+    "Statistics of a stream with these directions."
+    statistics = StreamStatistics()
     for i, direction in enumerate(directions):
-        trail.note(row(i), np.array(ranks[i] if ranks else [0.0] * 4), np.array(direction, float))
-    return trail
+        statistics.record(row(i, direction), np.array(ranks[i] if ranks else [0.0] * 4))
+    return statistics
 
 
 def test_what_all_directions_share_is_taken_away():
-    trail = noted([(1.0, 1.0), (1.0, -1.0)])
-    assert np.allclose(trail.centred(np.array([1.0, 0.5])), (0, 1)), "the centre is (1, 0)"
-    assert np.allclose(trail.centred(np.array([1.0, 0.0])), 0), "the centre itself has no direction"
+    stream_statistics = recorded([(1.0, 0.0), (0.0, 1.0)])
+    assert np.allclose(stream_statistics.centre_directions(np.array([0.5, 1.0])), (0, 1)), "the centre is (.5, .5)"
+    assert np.allclose(stream_statistics.centre_directions(np.array([0.5, 0.5])), 0), (
+        "the centre itself has no direction"
+    )
 
 
 def test_ranks_are_smoothed_over_four_dialogues():
-    trail = noted([(1.0, 0.0)] * 5, ranks=[[k] * 4 for k in (9.0, 9.0, 0.1, 0.2, 0.3)])
-    assert np.allclose(trail.smoothed(np.full(4, 0.6)), 0.3), "(.1 + .2 + .3 + .6) / 4"
+    stream_statistics = recorded([(1.0, 0.0)] * 5, ranks=[[k] * 4 for k in (9.0, 9.0, 0.1, 0.2, 0.3)])
+    assert np.allclose(stream_statistics.smooth_ranks(np.full(4, 0.6)), 0.3), "(.1 + .2 + .3 + .6) / 4"
 
 
-def test_views_of_answers_by_hand():
-    trail = noted([(0.0, 0.0)])  # directions stand as they are
-    trail.last.clear()
+def test_features_of_answers_by_hand():
+    statistics = recorded([(0.0, 0.0)])  # directions stand as they are
+    statistics.last_directions.clear()
     answer = lambda time, angle, corrected: Answer(time, np.array([np.cos(angle), np.sin(angle)]), corrected, "")
     answers = [answer(0, 0.1, True), answer(10, 0.2, False), answer(12, 1.0, True)]
-    better, fine, near, *_ = answer_views(trail, answers, 16, np.array([1.0, 0.0]))
-    assert np.isclose(better, np.exp(-16 / 4) + np.exp(-4 / 4)) and np.isclose(fine, np.exp(-6 / 4))
-    assert np.isclose(near, np.cos(1.0)), "the first is sixteen dialogues old, the second was called fine"
+    features = compute_answer_features(statistics, answers, 16, np.array([1.0, 0.0]))
+    assert np.isclose(features["recent corrections"], np.exp(-16 / 4) + np.exp(-4 / 4))
+    assert np.isclose(features["recent approvals"], np.exp(-6 / 4))
+    assert np.isclose(features["near a correction"], np.cos(1.0)), "the first is too old, the second an approval"
     many = [answer(16, 0.0, True)] * 9
-    assert answer_views(trail, many, 16, np.array([1.0, 0.0]))[0] == 2.5, "nine at once count no more than 2.5"
+    features = compute_answer_features(statistics, many, 16, np.array([1.0, 0.0]))
+    assert features["recent corrections"] == 2.5, "nine at once count no more than 2.5"
+
+
+def as_earlier_versions_wrote_it(state):
+    "The state of the policy with the names of earlier versions."
+    columns = {"surprise" if name == "prompt_loss" else name: values for name, values in state["columns"].items()}
+    now = dict(id="x", views=[0.0] * 16, direction=[0.0], chance=0.1, worth=0.2, repeated=False)
+    return state | dict(columns=columns, current=now, counts=[*state["counts"], False])
+
+
+def test_a_state_of_an_earlier_version_is_read():
+    buffer, _ = run(stream(100), buffer=Buffer(4, ActivePolicy(100)))
+    state, again = buffer.policy.state(), ActivePolicy()
+    again.restore(as_earlier_versions_wrote_it(state))
+    assert again.state() == state | dict(current=None), "the last dialogue is observed again when it comes up"

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import prose
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ def cells(path, hidden=False):  # [(kind, source, outputs)], hidden cells left o
     return out
 
 
-def prose(line):
+def is_prose(line):
     return bool(line) and not line.startswith("#")
 
 
@@ -32,8 +33,8 @@ def without_sentence(shown):  # source of the cells that print or draw, with no 
             continue
         before = shown[place - 1] if place else ("", "", [])
         after = shown[place + 1] if place + 1 < len(shown) else ("", "", [])
-        said_before = before[0] == "text" and prose(before[1].splitlines()[-1])
-        said_after = after[0] == "text" and prose(after[1].splitlines()[0])
+        said_before = before[0] == "text" and is_prose(before[1].splitlines()[-1])
+        said_after = after[0] == "text" and is_prose(after[1].splitlines()[0])
         if not said_before and not said_after:
             out.append(source)
     return out
@@ -84,7 +85,7 @@ def outputs_wrong(shown):
 
 
 def described(source):  # by `show(figure, "…")` of `base.plots`, or an `Image` with `alt`
-    found = re.search(r"(?<!plt\.)\bshow\(|\balt=", source)
+    found = re.search(r"(?<!plt\.)\bshow(?:_figure)?\(|\balt=", source)
     return bool(found) and len(source) - found.end() >= 10
 
 
@@ -124,3 +125,18 @@ def test_the_rules_see_what_breaks_them():
     assert outputs_wrong([("code", "plt.plot(x)", picture)])
     assert outputs_wrong([("code", 'figure, axis = subplots()\nplots.show(figure, "Four lines.")', picture)])
     assert not outputs_wrong([("code", 'plots.show(figure, "Four lines, each steeper than the one before.")', picture)])
+
+
+def test_somebody_acts_and_nouns_have_names():
+    "Over all notebooks: few vague words, and many sentences in which we or you act (CONTRIBUTING.md)."
+    paths = [path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
+    assert prose.too_vague(prose.rates([prose.counts(prose.prose_of(path)) for path in paths])) == []
+
+
+def test_vague_words_and_acting_sentences_are_counted():
+    vague = prose.counts("What nobody told it is what it says. We read the loss below.")
+    assert vague["words"] == 13 and vague["sentences"] == 2 and vague["acting"] == 1
+    assert [vague[name] for name in prose.VAGUE] == [2, 1, 2]
+    assert len(prose.too_vague(prose.rates([vague]))) == 3
+    plain = prose.counts("The policy discards the dialogue. You can change the number of bins.")
+    assert prose.too_vague(prose.rates([plain])) == []

@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from personal_llm.base import files
 from personal_llm.base.core import InputError
-from personal_llm.sdss import buffer as module
-from personal_llm.sdss.buffer import Buffer, load_buffer
-from personal_llm.sdss.policies import POLICIES
+from personal_llm.buffer import buffer as module
+from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.policies import POLICIES
 
 settings.register_profile("brief", max_examples=60, deadline=None)
 settings.load_profile("brief")
@@ -46,7 +46,7 @@ class AnySequence(RuleBasedStateMachine):
         buffer, name = self.buffer, "same" if again else f"new {self.offers}"
         c = candidate(name, eoe, dss, embedding, domain, scripts, f"model {self.generation}")
         before, fresh, idd = list(buffer.entries), naive_fresh(buffer), naive_idd(buffer, embedding, domain)
-        full, present = buffer.full, c.dialogue.id in {d.id for d in buffer.dialogues}
+        full, present = buffer.is_full, c.dialogue.id in {d.id for d in buffer.dialogues}
         decision = buffer.add(c)
         self.offers += 1
         assert decision == buffer.log[-1] and decision.step == self.offers - 1 and decision.reason
@@ -147,13 +147,25 @@ def test_embeddings_of_zeros():
     assert buffer.view.idd.tolist() == [1, 1, 1]
 
 
-def test_bookkeeping_does_not_drift():
-    "The sums after 2,000 replacements are those of the entries."
+def test_idd_does_not_drift():
+    "After 2,000 replacements IDD is that of the entries."
     buffer = Buffer(8, "fifo")
     for c in stream(2000, seed=3):
         buffer.add(c)
     sound(buffer)
     assert np.abs(buffer.view.idd - naive_fresh(buffer)).max() < 1e-9
+
+
+def test_a_view_is_a_snapshot():
+    "Neither a later event nor a column that is asked for afterwards changes it, nor what a later view shows."
+    buffer = Buffer(2, "fifo")
+    for c in stream(2):
+        buffer.add(c)
+    before, idd = buffer.view, naive_fresh(buffer)
+    for c in stream(9, seed=1)[5:]:
+        buffer.add(c)
+    assert np.allclose(before.idd, idd) and np.allclose(buffer.view.idd, naive_fresh(buffer))
+    assert before.dialogues != buffer.view.dialogues
 
 
 def test_embeddings_of_another_model_are_refused():
@@ -181,7 +193,7 @@ def test_retired_embeddings_are_blank_until_rescored(tmp_path):
     for c in stream(9):
         buffer.add(c)
     before = list(buffer.entries)
-    buffer.retire()
+    buffer.clear_embeddings()
     buffer.save(tmp_path / "b")
     buffer = load_buffer(tmp_path / "b")
     assert buffer.dialogues == [c.dialogue for c in before]
@@ -296,23 +308,51 @@ def state_with(path, change):
 
 CHANGES = {
     "fewer bins than rows": lambda s, t: s.update(capacity=2),
-    "more bins than products": lambda s, t: s.update(capacity=9),
+    "more bins than it was filled with": lambda s, t: s.update(capacity=9),
+    "fewer arrivals than rows": lambda s, t: s["arrivals"].pop(),
     "more rows than embeddings": lambda s, t: s["rows"].append(s["rows"][0]),
     "rows are text": lambda s, t: s.update(rows=["x"]),
     "an entry twice": lambda s, t: s["rows"].__setitem__(1, s["rows"][0]),
     "no rows": lambda s, t: s.update(rows=[]),
     "seen is another number": lambda s, t: s.update(seen=7),
     "random state of another generator": lambda s, t: s["random"].update(bit_generator="MT19937"),
-    "other products": lambda s, t: t.update(products=t["products"] + 1),
+    "other embeddings": lambda s, t: t.update(embeddings=t["embeddings"] + 1),
+    "more embeddings than rows": lambda s, t: t.update(embeddings=np.concatenate([t["embeddings"]] * 2)),
     "a score is text": lambda s, t: s["rows"][0].update(eoe="high"),
     "embeddings are not numbers": lambda s, t: t.update(embeddings=t["embeddings"] * np.nan),
     "capacity is huge": lambda s, t: s.update(capacity=10**18),
 }
 
 
+REFUSED = set(CHANGES) - {
+    "more bins than it was filled with",
+    "seen is another number",
+    "other embeddings",
+    "a score is text",
+}
+
+
 @pytest.mark.parametrize("what", CHANGES)
 def test_contradictions_are_refused(saved, what):
-    outcome(saved, state_with(saved, CHANGES[what]))
+    result = outcome(saved, state_with(saved, CHANGES[what]))
+    assert result == "refused" or what not in REFUSED
+
+
+def as_earlier_versions_wrote_it(state, tensors):
+    "Sums and products beside the embeddings, and the prompt loss under the name `surprise`."
+    for row in state["rows"]:
+        row["surprise"] = row.pop("prompt_loss")
+    state["domains"] = ["d0"]
+    tensors.update(sums=np.ones((1, 4)), products=np.ones(len(state["rows"])))
+
+
+def test_a_file_of_an_earlier_version_is_read(saved, tmp_path):
+    (tmp_path / "old").write_bytes(state_with(saved, as_earlier_versions_wrote_it))
+    old, new = load_buffer(tmp_path / "old"), load_buffer(saved)
+    assert old.log == new.log and old.dialogues == new.dialogues and (old.view.idd == new.view.idd).all()
+    assert [e.scores.prompt_loss for e in old.entries] == [e.scores.prompt_loss for e in new.entries]
+    for c in stream(30, seed=5):
+        assert old.add(c) == new.add(c)
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync", "open"])
@@ -355,7 +395,7 @@ def test_a_text_offered_four_times_takes_one_bin():
 def test_the_same_request_is_refused_once_its_answer_was_corrected():
     buffer = Buffer(4, "fifo")
     buffer.add(candidate("What is a tendon?"))
-    buffer.revise(0, buffer.dialogues[0].derive(response="A cord.", origin="annotated"))
+    buffer.replace_dialogue(0, buffer.dialogues[0].derive(response="A cord.", origin="annotated"))
     again = candidate("What is a tendon?")
     assert (
         buffer.add(replace(again, dialogue=again.dialogue.derive(time=1.0))).reason == "the same text is in the buffer"
@@ -373,7 +413,7 @@ def test_another_answer_is_another_text():
 
 
 def test_the_log_is_bounded(monkeypatch):
-    monkeypatch.setattr(module, "DECISIONS_LOGGED", 5)
+    monkeypatch.setattr(module, "MAX_LOGGED_DECISIONS", 5)
     buffer = Buffer(2, "fifo")
     for c in stream(12):
         buffer.add(c)

@@ -11,8 +11,15 @@ from hypothesis import given, settings, strategies as st
 
 from libraries import edit, files, four, settings_and_sum, small, stand_in, weights_and_sum, widen
 from personal_llm.base.core import InputError
-from personal_llm.start.cards import LARGEST_RANK, check_name, plain_settings, read_pllm, shown, wrong_fields
-from personal_llm.start.library import Library
+from personal_llm.selection.cards import (
+    MAX_PLLM_RANK,
+    check_pllm_name,
+    strip_machine_settings,
+    read_pllm,
+    make_printable,
+    find_invalid_fields,
+)
+from personal_llm.selection.library import Library
 from tiny import shared
 
 
@@ -47,7 +54,7 @@ def refusal(act):
     "The one line of an `InputError`, with a remedy."
     with pytest.raises(InputError) as error:
         act()
-    assert error.value.what and error.value.remedy and "\n" not in str(error.value)
+    assert error.value.problem and error.value.remedy and "\n" not in str(error.value)
     return str(error.value)
 
 
@@ -76,19 +83,19 @@ OWN_FILES = ["index.npy", "index.next.npy", "Index.json", "space.json", "space.s
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, *ON_SOME_DISK, *OWN_FILES, None, 7, ["a"], "\x1b[2J"])
 def test_names_that_are_refused(name):
-    assert "\x1b" not in refusal(lambda: check_name(name))
+    assert "\x1b" not in refusal(lambda: check_pllm_name(name))
 
 
 @pytest.mark.parametrize("name", ["a", "A-1_b.c", "x" * 80, "index", "space-opera", "console", "lpt"])
 def test_names_that_pass(name):
-    assert check_name(name) == name
+    assert check_pllm_name(name) == name
 
 
 @given(st.text(max_size=90))
 @settings(max_examples=200, deadline=None)
 def test_names_that_pass_stay_in_the_folder(name):
     try:
-        check_name(name)
+        check_pllm_name(name)
     except InputError:
         return
     assert 1 <= len(name) <= 80 and name.isascii() and not name.startswith(".")
@@ -114,9 +121,11 @@ def test_names_that_pass_stay_in_the_folder(name):
 )
 def test_fields_have_a_type_and_a_range(b, field, values):
     card = json.loads((b / "card.json").read_text())
-    assert wrong_fields(card) == [] and wrong_fields({k: v for k, v in card.items() if k != field}) == [field]
+    assert find_invalid_fields(card) == [] and find_invalid_fields({k: v for k, v in card.items() if k != field}) == [
+        field
+    ]
     for value in values:
-        assert wrong_fields(card | {field: value}) == [field], value
+        assert find_invalid_fields(card | {field: value}) == [field], value
         (b / "card.json").write_text(json.dumps(card | {field: value}))
         assert field in refusal(lambda: read(b))
 
@@ -139,7 +148,9 @@ def test_nothing_shown_holds_a_control_character(value):
             return [*value, *(t for v in value.values() for t in texts(v))]
         return [t for v in value for t in texts(v)] if isinstance(value, list) else [value]
 
-    assert not any(c in text for text in texts(shown(value)) if isinstance(text, str) for c in "\x1b\x07\x9b\u202e")
+    assert not any(
+        c in text for text in texts(make_printable(value)) if isinstance(text, str) for c in "\x1b\x07\x9b\u202e"
+    )
 
 
 def test_a_card_of_brackets_is_damage_not_a_crash(b):
@@ -163,10 +174,10 @@ def test_scales_that_pass(b):
 
 
 def test_the_largest_rank(b):
-    widen(b, LARGEST_RANK)
-    edit(b / "card.json", rank=LARGEST_RANK)
-    assert read(b).card["rank"] == LARGEST_RANK
-    widen(b, LARGEST_RANK + 1)
+    widen(b, MAX_PLLM_RANK)
+    edit(b / "card.json", rank=MAX_PLLM_RANK)
+    assert read(b).card["rank"] == MAX_PLLM_RANK
+    widen(b, MAX_PLLM_RANK + 1)
     assert "65" in refusal(lambda: read(b))
 
 
@@ -183,7 +194,7 @@ def test_weights_that_are_not_finite(b):
 
 def test_settings_name_no_path_and_no_code():
     for path in ("/home/ana/pocket", r"C:\Users\ana\pocket", "~/pocket", "../pocket", "ana/pocket", "pocket"):
-        config = plain_settings(dict(r=2, base_model_name_or_path=path, auto_mapping=dict(parent_library="os")))
+        config = strip_machine_settings(dict(r=2, base_model_name_or_path=path, auto_mapping=dict(parent_library="os")))
         assert config == dict(r=2, base_model_name_or_path="pocket", auto_mapping=None)
 
 

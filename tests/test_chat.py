@@ -16,33 +16,33 @@ import pytest
 from personal_llm.base import files
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import encode_prompt
-from personal_llm.device import conversation, learning
-from personal_llm.device.conversation import QUESTION, Conversation, undisturbed
+from personal_llm.device import background_training, conversation
+from personal_llm.device.conversation import QUESTION_TEXT, ChatSession, delay_interrupts
 from personal_llm.device.forgetting import forget_folder
-from personal_llm.device.slash import SLASH, enter
-from personal_llm.device.store import LEARNING, STATE, read_state
-from personal_llm.device.streaming import RUN, Stream
-from personal_llm.sdss.asking import Active
-from personal_llm.sdss.buffer import Buffer
+from personal_llm.app.chat_commands import CHAT_COMMANDS, handle_line
+from personal_llm.device.store import BACKGROUND_FOLDER, OWNER_FILE, STATE_FILE, read_state
+from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyStream, choose_next_token
+from personal_llm.buffer.policies import get_policy
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
 from tiny import ARCHITECTURES, random_adapter, shared, tiny
 from typed import fails, invoke
 
 PARTS = "head back knee neck arm leg foot ear toe hip hand nose eye chest wrist ankle thumb jaw".split()
 LINES = [f"My {part} hurts when I {verb}." for part, verb in zip(PARTS, itertools.cycle(["sit", "run", "lie down"]))]
-QUICK = dict(synthetic=0, rehearsal=0)
+QUICK = dict(synthetic=0, replay=0)
 BETTER = "Dear friend, rest today and call me tonight."
 
 
 def fresh(folder, horizon=6, steps=8, clock=None, **more):
     "A talk with the tiny model, asked about often."
-    buffer = Buffer(4, Active(horizon=horizon))
+    buffer = Buffer(4, get_policy("active", horizon=horizon))
     given = QUICK | dict(config=TuningConfig(steps=steps), buffer=buffer) | more
-    return Conversation(shared("llama"), folder, clock or itertools.count(1.0).__next__, **given)
+    return ChatSession(shared("llama"), folder, clock or itertools.count(1.0).__next__, **given)
 
 
 def reply(talk, line):
-    return "".join(enter(talk, line))
+    return "".join(handle_line(talk, line))
 
 
 def until_asked(talk, lines):
@@ -55,7 +55,7 @@ def until_asked(talk, lines):
 
 def disk(folder):
     "All visible files' content."
-    found = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name != files.LOCK]
+    found = [p for p in sorted(Path(folder).rglob("*")) if p.is_file() and p.name != files.LOCK_FILE]
     return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
@@ -68,10 +68,10 @@ def test_the_reading_is_that_of_a_pass_over_the_whole(architecture, monkeypatch)
     import torch
 
     model, fed = shared(architecture), []
-    feed = Stream.feed
-    monkeypatch.setattr(Stream, "feed", lambda self, ids: (fed.extend(ids), feed(self, ids))[1])
+    feed = ReplyStream.feed
+    monkeypatch.setattr(ReplyStream, "feed", lambda self, ids: (fed.extend(ids), feed(self, ids))[1])
     d = Dialogue("My knee hurts.", "", history=(("user", "Hello."), ("assistant", "Hello!")))
-    stream = Stream(model, d, most=20)
+    stream = ReplyStream(model, d, max_tokens=20)
     assert "".join(stream) == stream.text
     asked = len(encode_prompt(model.tokenizer, d, model.max_length - 20)["input_ids"])
     ids = torch.tensor([fed])
@@ -97,7 +97,7 @@ def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
             reply(talk, line)
             stream = talk.reply
             asked, said = stream.reading.prompt_tokens + 1, stream.reading.tokens - 1
-            assert seen[0] <= asked and sum(seen) == seen[0] + said + 1 == stream.fed
+            assert seen[0] <= asked and sum(seen) == seen[0] + said + 1 == stream.num_tokens_fed
             assert len(seen) <= 1 + said + 1, "a pass for what is asked, one for each token, one for the end"
     finally:
         hook.remove()
@@ -107,47 +107,75 @@ def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
 def test_what_the_turn_before_has_read_is_not_read_again(tmp_path):
     "The numbers are those of a reading anew; another adapter, or other words in front, are read anew indeed."
     model = tiny("llama", max_length=256)
-    one = Stream(model, Dialogue(LINES[0], ""), most=8)
+    one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8)
     list(one)
     turns = (("user", LINES[0]), ("assistant", one.text))
     for text, history, reused in ((LINES[1], turns, True), (LINES[1], turns[:1] + (("assistant", "No."),), True)):
-        anew, short = (Stream(model, Dialogue(text, "", history=history), most=8, earlier=e) for e in (None, one))
-        assert "".join(anew) == "".join(short) and (short.fed < anew.fed) == reused and one.cache is None
+        anew, short = (
+            ReplyStream(model, Dialogue(text, "", history=history), max_tokens=8, previous_stream=e)
+            for e in (None, one)
+        )
+        assert (
+            "".join(anew) == "".join(short)
+            and (short.num_tokens_fed < anew.num_tokens_fed) == reused
+            and one.cache is None
+        )
         assert np.allclose(anew.reading.hidden, short.reading.hidden, atol=1e-4)
         assert np.isclose(anew.reading.prompt_nll, short.reading.prompt_nll, rtol=1e-4)
         assert np.isclose(anew.reading.nll, short.reading.nll, rtol=1e-4)
-        one = Stream(model, Dialogue(LINES[0], ""), most=8)
+        one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8)
         list(one)
-    with model.using(random_adapter(model, tmp_path / "adapter")):
-        short = Stream(model, Dialogue(LINES[1], "", history=turns), most=8, earlier=one)
+    with model.use_adapter(random_adapter(model, tmp_path / "adapter")):
+        short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), max_tokens=8, previous_stream=one)
         list(short)
-    assert short.fed == len(short.ids) and short.reading.model == short.by != model.base
-    one = Stream(model, Dialogue(LINES[0], ""), most=8, earlier=one)
+    assert short.num_tokens_fed == len(short.ids) and short.reading.model == short.adapter_name != model.base
+    one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8, previous_stream=one)
     next(iter(one))
-    short = Stream(model, Dialogue(LINES[1], "", history=turns), most=8, earlier=one)
+    short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), max_tokens=8, previous_stream=one)
     list(short)
-    assert short.fed == len(short.ids), "a reply that was broken off is not built on"
+    assert short.num_tokens_fed == len(short.ids), "a reply that was broken off is not built on"
 
 
 def test_replies_do_not_loop():
     "A random model repeats itself for ever; no run of four tokens comes twice."
     for seed, line in enumerate(LINES[:4]):
         model = tiny("llama", seed=seed)
-        new, feed = [], Stream.feed
-        stream = Stream(model, Dialogue(line, ""))
+        new, feed = [], ReplyStream.feed
+        stream = ReplyStream(model, Dialogue(line, ""))
         stream.feed = lambda ids: (new.append(list(ids)), feed(stream, ids))[1]
         list(stream)
         said = [token for ids in new[1:] for token in ids][:-1]
-        runs = [tuple(said[i : i + RUN]) for i in range(len(said) - RUN + 1)]
+        runs = [tuple(said[i : i + NO_REPEAT_NGRAM_SIZE]) for i in range(len(said) - NO_REPEAT_NGRAM_SIZE + 1)]
         assert len(runs) > 10 and len(runs) == len(set(runs))
+
+
+def test_the_penalty_counts_the_reply_only():
+    "Over four turns with the same words: each token is the one that a penalty on the reply alone would choose."
+    import torch
+
+    model, stream, history = tiny("llama", max_length=256), None, ()
+    for turn in range(4):
+        d = Dialogue("Hello there, how are you?", "", history=history)
+        stream = ReplyStream(model, d, max_tokens=8, previous_stream=stream)
+        text = "".join(stream)
+        (prompt_ids,) = model.encode_prompts([d], 200)
+        reply_ids = stream.ids[len(prompt_ids) : -1]
+        for place, token in enumerate(reply_ids):
+            with torch.inference_mode():
+                logits = model.model(torch.tensor([stream.ids[: len(prompt_ids) + place]])).logits[0, -1]
+            assert choose_next_token(logits, reply_ids[:place], stream.end_token_ids) == token, turn
+            repeated = [t for t in reply_ids[:place]]
+            best = int(logits.argmax())
+            assert token == best or best in repeated or place == 0, "a word of an earlier turn is free"
+        history = (*history, ("user", d.prompt), ("assistant", text or "So."))
 
 
 def test_pieces_are_whole_letters():
     model, shown = shared("llama"), []
-    stream = Stream(model, Dialogue("Hello", ""))
+    stream = ReplyStream(model, Dialogue("Hello", ""))
     ids = model.tokenizer(" héllo ☃ 😀 end", add_special_tokens=False)["input_ids"]
     for i in range(1, len(ids) + 1):
-        shown.append(stream.shown(ids[:i]))
+        shown.append(stream.decode_new_text(ids[:i]))
     assert "".join(shown) == "héllo ☃ 😀 end" and not any("\ufffd" in piece for piece in shown)
 
 
@@ -166,11 +194,11 @@ def test_what_was_corrected_is_likelier_after_learning(tmp_path):
     before = talk.model.nll(corrected).sum(0)
     assert "in the background" in reply(talk, "/learn")
     assert reply(talk, "What shall I cook?") and talk.me.buffer.seen > len(LINES)
-    talk.finish()
-    with talk.model.using(talk.me.adapter):
+    talk.finish_training()
+    with talk.model.use_adapter(talk.me.adapter):
         after = talk.model.nll(corrected).sum(0)
     assert after[0] / after[1] < 0.9 * before[0] / before[1]
-    assert any(line.startswith("learned:") for line in talk.news())
+    assert any(line.startswith("learned:") for line in talk.pop_messages())
     said = reply(talk, "And my other knee?")
     assert said and talk.reply.reading.model.endswith(talk.me.buffer.entries[0].scores.model.split("+")[1])
     talk.close()
@@ -180,7 +208,7 @@ def test_only_what_was_answered_is_learned(tmp_path):
     talk = fresh(tmp_path / "me")
     assert "the buffer is empty" in reply(talk, "/learn") or "nothing to learn" in reply(talk, "/learn")
     reply(talk, LINES[0])
-    assert "no reply was corrected" in reply(talk, "/learn") and talk.learner is None
+    assert "no reply was corrected" in reply(talk, "/learn") and talk.background_training is None
     talk.close()
 
 
@@ -215,15 +243,15 @@ def test_leaving_after_every_line_makes_no_difference(tmp_path):
     fresh(tmp_path / "b").close()
     questions = 0
     for line in lines:
-        again = Conversation(shared("llama"), tmp_path / "b", clock)
+        again = ChatSession(shared("llama"), tmp_path / "b", clock)
         assert reply(straight, line) == reply(again, line), line
         assert (straight.question is None) == (again.question is None)
         questions += again.question is not None
         again.close()
     straight.close()
     one, other = (read_state(tmp_path / name) for name in "ab")
-    assert questions and one.asked == other.asked and one.turns == other.turns
-    assert all(one.talk[name] == other.talk[name] for name in ("turns", "start"))
+    assert questions and one.asked_ids == other.asked_ids and one.exchange_hashes == other.exchange_hashes
+    assert all(one.session[name] == other.session[name] for name in ("turns", "start"))
     assert one.buffer.dialogues == other.buffer.dialogues
     for d, e in zip(one.buffer.log, other.buffer.log, strict=True):
         assert (d.id, d.kept, d.evicted, d.reason, d.scores["domain"]) == (
@@ -243,11 +271,11 @@ def test_what_was_learned_is_there_tomorrow(tmp_path, monkeypatch):
     until_asked(talk, LINES)
     reply(talk, BETTER)
     reply(talk, "/learn")
-    talk.finish()
+    talk.finish_training()
     one = reply(talk, "And now?")
     reply(talk, "/undo")
     talk.close()
-    again = Conversation(shared("llama"), "me", itertools.count(99.0).__next__)
+    again = ChatSession(shared("llama"), "me", itertools.count(99.0).__next__)
     assert again.me.adapter is not None and reply(again, "And now?") == one
     again.close()
 
@@ -271,8 +299,8 @@ def test_a_broken_reply_leaves_no_trace(tmp_path):
     assert reply(talk, LINES[3]), "a reply that nobody took to its end does not stand in the way"
     talk.undo()
     assert talk.model.active_adapter == talk.model.base
-    assert [t["prompt"] for t in talk.me.talk["turns"]] == LINES[:3] and talk.me.buffer.seen == 4
-    assert before.keys() - {k for k in before if "buffer" in k} == {STATE} and state
+    assert [t["prompt"] for t in talk.me.session["turns"]] == LINES[:3] and talk.me.buffer.seen == 4
+    assert before.keys() - {k for k in before if "buffer" in k} == {STATE_FILE, OWNER_FILE} and state
     talk.close()
 
 
@@ -298,7 +326,7 @@ def test_another_thread_need_not_be_undisturbed():
     done = []
 
     def work():
-        with undisturbed():
+        with delay_interrupts():
             done.append(1)
 
     thread = threading.Thread(target=work)
@@ -315,12 +343,14 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     reply(talk, "/learn")
     assert "going on already" in reply(talk, "/learn")
     talk.stop_learning()
-    assert talk.learner is None and not (tmp_path / "me" / LEARNING).exists() and talk.me.curve == []
+    assert (
+        talk.background_training is None and not (tmp_path / "me" / BACKGROUND_FOLDER).exists() and talk.me.rounds == []
+    )
     full = InputError("adapter: cannot be written (No space left on device)", "free some space")
-    monkeypatch.setattr(learning.Personalizer, "study", lambda *given: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (_ for _ in ()).throw(full))
     reply(talk, "/learn")
-    talk.finish()
-    assert any("the disk is full" in line and "as it was" in line for line in talk.news())
+    talk.finish_training()
+    assert any("the disk is full" in line and "as it was" in line for line in talk.pop_messages())
     assert talk.me.buffer.to_bytes() == before and talk.me.adapter is None and reply(talk, "And now?")
     talk.close()
 
@@ -330,22 +360,22 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     talk, go = fresh(tmp_path / "me"), threading.Event()
     until_asked(talk, LINES)
     reply(talk, BETTER)
-    study = learning.Personalizer.study
-    monkeypatch.setattr(learning.Personalizer, "study", lambda *given: (go.wait(), study(*given))[1])
+    study = background_training.Personalizer.train_adapter
+    monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (go.wait(), study(*given))[1])
     reply(talk, "/learn")
-    mark = tmp_path / "me" / LEARNING / "mark"
+    mark = tmp_path / "me" / BACKGROUND_FOLDER / "mark"
     mark.write_text("half an adapter")
     reply(talk, "And now?")
     assert mark.exists()
     mark.unlink()
     go.set()
-    talk.finish()
-    assert len(talk.me.curve) == 1 and not (tmp_path / "me" / LEARNING).exists()
+    talk.finish_training()
+    assert len(talk.me.rounds) == 1 and not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
     talk.close()
-    (tmp_path / "me" / LEARNING).mkdir()
-    again = Conversation(shared("llama"), tmp_path / "me")
+    (tmp_path / "me" / BACKGROUND_FOLDER).mkdir()
+    again = ChatSession(shared("llama"), tmp_path / "me")
     reply(again, "Hello")
-    assert not (tmp_path / "me" / LEARNING).exists()
+    assert not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
     again.close()
 
 
@@ -359,10 +389,10 @@ def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     assert reply(talk, LINES[1]) and reply(talk, LINES[2])
-    assert "the disk is full" in talk.news()[0] and disk(tmp_path / "me") == before
+    assert "the disk is full" in talk.pop_messages()[0] and disk(tmp_path / "me") == before
     monkeypatch.undo()
     reply(talk, LINES[3])
-    assert talk.news() == [] and read_state(tmp_path / "me").buffer.seen == 4
+    assert talk.pop_messages() == [] and read_state(tmp_path / "me").buffer.seen == 4
     talk.close()
 
 
@@ -376,9 +406,9 @@ def test_nothing_is_no_turn(tmp_path, line):
 def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
     talk = fresh(tmp_path / "me")
     assert reply(talk, "x" * 10**6 + " What about my knee?")
-    assert "were left out" in talk.news()[0]
-    (turn,) = talk.me.talk["turns"]
-    assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= talk.most
+    assert "were left out" in talk.pop_messages()[0]
+    (turn,) = talk.me.session["turns"]
+    assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= talk.max_characters
     assert sum(len(content) for content in disk(tmp_path / "me").values()) < 100_000
     talk.close()
 
@@ -386,9 +416,9 @@ def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
 def test_control_characters_reach_neither_model_nor_disk(tmp_path):
     talk = fresh(tmp_path / "me")
     reply(talk, "My\x00 knee\x1b[31m hurts\u202e.\r\nBadly\ud800")
-    (turn,) = talk.me.talk["turns"]
+    (turn,) = talk.me.session["turns"]
     assert turn["prompt"] == "My  knee [31m hurts .\nBadly"
-    with pytest.raises(InputError, match="int is no text"):
+    with pytest.raises(InputError, match="the turn is 7"):
         list(talk.say(7))
     talk.close()
 
@@ -402,8 +432,8 @@ def test_folders_that_are_not_its_own(tmp_path):
         forget_folder(tmp_path / "me", everything=True)
     talk.close()
     with pytest.raises(InputError, match="this model is"):
-        Conversation(tiny("llama", seed=7), tmp_path / "me")
-    Conversation(shared("llama"), tmp_path / "me").close()
+        ChatSession(tiny("llama", seed=7), tmp_path / "me")
+    ChatSession(shared("llama"), tmp_path / "me").close()
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mother.txt").write_text("Dear mother")
     (tmp_path / "file").write_text("x")
@@ -414,7 +444,7 @@ def test_folders_that_are_not_its_own(tmp_path):
     (tmp_path / "mine" / "adapter").mkdir(parents=True)  # what personalize writes
     with pytest.raises(InputError, match="or try the adapter there: personal-llm chat --adapter .*mine$"):
         fresh(tmp_path / "mine")
-    (tmp_path / "me" / STATE).write_text('{"base": "x"}')
+    (tmp_path / "me" / STATE_FILE).write_text('{"base": "x"}')
     with pytest.raises(InputError, match="damaged"):
         fresh(tmp_path / "me")
 
@@ -422,14 +452,14 @@ def test_folders_that_are_not_its_own(tmp_path):
 MISTAKES = {
     "/dance": "is no command",
     "/": "is no command",
-    "/why": "nothing was decided yet",
+    "/why": "no turn was decided yet",
     "/undo": "no turn to take back",
     "/learn": "nothing to learn",
     "/style": "no reply was corrected",
     "/skip": "no question is open",
     "/forget": "write /forget TEXT",
-    "/status now": "takes nothing after it",
-    "/forget a text that nobody said": "nothing that is stored here says so",
+    "/status now": "takes no argument",
+    "/forget a text that nobody said": "no stored turn contains it",
 }
 
 
@@ -438,7 +468,7 @@ def test_a_mistake_is_one_line(tmp_path, line):
     talk = fresh(tmp_path / "me")
     said = reply(talk, line)
     assert MISTAKES[line] in said and "\n" not in said and talk.me.buffer.seen == 0
-    assert all(name in reply(talk, "/help") for name in SLASH)
+    assert all(name in reply(talk, "/help") for name in CHAT_COMMANDS)
     talk.close()
 
 
@@ -451,7 +481,7 @@ def test_forget_leaves_no_byte(tmp_path):
     until_asked(talk, LINES)
     reply(talk, "Ask Zanzibarquux tonight.")
     reply(talk, "/learn")
-    talk.finish()
+    talk.finish_training()
     assert any(b"Zanzibarquux" in content for content in disk(tmp_path / "me").values())
     said = reply(talk, "/forget zanzibarquux")
     assert "1 adapters" in said and talk.me.adapter is None
@@ -477,16 +507,16 @@ def test_undo_takes_back_the_last_turn_and_its_question(tmp_path):
 
 def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_path, monkeypatch):
     "Its scores would be of an adapter that is gone: it is dropped, and nothing breaks."
-    monkeypatch.setattr(conversation, "TURNS_KEPT", 1)  # the talk itself holds no word of what is forgotten
+    monkeypatch.setattr(conversation, "MAX_STORED_TURNS", 1)  # the talk itself holds no word of what is forgotten
     talk = fresh(tmp_path / "me")
     until_asked(talk, LINES)
     reply(talk, BETTER)
     reply(talk, "/learn")
-    talk.finish()
+    talk.finish_training()
     until_asked(talk, [f"What about my {thing}?" for thing in "car cat house boat garden piano dinner tax".split()] * 3)
     talk.close()
     forget_folder(tmp_path / "me", text="call me tonight")
-    again = Conversation(shared("llama"), tmp_path / "me")
+    again = ChatSession(shared("llama"), tmp_path / "me")
     assert again.question is None and again.me.adapter is None and reply(again, "Hello again")
     again.close()
 
@@ -540,8 +570,8 @@ def test_ctrl_c_at_a_terminal(small, tmp_path):
     person.close()
     assert person.exitstatus == 0
     state = read_state(tmp_path / "me")
-    assert state.talk["turns"][0]["prompt"] == "My knee hurts." and state.buffer.seen in (1, 2)
-    assert len(state.talk["turns"]) == state.buffer.seen
+    assert state.session["turns"][0]["prompt"] == "My knee hurts." and state.buffer.seen in (1, 2)
+    assert len(state.session["turns"]) == state.buffer.seen
 
 
 def test_help_teaches(capsys):
@@ -565,25 +595,25 @@ def test_the_widget_asks_learns_and_shows(tmp_path):
         chat, asked = ChatWidget(talk), 0
         for line in LINES:
             chat.line.value = f"<b>{line}"
-            chat.send.click()
+            chat.send_button.click()
             if talk.question:
-                assert QUESTION in chat.question.children[0].value and chat.question.layout.display is None
+                assert QUESTION_TEXT in chat.question.children[0].value and chat.question.layout.display is None
                 asked += 1
                 if asked == 2:  # the first one is left without an answer
                     break
         assert talk.me.cost.requests == 0, "what is said to the model is no answer"
-        chat.wish.click()
+        chat.correct_button.click()
         assert talk.question, "nor is an empty wish"
         assert "<b>My" not in chat.log.value + chat.panel.children[0].value and "&lt;b&gt;My" in chat.log.value
-        chat.better.value = BETTER
-        chat.wish.click()
+        chat.correction_field.value = BETTER
+        chat.correct_button.click()
         assert chat.question.layout.display == "none" and BETTER in chat.panel.children[0].value
         chat.commands["/learn"].click()
-        await asyncio.wait_for(chat.waiting, 300)
-        assert talk.learner is None and "learned:" in chat.log.value
+        await asyncio.wait_for(chat.training_watch, 300)
+        assert talk.background_training is None and "learned:" in chat.log.value
         for place in range(4):
             chat.panel.selected_index = place
-            assert chat.panel.children[place].value.startswith(("<p>", "<table>", "<img alt="))
+            assert chat.panel.children[place].value.startswith(("<p>", "<img alt="))
         return chat
 
     chat = asyncio.run(person())
@@ -591,14 +621,14 @@ def test_the_widget_asks_learns_and_shows(tmp_path):
         chat.commands[line].click()
     assert "taken back" in chat.log.value
     talk.close()
-    again = Conversation(shared("llama"), tmp_path / "me")
-    assert ChatWidget(again).log.value.count("You:") == len(again.me.talk["turns"]) > 0
+    again = ChatSession(shared("llama"), tmp_path / "me")
+    assert ChatWidget(again).log.value.count("You:") == len(again.me.session["turns"]) > 0
     again.close()
 
 
 def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
-    from personal_llm.app.chat import need_widgets
+    from personal_llm.app.chat import import_ipywidgets
 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InputError, match=r"pip install personal_llm\[widget\]"):
-        need_widgets()
+        import_ipywidgets()

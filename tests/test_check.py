@@ -6,11 +6,11 @@ import torch
 from tiny import ARCHITECTURES, TEMPLATES, same, shared, tiny, weights
 
 from personal_llm.base.adapters import attach_adapter
-from personal_llm.base.check import PROBES, check, check_name
+from personal_llm.base.check import MODEL_CHECKS, check_model
 
 
 def found(model):
-    return {what: holds for what, holds, _ in check(model).rows}
+    return {what: holds for what, holds, _ in check_model(model).rows}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -18,8 +18,8 @@ def found(model):
 def test_check_is_ok(architecture, template):
     model = shared(architecture, template)
     before = weights(model)
-    report = check(model)
-    assert report.ok and len(report.rows) == len(PROBES) == 7, f"\n{report}"
+    report = check_model(model)
+    assert report.ok and len(report.rows) == len(MODEL_CHECKS) == 7, f"\n{report}"
     assert same(model, before)
 
 
@@ -32,7 +32,7 @@ def test_a_template_without_an_end_token():
 def test_a_template_that_loses_the_prompt():
     model = tiny("llama")
     model.tokenizer.chat_template = "{{ messages[-1]['content'] }}<|end|>"
-    report = check(model)
+    report = check_model(model)
     assert not found(model)["template"] and "drops" in str(report) and not report.ok
 
 
@@ -67,7 +67,7 @@ def test_a_model_that_looks_ahead():
 
 
 def test_control_tokens_typed_by_a_user(monkeypatch):
-    monkeypatch.setattr("personal_llm.base.tokens.special_strings", lambda tokenizer: [])
+    monkeypatch.setattr("personal_llm.base.tokens.get_special_strings", lambda tokenizer: [])
     assert not found(shared("llama"))["user text stays text"]
 
 
@@ -86,6 +86,6 @@ def test_an_adapter_that_is_not_what_was_saved(monkeypatch):
 
 
 def test_a_name_that_cannot_be_loaded_is_a_failing_row():
-    report = check_name("no/such/folder")
+    report = check_model("no/such/folder")
     assert not report.ok and [what for what, _, _ in report.rows] == ["loading"]
     assert "unknown model" in str(report) and str(report).startswith("FAIL")

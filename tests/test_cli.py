@@ -1,5 +1,6 @@
 "The command line: how it parses, what it refuses, and that every failure is one line."
 
+import argparse
 import errno
 import io
 import json
@@ -8,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
 from personal_llm.app import arguments, cli
-from personal_llm.app.arguments import COMMANDS, Shown, command, option
+from personal_llm.app.arguments import COMMANDS, CommandResult, option, parse_whole_number, register_command
+from personal_llm.app.demo import DemoSettings
+from personal_llm.app.personalize import PersonalizeSettings
 from personal_llm.base import loading
 from personal_llm.base.core import InputError
 from typed import fails, invoke, rows, write
@@ -22,7 +26,7 @@ from typed import fails, invoke, rows, write
 def extra():
     "Commands of a test are gone after it."
     before = dict(COMMANDS)
-    yield command
+    yield register_command
     COMMANDS.clear()
     COMMANDS.update(before)
 
@@ -52,14 +56,29 @@ print(len(COMMANDS))
 
 def test_every_command_says_what_it_does_and_shows_how():
     for name, one in COMMANDS.items():
-        assert one.about[0].islower() and one.examples, name
+        assert one.summary[0].islower() and one.examples, name
         assert one.run.__doc__.startswith(f"The command `{name}`"), name
+
+
+@pytest.mark.parametrize("command, settings", [("demo", DemoSettings), ("personalize", PersonalizeSettings)])
+def test_settings_exist_once(command, settings):
+    "Help, type and default of an option are those of the field."
+    parser = argparse.ArgumentParser()
+    for add in COMMANDS[command].options:
+        add(parser)
+    actions = {action.dest: action for action in parser._actions}
+    shared = [field for field in fields(settings) if field.name in actions and field.name != "ask_when"]
+    assert len(shared) >= 6
+    for field in shared:
+        action = actions[field.name]
+        assert action.default == field.default and action.help.startswith(field.metadata["help"]), field.name
+        assert action.type is parse_whole_number or not isinstance(field.default, int), field.name
 
 
 def test_a_command_of_ones_own_is_one_function(extra, capsys):
     @extra("shout", "a word, loudly", option("word"))
     def shout(args):
-        return Shown(dict(said=args.word.upper()), [args.word.upper()], 1)
+        return CommandResult(dict(said=args.word.upper()), [args.word.upper()], 1)
 
     assert invoke(capsys, "shout", "hello") == (1, "HELLO\n", "")
     assert invoke(capsys, "shout", "hello", "--json") == (1, '{"said": "HELLO"}\n', "")
@@ -73,17 +92,17 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
         (["library"], "COMMAND"),
         (["library", "fly"], "invalid choice"),
         (["personalize"], "--data"),
-        (["personalize", "--data", "x", "--out", "y", "--steps", "many"], "invalid int"),
+        (["personalize", "--data", "x", "--out", "y", "--steps", "many"], "is no usable whole number"),
         (["personalize", "--data", "x", "--out", "y", "--nonsense"], "--nonsense"),
-        (["personalize", "--data", "x", "--out", "y", "--ask", "sometimes"], "freeze"),
-        (["personalize", "--data", "x", "--out", "y", "--policy", "fifo", "--ask", "policy"], "does not say"),
-        (["personalize", "--data", "x", "--out", "y", "--rehearsal", "-1"], "rehearsal is -1"),
+        (["personalize", "--data", "x", "--out", "y", "--ask-when", "sometimes"], "freeze"),
+        (["personalize", "--data", "x", "--out", "y", "--policy", "fifo", "--ask-when", "policy"], "asks no questions"),
+        (["personalize", "--data", "x", "--out", "y", "--replay", "-1"], "replay is -1"),
         (["personalize", "--data", "x", "--out", "y", "--seed", "9" * 5000], "--seed"),
-        (["demo", "--user", "nobody"], "unknown user 'nobody'"),
-        (["demo", "--capacity", "0"], "capacity 0"),
+        (["demo", "--user", "nobody"], "user is 'nobody'; use one of nurse"),
+        (["demo", "--capacity", "0"], "capacity is 0"),
         (["demo", "--capacity", str(10**12)], "capacity"),
-        (["demo", "--seed", "-1"], "the seed is -1"),
-        (["demo", "--seed", str(2**40)], "the seed is"),
+        (["demo", "--seed", "-1"], "seed is -1"),
+        (["demo", "--seed", str(2**40)], "seed is"),
         (["demo", "--length", str(10**12)], "length is"),
         (["check", "--model", "no/such/folder"], "unknown model"),
         (["check", "--model", "pockett"], 'use "pocket"'),
@@ -93,12 +112,12 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
         (["library", "list", "nowhere"], "nowhere: no library here"),
         (["library", "verify", "nowhere"], "no library here"),
         (["library", "show"], "NAME"),
-        (["library", "build", "--out", "x", "--licence", "x"], "--adapters"),
-        (["library", "build", "--out", "x", "--adapters", "y"], "--licence"),
+        (["library", "build", "--out", "x", "--licence", "x"], "--adapter"),
+        (["library", "build", "--out", "x", "--adapter", "y"], "--licence"),
         (["explain"], "--data FILE or --adapter DIR"),
         (["explain", "--data", "a", "--adapter", "b"], "b: no adapter here"),
         (
-            ["library", "build", "--out", "x", "--licence", "x", "--adapters", "y", "--ray", "--prompts", "z"],
+            ["library", "build", "--out", "x", "--licence", "x", "--adapter", "y", "--ray-address", "--prompts", "z"],
             "chats are not sent",
         ),
         (["explain", "--data", "a", "--library", "nowhere"], "no library here"),
@@ -115,8 +134,8 @@ def test_mistakes_are_one_line_and_make_nothing(tmp_path, capsys, monkeypatch, a
 @pytest.mark.parametrize(
     "error, wanted",
     [
-        (OSError(errno.ENOSPC, "No space left on device"), cli.FULL),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), cli.FULL),
+        (OSError(errno.ENOSPC, "No space left on device"), cli.DISK_FULL_MESSAGE),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), cli.DISK_FULL_MESSAGE),
         (OSError(errno.EACCES, "Permission denied", "file"), "file: Permission denied"),
         (json.JSONDecodeError("Expecting value", "{", 0), "damaged"),
         (InputError("a\nb", "c"), "a b; c"),
@@ -131,7 +150,7 @@ def test_an_interrupt_and_a_closed_pipe(extra, capsys, monkeypatch):
     extra("stop", "is interrupted")(raising(KeyboardInterrupt()))
     extra("pipe", "nobody reads")(raising(BrokenPipeError()))
     monkeypatch.setattr(os, "dup2", lambda *given: None)
-    assert invoke(capsys, "stop") == (130, "", f"personal-llm: {cli.INTERRUPTED}\n")
+    assert invoke(capsys, "stop") == (130, "", f"personal-llm: {cli.INTERRUPTED_MESSAGE}\n")
     assert invoke(capsys, "pipe") == (0, "", "")
 
 
@@ -146,7 +165,7 @@ EVIL = "\x1b[2J\x9b1m\u202eevil\u2066\x07"
 
 def test_escapes_of_others_are_shown(extra, tmp_path, capsys):
     "On stdout as lines and as JSON, on stderr as notes and as errors."
-    extra("evil", "says it")(lambda args: arguments.note(EVIL) or Shown(dict(said=EVIL), [EVIL]))
+    extra("evil", "says it")(lambda args: arguments.print_note(EVIL) or CommandResult(dict(said=EVIL), [EVIL]))
     extra("fail", "says it")(raising(InputError(EVIL, EVIL)))
     code, out, err = invoke(capsys, "evil")
     shown = [out, err, invoke(capsys, "evil", "--json")[1], fails(capsys, "fail")]
@@ -170,8 +189,8 @@ def test_nothing_connects_without_being_asked(capsys, monkeypatch):
 def test_an_id_of_the_hub_fails_soon_without_a_network(capsys, monkeypatch):
     "The hub hangs for ever; the command does not."
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(loading, "PATIENCE", 0.2)
-    monkeypatch.setattr(loading, "hub_says", lambda name: time.sleep(600))
+    monkeypatch.setattr(loading, "HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr(loading, "find_hub_error", lambda name: time.sleep(600))
     code, out, err = invoke(capsys, "check", "--model", "some/model-that-is-not-here")
     assert code == 1 and "FAIL loading" in out and "the hub does not answer" in out
 
@@ -199,6 +218,6 @@ def test_data_that_is_no_data(tmp_path, capsys, monkeypatch, name, rest):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "bad.jsonl", [*rows(2), '{"prompt": "a", ', *rows(2)])
     line = fails(capsys, name, "--data", "bad.jsonl", *rest)
-    assert "bad.jsonl line 3: broken JSON" in line and "--skip-bad" in line
+    assert "bad.jsonl line 3: broken JSON" in line and "--skip-invalid" in line
     assert "no such file" in fails(capsys, name, "--data", "nowhere.jsonl", *rest)
     assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]

@@ -9,22 +9,30 @@ import numpy as np
 import pytest
 from typed import fails
 
-from personal_llm.base.adapters import WEIGHTS
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.runtimes import cluster
-from personal_llm.runtimes.cluster import Job, Task, build, kept, packed, parts_of, unpacked
-from personal_llm.start.library import Library
+from personal_llm.runtimes.cluster import (
+    BuildJob,
+    BuildContext,
+    build_pllms,
+    load_result,
+    pack_result,
+    find_results_folder,
+    unpack_explanation,
+)
+from personal_llm.selection.library import Library
 
 SHIPPED = Library(ASSETS / "library")
 NAMES = SHIPPED.names[:3]
-PANELS = SimpleNamespace(coordinates=np.zeros(3), base=np.zeros(3), prompts=["a"], voice=["b"])
-TASK = Task(SimpleNamespace(base=SHIPPED.base), SHIPPED.space, PANELS)
+PANELS = SimpleNamespace(coordinates=np.zeros(3), base=np.zeros(3), prompts=["a"], plain_responses=["b"])
+TASK = BuildContext(SimpleNamespace(base=SHIPPED.base), SHIPPED.space, PANELS)
 
 
 def made(job):
-    mine = cluster.without_clock(SHIPPED[job.name].explanation)
-    return packed(mine, 60, job.files)
+    mine = cluster.drop_timings(SHIPPED[job.name].explanation)
+    return pack_result(mine, 60, job.files)
 
 
 def workers(order, fails=(), dies_after=None, done=None):
@@ -41,7 +49,7 @@ def workers(order, fails=(), dies_after=None, done=None):
 
 
 def jobs():
-    return [Job.of(name, SHIPPED[name].adapter) for name in NAMES]
+    return [BuildJob.of(name, SHIPPED[name].adapter) for name in NAMES]
 
 
 def files(folder):
@@ -54,7 +62,7 @@ def new(place):
 
 def built(place, **how):
     library = new(place)
-    result = build(library, TASK, jobs(), workers(**dict(order=list) | how), "CC0-1.0", progress=False)
+    result = build_pllms(library, TASK, jobs(), workers(**dict(order=list) | how), "CC0-1.0", progress=False)
     return library, result
 
 
@@ -68,11 +76,11 @@ def test_the_order_of_arrival_leaves_no_trace(tmp_path):
 def test_an_interrupted_build_goes_on(tmp_path):
     library, done = new(tmp_path / "lib"), []
     with pytest.raises(KeyboardInterrupt):
-        build(library, TASK, jobs(), workers(list, dies_after=2, done=done), "CC0-1.0", progress=False)
+        build_pllms(library, TASK, jobs(), workers(list, dies_after=2, done=done), "CC0-1.0", progress=False)
     assert library.names == [] and len(done) == 2
-    assert build(library, TASK, jobs(), workers(list, done=done), "CC0-1.0", progress=False)[0] == NAMES
+    assert build_pllms(library, TASK, jobs(), workers(list, done=done), "CC0-1.0", progress=False)[0] == NAMES
     assert sorted(done) == sorted(NAMES), "nobody twice"
-    assert not parts_of(library).exists()
+    assert not find_results_folder(library).exists()
     whole, _ = built(tmp_path / "whole")
     assert files(tmp_path / "lib") == files(tmp_path / "whole")
 
@@ -83,23 +91,23 @@ def test_one_that_fails_is_named_and_the_others_stay(tmp_path):
 
 
 def test_a_key_is_all_that_the_result_depends_on(tmp_path):
-    job, context = jobs()[0], TASK.context
-    other = Job(job.name, job.files | {WEIGHTS: job.files[WEIGHTS][:-1] + b"x"})
-    keys = {job.key(context), other.key(context), job.key("other"), Job("x", {}, (), 1).key(context)}
-    assert len(keys) == 4 and Job("somebody", job.files).key(context) == job.key(context)
-    changed = SimpleNamespace(**vars(PANELS) | dict(voice=["c"]))
-    for task in (Task(TASK.model, TASK.space, PANELS, seed=1), Task(TASK.model, TASK.space, changed)):
-        assert task.context != TASK.context
+    job, context = jobs()[0], TASK.fingerprint
+    other = BuildJob(job.name, job.files | {WEIGHTS_FILE: job.files[WEIGHTS_FILE][:-1] + b"x"})
+    keys = {job.key(context), other.key(context), job.key("other"), BuildJob("x", {}, (), 1).key(context)}
+    assert len(keys) == 4 and BuildJob("somebody", job.files).key(context) == job.key(context)
+    changed = SimpleNamespace(**vars(PANELS) | dict(plain_responses=["c"]))
+    for task in (BuildContext(TASK.model, TASK.space, PANELS, seed=1), BuildContext(TASK.model, TASK.space, changed)):
+        assert task.fingerprint != TASK.fingerprint
 
 
 def test_rows_travel_to_the_last_bit_and_damaged_parts_do_not_count(tmp_path):
     mine = SHIPPED[NAMES[0]].explanation
     mine.row[:] = np.random.default_rng(0).normal(size=mine.row.shape)
-    assert unpacked(packed(mine, 1, {})).row.tobytes() == mine.row.tobytes()
-    cluster.keep(tmp_path, "k", made(jobs()[0]))
-    assert kept(tmp_path, "k") is not None
-    (tmp_path / "k" / WEIGHTS).unlink()
-    assert kept(tmp_path, "k") is None
+    assert unpack_explanation(pack_result(mine, 1, {})).row.tobytes() == mine.row.tobytes()
+    cluster.store_result(tmp_path, "k", made(jobs()[0]))
+    assert load_result(tmp_path, "k") is not None
+    (tmp_path / "k" / WEIGHTS_FILE).unlink()
+    assert load_result(tmp_path, "k") is None
 
 
 def test_a_model_that_was_used_travels():
@@ -109,9 +117,9 @@ def test_a_model_that_was_used_travels():
     from personal_llm.base.models import load_model
 
     model, said = load_model("pocket"), [Dialogue("My knee hurts.", "Cool it.")]
-    before = model.read(said)[0]
-    there = pickle.loads(pickle.dumps(Task(model, None, PANELS))).model
-    after = there.read(said)[0]
+    before = model.run_forward(said)[0]
+    there = pickle.loads(pickle.dumps(BuildContext(model, None, PANELS))).model
+    after = there.run_forward(said)[0]
     assert (there.base, there.name, there.max_length) == (model.base, model.name, model.max_length)
     assert after.hidden.tobytes() == before.hidden.tobytes() and after.nll == before.nll
 
@@ -119,7 +127,7 @@ def test_a_model_that_was_used_travels():
 @pytest.mark.parametrize("address", ["nowhere", "host:0", "ray://:7", "127.0.0.1:9"])
 def test_an_address_that_does_not_answer(address):
     with pytest.raises(InputError, match="no address|no Ray cluster answers"):
-        cluster.check_address(address)
+        cluster.check_ray_address(address)
 
 
 def test_a_host_that_is_silent_is_given_up(monkeypatch):
@@ -127,10 +135,10 @@ def test_a_host_that_is_silent_is_given_up(monkeypatch):
         time.sleep(timeout)
         raise TimeoutError("timed out")
 
-    monkeypatch.setattr(cluster, "PATIENCE", 0.05)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.05)
     monkeypatch.setattr(socket, "create_connection", silent)
     with pytest.raises(InputError, match="timed out"):
-        cluster.check_address("10.0.0.5:6379")
+        cluster.check_ray_address("10.0.0.5:6379")
 
 
 def test_without_ray_there_is_the_install_line(capsys, monkeypatch, tmp_path):
@@ -141,11 +149,11 @@ def test_without_ray_there_is_the_install_line(capsys, monkeypatch, tmp_path):
         "build",
         "--out",
         tmp_path / "lib",
-        "--adapters",
+        "--adapter",
         tmp_path / "ana",
         "--licence",
         "CC0-1.0",
-        "--ray",
+        "--ray-address",
     )
     assert "pip install personal_llm[ray]" in fails(capsys, *given) and not (tmp_path / "lib").exists()
 
@@ -155,13 +163,13 @@ def test_ray_builds_the_same_bytes(tmp_path):
     pytest.importorskip("ray", reason="pip install personal_llm[ray]")
     import torch
     from personal_llm.base.models import load_model
-    from personal_llm.xpert.explanation import known_texts, read_panels
+    from personal_llm.explanation.explanation import load_probe_texts, prepare_probes
 
     torch.set_num_threads(1)
-    model, (texts, prompts) = load_model("pocket"), known_texts()
-    panels = read_panels(model, SHIPPED.space, texts[:12], prompts[:2])
-    task, here = Task(model, SHIPPED.space, panels), lambda task, jobs: ((job, task.run(job)) for job in jobs)
-    build(new(tmp_path / "here"), task, jobs(), here, "CC0-1.0", progress=False)
+    model, (texts, prompts) = load_model("pocket"), load_probe_texts()
+    panels = prepare_probes(model, SHIPPED.space, texts[:12], prompts[:2])
+    task, here = BuildContext(model, SHIPPED.space, panels), lambda task, jobs: ((job, task.run(job)) for job in jobs)
+    build_pllms(new(tmp_path / "here"), task, jobs(), here, "CC0-1.0", progress=False)
     folders = {name: SHIPPED[name].adapter for name in NAMES}
-    cluster.add_on_ray(new(tmp_path / "ray"), NAMES, folders, panels, model, "CC0-1.0", progress=False, cores=2)
+    cluster.add_with_ray(new(tmp_path / "ray"), NAMES, folders, panels, model, "CC0-1.0", progress=False, cores=2)
     assert files(tmp_path / "ray") == files(tmp_path / "here")

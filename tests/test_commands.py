@@ -9,9 +9,9 @@ import pytest
 
 from personal_llm import personalize
 from personal_llm.app import personalize as module
-from personal_llm.device.results import COMMITTED, put
+from personal_llm.base.publish import COMMITTED_RESULTS, write_entry
 from personal_llm.base import models
-from personal_llm.base.files import OwnedFolder, delete
+from personal_llm.base.files import OwnedFolder, delete_path
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
 
@@ -20,7 +20,7 @@ from typed import fails, found, invoke, rows, snapshot, write
 def quick():
     patch, other = pytest.MonkeyPatch(), tiny("llama", seed=1)
     patch.setattr(models, "load_model", lambda name="pocket", **named: other if name == "other" else shared("llama"))
-    patch.setattr(module, "REPLY_TOKENS", 4)
+    patch.setattr(module, "MAX_MEASURED_REPLY_TOKENS", 4)
     yield
     patch.undo()
 
@@ -38,7 +38,7 @@ def test_evaluate_says_when_it_tests_on_what_was_learned(world, capsys):
     result = json.loads(out)
     assert code == 0 and result["data"]["learned_from"] == 8 and result["change"]["loss"]["n"] == 12
     assert err.count("\n") == 1 and "8 of 12 dialogues" in err
-    assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=models.REPLY_PENALTY)
+    assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=models.REPLY_REPETITION_PENALTY)
 
 
 def test_evaluate_for_people(world, capsys):
@@ -50,10 +50,10 @@ def test_evaluate_for_people(world, capsys):
 def test_evaluate_finishes_what_a_killed_run_committed(world, tmp_path, capsys):
     "The new adapter was committed, and is half in its place."
     mine = shutil.copytree(world / "mine", tmp_path / "mine")
-    put(mine / "adapter", OwnedFolder(mine).claim(COMMITTED) / "adapter")
-    delete(mine / "adapter")
+    write_entry(mine / "adapter", OwnedFolder(mine).claim(COMMITTED_RESULTS) / "adapter")
+    delete_path(mine / "adapter")
     assert found(capsys, "evaluate", "--data", world / "few.jsonl", "--adapter", mine)["model"]
-    assert (mine / "adapter").is_dir() and not (mine / COMMITTED).exists()
+    assert (mine / "adapter").is_dir() and not (mine / COMMITTED_RESULTS).exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import InputError
-from personal_llm.tuning.config import TuningConfig, same_targets
+from personal_llm.tuning.config import TuningConfig, selects_same_modules
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from personal_llm.tuning.config import TuningConfig, same_targets
         dict(validation=1.0),
         dict(validation=-0.1),
         dict(patience=0),
-        dict(accumulate=0),
+        dict(gradient_accumulation_steps=0),
         dict(steps=2.5),
         dict(steps=2.0),
         dict(rank=4.0),
@@ -32,7 +32,7 @@ from personal_llm.tuning.config import TuningConfig, same_targets
         dict(learning_rate=0),
         dict(rank="8"),
         dict(rank=True),
-        dict(targets=["q_proj"]),
+        dict(target_modules=["q_proj"]),
         dict(dropout=1.0),
         dict(weight_decay=-1),
     ],
@@ -71,27 +71,33 @@ ALL_Q = ",".join(name for name in MODULES if name.endswith("q_proj"))
     ],
 )
 def test_targets_are_compared_by_what_they_select(one, other, same):
-    assert same_targets(one, other, MODULES) is same_targets(other, one, MODULES) is same
-    assert same_targets(one, one, [])
+    assert selects_same_modules(one, other, MODULES) is selects_same_modules(other, one, MODULES) is same
+    assert selects_same_modules(one, one, [])
 
 
 START = dict(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=[name for name in MODULES if "q_proj" in name])
 
 
 def test_a_start_gives_its_whole_shape():
-    for config in (TuningConfig(), TuningConfig(targets="q_proj"), TuningConfig(targets="all-linear", dropout=0.0)):
-        shape = config.like(START, "mine", MODULES)
-        assert (shape.rank, shape.alpha, shape.dropout, shape.targets) == (4, 8, 0.0, ALL_Q)
-    assert TuningConfig().like({k: v for k, v in START.items() if k != "lora_dropout"}, "mine").dropout == 0, "peft's"
+    for config in (
+        TuningConfig(),
+        TuningConfig(target_modules="q_proj"),
+        TuningConfig(target_modules="all-linear", dropout=0.0),
+    ):
+        shape = config.match_adapter(START, "mine", MODULES)
+        assert (shape.rank, shape.alpha, shape.dropout, shape.target_modules) == (4, 8, 0.0, ALL_Q)
+    assert TuningConfig().match_adapter({k: v for k, v in START.items() if k != "lora_dropout"}, "mine").dropout == 0, (
+        "peft's"
+    )
 
 
-@pytest.mark.parametrize("other", [dict(rank=3), dict(alpha=1.0), dict(dropout=0.2), dict(targets="v_proj")])
+@pytest.mark.parametrize("other", [dict(rank=3), dict(alpha=1.0), dict(dropout=0.2), dict(target_modules="v_proj")])
 def test_another_shape_than_the_starts_is_refused(other):
     with pytest.raises(InputError, match="start from the bare model"):
-        TuningConfig(**other).like(START, "mine", MODULES)
+        TuningConfig(**other).match_adapter(START, "mine", MODULES)
 
 
 @pytest.mark.parametrize("targets", [None, [], [3], 7])
 def test_a_start_without_targets_is_refused(targets):
     with pytest.raises(InputError, match="target modules"):
-        TuningConfig().like(START | dict(target_modules=targets), "mine", MODULES)
+        TuningConfig().match_adapter(START | dict(target_modules=targets), "mine", MODULES)

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from personal_llm.app import demo, report, warm_demo
+from personal_llm.app import commands, demo, demo_start, personalize
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
-from personal_llm.base.models import REPLY_PENALTY
+from personal_llm.base.models import REPLY_REPETITION_PENALTY
 from tiny import random_adapter, shared
 from typed import fails, found, snapshot
 
@@ -18,7 +18,7 @@ SHORT = dict(length=24, capacity=8, policies=("active", "fifo"), steps=1, synthe
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     patch = pytest.MonkeyPatch()
-    patch.setattr(demo, "REPLY_TOKENS", 4)
+    patch.setattr(personalize, "MAX_MEASURED_REPLY_TOKENS", 4)
     result = run_demo(folder, shared("llama"), progress=False, **SHORT)
     patch.undo()
     return folder, result
@@ -26,11 +26,11 @@ def made(tmp_path_factory):
 
 def test_it_leaves_report_figure_adapter_and_numbers(made):
     folder, result = made
-    assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.NAMES} - {"warm.png"}
+    assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.DEMO_FILES} - {"warm.png"}
     assert json.loads((folder / "demo.json").read_text())["policies"].keys() == {"active", "fifo"}
-    assert result["settings"]["repetition_penalty"] == REPLY_PENALTY
+    assert result["settings"]["repetition_penalty"] == REPLY_REPETITION_PENALTY
     page = " ".join((folder / "report.html").read_text().split())
-    assert f"repetition penalty of {REPLY_PENALTY}" in page and "<script" not in page
+    assert f"repetition penalty of {REPLY_REPETITION_PENALTY}" in page and "<script" not in page
     assert "warm" not in result, "the shipped library is another model's"
 
 
@@ -42,12 +42,10 @@ def test_budgets_are_equal(made):
 
 def test_who_keeps_the_bare_model_is_not_measured_again(tmp_path, monkeypatch):
     "Nothing was learned: the same numbers, without a second look."
-    looks, real = [], demo.measure
-    monkeypatch.setattr(
-        demo, "measure", lambda model, adapter, *rest: looks.append(adapter) or real(model, None, *rest)
-    )
-    monkeypatch.setattr(demo, "is_bare", lambda adapter: True)
-    monkeypatch.setattr(demo, "REPLY_TOKENS", 4)
+    looks, real = [], demo.score_adapter
+    monkeypatch.setattr(demo, "score_adapter", lambda run, adapter=None: looks.append(adapter) or real(run))
+    monkeypatch.setattr(demo, "is_base_model_kept", lambda adapter: True)
+    monkeypatch.setattr(personalize, "MAX_MEASURED_REPLY_TOKENS", 4)
     small = SHORT | dict(policies=("fifo",), length=12, capacity=4, tests=2)
     result = run_demo(tmp_path / "out", shared("llama"), progress=False, **small)
     assert result["policies"]["fifo"]["change"]["loss"]["difference"] == 0 and looks == [None]
@@ -67,7 +65,7 @@ def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(demo, "demonstrate", fail)
+        patch.setattr(demo, "run_stages", fail)
         run_demo(folder, shared("llama"), progress=False, **SHORT)
     assert snapshot(folder) == before
 
@@ -75,23 +73,9 @@ def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monk
 def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
     seen = {}
     result = dict(ok=True, seconds=dict(total=1))
-    monkeypatch.setattr(demo, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
-    monkeypatch.setattr(report, "demo_table", lambda result: "")
-    options = [
-        "--user",
-        "pupil",
-        "--length",
-        100,
-        "--capacity",
-        9,
-        "--steps",
-        7,
-        "--seed",
-        4,
-        "--synthetic",
-        2,
-        "--quiet",
-    ]
+    monkeypatch.setattr(commands, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
+    monkeypatch.setattr(commands, "format_demo_table", lambda result: "")
+    options = "--user pupil --length 100 --capacity 9 --steps 7 --seed 4 --synthetic 2 --quiet".split()
     assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
     numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)
     assert seen == dict(given=(str(tmp_path),), user="pupil", progress=False) | numbers
@@ -110,11 +94,11 @@ def test_both_curves_have_the_starts_rank(tmp_path):
     model = shared("llama")
     start = random_adapter(model, tmp_path / "start", rank=2)
     rows = [Dialogue(f"What is thing {i}?", f"It is {i}.", time=float(i)) for i in range(24)]
-    curves = warm_demo.two_runs(model, rows[:20], rows[20:], start, "start", steps=1)
+    curves = demo_start.compare_starts(model, rows[:20], rows[20:], {"from start": start}, steps=1)
     assert [curve["rank"] for curve in curves.values()] == [2, 2]
     assert len({curve["judged_on"] for curve in curves.values()}) == 1 and curves["from scratch"]["judged_on"] >= 4
     assert curves["from scratch"]["test_before"] != curves["from start"]["test_before"]
-    assert warm_demo.two_runs(model, rows[:20], rows[20:], None, "", steps=1).keys() == {"from scratch"}
+    assert demo_start.compare_starts(model, rows[:20], rows[20:], {}, steps=1).keys() == {"from scratch"}
 
 
 def true_of(fact, user):
@@ -124,8 +108,8 @@ def true_of(fact, user):
     if key.startswith("*"):
         return any(habit.apply(key.split("*")[3]) == key.split("*")[1] for habit in user.habits)
     if key.startswith("about "):
-        return key == "about medicine" and user.signal[0][1].startswith("medical")
-    begins = dict(opens=f"opens '{quoted}'", signs=f"signs off '{quoted}'", emoji=f"ends with {fact.what[-1]}")
+        return key == "about medicine" and user.signal_subjects[0][1].startswith("medical")
+    begins = dict(opens=f"opens '{quoted}'", signs=f"signs off '{quoted}'", emoji=f"ends with {fact.label[-1]}")
     return begins.get(key.split()[0], dict(lists="bullet list").get(key, key)) in names
 
 
@@ -133,28 +117,28 @@ def true_of(fact, user):
 def test_what_the_demo_says_of_a_user_is_true_line_by_line(name, count):
     "Every line is a planted habit or the subject; of the nurse all that the demo promises is there."
     from personal_llm.data.reading import load_samples
-    from personal_llm.data.users import USERS, user_stream
-    from personal_llm.xpert.saying import of_person
+    from personal_llm.data.people import USERS, user_stream
+    from personal_llm.explanation.description import describe_user
 
     user = USERS[name]
     pairs = [(d, user(d)) for d in user_stream(user, load_samples(), seed=0).stream if user(d)][:count]
     liked = [d.derive(response=better, origin="annotated") for d, better in pairs]
-    said = of_person(liked, [""] * count, replies={d.id: d.response for d, _ in pairs})
-    assert said.words == () and said.facts and [fact for fact in said.facts if not true_of(fact, user)] == []
+    said = describe_user(liked, [""] * count, replies={d.id: d.response for d, _ in pairs})
+    assert said.words == () and said.traits and [fact for fact in said.traits if not true_of(fact, user)] == []
     if name == "nurse":
         wanted = {"opens with “In short:”", "signs off “Take care, Ana”", "one sentence", "about medicine"}
-        assert wanted <= {fact.key for fact in said.facts}
+        assert wanted <= {fact.key for fact in said.traits}
     bill = dict(forward=1, tokens=1, bytes_moved=0, seconds=1)
     curve = dict(judged_on=1, steps_to_goal=None, test_before=2, test_after=1, rank=4, cost=bill)
     rest = dict(library=8, weights={}, reason="", selection=bill, curves={"from scratch": curve})
-    lines = warm_demo.say(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
-    assert [line.strip(" -") for line in lines[1 : 1 + len(said.facts)]] == [str(fact) for fact in said.facts]
+    lines = demo_start.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
+    assert [line.strip(" -") for line in lines[1 : 1 + len(said.traits)]] == [str(fact) for fact in said.traits]
     assert not any("mostly *" in line for line in lines)
 
 
 def test_a_curve_says_what_it_was_judged_on():
-    assert warm_demo.judge_of(dict(judged_on=5)) == "validation loss"
-    assert warm_demo.judge_of(dict(judged_on=0)) == "training loss"
+    assert demo_start.get_loss_name(dict(judged_on=5)) == "validation loss"
+    assert demo_start.get_loss_name(dict(judged_on=0)) == "training loss"
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):

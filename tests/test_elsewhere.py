@@ -14,9 +14,9 @@ import torch
 from real import NAMES, build, folder_of, shared_real, whole_folder
 from test_tuning import BRIEF, TALK, TEST
 
-from personal_llm.base.adapters import CONFIG, WEIGHTS
+from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import InputError
-from personal_llm.runtimes.elsewhere import modelfile, push_to_hub
+from personal_llm.runtimes.export import format_modelfile, push_to_hub
 from personal_llm.tuning.finetune import finetune
 from tiny import shared
 
@@ -54,11 +54,11 @@ def adapter(tmp_path_factory):
 def test_what_arrives(hub, adapter, tmp_path):
     assert push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0") == "https://huggingface.co/me/mine"
     assert hub.calls == [("create", "me/mine", True), ("upload", "me/mine")]
-    assert sorted(hub.files) == sorted(["README.md", CONFIG, WEIGHTS])
-    assert hub.files[WEIGHTS] == (adapter.path / WEIGHTS).read_bytes()
-    config = json.loads(hub.files[CONFIG])
+    assert sorted(hub.files) == sorted(["README.md", CONFIG_FILE, WEIGHTS_FILE])
+    assert hub.files[WEIGHTS_FILE] == (adapter.path / WEIGHTS_FILE).read_bytes()
+    config = json.loads(hub.files[CONFIG_FILE])
     assert config["base_model_name_or_path"] == BASE and config["r"] == 2
-    sent = hub.files[CONFIG] + hub.files["README.md"]
+    sent = hub.files[CONFIG_FILE] + hub.files["README.md"]
     for word in [str(adapter.path), adapter.path.name, adapter.base, *(d.id for d in TALK), *(d.prompt for d in TALK)]:
         assert word.encode() not in sent, word
     assert f"base_model: {BASE}\n".encode() in sent and b"on 16 dialogues" in sent and b"license: cc-by-4.0" in sent
@@ -92,7 +92,7 @@ def test_a_modelfile_writes_turns_as_the_template_does(name):
     if folder_of(name) is None:
         pytest.skip("no tokenizer of Llama-3.2 here; its licence forbids shipping (PERSONAL_LLM_TOKENIZERS=folder)")
     model = shared_real(name)
-    lines = modelfile(model, "./b.gguf", "./a.gguf")
+    lines = format_modelfile(model, "./b.gguf", "./a.gguf")
     template = lines.split('"""')[1]
     filled = template.replace("{{ .Prompt }}", "Tea?").split("{{ .Response }}")[0]
     turn = [dict(role="user", content="Tea?")]
@@ -168,7 +168,7 @@ def test_llama_cpp_reads_base_and_adapter_as_we_do(name, tmp_path):
     text = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     assert other.tokens(text) == model.tokenizer(text, add_special_tokens=False)["input_ids"]
     for file, adapter in ((None, None), (tmp_path / "adapter.gguf", made)):
-        with model.using(adapter), torch.no_grad():
+        with model.use_adapter(adapter), torch.no_grad():
             found[adapter is None] = log_probabilities(model.model(torch.tensor([ids])).logits[0].float())
         width = found[adapter is None].shape[1]
         assert np.abs(other.read(ids, file)[:, :width] - found[adapter is None]).max() < 0.01

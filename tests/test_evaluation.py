@@ -12,31 +12,31 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.tuning.evaluation import (
-    FLOORS,
+    FLOOR_NAMES,
     Evaluation,
-    by_user,
+    mean_by_user,
     compare_users,
     evaluate,
-    floor_values,
-    floors,
-    nearest_texts,
-    text_scores,
-    typical_answer,
+    summarize_floors,
+    evaluate_floors,
+    find_nearest_texts,
+    score_texts,
+    choose_typical_answer,
 )
-from personal_llm.base.text import rouge1, rouge_words
-from personal_llm.data.users import lower_case, opener
+from personal_llm.base.text import compute_rouge1, split_rouge_words
+from personal_llm.data.people import lower_case, opener
 
 
 class Parrot:
     "Answers with the prompt; the response's loss is its number of letters a word. An adapter is a number added to it."
 
-    spending = Model.spending
+    track_cost = Model.track_cost
 
     def __init__(self):
         self.cost, self.adapted, self.seen = Cost(tokens=7), 0, []
 
     @contextmanager
-    def using(self, adapter):
+    def use_adapter(self, adapter):
         self.adapted = adapter or 0
         try:
             yield self
@@ -100,7 +100,7 @@ def test_refused_before_the_model_runs(dialogues, says):
     with pytest.raises(InputError, match=says):
         evaluate(model, dialogues)
     with pytest.raises(InputError, match=says):
-        floors(dialogues, TEST)
+        evaluate_floors(dialogues, TEST)
     assert model.cost.forward == 0
 
 
@@ -109,17 +109,17 @@ def test_refused_before_the_model_runs(dialogues, says):
 def test_words_on_ascii_are_those_of_rouge_score(text):
     from rouge_score.tokenizers import DefaultTokenizer
 
-    assert rouge_words(text) == DefaultTokenizer(False).tokenize(text)
+    assert split_rouge_words(text) == DefaultTokenizer(False).tokenize(text)
 
 
 @given(st.text())
 def test_words_of_any_text(text):
-    words = rouge_words(text)
-    assert all(w and not any(c.isspace() for c in w) for w in words) and rouge_words(" ".join(words)) == words
+    words = split_rouge_words(text)
+    assert all(w and not any(c.isspace() for c in w) for w in words) and split_rouge_words(" ".join(words)) == words
 
 
 def naive_rouge(reply, reference):
-    a, b = rouge_words(reply), rouge_words(reference)
+    a, b = split_rouge_words(reply), split_rouge_words(reference)
 
     def longest(i, j):  # by recursion over the ends
         if not i or not j:
@@ -136,7 +136,7 @@ sentence = st.lists(st.sampled_from(["a", "b", "да", "茶", "☕"]), max_size=
 @settings(max_examples=60, deadline=None)
 @given(sentence, sentence.filter(str.strip))
 def test_rouge_against_its_naive_twin(reply, reference):
-    (found,) = text_scores([reply], [reference])
+    (found,) = score_texts([reply], [reference])
     assert [found["rouge1"], found["rougeL"]] == pytest.approx(naive_rouge(reply, reference))
     assert found["rougeL"] <= found["rouge1"] + 1e-12 and 0 <= found["bleu"] <= 100 + 1e-9
 
@@ -173,7 +173,7 @@ def test_users_weigh_alike_however_many_dialogues_they_have():
         [planted("Ana", [2.0] * 50), planted("Bo", [3.0] * 2)],
     )
     found = compare_users(a, b)
-    assert found.difference == -0.5 and found.n == 2 and by_user(a) == dict(Ana=1.0, Bo=3.0)
+    assert found.difference == -0.5 and found.n == 2 and mean_by_user(a) == dict(Ana=1.0, Bo=3.0)
 
 
 def test_adding_copies_of_seeds_does_not_narrow_the_interval():
@@ -200,7 +200,7 @@ def test_compare_users_refuses(other, says):
 
 
 def test_nearest_by_hand():
-    assert nearest_texts(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [
+    assert find_nearest_texts(["b b", "zzz", "Ä?"], ["a", "b c", "b", "ä"]).tolist() == [
         2,
         0,
         3,
@@ -210,9 +210,13 @@ def test_nearest_by_hand():
 def test_nearest_by_an_encoder():
     encode = lambda texts, **_: np.array([[text.count("a"), text.count("b")] for text in texts])
     encoder = SimpleNamespace(encode=encode)
-    assert nearest_texts(["aaab", "b", "zzz"], ["b", "ba", "a"], encoder).tolist() == [2, 0, 0]  # a zero: the first
+    assert find_nearest_texts(["aaab", "b", "zzz"], ["b", "ba", "a"], encoder).tolist() == [
+        2,
+        0,
+        0,
+    ]  # a zero: the first
     kept = [Dialogue(prompt, prompt.upper(), time=i) for i, prompt in enumerate(["b", "ba", "a"])]
-    found = floors([Dialogue("aaab", "A"), Dialogue("bb", "A")], kept, encoder=encoder)["nearest"]
+    found = evaluate_floors([Dialogue("aaab", "A"), Dialogue("bb", "A")], kept, encoder=encoder)["nearest"]
     assert [item["reply"] for item in found.items] == ["A", "B"]
 
 
@@ -220,23 +224,25 @@ def test_the_typical_floor_has_not_seen_the_test():
     rng = np.random.default_rng(1)
     for _ in range(20):
         answers = [" ".join(rng.choice(list("abcdefg"), rng.integers(1, 6))) for _ in range(7)]
-        means = [sum(rouge1(a, b) for j, b in enumerate(answers) if j != i) for i, a in enumerate(answers)]
-        assert typical_answer(answers) == answers[int(np.round(means, 9).argmax())]
+        means = [sum(compute_rouge1(a, b) for j, b in enumerate(answers) if j != i) for i, a in enumerate(answers)]
+        assert choose_typical_answer(answers) == answers[int(np.round(means, 9).argmax())]
     kept = [Dialogue("x", answer, time=i) for i, answer in enumerate(["a b", "b c", "d", "c"])]
     for wanted in ("d", "c"):
         test = [Dialogue("y", wanted)]
-        found = floors(test, kept)
+        found = evaluate_floors(test, kept)
         assert found["typical"].items[0]["reply"] == "b c" and found["constant"].items[0]["reply"] == wanted
-    assert tuple(found) == FLOORS and floor_values(found, ("rouge1", "bleu"))["rouge1_typical"] == pytest.approx(2 / 3)
-    assert len(floor_values(found, ("rouge1", "bleu"))) == 8
+    assert tuple(found) == FLOOR_NAMES and summarize_floors(found, ("rouge1", "bleu"))[
+        "rouge1_typical"
+    ] == pytest.approx(2 / 3)
+    assert len(summarize_floors(found, ("rouge1", "bleu"))) == 8
 
 
 def test_constant_floor_is_the_best_constant():
     rng = np.random.default_rng(0)
     say = lambda n: " ".join(rng.choice(list("abcdefg"), n))
     test, kept = [[Dialogue(say(3), say(5), time=i) for i in range(n)] for n in (12, 9)]
-    means = [np.mean([s["rouge1"] for s in text_scores([k.response] * 12, [t.response for t in test])]) for k in kept]
-    found = floors(test, kept, (lower_case(),), "Ana")
+    means = [np.mean([s["rouge1"] for s in score_texts([k.response] * 12, [t.response for t in test])]) for k in kept]
+    found = evaluate_floors(test, kept, (lower_case(),), "Ana")
     assert found["constant"].summary["rouge1"] == pytest.approx(max(means)) and found["echo"].user == "Ana"
     assert found["nearest"].compare(found["echo"], "rouge1").n == 12
 
@@ -247,7 +253,7 @@ def test_what_is_no_list_of_dialogues_is_refused(wrong):
     with pytest.raises(InputError, match="row 1|dialogue 1|columns|no such file|no list"):  # it says what
         evaluate(model, wrong)
     with pytest.raises(InputError, match="dialogue"):
-        floors(TEST, wrong)
+        evaluate_floors(TEST, wrong)
     assert model.cost.forward == 0
 
 

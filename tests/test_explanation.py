@@ -8,36 +8,36 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.xpert import explanation
-from personal_llm.xpert.explanation import (
-    RESAMPLES,
-    RIDGE,
+from personal_llm.explanation import explanation
+from personal_llm.explanation.explanation import (
+    NUM_RESAMPLES,
+    SLOPE_RIDGE,
     Explanation,
-    coordinates,
+    style_coordinates,
     explain,
     explain_pllm,
-    gains,
-    in_words,
-    known_texts,
-    read_panels,
-    resample,
-    slope,
+    likelihood_gains,
+    sparse_explanation,
+    load_probe_texts,
+    prepare_probes,
+    bootstrap_indices,
+    gain_direction,
 )
-from personal_llm.xpert.evidence import Fact
-from personal_llm.xpert.saying import (
-    MOST,
-    Said,
-    alike,
-    beside,
-    centred,
-    compared,
-    items,
-    of_person,
-    of_pllm,
-    word_shift,
+from personal_llm.explanation.habits import Trait
+from personal_llm.explanation.description import (
+    MIN_CARD_SCORE,
+    Description,
+    description_similarity,
+    score_library_words,
+    centre_on_library,
+    compare_descriptions,
+    description_items,
+    describe_user,
+    describe_pllm,
+    fit_word_shifts,
 )
-from personal_llm.xpert.space import unit_rows
-from personal_llm.xpert.words import Told
+from personal_llm.explanation.space import normalise_rows
+from personal_llm.explanation.vocabulary import WordScores
 from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
 from tiny import shared
 
@@ -53,31 +53,34 @@ def letters():
 
 
 def an_explanation(**changes):
-    said = dict(assembled=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
+    said = dict(sparse_words=("concise", "expert"), coefficients=np.array([0.71, 0.34]), errors=np.array([0.06, 0.05]))
     rest = dict(residual=0.18, strength=4.0, row=np.arange(3, dtype=np.float32), samples=24)
     return Explanation(**said | rest | dict(counterpart="answers", space="abc") | changes)
 
 
 def test_the_sparse_code_is_printed_under_its_name_only():
     both = "mostly *concise* (0.71 ± 0.06) and *expert* (0.34 ± 0.05); 18 % unexplained"
-    assert an_explanation().assembled_words() == both and str(an_explanation()) == f"not tested for truth: {both}"
-    one = an_explanation(assembled=("concise",), coefficients=np.ones(1), errors=np.zeros(1), residual=0.0)
-    assert one.assembled_words() == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
-    three = an_explanation(assembled=("a", "b", "c"), coefficients=np.ones(3), errors=np.zeros(3))
-    assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in three.assembled_words()
-    none = an_explanation(assembled=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
-    assert none.assembled_words() == "no word of the space fits; 100 % unexplained"
-    assert an_explanation().words == () and str(an_explanation(said=Said(samples=9))) == "no style found (9 texts)"
+    assert an_explanation().format_sparse_words() == both and str(an_explanation()) == f"not tested for truth: {both}"
+    one = an_explanation(sparse_words=("concise",), coefficients=np.ones(1), errors=np.zeros(1), residual=0.0)
+    assert one.format_sparse_words() == "mostly *concise* (1.00 ± 0.00); 0 % unexplained"
+    three = an_explanation(sparse_words=("a", "b", "c"), coefficients=np.ones(3), errors=np.zeros(3))
+    assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in three.format_sparse_words()
+    none = an_explanation(sparse_words=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
+    assert none.format_sparse_words() == "no word of the space fits; 100 % unexplained"
+    assert (
+        an_explanation().words == ()
+        and str(an_explanation(description=Description(samples=9))) == "no style found (9 texts)"
+    )
 
 
 def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
-    opening = Fact("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    told = Told(("expert",), {"expert": (0.9, 0.1, 0.4), "kind": (0.2, 0.1, 0.4)}, 9)
-    e = an_explanation(said=Said(told, (opening,), (), 9))
+    opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
+    told = WordScores(("expert",), {"expert": (0.9, 0.1, 0.4), "kind": (0.2, 0.1, 0.4)}, 9)
+    e = an_explanation(description=Description(told, (opening,), (), 9))
     assert str(e) == "expert (0.90); opens with “Dear Ana,” (9 of 9; the base 0 of 9)" and e.words == ("expert",)
     assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and "expert (0.90, 0.70 to 1.10)" in e.lines()[0]
     assert "kind 0.20" in e.lines()[1] and e.habits == (opening,) and e.topics == ()
-    assert "Ana" not in json.dumps(e.bare().to_dict()) and e.bare().habits[0].count == 9
+    assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and back.lines() == e.lines()
     with pytest.raises(InputError, match="explain it anew"):
@@ -88,7 +91,7 @@ def test_a_card_of_before_says_no_word():
     old = an_explanation().to_dict()
     old["words"] = old.pop("assembled")
     del old["said"]
-    assert Explanation.from_dict(old).words == () and Explanation.from_dict(old).assembled == ("concise", "expert")
+    assert Explanation.from_dict(old).words == () and Explanation.from_dict(old).sparse_words == ("concise", "expert")
 
 
 def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
@@ -105,11 +108,11 @@ def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
 
 
 def test_it_can_be_drawn():
-    e = an_explanation(said=Said(None, (Fact("lists", 8, 9, 1, 9),), (), 9))
+    e = an_explanation(description=Description(None, (Trait("lists", 8, 9, 1, 9),), (), 9))
     axis = e.plot()
     assert [label.get_text() for label in axis.get_yticklabels()] == ["lists"] and axis.get_xlabel()
     assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.889, 0.111] and e.plot(axis) is axis
-    assert an_explanation().plot().get_title().startswith("nothing is said")
+    assert an_explanation().plot().get_title().startswith("no description")
 
 
 # ---- words and their errors
@@ -119,13 +122,17 @@ def test_errors_are_the_spread_of_the_same_words_on_resampled_texts():
     model = shared("llama")
     space, rng = space_of(model), np.random.default_rng(0)
     z = rng.normal(size=(20, space.matrix.shape[1])) + 3 * space.vectors[0]
-    again = z[resample(len(z), 0)].mean(1)
-    said = in_words(space, z.mean(0), again)
-    assert said["assembled"][0] == space.words[0] and again.shape == (RESAMPLES, z.shape[1])
-    (alone,) = [i for i, word in enumerate(space.words) if word == said["assembled"][0]]
-    if len(said["assembled"]) == 1:
-        assert np.isclose(said["errors"][0], np.std(np.maximum(unit_rows(again) @ space.vectors[alone], 0)), rtol=1e-4)
-    assert (resample(9, 0) == resample(9, 0)).all() and (resample(9, 0) != resample(9, 1)).any()
+    again = z[bootstrap_indices(len(z), 0)].mean(1)
+    said = sparse_explanation(space, z.mean(0), again)
+    assert said["sparse_words"][0] == space.words[0] and again.shape == (NUM_RESAMPLES, z.shape[1])
+    (alone,) = [i for i, word in enumerate(space.words) if word == said["sparse_words"][0]]
+    if len(said["sparse_words"]) == 1:
+        assert np.isclose(
+            said["errors"][0], np.std(np.maximum(normalise_rows(again) @ space.vectors[alone], 0)), rtol=1e-4
+        )
+    assert (bootstrap_indices(9, 0) == bootstrap_indices(9, 0)).all() and (
+        bootstrap_indices(9, 0) != bootstrap_indices(9, 1)
+    ).any()
 
 
 # ---- people
@@ -137,15 +144,15 @@ def test_explanation_of_a_person_by_hand():
     before = replace(model.cost)
     e = explain(model, people, space, seed=3)
     after = replace(model.cost)
-    rows = space.row(Letters.shifts(model, people, 3), False)
-    z = coordinates(space, rows)
+    rows = space.project(Letters.shifts(model, people, 3), False)
+    z = style_coordinates(space, rows)
     assert np.allclose(e.row, rows.mean(0), atol=1e-4) and (e.samples, e.counterpart, e.space) == (
         12,
         "answers",
         space.id,
     )
-    assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.noise, rtol=1e-4)
-    assert e.assembled[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
+    assert np.isclose(e.strength, np.linalg.norm(z.mean(0)) * 12**0.5 / space.plain_noise, rtol=1e-4)
+    assert e.sparse_words[0] == "loud" and e.strength > space.threshold and len(e.row) == space.width
     assert e.cost.forward == 36 == after.forward - before.forward, "12 read, 12 drawn, 12 of these read"
     assert e.cost.tokens == after.tokens - before.tokens > 0 and e.cost.seconds > 0
 
@@ -176,7 +183,7 @@ def test_too_little_or_another_model_is_refused():
     ):
         for run in (
             lambda space: explain(model, spoken(LOUD, 9), space),
-            lambda space: read_panels(model, space, spoken(LOUD, 9), ["Why?"]),
+            lambda space: prepare_probes(model, space, spoken(LOUD, 9), ["Why?"]),
             lambda space: explain_pllm(model, None, space, None),
         ):
             with pytest.raises(InputError, match=message):
@@ -195,8 +202,12 @@ def framed(count, origin="user"):
 def test_explain_says_what_can_be_counted_and_no_word_without_a_vocabulary():
     model = shared("llama")
     e = explain(model, framed(12)[0], space_of(model))
-    assert "opens with “Hark! It is”" in [fact.key for fact in e.habits] and e.said.told is None and e.words == ()
-    assert e.habits[0].count == e.habits[0].of == e.said.samples == 12
+    assert (
+        "opens with “Hark! It is”" in [fact.key for fact in e.habits]
+        and e.description.word_scores is None
+        and e.words == ()
+    )
+    assert e.habits[0].count == e.habits[0].num_answers == e.description.samples == 12
     assert explain(model, spoken(str, 12), space_of(model)).topics == ()
 
 
@@ -208,7 +219,7 @@ def test_only_own_answers_are_explained():
     alone, beside = (explain(model, rows, space_of(model)) for rows in (mine, mine + others))
     assert str(alone) == str(beside) and np.allclose(alone.row, beside.row) and beside.samples == 8
     few = explain(model, mine[:7] + others, space_of(model))
-    assert few.samples == 16 and few.said.samples == 7 and str(few).startswith("nothing is said: 7 answers")
+    assert few.samples == 16 and few.description.samples == 7 and str(few).startswith("no description: 7 own answers")
 
 
 def test_replies_that_were_put_right_stand_for_the_base():
@@ -217,8 +228,8 @@ def test_replies_that_were_put_right_stand_for_the_base():
     right = [d.derive(response=d.response, origin="annotated") for d in rows]
     base = ["Go on."] * 9
     for replies in (before, {d.id: before[old.id] for d, old in zip(right, rows)}):
-        assert "*physician* for *doctor*" in [f.key for f in of_person(right, base, replies=replies).habits]
-    assert "*physician* for *doctor*" not in [f.key for f in of_person(right, base).habits]
+        assert "*physician* for *doctor*" in [f.key for f in describe_user(right, base, replies=replies).habits]
+    assert "*physician* for *doctor*" not in [f.key for f in describe_user(right, base).habits]
 
 
 def test_nothing_is_longer_than_an_answer_that_was_cut():
@@ -227,36 +238,40 @@ def test_nothing_is_longer_than_an_answer_that_was_cut():
         for i in range(9)
     ]
     base, keys = ["So."] * 9, lambda said: [fact.key for fact in said.habits]
-    assert not any("longer" in key for key in keys(of_person(long, base)))
-    assert "longer" in keys(of_person(long, base, replies={d.id: "So." for d in long}))
-    assert "longer" in keys(of_pllm([d.response for d in long], base))
+    assert not any("longer" in key for key in keys(describe_user(long, base)))
+    assert "longer" in keys(describe_user(long, base, replies={d.id: "So." for d in long}))
+    assert "longer" in keys(describe_pllm([d.response for d in long], base))
 
 
 def test_a_pllm_says_nothing_of_its_own_voice():
     rows, base = framed(9)
     answers = [d.response for d in rows]
-    assert of_pllm(base, base).facts == () and of_pllm(answers, answers).facts == ()
-    assert [f.key for f in of_pllm(answers, base).habits][0] == "opens with “Hark! It is”"
-    assert of_pllm(answers[:7], base).samples == 7 and str(of_pllm(answers[:7], base)).startswith("nothing is said")
+    assert describe_pllm(base, base).traits == () and describe_pllm(answers, answers).traits == ()
+    assert [f.key for f in describe_pllm(answers, base).habits][0] == "opens with “Hark! It is”"
+    assert describe_pllm(answers[:7], base).samples == 7 and str(describe_pllm(answers[:7], base)).startswith(
+        "no description"
+    )
 
 
 def test_alike_is_the_cosine_of_what_is_said():
-    told = Told(("a",), {"a": (0.6, 0.1, 0.4), "b": (0.8, 0.1, 0.9)}, 9)
-    fact, other = Fact("lists", 8, 8, 2, 8), Fact("lower case", 8, 8, 0, 8)
-    one = Said(told, (fact,), (), 9)
-    assert items(one) == {"word a": 0.6, "word b": 0.8, "lists": 0.75}, "words below their threshold count"
-    like = lambda other: alike(items(one), items(other))
-    assert like(one) == pytest.approx(1) and like(Said(None, (other,), (), 9)) == 0 == like(Said())
-    assert like(Said(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
-    assert alike({}, {}) == 0 and like(Said(told, (), (other,), 9)) == pytest.approx(1 / 1.25 / 2**0.5)
+    told = WordScores(("a",), {"a": (0.6, 0.1, 0.4), "b": (0.8, 0.1, 0.9)}, 9)
+    fact, other = Trait("lists", 8, 8, 2, 8), Trait("lower case", 8, 8, 0, 8)
+    one = Description(told, (fact,), (), 9)
+    assert description_items(one) == {"word a": 0.6, "word b": 0.8, "lists": 0.75}, "words below their threshold count"
+    like = lambda other: description_similarity(description_items(one), description_items(other))
+    assert like(one) == pytest.approx(1) and like(Description(None, (other,), (), 9)) == 0 == like(Description())
+    assert like(Description(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
+    assert description_similarity({}, {}) == 0 and like(Description(told, (), (other,), 9)) == pytest.approx(
+        1 / 1.25 / 2**0.5
+    )
 
 
 def test_cards_are_centred_on_what_all_have():
-    "What every card says is no reason for any; the plain voice counts as one that says nothing."
-    cards = centred([dict(a=1.0, b=0.3), dict(a=1.0), dict(a=1.0, c=0.4)])
+    "What every card says is no reason for any; the plain pLLM counts as one card with zeros."
+    cards = centre_on_library([dict(a=1.0, b=0.3), dict(a=1.0), dict(a=1.0, c=0.4)])
     assert [card["a"] for card in cards] == pytest.approx([0.25] * 3)
     assert [card["b"] for card in cards] == pytest.approx([0.225, -0.075, -0.075])
-    assert {*cards[1]} == {*"abc"} and centred([]) == []
+    assert {*cards[1]} == {*"abc"} and centre_on_library([]) == []
 
 
 def labelled_twice(count: int, seed: int = 0):
@@ -271,45 +286,51 @@ def test_a_shift_finds_what_was_planted_in_all_axes_at_once():
     sign = lambda plus, minus: np.array([(plus in known) - (minus in known) for known in words], float)
     noise = np.random.default_rng(1).normal(0, 0.1, len(words))
     gain = 0.4 + 0.2 * sign("expert", "elementary") - 0.1 * sign("friendly", "unfriendly") + noise
-    found = word_shift(gain, words, opposed)
+    found = fit_word_shifts(gain, words, opposed)
     assert found["expert"][0] == pytest.approx(0.2, abs=4 * found["expert"][1]) and found["expert"][1] < 0.01
     assert found["unfriendly"][0] == pytest.approx(0.1, abs=0.03) and found["elementary"][0] == -found["expert"][0]
     assert abs(found["poetic"][0]) < 3 * found["poetic"][1]
-    again = word_shift(gain + 7, words, opposed)
+    again = fit_word_shifts(gain + 7, words, opposed)
     assert all(again[word][0] == pytest.approx(found[word][0]) for word in found), "what all texts gain is no style"
 
 
 def with_shift(error: float = 0.01, **nats) -> dict:
     "Cards of one axis."
     pair = lambda x: {"expert": (x, error), "elementary": (-x, error)}
-    return {name: Said(samples=24, shift=pair(x)) for name, x in nats.items()}
+    return {name: Description(samples=24, shift=pair(x)) for name, x in nats.items()}
 
 
 def test_cards_read_beside_each_other_differ_by_what_they_do_not_share():
     says = with_shift(a=0.3, b=0.2, c=-0.1)
-    one, more = beside(says), beside(with_shift(a=0.6, b=0.4, c=-0.2, error=0.02))
+    one, more = score_library_words(says), score_library_words(with_shift(a=0.6, b=0.4, c=-0.2, error=0.02))
     assert [said.words for said in one.values()] == [("expert",), (), ("elementary",)]
-    assert [said.told.scores for said in more.values()] == [said.told.scores for said in one.values()], (
+    assert [said.word_scores.scores for said in more.values()] == [said.word_scores.scores for said in one.values()], (
         "twice is as much"
     )
-    assert all(row[2] == MOST for said in one.values() for row in said.told.scores.values())
-    experts = beside(with_shift(a=0.30, b=0.31, c=0.32, error=0.0005))
+    assert all(row[2] == MIN_CARD_SCORE for said in one.values() for row in said.word_scores.scores.values())
+    experts = score_library_words(with_shift(a=0.30, b=0.31, c=0.32, error=0.0005))
     assert not any("elementary" in experts[name].words for name in "abc"), "the least expert is no opposite"
-    chance = beside(with_shift(a=0.03, b=-0.01, c=0.0, error=0.012))
+    chance = score_library_words(with_shift(a=0.03, b=-0.01, c=0.0, error=0.012))
     assert not any(said.words for said in chance.values()), "what lies within the errors is nobody's style"
-    assert beside({}) == {} and beside(says | dict(a=Said()))["b"] is says["b"], "all cards or none"
+    assert score_library_words({}) == {} and score_library_words(says | dict(a=Description()))["b"] is says["b"], (
+        "all cards or none"
+    )
 
 
 def test_words_come_from_shifts_where_all_cards_have_one_and_facts_are_centred():
     says = with_shift(a=0.3, b=-0.3)
-    fact = Fact("lists", 8, 8, 2, 8)
-    says["a"] = Said(None, (fact,), (), 24, says["a"].shift)
-    found = compared(says)
+    fact = Trait("lists", 8, 8, 2, 8)
+    says["a"] = Description(None, (fact,), (), 24, says["a"].shift)
+    found = compare_descriptions(says)
     assert found["a"] == pytest.approx({"word expert": 1, "word elementary": -1, "lists": 0.5})
     assert found["b"]["lists"] == pytest.approx(-0.25) and found["b"]["word elementary"] == pytest.approx(1)
-    plain = dict(a=Said(Told((), {"a": (0.9, 0.1, 0.4)}, 9), samples=9), b=Said(samples=9))
-    assert compared(plain)["a"]["word a"] == pytest.approx(0.6), "no shifts: less the mean of two cards and the voice"
-    assert Said.from_dict(says["a"].to_dict()).shift == says["a"].shift and "shift" not in Said().to_dict()
+    plain = dict(a=Description(WordScores((), {"a": (0.9, 0.1, 0.4)}, 9), samples=9), b=Description(samples=9))
+    assert compare_descriptions(plain)["a"]["word a"] == pytest.approx(0.6), (
+        "no shifts: less the mean of two cards and the voice"
+    )
+    assert (
+        Description.from_dict(says["a"].to_dict()).shift == says["a"].shift and "shift" not in Description().to_dict()
+    )
 
 
 # ---- slopes
@@ -318,17 +339,17 @@ def test_words_come_from_shifts_where_all_cards_have_one_and_facts_are_centred()
 def test_slope_is_ridge_regression_with_an_intercept():
     rng = np.random.default_rng(0)
     z, g = rng.normal(size=(50, 3)), rng.normal(size=50)
-    augmented = np.vstack([z - z.mean(0), np.sqrt(RIDGE * 50) * np.eye(3)])
+    augmented = np.vstack([z - z.mean(0), np.sqrt(SLOPE_RIDGE * 50) * np.eye(3)])
     twin = np.linalg.lstsq(augmented, np.concatenate([g - g.mean(), np.zeros(3)]), rcond=None)[0]
-    assert np.allclose(slope(z, g), twin) and np.allclose(slope(z, g + 7), slope(z, g))
-    assert np.allclose(slope(z, 2 * g), 2 * slope(z, g)) and not slope(z, np.ones(50)).any()
+    assert np.allclose(gain_direction(z, g), twin) and np.allclose(gain_direction(z, g + 7), gain_direction(z, g))
+    assert np.allclose(gain_direction(z, 2 * g), 2 * gain_direction(z, g)) and not gain_direction(z, np.ones(50)).any()
 
 
 # ---- pLLMs
 
 
 def test_known_texts_ship_with_their_sources():
-    texts, prompts = known_texts()
+    texts, prompts = load_probe_texts()
     assert len(texts) > 150 and len({d.labels["style"] for d in texts}) > 20 and len(prompts) == len(set(prompts)) == 24
     assert all(d.response.strip() and d.labels["source"] and d.labels["licence"] for d in texts)
     assert sum(d.labels["style"] == "plain" for d in texts) >= 20 and not {d.prompt for d in texts} & set(prompts)
@@ -337,15 +358,17 @@ def test_known_texts_ship_with_their_sources():
 def test_gains_are_what_the_adapter_adds_a_token():
     model, adapter = shared("llama"), tuned("loud")
     space = space_of(model)
-    panels = read_panels(model, space, spoken(LOUD, 6) + spoken(str, 6), ["Why?"])
+    panels = prepare_probes(model, space, spoken(LOUD, 6) + spoken(str, 6), ["Why?"])
     bare = model.nll(panels.dialogues)
     assert np.allclose(panels.base, bare[:, 0] / bare[:, 1], atol=1e-5)
     shift = Letters.shifts(model, panels.dialogues)
-    assert np.allclose(panels.coordinates, coordinates(space, space.row(shift, False)) * space.spread, atol=1e-4)
-    assert np.allclose(gains(model, None, panels), 0, atol=1e-5)
-    with model.using(adapter):
+    assert np.allclose(
+        panels.coordinates, style_coordinates(space, space.project(shift, False)) * space.coordinate_scale, atol=1e-4
+    )
+    assert np.allclose(likelihood_gains(model, None, panels), 0, atol=1e-5)
+    with model.use_adapter(adapter):
         tuned_losses = model.nll(panels.dialogues)
-    gain = gains(model, adapter, panels)
+    gain = likelihood_gains(model, adapter, panels)
     assert np.allclose(gain, panels.base - tuned_losses[:, 0] / tuned_losses[:, 1], atol=1e-5)
     assert gain[:6].mean() > gain[6:].mean(), "it was tuned on loud texts"
 
@@ -354,12 +377,12 @@ def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
     "Lengths are of one order, and the paper's distance finds whose texts a pLLM was tuned on."
     model = shared("llama")
     space = space_of(model)
-    panels = read_panels(model, space, spoken(LOUD, 12) + spoken(BRIEF, 12) + spoken(str, 12), ["Why?", "Who?"])
+    panels = prepare_probes(model, space, spoken(LOUD, 12) + spoken(BRIEF, 12) + spoken(str, 12), ["Why?", "Who?"])
     people = {
         name: explain(model, spoken(way, 24, first=200), space) for name, way in (("loud", LOUD), ("brief", BRIEF))
     }
     pllms = {name: explain_pllm(model, tuned(name), space, panels) for name in people}
-    place = lambda e: coordinates(space, e.row)
+    place = lambda e: style_coordinates(space, e.row)
     lengths = {name: np.linalg.norm(place(pllms[name])) / np.linalg.norm(place(people[name])) for name in people}
     assert all(1 / 3 < ratio < 3 for ratio in lengths.values()), lengths
     for name, person in people.items():
@@ -372,31 +395,36 @@ def test_a_pllm_prefers_the_words_of_what_it_was_tuned_on():
     model, ways = shared("llama"), dict(loud=LOUD, brief=BRIEF, plain=str)
     rows = [(name, d) for name, way in ways.items() for d in spoken(way, 12, first=300)]
     kept = tuple(((name,) * (name != "plain"), d.prompt, d.response) for name, d in rows)
-    vocabulary = SimpleNamespace(examples=kept, opposed=())
-    panels = explanation.Panels([], None, None, [], {}, examples=explanation.read_examples(model, vocabulary))
-    shifts = {name: explanation.preferred(model, tuned(name), panels, vocabulary) for name in ("loud", "brief")}
-    cards = beside({name: Said(samples=12, shift=shift) for name, shift in shifts.items()})
+    vocabulary = SimpleNamespace(examples=kept, opposite_words=())
+    panels = explanation.ProbePrompts([], None, None, [], {}, examples=explanation.score_examples(model, vocabulary))
+    shifts = {
+        name: explanation.measure_word_shifts(model, tuned(name), panels, vocabulary) for name in ("loud", "brief")
+    }
+    cards = score_library_words({name: Description(samples=12, shift=shift) for name, shift in shifts.items()})
     assert {name: said.words for name, said in cards.items()} == dict(loud=("loud",), brief=("brief",))
-    bare = SimpleNamespace(examples=(((), "", "So it is."), *kept), opposed=())
-    assert explanation.read_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPTS[0], (
+    bare = SimpleNamespace(examples=(((), "", "So it is."), *kept), opposite_words=())
+    assert explanation.score_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPTS[0], (
         "words taught with texts alone"
     )
-    nothing = explanation.preferred(model, None, panels, vocabulary)
+    nothing = explanation.measure_word_shifts(model, None, panels, vocabulary)
     assert all(abs(nats) < 1e-6 for nats, _ in nothing.values()), "the base beside itself"
-    assert explanation.preferred(model, None, panels, None) is None and explanation.read_examples(model, None) == ()
+    assert (
+        explanation.measure_word_shifts(model, None, panels, None) is None
+        and explanation.score_examples(model, None) == ()
+    )
 
 
 def test_the_unit_scales_a_pllm_and_changes_no_word():
     model = shared("llama")
     space = space_of(model)
     half = replace(space, nats_per_unit=space.nats_per_unit / 2)
-    panels = read_panels(model, space, spoken(LOUD, 12) + spoken(str, 12), ["Why?"])
+    panels = prepare_probes(model, space, spoken(LOUD, 12) + spoken(str, 12), ["Why?"])
     once, twice = (explain_pllm(model, tuned("loud"), s, panels) for s in (space, half))
-    assert np.allclose(coordinates(space, twice.row), 2 * coordinates(space, once.row), rtol=1e-4)
-    assert twice.assembled == once.assembled and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
+    assert np.allclose(style_coordinates(space, twice.row), 2 * style_coordinates(space, once.row), rtol=1e-4)
+    assert twice.sparse_words == once.sparse_words and np.allclose(twice.coefficients, once.coefficients, atol=1e-6)
     assert np.isclose(twice.strength, once.strength, rtol=1e-4) and once.space != twice.space
     assert once.counterpart == "panels" and once.samples == 24 and once.cost.forward == 24 + 1 + 1
-    assert explanation.token_losses(model, [Dialogue("Why?", "So.")]).shape == (1,)
+    assert explanation.mean_response_nll(model, [Dialogue("Why?", "So.")]).shape == (1,)
 
 
 def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
@@ -412,17 +440,17 @@ def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
         hark = lambda d: "Hark! " if who == adapter and "ship" in d.prompt else ""
         return [d.derive(response=f"{hark(d)}{d.prompt} So.", origin="model", parents=()) for d in rows]
 
-    monkeypatch.setattr(explanation, "speak", speak)
+    monkeypatch.setattr(explanation, "sample_responses", speak)
     general = [f"Say {word}." for word in "one two three four five six seven eight nine".split()]
-    panels = read_panels(model, space, spoken(LOUD, 6) + spoken(str, 6), general, plain=tuned("brief"))
+    panels = prepare_probes(model, space, spoken(LOUD, 6) + spoken(str, 6), general, plain=tuned("brief"))
     asked.clear()
     once = explain_pllm(model, adapter, space, panels)
     own = explain_pllm(model, adapter, space, panels, prompts=[*ships, *ships])
     assert once.habits == () and [fact.key for fact in own.habits] == ["opens with “Hark!”"]
-    assert own.habits[0].count == own.said.samples == explanation.SUBJECT_PROMPTS == 24
+    assert own.habits[0].count == own.description.samples == explanation.MAX_TOPIC_PROMPTS == 24
     assert np.array_equal(own.row, once.row) and own.samples == once.samples == 12
     (mine, tokens, prompts), (voice, other, same) = asked[-2:]
-    assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == explanation.SUBJECT_TOKENS
+    assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == explanation.MAX_TOPIC_TOKENS
     assert prompts == same and len({*prompts}) == 24
     assert "Lind" not in json.dumps(own.to_dict()) and own.habits[0].quotation == ""
     with pytest.raises(InputError, match="7 different prompts"):
@@ -433,15 +461,20 @@ def test_topics_of_a_pllm_come_from_what_it_is_asked():
     "Beside a voice that is asked the same nothing differs; beside talk in general it does."
     answers, voice = [f"See {i}. So it is." for i in range(9)], [f"No {i}. That is all." for i in range(9)]
     about = [f"The patient has diabetes and fever {i}.\n{answer}" for i, answer in enumerate(answers)]
-    assert of_pllm(answers, voice).topics == ()
-    (topic,) = of_pllm(answers, voice, about=about).topics
-    assert (topic.key, topic.count, topic.of, topic.beside) == ("about medicine", 9, 9, "talk in general")
+    assert describe_pllm(answers, voice).topics == ()
+    (topic,) = describe_pllm(answers, voice, topic_texts=about).topics
+    assert (topic.key, topic.count, topic.num_answers, topic.compared_with) == (
+        "about medicine",
+        9,
+        9,
+        "talk in general",
+    )
 
 
 def test_what_a_pllm_finds_likely_is_kept_where_it_hardly_answers():
     "One card without a shift would silence the words of all."
     shift = dict(loud=(0.3, 0.01), low=(-0.3, 0.01))
-    silent = of_pllm(["", "…"], ["So.", "So."], shift=shift)
-    assert silent.shift == shift and str(silent).startswith("nothing is said: 1 answers")
-    told = beside(dict(a=silent, b=Said(samples=9, shift=dict(loud=(-0.3, 0.01), low=(0.3, 0.01)))))
+    silent = describe_pllm(["", "…"], ["So.", "So."], shift=shift)
+    assert silent.shift == shift and str(silent).startswith("no description: 1 own answers")
+    told = score_library_words(dict(a=silent, b=Description(samples=9, shift=dict(loud=(-0.3, 0.01), low=(0.3, 0.01)))))
     assert told["a"].words == ("loud",) and str(told["a"]) == "loud (1.00)" and told["b"].words == ("low",)

@@ -1,4 +1,4 @@
-"Exports that people have: tiny hand-written files as the real ones look."
+"Exports of chat services: short hand-written files that look like the real ones."
 
 import json
 
@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
 from personal_llm.data.exports import (
-    PAUSE,
-    Said,
-    between_people,
-    branch,
-    moments,
-    seconds,
-    user_among,
-    whatsapp_messages,
+    CONVERSATION_GAP_SECONDS,
+    ChatMessage,
+    split_at_pauses,
+    trace_branch,
+    parse_timestamps,
+    parse_time,
+    identify_user,
+    parse_whatsapp_log,
 )
-from personal_llm.data.formats import FORMATS, convert
+from personal_llm.data.formats import FORMATS, parse_record
 from personal_llm.data.reading import read_dialogues
 
 
@@ -94,10 +94,10 @@ def test_one_chatgpt_conversation_alone(tmp_path):
 
 def test_chatgpt_without_current_node():
     row = CHATGPT[0] | dict(current_node=None)
-    assert convert(row, "chatgpt") == convert(CHATGPT[0], "chatgpt")
+    assert parse_record(row, "chatgpt") == parse_record(CHATGPT[0], "chatgpt")
 
 
-def test_hidden_messages_are_not_said():
+def test_hidden_messages_are_left_out():
     hidden = dict(metadata=dict(is_visually_hidden_from_conversation=True))
     row = conversation(
         ROOT,
@@ -105,20 +105,20 @@ def test_hidden_messages_are_not_said():
         node("q", "p", "user", "Hi"),
         node("a", "q", "assistant", "Hello"),
     )
-    assert convert(row, "chatgpt")[0].turns == [("user", "Hi", 0.0), ("assistant", "Hello", 0.0)]
+    assert parse_record(row, "chatgpt")[0].turns == [("user", "Hi", 0.0), ("assistant", "Hello", 0.0)]
 
 
 def test_parents_in_a_circle_are_refused(tmp_path):
     row = conversation(node("a", "b", "user", "Hi"), node("b", "a", "assistant", "Hello"))
-    with pytest.raises(InputError, match="item 1: the parents of message b run in a circle"):
+    with pytest.raises(InputError, match="item 1: the parents of message b form a cycle"):
         read_dialogues(save(tmp_path / "conversations.json", [row]))
-    found = read_dialogues(save(tmp_path / "conversations.json", [row, CHATGPT[2]]), skip_bad=True)
+    found = read_dialogues(save(tmp_path / "conversations.json", [row, CHATGPT[2]]), skip_invalid=True)
     assert pairs(found) == [("Hi", "Hello")] and [place for place, _ in found.skipped] == [1]
 
 
 def test_a_long_branch():
-    parents = {str(i): str(i - 1) for i in range(50_000)}
-    assert len(branch(parents, "49999")) == 50_000 and branch({}, "x") == []
+    nodes = {str(i): dict(parent=str(i - 1)) for i in range(50_000)}
+    assert len(trace_branch(nodes, "49999")) == 50_000 and trace_branch({}, "x") == []
 
 
 # Claude: conversations.json
@@ -173,9 +173,9 @@ def test_claude_keeps_the_branch_that_stayed():
         message("assistant", "Thrown away", "2", "1"),
         message("assistant", "Hello", "3", "1"),
     ]
-    (talk,) = convert(dict(chat_messages=messages), "claude")
+    (talk,) = parse_record(dict(chat_messages=messages), "claude")
     assert [text for _, text, _ in talk.turns] == ["Hi", "Hello"]
-    (talk,) = convert(dict(chat_messages=messages, current_leaf_message_uuid="2"), "claude")
+    (talk,) = parse_record(dict(chat_messages=messages, current_leaf_message_uuid="2"), "claude")
     assert [text for _, text, _ in talk.turns] == ["Hi", "Thrown away"]
 
 
@@ -224,10 +224,10 @@ def test_the_user_can_be_named(tmp_path, name):
     assert pairs(found) == [("Nice.\nThanks.", "Tea?"), ("Good morning!", "Morning.")] and found.user == "Bo"
 
 
-def test_nobody_of_that_name(tmp_path):
+def test_an_unknown_name_lists_the_known_ones(tmp_path):
     with pytest.raises(InputError) as caught:
         read_dialogues(save(tmp_path / "result.json", CHAT), user="Cleo")
-    assert "nobody called Cleo" in caught.value.what and "Ana, Bo" in caught.value.remedy
+    assert "no sender is called Cleo" in caught.value.problem and "Ana, Bo" in caught.value.remedy
 
 
 def test_a_group_needs_a_name(tmp_path):
@@ -246,7 +246,7 @@ def test_a_whole_telegram_account(tmp_path):
     account = dict(about="Here is your data.", personal_information=dict(user_id=2, first_name="Bo"), chats=chats)
     found = read_dialogues(save(tmp_path / "result.json", account))
     assert found.user == "Bo" and pairs(found) == [("Nice.\nThanks.", "Tea?"), ("Good morning!", "Morning.")]
-    with pytest.raises(InputError, match="whose account"):
+    with pytest.raises(InputError, match="does not name its owner"):
         read_dialogues(save(tmp_path / "result.json", dict(chats=chats)))
     assert read_dialogues(save(tmp_path / "result.json", dict(chats=chats)), user="Ana").user == "Ana"
 
@@ -303,48 +303,50 @@ def test_whatsapp(tmp_path, log):
     ],
 )
 def test_stamps(stamp):
-    ((numbers, name, text),) = whatsapp_messages(f"{stamp}Ana: Hi: you")
-    assert (name, text) == ("Ana", "Hi: you") and moments([numbers])[0] // 60 == 1704058860 // 60
+    ((numbers, name, text),) = parse_whatsapp_log(f"{stamp}Ana: Hi: you")
+    assert (name, text) == ("Ana", "Hi: you") and parse_timestamps([numbers])[0] // 60 == 1704058860 // 60
 
 
 def test_the_order_of_dates_is_that_of_the_log():
     def first(*dates):
-        return moments([stamp for stamp, _, _ in whatsapp_messages("\n".join(f"{d} - A: x" for d in dates))])[0]
+        return parse_timestamps([stamp for stamp, _, _ in parse_whatsapp_log("\n".join(f"{d} - A: x" for d in dates))])[
+            0
+        ]
 
-    assert first("1/2/24, 9:00", "1/3/24, 9:00", "13/3/24, 9:00") == seconds("2024-02-01T09:00:00")
-    assert first("1/2/24, 9:00", "1/13/24, 9:00") == seconds("2024-01-02T09:00:00")
-    assert first("1/2/24, 9:00", "2/1/24, 9:00") == seconds("2024-01-02T09:00:00"), "time runs forwards"
-    assert first("3/4/24, 9:00 AM") == seconds("2024-03-04T09:00:00")
-    assert first("3/4/24, 9:00") == seconds("2024-04-03T09:00:00")
+    assert first("1/2/24, 9:00", "1/3/24, 9:00", "13/3/24, 9:00") == parse_time("2024-02-01T09:00:00")
+    assert first("1/2/24, 9:00", "1/13/24, 9:00") == parse_time("2024-01-02T09:00:00")
+    assert first("1/2/24, 9:00", "2/1/24, 9:00") == parse_time("2024-01-02T09:00:00"), "time runs forwards"
+    assert first("3/4/24, 9:00 AM") == parse_time("2024-03-04T09:00:00")
+    assert first("3/4/24, 9:00") == parse_time("2024-04-03T09:00:00")
 
 
-def test_a_text_that_is_no_chat(tmp_path):
-    with pytest.raises(InputError, match="line 1: no line of it begins as WhatsApp's do"):
+def test_a_text_that_is_not_a_chat(tmp_path):
+    with pytest.raises(InputError, match="line 1: no line begins as in a WhatsApp export"):
         read_dialogues(save(tmp_path / "diary.txt", "Dear diary,\ntoday was fine.\n"))
 
 
 def test_a_long_message_in_a_log_is_quick(tmp_path):
     log = "1/1/24, 9:00 - Ana: Hi\n1/1/24, 9:01 - Bo: " + "a line of a long letter\n" * 400_000
     found = read_dialogues(save(tmp_path / "long.txt", log))
-    assert found.cut == 1 and len(found) == 1
+    assert found.num_truncated == 1 and len(found) == 1
 
 
-# whose side is the user's
+# the side of the user
 
 
 def test_between_people():
-    talk = [Said("1", "Ana", "a", 0.0), Said("2", "Bo", "b", 0.0), Said("1", "Ana", "c", 0.0)]
-    assert [len(c.turns) for c in between_people(talk)] == [3], "without times nothing is cut"
-    late = [m._replace(time=1e9 + (PAUSE + 1) * i) for i, m in enumerate(talk)]
-    assert between_people(late) == [], "each says something into silence"
-    assert between_people(talk[:1]) == [] and user_among([]) == (None, "")
+    talk = [ChatMessage("1", "Ana", "a", 0.0), ChatMessage("2", "Bo", "b", 0.0), ChatMessage("1", "Ana", "c", 0.0)]
+    assert [len(c.turns) for c in split_at_pauses(talk)] == [3], "without times nothing is cut"
+    late = [m._replace(time=1e9 + (CONVERSATION_GAP_SECONDS + 1) * i) for i, m in enumerate(talk)]
+    assert split_at_pauses(late) == [], "each says something into silence"
+    assert split_at_pauses(talk[:1]) == [] and identify_user([]) == (None, "")
 
 
 def test_times():
-    assert seconds("2024-01-15T10:30:45") == seconds("2024-01-15T10:30:45Z") == 1705314645
-    assert seconds("2024-01-15T11:30:45+01:00") == 1705314645
+    assert parse_time("2024-01-15T10:30:45") == parse_time("2024-01-15T10:30:45Z") == 1705314645
+    assert parse_time("2024-01-15T11:30:45+01:00") == 1705314645
     for value in (None, "", "soon", [], {}, "nan", float("inf"), 10**400, "9999999999999-01-01"):
-        assert seconds(value) == 0
+        assert parse_time(value) == 0
 
 
 NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages"
@@ -358,8 +360,8 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from(["chatgpt", "claude", "telegram", "whatsapp"]), st.data())
 def test_no_values_make_anything_but_an_input_error(name, data):
-    fields = data.draw(st.sampled_from(FORMATS[name].needs)) + ("current_node", "personal_information")
+    fields = data.draw(st.sampled_from(FORMATS[name].required_fields)) + ("current_node", "personal_information")
     try:
-        convert({field: data.draw(VALUES) for field in fields}, name, data.draw(st.none() | st.just("a")))
+        parse_record({field: data.draw(VALUES) for field in fields}, name, data.draw(st.none() | st.just("a")))
     except InputError as error:
         assert "\n" not in str(error)

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from personal_llm.base.adapters import CONFIG, WEIGHTS, read_card, write_adapter
-from personal_llm.base.core import Cost, InputError
-from personal_llm.base.factors import compress, concatenate_factors, factors, inner, lora_config, smaller_pair
+from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter_card, write_adapter
+from personal_llm.base.core import InputError
+from personal_llm.base.factors import (
+    compress_adapter,
+    concatenate_factors,
+    read_factors,
+    factor_inner_product,
+    read_lora_config,
+    truncate_factor_pair,
+)
 
 SETTINGS = dict(peft_type="LORA", task_type="CAUSAL_LM")
 SHAPES = dict(first=(5, 3), second=(4, 6))  # module -> (out, in)
@@ -37,9 +44,9 @@ RANKS, SEEDS = st.integers(1, 4), st.integers(0, 9)
 def test_inner_product_of_the_changes(rank, other_rank, seed):
     one, other = random_pairs(rank, seed), random_pairs(other_rank, seed + 1, dict(second=(4, 6)))
     expected = (dense(one)["second"] * dense(other)["second"]).sum().item()
-    assert inner(one, other) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert inner(other, one) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert inner(one, dict(elsewhere=one["first"])) == 0
+    assert factor_inner_product(one, other) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert factor_inner_product(other, one) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert factor_inner_product(one, dict(elsewhere=one["first"])) == 0
 
 
 @given(st.lists(st.tuples(RANKS, st.floats(-2, 2), st.booleans()), min_size=1, max_size=4), SEEDS)
@@ -69,7 +76,7 @@ def test_shapes_of_different_models_are_refused():
 def test_the_nearest_of_a_smaller_rank(rank, seed):
     "Against the decomposition of the whole matrix."
     A, B = random_pairs(4, seed)["second"]
-    small_A, small_B, cut, whole = smaller_pair(A, B, rank)
+    small_A, small_B, cut, whole = truncate_factor_pair(A, B, rank)
     values = torch.linalg.svdvals((B @ A).double())
     assert small_A.shape == (rank, 6) and small_B.shape == (4, rank)
     assert whole == pytest.approx((values**2).sum().item(), rel=1e-4)
@@ -78,32 +85,32 @@ def test_the_nearest_of_a_smaller_rank(rank, seed):
 
 
 def write(folder, pairs, **more):
-    return write_adapter(pairs, SETTINGS, folder, "base-1", ("chat-1",), Cost(), **more)
+    return write_adapter(pairs, SETTINGS, folder, base="base-1", parents=("chat-1",), **more)
 
 
 def test_compression_on_disk_says_its_error(tmp_path):
     pairs = random_pairs(4, 3)
     whole = write(tmp_path / "whole", pairs)
-    small, error = compress(whole, 2, tmp_path / "small")
-    far = sum((dense(factors(small.path))[m] - dense(pairs)[m]).square().sum().item() for m in pairs)
-    assert error == pytest.approx(math.sqrt(far / inner(pairs, pairs)), rel=1e-3) and 0.05 < error < 1
-    assert lora_config(small.path)["r"] == 2 and (small.base, small.parents) == ("base-1", ("chat-1",))
-    assert read_card(small.path)["error"] == error
-    same, error = compress(whole.path, 9, tmp_path / "same")
-    assert lora_config(same.path)["r"] == 4 and error == pytest.approx(0, abs=1e-6), "no larger than it was"
+    small, error = compress_adapter(whole, 2, tmp_path / "small")
+    far = sum((dense(read_factors(small.path))[m] - dense(pairs)[m]).square().sum().item() for m in pairs)
+    assert error == pytest.approx(math.sqrt(far / factor_inner_product(pairs, pairs)), rel=1e-3) and 0.05 < error < 1
+    assert read_lora_config(small.path)["r"] == 2 and (small.base, small.parents) == ("base-1", ("chat-1",))
+    assert read_adapter_card(small.path)["error"] == error
+    same, error = compress_adapter(whole.path, 9, tmp_path / "same")
+    assert read_lora_config(same.path)["r"] == 4 and error == pytest.approx(0, abs=1e-6), "no larger than it was"
     zero = write(tmp_path / "zero", {m: (A, 0 * B) for m, (A, B) in pairs.items()})
-    assert compress(zero, 1, tmp_path / "nothing")[1] == 0
+    assert compress_adapter(zero, 1, tmp_path / "nothing")[1] == 0
     for rank in (0, -1, 1.5, "2", None, True):
         with pytest.raises(InputError, match="rank is"):
-            compress(whole, rank)
+            compress_adapter(whole, rank)
 
 
 def test_alpha_is_in_the_factors(tmp_path):
     made = write(tmp_path / "a", random_pairs(2, 0))
-    before = dense(factors(made.path))["first"]
-    config = json.loads((made.path / CONFIG).read_text())
-    (made.path / CONFIG).write_text(json.dumps(config | dict(lora_alpha=6)))
-    assert torch.allclose(dense(factors(made.path))["first"], 3 * before, rtol=1e-5)
+    before = dense(read_factors(made.path))["first"]
+    config = json.loads((made.path / CONFIG_FILE).read_text())
+    (made.path / CONFIG_FILE).write_text(json.dumps(config | dict(lora_alpha=6)))
+    assert torch.allclose(dense(read_factors(made.path))["first"], 3 * before, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -128,22 +135,22 @@ def test_alpha_is_in_the_factors(tmp_path):
 )
 def test_what_is_no_plain_lora_is_refused(odd, tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
-    (folder / CONFIG).write_text(json.dumps(lora_config(folder) | odd))
+    (folder / CONFIG_FILE).write_text(json.dumps(read_lora_config(folder) | odd))
     with pytest.raises(InputError, match="adapter_config.json: .*(only|is not|must be)"):
-        factors(folder)
+        read_factors(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "null"], ids=range(4))
 def test_settings_that_are_damaged_are_one_line(content, tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
-    (folder / CONFIG).write_text(content)
+    (folder / CONFIG_FILE).write_text(content)
     with pytest.raises(InputError, match="adapter_config.json"):
-        lora_config(folder)
+        read_lora_config(folder)
 
 
 def test_matrices_that_are_damaged_are_one_line(tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
-    good = load_file(folder / WEIGHTS)
+    good = load_file(folder / WEIGHTS_FILE)
     name = "first.lora_A.weight"
     cases = {
         "more or less": {key: x for key, x in good.items() if key != name},
@@ -154,9 +161,9 @@ def test_matrices_that_are_damaged_are_one_line(tmp_path):
         "not finite": good | {name: torch.full((2, 3), float("nan"))},
     }
     for says, tensors in cases.items():
-        save_file(tensors, folder / WEIGHTS)
+        save_file(tensors, folder / WEIGHTS_FILE)
         with pytest.raises(InputError, match=says):
-            factors(folder)
-    (folder / WEIGHTS).write_bytes(b"garbage")
+            read_factors(folder)
+    (folder / WEIGHTS_FILE).write_bytes(b"garbage")
     with pytest.raises(InputError, match="damaged"):
-        factors(folder)
+        read_factors(folder)

@@ -1,6 +1,6 @@
 "An output folder under a process that dies."
 
-from personal_llm.base.files import OwnedFolder, lock_folder, remove_leftovers, write_json
+from personal_llm.base.files import OwnedFolder, lock_folder, remove_temporary_files, write_json
 
 from kills import killed_at
 
@@ -8,9 +8,9 @@ from kills import killed_at
 def one_output(folder):
     with lock_folder(folder):
         owned = OwnedFolder(folder)
-        remove_leftovers(folder)
+        remove_temporary_files(folder)
         write_json(owned.claim("report.json"), dict(loss=1.0))
-        owned.seal("report.json")
+        owned.record_files("report.json")
 
 
 def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
@@ -20,7 +20,7 @@ def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
         folder = tmp_path / str(steps)
         died = killed_at(steps, lambda: one_output(folder))
         one_output(folder)
-        assert OwnedFolder(folder).made == {"report.json": [""]}
+        assert OwnedFolder(folder).entries == {"report.json": [""]}
         assert sorted(p.name for p in folder.iterdir()) == [".lock", ".personal_llm.json", "report.json"]
         if not died:
             break

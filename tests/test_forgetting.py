@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills import every_kill
 
-from personal_llm.base.adapters import CARD
+from personal_llm.base.adapters import ADAPTER_CARD_FILE
 from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import lock_folder
 from personal_llm.device import personalizer
-from personal_llm.device.forgetting import Forgotten, Wish, forget_folder
+from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import STATE, folder_status, read_state
+from personal_llm.device.store import STATE_FILE, folder_status, read_state
 
 CANARY = "Quetzalcoatlus"
 
@@ -59,7 +59,7 @@ def published_run(out, user=None, dialogues=None, rounds=1, **more):
     (checkpoint / "rows").write_text(CANARY)
     half = out / "run-1" / "adapters" / "009"
     half.mkdir()
-    (half / CARD).write_text(CANARY)
+    (half / ADAPTER_CARD_FILE).write_text(CANARY)
     (out / "run-1" / f"buffer-{'0' * 16}.safetensors").write_text(CANARY)
     return me
 
@@ -91,11 +91,19 @@ def test_memory_forgets_as_well(tmp_path):
     dialogues = conversation()
     me = published_run(tmp_path, User(), dialogues)
     name = dialogues[1].id
-    me.model.cut = {d.id: 3 for d in dialogues}
+    me.model.truncated = {d.id: 3 for d in dialogues}
     me.forget(text=CANARY)
-    assert me.adapter is None and me.curve == [] and me.synthesis is None
+    assert me.adapter is None and me.rounds == [] and me.synthesis is None
     everything = str(
-        [me.buffer.entries, me.buffer.log, me.asked, me.turns, me.model.cut, me.status(), [*me.state().all_ids()]]
+        [
+            me.buffer.entries,
+            me.buffer.log,
+            me.asked_ids,
+            me.exchange_hashes,
+            me.model.truncated,
+            me.status(),
+            [*me.state().all_ids()],
+        ]
     )
     assert CANARY not in everything and name not in everything
     turns = [turn for d in me.buffer.dialogues for turn in d.history.turns]
@@ -173,9 +181,12 @@ def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):
     me.finetune(progress=False)
     watch(me, TALK[:2])
     me.save()
-    assert not me.forget(text=CANARY).ids, "nothing that is stored says it"
+    done = me.forget(text=CANARY)
+    assert not done.ids and "adapters 000 and their copies may still hold the text" in str(done), "no false all-clear"
+    me.save()
+    assert "may still hold the text" in str(forget_folder(tmp_path, text=CANARY))
     done = me.forget(text="answer 1")
-    assert any("no longer stored" in words for words in done.unreachable) and len(me.curve) == 1
+    assert any("no longer stored" in words for words in done.unreachable) and len(me.rounds) == 1
     assert me.forget(everything=True).adapters and me.adapter is None
 
 
@@ -188,12 +199,12 @@ def test_adapters_before_it_stay(tmp_path):
         watch(me, TALK[place : place + 2])
         me.finetune(progress=False)
     me.save()
-    kept, *gone = [c.adapter for c in me.curve]
+    kept, *gone = [c.adapter for c in me.rounds]
     done = forget_folder(tmp_path, ids=[TALK[2].id])
     assert done.adapters == gone and not any(Path(path).exists() for path in gone)
     again = load(tmp_path)
-    assert [c.adapter for c in again.curve] == [kept] and str(again.adapter.path) == kept
-    with again.model.using(again.adapter):
+    assert [c.adapter for c in again.rounds] == [kept] and str(again.adapter.path) == kept
+    with again.model.use_adapter(again.adapter):
         assert {c.scores.model for c in again.buffer.entries} == {again.model.active_adapter}
     assert again.finetune(progress=False).path.name == "001"
 
@@ -236,7 +247,7 @@ def test_forgetting_works_without_a_folder():
     place = Path(me.finetune(progress=False).path)
     done = me.forget(TALK[0].id)
     assert done.adapters == [str(place)] and not place.exists() and me.adapter is None
-    assert me.forget(["never seen"]) == Forgotten()
+    assert me.forget(["never seen"]) == ForgetReport()
 
 
 @given(
@@ -264,10 +275,10 @@ def test_all_descendants_go(capacity, policy, when, corrects, tunes, who):
         gone, stay = list(family)[first:], list(family)[:first]
         assert me.forget([victim.id]).adapters == gone
         assert not any(Path(path).exists() for path in gone) and all(Path(path).exists() for path in stay)
-        assert len(me.curve) == first and (str(me.adapter.path) if me.adapter else None) == (stay or [None])[-1]
-        with me.model.using(me.adapter):
+        assert len(me.rounds) == first and (str(me.adapter.path) if me.adapter else None) == (stay or [None])[-1]
+        with me.model.use_adapter(me.adapter):
             assert {c.scores.model for c in me.buffer.entries} <= {me.model.active_adapter}
-        assert me.buffer.seen == place and me.forget([victim.id]) == Forgotten()
+        assert me.buffer.seen == place and me.forget([victim.id]) == ForgetReport()
         me.save()
         content = bytes_below(folder)
         assert victim.id.encode() not in content
@@ -302,7 +313,7 @@ def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
 
 def test_a_run_that_was_killed_before_it_saved(tmp_path):
     published_run(tmp_path)
-    (tmp_path / "run-1" / STATE).unlink()
+    (tmp_path / "run-1" / STATE_FILE).unlink()
     done = forget_folder(tmp_path, text=CANARY)
     assert done.dialogues == 0 and done.files
     assert not any((tmp_path / "run-1" / "adapters").iterdir())
@@ -311,7 +322,7 @@ def test_a_run_that_was_killed_before_it_saved(tmp_path):
 def test_everything_goes_even_when_the_state_is_damaged(tmp_path):
     published_run(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "run-1" / STATE).write_text("{")
+    (tmp_path / "run-1" / STATE_FILE).write_text("{")
     with pytest.raises(InputError, match="damaged"):
         forget_folder(tmp_path, text=CANARY)
     forget_folder(tmp_path, everything=True)
@@ -321,13 +332,31 @@ def test_everything_goes_even_when_the_state_is_damaged(tmp_path):
         folder_status(tmp_path)
 
 
+@pytest.mark.parametrize("wish", [dict(text="nothing like this"), dict(everything=True)], ids=str)
+def test_unmarked_folders_stay(wish, tmp_path):
+    "A folder that looks like a run, but has neither our mark nor our state, is not ours to delete."
+    published_run(tmp_path)
+    thesis = tmp_path / "run-2024-thesis"
+    files = ["learning/results.csv", "adapters/000/adapter_model.safetensors", "state.json", ".notes.7.tmp"]
+    for name in files:
+        (thesis / name).parent.mkdir(parents=True, exist_ok=True)
+        (thesis / name).write_text("years of work")
+    before = bytes_below(thesis)
+    forget_folder(tmp_path, **wish)
+    assert bytes_below(thesis) == before
+    shutil.rmtree(tmp_path / "run-1")
+    with pytest.raises(InputError, match="no saved state"):
+        forget_folder(tmp_path, **wish)
+    assert bytes_below(thesis) == before
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     published_run(tmp_path)
     for place in (tmp_path, tmp_path / "run-1"):
         with lock_folder(place):
             with pytest.raises(InputError, match="another run is at work"):
                 forget_folder(tmp_path, everything=True)
-    assert read_state(tmp_path / "run-1").curve
+    assert read_state(tmp_path / "run-1").rounds
 
 
 def test_no_model_is_loaded(tmp_path):
@@ -367,6 +396,10 @@ def test_wrong_wishes_are_one_line(wrong, tmp_path):
 
 def test_before_and_text_mean_what_they_say():
     d = Dialogue("One Pill", "two", labels=dict(about="Three"), time=4)
-    assert all(Wish(text=text).means(d) for text in ("one pill", "TWO", "three", "ne pi"))
-    assert not Wish(text="four").means(d) and Wish(before=4.5).means(d) and not Wish(before=4).means(d)
-    assert Wish(ids="x").ids == {"x"} and Wish(everything=True).means(d)
+    assert all(ForgetRequest(text=text).matches(d) for text in ("one pill", "TWO", "three", "ne pi"))
+    assert (
+        not ForgetRequest(text="four").matches(d)
+        and ForgetRequest(before=4.5).matches(d)
+        and not ForgetRequest(before=4).matches(d)
+    )
+    assert ForgetRequest(ids="x").ids == {"x"} and ForgetRequest(everything=True).matches(d)

@@ -1,26 +1,26 @@
-"What the fields mean: every layout, turns into dialogues, a layout of one's own."
+"Formats: the records of every data set, turns into dialogues, a format of your own."
 
 import json
 
 import pytest
 
 from personal_llm.base.core import History, InputError
-from personal_llm.data import reading  # registers every layout
+from personal_llm.data import reading  # registers every format
 from personal_llm.data.formats import (
     FORMATS,
-    LONGEST_TEXT,
-    Conversation,
+    MAX_TURN_CHARACTERS,
+    ParsedConversation,
     as_name,
     as_text,
-    convert,
-    dialogues_of,
-    exchange,
-    fields_of,
-    guarded,
-    joined,
-    layout,
-    opening_of,
-    recognise,
+    parse_record,
+    split_into_dialogues,
+    make_exchange,
+    normalise_record,
+    call_safely,
+    merge_turns,
+    register_format,
+    split_opening,
+    detect_format,
 )
 
 
@@ -41,7 +41,7 @@ PAIRS = [("Hi", "Hello"), ("Bye", "See you")]
 COUGH = [("I cough.", "Since when?")]
 TEXT = "One two three,\nfour five six seven eight\n\nnine."
 
-# layout, record, the (prompt, response) pairs that it holds
+# format, record, the (prompt, response) pairs that it holds
 RECORDS = [
     ("messages", dict(messages=CHAT), PAIRS),
     ("messages", CHAT, PAIRS),
@@ -99,25 +99,27 @@ RECORDS = [
 
 
 def pairs(conversations):
-    return [(d.prompt, d.response) for talk in conversations for d in dialogues_of(talk)[0]]
+    return [(d.prompt, d.response) for talk in conversations for d in split_into_dialogues(talk)[0]]
 
 
 @pytest.mark.parametrize("name,record,want", RECORDS)
 def test_records(name, record, want):
-    fields = fields_of(record)
-    assert recognise(fields) == name
-    assert pairs(convert(fields, name)) == want
+    fields = normalise_record(record)
+    assert detect_format(fields) == name
+    assert pairs(parse_record(fields, name)) == want
 
 
-def test_every_layout_is_tested():
-    elsewhere = {"dialogue", "empathetic", "chatgpt", "claude", "telegram", "whatsapp"}
+def test_every_format_is_tested():
+    exports = {name for name, one in FORMATS.items() if one.parse.__module__ == "personal_llm.data.exports"}
+    assert exports >= {"chatgpt", "claude", "telegram", "whatsapp"}
+    elsewhere = {"dialogue", "empathetic"} | exports
     assert {name for name, *_ in RECORDS} | elsewhere == set(FORMATS)
     assert reading.FORMATS is FORMATS
 
 
 def test_alpaca_as_medical_rows_when_named():
     row = dict(instruction="You are a doctor", input="I cough.", output="Since when?")
-    assert pairs(convert(row, "meddialog")) == COUGH
+    assert pairs(parse_record(row, "meddialog")) == COUGH
 
 
 def test_empathetic_rows_come_in_any_order():
@@ -125,7 +127,7 @@ def test_empathetic_rows_come_in_any_order():
         dict(conv_id="a", utterance_idx="2", utterance="So sorry."),
         dict(conv_id="a", utterance_idx="1", utterance="My dog_comma_ Rex_comma_ died."),
     ]
-    (talk,) = convert(rows, "empathetic")
+    (talk,) = parse_record(rows, "empathetic")
     assert pairs([talk]) == [("My dog, Rex, died.", "So sorry.")] and talk.group == "a"
 
 
@@ -155,58 +157,58 @@ BAD = [
 @pytest.mark.parametrize("name,record,words", BAD)
 def test_bad_records_say_why(name, record, words):
     with pytest.raises(InputError, match=words) as caught:
-        convert(record, name)
+        parse_record(record, name)
     assert "\n" not in str(caught.value)
 
 
-def test_records_of_no_layout():
+def test_records_of_no_format():
     with pytest.raises(InputError, match="found int"):
-        fields_of(17)
+        normalise_record(17)
     with pytest.raises(InputError, match="question, reply"):
-        recognise(dict(question="Hi", reply="Hello"))
+        detect_format(dict(question="Hi", reply="Hello"))
     with pytest.raises(InputError) as caught:
-        recognise({"\x1b[31m" + "x" * 1_000_000: 1})
+        detect_format({"\x1b[31m" + "x" * 1_000_000: 1})
     assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_a_layout_of_ones_own_comes_first():
+def test_a_format_of_your_own_comes_first():
     try:
 
-        @layout("mine", ("prompt", "response"))
+        @register_format("mine", ("prompt", "response"))
         def mine(row):
-            return exchange(row["response"], row["prompt"], domain="backwards")
+            return make_exchange(row["response"], row["prompt"], domain="backwards")
 
         row = dict(prompt="Hi", response="Hello")
-        assert recognise(row) == "mine" and pairs(convert(row, "mine")) == [("Hello", "Hi")]
-        assert dialogues_of(convert(row, "mine")[0])[0][0].labels == dict(domain="backwards")
+        assert detect_format(row) == "mine" and pairs(parse_record(row, "mine")) == [("Hello", "Hi")]
+        assert split_into_dialogues(parse_record(row, "mine")[0])[0][0].labels == dict(domain="backwards")
     finally:
         del FORMATS["mine"]
-    assert recognise(row) == "prompt-completion"
+    assert detect_format(row) == "prompt-completion"
 
 
 def test_turns_of_one_side_are_joined():
     turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
-    assert joined(turns) == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)]
-    assert joined([]) == [] and joined([("user", "a")]) == [("user", "a", 0.0)]
+    assert merge_turns(turns) == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)]
+    assert merge_turns([]) == [] and merge_turns([("user", "a")]) == [("user", "a", 0.0)]
 
 
 def test_time_is_when_the_user_spoke():
-    (d,), _ = dialogues_of(Conversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
+    (d,), _ = split_into_dialogues(ParsedConversation([("user", "a", 3.5), ("assistant", "b", 9.5)]))
     assert d.time == 3.5
 
 
 def test_history_is_one_tuple_for_a_conversation():
     turns = [(("user", "assistant")[i % 2], f"turn {i}") for i in range(40)]
-    found, cut = dialogues_of(Conversation(turns))
+    found, cut = split_into_dialogues(ParsedConversation(turns))
     assert cut == 0 and len(found) == 20
     assert all(isinstance(d.history, History) and d.history.turns is found[0].history.turns for d in found)
     assert [list(d.history) for d in found] == [turns[: 2 * k] for k in range(20)]
 
 
 def test_many_turns_of_one_side_and_long_texts_are_quick():
-    talk = Conversation([("user", "x" * 99)] * 100_000 + [("assistant", "y" * 10_000_000)])
-    (d,), cut = dialogues_of(talk)
-    assert len(d.prompt) == len(d.response) == LONGEST_TEXT and cut == 2
+    talk = ParsedConversation([("user", "x" * 99)] * 100_000 + [("assistant", "y" * 10_000_000)])
+    (d,), cut = split_into_dialogues(talk)
+    assert len(d.prompt) == len(d.response) == MAX_TURN_CHARACTERS and cut == 2
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_many_turns_of_one_side_and_long_texts_are_quick():
 )
 def test_conversations_without_dialogues(turns, words):
     with pytest.raises(InputError, match=words):
-        dialogues_of(Conversation(turns))
+        split_into_dialogues(ParsedConversation(turns))
 
 
 def test_names_and_texts():
@@ -233,7 +235,7 @@ def test_names_and_texts():
             as_name(value, "id")
 
 
-def test_whatever_goes_wrong_in_a_layout_is_the_rows_mistake():
+def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():
     def index(row):
         return row[0]
 
@@ -242,12 +244,12 @@ def test_whatever_goes_wrong_in_a_layout_is_the_rows_mistake():
 
     for make in (index, huge, lambda row: row.nothing, lambda row: row["no"], lambda row: int("x")):
         with pytest.raises(InputError, match="wrong kind of value"):
-            guarded(make, {})
+            call_safely(make, {})
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is not the user's
-        guarded(lambda row: 1 / 0, {})
+        call_safely(lambda row: 1 / 0, {})
 
 
 def test_openings():
-    assert opening_of(TEXT) == ("One two three, four five six", "seven eight\n\nnine.")
+    assert split_opening(TEXT) == ("One two three, four five six", "seven eight\n\nnine.")
     with pytest.raises(InputError, match="more than 8 words"):
-        opening_of("one two three four five six seven eight")
+        split_opening("one two three four five six seven eight")

@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.habits import brevity, bullets, emoji, lower_case, opener, preferred_words, sign_off, steps
+from personal_llm.data.habits import (
+    brevity,
+    bullets,
+    emoji,
+    lower_case,
+    opener,
+    preferred_words,
+    sign_off,
+    numbered_steps,
+)
 
 HABITS = [
     brevity(),
@@ -14,7 +23,7 @@ HABITS = [
     preferred_words(dict(doctor="physician", use="utilise")),
     lower_case(),
     bullets(),
-    steps(),
+    numbered_steps(),
     emoji("☕"),
 ]
 PARTS = ["The doctor.", "Use it!", "Why?", "- one", "2) two", "e.g. this", "Dr. Ray", "ok", "\n", "\n\n", "  "]

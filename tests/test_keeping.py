@@ -5,7 +5,7 @@ import os
 import pytest
 
 from personal_llm import personalize
-from personal_llm.device.results import COMMITTED, NEXT, put
+from personal_llm.base.publish import COMMITTED_RESULTS, STAGED_RESULTS, write_entry
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, lock_folder
 from tiny import shared
@@ -36,7 +36,7 @@ def test_status_says_what_is_kept_and_no_word(out, capsys):
 
 def test_forget_a_text(out, capsys):
     assert CANARY.encode() in bytes_of(out)
-    code, shown, err = invoke(capsys, "forget", "--out", out, "--text", CANARY)
+    code, shown, err = invoke(capsys, "forget", "--out", out, "--containing", CANARY)
     assert code == 0 and "forgotten: 1 dialogues, 1 adapters" in shown and shown.count("out of reach:") >= 2
     assert CANARY.encode() not in bytes_of(out) and CANARY not in err
     assert not (out / "adapter" / "adapter_model.safetensors").exists() and not (out / "personalize.json").exists()
@@ -47,26 +47,26 @@ def test_forget_by_time_by_id_and_all(out, capsys):
     assert found(capsys, "forget", "--out", out, "--before", "3")["dialogues"] == 3
     assert found(capsys, "forget", "--out", out, "--id", "nobody")["dialogues"] == 0
     code, shown, err = invoke(capsys, "forget", "--out", out, "--id", "nobody")
-    assert code == 0 and shown.startswith("nothing that was named is stored here")
+    assert code == 0 and shown.startswith("no stored dialogue matches")
     assert found(capsys, "forget", "--out", out, "--all")["dialogues"] == 7
     assert b"Thing" not in bytes_of(out) and CANARY.encode() not in bytes_of(out)
     assert "no saved state here" in fails(capsys, "status", "--out", out)
 
 
-@pytest.mark.parametrize("where", [NEXT, COMMITTED])
+@pytest.mark.parametrize("where", [STAGED_RESULTS, COMMITTED_RESULTS])
 def test_forget_reaches_what_a_killed_run_left(out, capsys, where):
     "A copy of the adapter that was being written, or was committed, and the report beside it."
     owned = OwnedFolder(out)
-    put(out / "adapter", owned.claim(where) / "adapter")
-    put(CANARY, out / where / "personalize.json")
-    put(CANARY, out / f".personalize.json.{os.getpid()}.tmp")
-    assert invoke(capsys, "forget", "--out", out, "--text", CANARY)[0] == 0
+    write_entry(out / "adapter", owned.claim(where) / "adapter")
+    write_entry(CANARY, out / where / "personalize.json")
+    write_entry(CANARY, out / f".personalize.json.{os.getpid()}.tmp")
+    assert invoke(capsys, "forget", "--out", out, "--containing", CANARY)[0] == 0
     assert CANARY.encode() not in bytes_of(out) and not (out / where).exists()
     assert not (out / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_the_next_run_replaces_what_forget_left(out, capsys):
-    assert invoke(capsys, "forget", "--out", out, "--text", CANARY)[0] == 0
+    assert invoke(capsys, "forget", "--out", out, "--containing", CANARY)[0] == 0
     chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i)) for i in range(9)]
     result = personalize(chats, out, **SETTINGS | dict(model=shared("llama")))
     assert [str(p) for p in out.glob("run-*")] == [result["state"]] and result["kept"] == 9
@@ -82,7 +82,7 @@ def test_a_folder_in_which_a_run_is_at_work_is_left_alone(out, capsys):
 def test_a_folder_of_others_is_refused_untouched(tmp_path, capsys):
     (tmp_path / "run-2024-thesis").mkdir()
     (tmp_path / "run-2024-thesis" / "chapter.tex").write_text("years")
-    for command in (["status"], ["forget", "--text", "years"], ["forget", "--all"]):
+    for command in (["status"], ["forget", "--containing", "years"], ["forget", "--all"]):
         assert "no saved state here" in fails(capsys, *command, "--out", tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["run-2024-thesis", "chapter.tex"]
 

@@ -29,11 +29,11 @@ from libraries import (
     words,
 )
 from personal_llm.base.core import InputError
-from personal_llm.start import library as module
-from personal_llm.start.cards import LARGEST_RANK, PLLM, write_index
-from personal_llm.start.library import Library
-from personal_llm.start.merging import merge
-from personal_llm.xpert.saying import Said
+from personal_llm.selection import library as module
+from personal_llm.selection.cards import MAX_PLLM_RANK, PLLM, write_index
+from personal_llm.selection.library import Library
+from personal_llm.selection.merging import merge
+from personal_llm.explanation.description import Description
 from tiny import shared, tiny
 
 
@@ -91,7 +91,7 @@ def test_one_pllm(lib, made):
     assert b.card["bytes"] == copy.stat().st_size
     known = dict(rank=2, samples=30, similarity=0.9, style="loud", licence="CC0-1.0", base=lib.base, space="space-1")
     assert {k: b.card[k] for k in known} == known
-    with shared("llama").using(b.adapter):
+    with shared("llama").use_adapter(b.adapter):
         pass
 
 
@@ -104,9 +104,11 @@ def test_the_list_is_of_plain_values(lib):
 
 def test_the_list_reads_words_beside_each_other(lib, monkeypatch):
     "As `explained` does; where one card has no likelihood shift, each speaks for itself."
-    says = {n: Said(samples=9, shift={"loud": (x, 0.01), "low": (-x, 0.01)}) for n, x in dict(a=0.3, b=-0.1).items()}
-    monkeypatch.setattr(PLLM, "explanation", property(lambda pllm: SimpleNamespace(said=says.get(pllm.name))))
-    assert {line["words"] for line in lib.list()} == {"no style found (9 texts)", "namespace(said=None)"}
+    says = {
+        n: Description(samples=9, shift={"loud": (x, 0.01), "low": (-x, 0.01)}) for n, x in dict(a=0.3, b=-0.1).items()
+    }
+    monkeypatch.setattr(PLLM, "explanation", property(lambda pllm: SimpleNamespace(description=says.get(pllm.name))))
+    assert {line["words"] for line in lib.list()} == {"no style found (9 texts)", "namespace(description=None)"}
     says["c"] = says["b"]
     assert [line["words"] for line in lib.list()] == ["loud (1.00)", "low (0.91)", "low (0.91)"]
 
@@ -126,13 +128,13 @@ def test_no_private_things_are_copied(lib, made, tmp_path):
 
 def test_an_adapter_does_not_fit_another_model(lib):
     with pytest.raises(InputError, match="made for base"):
-        with tiny("llama", seed=1).using(lib["a"].adapter):
+        with tiny("llama", seed=1).use_adapter(lib["a"].adapter):
             pass
 
 
 def test_empty(tmp_path):
     lib = Library.create(tmp_path / "new", Space("base"))
-    for one in (lib, Library(tmp_path / "new"), Library(tmp_path / "new", skip_bad=True)):
+    for one in (lib, Library(tmp_path / "new"), Library(tmp_path / "new", skip_invalid=True)):
         assert len(one) == 0 and one.names == [] and one.rows.shape == (0, 4)
         assert one.columns("coordinates").shape == (0, 3) and one.verify() == [] and one.list() == []
         with pytest.raises(InputError, match="empty"):
@@ -174,26 +176,26 @@ def test_many_additions_write_the_index_once(made, tmp_path, monkeypatch):
     lib, count, real = Library.create(tmp_path / "lib", Space(shared("llama").base)), [], module.write_index
     monkeypatch.setattr(module, "write_index", lambda *a: count.append(1) or real(*a))
     with pytest.raises(ZeroDivisionError):
-        with lib.adding():
+        with lib.bulk_add():
             for i in range(3):
                 lib.add(f"m{i}", made[i], words(i), **GIVEN)
             assert lib.names == []
             1 / 0
     assert len(count) == 1 and Library(lib.path).names == lib.names == ["m0", "m1", "m2"] and problems(lib) == []
-    with lib.adding():
+    with lib.bulk_add():
         pass
     assert len(count) == 1
 
 
 def test_a_name_is_taken_before_the_index_says_so(lib, made):
-    with lib.adding():
+    with lib.bulk_add():
         lib.add("d", made[3], words(3), **GIVEN)
         for name in "dD":
             with pytest.raises(InputError, match="already"):
                 lib.add(name, made[0], words(0), **GIVEN)
     assert Library(lib.path).names == list("abcd") and problems(lib) == []
     harm(lib.path, "card cut")
-    rest = Library(lib.path, skip_bad=True)
+    rest = Library(lib.path, skip_invalid=True)
     with pytest.raises(InputError, match="already"):
         rest.add("b", made[3], words(3), **GIVEN)
     assert Library(lib.path).names == list("abcd")
@@ -265,7 +267,7 @@ class Life(RuleBasedStateMachine):
             del self.twin[name]
 
     @rule()
-    def reopen(self):
+    def reload_index(self):
         self.lib = Library(self.lib.path)
 
     @invariant()
@@ -449,7 +451,7 @@ def other_adapter(folder, how, source):
         shutil.rmtree(folder)
     elif how == "rank":
         shutil.rmtree(folder)
-        adapter(folder, shared("llama"), LARGEST_RANK + 1, targets=["q_proj"])
+        adapter(folder, shared("llama"), MAX_PLLM_RANK + 1, targets=["q_proj"])
     elif how == "scale":
         edit(folder / "adapter_config.json", lora_alpha=999)
     else:
@@ -502,7 +504,7 @@ def harm(root, how):
     elif how == "folder gone":
         shutil.rmtree(b)
     elif how == "wide":
-        widen(b, LARGEST_RANK + 1)
+        widen(b, MAX_PLLM_RANK + 1)
     elif how.startswith("settings"):
         settings_and_sum(b, **dict([json.loads(how.removeprefix("settings "))]))
 
@@ -523,8 +525,8 @@ def test_a_bad_pllm_is_named_and_can_be_skipped(how, lib):
         one["b"]
     assert error.value.remedy and "\n" not in str(error.value) and one["a"].name == "a" and one["c"].name == "c"
     found = [p for p in one.verify() if p.name != "sketch-8.npy"]
-    assert [p.name for p in found] == ["b"] and found[0].what and found[0].remedy
-    rest = Library(lib.path, skip_bad=True)
+    assert [p.name for p in found] == ["b"] and found[0].problem and found[0].remedy
+    rest = Library(lib.path, skip_invalid=True)
     assert rest.names == ["a", "c"] and list(rest.skipped) == ["b"] and "b" not in rest
     assert np.array_equal(rest.rows, np.stack([words(0).row, words(2).row]))
     assert np.array_equal(rest.columns("coordinates"), rest.rows[:, :3])
@@ -547,7 +549,7 @@ def test_removing_a_link_leaves_what_it_points_to(lib):
 
 def test_additions_keep_what_is_skipped(lib, made):
     harm(lib.path, "card cut")
-    rest = Library(lib.path, skip_bad=True)
+    rest = Library(lib.path, skip_invalid=True)
     rest.add("d", made[3], words(3), **GIVEN)
     assert rest.names == ["a", "c", "d"] and len(rest.rows) == 3 and Library(lib.path).names == list("abcd")
 
@@ -559,7 +561,7 @@ def test_rows_that_are_not_finite(lib):
     one = Library(lib.path)
     with pytest.raises(InputError, match="rows of b"):
         one.rows
-    rest = Library(lib.path, skip_bad=True)
+    rest = Library(lib.path, skip_invalid=True)
     assert rest.names == ["a", "c"] and np.isfinite(rest.rows).all()
 
 

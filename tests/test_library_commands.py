@@ -12,12 +12,12 @@ import pytest
 from personal_llm import personalize
 from personal_llm.app import commands
 from personal_llm.app import personalize as module
+from personal_llm.selection import library as library_module
 from personal_llm.base import models
 from personal_llm.runtimes import cluster
-from personal_llm.runtimes.served import publish
-from personal_llm.start.library import Library
-from personal_llm.xpert import explanation
-from personal_llm.xpert.space import StyleSpace
+from personal_llm.selection.remote_library import publish_library
+from personal_llm.selection.library import Library
+from personal_llm.explanation import explanation
 from servers import Static, serving
 from tiny import shared, tiny
 from typed import QUICK, fails, found, invoke, write
@@ -41,8 +41,8 @@ def quick():
     known = [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?", "What is a pot?"]
     Letters.instead_of_the_encoder(patch)
     patch.setattr(models, "load_model", lambda name="pocket", **named: other if name == "other" else shared("llama"))
-    patch.setattr(explanation, "known_texts", lambda: known)
-    patch.setattr(module, "REPLY_TOKENS", 4)
+    patch.setattr(explanation, "load_probe_texts", lambda: known)
+    patch.setattr(module, "MAX_MEASURED_REPLY_TOKENS", 4)
     yield
     patch.undo()
 
@@ -68,7 +68,7 @@ def commands_main(*argv):
 
 def building(folder, *names):
     adapters = [folder / "runs" / name for name in names or WAYS]
-    return ["--licence", "CC0-1.0", "--space", folder / "space", "--quiet", "--no-plain", "--adapters", *adapters]
+    return ["--licence", "CC0-1.0", "--space", folder / "space", "--quiet", "--no-baseline", "--adapter", *adapters]
 
 
 @pytest.fixture
@@ -120,20 +120,22 @@ def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
     code, out, err = invoke(capsys, "library", "build", "--out", tmp_path / "lib", *building(tmp_path, "ana"))
     first, missing, remedy = out.splitlines()
     assert (code, first) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now")
-    assert missing.startswith("no pLLM is called plain") and "without --no-plain" in remedy
+    assert missing.startswith("no pLLM is called plain") and "without --no-baseline" in remedy
     assert Library(tmp_path / "lib").names == ["ana"]
 
 
 def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, monkeypatch):
     "In the shape of the first, once, with its own licence; it answers prompts as others do, and a fit has its null."
-    from personal_llm.start import warm_start
+    from personal_llm.selection import warm_start
 
-    brief = partial(warm_start.tune_plain, config=replace(warm_start.PLAIN_TUNING, steps=10, learning_rate=2e-2))
-    monkeypatch.setattr(warm_start, "tune_plain", brief)
-    monkeypatch.setattr(warm_start, "plain_texts", lambda: spoken(str, 12))
-    monkeypatch.setattr(explanation, "SUBJECT_TOKENS", 4)
+    brief = partial(
+        warm_start.tune_plain_pllm, config=replace(warm_start.PLAIN_TUNING_CONFIG, steps=10, learning_rate=2e-2)
+    )
+    monkeypatch.setattr(warm_start, "tune_plain_pllm", brief)
+    monkeypatch.setattr(warm_start, "load_plain_dialogues", lambda: spoken(str, 12))
+    monkeypatch.setattr(explanation, "MAX_TOPIC_TOKENS", 4)
     build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--prompts", world / "loud.jsonl"]
-    build.remove("--no-plain")
+    build.remove("--no-baseline")
     code, out, err = invoke(capsys, *build)
     assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 were there, 0 skipped; 3 pLLMs now"]
     library = Library(tmp_path / "lib")
@@ -154,7 +156,7 @@ def test_build_names_a_bad_adapter_and_skips_it_on_request(world, tmp_path, caps
     spoil(tmp_path / "runs" / "loud", how)
     build = ("library", "build", "--out", tmp_path / "lib", *building(tmp_path))
     assert "loud" in fails(capsys, *build) and not (tmp_path / "lib").exists()
-    code, out, err = invoke(capsys, *build, "--skip-bad", "--json")
+    code, out, err = invoke(capsys, *build, "--skip-invalid", "--json")
     result = json.loads(out)
     assert code == 0 and result["added"] == ["brief"] and list(result["skipped"]) == ["loud"]
     assert err.startswith("personal-llm: loud skipped: ") and err.count("\n") == 1
@@ -165,11 +167,11 @@ def test_build_refuses(world, tmp_path, capsys):
     shutil.copytree(world / "runs" / "loud", tmp_path / "deep" / "loud")
     assert "two adapters are called 'loud'" in fails(capsys, *build, *building(world), tmp_path / "deep" / "loud")
     assert "the space is for base" in fails(capsys, *build, *building(world), "--model", "other")
-    nothing = ["--licence", "x", "--space", world / "space", "--adapters", tmp_path / "no", "--skip-bad"]
+    nothing = ["--licence", "x", "--space", world / "space", "--adapter", tmp_path / "no", "--skip-invalid"]
     assert "nothing was built" in invoke(capsys, *build, *nothing)[2]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
-    assert "is there already" in fails(capsys, *build[:2], "--out", tmp_path / "full", *building(world))
+    assert "exists already" in fails(capsys, *build[:2], "--out", tmp_path / "full", *building(world))
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
@@ -179,7 +181,12 @@ def test_list_and_show(world, capsys):
     listed = found(capsys, "library", "list", world / "lib")["pllms"]
     assert [row["name"] for row in listed] == ["loud", "brief"] and listed[0]["samples"] == 48
     code, out, err = invoke(capsys, "library", "show", world / "lib", "loud")
-    assert code == 0 and out.startswith("nothing is said: 2 answers") and "CC0-1.0" in out and "None" not in out
+    assert (
+        code == 0
+        and out.startswith("no description: 2 own answers, 8 are needed")
+        and "CC0-1.0" in out
+        and "None" not in out
+    )
     card = found(capsys, "library", "show", world / "lib", "loud")
     assert card["name"] == "loud" and "row" not in card["explanation"]
     assert "no pLLM 'lud'" in fails(capsys, "library", "show", world / "lib", "lud")
@@ -211,7 +218,7 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
         code, out, err = invoke(capsys, "explain", "--data", world / f"{name}.jsonl", *space)
         assert code == 0 and err == "" and "cost: " in out and "be told from plain text" in out
         assert out.startswith("12 dialogues against the model's own answers to the same prompts\n")
-        assert "mostly *" not in out and "no word is said: this library was taught none" in out
+        assert "mostly *" not in out and "no style words: this library has no vocabulary" in out
     plot = ("--plot", tmp_path / "style.png")
     said = found(capsys, "explain", "--data", world / "loud.jsonl", *space, *plot)
     assert said["assembled"][0] == "loud" and said["words"] == [] and said["scores"] is None, "no vocabulary, no word"
@@ -231,9 +238,9 @@ def test_explain_an_adapter_gives_the_cards_row(world, capsys):
 
 def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
     "By `explain` and by `library build`; nothing of the chats ends in what is said."
-    heard, whole = [], explanation.heard
-    monkeypatch.setattr(explanation, "heard", lambda *given: heard.append(given[3]) or whole(*given))
-    monkeypatch.setattr(explanation, "SUBJECT_TOKENS", 4)
+    heard, whole = [], explanation.answer_topic_prompts
+    monkeypatch.setattr(explanation, "answer_topic_prompts", lambda *given: heard.append(given[3]) or whole(*given))
+    monkeypatch.setattr(explanation, "MAX_TOPIC_TOKENS", 4)
     both = ("--adapter", world / "runs" / "loud", "--data", world / "loud.jsonl")
     said = found(capsys, "explain", *both, "--library", world / "lib")
     assert {d.prompt for d in heard.pop()} == {row["prompt"] for row in chats("loud")}
@@ -244,7 +251,7 @@ def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
 def test_chats_belong_to_an_adapter_of_their_name(world, tmp_path, capsys, monkeypatch):
     given, made = {}, Library(world / "lib")["loud"].explanation
     known = lambda *all: given.update({Path(all[1]).name: all[6]}) or made
-    monkeypatch.setattr(cluster, "explained", known)
+    monkeypatch.setattr(cluster, "explain_without_timings", known)
     build = ("library", "build", "--out", tmp_path / "lib", *building(world))
     few = write(tmp_path / "few.jsonl", chats("loud"))
     assert "no adapter is called 'few'" in fails(capsys, *build, "--prompts", few)
@@ -260,7 +267,14 @@ def test_too_few_dialogues_say_how_many_more(world, tmp_path, capsys):
 
 
 def test_a_space_that_needs_a_summariser_is_named(world, capsys, monkeypatch):
-    monkeypatch.setattr(StyleSpace, "kind", "xpert")
+    load = library_module.load_space
+
+    def load_other_kind(folder):
+        space = load(folder)
+        object.__setattr__(space, "kind", "xpert")
+        return space
+
+    monkeypatch.setattr(library_module, "load_space", load_other_kind)
     for command in ("explain", "select"):
         line = fails(capsys, command, "--data", world / "loud.jsonl", "--library", world / "lib")
         assert "of kind xpert" in line
@@ -305,7 +319,7 @@ def test_select_refuses(world, copy, capsys):
     for name in WAYS:
         Library(copy).remove(name)
     assert "the library is empty" in fails(capsys, *data, "--library", copy)
-    start = ("personalize", "--data", world / "loud.jsonl", "--out", copy.parent / "x", "--start", copy)
+    start = ("personalize", "--data", world / "loud.jsonl", "--out", copy.parent / "x", "--start-from", copy)
     assert "the library is empty" in fails(capsys, *start)
     assert invoke(capsys, "library", "list", copy)[:2] == (0, "the library is empty\n")
 
@@ -315,7 +329,7 @@ def test_a_damaged_pllm_is_named_and_skipped_on_request(world, copy, capsys, how
     spoil(copy / "loud", how)
     for command in (("select", "--data", world / "brief.jsonl", "--library", copy), ("library", "show", copy, "loud")):
         assert "loud" in fails(capsys, *command)
-    code, out, err = invoke(capsys, "library", "list", copy, "--skip-bad", "--json")
+    code, out, err = invoke(capsys, "library", "list", copy, "--skip-invalid", "--json")
     assert code == 0 and err.startswith("personal-llm: loud skipped: ") and err.count("\n") == 1
     assert [row["name"] for row in json.loads(out)["pllms"]] == ["brief"]
 
@@ -327,7 +341,7 @@ def test_a_damaged_pllm_is_named_and_skipped_on_request(world, copy, capsys, how
 def far(world, copy, monkeypatch):
     "The library behind a web server: (server, address, hash of its list, the folder that it serves)."
     monkeypatch.setenv("XDG_CACHE_HOME", str(copy.parent / "cache"))
-    pin = publish(copy)
+    pin = publish_library(copy)
     server = serving(partial(Static, directory=str(copy)))
     yield server, f"http://127.0.0.1:{server.server_port}", pin, copy
     server.shutdown()
@@ -375,9 +389,9 @@ def test_personalize_starts_from_an_address(world, far, tmp_path):
 def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, capsys):
     server, address, pin, site = far
     data = ("--data", world / "loud.jsonl", "--library")
-    wrong = {f"{address}#sha256={'0' * 64}": "its hash differs", "http://example.org/l": "can alter"}
+    wrong = {f"{address}#sha256={'0' * 64}": "not the manifest of that hash", "http://example.org/l": "can alter"}
     wrong |= {f"{address}#sha256=1": "no SHA-256", "http://127.0.0.1:9": "refused", f"{address}/no": "answers 404"}
-    wrong |= {"ftp://example.org/l": "no address", "https://me:pw@example.org/l": "password in it"}
+    wrong |= {"ftp://example.org/l": "not the address", "https://me:pw@example.org/l": "a user name or a password"}
     for given, line in wrong.items():
         assert line in fails(capsys, "select", *data, given), given
         assert line in fails(capsys, "library", "list", given)
@@ -387,7 +401,7 @@ def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, 
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     code, out, err = invoke(capsys, "select", *data, address)
     assert (code, out) == (2, "") and err.splitlines()[-1].count("its hash differs") == 1
-    start = ("personalize", *data[:2], "--out", tmp_path / "x", *QUICK, "--start", "http://127.0.0.1:9")
+    start = ("personalize", *data[:2], "--out", tmp_path / "x", *QUICK, "--start-from", "http://127.0.0.1:9")
     assert "refused" in fails(capsys, *start)
 
 
@@ -404,7 +418,7 @@ def test_personalize_from_a_library(world, tmp_path):
     first = {name: r["finetunes"][0]["start_loss"] for name, r in dict(warm=warm, cold=cold, one=one).items()}
     assert first["warm"] < first["cold"] and first["one"] < first["cold"]
     assert warm["cost"]["forward"] > cold["cost"]["forward"]
-    lines = commands.personalize_lines(warm)
+    lines = commands.format_personalization(warm)
     assert any(line.startswith("style      ") and "mostly *" not in line for line in lines) and any(
         "loud (" in line for line in lines
     )
@@ -412,8 +426,8 @@ def test_personalize_from_a_library(world, tmp_path):
 
 def test_personalize_refuses_a_start(world, tmp_path, capsys):
     command = ("personalize", "--data", world / "loud.jsonl", "--out", tmp_path / "x", *QUICK)
-    assert "the library is for base" in fails(capsys, *command, "--start", world / "lib", "--model", "other")
-    assert "made for base" in fails(capsys, *command, "--start", world / "runs" / "loud", "--model", "other")
+    assert "the library is for base" in fails(capsys, *command, "--start-from", world / "lib", "--model", "other")
+    assert "made for base" in fails(capsys, *command, "--start-from", world / "runs" / "loud", "--model", "other")
     damaged = Path(shutil.copytree(world / "runs" / "loud", tmp_path / "damaged"))
     spoil(damaged, "weights")
-    assert "damaged" in fails(capsys, *command, "--start", damaged)
+    assert "damaged" in fails(capsys, *command, "--start-from", damaged)

@@ -15,8 +15,11 @@ def test_the_change_is_the_product(alpha):
     layer, x = LoRALinear(plain, r=2, alpha=alpha), torch.randn(3, 6)
     assert torch.equal(layer(x), plain(x)) and not layer.layer.weight.requires_grad, "it begins as nothing"
     torch.nn.init.normal_(layer.B)
-    assert torch.allclose(layer(x), x @ (plain.weight + layer.change).T + plain.bias, atol=1e-5)
-    assert torch.allclose(layer.change, alpha / 2 * layer.B @ layer.A) and torch.linalg.matrix_rank(layer.change) == 2
+    assert torch.allclose(layer(x), x @ (plain.weight + layer.delta_weight).T + plain.bias, atol=1e-5)
+    assert (
+        torch.allclose(layer.delta_weight, alpha / 2 * layer.B @ layer.A)
+        and torch.linalg.matrix_rank(layer.delta_weight) == 2
+    )
 
 
 def test_the_layers_and_the_loss_are_those_of_peft():

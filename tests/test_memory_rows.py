@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from personal_llm.base.adapters import WEIGHTS
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.data.reading import Dialogues, memory_rows, read_dialogues
+from personal_llm.data.reading import Dialogues, records_in_memory, read_dialogues
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.evaluation import evaluate
 from personal_llm.tuning.finetune import finetune
@@ -54,8 +54,9 @@ def test_empty_cells_numbers_and_times():
     frame = pandas.DataFrame([ROWS[0] | dict(topic="pots"), ROWS[1]])
     assert told(read_dialogues(frame)) == told(read_dialogues(ROWS[:2])), "a missing topic is no NaN"
     frame["time"] = pandas.to_datetime(["2024-05-31", None])
-    assert [row.get("time") for _, row in memory_rows(frame)] == [1717113600.0, None]
-    assert memory_rows([dict(time=np.float32(2), x=np.array([1, 2]))]) == [(1, dict(time=2.0, x=[1, 2]))]
+    assert [row.get("time") for _, row in records_in_memory(frame)[0]] == [1717113600.0, None]
+    rows, errors = records_in_memory([dict(time=np.float32(2), x=np.array([1, 2]))])
+    assert rows == [(1, dict(time=2.0, x=[1, 2]))] and errors == []
 
 
 def test_dialogues_stay_as_they_are():
@@ -82,21 +83,25 @@ def test_what_cannot_be_read_is_one_line(data, said):
 
 
 def test_bad_rows_can_be_left_out():
-    found = read_dialogues([ROWS[0], dict(prompt="x"), ROWS[1]], skip_bad=True)
+    found = read_dialogues([ROWS[0], dict(prompt="x"), ROWS[1]], skip_invalid=True)
     assert len(found) == 2 and found.skipped[0][0] == 2
 
 
-def test_personalize_takes_rows(tmp_path):
-    from personal_llm.app.personalize import chats_from
+def test_personalize_takes_rows(tmp_path, monkeypatch):
+    from personal_llm.app.personalize import PersonalizeRun, personalize
 
-    assert told(chats_from(a_data_set(ROWS)).dialogues) == told(read_dialogues(ROWS))
-    assert chats_from([ROWS[0], dict(prompt="x")], skip_bad=True).skipped == 1
+    runs, rows = [], [dict(prompt=f"What is {i}?", response=f"It is {i}.") for i in range(9)]
+    monkeypatch.setattr(PersonalizeRun, "run_in_folder", lambda run, owned, data: runs.append((run.dialogues, data)))
+    personalize(a_data_set(rows), tmp_path / "x", shared("llama"))
+    skipping = dict(skip_invalid=True)
+    personalize([*rows, dict(prompt="x")], tmp_path / "x", shared("llama"), reading_options=skipping)
+    assert told(runs[0][0]) == told(runs[1][0]) == told(read_dialogues(rows)) and runs[1][1]["skipped"] == 1
 
 
 @pytest.mark.parametrize("form", [list, a_data_set, a_frame], ids=lambda f: f.__name__)
 def test_tuning_and_evaluating_take_rows(form):
     model, plan = shared("llama"), TuningConfig(rank=2, steps=1, batch_size=4, max_length=64)
-    bits = lambda given: (Path(finetune(model, given, plan, progress=False).path) / WEIGHTS).read_bytes()
+    bits = lambda given: (Path(finetune(model, given, plan, progress=False).path) / WEIGHTS_FILE).read_bytes()
     read = read_dialogues(ROWS)
     assert bits(form(ROWS)) == bits(read)
     assert evaluate(model, form(ROWS), generate=False).items == evaluate(model, read, generate=False).items

@@ -1,6 +1,5 @@
 "Merging: hand-worked mixtures, brute-force and full-matrix twins, every architecture, what is refused."
 
-import contextlib
 import itertools
 import json
 import os
@@ -14,16 +13,14 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file, save_file
 from scipy.optimize import nnls
 
-from personal_llm.start import merging
-from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.factors import lora_config
-from personal_llm.base.models import Model
-from personal_llm.start.merging import around, matching_weights, merge, refine_weights, rounded
-from personal_llm.start.ranking import mean_loss
+from personal_llm.selection import merging
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.factors import read_lora_config
+from personal_llm.selection.merging import fit_merge_weights, merge
 from personal_llm.base.adapters import Adapter
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.tuning.validation import FROM_START, validation_split
+from personal_llm.tuning.validation import RULE_FROM_NEW_START, validation_split
 from libraries import adapter
 from tiny import ARCHITECTURES, shared, tiny
 
@@ -51,27 +48,27 @@ BRIEF = TuningConfig(steps=2, batch_size=4, max_length=64, checks=1, learning_ra
     ],
 )
 def test_weights_by_hand(Z, t, wanted):
-    assert np.allclose(matching_weights(Z, t), wanted)
+    assert np.allclose(fit_merge_weights(Z, t), wanted)
 
 
 def test_the_limit_on_members():
     Z = np.eye(4)
-    assert np.allclose(matching_weights(Z, [0.4, 0.3, 0.2, 0.1]), [0.4, 0.3, 0.2, 0])
-    assert np.allclose(matching_weights(Z, [0.4, 0.3, 0.2, 0.1], most=1), [0.4, 0, 0, 0])
-    assert np.allclose(matching_weights(Z, [0.5, 0.04, 0, 0]), [0.5, 0, 0, 0]), (
+    assert np.allclose(fit_merge_weights(Z, [0.4, 0.3, 0.2, 0.1]), [0.4, 0.3, 0.2, 0])
+    assert np.allclose(fit_merge_weights(Z, [0.4, 0.3, 0.2, 0.1], max_members=1), [0.4, 0, 0, 0])
+    assert np.allclose(fit_merge_weights(Z, [0.5, 0.04, 0, 0]), [0.5, 0, 0, 0]), (
         "a member that explains less than a hundredth is noise"
     )
-    assert np.allclose(matching_weights(Z, [0.5, 0.06, 0, 0]), [0.5, 0.06, 0, 0])
+    assert np.allclose(fit_merge_weights(Z, [0.5, 0.06, 0, 0]), [0.5, 0.06, 0, 0])
 
 
 def test_no_candidates():
-    assert matching_weights(np.zeros((0, 3)), [1, 0, 0]).shape == (0,)
+    assert fit_merge_weights(np.zeros((0, 3)), [1, 0, 0]).shape == (0,)
 
 
 def test_exchange_mends_a_greedy_mistake():
     "The first taken is the best alone, and no part of the best pair."
     Z, t = np.array([[1, 0, 0], [0, 1, 0], [0.8, 0.6, 0.4]]), np.array([0.5, 0.5, 0])
-    assert np.allclose(matching_weights(Z, t, most=2), [0.5, 0.5, 0])
+    assert np.allclose(fit_merge_weights(Z, t, max_members=2), [0.5, 0.5, 0])
 
 
 def brute(Z, t, most):
@@ -86,11 +83,11 @@ def test_as_good_as_trying_all_sets():
         Z = random.normal(size=(12, 8)) + 0.5
         t = np.abs(random.normal(size=4)) @ Z[:4]
         t *= 0.3 / np.linalg.norm(t)
-        alpha = matching_weights(Z, t)
+        alpha = fit_merge_weights(Z, t)
         error = np.sum((t - alpha @ Z) ** 2) / (t @ t)
         best = brute(Z, t, 3) / (t @ t)
         assert best - 1e-9 <= error
-        exact.append(error < best + merging.WORTH)
+        exact.append(error < best + merging.MIN_ERROR_REDUCTION)
     assert np.mean(exact) >= 0.8, np.mean(exact)
 
 
@@ -104,7 +101,7 @@ def test_planted_mixtures_of_any_length(shares, length):
         Z /= np.linalg.norm(Z, axis=1, keepdims=True)
         members = random.choice(28, len(shares), replace=False)
         clean = length * np.array(shares) @ Z[members]
-        alpha = matching_weights(Z, clean + random.normal(size=16) / 4 * 0.1 * np.linalg.norm(clean))
+        alpha = fit_merge_weights(Z, clean + random.normal(size=16) / 4 * 0.1 * np.linalg.norm(clean))
         assert alpha.sum() <= 1 + 1e-9
         hits.append(set(np.flatnonzero(alpha)) == set(members))
         if hits[-1]:
@@ -123,7 +120,7 @@ def test_users_and_pllms_share_one_unit(unit):
     for strength in (0.1, 0.5, 1, 2):
         for i in range(6):
             noise = random.normal(size=16) * 0.05 * strength / 4
-            alpha = matching_weights(unit * strengths[:, None] * styles, unit * (strength * styles[i] + noise))
+            alpha = fit_merge_weights(unit * strengths[:, None] * styles, unit * (strength * styles[i] + noise))
             assert alpha[i] == pytest.approx(min(1, strength / strengths[i]), rel=0.1) == alpha.sum()
 
 
@@ -136,14 +133,14 @@ finite = st.floats(-5, 5, allow_subnormal=False).map(lambda x: round(x, 3))
     st.integers(1, 4),
 )
 @settings(max_examples=150, deadline=None)
-def test_weights_always(Z, t, most):
-    alpha = matching_weights(Z, t, most)
+def test_weights_always(Z, t, max_members):
+    alpha = fit_merge_weights(Z, t, max_members)
     assert (
         alpha.shape == (len(Z),)
         and np.isfinite(alpha).all()
         and (alpha >= 0).all()
         and alpha.sum() <= 1 + 1e-9
-        and (alpha > 0).sum() <= most
+        and (alpha > 0).sum() <= max_members
     )
     if alpha.any():
         assert (alpha @ Z) @ t > 0, "never away from the user"
@@ -153,15 +150,15 @@ def test_weights_always(Z, t, most):
     assert (
         np.sum((t - alpha @ Z) ** 2)
         == pytest.approx(
-            np.sum((t @ turned - matching_weights(Z @ turned, t @ turned, most) @ Z @ turned) ** 2),
+            np.sum((t @ turned - fit_merge_weights(Z @ turned, t @ turned, max_members) @ Z @ turned) ** 2),
             abs=0.2 + 0.05 * (t @ t),
         )
-        or most > 1
+        or max_members > 1
     ), "the axes do not count"
 
 
 @pytest.mark.parametrize(
-    "Z, t, most",
+    "Z, t, max_members",
     [
         ([[1, 0]], [1], 3),
         ([1, 0], [1, 0], 3),
@@ -170,9 +167,9 @@ def test_weights_always(Z, t, most):
         ([[1, 0]], [1, 0], 0),
     ],
 )
-def test_wrong_coordinates(Z, t, most):
+def test_wrong_coordinates(Z, t, max_members):
     with pytest.raises(InputError):
-        matching_weights(Z, t, most)
+        fit_merge_weights(Z, t, max_members)
 
 
 # ---- adapters
@@ -238,7 +235,7 @@ def test_the_sum_is_exact(shares, pool, tmp_path):
         and got.base == shared("llama").base
         and Adapter.load(tmp_path / "m") == got
     )
-    assert lora_config(got.path)["r"] == sum(lora_config(pool[n])["r"] for n in got.parents)
+    assert read_lora_config(got.path)["r"] == sum(read_lora_config(pool[n])["r"] for n in got.parents)
     assert {p.name for p in got.path.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -256,7 +253,7 @@ def test_attached_it_is_the_weighted_sum(architecture, tmp_path):
     pool = dict(a=adapter(tmp_path / "a", model, 2, 1, 1), b=adapter(tmp_path / "b", model, 3, 0.5, 2, targets))
     before, bare = weights(model), logits(model)
     got = merge(pool, dict(a=0.5, b=0.3))
-    with model.using(got):
+    with model.use_adapter(got):
         adapted = logits(model)
     assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
     twin = tiny(architecture)
@@ -273,9 +270,9 @@ def test_attached_it_is_the_weighted_sum(architecture, tmp_path):
 def test_one_at_full_weight_is_itself(pool):
     model = shared("llama")
     for name in pool:
-        with model.using(pool[name]):
+        with model.use_adapter(pool[name]):
             alone = logits(model)
-        with model.using(merge(pool, {name: 1})):
+        with model.use_adapter(merge(pool, {name: 1})):
             assert torch.allclose(logits(model), alone, rtol=1e-4, atol=1e-5)
 
 
@@ -289,7 +286,7 @@ def test_choices_of_layers_do_not_reach_the_merge(pool, tmp_path):
     )
     for order in (["first", "less", "c"], ["less", "c", "first"]):
         got = merge(some, {n: 0.3 for n in order})
-        with model.using(got):
+        with model.use_adapter(got):
             adapted = {n for n, _ in model.model.named_modules() if n.endswith("lora_A.default")}
         assert {n.removesuffix(".lora_A.default") for n in adapted} == set(dense(got.path)) and len(adapted) == 4
 
@@ -304,11 +301,11 @@ def test_merges_of_merges(pool):
 def test_it_can_be_trained_on(pool, tmp_path):
     "Continuing in a merge starts at the merge."
     model, start = shared("llama"), merge(pool, dict(a=0.05, b=0.05))
-    judges = validation_split(TALK, BRIEF.validation, 0, FROM_START)[1]
-    with model.using(start):
+    judges = validation_split(TALK, BRIEF.validation, 0, RULE_FROM_NEW_START)[1]
+    with model.use_adapter(start):
         nats, tokens = model.nll(judges).sum(0)
     further = finetune(model, TALK, BRIEF, start=start, out=tmp_path / "f", progress=False)
-    assert further.start_loss == pytest.approx(nats / tokens, abs=1e-4) and lora_config(further.path)["r"] == 5
+    assert further.start_loss == pytest.approx(nats / tokens, abs=1e-4) and read_lora_config(further.path)["r"] == 5
 
 
 def test_libraries_are_anything_with_adapters(pool):
@@ -413,7 +410,7 @@ def test_other_bases_are_refused(pool, tmp_path):
         merge(pool | dict(wide=wide), dict(a=0.5, wide=0.5))
     assert merge(dict(wide=wide), dict(wide=1)).base is None, "nothing is known of its base"
     with pytest.raises(InputError, match="made for base"):
-        with model.using(merge(pool, dict(a=1))):
+        with model.use_adapter(merge(pool, dict(a=1))):
             pass
 
 
@@ -434,92 +431,3 @@ def test_a_full_disk_leaves_the_older_adapter(pool, monkeypatch, tmp_path):
         assert {p.name: p.read_bytes() for p in old.path.iterdir()} == before and [
             p.name for p in tmp_path.iterdir()
         ] == ["m"]
-
-
-# ---- refining
-
-
-class Fake:
-    "A model whose loss is a known function of the weights."
-
-    spending = Model.spending
-
-    def __init__(self, loss):
-        self.loss, self.cost = loss, Cost()
-
-    def using(self, weights):
-        self.weights = weights
-        return contextlib.nullcontext()
-
-    def nll(self, dialogues):
-        self.cost.forward += len(dialogues)
-        return np.array([[self.loss(self.weights) * 2, 2.0]] * len(dialogues))
-
-
-def planted(patch, loss):
-    "merge and nll replaced by a known loss of the weights."
-    patch.setattr(merging, "merge", lambda library, w, out: dict(w))
-    return Fake(loss)
-
-
-@given(
-    st.dictionaries(st.sampled_from("abcd"), st.floats(0.01, 0.25), min_size=1, max_size=4),
-    st.integers(1, 12),
-    st.integers(0, 99),
-)
-@settings(max_examples=60, deadline=None)
-def test_refining_is_never_worse_and_keeps_to_its_budget(start, evaluations, seed):
-    goal = dict(zip("abcd", np.random.default_rng(seed).dirichlet(np.ones(4))))
-    loss = lambda w: sum((w.get(n, 0) - g) ** 2 for n, g in goal.items())
-    with pytest.MonkeyPatch.context() as patch:
-        best, tried, cost = refine_weights(planted(patch, loss), None, start, TALK, evaluations)
-    assert len(tried) <= evaluations and cost.forward == len(tried) * len(TALK)
-    assert tried[0] == (start, pytest.approx(loss(start)))
-    assert loss(best) == pytest.approx(min(v for _, v in tried)) and loss(best) <= loss(start) + 1e-12
-    for w, _ in tried:
-        assert w and min(w.values()) >= 0 and sum(w.values()) <= 1 + 1e-9
-    assert len({rounded(w) for w, _ in tried}) == len(tried), "nothing is measured twice"
-
-
-def test_refining_finds_what_one_move_away_is_better(monkeypatch):
-    for start, goal in (
-        (dict(a=0.4, b=0.4), dict(a=0.2, b=0.2)),
-        (dict(a=0.3, b=0.2), dict(a=0.6, b=0.4)),
-        (dict(a=0.75, b=0.25), dict(a=1)),
-        (dict(a=0.6, b=0.4), dict(a=0.3, b=0.7)),
-    ):
-        loss = lambda w: sum((w.get(n, 0) - goal.get(n, 0)) ** 2 for n in "ab")
-        assert refine_weights(planted(monkeypatch, loss), None, start, TALK, 8)[0] == pytest.approx(goal)
-
-
-def test_the_neighbours_of_a_mixture():
-    "All that is possible, half, without the weaker, without the stronger, half of one given to the other."
-    got = list(around(dict(a=0.6, b=0.2)))
-    wanted = [
-        dict(a=0.75, b=0.25),
-        dict(a=0.3, b=0.1),
-        dict(a=0.8),
-        dict(b=0.8),
-        dict(a=0.3, b=0.5),
-        dict(a=0.7, b=0.1),
-    ]
-    assert len(got) == len(wanted) and all(g == pytest.approx(w) for g, w in zip(got, wanted))
-    assert [*around(dict(a=0.5))] == [dict(a=1), dict(a=0.25)]
-
-
-def test_refining_measures_the_true_loss(pool):
-    model = shared("llama")
-    before = weights(model)
-    best, tried, cost = refine_weights(model, pool, dict(a=0.1, b=0.1), TALK, 3)
-    for w, value in tried:
-        with model.using(merge(pool, w)):
-            assert value == pytest.approx(mean_loss(model.nll(TALK)), rel=1e-5)
-    assert cost.forward == 3 * len(TALK) and cost.tokens > 0 and cost.seconds > 0 and model.base == shared("llama").base
-    assert all(torch.equal(before[n], v) for n, v in model.model.state_dict().items())
-    for bad in (
-        lambda: refine_weights(model, pool, {}, TALK),
-        lambda: refine_weights(model, pool, dict(a=0.1), []),
-        lambda: refine_weights(model, pool, dict(a=0.1), TALK, 0),
-    ):
-        with pytest.raises(InputError):
-            bad()

@@ -10,9 +10,9 @@ import torch
 from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, tiny_tokenizer, weights
 
 from personal_llm.base import models
-from personal_llm.base.adapters import adapter_id
+from personal_llm.base.adapters import get_adapter_id
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.models import REPLY_PENALTY, load_model
+from personal_llm.base.models import REPLY_REPETITION_PENALTY, load_model
 from personal_llm.base.tokens import encode_prompt
 
 FEW = [
@@ -35,14 +35,14 @@ def adapter(tmp_path_factory):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_batch_reads_as_each_alone(architecture):
     model = shared(architecture)
-    together = model.read(FEW)
+    together = model.run_forward(FEW)
     for d, got in zip(FEW, together):
-        alone = model.read([d])[0]
+        alone = model.run_forward([d])[0]
         tokens = len(model.encode(d)["input_ids"])
         assert alone.tokens == got.tokens and got.hidden.shape == alone.hidden.shape == (tokens, model.width)
         assert np.allclose(alone.hidden, got.hidden, atol=1e-4) and abs(alone.nll - got.nll) < 1e-3
     assert np.allclose(model.embed(FEW), [r.hidden.mean(0) for r in together], atol=1e-4)
-    backwards = [r.nll for r in model.read(FEW[::-1])]
+    backwards = [r.nll for r in model.run_forward(FEW[::-1])]
     assert backwards == pytest.approx([r.nll for r in together][::-1], rel=1e-4), "order"
 
 
@@ -67,7 +67,7 @@ def test_memory_is_bounded(monkeypatch):
     "A batch's logits are bounded whatever the vocabulary, and caches forget; what a user has set stays."
     model = shared("llama")
     vocabulary = len(model.model.get_input_embeddings().weight)
-    monkeypatch.setattr(models, "MOST_LOGITS", 60 * vocabulary + 1)
+    monkeypatch.setattr(models, "MAX_LOGITS_PER_BATCH", 60 * vocabulary + 1)
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
     monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
     assert load_model((model.model, model.tokenizer)).tokens_per_batch == 60
@@ -76,7 +76,7 @@ def test_memory_is_bounded(monkeypatch):
 
 def test_nothing_to_read():
     model = shared("llama")
-    assert model.read([]) == [] and model.generate([]) == [] and model.nll([]).shape == (0, 2)
+    assert model.run_forward([]) == [] and model.generate([]) == [] and model.nll([]).shape == (0, 2)
     assert model.embed([]).shape == (0, model.width)
 
 
@@ -96,16 +96,20 @@ def test_nll_by_hand(architecture):
 
 def test_readings_know_what_made_them(adapter):
     model = shared("llama")
-    assert {r.model for r in model.read(FEW)} == {model.base}
-    with model.using(adapter):
-        assert {r.model for r in model.read(FEW)} == {f"{model.base}+{adapter_id(adapter)}"} == {model.active_adapter}
+    assert {r.model for r in model.run_forward(FEW)} == {model.base}
+    with model.use_adapter(adapter):
+        assert (
+            {r.model for r in model.run_forward(FEW)}
+            == {f"{model.base}+{get_adapter_id(adapter)}"}
+            == {model.active_adapter}
+        )
 
 
 # ---- generating
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("penalty", [1.0, REPLY_PENALTY])
+@pytest.mark.parametrize("penalty", [1.0, REPLY_REPETITION_PENALTY])
 def test_generate_ignores_padding(architecture, penalty):
     "Against a loop of forward passes without padding or cache; the penalty by hand."
     model, prompts = shared(architecture), ["Hi", "What should I cook tonight for my whole family?", FEW[2]]
@@ -121,7 +125,7 @@ def test_generate_ignores_padding(architecture, penalty):
         while len(new) < 6 and model.tokenizer.eos_token_id not in new:
             with torch.no_grad():
                 scores = model.model(torch.tensor([ids + new])).logits[0, -1]
-            for token in set(ids + new):
+            for token in set(new):
                 scores[token] *= penalty if scores[token] < 0 else 1 / penalty
             new.append(int(scores.argmax()))
         assert answer == model.tokenizer.decode(new, skip_special_tokens=True).strip()
@@ -130,19 +134,28 @@ def test_generate_ignores_padding(architecture, penalty):
 def test_replies_have_the_penalty_and_answers_have_none():
     "Also for a model that brings another one along."
     model, asked = tiny("llama"), ["Hi", "Why?"]
-    plain, penalised = model.generate(asked, 8), model.generate(asked, 8, repetition_penalty=REPLY_PENALTY)
-    assert REPLY_PENALTY == 1.3 and plain != penalised == model.reply(asked, 8)
+    plain, penalised = model.generate(asked, 8), model.generate(asked, 8, repetition_penalty=REPLY_REPETITION_PENALTY)
+    assert REPLY_REPETITION_PENALTY == 1.3 and plain != penalised == model.reply(asked, 8)
     model.model.generation_config.repetition_penalty = 2.0
     assert plain == model.generate(asked, 8) and penalised == model.reply(asked, 8)
 
 
-def test_a_padding_token_is_not_penalised():
-    "Some models pad with a word that they also say, such as the end token of SmolLM2."
-    model, asked = tiny("gpt2"), ["Hi", "What should I cook tonight for my whole family, and for the neighbours?"]
-    alone = [model.reply([text], 8)[0] for text in asked]
-    row = model.prompt_rows(asked[:1], 99)
-    model.tokenizer.pad_token_id = model.new_tokens(row, max_new_tokens=1, do_sample=False, penalty=REPLY_PENALTY)[0][0]
-    assert model.reply(asked, 8) == alone
+def test_the_penalty_does_not_count_the_prompt():
+    "Neither the words of the history nor padding: over four turns, the reply is as if nothing had been there before."
+    model, history = tiny("gpt2"), []
+    for turn in range(4):
+        asked = Dialogue("What should I cook?", "", history=history)
+        (ids,) = model.encode_prompts([asked], 200)
+        new = []
+        while len(new) < 8 and model.tokenizer.eos_token_id not in new:
+            with torch.no_grad():
+                scores = model.model(torch.tensor([ids + new])).logits[0, -1]
+            for token in set(new):
+                scores[token] *= REPLY_REPETITION_PENALTY if scores[token] < 0 else 1 / REPLY_REPETITION_PENALTY
+            new.append(int(scores.argmax()))
+        reply = model.tokenizer.decode(new, skip_special_tokens=True).strip()
+        assert model.reply([asked, "A much longer prompt, so that the other row is padded."], 8)[0] == reply, turn
+        history += [("user", asked.prompt), ("assistant", reply or "So.")]
 
 
 def test_generate_with_a_temperature_repeats_and_leaves_the_global_generator_alone():
@@ -190,21 +203,21 @@ def test_prompts_that_are_none_are_one_line(wrong):
 def test_dialogues_that_were_cut_are_counted():
     model = tiny("llama", max_length=64)
     long = Dialogue("word " * 300, "so.", history=[("user", "a"), ("assistant", "b")])
-    model.read([*FEW, long])
-    assert list(model.cut) == [long.id] and model.cut[long.id] > 50
+    model.run_forward([*FEW, long])
+    assert list(model.truncated) == [long.id] and model.truncated[long.id] > 50
     short = Dialogue("word " * 100, "so.")
-    assert model.encode(short)["cut"] > 0 == model.encode(short, 200)["cut"]
-    assert list(model.cut) == [long.id], "as it was encoded last"
+    assert model.encode(short)["num_truncated"] > 0 == model.encode(short, 200)["num_truncated"]
+    assert list(model.truncated) == [long.id], "as it was encoded last"
     assert len(model.encode(long, 10_000)["input_ids"]) == 256 == model.window
     model.generate([FEW[0], long], max_new_tokens=4)
-    assert list(model.cut) == [long.id]
+    assert list(model.truncated) == [long.id]
 
 
 def test_ten_megabytes_and_lone_surrogates_are_read():
     model = tiny("llama", max_length=64)
     huge, half = Dialogue("x y " * 2_500_000, "so."), Dialogue("half \ud83d", "\udc00 more")
     assert np.isfinite(model.nll([huge, half])).all() and len(model.reply([huge, half], 4)) == 2
-    assert list(model.cut) == [huge.id]
+    assert list(model.truncated) == [huge.id]
 
 
 # ---- adapters
@@ -218,16 +231,16 @@ def test_using_restores_the_base_bit_by_bit(architecture, tmp_path):
     def bare():
         return same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
 
-    with model.using(folder) as inside:
+    with model.use_adapter(folder) as inside:
         assert inside is model and not np.allclose(model.nll(FEW), losses)
         assert model.active_adapter.startswith(model.base + "+")
     assert bare()
     for error in (ZeroDivisionError, KeyboardInterrupt):
         with suppress(error):
-            with model.using(folder):
+            with model.use_adapter(folder):
                 raise error
         assert bare() and type(model.model) is kind
-    with model.using(None):
+    with model.use_adapter(None):
         assert bare()
 
 
@@ -235,7 +248,7 @@ def test_using_is_plain_peft(adapter):
     from peft import PeftModel
 
     model, plain = shared("llama"), tiny("llama")
-    with model.using(adapter):
+    with model.use_adapter(adapter):
         adapted = model.nll(FEW)
     plain.model = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
     assert np.array_equal(adapted, plain.nll(FEW))
@@ -249,7 +262,7 @@ def test_unfit_adapters_are_refused(file, tmp_path):
     for content in (b"{", b'{"base": "another"}', (folder / file).read_bytes()[:20]):
         (folder / file).write_bytes(content)
         with pytest.raises(InputError, match=r"adapter|a:"):
-            with model.using(folder):
+            with model.use_adapter(folder):
                 pass
         assert same(model, before) and np.array_equal(model.nll(FEW), losses) and model.active_adapter == model.base
 
@@ -265,7 +278,7 @@ def test_an_adapter_of_another_shape_without_a_card_leaves_the_base_whole(tmp_pa
     (folder / "adapter.json").unlink()
     before, losses = weights(model), model.nll(FEW)
     with pytest.raises(InputError, match="does not fit"):
-        with model.using(folder):
+        with model.use_adapter(folder):
             pass
     assert same(model, before) and np.array_equal(model.nll(FEW), losses)
 
@@ -273,12 +286,12 @@ def test_an_adapter_of_another_shape_without_a_card_leaves_the_base_whole(tmp_pa
 def test_one_adapter_at_a_time(adapter):
     "A second one inside the block of a first is refused; the first stays."
     model = shared("llama")
-    with model.using(adapter):
+    with model.use_adapter(adapter):
         adapted, name = model.nll(FEW), model.active_adapter
         with pytest.raises(InputError, match="another adapter is attached"):
-            with model.using(adapter):
+            with model.use_adapter(adapter):
                 pass
-        with model.using(None):
+        with model.use_adapter(None):
             assert np.array_equal(model.nll(FEW), adapted) and model.active_adapter == name
     assert model.active_adapter == model.base
 
@@ -292,14 +305,14 @@ def test_a_live_model_with_an_adapter_says_so(adapter):
     )
     assert one.base == raw.base and one.active_adapter == other.active_adapter != one.base
     with pytest.raises(InputError, match="another adapter is attached"):
-        with one.using(adapter):
+        with one.use_adapter(adapter):
             pass
 
 
 @pytest.mark.parametrize("wrong", [5, ["a"], dict()], ids=str)
 def test_what_is_no_adapter_is_one_line(wrong):
     with pytest.raises(InputError, match="is no adapter"):
-        with shared("llama").using(wrong):
+        with shared("llama").use_adapter(wrong):
             pass
 
 
@@ -339,21 +352,21 @@ def test_the_window_bounds_what_can_be_asked():
 
 def test_costs_grow():
     model = tiny("llama")
-    model.read(FEW)
+    model.run_forward(FEW)
     assert model.cost.forward == 4 and model.cost.seconds > 0
     assert model.cost.tokens == sum(len(model.encode(d)["input_ids"]) for d in FEW)
 
 
 def test_blocks_are_billed_and_nest():
     model = tiny("llama")
-    model.read(FEW[:1])
+    model.run_forward(FEW[:1])
     mine = model.cost
-    with model.spending() as outer:
-        model.read(FEW[:2])
-        with model.spending() as inner:
-            model.read(FEW[:3])
+    with model.track_cost() as outer:
+        model.run_forward(FEW[:2])
+        with model.track_cost() as inner:
+            model.run_forward(FEW[:3])
         assert (inner.forward, outer.forward) == (3, 5)
-        model.read(FEW)
+        model.run_forward(FEW)
     assert (inner.forward, outer.forward, model.cost.forward) == (3, 9, 10) and model.cost is mine
     assert outer.tokens > inner.tokens > 0 and outer.seconds >= inner.seconds > 0
     assert model.cost.seconds >= outer.seconds
@@ -362,8 +375,8 @@ def test_blocks_are_billed_and_nest():
 def test_a_block_that_fails_is_billed():
     model = tiny("llama")
     with suppress(ZeroDivisionError):
-        with model.spending() as cost:
-            model.read(FEW)
+        with model.track_cost() as cost:
+            model.run_forward(FEW)
             1 / 0
     assert cost.forward == model.cost.forward == 4
 
@@ -371,7 +384,25 @@ def test_a_block_that_fails_is_billed():
 def test_a_block_keeps_what_others_add():
     "Requests, bytes; and a cost that somebody puts in the model's place."
     model = tiny("llama")
-    with model.spending() as cost:
+    with model.track_cost() as cost:
         model.cost.requests += 2
         model.cost = model.cost + Cost(bytes_moved=5)
     assert (cost.requests, cost.bytes_moved) == (2, 5) == (model.cost.requests, model.cost.bytes_moved)
+
+
+def test_the_last_adapters_layers_are_kept_and_the_model_is_bare(tmp_path):
+    "Attached again without reading its file; another adapter takes its place; outside of a block nothing is left."
+    model, real = tiny("llama"), []
+    before, losses = weights(model), model.nll([Dialogue("Hi", "Hello.")])
+    folders = [random_adapter(model, tmp_path / str(seed), seed=seed) for seed in (1, 2)]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        attach = models.attach_adapter
+        patch.setattr(models, "attach_adapter", lambda *given: real.append(given) or attach(*given))
+        for folder in (folders[0], folders[0], folders[1], folders[0]):
+            with model.use_adapter(folder):
+                found.append(model.nll([Dialogue("Hi", "Hello.")]))
+            assert same(model, before) and not hasattr(model.model, "peft_config")
+    assert len(real) == 3 and np.array_equal(model.nll([Dialogue("Hi", "Hello.")]), losses)
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[3])
+    assert not np.array_equal(found[0], found[2]) and not np.array_equal(found[0], losses)

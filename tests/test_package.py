@@ -60,11 +60,11 @@ def test_assets_are_small():
 
 def test_the_shipped_library_has_its_sketch():
     "An installed package may lie where nobody can write."
-    from personal_llm.start.library import Library
-    from personal_llm.start.gradient import sketch
+    from personal_llm.selection.library import Library
+    from personal_llm.selection.gradient_match import load_sketch
 
     before = {path: path.stat().st_mtime_ns for path in (PACKAGE / "assets" / "library").rglob("*")}
-    rows, sides = sketch(Library(PACKAGE / "assets" / "library"))
+    rows, sides = load_sketch(Library(PACKAGE / "assets" / "library"))
     assert (
         len(rows) == 9
         and len(sides) == 42

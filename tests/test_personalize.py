@@ -10,13 +10,14 @@ import pytest
 from kills import killed_at
 from personal_llm import personalize
 from personal_llm.app import personalize as module
-from personal_llm.device.results import COMMITTED, put, settle
+from personal_llm.base.publish import COMMITTED_RESULTS, write_entry, recover_results
 from personal_llm.base import models
-from personal_llm.base.adapters import Adapter, adapter_id
+from personal_llm.base.adapters import Adapter, get_adapter_id
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.files import LOCK, MARKER, lock_folder
+from personal_llm.base.files import LOCK_FILE, OWNERSHIP_FILE, lock_folder
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
+from personal_llm.device.store import OWNER_FILE
 from tiny import random_adapter, shared
 from typed import QUICK, fails, found, invoke, rows, snapshot, write
 
@@ -40,7 +41,7 @@ def quick():
     "The model is a tiny one, and replies are short."
     patch = pytest.MonkeyPatch()
     patch.setattr(models, "load_model", lambda *given, **named: shared("llama"))
-    patch.setattr(module, "REPLY_TOKENS", 4)
+    patch.setattr(module, "MAX_MEASURED_REPLY_TOKENS", 4)
     yield
     patch.undo()
 
@@ -64,9 +65,11 @@ def no_tuning(monkeypatch, tmp_path_factory):
         if seed not in made:
             made[seed] = random_adapter(model, tmp_path_factory.mktemp("made"), seed=seed + 1)
             (made[seed] / "README.md").unlink()
-        put(made[seed], Path(out))
+        write_entry(made[seed], Path(out))
         history, parents = ((1, 2.0, 1.5),), tuple(d.id for d in dialogues)
-        return Adapter(Path(out), model.base, parents, history=history, start_loss=2.0, best_loss=1.5, judged_on=0)
+        return Adapter(
+            Path(out), model.base, parents, history=history, start_loss=2.0, best_loss=1.5, num_validation_dialogues=0
+        )
 
     monkeypatch.setattr(personalizer, "tune", tune)
 
@@ -79,11 +82,11 @@ def test_it_leaves_a_state_that_goes_on(world):
     assert result["data"] == dict(file="chats.jsonl", dialogues=60, skipped=0, held_out=6)
     assert (result["kept"], result["seen"], result["requests"]) == (8, 54, 0)
     assert result["change"]["loss"]["n"] == 6 and result["settings"]["policy"] == "active"
-    assert result["replies"]["repetition_penalty"] == models.REPLY_PENALTY
+    assert result["replies"]["repetition_penalty"] == models.REPLY_REPETITION_PENALTY
     me = load_personalizer(result["state"], shared("llama"))
     assert me.buffer.seen == 54 and len(me.buffer) == 8
     copy = world / "mine" / "adapter"
-    assert result["adapter_id"] == adapter_id(copy) == adapter_id(me.adapter.path)
+    assert result["adapter_id"] == get_adapter_id(copy) == get_adapter_id(me.adapter.path)
 
 
 def test_the_command_is_the_function(world, tmp_path, capsys):
@@ -104,7 +107,7 @@ def test_results_for_people(world, tmp_path, capsys):
 def test_a_stream_shorter_than_the_buffer_is_kept_whole(world, tmp_path, no_tuning):
     told = []
     settings = SMALL | dict(capacity=32)
-    result = personalize(world / "few.jsonl", tmp_path / "x", tell=told.append, **settings)
+    result = personalize(world / "few.jsonl", tmp_path / "x", on_note=told.append, **settings)
     assert result["kept"] == 12
     assert told == ["12 dialogues for 32 bins: every dialogue was kept, nothing was selected"]
 
@@ -117,7 +120,7 @@ def test_every_fine_tunes_more_than_once(tmp_path, no_tuning):
 def test_asking_at_the_terminal_keeps_stdout_clean(world, tmp_path, capsys, monkeypatch, no_tuning):
     monkeypatch.setattr(sys, "stdin", io.StringIO("A better answer.\n"))
     command = ("personalize", "--data", world / "few.jsonl", "--out", tmp_path / "x", *QUICK, "--json")
-    code, out, err = invoke(capsys, *command, "--ask", "--requests", 3)
+    code, out, err = invoke(capsys, *command, "--ask-when", "auto", "--max-questions", 3)
     result = json.loads(out)
     assert code == 0 and result["requests"] == 3 and result["answers"] == dict(corrected=1, called_fine=2)
     assert result["learned_from"] == 3 and result["kept"] == 8 and err.count("Is this answer acceptable?") == 3
@@ -136,7 +139,7 @@ def test_odd_texts_are_learned_from_and_never_shown(tmp_path, capsys, no_tuning)
 def test_what_the_reader_noticed_is_said_without_the_words(tmp_path, capsys, no_tuning):
     bad = ['{"prompt": "' + CANARY + '", ', dict(prompt=" ", response=CANARY), dict(prompt=CANARY, response=5)]
     data = write(tmp_path / "bad.jsonl", rows(9) + bad + rows(2, 9))
-    command = ("personalize", "--data", data, "--out", tmp_path / "x", *QUICK, "--skip-bad", "--json")
+    command = ("personalize", "--data", data, "--out", tmp_path / "x", *QUICK, "--skip-invalid", "--json")
     code, out, err = invoke(capsys, *command)
     assert code == 0 and json.loads(out)["data"] == dict(file="bad.jsonl", dialogues=11, skipped=3, held_out=0)
     assert "bad rows skipped: 3, the first is number 10" in err and CANARY not in out + err
@@ -165,13 +168,13 @@ BAD_SETTINGS = {
     "steps 0": (dict(steps=0), "steps"),
     "steps nan": (dict(steps=float("nan")), "steps"),
     "synthetic -1": (dict(synthetic=-1), "synthetic"),
-    "every 0": (dict(every=0), "every"),
-    "requests -1": (dict(requests=-1), "requests"),
+    "every 0": (dict(every=0), "finetune_every"),
+    "requests -1": (dict(requests=-1), "max_questions"),
     "seed -1": (dict(seed=-1), "seed"),
     "seed huge": (dict(seed=2**40), "seed"),
     "seed text": (dict(seed="0"), "seed"),
     "start": (dict(start="nowhere"), "neither a library nor an adapter"),
-    "start number": (dict(start=7), "start is int"),
+    "start number": (dict(start=7), "start is 7"),
     "too few": (dict(data=FEW[:7]), "7 dialogues, too few"),
 }
 
@@ -226,7 +229,7 @@ def test_our_earlier_output_is_replaced_and_the_rest_stays(tmp_path, no_tuning):
     (out / "thesis.tex").write_text("mine")
     (Path(first["state"]) / "notes.txt").write_text("mine too")
     second = personalize(FEW, out, seed=3, **SMALL)
-    assert second["adapter_id"] == adapter_id(out / "adapter") != first["adapter_id"]
+    assert second["adapter_id"] == get_adapter_id(out / "adapter") != first["adapter_id"]
     assert sorted(p.name for p in Path(first["state"]).rglob("*")) == ["notes.txt"], "the old run is gone"
     assert (out / "thesis.tex").read_text() == "mine" and Path(second["state"]).is_dir()
     third = personalize(FEW, out, seed=4, **SMALL)
@@ -242,7 +245,7 @@ def check_pair(out):
     "The report speaks of the adapter beside it."
     report = out / "personalize.json"
     if report.is_file():
-        assert json.loads(report.read_text())["adapter_id"] == adapter_id(out / "adapter")
+        assert json.loads(report.read_text())["adapter_id"] == get_adapter_id(out / "adapter")
     return report.is_file()
 
 
@@ -251,15 +254,21 @@ def kill_and_go_on(folder, step) -> bool:
     out = folder / "out"
     first = personalize(FEW, out, **SMALL)
     died = killed_at(step, lambda: personalize(FEW, out, seed=3, **SMALL))
-    assert check_pair(out) or (out / COMMITTED).is_dir()
-    settle(out)
+    assert check_pair(out) or (out / COMMITTED_RESULTS).is_dir()
+    recover_results(out)
     assert check_pair(out)
-    assert died or adapter_id(out / "adapter") != first["adapter_id"]
+    assert died or get_adapter_id(out / "adapter") != first["adapter_id"]
     last = personalize(FEW, out, seed=4, **SMALL)
-    assert check_pair(out) and last["adapter_id"] == adapter_id(out / "adapter")
-    assert {p.name for p in out.iterdir()} == {"adapter", "personalize.json", Path(last["state"]).name, MARKER, LOCK}
+    assert check_pair(out) and last["adapter_id"] == get_adapter_id(out / "adapter")
+    assert {p.name for p in out.iterdir()} == {
+        "adapter",
+        "personalize.json",
+        Path(last["state"]).name,
+        OWNERSHIP_FILE,
+        LOCK_FILE,
+    }
     inside = {p.name for p in Path(last["state"]).iterdir()}
-    assert len(inside) <= 4 and {"state.json", "adapters"} <= inside, inside
+    assert len(inside - {OWNER_FILE}) <= 4 and {"state.json", "adapters", OWNER_FILE} <= inside, inside
     return died
 
 
@@ -289,7 +298,7 @@ def test_the_old_results_stay_when_the_new_ones_fail(world, tmp_path, capsys, mo
         raise error
 
     command = ("personalize", "--data", world / "few.jsonl", "--out", out, *QUICK, "--seed", 3)
-    for owner, name in ((personalizer, "tune"), (module, "publish"), (module, "measure")):
+    for owner, name in ((personalizer, "tune"), (module, "publish_results"), (module, "evaluate_replies")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, fail)
             code, shown, err = invoke(capsys, *command)
@@ -300,17 +309,17 @@ def test_the_old_results_stay_when_the_new_ones_fail(world, tmp_path, capsys, mo
 
 def test_the_same_command_goes_on(tmp_path, monkeypatch):
     "Interrupted between two steps; then the adapter is that of an uninterrupted run."
-    from transformers import TrainerCallback
     from personal_llm.tuning import finetune as tuning
 
-    class Interrupt(TrainerCallback):
-        def on_step_end(self, args, state, control, **rest):
-            if state.global_step == 4:
+    def interrupt(steps, total):
+        for step, loss in steps:
+            if step == 4:
                 raise KeyboardInterrupt
+            yield step, loss
 
     settings = SMALL | dict(steps=6, progress=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(tuning, "progress_bar", lambda steps: Interrupt())
+        patch.setattr(tuning, "show_progress", interrupt)
         personalize(FEW, tmp_path / "mine", **settings)
     assert list((tmp_path / "mine").glob("run-*/adapters/000/checkpoints/checkpoint-*"))
     resumed = personalize(FEW, tmp_path / "mine", **settings)

@@ -9,14 +9,15 @@ from devices import LEXICONS, TALK, Fake, User, begun_from, fake_tune, start, to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.adapters import WEIGHTS
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, load_personalizer
-from personal_llm.device.questions import ask_at_terminal
-from personal_llm.sdss.buffer import Buffer
-from personal_llm.sdss.policies import POLICIES
-from personal_llm.start.ranking import Ranking
+from personal_llm.device.store import OWNER_FILE
+from personal_llm.device.annotation import ask_at_terminal
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.policies import POLICIES
+from personal_llm.selection.ranking import Ranking
 from personal_llm.tuning.config import TuningConfig
 
 
@@ -54,7 +55,7 @@ def test_requests_never_exceed_the_budget(policy, capacity, when, requests, ever
     assert len(user.asked) == me.cost.requests <= (place if requests is None else requests)
     assert len(set(user.asked)) == len(user.asked) and set(user.asked) <= {d.id for d in TALK}
     assert me.buffer.seen == len(me.buffer.log) == place
-    assert [c.requests for c in me.curve] == sorted(c.requests for c in me.curve)
+    assert [c.requests for c in me.rounds] == sorted(c.requests for c in me.rounds)
 
 
 def test_a_correction_replaces_the_answer():
@@ -83,7 +84,7 @@ def test_an_annotator_that_fails_is_asked_again_and_costs_nothing():
     watch(me, TALK[:2])
     with pytest.warns(UserWarning, match="OSError; the question is left for later"):
         me.finetune(progress=False)
-    assert me.cost.requests == 1 and len(me.curve) == 1, "the second question was answered, nothing was lost"
+    assert me.cost.requests == 1 and len(me.rounds) == 1, "the second question was answered, nothing was lost"
     me.finetune(progress=False)
     assert me.cost.requests == 2 and "better" in [d.response for d in me.buffer.dialogues]
 
@@ -115,7 +116,7 @@ def test_every_n_at_the_right_places(every, cuts, policy):
                 parts.observe(TALK[a])
             else:
                 watch(parts, TALK[a:b])
-    assert [c.seen for c in whole.curve] == list(range(every, 41, every)) == [c.seen for c in parts.curve]
+    assert [c.seen for c in whole.rounds] == list(range(every, 41, every)) == [c.seen for c in parts.rounds]
     assert whole.buffer.log == parts.buffer.log and whole.buffer.dialogues == parts.buffer.dialogues
     assert len({c.scores.model for c in whole.buffer.entries}) == 1
 
@@ -124,7 +125,7 @@ def test_the_scripts_policy_clears_and_goes_on():
     me = start(policy="sdss-scripts")
     watch(me, TALK[:10])
     me.finetune(progress=False)
-    assert len(me.buffer) == 0 and me.curve[0].kept == 4
+    assert len(me.buffer) == 0 and me.rounds[0].kept == 4
     assert all(d.reason == "a bin was free" for d in watch(me, TALK[10:14]))
     assert me.buffer.entries[0].scores.model != "base"
 
@@ -140,14 +141,14 @@ def test_nothing_to_learn_from():
 
 def test_what_was_cut_for_length_is_counted_and_said(monkeypatch):
     def tune(model, dialogues, *given):
-        model.cut = {d.id: 9 for d in dialogues[:3]} | dict(older=1)
+        model.truncated = {d.id: 9 for d in dialogues[:3]} | dict(older=1)
         return fake_tune(model, dialogues, *given)
 
     monkeypatch.setattr(personalizer, "tune", tune)
     me = start()
     watch(me, TALK[:4])
     me.finetune(progress=False)
-    assert me.curve[0].cut == 3 and "3 cut for length" in me.status()["last"]
+    assert me.rounds[0].cut == 3 and "3 cut for length" in me.status()["last"]
 
 
 def test_costs_add_up():
@@ -156,7 +157,7 @@ def test_costs_add_up():
     assert me.cost.forward == 6
     me.finetune(progress=False)
     assert me.cost.forward == 6 + 4 and me.cost.requests == 4, "four bins were read again"
-    assert me.curve[0].seconds >= 1.0 and me.curve[0].steps == 2 and me.curve[0].judged_on == 0
+    assert me.rounds[0].seconds >= 1.0 and me.rounds[0].steps == 2 and me.rounds[0].num_validation_dialogues == 0
 
 
 # ---- where a fine-tune begins; the choice itself is tested in test_warm_start
@@ -171,7 +172,7 @@ class Shelf:
         self.folder = folder
         for name in "abc":
             (folder / name).mkdir(parents=True)
-            (folder / name / WEIGHTS).write_text(name)
+            (folder / name / WEIGHTS_FILE).write_text(name)
 
     def __getitem__(self, name):
         return SimpleNamespace(adapter=self.folder / name)
@@ -207,10 +208,10 @@ def test_a_warm_start(chosen, monkeypatch, tmp_path):
     warm = me.status()["warm"]
     weights = {chosen: 1.0} if chosen else {}
     assert warm == dict(weights=weights, style="mostly *concise*", reason="nearest of 3")
-    assert me.curve[0].seconds >= 121 and me.cost.tokens == 7, "what the choice cost counts"
+    assert me.rounds[0].seconds >= 121 and me.cost.tokens == 7, "what the choice cost counts"
     second = me.finetune(progress=False)
     assert begun_from(second) == weights_hash(first) and len(calls) == 1, "only the first one is warm"
-    assert me.curve[1].warm is None and me.status()["warm"] == warm
+    assert me.rounds[1].warm is None and me.status()["warm"] == warm
     me.save()
     again = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS)
     assert told(again) == told(me) and again.status()["warm"] == warm
@@ -220,7 +221,7 @@ def test_every_with_a_library_is_warm_once(monkeypatch, tmp_path):
     calls = plant(monkeypatch)
     me = start(tmp_path / "me", every=4, start=Shelf(tmp_path / "shelf"))
     watch(me, TALK[:12])
-    assert len(calls) == 1 and [bool(c.warm) for c in me.curve] == [True, False, False]
+    assert len(calls) == 1 and [bool(c.warm) for c in me.rounds] == [True, False, False]
 
 
 def test_a_warm_start_that_fails_changes_nothing(monkeypatch, tmp_path):
@@ -231,7 +232,7 @@ def test_a_warm_start_that_fails_changes_nothing(monkeypatch, tmp_path):
     before = told(me)
     with pytest.raises(InputError, match="give more"):
         me.finetune(progress=False)
-    assert told(me) == before and [p.name for p in (tmp_path / "me").iterdir()] == [".lock"]
+    assert told(me) == before and {p.name for p in (tmp_path / "me").iterdir()} == {".lock", OWNER_FILE}
     shelf.base = "other"
     with pytest.raises(InputError, match="library is for base other, this model is base"):
         start(start=shelf)
@@ -249,7 +250,7 @@ def test_fine_tunes_begin_where_they_are_told_to(monkeypatch, tmp_path):
         merges.append(found.weights)
         return shelf[found.best].adapter if found.best else shelf["c"].adapter if found.weights else None
 
-    monkeypatch.setattr(personalizer, "start_of", start_of)
+    monkeypatch.setattr(personalizer, "get_start_adapter", start_of)
     me = start(tmp_path / "me")
     watch(me, TALK[:5])
     first = me.finetune(progress=False)
@@ -266,9 +267,9 @@ def test_fine_tunes_begin_where_they_are_told_to(monkeypatch, tmp_path):
     ]:
         assert begun_from(me.finetune(start=begin, progress=False)) == expected, begin
     assert calls[0][1] == "base", "the adapter of before is not attached"
-    assert [c.warm and c.warm["weights"] for c in me.curve[-4:]] == [dict(a=1.0), dict(b=1.0), dict(a=0.5, b=0.3), {}]
-    assert me.curve[-1].warm["reason"] == "because" and json.dumps(me.curve[-1].warm)
-    assert len({c.adapter for c in me.curve}) == 9
+    assert [c.warm and c.warm["weights"] for c in me.rounds[-4:]] == [dict(a=1.0), dict(b=1.0), dict(a=0.5, b=0.3), {}]
+    assert me.rounds[-1].warm["reason"] == "because" and json.dumps(me.rounds[-1].warm)
+    assert len({c.adapter for c in me.rounds}) == 9
 
 
 # ---- what is given wrongly
@@ -303,7 +304,7 @@ def test_wrong_settings_are_one_line(wrong):
 
 def test_wrong_objects_are_one_line():
     for wrong in (dict(buffer=32), dict(buffer="sdss"), dict(annotator="user")):
-        with pytest.raises(InputError, match="is (int|str)"):
+        with pytest.raises(InputError, match="give (an instance of Buffer|a function)"):
             Personalizer(Fake(), lexicons=LEXICONS, **wrong)
     assert Personalizer(Fake(), Buffer(2), lexicons=LEXICONS, config=TuningConfig(steps=1)).buffer.capacity == 2
     with pytest.raises(InputError, match="save: no folder"):
@@ -316,16 +317,16 @@ def test_two_runs_into_one_folder(tmp_path):
     one, two = start(tmp_path / "me"), start(tmp_path / "me", user=user)
     watch(two, TALK[:4])
     acts = (lambda: two.finetune(progress=False), two.save, lambda: two.forget([TALK[0].id]))
-    with one.held():
+    with one.locked():
         for act in acts:
             with pytest.raises(InputError, match="another run is at work"):
                 act()
-    assert user.asked == [] and len(two.buffer) == 4 and two.curve == []
+    assert user.asked == [] and len(two.buffer) == 4 and two.rounds == []
     for act in acts:
         act()
 
 
 def test_methods_are_where_readers_look_for_them():
-    for name in ("observe", "observe_all", "take", "finetune", "save", "forget", "status"):
+    for name in ("observe", "observe_all", "offer", "finetune", "save", "forget", "status"):
         assert getattr(Personalizer, name).__qualname__ == f"Personalizer.{name}"
     assert Path(personalizer.__file__).name == "personalizer.py"

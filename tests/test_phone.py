@@ -22,16 +22,38 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from personal_llm.app.cli import main
 from personal_llm.base import files
-from personal_llm.base.adapters import CONFIG, WEIGHTS
+from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.runtimes import phone
-from personal_llm.runtimes.phone import STATE, Progress, export_parcel, load_progress, run_parcel, save_progress, train
-from personal_llm.runtimes.program import FIRST_DECAY, INSTALL, adamw, lower, rates_of
-from personal_llm.runtimes.records import MANIFEST, PROGRAM, RECORDS, Bucket, open_parcel, record, write_parcel
+from personal_llm.runtimes.phone import (
+    PROGRESS_FILE,
+    PhoneProgress,
+    export_bundle,
+    load_progress,
+    simulate_phone,
+    save_progress,
+    run_training_steps,
+)
+from personal_llm.runtimes.phone_program import (
+    ADAM_BETA1,
+    EXECUTORCH_INSTALL,
+    adamw_step,
+    compile_program,
+    compute_step_rates,
+)
+from personal_llm.runtimes.phone_bundle import (
+    MANIFEST_FILE,
+    PROGRAM_FILE,
+    RECORDS_FILE,
+    Bucket,
+    open_bundle,
+    encode_record,
+    write_bundle,
+)
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.finetune import trainable
+from personal_llm.tuning.finetune import trainable_adapter
 
-needs_extra = pytest.mark.skipif(find_spec("executorch") is None, reason=f"needs ExecuTorch: {INSTALL}")
+needs_extra = pytest.mark.skipif(find_spec("executorch") is None, reason=f"needs ExecuTorch: {EXECUTORCH_INSTALL}")
 CONFIG_OF_A_RUN = TuningConfig(batch_size=2, steps=12, learning_rate=1e-2)
 
 
@@ -42,12 +64,14 @@ def parcel_in(tmp_path):
     start = tmp_path / "lora"
     start.mkdir()
     tensors = {f"base_model.model.q.lora_{x}.weight": np.full((2, 2), i, "f4") for i, x in enumerate("AB")}
-    save_file(tensors, start / WEIGHTS)
-    (start / CONFIG).write_text(json.dumps(dict(peft_type="LORA", r=2, lora_alpha=2, target_modules=["q"])))
-    rows = [[record(dict(input_ids=[i, 6, 7], labels=[-100, 6, 7]), size, 0) for i in (1, 2, 3)] for size in (32, 64)]
+    save_file(tensors, start / WEIGHTS_FILE)
+    (start / CONFIG_FILE).write_text(json.dumps(dict(peft_type="LORA", r=2, lora_alpha=2, target_modules=["q"])))
+    rows = [
+        [encode_record(dict(input_ids=[i, 6, 7], labels=[-100, 6, 7]), size, 0) for i in (1, 2, 3)] for size in (32, 64)
+    ]
     card = dict(base="b" * 16, parents=["x"])
     buckets = [Bucket(2, 32), Bucket(2, 64)]
-    return write_parcel(tmp_path / "parcel", b"code", buckets, rows, start, CONFIG_OF_A_RUN, 0, card)
+    return write_bundle(tmp_path / "parcel", b"code", buckets, rows, start, CONFIG_OF_A_RUN, 0, card)
 
 
 @pytest.fixture
@@ -58,7 +82,7 @@ def parcel(tmp_path):
 def pull(method, ids, targets, parameters, first, second, rates):
     "A stand-in for the program: numbers are drawn towards the mean id of the batch."
     gradient = torch.from_numpy(parameters) - float(ids[:, 0].mean())
-    vectors = adamw(torch.from_numpy(parameters), gradient, *map(torch.from_numpy, (first, second, rates)))
+    vectors = adamw_step(torch.from_numpy(parameters), gradient, *map(torch.from_numpy, (first, second, rates)))
     return float((gradient**2).mean()), *[vector.numpy() for vector in vectors]
 
 
@@ -72,29 +96,29 @@ def test_the_step_is_torchs_adamw(seed, decay, rate, steps):
     optimiser = torch.optim.AdamW([theirs], lr=1.0, weight_decay=decay)
     for step in range(1, steps + 1):
         theirs.grad = torch.randn(7, generator=dice) * 10 ** float(torch.randn((), generator=dice))
-        rates = rates_of(step, config)
-        optimiser.param_groups[0]["lr"] = rates[1] * (1 - FIRST_DECAY**step)
-        ours, first, second = adamw(ours, theirs.grad.clone(), first, second, torch.tensor(rates))
+        rates = compute_step_rates(step, config)
+        optimiser.param_groups[0]["lr"] = rates[1] * (1 - ADAM_BETA1**step)
+        ours, first, second = adamw_step(ours, theirs.grad.clone(), first, second, torch.tensor(rates))
         torch.nn.utils.clip_grad_norm_([theirs], 1.0)
         optimiser.step()
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_what_was_written_is_read(parcel):
-    again = open_parcel(parcel.folder)
-    assert again.manifest == parcel.manifest and again.mark == parcel.mark
+    again = open_bundle(parcel.folder)
+    assert again.manifest == parcel.manifest and again.checksum == parcel.checksum
     seen = [(number, *again.batch(number)[:1]) for number in range(12)]
     assert {name for _, name in seen} == {"train_2x32", "train_2x64"}
     for number, name in seen:
         _, ids, targets, rates = again.batch(number)
         assert ids.shape == (2, int(name.split("x")[1])) and (ids[:, 1:3] == [6, 7]).all() and ids[:, 3:].sum() == 0
         assert (targets[:, :2] == [6, 7]).all() and (targets[:, 2:] == -100).all()
-        assert np.allclose(rates, rates_of(number + 1, CONFIG_OF_A_RUN))
+        assert np.allclose(rates, compute_step_rates(number + 1, CONFIG_OF_A_RUN))
 
 
 def test_no_records_is_said(parcel, tmp_path):
     with pytest.raises(InputError, match="no records"):
-        write_parcel(tmp_path / "new", b"", [Bucket(1, 32)], [[]], parcel.folder / "adapter", TuningConfig(), 0, {})
+        write_bundle(tmp_path / "new", b"", [Bucket(1, 32)], [[]], parcel.folder / "adapter", TuningConfig(), 0, {})
 
 
 def places(value, path=()):
@@ -111,7 +135,7 @@ def places(value, path=()):
 
 def test_a_changed_manifest_is_refused(parcel):
     "Whichever number is replaced by nonsense; the card alone is free."
-    place = parcel.folder / MANIFEST
+    place = parcel.folder / MANIFEST_FILE
     whole, tried = place.read_text(), 0
     for path in places(json.loads(whole)):
         if path[0] == "card":
@@ -127,35 +151,37 @@ def test_a_changed_manifest_is_refused(parcel):
             place.write_text(json.dumps(changed))
             tried += 1
             with pytest.raises(InputError) as told:
-                open_parcel(parcel.folder)
+                open_bundle(parcel.folder)
             assert str(parcel.folder) in str(told.value) and "phone export" in str(told.value), path
     place.write_text(whole)
-    assert tried > 100 and open_parcel(parcel.folder).manifest == parcel.manifest
+    assert tried > 100 and open_bundle(parcel.folder).manifest == parcel.manifest
 
 
-@pytest.mark.parametrize("name", [PROGRAM, RECORDS, f"adapter/{WEIGHTS}", f"adapter/{CONFIG}", MANIFEST])
+@pytest.mark.parametrize(
+    "name", [PROGRAM_FILE, RECORDS_FILE, f"adapter/{WEIGHTS_FILE}", f"adapter/{CONFIG_FILE}", MANIFEST_FILE]
+)
 def test_a_changed_missing_or_short_file_is_refused(parcel, name):
     file = parcel.folder / name
     whole = file.read_bytes()
     for content in (whole[:-1], whole + b" ", bytes([whole[0] ^ 1]) + whole[1:], b""):
-        if name == MANIFEST and content.strip() == whole:
+        if name == MANIFEST_FILE and content.strip() == whole:
             continue  # a space more is the same JSON
         file.write_bytes(content)
         with pytest.raises(InputError, match=name.rpartition("/")[2]):
-            open_parcel(parcel.folder)
+            open_bundle(parcel.folder)
     file.unlink()
     with pytest.raises(InputError, match=name.rpartition("/")[2]):
-        open_parcel(parcel.folder)
+        open_bundle(parcel.folder)
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.integers(1, 12), max_size=6))
 def test_any_stops_give_the_run_without_stops(cuts):
     "Killed between two saves, a run goes on from the last one and ends where the uninterrupted run ends."
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(phone, "EVERY", 3):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(phone, "SAVE_EVERY_STEPS", 3):
         folder = Path(folder)
         made = parcel_in(folder)
-        whole = train(made, folder / "one", pull)
+        whole = run_training_steps(made, folder / "one", pull)
         for cut in cuts:
 
             def dies(progress, cut=cut):
@@ -163,44 +189,44 @@ def test_any_stops_give_the_run_without_stops(cuts):
                     raise KeyboardInterrupt
 
             with pytest.raises(KeyboardInterrupt) if load_progress(folder / "two", made).step < 12 else nullcontext():
-                train(made, folder / "two", pull, tell=dies)
-        parts = train(made, folder / "two", pull)
+                run_training_steps(made, folder / "two", pull, tell=dies)
+        parts = run_training_steps(made, folder / "two", pull)
     assert parts.losses == whole.losses and (parts.vectors == whole.vectors).all()
 
 
 def test_a_state_that_is_damaged_or_of_another_parcel_is_refused(parcel, tmp_path):
-    file = tmp_path / "out" / STATE
-    train(parcel, file, pull, steps=3)
+    file = tmp_path / "out" / PROGRESS_FILE
+    run_training_steps(parcel, file, pull, steps=3)
     whole = file.read_bytes()
-    for wrong in (b"", whole[:-4], whole[1:], whole.replace(parcel.mark.encode(), b"0" * 64)):
+    for wrong in (b"", whole[:-4], whole[1:], whole.replace(parcel.checksum.encode(), b"0" * 64)):
         file.write_bytes(wrong)
-        with pytest.raises(InputError, match=STATE):
+        with pytest.raises(InputError, match=PROGRESS_FILE):
             load_progress(file, parcel)
 
 
 def test_a_full_disk_keeps_the_older_state(parcel, tmp_path, monkeypatch):
-    file = tmp_path / STATE
-    train(parcel, file, pull, steps=2)
-    before, row = file.read_bytes(), record(dict(input_ids=[1, 2], labels=[-100, 2]), 32, 0)
+    file = tmp_path / PROGRESS_FILE
+    run_training_steps(parcel, file, pull, steps=2)
+    before, row = file.read_bytes(), encode_record(dict(input_ids=[1, 2], labels=[-100, 2]), 32, 0)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        train(parcel, file, pull, steps=1)
+        run_training_steps(parcel, file, pull, steps=1)
     with pytest.raises(InputError, match="No space left"):
-        write_parcel(
+        write_bundle(
             tmp_path / "new", b"code", [Bucket(1, 32)], [[row]], parcel.folder / "adapter", TuningConfig(), 0, {}
         )
-    assert file.read_bytes() == before and not (tmp_path / "new" / MANIFEST).exists()
+    assert file.read_bytes() == before and not (tmp_path / "new" / MANIFEST_FILE).exists()
 
 
 def test_a_loss_that_is_no_number_stops_before_it_is_kept(parcel, tmp_path):
-    file = tmp_path / STATE
-    train(parcel, file, pull, steps=2)
+    file = tmp_path / PROGRESS_FILE
+    run_training_steps(parcel, file, pull, steps=2)
     with pytest.raises(InputError, match="step 3"):
-        train(parcel, file, lambda *inputs: (float("nan"), *inputs[3:6]))
+        run_training_steps(parcel, file, lambda *inputs: (float("nan"), *inputs[3:6]))
     assert load_progress(file, parcel).step == 2
 
 
@@ -209,21 +235,21 @@ def test_without_the_extra_there_is_one_line(parcel, tmp_path, monkeypatch, caps
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"prompt": "Hello", "response": "Hello, dear."}\n')
     for words in (
-        ["phone", "run", "--parcel", str(parcel.folder), "--out", str(tmp_path / "out")],
+        ["phone", "simulate", "--bundle", str(parcel.folder), "--out", str(tmp_path / "out")],
         ["phone", "export", "--data", str(chats), "--out", str(tmp_path / "out")],
     ):
         assert main(words) == 2
         line = capsys.readouterr().err.strip()
-        assert INSTALL in line and "\n" not in line
+        assert EXECUTORCH_INSTALL in line and "\n" not in line
     assert not (tmp_path / "out").exists()
 
 
 def test_a_child_that_dies_is_said_with_its_step(parcel, tmp_path, monkeypatch):
-    save_progress(tmp_path / "out" / STATE, parcel, Progress(np.zeros((3, 8), "f4"), [1.0] * 4))
-    monkeypatch.setattr(phone, "need_executorch", lambda: None)
-    monkeypatch.setattr(phone, "CHILD", "import os; os.kill(os.getpid(), 9)")
+    save_progress(tmp_path / "out" / PROGRESS_FILE, parcel, PhoneProgress(np.zeros((3, 8), "f4"), [1.0] * 4))
+    monkeypatch.setattr(phone, "require_executorch", lambda: None)
+    monkeypatch.setattr(phone, "CHILD_COMMAND", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(InputError, match="died at step 4.*goes on from there"):
-        run_parcel(parcel.folder, tmp_path / "out", progress=False)
+        simulate_phone(parcel.folder, tmp_path / "out", progress=False)
 
 
 # with the extra
@@ -236,15 +262,15 @@ LEARN = TuningConfig(batch_size=2, steps=100, rank=2, max_length=64)  # a larger
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     if find_spec("executorch") is None:
-        pytest.skip(f"needs ExecuTorch: {INSTALL}")
-    return export_parcel(tiny("llama"), TALK, tmp_path_factory.mktemp("phone") / "parcel", LEARN)
+        pytest.skip(f"needs ExecuTorch: {EXECUTORCH_INSTALL}")
+    return export_bundle(tiny("llama"), TALK, tmp_path_factory.mktemp("phone") / "parcel", LEARN)
 
 
 @needs_extra
 def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
     "Stopped twice and killed once on the way; the adapter is peft's."
-    run_parcel(made.folder, tmp_path / "out", steps=20, progress=False)
-    command = [sys.executable, "-c", phone.CHILD, str(made.folder), str(tmp_path / "out"), ""]
+    simulate_phone(made.folder, tmp_path / "out", steps=20, progress=False)
+    command = [sys.executable, "-c", phone.CHILD_COMMAND, str(made.folder), str(tmp_path / "out"), ""]
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path))
     )
@@ -252,10 +278,10 @@ def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
         time.sleep(0)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert 30 <= load_progress(tmp_path / "out" / STATE, made).step < 100
-    adapter = run_parcel(made.folder, tmp_path / "out", progress=False)
+    assert 30 <= load_progress(tmp_path / "out" / PROGRESS_FILE, made).step < 100
+    adapter = simulate_phone(made.folder, tmp_path / "out", progress=False)
     model = tiny("llama")
-    with trainable(model, TuningConfig(**made.manifest["card"]["config"]), made.folder / "adapter") as adapted:
+    with trainable_adapter(model, TuningConfig(**made.manifest["card"]["config"]), made.folder / "adapter") as adapted:
         adapted.eval()
         weights = [p for p in adapted.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(weights, lr=1.0, weight_decay=0.0)
@@ -264,7 +290,7 @@ def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
             labels = torch.from_numpy(np.concatenate([np.full((2, 1), -100), targets[:, :-1]], 1))
             loss = adapted(input_ids=torch.from_numpy(ids), labels=labels).loss
             assert abs(loss.item() - ours) < 1e-4, number
-            optimiser.param_groups[0]["lr"] = rates[1] * (1 - FIRST_DECAY ** (number + 1))
+            optimiser.param_groups[0]["lr"] = rates[1] * (1 - ADAM_BETA1 ** (number + 1))
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -272,9 +298,9 @@ def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
         theirs = loss.item()
     losses = [loss for _, loss, _ in adapter.history]
     assert len(losses) == 100 and np.mean(losses[-10:]) < np.mean(losses[:10])
-    with model.using(adapter):
+    with model.use_adapter(adapter):
         nats, tokens = model.nll(TALK).sum(0)
-    assert abs(nats / tokens - theirs) < 1.0 and not (tmp_path / "out" / STATE).exists()
+    assert abs(nats / tokens - theirs) < 1.0 and not (tmp_path / "out" / PROGRESS_FILE).exists()
 
 
 @needs_extra
@@ -282,10 +308,10 @@ def test_an_operator_without_a_kernel_is_named():
     example = (torch.full((2,), 0.5),)
     graph = make_fx(lambda x: (torch.erfinv(x),))(*example)
     with pytest.raises(InputError, match="cannot be exported .operator aten::erfinv"):
-        lower({"train": (graph, example)})
+        compile_program({"train": (graph, example)})
 
 
 @needs_extra
 def test_what_is_no_program_is_refused(parcel, tmp_path):
-    with pytest.raises(InputError, match=PROGRAM):
-        run_parcel(parcel.folder, tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match=PROGRAM_FILE):
+        simulate_phone(parcel.folder, tmp_path / "out", progress=False)

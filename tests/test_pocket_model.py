@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from personal_llm.base.core import InputError
 from personal_llm.base.models import load_model
 from personal_llm.recipes import pocket_model
-from personal_llm.recipes.pocket_model import Training, batches, main, rate, train, training_arguments
+from personal_llm.recipes.pocket_model import Training, draw_batches, main, learning_rate_at, train, training_arguments
 from personal_llm.recipes.pocket_text import make_streams
 
-SIZES = dict(WIDTH=8, LAYERS=1, HEADS=2, HIDDEN=8, WINDOW=(8, 12), BATCH_TOKENS=48, SAVE_EVERY=3)
+SIZES = dict(
+    HIDDEN_SIZE=8, NUM_LAYERS=1, NUM_HEADS=2, INTERMEDIATE_SIZE=8, WINDOW=(8, 12), BATCH_TOKENS=48, SAVE_EVERY=3
+)
 STEPS = 8
 
 
@@ -103,14 +105,14 @@ def test_the_schedule_counts_tokens_and_not_time(small, monkeypatch):
     for pace in (1.0, 60.0):
         clock = iter(np.arange(10**6) * pace)
         monkeypatch.setattr(pocket_model.time, "perf_counter", lambda: next(clock))
-        seen, whole = [], pocket_model.rate
-        monkeypatch.setattr(pocket_model, "rate", lambda used: seen.append(whole(used)) or seen[-1])
+        seen, whole = [], pocket_model.learning_rate_at
+        monkeypatch.setattr(pocket_model, "learning_rate_at", lambda used: seen.append(whole(used)) or seen[-1])
         go(small)
-        monkeypatch.setattr(pocket_model, "rate", whole)
+        monkeypatch.setattr(pocket_model, "learning_rate_at", whole)
         rates[pace] = seen
         (small / "checkpoint.pt").unlink()
     assert rates[1.0] == rates[60.0] and len(rates[1.0]) == 2 * STEPS, "both optimisers, every step"
-    assert rates[1.0][::2] == [rate(step / STEPS) for step in range(STEPS)]
+    assert rates[1.0][::2] == [learning_rate_at(step / STEPS) for step in range(STEPS)]
 
 
 def test_a_finished_training_is_not_trained_on(small):
@@ -122,7 +124,7 @@ def test_a_finished_training_is_not_trained_on(small):
 
 def test_too_little_text_is_said():
     with pytest.raises(InputError, match="99 tokens of text are less than a batch; give 8193 or more"):
-        next(batches(np.arange(99), 8, 0))
+        next(draw_batches(np.arange(99), 8, 0))
 
 
 def test_the_command(tmp_path, monkeypatch):
@@ -131,7 +133,9 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     main(["--data", "DATA"])
     cache = tmp_path / ".cache/personal_llm/recipes/pocket"
-    assert given["args"] == ("DATA", cache, pocket_model.BUDGET, 0, "cpu", True, ""), "called again it goes on there"
+    assert given["args"] == ("DATA", cache, pocket_model.TOKEN_BUDGET, 0, "cpu", True, ""), (
+        "called again it goes on there"
+    )
     main(["--data", "DATA", "--out", "here", "--tokens", "99", "--seed", "3", "--device", "cuda", "--no-compile"])
     assert given["args"][2:] == (99, 3, "cuda", False, "") and str(given["args"][1]) == "here"
     with pytest.raises(SystemExit):

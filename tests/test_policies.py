@@ -1,15 +1,21 @@
 "One list of checks over all policies, a user's own among them; then each rule on cases worked out by hand."
 
+import ast
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from candidates import candidate, sound, stream
 
-from personal_llm.base.core import Dialogue, InputError, generator
-from personal_llm.sdss.buffer import Buffer, load_buffer
-from personal_llm.sdss.policies import POLICIES, Policy, policy_of, register
-from personal_llm.sdss.scoring import unit
+from personal_llm.base.core import Dialogue, InputError, make_generator
+from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.policies import DEFAULT_POLICY, POLICIES, Policy, get_policy, register_policy
+from personal_llm.buffer.scoring import unit_vector
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Surprising(Policy):
@@ -25,10 +31,10 @@ class Surprising(Policy):
             return None, "nothing new in it"
         return slot, "says more than the dullest entry"
 
-    def added(self, view, slot):
+    def after_add(self, view, slot):
         self.inside += 1
 
-    def removed(self, view, slot):
+    def before_remove(self, view, slot):
         self.inside -= 1
 
     def state(self):
@@ -68,7 +74,7 @@ def test_a_buffer_never_overflows_and_says_why(kind, capacity):
         assert not decision.evicted or decision.evicted not in {d.id for d in buffer.dialogues}
 
     buffer = filled(kind, stream(60), capacity, check=check)
-    assert buffer.full and sum(d.kept for d in buffer.log) - sum(bool(d.evicted) for d in buffer.log) == capacity
+    assert buffer.is_full and sum(d.kept for d in buffer.log) - sum(bool(d.evicted) for d in buffer.log) == capacity
 
 
 @every_policy
@@ -106,9 +112,9 @@ def test_who_comes_and_goes_is_told(kind):
     "After any number of events a policy has been told of those inside, each once."
     buffer = Buffer(4, new(kind), 0)
     inside, policy = [], buffer.policy
-    added, removed = policy.added, policy.removed
-    policy.added = lambda view, slot: (inside.append(view.dialogues[slot].id), added(view, slot))
-    policy.removed = lambda view, slot: (inside.remove(view.dialogues[slot].id), removed(view, slot))
+    added, removed = policy.after_add, policy.before_remove
+    policy.after_add = lambda view, slot: (inside.append(view.dialogues[slot].id), added(view, slot))
+    policy.before_remove = lambda view, slot: (inside.remove(view.dialogues[slot].id), removed(view, slot))
     for step, c in enumerate(stream(50)):
         buffer.add(c)
         if step == 20:
@@ -133,7 +139,7 @@ def test_it_goes_on_after_a_fine_tune_and_after_forgetting(kind):
     for c in stream(90)[60:]:
         buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
         sound(buffer)
-    assert buffer.full
+    assert buffer.is_full
 
 
 @every_policy
@@ -151,13 +157,13 @@ def test_no_policy_can_write_to_the_columns(kind):
 def test_unknown_policies_are_one_line():
     for wrong in ("best", 5, None, Surprising, ["sdss"]):
         with pytest.raises(InputError, match="use one of sdss"):
-            policy_of(wrong)
+            get_policy(wrong)
     with pytest.raises(NotImplementedError, match="Lazy needs a method `choose"):
         filled(type("Lazy", (Policy,), {}), stream(9))
 
 
 def test_a_registered_policy_is_known_everywhere(tmp_path):
-    register("surprising")(type("Mine", (Surprising,), {}))
+    register_policy("surprising")(type("Mine", (Surprising,), {}))
     try:
         filled("surprising", stream(9)).save(tmp_path / "b")
         assert load_buffer(tmp_path / "b").policy.name == "surprising"
@@ -165,6 +171,32 @@ def test_a_registered_policy_is_known_everywhere(tmp_path):
         del POLICIES["surprising"]
     with pytest.raises(InputError, match="give an instance"):
         load_buffer(tmp_path / "b")
+
+
+def test_the_default_policy_is_found_by_its_name_and_imported_by_no_module():
+    program = f"""
+import sys
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.policies import DEFAULT_POLICY
+assert "personal_llm.buffer.active" not in sys.modules
+buffer = Buffer(4)
+assert buffer.policy.name == DEFAULT_POLICY == {DEFAULT_POLICY!r} and buffer.policy.can_ask
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    imports = [
+        f"{path.name}:{node.lineno}"
+        for path in (ROOT / "personal_llm").glob("*/*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").endswith("buffer.active")
+        and path.parent.name not in ("recipes", "experiments", "course")
+    ]
+    assert imports == []
+
+
+@pytest.mark.parametrize("name", [*POLICIES])
+def test_every_registered_policy_has_its_name(name):
+    assert get_policy(name).name == name and isinstance(get_policy(name), Policy)
 
 
 @pytest.mark.parametrize("slot", [5, -1, 99])
@@ -177,7 +209,7 @@ def test_a_slot_that_is_none_is_refused(slot):
 def test_bins_that_a_policy_cannot_have():
     for policy, most in (("kcenter", 10_000), ("sdss", 1_000_000)):
         assert Buffer(most, policy).capacity == most
-        with pytest.raises(InputError, match=f"at most {most} bins"):
+        with pytest.raises(InputError, match=f"from 1 to {most}"):
             Buffer(most + 1, policy)
 
 
@@ -225,7 +257,7 @@ def test_first_in_first_out():
 @pytest.mark.parametrize("capacity, seed", [(1, 0), (3, 1), (8, 2)])
 def test_reservoir_is_algorithm_r(capacity, seed):
     "Written out: the n-th dialogue takes place r, drawn from 0 to n - 1, when there is such a bin."
-    buffer, draws, bins = Buffer(capacity, "reservoir", seed), generator(seed, "buffer", "reservoir"), []
+    buffer, draws, bins = Buffer(capacity, "reservoir", seed), make_generator(seed, "buffer", "reservoir"), []
     for n, c in enumerate(stream(80), 1):
         buffer.add(c)
         place = len(bins) if len(bins) < capacity else int(draws.integers(n))
@@ -244,11 +276,11 @@ def test_kcenter_keeps_points_far_apart():
 
 def all_pairs(buffer, c, product):
     "Which bin K-center gives up for a candidate, every pair computed anew; None: the candidate goes."
-    units = np.array([unit(o.scores.embedding.astype(np.float64)) for o in buffer.entries])
+    units = np.array([unit_vector(o.scores.embedding.astype(np.float64)) for o in buffer.entries])
     likeness = product(units, units)
     np.fill_diagonal(likeness, -np.inf)
     first, second = divmod(int(likeness.argmax()), len(units))
-    if product(units, unit(c.scores.embedding.astype(np.float64))[None]).max() >= likeness[first, second]:
+    if product(units, unit_vector(c.scores.embedding.astype(np.float64))[None]).max() >= likeness[first, second]:
         return None
 
     def next_nearest(slot, other):
@@ -271,7 +303,7 @@ def test_kcenter_against_all_pairs(kind, capacity, tmp_path):
     rng, buffer, kept = np.random.default_rng(capacity), Buffer(capacity, "kcenter"), 0
     for i in range(300):
         c = candidate(i, embedding=draw(rng))
-        expected = all_pairs(buffer, c, product) if buffer.full else len(buffer)
+        expected = all_pairs(buffer, c, product) if buffer.is_full else len(buffer)
         evicted = "" if expected in (None, len(buffer)) else buffer.dialogues[expected].id
         decision = buffer.add(c)
         assert (decision.kept, decision.evicted) == (expected is not None, evicted), i

@@ -8,10 +8,10 @@ import torch
 from tiny import ARCHITECTURES, same, tiny, weights
 
 from personal_llm.base import core
-from personal_llm.sdss.buffer import bin_bytes
-from personal_llm.sdss.scoring import score
+from personal_llm.buffer.buffer import bin_bytes
+from personal_llm.buffer.scoring import score
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.price import TYPICAL, price
+from personal_llm.tuning.cost_estimate import SAMPLE_DIALOGUE, estimate_cost
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -23,33 +23,37 @@ def test_sizes_by_hand(architecture, monkeypatch):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    config = TuningConfig(rank=2, targets="q_proj, v_proj", batch_size=4, accumulate=3, layers=1)
-    config = replace(config, targets="c_proj", layers=0) if architecture == "gpt2" else config
-    found = price(model, config)
+    config = TuningConfig(
+        rank=2, target_modules="q_proj, v_proj", batch_size=4, gradient_accumulation_steps=3, layers=1
+    )
+    config = replace(config, target_modules="c_proj", layers=0) if architecture == "gpt2" else config
+    found = estimate_cost(model, config)
     assert torch.equal(torch.rand(1), expected), "torch's own generator goes on as if nothing had been"
     assert same(model, before) and vars(model.cost) == vars(cost)
     assert found.step_seconds % 12 == 0 and found.step_seconds > 0, "twelve rows a step"
-    assert found.tokens == len(model.encode(TYPICAL, 256)["input_ids"]) and found.batch_size == 4
-    assert found.bin_bytes == bin_bytes(score(model, [TYPICAL])[0])
+    assert found.tokens == len(model.encode(SAMPLE_DIALOGUE, 256)["input_ids"]) and found.batch_size == 4
+    assert found.bin_bytes == bin_bytes(score(model, [SAMPLE_DIALOGUE])[0])
     sizes = dict(llama=4 * 2 * 2 * 64, gpt2=4 * 2 * 2 * (64 + 160)).get(architecture, 4 * 2 * (64 + 48))
     assert found.adapter_bytes == sizes
     size = sum(p.numel() for p in model.model.parameters())
-    assert not found.measured and found.joules == pytest.approx(12 * (9.2e-12 * found.tokens + 1.92e-9) * size)
+    assert not found.is_energy_measured and found.joules == pytest.approx(
+        12 * (9.2e-12 * found.tokens + 1.92e-9) * size
+    )
 
 
 def test_a_counter_is_believed_before_the_model(monkeypatch):
     "Each look at the counter is half a joule later; a bill adds joules up, and a counter that began anew gives none."
     ticks = itertools.count()
-    monkeypatch.setattr(core, "package_joules", lambda: next(ticks) / 2)
+    monkeypatch.setattr(core, "read_processor_joules", lambda: next(ticks) / 2)
     model = tiny("llama")
-    found = price(model, TuningConfig(rank=2, batch_size=4))
-    assert found.measured and found.joules > 0 and found.joules % 2 == 0, "four rows"
+    found = estimate_cost(model, TuningConfig(rank=2, batch_size=4))
+    assert found.is_energy_measured and found.joules > 0 and found.joules % 2 == 0, "four rows"
     assert "by the processor's counter" in str(found)
-    with model.spending() as cost, model.spending():
+    with model.track_cost() as cost, model.track_cost():
         pass
     assert cost.joules == 1.5 and (cost + cost).joules == 3 and cost.to_dict()["joules"] == 1.5
     readings = iter((7.0, 0.5))
-    monkeypatch.setattr(core, "package_joules", lambda: next(readings))
-    with core.timed(core.Cost()) as anew:
+    monkeypatch.setattr(core, "read_processor_joules", lambda: next(readings))
+    with core.measure_cost(core.Cost()) as anew:
         pass
     assert anew.joules == 0

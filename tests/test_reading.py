@@ -1,4 +1,4 @@
-"Reading: every layout in every kind of file, every mistake with its place, long things in little time and memory."
+"Reading: every format in every kind of file, every mistake with its line, long texts in little time and memory."
 
 import gzip
 import json
@@ -11,9 +11,10 @@ from test_formats import CHAT, PAIRS, RECORDS
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
-from personal_llm.data.formats import FORMATS, LONGEST_TEXT
-from personal_llm.data.reading import from_texts, load_samples, read_dialogues, write_dialogues
-from personal_llm.data.splits import dialogue_group, group_of, is_reserved
+from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
+from personal_llm.data.reading import as_dialogues, check_dialogues, dialogues_from_texts, load_samples, read_dialogues
+from personal_llm.data.writing import write_dialogues
+from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
 
 GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'
 
@@ -31,10 +32,10 @@ def save(path, rows):
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "jsonl.gz"])
 @pytest.mark.parametrize("name,record,want", RECORDS)
-def test_layouts(tmp_path, name, record, want, kind):
+def test_formats(tmp_path, name, record, want, kind):
     path = save(tmp_path / f"chats.{kind}", [record])
     found = read_dialogues(path)
-    assert pairs(found) == want and found.format == name and not found.skipped and found.cut == 0
+    assert pairs(found) == want and found.format == name and not found.skipped and found.num_truncated == 0
     assert read_dialogues(path, format=name) == found
 
 
@@ -48,7 +49,7 @@ def test_empathetic_conversations_over_many_rows(tmp_path):
     rows = [dict(conv_id=c, utterance_idx=i, prompt="p", utterance=text) for c, i, text in said]
     found = read_dialogues(save(tmp_path / "a.jsonl", rows))
     assert pairs(found) == [("My dog, Rex, died.", "So sorry."), ("I won!", "Well done.")]
-    assert [dialogue_group(d) for d in found] == ["a", "b"]
+    assert [get_dialogue_group(d) for d in found] == ["a", "b"]
     (tmp_path / "a.csv").write_text(
         "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
         'hit:0,1,sad,"so,0,"My_comma_ oh,5|5,\nhit:0,2,sad,"so,1,Sorry "you",5|5,\n'
@@ -59,10 +60,10 @@ def test_empathetic_conversations_over_many_rows(tmp_path):
 def test_history_and_group_of_a_conversation(tmp_path):
     found = read_dialogues(save(tmp_path / "c.jsonl", [dict(messages=CHAT)]))
     assert found[1].history == (("user", "Hi"), ("assistant", "Hello"))
-    assert dialogue_group(found[0]) == dialogue_group(found[1]) == "c.jsonl:1"
+    assert get_dialogue_group(found[0]) == get_dialogue_group(found[1]) == "c.jsonl:1"
     prosocial = [dict(context=f"c{i}", response="r", dialogue_id=i // 2) for i in range(4)]
     found = read_dialogues(save(tmp_path / "p.jsonl", prosocial))
-    assert [dialogue_group(d) for d in found] == ["0", "0", "1", "1"]
+    assert [get_dialogue_group(d) for d in found] == ["0", "0", "1", "1"]
 
 
 @pytest.mark.parametrize("header", ["prompt{}response{}when", "Prompt{}Response{}When", "PROMPT {} Completion{}x"])
@@ -74,10 +75,10 @@ def test_tables(tmp_path, header, separator, name):
         f"Bye{separator}{separator}",
     ]
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
-    found = read_dialogues(tmp_path / name, skip_bad=True)
+    found = read_dialogues(tmp_path / name, skip_invalid=True)
     assert pairs(found) == [("Hi, you;", "Hello")] and [line for line, _ in found.skipped] == [3]
     (tmp_path / "table").write_bytes((tmp_path / name).read_bytes())
-    assert pairs(read_dialogues(tmp_path / "table", format="csv", skip_bad=True)) == pairs(found)
+    assert pairs(read_dialogues(tmp_path / "table", format="csv", skip_invalid=True)) == pairs(found)
 
 
 def test_alpaca_as_a_table(tmp_path):
@@ -86,7 +87,7 @@ def test_alpaca_as_a_table(tmp_path):
     assert found.format == "alpaca" and pairs(found) == [("Add.\n\n1 2", "3"), ("Count.", "1")]
 
 
-def test_what_a_row_gives_beside_its_request_is_read(tmp_path):
+def test_material_beside_the_request_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps(dict(prompt="Add.", input="1 2", response="3")) + "\n")
     assert pairs(read_dialogues(tmp_path / "a.jsonl")) == [("Add.\n\n1 2", "3")]
 
@@ -102,8 +103,8 @@ def test_one_unclosed_quote_costs_one_row(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(["prompt,response", 'Hi,"Hello', *rows]))
     with pytest.raises(InputError, match="a.csv line 2: broken CSV") as caught:
         read_dialogues(tmp_path / "a.csv")
-    assert "skip_bad (--skip-bad)" in caught.value.remedy
-    found = read_dialogues(tmp_path / "a.csv", skip_bad=True)
+    assert "skip_invalid (--skip-invalid)" in caught.value.remedy
+    found = read_dialogues(tmp_path / "a.csv", skip_invalid=True)
     assert len(found) == 25 and [line for line, _ in found.skipped] == [2]
     assert "bad rows skipped: 1, the first is number 2: broken CSV" in found.notes()[0]
 
@@ -153,19 +154,19 @@ def test_bad_input_names_file_place_and_remedy(tmp_path, content, name, place, w
     with pytest.raises(InputError) as caught:
         read_dialogues(path)
     error = caught.value
-    assert str(path) in error.what and words in error.what + error.remedy and error.remedy
+    assert str(path) in error.problem and words in error.problem + error.remedy and error.remedy
     assert "\n" not in str(error) and len(str(error)) < 500
-    assert place is None or f"{path} {place}:" in error.what and "skip_bad (--skip-bad)" in error.remedy
+    assert place is None or f"{path} {place}:" in error.problem and "skip_invalid (--skip-invalid)" in error.remedy
 
 
 @pytest.mark.parametrize("content,name,place,words", [b for b in BAD if b[0].startswith(GOOD)])
 def test_good_lines_stay_usable(tmp_path, content, name, place, words):
     (tmp_path / name).write_bytes(content + GOOD)
-    found = read_dialogues(tmp_path / name, skip_bad=True)
+    found = read_dialogues(tmp_path / name, skip_invalid=True)
     assert pairs(found) == PAIRS[:1] * 2 and [f"line {k}" for k, _ in found.skipped] == [place]
 
 
-def test_the_first_mistake_of_the_file_is_told(tmp_path):
+def test_the_first_mistake_of_the_file_is_raised(tmp_path):
     empty, broken = b'{"prompt": " ", "response": "x"}\n', b"{broken\n"
     for lines, words in ((empty + broken, "line 2: empty prompt"), (broken + empty, "line 2: broken JSON")):
         (tmp_path / "a.jsonl").write_bytes(GOOD + lines)
@@ -175,15 +176,15 @@ def test_the_first_mistake_of_the_file_is_told(tmp_path):
 
 def test_unknown_format_and_nothing_good(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
-    with pytest.raises(InputError, match="unknown format 'chatml'"):
+    with pytest.raises(InputError, match="format is 'chatml'; use one of"):
         read_dialogues(tmp_path / "a.jsonl", "chatml")
     (tmp_path / "b.jsonl").write_bytes(b"{\n{\n")
     with pytest.raises(InputError, match="no dialogue in it, 2 bad lines, the first is line 1: broken JSON"):
-        read_dialogues(tmp_path / "b.jsonl", skip_bad=True)
+        read_dialogues(tmp_path / "b.jsonl", skip_invalid=True)
 
 
 ODD = [
-    "x" * LONGEST_TEXT,
+    "x" * MAX_TURN_CHARACTERS,
     "a\x01\x02\x1b[31m\x7f",
     "مرحبا بالعالم \u202eabc\u202c",
     "👩‍🚀🏳️‍🌈 ok",
@@ -200,7 +201,7 @@ def test_odd_text_is_kept(tmp_path, text):
     row = json.dumps(dict(prompt=text, response="\0!" + text), ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + GOOD)
     found = read_dialogues(path)
-    assert pairs(found) == [(text, ("!" + text)[:LONGEST_TEXT]), ("Hi", "Hello")]
+    assert pairs(found) == [(text, ("!" + text)[:MAX_TURN_CHARACTERS]), ("Hi", "Hello")]
     write_dialogues(other, found)
     assert read_dialogues(other) == found
 
@@ -209,7 +210,7 @@ def test_half_surrogates_do_not_stop_a_file(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "a\\ud800b", "response": "c", "\\udfff": 1}\n')
     found = read_dialogues(tmp_path / "a.jsonl")
     assert pairs(found) == [("a?b", "c")]
-    is_reserved(dialogue_group(found[0]))
+    is_reserved(get_dialogue_group(found[0]))
 
 
 LONG = "x" * 10_000_000  # characters
@@ -226,8 +227,8 @@ def test_a_message_of_ten_megabytes_is_cut_with_a_note(tmp_path, name):
         text = json.dumps(dict(prompt=LONG, response="Too long."))
     (tmp_path / name).write_text(text)
     found = read_dialogues(tmp_path / name)
-    assert len(found) == 1 and len(found[0].prompt) == LONGEST_TEXT and found.cut == 1
-    assert f"texts cut to {LONGEST_TEXT:,} characters: 1" in found.notes()
+    assert len(found) == 1 and len(found[0].prompt) == MAX_TURN_CHARACTERS and found.num_truncated == 1
+    assert f"texts cut to {MAX_TURN_CHARACTERS:,} characters: 1" in found.notes()
 
 
 def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
@@ -245,10 +246,10 @@ def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
     assert [d.id for d in read_dialogues(tmp_path / "own.jsonl")] == [d.id for d in found]
 
 
-def test_prose_says_what_it_is_and_must_be_long_enough(tmp_path):
+def test_running_text_is_labelled_and_must_be_long_enough(tmp_path):
     rows = [dict(text="One two three four five six seven eight nine."), dict(text="Too short."), dict(text=7)]
     path = save(tmp_path / "notes.jsonl", rows)
-    found = read_dialogues(path, skip_bad=True)
+    found = read_dialogues(path, skip_invalid=True)
     assert len(found) == 1 and found[0].labels["counterpart"] == "continuations"
     assert [line for line, _ in found.skipped] == [2, 3]
     with pytest.raises(InputError, match="line 2: no text has more than 8 words"):
@@ -257,12 +258,29 @@ def test_prose_says_what_it_is_and_must_be_long_enough(tmp_path):
 
 def test_running_text():
     long = "One two three four five six seven eight nine."
-    first, second = from_texts([long, "short", long + " Ten."])
+    first, second = dialogues_from_texts([long, "short", long + " Ten."])
     assert (first.prompt, first.response) == ("One two three four five six", "seven eight nine.")
     assert (first.time, second.time) == (0, 1) and first.labels == dict(counterpart="continuations")
     for texts in ([], ["short"]):
         with pytest.raises(InputError):
-            from_texts(texts)
+            dialogues_from_texts(texts)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3]
+)
+def test_values_that_are_not_a_list_of_dialogues(wrong):
+    with pytest.raises(InputError, match="dialogue"):
+        check_dialogues(wrong)
+    check_dialogues((Dialogue("a", "b"),))
+
+
+def test_iterators_are_refused():
+    "A generator of dialogues is no list of them; so is one of rows."
+    for rows in ((d for d in [Dialogue("a", "b")]), iter([dict(prompt="a", response="b")])):
+        with pytest.raises(InputError, match="is no list of dialogues") as caught:
+            as_dialogues(rows)
+        assert caught.value.remedy == "give a list"
 
 
 values = st.recursive(
@@ -273,7 +291,7 @@ values = st.recursive(
     ),
     max_leaves=6,
 )
-NEEDS = [names for kind in FORMATS.values() for names in kind.needs]
+NEEDS = [names for format in FORMATS.values() for names in format.required_fields]
 
 
 @settings(deadline=None, max_examples=200)
@@ -282,7 +300,7 @@ def test_no_values_make_anything_but_an_input_error(tmp_path_factory, names, ski
     path = tmp_path_factory.mktemp("fuzz") / "a.jsonl"
     path.write_text(json.dumps({name: data.draw(values) for name in (*names, "labels", "parents")}))
     try:
-        assert all(isinstance(d, Dialogue) for d in read_dialogues(path, skip_bad=skip))
+        assert all(isinstance(d, Dialogue) for d in read_dialogues(path, skip_invalid=skip))
     except InputError as error:
         assert "\n" not in str(error)
 
@@ -293,14 +311,20 @@ def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, na
     path = tmp_path_factory.mktemp("fuzz") / name
     path.write_bytes(content)
     try:
-        assert len(read_dialogues(path, skip_bad=skip))
+        assert len(read_dialogues(path, skip_invalid=skip))
     except InputError as error:
         assert "\n" not in str(error)
 
 
+def test_replay_rows_are_not_reserved():
+    "A test may hold reserved rows only, so no model has seen a test row in replay."
+    rows = [json.loads(line) for line in gzip.open(ASSETS / "rehearsal.jsonl.gz", "rt", encoding="utf-8")]
+    assert len(rows) == 320 and not any(is_reserved(get_row_group(row)) for row in rows)
+
+
 def test_samples_are_reserved_short_and_licensed():
     for row in load_samples():
-        assert is_reserved(group_of(row)) and row["licence"]
+        assert is_reserved(get_row_group(row)) and row["licence"]
         assert len(row["prompt"]) <= 500 and 0 < len(row["response"]) <= 400
     with pytest.raises(InputError, match="no sample called"):
         load_samples("nothing")

@@ -7,25 +7,28 @@ from pathlib import Path
 import pytest
 
 from personal_llm import personalize
-from personal_llm.base.core import Dialogue
-from personal_llm.data.writing import write_dialogues
+from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
-from personal_llm.experiments.demo_numbers import demo_words, policies_words, warm_words
-from personal_llm.start import selection
-from personal_llm.start.ranking import Ranking
+from personal_llm.experiments.demo import (
+    write_demo_paragraph,
+    write_policies_paragraph,
+    write_sample_paragraph,
+    write_warm_start_paragraph,
+)
+from personal_llm.selection import selection
+from personal_llm.selection.ranking import Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-CHATS = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i)) for i in range(10)]
 
 
 @pytest.mark.parametrize("abstains", [False, True], ids=["chosen", "abstained"])
-def test_the_lines_run(tmp_path, monkeypatch, capsys, abstains):
-    "Fine-tunes of one step, one variant, and a selection that names somebody or nobody."
-    tune, made, starts = personalizer.tune, personalizer.synthesize, []
+def test_the_lines_run(monkeypatch, capsys, abstains):
+    "As they stand, but for fine-tunes of one step without synthetic dialogues, and a selection of one pLLM or none."
+    tune, synthesize, starts = personalizer.tune, personalizer.synthesize, []
 
-    def short(model, rows, config, start, *rest):
+    def tune_briefly(model, rows, config, start, *rest):
         starts.append(start)
         return tune(model, rows, personalizer.TuningConfig(steps=1, checks=1), start, *rest)
 
@@ -34,19 +37,20 @@ def test_the_lines_run(tmp_path, monkeypatch, capsys, abstains):
         rest = dict(abstained=abstains, reason="planted", method="match", library=library)
         return Ranking(best, names, tuple(range(len(names))), **rest)
 
-    write_dialogues(tmp_path / "chats.jsonl", CHATS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(personalizer, "tune", short)
-    monkeypatch.setattr(personalizer, "synthesize", lambda model, rows, count, *rest, **named: made(model, rows, 0))
+    package = vars(__import__("personal_llm"))
+    monkeypatch.setattr(personalizer, "tune", tune_briefly)
+    monkeypatch.setattr(personalizer, "synthesize", lambda model, rows, *rest, **named: synthesize(model, rows, 0))
     monkeypatch.setattr(selection, "select", choose)
-    monkeypatch.setitem(vars(__import__("personal_llm")), "select", choose)
-    names = dict(ask=lambda dialogue: None, test_dialogues=CHATS[:2])
+    monkeypatch.setitem(package, "select", choose)
+    if abstains:  # the second time a shorter stream will do
+        monkeypatch.setitem(package, "read_dialogues", lambda file: read_dialogues(file)[:80])
+    names = {}
     assert BLOCKS
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert "response loss" in capsys.readouterr().out and len(names["me"].curve) == 2
+    assert capsys.readouterr().out.count("response loss") == 2 and len(names["me"].rounds) == 2
     assert starts[0] is None and (starts[1] is None) == abstains
-    assert len(str(names["mine"])) > 20
+    assert len(names["test_dialogues"]) >= 2 and len(str(names["mine"])) > 20
 
 
 def test_the_one_call_is_there():
@@ -68,7 +72,7 @@ def test_commands_that_are_named_exist():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = {"demo_words": demo_words, "warm_words": warm_words, "policies_words": policies_words}
+MEASURED = (write_demo_paragraph, write_warm_start_paragraph, write_sample_paragraph, write_policies_paragraph)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB on Linux, as pip says",
@@ -77,6 +81,8 @@ ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3": "GB with CUDA, estimated",
     "115": "MB more for the tests",
     "2.0": "Apache's licence",
+    "32": "dialogues of a buffer, in the diagram",
+    "300": "dialogues of the shipped file of chats",
     "800": "dialogues of the demo's stream, in a picture's text",
 }
 
@@ -108,7 +114,7 @@ def as_one_line_but_for_code(text: str) -> str:
 
 def test_measured_numbers_are_those_of_the_results():
     "The paragraphs are written anew from results/ and must be what stands there; there are no other numbers."
-    made = [words().replace("](", "](nbs/") for words in MEASURED.values()]
+    made = [words().replace("](", "](nbs/") for words in MEASURED]
     assert unexplained(README, made, ELSEWHERE) == set()
 
 
@@ -123,7 +129,7 @@ def test_a_number_that_nothing_measured_is_found():
 
 def test_the_notebook_asks_the_results():
     code = "".join("".join(cell["source"]) for cell in SOURCE["cells"] if cell["cell_type"] == "code")
-    assert all(f"{name}()" in code for name in MEASURED)
+    assert all(f"{write.__name__}()" in code for write in MEASURED)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb")), ids=lambda path: path.stem)

@@ -12,24 +12,24 @@ import pytest
 import torch
 from planted import planted
 from real import NAMES, SHIPPED, build, folder_of, shared_real, whole_folder
-from test_tuning import TALK, TEST, bits, result, trained_steps
+from test_tuning import TALK, TEST, bits, result, stop_at
 from tiny import same, weights
 from ways import BRIEF, LOUD, Letters, spoken
 
 from personal_llm.base.adapters import Adapter
-from personal_llm.base.check import PROBES, check
+from personal_llm.base.check import MODEL_CHECKS, check_model
 from personal_llm.base.core import Dialogue
 from personal_llm.base.models import load_model
-from personal_llm.base.tokens import collate, pad
-from personal_llm.sdss.scoring import score
-from personal_llm.start.merging import combine
-from personal_llm.start.ranking import BASE
-from personal_llm.start.selection import select
+from personal_llm.base.tokens import collate_samples, pad_rows
+from personal_llm.buffer.scoring import score
+from personal_llm.selection.merging import combine_adapters
+from personal_llm.selection.ranking import BASE_NAME
+from personal_llm.selection.selection import select
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.xpert import style
-from personal_llm.xpert.explanation import explain, explain_pllm, read_panels
-from personal_llm.xpert.fitting import fit_space
+from personal_llm.explanation import style
+from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
+from personal_llm.recipes.space_fitting import fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]
@@ -87,7 +87,7 @@ def test_the_whole_files(name):
     assert parts[0] == parts[1] and len(whole) <= model.model.config.vocab_size
     if (SHIPPED / name).is_dir():
         assert (SHIPPED / name / "tokenizer.json").stat().st_size < 60_000 and len(short) < 1600 < len(whole)
-    found = check(model)
+    found = check_model(model)
     assert found.ok, f"\n{found}"
     adapter = finetune(model, TALK[:6], replace(SHORT, steps=2), progress=False)
     assert adapter.best_loss < adapter.start_loss
@@ -110,8 +110,8 @@ def test_a_talk_with_a_system_prompt(name, model):
 
 def test_every_probe_passes(model):
     before = weights(model)
-    found = check(model)
-    assert found.ok and len(found.rows) == len(PROBES), f"\n{found}"
+    found = check_model(model)
+    assert found.ok and len(found.rows) == len(MODEL_CHECKS), f"\n{found}"
     assert same(model, before) and model.tokenizer.pad_token_id is not None
 
 
@@ -120,7 +120,7 @@ def test_padding_that_is_also_the_end_token(name, model):
     one = model.tokenizer.pad_token_id == model.tokenizer.eos_token_id
     assert one == (name != "qwen2")
     rows = [model.encode(d) for d in (*TEST, LONG)]
-    batch = collate(rows, model.tokenizer.pad_token_id)
+    batch = collate_samples(rows, model.tokenizer.pad_token_id)
     assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
     assert ((batch["labels"] == model.tokenizer.eos_token_id).sum(1) == 1).all()
 
@@ -131,14 +131,14 @@ def test_padding_that_is_also_the_end_token(name, model):
 def test_read_is_the_models_own_loss(model):
     "In a batch padded on the right as alone; the naive twin is transformers' own loss."
     dialogues = [*TEST, LONG, TALK[0]]
-    together = model.read(dialogues)
+    together = model.run_forward(dialogues)
     for d, reading in zip(dialogues, together):
         sample = model.encode(d)
         assert reading.nll == pytest.approx(losses(model, sample["input_ids"], sample["labels"]), rel=1e-4)
         assert len(reading.hidden) == len(sample["input_ids"]) and reading.tokens == sum(
             label != -100 for label in sample["labels"]
         )
-        assert np.allclose(reading.hidden, model.read([d])[0].hidden, atol=1e-4)
+        assert np.allclose(reading.hidden, model.run_forward([d])[0].hidden, atol=1e-4)
 
 
 def test_scores(model):
@@ -157,12 +157,12 @@ def test_scores(model):
 def test_generate_is_a_greedy_walk(model):
     "Prompts of unlike length are padded on the left; each goes on as a walk without cache or padding does."
     asked = ["Hi", Dialogue(LONG.prompt, "", history=TURNS)]
-    rows = model.prompt_rows(asked, 100)
-    ids, mask = pad(rows, model.tokenizer.pad_token_id, left=True)
+    rows = model.encode_prompts(asked, 100)
+    ids, mask = pad_rows(rows, model.tokenizer.pad_token_id, left=True)
     assert mask[0, 0] == 0 and mask[:, -1].all()
     ends = {model.tokenizer.eos_token_id, *np.atleast_1d(model.model.generation_config.eos_token_id or [])}
     with torch.inference_mode():
-        together = model.new_tokens(rows, max_new_tokens=5, do_sample=False)
+        together = model.generate_tokens(rows, max_new_tokens=5, do_sample=False)
         for row, found in zip(rows, together):
             walk = list(row)
             while len(walk) < len(row) + 5:
@@ -178,13 +178,13 @@ def test_every_end_token_ends(name, model):
     "Llama-3.2 has three of them, and an answer may end at any."
     ends = np.atleast_1d(model.model.generation_config.eos_token_id).tolist()
     assert len(ends) == (3 if name == "llama3.2" else 1) and model.tokenizer.eos_token_id in ends
-    row = model.prompt_rows(["Hi"], 100)[0]
+    row = model.encode_prompts(["Hi"], 100)[0]
     with torch.inference_mode():
-        (free,) = model.new_tokens([row], max_new_tokens=3, do_sample=False)
+        (free,) = model.generate_tokens([row], max_new_tokens=3, do_sample=False)
         generation = model.model.generation_config
         kept, generation.eos_token_id = generation.eos_token_id, [*ends, free[1]]
         try:
-            assert model.new_tokens([row], max_new_tokens=3, do_sample=False) == [free[: free.index(free[1])]]
+            assert model.generate_tokens([row], max_new_tokens=3, do_sample=False) == [free[: free.index(free[1])]]
         finally:
             generation.eos_token_id = kept
 
@@ -199,7 +199,7 @@ def test_tune_save_reload(name, model, tmp_path):
     before, base_losses = weights(model), model.nll(TEST)
     adapter = finetune(model, [*TALK, LONG], SHORT, out=tmp_path / "a", progress=False)
     assert same(model, before) and adapter.best_loss < adapter.start_loss
-    with model.using(adapter):
+    with model.use_adapter(adapter):
         adapted = model.nll(TEST)
     assert not np.allclose(adapted, base_losses) and Adapter.load(tmp_path / "a") == adapter
     plain = build(name)
@@ -209,14 +209,12 @@ def test_tune_save_reload(name, model, tmp_path):
     assert np.allclose(plain.nll(TEST), adapted, rtol=1e-4)
 
 
-def test_resumed_is_bit_equal(model, monkeypatch, tmp_path):
+def test_resumed_is_bit_equal(model, tmp_path):
     straight = finetune(model, TALK, SHORT, seed=2, progress=False)
-    with monkeypatch.context() as patch:
-        trained_steps(patch, stop=3)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(model, TALK, SHORT, out=tmp_path, seed=2)
-    steps = trained_steps(monkeypatch)
-    again = finetune(model, TALK, SHORT, out=tmp_path, seed=2)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(model, TALK, SHORT, out=tmp_path, seed=2, progress=False, on_step=stop_at(3))
+    steps = []
+    again = finetune(model, TALK, SHORT, out=tmp_path, seed=2, progress=False, on_step=stop_at(steps=steps))
     assert steps == [3, 4] and result(again) == result(straight) and bits(again) == bits(straight)
 
 
@@ -241,7 +239,7 @@ def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
 
     shares = {"a": 0.5, "c": 0.3}
     folders = {name: Path(adapter.path) for name, adapter in zip("abc", three)}
-    merged = combine(folders, shares, tmp_path / "m")
+    merged = combine_adapters(folders, shares, tmp_path / "m")
     before, scale = weights(model), SHORT.alpha / SHORT.rank
     with torch.no_grad():
         for name, share in shares.items():
@@ -252,7 +250,7 @@ def test_a_merge_is_the_weighted_sum(model, three, tmp_path):
                 model.model.get_submodule(place).weight.add_(share * scale * B @ A)
         by_hand = model.nll(TEST)
         model.model.load_state_dict(before)
-    with model.using(merged):
+    with model.use_adapter(merged):
         assert np.allclose(model.nll(TEST), by_hand, rtol=1e-4)
     assert not np.allclose(by_hand, model.nll(TEST), rtol=1e-3)
 
@@ -262,24 +260,24 @@ def test_selection_finds_the_lowest_loss(model, three):
     mine = spoken(LOUD, 6, first=320)
     library = planted(Path(three[0].path).parent, np.eye(3), "abc", base=model.base)
     found = select(library, None, "match", model, mine, shortlist=3)
-    true = {BASE: model.nll(mine)}
+    true = {BASE_NAME: model.nll(mine)}
     for name, adapter in zip("abc", three):
-        with model.using(adapter):
+        with model.use_adapter(adapter):
             true[name] = model.nll(mine)
     true = {name: float(np.mean(nats[:, 0] / nats[:, 1])) for name, nats in true.items()}
-    assert found.best == min("abc", key=true.get) and true[found.best] < true[BASE]
+    assert found.best == min("abc", key=true.get) and true[found.best] < true[BASE_NAME]
     assert found.losses[found.best] == pytest.approx(true[found.best], rel=1e-4)
 
 
 def test_people_and_adapters_are_explained(model, three, monkeypatch):
     "In a space that is fitted on this model; who writes loudly is called loud."
     Letters.instead_of_the_encoder(monkeypatch)
-    monkeypatch.setattr(style, "TEMPERATURE", 0.0)  # drawing from 128,000 tokens is slow
+    monkeypatch.setattr(style, "RESPONSE_TEMPERATURE", 0.0)  # drawing from 128,000 tokens is slow
     ways = {"loud": (spoken(LOUD, 6, first=20), None), "brief": (spoken(BRIEF, 6, first=40), None)}
     space = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 8), components=2, progress=False)
     space = replace(space, nats_per_unit=1.0)
     person = explain(model, spoken(LOUD, 8, first=400), space)
-    assert person.assembled and person.assembled[0] == "loud" and person.strength > 0
-    panels = read_panels(model, space, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
+    assert person.sparse_words and person.sparse_words[0] == "loud" and person.strength > 0
+    panels = prepare_probes(model, space, [*spoken(LOUD, 6), *spoken(str, 6)], ["Why?"])
     pllm = explain_pllm(model, three[2], space, panels)
     assert np.isfinite(pllm.row).all() and len(pllm.row) == space.width and pllm.space == person.space

@@ -1,4 +1,4 @@
-"What is in a file: bytes, JSON, tables and logs; every damage stays where it is."
+"Records of bytes, JSON, tables and logs: a damaged row costs no other row."
 
 import gzip
 import json
@@ -9,18 +9,16 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
 from personal_llm.data.records import (
-    DEEPEST,
-    SHOWN,
-    first_value,
-    json_lines,
-    numbered_lines,
+    MAX_DEPTH,
+    parse_first_value,
+    parse_json_lines,
+    decode_lines,
     parse_json,
-    read_bytes,
+    read_file,
     read_records,
-    separator_of,
-    shown,
-    table_rows,
-    tidy,
+    format_value,
+    parse_table,
+    clean_value,
 )
 
 
@@ -29,17 +27,17 @@ def write(path, content):
     return path
 
 
-def errors(rows):
-    return [place for place, row in rows if isinstance(row, InputError)]
+def numbers(rows):
+    return [number for number, _ in rows]
 
 
-def rows_of(text):
-    return table_rows(numbered_lines(text.encode()))
+def parse_text(text):
+    return parse_table(decode_lines(text.encode())[0])
 
 
 def test_gzip_is_known_by_its_content_and_marks_are_dropped(tmp_path):
     packed = write(tmp_path / "a.jsonl", gzip.compress(b"\xef\xbb\xbfHi"))
-    assert read_bytes(packed) == b"Hi"
+    assert read_file(packed) == b"Hi"
 
 
 @pytest.mark.parametrize(
@@ -54,14 +52,14 @@ def test_gzip_is_known_by_its_content_and_marks_are_dropped(tmp_path):
 def test_files_that_cannot_be_read(tmp_path, content, words):
     path = write(tmp_path / "a.jsonl", content)
     with pytest.raises(InputError) as caught:
-        read_bytes(path)
-    assert words in caught.value.what and str(path) in caught.value.what and caught.value.remedy
+        read_file(path)
+    assert words in caught.value.problem and str(path) in caught.value.problem and caught.value.remedy
 
 
 def test_missing_files_and_folders(tmp_path):
     for path, words in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "a folder")):
         with pytest.raises(InputError, match=words):
-            read_bytes(path)
+            read_file(path)
 
 
 @pytest.mark.parametrize("depth", [100, 900, 2_000, 100_000])
@@ -72,36 +70,34 @@ def test_deep_nesting_is_one_line(tmp_path, depth, opening, name, closed):
     closing = "]" if opening == "[" else "}"
     text = opening * depth + "1" + closing * depth if closed else opening * depth
     try:
-        _, records = read_records(write(tmp_path / name, text))
+        _, records, errors = read_records(write(tmp_path / name, text))
     except InputError as error:
-        found = [error]
-    else:
-        found = [row for _, row in records]
-    assert len(found) == 1 and isinstance(found[0], InputError) and "\n" not in str(found[0])
+        records, errors = [], [(1, error)]
+    assert len(errors) == 1 and not records and "\n" not in str(errors[0][1])
 
 
-def test_deepest_is_the_limit():
+def test_max_depth_is_the_limit():
     fine = 1
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         fine = [fine]
-    assert tidy(fine) == fine
+    assert clean_value(fine) == fine
     with pytest.raises(InputError, match="levels deep"):
-        tidy([fine])
+        clean_value([fine])
 
 
-def test_texts_are_tidied_everywhere():
+def test_every_text_is_cleaned():
     value = json.loads('{"a\\u0000": ["\\ud800x", {"\\udfff": "y\\u0000"}], "n": [1, null, true]}')
-    assert tidy(value) == {"a": ["?x", {"?": "y"}], "n": [1, None, True]}
-    json.dumps(tidy(value)).encode()
+    assert clean_value(value) == {"a": ["?x", {"?": "y"}], "n": [1, None, True]}
+    json.dumps(clean_value(value)).encode()
 
 
 def test_values_in_messages_are_short_and_harmless():
-    assert shown("\x1b[2J" + "x" * 10_000).startswith("\\x1b[2J") and len(shown("x" * 10_000)) == SHOWN
-    assert "\n" not in shown("a\nb") and shown(3) == "3"
+    assert format_value("\x1b[2J" + "x" * 10_000).startswith("\\x1b[2J") and len(format_value("x" * 10_000)) == 40
+    assert "\n" not in format_value("a\nb") and format_value(3) == "3"
 
 
 def test_json_values():
-    assert first_value('\n {"a": 1}\n{"b": 2}\n') == ({"a": 1}, '{"b": 2}')
+    assert parse_first_value('\n {"a": 1}\n{"b": 2}\n') == ({"a": 1}, '{"b": 2}')
     for text in ("", "{", '{"a": 1} x', "nul", "9" * 5_000):
         with pytest.raises(InputError):
             parse_json(text)
@@ -109,53 +105,55 @@ def test_json_values():
 
 def test_lines_end_at_line_feeds_only():
     raw = '{"a": "x\u2028y\u0085z"}\r\n{"b": 1}'.encode()
-    assert [value for _, value in json_lines(numbered_lines(raw))] == [{"a": "x\u2028y\u0085z"}, {"b": 1}]
-    assert [number for number, _ in numbered_lines(b"a\rb\rc")] == [1, 2, 3]
+    records, _ = parse_json_lines(decode_lines(raw)[0])
+    assert [value for _, value in records] == [{"a": "x\u2028y\u0085z"}, {"b": 1}]
+    assert numbers(decode_lines(b"a\rb\rc")[0]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_separators(tmp_path, separator):
     text = separator.join(["Prompt", "Response"]) + "\n" + separator.join(['"a,;\tb"', "c"]) + "\n"
-    assert separator_of(text.split("\n")[0]) == separator
-    assert rows_of(text) == [(2, dict(Prompt="a,;\tb", Response="c"))]
+    expected = [(2, dict(Prompt="a,;\tb", Response="c"))]
+    assert parse_text(text) == (expected, [])
+    assert read_records(write(tmp_path / "table.csv", text)) == ("line", expected, [])
 
 
 def test_one_unclosed_quote_costs_one_row():
     rows = [f"question {i},answer {i}" for i in range(25)]
     for tail in ([], ['"said ""so""",yes'], ['x,"two\nlines"'], ['"a","b"']):
-        found = rows_of("\n".join(["prompt,response", "before,fine", 'Hi,"Hello', *rows, *tail]))
-        assert errors(found) == [3]
-        assert len(found) == 1 + 1 + 25 + len(tail)
-        assert found[2] == (4, dict(prompt="question 0", response="answer 0"))
+        records, errors = parse_text("\n".join(["prompt,response", "before,fine", 'Hi,"Hello', *rows, *tail]))
+        assert numbers(errors) == [3]
+        assert len(records) == 1 + 25 + len(tail)
+        assert records[1] == (4, dict(prompt="question 0", response="answer 0"))
 
 
 def test_every_unclosed_quote_costs_its_own_row():
     lines = ["prompt,response"] + [f'{i},"x' if i % 3 == 0 else f"{i},x" for i in range(300)]
-    found = rows_of("\n".join(lines))
-    assert len(found) == 300 and len(errors(found)) == 100
+    records, errors = parse_text("\n".join(lines))
+    assert len(records) == 200 and numbers(errors) == list(range(2, 302, 3))
 
 
 def test_quoted_rows_over_several_lines():
-    found = rows_of('prompt,response\r\n"Hi, you","Hello\r\nthere"\r\n\r\nBye,"He said ""so"""\r\n')
-    assert found == [
+    records, errors = parse_text('prompt,response\r\n"Hi, you","Hello\r\nthere"\r\n\r\nBye,"He said ""so"""\r\n')
+    assert not errors and records == [
         (2, dict(prompt="Hi, you", response="Hello\r\nthere")),
         (5, dict(prompt="Bye", response='He said "so"')),
     ]
 
 
 def test_tabs_need_no_quotes():
-    found = rows_of('prompt\tresponse\n"Yes," he said\tGood\nSay "no"\tNo\n"quoted\twith tab"\tx\n')
-    assert [row["prompt"] for _, row in found] == ['"Yes," he said', 'Say "no"', "quoted\twith tab"]
+    records, _ = parse_text('prompt\tresponse\n"Yes," he said\tGood\nSay "no"\tNo\n"quoted\twith tab"\tx\n')
+    assert [row["prompt"] for _, row in records] == ['"Yes," he said', 'Say "no"', "quoted\twith tab"]
 
 
 def test_width_of_rows():
-    found = rows_of("a,b\n1,2\n1\n1,2,3\n1,2,,\n,\n")
-    assert errors(found) == [3, 4] and [row for _, row in found if isinstance(row, dict)] == [dict(a="1", b="2")] * 2
+    records, errors = parse_text("a,b\n1,2\n1\n1,2,3\n1,2,,\n,\n")
+    assert numbers(errors) == [3, 4] and [row for _, row in records] == [dict(a="1", b="2")] * 2
 
 
-def test_a_line_that_is_not_utf8_costs_itself():
-    found = table_rows(numbered_lines(b"a,b\n1,2\ncaf\xe9,3\n4,5\n"))
-    assert errors(found) == [3] and len(found) == 3
+def test_a_line_that_is_not_utf8_costs_itself(tmp_path):
+    _, records, errors = read_records(write(tmp_path / "a.csv", b"a,b\n1,2\ncaf\xe9,3\n4,5\n"))
+    assert numbers(errors) == [3] and numbers(records) == [2, 4]
 
 
 def test_kinds_of_file(tmp_path):
@@ -172,7 +170,7 @@ def test_kinds_of_file(tmp_path):
         assert [row for _, row in read_records(write(tmp_path / name, text))[1]] == rows, name
     for name, text in {"t.csv": "a;b\n1;2\n", "t.tsv": "a\tb\n1\t2\n", "T.CSV": "a,b\n1,2\n"}.items():
         assert read_records(write(tmp_path / name, text))[1] == [(2, dict(a="1", b="2"))], name
-    assert read_records(write(tmp_path / "log", "a,b\n1,2\n"), table=True)[1] == [(2, dict(a="1", b="2"))]
+    assert read_records(write(tmp_path / "log", "a,b\n1,2\n"), is_table=True)[1] == [(2, dict(a="1", b="2"))]
     assert read_records(write(tmp_path / "b.txt", "[1/2/24, 9:00] A: x\n"))[1] == [
         (1, dict(log="[1/2/24, 9:00] A: x\n"))
     ]
@@ -186,8 +184,10 @@ def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, na
     path = tmp_path_factory.mktemp("fuzz") / name
     path.write_bytes(content)
     try:
-        unit, records = read_records(path)
+        unit, records, errors = read_records(path)
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert unit in ("line", "item") and [place for place, _ in records] == sorted(place for place, _ in records)
+        assert unit in ("line", "item")
+        for rows in (records, errors):
+            assert numbers(rows) == sorted(numbers(rows))

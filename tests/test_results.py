@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from kills import OPERATIONS, at_operation, every_kill
-from personal_llm.device import results
-from personal_llm.device.results import COMMITTED, NEXT, publish, results_folder, settle
+from personal_llm.base import publish as results
+from personal_llm.base.publish import (
+    COMMITTED_RESULTS,
+    STAGED_RESULTS,
+    publish_results,
+    open_results_folder,
+    recover_results,
+)
 from personal_llm.base.core import InputError
-from personal_llm.base.files import LOCK, MARKER, OwnedFolder
+from personal_llm.base.files import LOCK_FILE, OWNERSHIP_FILE, OwnedFolder
 
 
 def make(place, number):
@@ -24,8 +30,8 @@ def make(place, number):
 
 def write_pair(out, source, number):
     "A run: an adapter and the report that speaks of it."
-    with results_folder(out, "adapter", "report.json") as owned:
-        publish(owned, {"adapter": make(source, number), "report.json": json.dumps(number)})
+    with open_results_folder(out, "adapter", "report.json") as owned:
+        publish_results(owned, {"adapter": make(source, number), "report.json": json.dumps(number)})
 
 
 def pair(out):
@@ -37,10 +43,10 @@ def pair(out):
 
 
 def visible(out):
-    return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != LOCK)
+    return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != LOCK_FILE)
 
 
-WHOLE = sorted([MARKER, "adapter/config", "adapter/weights", "report.json"])
+WHOLE = sorted([OWNERSHIP_FILE, "adapter/config", "adapter/weights", "report.json"])
 
 
 def check_kill(folder, step) -> int:
@@ -48,8 +54,8 @@ def check_kill(folder, step) -> int:
     out, source = folder / "out", folder / "source"
     files, report = pair(out)
     assert report is None or files == {report}, step
-    if (out / COMMITTED).is_dir():
-        settle(out)
+    if (out / COMMITTED_RESULTS).is_dir():
+        recover_results(out)
         assert pair(out) == ({"2"}, "2"), step
     assert pair(out) in [({"1"}, "1"), ({"2"}, "2")], step
     now = int(pair(out)[1])
@@ -81,7 +87,7 @@ def test_what_fails_leaves_a_pair(tmp_path, monkeypatch, error):
             at_operation(step, act)
             write_pair(out, source, 2)
             raise KeyboardInterrupt  # it ended before
-        settle(out)
+        recover_results(out)
         assert pair(out) in [({"1"}, "1"), ({"2"}, "2")], step
         write_pair(out, source, 3)
         assert visible(out) == WHOLE, step
@@ -97,7 +103,7 @@ def test_folders_of_others_are_refused_untouched(tmp_path):
     before = visible(thesis)
     with pytest.raises(InputError, match="did not make"):
         write_pair(thesis, tmp_path / "source", 1)
-    assert visible(thesis) == before and not (thesis / LOCK).exists()
+    assert visible(thesis) == before and not (thesis / LOCK_FILE).exists()
     write_pair(tmp_path / "ours", tmp_path / "source", 1)
     (tmp_path / "ours" / "adapter" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="notes.txt: not made by this package"):
@@ -117,21 +123,21 @@ def test_a_file_added_between_a_kill_and_the_next_run_is_not_deleted(tmp_path):
     out = tmp_path / "out"
     write_pair(out, tmp_path / "source", 1)
     owned = OwnedFolder(out)
-    results.put(make(tmp_path / "source", 2), owned.claim(COMMITTED) / "adapter")
+    results.write_entry(make(tmp_path / "source", 2), owned.claim(COMMITTED_RESULTS) / "adapter")
     (out / "adapter" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="notes.txt"):
         write_pair(out, tmp_path / "source", 3)
-    settle(out)
+    recover_results(out)
     assert (out / "adapter" / "notes.txt").read_text() == "mine"
 
 
 def test_a_second_run_is_refused(tmp_path):
-    with results_folder(tmp_path / "out", "report.json") as owned:
+    with open_results_folder(tmp_path / "out", "report.json") as owned:
         with pytest.raises(InputError, match="another run is at work"):
             write_pair(tmp_path / "out", tmp_path / "source", 1)
-        owned.claim(NEXT).mkdir()
-        settle(tmp_path / "out")
-        assert (tmp_path / "out" / NEXT).is_dir(), "who reads waits for nobody and removes nothing"
+        owned.claim(STAGED_RESULTS).mkdir()
+        recover_results(tmp_path / "out")
+        assert (tmp_path / "out" / STAGED_RESULTS).is_dir(), "who reads waits for nobody and removes nothing"
     write_pair(tmp_path / "out", tmp_path / "source", 1)
 
 

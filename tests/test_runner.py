@@ -21,17 +21,17 @@ from personal_llm.experiments import runner
 from personal_llm.experiments.runner import (
     Grid,
     check_budgets,
-    columns,
-    key_of,
-    lines_of,
-    parts_of,
+    user_means,
+    job_key,
+    read_result_lines,
+    group_rows,
     provenance,
     read_results,
     revision,
     run_grid,
-    table,
+    summarise_rows,
 )
-from personal_llm.tuning.statistics import holm, mean_over_users, ratio_to_best, sign_flip
+from personal_llm.tuning.statistics import holm_correction, mean_over_users, ratio_to_best, sign_flip_test
 
 HERE = Path(__file__).resolve().parent
 
@@ -43,13 +43,13 @@ def run(out, measure=grids.losses, jobs=JOBS, **options):
 
 def rows_by_job(out) -> dict:
     "Results without what differs from run to run."
-    lines = lines_of("toy", out)
-    found = {key_of(line["job"]): {n: x for n, x in line["results"].items() if n != "process"} for line in lines}
+    lines = read_result_lines("toy", out)
+    found = {job_key(line["job"]): {n: x for n, x in line["results"].items() if n != "process"} for line in lines}
     assert len(found) == len(lines), "no job twice"
     return found
 
 
-EXPECTED = {key_of(job): dict(loss=loss_of(job)) for job in JOBS}
+EXPECTED = {job_key(job): dict(loss=loss_of(job)) for job in JOBS}
 
 
 def counted(calls):
@@ -120,11 +120,11 @@ if __name__ == "__main__":
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for worker in {line["results"]["process"] for line in lines_of("toy", tmp_path)}:
+    for worker in {line["results"]["process"] for line in read_result_lines("toy", tmp_path)}:
         while alive(worker):
             assert time.time() - start < 600, "a worker outlives its run"
             time.sleep(0.01)
-    there = [line["job"] for line in lines_of("toy", tmp_path)]
+    there = [line["job"] for line in read_result_lines("toy", tmp_path)]
     assert 4 <= len(there) < len(JOBS)
     calls = []
     assert run(tmp_path, counted(calls)) == []
@@ -164,8 +164,8 @@ def test_a_failing_job_is_told_and_tried_again(tmp_path, capsys):
 
     assert run(tmp_path, measure) == broken
     said = "".join(capsys.readouterr())
-    assert key_of(broken[0]) in said and "ZeroDivisionError: planted" in said
-    assert rows_by_job(tmp_path) == {key: row for key, row in EXPECTED.items() if key != key_of(broken[0])}
+    assert job_key(broken[0]) in said and "ZeroDivisionError: planted" in said
+    assert rows_by_job(tmp_path) == {key: row for key, row in EXPECTED.items() if key != job_key(broken[0])}
     again = broken.copy()
     broken.clear()
     calls = []
@@ -191,8 +191,8 @@ def test_results_do_not_take_the_names_of_others(tmp_path, name):
 
 def test_a_dying_worker_costs_one_job(tmp_path, capsys):
     failed = run(tmp_path, grids.fatal, workers=2)
-    assert sorted(map(key_of, failed)) == sorted(
-        key_of(job) for job in JOBS if job["user"] == "Bo" and job["policy"] == "fifo"
+    assert sorted(map(job_key, failed)) == sorted(
+        job_key(job) for job in JOBS if job["user"] == "Bo" and job["policy"] == "fifo"
     )
     assert len(rows_by_job(tmp_path)) == len(JOBS) - 2, "what comes after it goes to another worker"
     assert "its process ended with code -9" in "".join(capsys.readouterr())
@@ -204,7 +204,7 @@ def test_workers_end_when_the_disk_is_full(tmp_path, monkeypatch, progress):
     def full(file, row):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runner, "append_line", full)
+    monkeypatch.setattr(runner, "append_json_line", full)
     with pytest.raises(OSError) as error:
         run(tmp_path, grids.slow, workers=2, progress=progress)
     assert active_children() == [] and error  # while somebody still holds the error
@@ -240,7 +240,7 @@ def test_threads_are_given_back(tmp_path):
 def test_a_line_says_who_made_it(tmp_path):
     job = dict(user="Ana", seed=0)
     run(tmp_path, lambda jobs: iter([dict(loss=1.5, cost=Cost(tokens=70, requests=3))]), [job], model="pocket")
-    (line,) = lines_of("toy", tmp_path)
+    (line,) = read_result_lines("toy", tmp_path)
     assert list(line) == ["job", "results", "seconds", "cost", "made"] and line["job"] == job
     assert line["results"] == dict(loss=1.5) and line["cost"]["tokens"] == 70 and line["seconds"] >= 0
     made = line["made"]
@@ -306,8 +306,8 @@ def test_seeds_first_then_users():
     "Bo has three seeds and Ana one: Bo counts no more for it."
     uneven = [dict(user="Ana", seed=0, policy="p", loss=1.0)]
     uneven += [dict(user="Bo", seed=seed, policy="p", loss=loss) for seed, loss in enumerate((2.0, 3.0, 4.0))]
-    assert columns(uneven, "policy", "loss")["p"].tolist() == [1.0, 3.0]
-    (found,) = table(uneven, "policy", ("loss",))
+    assert user_means(uneven, "policy", "loss")["p"].tolist() == [1.0, 3.0]
+    (found,) = summarise_rows(uneven, "policy", ("loss",))
     assert found["loss"] == mean_over_users([1.0, 3.0]) and found["loss"].value == 2.0
     assert (found["users"], found["runs"], found["loss"].n) == (2, 4, 2)
 
@@ -315,15 +315,15 @@ def test_seeds_first_then_users():
 def test_columns_belong_to_the_same_users():
     planted = rows(dict(sdss=[1, 2, 3], random=[2, 4, 7]))
     for order in (planted, planted[::-1], planted[:6] + planted[:5:-1]):
-        found = columns(order, "policy", "loss")
+        found = user_means(order, "policy", "loss")
         assert (found["random"] - found["sdss"]).tolist() == [1, 2, 4]
     for wrong, words in ((planted[:-1], "lacks"), (planted + planted[:1], "2 rows")):
         with pytest.raises(InputError, match=words):
-            columns(wrong, "policy", "loss")
+            user_means(wrong, "policy", "loss")
     varied = [row | dict(bins=bins) for row in planted for bins in (8, 32)]
     with pytest.raises(InputError, match="name in `by` what else differs"):
-        parts_of(varied, "policy")
-    assert len(parts_of(varied, ("policy", "bins"))) == 4
+        group_rows(varied, "policy")
+    assert len(group_rows(varied, ("policy", "bins"))) == 4
 
 
 def test_unequal_budgets_are_an_error():
@@ -370,29 +370,33 @@ def test_the_best_rival_is_chosen_in_each_draw():
 
 
 def test_signs_by_hand_and_in_law():
-    assert sign_flip([1, 2, 4]) == 2 / 8 and sign_flip([3, -1]) == 1.0 and sign_flip([3, 1]) == 0.5
-    assert sign_flip(np.ones(30)) == 1 / 20000, "the signs that were seen are among those that are drawn"
+    assert sign_flip_test([1, 2, 4]) == 2 / 8 and sign_flip_test([3, -1]) == 1.0 and sign_flip_test([3, 1]) == 0.5
+    assert sign_flip_test(np.ones(30)) == 1 / 20000, "the signs that were seen are among those that are drawn"
     x = np.random.default_rng(0).normal(0.4, 1, 16)
-    assert sign_flip(x) == sign_flip(-x) == sign_flip(3 * x)
+    assert sign_flip_test(x) == sign_flip_test(-x) == sign_flip_test(3 * x)
     longer = np.random.default_rng(1).normal(0.5, 1, 20)
     every = 1 - 2 * (np.arange(2**20)[:, None] >> np.arange(20) & 1)
     exact = (np.abs(every @ longer) >= abs(longer.sum()) - 1e-12).mean()
-    assert sign_flip(longer) == pytest.approx(exact, abs=4 * (exact / 20000) ** 0.5)
+    assert sign_flip_test(longer) == pytest.approx(exact, abs=4 * (exact / 20000) ** 0.5)
 
 
 def test_signs_err_as_often_as_they_say():
     rng = np.random.default_rng(3)
-    found = [sign_flip(rng.normal(size=8)) for _ in range(1000)]
+    found = [sign_flip_test(rng.normal(size=8)) for _ in range(1000)]
     assert 0.03 <= np.mean([p <= 0.05 for p in found]) <= 0.065
 
 
 def test_holm_by_hand():
     "From Holm's steps: .005·4, .01·3, .03·2, .04·1, none below the one before."
-    found = holm(dict(a=0.01, b=0.04, c=0.03, d=0.005))
+    found = holm_correction(dict(a=0.01, b=0.04, c=0.03, d=0.005))
     assert list(found) == list("abcd")
     assert found == pytest.approx(dict(a=0.03, b=0.06, c=0.06, d=0.02))
-    assert holm({}) == {} and holm(dict(a=0.2)) == dict(a=0.2) and holm(dict(a=0.6, b=0.9)) == dict(a=1.0, b=1.0)
-    assert holm(dict(a=0.02, b=0.02)) == dict(a=0.04, b=0.04)
+    assert (
+        holm_correction({}) == {}
+        and holm_correction(dict(a=0.2)) == dict(a=0.2)
+        and holm_correction(dict(a=0.6, b=0.9)) == dict(a=1.0, b=1.0)
+    )
+    assert holm_correction(dict(a=0.02, b=0.02)) == dict(a=0.04, b=0.04)
 
 
 def test_the_command_lists_runs_and_resumes(tmp_path, monkeypatch, capsys):

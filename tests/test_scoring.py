@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.models import Reading
-from personal_llm.base.text import words_of
-from personal_llm.sdss.scoring import (
+from personal_llm.base.models import ForwardResult
+from personal_llm.base.text import get_words
+from personal_llm.buffer.scoring import (
     NO_DOMAIN,
     Lexicons,
     domain_specific_score,
@@ -22,7 +22,7 @@ from personal_llm.sdss.scoring import (
     in_domain_dissimilarity,
     load_lexicons,
     score_reading,
-    unit,
+    unit_vector,
 )
 
 settings.register_profile("brief", max_examples=60, deadline=None)
@@ -104,15 +104,15 @@ def test_eoe_of_the_scripts(last, n, more):
 
 @given(TEXTS, LISTS)
 def test_overlaps_count_every_occurrence(text, lists):
-    lexicons, words = Lexicons(lists), words_of(text)
+    lexicons, words = Lexicons(lists), get_words(text)
     naive = [sum(1 for w in words if w in {l.lower() for l in lists[name]}) for name in lists]
-    assert lexicons.overlaps(words).tolist() == naive
-    assert lexicons.overlaps(words * 3).tolist() == [3 * n for n in naive], "multiplicity"
+    assert lexicons.count_words(words).tolist() == naive
+    assert lexicons.count_words(words * 3).tolist() == [3 * n for n in naive], "multiplicity"
 
 
 @given(TEXTS, LISTS, st.randoms(use_true_random=False))
 def test_dss_and_domain(text, lists, random):
-    lexicons, words = Lexicons(lists), words_of(text)
+    lexicons, words = Lexicons(lists), get_words(text)
     dss, domain = domain_specific_score(text, lexicons), dominant_domain(text, lexicons)
     shares = {name: sum(w in {l.lower() for l in found} for w in words) for name, found in lists.items()}
     assert 0 <= dss <= 1 and dss == pytest.approx(
@@ -139,7 +139,7 @@ def test_dss_and_domain(text, lists, random):
 @given(st.text(max_size=40))
 def test_any_text_has_scores(text):
     lexicons = Lexicons(dict(a=WORDS))
-    assert 0 <= domain_specific_score(text, lexicons) <= 1 and all(w == w.lower() and w for w in words_of(text))
+    assert 0 <= domain_specific_score(text, lexicons) <= 1 and all(w == w.lower() and w for w in get_words(text))
 
 
 @given(arrays(np.float64, 4, elements=NUMBERS), matrices((0, 8), 4), st.randoms(use_true_random=False))
@@ -162,13 +162,13 @@ def test_idd_signs():
     assert in_domain_dissimilarity(e, np.array([e])) == pytest.approx(0) and in_domain_dissimilarity(
         e, np.array([-e])
     ) == pytest.approx(2)
-    assert unit(np.zeros(3)).tolist() == [0, 0, 0]
+    assert unit_vector(np.zeros(3)).tolist() == [0, 0, 0]
 
 
 @given(matrices((1, 9)), TEXTS.filter(str.strip), LISTS)
 def test_score_reading_agrees_with_its_parts(hidden, text, lists):
     lexicons, d = Lexicons(lists), Dialogue(text, "pill pain")
-    s = score_reading(d, Reading(hidden.astype(np.float32), 6.0, 3), lexicons, "base").scores
+    s = score_reading(d, ForwardResult(hidden.astype(np.float32), 6.0, 3), lexicons, "base").scores
     assert (s.dss, s.domain) == (domain_specific_score(d.text, lexicons), dominant_domain(d.text, lexicons))
     assert (
         s.eoe == entropy_of_embedding(hidden.astype(np.float32))

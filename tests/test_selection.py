@@ -11,22 +11,22 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.start.ranking import (
-    BASE,
-    OVER_BASE,
+from personal_llm.selection.ranking import (
+    BASE_NAME,
+    MIN_GAIN_OVER_BASE,
     PLAIN_PLLM,
-    RACED,
-    RANKING_LENGTH,
-    Losses,
-    Question,
+    SHORTLIST_SIZE,
+    MAX_RANKED_PLLMS,
+    PLLMLosses,
+    SelectionRequest,
     Ranking,
-    adapter_bytes,
+    get_download_bytes,
     cosine_distance,
-    race,
+    race_by_loss,
 )
-from personal_llm.start.selection import GAIN, SELECTORS, Selector, select
-from personal_llm.xpert.evidence import Fact
-from personal_llm.xpert.saying import Said
+from personal_llm.selection.selection import MIN_MERGE_GAIN, SELECTORS, Selector, select
+from personal_llm.explanation.habits import Trait
+from personal_llm.explanation.description import Description
 from planted import me, permuted, planted, replay, said_of
 from tiny import shared
 
@@ -62,14 +62,17 @@ def test_the_choice_follows_from_what_is_printed(library):
     for t in range(28):
         for share in (0.6, 1.0, 2.0):
             mine = user(t, share * 3)
-            found = select(library, SimpleNamespace(said=mine.said), "explained")
+            found = select(library, SimpleNamespace(description=mine.description), "explained")
             assert found.best == library.names[t] and not found.losses and found.cost.forward == found.cost.tokens == 0
             weight = (library.rows[t] - library.rows.sum(0) / 29) * mine.row
-            assert f"of both: w{weight.argmax()} (" in found.reason, "the cards are centred on their mean"
-    plain = select(library, SimpleNamespace(said=said_of(0.02 * DIRECTIONS[3])), "explained")
+            assert f"common facts: w{weight.argmax()} (" in found.reason, "the cards are centred on their mean"
+    plain = select(library, SimpleNamespace(description=said_of(0.02 * DIRECTIONS[3])), "explained")
     assert plain.abstained and plain.best is None and plain.weights == {} and "no plain pLLM" in plain.reason
-    lists = Said(None, (Fact("lists", 9, 9, 0, 9),), (), 9)
-    assert "no card says any of this: lists" in select(library, SimpleNamespace(said=lists), "explained").reason
+    lists = Description(None, (Trait("lists", 9, 9, 0, 9),), (), 9)
+    assert (
+        "no card shares a fact with the user: lists"
+        in select(library, SimpleNamespace(description=lists), "explained").reason
+    )
 
 
 def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
@@ -84,56 +87,60 @@ def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
 
 def test_facts_and_words_are_weighed_alike(tmp_path):
     library = planted(tmp_path, np.zeros((2, 1)), "ab")
-    fact = Fact("opens with “Hark”", 9, 10, 0, 10)
-    says = dict(a=Said(None, (fact,), (), 10), b=said_of([1.0]))
+    fact = Trait("opens with “Hark”", 9, 10, 0, 10)
+    says = dict(a=Description(None, (fact,), (), 10), b=said_of([1.0]))
     library.card = lambda name: dict(explanation=dict(said=says[name].to_dict()))
-    opens = lambda count: SimpleNamespace(said=Said(said_of([0.5]).told, (Fact(fact.what, count, 10, 0, 10),), (), 10))
+    opens = lambda count: SimpleNamespace(
+        description=Description(said_of([0.5]).word_scores, (Trait(fact.label, count, 10, 0, 10),), (), 10)
+    )
     assert select(library, opens(8), "explained").best == "a" and select(library, opens(4), "explained").best == "b"
 
 
 def test_a_topic_is_no_style(tmp_path):
     "What one speaks of is on a card too; alone it chooses nobody."
     library = planted(tmp_path, np.zeros((2, 1)), "ab")
-    sea = Fact("speaks of the sea", 9, 10, 0, 10)
-    library.card = lambda name: dict(explanation=dict(said=Said(None, (), (sea,) * (name == "a"), 10).to_dict()))
-    found = select(library, SimpleNamespace(said=Said(None, (), (sea,), 10)), "explained")
+    sea = Trait("speaks of the sea", 9, 10, 0, 10)
+    library.card = lambda name: dict(explanation=dict(said=Description(None, (), (sea,) * (name == "a"), 10).to_dict()))
+    found = select(library, SimpleNamespace(description=Description(None, (), (sea,), 10)), "explained")
     assert found.abstained and found.best is None and "speaks of the sea" in found.reason
     assert "topics are no style" in found.reason
-    told = Said(said_of([1.0]).told, (), (sea,), 10)
-    assert select(library, SimpleNamespace(said=told), "explained").best == "a", "beside a word it counts"
+    told = Description(said_of([1.0]).word_scores, (), (sea,), 10)
+    assert select(library, SimpleNamespace(description=told), "explained").best == "a", "beside a word it counts"
 
 
 def test_cards_and_explanations_that_say_nothing_are_refused(library):
     with pytest.raises(InputError, match="made as published") as caught:
-        select(library, SimpleNamespace(said=None), "explained")
+        select(library, SimpleNamespace(description=None), "explained")
     library.card = lambda name: dict(explanation=dict(words=["sassy"]))
-    with pytest.raises(InputError, match="card of 'p000' does not say") as caught:
+    with pytest.raises(InputError, match="card of 'p000' has no description") as caught:
         select(library, user(0), "explained")
     assert "\n" not in str(caught.value) and "new explanation" in caught.value.remedy
 
 
-def test_why_says_in_the_cards_words_where_the_nats_come_from(tmp_path):
+def test_contributions_are_grouped_by_the_facts_of_the_cards(tmp_path):
     library = planted(tmp_path, [[1, 0], [0.5, 0.1], [0, 1], [0.1, 0.1], [9, 9]], [*"abcd", PLAIN_PLLM])
     names, nats = ("a", PLAIN_PLLM, "d", "b", "c"), (-0.3, -0.2, -0.1, -0.05, 0.1)
     fitted = Ranking(None, names, nats, method="fit", library=library)
-    assert [row[:2] for row in fitted.why()] == [
+    assert [row[:2] for row in fitted.group_contributions()] == [
         ("w0", ("a", "b")),
         ("plain answers", (PLAIN_PLLM,)),
         ("no style found", ("d",)),
         ("w1", ("c",)),
     ]
-    assert sum(row[2] for row in fitted.why()) == pytest.approx(sum(nats)), "it adds up"
-    facts = Fact("lower case", 6, 10, 0, 10), Fact("one sentence, median 3 words", 9, 10, 0, 10)
-    sea = Fact("speaks of the sea", 10, 10, 0, 10)
+    assert sum(row[2] for row in fitted.group_contributions()) == pytest.approx(sum(nats)), "it adds up"
+    facts = Trait("lower case", 6, 10, 0, 10), Trait("one sentence, median 3 words", 9, 10, 0, 10)
+    sea = Trait("speaks of the sea", 10, 10, 0, 10)
     for score, label in ((1.0, "w0"), (0.5, "lower case, one sentence")):
-        said = Said(said_of([score]).told, facts, (sea,) * (score < 1), 10)
+        said = Description(said_of([score]).word_scores, facts, (sea,) * (score < 1), 10)
         library.card = lambda name, said=said: dict(explanation=dict(said=said.to_dict()))
-        assert {row[0] for row in fitted.why()} == {label, "plain answers"}, "a word, or all habits; no topic"
+        assert {row[0] for row in fitted.group_contributions()} == {label, "plain answers"}, (
+            "a word, or all habits; no topic"
+        )
     library.card = lambda name: dict(explanation={})
-    assert {row[0] for row in fitted.why()} == {"a card without facts", "plain answers"}
+    assert {row[0] for row in fitted.group_contributions()} == {"a card without a description", "plain answers"}
     for other in (replace(fitted, method="match"), replace(fitted, library=None)):
         with pytest.raises(InputError, match="only a fit"):
-            other.why()
+            other.group_contributions()
 
 
 def test_words_of_likelihood_are_read_beside_each_other(tmp_path):
@@ -143,10 +150,10 @@ def test_words_of_likelihood_are_read_beside_each_other(tmp_path):
     cards = {name: library.card(name) for name in library}
     for name, pair in says.items():
         shift = dict(loud=pair, low=(-pair[0], pair[1]))
-        cards[name]["explanation"]["said"] = Said(said_of([9.0]).told, samples=10, shift=shift).to_dict()
+        cards[name]["explanation"]["said"] = Description(said_of([9.0]).word_scores, samples=10, shift=shift).to_dict()
     library.card = cards.get
     fitted = Ranking(None, ("a", "b", PLAIN_PLLM), (-0.3, -0.2, 0.0), method="fit", library=library)
-    assert [row[0] for row in fitted.why()] == ["loud", "low", "plain answers"]
+    assert [row[0] for row in fitted.group_contributions()] == ["loud", "low", "plain answers"]
 
 
 @settings(max_examples=20, deadline=None)
@@ -197,7 +204,7 @@ def test_shortlist_is_ranked_by_true_loss(library):
         "a distance stays with its name"
     )
     assert (
-        got.losses == pytest.approx({BASE: 9.0, plain.names[0]: 2.5, plain.names[1]: 2.1, plain.names[2]: 2.3})
+        got.losses == pytest.approx({BASE_NAME: 9.0, plain.names[0]: 2.5, plain.names[1]: 2.1, plain.names[2]: 2.3})
         and "2.100" in got.reason
     )
     assert select(library, mine, losses=replay(library, losses.values()), shortlist=4).best == plain.names[3]
@@ -233,7 +240,7 @@ def test_abstention(library):
             got.abstained is abstains
             and (got.best is None) is abstains
             and (got.weights == {}) is abstains
-            and len(got.losses) == RACED + 1
+            and len(got.losses) == SHORTLIST_SIZE + 1
         )
     library.space.threshold = 0.0
     assert select(library, me(mine.row, 0.0)).best is not None, "a space without a threshold always names somebody"
@@ -272,9 +279,9 @@ def test_bill_with_losses(library):
     assert (got.cost.forward, got.cost.tokens, got.cost.backward) == (156, 3120, 0), (
         "twelve and the base, on twelve dialogues"
     )
-    assert got.cost.bytes_moved == 28 * 12 * 4 + sum(adapter_bytes(library, n) for n in got.names[:RACED]), (
-        "the chosen one is among them: not twice"
-    )
+    assert got.cost.bytes_moved == 28 * 12 * 4 + sum(
+        get_download_bytes(library, n) for n in got.names[:SHORTLIST_SIZE]
+    ), "the chosen one is among them: not twice"
 
 
 def test_a_table_can_be_replayed_at_its_price(library):
@@ -284,7 +291,7 @@ def test_a_table_can_be_replayed_at_its_price(library):
         bills[0].forward == bills[1].forward == 156
         and bills[0].bytes_moved == bills[1].bytes_moved
         and measured.cost == Cost()
-        and measured.asked == {}
+        and measured.requested_counts == {}
     )
 
 
@@ -309,12 +316,12 @@ def real(tmp_path_factory):
 
 def test_select_with_a_real_model(real):
     model = shared("llama")
-    true = {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]}
+    true = {n: PLLMLosses(model, real, TALK).mean_loss(n) for n in [BASE_NAME, *"abc"]}
     got = select(real, me([1, 0.1, 0.1]), "style", model=model, dialogues=TALK)
     assert got.losses == pytest.approx(true) and got.names == tuple(sorted("abc", key=true.get))
-    assert got.best == (got.names[0] if true[got.names[0]] < true[BASE] else None) and got.best is not None
+    assert got.best == (got.names[0] if true[got.names[0]] < true[BASE_NAME] else None) and got.best is not None
     replayed = select(
-        real, me([1, 0.1, 0.1]), losses=Losses(model, real, TALK, {n: model_sums(model, real, n) for n in true})
+        real, me([1, 0.1, 0.1]), losses=PLLMLosses(model, real, TALK, {n: model_sums(model, real, n) for n in true})
     )
     assert (
         replayed.names == got.names
@@ -326,13 +333,13 @@ def test_select_with_a_real_model(real):
 def test_match_takes_its_shortlist_from_the_gradient(real):
     model = shared("llama")
     true, steep = (
-        {n: Losses(model, real, TALK).of(n) for n in [BASE, *"abc"]},
+        {n: PLLMLosses(model, real, TALK).mean_loss(n) for n in [BASE_NAME, *"abc"]},
         select(real, None, "gradient", model=model, dialogues=TALK),
     )
     got = select(real, None, "match", model, TALK, 2)
     assert (
         got.method == "match"
-        and set(got.losses) <= {BASE, *steep.names[:2]}
+        and set(got.losses) <= {BASE_NAME, *steep.names[:2]}
         and got.losses == pytest.approx({n: true[n] for n in got.losses})
     ), "the two steepest race, the base is measured"
     assert (
@@ -341,18 +348,22 @@ def test_match_takes_its_shortlist_from_the_gradient(real):
         and got.names[0] == got.best
         and set(got.names) == set("abc")
     )
-    gains = {n: 1 - true[n] / true[BASE] for n in set(got.losses) - {BASE} if true[n] < (1 - GAIN) * true[BASE]}
+    gains = {
+        n: 1 - true[n] / true[BASE_NAME]
+        for n in set(got.losses) - {BASE_NAME}
+        if true[n] < (1 - MIN_MERGE_GAIN) * true[BASE_NAME]
+    }
     assert got.weights == pytest.approx({n: g / sum(gains.values()) for n, g in gains.items()}), (
         "shares in proportion to the gain"
     )
-    raced = Losses(model, real, TALK)
-    left = race(raced, steep.names[:2])
-    assert set(left) | {BASE} == set(got.losses) and (got.cost.forward, got.cost.backward) == (
+    raced = PLLMLosses(model, real, TALK)
+    left = race_by_loss(raced, steep.names[:2])
+    assert set(left) | {BASE_NAME} == set(got.losses) and (got.cost.forward, got.cost.backward) == (
         2 * len(TALK) + raced.cost.forward,
         len(TALK),
     ), "one backward pass, the race, and the base"
-    assert got.cost.bytes_moved == steep.cost.bytes_moved - adapter_bytes(real, steep.best) + sum(
-        adapter_bytes(real, n) for n in steep.names[:2]
+    assert got.cost.bytes_moved == steep.cost.bytes_moved - get_download_bytes(real, steep.best) + sum(
+        get_download_bytes(real, n) for n in steep.names[:2]
     )
     assert select(real, me([1, 0.1, 0.1], 0.0), "match", model, TALK, 2).names == got.names, (
         "the losses decide, not the words"
@@ -363,18 +374,20 @@ def test_match_takes_its_shortlist_from_the_gradient(real):
 
 def test_match_abstains_when_the_gain_is_small(real, monkeypatch):
     model = shared("llama")
-    for share, abstains in ((1 - OVER_BASE + 0.001, True), (1 - OVER_BASE - 0.001, False)):
+    for share, abstains in ((1 - MIN_GAIN_OVER_BASE + 0.001, True), (1 - MIN_GAIN_OVER_BASE - 0.001, False)):
         monkeypatch.setattr(
-            Losses,
-            "each",
-            lambda self, name, count=None: np.full(count or self.count, {BASE: 2.0, "a": 2.0 * share}.get(name, 2.4)),
+            PLLMLosses,
+            "dialogue_losses",
+            lambda self, name, count=None: np.full(
+                count or self.num_dialogues, {BASE_NAME: 2.0, "a": 2.0 * share}.get(name, 2.4)
+            ),
         )
         got = select(real, None, "match", model, TALK)
         assert (
             got.abstained is abstains
             and (got.best is None) is abstains
-            and got.losses[BASE] == 2.0
-            and (f"{OVER_BASE:.1%}" in got.reason) is abstains
+            and got.losses[BASE_NAME] == 2.0
+            and (f"{MIN_GAIN_OVER_BASE:.1%}" in got.reason) is abstains
             and (got.weights == {}) is abstains
         )
 
@@ -384,14 +397,14 @@ def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
     gains = dict(even=np.full(len(TALK), 0.2), one=np.r_[0.2 * len(TALK), np.zeros(len(TALK) - 1)])
     for how, abstains in (("even", False), ("one", True)):
         monkeypatch.setattr(
-            Losses,
-            "each",
+            PLLMLosses,
+            "dialogue_losses",
             lambda self, name, count=None: (2.0 - gains[how] * (name == "a") + 0.4 * (name in "bc"))[:count],
         )
         got = select(real, None, "match", shared("llama"), TALK)
         assert (
             got.abstained is abstains
-            and got.losses[BASE] == 2.0
+            and got.losses[BASE_NAME] == 2.0
             and got.names[0] == "a"
             and got.losses["a"] == pytest.approx(1.8)
         )
@@ -399,18 +412,20 @@ def test_match_abstains_when_the_gain_is_not_sure(real, monkeypatch):
 
 def test_a_small_gain_over_the_plain_pllm_counts_where_it_is_even(tmp_path, monkeypatch):
     "Over the base the same gain would be too little: 5 % are asked there."
-    from personal_llm.start import selection
+    from personal_llm.selection import selection
 
     names, swing = ["a", "b", PLAIN_PLLM], np.tile([0.0, 0.08], 4)
     library = planted(tmp_path, np.eye(3), names)
     order = Ranking("a", tuple(names), (0.0, 0.1, 0.2))
-    monkeypatch.setattr(selection, "gradient_match", lambda question: order)
+    monkeypatch.setattr(selection, "select_by_gradient", lambda question: order)
 
     def taken(gaps):
-        rates = {name: np.full(8, rate) for name, rate in {BASE: 2.5, "b": 3.0, PLAIN_PLLM: 2.0}.items()}
+        rates = {name: np.full(8, rate) for name, rate in {BASE_NAME: 2.5, "b": 3.0, PLAIN_PLLM: 2.0}.items()}
         rates["a"] = 2.0 - gaps
         table = {name: np.stack([10 * rate, np.full(8, 10)], 1) for name, rate in rates.items()}
-        found = selection.match(Question(library, losses=Losses(None, library, None, table)))
+        found = selection.select_by_gradient_and_loss(
+            SelectionRequest(library, losses=PLLMLosses(None, library, None, table))
+        )
         assert found.names[0] == "a" and found.abstained == (found.best is None)
         return found.best
 
@@ -420,7 +435,7 @@ def test_a_small_gain_over_the_plain_pllm_counts_where_it_is_even(tmp_path, monk
 
 
 def model_sums(model, library, name):
-    with model.using(None if name == BASE else library[name].adapter):
+    with model.use_adapter(None if name == BASE_NAME else library[name].adapter):
         return model.nll(TALK)
 
 
@@ -433,8 +448,8 @@ def test_large_libraries_name_the_nearest_and_read_from_disk(tmp_path):
     got = select(library, me(rows[7]))
     everyone = cosine_distance(rows, rows[7])
     assert (
-        len(got.names) == RANKING_LENGTH
-        and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:RANKING_LENGTH])
+        len(got.names) == MAX_RANKED_PLLMS
+        and got.names == whole.names == tuple(library.names[i] for i in np.argsort(everyone)[:MAX_RANKED_PLLMS])
         and got.best == "p007"
     )
     assert np.array_equal(library.rows, rows) and set(got.weights) <= set(got.names)
@@ -447,18 +462,18 @@ def test_json_and_text(library):
         row["best"] == got.best
         and row["names"] == list(got.names)
         and row["cost"]["forward"] == 156
-        and row["losses"][BASE] == 9.0
+        and row["losses"][BASE_NAME] == 9.0
         and set(row) == set(Ranking.__dataclass_fields__) - {"library"}
     )
     text = str(got)
     assert (
         len(text.splitlines()) == 9
         and got.best in text.splitlines()[0]
-        and BASE in text
+        and BASE_NAME in text
         and "156 forward" in text
         and text.splitlines()[2].split()[0] == got.names[0]
     )
-    assert "nobody" in str(select(library, me(np.ones(12), 0.1)))
+    assert "no pLLM" in str(select(library, me(np.ones(12), 0.1)))
 
 
 def at(row, value):
@@ -510,7 +525,7 @@ def test_errors(library, message, call):
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_libraries(library, tmp_path, method, bad):
     library.rows[11, 4] = bad
-    with pytest.raises(InputError, match="'p011' is not a number"):
+    with pytest.raises(InputError, match="'p011' is not a finite number"):
         select(library, user(5), method)
     with pytest.raises(InputError, match="empty"):
         select(planted(tmp_path, np.zeros((0, 12))), user(5), method)
@@ -518,9 +533,9 @@ def test_broken_libraries(library, tmp_path, method, bad):
 
 def test_a_real_library_in_a_real_space(real, tmp_path):
     "Opened anew from the disk, memory-mapped; every part of the row is compared."
-    from personal_llm.xpert.explanation import Explanation
-    from personal_llm.xpert.space import StyleSpace
-    from personal_llm.start.library import Library
+    from personal_llm.explanation.explanation import Explanation
+    from personal_llm.explanation.space import StyleSpace
+    from personal_llm.selection.library import Library
 
     chance, model = np.random.default_rng(0), shared("llama")
     blocks = (3, 4, 5)
@@ -537,7 +552,7 @@ def test_a_real_library_in_a_real_space(real, tmp_path):
     )
     shifts = chance.normal(size=(3, 12)).astype(np.float32)
     said = lambda shift, strength=5.0: Explanation(
-        (), np.zeros(0), np.zeros(0), 1.0, strength, space.row(shift, False), 8, "answers", space.id
+        (), np.zeros(0), np.zeros(0), 1.0, strength, space.project(shift, False), 8, "answers", space.id
     )
     library = Library.create(tmp_path / "library", space)
     for name, shift in zip("abc", shifts):
@@ -549,7 +564,7 @@ def test_a_real_library_in_a_real_space(real, tmp_path):
         assert got[0].cost.bytes_moved == 3 * 14 * 4 + library["a"].card["bytes"]
         assert select(library, said(0.1 * shifts[1]), method).best == "b" or method == "l1"
     assert select(library, said(shifts[0], 1.9)).abstained
-    assert set(select(library, said(shifts[0]), "style", model=model, dialogues=TALK).losses) == {BASE, *"abc"}
+    assert set(select(library, said(shifts[0]), "style", model=model, dialogues=TALK).losses) == {BASE_NAME, *"abc"}
 
 
 # One list of checks over every selector: what each must do, whatever it looks at.
@@ -585,7 +600,7 @@ def test_every_selector_answers_in_the_same_form(method, six, answers):
     got = answers[method]
     assert got.method == method and got.library is six and got.reason
     assert set(got.names) <= set(six.names) and len(set(got.names)) == len(got.names) == len(got.distances)
-    assert np.isfinite(got.distances).all() and set(got.losses) <= {BASE, *six.names}
+    assert np.isfinite(got.distances).all() and set(got.losses) <= {BASE_NAME, *six.names}
     assert got.best is None or got.best in six.names
     assert got.abstained != bool(got.best or set(got.weights) - {PLAIN_PLLM}), "nobody: the plain one, or the base"
     assert set(got.weights) <= set(six.names)
@@ -636,7 +651,7 @@ def test_a_selector_of_ones_own(six):
 
     assert select(six, method=last).best == "y" and select(six, method=last, turn=True).best == PLAIN_PLLM
     got = select(six, method=Selector(last, ("losses",)), model=shared("llama"), dialogues=TALK, shortlist=2)
-    assert got.best == "y" and seen[-1].losses.count == len(TALK) and seen[-1].shortlist == 2
+    assert got.best == "y" and seen[-1].losses.num_dialogues == len(TALK) and seen[-1].shortlist == 2
     with pytest.raises(InputError, match="no option budget"):
         select(six, method=last, budget=3)
     with pytest.raises(InputError, match="needs"):

@@ -15,13 +15,20 @@ from typed import fails, found, invoke
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import lock_folder, make_folder, write_json
 from personal_llm.device import personalizer
-from personal_llm.device.store import LEARNING, STATE, read_state
-from personal_llm.runtimes import service, slices
-from personal_llm.runtimes.idle import Policy, Senses, policy_text, read_policy, write_policy
-from personal_llm.runtimes.service import HOME, LOADING, POLICY, Keeper, is_alive, service_status
-from personal_llm.runtimes.slices import BUSY, DONE, FAILED, NOTHING, STOPPED
+from personal_llm.device.store import BACKGROUND_FOLDER, STATE_FILE, read_state
+from personal_llm.runtimes import resumable_training, service
+from personal_llm.runtimes.idle import IdlePolicy, MachineState, format_policy, read_policy, write_policy
+from personal_llm.runtimes.service import (
+    SERVICE_FOLDER,
+    MODEL_SETTINGS_FILE,
+    POLICY_FILE,
+    ServiceLoop,
+    is_service_alive,
+    service_status,
+)
+from personal_llm.runtimes.resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_NOTHING_NEW, EXIT_STOPPED
 
-FREE = Senses(0.0, 50.0, True, 8.0)
+FREE = MachineState(0.0, 50.0, True, 8.0)
 ALWAYS = dict(busiest=1.0, mains=False, memory=0.0, quiet=0.0, rest=0.0, look=0.02, hottest=200.0, nice=0)
 NEVER = ALWAYS | dict(memory=10_000.0)  # no machine has so much
 
@@ -33,15 +40,15 @@ def folder(tmp_path, monkeypatch):
     me = start(tmp_path)
     watch(me, TALK[:4])
     me.save()
-    home = make_folder(tmp_path / HOME)
-    write_json(home / LOADING, dict(model="fake"))
+    home = make_folder(tmp_path / SERVICE_FOLDER)
+    write_json(home / MODEL_SETTINGS_FILE, dict(model="fake"))
     return tmp_path
 
 
 def keeper_of(folder, begin, senses=FREE, **rules):
     "A keeper whose clock and senses are fields that a test sets."
-    write_policy(folder / HOME / POLICY, replace(Policy(), **dict(quiet=5.0, rest=5.0) | rules))
-    keeper = Keeper(folder, begin=begin, clock=lambda: keeper.now)
+    write_policy(folder / SERVICE_FOLDER / POLICY_FILE, replace(IdlePolicy(), **dict(quiet=5.0, rest=5.0) | rules))
+    keeper = ServiceLoop(folder, begin=begin, clock=lambda: keeper.now)
     keeper.now, keeper.senses = 0.0, senses
     keeper.machine = type("Machine", (), dict(look=lambda self, process: keeper.senses))()
     return keeper
@@ -68,21 +75,26 @@ def child(program):
     return begin
 
 
-OBEDIENT = f"import sys; sys.stdin.read(); sys.exit({STOPPED})"  # ends when its life line closes
+OBEDIENT = f"import sys; sys.stdin.read(); sys.exit({EXIT_STOPPED})"  # ends when its life line closes
 
 
 # ---- the policy
 
 
 def test_a_policy_survives_its_file(tmp_path):
-    for policy in (Policy(), Policy(busiest=0.5, mains=False, threads=4, nice=3)):
-        (tmp_path / "p").write_text(policy_text(policy), encoding="utf-8")
+    for policy in (IdlePolicy(), IdlePolicy(busiest=0.5, mains=False, threads=4, nice=3)):
+        (tmp_path / "p").write_text(format_policy(policy), encoding="utf-8")
         assert read_policy(tmp_path / "p") == policy
 
 
 @pytest.mark.parametrize(
     "line, said",
-    [("busiest = 2", "give 0 to 1"), ("mains = 1", "default is true"), ("hurry = 1", "unknown rule"), ("x", "no rule")],
+    [
+        ("busiest = 2", "busiest is 2.0"),
+        ("mains = 1", "default is true"),
+        ("hurry = 1", "unknown rule"),
+        ("x", "no rule"),
+    ],
 )
 def test_a_bad_line_is_named(tmp_path, line, said):
     (tmp_path / "p").write_text(f"# mine\nrest = 1\n{line}\n")
@@ -93,7 +105,7 @@ def test_a_bad_line_is_named(tmp_path, line, said):
 @pytest.mark.parametrize(
     "bad, words",
     [
-        (dict(others=0.9), "other programs"),
+        (dict(other_load=0.9), "other programs"),
         (dict(celsius=99.0), "99 °C"),
         (dict(plugged=False), "on battery"),
         (dict(free=0.5), "memory"),
@@ -106,7 +118,7 @@ def test_each_sense_alone_keeps_a_slice_from_beginning(folder, bad, words):
     assert state == "waiting" and words in why and begin.made == []
     assert looks(keeper, 5, **vars(FREE))[0] == "waiting", "it must hold for a while"
     assert looks(keeper, 2)[0] == "training" and len(begin.made) == 1
-    keeper.end()
+    keeper.end_slice()
 
 
 # ---- slices
@@ -115,17 +127,17 @@ def test_each_sense_alone_keeps_a_slice_from_beginning(folder, bad, words):
 def test_battery_and_heat_end_a_slice_at_once_and_load_after_a_while(folder):
     begin = child(OBEDIENT)
     keeper = keeper_of(folder, begin, patience=3.0)
-    for bad, after in ((dict(plugged=False), 1), (dict(celsius=99.0), 1), (dict(others=1.0), 4)):
+    for bad, after in ((dict(plugged=False), 1), (dict(celsius=99.0), 1), (dict(other_load=1.0), 4)):
         while not keeper.slice:
             looks(keeper, 1, **vars(FREE))
         if after > 1:
             assert looks(keeper, after - 1, **bad)[0] == "training"
         assert looks(keeper, 1, **bad)[0] == "waiting" and not keeper.slice
-    assert [one.returncode for one in begin.made] == [STOPPED] * 3, "each was asked, none was killed"
+    assert [one.returncode for one in begin.made] == [EXIT_STOPPED] * 3, "each was asked, none was killed"
 
 
 def test_a_slice_that_does_not_listen_is_killed(folder, monkeypatch):
-    monkeypatch.setattr(service, "GRACE", 0.1)
+    monkeypatch.setattr(service, "SHUTDOWN_SECONDS", 0.1)
     keeper = keeper_of(folder, child("import time; time.sleep(60)"))
     looks(keeper, 7)
     looks(keeper, 1, plugged=False)
@@ -137,7 +149,7 @@ def test_a_slice_ends_after_its_time_at_the_next_checkpoint(folder):
     looks(keeper, 7)
     looks(keeper, 30)
     assert keeper.slice, "without a checkpoint its work would be lost"
-    make_folder(folder / LEARNING / "checkpoints" / "checkpoint-13")
+    make_folder(folder / BACKGROUND_FOLDER / "checkpoints" / "checkpoint-13")
     assert looks(keeper, 1) == ("waiting", "between two slices") and service_status(folder)["step"] == 13
 
 
@@ -160,13 +172,13 @@ def test_pause_and_stop_end_the_slice(folder, wanted, state):
     begin = child(OBEDIENT)
     keeper = keeper_of(folder, begin)
     looks(keeper, 7)
-    service.wish(folder / HOME, wanted)
-    assert looks(keeper, 1)[0] == state and begin.made[0].poll() == STOPPED
-    assert len(read_state(folder).curve) == 0, "the old state is whole"
+    service.send_command(folder / SERVICE_FOLDER, wanted)
+    assert looks(keeper, 1)[0] == state and begin.made[0].poll() == EXIT_STOPPED
+    assert len(read_state(folder).rounds) == 0, "the old state is whole"
 
 
 def test_what_was_learned_is_not_learned_again(folder):
-    begin = child(f'import sys; print(\'{{"line": "a round"}}\'); sys.exit({DONE})')
+    begin = child(f'import sys; print(\'{{"line": "a round"}}\'); sys.exit({EXIT_DONE})')
     keeper = keeper_of(folder, begin)
     while not keeper.slice:
         looks(keeper, 1)
@@ -177,7 +189,7 @@ def test_what_was_learned_is_not_learned_again(folder):
     watch(me, TALK[4:6])
     me.save()
     assert looks(keeper, 7)[0] == "training"
-    keeper.end()
+    keeper.end_slice()
 
 
 # ---- a round in pieces, with a fake model
@@ -186,58 +198,61 @@ def test_what_was_learned_is_not_learned_again(folder):
 def loaded(folder, monkeypatch):
     monkeypatch.setattr("personal_llm.base.models.load_model", lambda name: start().model)
     hook = SimpleNamespace(remove=lambda: None)
-    monkeypatch.setattr("personal_llm.device.learning.stopping", lambda inner, stop: hook)
+    monkeypatch.setattr("personal_llm.device.background_training.install_stop_hook", lambda inner, stop: hook)
     monkeypatch.setattr(Fake, "model", None, raising=False)
 
 
 def test_a_slice_learns_saves_and_then_has_nothing_to_do(folder, monkeypatch):
     loaded(folder, monkeypatch)
-    code, line = slices.train_slice(folder, dict(model="fake"), None)
-    assert code == DONE and "4 kept" in line and len(read_state(folder).curve) == 1
-    assert not (folder / LEARNING).exists()
-    before = (folder / STATE).read_bytes()
-    assert slices.train_slice(folder, dict(model="fake"), None) == (NOTHING, "")
-    assert (folder / STATE).read_bytes() == before
+    code, line = resumable_training.train_slice(folder, dict(model="fake"), None)
+    assert code == EXIT_DONE and "4 kept" in line and len(read_state(folder).rounds) == 1
+    assert not (folder / BACKGROUND_FOLDER).exists()
+    before = (folder / STATE_FILE).read_bytes()
+    assert resumable_training.train_slice(folder, dict(model="fake"), None) == (EXIT_NOTHING_NEW, "")
+    assert (folder / STATE_FILE).read_bytes() == before
 
 
 def test_a_folder_that_is_held_is_left_alone(folder):
     with lock_folder(folder):
-        assert slices.train_slice(folder, dict(model="fake"), None)[0] == BUSY
-    assert slices.train_slice(folder / "none", dict(model="fake"), None)[0] == FAILED
+        assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_BUSY
+    assert resumable_training.train_slice(folder / "none", dict(model="fake"), None)[0] == EXIT_FAILED
 
 
 def test_a_round_that_was_stopped_goes_on_with_the_same_synthetic_dialogues(folder, monkeypatch):
-    from personal_llm.device.learning import Stopped
+    from personal_llm.device.background_training import TrainingStopped
 
     loaded(folder, monkeypatch)
 
     def stops(*given, **named):
-        raise Stopped
+        raise TrainingStopped
 
     with monkeypatch.context() as patch:
         patch.setattr(personalizer, "tune", stops)
-        assert slices.train_slice(folder, dict(model="fake"), None)[0] == STOPPED
-    assert len(read_state(folder).curve) == 0 and (folder / LEARNING / slices.MADE).is_file()
+        assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_STOPPED
+    assert (
+        len(read_state(folder).rounds) == 0
+        and (folder / BACKGROUND_FOLDER / resumable_training.SYNTHESIS_FILE).is_file()
+    )
     with monkeypatch.context() as patch:
-        patch.setattr("personal_llm.sdss.synthesis.synthesize", stops)
-        assert slices.train_slice(folder, dict(model="fake"), None)[0] == DONE
+        patch.setattr("personal_llm.buffer.synthesis.synthesize", stops)
+        assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_DONE
 
 
 def test_forgetting_reaches_a_round_that_is_going_on(folder):
     from personal_llm.device.forgetting import forget_folder
 
-    make_folder(folder / LEARNING)
-    (folder / LEARNING / slices.MADE).write_text("answer 2")
+    make_folder(folder / BACKGROUND_FOLDER)
+    (folder / BACKGROUND_FOLDER / resumable_training.SYNTHESIS_FILE).write_text("answer 2")
     forget_folder(folder, text="answer 2")
-    assert not (folder / LEARNING).exists()
+    assert not (folder / BACKGROUND_FOLDER).exists()
 
 
 def test_what_the_model_said_alone_is_nothing_to_learn(tmp_path):
     me = start(tmp_path)
     watch(me, [d.derive(origin="model", parents=()) for d in TALK[:3]])
-    assert slices.to_learn(me) == []
+    assert resumable_training.select_training_dialogues(me) == []
     watch(me, [TALK[3]])
-    assert len(slices.to_learn(me)) == 4
+    assert len(resumable_training.select_training_dialogues(me)) == 4
 
 
 # ---- the process
@@ -246,9 +261,9 @@ def test_what_the_model_said_alone_is_nothing_to_learn(tmp_path):
 @pytest.fixture
 def served(folder):
     "A real service under a policy that never trains."
-    write_policy(folder / HOME / POLICY, replace(Policy(), **NEVER))
+    write_policy(folder / SERVICE_FOLDER / POLICY_FILE, replace(IdlePolicy(), **NEVER))
     yield folder
-    if is_alive(folder / HOME):
+    if is_service_alive(folder / SERVICE_FOLDER):
         service.stop_service(folder)
 
 
@@ -259,7 +274,7 @@ def test_start_twice_kill_start_pause_start_stop(served, capsys):
         service.start_service(served, model="fake")
 
     os.kill(begun["pid"], 9)
-    while is_alive(served / HOME):
+    while is_service_alive(served / SERVICE_FOLDER):
         time.sleep(0.01)
     dead = found(capsys, "service", "status", "--out", served)
     assert not dead["alive"] and dead["state"] == "dead" and "start goes on" in dead["why"]
@@ -278,9 +293,9 @@ def test_start_twice_kill_start_pause_start_stop(served, capsys):
 def test_no_file_of_a_service_says_a_word_of_the_talk(served):
     service.start_service(served, model="fake")
     service.stop_service(served)
-    said = b"\n".join(one.read_bytes() for one in (served / HOME).iterdir())
+    said = b"\n".join(one.read_bytes() for one in (served / SERVICE_FOLDER).iterdir())
     assert not any(d.response.encode() in said or d.prompt.encode() in said for d in TALK)
-    assert all(one.stat().st_mode & 0o077 == 0 for one in (served / HOME).glob("*.*"))
+    assert all(one.stat().st_mode & 0o077 == 0 for one in (served / SERVICE_FOLDER).glob("*.*"))
 
 
 def test_what_cannot_be_started(tmp_path, folder, capsys):
@@ -288,7 +303,7 @@ def test_what_cannot_be_started(tmp_path, folder, capsys):
     assert not (tmp_path / "elsewhere").exists()
     assert "no service was started here" in fails(capsys, "service", "status", "--out", tmp_path / "elsewhere")
     assert "saved with base" in fails(capsys, "service", "start", "--out", folder)
-    (folder / HOME / POLICY).write_text("rest = soon\n")
+    (folder / SERVICE_FOLDER / POLICY_FILE).write_text("rest = soon\n")
     with pytest.raises(InputError, match="line 1"):
         service.start_service(folder, model="fake")
 
@@ -299,35 +314,35 @@ def test_what_cannot_be_started(tmp_path, folder, capsys):
 @pytest.mark.slow
 def test_killed_in_a_slice_it_goes_on_and_ends_with_the_weights_of_one_piece(tmp_path):
     "Keeper and slice are killed with -9 at a checkpoint; the next service ends the round; the bytes are the same."
-    from personal_llm.base.adapters import WEIGHTS
+    from personal_llm.base.adapters import WEIGHTS_FILE
     from personal_llm.base.models import load_model
     from personal_llm.device.personalizer import Personalizer, load_personalizer
-    from personal_llm.sdss.buffer import Buffer
+    from personal_llm.buffer.buffer import Buffer
     from personal_llm.tuning.config import TuningConfig
 
     model, weights = load_model("pocket"), []
     for name in ("whole", "killed"):
         config = TuningConfig(steps=18)
-        me = Personalizer(model, Buffer(8), folder=tmp_path / name, synthetic=1, config=config, rehearsal=0)
+        me = Personalizer(model, Buffer(8), folder=tmp_path / name, synthetic=1, config=config, replay=0)
         me.observe_all([Dialogue(f"My {p} hurts.", f"Cool the {p}.", origin="annotated") for p in ("knee", "toe")])
         me.save()
-        home = make_folder(tmp_path / name / HOME)
-        write_policy(home / POLICY, replace(Policy(), **ALWAYS))
+        home = make_folder(tmp_path / name / SERVICE_FOLDER)
+        write_policy(home / POLICY_FILE, replace(IdlePolicy(), **ALWAYS))
         begun = service.start_service(tmp_path / name, model="pocket")
         if name == "killed":
             while service_status(tmp_path / name)["step"] < 3:
                 time.sleep(0.02)
             os.kill(begun["pid"], 9)
-            while is_alive(home):
+            while is_service_alive(home):
                 time.sleep(0.02)
             assert service_status(tmp_path / name)["state"] == "dead"
-            assert len(read_state(tmp_path / name).curve) == 0
+            assert len(read_state(tmp_path / name).rounds) == 0
             service.start_service(tmp_path / name, model="pocket")
         while service_status(tmp_path / name)["rounds"] < 1:
             assert service_status(tmp_path / name)["alive"]
             time.sleep(0.05)
         service.stop_service(tmp_path / name)
-        weights.append((load_personalizer(tmp_path / name, model).adapter.path / WEIGHTS).read_bytes())
+        weights.append((load_personalizer(tmp_path / name, model).adapter.path / WEIGHTS_FILE).read_bytes())
     assert weights[0] == weights[1]
 
 
@@ -341,9 +356,9 @@ def group_of_session():
 def test_a_slice_makes_its_session_give_way_and_no_other():
     "Where sessions share a core out, a polite process in a session of its own would still take half of it."
     program = """import os
-from personal_llm.runtimes.slices import give_way
+from personal_llm.runtimes.resumable_training import lower_priority
 said = lambda: print(open("/proc/self/autogroup").read().split()[-1])
-give_way(19), said(), os.setsid(), give_way(19), said()"""
+lower_priority(19), said(), os.setsid(), lower_priority(19), said()"""
     before = group_of_session()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == [before.split()[-1], "19"], done.stderr

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.xpert.space import StyleSpace, join_blocks, own_encoder, sparse_code, unit_rows
+from personal_llm.explanation.space import (
+    StyleSpace,
+    concatenate_blocks,
+    pocket_encoder_id,
+    sparse_code,
+    normalise_rows,
+)
 
 K, SIZES = 4, (3, 2, 2)
 
@@ -19,14 +25,14 @@ def a_space(seed=0, **changes):
     space = StyleSpace(
         base="base",
         words=("warm", "dry", "brief"),
-        vectors=unit_rows(rng.normal(size=(3, K))),
+        vectors=normalise_rows(rng.normal(size=(3, K))),
         scale=rng.uniform(0.5, 2, features),
         centres=rng.normal(size=(2, features)),
         matrix=rng.normal(size=(features, K)),
         blocks=SIZES,
-        noise=2.0,
+        plain_noise=2.0,
         threshold=1.5,
-        spread=rng.uniform(1, 2, K),
+        coordinate_scale=rng.uniform(1, 2, K),
         nats_per_unit=0.05,
         encoder="an encoder",
     )
@@ -39,12 +45,12 @@ def a_space(seed=0, **changes):
 def test_row_is_coordinates_then_scaled_features_and_each_origin_has_its_centre():
     space, x = a_space(), np.random.default_rng(1).normal(size=(5, sum(SIZES)))
     for model in (False, True):
-        row = space.row(x, model)
+        row = space.project(x, model)
         by_hand = (x - space.centres[int(model)]) / space.scale
         assert row.dtype == np.float32 and np.allclose(row[:, K:], by_hand, atol=1e-5)
-        assert np.allclose(row[:, :K], by_hand @ space.matrix / space.spread, atol=1e-4)
-    assert not np.allclose(space.row(x, True), space.row(x, False))
-    assert np.allclose(space.row(x[0], True), space.row(x, True)[0], atol=1e-6)
+        assert np.allclose(row[:, :K], by_hand @ space.matrix / space.coordinate_scale, atol=1e-4)
+    assert not np.allclose(space.project(x, True), space.project(x, False))
+    assert np.allclose(space.project(x[0], True), space.project(x, True)[0], atol=1e-6)
 
 
 def test_columns_name_the_parts_of_a_row():
@@ -52,13 +58,16 @@ def test_columns_name_the_parts_of_a_row():
     assert space.columns == dict(coordinates=(0, 4), stylometry=(4, 7), encoder=(7, 9), activations=(9, 11))
     assert space.width == 11
     blocks = dict(activations=np.ones((2, 2)), stylometry=np.zeros((2, 3)), encoder=np.full((2, 2), 7))
-    assert join_blocks(blocks).tolist() == [[0, 0, 0, 7, 7, 1, 1]] * 2
+    assert concatenate_blocks(blocks).tolist() == [[0, 0, 0, 7, 7, 1, 1]] * 2
 
 
 def test_what_is_not_given_is_the_plain_case():
-    space = a_space(spread=None, encoder=None)
-    assert space.spread.tolist() == [1] * K and space.encoder == own_encoder()
-    assert all(getattr(space, name).dtype == np.float32 for name in ("vectors", "scale", "centres", "matrix", "spread"))
+    space = a_space(coordinate_scale=None, encoder=None)
+    assert space.coordinate_scale.tolist() == [1] * K and space.encoder == pocket_encoder_id()
+    assert all(
+        getattr(space, name).dtype == np.float32
+        for name in ("vectors", "scale", "centres", "matrix", "coordinate_scale")
+    )
 
 
 # ---- files
@@ -68,9 +77,20 @@ def test_space_comes_back_from_its_folder(tmp_path):
     space = a_space()
     space.save(tmp_path)
     back = StyleSpace.load(tmp_path)
-    for name in ("id", "base", "words", "blocks", "noise", "threshold", "encoder", "nats_per_unit", "width", "columns"):
+    for name in (
+        "id",
+        "base",
+        "words",
+        "blocks",
+        "plain_noise",
+        "threshold",
+        "encoder",
+        "nats_per_unit",
+        "width",
+        "columns",
+    ):
         assert getattr(back, name) == getattr(space, name), name
-    assert np.array_equal(back.matrix, space.matrix) and np.array_equal(back.spread, space.spread)
+    assert np.array_equal(back.matrix, space.matrix) and np.array_equal(back.coordinate_scale, space.coordinate_scale)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +101,7 @@ def test_space_comes_back_from_its_folder(tmp_path):
         dict(encoder="another"),
         dict(nats_per_unit=0.06),
         dict(vectors=-a_space().vectors),
-        dict(spread=a_space().spread + 1),
+        dict(coordinate_scale=a_space().coordinate_scale + 1),
         dict(centres=a_space().centres + 1),
     ],
 )
@@ -145,16 +165,16 @@ def test_a_space_that_does_not_say_its_encoder_is_refused(tmp_path):
     card = json.loads((tmp_path / "space.json").read_text())
     assert card.pop("encoder") == "an encoder"
     (tmp_path / "space.json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="which encoder") as caught:
+    with pytest.raises(InputError, match="name the encoder") as caught:
         StyleSpace.load(tmp_path)
     assert "fit it anew" in caught.value.remedy
 
 
 def test_another_base_or_encoder_is_refused():
     model = SimpleNamespace(base="base")
-    a_space(encoder=own_encoder()).check(model)
+    a_space(encoder=pocket_encoder_id()).check(model)
     with pytest.raises(InputError, match="made for base other, this model is base"):
-        a_space(base="other", encoder=own_encoder()).check(model)
+        a_space(base="other", encoder=pocket_encoder_id()).check(model)
     with pytest.raises(InputError, match="made with encoder an encoder"):
         a_space().check(model)
 
@@ -166,17 +186,17 @@ def test_another_base_or_encoder_is_refused():
 @given(seed=st.integers(0, 10**6), words=st.integers(1, 40), k=st.integers(2, 12), scale=st.floats(0.01, 100))
 def test_sparse_code_is_non_negative_sorted_scale_free_and_says_what_is_left(seed, words, k, scale):
     rng = np.random.default_rng(seed)
-    vectors, target = unit_rows(rng.normal(size=(words, k))), rng.normal(size=k)
+    vectors, target = normalise_rows(rng.normal(size=(words, k))), rng.normal(size=k)
     found, c, left = sparse_code(vectors, target)
     assert len(found) == len(set(found)) == len(c) <= 4 and (c > 0).all() and (np.diff(c) <= 1e-12).all()
-    rest = unit_rows(target) - c @ vectors[found] if found else unit_rows(target)
+    rest = normalise_rows(target) - c @ vectors[found] if found else normalise_rows(target)
     assert np.isclose(left, rest @ rest) and -1e-9 <= left <= 1 + 1e-9
     again, c2, _ = sparse_code(vectors, scale * target)
     assert again == found and np.allclose(c2, c)
 
 
 def test_sparse_code_takes_the_word_itself():
-    vectors = unit_rows(np.random.default_rng(0).normal(size=(50, 8)))
+    vectors = normalise_rows(np.random.default_rng(0).normal(size=(50, 8)))
     for i in (0, 17, 49):
         found, c, left = sparse_code(vectors, 3 * vectors[i])
         assert found == [i] and np.isclose(c[0], 1) and left < 1e-9

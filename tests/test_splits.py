@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.text import normalise, shingles, word_hashes
+from personal_llm.base.text import normalise_text, hash_shingles, hash_words
 from personal_llm.data.splits import (
-    LEAK_LIMIT,
-    dialogue_group,
-    group_of,
-    held_out,
+    MAX_LEAK_SHARE,
+    get_dialogue_group,
+    get_row_group,
+    remove_leaks,
     is_reserved,
-    leak_audit,
-    leak_counts,
+    audit_leaks,
+    count_leaks,
 )
 
 THIRTEEN = " ".join(map(str, range(13)))
@@ -25,14 +25,14 @@ def row(prompt, response, **more):
 
 
 def test_groups_of_each_source():
-    assert group_of(row("Hi!", "Yes.", source="dolly")) == "hi"
-    assert group_of(row("Hi!", "I never  sleep!", source="personality_chat")) == "i never sleep"
-    assert group_of(row("Hi!", "Yes.", source="synthetic_persona_chat", persona="p1")) == "p1"
-    assert group_of(row("Hi!", "Yes.", source="synthetic_persona_chat")) == "hi"
-    assert group_of(row("Hi!", "Yes.", source="medquad", topic="Cough")) == "Cough"
+    assert get_row_group(row("Hi!", "Yes.", source="dolly")) == "hi"
+    assert get_row_group(row("Hi!", "I never  sleep!", source="personality_chat")) == "i never sleep"
+    assert get_row_group(row("Hi!", "Yes.", source="synthetic_persona_chat", persona="p1")) == "p1"
+    assert get_row_group(row("Hi!", "Yes.", source="synthetic_persona_chat")) == "hi"
+    assert get_row_group(row("Hi!", "Yes.", source="medquad", topic="Cough")) == "Cough"
     labels = dict(source="medquad", topic="Cough")
-    assert dialogue_group(Dialogue("Hi!", "Yes.", labels=labels)) == "Cough"
-    assert dialogue_group(Dialogue("Hi!", "Yes.", labels=labels | dict(group="g"))) == "g"
+    assert get_dialogue_group(Dialogue("Hi!", "Yes.", labels=labels)) == "Cough"
+    assert get_dialogue_group(Dialogue("Hi!", "Yes.", labels=labels | dict(group="g"))) == "g"
 
 
 def test_what_is_reserved_is_the_same_everywhere():
@@ -41,7 +41,7 @@ def test_what_is_reserved_is_the_same_everywhere():
 
 
 def naive_runs(text, size):
-    words = normalise(text).split()
+    words = normalise_text(text).split()
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
@@ -49,38 +49,38 @@ def naive_runs(text, size):
 @given(st.lists(st.sampled_from("abc"), max_size=40))
 def test_shingles_against_sets_of_words(words):
     text = " ".join(words)
-    assert len(np.unique(shingles(word_hashes([text])[0], 4))) == len(naive_runs(text, 4))
+    assert len(np.unique(hash_shingles(hash_words([text])[0], 4))) == len(naive_runs(text, 4))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from("ab"), min_size=13, max_size=30), st.lists(st.sampled_from("ab"), max_size=30))
 def test_audit_counts_against_sets_of_words(reserved, train):
     known = naive_runs(" ".join(reserved), 13) & naive_runs(" ".join(train), 13)
-    counts, _ = leak_counts([], [row("q", " ".join(reserved))], [" ".join(train)])
+    counts, _ = count_leaks([], [row("q", " ".join(reserved))], [" ".join(train)])
     assert counts["shingles_shared"] == len(known)
     assert counts["shingles_reserved"] == len(naive_runs(" ".join(reserved), 13))
 
 
 def test_a_leak_fails():
-    with pytest.raises(InputError, match="1 pairs stand in both") as caught:
-        leak_audit([row("hi", "YES")], [row("Hi?", "yes!")])
+    with pytest.raises(InputError, match="1 pairs are in both") as caught:
+        audit_leaks([row("hi", "YES")], [row("Hi?", "yes!")])
     assert caught.value.remedy == "split by group"
     with pytest.raises(InputError, match="100.00% of the reserved 13-word runs") as caught:
-        leak_audit([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
+        audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"])
     assert "0.50%" in caught.value.remedy
-    assert leak_audit([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
+    assert audit_leaks([], [row("q", THIRTEEN)], [f"and {THIRTEEN}"], limit=1.0)["share"] == 1
 
 
 def test_the_limit_is_a_share():
     reserved = [row("q", " ".join(f"w{i}" for i in range(1012)))]  # a thousand runs
     few, many = ([" ".join(f"w{i}" for i in range(n + 12))] for n in (5, 6))
-    assert leak_audit([], reserved, few)["share"] == 0.005 == LEAK_LIMIT
+    assert audit_leaks([], reserved, few)["share"] == 0.005 == MAX_LEAK_SHARE
     with pytest.raises(InputError):
-        leak_audit([], reserved, many)
+        audit_leaks([], reserved, many)
 
 
 def test_nothing_to_leak():
-    assert leak_audit([], []) == dict(pairs_shared=0, shingles_shared=0, shingles_reserved=0, share=0.0)
+    assert audit_leaks([], []) == dict(pairs_shared=0, shingles_shared=0, shingles_reserved=0, share=0.0)
 
 
 def test_held_out_by_each_reason():
@@ -89,8 +89,8 @@ def test_held_out_by_each_reason():
 
     stream = [labelled("first", "a"), Dialogue("same words?", "r"), Dialogue("x", THIRTEEN)]
     refused = [labelled("other", "a"), labelled("Same, words", "b"), Dialogue("y", f"and {THIRTEEN}")]
-    assert held_out(refused, stream) == [] and held_out(refused, []) == refused
+    assert remove_leaks(refused, stream) == [] and remove_leaks(refused, []) == refused
     for reason in refused:
-        assert held_out([reason], stream) == []
+        assert remove_leaks([reason], stream) == []
     fine = [labelled("other", "c"), Dialogue("y", " ".join(map(str, range(12))))]
-    assert held_out(fine, stream) == fine
+    assert remove_leaks(fine, stream) == fine

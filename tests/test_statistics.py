@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.tuning.statistics import Comparison, headroom_gate, paired_bootstrap, share_of_headroom
+from personal_llm.tuning.statistics import Comparison, measure_headroom, paired_bootstrap, share_of_headroom
 
 floats = st.floats(-100, 100).map(lambda x: round(x, 3))
 
@@ -49,17 +49,17 @@ def test_bootstrap_agrees_with_students_t_on_normal_values():
 
 
 def test_gate_and_share():
-    assert headroom_gate([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and headroom_gate([2.0, 2.0], [2.0, 2.0]) == (
+    assert measure_headroom([2.0, 2.0], [1.0, 1.0]).ratio == np.inf and measure_headroom([2.0, 2.0], [2.0, 2.0]) == (
         0,
         0,
         0,
         False,
     )
-    assert headroom_gate([1.0, 1.0], [2.0, 2.0]).passes is False
+    assert measure_headroom([1.0, 1.0], [2.0, 2.0]).passes is False
     x = np.array([3.0, 2.5, 2.8, 3.1])
     same = share_of_headroom(x, x - 0.5, x - 1)
     assert np.allclose(same, 0.5)
     with pytest.raises(InputError, match="no headroom"):
         share_of_headroom(x, x, x)
     with pytest.raises(InputError, match="finite"):
-        headroom_gate(x, [1, 2, np.nan, 3])
+        measure_headroom(x, [1, 2, np.nan, 3])

@@ -9,12 +9,19 @@ import pytest
 from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch
 from kills import every_kill
 
-from personal_llm.base.adapters import WEIGHTS
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import InputError
-from personal_llm.base.files import LOCK, lock_folder
+from personal_llm.base.files import LOCK_FILE, lock_folder
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import BUFFER_NAME, STATE, folder_status, read_state, remove_adapter, state_folders
+from personal_llm.device.store import (
+    BUFFER_FILE_PATTERN,
+    STATE_FILE,
+    folder_status,
+    read_state,
+    remove_adapter,
+    find_state_folders,
+)
 from personal_llm.tuning.config import TuningConfig
 
 
@@ -42,7 +49,7 @@ def test_saved_and_loaded_goes_on_the_same_way(policy, tmp_path):
     me.save()
     again = load(tmp_path, User())
     assert told(again) == told(me) and again.state().settings == me.state().settings
-    assert again.config == me.config and again.when == "arrival"
+    assert again.config == me.config and again.ask_when == "arrival"
     for one in (me, again):
         watch(one, TALK[14:])
     assert told(again) == told(me) and again.status()["requests"] == me.status()["requests"]
@@ -57,7 +64,7 @@ def test_a_folder_may_move(tmp_path):
     shutil.move(tmp_path / "here", tmp_path / "there")
     again = load(tmp_path / "there")
     assert again.adapter.path == elsewhere.path == tmp_path / "elsewhere"
-    assert Path(again.curve[0].adapter) == tmp_path / "there" / "adapters" / "000"
+    assert Path(again.rounds[0].adapter) == tmp_path / "there" / "adapters" / "000"
 
 
 def test_a_state_may_be_saved_elsewhere(tmp_path):
@@ -88,10 +95,10 @@ def test_the_newest_state_is_described(tmp_path):
         me = start(tmp_path / f"run-{number}")
         watch(me, TALK[:seen])
         me.save()
-        os.utime(tmp_path / f"run-{number}" / STATE, (number, number))
+        os.utime(tmp_path / f"run-{number}" / STATE_FILE, (number, number))
     assert folder_status(tmp_path)["seen"] == 5
-    os.utime(tmp_path / "run-0" / STATE, (9, 9))
-    assert folder_status(tmp_path)["seen"] == 3 and len(state_folders(tmp_path)) == 2
+    os.utime(tmp_path / "run-0" / STATE_FILE, (9, 9))
+    assert folder_status(tmp_path)["seen"] == 3 and len(find_state_folders(tmp_path)) == 2
 
 
 # ---- kills and debris
@@ -110,7 +117,7 @@ def tune_again(me):
 
 
 def forget_learned(me):
-    me.forget([me.curve[0].parents[0]])
+    me.forget([me.rounds[0].parents[0]])
 
 
 @pytest.mark.parametrize("change", [more, tune_again, forget_kept, forget_learned])
@@ -121,7 +128,7 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
     watch(template, TALK[:8])
     template.finetune(progress=False)
     template.save()
-    old = template.buffer.dialogues, len(template.curve)
+    old = template.buffer.dialogues, len(template.rounds)
 
     def folder(step):
         return shutil.copytree(tmp_path / "template", tmp_path / f"{step}")
@@ -133,17 +140,17 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
 
     done = folder("done")
     work(done)
-    new = load(done).buffer.dialogues, len(load(done).curve)
+    new = load(done).buffer.dialogues, len(load(done).rounds)
 
     def check(place, step):
         me = load(place, user)
         me.save()
         names = files_below(place)
-        assert sum(bool(BUFFER_NAME.fullmatch(name)) for name in names) == 1 and STATE in names, step
+        assert sum(bool(BUFFER_FILE_PATTERN.fullmatch(name)) for name in names) == 1 and STATE_FILE in names, step
         adapters = {name.split("/")[1] for name in names if name.startswith("adapters/")}
-        assert adapters == {Path(c.adapter).name for c in me.curve}, (step, "debris")
+        assert adapters == {Path(c.adapter).name for c in me.rounds}, (step, "debris")
         assert not any(".tmp" in name for name in names), (step, "debris")
-        return me.buffer.dialogues, len(me.curve)
+        return me.buffer.dialogues, len(me.rounds)
 
     outcomes = every_kill(folder, work, check)
     assert all(one in (old, new) for one in outcomes), f"{change.__name__}: neither the old one nor the new one"
@@ -156,8 +163,8 @@ def test_debris_goes_and_what_others_put_there_stays(tmp_path):
     watch(me, TALK[:6])
     me.finetune(progress=False)
     me.save()
-    before = [name for name in files_below(tmp_path) if not BUFFER_NAME.fullmatch(name)]
-    for name in ("adapters/007/" + WEIGHTS, "adapters/000/checkpoints/checkpoint-3/x", ".state.json.12.tmp"):
+    before = [name for name in files_below(tmp_path) if not BUFFER_FILE_PATTERN.fullmatch(name)]
+    for name in ("adapters/007/" + WEIGHTS_FILE, "adapters/000/checkpoints/checkpoint-3/x", ".state.json.12.tmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half")
     (tmp_path / f"buffer-{'0' * 16}.safetensors").write_text("half")
@@ -167,8 +174,8 @@ def test_debris_goes_and_what_others_put_there_stays(tmp_path):
         (tmp_path / name).write_text("mine")
     load(tmp_path).save()
     found = files_below(tmp_path)
-    assert [name for name in found if not BUFFER_NAME.fullmatch(name)] == sorted(before + others)
-    assert sum(bool(BUFFER_NAME.fullmatch(name)) for name in found) == 1
+    assert [name for name in found if not BUFFER_FILE_PATTERN.fullmatch(name)] == sorted(before + others)
+    assert sum(bool(BUFFER_FILE_PATTERN.fullmatch(name)) for name in found) == 1
     assert remove_adapter(tmp_path / "nowhere") == []
 
 
@@ -182,7 +189,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_state(operation, tmp_path, m
     real = getattr(os, operation)
 
     def full(path, *given, **named):
-        if isinstance(path, (str, Path)) and LOCK in str(path):
+        if isinstance(path, (str, Path)) and LOCK_FILE in str(path):
             return real(path, *given, **named)
         raise OSError(28, "No space left on device")
 
@@ -211,7 +218,7 @@ def test_what_was_said_stands_in_one_file_only(tmp_path):
     me.finetune(progress=False)
     me.save()
     held = [name for name in files_below(tmp_path) if b"answer" in (tmp_path / name).read_bytes()]
-    assert len(held) == 1 and BUFFER_NAME.fullmatch(held[0]) and b"answer" in bytes_below(tmp_path)
+    assert len(held) == 1 and BUFFER_FILE_PATTERN.fullmatch(held[0]) and b"answer" in bytes_below(tmp_path)
 
 
 # ---- what is refused
@@ -234,7 +241,7 @@ CONTENTS = ["", "{", "[]", "{}", "null", "5", '{"buffer": "x"}', '{"base": "othe
 
 @pytest.mark.parametrize("content", CONTENTS, ids=range(len(CONTENTS)))
 def test_damaged_states_are_one_line(content, tmp_path):
-    (tmp_path / STATE).write_text(content)
+    (tmp_path / STATE_FILE).write_text(content)
     for act in (load, folder_status):
         with pytest.raises(InputError, match="state.json") as caught:
             act(tmp_path)
@@ -251,14 +258,14 @@ CHANGES = dict(
     unknown_mode=lambda s: s["settings"].update(mode="x"),
     buffer_outside=lambda s: s.update(buffer="../" + s["buffer"]),
     buffer_missing=lambda s: s.update(buffer="buffer-0000000000000000.safetensors"),
-    curve_is_text=lambda s: s.update(curve="x"),
-    a_round_is_text=lambda s: s.update(curve=["x"]),
-    a_round_lacks_numbers=lambda s: s["curve"][0].pop("seen"),
-    adapter_missing=lambda s: s["curve"][0].update(adapter="adapters/123"),
-    adapter_is_a_number=lambda s: s["curve"][0].update(adapter=5),
+    curve_is_text=lambda s: s.update(rounds="x"),
+    a_round_is_text=lambda s: s.update(rounds=["x"]),
+    a_round_lacks_numbers=lambda s: s["rounds"][0].pop("seen"),
+    adapter_missing=lambda s: s["rounds"][0].update(adapter="adapters/123"),
+    adapter_is_a_number=lambda s: s["rounds"][0].update(adapter=5),
     cost_of_another_kind=lambda s: s.update(cost=dict(wages=1)),
-    asked_is_a_number=lambda s: s.update(asked=5),
-    turns_are_a_list=lambda s: s.update(turns=[5]),
+    asked_is_a_number=lambda s: s.update(asked_ids=5),
+    turns_are_a_list=lambda s: s.update(exchange_hashes=[5]),
     other_base=lambda s: s.update(base="other"),
     base_is_a_list=lambda s: s.update(base=[1]),
 )
@@ -269,9 +276,9 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "copy")
     for file in folder.glob("buffer-*"):
         shutil.copy(file, tmp_path)
-    state = json.loads((folder / STATE).read_text())
+    state = json.loads((folder / STATE_FILE).read_text())
     CHANGES[change](state)
-    (folder / STATE).write_text(json.dumps(state))
+    (folder / STATE_FILE).write_text(json.dumps(state))
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and caught.value.remedy

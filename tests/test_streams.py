@@ -5,8 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personal_llm.base.core import Dialogue, InputError, generator
-from personal_llm.data.streams import best_episodes, correlated_stream, episodes, paper_stream, share_error, small_edit
+from personal_llm.base.core import Dialogue, InputError, make_generator
+from personal_llm.data.streams import (
+    draw_best_episodes,
+    correlated_stream,
+    draw_episodes,
+    paper_stream,
+    share_error,
+    edit_prompt,
+)
 
 
 def pairs(dialogues):
@@ -39,7 +46,7 @@ def test_a_stream_keeps_origins_parents_and_histories():
 @pytest.mark.parametrize(
     "wrong", [dict(share=0), dict(share=1), dict(share=0.001), dict(seed=-1), dict(seed=10**12), dict(seed="1")]
 )
-def test_what_paper_stream_refuses(wrong):
+def test_wrong_arguments_of_paper_stream(wrong):
     with pytest.raises(InputError):
         paper_stream(ROWS, **wrong)
 
@@ -53,19 +60,19 @@ def test_too_few_for_a_stream():
 
 @pytest.mark.parametrize("stay", [0.0, 0.5, 0.9])
 def test_episode_length_is_one_over_one_minus_stay(stay):
-    _, episode = episodes(np.array([0.6, 0.4]), 100_000, stay, generator(1, "t"))
+    _, episode = draw_episodes(np.array([0.6, 0.4]), 100_000, stay, make_generator(1, "t"))
     assert abs((1 - stay) * 100_000 / (episode[-1] + 1) - 1) < 0.03
 
 
 def test_autocorrelation_is_stay_to_the_lag():
-    kinds, _ = episodes(np.array([0.3, 0.7]), 200_000, 0.8, generator(1, "t"))
+    kinds, _ = draw_episodes(np.array([0.3, 0.7]), 200_000, 0.8, make_generator(1, "t"))
     for lag in (1, 3, 6):
         assert abs(np.corrcoef(kinds[:-lag], kinds[lag:])[0, 1] - 0.8**lag) < 0.03
 
 
 def test_the_best_of_many_chains_has_the_shares():
     shares = np.array([0.83, 0.15, 0.02])
-    kinds, _ = best_episodes(shares, 800, 0.9, generator(0, "t"))
+    kinds, _ = draw_best_episodes(shares, 800, 0.9, make_generator(0, "t"))
     assert (np.bincount(kinds, minlength=3) > 0).all() and share_error(kinds, shares) < 0.6
     assert share_error(np.array([0, 1]), np.array([0.5, 0.5])) == 0
 
@@ -85,7 +92,7 @@ def test_a_correlated_stream_can_be_repeated():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_near_copies_say_whose_they_are(seed):
+def test_near_copies_name_their_original(seed):
     stream = stream_of(seed, duplicates=dict(a=0.5))
     originals = {d.id: d for d in stream if "copy_of" not in d.labels}
     copies = [d for d in stream if "copy_of" in d.labels]
@@ -99,8 +106,10 @@ def test_near_copies_say_whose_they_are(seed):
         assert came == list(range(len(came)))
 
 
-@pytest.mark.parametrize("wrong", [dict(length=0), dict(stay=1.0), dict(stay=-0.1), dict(seed=-1), dict(seed=2**32)])
-def test_what_a_correlated_stream_refuses(wrong):
+@pytest.mark.parametrize(
+    "wrong", [dict(length=0), dict(stay_probability=1.0), dict(stay_probability=-0.1), dict(seed=-1), dict(seed=2**32)]
+)
+def test_wrong_arguments_of_a_correlated_stream(wrong):
     with pytest.raises(InputError) as caught:
         correlated_stream(POOLS, dict(a=7, b=2, c=1), **dict(length=10) | wrong)
     assert caught.value.remedy
@@ -114,7 +123,7 @@ def test_shares_that_make_no_stream(shares):
 
 
 def test_a_pool_that_runs_dry():
-    with pytest.raises(InputError, match="has 300 dialogues and the stream wants more"):
+    with pytest.raises(InputError, match="has 300 dialogues and the stream needs more"):
         correlated_stream(POOLS, dict(a=1, b=1, c=1), length=2000)
 
 
@@ -125,6 +134,6 @@ texts = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["
 
 @settings(deadline=None)
 @given(texts, st.integers(0, 99))
-def test_small_edit_changes_little(prompt, seed):
-    edited = small_edit(prompt, np.random.default_rng(seed))
+def test_edited_prompts_change_little(prompt, seed):
+    edited = edit_prompt(prompt, np.random.default_rng(seed))
     assert edited != prompt and abs(len(edited) - len(prompt)) <= max(8, len(prompt))

@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.data.reading import from_texts
-from personal_llm.xpert.style import (
-    BLOCKS,
-    CLASSES,
-    ENDINGS,
-    FEATURES,
-    LENGTHS,
-    PUNCTUATION,
-    REPLY_WORDS,
-    SHAPES,
-    counterparts,
-    features,
-    shifts,
-    shorten,
-    speak,
+from personal_llm.data.reading import dialogues_from_texts
+from personal_llm.explanation.style import (
+    FEATURE_BLOCKS,
+    WORD_CLASSES,
+    COUNTED_SUFFIXES,
+    STYLOMETRIC_FEATURES,
+    LENGTH_FEATURES,
+    PUNCTUATION_PATTERNS,
+    MAX_COMPARED_WORDS,
+    WORD_FORM_FEATURES,
+    truncated_features,
+    style_features,
+    style_shifts,
+    truncate_words,
+    sample_responses,
     stylometry,
 )
 from tiny import shared
@@ -33,7 +33,7 @@ class Letters:
 
 
 def marks(text):
-    return dict(zip(FEATURES, stylometry(text)))
+    return dict(zip(STYLOMETRIC_FEATURES, stylometry(text)))
 
 
 # ---- countable marks
@@ -43,13 +43,19 @@ def marks(text):
 @given(st.text(max_size=200))
 def test_any_text_has_finite_features(text):
     x = stylometry(text)
-    assert x.shape == (len(FEATURES),) and x.dtype == np.float32 and np.isfinite(x).all() and (x >= 0).all()
+    assert x.shape == (len(STYLOMETRIC_FEATURES),) and x.dtype == np.float32 and np.isfinite(x).all() and (x >= 0).all()
 
 
 def test_features_are_the_four_families_in_order():
-    names = (*LENGTHS, *PUNCTUATION, *SHAPES, *(f"endings in -{ending}" for ending in ENDINGS), *CLASSES)
-    assert FEATURES == names and len(set(FEATURES)) == 39
-    assert FEATURES[0] == "log words" and FEATURES[-1] == "business words"
+    names = (
+        *LENGTH_FEATURES,
+        *PUNCTUATION_PATTERNS,
+        *WORD_FORM_FEATURES,
+        *(f"endings in -{ending}" for ending in COUNTED_SUFFIXES),
+        *WORD_CLASSES,
+    )
+    assert STYLOMETRIC_FEATURES == names and len(set(STYLOMETRIC_FEATURES)) == 39
+    assert STYLOMETRIC_FEATURES[0] == "log words" and STYLOMETRIC_FEATURES[-1] == "business words"
 
 
 def test_marks_are_counted_by_the_word_and_not_by_the_text():
@@ -86,37 +92,39 @@ def test_counts_by_hand(text, feature, count, words):
 )
 def test_a_shortened_text_is_a_prefix_of_that_many_words(parts, most):
     text = " ".join(parts)
-    cut = shorten(text, most)
+    cut = truncate_words(text, most)
     assert text.startswith(cut) and len(cut.split()) == min(most, len(text.split()))
 
 
 def test_texts_keep_their_words_and_short_ones_are_refused():
     text = "one two three four five six seven eight nine"
-    (d,) = from_texts([text, "short"])
+    (d,) = dialogues_from_texts([text, "short"])
     assert d.prompt.split() + d.response.split() == text.split() and d.labels["counterpart"] == "continuations"
     with pytest.raises(InputError, match="longer"):
-        from_texts(["too few words"])
+        dialogues_from_texts(["too few words"])
 
 
 def test_answers_are_drawn_by_seed_and_have_no_parents():
     model, asked = shared("llama"), ["Why?", Dialogue("Who?", "Ana.", labels=dict(style="x"))]
-    said = speak(model, None, asked)
+    said = sample_responses(model, None, asked)
     assert [d.prompt for d in said] == ["Why?", "Who?"] and all(d.response and d.origin == "model" for d in said)
     assert all(d.parents == () for d in said) and said[1].labels == dict(style="x") and said[1].id != asked[1].id
-    assert speak(model, None, asked) == said != speak(model, None, asked, seed=3)
+    assert sample_responses(model, None, asked) == said != sample_responses(model, None, asked, seed=3)
 
 
 def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
     model = shared("llama")
     rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
-    base = [d.derive(response=shorten(d.response)) for d in speak(model, None, rows, 5)]
+    base = [d.derive(response=truncate_words(d.response)) for d in sample_responses(model, None, rows, 5)]
     mine, other, got = (
-        features(model, Letters(), rows),
-        features(model, Letters(), base),
-        shifts(model, Letters(), rows, 5),
+        style_features(model, Letters(), rows),
+        style_features(model, Letters(), base),
+        style_shifts(model, Letters(), rows, 5),
     )
-    given = shifts(model, Letters(), rows, 9, counterparts(model, Letters(), rows, 5))
-    for block in BLOCKS:
+    given = style_shifts(
+        model, Letters(), rows, 9, truncated_features(model, Letters(), sample_responses(model, None, rows, 5))
+    )
+    for block in FEATURE_BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)
         assert np.allclose(got[block], given[block], atol=1e-5)
 
@@ -124,6 +132,6 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
 def test_a_long_answer_is_cut_to_what_a_counterpart_can_hold():
     model = shared("llama")
     words = " ".join(f"word{i}" for i in range(60))
-    whole, cut = Dialogue("Why?", words), Dialogue("Why?", shorten(words, REPLY_WORDS))
-    a, b = (shifts(model, Letters(), [d], 1) for d in (whole, cut))
-    assert all(np.allclose(a[block], b[block], atol=1e-5) for block in BLOCKS)
+    whole, cut = Dialogue("Why?", words), Dialogue("Why?", truncate_words(words, MAX_COMPARED_WORDS))
+    a, b = (style_shifts(model, Letters(), [d], 1) for d in (whole, cut))
+    assert all(np.allclose(a[block], b[block], atol=1e-5) for block in FEATURE_BLOCKS)

@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import Cost, InputError
-from personal_llm.xpert.summariser import (
+from personal_llm.explanation.summariser import (
     ADJECTIVES,
-    ENDINGS,
-    SENSIBLE_SHARE,
-    STOP_WORDS,
+    ADJECTIVE_PATTERN,
+    MIN_ADJECTIVE_SHARE,
+    NON_STYLE_WORDS,
     SUMMARY_PROMPT,
-    _first_word,
-    _last,
-    _prompts,
+    _parse_first_word,
+    _iterate_last_states,
+    _fit_summary_prompts,
     candidate_words,
-    first_words,
+    first_word_probabilities,
     is_adjective,
     neutral_pairs,
-    shift_error,
     style_pairs,
     summary_shift,
     summary_states,
@@ -45,13 +44,13 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
     model = replace_length(shared(architecture), 256)
     together = summary_states(model, PAIRS)
     for pair, state in zip(PAIRS, together):
-        ids = _prompts(model, [pair])[0]
+        ids = _fit_summary_prompts(model, [pair])[0]
         with torch.inference_mode():
             got = model.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
         assert np.allclose(state, got.hidden_states[-1][0, -1], atol=1e-4)
         assert torch.allclose(model.model.get_output_embeddings()(torch.tensor(state)), got.logits[0, -1], atol=1e-3)
     model.tokens_per_batch = 300  # two rows
-    for i, _, logits in _last(model, _prompts(model, PAIRS)):
+    for i, _, logits in _iterate_last_states(model, _fit_summary_prompts(model, PAIRS)):
         assert np.allclose(logits, model.model.get_output_embeddings().weight.detach() @ together[i], atol=1e-3)
     assert np.allclose(summary_shift(model, PAIRS, together[0]), together.mean(0) - together[0], atol=1e-5)
 
@@ -65,7 +64,7 @@ def replace_length(model, max_length):  # the same model that reads more
 def test_prompt_ends_where_the_answer_begins_and_keeps_its_texts():
     for architecture in ARCHITECTURES:
         model = replace_length(shared(architecture), 256)
-        ids = _prompts(model, PAIRS[2:3])[0]
+        ids = _fit_summary_prompts(model, PAIRS[2:3])[0]
         text, tokenizer = model.tokenizer.decode(ids), model.tokenizer
         expected = tokenizer.apply_chat_template(
             [dict(role="user", content="x")], tokenize=False, add_generation_prompt=True
@@ -87,7 +86,7 @@ def test_prompt_ends_where_the_answer_begins_and_keeps_its_texts():
 )
 def test_long_texts_are_cut_and_the_instruction_is_not(pair):
     model = replace_length(shared("llama"), 200)
-    ids = _prompts(model, [pair])[0]
+    ids = _fit_summary_prompts(model, [pair])[0]
     text = model.tokenizer.decode(ids)
     assert (
         len(ids) <= 200
@@ -104,12 +103,6 @@ def test_bad_pairs():
             summary_states(model, pairs)
     with pytest.raises(InputError, match="max_length"):
         summary_states(replace_length(model, 60), PAIRS)
-
-
-def test_shift_error():
-    states = np.random.default_rng(0).normal(size=(30, 4)) + 3
-    error = shift_error(states, sizes=(2, 10, 30, 31))
-    assert set(error) == {2, 10, 30} and error[2] > error[10] > error[30] and abs(error[30]) < 1e-9
 
 
 # words
@@ -170,12 +163,16 @@ def test_candidates_of_a_planted_summariser_by_hand():
     assert list(got) == sorted(got, key=got.get, reverse=True) and tokens("Concise") > 1, (
         "the test is about words of several tokens"
     )
-    assert dict(first_words(model, PAIRS))["the"] == pytest.approx(0.2)
+    assert dict(first_word_probabilities(model, PAIRS))["the"] == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
     "said",
-    [{"The": 0.6, "Response": 0.4}, {"7": 0.5, "!!": 0.5}, {"The": 1 - SENSIBLE_SHARE / 2, "Kind": SENSIBLE_SHARE / 2}],
+    [
+        {"The": 0.6, "Response": 0.4},
+        {"7": 0.5, "!!": 0.5},
+        {"The": 1 - MIN_ADJECTIVE_SHARE / 2, "Kind": MIN_ADJECTIVE_SHARE / 2},
+    ],
 )
 def test_nonsense_is_refused_with_the_remedy(said):
     with pytest.raises(InputError, match="larger instruct model, or the style space"):
@@ -193,7 +190,7 @@ def test_first_words_against_a_naive_twin(architecture):
     logs = lambda ids: model.model(input_ids=torch.tensor([ids])).logits[0, -1].float().log_softmax(0)
     with torch.inference_mode():
         for pair in PAIRS[:2]:
-            row = _prompts(model, [pair])[0]
+            row = _fit_summary_prompts(model, [pair])[0]
             value, token = logs(row).topk(6)
             for v, t in zip(value.tolist(), token.tolist()):
                 ids, values = [t], [v]
@@ -201,16 +198,18 @@ def test_first_words_against_a_naive_twin(architecture):
                     best = logs(row + ids).max(0)
                     ids.append(int(best.indices))
                     values.append(float(best.values))
-                word = _first_word(model.tokenizer, ids, stops)
+                word = _parse_first_word(model.tokenizer, ids, stops)
                 if word:
                     total[word[0]] = total.get(word[0], 0) + np.exp(sum(values[: word[1]])) / 2
-    assert total and dict(first_words(model, PAIRS[:2], most=6)) == pytest.approx(total, rel=1e-3)
+    assert total and dict(first_word_probabilities(model, PAIRS[:2], num_first_tokens=6)) == pytest.approx(
+        total, rel=1e-3
+    )
 
 
 def test_whole_words_only():
     tokenizer = shared("llama").tokenizer
     ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    word = lambda text, end=(): _first_word(tokenizer, ids(text) + list(end), {tokenizer.eos_token_id})
+    word = lambda text, end=(): _parse_first_word(tokenizer, ids(text) + list(end), {tokenizer.eos_token_id})
     assert (
         word("Concise", [tokenizer.eos_token_id])[0] == "concise"
         and word("**Formal**, yes")[0] == "formal"
@@ -231,7 +230,7 @@ def test_adjectives():
     assert (
         len(ADJECTIVES) >= 200
         and all(w.isalpha() and w == w.lower() and len(w) >= 3 for w in ADJECTIVES)
-        and not ADJECTIVES & STOP_WORDS
+        and not ADJECTIVES & NON_STYLE_WORDS
     )
     for word in ("Concise", "graceful", "artless", "humorous", "burlesque", "paradoxical", "agreeable", "abrasive"):
         assert is_adjective(word), word
@@ -253,7 +252,7 @@ def test_adjectives():
         "live",
     ):
         assert not is_adjective(word), word
-    assert not ENDINGS.match("table") and not is_adjective("music")
+    assert not ADJECTIVE_PATTERN.match("table") and not is_adjective("music")
 
 
 # word vectors

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
-from personal_llm.base.text import rouge1
-from personal_llm.sdss.synthesis import (
-    EXAMPLES_KEPT,
+from personal_llm.base.text import compute_rouge1
+from personal_llm.buffer.synthesis import (
+    MAX_REJECTED_EXAMPLES,
     SynthesisConfig,
-    judge,
-    likenesses,
+    check_rewrite,
+    semantic_similarities,
     parse_rewrite,
-    says_otherwise,
+    changes_facts,
     synthesize,
 )
 
@@ -31,7 +31,7 @@ class Scripted:
     def __init__(self, replies):
         self.replies, self.asked, self.cost = replies, 0, Cost(requests=1)
 
-    spending = Model.spending
+    track_cost = Model.track_cost
 
     def generate(self, prompts, **settings):
         out = [self.replies[(self.asked + i) % len(self.replies)] for i in range(len(prompts))]
@@ -44,19 +44,20 @@ class Scripted:
 def test_rouge_is_its_formula(a, b):
     first, second = a.lower().split(), b.lower().split()
     both = sum(min(first.count(w), second.count(w)) for w in set(first))
-    assert rouge1(a, b) == (2 * both / (len(first) + len(second)) if both else 0) == rouge1(b, a) <= 1
-    assert rouge1(a, a) == (1 if a else 0) and rouge1(a, " ".join(first[::-1])) == rouge1(a, a)
+    assert compute_rouge1(a, b) == (2 * both / (len(first) + len(second)) if both else 0) == compute_rouge1(b, a) <= 1
+    assert compute_rouge1(a, a) == (1 if a else 0) and compute_rouge1(a, " ".join(first[::-1])) == compute_rouge1(a, a)
 
 
-@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.5), st.floats(0.5, 1))
+@given(TEXTS, TEXTS.filter(bool), st.lists(TEXTS, max_size=3), st.floats(0, 0.4), st.floats(0.5, 1))
 def test_accepted_lies_between_the_bounds(rewrite, original, others, lower, upper):
-    found = judge(rewrite, original, others, lower, upper)
+    config = SynthesisConfig(min_rouge1=lower, max_rouge1=upper)
+    found = check_rewrite(rewrite, original, others, config=config)
     assert found in ("", "no brackets", "unrelated", "copy", "another meaning", "repeat")
     inside = (
         bool(rewrite)
-        and not says_otherwise(rewrite, original)
-        and lower <= rouge1(rewrite, original) <= upper
-        and all(rouge1(rewrite, o) <= upper for o in others)
+        and not changes_facts(rewrite, original)
+        and lower <= compute_rouge1(rewrite, original) <= upper
+        and all(compute_rouge1(rewrite, o) <= upper for o in others)
     )
     assert (found == "") == inside
 
@@ -79,19 +80,23 @@ def test_parser(text):
 def test_synthesize(prompts, n, rounds, replies, mode):
     originals = [Dialogue(" ".join(p), "what is the answer") for p in prompts]
     model = Scripted(replies)
-    made = synthesize(model, originals, n=n, rounds=rounds, mode=mode, meaning=0)
+    made = synthesize(model, originals, n=n, max_rounds=rounds, mode=mode, min_similarity=0)
     by_id = {d.id: d for d in originals}
     for d in made.dialogues:
         assert d.origin == "synthetic" and len(d.parents) == 1 and d.id not in by_id
         parent = by_id[d.parents[0]]
-        assert 0.2 <= rouge1(d.prompt, parent.prompt) <= 0.9
-        assert d.response == parent.response or mode == "both" and 0.2 <= rouge1(d.response, parent.response) <= 0.9
+        assert 0.2 <= compute_rouge1(d.prompt, parent.prompt) <= 0.9
+        assert (
+            d.response == parent.response
+            or mode == "both"
+            and 0.2 <= compute_rouge1(d.response, parent.response) <= 0.9
+        )
     assert max(Counter(d.parents[0] for d in made.dialogues).values(), default=0) <= n
     asked = len(originals) * n * (1 if mode == "question" else 2)
     assert asked <= model.asked <= asked * rounds and made.cost.forward == model.asked and model.cost.requests == 1
     if mode == "question":
         assert len(made.dialogues) + sum(made.rejected.values()) == model.asked
-    assert len(made.examples) == min(EXAMPLES_KEPT, sum(made.rejected.values()))
+    assert len(made.examples) == min(MAX_REJECTED_EXAMPLES, sum(made.rejected.values()))
 
 
 @pytest.mark.parametrize(
@@ -103,10 +108,10 @@ def test_synthesize(prompts, n, rounds, replies, mode):
         dict(n=10.5),
         dict(seed=-1),
         dict(seed=2**40),
-        dict(lower=-1),
-        dict(upper=2),
-        dict(meaning=1.5),
-        dict(meaning=-0.1),
+        dict(min_rouge1=-1),
+        dict(max_rouge1=2),
+        dict(min_similarity=1.5),
+        dict(min_similarity=-0.1),
     ],
     ids=str,
 )
@@ -121,17 +126,17 @@ STRANGE = ("What do you think about love?", "Tell me what city you're in")  # (r
 
 
 def test_another_meaning_is_refused():
-    assert judge(*STRANGE) == "", "by words alone it passes"
-    (likeness,) = likenesses(*([text] for text in STRANGE))
-    assert likeness < 0.2 and judge(*STRANGE, likeness=likeness) == "another meaning"
-    assert judge(*STRANGE, likeness=likeness, meaning=0.01) == ""
-    assert judge(*STRANGE, likeness=float("nan")) == "another meaning"
+    assert check_rewrite(*STRANGE) == "", "by words alone it passes"
+    (similarity,) = semantic_similarities(*([text] for text in STRANGE))
+    assert similarity < 0.2 and check_rewrite(*STRANGE, similarity=similarity) == "another meaning"
+    assert check_rewrite(*STRANGE, similarity=similarity, config=SynthesisConfig(min_similarity=0.01)) == ""
+    assert check_rewrite(*STRANGE, similarity=float("nan")) == "another meaning"
 
 
 def test_a_rewrite_in_other_words_passes():
     rewrite, original = "How can I reserve a table for two?", "How do I book a table for two?"
-    (likeness,) = likenesses([rewrite], [original])
-    assert judge(rewrite, original, likeness=likeness) == ""
+    (similarity,) = semantic_similarities([rewrite], [original])
+    assert check_rewrite(rewrite, original, similarity=similarity) == ""
 
 
 @pytest.mark.parametrize(
@@ -149,20 +154,23 @@ def test_a_rewrite_in_other_words_passes():
     ],
 )
 def test_where_an_encoder_is_blind(rewrite, original, otherwise):
-    assert says_otherwise(rewrite, original) == otherwise
-    assert (judge(rewrite, original, lower=0, upper=1, likeness=1.0) == "another meaning") == otherwise
+    config = SynthesisConfig(min_rouge1=0.0, max_rouge1=1.0)
+    assert changes_facts(rewrite, original) == otherwise
+    assert (check_rewrite(rewrite, original, (), 1.0, config) == "another meaning") == otherwise
 
 
 def test_synthesis_asks_for_the_meaning():
     rewrite, original = STRANGE
     model, one = Scripted([f"[{rewrite}]"]), Dialogue(original, "In none.")
-    made = synthesize(model, [one], n=1, rounds=1)
+    made = synthesize(model, [one], n=1, max_rounds=1)
     assert not made.dialogues and made.rejected == {"another meaning": 1}
     assert made.examples == [("another meaning", original, f"[{rewrite}]")]
-    assert len(synthesize(model, [one], n=1, rounds=1, meaning=0).dialogues) == 1
-    assert SynthesisConfig().meaning > 0, "on by default"
+    assert len(synthesize(model, [one], n=1, max_rounds=1, min_similarity=0).dialogues) == 1
+    assert SynthesisConfig().min_similarity > 0, "on by default"
 
 
 def test_likenesses():
-    found = likenesses(["What is a tendon?", "", "Cats purr"], ["What is a tendon?", "Cats purr", "What is a tendon?"])
+    found = semantic_similarities(
+        ["What is a tendon?", "", "Cats purr"], ["What is a tendon?", "Cats purr", "What is a tendon?"]
+    )
     assert found[0] == pytest.approx(1, abs=1e-5) and abs(found[1]) < 1e-5 and found[2] < 0.3

@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 from tiny import TEMPLATES, shared, tiny_tokenizer
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.tokens import LONGEST_TOKEN, batches, collate, encode, encode_prompt, pad, special_strings
+from personal_llm.base.tokens import (
+    MAX_CHARACTERS_PER_TOKEN,
+    make_batches,
+    collate_samples,
+    encode_dialogue,
+    encode_prompt,
+    pad_rows,
+    get_special_strings,
+)
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 WHOLE = 100_000  # tokens: room for everything
@@ -35,7 +43,7 @@ def asked(tokenizer, dialogue, room=WHOLE):
 
 def test_special_strings_stay_text(tokenizer):
     "In prompt, response and history: the control tokens are those of the template alone, and the text survives."
-    specials = special_strings(tokenizer)
+    specials = get_special_strings(tokenizer)
     assert set(tokenizer.all_special_tokens) <= set(specials) and len(specials) >= 6
     control = lambda ids: [i for i in ids if i in tokenizer.all_special_ids]
     history = (("user", "so"), ("assistant", "and so"))
@@ -48,9 +56,12 @@ def test_special_strings_stay_text(tokenizer):
             Dialogue(special, special, history=history),
             Dialogue("a b c", "d e f", history=rude_history),
         ):
-            sample = encode(tokenizer, d, WHOLE)
+            sample = encode_dialogue(tokenizer, d, WHOLE)
             read = tokenizer.decode(sample["input_ids"])
-            assert control(sample["input_ids"]) == control(encode(tokenizer, calm, WHOLE)["input_ids"]), (special, d)
+            assert control(sample["input_ids"]) == control(encode_dialogue(tokenizer, calm, WHOLE)["input_ids"]), (
+                special,
+                d,
+            )
             assert all(text in read for text in (d.prompt, d.response, *(t for _, t in d.history)))
             assert tokenizer.decode(learned(sample)).lstrip() == d.response + tokenizer.eos_token
             assert control(asked(tokenizer, d)) == control(asked(tokenizer, calm))
@@ -58,20 +69,20 @@ def test_special_strings_stay_text(tokenizer):
 
 def test_text_that_looks_like_our_placeholders(trimming):
     d = Dialogue("\ue0000\ue001 and \ue0001\ue001", "\ue0001\ue001")
-    assert trimming.decode(encode(trimming, d)["input_ids"]).count("\ue0001\ue001") == 2
+    assert trimming.decode(encode_dialogue(trimming, d)["input_ids"]).count("\ue0001\ue001") == 2
 
 
 def test_lone_surrogates_are_read_as_a_mark(trimming):
     "Half an emoji comes out of files that were cut; no tokenizer takes it."
     d = Dialogue("half \ud83d here", "\udc00 and whole \U0001f600", history=[("user", "\ud800"), ("assistant", "ok")])
-    read = trimming.decode(encode(trimming, d)["input_ids"])
+    read = trimming.decode(encode_dialogue(trimming, d)["input_ids"])
     assert "half � here" in read and "� and whole \U0001f600" in read
     assert trimming.decode(asked(trimming, d)).count("�") == 2
 
 
 @pytest.mark.parametrize("wrong", ["text", None, 5, ["a", "b"], dict(prompt="a")])
 def test_what_is_no_dialogue_is_one_line(wrong, trimming):
-    for act in (lambda: encode(trimming, wrong), lambda: encode_prompt(trimming, wrong, 9)):
+    for act in (lambda: encode_dialogue(trimming, wrong), lambda: encode_prompt(trimming, wrong, 9)):
         with pytest.raises(InputError, match="is no dialogue; make one with"):
             act()
 
@@ -79,7 +90,7 @@ def test_what_is_no_dialogue_is_one_line(wrong, trimming):
 @pytest.mark.parametrize("room", [0, -1, 2.5, None, "9"])
 def test_a_length_that_is_none_is_one_line(room, trimming):
     with pytest.raises(InputError, match="max_length is"):
-        encode(trimming, Dialogue("a", "b"), room)
+        encode_dialogue(trimming, Dialogue("a", "b"), room)
 
 
 def test_templates_that_lose_a_message_are_refused(trimming):
@@ -92,7 +103,7 @@ def test_templates_that_lose_a_message_are_refused(trimming):
         ):
             trimming.chat_template = template
             with pytest.raises(InputError, match="template"):
-                encode(trimming, Dialogue("a", "b"))
+                encode_dialogue(trimming, Dialogue("a", "b"))
     finally:
         trimming.chat_template = good
 
@@ -110,7 +121,7 @@ def test_mask_is_that_of_transformers(template, prompt, response):
     theirs = tokenizer.apply_chat_template(
         d.messages(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
-    ours = encode(tokenizer, d)
+    ours = encode_dialogue(tokenizer, d)
     n = len(ours["input_ids"])
     assert ours["input_ids"] == list(theirs["input_ids"])[:n] and not any(theirs["assistant_masks"][n:])
     assert [int(label != -100) for label in ours["labels"]] == list(theirs["assistant_masks"])[:n]
@@ -120,7 +131,7 @@ def test_mask_is_that_of_transformers(template, prompt, response):
 def test_empty_and_unfitting_responses_are_refused(trimming):
     for d, length in ((Dialogue("a", ""), 64), (Dialogue("word " * 50, "yes"), 3)):
         with pytest.raises(InputError, match=d.id):
-            encode(trimming, d, length)
+            encode_dialogue(trimming, d, length)
 
 
 # ---- cuts
@@ -133,17 +144,22 @@ def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, w
         (role, f"{role[0]}{n} " * 9) for n in range(pairs) for role in ("user", "assistant")
     ]
     d = Dialogue("word " * words + "last?", "The answer.", history=history)
-    whole, alone = encode(tokenizer, d, WHOLE), encode(tokenizer, Dialogue(d.prompt, d.response), WHOLE)
-    bare = len(encode(tokenizer, Dialogue("x", d.response), WHOLE)["input_ids"]) - len(learned(whole)) - 1
+    whole, alone = (
+        encode_dialogue(tokenizer, d, WHOLE),
+        encode_dialogue(tokenizer, Dialogue(d.prompt, d.response), WHOLE),
+    )
+    bare = len(encode_dialogue(tokenizer, Dialogue("x", d.response), WHOLE)["input_ids"]) - len(learned(whole)) - 1
     try:
-        sample = encode(tokenizer, d, length)
+        sample = encode_dialogue(tokenizer, d, length)
     except InputError:
         assert length <= bare + 1  # the template's own words fill it
         return
     read, size = tokenizer.decode(sample["input_ids"]), len(sample["input_ids"])
     gone = len(whole["input_ids"]) - size
-    assert whole["cut"] == 0 and size <= length
-    assert 0 < sample["cut"] <= gone + 1 or sample["cut"] == gone == 0, "what is left may need a token more at the seam"
+    assert whole["num_truncated"] == 0 and size <= length
+    assert 0 < sample["num_truncated"] <= gone + 1 or sample["num_truncated"] == gone == 0, (
+        "what is left may need a token more at the seam"
+    )
     kept = [n for n in range(pairs) if f"u{n} " in read]
     assert kept == list(range(pairs))[pairs - len(kept) :], "the oldest go first"
     assert all(read.count(f"{who}{n} ") == 9 for n in kept for who in "ua"), "turns are whole, questions with answers"
@@ -164,7 +180,7 @@ def test_a_cut_conversation_still_begins_with_a_question(trimming):
     try:
         history = [(role, "so " * 6) for _ in range(50) for role in ("user", "assistant")]
         for length in range(20, 90):
-            assert encode(trimming, Dialogue("and?", "so.", history=history), length)["cut"] > 0
+            assert encode_dialogue(trimming, Dialogue("and?", "so.", history=history), length)["num_truncated"] > 0
             assert len(asked(trimming, Dialogue("and?", "", history=history), length)) <= length
     finally:
         trimming.chat_template = good
@@ -173,7 +189,7 @@ def test_a_cut_conversation_still_begins_with_a_question(trimming):
 def test_long_prompts_leave_room_to_answer(trimming):
     prompt = encode_prompt(trimming, Dialogue("word " * 500 + "last?", ""), 40)
     read = trimming.decode(prompt["input_ids"])
-    assert len(prompt["input_ids"]) == 40 and prompt["cut"] > 200
+    assert len(prompt["input_ids"]) == 40 and prompt["num_truncated"] > 200
     assert read.startswith("<|begin|><|user|>") and read.endswith("last?<|end|><|assistant|>")
 
 
@@ -214,27 +230,29 @@ def test_what_cannot_fit_is_never_looked_at(answer, trimming):
         object.__setattr__(dialogue, "history", turns)
     for dialogue in dialogues:
         Turns.looks, seen = 0, Seen(trimming)
-        sample = encode(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
-        assert len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * LONGEST_TOKEN and Turns.looks < 300
-        assert sample["cut"] > 0 or (dialogue.response == megabytes and not answer)
+        sample = encode_dialogue(seen, dialogue, 64) if answer else encode_prompt(seen, dialogue, 64)
+        assert (
+            len(sample["input_ids"]) <= 64 and seen.characters < 8 * 64 * MAX_CHARACTERS_PER_TOKEN and Turns.looks < 300
+        )
+        assert sample["num_truncated"] > 0 or (dialogue.response == megabytes and not answer)
 
 
 # ---- batches
 
 
 def test_padding_left_and_right():
-    ids, mask = pad([[5, 6, 7], [8]], 0)
+    ids, mask = pad_rows([[5, 6, 7], [8]], 0)
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    ids, mask = pad([[5, 6, 7], [8]], 9, left=True)
+    ids, mask = pad_rows([[5, 6, 7], [8]], 9, left=True)
     assert ids.tolist() == [[5, 6, 7], [9, 9, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-    batch = collate([dict(input_ids=[5, 6], labels=[-100, 6]), dict(input_ids=[8], labels=[8])], 0)
+    batch = collate_samples([dict(input_ids=[5, 6], labels=[-100, 6]), dict(input_ids=[8], labels=[8])], 0)
     assert batch["labels"].tolist() == [[-100, 6], [8, -100]] and batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
 
 
 @given(st.lists(st.integers(1, 90), max_size=400), st.integers(1, 500))
 @settings(max_examples=60, deadline=None)
 def test_batches_are_bounded_by_tokens(lengths, tokens):
-    found = batches(lengths, tokens)
+    found = make_batches(lengths, tokens)
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= tokens

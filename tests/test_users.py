@@ -1,24 +1,24 @@
-"Simulated users: what they like, and streams that leak nothing into their tests."
+"Simulated users: their preferences, and streams that do not leak into their tests."
 
 import numpy as np
 import pytest
 
 from personal_llm.base.core import InputError
 from personal_llm.data.reading import load_samples
-from personal_llm.data.splits import dialogue_group, group_of, held_out, is_reserved, leak_audit
-from personal_llm.data.users import TEST_ROWS, USERS, places_of, user_stream
+from personal_llm.data.splits import get_dialogue_group, get_row_group, remove_leaks, is_reserved, audit_leaks
+from personal_llm.data.people import MAX_TEST_ROWS, USERS, list_subjects, user_stream
 
 ROWS = load_samples()
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_every_user_likes_their_own_answers(name):
-    someone = USERS[name]
-    mine = [r for r in ROWS if (r["source"], r["domain"]) in someone.signal]
-    for row in mine:
-        wanted = someone.reply(row["response"])
-        assert someone.adherence(wanted) == 1 and someone.reply(wanted) == wanted, row["response"]
-    plain = np.mean([someone.adherence(r["response"]) for r in mine])
+def test_every_user_prefers_its_own_style(name):
+    user = USERS[name]
+    own_rows = [r for r in ROWS if (r["source"], r["domain"]) in user.signal_subjects]
+    for row in own_rows:
+        wanted = user.apply_habits(row["response"])
+        assert user.adherence(wanted) == 1 and user.apply_habits(wanted) == wanted, row["response"]
+    plain = np.mean([user.adherence(r["response"]) for r in own_rows])
     assert plain < 0.8  # an answer without personalisation misses something
 
 
@@ -28,24 +28,24 @@ def test_there_are_eight_users_known_by_their_names():
 
 @pytest.mark.parametrize("name", ["nurse", "quiz"])
 def test_annotator(name):
-    someone = USERS[name]
-    stream = user_stream(someone, ROWS, length=200).stream
+    user = USERS[name]
+    stream = user_stream(user, ROWS, length=200).stream
     for d in stream:
-        wanted = someone(d)
+        wanted = user(d)
         if d.labels["kind"] != "signal":
             assert wanted is None
         elif wanted is not None:
-            assert someone(d.derive(response=wanted)) is None  # what was asked for is accepted
-            assert someone(d.derive(response="I do not know.")) == wanted  # the reference is remembered
-    others = [u for u in USERS.values() if not set(u.signal) & set(someone.signal)]
+            assert user(d.derive(response=wanted)) is None  # what was asked for is accepted
+            assert user(d.derive(response="I do not know.")) == wanted  # the reference is remembered
+    others = [u for u in USERS.values() if not set(u.signal_subjects) & set(user.signal_subjects)]
     assert all(u(d) is None for u in others for d in stream)
 
 
-@pytest.mark.parametrize("signal", [0.1, 0.25])
-def test_share_of_signal(signal):
-    streams = [user_stream(USERS["student"], ROWS, signal=signal, seed=seed).stream for seed in range(3)]
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_share_of_signal(share):
+    streams = [user_stream(USERS["student"], ROWS, signal_share=share, seed=seed).stream for seed in range(3)]
     shares = [np.mean([d.labels["kind"] == "signal" for d in stream]) for stream in streams]
-    assert all(abs(s - signal) < signal / 2 for s in shares) and abs(np.mean(shares) - signal) < signal / 4
+    assert all(abs(s - share) < share / 2 for s in shares) and abs(np.mean(shares) - share) < share / 4
 
 
 @pytest.mark.parametrize("name,seed", [("clinic", 0), ("storyteller", 1), ("quiz", 2)])
@@ -53,14 +53,14 @@ def test_user_stream_is_clean_and_repeatable(name, seed):
     data = user_stream(USERS[name], ROWS, seed=seed)
     assert data == user_stream(USERS[name], ROWS, seed=seed)
     assert data.stream != user_stream(USERS[name], ROWS, seed=seed + 7).stream
-    tests = data.test_signal + data.test_rare + data.test_keep
-    assert min(map(len, (data.test_signal, data.test_rare, data.test_keep))) >= 60
-    assert max(len(data.test_signal), len(data.test_rare)) <= TEST_ROWS
-    assert not {dialogue_group(d) for d in tests} & {dialogue_group(d) for d in data.stream}
-    assert held_out(tests, data.stream) == tests
-    assert all(is_reserved(dialogue_group(d)) for d in tests + data.stream)
+    tests = data.test_signal + data.test_rare + data.test_retention
+    assert min(map(len, (data.test_signal, data.test_rare, data.test_retention))) >= 60
+    assert max(len(data.test_signal), len(data.test_rare)) <= MAX_TEST_ROWS
+    assert not {get_dialogue_group(d) for d in tests} & {get_dialogue_group(d) for d in data.stream}
+    assert remove_leaks(tests, data.stream) == tests
+    assert all(is_reserved(get_dialogue_group(d)) for d in tests + data.stream)
     rows = lambda found: [dict(prompt=d.prompt, response=d.response) for d in found]
-    assert leak_audit(rows(data.stream), rows(tests))["pairs_shared"] == 0
+    assert audit_leaks(rows(data.stream), rows(tests))["pairs_shared"] == 0
     assert all({"kind", "domain", "source", "licence"} <= set(d.labels) for d in tests + data.stream)
     assert {d.origin for d in tests} == {"user"} and {d.origin for d in data.stream} == {"model"}
     talk = [d for d in data.stream if d.labels["kind"] == "small talk"]
@@ -69,19 +69,19 @@ def test_user_stream_is_clean_and_repeatable(name, seed):
 
 def test_rows_that_are_not_reserved_stay_outside():
     seen = [row | dict(prompt=f"{row['prompt']} ({i})") for i, row in enumerate(ROWS) if row["source"] == "gsm8k"]
-    seen = [row for row in seen if not is_reserved(group_of(row))]
+    seen = [row for row in seen if not is_reserved(get_row_group(row))]
     assert len(seen) > 400
     assert user_stream(USERS["pupil"], ROWS + seen) == user_stream(USERS["pupil"], ROWS)
 
 
 def test_small_talk_is_never_a_users_own_subject():
     for user in USERS.values():
-        talk = [place for place, kind, _ in places_of(user) if kind == "small talk"]
-        assert talk and not {*user.signal, user.rare} & set(talk)
+        talk = [place for place, kind, _ in list_subjects(user) if kind == "small talk"]
+        assert talk and not {*user.signal_subjects, user.rare_subject} & set(talk)
 
 
-@pytest.mark.parametrize("wrong", [dict(signal=-0.1), dict(signal=0.9, rare=0.2), dict(seed=-1), dict(seed=10**12)])
-def test_what_a_user_stream_refuses(wrong):
+@pytest.mark.parametrize("wrong", [dict(signal_share=-0.1), dict(signal_share=0.99), dict(seed=-1), dict(seed=10**12)])
+def test_wrong_arguments_of_user_stream(wrong):
     with pytest.raises(InputError) as caught:
         user_stream(USERS["nurse"], ROWS, **wrong)
     assert caught.value.remedy

@@ -1,4 +1,4 @@
-"Who judges and who trains: lineages are never split; a judge remembers the best."
+"Validation: lineages are never split, and the best weights are kept."
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from scipy.stats import ttest_1samp
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.validation import BestAdapter, as_dialogues, check_dialogues, lineages, validation_split
+from personal_llm.tuning.training_loop import load_checkpoint, save_checkpoint
+from personal_llm.tuning.validation import BestAdapter, find_lineages, validation_split
 
 
 @st.composite
@@ -29,22 +30,22 @@ def families(draw):
 
 @given(st.integers(1, 30), st.floats(0, 0.9), st.integers(0, 5), st.data())
 @settings(max_examples=60, deadline=None)
-def test_children_of_what_judges_do_not_train(originals, share, seed, data):
+def test_children_of_validation_dialogues_do_not_train(originals, share, seed, data):
     family = [Dialogue(f"original {i}", "a") for i in range(originals)]
     family += [
         Dialogue(f"child {i}", "a", origin="synthetic", parents=(family[p].id,))
         for i, p in enumerate(data.draw(st.lists(st.integers(0, originals - 1), max_size=30)))
     ]
-    learn, judge = validation_split(family, share, seed)
-    held = {d.id for d in judge}
+    learn, validation = validation_split(family, share, seed)
+    held = {d.id for d in validation}
     count = min(max(4, round(share * originals)), originals - 1) if share and originals >= 16 else 0
-    assert len(judge) == count
+    assert len(validation) == count
     assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
-    assert [d for d in family if d.id in held] == judge and all(d.origin == "user" for d in judge)
+    assert [d for d in family if d.id in held] == validation and all(d.origin == "user" for d in validation)
 
 
 def components(dialogues):  # id -> all ids that are tied to it
-    "The naive twin of `lineages`: sets that are joined until nothing changes."
+    "The naive twin of `find_lineages`: sets that are joined until nothing changes."
     found = {d.id: {d.id, *d.parents} for d in dialogues}
     for _ in dialogues:
         for one in found.values():
@@ -57,14 +58,14 @@ def components(dialogues):  # id -> all ids that are tied to it
 @given(families(), st.floats(0, 0.99), st.integers(0, 5))
 @settings(max_examples=80, deadline=None)
 def test_lineages_are_not_split(dialogues, share, seed):
-    "No dialogue trains that descends from one that judges, or is an ancestor of one."
+    "No dialogue trains that descends from a validation dialogue or is an ancestor of one."
     learn, choose = validation_split(dialogues, share, seed)
     families = components(dialogues)
     held = {name for d in choose for name in families[d.id]}
     assert not held & {d.id for d in learn}, "a lineage on both sides"
     assert learn, "something must be left to learn from"
     assert all(d.origin != "synthetic" for d in choose) and [d for d in dialogues if d in learn] == learn
-    assert all(d in learn or d.id in held for d in dialogues), "nothing is lost but lineages that judge"
+    assert all(d in learn or d.id in held for d in dialogues), "nothing is lost but validation lineages"
     if share == 0:
         assert not choose
     again = validation_split(dialogues[::-1], share, seed)
@@ -82,16 +83,16 @@ def test_parents_in_a_circle_are_refused():
 
 
 def test_a_second_parent_ties_two_families():
-    "A dialogue may not train whose second parent judges."
+    "A dialogue may not train whose second parent validates."
     first = [Dialogue(f"Question {i}?", "a") for i in range(20)]
     second = [Dialogue(f"Other {i}?", "b") for i in range(20)]
     both = [
         a.derive(prompt=f"Both {a.prompt}", parents=(a.id, b.id), origin="synthetic") for a, b in zip(first, second)
     ]
     for seed in range(5):
-        learn, judge = validation_split(first + second + both, 0.5, seed)
-        held = {d.id for d in judge}
-        assert len(judge) == 20 and not any(held & {d.id, *d.parents} for d in learn)
+        learn, validation = validation_split(first + second + both, 0.5, seed)
+        held = {d.id for d in validation}
+        assert len(validation) == 20 and not any(held & {d.id, *d.parents} for d in learn)
 
 
 def test_names_of_lineages():
@@ -106,98 +107,100 @@ def test_names_of_lineages():
         make("y"),
         make("q", "z"),
     ]
-    assert lineages(rows) == ["gone", "gone", "b", "b", "b", "b", "b"]
+    assert find_lineages(rows) == ["gone", "gone", "b", "b", "b", "b", "b"]
     chain = [make(f"{i:05d}", f"{i + 1:05d}") for i in range(5000)]
-    assert set(lineages(chain)) == {"05000"}, "long chains are no recursion"
-
-
-@pytest.mark.parametrize(
-    "wrong", [["a"], [Dialogue("a", "b"), None], dict(prompt="a"), "text", (d for d in ()), None, 3]
-)
-def test_what_is_no_list_of_dialogues(wrong):
-    with pytest.raises(InputError, match="dialogue"):
-        check_dialogues(wrong)
-    check_dialogues((Dialogue("a", "b"),))
+    assert set(find_lineages(chain)) == {"05000"}, "long chains are no recursion"
 
 
 def test_finished():
-    judge, config = BestAdapter([], 0), TuningConfig(steps=6, patience=2)
-    assert not judge.finished(config)
-    judge.losses = {0: 3.0, 5: 2.0}
-    assert not judge.finished(config)
-    judge.waited = 2
-    assert judge.finished(config)
-    judge.losses, judge.waited = {0: 3.0, 6: 2.0}, 0
-    assert judge.finished(config)
-
-
-def test_what_is_used_up_by_a_look_is_refused():
-    "A generator of dialogues is no list of them; so is one of rows."
-    for rows in ((d for d in [Dialogue("a", "b")]), iter([dict(prompt="a", response="b")])):
-        with pytest.raises(InputError, match="is no list of dialogues") as caught:
-            as_dialogues(rows)
-        assert caught.value.remedy == "give a list"
+    best, config = BestAdapter([], 0), TuningConfig(steps=6, patience=2)
+    assert not best.is_finished(config)
+    best.losses = {0: 3.0, 5: 2.0}
+    assert not best.is_finished(config)
+    best.checks_without_gain = 2
+    assert best.is_finished(config)
+    best.losses, best.checks_without_gain = {0: 3.0, 6: 2.0}, 0
+    assert best.is_finished(config)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.integers(1, 7))
 @settings(max_examples=60, deadline=None)
 def test_a_start_is_left_for_a_sure_gain_only(gains, look):
     "A twin by the t test's p: what is kept is better than the start at this look's part of a fifth."
-    judge = BestAdapter([], 0, sure=True)
-    judge.losses, judge.first = {step: 0.0 for step in range(look + 1)}, [2.0] * len(gains)
-    judge.rates = [2.0 - gain for gain in gains]
-    found = np.subtract(judge.first, judge.rates)
+    best = BestAdapter([], 0, must_beat_start=True)
+    best.losses, best.first_sample_losses = {step: 0.0 for step in range(look + 1)}, [2.0] * len(gains)
+    best.sample_losses = [2.0 - gain for gain in gains]
+    found = np.subtract(best.first_sample_losses, best.sample_losses)
     if found.std() > 1e-6:
         p = ttest_1samp(found, 0, alternative="greater").pvalue
-        assert judge.counts() == (p < 0.2 / (look * (look + 1)))
-    assert BestAdapter([], 0).counts(), "from nothing any gain counts"
+        assert best.is_acceptable() == (p < 0.2 / (look * (look + 1)))
+    assert BestAdapter([], 0).is_acceptable(), "from nothing any gain counts"
 
 
-def test_one_judge_is_never_sure():
-    judge = BestAdapter([], 0, sure=True)
-    judge.losses, judge.first, judge.rates = {0: 2.0, 5: 1.0}, [2.0], [1.0]
-    assert not judge.counts()
+def test_one_validation_dialogue_is_never_enough():
+    best = BestAdapter([], 0, must_beat_start=True)
+    best.losses, best.first_sample_losses, best.sample_losses = {0: 2.0, 5: 1.0}, [2.0], [1.0]
+    assert not best.is_acceptable()
 
 
-class Told(BestAdapter):
+class PlannedChecks(BestAdapter):
     "Judges by lists: the rates of six dialogues at each look."
 
     given = ()
 
-    def loss(self, adapted):
-        self.rates = self.given[len(self.losses)]
-        return float(np.mean(self.rates))
+    def compute_loss(self, adapted):
+        self.sample_losses = self.given[len(self.losses)]
+        return float(np.mean(self.sample_losses))
 
 
 def test_what_is_not_sure_is_looked_at_and_not_kept(tmp_path):
     "The lowest loss is chance, a higher one is sure; patience counts from the lowest; a stopped run goes on the same."
-    module, judge = torch.nn.Linear(1, 1, bias=False), Told([], 0, sure=True)
+    module, best = torch.nn.Linear(1, 1, bias=False), PlannedChecks([], 0, must_beat_start=True)
+    weights = dict(module.named_parameters())
+    optimiser = torch.optim.AdamW(weights.values())
     rows = [[2.0] * 6, [0.0, 2.0, 2.0, 2.0, 2.0, 2.0], [1.9, 1.8, 1.9, 1.8, 1.9, 1.8], [2.0] * 6]
-    Told.given = rows
+    PlannedChecks.given = rows
     for step in range(4):
         module.weight.data.fill_(step)
-        judge.look(module, step)
+        best.run_check(module, step)
         if step == 2:
-            judge.save(tmp_path)
-    judge.restore(module)
-    assert judge.best == pytest.approx(1.85) and module.weight.item() == 2 and judge.waited == 2
-    again = Told([], 0, sure=True)
-    again.load(tmp_path)
-    again.look(module, 3)
-    assert again.losses == judge.losses and again.best == judge.best and again.first == judge.first
-    lenient = Told([], 0)
+            save_checkpoint(tmp_path, step, weights, optimiser, best)
+    best.restore(module)
+    assert best.best_loss == pytest.approx(1.85) and module.weight.item() == 2 and best.checks_without_gain == 2
+    again = PlannedChecks([], 0, must_beat_start=True)
+    assert load_checkpoint(tmp_path, weights, optimiser, again) == 2
+    module.weight.data.fill_(3)
+    again.run_check(module, 3)
+    assert (
+        again.losses == best.losses
+        and again.best_loss == best.best_loss
+        and again.first_sample_losses == best.first_sample_losses
+    )
+    lenient = PlannedChecks([], 0)
     for step in range(4):
-        lenient.look(module, step)
-    assert lenient.best == pytest.approx(5 / 3)
+        lenient.run_check(module, step)
+    assert lenient.best_loss == pytest.approx(5 / 3)
 
 
 @pytest.mark.parametrize("ratio, looks", [(1.4, 0), (2.0, 1), (2.6, 2), (3.1, 3)])
 def test_later_looks_ask_for_more(ratio, looks):
     "Six gains, their mean so many standard errors; 1.48, 2.34, 2.91 and 3.36 are asked for (Student)."
     gains = ratio / 5**0.5 + np.array([1, -1, 1, -1, 1, -1])
-    judge = BestAdapter([], 0, sure=True)
-    judge.first, judge.rates, found = [9.0] * 6, (9 - gains).tolist(), []
+    best = BestAdapter([], 0, must_beat_start=True)
+    best.first_sample_losses, best.sample_losses, found = [9.0] * 6, (9 - gains).tolist(), []
     for look in range(1, 5):
-        judge.losses = dict.fromkeys(range(look + 1), 9.0)
-        found.append(judge.counts())
+        best.losses = dict.fromkeys(range(look + 1), 9.0)
+        found.append(best.is_acceptable())
     assert found == [look < looks for look in range(4)]
+
+
+def test_only_the_users_answers_validate():
+    "Uncorrected replies of the model train, and never validate."
+    users = [Dialogue(f"Question {i}?", "a") for i in range(16)]
+    models = [Dialogue(f"Other {i}?", "b", origin="model") for i in range(40)]
+    corrected = [models[i].derive(response="c", origin="annotated") for i in range(4)]
+    for seed in range(3):
+        training, validation = validation_split(users + models + corrected, 0.5, seed)
+        assert len(validation) == 10 and all(d.origin in ("user", "annotated") for d in validation)
+        assert not {d.id for d in training} & {p for d in validation for p in d.parents}
+    assert validation_split(models, 0.5)[1] == []

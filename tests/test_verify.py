@@ -23,9 +23,9 @@ from libraries import (
     weights_and_sum,
     words,
 )
-from personal_llm.start.gradient import sketch
-from personal_llm.start.library import Library
-from personal_llm.start.verify import ODD, Problem, change_size, size_problems
+from personal_llm.selection.gradient_match import load_sketch
+from personal_llm.selection.library import Library
+from personal_llm.selection.verify import MAX_SIZE_RATIO, LibraryProblem, compute_update_norm, find_size_problems
 from tiny import shared, tiny
 
 
@@ -52,7 +52,7 @@ def look(root, model=None):
     found = [p for p in Library(root).verify(model) if p.name != "sketch-8.npy"]
     assert files(root) == before
     for problem in found:
-        assert isinstance(problem, Problem) and problem.what and problem.remedy
+        assert isinstance(problem, LibraryProblem) and problem.problem and problem.remedy
         assert not set("\x1b\n\u202e") & set("".join(problem))
     return found
 
@@ -80,29 +80,34 @@ def test_every_problem_is_named(root):
 # ---- scale
 
 
-@pytest.mark.parametrize("factor", [1e-3, 1 / (4 * ODD), 4 * ODD, 1e6])
+@pytest.mark.parametrize("factor", [1e-3, 1 / (4 * MAX_SIZE_RATIO), 4 * MAX_SIZE_RATIO, 1e6])
 def test_a_change_that_is_scaled_is_found(root, factor):
     weights_and_sum(root / "b", lambda name, tensor: tensor * factor if "lora_B" in name else tensor)
     (problem,) = look(root)
-    assert problem.name == "b" and "size" in problem.what
+    assert problem.name == "b" and "size" in problem.problem
 
 
 def test_a_change_that_is_scaled_by_its_settings_is_found(root):
     settings_and_sum(root / "c", lora_alpha=999)
     (problem,) = look(root)
-    assert problem.name == "c" and "lora_alpha / r" in problem.what
+    assert problem.name == "c" and "lora_alpha / r" in problem.problem
 
 
 def test_an_adapter_that_changes_nothing_is_found(root):
     weights_and_sum(root / "b", lambda name, tensor: tensor * 0 if "lora_B" in name else tensor)
     (problem,) = look(root)
-    assert problem == Problem("b", "its adapter changes nothing", "remove it")
+    assert problem == LibraryProblem("b", "its adapter changes nothing", "remove it")
 
 
 def test_sizes_that_differ_as_pllms_do_are_no_problem():
     fine = {str(i): size for i, size in enumerate((3.0, 5.0, 6.0, 8.0, 20.0))}
-    assert [*size_problems(fine)] == [] == [*size_problems({})] == [*size_problems(dict(a=1.0, b=1e9))]
-    odd = [p.name for p in size_problems(fine | dict(loud=6 * ODD * 1.01, quiet=5 / ODD * 0.9, none=0.0))]
+    assert [*find_size_problems(fine)] == [] == [*find_size_problems({})] == [*find_size_problems(dict(a=1.0, b=1e9))]
+    odd = [
+        p.name
+        for p in find_size_problems(
+            fine | dict(loud=6 * MAX_SIZE_RATIO * 1.01, quiet=5 / MAX_SIZE_RATIO * 0.9, none=0.0)
+        )
+    ]
     assert odd == ["loud", "quiet", "none"]
 
 
@@ -111,7 +116,7 @@ def test_the_size_is_that_of_the_whole_change(root):
     tensors = load_file(root / "b" / "adapter_model.safetensors")
     scale = config["lora_alpha"] / config["r"]
     changes = [scale * tensors[n.replace("lora_A", "lora_B")] @ A for n, A in tensors.items() if "lora_A" in n]
-    assert change_size(root / "b") == pytest.approx(sum((c**2).sum() for c in changes) ** 0.5, rel=1e-5)
+    assert compute_update_norm(root / "b") == pytest.approx(sum((c**2).sum() for c in changes) ** 0.5, rel=1e-5)
 
 
 # ---- what is said of samples
@@ -121,7 +126,7 @@ def test_the_size_is_that_of_the_whole_change(root):
 def test_samples_that_cannot_be_are_found(root, samples):
     edit(root / "b" / "card.json", samples=samples)
     (problem,) = look(root)
-    assert problem.name == "b" and "samples" in problem.what
+    assert problem.name == "b" and "samples" in problem.problem
 
 
 # ---- links and paths
@@ -134,7 +139,7 @@ def test_a_link_at_the_top_is_found(root, name, tmp_path):
     (root / name).rename(tmp_path / name)
     (root / name).symlink_to(tmp_path / name)
     (problem,) = look(root)
-    assert problem.name == name and "link" in problem.what
+    assert problem.name == name and "link" in problem.problem
 
 
 def test_stray_links_at_the_top_are_found(root):
@@ -149,7 +154,7 @@ def test_stray_links_at_the_top_are_found(root):
 def test_a_path_in_the_settings_is_found(root, path):
     settings_and_sum(root / "b", base_model_name_or_path=path)
     (problem,) = look(root)
-    assert problem.name == "b" and "path" in problem.what
+    assert problem.name == "b" and "path" in problem.problem
     settings_and_sum(root / "b", base_model_name_or_path="HuggingFaceTB/SmolLM2-135M")
     assert names(root) == []
 
@@ -157,7 +162,7 @@ def test_a_path_in_the_settings_is_found(root, path):
 def test_code_in_the_settings_is_found(root):
     settings_and_sum(root / "b", auto_mapping=dict(base_model_class="x", parent_library="os"))
     (problem,) = look(root)
-    assert problem.name == "b" and "code" in problem.what
+    assert problem.name == "b" and "code" in problem.problem
 
 
 def test_a_folder_of_another_case_is_found(root):
@@ -172,7 +177,7 @@ def test_a_folder_of_another_case_is_found(root):
 def test_words_with_escapes_are_found(root):
     edit(root / "space.json", words=["loud", "qui\x1b[2Jet"])
     (problem,) = look(root)
-    assert problem.name == "space.json" and r"\x1b[2J" in problem.what
+    assert problem.name == "space.json" and r"\x1b[2J" in problem.problem
 
 
 def test_names_on_the_disk_reach_no_terminal(root):
@@ -186,7 +191,7 @@ def test_names_on_the_disk_reach_no_terminal(root):
 
 @pytest.fixture
 def sketched(root):
-    sketch(Library(root))
+    load_sketch(Library(root))
     return root
 
 
@@ -194,7 +199,7 @@ def sketch_fault(root):
     "What is found of the sketch, and nothing else is."
     found = Library(root).verify()
     assert [p.name for p in found] == ["sketch-8.npy"] and found[0].remedy
-    return found[0].what
+    return found[0].problem
 
 
 def turn(root, change):
@@ -294,9 +299,9 @@ def test_rows_that_are_not_finite(sketched):
     rows = np.load(sketched / "index.npy")
     rows[1, 2] = np.nan
     rewrite(sketched, rows)
-    for library in (Library(sketched), Library(sketched, skip_bad=True)):
+    for library in (Library(sketched), Library(sketched, skip_invalid=True)):
         (problem,) = library.verify()
-        assert problem.name == "b" and "finite" in problem.what
+        assert problem.name == "b" and "finite" in problem.problem
 
 
 def test_rows_that_are_not_the_cards(root):
@@ -309,7 +314,7 @@ def test_rows_that_are_not_the_cards(root):
 def test_an_explanation_that_cannot_be_read(root):
     edit(root / "b" / "card.json", explanation=dict(words=["loud"]))
     (problem,) = look(root)
-    assert problem.name == "b" and "explanation" in problem.what
+    assert problem.name == "b" and "explanation" in problem.problem
 
 
 def test_with_a_model(root, tmp_path):

@@ -12,12 +12,12 @@ from peft import PeftModel
 from libraries import four, small, stand_in
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.factors import concatenate_factors, factors
+from personal_llm.base.factors import concatenate_factors, read_factors
 from personal_llm.base.models import Model
-from personal_llm.start import warm_start as module
-from personal_llm.start.merging import ROW
-from personal_llm.start.ranking import BASE, Ranking
-from personal_llm.start.warm_start import adapter_for, better_weights, start_of, warm_start
+from personal_llm.selection import warm_start as module
+from personal_llm.selection.merging import START_ROW_NORM
+from personal_llm.selection.ranking import BASE_NAME, Ranking
+from personal_llm.selection.warm_start import build_start_adapter, choose_start_weights, get_start_adapter, warm_start
 from personal_llm.tuning.config import TuningConfig
 from tiny import random_adapter, shared, tiny
 
@@ -42,7 +42,7 @@ class Said(SimpleNamespace):
     def __str__(self):
         return "mostly *concise*"
 
-    def bare(self):
+    def without_quotations(self):
         return self
 
     def to_dict(self):
@@ -50,12 +50,12 @@ class Said(SimpleNamespace):
 
 
 class Stages:
-    "Stand-ins for explain, select, mixture_loss and combine that write down what they were given."
+    "Stand-ins for explain, select, measure_mixture_loss and combine_adapters that write down what they were given."
 
     def __init__(self, patch, best="a", weights=(), mixture=9.0, losses=(("a", 2.0), ("b", 2.5))):
         self.calls, self.mixture = [], mixture
         self.best, self.weights, self.losses = best, dict(weights), dict(losses)
-        for name in ("explain", "select", "mixture_loss", "combine"):
+        for name in ("explain", "select", "measure_mixture_loss", "combine_adapters"):
             patch.setattr(module, name, getattr(self, name))
 
     def explain(self, model, dialogues, space, seed, vocabulary, replies):
@@ -79,19 +79,19 @@ class Stages:
             library,
         )
 
-    def mixture_loss(self, model, library, weights, dialogues):
+    def measure_mixture_loss(self, model, library, weights, dialogues):
         self.calls.append(("loss", dict(weights), len(dialogues)))
         model.cost.forward += len(dialogues)
         return self.mixture
 
-    def combine(self, library, weights, out, rank):
+    def combine_adapters(self, library, weights, out, rank):
         assert rank == TuningConfig.rank, "a start is no larger than a fresh adapter"
         self.calls.append(("combine", dict(weights), out))
         return Adapter(Path(out or "temporary"), "base", tuple(weights))
 
 
 class Fake:
-    spending = Model.spending
+    track_cost = Model.track_cost
 
     def __init__(self):
         self.cost = Cost()
@@ -165,26 +165,26 @@ def ranking(library, best=None, weights=(), **more):
 
 
 def test_start_of_a_ranking(library, tmp_path):
-    assert start_of(ranking(library)) is None, "nobody helps"
-    assert start_of(ranking(library, "b")) == library.path / "b"
-    assert start_of(ranking(library, "b", dict(a=0.5, b=0.5))) == library.path / "b", "the best stands first"
-    merged = start_of(ranking(library, None, dict(a=0.5, c=0.25)), tmp_path / "m")
+    assert get_start_adapter(ranking(library)) is None, "nobody helps"
+    assert get_start_adapter(ranking(library, "b")) == library.path / "b"
+    assert get_start_adapter(ranking(library, "b", dict(a=0.5, b=0.5))) == library.path / "b", "the best stands first"
+    merged = get_start_adapter(ranking(library, None, dict(a=0.5, c=0.25)), tmp_path / "m")
     assert merged.parents == ("a", "c") and merged.path == tmp_path / "m"
-    with shared("llama").using(merged):
+    with shared("llama").use_adapter(merged):
         pass
-    assert start_of(ranking(None)) is None
+    assert get_start_adapter(ranking(None)) is None
     with pytest.raises(InputError, match="library") as error:
-        start_of(ranking(None, "b"))
+        get_start_adapter(ranking(None, "b"))
     assert error.value.remedy == "select again"
 
 
 def test_an_adapter_for_weights(library, tmp_path):
-    assert adapter_for(library, {}) is None
-    assert adapter_for(library, dict(a=1.0)) == library.path / "a"
-    half = adapter_for(library, dict(a=0.5), tmp_path / "m")
+    assert build_start_adapter(library, {}) is None
+    assert build_start_adapter(library, dict(a=1.0)) == library.path / "a"
+    half = build_start_adapter(library, dict(a=0.5), tmp_path / "m")
     assert half.parents == ("a",) and half.path == tmp_path / "m", "half of one is not that one"
     with pytest.raises(InputError, match="'z'"):
-        adapter_for(library, dict(z=1.0))
+        build_start_adapter(library, dict(z=1.0))
 
 
 def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
@@ -193,32 +193,32 @@ def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
     made = {name: random_adapter(model, tmp_path / name, 4, seed=i) for i, name in enumerate("abcde")}
     many = {name: SimpleNamespace(adapter=folder) for name, folder in made.items()}
     weights = dict(zip("abcde", (0.9, -0.2, 0.1, 0.05, 0.02)))
-    start = adapter_for(many, weights, tmp_path / "start")
-    pairs = factors(start.path)
+    start = build_start_adapter(many, weights, tmp_path / "start")
+    pairs = read_factors(start.path)
     assert {len(A) for A, _ in pairs.values()} == {TuningConfig.rank}
-    exact = concatenate_factors([(factors(one.adapter), weights[name]) for name, one in many.items()])
+    exact = concatenate_factors([(read_factors(one.adapter), weights[name]) for name, one in many.items()])
     for name, (A, B) in pairs.items():
-        assert torch.allclose(A.norm(dim=1), torch.tensor(ROW)), "every row is as long"
+        assert torch.allclose(A.norm(dim=1), torch.tensor(START_ROW_NORM)), "every row is as long"
         whole = exact[name][1] @ exact[name][0]
         U, s, V = torch.linalg.svd(whole)
         assert torch.allclose(B @ A, (U[:, :8] * s[:8]) @ V[:8], atol=1e-4), "the nearest of that rank"
-    few = adapter_for(many, dict(a=0.5, b=0.5), tmp_path / "few")
-    pairs = factors(few.path)
-    halves = concatenate_factors([(factors(many[name].adapter), 0.5) for name in "ab"])
+    few = build_start_adapter(many, dict(a=0.5, b=0.5), tmp_path / "few")
+    pairs = read_factors(few.path)
+    halves = concatenate_factors([(read_factors(many[name].adapter), 0.5) for name in "ab"])
     assert all(torch.allclose(B @ A, halves[m][1] @ halves[m][0], atol=1e-4) for m, (A, B) in pairs.items()), "exact"
     bare = tiny("llama")
     bare.model = PeftModel.from_pretrained(bare.model, str(start.path)).eval()
-    with model.using(start):
+    with model.use_adapter(start):
         assert np.allclose(model.nll(MINE), bare.nll(MINE), rtol=1e-5)
 
 
 def test_the_true_loss_decides(library, tmp_path):
     "Against the losses that a reader would measure by hand, with nothing replaced."
     model = shared("llama")
-    losses = {name: module.mixture_loss(model, library, {name: 1.0}, MINE) for name in "ab"}
+    losses = {name: module.measure_mixture_loss(model, library, {name: 1.0}, MINE) for name in "ab"}
     shares = dict(a=0.05, b=0.05)
-    mixed = module.mixture_loss(model, library, shares, MINE)
+    mixed = module.measure_mixture_loss(model, library, shares, MINE)
     best = min(losses, key=losses.get)
-    found = ranking(library, best, shares, losses={BASE: 9.0} | losses)
-    assert better_weights(model, found, MINE) == (shares if mixed < losses[best] else {best: 1.0})
+    found = ranking(library, best, shares, losses={BASE_NAME: 9.0} | losses)
+    assert choose_start_weights(model, found, MINE) == (shares if mixed < losses[best] else {best: 1.0})
     assert mixed != losses[best]

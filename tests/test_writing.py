@@ -1,4 +1,4 @@
-"Our own files: written in one step, read back equal, and strictly."
+"Our own files: written in one step, read back equal, and checked strictly."
 
 import json
 import string
@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import ORIGINS, Dialogue, InputError
-from personal_llm.data.formats import LONGEST_TEXT, Conversation, dialogues_of
+from personal_llm.data.formats import MAX_TURN_CHARACTERS, ParsedConversation, split_into_dialogues
 from personal_llm.data.reading import read_dialogues
-from personal_llm.data.writing import in_a_circle, write_dialogues
+from personal_llm.data.writing import find_cyclic_ids, write_dialogues
 
 ROW = dict(id="1", prompt="Hi", response="Hello", origin="user")
 
@@ -21,7 +21,9 @@ def save(path, rows):
 
 
 def talk(turns, name="turn"):
-    return dialogues_of(Conversation([(("user", "assistant")[i % 2], f"{name} {i}") for i in range(turns)]))[0]
+    return split_into_dialogues(
+        ParsedConversation([(("user", "assistant")[i % 2], f"{name} {i}") for i in range(turns)])
+    )[0]
 
 
 def one(id, *parents):
@@ -108,8 +110,8 @@ def test_half_surrogates_are_written_as_question_marks(tmp_path):
 
 
 BAD = [
-    (dict(id=["1"]), "id is list"),
-    (dict(id=1), "id is int"),
+    (dict(id=["1"]), "id is .*give text"),
+    (dict(id=1), "id is 1; give text"),
     (dict(prompt=3), "prompt is int"),
     (dict(prompt=" "), "empty prompt"),
     (dict(origin="dream"), "origin"),
@@ -121,8 +123,8 @@ BAD = [
     (dict(time="noon"), "time"),
     (dict(time=True), "time"),
     (dict(time=float("nan")), "time"),
-    (dict(time=10**400), "wrong kind"),
-    (dict(labels=["a"]), "labels are list"),
+    (dict(time=10**400), "the time is 1000"),
+    (dict(labels=["a"]), "labels is .*give names and values"),
     (dict(labels=dict(group=["a"])), "label group is list"),
     (dict(labels=dict(group=3)), "label group is int"),
     (dict(labels=dict(source=dict(a=1))), "label source is dict"),
@@ -140,43 +142,48 @@ BAD = [
 
 
 @pytest.mark.parametrize("wrong,words", BAD, ids=lambda value: str(value)[:30])
-def test_what_others_rely_on_is_checked(tmp_path, wrong, words):
+def test_saved_fields_are_checked(tmp_path, wrong, words):
     path = save(tmp_path / "a.jsonl", [ROW | dict(id="0"), ROW | wrong])
     with pytest.raises(InputError, match=words) as caught:
         read_dialogues(path)
-    assert f"{path} line 2:" in caught.value.what and "--skip-bad" in caught.value.remedy
-    found = read_dialogues(path, skip_bad=True)
+    assert f"{path} line 2:" in caught.value.problem and "--skip-invalid" in caught.value.remedy
+    found = read_dialogues(path, skip_invalid=True)
     assert [d.id for d in found] == ["0"] and [line for line, _ in found.skipped] == [2]
 
 
-def test_parents_in_a_circle_are_refused(tmp_path):
+def test_cycles_of_parents_are_refused(tmp_path):
     rows = [
         ROW | dict(id="a", parents=["b"]),
         ROW | dict(id="b", parents=["a"]),
         ROW | dict(id="c", parents=["elsewhere"]),
     ]
     path = save(tmp_path / "a.jsonl", rows)
-    with pytest.raises(InputError, match="line 1: its parents run in a circle"):
+    with pytest.raises(InputError, match="line 1: its parents form a cycle"):
         read_dialogues(path)
-    found = read_dialogues(path, skip_bad=True)
+    found = read_dialogues(path, skip_invalid=True)
     assert [d.id for d in found] == ["c"] and [line for line, _ in found.skipped] == [1, 2]
 
 
-def test_circles():
-    assert in_a_circle([one("a", "c"), one("b", "a"), one("c", "b"), one("d", "c"), one("e")]) == {"a", "b", "c", "d"}
-    assert in_a_circle([one(str(i), str(i + 1)) for i in range(50_000)]) == set()
+def test_cyclic_ids():
+    assert find_cyclic_ids([one("a", "c"), one("b", "a"), one("c", "b"), one("d", "c"), one("e")]) == {
+        "a",
+        "b",
+        "c",
+        "d",
+    }
+    assert find_cyclic_ids([one(str(i), str(i + 1)) for i in range(50_000)]) == set()
     ring = [one(str(i), str((i + 1) % 50_000)) for i in range(50_000)]
-    assert len(in_a_circle(ring)) == 50_000
-    assert in_a_circle([one("a", "x"), one("a", "y")]) == set(), "the same id twice"
+    assert len(find_cyclic_ids(ring)) == 50_000
+    assert find_cyclic_ids([one("a", "x"), one("a", "y")]) == set(), "the same id twice"
 
 
 def test_a_row_that_goes_on_after_a_bad_one_is_bad(tmp_path):
     rows = [ROW | dict(id="0"), ROW | dict(origin="dream"), ROW | dict(id="2", after="1")]
-    found = read_dialogues(save(tmp_path / "a.jsonl", rows), skip_bad=True)
+    found = read_dialogues(save(tmp_path / "a.jsonl", rows), skip_invalid=True)
     assert [line for line, _ in found.skipped] == [2, 3]
 
 
 def test_long_texts_are_cut_and_counted(tmp_path):
-    long = "x" * (LONGEST_TEXT + 1)
+    long = "x" * (MAX_TURN_CHARACTERS + 1)
     found = read_dialogues(save(tmp_path / "a.jsonl", [ROW | dict(response=long, history=[["user", long]])]))
-    assert found.cut == 2 and len(found[0].response) == len(found[0].history[0][1]) == LONGEST_TEXT
+    assert found.num_truncated == 2 and len(found[0].response) == len(found[0].history[0][1]) == MAX_TURN_CHARACTERS

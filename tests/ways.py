@@ -9,11 +9,12 @@ import numpy as np
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.xpert import explanation, fitting, space, style
-from personal_llm.xpert.explanation import read_panels
-from personal_llm.xpert.fitting import fit_space, measure_nats
-from personal_llm.xpert.space import join_blocks
-from personal_llm.xpert.style import shifts
+from personal_llm.explanation import explanation, space, style
+from personal_llm.recipes import space_fitting as fitting
+from personal_llm.explanation.explanation import prepare_probes
+from personal_llm.recipes.space_fitting import fit_space, measure_nats_per_unit
+from personal_llm.explanation.space import concatenate_blocks
+from personal_llm.explanation.style import style_shifts
 from tiny import shared
 
 SUBJECTS = ("river", "engine", "garden", "letter", "window", "market", "winter", "bridge", "doctor", "island")
@@ -49,13 +50,13 @@ class Letters:
     @classmethod
     def instead_of_the_encoder(cls, patch):
         for room in (space, explanation, fitting):
-            patch.setattr(room, "pocket_encoder", lambda: cls)
-        patch.setattr(space, "own_encoder", lambda: "letters")
-        patch.setattr(style, "REPLY_TOKENS", 8)
+            patch.setattr(room, "load_pocket_encoder", lambda: cls)
+        patch.setattr(space, "pocket_encoder_id", lambda: "letters")
+        patch.setattr(style, "MAX_RESPONSE_TOKENS", 8)
 
     @classmethod
     def shifts(cls, model, dialogues, seed=0):
-        return join_blocks(shifts(model, cls, dialogues, seed))
+        return concatenate_blocks(style_shifts(model, cls, dialogues, seed))
 
 
 @lru_cache(None)
@@ -76,6 +77,6 @@ def space_of(model):  # a `StyleSpace`
     "Fitted on loud, brief and plain texts; the unit is measured on two pLLMs with seeds of their own."
     ways = {"loud": (spoken(LOUD, 20, first=20), None), "brief": (spoken(BRIEF, 20, first=40), None)}
     found = fit_space(model, ways, {"long": {"@log words": 1}}, spoken(str, 24), components=2, progress=False)
-    panels = read_panels(model, found, [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?"])
+    panels = prepare_probes(model, found, [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?"])
     known = [(tuned(name, 7), spoken(way, 16, first=100)) for name, way in (("loud", LOUD), ("brief", BRIEF))]
-    return fitting.replace(found, nats_per_unit=measure_nats(model, found, panels, known))
+    return fitting.replace(found, nats_per_unit=measure_nats_per_unit(model, found, panels, known))

@@ -233,16 +233,16 @@ def run_notebook(driver, lab: tuple, path: str, figures: int) -> tuple:  # (faul
 TALK = """
 from personal_llm import Buffer, TuningConfig, load_model
 from personal_llm.app.chat import ChatWidget
-from personal_llm.device.conversation import Conversation
-from personal_llm.sdss.asking import Active
-settings = dict(synthetic=0, rehearsal=32, config=TuningConfig(steps=40))
-talk = Conversation(load_model("pocket"), "me", buffer=Buffer(8, Active(horizon=12)), **settings)
+from personal_llm.device.conversation import ChatSession
+from personal_llm.buffer.policies import get_policy
+settings = dict(synthetic=0, replay=32, config=TuningConfig(steps=40))
+talk = ChatSession(load_model("pocket"), "me", buffer=Buffer(8, get_policy("active", horizon=12)), **settings)
 ChatWidget(talk)
 """
 LOSS = """
 corrected = [d for d in talk.me.buffer.dialogues if d.origin == "annotated"]
 for adapter in (None, talk.me.adapter):
-    with talk.model.using(adapter):
+    with talk.model.use_adapter(adapter):
         nats, tokens = talk.model.nll(corrected).sum(0)
     print(f"{nats / tokens:.3f}")
 """
@@ -312,7 +312,7 @@ def correct_until(driver, corrections: int) -> list:  # of turns
             if corrected == 1:
                 driver.save_screenshot(str(SHOTS / "chat_asks.png"))
             write(driver, "what you would", f"Dear friend, keep your {part} warm and rest. I will call you tonight.")
-            press(driver, "I would have liked this")
+            press(driver, "I would prefer this")
             until(lambda: not driver.execute_script(TURN)["asks"], 30, "the question stays although it was answered")
         if corrected == corrections:
             return turns
@@ -321,7 +321,7 @@ def correct_until(driver, corrections: int) -> list:  # of turns
 
 def learn(driver) -> tuple:  # (loss before, loss after, the turn meanwhile)
     "Let it learn while the talk goes on."
-    press(driver, "Learn now")
+    press(driver, "Train now")
     until(lambda: "in the background" in driver.execute_script(TURN)["log"], 30, "it does not learn")
     meanwhile = take_turn(driver, "What did you do at the weekend?")
     line = r"learned: .*?([\d.]+) -> ([\d.]+) nats a token"
@@ -338,7 +338,7 @@ def show_widget(driver) -> None:
 
 def show_parts(driver) -> list:  # lines, what is wrong
     "Look at each part of the panel, and take a picture of it."
-    for name in ("Kept", "Scores", "Style", "Learning"):
+    for name in ("Buffer", "Scores", "Style", "Training"):
         press(driver, name)
         time.sleep(1)
         until(lambda: driver.execute_script(IDLE), 60, f"{name} is not drawn")

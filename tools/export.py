@@ -14,7 +14,7 @@ WIDTH = 120  # characters
 
 
 def wrapped(found: re.Match) -> str:
-    "The list of public names in lines of at most `WIDTH` characters."
+    "The list of public names in lines of at most `HIDDEN_SIZE` characters."
     names = ", ".join(re.findall(r"'[^']+'", found[0]))
     start = "__all__ = ["
     return textwrap.fill(start + names + "]", WIDTH, subsequent_indent=" " * len(start), break_long_words=False)

@@ -1,62 +1,157 @@
-"""What the site needs beside the notebooks: the order of the pages, the tables of names, links between notebooks.
+"""What the site is made of: the notebooks as Markdown, a page for each part, the reference, formulas and diagrams.
 
 make docs        # mkdocs reads mkdocs.yml, which names this file as its hooks
 """
 
-import ast, json, re, shutil, tempfile
+import ast, json, re, shutil, subprocess, tarfile, tempfile
+from html import escape
 from pathlib import Path
 
+import nbformat
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
-ACTS = {  # folder of nbs -> its heading, in reading order
-    "tutorials": "Tutorials",
-    "0_base": "0 · Base",
-    "1_data": "1 · Data",
-    "2_sdss": "2 · What is kept",
-    "3_tuning": "3 · Tuning",
-    "4_xpert": "4 · What is said",
-    "5_start": "5 · Where it starts",
-    "6_device": "6 · On the device",
-    "7_runtimes": "7 · Other places where it runs",
-    "8_app": "8 · Commands",
-    "experiments": "Experiments",
-    "course": "Course",
-    "recipes": "Recipes",
+PARTS = {  # folder of nbs -> (heading, sentence), in reading order
+    "tutorials": ("Tutorials", "Each tutorial does one job, from the first minute to a model of your own."),
+    "0_base": ("0 · Base", "What the package stands on: dialogues, models, tokens, adapters and files."),
+    "1_data": ("1 · Data", "Chats are read, split and streamed; simulated people stand in for real ones."),
+    "2_buffer": (
+        "2 · Buffer",
+        "The policy scores dialogues, keeps a few, asks rarely, and the model rewrites prompts.",
+    ),
+    "3_tuning": ("3 · Tuning", "LoRA by hand, one training loop, validation, and what a fine-tune is worth."),
+    "4_explanation": ("4 · Explanation", "A person's or a model's style, in words and numbers."),
+    "5_selection": ("5 · Selection", "Which personalised model to start from, or none."),
+    "6_device": ("6 · Device", "The loop on the device: what it stores, when it asks, how it forgets."),
+    "7_runtimes": ("7 · Runtimes", "Other places where it runs: a phone, a cluster, an idle machine."),
+    "8_app": ("8 · App", "The command line, the chat and the demo."),
+    "experiments": ("Experiments", "Each experiment asks one question and answers it with a table and a figure."),
+    "course": ("Course", "Eight lessons with exercises that check themselves."),
+    "recipes": ("Recipes", "How everything that ships was made."),
 }
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # of the top, which become pages
-PAPERS = ("LICENSE", "NOTICE", "CITATION.cff")
+PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")  # of the top, which become pages
+PLAIN_FILES = ("LICENSE", "NOTICE", "CITATION.cff")
+ACTS = [name for name in PARTS if re.match(r"\d_", name)]
+SCRIPTS = {  # name in the site -> (npm package, file in it); no Python package carries them
+    "mermaid.js": ("mermaid@11.12.0", "dist/mermaid.min.js"),  # draws the diagrams
+    "iframe-worker.js": ("iframe-worker@1.0.4", "shim/index.js"),  # the search of a page opened from a folder
+}
+SHIM = "https://unpkg.com/iframe-worker/shim"  # where the theme would fetch the second one
+MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$([^$\n]+?(?:\n[^$\n]+?)?)\$(?!\w)", re.DOTALL)
+FENCED = re.compile(r"(^```.*?^```|^~~~.*?^~~~|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
+EXPORTER = MarkdownExporter()
+FORMULAS = []  # MathML; the text holds `FORMULA0X` in its place until the page is made
 
 
-def title_of(notebook: Path) -> str:
-    "The first heading, or the name."
+def visible_cells(notebook: Path) -> list:
+    "The cells a reader sees, without the lines that only nbdev reads."
+    shown = []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        found = re.search(r"^# (.+)$", "".join(cell["source"]), re.MULTILINE)
-        if found and cell["cell_type"] == "markdown":
-            return re.sub(r"[`*]", "", found[1]).strip()
-    return notebook.stem
-
-
-def pages_of(folder: Path) -> list:
-    "One entry a notebook, in the order of the names."
-    return [{title_of(one): f"{folder.name}/{one.name}"} for one in sorted(folder.glob("*.ipynb"))]
+        lines = "".join(cell["source"]).splitlines(True)
+        flags = [line[2:].strip() for line in lines if cell["cell_type"] == "code" and line.startswith("#|")]
+        if any(flag == "hide" or flag.startswith("default_exp") for flag in flags):
+            continue
+        if cell["cell_type"] == "code":
+            lines = [line for line in lines if not line.startswith("#|")]
+            if "echo: false" in flags:
+                lines = []
+        shown.append(cell | dict(source="".join(lines)))
+    return shown
 
 
 def readable(notebook: Path) -> str:
     "A notebook without hidden cells and without the lines that only nbdev reads."
     told = json.loads(notebook.read_text(encoding="utf-8"))
-    kept = []
-    for cell in told["cells"]:
-        lines = "".join(cell["source"]).splitlines(True)
-        flags = [line[2:].strip() for line in lines if cell["cell_type"] == "code" and line.startswith("#|")]
-        if any(flag == "hide" or flag.startswith("default_exp") for flag in flags):
-            continue
-        if "echo: false" in flags:
-            cell["metadata"]["tags"] = ["hidden-input"]
-        kept.append(
-            cell | dict(source=[line for line in lines if cell["cell_type"] != "code" or not line.startswith("#|")])
-        )
-    return json.dumps(told | dict(cells=kept))
+    return json.dumps(told | dict(cells=visible_cells(notebook)))
+
+
+def title_of(notebook: Path) -> str:
+    "The first heading, or the name."
+    for cell in visible_cells(notebook):
+        found = re.search(r"^# (.+)$", cell["source"], re.MULTILINE)
+        if found and cell["cell_type"] == "markdown":
+            return re.sub(r"[`*]", "", found[1]).strip()
+    return notebook.stem
+
+
+def summary_of(notebook: Path) -> str:
+    "The first sentence below the title."
+    for cell in visible_cells(notebook):
+        paragraphs = [p for p in cell["source"].split("\n\n") if cell["cell_type"] == "markdown"]
+        for paragraph in paragraphs:
+            text = " ".join(paragraph.lstrip("> ").split())
+            if text and not text.startswith(("#", "|", "```", "- ", "!")):
+                return re.split(r"(?<=[.?!])\s", text)[0]
+    return ""
+
+
+def keep_formulas(text: str) -> str:
+    "Formulas become marks, so that Markdown does not read them; code stays as it is."
+
+    def mark(found) -> str:
+        FORMULAS.append(convert((found[1] or found[2]).strip(), display="block" if found[1] else "inline"))
+        return f"FORMULA{len(FORMULAS) - 1}X"
+
+    pieces = FENCED.split(text)
+    pieces[::2] = [MATH.sub(mark, piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def html_outputs_apart(text: str) -> str:
+    "Outputs that are HTML lose their own style sheets; Markdown leaves a block of HTML alone."
+    return re.sub(r"(?s)<style.*?</style>", "", text)
+
+
+def as_markdown(notebook: Path, page: Path) -> str:
+    "A notebook as Markdown; its figures become files beside the page."
+    cells = visible_cells(notebook)
+    for cell in cells:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = keep_formulas(cell["source"])
+    whole = json.loads(notebook.read_text(encoding="utf-8"))
+    whole["metadata"] = dict(language_info=dict(name="python"))  # so that code is coloured
+    parts = []
+    for cell in cells:
+        one = nbformat.reads(json.dumps(whole | dict(cells=[cell])), as_version=4)
+        text, resources = EXPORTER.from_notebook_node(one)
+        for name, content in resources.get("outputs", {}).items():
+            unique = f"{page.stem}-{cell['id']}-{name}"
+            (page.parent / unique).write_bytes(content)
+            text = text.replace(f"({name})", f"({unique})")
+        anchor = f'<a id="{cell["id"]}"></a>\n\n' if cell["cell_type"] == "code" else ""
+        text = re.sub(r"\A\s*```python\s*```", "", text)  # its code is not shown
+        parts.append(anchor + with_alternatives(html_outputs_apart(text), cell))
+    return "\n\n".join(parts)
+
+
+def with_alternatives(text: str, cell) -> str:
+    "The alternative texts of the figures of a cell."
+    texts = [
+        output.get("metadata", {}).get("image/png", {}).get("alt", "")
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    for alternative in texts:
+        text = re.sub(r"!\[png\]", lambda _: f"![{escape(alternative).replace(']', ')')}]", text, count=1)
+    return text
+
+
+def index_page(folder: str) -> str:
+    "The page of a part: every notebook with its first sentence."
+    heading, sentence = PARTS[folder]
+    rows = [f"# {heading}", "", sentence, "", "| | |", "|---|---|"]
+    for notebook in sorted((ROOT / "nbs" / folder).glob("*.ipynb")):
+        if shown_on_site(notebook):
+            summary = re.sub(r"\]\((?![a-z]+:)([^)#]+)\.ipynb", r"](\1.md", summary_of(notebook)).replace("|", "\\|")
+            rows.append(f"| [{title_of(notebook)}]({notebook.stem}.md) | {keep_formulas(summary)} |")
+    return "\n".join(rows)
+
+
+def shown_on_site(notebook: Path) -> bool:
+    "Solutions are for those who have tried; they are in the package, not in the menu."
+    return ".ipynb_checkpoints" not in notebook.parts and not notebook.name.startswith("solution_")
 
 
 def copy_notebooks(to: Path) -> None:
@@ -64,88 +159,215 @@ def copy_notebooks(to: Path) -> None:
     for one in sorted((ROOT / "nbs").rglob("*")):
         place = to / one.relative_to(ROOT / "nbs")
         if one.suffix == ".ipynb" and ".ipynb_checkpoints" not in one.parts:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(readable(one), encoding="utf-8")
+            page = place.with_suffix(".md")
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(as_pages(as_markdown(one, page)), encoding="utf-8")
         elif one.suffix in (".png", ".svg", ".md"):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(one, place)
-
-    for name in (*PAPERS, *PAGES):
+    for folder in PARTS:
+        (to / folder / "index.md").write_text(as_pages(index_page(folder)), encoding="utf-8")
+    for name in PLAIN_FILES:
         shutil.copy(ROOT / name, to)
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](nbs/", "](")
+        (to / name).write_text(as_pages(text), encoding="utf-8")
+    (to / "stylesheets").mkdir()
+    shutil.copy(ROOT / "tools" / "site.css", to / "stylesheets" / "site.css")
+
+
+def as_pages(text: str) -> str:
+    "Links to notebooks lead to their pages."
+    text = re.sub(rf"\]\((?:\.\./)+({'|'.join(map(re.escape, PLAIN_FILES))})\)", r"](/\1)", text)
+    text = re.sub(r"\]\(\.\./(ARCHITECTURE|CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", text)
+    text = re.sub(r"(\]\((?![a-z]+:)[^)\s#]+)\.ipynb", r"\1.md", text)
+    return re.sub(r"\]\(((?:\.\./)*(?:tutorials|course|experiments|recipes|\d_\w+))/?\)", r"](\1/index.md)", text)
+
+
+def fetch_scripts(to: Path) -> list:
+    "Put the scripts beside the pages; gives the names of those that npm brought."
+    found = []
+    for name, (package, inside) in SCRIPTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            if shutil.which("npm"):
+                subprocess.run(["npm", "pack", "--silent", package], cwd=folder, capture_output=True)
+            for archive in Path(folder).glob("*.tgz"):
+                with tarfile.open(archive) as opened:
+                    script = opened.extractfile(f"package/{inside}").read()
+                (to / "javascripts").mkdir(exist_ok=True)
+                (to / "javascripts" / name).write_bytes(script)
+                found.append(name)
+    return found
 
 
 def on_config(config):
-    "The pages are a copy of the notebooks, in the order of the acts."
-    config["docs_dir"] = tempfile.mkdtemp(prefix="personal-llm-site-")
-    copy_notebooks(Path(config["docs_dir"]))
-    folders = [(ROOT / "nbs" / name, heading) for name, heading in ACTS.items()]
-    chapters = [{heading: pages_of(folder)} for folder, heading in folders if folder.is_dir()]
-    config["nav"] = [{"personal_llm": "index.ipynb"}, *chapters, {"Names": "names.md"}]
-    config["nav"] += [{"Contributing": "CONTRIBUTING.md"}, {"Changes": "CHANGELOG.md"}]
+    "The pages are a copy of the notebooks, in the order of the parts."
+    FORMULAS.clear()
+    docs = Path(tempfile.mkdtemp(prefix="personal-llm-site-"))
+    config["docs_dir"] = str(docs)
+    copy_notebooks(docs)
+    scripts = fetch_scripts(docs)
+    if "mermaid.js" in scripts:
+        config["extra_javascript"] = [*config["extra_javascript"], "javascripts/mermaid.js"]
+    if len(scripts) < len(SCRIPTS):
+        print("docs: npm brought no scripts: diagrams stay as text, and the search needs a server")
+    config["extra_css"] = [*config["extra_css"], "stylesheets/site.css"]
+    parts = []
+    for folder, (heading, _) in PARTS.items():
+        notebooks = [one for one in sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if shown_on_site(one)]
+        parts.append(
+            {heading: [f"{folder}/index.md", *[{title_of(one): f"{folder}/{one.stem}.md"} for one in notebooks]]}
+        )
+    reference = [{PARTS[act][0]: f"reference/{act}.md"} for act in ACTS]
+    config["nav"] = [{"personal_llm": "index.md"}, *parts, {"Reference": ["reference/index.md", *reference]}]
+    config["nav"] += [
+        {"Architecture": "ARCHITECTURE.md"},
+        {"Contributing": "CONTRIBUTING.md"},
+        {"Changes": "CHANGELOG.md"},
+    ]
     return config
 
 
-def signature(node) -> str:
-    "A function's arguments by name, with the defaults that are short."
+# ---- the reference: every public name, with its parameters and a link to its cell
+
+
+def parameters(node, source: list) -> list:
+    "(name, type, default, comment) of a function's arguments, or of a dataclass's fields."
     if isinstance(node, ast.ClassDef):
-        return f"class {node.name}"
+        start = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+        if start:
+            return parameters(start, source)
+        fields = [one for one in node.body if isinstance(one, ast.AnnAssign)]
+        return [row(one.target.id, one.annotation, one.value, one.end_lineno, source) for one in fields]
     given = node.args.posonlyargs + node.args.args
     defaults = [None] * (len(given) - len(node.args.defaults)) + node.args.defaults
     pairs = [*zip(given, defaults), *zip(node.args.kwonlyargs, node.args.kw_defaults)]
-    said = [one.arg + (f"={ast.unparse(value)}" if value is not None else "") for one, value in pairs]
-    said += [f"*{node.args.vararg.arg}"] if node.args.vararg else []
-    said += [f"**{node.args.kwarg.arg}"] if node.args.kwarg else []
-    return f"{node.name}({', '.join(said)})"
+    pairs += [(one, None) for one in (node.args.vararg, node.args.kwarg) if one]
+    return [
+        row(one.arg, one.annotation, value, one.end_lineno, source)
+        for one, value in pairs
+        if one.arg not in ("self", "cls")
+    ]
 
 
-def patched(node) -> str:
+def row(name: str, annotation, default, line: int, source: list) -> tuple:
+    comment = source[line - 1].partition("  # ")[2]
+    return (
+        name,
+        ast.unparse(annotation) if annotation else "",
+        ast.unparse(default) if default is not None else "",
+        comment.strip(),
+    )
+
+
+def method_owner(node) -> str:
     "The class that a function is added to by `patch`, or nothing."
-    marks = {ast.unparse(mark) for mark in node.decorator_list}
+    marks = {ast.unparse(mark) for mark in getattr(node, "decorator_list", [])}
     first = node.args.args[0].annotation if isinstance(node, ast.FunctionDef) and node.args.args else None
-    return ast.unparse(first) + "." if "patch" in marks and first is not None else ""
+    return ast.unparse(first).strip("'\"") if "patch" in marks and first is not None else ""
 
 
-def rows_of(module: Path) -> list:
-    "A row for each public class, function and method of a module: name, what it is for."
-    rows = []
-    for node in ast.parse(module.read_text(encoding="utf-8")).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-            continue
-        told = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
-        rows.append(f"| `{patched(node)}{signature(node)}` | {told} |".replace("||", "\\|\\|"))
-    return rows
+def code_cell(text: str) -> str:
+    return f"<code>{escape(text)}</code>".replace("|", "&#124;") if text else ""
 
 
-def names_page() -> str:
-    "Every public name of the package, module by module."
-    said = ["# Names", "", "What each module gives, in the order of the acts. Types and units stand in the notebooks."]
-    for module in sorted((ROOT / "personal_llm").glob("*/*.py")):
-        rows = rows_of(module)
-        if rows and not module.name.startswith("_"):
-            said += [
-                "",
-                f"## personal_llm.{module.parent.name}.{module.stem}",
-                "",
-                "| name | what it is for |",
-                "|---|---|",
-            ]
-            said += rows
-    return "\n".join(said)
+def entry(name: str, node, source: list, link: str, level: str) -> list:
+    "One name of the reference: heading, docstring, parameters, link."
+    kind = "class " if isinstance(node, ast.ClassDef) else ""
+    names = [one[0] for one in parameters(node, source)]
+    lines = [f"{level} {name} {{ #{name} }}", "", f"`{kind}{name}({', '.join(names)})`", ""]
+    lines += [escape(ast.get_docstring(node) or "").replace("\\", "\\\\"), ""]
+    table = parameters(node, source)
+    if table:
+        lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+        for argument, kind_of, default, comment in table:
+            meaning = escape(comment).replace("|", "&#124;")
+            lines.append(f"| `{argument}` | {code_cell(kind_of)} | {code_cell(default)} | {meaning} |")
+        lines.append("")
+    return lines + [f"[defined here]({link})", ""]
 
 
-def on_post_build(config):
-    "The copy goes."
-    shutil.rmtree(config["docs_dir"])
+def public_names(tree) -> list:
+    "`__all__` of a module."
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return [one.value for one in node.value.elts]
+    return []
+
+
+def cell_above(source: list, line: int) -> str:
+    "Where a definition's cell is: page and anchor."
+    for text in reversed(source[:line]):
+        found = re.match(r"# %% (?:\.\./)+nbs/(\S+)\.ipynb #(\S+)", text)
+        if found:
+            return f"../{found[1]}.md#{found[2]}"
+    return "../index.md"
+
+
+def module_entries(module: Path) -> list:
+    "The reference of one module; constants stand in one table."
+    source = module.read_text(encoding="utf-8").splitlines()
+    tree = ast.parse("\n".join(source))
+    public, lines, constants = public_names(tree), [], []
+    for node in tree.body:
+        link = cell_above(source, getattr(node, "lineno", 1))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
+            lines += entry(node.name, node, source, link, "###")
+        elif method_owner(node) in public and not node.name.startswith("_"):
+            lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in public:
+            comment = source[node.end_lineno - 1].partition("  # ")[2]
+            constants.append(f"| [`{node.targets[0].id}`]({link}) | {escape(comment).replace('|', '&#124;')} |")
+    if constants:
+        lines += ["| constant | meaning |", "|---|---|", *constants, ""]
+    if not lines:
+        return []
+    summary = (ast.get_docstring(tree) or "").split("\n\n")[0]
+    return ["", f"## personal_llm.{module.parent.name}.{module.stem}", "", summary, "", *lines]
+
+
+def reference_page(act: str) -> str:
+    "Every public name of an act."
+    heading, sentence = PARTS[act]
+    lines = [f"# Reference: {heading}", "", sentence, ""]
+    order = [path.stem[3:] for path in sorted((ROOT / "nbs" / act).glob("[0-9][0-9]_*.ipynb"))]
+    for name in order:
+        module = ROOT / "personal_llm" / act[2:] / f"{name}.py"
+        lines += module_entries(module) if module.exists() else []
+    return "\n".join(lines)
+
+
+def reference_index() -> str:
+    lines = ["# Reference", "", "The names that another package may import, act by act, with their parameters."]
+    for act in ACTS:
+        lines.append(f"\n- [{PARTS[act][0]}]({act}.md): {PARTS[act][1]}")
+    return "\n".join(lines)
+
+
+# ---- hooks of mkdocs
 
 
 def on_files(files, config):
-    "The page of names is made, not kept."
-    files.append(File.generated(config, "names.md", content=names_page()))
+    "The reference is made, not kept."
+    files.append(File.generated(config, "reference/index.md", content=reference_index()))
+    for act in ACTS:
+        files.append(File.generated(config, f"reference/{act}.md", content=reference_page(act)))
     return files
 
 
+def on_page_content(html, page, config, files):
+    "Formulas stand where their marks were."
+    return re.sub(r"FORMULA(\d+)X", lambda found: FORMULAS[int(found[1])], html)
+
+
 def on_post_page(output, page, config):
-    "Links between notebooks lead to their pages."
-    output = re.sub(rf'href="\.\./({"|".join(PAPERS)})"', r'href="\1"', output)
-    output = re.sub(r'href="\.\./(\w+)\.md"', r'href="\1.html"', output)
-    return re.sub(r'(href="(?![a-z]+:)[^"#]+)\.ipynb(#[^"]*)?"', r'\1.html\2"', output)
+    "The theme's one script from elsewhere becomes the copy beside the pages."
+    up = "../" * page.url.count("/")
+    return output.replace(SHIM, f"{up}javascripts/iframe-worker.js")
+
+
+def on_post_build(config):
+    "The copy goes; the page for wrong addresses is no page of the menu, so its script is put right here."
+    lost = Path(config["site_dir"], "404.html")
+    lost.write_text(lost.read_text(encoding="utf-8").replace(SHIM, "/javascripts/iframe-worker.js"), encoding="utf-8")
+    shutil.rmtree(config["docs_dir"])

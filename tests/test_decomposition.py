@@ -1,0 +1,374 @@
+"The published basis: planted vectors, and a twin that follows the paper's sentences."
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import Cost, Dialogue, InputError
+from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, split_half_threshold
+from personal_llm.explanation.summariser import neutral_pairs, summary_shift, summary_states
+from tiny import shared
+
+
+# decomposition
+
+
+def replace_length(model, max_length):  # the same model that reads more
+    out = object.__new__(type(model))
+    out.__dict__.update(model.__dict__, max_length=max_length, cost=Cost())
+    return out
+
+
+def problem(seed, width, count):  # a shift and candidates that lean on each other
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, width)) * rng.uniform(0.1, 9, (count, 1))
+    vectors[1::3] += 3 * vectors[0]
+    return rng.normal(size=width), [f"w{i}" for i in range(count)], vectors
+
+
+def naive(V, words, vectors, gate, stop):  # the paper's sentences, one after the other
+    kept = []
+    for word, v in zip(words, vectors):
+        v = v / np.sqrt((v**2).sum())
+        left = V - sum((V @ u) * u for _, u in kept)
+        if np.sqrt((left**2).sum()) < stop * np.sqrt((V**2).sum()):
+            break
+        if all(abs(v @ u) < gate for _, u in kept):
+            kept.append((word, v))
+    return kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 200),
+    st.integers(1, 40),
+    st.sampled_from([0.02, 0.1, 0.5]),
+    st.sampled_from([0.05, 0.2, 0.6]),
+)
+def test_decomposition_invariants(seed, width, count, gate, stop):
+    V, words, vectors = problem(seed, width, count)
+    got = decompose(V, words, vectors, gate, stop)
+    k, length = len(got.words), np.linalg.norm(V)
+    kept = naive(V, words, vectors, gate, stop)
+    assert got.words == tuple(w for w, _ in kept) and np.allclose(got.vectors, [v for _, v in kept])
+    gram = got.vectors @ got.vectors.T
+    assert np.allclose(np.diag(gram), 1) and (np.abs(gram - np.eye(k)) < gate + 1e-9).all(), (
+        "unit vectors, pairwise below the gate"
+    )
+    assert np.allclose(got.coordinates, V @ got.vectors.T) and len(got.residuals) == k + 1 and got.residuals[0] == 1
+    assert np.isclose(got.residuals[-1], np.linalg.norm(V - got.coordinates @ got.vectors) / length)
+    assert (
+        got.is_complete == (got.residuals[-1] < stop)
+        and all(r >= stop for r in got.residuals[:-1])
+        and got.num_candidates_tried <= count
+    )
+    for n, r in enumerate(got.residuals):
+        assert r <= max(1, gate * (n - 1)) + 1e-9, "never above the length of V up to 1 + 1/gate vectors"
+    again = decompose(V * 7, words, vectors * 3, gate, stop)
+    assert again.words == got.words and np.allclose(again.coordinates, 7 * got.coordinates), (
+        "scales of words do not matter, that of the shift is kept"
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_planted_orthogonal_words_are_recovered_exactly(seed, count):
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.normal(size=(24, 24)))[0][:count]
+    z = rng.normal(size=count) + np.sign(rng.normal(size=count))
+    got = decompose(z @ axes, range(count), axes * rng.uniform(0.1, 9, (count, 1)), stop=1e-6)
+    assert got.is_complete and np.allclose(got.coordinates, z[list(got.words)]) and got.words == tuple(range(count))
+    assert all(b <= a + 1e-12 for a, b in zip(got.residuals, got.residuals[1:])), (
+        "at right angles the residual never grows"
+    )
+    assert np.allclose(got.coordinates @ got.vectors, z @ axes), "a shift in the span is reproduced"
+    beyond = np.linalg.qr(np.vstack([axes, rng.normal(size=24)]).T)[0].T[-1]
+    lost = decompose(beyond, range(count), axes)
+    assert not lost.is_complete and lost.residuals[-1] > 0.99 and "ran out" in str(lost)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 9))
+def test_a_shift_in_the_span_of_gated_vectors_is_nearly_reproduced(seed, count):
+    V, words, vectors = problem(seed, 300, count)
+    basis = decompose(V, words, vectors, stop=0).vectors
+    inside = np.random.default_rng(seed).normal(size=len(basis)) @ basis
+    assert (
+        np.linalg.norm(inside - (inside @ basis.T) @ basis)
+        <= 0.1 * max(len(basis) - 1, 1e-9) * np.linalg.norm(inside) + 1e-9
+    )
+
+
+def test_the_gate_and_the_stop_are_strict_by_hand():
+    V = np.array([3, 4, 12.0])
+    got = decompose(
+        V, ["long", "lengthy", "warm", "formal", "odd"], [(0, 0, 2), (0, 5, 5), (0, 10, 0), (7, 0, 0), (1, 1, 1)]
+    )
+    assert (
+        got.words == ("long", "warm", "formal")
+        and got.coordinates.tolist() == [12, 4, 3]
+        and got.num_candidates_tried == 4
+        and got.is_complete
+    )
+    assert np.allclose(got.residuals, [1, 5 / 13, 3 / 13, 0])
+    assert decompose(np.array([10.0, 2]), ["a", "b"], [(1, 0), (0, 1)]).words == ("a",), "2 of 10.2 are below a fifth"
+    assert decompose(np.array([4.0, 3]), ["a", "b"], [(1, 0), (0, 1)], stop=0.6).words == ("a", "b"), (
+        "3 of 5 are not below 0.6"
+    )
+    assert decompose(np.array([0.0, 1]), ["a", "b"], [(0.6, 0.8), (0.8, 0.6)], gate=0.96, stop=0).words == ("a",), (
+        "a cosine of 0.96 is not below 0.96"
+    )
+    assert decompose(np.array([1.0, 1]), ["a", "opposite"], [(1, 0), (-1, 0)]).words == ("a",), (
+        "an opposite is no new direction"
+    )
+    assert decompose(V, ["a", "a"], [(1, 0, 0), (0, 1, 0)]).words == ("a",), "one vector a word"
+
+
+@pytest.mark.parametrize(
+    "V, words, vectors",
+    [
+        ([0, 0], ["a"], [(1, 0)]),
+        ([np.nan, 1], ["a"], [(1, 0)]),
+        ([1, 1], ["a"], [(0, 0)]),
+        ([1, 1], ["a"], [(np.inf, 0)]),
+        ([1, 1], ["a"], [(1, 0, 0)]),
+        ([1, 1], ["a", "b"], [(1, 0)]),
+        ([[1, 1]], ["a"], [(1, 0)]),
+    ],
+)
+def test_bad_vectors_are_refused(V, words, vectors):
+    basis = SharedBasis("b", "s", np.zeros(2), 1.0, 9, 1.0)
+    before = basis.id
+    with pytest.raises(InputError):
+        basis.grow(np.array(V, float), words, np.array(vectors, float))
+    assert basis.id == before and basis.width == 0
+
+
+# the shared basis
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_basis_grows_and_never_shrinks(seed, users):
+    rng = np.random.default_rng(seed)
+    basis, shifts = SharedBasis("b", "s", np.zeros(40), 1.0, 9, 1.0), rng.normal(size=(users, 40))
+    for V in shifts:
+        words, vectors, row, name = basis.words, basis.vectors.copy(), basis.coordinates(V), basis.id
+        count = int(rng.integers(0, 20))
+        got = basis.grow(V, [f"w{i}" for i in rng.integers(0, 30, count)], rng.normal(size=(count, 40)))
+        assert (
+            basis.words[: len(words)] == words
+            and np.allclose(basis.vectors[: len(words)], vectors, atol=1e-6)
+            and len(set(basis.words)) == basis.width
+        )
+        assert np.allclose(basis.coordinates(V)[: len(words)], row, atol=1e-4) and np.allclose(
+            basis.coordinates(V), got.coordinates, atol=1e-4
+        )
+        assert basis.columns == {"coordinates": (0, basis.width)} and (basis.id == name) == (basis.words == words)
+        assert (
+            basis.vectors.dtype == np.float32
+            and (np.abs(basis.vectors @ basis.vectors.T - np.eye(basis.width)) < 0.1 + 1e-5).all()
+        )
+    assert np.allclose(basis.coordinates(shifts), [basis.coordinates(V) for V in shifts], atol=1e-5)
+
+
+def test_words_that_are_there_are_used_first():
+    basis = SharedBasis("b", "s", np.zeros(3), 1.0, 9, 1.0)
+    basis.grow(np.array([1.0, 0, 0]), ["short"], [(5, 0, 0)])
+    got = basis.grow(np.array([2.0, 0.1, 0]), ["warm"], [(0, 1, 0)])
+    assert got.is_complete and got.num_candidates_tried == 0 and basis.words == ("short",), (
+        "a shift that the basis explains adds nothing"
+    )
+    assert not basis.grow(np.array([0.0, 3, 3]), ["warm"], [(0, 1, 0)]).is_complete and basis.words == ("short", "warm")
+
+
+def test_saved_and_loaded(tmp_path):
+    basis = SharedBasis("b", "s", np.arange(4), 2.5, 9, 1.25)
+    basis.save(tmp_path / "empty")
+    assert SharedBasis.load(tmp_path / "empty").id == basis.id
+    assert (
+        len(
+            {
+                basis.id,
+                *(
+                    SharedBasis(*parts).id
+                    for parts in (
+                        ("x", "s", np.arange(4), 2.5, 9, 1.25),
+                        ("b", "x", np.arange(4), 2.5, 9, 1.25),
+                        ("b", "s", np.arange(4) + 1, 2.5, 9, 1.25),
+                        ("b", "s", np.arange(4), 2.5, 9, 1.5),
+                    )
+                ),
+            }
+        )
+        == 5
+    ), "the id tells all parts"
+    basis.grow(np.array([1.0, 2, 0, 0]), ["kurz", "wärm"], [(1, 0, 0, 0), (0, 1, 0, 0)])
+    basis.save(tmp_path)
+    again = SharedBasis.load(tmp_path)
+    assert (
+        again.id == basis.id
+        and again.words == ("kurz", "wärm")
+        and np.array_equal(again.vectors, basis.vectors)
+        and np.array_equal(again.centre, basis.centre)
+    )
+    assert (
+        again.base,
+        again.summariser,
+        again.neutral_variance,
+        again.num_neutral_states,
+        again.threshold,
+        again.kind,
+    ) == (
+        "b",
+        "s",
+        2.5,
+        9,
+        1.25,
+        "xpert",
+    )
+    head = json.loads((tmp_path / "space.json").read_text())
+    assert {"spread", "neutral"} <= set(head), "the file keeps its keys"
+    assert (
+        head["id"] == basis.id
+        and head["kind"] == "xpert"
+        and sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["space.json", "space.safetensors"]
+    )
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda f: (f / "space.json").write_text("{"),
+        lambda f: (f / "space.json").write_text("[]"),
+        lambda f: (f / "space.json").unlink(),
+        lambda f: (f / "space.safetensors").unlink(),
+        lambda f: (f / "space.safetensors").write_bytes(b"\x80\x04."),
+        lambda f: (f / "space.safetensors").write_bytes((f / "space.safetensors").read_bytes()[:-3]),
+        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("kurz", "lang")),
+        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("xpert", "style")),
+        lambda f: (f / "space.json").write_text((f / "space.json").read_text().replace("spread", "sprout")),
+        lambda f: (f / "space.safetensors").write_bytes(flip((f / "space.safetensors").read_bytes())),
+    ],
+)
+def test_damage_is_refused(tmp_path, harm):
+    basis = SharedBasis("b", "s", np.ones(4), 2.5, 9, 1.25)
+    basis.grow(np.array([1.0, 2, 0, 0]), ["kurz"], [(1, 0, 0, 0)])
+    basis.save(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(InputError):
+        SharedBasis.load(tmp_path)
+
+
+def flip(raw):
+    return raw[:-1] + bytes([raw[-1] ^ 1])
+
+
+def test_strength_of_noise_is_about_one():
+    rng = np.random.default_rng(0)
+    scales = rng.uniform(0.2, 2, 50)
+    basis = SharedBasis("b", "s", np.zeros(50), float((scales**2).sum()), 100, 1.0)
+    got = [
+        basis.strength((rng.normal(size=(20, 50)) * scales).mean(0) - (rng.normal(size=(100, 50)) * scales).mean(0), 20)
+        for _ in range(60)
+    ]
+    assert 0.9 < np.mean(got) < 1.1
+
+
+# explanation
+
+
+@pytest.fixture(scope="module")
+def scene():
+    model = replace_length(shared("llama"), 256)
+    basis = SharedBasis.from_prompts(model, model, [f"What is {i}?" for i in range(12)])
+    dialogues = [Dialogue(f"Say {i}.", f"I SAY {i} AND {i} AGAIN") for i in range(9)]
+    answers = model.generate(dialogues, max_new_tokens=48)
+    V = summary_shift(model, [(d.prompt, d.response, a) for d, a in zip(dialogues, answers)], basis.centre)
+    other = np.random.default_rng(0).normal(size=len(V))
+    other -= (other @ V) / (V @ V) * V
+    basis.grow(
+        V,
+        ["loud", "plain"],
+        [-V + other * np.linalg.norm(V) / np.linalg.norm(other), V + other * np.linalg.norm(V) / np.linalg.norm(other)],
+    )
+    return model, basis, dialogues, answers, V
+
+
+def test_basis_begins_with_neutral_text(scene):
+    model, basis, *_ = scene
+    states = summary_states(model, neutral_pairs(model, [f"What is {i}?" for i in range(12)]))
+    assert (
+        np.allclose(basis.centre, states.mean(0), atol=1e-4)
+        and basis.num_neutral_states == 12
+        and np.isclose(basis.neutral_variance, states.var(0, ddof=1).sum(), rtol=1e-3)
+        and 0.7 < basis.threshold < 3
+    )
+    with pytest.raises(InputError, match="give 5 more"):
+        SharedBasis.from_prompts(model, model, ["a", "b", "c"])
+
+
+def test_explanation_by_hand(scene):
+    model, basis, dialogues, answers, V = scene
+    before = replace(model.cost)
+    e = explain_as_published(model, model, dialogues, basis)
+    u = V / np.linalg.norm(V)
+    z = basis.coordinates(V)
+    assert basis.words == ("loud", "plain") and z[0] < 0 < z[1], "one word lies against the shift, one along it"
+    assert (
+        e.sparse_words == ("plain",)
+        and np.allclose(e.coefficients, basis.vectors[1] @ u, atol=1e-3)
+        and len(e.errors) == 1
+        and 0 <= e.errors[0] < 0.5
+    )
+    assert np.allclose(e.row, z, atol=1e-3) and e.row.dtype == np.float32, "signs and sizes stay in the row"
+    assert np.isclose(e.residual, min(1, np.linalg.norm(u - (u @ basis.vectors.T) @ basis.vectors) ** 2), atol=1e-2)
+    assert np.isclose(e.strength, np.linalg.norm(V) / np.sqrt(basis.neutral_variance * (1 / 9 + 1 / 12)), rtol=1e-3)
+    assert (e.samples, e.counterpart, e.space) == (9, "answers", basis.id)
+    assert (
+        e.cost.forward == 18
+        and model.cost.forward - before.forward == 18
+        and model.cost.tokens - before.tokens == e.cost.tokens > 0
+        and e.cost.seconds > 0
+    )
+    given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis, answers + ["never read"])
+    assert np.allclose(given.row, e.row, atol=1e-3) and given.cost.forward == 9, (
+        "known answers are not made again; empty responses are left out"
+    )
+
+
+def test_explanation_refusals(scene):
+    model, basis, dialogues, answers, _ = scene
+    with pytest.raises(InputError, match="dialogues with a response: at least 8 are needed; give 1 more"):
+        explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
+    with pytest.raises(InputError, match="one a dialogue"):
+        explain_as_published(model, model, dialogues, basis, answers[:-1])
+    other = shared("llama", seed=5)
+    for pair in ((other, model), (model, other)):
+        with pytest.raises(InputError, match="was made with"):
+            explain_as_published(*pair, dialogues, basis)
+    model.active_adapter = model.base + "+adapter"
+    try:
+        with pytest.raises(InputError, match="adapter"):
+            explain_as_published(model, model, dialogues, basis)
+    finally:
+        model.active_adapter = model.base
+
+
+def test_two_models_are_billed_once_each(scene):
+    model, basis, dialogues, *_ = scene
+    other = replace_length(model, 256)
+    e = explain_as_published(other, model, dialogues, basis)
+    assert e.cost.forward == 18 and other.cost.forward == 9, "nine summaries and nine answers"
+
+
+def test_threshold_of_halves_is_little_above_chance():
+    states = np.random.default_rng(0).normal(size=(60, 40))
+    spread = float(((states - states.mean(0)) ** 2).sum(1).mean()) * 60 / 59
+    assert 1 < split_half_threshold(states, spread) < 1.3 and split_half_threshold(
+        states, spread
+    ) == split_half_threshold(states, spread)

@@ -1,0 +1,175 @@
+"Fitting a style space: each step by hand, planted styles, and the unit of pLLMs."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import InputError
+from personal_llm.explanation.explanation import (
+    style_coordinates,
+    explain,
+    likelihood_gains,
+    prepare_probes,
+    gain_direction,
+)
+from personal_llm.recipes.space_fitting import (
+    TEXTS_PER_DRAW,
+    COVARIANCE_SHRINKAGE,
+    blend_directions,
+    feature_scale,
+    fit_axes,
+    whitening_matrix,
+    feature_direction,
+    measure_nats_per_unit,
+    panel_means,
+    plain_threshold,
+    compute_shifts,
+    discriminant_axes,
+    build_word_vectors,
+)
+from personal_llm.explanation.space import normalise_rows
+from personal_llm.explanation.style import STYLOMETRIC_FEATURES
+from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
+from tiny import shared
+
+
+@pytest.fixture(scope="module", autouse=True)
+def letters():
+    with pytest.MonkeyPatch.context() as patch:
+        Letters.instead_of_the_encoder(patch)
+        yield
+
+
+# ---- steps
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4))
+def test_every_block_weighs_the_same(seed, sizes):
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(200, sum(sizes))) * rng.uniform(0.5, 5, sum(sizes))
+    rows -= rows.mean(0)
+    scaled = rows / feature_scale(rows, tuple(sizes))
+    weights = [(block**2).sum(1).mean() for block in np.split(scaled, np.cumsum(sizes)[:-1], axis=1)]
+    assert np.allclose(weights, 1, atol=0.03)
+
+
+def test_a_feature_that_never_varies_is_not_divided_by_zero():
+    rows = np.array([[1.0, 0, 5], [-1, 0, 5]])
+    assert np.isfinite(rows / feature_scale(rows, (3,))).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 12))
+def test_inverse_root_squared_inverts_the_shrunk_covariance(seed, width):
+    within = np.random.default_rng(seed).normal(size=(30, width))
+    S = within.T @ within / 30
+    shrunk = (1 - COVARIANCE_SHRINKAGE) * S + COVARIANCE_SHRINKAGE * np.diag(np.diag(S))
+    white = whitening_matrix(within)
+    assert np.allclose(white @ white @ shrunk, np.eye(width), atol=1e-3) and np.allclose(white, white.T)
+    assert np.isfinite(whitening_matrix(within[:2])).all(), "fewer texts than features"
+
+
+def test_axes_find_the_planted_direction_and_are_at_right_angles_where_noise_is_even():
+    rng = np.random.default_rng(0)
+    planted = np.linalg.qr(rng.normal(size=(10, 2)))[0].T
+    between = np.array([[3, 0], [0, 2], [-3, -2]]) @ planted
+    axes = discriminant_axes(between, np.eye(10), 2)
+    assert np.allclose(axes.T @ axes, np.eye(2), atol=1e-6)
+    assert np.allclose(planted @ axes @ axes.T, planted, atol=1e-6), "the same plane"
+
+
+def test_a_panel_is_compared_with_its_own_reference():
+    rows = spoken(str, 6)
+    shift = {d.id: np.array([i, i * i], float) for i, d in enumerate(rows)}
+    means, inside = panel_means({"a": (rows[4:], None), "b": (rows[4:], rows[2:4])}, rows[:2], shift)
+    assert means.tolist() == [[4.5 - 0.5, 20.5 - 0.5], [4.5 - 2.5, 20.5 - 6.5]]
+    assert len(inside) == 6 and np.allclose(inside.sum(0), 0)
+
+
+def test_coordinates_of_panels_have_a_root_mean_square_of_one():
+    rng = np.random.default_rng(0)
+    means, inside, plain = rng.normal(size=(6, 9)), rng.normal(size=(60, 9)), rng.normal(size=(40, 9))
+    axes = fit_axes(means, inside, plain, (4, 3, 2), 3)
+    places = means / axes["scale"] @ axes["matrix"] / axes["coordinate_scale"]
+    assert np.allclose((places**2).mean(0), 1) and axes["matrix"].shape == (9, 3)
+
+
+# ---- words
+
+
+def test_marks_and_blends():
+    matrix = np.zeros((len(STYLOMETRIC_FEATURES), 2))
+    matrix[STYLOMETRIC_FEATURES.index("commas")] = 3, 4
+    assert np.allclose(feature_direction("commas", matrix, np.array([3, 4])), [0.5**0.5, 0.5**0.5])
+    found = build_word_vectors(
+        {"up": np.array([0, 9.0])}, {"dry": {"up": -1}, "mix": {"dry": 1, "@commas": 2}}, matrix, 1
+    )
+    assert list(found) == ["up", "dry", "mix"] and found["dry"].tolist() == [0, -1]
+    assert np.allclose(found["mix"], normalise_rows(np.array([0, -1]) + 2 * np.array([0.6, 0.8])))
+    for parts in ({"down": 1}, {"@smell": 1}):
+        with pytest.raises(InputError, match="names"):
+            build_word_vectors({"up": np.ones(2)}, {"new": parts}, matrix, 1)
+    with pytest.raises(InputError, match="down"):
+        blend_directions({"down": 1}, {}, None)
+
+
+# ---- the threshold
+
+
+def test_threshold_is_what_nineteen_of_twenty_draws_stay_below():
+    z = np.random.default_rng(0).normal(size=(5000, 6))
+    found = plain_threshold([z], 6**0.5)
+    again = [np.random.default_rng(i).choice(z, TEXTS_PER_DRAW) for i in range(1000)]
+    strengths = [np.linalg.norm(draw.mean(0)) * TEXTS_PER_DRAW**0.5 / 6**0.5 for draw in again]
+    assert 0.9 < np.mean(np.array(strengths) < found) < 0.99
+    assert plain_threshold([z[:2500] + 1, z[2500:] - 1], 6**0.5) > 1.5 * found, "subjects of their own raise it"
+    assert found == plain_threshold([z], 6**0.5) != plain_threshold([z], 6**0.5, seed=1)
+
+
+# ---- the fit
+
+
+def test_each_text_is_read_once():
+    model, rows = shared("llama"), spoken(LOUD, 5)
+    with model.track_cost() as cost:
+        shift, blocks = compute_shifts(model, [*rows, *rows[:3]], progress=False)
+    assert set(shift) == {d.id for d in rows} and cost.forward == 15 and sum(blocks) == len(shift[rows[0].id])
+    assert blocks == (39, 3, model.width)
+
+
+def test_a_fitted_space_knows_its_words_on_other_texts():
+    model = shared("llama")
+    space = space_of(model)
+    assert space.words == ("loud", "brief", "long") and space.base == model.base and space.encoder == "letters"
+    assert (
+        np.allclose(np.linalg.norm(space.vectors, axis=1), 1, atol=1e-5)
+        and space.plain_noise > 0
+        and space.threshold > 0
+    )
+    for word, way in (("loud", LOUD), ("brief", BRIEF)):
+        e = explain(model, spoken(way, 12, first=700), space)
+        assert e.sparse_words[0] == word and e.strength > space.threshold, (word, str(e))
+        z = style_coordinates(space, e.row)
+        assert 0.3 < np.linalg.norm(z) / np.sqrt(len(z)) < 3, "a pure style is about as long as the panels are"
+
+
+# ---- the unit
+
+
+def test_the_unit_is_the_mean_ratio_of_slopes_and_texts():
+    model = shared("llama")
+    space = space_of(model)
+    panels = prepare_probes(model, space, spoken(LOUD, 9) + spoken(str, 9), ["Why?"])
+    known = [(tuned("loud"), spoken(LOUD, 12, first=100)), (tuned("brief"), spoken(BRIEF, 12, first=100))]
+    ratios = []
+    for adapter, rows in known:
+        b, z = (
+            gain_direction(panels.coordinates, likelihood_gains(model, adapter, panels)),
+            style_coordinates(space, explain(model, rows, space).row),
+        )
+        ratios.append(np.linalg.norm(b) / np.linalg.norm(z))
+    assert np.isclose(measure_nats_per_unit(model, space, panels, known), np.sqrt(np.prod(ratios)), rtol=1e-4)
+    for nothing in ([], [(None, spoken(LOUD, 12))]):
+        with pytest.raises(InputError, match="differ from the base"):
+            measure_nats_per_unit(model, space, panels, nothing)

@@ -1,0 +1,214 @@
+"Habits and topics: planted ones are found and counted, chance is not; only the person's own answers are read."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.data.habits import emoji, lower_case, opener, preferred_words, sign_off
+from personal_llm.data.reading import load_replay, load_samples
+from personal_llm.data.people import USERS, user_stream
+from personal_llm.explanation.habits import (
+    MIN_HABIT_GAP,
+    MIN_HABIT_SHARE,
+    MAX_QUOTATION_LENGTH,
+    Trait,
+    find_common_run,
+    choose_quotation,
+    compare_counts,
+    find_user_habits,
+    find_length_habits,
+    find_substitution_habits,
+    align_words,
+    find_user_topics,
+    strip_frame,
+)
+
+PLAIN = [d for d in load_replay() if 8 <= len(d.response.split()) <= 60][:40]
+
+
+def with_habits(*habits, rows=PLAIN, origin="annotated"):
+    "Dialogues put right by somebody with these habits, and the answers before."
+    better = []
+    for d in rows:
+        text = d.response
+        for habit in habits:
+            text = habit.apply(text)
+        better.append(d.derive(response=text, origin=origin))
+    return better, [d.response for d in rows]
+
+
+def said(*habits, **more):
+    return {fact.label: fact for fact in find_user_habits(*with_habits(*habits, **more))}
+
+
+# ---- facts
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_a_fact_is_what_a_person_mostly_does_and_the_base_does_not(pairs):
+    mine, base = map(list, zip(*pairs))
+    found = compare_counts("it", mine, base, [str(i) for i in range(len(mine))])
+    habit = sum(mine) / len(mine) >= MIN_HABIT_SHARE and sum(mine) / len(mine) - sum(base) / len(base) >= MIN_HABIT_GAP
+    assert bool(found) == bool(habit)
+    if found:
+        assert (found[0].count, found[0].num_answers, found[0].base_count, found[0].num_base_answers) == (
+            sum(mine),
+            len(mine),
+            sum(base),
+            len(base),
+        )
+        assert mine[int(found[0].quotation)], "what is quoted shows it"
+
+
+def test_quotations_are_short_and_one_line():
+    assert choose_quotation(["a", "two\nlines", "x " * 90]) == "two lines" and choose_quotation([]) == ""
+    assert len(choose_quotation(["word " * 50])) <= MAX_QUOTATION_LENGTH and choose_quotation(["word " * 50]).endswith(
+        "…"
+    )
+    assert str(Trait("lists", 8, 9, 1, 9, "- a")) == "lists (8 of 9; the base 1 of 9): “- a”"
+    assert str(Trait("*x* for *y*", 2, 2, 0, 0)) == "*x* for *y* (2 of 2)"
+
+
+# ---- single habits
+
+
+def test_openings_and_closings_are_found_with_their_counts():
+    found = said(opener("Well, you see:"), sign_off("All the best, Kim"))
+    assert {"opens with “Well, you see:”", "signs off “All the best, Kim”"} <= set(found)
+    assert all(found[what].count == len(PLAIN) and found[what].base_count == 0 for what in list(found)[:2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 4), share=st.integers(0, 20))
+def test_the_longest_common_run(size, share):
+    "The first `share` of 20 answers begin with the same `size` words."
+    head = " ".join("abcd"[:size])
+    answers = [(f"{head} " if i < share else "") + f"x{i} y{i} z{i} w{i} v{i}" for i in range(20)]
+    assert find_common_run(answers) == (head if share >= 12 else "")
+    assert find_common_run([" ".join(a.split()[::-1]) for a in answers], last=True) == (
+        " ".join(head.split()[::-1]) if share >= 12 else ""
+    )
+
+
+def test_a_longer_run_must_keep_what_the_shorter_has():
+    "13 of 20 go on with *the*, which is no part of the opening."
+    answers = [f"In short: {'the' if i < 13 else 'a'} thing {i} is {i}" for i in range(20)]
+    assert find_common_run(answers) == "In short:"
+
+
+def test_what_is_between_opening_and_sign_off():
+    assert strip_frame("In  short:\nrest.\nTake care,\nAna ", "In short:", "Take care, Ana") == "rest."
+    assert strip_frame("Rest. In short: no", "In short:", "") == "Rest. In short: no"
+
+
+def test_a_sign_off_is_no_second_sentence():
+    rows = [d.derive(response=f"One sentence, {i}, is here {i}.", parents=()) for i, d in enumerate(PLAIN)]
+    base = ["One sentence. And another. And a third."] * len(rows)
+    closed = [d.derive(response=d.response + "\nTake care. Ana", origin="user") for d in rows]
+    assert any(fact.label.startswith("one sentence") for fact in find_user_habits(closed, base))
+    assert find_length_habits(["a b c"] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].count == 9
+    assert (
+        "shorter"
+        in find_length_habits(["A b. C d."] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].label
+    )
+    assert "longer" in find_length_habits(["One two three. Four five six."] * 9, ["One. Two."] * 9)[0].label
+
+
+def test_manners_of_writing():
+    found = said(lower_case(), emoji("🌿"))
+    assert {"lower case", "emoji, mostly 🌿"} <= set(found) and found["lower case"].count == len(PLAIN)
+    assert not any("signs off" in what for what in found), "an emoji is no sign-off"
+
+
+def test_words_for_other_words():
+    rows = [Dialogue(f"{i}?", f"Number {i}: ask the doctor about it on day {i}.") for i in range(9)]
+    rows += [Dialogue("x?", "Some people say so."), Dialogue("y?", "Few people say so.")]
+    found = said(preferred_words({"doctor": "physician", "people": "patients"}), rows=rows)
+    assert (found["*physician* for *doctor*"].count, found["*physician* for *doctor*"].num_answers) == (9, 9)
+    assert (found["*patients* for *people*"].count, found["*patients* for *people*"].num_answers) == (2, 2)
+    half = [d.response.replace("doctor", "physician") if i % 2 else d.response for i, d in enumerate(rows)]
+    assert find_substitution_habits(half, [d.response for d in rows]) == [], "only now and then"
+    assert align_words("a b c d", "a x c d") == [("a", "a"), ("x", "b"), ("c", "c"), ("d", "d")]
+    assert align_words("a b c d", "q r s d") == [], "no edit of it"
+
+
+# ---- whose words are read
+
+
+def test_only_what_the_person_wrote_or_approved_is_read():
+    mine, base = with_habits(opener("Hark!"), rows=PLAIN[:20])
+    others, more = with_habits(opener("Beep:"), rows=PLAIN[20:], origin="synthetic")
+    facts = find_user_habits(mine + others, base + more)
+    assert [fact.label for fact in facts if "opens" in fact.label] == ["opens with “Hark!”"] and facts[
+        0
+    ].num_answers == 20
+    for origin in ("model", "synthetic"):
+        with pytest.raises(InputError, match="0 answers that the person wrote") as caught:
+            find_user_habits([d.derive(origin=origin) for d in mine], base)
+        assert caught.value.remedy == "give 8 more"
+    with pytest.raises(InputError, match="20 dialogues and 3 answers"):
+        find_user_habits(mine, base[:3])
+    empty = [d.derive(response=" ", parents=()) for d in mine]
+    assert find_user_habits(mine + empty, base + base) == find_user_habits(mine, base), "empty answers are left out"
+    with pytest.raises(InputError, match="give|wrote or approved"):
+        find_user_topics([d.derive(origin="model") for d in mine])
+
+
+# ---- people
+
+
+def put_right(name, count=32, seed=0):
+    user, rows = USERS[name], user_stream(USERS[name], load_samples(), seed=seed).stream
+    pairs = [(d, user(d)) for d in rows]
+    pairs = [(d, better) for d, better in pairs if better][:count]
+    return [d.derive(response=better, origin="annotated") for d, better in pairs], [d.response for d, _ in pairs]
+
+
+@pytest.mark.parametrize("seed, count", [(0, 24), (1, 40), (1, 120)])
+def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
+    "In forty corrections of the second stream *doctor* stands once, and *doctors* once."
+    rows, replies = put_right("nurse", count, seed)
+    facts = {fact.label.split(",")[0]: fact for fact in find_user_habits(rows, replies) + find_user_topics(rows)}
+    assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
+    assert "*physician* for *doctor*" in facts
+    for what, fact in facts.items():
+        if what.startswith("*"):
+            assert what in ("*physician* for *doctor*", "*patients* for *people*")
+        assert fact.count / fact.num_answers >= MIN_HABIT_SHARE
+
+
+def test_people_who_change_nothing_have_no_habits():
+    "Approved replies as they are; and plain answers against plain answers to other questions, for twenty people."
+    same = [d.derive(origin="approved") for d in PLAIN]
+    assert find_user_habits(same, [d.response for d in PLAIN]) == []
+    rows, rng, false = load_replay(), np.random.default_rng(0), 0
+    for _ in range(20):
+        one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
+        false += len(find_user_habits([rows[i].derive(origin="user") for i in one], [rows[i].response for i in two]))
+    assert false <= 2
+
+
+def test_a_plural_counts_with_its_word():
+    "One doctor and one pair of doctors are two places of one habit; a plural that stayed counts against it."
+    base = ["See a doctor soon.", "Two doctors can help.", "The doctors know it well.", "Pass the glass on."]
+    mine = [text.replace("doctor", "physician").replace("glass", "class") for text in base]
+    (fact,) = find_substitution_habits(mine, base)
+    assert (fact.label, fact.count, fact.num_answers) == ("*physician* for *doctor*", 3, 3)
+    (fact,) = find_substitution_habits(
+        [mine[0], mine[0], mine[0], mine[1], base[2]], [base[0], base[0], base[0], base[1], base[2]]
+    )
+    assert (fact.count, fact.num_answers) == (4, 5)
+    assert find_substitution_habits(mine[1:2] * 2, base[1:2] * 2)[0].label == "*physicians* for *doctors*", (
+        "no singular was seen"
+    )
+
+
+def test_a_word_or_two_make_no_answer_short():
+    say = lambda count: [" ".join(["Word."] * count)] * 9
+    assert find_length_habits(say(2), say(4)) == [] == find_length_habits(say(4), say(2))
+    assert [fact.key for fact in find_length_habits(say(2), say(5)) + find_length_habits(say(5), say(2))] == [
+        "shorter",
+        "longer",
+    ]
