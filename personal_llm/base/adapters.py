@@ -58,10 +58,7 @@ class Adapter:
         return {name: value for name, value in row.items() if name not in ("path", "notes") and value is not None}
 
 # %% ../../nbs/0_base/06_adapters.ipynb #218ef21e
-def parse_adapter_card(
-    path,  # the folder
-    card: dict,  # of `read_adapter_card`
-) -> Adapter:
+def parse_adapter_card(path, card: dict) -> Adapter:
     "Return the adapter of a card; raise `InputError` for a missing field or a wrong type."
     known = {f.name for f in fields(Adapter)} - {"path", "notes"}
     try:
@@ -75,9 +72,7 @@ def parse_adapter_card(
         raise InputError(problem, "restore a copy or make the adapter anew") from error
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada009
-def read_adapter_card(
-    folder,  # an adapter's folder
-) -> dict:
+def read_adapter_card(folder) -> dict:
     "Return the content of adapter.json, empty without that file; raise `InputError` when it is damaged."
     file = Path(folder) / ADAPTER_CARD_FILE
     card = read_json(file) if file.is_file() else {}
@@ -87,9 +82,7 @@ def read_adapter_card(
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada013
 @contextmanager
-def locked(
-    folder: Path,
-):
+def locked(folder: Path):
     "Wait until no other process holds a folder, and hold it; the lock ends with the process."
     if os.name == "nt":  # Windows cannot lock folders
         yield
@@ -105,10 +98,7 @@ def locked(
 COMMITTED_ADAPTER = ".adapter.next"  # a complete set of files, about to take its place
 
 
-def move_adapter_files(
-    journal: Path,  # a complete set of files
-    out: Path,  # the adapter's folder
-) -> None:
+def move_adapter_files(journal: Path, out: Path) -> None:
     "Move the files to their places; the old settings go first and the new ones come last."
     files = [journal / name for name in (WEIGHTS_FILE, ADAPTER_CARD_FILE, CONFIG_FILE)]
     try:
@@ -125,9 +115,7 @@ def move_adapter_files(
         raise InputError(problem, "free some space or make the folder writable, the next run finishes it") from error
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada037
-def finish_adapter_commit(
-    out,  # an adapter's folder
-) -> None:
+def finish_adapter_commit(out) -> None:
     "Finish the move of a killed process; raise `InputError` when the folder cannot be written."
     journal = Path(out) / COMMITTED_ADAPTER
     if journal.is_dir() and not journal.is_symlink():  # a link in a folder from elsewhere may lead anywhere
@@ -136,10 +124,7 @@ def finish_adapter_commit(
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada015
 @contextmanager
-def discard_on_error(
-    stage: Path,  # a folder of `make_staging_folder`
-    out: Path,  # the adapter's folder
-):
+def discard_on_error(stage: Path, out: Path):
     "Remove the stage on an error; raise `InputError` for a full disk, with the system's reason."
     from safetensors import SafetensorError
 
@@ -154,9 +139,7 @@ def discard_on_error(
         raise InputError(problem, "free some space or choose another folder") from error
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada063
-def make_staging_folder(
-    out,  # the adapter's folder
-) -> Path:  # a folder in it for the new files
+def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
@@ -169,10 +152,7 @@ def make_staging_folder(
     return stage
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada030
-def commit_adapter(
-    stage: Path,  # a folder of `make_staging_folder`, with weights and settings in it
-    adapter: Adapter,  # its card; `path` is its folder
-) -> Adapter:
+def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
     "Move a written adapter to its place, with its card; a full disk leaves the old adapter."
     out = Path(adapter.path)
     with discard_on_error(stage, out):
@@ -208,10 +188,7 @@ def check_adapter(
     return folder
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada058
-def stage_adapter(
-    adapted,  # peft's model
-    out,  # the adapter's folder
-) -> Path:  # a folder for `commit_adapter`
+def stage_adapter(adapted, out) -> Path:  # a folder for `commit_adapter`
     "Write the weights and settings of trained layers into a staging folder."
     stage = make_staging_folder(out)
     with discard_on_error(stage, Path(out)):
@@ -220,9 +197,7 @@ def stage_adapter(
     return stage
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada018
-def make_peft_settings(
-    pairs: dict,  # module -> (A, B)
-) -> dict:
+def make_peft_settings(pairs: dict) -> dict:
     "Return the settings under which peft uses computed matrices as they are."
     rank = next(iter(pairs.values()))[0].shape[0]
     names = sorted(module.removeprefix("base_model.model.") for module in pairs)
@@ -249,9 +224,7 @@ def write_adapter(
     return commit_adapter(stage, adapter)
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada048
-def load_adapter(
-    path,  # an adapter's folder
-) -> Adapter:
+def load_adapter(path) -> Adapter:
     "Return the adapter of a folder; raise `InputError` when it has no card."
     path = check_adapter(path)
     if not (path / ADAPTER_CARD_FILE).is_file():
@@ -263,10 +236,7 @@ def load_adapter(
 Adapter.load = staticmethod(load_adapter)
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada050
-def check_matrices(
-    adapted,  # peft's model
-    folder: Path,  # the folder of its adapter
-) -> None:
+def check_matrices(adapted, folder: Path) -> None:
     "Raise unless every matrix in the file has its layer, and every layer its matrices."
     from safetensors import safe_open
 
@@ -288,10 +258,8 @@ def _remove_peft_layers(base_model) -> None:
     vars(base_model).pop("peft_config", None)
 
 
-def detach_adapter(
-    adapted,  # of `attach_adapter`
-):  # the model without adapter
-    "Take an adapter out of a model; the base weights are the same as before."
+def detach_adapter(adapted):  # the model without adapter
+    "Take an adapter out of a model of `attach_adapter`; the base weights are the same as before."
     return adapted.unload()
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada023
@@ -317,9 +285,7 @@ def attach_adapter(
     return adapted
 
 # %% ../../nbs/0_base/06_adapters.ipynb #04ada027
-def get_adapter_id(
-    folder,  # an adapter's folder, checked
-) -> str:  # sixteen hex digits
+def get_adapter_id(folder) -> str:  # sixteen hex digits
     "Return a hash of an adapter's weights and settings."
     files = [Path(folder).resolve() / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
     return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))

@@ -122,10 +122,7 @@ def _check_padding(model):
     return np.allclose(model.nll(PADDING_DIALOGUES)[:, 0], alone, rtol=tolerance), "same loss alone and in a batch"
 
 # %% ../../nbs/0_base/11_check.ipynb #09che017
-def measure_random_adapter(
-    model: Model,
-    folder: str,  # the adapter is saved here
-) -> np.ndarray:  # (dialogues of `PADDING_DIALOGUES`,) nats
+def measure_random_adapter(model: Model, folder: str) -> np.ndarray:  # (dialogues of `PADDING_DIALOGUES`,) nats
     "Attach a random adapter, save it, measure the losses, and detach it."
     import torch
     from peft import LoraConfig, get_peft_model

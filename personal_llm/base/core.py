@@ -191,25 +191,17 @@ class History(Sequence):
     def __iter__(self):
         return islice(self.turns, self.count)
 
-# %% ../../nbs/0_base/01_core.ipynb #co04
-@patch
-def __eq__(self: History, other):
-    return tuple(self) == tuple(other) if isinstance(other, (History, tuple, list)) else NotImplemented
+    def __eq__(self, other):
+        return tuple(self) == tuple(other) if isinstance(other, (History, tuple, list)) else NotImplemented
 
+    def __hash__(self):
+        return hash(self.digest)
 
-@patch
-def __hash__(self: History):
-    return hash(self.digest)
+    def __repr__(self):
+        return f"History({list(self)!r})"
 
-
-@patch
-def __repr__(self: History):
-    return f"History({list(self)!r})"
-
-
-@patch
-def __deepcopy__(self: History, memo):
-    return self
+    def __deepcopy__(self, memo):
+        return self
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
@@ -271,35 +263,25 @@ class Dialogue:
             raise InputError(f"unknown dialogue fields {unknown}", f"use {names}")
         return cls(**row)
 
-# %% ../../nbs/0_base/01_core.ipynb #74ebd3b0
-@patch
-def messages(self: Dialogue) -> list:  # dictionaries with role and content, as chat templates take them
-    "Return the whole conversation, with the response."
-    turns = [*self.history, ("user", self.prompt), ("assistant", self.response)]
-    return [dict(role=role, content=text) for role, text in turns]
+    def messages(self) -> list:  # dictionaries with role and content, as chat templates take them
+        "Return the whole conversation, with the response."
+        turns = [*self.history, ("user", self.prompt), ("assistant", self.response)]
+        return [dict(role=role, content=text) for role, text in turns]
 
-
-@patch
-def to_dict(self: Dialogue) -> dict:  # plain JSON types
-    "Return the prompt, the response and the fields that are not empty, for a file."
-    row = {f.name: getattr(self, f.name) for f in fields(self)} | dict(history=tuple(self.history))
-    return {k: v for k, v in row.items() if v not in ((), {}, "") or k in ("prompt", "response")}
+    def to_dict(self) -> dict:  # plain JSON types
+        "Return the prompt, the response and the fields that are not empty, for a file."
+        row = {f.name: getattr(self, f.name) for f in fields(self)} | dict(history=tuple(self.history))
+        return {k: v for k, v in row.items() if v not in ((), {}, "") or k in ("prompt", "response")}
 
 # %% ../../nbs/0_base/01_core.ipynb #6ea9b182
 @patch
-def derive(
-    self: Dialogue,
-    **changes,  # fields of the new dialogue
-) -> Dialogue:  # with a new id
-    "Return a dialogue made from this one, which becomes its parent unless you give `parents`."
+def derive(self: Dialogue, **changes) -> Dialogue:  # with a new id
+    "Return a dialogue with other fields, made from this one, which becomes its parent unless you give `parents`."
     return replace(self, **(dict(parents=(self.id,), id="") | changes))
 
 # %% ../../nbs/0_base/01_core.ipynb #b7fe5fe8
-def make_generator(
-    seed: int,  # the run's seed
-    *names: str,  # the purpose of the numbers
-) -> np.random.Generator:
-    "Return a random generator for one purpose, the same on every machine."
+def make_generator(seed: int, *names: str) -> np.random.Generator:
+    "Return a random generator for the run's seed and the names of one purpose, the same on every machine."
     digest = hashlib.sha256(repr((int(seed), names)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
@@ -307,16 +289,12 @@ def make_generator(
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy's global generator
 
 
-def check_seed(
-    seed: int,  # the run's seed
-) -> int:
+def check_seed(seed: int) -> int:
     "Return the seed if it is a whole number from 0 to `MAX_SEED`, and raise `InputError` otherwise."
     return check(seed, "whole number", "the seed", 0, MAX_SEED)
 
 
-def seed_everything(
-    seed: int,  # the run's seed
-) -> None:
+def seed_everything(seed: int) -> None:
     "Set the global generators of Python, NumPy and PyTorch."
     import torch
 
@@ -358,9 +336,7 @@ def get_peak_memory() -> int:  # bytes
 POWERCAP_FOLDER = Path("/sys/class/powercap")
 
 
-def read_processor_joules(
-    root: Path = POWERCAP_FOLDER,  # the folder of the counters
-) -> float:  # joules since the counters began; 0 without readable counters
+def read_processor_joules(root: Path = POWERCAP_FOLDER) -> float:
     "Return the energy of all processor packages; a counter begins anew after some hours."
     try:
         packages = [folder for folder in root.glob("intel-rapl:*") if folder.name.count(":") == 1]
@@ -370,10 +346,8 @@ def read_processor_joules(
 
 # %% ../../nbs/0_base/01_core.ipynb #7f56fa6f
 @contextmanager
-def measure_cost(
-    cost: Cost,  # its `seconds`, `joules` and `peak_memory` are filled in
-):
-    "Add the time and the energy of a `with` block to a cost."
+def measure_cost(cost: Cost):
+    "Add the time, the energy and the peak memory of a `with` block to a cost."
     start, start_joules = time.perf_counter(), read_processor_joules()
     try:
         yield cost

@@ -21,9 +21,7 @@ PLAIN_LORA_SETTINGS = set(
 )  # settings that leave the change at alpha / r * B A
 
 
-def find_unsupported_settings(
-    config: dict,  # content of adapter_config.json
-) -> list:  # names, empty for plain LoRA
+def find_unsupported_settings(config: dict) -> list:  # names, empty for plain LoRA
     "Return the settings under which the change is not alpha / r * B A."
     unset = (None, False, "", "none", [], {})
     odd = sorted(name for name, value in config.items() if name not in PLAIN_LORA_SETTINGS and value not in unset)
@@ -32,9 +30,7 @@ def find_unsupported_settings(
     return odd
 
 # %% ../../nbs/0_base/07_factors.ipynb #7abd88e5
-def read_lora_config(
-    folder,  # an adapter's folder
-) -> dict:  # its adapter_config.json
+def read_lora_config(folder) -> dict:  # its adapter_config.json
     "Read an adapter's settings; raise `InputError` if it is not plain LoRA."
     file = check_adapter(folder) / CONFIG_FILE
     config = read_json(file)
@@ -59,9 +55,7 @@ def _check_factor_shapes(where: str, A, B, rank: int) -> None:
         raise InputError(f"{where} holds values that are not finite", "make the adapter anew")
 
 
-def read_factors(
-    folder,  # an adapter's folder
-) -> dict:  # module -> (A (r, in), B (out, r) already times alpha / r), float32 tensors
+def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) already times alpha / r), float32 tensors
     "Return the two factors of every layer that an adapter changes; raise `InputError` for a damaged file."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -83,10 +77,7 @@ def read_factors(
     return factors
 
 # %% ../../nbs/0_base/07_factors.ipynb #4e6978a9
-def factor_inner_product(
-    first: dict,  # module -> (A (rank, in), B (out, rank)), of `read_factors`
-    second: dict,
-) -> float:
+def factor_inner_product(first: dict, second: dict) -> float:
     "Return the inner product of the changes of two adapters."
     total = 0.0
     for module in first.keys() & second.keys():
@@ -119,11 +110,7 @@ def concatenate_factors(
     return stacked
 
 # %% ../../nbs/0_base/07_factors.ipynb #05fac012
-def truncate_factor_pair(
-    A,  # (rank, in)
-    B,  # (out, rank)
-    rank: int,  # of the result
-) -> tuple:  # (A, B, squared length of the lost part, squared length of the whole)
+def truncate_factor_pair(A, B, rank: int) -> tuple:
     "Return the nearest product of a smaller rank; if the pair has a lower rank, the rest is zeros."
     import torch
 
@@ -137,10 +124,7 @@ def truncate_factor_pair(
     return small_A, small_B, (s[rank:] ** 2).sum().item(), (s**2).sum().item()
 
 # %% ../../nbs/0_base/07_factors.ipynb #05fac018
-def truncate_factors(
-    pairs: dict,  # module -> (A (r, in), B (out, r))
-    rank: int,  # of the result, at most
-) -> tuple:  # (module -> (A, B), relative error of the change, 0..1)
+def truncate_factors(pairs: dict, rank: int) -> tuple:  # (module -> (A, B), relative error of the change, 0..1)
     "Return the nearest factors of a smaller rank, module by module, and their error in the Frobenius norm."
     truncated, lost, whole = {}, 0.0, 0.0
     for module, (A, B) in pairs.items():

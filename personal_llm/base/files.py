@@ -19,10 +19,8 @@ from pathlib import Path
 from .core import InputError, patch
 
 # %% ../../nbs/0_base/03_files.ipynb #b3ab4f05
-def make_folder(
-    path,  # a folder, with its parents
-) -> Path:
-    "Make a folder that only its owner can enter; an existing folder stays as it is."
+def make_folder(path) -> Path:
+    "Make a folder and its parents, which only their owner can enter; an existing folder stays as it is."
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -33,19 +31,14 @@ def make_folder(
     return path
 
 # %% ../../nbs/0_base/03_files.ipynb #f8956b38
-def get_temporary_path(
-    path,  # a file or a folder
-) -> Path:  # in the same folder
+def get_temporary_path(path) -> Path:  # in the same folder
     "Return the path where we make a new file or folder before it replaces the old one."
     path = Path(path)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def write_atomically(
-    path,  # the file
-    content,  # its new content: text or bytes
-) -> None:
-    "Replace a file's content in one step, readable by its owner only; on any failure the old content stays."
+def write_atomically(path, content) -> None:
+    "Replace a file by text or bytes in one step, readable by its owner only; on any failure the old content stays."
     path, new = Path(path), get_temporary_path(path)
     make_folder(path.parent)
     try:
@@ -80,10 +73,8 @@ def is_full_disk(error: BaseException) -> bool:
 TEMPORARY_NAME_PATTERN = re.compile(r"\..+\.\d+\.tmp")
 
 
-def remove_temporary_files(
-    folder,  # a folder that we hold by its lock
-) -> list:  # the names of the removed files
-    "Delete the unfinished files of `get_temporary_path` in a folder and below it."
+def remove_temporary_files(folder) -> list:  # the names of the removed files
+    "Delete the unfinished files of `get_temporary_path` in a folder that we hold by its lock, and below it."
     leftovers = [path for path in sorted(Path(folder).rglob(".*.tmp")) if TEMPORARY_NAME_PATTERN.fullmatch(path.name)]
     for path in leftovers:
         delete_path(path)
@@ -99,9 +90,7 @@ def delete_path(path: Path) -> None:
             path.unlink()
 
 # %% ../../nbs/0_base/03_files.ipynb #d55e346e
-def read_json(
-    path,  # a file that `write_json` wrote
-):  # its value
+def read_json(path):  # its value
     "Read a JSON file; raise `InputError` when it is missing or damaged."
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -118,11 +107,8 @@ def write_json(path, value) -> None:
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 # %% ../../nbs/0_base/03_files.ipynb #69af687e
-def append_json_line(
-    path,  # a file of JSON lines
-    row,  # plain JSON types
-) -> None:
-    "Add one line at the end; it is on the disk when the call returns."
+def append_json_line(path, row) -> None:
+    "Add plain JSON types as a line at the end of a file; it is on the disk when the call returns."
     make_folder(Path(path).parent)
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b") as f:
         f.seek(max(0, f.tell() - 1))
@@ -132,10 +118,8 @@ def append_json_line(
         os.fsync(f.fileno())
 
 
-def read_json_lines(
-    path,  # a file of JSON lines; a missing file counts as empty
-) -> list:  # its rows, without unfinished lines
-    "Read the lines that `append_json_line` wrote."
+def read_json_lines(path) -> list:  # its rows, without unfinished lines
+    "Read the lines that `append_json_line` wrote; a missing file counts as empty."
     rows = []
     for line in Path(path).read_text(encoding="utf-8").split("\n") if Path(path).exists() else ():
         with suppress(ValueError):
@@ -143,9 +127,7 @@ def read_json_lines(
     return rows
 
 # %% ../../nbs/0_base/03_files.ipynb #sha25602
-def compute_sha256(
-    content: bytes,
-) -> str:  # 64 hex digits
+def compute_sha256(content: bytes) -> str:  # 64 hex digits
     "Return the SHA-256 of some bytes."
     return hashlib.sha256(content).hexdigest()
 
@@ -209,11 +191,8 @@ def _write_entries(self: OwnedFolder) -> None:
 
 
 @patch
-def claim(
-    self: OwnedFolder,
-    name: str,  # a file or a folder inside, about to be made
-) -> Path:
-    "Put an entry on the list before it is made; raise `InputError` where a foreign file is in its place."
+def claim(self: OwnedFolder, name: str) -> Path:
+    "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
     self.check_entries(name)
     make_folder(self.path)
     self.entries[name] = None
@@ -222,11 +201,8 @@ def claim(
 
 
 @patch
-def record_files(
-    self: OwnedFolder,
-    *names: str,  # claimed entries that are finished
-) -> None:
-    "List the files of finished entries; a file that is added later is foreign."
+def record_files(self: OwnedFolder, *names: str) -> None:
+    "List the files of claimed entries that are finished; a file that is added later is foreign."
     for name in names:
         place = self.path / name
         self.entries[name] = sorted(_list_files(place)) if place.is_dir() else [""]
@@ -234,10 +210,7 @@ def record_files(
 
 
 @patch
-def remove(
-    self: OwnedFolder,
-    name: str,  # an entry
-) -> None:
+def remove(self: OwnedFolder, name: str) -> None:
     "Delete an entry; raise `InputError`, with nothing touched, when a foreign file is in it."
     if name not in self.entries:
         raise InputError(f"{self.path / name}: not made by this package", "delete it yourself if you want it gone")
@@ -247,11 +220,8 @@ def remove(
     self._write_entries()
 
 # %% ../../nbs/0_base/03_files.ipynb #fl14
-def try_lock(
-    file,  # an open file or its descriptor
-    wait: bool = False,  # whether to wait while another process holds it
-) -> bool:
-    "Lock an open file until it is closed, and say whether that worked."
+def try_lock(file, wait: bool = False) -> bool:
+    "Lock an open file or descriptor until it is closed, and say whether that worked; `wait` for another process."
     try:
         try:
             import fcntl
@@ -267,9 +237,7 @@ def try_lock(
 
 # %% ../../nbs/0_base/03_files.ipynb #ea5d82a8
 @contextmanager
-def lock_folder(
-    path,  # a folder
-):
+def lock_folder(path):
     "Hold a folder for one run; raise `InputError` when another run holds it."
     file = make_folder(path) / LOCK_FILE
     with open(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as f:

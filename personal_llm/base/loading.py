@@ -21,9 +21,7 @@ from .files import ASSETS, get_cache_folder, read_json, write_json
 HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def resolve_model(
-    name,  # "pocket", a folder, or a Hugging Face id
-) -> str:  # a folder, or an id
+def resolve_model(name) -> str:  # a folder, or an id
     "Return the folder or the hub id that a name stands for; raise `InputError` when it can be neither."
     if not isinstance(name, (str, Path)):
         raise InputError(f"{type(name).__name__} is no name of a model", 'give text such as "pocket"')
@@ -42,10 +40,7 @@ def resolve_model(
 LOADING_FAULTS = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
 
 
-def check_loaded_weights(
-    name: str,  # of the model
-    info: dict,  # the report of `from_pretrained(..., output_loading_info=True)`
-) -> None:
+def check_loaded_weights(name: str, info: dict) -> None:
     "Raise `InputError` unless every weight came from the files and every weight in them was used."
     for key, fault in LOADING_FAULTS.items():
         names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ())
@@ -55,9 +50,7 @@ def check_loaded_weights(
             raise InputError(f"model {name!r}: {count} {fault}, such as {names[0]}", remedy)
 
 # %% ../../nbs/0_base/08_loading.ipynb #06loa012
-def is_causal(
-    model,  # a transformers model, in evaluation mode
-) -> bool:
+def is_causal(model) -> bool:
     "Say whether a later token leaves the outputs of earlier tokens unchanged."
     import torch
 
@@ -68,12 +61,7 @@ def is_causal(
     return bool(torch.allclose(first, second, rtol=1e-2, atol=1e-2))
 
 # %% ../../nbs/0_base/08_loading.ipynb #06loa015
-def load_from_files(
-    source: str,  # a folder or an id, of `resolve_model`
-    device: str,  # such as "cpu"
-    dtype: str,  # such as "float32"
-    local: bool = True,  # whether downloads are forbidden
-) -> tuple:  # (model, tokenizer)
+def load_from_files(source: str, device: str, dtype: str, local: bool = True) -> tuple:  # (model, tokenizer)
     "Load a causal LM and its tokenizer; raise `InputError` unless every weight came from its files."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,9 +78,7 @@ def load_from_files(
 HUB_TIMEOUT = 2.0  # seconds to wait for the hub
 
 
-def find_hub_error(
-    name: str,  # a Hugging Face id
-) -> str:  # the problem; empty when the hub knows the model
+def find_hub_error(name: str) -> str:  # the problem; empty when the hub knows the model
     "Ask the hub for a model's config.json, and return the problem if there is one."
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
@@ -106,9 +92,7 @@ def find_hub_error(
     return ""
 
 # %% ../../nbs/0_base/08_loading.ipynb #06loa036
-def check_hub(
-    name: str,  # a Hugging Face id
-) -> None:
+def check_hub(name: str) -> None:
     "Raise `InputError` unless the hub knows the model and answers soon."
     answers = []
     thread = threading.Thread(target=lambda: answers.append(find_hub_error(name)), daemon=True)
@@ -122,11 +106,7 @@ def check_hub(
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def load_causal_lm(
-    name,  # "pocket", a folder, or a Hugging Face id
-    device: str,  # such as "cpu"
-    dtype: str,  # one of `DTYPES`
-) -> tuple:  # (model, tokenizer)
+def load_causal_lm(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
     "Load a model by its name, from this machine or from the hub; raise `InputError` for any failure."
     source = resolve_model(name)
     check(dtype, "choice", "dtype", choices=DTYPES)
@@ -156,9 +136,7 @@ def choose_device() -> str:
 HASH_CHUNK_SIZE = 1 << 20  # values that are hashed at a time
 
 
-def hash_tensors(
-    tensors: dict,  # name -> tensor
-) -> str:  # sixteen hex digits
+def hash_tensors(tensors: dict) -> str:  # sixteen hex digits
     "Return a hash of names, shapes and all values; the names are those without peft."
     digest, seen = hashlib.sha256(), set()
     bare = {name.removeprefix("base_model.model.").replace("base_layer.", ""): x for name, x in tensors.items()}
@@ -178,9 +156,7 @@ def compute_fingerprint(model) -> str:  # sixteen hex digits, of a torch model
     return hash_tensors({name: x for name, x in model.state_dict().items() if "lora_" not in name})
 
 # %% ../../nbs/0_base/08_loading.ipynb #06loa030
-def hash_attached_adapter(
-    model,  # a torch model
-) -> str:  # sixteen hex digits; empty where there are none
+def hash_attached_adapter(model) -> str:  # sixteen hex digits; empty where there are none
     "Return a hash of the LoRA layers in a model."
     lora_tensors = {name: x for name, x in model.state_dict().items() if "lora_" in name}
     return hash_tensors(lora_tensors) if lora_tensors else ""
@@ -190,10 +166,7 @@ MIN_CACHED_FINGERPRINT_BYTES = 100_000_000  # of weights; hashing fewer takes a 
 FINGERPRINT_CACHE_FILE = "fingerprints.json"  # in `get_cache_folder`
 
 
-def get_cached_fingerprint(
-    model,  # a torch model that was loaded from files
-    files: list,  # its weight files
-) -> str:
+def get_cached_fingerprint(model, files: list) -> str:
     "Return the fingerprint of a model, from the cache if its files have not changed."
     stats = [(str(Path(f).resolve()), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in sorted(files)]
     if sum(size for _, size, _ in stats) < MIN_CACHED_FINGERPRINT_BYTES:
@@ -209,9 +182,7 @@ def get_cached_fingerprint(
     return known[key]
 
 # %% ../../nbs/0_base/08_loading.ipynb #06loa033
-def find_weight_files(
-    name: str,  # a folder, or an id of a model that was downloaded
-) -> list:
+def find_weight_files(name: str) -> list:
     "Return the safetensors files that a model is loaded from."
     from huggingface_hub import try_to_load_from_cache
 
@@ -236,9 +207,7 @@ def load_encoder(
         raise InputError(f"unknown encoder {str(name)!r}", remedy) from error
 
 # %% ../../nbs/0_base/08_loading.ipynb #a33d5415
-def get_encoder_id(
-    encoder,  # of `load_encoder`
-) -> str:  # sixteen hex digits
+def get_encoder_id(encoder) -> str:  # sixteen hex digits
     "Return a hash of an encoder's modules, weights and vocabulary."
     modules = [type(module).__name__ for module in encoder]
     words = sorted(encoder.tokenizer.get_vocab().items())

@@ -40,12 +40,7 @@ def limit_kernel_caches() -> None:
         os.environ.setdefault(name, str(MAX_CACHED_KERNELS))
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod003
-def check_model_and_tokenizer(
-    model,  # a transformers causal LM
-    tokenizer,
-    name: str,  # the model's name, for messages
-    max_length: int = None,  # longest dialogue in tokens
-) -> int:  # the window in tokens
+def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = None) -> int:  # the window in tokens
     "Return the window; raise `InputError` for a model, a tokenizer and a length that do not fit each other."
     if not getattr(tokenizer, "chat_template", None):
         remedy = 'pass chat_template="plain" (--chat-template plain) or a Jinja template'
@@ -152,9 +147,7 @@ def _note_truncation(self: Model, dialogue: Dialogue, sample: dict) -> dict:
 # %% ../../nbs/0_base/09_models.ipynb #07mod010
 @patch
 @contextmanager
-def track_cost(
-    self: Model,
-):  # yields the `Cost` of the block
+def track_cost(self: Model):  # yields the `Cost` of the block
     "Measure a block: add the model's work inside to the yielded cost and to the model's own; blocks nest."
     outer_cost, cost, block = self.cost, Cost(), Cost()
     self.cost = cost
@@ -168,10 +161,7 @@ def track_cost(
         self.cost = outer_cost
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod031
-def compute_token_losses(
-    logits,  # (rows, tokens, vocabulary)
-    ids,  # (rows, tokens)
-):  # (rows, tokens - 1) nats; the first token has no tokens before it
+def compute_token_losses(logits, ids):  # (rows, tokens - 1) nats; the first token has no tokens before it
     "Return each token's negative log-likelihood given the tokens before it."
     import torch
     from torch.nn.functional import cross_entropy
@@ -193,11 +183,8 @@ class ForwardResult:
 
 
 @patch
-def run_forward_batch(
-    self: Model,
-    samples: list,  # of `encode`
-) -> list:  # `ForwardResult`s
-    "One forward pass over samples of similar length."
+def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
+    "One forward pass over samples of `encode` of similar length."
     batch = {name: x.to(self.device) for name, x in collate_samples(samples, self.tokenizer.pad_token_id).items()}
     response_mask = batch.pop("labels")[:, 1:] != -100  # (rows, tokens - 1)
     prompt_mask = batch["attention_mask"][:, 1:].bool() & ~response_mask
@@ -213,11 +200,8 @@ def run_forward_batch(
 
 # %% ../../nbs/0_base/09_models.ipynb #9fcc39c8
 @patch
-def run_forward(
-    self: Model,
-    dialogues: list,  # dialogues with responses
-) -> list:  # `ForwardResult`s in the same order
-    "Run a forward pass over finished dialogues, in batches."
+def run_forward(self: Model, dialogues: list) -> list:  # `ForwardResult`s in the same order
+    "Run a forward pass over dialogues with responses, in batches."
     import torch
 
     samples = [self.encode(d) for d in dialogues]
@@ -233,28 +217,19 @@ def run_forward(
 
 # %% ../../nbs/0_base/09_models.ipynb #1b43064a
 @patch
-def nll(
-    self: Model,
-    dialogues: list,
-) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
+def nll(self: Model, dialogues: list) -> np.ndarray:  # (n, 2): nats summed over the response, response tokens
     "Return the negative log-likelihood and the number of tokens of each response."
     return np.array([(r.nll, r.tokens) for r in self.run_forward(dialogues)]).reshape(-1, 2)
 
 
 @patch
-def embed(
-    self: Model,
-    dialogues: list,
-) -> np.ndarray:  # (n, width) float32, of the model that `active_adapter` names
+def embed(self: Model, dialogues: list) -> np.ndarray:  # (n, width) float32, of the model that `active_adapter` names
     "Return the mean of the last hidden layer over the tokens of each dialogue."
     means = [reading.hidden.mean(0) for reading in self.run_forward(dialogues)]
     return np.array(means, np.float32).reshape(-1, self.width)
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod017
-def make_repetition_penalty(
-    penalty: float,  # θ; 1: none
-    prompt_width: int,  # tokens of each row before the reply, padding included
-):  # a `LogitsProcessor`
+def make_repetition_penalty(penalty: float, prompt_width: int):  # a `LogitsProcessor`
     "Return transformers' repetition penalty, applied to the tokens of the reply only."
     from transformers import RepetitionPenaltyLogitsProcessor
 
@@ -262,23 +237,15 @@ def make_repetition_penalty(
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod037
 @patch
-def encode_prompts(
-    self: Model,
-    prompts: list,  # texts, or dialogues with a prompt and a history
-    max_tokens: int,  # the longest prompt
-) -> list:  # of lists of tokens
-    "Encode prompts up to the place where the responses begin, and record in `truncated` which were too long."
+def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of lists of tokens
+    "Encode texts or dialogues up to the place of the response, and record in `truncated` which were too long."
     dialogues = [Dialogue(p, "") if isinstance(p, str) else p for p in prompts]
     return [self._note_truncation(d, encode_prompt(self.tokenizer, d, max_tokens))["input_ids"] for d in dialogues]
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
 @patch
-def generate_tokens(
-    self: Model,
-    rows: list,  # tokens of prompts of similar length
-    **sampling_options,  # of transformers' `generate`, and `penalty`
-) -> list:  # of new tokens for each row, up to the end token
-    "Continue one batch of prompts."
+def generate_tokens(self: Model, rows: list, **sampling_options) -> list:
+    "Continue one batch of tokenised prompts, each up to the end token; options of transformers' `generate`."
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
     ends = {self.tokenizer.eos_token_id} | set(np.atleast_1d(self.model.generation_config.eos_token_id or []).tolist())
     penalty = sampling_options.pop("penalty", 1.0)
@@ -325,12 +292,8 @@ REPLY_REPETITION_PENALTY = 1.3  # θ of replies to people
 
 
 @patch
-def reply(
-    self: Model,
-    prompts: list,  # texts, or dialogues with a prompt and a history
-    max_new_tokens: int = 96,  # upper bound of a reply's length
-) -> list:  # replies, in order
-    "Generate replies as people see them: the likeliest token each time, with `REPLY_REPETITION_PENALTY`."
+def reply(self: Model, prompts: list, max_new_tokens: int = 96) -> list:  # replies, in order
+    "Reply to texts or dialogues as people see it: the likeliest token each time, with `REPLY_REPETITION_PENALTY`."
     return self.generate(prompts, max_new_tokens, repetition_penalty=REPLY_REPETITION_PENALTY)
 
 # %% ../../nbs/0_base/09_models.ipynb #5b30f920
@@ -374,11 +337,8 @@ def _insert_adapter(self: Model, folder) -> AdapterLayers:
 # %% ../../nbs/0_base/09_models.ipynb #67494dac
 @patch
 @contextmanager
-def use_adapter(
-    self: Model,
-    adapter,  # a folder, an object with `.path`, or None to leave the model as it is
-):
-    "Attach an adapter inside a `with` block; raise `InputError` if it does not fit."
+def use_adapter(self: Model, adapter):
+    "Attach an adapter inside a `with` block; raise `InputError` if it does not fit. None leaves the model as it is."
     if adapter is None:
         yield self
         return

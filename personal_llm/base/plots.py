@@ -16,10 +16,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINE_STYLES = ("-", "--", ":", "-.", "-", "--", ":", "-.")
 
 # %% ../../nbs/0_base/10_plots.ipynb #d0865527
-def get_series_style(
-    place: int,  # number of the series in its figure, from 0
-) -> dict:  # arguments of `plot`
-    "Return the colour, marker and line style of a series; they repeat after eight."
+def get_series_style(place: int) -> dict:  # arguments of `plot`
+    "Return the colour, marker and line style of a series, counted from 0; they repeat after eight."
     k = place % len(COLOURS)
     return dict(color=COLOURS[k], marker=MARKERS[k], linestyle=LINE_STYLES[k], markersize=5)
 
@@ -53,10 +51,7 @@ def subplots(
         return figure, figure.subplots(rows, columns, **options)
 
 # %% ../../nbs/0_base/10_plots.ipynb #95f3bc4a
-def encode_png(
-    figure,  # a matplotlib figure
-    dots_per_inch: int = 110,
-) -> bytes:
+def encode_png(figure, dots_per_inch: int = 110) -> bytes:
     "Return the content of a figure's PNG file, the same bytes on every run."
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dots_per_inch, metadata={"Software": None})

@@ -26,10 +26,7 @@ COMMITTED_RESULTS = ".committed"  # complete results on their way to their place
 RUN_FOLDER_PREFIX = "run-"  # prefix of the folders of running states; their files change, so we never record them
 
 
-def write_entry(
-    source,  # text, bytes, or a folder whose files are copied
-    place: Path,  # the path of the entry
-) -> None:
+def write_entry(source, place: Path) -> None:
     "Write one entry, readable by its owner only; raise `InputError` when that fails."
     if not isinstance(source, Path):
         write_atomically(place, source)
@@ -40,10 +37,7 @@ def write_entry(
             write_atomically(place / file.name, file.read_bytes())
 
 # %% ../../nbs/0_base/04_publish.ipynb #d6000cfa
-def move_results(
-    owned: OwnedFolder,
-    entries: list,  # paths of finished entries
-) -> None:
+def move_results(owned: OwnedFolder, entries: list) -> None:
     "Move finished entries to their places; raise `InputError` where a foreign file stands in the way."
     names = [entry.name for entry in entries]
     owned.check_entries(*names)
@@ -57,9 +51,7 @@ def move_results(
         os.replace(entry, owned.path / entry.name)
 
 
-def finish_results(
-    owned: OwnedFolder,
-) -> None:
+def finish_results(owned: OwnedFolder) -> None:
     "Move committed results to their places, and remove results that were not committed."
     committed = owned.path / COMMITTED_RESULTS
     if COMMITTED_RESULTS in owned.entries and committed.is_dir():
@@ -106,9 +98,7 @@ def open_results_folder(
         yield owned
 
 
-def recover_results(
-    path,  # perhaps an output folder
-) -> None:
+def recover_results(path) -> None:
     "Before reading a folder, finish the move of a killed run, unless a run is at work."
     if (Path(path) / COMMITTED_RESULTS).is_dir():
         with suppress(InputError), lock_folder(path):

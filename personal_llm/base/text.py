@@ -20,16 +20,12 @@ import numpy as np
 WORD_PATTERN = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 
 
-def get_words(
-    text: str,  # any text
-) -> list:  # lower-case words, in order, with repetitions
+def get_words(text: str) -> list:  # lower-case words, in order, with repetitions
     "Return the words of a text as the scores count them."
     return [word.lower() for word in WORD_PATTERN.findall(text)]
 
 # %% ../../nbs/0_base/02_text.ipynb #91008a5f
-def normalise_text(
-    text: str,  # any text
-) -> str:  # lower case, words and digits only, single spaces
+def normalise_text(text: str) -> str:  # lower case, words and digits only, single spaces
     "Return a text without case, punctuation and extra spaces, for the comparison of copies."
     return " ".join(re.findall(r"\w+", text.lower()))
 
@@ -39,16 +35,12 @@ _FULL_STOP = r"(?<=\.)" + "".join(f"(?<!{word})" for word in ABBREVIATIONS)
 SENTENCE_BREAK_PATTERN = re.compile(rf"(?:(?<=[!?])|{_FULL_STOP})\s+|\s*\n\s*")
 
 
-def split_sentences(
-    text: str,  # a response
-) -> list:  # its sentences in order, without spaces around them
+def split_sentences(text: str) -> list:  # its sentences in order, without spaces around them
     "Cut a text into sentences by rule."
     return [part.strip() for part in SENTENCE_BREAK_PATTERN.split(text) if part.strip()]
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
-def hash_words(
-    texts: list,  # texts
-) -> list:  # a uint64 array for each text: a hash of each normalised word
+def hash_words(texts: list) -> list:  # a uint64 array for each text: a hash of each normalised word
     "Hash every word of every text, each distinct word once."
     known_hashes = {}
 
@@ -61,11 +53,8 @@ def hash_words(
     return [np.fromiter(map(hash_word, normalise_text(text).split()), dtype=np.uint64) for text in texts]
 
 # %% ../../nbs/0_base/02_text.ipynb #02bf8620
-def hash_shingles(
-    words: np.ndarray,  # word hashes of one text
-    size: int = 13,  # words in a shingle
-) -> np.ndarray:  # uint64, one hash a run; empty for a text of fewer words
-    "Hash every run of `size` words."
+def hash_shingles(words: np.ndarray, size: int = 13) -> np.ndarray:  # uint64
+    "Hash every run of `size` words of one text of `hash_words`."
     if len(words) < size:
         return np.zeros(0, np.uint64)
     with np.errstate(over="ignore"):
@@ -75,9 +64,7 @@ def hash_shingles(
     return hashes
 
 
-def collect_shingles(
-    texts: list,  # texts
-) -> np.ndarray:  # sorted distinct uint64
+def collect_shingles(texts: list) -> np.ndarray:  # sorted distinct uint64
     "Return the hashes of all runs of 13 words of many texts."
     return np.unique(np.concatenate([hash_shingles(words) for words in hash_words(texts)] + [np.zeros(0, np.uint64)]))
 
@@ -106,9 +93,7 @@ def get_proper_names(text: str) -> list:  # in order
     return capitalised if 2 * len(capitalised) <= len(words) else []
 
 # %% ../../nbs/0_base/02_text.ipynb #3c90202c
-def hash_trigrams(
-    text: str,  # any text
-) -> frozenset:  # 32-bit hashes
+def hash_trigrams(text: str) -> frozenset:  # 32-bit hashes
     "Hash the runs of three characters of a normalised text, whatever the order inside a run."
     spaced = f" {normalise_text(text) or text.strip()} ".encode("utf-32-le", "surrogatepass")
     mixed = np.frombuffer(spaced, np.uint32) * np.uint64(0x9E3779B97F4A7C15)  # arrays of integers wrap
@@ -121,11 +106,8 @@ MAX_SHORT_TEXT_DIFFERENCE = 0.4  # the same in a short text …
 MAX_EDITED_TRIGRAMS = 6  # … as long as no more trigrams differ than a small edit touches
 
 
-def are_trigrams_similar(
-    first: frozenset,  # `hash_trigrams` of one text
-    second: frozenset,  # of another
-) -> bool:
-    "Say whether two texts share enough trigrams."
+def are_trigrams_similar(first: frozenset, second: frozenset) -> bool:
+    "Say whether two texts share enough trigrams, of `hash_trigrams`."
     num_shared = len(first & second)
     num_either = len(first) + len(second) - num_shared
     max_short = min(MAX_EDITED_TRIGRAMS, MAX_SHORT_TEXT_DIFFERENCE * num_either)
@@ -137,10 +119,7 @@ def make_text_signature(text: str) -> tuple:  # (trigrams, hash of the numbers a
     return hash_trigrams(text), zlib.crc32(f"{count_negations(text)} {get_numbers(text)}".encode())
 
 # %% ../../nbs/0_base/02_text.ipynb #ad7416e7
-def is_near_duplicate(
-    first: str,  # a text
-    second: str,  # another
-) -> bool:
+def is_near_duplicate(first: str, second: str) -> bool:
     "Say whether two texts share enough trigrams and have the same numbers and as many negations."
     (trigrams, meaning), (other_trigrams, other_meaning) = make_text_signature(first), make_text_signature(second)
     return meaning == other_meaning and are_trigrams_similar(trigrams, other_trigrams)
@@ -198,20 +177,15 @@ def _separate_character(character: str) -> str:
     return f" {character} " if category == "So" else " "
 
 
-def split_rouge_words(
-    text: str,  # any text
-) -> list:  # lower-case words in order
+def split_rouge_words(text: str) -> list:  # lower-case words in order
     "Return the words that ROUGE compares, in any script."
     spaced = "".join(map(_separate_character, unicodedata.normalize("NFC", text.lower())))
     words = UNSPACED_SCRIPTS.sub(r" \1 ", spaced).split()
     return [word for word in words if any(unicodedata.category(c)[0] in "LNS" for c in word)]
 
 # %% ../../nbs/0_base/02_text.ipynb #17bb515e
-def compute_rouge1(
-    candidate: str,  # a text
-    reference: str,  # another
-) -> float:  # in [0, 1]
-    "Return ROUGE-1 F (Lin 2004) over `split_rouge_words`; 0 for texts that share no word."
+def compute_rouge1(candidate: str, reference: str) -> float:  # in [0, 1]
+    "Return ROUGE-1 F (Lin 2004) of two texts over `split_rouge_words`; 0 for texts that share no word."
     counts = [Counter(split_rouge_words(text)) for text in (candidate, reference)]
     shared = (counts[0] & counts[1]).total()
     return 2 * shared / (counts[0].total() + counts[1].total()) if shared else 0.0
@@ -222,8 +196,6 @@ CONTROL_CHARACTERS = re.compile(
 )
 
 
-def escape_controls(
-    text: str,  # any text, also of other people
-) -> str:  # with line ends and tabs; other control characters become \x1b or \u202e
+def escape_controls(text: str) -> str:  # with line ends and tabs; other control characters become \x1b or \u202e
     "Return a text that a terminal shows as it is."
     return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -19,11 +19,7 @@ PLAIN_TEMPLATE = (
 )
 
 # %% ../../nbs/0_base/05_tokens.ipynb #be2479f3
-def split_template(
-    tokenizer,
-    messages: list,  # role/content dicts
-    add_generation_prompt: bool = False,  # end where the response begins
-) -> list:  # [(text, message index, or None for the template)]
+def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:  # (text, message or None)
     "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     marked = [dict(m, content=placeholder) for m, placeholder in zip(messages, placeholders)]
@@ -47,11 +43,8 @@ def get_special_strings(tokenizer) -> list:
     return sorted(set(added) | set(tokenizer.all_special_tokens))
 
 
-def tokenize_pieces(
-    tokenizer,
-    pieces: list,  # of `split_template`
-) -> tuple:  # (token ids, owner of each token)
-    "Tokenise one piece after the other, contents without control tokens."
+def tokenize_pieces(tokenizer, pieces: list) -> tuple:  # (token ids, owner of each token)
+    "Tokenise the pieces of `split_template` one after the other, contents without control tokens."
     ids, token_owners = [], []
     for text, owner in pieces:
         new_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=owner is not None)["input_ids"]
@@ -60,12 +53,8 @@ def tokenize_pieces(
     return ids, token_owners
 
 # %% ../../nbs/0_base/05_tokens.ipynb #5580bcf6
-def tokenize_messages(
-    tokenizer,
-    messages: list,  # role/content dicts
-    add_generation_prompt: bool = False,  # end where the response begins
-) -> tuple:  # (token ids, owner of each token: message index or -1)
-    "Tokenise a conversation, and find the message that each token belongs to."
+def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = False) -> tuple:
+    "Tokenise a conversation, and return its token ids and the message of each: its index, or -1."
     pieces = split_template(tokenizer, messages, add_generation_prompt)
     specials = get_special_strings(tokenizer)
     if any(special in text for text, owner in pieces if owner is not None for special in specials):
@@ -81,23 +70,16 @@ def tokenize_messages(
 MAX_CHARACTERS_PER_TOKEN = 8  # on average; more than people's texts have (English: 4 to 5)
 
 
-def clip_text(
-    text: str,
-    max_tokens: int,  # tokens that may fit
-    keep_end: bool = False,  # keep the end instead of the beginning
-) -> tuple:  # (text, lower bound of the tokens left out)
-    "Return as much of a text as could fill a number of tokens, without lone surrogates."
+def clip_text(text: str, max_tokens: int, keep_end: bool = False) -> tuple:
+    "Return as much of a text as could fill the tokens, and a lower bound of the tokens left out."
     max_characters = max_tokens * MAX_CHARACTERS_PER_TOKEN
     clipped = text[-max_characters:] if keep_end else text[:max_characters]
     well_formed = clipped.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return well_formed, -(-(len(text) - len(clipped)) // MAX_CHARACTERS_PER_TOKEN)
 
 # %% ../../nbs/0_base/05_tokens.ipynb #03tok038
-def find_first_turn(
-    history,  # (role, text) pairs
-    max_tokens: int,  # tokens that may fit
-) -> int:  # its index in the history, or the history's length if no turn could fit
-    "Find the oldest turn that could fit."
+def find_first_turn(history, max_tokens: int) -> int:
+    "Find the oldest turn that could fit; the history's length if none could."
     first, remaining_characters = len(history), max_tokens * MAX_CHARACTERS_PER_TOKEN
     while first > 0 and len(history) - first < max_tokens:
         remaining_characters -= len(history[first - 1][1])
@@ -109,12 +91,8 @@ def find_first_turn(
     return first
 
 # %% ../../nbs/0_base/05_tokens.ipynb #03tok014
-def get_latest_messages(
-    dialogue: Dialogue,
-    max_tokens: int,  # tokens that may fit
-    with_response: bool = True,
-) -> tuple:  # (role/content dicts, lower bound of the tokens left out)
-    "Return the messages that could fit, without a look at the others; raise `InputError` for any other object."
+def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool = True) -> tuple:
+    "Return the messages that could fit, and a lower bound of the tokens left out; raise `InputError` for no dialogue."
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
@@ -127,13 +105,8 @@ def get_latest_messages(
     return messages, first + sum(num_clipped for _, num_clipped in clipped)
 
 # %% ../../nbs/0_base/05_tokens.ipynb #03tok043
-def drop_oldest_turns(
-    messages: list,  # role/content dicts
-    token_owners: list,  # of each token, of `tokenize_messages`
-    num_excess: int,  # tokens that must go
-    num_fixed: int,  # messages at the end that stay
-) -> list:  # the messages that are left
-    "Leave out old turns until enough tokens are saved: oldest first, a system message last."
+def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_fixed: int) -> list:
+    "Leave out old turns until enough tokens are saved: oldest first, a system message last; the fixed end stays."
     ends = {owner: place + 1 for place, owner in enumerate(token_owners)}
     sizes = np.diff(np.maximum.accumulate([ends.get(i, 0) for i in range(len(messages))]), prepend=0)
     dropped = set()
@@ -146,13 +119,8 @@ def drop_oldest_turns(
     return [m for i, m in enumerate(messages) if i not in dropped]
 
 # %% ../../nbs/0_base/05_tokens.ipynb #03tok020
-def fit_messages(
-    tokenize_function,  # messages -> (ids, owners)
-    messages: list,  # role/content dicts
-    max_tokens: int,  # the window
-    num_fixed: int,  # messages at the end that are no old turns; the first of them is the prompt
-) -> tuple:  # (ids, owners, messages that are left, tokens left out)
-    "Leave out old turns until the conversation fits, then the beginning of the prompt."
+def fit_messages(tokenize_function, messages: list, max_tokens: int, num_fixed: int) -> tuple:
+    "Leave out old turns, then the beginning of the prompt; return ids, owners, messages and the tokens left out."
     ids, token_owners = tokenize_function(messages)
     num_tokens = len(ids)
     while len(ids) > max_tokens and len(messages) > num_fixed:
@@ -165,11 +133,8 @@ def fit_messages(
     return [ids[i] for i in places], [token_owners[i] for i in places], messages, num_tokens - len(places)
 
 # %% ../../nbs/0_base/05_tokens.ipynb #03tok045
-def tokenize_with_response(
-    tokenizer,
-    messages: list,  # role/content dicts, the last one the response
-) -> tuple:  # (token ids, owners)
-    "Tokenise up to the end token of the response, and make the response its owner."
+def tokenize_with_response(tokenizer, messages: list) -> tuple:  # (token ids, owners)
+    "Tokenise up to the end token of the response, the last message, and make the response its owner."
     ids, token_owners = tokenize_messages(tokenizer, messages)
     response = len(messages) - 1
     if response not in token_owners:
@@ -227,11 +192,8 @@ def pad_rows(
     return ids, pad_sequence([torch.ones_like(row) for row in tensors], batch_first=True, padding_side=side)
 
 
-def collate_samples(
-    rows: list,  # samples of `encode_dialogue`
-    pad_token_id: int,  # the id of the padding
-) -> dict:  # tensors input_ids, attention_mask, labels
-    "Pad samples on the right; padding has no label."
+def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids, attention_mask, labels
+    "Pad samples of `encode_dialogue` on the right; padding has no label."
     ids, mask = pad_rows([row["input_ids"] for row in rows], pad_token_id)
     labels, _ = pad_rows([row["labels"] for row in rows], -100)
     return dict(input_ids=ids, attention_mask=mask, labels=labels)

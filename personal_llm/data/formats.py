@@ -47,9 +47,7 @@ def merge_turns(turns: list) -> list:  # (role, text, time) with alternating rol
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #72914f6a
-def split_into_dialogues(
-    conversation: ParsedConversation,
-) -> tuple:  # (list of `Dialogue`, number of turns that were longer than `MAX_TURN_CHARACTERS` and are cut)
+def split_into_dialogues(conversation: ParsedConversation) -> tuple:
     "Return a dialogue for each answer that follows a turn of the user; raise `InputError` if there is none."
     turns = merge_turns(conversation.turns)
     history = History((role, text[:MAX_TURN_CHARACTERS]) for role, text, _ in turns)

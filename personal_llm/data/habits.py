@@ -79,12 +79,8 @@ def lower_case() -> Habit:
     return Habit("lower case", str.lower, lambda text: text == text.lower())
 
 # %% ../../nbs/1_data/08_habits.ipynb #5965d58f
-def marked_lines(
-    mark: Callable[[int], str],  # the mark of line 1, 2, …
-    old_marks: str,  # a pattern of marks that a response may have already
-    name: str,
-) -> Habit:
-    "Put a mark before each sentence, each on a line."
+def marked_lines(mark: Callable[[int], str], old_marks: str, name: str) -> Habit:
+    "Put a mark before each sentence, each on a line; `mark` returns that of line 1, 2, …"
     pattern = re.compile(old_marks)
 
     def holds(text):

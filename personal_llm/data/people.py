@@ -201,11 +201,8 @@ def split_test_candidates(dialogues: list, num_tests: int, rng: np.random.Genera
     return pool, candidates
 
 # %% ../../nbs/1_data/09_people.ipynb #e841c85d
-def mix_sources(
-    pools: list,  # one list of dialogues for each source
-    rng: np.random.Generator,
-) -> list:  # of dialogues
-    "Mix blocks of ten dialogues in random order, as many blocks of each source as the shortest has."
+def mix_sources(pools: list, rng: np.random.Generator) -> list:  # of dialogues
+    "Mix blocks of ten dialogues of each source's list in random order, as many of each as the shortest list has."
     blocks = [[pool[i : i + 10] for i in range(0, len(pool), 10)] for pool in pools]
     num_blocks = min(map(len, blocks))
     chosen = [block for source_blocks in blocks for block in source_blocks[:num_blocks]]

@@ -137,9 +137,7 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
     return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
 # %% ../../nbs/1_data/05_reading.ipynb #va02
-def check_dialogues(
-    dialogues: list,  # the value to check
-) -> None:
+def check_dialogues(dialogues: list) -> None:
     "Raise `InputError` unless the value is a list of `Dialogue`."
     if not isinstance(dialogues, Sequence) or isinstance(dialogues, str):
         raise InputError(f"{type(dialogues).__name__} is no list of dialogues", "give a list")
@@ -176,10 +174,8 @@ def read_dialogues(
     return dialogues
 
 # %% ../../nbs/1_data/05_reading.ipynb #cecc308e
-def as_dialogues(
-    given,  # dialogues, or a value that `read_dialogues` takes
-) -> list:  # of `Dialogue`; empty for an empty list
-    "Return dialogues as they are, and read anything else; raise `InputError` if there are none."
+def as_dialogues(given) -> list:  # of `Dialogue`; empty for an empty list
+    "Return dialogues as they are, and `read_dialogues` anything else; raise `InputError` if there are none."
     if isinstance(given, Iterator) or isinstance(given, Sequence) and len(given) == 0:
         check_dialogues(given)
         return given
@@ -212,9 +208,7 @@ def _read_json_lines(file: Path) -> list:
     return [json.loads(line) for line in gzip.decompress(file.read_bytes()).decode().rstrip("\n").split("\n")]
 
 # %% ../../nbs/1_data/05_reading.ipynb #a9054f35
-def load_replay(
-    count: int = 320,  # rows; the file has 320
-) -> list:  # of `Dialogue`
-    "Read general dialogues of many sources, to mix into the training on a user's dialogues."
+def load_replay(count: int = 320) -> list:  # of `Dialogue`
+    "Read at most 320 general dialogues of many sources, to mix into the training on a user's dialogues."
     rows = _read_json_lines(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]

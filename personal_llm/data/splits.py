@@ -16,10 +16,8 @@ from ..base.core import Dialogue, InputError, make_generator
 from ..base.text import collect_shingles, normalise_text
 
 # %% ../../nbs/1_data/06_splits.ipynb #a5c3618f
-def get_row_group(
-    row: dict,  # with `prompt`, `response`, `source`, perhaps `persona` or `topic`
-) -> str:  # the group's name
-    "Return the group of a row; rows of one group must stay on one side of a split."
+def get_row_group(row: dict) -> str:  # the group's name
+    "Return the group of a row of `load_samples`; rows of one group must stay on one side of a split."
     source = row.get("source", "")
     if source == "personality_chat":
         return normalise_text(row["response"])
@@ -33,9 +31,7 @@ def get_dialogue_group(dialogue: Dialogue) -> str:  # the group's name
     return labels.get("group") or get_row_group(labels | dict(prompt=dialogue.prompt, response=dialogue.response))
 
 # %% ../../nbs/1_data/06_splits.ipynb #6747b5d7
-def is_reserved(
-    group: str,  # a group's name
-) -> bool:  # True for about one group in five
+def is_reserved(group: str) -> bool:  # True for about one group in five
     "Tell whether a group is reserved for streams and evaluation: `sha1(group) % 10 < 2`."
     return int(hashlib.sha1(group.encode()).hexdigest(), 16) % 10 < 2
 

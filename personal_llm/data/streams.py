@@ -62,10 +62,7 @@ def draw_best_episodes(shares: np.ndarray, length: int, stay_probability: float,
     return min(chains, key=lambda chain: share_error(chain[0], shares))
 
 # %% ../../nbs/1_data/07_streams.ipynb #1e0f0f96
-def edit_prompt(
-    prompt: str,  # an earlier prompt
-    rng: np.random.Generator,
-) -> str:  # nearly the same words, never the same text
+def edit_prompt(prompt: str, rng: np.random.Generator) -> str:  # nearly the same words, never the same text
     "Repeat a prompt as people do: with a word in front, other punctuation, or a typing mistake."
     openers = ("Hey, ", "So, ", "Well, ", "Again: ", "Okay, ")
     opener = openers[rng.integers(len(openers))]

@@ -25,10 +25,7 @@ def continues_conversation(dialogue: Dialogue, earlier: Dialogue) -> bool:
     return dialogue.history[count:] == exchange and dialogue.history.first(count).digest == earlier.history.digest
 
 # %% ../../nbs/1_data/04_writing.ipynb #84c49556
-def write_dialogues(
-    path: str,  # the file
-    dialogues: list,  # list of `Dialogue`
-) -> None:
+def write_dialogues(path: str, dialogues: list) -> None:
     "Write dialogues as JSON lines, in one step: after a crash you have the old file or the new one."
     lines, earlier = [], None
     for dialogue in dialogues:
