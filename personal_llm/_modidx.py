@@ -647,6 +647,10 @@ d = {
                 "0_base/adapters.html#adapter.card",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.Adapter.load": (
+                "0_base/adapters.html#adapter.load",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.Adapter.nbytes": (
                 "0_base/adapters.html#adapter.nbytes",
                 "personal_llm/base/adapters.py",
@@ -675,6 +679,14 @@ d = {
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.compress_adapter": (
+                "0_base/adapters.html#compress_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.concatenate_factors": (
+                "0_base/adapters.html#concatenate_factors",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.detach_adapter": (
                 "0_base/adapters.html#detach_adapter",
                 "personal_llm/base/adapters.py",
@@ -683,16 +695,16 @@ d = {
                 "0_base/adapters.html#discard_on_error",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.factor_inner_product": (
+                "0_base/adapters.html#factor_inner_product",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.finish_adapter_commit": (
                 "0_base/adapters.html#finish_adapter_commit",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.get_adapter_id": (
                 "0_base/adapters.html#get_adapter_id",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.load_adapter": (
-                "0_base/adapters.html#load_adapter",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
@@ -716,8 +728,24 @@ d = {
                 "0_base/adapters.html#read_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.read_factors": (
+                "0_base/adapters.html#read_factors",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.read_lora_config": (
+                "0_base/adapters.html#read_lora_config",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.truncate_factor_pair": (
+                "0_base/adapters.html#truncate_factor_pair",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.truncate_factors": (
+                "0_base/adapters.html#truncate_factors",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.write_adapter": (
@@ -868,44 +896,6 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
-        "personal_llm.base.factors": {
-            "personal_llm.base.factors._check_factor_shapes": (
-                "0_base/factors.html#_check_factor_shapes",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.compress_adapter": (
-                "0_base/factors.html#compress_adapter",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.concatenate_factors": (
-                "0_base/factors.html#concatenate_factors",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.factor_inner_product": (
-                "0_base/factors.html#factor_inner_product",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.find_unsupported_settings": (
-                "0_base/factors.html#find_unsupported_settings",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.read_factors": (
-                "0_base/factors.html#read_factors",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.read_lora_config": (
-                "0_base/factors.html#read_lora_config",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.truncate_factor_pair": (
-                "0_base/factors.html#truncate_factor_pair",
-                "personal_llm/base/factors.py",
-            ),
-            "personal_llm.base.factors.truncate_factors": (
-                "0_base/factors.html#truncate_factors",
-                "personal_llm/base/factors.py",
-            ),
-        },
         "personal_llm.base.files": {
             "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
             "personal_llm.base.files.OwnedFolder.__init__": (
@@ -951,6 +941,10 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.delete_path": ("0_base/files.html#delete_path", "personal_llm/base/files.py"),
+            "personal_llm.base.files.finish_results": (
+                "0_base/files.html#finish_results",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.get_cache_folder": (
                 "0_base/files.html#get_cache_folder",
                 "personal_llm/base/files.py",
@@ -962,9 +956,22 @@ d = {
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
+            "personal_llm.base.files.move_results": ("0_base/files.html#move_results", "personal_llm/base/files.py"),
+            "personal_llm.base.files.open_results_folder": (
+                "0_base/files.html#open_results_folder",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.publish_results": (
+                "0_base/files.html#publish_results",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.read_json_lines": (
                 "0_base/files.html#read_json_lines",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.recover_results": (
+                "0_base/files.html#recover_results",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.remove_temporary_files": (
@@ -976,6 +983,7 @@ d = {
                 "0_base/files.html#write_atomically",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.write_entry": ("0_base/files.html#write_entry", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
         },
         "personal_llm.base.loading": {
@@ -1136,32 +1144,6 @@ d = {
             ),
             "personal_llm.base.plots.show_figure": ("0_base/plots.html#show_figure", "personal_llm/base/plots.py"),
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
-        },
-        "personal_llm.base.publish": {
-            "personal_llm.base.publish.finish_results": (
-                "0_base/publish.html#finish_results",
-                "personal_llm/base/publish.py",
-            ),
-            "personal_llm.base.publish.move_results": (
-                "0_base/publish.html#move_results",
-                "personal_llm/base/publish.py",
-            ),
-            "personal_llm.base.publish.open_results_folder": (
-                "0_base/publish.html#open_results_folder",
-                "personal_llm/base/publish.py",
-            ),
-            "personal_llm.base.publish.publish_results": (
-                "0_base/publish.html#publish_results",
-                "personal_llm/base/publish.py",
-            ),
-            "personal_llm.base.publish.recover_results": (
-                "0_base/publish.html#recover_results",
-                "personal_llm/base/publish.py",
-            ),
-            "personal_llm.base.publish.write_entry": (
-                "0_base/publish.html#write_entry",
-                "personal_llm/base/publish.py",
-            ),
         },
         "personal_llm.base.text": {
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
@@ -2346,25 +2328,8 @@ d = {
                 "personal_llm/data/formats.py",
             ),
         },
-        "personal_llm.data.habits": {
-            "personal_llm.data.habits.Habit": ("1_data/habits.html#habit", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.brevity": ("1_data/habits.html#brevity", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.bullets": ("1_data/habits.html#bullets", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.emoji": ("1_data/habits.html#emoji", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.lower_case": ("1_data/habits.html#lower_case", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.marked_lines": ("1_data/habits.html#marked_lines", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.numbered_steps": (
-                "1_data/habits.html#numbered_steps",
-                "personal_llm/data/habits.py",
-            ),
-            "personal_llm.data.habits.opener": ("1_data/habits.html#opener", "personal_llm/data/habits.py"),
-            "personal_llm.data.habits.preferred_words": (
-                "1_data/habits.html#preferred_words",
-                "personal_llm/data/habits.py",
-            ),
-            "personal_llm.data.habits.sign_off": ("1_data/habits.html#sign_off", "personal_llm/data/habits.py"),
-        },
         "personal_llm.data.people": {
+            "personal_llm.data.people.Habit": ("1_data/people.html#habit", "personal_llm/data/people.py"),
             "personal_llm.data.people.SimulatedUser": (
                 "1_data/people.html#simulateduser",
                 "personal_llm/data/people.py",
@@ -2391,6 +2356,9 @@ d = {
             ),
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people._SubjectPlan": ("1_data/people.html#_subjectplan", "personal_llm/data/people.py"),
+            "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
+            "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
                 "1_data/people.html#group_rows_by_subject",
                 "personal_llm/data/people.py",
@@ -2399,15 +2367,27 @@ d = {
                 "1_data/people.html#list_subjects",
                 "personal_llm/data/people.py",
             ),
+            "personal_llm.data.people.lower_case": ("1_data/people.html#lower_case", "personal_llm/data/people.py"),
             "personal_llm.data.people.make_test_sets": (
                 "1_data/people.html#make_test_sets",
                 "personal_llm/data/people.py",
             ),
+            "personal_llm.data.people.marked_lines": ("1_data/people.html#marked_lines", "personal_llm/data/people.py"),
             "personal_llm.data.people.mix_sources": ("1_data/people.html#mix_sources", "personal_llm/data/people.py"),
+            "personal_llm.data.people.numbered_steps": (
+                "1_data/people.html#numbered_steps",
+                "personal_llm/data/people.py",
+            ),
+            "personal_llm.data.people.opener": ("1_data/people.html#opener", "personal_llm/data/people.py"),
+            "personal_llm.data.people.preferred_words": (
+                "1_data/people.html#preferred_words",
+                "personal_llm/data/people.py",
+            ),
             "personal_llm.data.people.row_to_dialogue": (
                 "1_data/people.html#row_to_dialogue",
                 "personal_llm/data/people.py",
             ),
+            "personal_llm.data.people.sign_off": ("1_data/people.html#sign_off", "personal_llm/data/people.py"),
             "personal_llm.data.people.split_test_candidates": (
                 "1_data/people.html#split_test_candidates",
                 "personal_llm/data/people.py",

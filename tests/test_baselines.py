@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.selection import baselines
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch, compute_slope
-from personal_llm.base.factors import factor_inner_product
+from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
     BASE_NAME,
     MAX_RANKED_PLLMS,
@@ -253,7 +253,7 @@ def test_inner_is_that_of_the_full_matrices():
 
 
 def test_weights_find_their_twin(tmp_path):
-    from personal_llm.base.factors import read_factors
+    from personal_llm.base.adapters import read_factors
     from personal_llm.tuning.config import TuningConfig
     from personal_llm.tuning.finetune import finetune
 

@@ -9,7 +9,7 @@ import pytest
 
 from personal_llm import personalize
 from personal_llm.app import personalize as module
-from personal_llm.base.publish import COMMITTED_RESULTS, write_entry
+from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import models
 from personal_llm.base.files import OwnedFolder, delete_path
 from tiny import shared, tiny

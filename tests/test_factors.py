@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter_card, write_adapter
 from personal_llm.base.core import InputError
-from personal_llm.base.factors import (
+from personal_llm.base.adapters import (
     compress_adapter,
     concatenate_factors,
     read_factors,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.data.habits import (
+from personal_llm.data.people import (
     brevity,
     bullets,
     emoji,

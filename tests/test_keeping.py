@@ -5,7 +5,7 @@ import os
 import pytest
 
 from personal_llm import personalize
-from personal_llm.base.publish import COMMITTED_RESULTS, STAGED_RESULTS, write_entry
+from personal_llm.base.files import COMMITTED_RESULTS, STAGED_RESULTS, write_entry
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, lock_folder
 from tiny import shared

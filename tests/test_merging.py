@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 
 from personal_llm.selection import merging
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.factors import read_lora_config
+from personal_llm.base.adapters import read_lora_config
 from personal_llm.selection.merging import fit_merge_weights, merge
 from personal_llm.base.adapters import Adapter
 from personal_llm.tuning.config import TuningConfig

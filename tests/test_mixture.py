@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.factors import read_factors
+from personal_llm.base.adapters import read_factors
 from personal_llm.selection import mixture as module
 from personal_llm.selection.mixture import (
     WINDOW_TOKENS,

@@ -10,7 +10,7 @@ import pytest
 from kills import killed_at
 from personal_llm import personalize
 from personal_llm.app import personalize as module
-from personal_llm.base.publish import COMMITTED_RESULTS, write_entry, recover_results
+from personal_llm.base.files import COMMITTED_RESULTS, write_entry, recover_results
 from personal_llm.base import models
 from personal_llm.base.adapters import Adapter, get_adapter_id
 from personal_llm.base.core import Dialogue, InputError

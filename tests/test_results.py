@@ -9,7 +9,7 @@ import pytest
 
 from kills import OPERATIONS, at_operation, every_kill
 from personal_llm.base import publish as results
-from personal_llm.base.publish import (
+from personal_llm.base.files import (
     COMMITTED_RESULTS,
     STAGED_RESULTS,
     publish_results,

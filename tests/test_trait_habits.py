@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.data.habits import emoji, lower_case, opener, preferred_words, sign_off
+from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
 from personal_llm.data.reading import load_replay, load_samples
 from personal_llm.data.people import USERS, user_stream
 from personal_llm.explanation.habits import (

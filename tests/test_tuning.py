@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kills import at_operation, killed_at
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.factors import compress_adapter
+from personal_llm.base.adapters import compress_adapter
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig

@@ -12,7 +12,7 @@ from peft import PeftModel
 from libraries import four, small, stand_in
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.factors import concatenate_factors, read_factors
+from personal_llm.base.adapters import concatenate_factors, read_factors
 from personal_llm.base.models import Model
 from personal_llm.selection import warm_start as module
 from personal_llm.selection.merging import START_ROW_NORM

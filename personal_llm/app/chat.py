@@ -22,7 +22,7 @@ from personal_llm.app.arguments import (
     setting_options,
 )
 from .personalize import PersonalizeSettings, find_adapter_folder, make_tuning_config
-from ..base.publish import recover_results
+from ..base.files import recover_results
 from ..base.core import InputError, patch
 from ..base.text import escape_controls
 

@@ -37,7 +37,7 @@ from personal_llm.app.personalize import (
     personalize,
 )
 from .report import format_demo_table
-from ..base.publish import open_results_folder, recover_results
+from ..base.files import open_results_folder, recover_results
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE
 from ..device.personalizer import ASK_WHEN_CHOICES

@@ -18,7 +18,7 @@ from pathlib import Path
 from . import personalize
 from .arguments import reuse_setting
 from .report import plot_demo, render_report
-from ..base.publish import publish_results, open_results_folder
+from ..base.files import publish_results, open_results_folder
 from .demo_start import plot_warm_start, run_warm_start_demo
 from ..base.core import InputError, check, check_settings_fields, patch, setting
 from ..device.personalizer import PersonalizerSettings

@@ -23,7 +23,7 @@ def make_paired_config(
 ):  # a `TuningConfig`
     "Make the configuration of both runs, with the rank of the start."
     from personal_llm.base.adapters import check_adapter
-    from personal_llm.base.factors import read_lora_config
+    from personal_llm.base.adapters import read_lora_config
     from personal_llm.tuning.config import TuningConfig
 
     checks = NUM_VALIDATION_CHECKS

@@ -32,7 +32,7 @@ from personal_llm.app.arguments import (
     register_command,
 )
 from .personalize import find_adapter_folder
-from ..base.publish import recover_results
+from ..base.files import recover_results
 from ..base.core import InputError, patch
 from ..base.files import write_atomically
 
@@ -225,7 +225,7 @@ def skip_or_raise(self: LibraryBuild, name: str, error: InputError) -> None:
 def find_adapters(self: LibraryBuild) -> None:
     "Collect the valid adapters by their folders' names; raise `InputError` if there is none."
     from personal_llm.base.adapters import check_adapter
-    from personal_llm.base.factors import read_factors
+    from personal_llm.base.adapters import read_factors
 
     for folder in self.args.adapter:
         name, adapter = Path(folder).resolve().name, find_adapter_folder(folder)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .arguments import find_library_folder, open_library, reuse_setting
-from ..base.publish import publish_results, open_results_folder
+from ..base.files import publish_results, open_results_folder
 from ..base.core import InputError, check, patch, setting
 from ..base.files import OwnedFolder
 from ..data.splits import split_test_dialogues
@@ -192,7 +192,7 @@ def delete_other_runs(
     run: str,  # the one that stays
 ) -> None:
     "Delete the folders of earlier runs."
-    from personal_llm.base.publish import RUN_FOLDER_PREFIX
+    from personal_llm.base.files import RUN_FOLDER_PREFIX
 
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
         delete_run(owned.path / name)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'make_folder', 'get_temporary_path', 'write_atomically', 'read_json', 'write_json',
-           'append_json_line', 'read_json_lines', 'compute_sha256', 'OwnedFolder', 'lock_folder']
+           'append_json_line', 'read_json_lines', 'compute_sha256', 'OwnedFolder', 'lock_folder', 'publish_results',
+           'open_results_folder', 'recover_results']
 
 # %% ../../nbs/0_base/03_files.ipynb #58ef90fc
 import errno
@@ -257,3 +258,87 @@ def get_cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personal_llm"
     except RuntimeError:
         raise InputError("this user has no home folder", "set XDG_CACHE_HOME to a folder of yours") from None
+
+# %% ../../nbs/0_base/03_files.ipynb #deda2288
+STAGED_RESULTS = ".next"  # results that are being written
+COMMITTED_RESULTS = ".committed"  # complete results on their way to their places
+RUN_FOLDER_PREFIX = "run-"  # prefix of the folders of running states; their files change, so we never record them
+
+
+def write_entry(source, place: Path) -> None:
+    "Write one entry, readable by its owner only; raise `InputError` when that fails."
+    if not isinstance(source, Path):
+        write_atomically(place, source)
+        return
+    make_folder(place)
+    for file in sorted(source.iterdir()):
+        if file.is_file():
+            write_atomically(place / file.name, file.read_bytes())
+
+# %% ../../nbs/0_base/03_files.ipynb #d6000cfa
+def move_results(owned: OwnedFolder, entries: list) -> None:
+    "Move finished entries to their places; raise `InputError` where a foreign file stands in the way."
+    names = [entry.name for entry in entries]
+    owned.check_entries(*names)
+    for name in names:
+        owned.claim(name)
+    files = [entry for entry in entries if not entry.is_dir()]
+    for file in files:
+        delete_path(owned.path / file.name)
+    for entry in [entry for entry in entries if entry.is_dir()] + files:
+        delete_path(owned.path / entry.name)
+        os.replace(entry, owned.path / entry.name)
+
+
+def finish_results(owned: OwnedFolder) -> None:
+    "Move committed results to their places, and remove results that were not committed."
+    committed = owned.path / COMMITTED_RESULTS
+    if COMMITTED_RESULTS in owned.entries and committed.is_dir():
+        move_results(owned, sorted(committed.iterdir()))
+        claimed = [name for name, files in owned.entries.items() if files is None]
+        hidden = (STAGED_RESULTS, COMMITTED_RESULTS)
+        owned.record_files(*[name for name in claimed if name not in hidden and not name.startswith(RUN_FOLDER_PREFIX)])
+    for name in (COMMITTED_RESULTS, STAGED_RESULTS):
+        if name in owned.entries:
+            owned.remove(name)
+
+# %% ../../nbs/0_base/03_files.ipynb #5269cb47
+def publish_results(
+    owned: OwnedFolder,
+    entries: dict,  # name in the folder -> text, bytes, or a folder to copy
+) -> None:
+    "Replace results by new ones, all or none; raise `InputError` for a full disk or a foreign file."
+    owned.check_entries(*entries)
+    stage = owned.claim(STAGED_RESULTS)
+    delete_path(stage)
+    try:
+        for name, source in entries.items():
+            write_entry(source, stage / name)
+        owned.claim(COMMITTED_RESULTS)
+        os.replace(stage, owned.path / COMMITTED_RESULTS)
+    except BaseException:
+        delete_path(stage)
+        raise
+    finish_results(owned)
+
+# %% ../../nbs/0_base/03_files.ipynb #699b397a
+@contextmanager
+def open_results_folder(
+    path,  # a new folder, an empty one, or an earlier output
+    *names: str,  # the entries that the run will write
+):  # an `OwnedFolder`
+    "Hold an output folder for one run; raise `InputError`, with nothing made, for foreign files or a second run."
+    OwnedFolder(path).check_entries(*names)
+    with lock_folder(path):
+        owned = OwnedFolder(path)
+        finish_results(owned)
+        remove_temporary_files(path)
+        owned.check_entries(*names)
+        yield owned
+
+
+def recover_results(path) -> None:
+    "Before reading a folder, finish the move of a killed run, unless a run is at work."
+    if (Path(path) / COMMITTED_RESULTS).is_dir():
+        with suppress(InputError), lock_folder(path):
+            finish_results(OwnedFolder(path))

@@ -114,8 +114,7 @@ def detect_format(
             return candidate
     found = "found fields " + (", ".join(map(format_value, list(record)[:8])) or "none")
     if name is None:
-        remedy = "use prompt and response, or messages, or register the format (see formats)"
-        raise InputError(found, remedy)
+        raise InputError(found, "use prompt and response, or messages, or register the format (see formats)")
     wanted = " or ".join(" and ".join(fields) for fields in FORMATS[name].required_fields)
     raise InputError(f"{found}, format {name} needs {wanted}", "rename them or name another format")
 

@@ -7,7 +7,7 @@ __all__ = ['USERS_WITH_MODEL_REPLIES', 'USERS_WITHOUT_CORRECTIONS', 'LEARNED_TAL
            'ATYPICAL_USERS', 'PEOPLE', 'CORRECTING_USERS']
 
 # %% ../../nbs/experiments/02_people.ipynb #95ed82d4
-from ..data.habits import brevity, bullets, emoji, lower_case, opener, sign_off
+from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
 from ..data.people import USERS, SimulatedUser
 
 # %% ../../nbs/experiments/02_people.ipynb #86dd94c2

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import make_generator
-from ..base.factors import read_factors
+from ..base.adapters import read_factors
 from .runner import Grid
 from .fit import PoolLibrary, cost_to_dict, load_pool_library
 from ..recipes.crafted_styles import GRID

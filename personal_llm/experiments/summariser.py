@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Dialogue, make_generator
-from ..base.factors import read_factors
+from ..base.adapters import read_factors
 from ..base.models import Model, load_model
 from .runner import Grid
 from .fit import POOLS, load_pool_library

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.core import InputError
 from ..base.text import split_sentences, get_words
-from ..data.habits import MAX_CLOSING_WORDS
+from ..data.people import MAX_CLOSING_WORDS
 from ..data.reading import load_replay
 from ..buffer.scoring import load_lexicons
 from .style import PUNCTUATION_PATTERNS, check_answer_count

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..base.core import Dialogue, make_generator
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
-from personal_llm.data.habits import (
+from personal_llm.data.people import (
     brevity,
     bullets,
     emoji,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..base.core import InputError
-from ..data.habits import brevity, bullets, emoji, lower_case, opener, sign_off
+from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .samples import write_gz
 from .style_pools import crafted_pool, real_pool, tune_pllm

@@ -29,7 +29,7 @@ from personal_llm.base.adapters import (
     discard_on_error,
 )
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
-from ..base.factors import read_lora_config
+from ..base.adapters import read_lora_config
 from ..base.files import OwnedFolder, delete_path, lock_folder, make_folder, write_atomically
 from .phone_program import read_adapter_layout, require_executorch, export_program
 from personal_llm.runtimes.phone_bundle import (

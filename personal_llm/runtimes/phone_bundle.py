@@ -17,7 +17,7 @@ import numpy as np
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, make_generator, patch
 from ..base.files import read_json
-from ..base.publish import publish_results, open_results_folder, recover_results
+from ..base.files import publish_results, open_results_folder, recover_results
 from ..base.files import compute_sha256
 from personal_llm.runtimes.phone_program import (
     Bucket,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Cost, InputError, check, make_generator
-from ..base.factors import read_factors, factor_inner_product
+from ..base.adapters import read_factors, factor_inner_product
 from .ranking import PLAIN_PLLM, MAX_RANKED_PLLMS, SelectionRequest, Ranking, get_download_bytes
 from .ranking import rank_by_scores
 from ..tuning.config import TuningConfig

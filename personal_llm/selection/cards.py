@@ -19,7 +19,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE
 from ..base.adapters import COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
 from ..base.core import InputError
-from ..base.factors import read_factors, read_lora_config
+from ..base.adapters import read_factors, read_lora_config
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation

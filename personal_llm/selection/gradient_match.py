@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Cost, check, InputError, make_generator
-from ..base.factors import read_factors, factor_inner_product
+from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import write_atomically
 from ..base.tokens import make_batches, collate_samples
 from .ranking import SelectionRequest, Ranking, rank_by_scores

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..base.adapters import Adapter, check_adapter, read_adapter_card, write_adapter
 from ..base.core import check, Cost, InputError, measure_cost
-from ..base.factors import concatenate_factors, read_factors, read_lora_config, truncate_factors
+from ..base.adapters import concatenate_factors, read_factors, read_lora_config, truncate_factors
 from .ranking import compute_mean_loss
 
 # %% ../../nbs/5_selection/07_merging.ipynb #9339470e

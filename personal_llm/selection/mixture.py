@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..base.core import Cost, InputError, patch
-from ..base.factors import concatenate_factors, read_factors
+from ..base.adapters import concatenate_factors, read_factors
 from ..base.tokens import make_batches, encode_dialogue
 from .gradient_match import select_by_gradient, get_linear_layer, predict_labels
 from .gradient_match import compute_row_losses

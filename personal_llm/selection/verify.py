@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE
 from ..base.core import InputError
-from ..base.factors import read_factors, factor_inner_product
+from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import read_json
 from ..base.text import escape_controls
 from .cards import PICKLE_SUFFIXES, PLLM

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError, patch
-from ..base.factors import read_lora_config
+from ..base.adapters import read_lora_config
 from ..base.files import ASSETS
 from .merging import combine_adapters, measure_mixture_loss
 from .ranking import PLAIN_PLLM, Ranking

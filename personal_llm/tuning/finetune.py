@@ -27,7 +27,7 @@ from personal_llm.base.adapters import (
     stage_adapter,
 )
 from ..base.core import Cost, InputError, check_seed, seed_everything
-from ..base.factors import read_lora_config
+from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder, write_atomically
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
