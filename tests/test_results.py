@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kills import OPERATIONS, at_operation, every_kill
-from personal_llm.base import publish as results
+from personal_llm.base import files as results
 from personal_llm.base.files import (
     COMMITTED_RESULTS,
     STAGED_RESULTS,
