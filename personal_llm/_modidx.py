@@ -264,6 +264,10 @@ d = {
                 "8_app/commands.html#evaluate_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.find_published_adapter": (
+                "8_app/commands.html#find_published_adapter",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.finish_interrupted_run": (
                 "8_app/commands.html#finish_interrupted_run",
                 "personal_llm/app/commands.py",
@@ -2852,6 +2856,10 @@ d = {
             ),
             "personal_llm.device.forgetting.find_history_cut": (
                 "6_device/forgetting.html#find_history_cut",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.find_published": (
+                "6_device/forgetting.html#find_published",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_folder": (

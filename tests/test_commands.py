@@ -84,3 +84,36 @@ def test_chat_with_an_adapter_answers_and_keeps_nothing(world, capsys, monkeypat
     assert code == 0 and "1/32 dialogues" in out and "\x1b" not in out and snapshot(world / "mine") == before
     fails(capsys, "chat", "--adapter", world / "mine", "--out", world / "mine")
     fails(capsys, "chat", "--out", world / "mine")
+
+
+def test_chat_prints_json_lines_when_asked(world, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n/status\n"))
+    code, out, err = invoke(capsys, "chat", "--quiet", "--json")
+    turns = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [turn["line"] for turn in turns] == ["one", "/status"]
+    assert turns[0]["output"] and "1/32 dialogues" in turns[1]["output"]
+
+
+def test_chat_without_an_input_ends(capsys, monkeypatch):
+    "A service manager closes stdin; Python then has none."
+    monkeypatch.setattr(sys, "stdin", None)
+    assert invoke(capsys, "chat", "--quiet")[:2] == (0, "")
+
+
+def test_status_names_the_adapter_that_personalize_named(world, tmp_path, capsys):
+    mine = shutil.copytree(world / "mine", tmp_path / "mine")
+    status = found(capsys, "status", "--out", mine)
+    assert status["adapter"] == str(mine / "adapter")
+    shutil.rmtree(mine / "adapter")
+    assert found(capsys, "status", "--out", mine)["adapter"].startswith(status["folder"])
+
+
+def test_a_dry_run_of_forget_deletes_nothing(world, tmp_path, capsys):
+    mine = shutil.copytree(world / "mine", tmp_path / "mine")
+    before = snapshot(mine)
+    forget = ("forget", "--out", mine, "--containing", "thing number 3")
+    code, out, err = invoke(capsys, *forget, "--dry-run")
+    assert code == 0 and "nothing was deleted" in out and snapshot(mine) == before
+    planned = found(capsys, *forget, "--dry-run")
+    done = found(capsys, *forget)
+    assert planned["dry_run"] and planned["dialogues"] == done["dialogues"] and snapshot(mine) != before

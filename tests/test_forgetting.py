@@ -193,6 +193,19 @@ def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):
 # ---- what goes and what stays
 
 
+def test_a_dry_run_reports_and_changes_nothing(tmp_path):
+    "It reports the same dialogues, histories and adapters; no byte of the folder changes."
+    for wish in (dict(text=CANARY), dict(everything=True)):
+        published_run(out := tmp_path / str(len(wish["text"] if "text" in wish else "")))
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+        planned = forget_folder(out, **wish, dry_run=True)
+        after = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+        assert before == after and planned.adapters and str(out / "adapter") in planned.files
+        done = forget_folder(out, **wish)
+        assert (planned.dialogues, planned.cut, planned.adapters) == (done.dialogues, done.cut, done.adapters)
+        assert set(planned.files) <= set(done.files)
+
+
 def test_adapters_before_it_stay(tmp_path):
     me = start(tmp_path, capacity=2)
     for place in range(0, 6, 2):

@@ -144,6 +144,8 @@ BAD = [  # content, name, place or None, words of the message
     (b"prompt,response\n", "a.csv", None, "no dialogue"),
     (b"Dear diary", "a.txt", "line 1", "WhatsApp"),
     (gzip.compress(GOOD, mtime=0)[:-12], "a.jsonl.gz", None, "gzip"),
+    (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.pdf", None, "a PDF"),
+    (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a.jsonl", None, "text"),
 ]
 
 
@@ -333,3 +335,12 @@ def test_samples_are_reserved_short_and_licensed():
 def test_chats_that_ship_are_readable():
     found = read_dialogues(ASSETS / "samples" / "chats.jsonl")
     assert found.format == "messages" and len(found) == 300 and not found.skipped
+
+
+def test_a_user_in_rows_without_names_is_a_mistake(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(GOOD)
+    for source in (path, [dict(prompt="Hi", response="Hello")]):
+        with pytest.raises(InputError, match="no names of people") as caught:
+            read_dialogues(source, user="Ana")
+        assert "--user" in caught.value.remedy and read_dialogues(source)

@@ -192,7 +192,7 @@ def _add_command(subparsers, command: Command) -> None:
     parser = subparsers.add_parser(name, help=command.summary, description=sentence, formatter_class=layout)
     parser.epilog = "examples:\n" + "\n".join(f"  {parser.prog} {e}".rstrip() for e in command.examples)
     parser.set_defaults(run=command.run, model=None)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, one object a line")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     for add in command.options:
         add(parser)

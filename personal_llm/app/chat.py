@@ -20,6 +20,7 @@ from personal_llm.app.arguments import (
     print_note,
     register_command,
     setting_options,
+    to_json,
 )
 from .personalize import PersonalizeSettings, find_adapter_folder, make_tuning_config
 from ..base.files import recover_results
@@ -31,33 +32,33 @@ WELCOME_HINT = "write, and press Enter; /help lists the commands, Ctrl-D or /qui
 ANSWER_PROMPT = "  (Enter: the reply is fine; or write a better one; /skip: no answer) "
 
 
-def read_line(prompt: str = "> "):  # a line, or None at the end
+def read_line(prompt: str = "> "):  # a line, or None at the end, and where there is no stdin
     "Read one line from the user, with the prompt on stderr."
     print(prompt, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline() or None
+    return sys.stdin and sys.stdin.readline() or None
 
 
-def print_pieces(pieces) -> None:
-    "Print pieces of text as they come, and a line end."
-    has_output = False
+def print_pieces(line: str, pieces, as_json: bool = False) -> None:
+    "Print pieces of text as they come, and a line end; or one JSON object with all of them."
+    shown = ""
     for piece in pieces:
-        print(escape_controls(piece), end="", flush=True)
-        has_output = True
-    if has_output:
+        shown += piece
+        if not as_json:
+            print(escape_controls(piece), end="", flush=True)
+    if as_json:
+        print(to_json(dict(line=line.rstrip("\n"), output=shown)), flush=True)
+    elif shown:
         print(flush=True)
 
 # %% ../../nbs/8_app/08_chat.ipynb #2e801bfb
-def run_turn(
-    session,  # a `ChatSession`
-    line: str,
-) -> None:
+def run_turn(session, line: str, as_json: bool = False) -> None:
     "Print the reply to a line; Ctrl-C stops it."
     from personal_llm.app.chat_commands import handle_line
 
     session.reply = None
     pieces = handle_line(session, line)
     try:
-        print_pieces(pieces)
+        print_pieces(line, pieces, as_json)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()
@@ -66,11 +67,8 @@ def run_turn(
         print_note("stopped" + "; this turn is not kept" * is_unfinished)
 
 # %% ../../nbs/8_app/08_chat.ipynb #ch22
-def run_conversation(
-    session,  # a `ChatSession`
-    read=read_line,  # returns a line, or None at the end
-) -> None:
-    "Chat until there are no more lines."
+def run_conversation(session, read=read_line, as_json: bool = False) -> None:
+    "Chat until `read` returns None."
     from personal_llm.device.conversation import QUESTION_TEXT
 
     while True:
@@ -83,7 +81,7 @@ def run_conversation(
             return
         if line is None or line.strip() == "/quit":
             return
-        run_turn(session, line)
+        run_turn(session, line, as_json)
 
 
 def close_conversation(
@@ -135,7 +133,7 @@ def chat_command(args) -> None:
             sys.stdin.reconfigure(errors="replace")
         if not args.quiet:
             print_note(WELCOME_HINT)
-        run_conversation(session)
+        run_conversation(session, as_json=args.json)
 
 # %% ../../nbs/8_app/08_chat.ipynb #ff34cda8
 WIDGET_REMEDY = "pip install personal_llm[widget]"

@@ -244,6 +244,15 @@ def finish_interrupted_run(
 FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of personalize or chat")
 
 
+def find_published_adapter(folder: str, adapter: str):  # a path
+    "Return the copy of the state's adapter in an output folder, or the adapter itself."
+    from personal_llm.base.adapters import get_adapter_id
+
+    published = Path(folder) / "adapter"
+    is_same = adapter and published.is_dir() and get_adapter_id(published) == get_adapter_id(adapter)
+    return str(published) if is_same else adapter
+
+
 @register_command(
     "status", "the state in a folder in numbers, without any text of the chats", FOLDER_OPTION, examples=["--out mine"]
 )
@@ -253,6 +262,7 @@ def status_command(args) -> CommandResult:
 
     finish_interrupted_run(args.out)
     status = folder_status(args.out)
+    status["adapter"] = find_published_adapter(args.out, status["adapter"])
     status["answers"] = count_answers(read_state(status["folder"]).buffer.dialogues)
     pairs = dict(
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
@@ -279,6 +289,7 @@ def parse_time(
 
 # %% ../../nbs/8_app/09_commands.ipynb #6ea9497a
 NO_MATCH_MESSAGE = "no stored dialogue matches"
+DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
 
 
 @register_command(
@@ -289,15 +300,16 @@ NO_MATCH_MESSAGE = "no stored dialogue matches"
     option("--id", action="append", default=[], metavar="ID", help="a dialogue; you can give more than one"),
     option("--before", metavar="TIME", help="dialogues before a date (2024-05-31), or a number as dialogues have it"),
     option("--all", action="store_true", help="everything that this package stored in the folder"),
-    examples=["--out mine --containing 'my sister'", "--out mine --before 2024-05-31", "--out mine --all"],
+    option("--dry-run", action="store_true", help="report what would be deleted, and delete nothing"),
+    examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31", "--out mine --all"],
 )
 def forget_command(args) -> CommandResult:
     "The command `forget`."
     from personal_llm.device.forgetting import forget_folder
 
     finish_interrupted_run(args.out)
-    report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all)
-    result = {name: value for name, value in asdict(report).items() if name != "ids"}
+    report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
+    result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
     if report.dialogues or report.cut or report.adapters or report.files or report.turns:
-        return CommandResult(result, [str(report)])
+        return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report)])
     return CommandResult(result, [NO_MATCH_MESSAGE, *(f"out of reach: {one}" for one in report.unreachable)])

@@ -119,6 +119,8 @@ def explain_command(args) -> CommandResult:
     space = check_style_space(library.space)
     if args.data is None and args.adapter is None:
         raise InputError("--data or --adapter is missing", "give --data FILE or --adapter DIR")
+    if args.plot and not Path(args.plot).absolute().parent.is_dir():
+        raise InputError(f"--plot: {Path(args.plot).parent}: no such folder", "make it first, or name another file")
     if args.adapter:
         explanation, adapter = explain_adapter(args, library)
         source = dict(adapter=str(adapter))

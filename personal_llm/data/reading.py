@@ -160,6 +160,9 @@ def read_dialogues(
         return data if isinstance(data, Dialogues) else Dialogues(data)
     name = data if isinstance(data, (str, Path)) else f"the {type(data).__name__}"
     dialogues, errors, unit = parse_source(data, format, user)
+    if user is not None and dialogues and not dialogues.user:
+        problem = f"{name}: no names of people in it, so {format_value(user)!r} is none of them"
+        raise InputError(problem, "leave user (--user) out")
     if errors and not skip_invalid:
         number, error = errors[0]
         remedy = f"{error.remedy or 'mend it'}, or leave such rows out with skip_invalid (--skip-invalid)"

@@ -26,6 +26,8 @@ def decompress(path, raw: bytes) -> bytes:
             raise InputError(f"{path}: a broken gzip file", "copy or download it again") from None
     if raw[:4] == b"PK\x03\x04":
         raise InputError(f"{path}: a zip archive", "unpack it and give the file with the chats")
+    if raw[:5] == b"%PDF-":
+        raise InputError(f"{path}: a PDF", "save its text as .txt, or give the export of the chat program itself")
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     if not raw.strip():
         raise InputError(f"{path}: an empty file", "give one with at least one dialogue")

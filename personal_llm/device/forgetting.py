@@ -248,22 +248,25 @@ def is_adapter_affected(folder: Path, report: ForgetReport) -> bool:
         return True
 
 
-def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
-    "Delete the published copy beside a run, and its report, if the adapter learned from a forgotten dialogue."
-    if not run.match(RUN_FOLDER_PATTERN):
-        return
-    for stage in PUBLISH_STAGES:
-        for path in (run.parent / stage).glob(".*.tmp"):  # only in this folder itself; folders inside it may be yours
-            if TEMPORARY_NAME_PATTERN.fullmatch(path.name):
-                delete_path(path)
-                report.files.append(path.name)
+def find_published(run: Path, request: ForgetRequest, report: ForgetReport) -> list:  # paths
+    "Return the published copy beside a run, and its report, if the adapter learned from a forgotten dialogue."
+    paths = []
+    for stage in PUBLISH_STAGES if run.match(RUN_FOLDER_PATTERN) else ():
+        temporary = (run.parent / stage).glob(".*.tmp")  # only in this folder itself; folders inside it may be yours
+        paths += [path for path in temporary if TEMPORARY_NAME_PATTERN.fullmatch(path.name)]
         adapter, run_report = run.parent / stage / PUBLISHED_ADAPTER, run.parent / stage / RUN_REPORT_FILE
         is_affected = request.everything or adapter.is_dir() and is_adapter_affected(adapter, report)
-        if is_affected:
-            report.files += remove_adapter(adapter)
+        paths += [adapter] * (is_affected and adapter.is_dir())
         if run_report.is_file() and (is_affected or request.contains_text(run_report.read_text(errors="replace"))):
-            delete_path(run_report)
-            report.files.append(str(run_report))
+            paths.append(run_report)
+    return paths
+
+
+def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
+    "Delete what `find_published` returns."
+    for path in find_published(run, request, report):
+        remove_adapter(path) if path.is_dir() else delete_path(path)
+        report.files.append(str(path))
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00033
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
@@ -278,19 +281,22 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
     report.files += [path for path in removed if path not in report.adapters]
 
 
-def forget_run(run: Path, request: ForgetRequest, policy=None) -> ForgetReport:
-    "Forget in the folder of one personalizer."
+def forget_run(run: Path, request: ForgetRequest, dry_run: bool = False) -> ForgetReport:
+    "Forget in the folder of one personalizer; a dry run only reports."
     state, report = None, ForgetReport()
     if request.everything:
         report = ForgetReport(unreachable=[COPIES_NOTE, SOURCE_FILE_NOTE])
     if (run / STATE_FILE).is_file():
         try:
-            state = read_state(run, policy)
+            state = read_state(run)
             report = state.forget(request)
         except InputError:
             if not request.everything:
                 raise
-    apply_to_folder(run, None if request.everything else state, request, report)
+    if dry_run:
+        report.files += map(str, find_published(run, request, report))
+    else:
+        apply_to_folder(run, None if request.everything else state, request, report)
     return report
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00034
@@ -300,7 +306,7 @@ def forget_folder(
     text: str = None,  # part of a dialogue
     before: float = None,  # a time: forget all earlier dialogues
     everything: bool = False,
-    policy=None,  # the policy of the buffer, if it is not registered by name
+    dry_run: bool = False,  # report what would be deleted, and delete nothing
 ) -> ForgetReport:
     "Forget in a saved folder without loading a model; raise `InputError` if there is no state, or a process uses it."
     request, total = ForgetRequest(ids, text, before, everything), ForgetReport()
@@ -311,5 +317,5 @@ def forget_folder(
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))
         for run in runs:
-            total.add(forget_run(run, request, policy))
+            total.add(forget_run(run, request, dry_run))
     return total
