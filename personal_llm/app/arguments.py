@@ -19,10 +19,7 @@ from ..base.files import ASSETS
 from ..base.text import escape_controls
 
 # %% ../../nbs/8_app/01_arguments.ipynb #5c715d3f
-def option(
-    *names: str,  # as argparse takes them
-    **settings,  # as argparse takes them
-):  # a function of a parser
+def option(*names: str, **settings):  # a function of a parser
     "Describe one option of a command."
     return lambda parser: parser.add_argument(*names, **settings)
 
@@ -36,11 +33,7 @@ def parse_whole_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{short!r} is no usable whole number") from None
 
 # %% ../../nbs/8_app/01_arguments.ipynb #3e525440
-def integer_option(
-    name: str,  # with its dashes
-    default: int,  # None: the help names the behaviour without the option
-    summary: str,  # help text, with the unit
-):  # a function of a parser
+def integer_option(name: str, default: int, summary: str):  # a function of a parser
     "Describe an option that takes a whole number; the called function checks the range."
     summary += "" if default is None else f" (default: {default})"
     return option(name, type=parse_whole_number, default=default, metavar="N", help=summary)
@@ -97,42 +90,30 @@ class CommandResult:
 UNSAFE_CHARACTERS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 # %% ../../nbs/8_app/01_arguments.ipynb #62c64685
-def to_json(
-    result: dict,  # plain JSON types
-) -> str:  # one line
+def to_json(result: dict) -> str:  # one line
     "Write a result as one JSON object that is safe to print; letters of all scripts stay readable."
     text = json.dumps(result, ensure_ascii=False)
     safe = UNSAFE_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return safe.encode("utf-8", "backslashreplace").decode()
 
 # %% ../../nbs/8_app/01_arguments.ipynb #e18dfe61
-def print_note(
-    text: str,  # a sentence; line breaks become spaces
-) -> None:
+def print_note(text: str) -> None:
     "Print one line on stderr, because stdout is for results."
     print(escape_controls(f"personal-llm: {' '.join(str(text).split())}"), file=sys.stderr)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #8d5da845
-def print_result(
-    result: CommandResult,
-    as_json: bool = False,
-) -> None:
+def print_result(result: CommandResult, as_json: bool = False) -> None:
     "Print a result on stdout, as lines for people or as one JSON object."
     lines = [part for line in result.lines for part in str(line).split("\n")]
     print(to_json(result.result) if as_json else "\n".join(map(escape_controls, lines)))
 
 # %% ../../nbs/8_app/01_arguments.ipynb #ar16
-def format_pairs(
-    pairs: dict,  # name -> value; an empty value is left out
-) -> list:  # lines
+def format_pairs(pairs: dict) -> list:  # lines
     "Align names and their values in two columns."
     return [f"{name:<11}{value}" for name, value in pairs.items() if value not in ("", None)]
 
 
-def format_table(
-    rows: list,  # dicts
-    columns: dict,  # heading -> format of a cell, as `str.format` takes it with a row
-) -> list:  # lines
+def format_table(rows: list, columns: dict) -> list:  # lines
     "Align rows under headings; the first column stands left, the last one as it is, the others right."
     lines = [list(columns)] + [[cell.format(**row) for cell in columns.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -198,9 +179,7 @@ def _add_command(subparsers, command: Command) -> None:
         add(parser)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #064d7609
-def build_parser(
-    commands: dict = None,  # name -> `Command`; the registry by default
-) -> CommandParser:
+def build_parser(commands: dict = None) -> CommandParser:
     "Build the parser of all registered commands."
     top = CommandParser(prog="personal-llm", formatter_class=argparse.RawDescriptionHelpFormatter)
     top.description = "Personalise a language model on your own device: the program sends no data anywhere."
@@ -225,9 +204,7 @@ MODEL_OPTIONS = [
 SEED_OPTION = integer_option("--seed", 0, "seed of all random choices")
 
 # %% ../../nbs/8_app/01_arguments.ipynb #156783c7
-def get_model_settings(
-    args,  # with the options `MODEL_OPTIONS`
-) -> dict:  # as `load_model` takes them
+def get_model_settings(args) -> dict:  # as `load_model` takes them
     "Return device, dtype and template; raise `InputError` where the device or the template is missing."
     import torch
 
@@ -242,9 +219,7 @@ def get_model_settings(
     return dict(device=args.device, dtype=args.dtype, chat_template=template)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #53aaff27
-def load_model_from_arguments(
-    args,  # with the options `MODEL_OPTIONS`
-):  # a `Model`
+def load_model_from_arguments(args):  # a `Model`
     "Load the model that the arguments name; raise `InputError` where model or device is missing."
     from personal_llm.base import models
 
@@ -258,9 +233,7 @@ SKIP_INVALID_OPTION = option(
 )
 
 # %% ../../nbs/8_app/01_arguments.ipynb #f493c757
-def data_options(
-    required: bool = True,
-) -> list:  # options
+def data_options(required: bool = True) -> list:  # options
     "List the options of a file of chats."
     summary = (
         "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Telegram, WhatsApp, "
@@ -274,9 +247,7 @@ def data_options(
     ]
 
 # %% ../../nbs/8_app/01_arguments.ipynb #79ca48f7
-def read_dialogue_file(
-    args,  # with `data_options`
-):  # `Dialogues`
+def read_dialogue_file(args):  # `Dialogues`
     "Read the file of chats; print the reader's notes on stderr."
     from personal_llm.data.reading import read_dialogues
 
@@ -286,11 +257,7 @@ def read_dialogue_file(
     return dialogues
 
 # %% ../../nbs/8_app/01_arguments.ipynb #prm00002
-def read_prompts_by_adapter(
-    files: list,  # chats, named like the adapters: ana.jsonl for ana
-    names,  # of the adapters
-    skip_invalid: bool,
-) -> dict:  # name -> `Dialogue`s
+def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # name -> `Dialogue`s
     "Read the prompts of each adapter's own subject; raise `InputError` for a file without an adapter."
     from personal_llm.data.reading import read_dialogues
 
@@ -303,17 +270,12 @@ def read_prompts_by_adapter(
     return prompts
 
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
-def find_library_folder(
-    name: str,  # "pocket" is the one in the package
-) -> Path:
+def find_library_folder(name: str) -> Path:
     "Return the folder of a library."
     return ASSETS / "library" if name == "pocket" else Path(name)
 
 
-def open_library(
-    name: str,  # "pocket", a folder, or an https address
-    skip_invalid: bool = False,  # report damaged pLLMs and leave them out
-):  # a `Library`
+def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
     from personal_llm.selection.library import Library
     from personal_llm.selection.remote_library import LEDGER_FILE, is_library_address
@@ -327,10 +289,7 @@ def open_library(
     return library
 
 # %% ../../nbs/8_app/01_arguments.ipynb #lc07
-def open_or_create_library(
-    out: str,  # a folder
-    space,  # `StyleSpace` of a new library
-):  # a `Library`
+def open_or_create_library(out: str, space):  # a `Library`
     "Open the library in a folder or create one; raise `InputError` for an address."
     from personal_llm.selection.remote_library import is_library_address
     from personal_llm.selection.library import Library

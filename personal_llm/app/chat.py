@@ -84,9 +84,7 @@ def run_conversation(session, read=read_line, as_json: bool = False) -> None:
         run_turn(session, line, as_json)
 
 
-def close_conversation(
-    session,  # a `ChatSession`
-) -> None:
+def close_conversation(session) -> None:
     "Wait for the training, close the session, and print its last messages."
     if session.background_training is not None:
         if not session.background_training.is_done():
@@ -168,10 +166,7 @@ _COMMAND_BUTTONS = {"/learn": "Train now", "/undo": "Undo", "/why": "Why?", "/st
 class ChatWidget:
     "A chat with buttons, a question and a panel; raises `InputError` where ipywidgets is missing."
 
-    def __init__(
-        self,
-        session,  # a `ChatSession`
-    ):
+    def __init__(self, session):
         from personal_llm.app import chat_panel as views
 
         self.session, self.training_watch = session, None
@@ -235,10 +230,7 @@ def _send_correction(self: ChatWidget) -> None:
 ENTER_DELAY_SECONDS = 0.3
 
 
-def call_on_enter(
-    field,  # a text widget that sends its text on Enter, or when you leave it
-    action,  # called without arguments
-) -> None:
+def call_on_enter(field, action) -> None:
     "Call a function after Enter was pressed in a field and its text has come."
     import asyncio
 

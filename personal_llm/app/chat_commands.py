@@ -28,9 +28,7 @@ SCORE_SENTENCES = dict(
 MIN_TURNS_TO_COMPARE = 5  # earlier turns that allow a comparison
 
 
-def describe_scores(
-    log: list,  # `Decision`s, the last one of which we explain
-) -> list:  # lines
+def describe_scores(log: list) -> list:  # lines
     "Compare the three scores of the last decision with earlier ones (Qin et al. 2024, eq. 1, 2 and 4)."
     *before, last = log
     lines = []
@@ -123,10 +121,7 @@ def format_chat_help() -> str:
     return "\n".join(f"{name:<14}{text}" for name, text in [*rows, ("/help", "this list"), ("/quit", "leave")])
 
 
-def run_chat_command(
-    session: ChatSession,
-    line: str,  # begins with a slash
-) -> str:  # the output
+def run_chat_command(session: ChatSession, line: str) -> str:  # the output
     "Run a command; a mistake becomes one line with its remedy."
     name, _, argument = line.strip().partition(" ")
     argument = argument.strip()

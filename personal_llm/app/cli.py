@@ -16,9 +16,7 @@ from ..base.core import InputError
 from ..base.files import is_full_disk
 
 # %% ../../nbs/8_app/12_cli.ipynb #1c793838
-def set_offline_mode(
-    model,  # the model's name, or None
-) -> None:
+def set_offline_mode(model) -> None:
     "Forbid network access unless the model must come from the hub; raise `InputError` for an impossible name."
     from personal_llm.base.loading import resolve_model
 
@@ -35,9 +33,7 @@ INTERRUPTED_MESSAGE = "interrupted: state on disk is unchanged or complete; the 
 DAMAGED_FILE_ERRORS = ("SafetensorError", "JSONDecodeError")
 
 
-def format_error(
-    error: Exception,
-) -> str:  # empty for a bug of ours
+def format_error(error: Exception) -> str:  # empty for a bug of ours
     "Return the line that explains an error to the user."
     if isinstance(error, InputError):
         return str(error)

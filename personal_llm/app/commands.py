@@ -71,9 +71,7 @@ ASK_WHEN_HELP = (
 )
 
 
-def make_terminal_annotator(
-    ask_when: str,  # None: no questions
-):  # a function of a dialogue, or None
+def make_terminal_annotator(ask_when: str):  # a function of a dialogue, or None
     "Return an annotator that asks at the terminal."
     from personal_llm.app.chat import read_line
     from personal_llm.device.annotation import ask_at_terminal
@@ -81,10 +79,7 @@ def make_terminal_annotator(
     return None if ask_when is None else lambda dialogue: ask_at_terminal(dialogue, lambda text: read_line(text) or "")
 
 # %% ../../nbs/8_app/09_commands.ipynb #8ea86443
-def format_start(
-    start: str,  # as given
-    warm: dict,  # result of the selection from a library, or None
-) -> dict:  # pairs
+def format_start(start: str, warm: dict) -> dict:  # pairs
     "Return the start of the first fine-tune and the style that led to it."
     from personal_llm.selection.warm_start import describe_weights
 
@@ -107,9 +102,7 @@ def format_last_loss(last: dict) -> str:
 NO_TEST_MESSAGE = "no before and after: fewer than 50 dialogues, or all of one conversation"
 
 
-def format_personalization(
-    result: dict,  # of `personalize`
-) -> list:  # lines
+def format_personalization(result: dict) -> list:  # lines
     "Return the result of a run for people."
     data, settings, learned = result["data"], result["settings"], ""
     rejected = ", ".join(f"{count} {why}" for why, count in result["rejected"].items()) or "none"
@@ -170,10 +163,7 @@ def personalize_command(args) -> CommandResult:
 ADAPTER_HELP = "the output of personalize or demo, or any peft adapter of the model"
 
 
-def count_training_overlap(
-    adapter: Path,
-    dialogues: list,
-) -> int:
+def count_training_overlap(adapter: Path, dialogues: list) -> int:
     "Count the dialogues that an adapter was trained on, and print a note; raise `InputError` for a damaged card."
     from personal_llm.base.adapters import read_adapter_card
 
@@ -228,9 +218,7 @@ def check_command(args) -> CommandResult:
     return CommandResult(result | dict(price=asdict(cost)), [str(report), str(cost)])
 
 # %% ../../nbs/8_app/09_commands.ipynb #d896e7a6
-def finish_interrupted_run(
-    folder: str,  # an output folder, or the folder of `Personalizer.save`
-) -> None:
+def finish_interrupted_run(folder: str) -> None:
     "Finish or remove the rest of a killed run; raise `InputError` for a folder in use, or one that is not ours."
     from personal_llm.device.store import STATE_FILE
 
@@ -274,9 +262,7 @@ def status_command(args) -> CommandResult:
     return CommandResult(status, format_pairs(pairs))
 
 # %% ../../nbs/8_app/09_commands.ipynb #d1471719
-def parse_time(
-    text: str,  # a number, or a date such as 2024-05-31
-):  # seconds, or None for None
+def parse_time(text: str):  # seconds, or None for None
     "Return a time as dialogues have it; raise `InputError` for any other text."
     if text is None:
         return None

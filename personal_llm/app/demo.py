@@ -61,22 +61,14 @@ PROGRESS_FORMAT = "{desc:<34} {bar} stage {n_fmt} of {total_fmt}, {elapsed}"
 class StageProgress:
     "A progress bar for a run of stages, with the seconds of each kind."
 
-    def __init__(
-        self,
-        count: int,  # stages
-        progress: bool = True,  # show the bar on stderr
-    ):
+    def __init__(self, count: int, progress: bool = True):
         from tqdm.auto import tqdm
 
         self.seconds = Counter()
         self.bar = tqdm(total=count, disable=not progress, leave=False, bar_format=PROGRESS_FORMAT)
 
     @contextmanager
-    def __call__(
-        self,
-        kind: str,  # kind of stage, whose seconds are added up
-        detail: str = "",  # shown in the bar
-    ):
+    def __call__(self, kind: str, detail: str = ""):
         "Run one stage: show it in the bar and add its seconds to its kind."
         self.bar.set_description_str(f"{kind} {detail}".strip())
         start = time.perf_counter()
@@ -151,12 +143,7 @@ def score_adapter(run: DemoRun, adapter=None) -> AdapterScores:  # None: the bar
     return AdapterScores(own, evaluate(run.model, run.data.test_retention, generate=False, **shared))
 
 # %% ../../nbs/8_app/05_demo.ipynb #bd9bf8d9
-def run_policy(
-    run: DemoRun,
-    policy: str,
-    buffer,  # an empty `Buffer` with the policy
-    candidates: list,  # the scored stream
-) -> tuple:  # (`Personalizer`, places of the buffer's dialogues in the stream)
+def run_policy(run: DemoRun, policy: str, buffer, candidates: list) -> tuple:
     "Fill a buffer, ask the user, make synthetic dialogues and fine-tune."
     from personal_llm.device.personalizer import Personalizer
 
@@ -168,9 +155,7 @@ def run_policy(
     return me, kept
 
 # %% ../../nbs/8_app/05_demo.ipynb #1ebac323
-def is_base_model_kept(
-    adapter,  # of a fine-tune from the bare model
-) -> bool:
+def is_base_model_kept(adapter) -> bool:
     "Return whether no step was better than the bare model, so that the adapter changes nothing."
     return adapter.best_loss >= adapter.start_loss
 

@@ -17,10 +17,7 @@ VALIDATION_SHARE = 0.2  # share of the lineages in the validation set
 NUM_VALIDATION_CHECKS = 8  # points of each curve
 
 
-def make_paired_config(
-    steps: int,  # optimiser steps
-    start=None,  # adapter of the other run; None: there is no other run
-):  # a `TuningConfig`
+def make_paired_config(steps: int, start=None):  # a `TuningConfig`
     "Make the configuration of both runs, with the rank of the start."
     from personal_llm.base.adapters import check_adapter
     from personal_llm.base.adapters import read_lora_config
@@ -34,9 +31,7 @@ def make_paired_config(
     return config.match_adapter(read_lora_config(folder), folder)
 
 # %% ../../nbs/8_app/03_demo_start.ipynb #wd21
-def choose_validation_share(
-    dialogues: list,  # training and validation dialogues of both runs
-) -> float:  # share of the lineages
+def choose_validation_share(dialogues: list) -> float:  # share of the lineages
     "Choose the share of dialogues in the validation set, the same for both runs."
     from personal_llm.tuning.validation import RULE_FROM_NEW_START, find_lineages
 
@@ -44,11 +39,7 @@ def choose_validation_share(
     return max(VALIDATION_SHARE, min(0.5, RULE_FROM_NEW_START.min_validation_lineages / max(1, len(roots))))
 
 # %% ../../nbs/8_app/03_demo_start.ipynb #3c38d52a
-def summarise_training_curve(
-    adapter,  # of `finetune`
-    before: float,  # test loss of the start, nats a token
-    after: float,  # test loss of the adapter
-) -> dict:  # plain values
+def summarise_training_curve(adapter, before: float, after: float) -> dict:  # plain values
     "Return the curve of a fine-tune, its test losses and its cost."
     points = [(step, loss) for step, _, loss in adapter.history if loss is not None]
     return dict(
@@ -77,14 +68,7 @@ def measure_test_loss(model, test: list, adapter) -> float:  # nats a token
 FROM_SCRATCH = "from scratch"
 
 
-def compare_starts(
-    model,
-    dialogues: list,  # training and validation dialogues of both runs
-    test: list,  # dialogues in neither run
-    starts: dict,  # label -> adapter of a second run; empty: only the run from scratch
-    steps: int,
-    seed: int = 0,
-) -> dict:  # label -> curve
+def compare_starts(model, dialogues: list, test: list, starts: dict, steps: int, seed: int = 0) -> dict:
     "Run the same fine-tune from scratch and from other starts."
     from personal_llm.tuning.finetune import finetune
 
@@ -100,9 +84,7 @@ def compare_starts(
     return curves
 
 # %% ../../nbs/8_app/03_demo_start.ipynb #55ae47f5
-def label_start(
-    weights: dict,  # pLLM -> weight; empty: the bare model
-) -> str:
+def label_start(weights: dict) -> str:
     "Return a short name of a mixture."
     largest_name = max(weights, key=weights.get, default="")
     return largest_name if len(weights) < 2 else f"{largest_name} and {len(weights) - 1} more"
@@ -145,9 +127,7 @@ def get_loss_name(curve: dict) -> str:
     return "validation loss" if curve["judged_on"] else "training loss"
 
 # %% ../../nbs/8_app/03_demo_start.ipynb #edd46ca6
-def format_warm_start(
-    result: dict,  # of `run_warm_start_demo`
-) -> list:  # lines
+def format_warm_start(result: dict) -> list:  # lines
     "Return the explanation, the choice, its cost and both runs for people."
     from personal_llm.selection.warm_start import describe_weights
 
@@ -169,9 +149,7 @@ WARM_FIGURE_ALT_TEXT = (
 )
 
 
-def plot_warm_start(
-    result: dict,  # of `run_warm_start_demo`
-) -> bytes:  # a PNG
+def plot_warm_start(result: dict) -> bytes:  # a PNG
     "Draw the user's style and both curves."
     from personal_llm.explanation.description import Description
 
@@ -188,10 +166,7 @@ def plot_warm_start(
     return encode_png(figure)
 
 # %% ../../nbs/8_app/03_demo_start.ipynb #7980813a
-def html_warm_start_section(
-    result: dict,  # of `run_warm_start_demo`
-    source: str,  # of the image
-) -> str:  # HTML
+def html_warm_start_section(result: dict, source: str) -> str:  # HTML
     "Return the section of the demo's report on the start."
     lines = "\n".join(html.escape(line) for line in format_warm_start(result))
     count = result["curves"][FROM_SCRATCH]["judged_on"]

@@ -282,10 +282,7 @@ def add_on_ray(self: LibraryBuild, names: list) -> list:  # names added
     return added
 
 # %% ../../nbs/8_app/10_library_commands.ipynb #f34d2bb9
-def load_build_space(
-    name: str,  # a library with the space; None: the one in the package
-    model,
-):  # a `StyleSpace`
+def load_build_space(name: str, model):  # a `StyleSpace`
     "Load the space of a new library; raise `InputError` for the space of another base model."
     from personal_llm.selection.remote_library import is_library_address
     from personal_llm.selection.library import load_space

@@ -46,12 +46,7 @@ class PersonalizeSettings(PersonalizerSettings):
             raise InputError(f"policy {policy.name} asks no questions", 'use ask_when "freeze" or "arrival"')
 
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f
-def make_buffer(
-    policy: str,  # a name in `POLICIES`
-    capacity: int,  # bins
-    seed: int,
-    length: int,  # dialogues until the fine-tune
-):  # an empty `Buffer`
+def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
     "Make a buffer whose policy, if it asks, knows the length of the stream."
     from personal_llm.buffer.buffer import Buffer
 
@@ -61,26 +56,18 @@ def make_buffer(
 
 
 @patch
-def new_buffer(
-    self: PersonalizeSettings,
-    length: int = 800,  # dialogues of the stream
-):  # an empty `Buffer`
+def new_buffer(self: PersonalizeSettings, length: int = 800):  # an empty `Buffer`
     "Make the buffer of a run."
     return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
-def find_adapter_folder(
-    folder: str,  # an adapter, or the output of `personalize` or `demo`
-) -> Path:
+def find_adapter_folder(folder: str) -> Path:
     "Return the folder of an adapter."
     inner = Path(folder) / "adapter"
     return inner if inner.is_dir() else Path(folder)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #18218510
-def resolve_start(
-    name: str,  # see `PersonalizeSettings.start`
-    skip_invalid: bool = False,  # leave damaged pLLMs of a library out
-):  # None, a `Library`, or an adapter's folder
+def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, or an adapter's folder
     "Find the start of the first fine-tune; raise `InputError` where the name leads nowhere."
     from personal_llm.base.adapters import CONFIG_FILE, check_adapter
     from personal_llm.selection.remote_library import is_library_address
@@ -101,11 +88,7 @@ def resolve_start(
 MIN_TRAINING_DIALOGUES = 8
 
 
-def check_dialogue_count(
-    settings: PersonalizeSettings,
-    start,  # of `resolve_start`
-    dialogues: list,
-) -> None:
+def check_dialogue_count(settings: PersonalizeSettings, start, dialogues: list) -> None:
     "Raise `InputError` where there are too few dialogues for training or for choosing a start."
     if len(dialogues) < MIN_TRAINING_DIALOGUES:
         remedy = f"give at least {MIN_TRAINING_DIALOGUES}"
@@ -150,10 +133,7 @@ def format_change(name: str, before: float, after: float, change: dict = None) -
     return line + "   {difference:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}".format(**change)
 
 
-def format_change_table(
-    result: dict,  # with the keys of `compare_evaluations`
-    no_test_message: str,  # the line where there was no test set
-) -> list:  # lines of a table
+def format_change_table(result: dict, no_test_message: str) -> list:  # lines of a table
     "Return the comparison before and after as a table for people."
     if not result["before"]:
         return [no_test_message] if no_test_message else []
@@ -172,9 +152,7 @@ def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> 
     return "run-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def delete_run(
-    place: Path,  # a personalizer's folder
-) -> None:
+def delete_run(place: Path) -> None:
     "Delete the files of a personalizer, and its folder unless other files are in it."
     from personal_llm.base.files import LOCK_FILE, delete_path
     from personal_llm.device.store import ADAPTERS_FOLDER, STATE_FILE, remove_unreferenced
@@ -187,10 +165,7 @@ def delete_run(
             folder.rmdir()
 
 
-def delete_other_runs(
-    owned,  # an `OwnedFolder`
-    run: str,  # the one that stays
-) -> None:
+def delete_other_runs(owned, run: str) -> None:
     "Delete the folders of earlier runs."
     from personal_llm.base.files import RUN_FOLDER_PREFIX
 
@@ -222,11 +197,7 @@ class PersonalizeRun:
 
 
 @patch
-def train(
-    self: PersonalizeRun,
-    stream: list,  # dialogues in their order
-    folder: Path,  # of the run
-):  # a `Personalizer`, saved
+def train(self: PersonalizeRun, stream: list, folder: Path):  # a `Personalizer`, saved
     "Observe the stream and fine-tune."
     s = self.settings
     own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
@@ -239,18 +210,13 @@ def train(
     return me
 
 # %% ../../nbs/8_app/02_personalize.ipynb #10375ed9
-def count_answers(
-    dialogues: list,  # of a buffer
-) -> dict:  # plain values
+def count_answers(dialogues: list) -> dict:  # plain values
     "Count the corrected and the approved dialogues of a buffer."
     origins = Counter(d.origin for d in dialogues)
     return dict(corrected=origins["annotated"], called_fine=origins["approved"])
 
 
-def format_answers(
-    requests: int,  # number of questions to the annotator
-    answers: dict,  # of `count_answers`
-) -> str:
+def format_answers(requests: int, answers: dict) -> str:
     "Return the number of questions and answers in words."
     approved = f", {answers['called_fine']} approved" if answers["called_fine"] else ""
     return f"{requests} times; in the buffer {answers['corrected']} corrected{approved}" if requests else "never"
@@ -286,11 +252,7 @@ PERSONALIZE_FILES = ("adapter", "personalize.json")  # results in the folder, be
 
 
 @patch
-def run_in_folder(
-    self: PersonalizeRun,
-    owned: OwnedFolder,
-    data: dict,  # `file` and `skipped` of the report
-) -> dict:  # the result
+def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:  # the result
     "Train, measure, and replace the results in the folder."
     from personal_llm.base.adapters import get_adapter_id
 

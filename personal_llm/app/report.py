@@ -27,9 +27,7 @@ REPORT_METRIC_LABELS = dict(
 METRIC_UNITS = dict(loss="nats a token", rouge1="0 to 1", rougeL="0 to 1", adherence="share", keep_loss="nats a token")
 
 # %% ../../nbs/8_app/04_report.ipynb #c11f62b4
-def format_headline(
-    result: dict,  # of `run_demo`
-) -> str:
+def format_headline(result: dict) -> str:
     "Return the result of the first policy in a sentence."
     name, policy = next(iter(result["policies"].items()))
     parts = []
@@ -98,9 +96,7 @@ def plot_policy_losses(axes, result: dict) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
 
 # %% ../../nbs/8_app/04_report.ipynb #2e714f44
-def plot_demo(
-    result: dict,  # of `run_demo`
-) -> bytes:  # a PNG
+def plot_demo(result: dict) -> bytes:  # a PNG
     "Draw the buffers along the stream and the losses."
     figure, (left, right) = subplots(1, 2, width=11, height=1.8 + 0.55 * len(result["policies"]), width_ratios=(3, 2))
     plot_buffer_positions(left, result)
@@ -109,10 +105,7 @@ def plot_demo(
     return encode_png(figure)
 
 # %% ../../nbs/8_app/04_report.ipynb #337f9201
-def html_table(
-    head: list,  # cells, as HTML
-    rows: list,  # lists of cells, as HTML
-) -> str:
+def html_table(head: list, rows: list) -> str:
     "Return a table that scrolls on a narrow screen."
     lines = ["".join(f"<th>{cell}</th>" for cell in head)] + ["".join(f"<td>{c}</td>" for c in row) for row in rows]
     return '<div class="wide"><table>' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"

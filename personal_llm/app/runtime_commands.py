@@ -29,9 +29,7 @@ COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"
 SERVICE_FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of chat or personalize")
 
 
-def format_service_status(
-    status: dict,  # of `service_status`
-) -> list:  # lines
+def format_service_status(status: dict) -> list:  # lines
     "Return the status of a service for people."
     reason = f" ({status['why']})" if status["why"] else ""
     pairs = dict(
