@@ -1278,12 +1278,12 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._drop_old_relevance": (
-                "2_buffer/active.html#activepolicy._drop_old_relevance",
+            "personal_llm.buffer.active.ActivePolicy._forget_relevance": (
+                "2_buffer/active.html#activepolicy._forget_relevance",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._rank_entries": (
-                "2_buffer/active.html#activepolicy._rank_entries",
+            "personal_llm.buffer.active.ActivePolicy._rank": (
+                "2_buffer/active.html#activepolicy._rank",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_erase": (
@@ -1350,8 +1350,8 @@ d = {
                 "2_buffer/active.html#candidatefeatures",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active._find_redundant_slot": (
-                "2_buffer/active.html#_find_redundant_slot",
+            "personal_llm.buffer.active._to_arrays": (
+                "2_buffer/active.html#_to_arrays",
                 "personal_llm/buffer/active.py",
             ),
         },
@@ -1369,10 +1369,6 @@ d = {
                 "2_buffer/buffer.html#buffer.__repr__",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer._count_keys": (
-                "2_buffer/buffer.html#buffer._count_keys",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer._fill": (
                 "2_buffer/buffer.html#buffer._fill",
                 "personal_llm/buffer/buffer.py",
@@ -1387,10 +1383,6 @@ d = {
             ),
             "personal_llm.buffer.buffer.Buffer._restore": (
                 "2_buffer/buffer.html#buffer._restore",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer._state": (
-                "2_buffer/buffer.html#buffer._state",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.add": (
@@ -1443,27 +1435,11 @@ d = {
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer._checksum": ("2_buffer/buffer.html#_checksum", "personal_llm/buffer/buffer.py"),
-            "personal_llm.buffer.buffer._entry_from_dict": (
-                "2_buffer/buffer.html#_entry_from_dict",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer._entry_to_dict": (
-                "2_buffer/buffer.html#_entry_to_dict",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer._find_saved_policy": (
-                "2_buffer/buffer.html#_find_saved_policy",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer._read_file": (
                 "2_buffer/buffer.html#_read_file",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
-            "personal_llm.buffer.buffer.content_key": (
-                "2_buffer/buffer.html#content_key",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.load_buffer": (
                 "2_buffer/buffer.html#load_buffer",
                 "personal_llm/buffer/buffer.py",
@@ -1488,10 +1464,6 @@ d = {
             ),
             "personal_llm.buffer.correction_model.StreamStatistics": (
                 "2_buffer/correction_model.html#streamstatistics",
-                "personal_llm/buffer/correction_model.py",
-            ),
-            "personal_llm.buffer.correction_model.StreamStatistics.__init__": (
-                "2_buffer/correction_model.html#streamstatistics.__init__",
                 "personal_llm/buffer/correction_model.py",
             ),
             "personal_llm.buffer.correction_model.StreamStatistics.centre_directions": (
@@ -1548,10 +1520,6 @@ d = {
                 "2_buffer/policies.html#bufferview._measure_domain",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.BufferView._slots": (
-                "2_buffer/policies.html#bufferview._slots",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.BufferView.compute_idd": (
                 "2_buffer/policies.html#bufferview.compute_idd",
                 "personal_llm/buffer/policies.py",
@@ -1560,12 +1528,8 @@ d = {
                 "2_buffer/policies.html#bufferview.idd",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.DSSPolicy": (
-                "2_buffer/policies.html#dsspolicy",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.EOEPolicy": (
-                "2_buffer/policies.html#eoepolicy",
+            "personal_llm.buffer.policies.BufferView.similarities": (
+                "2_buffer/policies.html#bufferview.similarities",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.FIFOPolicy": (
@@ -1576,20 +1540,8 @@ d = {
                 "2_buffer/policies.html#fifopolicy.choose",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.IDDPolicy": (
-                "2_buffer/policies.html#iddpolicy",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.KCenterPolicy": (
                 "2_buffer/policies.html#kcenterpolicy",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.KCenterPolicy.__init__": (
-                "2_buffer/policies.html#kcenterpolicy.__init__",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.KCenterPolicy.after_add": (
-                "2_buffer/policies.html#kcenterpolicy.after_add",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.KCenterPolicy.choose": (
@@ -1693,10 +1645,6 @@ d = {
                 "2_buffer/policies.html#_column",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies._read_only": (
-                "2_buffer/policies.html#_read_only",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.cosine_similarities": (
                 "2_buffer/policies.html#cosine_similarities",
                 "personal_llm/buffer/policies.py",
@@ -1731,11 +1679,19 @@ d = {
                 "2_buffer/scoring.html#scoreddialogue",
                 "personal_llm/buffer/scoring.py",
             ),
+            "personal_llm.buffer.scoring.ScoredDialogue.content_key": (
+                "2_buffer/scoring.html#scoreddialogue.content_key",
+                "personal_llm/buffer/scoring.py",
+            ),
             "personal_llm.buffer.scoring.ScoredDialogue.direction": (
                 "2_buffer/scoring.html#scoreddialogue.direction",
                 "personal_llm/buffer/scoring.py",
             ),
             "personal_llm.buffer.scoring.Scores": ("2_buffer/scoring.html#scores", "personal_llm/buffer/scoring.py"),
+            "personal_llm.buffer.scoring._score_domains": (
+                "2_buffer/scoring.html#_score_domains",
+                "personal_llm/buffer/scoring.py",
+            ),
             "personal_llm.buffer.scoring.domain_specific_score": (
                 "2_buffer/scoring.html#domain_specific_score",
                 "personal_llm/buffer/scoring.py",
@@ -1761,10 +1717,6 @@ d = {
                 "personal_llm/buffer/scoring.py",
             ),
             "personal_llm.buffer.scoring.score": ("2_buffer/scoring.html#score", "personal_llm/buffer/scoring.py"),
-            "personal_llm.buffer.scoring.score_domains": (
-                "2_buffer/scoring.html#score_domains",
-                "personal_llm/buffer/scoring.py",
-            ),
             "personal_llm.buffer.scoring.score_reading": (
                 "2_buffer/scoring.html#score_reading",
                 "personal_llm/buffer/scoring.py",

@@ -255,17 +255,3 @@ def test_features_of_answers_by_hand():
     many = [answer(16, 0.0, True)] * 9
     features = compute_answer_features(statistics, many, 16, np.array([1.0, 0.0]))
     assert features["recent corrections"] == 2.5, "nine at once count no more than 2.5"
-
-
-def as_earlier_versions_wrote_it(state):
-    "The state of the policy with the names of earlier versions."
-    columns = {"surprise" if name == "prompt_loss" else name: values for name, values in state["columns"].items()}
-    now = dict(id="x", views=[0.0] * 16, direction=[0.0], chance=0.1, worth=0.2, repeated=False)
-    return state | dict(columns=columns, current=now, counts=[*state["counts"], False])
-
-
-def test_a_state_of_an_earlier_version_is_read():
-    buffer, _ = run(stream(100), buffer=Buffer(4, ActivePolicy(100)))
-    state, again = buffer.policy.state(), ActivePolicy()
-    again.restore(as_earlier_versions_wrote_it(state))
-    assert again.state() == state | dict(current=None), "the last dialogue is observed again when it comes up"

@@ -303,7 +303,7 @@ def state_with(path, change):
         state, tensors = json.loads(f.metadata()["buffer"][64:]), {k: f.get_tensor(k) for k in f.keys()}
     change(state, tensors)
     text = json.dumps(state)
-    return save(tensors, metadata=dict(buffer=module._checksum(text, tensors) + text))
+    return save(tensors, metadata=dict(buffer=module._checksum(text, tensors["embeddings"]) + text))
 
 
 CHANGES = {
@@ -336,23 +336,6 @@ REFUSED = set(CHANGES) - {
 def test_contradictions_are_refused(saved, what):
     result = outcome(saved, state_with(saved, CHANGES[what]))
     assert result == "refused" or what not in REFUSED
-
-
-def as_earlier_versions_wrote_it(state, tensors):
-    "Sums and products beside the embeddings, and the prompt loss under the name `surprise`."
-    for row in state["rows"]:
-        row["surprise"] = row.pop("prompt_loss")
-    state["domains"] = ["d0"]
-    tensors.update(sums=np.ones((1, 4)), products=np.ones(len(state["rows"])))
-
-
-def test_a_file_of_an_earlier_version_is_read(saved, tmp_path):
-    (tmp_path / "old").write_bytes(state_with(saved, as_earlier_versions_wrote_it))
-    old, new = load_buffer(tmp_path / "old"), load_buffer(saved)
-    assert old.log == new.log and old.dialogues == new.dialogues and (old.view.idd == new.view.idd).all()
-    assert [e.scores.prompt_loss for e in old.entries] == [e.scores.prompt_loss for e in new.entries]
-    for c in stream(30, seed=5):
-        assert old.add(c) == new.add(c)
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync", "open"])

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/2_buffer/05_active.ipynb #a078aac4
-from collections import deque
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,8 +15,6 @@ from ..base.core import patch
 from ..base.text import RecentTexts
 from personal_llm.buffer.correction_model import (
     FEATURE_NAMES,
-    RANKED_SCORES,
-    SMOOTHING_WINDOW,
     WINDOW_SIZE,
     Answer,
     CorrectionModel,
@@ -25,7 +23,7 @@ from personal_llm.buffer.correction_model import (
     estimate_relevance,
     make_prior_model,
 )
-from .policies import BufferView, Policy, cosine_similarities, register_policy
+from .policies import BufferView, Policy, register_policy
 from .scoring import ScoredDialogue
 
 # %% ../../nbs/2_buffer/05_active.ipynb #a059803f
@@ -47,17 +45,14 @@ class ActivePolicy(Policy):
 
     can_ask = True
 
-    def __init__(
-        self,
-        horizon: int = 800,  # dialogues over which the questions are to last; counted again after a fine-tune
-    ):
-        self.horizon = horizon
+    def __init__(self, horizon: int = 800):
+        self.horizon = horizon  # dialogues over which the questions are to last; counted again after a fine-tune
         self.correction_model = make_prior_model()
         self.stream_statistics = StreamStatistics()
         self.recent_prompts = RecentTexts()
         self.answers = {}  # id -> `Answer`
-        self.recent_probabilities = deque(maxlen=WINDOW_SIZE)  # discounted, see below
-        self.relevance = {}  # id of an entry, or of a recent candidate -> its relevance
+        self.recent_probabilities = []  # of the last dialogues; discounted, see below
+        self.relevance = {}  # id of an entry, or of the candidate -> its relevance
         self.seen = self.seen_at_finetune = 0  # dialogues
         self.episode_corrections = 0
         self.last_correction = -99  # step of the last correction
@@ -118,8 +113,8 @@ def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialo
     observed = self.observe_candidate(candidate)
     if observed.is_repeated:
         return False, "nearly the same prompt came before"
-    probability, recent = self.discount_probability(observed), list(self.recent_probabilities)
-    self.recent_probabilities.append(probability)
+    probability, recent = self.discount_probability(observed), self.recent_probabilities
+    self.recent_probabilities = [*recent, probability][-WINDOW_SIZE:]
     if questions_left < 1:
         return False, "no question is left"
     if self.seen <= MIN_DIALOGUES_BEFORE_QUESTION:
@@ -149,24 +144,16 @@ LEVELS = dict(annotated=CORRECTED, approved=APPROVED)  # by a dialogue's origin
 
 
 @patch
-def _rank_entries(self: ActivePolicy, entries: tuple) -> list:  # of (level of feedback, relevance), to be compared
-    "Return the rank of each entry; an approval counts only for users who correct."
-    levels = LEVELS | dict(approved=APPROVED if self.has_corrections() else 0)
-    return [(levels.get(e.dialogue.origin, 0), self.relevance.get(e.dialogue.id, 0.0)) for e in entries]
-
-
-def _find_redundant_slot(view: BufferView) -> int:
-    "Return the slot of the older one of the two most similar entries."
-    if len(view) < 2:
-        return 0
-    similarities = np.stack([cosine_similarities(view.units, unit) for unit in view.units])
-    np.fill_diagonal(similarities, -np.inf)
-    pair = divmod(int(similarities.argmax()), len(view))
-    return min(pair, key=lambda slot: view.arrival[slot])
+def _rank(self: ActivePolicy, entry: ScoredDialogue) -> tuple:  # (level of feedback, relevance), to be compared
+    "Return the rank of an entry; an approval counts only for users who correct."
+    level = LEVELS.get(entry.dialogue.origin, 0)
+    if level == APPROVED and not self.has_corrections():
+        level = 0
+    return level, self.relevance.get(entry.dialogue.id, 0.0)
 
 
 @patch
-def _drop_old_relevance(self: ActivePolicy, view: BufferView) -> None:
+def _forget_relevance(self: ActivePolicy, view: BufferView) -> None:
     "Forget the relevance of dialogues that have no bin."
     self.relevance = {d.id: self.relevance[d.id] for d in view.dialogues if d.id in self.relevance}
 
@@ -177,25 +164,25 @@ def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tu
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"
+    self._forget_relevance(view)
     self.relevance[candidate.dialogue.id] = observed.relevance
-    if len(self.relevance) > 2 * view.capacity:
-        self._drop_old_relevance(view)
     return Policy.place(self, view, candidate)
 
 
 @patch
 def choose(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tuple:
     "Return the slot of the lowest entry if the candidate ranks higher, and the reason."
-    *ranks, own = self._rank_entries((*view.entries, candidate))
-    slot = min(range(len(ranks)), key=ranks.__getitem__)
-    lowest = ranks[slot]
+    ranks, own = [self._rank(entry) for entry in view.entries], self._rank(candidate)
+    lowest = min(ranks)
     if own[0] == lowest[0] == CORRECTED:
-        return _find_redundant_slot(view), "all entries are corrections; the older of the two most similar leaves"
+        pair = divmod(int(view.similarities.argmax()), len(view))
+        slot = min(pair, key=view.arrival.__getitem__)
+        return slot, "all entries are corrections; the older of the two most similar leaves"
     words = {CORRECTED: "corrected", APPROVED: "approved"}
     mine, other = (words.get(level, f"relevance {relevance:.0%}") for level, relevance in (own, lowest))
     if own <= lowest:
         return None, f"{mine}; the lowest entry: {other}"
-    return slot, f"{mine}; the lowest entry leaves: {other}"
+    return ranks.index(lowest), f"{mine}; the lowest entry leaves: {other}"
 
 # %% ../../nbs/2_buffer/05_active.ipynb #1aa15624
 @patch
@@ -224,7 +211,7 @@ def after_rescore(self: ActivePolicy, view: BufferView) -> None:
     self.answers = {answer.id: answer for answer in answers}
     self.stream_statistics.direction_sum = view.units.sum(0)
     self.stream_statistics.num_directions = len(view)
-    self.stream_statistics.last_directions.clear()
+    self.stream_statistics.last_directions = []
     self.current = None
 
 
@@ -235,7 +222,7 @@ def after_erase(self: ActivePolicy, buffer) -> None:
         self.__init__(self.horizon)
         return
     self.after_rescore(buffer.view)
-    self._drop_old_relevance(buffer.view)
+    self._forget_relevance(buffer.view)
     self.recent_prompts = RecentTexts()
     for dialogue in buffer.dialogues:
         self.recent_prompts.add(dialogue.prompt)
@@ -243,45 +230,33 @@ def after_erase(self: ActivePolicy, buffer) -> None:
 # %% ../../nbs/2_buffer/05_active.ipynb #ea8eb294
 @patch
 def state(self: ActivePolicy) -> dict:
-    "Return the model, the statistics and the answers in plain JSON types."
-    statistics, now = self.stream_statistics, self.current
-    directions = [d.tolist() for d in statistics.last_directions]
-    return dict(
-        horizon=self.horizon,
-        mean=self.correction_model.mean.tolist(),
-        covariance=self.correction_model.covariance.tolist(),
-        columns={name: list(values) for name, values in statistics.columns.items()},
-        ranks=[ranks.tolist() for ranks in statistics.ranks],
-        centre=[np.asarray(statistics.direction_sum).tolist(), statistics.num_directions, directions],
-        answers=[[a.step, a.direction.tolist(), a.corrected, a.id] for a in self.answers.values()],
-        recent=self.recent_prompts.to_list(),
-        chances=list(self.recent_probabilities),
-        worth=self.relevance,
-        counts=[self.seen, self.seen_at_finetune, self.episode_corrections, self.last_correction],
-        current=now and [v.tolist() if isinstance(v, np.ndarray) else v for v in vars(now).values()],
-    )
+    "Return the memory of the policy in plain JSON types."
 
-# %% ../../nbs/2_buffer/05_active.ipynb #84d118da
+    def to_plain(value):
+        if isinstance(value, np.ndarray):
+            return value.tolist()
+        return value.to_list() if isinstance(value, RecentTexts) else vars(value)
+
+    return json.loads(json.dumps(vars(self), default=to_plain))
+
+
+def _to_arrays(row: dict) -> dict:
+    "Return the same fields, with arrays in place of lists."
+    return {name: np.array(value) if isinstance(value, list) else value for name, value in row.items()}
+
+
 @patch
 def restore(self: ActivePolicy, state: dict) -> None:
-    "Restore what `state` returned; raises `ValueError` or `KeyError` for a damaged state."
-    self.horizon = state["horizon"]
-    self.correction_model = CorrectionModel(np.array(state["mean"]), np.array(state["covariance"]))
-    if self.correction_model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
-        raise ValueError(f"a policy of {len(self.correction_model.mean)} features, not of {len(FEATURE_NAMES)}")
-    statistics, columns = self.stream_statistics, state["columns"]
-    columns = columns | dict(prompt_loss=columns.get("prompt_loss", columns.get("surprise")))
-    statistics.columns = {name: deque(columns[name], maxlen=WINDOW_SIZE) for name in RANKED_SCORES}
-    statistics.ranks = deque(map(np.array, state["ranks"]), maxlen=SMOOTHING_WINDOW)
-    direction_sum, statistics.num_directions, last = state["centre"]
-    statistics.direction_sum = np.array(direction_sum)
-    statistics.last_directions = deque(map(np.array, last), maxlen=2)
-    self.answers = {id: Answer(step, np.array(u), corrected, id) for step, u, corrected, id in state["answers"]}
-    self.recent_prompts.restore(state["recent"])
-    self.recent_probabilities = deque(state["chances"], maxlen=WINDOW_SIZE)
-    self.relevance = dict(state["worth"])
-    self.seen, self.seen_at_finetune, self.episode_corrections, self.last_correction, *_ = state["counts"]
-    now = state["current"]
-    if isinstance(now, list):  # earlier versions wrote it otherwise; the policy then observes the dialogue again
-        id, features, direction, *numbers = now
-        self.current = CandidateFeatures(id, np.array(features), np.array(direction), *numbers)
+    "Restore what `state` returned; raises `ValueError`, `TypeError` or `KeyError` for a damaged state."
+    model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
+    if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
+        raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")
+    texts.restore(state["recent_prompts"])
+    objects = dict(
+        correction_model=model,
+        stream_statistics=StreamStatistics(**_to_arrays(state["stream_statistics"])),
+        recent_prompts=texts,
+        answers={id: Answer(**_to_arrays(answer)) for id, answer in state["answers"].items()},
+        current=current and CandidateFeatures(**_to_arrays(current)),
+    )
+    vars(self).update({name: state[name] for name in vars(self)} | objects)

@@ -6,10 +6,10 @@
 __all__ = ['ANSWER_FEATURES', 'FEATURE_NAMES', 'CorrectionModel']
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #c1ce7513
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import expit, logit
 
 from .scoring import ScoredDialogue
 
@@ -23,15 +23,11 @@ class CorrectionModel:
 
     def predict_probability(self, features: np.ndarray) -> float:  # in (0, 1)
         "Return the probability of a correction, averaged over the plausible weights (MacKay 1992)."
-        from scipy.special import expit
-
         variance = features @ self.covariance @ features
         return float(expit(self.mean @ features / np.sqrt(1 + np.pi / 8 * variance)))
 
     def update(self, features: np.ndarray, corrected: bool) -> None:
         "Learn from one answer about a dialogue with these features: one Newton step on the log-posterior."
-        from scipy.special import expit
-
         predicted = expit(self.mean @ features)
         slope = predicted * (1 - predicted)
         gain = self.covariance @ features
@@ -46,33 +42,31 @@ SMOOTHING_WINDOW = 4  # dialogues
 
 
 def compute_relative_rank(
-    value: float,
-    before: deque,  # earlier values
+    value: float, before: list
 ) -> float:  # −1 (the lowest) to 1 (the highest); 0 while there are too few
-    "Return the share of earlier values that are lower, less the share that is higher."
+    "Return the share of the values before that are lower, less the share that is higher."
     if len(before) < MIN_RANK_WINDOW:
         return 0.0
-    return float(np.sign(value - np.fromiter(before, float, len(before))).mean())
+    return float(np.sign(value - np.array(before)).mean())
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #c87dadfa
+@dataclass
 class StreamStatistics:
     "The scores of the last dialogues, and the mean direction of all."
 
-    def __init__(self):
-        self.columns = {name: deque(maxlen=WINDOW_SIZE) for name in RANKED_SCORES}
-        self.ranks = deque(maxlen=SMOOTHING_WINDOW)  # (scores,) of the last dialogues
-        self.direction_sum = 0.0  # (width,)
-        self.num_directions = 0
-        self.last_directions = deque(maxlen=2)
+    columns: dict = field(default_factory=lambda: {name: [] for name in RANKED_SCORES})
+    ranks: list = ()  # (scores,) of the last dialogues
+    direction_sum: np.ndarray = 0.0  # (width,)
+    num_directions: int = 0
+    last_directions: list = ()  # of two dialogues
 
     def compute_ranks(self, candidate: ScoredDialogue) -> np.ndarray:  # (scores,) in [−1, 1]
         "Return the ranks of a dialogue's scores among the last dialogues."
-        values = [float(getattr(candidate.scores, name)) for name in RANKED_SCORES]
-        return np.array([compute_relative_rank(v, self.columns[name]) for name, v in zip(RANKED_SCORES, values)])
+        return np.array([compute_relative_rank(getattr(candidate.scores, n), self.columns[n]) for n in RANKED_SCORES])
 
     def smooth_ranks(self, ranks: np.ndarray) -> np.ndarray:  # (scores,)
         "Return the mean of the last ranks, these included."
-        return np.mean([*list(self.ranks)[1 - SMOOTHING_WINDOW :], ranks], axis=0)
+        return np.mean([*self.ranks[1 - SMOOTHING_WINDOW :], ranks], axis=0)
 
     def centre_directions(self, directions: np.ndarray) -> np.ndarray:  # (…, width), of length 1 or 0
         "Subtract the mean direction."
@@ -81,12 +75,13 @@ class StreamStatistics:
 
     def record(self, candidate: ScoredDialogue, ranks: np.ndarray) -> None:
         "Remember a dialogue."
-        for name in RANKED_SCORES:
-            self.columns[name].append(float(getattr(candidate.scores, name)))
-        self.ranks.append(ranks)
+        for name, values in self.columns.items():
+            values.append(float(getattr(candidate.scores, name)))
+            del values[:-WINDOW_SIZE]
+        self.ranks = [*self.ranks, ranks][-SMOOTHING_WINDOW:]
         self.direction_sum = self.direction_sum + candidate.direction
         self.num_directions += 1
-        self.last_directions.append(candidate.direction)
+        self.last_directions = [*self.last_directions, candidate.direction][-2:]
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #73eeeb97
 PRIOR_CORRECTION_RATE = 0.15  # share of dialogues with a correction
@@ -107,13 +102,8 @@ class Answer:
     id: str  # of its dialogue
 
 
-def neighbour_log_odds(
-    similarities: np.ndarray,  # (answers,) cosines
-    corrected: np.ndarray,  # (answers,) 0 or 1
-) -> float:  # log-odds above the base rate
-    "Return the vote of the answers, weighted by similarity."
-    from scipy.special import logit
-
+def neighbour_log_odds(similarities: np.ndarray, corrected: np.ndarray) -> float:  # log-odds above the base rate
+    "Return the vote of the answers (0 or 1 each), weighted by similarity (cosines)."
     weights = np.exp((similarities - 1) / SIMILARITY_SCALE)
     votes = weights @ corrected + PRIOR_VOTE_WEIGHT * PRIOR_CORRECTION_RATE
     return float(logit(votes / (weights.sum() + PRIOR_VOTE_WEIGHT)) - logit(PRIOR_CORRECTION_RATE))
@@ -124,34 +114,22 @@ ANSWER_FEATURES += ("corrections × continuity", "approvals × continuity")
 FEATURE_NAMES = ("constant", *RANKED_SCORES, *(f"{name} smoothed" for name in RANKED_SCORES), *ANSWER_FEATURES)
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #381db23c
-def compute_answer_features(
-    statistics: StreamStatistics,
-    answers: list,  # `Answer`s
-    now: int,  # dialogues seen so far
-    direction: np.ndarray,  # (width,) of the dialogue
-) -> dict:  # name of `ANSWER_FEATURES` -> value
-    "Return the features of a dialogue that depend on earlier answers and dialogues."
-    features = dict.fromkeys(ANSWER_FEATURES, 0.0)
+def compute_answer_features(statistics: StreamStatistics, answers: list, now: int, direction: np.ndarray) -> dict:
+    "Return the features that depend on earlier `Answer`s and dialogues, of the dialogue number `now`, by name."
     last = len(statistics.last_directions)
     directions = [direction, *statistics.last_directions, *(answer.direction for answer in answers)]
     centred = statistics.centre_directions(np.array(directions))
     similarities = centred[1:] @ centred[0]  # of the last dialogues, then of the answers
-    if last:
-        features["continuity"] = float(similarities[:last].mean())
-    if not answers:
-        return features
-    similarities = similarities[last:]
+    continuity, similarities = similarities[:last].mean() if last else 0.0, similarities[last:]
     corrected = np.array([answer.corrected for answer in answers], float)
-    age = now - np.array([answer.step for answer in answers])
+    age = now - np.array([answer.step for answer in answers], int)
     time_weights = np.exp(-age / BURST_DECAY_DIALOGUES)
-    features["recent corrections"] = min(float(time_weights @ corrected), MAX_BURST_WEIGHT)
-    features["recent approvals"] = min(float(time_weights @ (1 - corrected)), MAX_BURST_WEIGHT)
+    corrections, approvals = (min(time_weights @ y, MAX_BURST_WEIGHT) for y in (corrected, 1 - corrected))
     near = similarities[(age <= NEAR_CORRECTION_WINDOW) & (corrected > 0)]
-    features["near a correction"] = float(near.max()) if len(near) else 0.0
-    features["vote"] = neighbour_log_odds(similarities, corrected)
-    features["corrections × continuity"] = features["recent corrections"] * features["continuity"]
-    features["approvals × continuity"] = features["recent approvals"] * features["continuity"]
-    return features
+    near = near.max() if len(near) else 0.0
+    values = [corrections, approvals, near, neighbour_log_odds(similarities, corrected), continuity]
+    values += [corrections * continuity, approvals * continuity]
+    return dict(zip(ANSWER_FEATURES, map(float, values)))
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #305efafb
 PRIOR_STANDARD_DEVIATION = 0.6  # of each weight between users
@@ -166,6 +144,4 @@ def make_prior_model() -> CorrectionModel:
 
 def estimate_relevance(features: np.ndarray) -> float:  # in (0, 1)
     "Return the probability that a dialogue is of the user's subject, without any answer."
-    from scipy.special import expit
-
     return float(expit(np.array(RELEVANCE_WEIGHTS) @ features[: len(RELEVANCE_WEIGHTS)]))

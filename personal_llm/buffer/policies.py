@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'DEFAULT_POLICY', 'cosine_similarities', 'BufferView', 'Policy', 'register_policy', 'get_policy',
-           'SDSSPolicy', 'EOEPolicy', 'DSSPolicy', 'IDDPolicy', 'SDSSScriptsPolicy', 'RandomPolicy', 'ReservoirPolicy',
-           'FIFOPolicy', 'KCenterPolicy']
+           'SDSSPolicy', 'SDSSScriptsPolicy', 'RandomPolicy', 'ReservoirPolicy', 'FIFOPolicy', 'KCenterPolicy']
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #9e833963
 from functools import cached_property
@@ -26,16 +25,15 @@ def cosine_similarities(
     return (units * direction).sum(1)
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #d1c85980
-def _read_only(values, dtype=float) -> np.ndarray:
-    "Return an array that NumPy refuses to write to."
-    column = np.array(list(values), dtype)
-    column.flags.writeable = False
-    return column
-
-
 def _column(name: str, dtype=float) -> cached_property:
-    "Make a column of the entries' attribute."
-    return cached_property(lambda self: _read_only(map(attrgetter(name), self.entries), dtype))
+    "Make a column of the entries' attribute, which NumPy refuses to write to."
+
+    def make_column(view) -> np.ndarray:
+        column = np.array([attrgetter(name)(entry) for entry in view.entries], dtype)
+        column.flags.writeable = False
+        return column
+
+    return cached_property(make_column)
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #83cc893d
 class BufferView:
@@ -47,7 +45,6 @@ class BufferView:
     loss = _column("scores.loss")  # nats a response token
     domain = _column("scores.domain", object)
     units = _column("direction")  # (bins, width)
-    arrival = cached_property(lambda self: _read_only(self._arrivals, int))  # place in the stream
     dialogues = property(lambda self: tuple(e.dialogue for e in self.entries))
 
     def __init__(
@@ -58,35 +55,35 @@ class BufferView:
         self.capacity = buffer.capacity  # bins
         self.seen = buffer.seen  # dialogues offered before the candidate
         self.random = buffer.random
-        self._arrivals = tuple(buffer.arrivals)
+        self.arrival = np.array(buffer.arrivals, int)  # place in the stream
+        self.arrival.flags.writeable = False
         self._domains = buffer.domains  # domain -> see `_measure_domain`
 
     def __len__(self):
         return len(self.entries)
 
     @cached_property
-    def _slots(self) -> dict:  # domain -> slots of its entries
-        slots = {}
-        for slot, entry in enumerate(self.entries):
-            slots.setdefault(entry.scores.domain, []).append(slot)
-        return slots
-
-    @cached_property
     def idd(self) -> np.ndarray:  # (bins,) in [0, 2]
         "In-domain dissimilarity of each entry to the others of its domain; 1 for one that is alone."
         idd = np.ones(len(self))
-        for domain, slots in self._slots.items():
-            idd[slots] = self._measure_domain(domain)[1]
+        for domain in set(self.domain):
+            idd[self.domain == domain] = self._measure_domain(domain)[1]
         return idd
+
+    @cached_property
+    def similarities(self) -> np.ndarray:  # (bins, bins), −∞ on the diagonal
+        "Cosines of all pairs of entries."
+        similarities = np.array([cosine_similarities(self.units, unit) for unit in self.units])
+        np.fill_diagonal(similarities, -np.inf)
+        return similarities
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #e451c274
 @patch
 def _measure_domain(self: BufferView, domain: str) -> tuple:  # (sum of its directions, IDD of its entries)
     if domain not in self._domains:
-        units = np.array([self.entries[slot].direction for slot in self._slots[domain]])  # (R, width)
+        units = self.units[self.domain == domain]  # (R, width)
         total = units.sum(0)
-        others = max(1, len(units) - 1)
-        idd = 1 - cosine_similarities(units, total - units) / others  # 1 for one that is alone
+        idd = 1 - cosine_similarities(units, total - units) / max(1, len(units) - 1)  # 1 for one that is alone
         self._domains[domain] = total, idd
     return self._domains[domain]
 
@@ -95,7 +92,7 @@ def _measure_domain(self: BufferView, domain: str) -> tuple:  # (sum of its dire
 def compute_idd(self: BufferView, candidate: ScoredDialogue) -> float:  # [0, 2]; 1 for a domain without entries
     "Return the in-domain dissimilarity of a candidate to the entries of its domain."
     domain = candidate.scores.domain
-    if domain not in self._slots:
+    if domain not in set(self.domain):
         return 1.0
     total, idd = self._measure_domain(domain)
     return float(1 - (total * candidate.direction).sum() / len(idd))
@@ -214,25 +211,9 @@ class SDSSPolicy(Policy):
         return int(view.random.choice(slots)), reason
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #ccf1bf6e
-@register_policy("eoe")
-class EOEPolicy(SDSSPolicy):
-    "The rule with entropy of embedding alone: the paper's first ablation."
-
-    scores = ("eoe",)
-
-
-@register_policy("dss")
-class DSSPolicy(SDSSPolicy):
-    "The rule with the domain-specific score alone: the paper's second ablation."
-
-    scores = ("dss",)
-
-
-@register_policy("idd")
-class IDDPolicy(SDSSPolicy):
-    "The rule with in-domain dissimilarity alone: the paper's third ablation."
-
-    scores = ("idd",)
+for name in SDSSPolicy.scores:
+    ablation = type(f"{name.upper()}Policy", (SDSSPolicy,), dict(scores=(name,)))
+    register_policy(name)(ablation)
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #84a4587b
 @register_policy("sdss-scripts")
@@ -290,32 +271,16 @@ class KCenterPolicy(Policy):
 
     max_capacity = 10_000  # bins; the matrix has bins × bins numbers
 
-    def __init__(self):
-        self.similarities = np.zeros((0, 0))  # u_i · u_j, -inf for i = j
-
-    def after_add(self, view: BufferView, slot: int) -> None:
-        "Compare the new entry with all others."
-        n = len(view)
-        if n > len(self.similarities):
-            larger = np.zeros((min(2 * n, view.capacity),) * 2)
-            larger[: n - 1, : n - 1] = self.similarities[: n - 1, : n - 1]
-            self.similarities = larger
-        row = cosine_similarities(view.units, view.units[slot])  # (n,)
-        self.similarities[slot, :n] = self.similarities[:n, slot] = row
-        self.similarities[slot, slot] = -np.inf
-
     def choose(self, view: BufferView, candidate: ScoredDialogue) -> tuple:
-        n = len(view)
-        if n == 1:
+        if len(view) == 1:
             return None, "one bin: the first entry stays"
-        similarities = self.similarities[:n, :n]
-        pair = divmod(int(similarities.argmax()), n)
-        closest = similarities[pair]
+        pair = divmod(int(view.similarities.argmax()), len(view))
+        closest = view.similarities[pair]
         nearest = cosine_similarities(view.units, candidate.direction).max()
         if nearest >= closest:
             reason = f"its nearest entry is as close (distance {1 - nearest:.3f}) as any two entries"
             return None, f"{reason} ({1 - closest:.3f})"
-        to_others = [np.delete(similarities[i], j).max() for i, j in (pair, pair[::-1])]
+        to_others = [np.delete(view.similarities[i], j).max() for i, j in (pair, pair[::-1])]
         reason = f"farther (distance {1 - nearest:.3f}) than the two closest entries are from each other"
         return pair[int(to_others[1] > to_others[0])], f"{reason} ({1 - closest:.3f}); one of them leaves"
 

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 
@@ -67,10 +68,7 @@ def semantic_similarities(
     return (a * b).sum(axis=-1)
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #5bfaef17
-def changes_facts(
-    rewrite: str,
-    original: str,
-) -> bool:
+def changes_facts(rewrite: str, original: str) -> bool:
     "Return whether a rewrite loses a number or a name, or adds or loses a negation."
     lost = set(get_numbers(original)) - set(get_numbers(rewrite))
     lost |= {word for name in get_proper_names(original) for word in get_words(name)} - set(get_words(rewrite))
@@ -122,14 +120,8 @@ def generate_rewrites(model, texts: list, temperature: float, seed: int) -> list
     return model.generate(prompts, max_new_tokens=limit, temperature=temperature, seed=seed)
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #84ca0576
-def rewrite_texts(
-    model,  # `Model`
-    texts: list,
-    n: int,  # rewrites a text
-    config: SynthesisConfig,
-    seed: int,
-) -> tuple:  # (one list of at most n accepted rewrites a text; (reason, original, reply) of each rejected one)
-    "Rewrite texts in rounds until each has n accepted rewrites or the rounds are used up."
+def rewrite_texts(model, texts: list, n: int, config: SynthesisConfig, seed: int) -> tuple:
+    "Return n accepted rewrites of each text, or fewer, and (reason, original, reply) of the rejected ones."
     accepted, rejected = [[] for _ in texts], []
     for round_number in range(config.max_rounds):
         missing = [i for i, rewrites in enumerate(accepted) for _ in range(n - len(rewrites))]
@@ -138,8 +130,7 @@ def rewrite_texts(
         originals = [texts[i] for i in missing]
         replies = generate_rewrites(model, originals, config.temperature, seed * 1000 + round_number)
         rewrites = [parse_rewrite(reply) for reply in replies]
-        is_compared = config.min_similarity > 0
-        similarities = semantic_similarities(rewrites, originals) if is_compared else [None] * len(rewrites)
+        similarities = semantic_similarities(rewrites, originals) if config.min_similarity > 0 else repeat(None)
         for i, reply, rewrite, similarity in zip(missing, replies, rewrites, similarities):
             reason = check_rewrite(rewrite, texts[i], accepted[i], similarity, config)
             if reason:
