@@ -52,7 +52,7 @@ class ActivePolicy(Policy):
         self.recent_prompts = RecentTexts()
         self.answers = {}  # id -> `Answer`
         self.recent_probabilities = []  # of the last dialogues; discounted, see below
-        self.relevance = {}  # id of an entry, or of the candidate -> its relevance
+        self.relevance = {}  # id of an entry, or of a recent candidate -> its relevance
         self.seen = self.seen_at_finetune = 0  # dialogues
         self.episode_corrections = 0
         self.last_correction = -99  # step of the last correction
@@ -164,8 +164,9 @@ def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tu
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"
-    self._forget_relevance(view)
     self.relevance[candidate.dialogue.id] = observed.relevance
+    if len(self.relevance) > 2 * view.capacity:
+        self._forget_relevance(view)
     return Policy.place(self, view, candidate)
 
 
