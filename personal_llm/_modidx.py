@@ -5983,8 +5983,8 @@ d = {
                 "5_selection/cards.html#pllm.explanation",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.check_card_facts": (
-                "5_selection/cards.html#check_card_facts",
+            "personal_llm.selection.cards.check_card_field": (
+                "5_selection/cards.html#check_card_field",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.check_pllm_adapter": (
@@ -6001,22 +6001,6 @@ d = {
             ),
             "personal_llm.selection.cards.describe_file_risk": (
                 "5_selection/cards.html#describe_file_risk",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.find_invalid_fields": (
-                "5_selection/cards.html#find_invalid_fields",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.is_count": (
-                "5_selection/cards.html#is_count",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.is_share": (
-                "5_selection/cards.html#is_share",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.is_text": (
-                "5_selection/cards.html#is_text",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.make_printable": (
@@ -6045,10 +6029,6 @@ d = {
             ),
             "personal_llm.selection.cards.strip_machine_settings": (
                 "5_selection/cards.html#strip_machine_settings",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.summarize_pllm": (
-                "5_selection/cards.html#summarize_pllm",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.write_index": (
@@ -6175,6 +6155,10 @@ d = {
                 "5_selection/library.html#library._hide_damaged",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library._is_leftover": (
+                "5_selection/library.html#library._is_leftover",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library._write_pllm": (
                 "5_selection/library.html#library._write_pllm",
                 "personal_llm/selection/library.py",
@@ -6243,6 +6227,10 @@ d = {
                 "5_selection/library.html#library.skip_damaged",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.space": (
+                "5_selection/library.html#library.space",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.verify": (
                 "5_selection/library.html#library.verify",
                 "personal_llm/selection/library.py",
@@ -6253,10 +6241,6 @@ d = {
             ),
             "personal_llm.selection.library._get_rows": (
                 "5_selection/library.html#_get_rows",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._get_space": (
-                "5_selection/library.html#_get_space",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library._list_pllms": (
@@ -6531,10 +6515,6 @@ d = {
                 "5_selection/remote_library.html#remotefolder.fetch",
                 "personal_llm/selection/remote_library.py",
             ),
-            "personal_llm.selection.remote_library.RemoteFolder.fetch_manifest": (
-                "5_selection/remote_library.html#remotefolder.fetch_manifest",
-                "personal_llm/selection/remote_library.py",
-            ),
             "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
                 "5_selection/remote_library.html#remotefolder.fetch_pllm",
                 "personal_llm/selection/remote_library.py",
@@ -6545,6 +6525,30 @@ d = {
             ),
             "personal_llm.selection.remote_library.RemoteFolder.request_file": (
                 "5_selection/remote_library.html#remotefolder.request_file",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader": (
+                "5_selection/remote_library.html#timedreader",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader.__init__": (
+                "5_selection/remote_library.html#timedreader.__init__",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader.close": (
+                "5_selection/remote_library.html#timedreader.close",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader.makefile": (
+                "5_selection/remote_library.html#timedreader.makefile",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader.readable": (
+                "5_selection/remote_library.html#timedreader.readable",
+                "personal_llm/selection/remote_library.py",
+            ),
+            "personal_llm.selection.remote_library.TimedReader.readinto": (
+                "5_selection/remote_library.html#timedreader.readinto",
                 "personal_llm/selection/remote_library.py",
             ),
             "personal_llm.selection.remote_library.check_library_address": (
@@ -6569,10 +6573,6 @@ d = {
             ),
             "personal_llm.selection.remote_library.publish_library": (
                 "5_selection/remote_library.html#publish_library",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.read_response": (
-                "5_selection/remote_library.html#read_response",
                 "personal_llm/selection/remote_library.py",
             ),
         },
@@ -6687,14 +6687,6 @@ d = {
                 "5_selection/verify.html#describe_sketch_fault",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.find_attachment_problems": (
-                "5_selection/verify.html#find_attachment_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_base_problems": (
-                "5_selection/verify.html#find_base_problems",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.find_file_problems": (
                 "5_selection/verify.html#find_file_problems",
                 "personal_llm/selection/verify.py",
@@ -6733,6 +6725,10 @@ d = {
             ),
             "personal_llm.selection.verify.is_sketch_row_of": (
                 "5_selection/verify.html#is_sketch_row_of",
+                "personal_llm/selection/verify.py",
+            ),
+            "personal_llm.selection.verify.try_adapter": (
+                "5_selection/verify.html#try_adapter",
                 "personal_llm/selection/verify.py",
             ),
         },

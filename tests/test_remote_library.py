@@ -184,6 +184,24 @@ def test_a_body_that_drips_ends(liar, monkeypatch, tmp_path):
         Library(liar(drip)[1], folder=tmp_path)
 
 
+@pytest.mark.parametrize("part", ["a header", "a chunk's length"])
+def test_what_drips_before_the_body_ends(liar, monkeypatch, tmp_path, part):
+    "Each byte is in time, all of them together are not."
+    monkeypatch.setattr(remote_library, "TIMEOUT_SECONDS", 0.5)
+    start = "HTTP/1.1 200 OK\r\n" + ("Transfer-Encoding: chunked\r\n\r\n5;" if part != "a header" else "X-Slow: ")
+
+    def drip(request):
+        request.wfile.write(start.encode())
+        for _ in range(100):
+            request.wfile.write(b"x")
+            time.sleep(0.05)
+
+    began = time.monotonic()
+    with pytest.raises(InputError, match="too slow|timed out"):
+        Library(liar(drip)[1], folder=tmp_path)
+    assert time.monotonic() - began < 2
+
+
 def test_silence_ends(liar, monkeypatch, tmp_path):
     monkeypatch.setattr(remote_library, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(InputError, match="timed out"):
@@ -210,6 +228,9 @@ def test_nobody_is_sent_elsewhere(liar, static, tmp_path, status):
         {"index.npy": [True, "0" * 64]},
         {"index.npy": [1, "x"]},
         {"index.npy": 1},
+        {f"sketch-{i}.npy": [3_000_000, "0" * 64] for i in range(100)},
+        {name: [1_500_000_000, "0" * 64] for name in ("index.npy", "space.safetensors")},
+        {f"ana/{name}": [1_500_000_000, "0" * 64] for name in ("card.json", "adapter_model.safetensors")},
         [],
     ],
 )
@@ -244,6 +265,11 @@ def test_a_list_that_lacks_what_the_index_names(static, site, tmp_path):
         "https:///b",
         "file:///etc",
         "http://a:x/",
+        "http://127.0.0.1:abc/x",
+        "http://127.0.0.1:99999/x",
+        "http://127.0.0.1:0/x",
+        "http://[::1/x",
+        "https://[::x]/x",
     ],
 )
 def test_addresses_that_are_none(address, tmp_path):

@@ -13,13 +13,14 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ..base.adapters import ADAPTER_CARD_FILE
-from ..base.adapters import COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
-from ..base.core import InputError
-from ..base.adapters import read_factors, read_lora_config
+from ..base.adapters import ADAPTER_CARD_FILE, COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE
+from ..base.adapters import Adapter, check_adapter
+from ..base.core import InputError, check
+from ..base.factors import read_factors, read_lora_config
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
@@ -45,70 +46,39 @@ def check_pllm_name(
 PLLM_CARD_FILE = "card.json"  # of the pLLM; its adapter has a card of its own
 PLLM_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE, PLLM_CARD_FILE)
 
-# %% ../../nbs/5_selection/01_cards.ipynb #fd70e639
-def is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def is_count(value) -> bool:
-    return type(value) is int and 0 <= value <= 10**12
-
-
-def is_share(value) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1
-
 # %% ../../nbs/5_selection/01_cards.ipynb #d99610b6
-CARD_FIELDS = dict(  # name -> whether a value is valid
-    name=is_text,
-    base=is_text,  # fingerprint of the base model
-    space=is_text,  # id of the space that the explanation belongs to
-    sha256=is_text,  # of adapter_model.safetensors
-    config_sha256=is_text,  # of adapter_config.json
-    rank=is_count,
-    bytes=is_count,  # of adapter_model.safetensors
-    samples=is_count,  # dialogues that the pLLM was trained on; 0 where unknown
-    licence=lambda value: is_text(value) and value.strip() != "",
-    style=lambda value: value is None or is_text(value),  # the style that its maker aimed at, where known
-    similarity=lambda value: value is None or is_share(value),  # share of samples in that style, where known
-    explanation=lambda value: isinstance(value, dict),
+CARD_FIELDS = dict(  # name -> kind, as `check` takes it
+    name="text",
+    base="text",  # fingerprint of the base model
+    space="text",  # id of the space that the explanation belongs to
+    sha256="text",  # of adapter_model.safetensors
+    config_sha256="text",  # of adapter_config.json
+    rank="whole number",
+    bytes="whole number",  # of adapter_model.safetensors
+    samples="whole number",  # dialogues that the pLLM was trained on; 0 where unknown
+    licence="name",
+    style="text or none",  # the style that its maker aimed at, where known
+    similarity="share or none",  # share of samples in that style, where known
+    explanation="dictionary",
 )
+MAX_COUNT = 10**12
 
 # %% ../../nbs/5_selection/01_cards.ipynb #d1dbe52d
-def find_invalid_fields(
-    card,  # content of a card.json
-) -> list:  # of names
-    "List the fields that are missing or hold an invalid value."
-    if not isinstance(card, dict):
-        return [*CARD_FIELDS]
-    return [name for name, is_valid in CARD_FIELDS.items() if name not in card or not is_valid(card[name])]
+def check_card_field(card, name: str, owner: str, remedy: str = ""):  # the value
+    "Return a field of a card. Raise `InputError` if it is missing or invalid."
+    if not isinstance(card, dict) or name not in card:
+        raise InputError(f"{owner}: {name} is missing", remedy)
+    limits = (0, MAX_COUNT) if CARD_FIELDS[name] == "whole number" else ()
+    return check(card[name], CARD_FIELDS[name], f"{owner}: {name}", *limits, remedy=remedy)
 
 # %% ../../nbs/5_selection/01_cards.ipynb #3c452c8f
-def make_printable(
-    value,  # of JSON types
-):  # the same, in which every text is safe to print
-    "Write out the control characters in all texts of a value."
+def make_printable(value):
+    "Write out the control characters in all texts of a JSON value."
     if isinstance(value, str):
         return escape_controls(value)
     if isinstance(value, dict):
         return {escape_controls(name): make_printable(v) for name, v in value.items()}
     return [make_printable(v) for v in value] if isinstance(value, list) else value
-
-# %% ../../nbs/5_selection/01_cards.ipynb #a2b2284e
-CARD_FACT_REMEDIES = dict(
-    licence="name a licence, such as CC-BY-4.0",
-    samples="give the number of dialogues that it was trained on, 0 when it is unknown",
-    similarity="give a share from 0 to 1, or None",
-    style="give a text, or None",
-)
-
-
-def check_card_facts(
-    card: dict,  # name, licence, samples, similarity, style
-) -> None:
-    "Raise `InputError` for the first of the four facts that is invalid."
-    wrong = [fact for fact in find_invalid_fields(card) if fact in CARD_FACT_REMEDIES]
-    if wrong:
-        raise InputError(f"{card['name']}: {wrong[0]} is {card[wrong[0]]!r}", CARD_FACT_REMEDIES[wrong[0]])
 
 # %% ../../nbs/5_selection/01_cards.ipynb #3d11c0b2
 def read_pllm_card(
@@ -123,8 +93,8 @@ def read_pllm_card(
         card = make_printable(read_json(file))
     except InputError as error:
         raise InputError(error.problem, remedy) from error
-    if wrong := find_invalid_fields(card):
-        raise InputError(f"{file}: {', '.join(wrong)} missing or out of range", remedy)
+    for name in CARD_FIELDS:
+        check_card_field(card, name, str(file), remedy)
     if card["name"] != folder.name:
         raise InputError(f"{file}: is the card of {card['name'][:90]!r}", remedy)
     for key, own in (("base", base), ("space", space)):
@@ -137,11 +107,8 @@ def read_pllm_card(
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 # %% ../../nbs/5_selection/01_cards.ipynb #f68f18cd
-def describe_file_risk(
-    file: Path,
-    own: Path,  # the same file's path after all links above it are resolved
-) -> str:  # "" when there is none
-    "Say why a file is dangerous to read."
+def describe_file_risk(file: Path, own: Path) -> str:  # "" when there is none
+    "Say why a file is dangerous to read; `own` is its path after all links above it are resolved."
     if file.is_symlink() or os.path.realpath(file) != str(own):
         return "a link that leads elsewhere"
     if not (file.is_file() or file.is_dir()):
@@ -155,11 +122,8 @@ def describe_file_risk(
     return ""
 
 # %% ../../nbs/5_selection/01_cards.ipynb #d48596ef
-def check_pllm_folder(
-    folder,  # of a pLLM
-) -> Path:
-    "Return the folder. Raise `InputError` if it is missing or holds a dangerous file."
-    folder = Path(folder)
+def check_pllm_folder(folder: Path) -> Path:
+    "Return a pLLM's folder. Raise `InputError` if it is missing or holds a dangerous file."
     own = folder.parent.resolve() / folder.name
     if not folder.is_dir():
         raise InputError(f"{folder}: missing", f"restore a copy or remove {folder.name!r}")
@@ -174,11 +138,8 @@ MAX_PLLM_RANK = 64
 MAX_PLLM_SCALE = 32.0  # lora_alpha / rank
 
 # %% ../../nbs/5_selection/01_cards.ipynb #122b46dd
-def check_pllm_adapter(
-    folder,  # with an adapter as peft saves it
-    base: str = None,  # fingerprint of the model that it must fit, where known
-) -> dict:  # the adapter's settings
-    "Raise `InputError` if an adapter's rank, scale, settings or weights cannot be used in a library."
+def check_pllm_adapter(folder, base: str = None) -> dict:
+    "Return an adapter's settings. Raise `InputError` if a library of this base model cannot use it."
     config = read_lora_config(check_adapter(folder, base))
     if config["r"] > MAX_PLLM_RANK:
         raise InputError(f"{folder}: rank {config['r']} is above {MAX_PLLM_RANK}", "make it smaller with compress")
@@ -214,7 +175,7 @@ def read_pllm(
     space: str,  # id of the library's space
 ) -> PLLM:
     "Read a pLLM after checking all of it. Raise `InputError` for the first fault."
-    folder = check_pllm_folder(folder)
+    folder = check_pllm_folder(Path(folder))
     card, config = read_pllm_card(folder, base, space), check_pllm_adapter(folder, base)
     remedy = f"restore a copy or remove {folder.name!r}"
     for file, key in ((WEIGHTS_FILE, "sha256"), (CONFIG_FILE, "config_sha256")):
@@ -224,21 +185,8 @@ def read_pllm(
         raise InputError(f"{folder / PLLM_CARD_FILE}: rank or bytes are not those of the adapter", remedy)
     return PLLM(folder.name, folder, card)
 
-# %% ../../nbs/5_selection/01_cards.ipynb #line0001
-def summarize_pllm(
-    pllm: PLLM,
-    description=None,  # `Description`, relative to the other cards; by default the card's own
-) -> dict:
-    "One row of a table of pLLMs."
-    card = pllm.card
-    words = str(pllm.explanation if description is None else description)
-    row = dict(name=pllm.name, style=card["style"], words=words, MB=round(card["bytes"] / 1e6, 2))
-    return row | {key: card[key] for key in ("rank", "samples", "similarity", "licence")}
-
 # %% ../../nbs/5_selection/01_cards.ipynb #f19fd204
-def strip_machine_settings(
-    config: dict,  # of adapter_config.json
-) -> dict:
+def strip_machine_settings(config: dict) -> dict:
     "Return an adapter's settings without machine paths and without names of code to import."
     base_name = re.split(r"[/\\]", config.get("base_model_name_or_path") or "")[-1]
     return config | dict(base_model_name_or_path=base_name or None, auto_mapping=None)
@@ -264,8 +212,7 @@ MATRIX_FILE = "index.npy"
 NEXT_MATRIX_FILE = "index.next.npy"  # a new matrix, until index.json names its rows
 
 # %% ../../nbs/5_selection/01_cards.ipynb #ddf3041c
-@dataclass(frozen=True, eq=False)
-class LibraryIndex:
+class LibraryIndex(NamedTuple):
     "The content of index.json, and the file of its matrix."
 
     head: dict  # format, base, space, width, columns (name -> (start, stop)), sha256
@@ -273,9 +220,7 @@ class LibraryIndex:
     file: Path  # of the matrix
 
 # %% ../../nbs/5_selection/01_cards.ipynb #76ff6c96
-def read_matrix_shape(
-    file: Path,
-):  # None if the file is no float32 matrix
+def read_matrix_shape(file: Path):  # None if the file is no float32 matrix
     "Read the shape of a matrix from the header of its .npy file."
     try:
         matrix = np.lib.format.open_memmap(file, mode="r")
@@ -284,16 +229,11 @@ def read_matrix_shape(
     return matrix.shape if matrix.dtype == np.float32 else None
 
 # %% ../../nbs/5_selection/01_cards.ipynb #e197a53f
-def parse_index(
-    head,  # content of index.json
-) -> tuple:  # (the head without names, names)
-    "Check an index. Raise `ValueError` if a field is wrong."
-    if not isinstance(head, dict) or not isinstance(head.get("columns"), dict):
-        raise ValueError("no dictionary with columns")
-    names = head.get("names")
-    if not isinstance(names, list) or not all(is_text(head.get(key)) for key in ("base", "space", "sha256")):
-        raise ValueError("fields are missing or of another type")
-    columns = {str(name): tuple(span) for name, span in head["columns"].items()}
+def parse_index(head) -> tuple:  # (the head without names, names)
+    "Check the content of index.json. Raise `ValueError` or `TypeError` if a field is wrong."
+    names, columns = head["names"], {name: tuple(span) for name, span in head["columns"].items()}
+    if not isinstance(names, list) or not all(isinstance(head[key], str) for key in ("base", "space", "sha256")):
+        raise ValueError("fields of another type")
     if not all(0 <= start <= stop <= head["width"] for start, stop in columns.values()):
         raise ValueError("columns outside of the rows")
     if len({check_pllm_name(name).lower() for name in names}) < len(names):
@@ -301,20 +241,18 @@ def parse_index(
     return {key: value for key, value in head.items() if key != "names"} | dict(columns=columns), tuple(names)
 
 # %% ../../nbs/5_selection/01_cards.ipynb #6b6c0d56
-def read_index(
-    path: Path,  # a library's folder
-) -> LibraryIndex:
-    "Read index.json and the header of the matrix, but no row and no card."
+def read_index(path: Path) -> LibraryIndex:
+    "Read a library's index.json and the header of its matrix, but no row and no card."
     file = path / "index.json"
     if not file.is_file():
         remedy = "give its folder, or make one with library build (in Python: Library.create)"
         raise InputError(f"{path}: no library here (index.json is missing)", remedy)
+    content = read_json(file)
     try:
-        head, names = parse_index(read_json(file))
-    except (ValueError, KeyError, TypeError) as error:
-        reason = error.problem if isinstance(error, InputError) else f"damaged ({str(error)[:80]})"
-        raise InputError(f"{file}: {reason.removeprefix(f'{file}: ')}", "restore a copy") from error
-    shape = len(names), head["width"]
+        head, names = parse_index(content)
+        shape = len(names), head["width"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: damaged ({str(error)[:80]})", "restore a copy") from error
     for matrix in (path / MATRIX_FILE, path / NEXT_MATRIX_FILE):
         if read_matrix_shape(matrix) == shape:
             return LibraryIndex(head, names, matrix)
@@ -322,13 +260,8 @@ def read_index(
     raise InputError(what, "restore a copy of both")
 
 # %% ../../nbs/5_selection/01_cards.ipynb #e4f63f80
-def write_index(
-    path: Path,  # a library's folder
-    head: dict,  # base, space, width, columns
-    names,  # in the order of the rows
-    rows: np.ndarray,  # (n, width)
-) -> None:
-    "Replace the index in three steps; the change counts as soon as index.json is written."
+def write_index(path: Path, head: dict, names, rows: np.ndarray) -> None:
+    "Replace a library's index in three steps; the change counts as soon as index.json is written."
     content = io.BytesIO()
     np.save(content, np.asarray(rows, np.float32), allow_pickle=False)
     write_atomically(path / NEXT_MATRIX_FILE, content.getvalue())

@@ -9,6 +9,7 @@ __all__ = ['load_space', 'Library']
 import difflib
 import os
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ import numpy as np
 from ..base.core import InputError, patch
 from ..base.files import compute_sha256, delete_path, get_temporary_path, make_folder, read_json
 from ..base.text import escape_controls
-from .cards import MATRIX_FILE, NEXT_MATRIX_FILE, PLLM, PLLM_CARD_FILE, check_card_facts
-from .cards import check_pllm_adapter, check_pllm_name, read_index, read_pllm, read_pllm_card
-from .cards import summarize_pllm, write_index, write_pllm
+from .cards import MATRIX_FILE, NEXT_MATRIX_FILE, PLLM, PLLM_CARD_FILE, PLLM_FILES
+from .cards import check_card_field, check_pllm_adapter, check_pllm_name, read_index, read_pllm
+from .cards import read_pllm_card, write_index, write_pllm
 from .ranking import PLAIN_PLLM
 from .remote_library import RemoteFolder, is_library_address
 from .verify import find_library_problems
@@ -54,10 +55,12 @@ class Library:
     ):
         self.remote = RemoteFolder(path, folder, sha256) if is_library_address(path) else None
         self.path = self.remote.folder if self.remote else Path(path)
+        self.address = self.remote.address if self.remote else None
         self._pending = None  # (name, row) pairs of `bulk_add`
         self._bad = {}  # name -> the error of a damaged pLLM
         self.reload_index()
-        self._space = None if space is None else self.check_space(space)
+        if space is not None:
+            self.space = self.check_space(space)
         if skip_invalid:
             self.skip_damaged()
 
@@ -72,6 +75,11 @@ class Library:
     def _hide_damaged(self) -> None:
         self.names = [name for name in self.index.names if name not in self._bad]
         self._rows = None
+
+    @cached_property
+    def space(self):
+        "The space of the explanations, loaded on first use."
+        return self.read_space()
 
 # %% ../../nbs/5_selection/06_library.ipynb #bed617d9
 @patch
@@ -95,7 +103,6 @@ def __repr__(self: Library):
     return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base}{skipped})"
 
 
-Library.address = property(lambda self: self.remote.address if self.remote else None)
 Library.ledger = property(lambda self: self.remote.ledger if self.remote else [])  # requests over the network
 Library.skipped = property(lambda self: {name: str(error) for name, error in self._bad.items()})  # name -> reason
 
@@ -116,14 +123,6 @@ def read_space(self: Library):
     return self.check_space(load_space(self.path))
 
 
-def _get_space(self):
-    "The space of the explanations, loaded on first use."
-    if self._space is None:
-        self._space = self.read_space()
-    return self._space
-
-
-Library.space = property(_get_space)
 Library.vocabulary = property(lambda self: load_vocabulary(self.path))  # the words it was taught, or None
 
 # %% ../../nbs/5_selection/06_library.ipynb #5bbd9b3a
@@ -149,7 +148,7 @@ def check_unchanged(self: Library) -> None:
 
 # %% ../../nbs/5_selection/06_library.ipynb #ed0fe620
 @patch
-def find_damaged_rows(self: Library) -> list:  # of names
+def find_damaged_rows(self: Library) -> list:
     "Names of the index whose row holds a value that is not finite."
     is_finite = np.isfinite(self.matrix()).all(1)
     return [name for name, row in self.row_numbers.items() if not is_finite[row]]
@@ -158,8 +157,7 @@ def find_damaged_rows(self: Library) -> list:  # of names
 def _get_rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `names`
     "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
     if self._rows is None:
-        damaged = [name for name in self.find_damaged_rows() if name not in self._bad]
-        if damaged:
+        if damaged := [name for name in self.find_damaged_rows() if name not in self._bad]:
             remedy = "remove and add them anew, or open with skip_invalid=True"
             raise InputError(f"{self.index.file}: the rows of {', '.join(damaged[:5])} are not finite", remedy)
         matrix = self.matrix()
@@ -212,19 +210,20 @@ def _list_pllms(self):  # dicts: name, style, words, rank, MB, samples, similari
     "A row for each pLLM, made of its card. The words of a card are relative to the other cards."
     pllms = [PLLM(name, self.path / name, self.card(name)) for name in self.names]
     styled = {pllm.name: pllm.explanation.description for pllm in pllms if pllm.name != PLAIN_PLLM}
-    descriptions = score_library_words(styled)
-    return [summarize_pllm(pllm, descriptions.get(pllm.name)) for pllm in pllms]
+    descriptions, rows = score_library_words(styled), []
+    for pllm in pllms:
+        description = descriptions.get(pllm.name)
+        words = str(pllm.explanation if description is None else description)
+        facts = {key: pllm.card[key] for key in ("style", "rank", "samples", "similarity", "licence")}
+        rows.append(dict(name=pllm.name, words=words, MB=round(pllm.card["bytes"] / 1e6, 2)) | facts)
+    return rows
 
 
 Library.list = _list_pllms
 
 # %% ../../nbs/5_selection/06_library.ipynb #f33b4240
-def _create_library(
-    cls,
-    path,  # a new or empty folder
-    space,  # in which all its pLLMs will be explained
-) -> Library:
-    "Make an empty library."
+def _create_library(cls, path, space) -> Library:
+    "Make an empty library in a new or empty folder; all its pLLMs will be explained in the space."
     path = Path(path)
     own = {"space.json", "space.safetensors", MATRIX_FILE, NEXT_MATRIX_FILE}  # left by an interrupted call
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - own):
@@ -242,12 +241,8 @@ Library.create = classmethod(_create_library)
 
 # %% ../../nbs/5_selection/06_library.ipynb #0c4fef38
 @patch
-def _write_rows(
-    self: Library,
-    names: list,  # of the new index
-    rows: np.ndarray,  # (n, width), not a view of the old matrix
-) -> None:
-    "Replace the index."
+def _write_rows(self: Library, names: list, rows: np.ndarray) -> None:
+    "Replace the index by names and their rows (n, width), which are no view of the old matrix."
     if self.remote:
         raise InputError(f"{self.address}: a remote library cannot be changed from here", "change the folder it serves")
     self.check_unchanged()
@@ -257,10 +252,11 @@ def _write_rows(
     except OSError as error:
         raise InputError(f"{self.path}: cannot be written ({error.strerror})", "make the folder writable") from error
     self._matrix = self._rows = None  # some systems cannot replace a mapped file
+    for pattern in ("sketch-*", ".index.*.tmp"):  # a sketch of the old library, and what an interrupted change left
+        for file in self.path.glob(pattern):
+            delete_path(file)
     try:
         write_index(self.path, self.index.head, names, rows)
-        for sketch in self.path.glob("sketch-*"):  # of the old library; the next selection makes a new one
-            delete_path(sketch)
     finally:
         self.reload_index()
 
@@ -310,7 +306,8 @@ def _write_pllm(self: Library, adapter_folder: Path, card: dict, row: np.ndarray
     "Write a sub-folder beside its place, move it there, and add its row to the index."
     place = self.path / card["name"]
     temporary = get_temporary_path(place)
-    delete_path(temporary)
+    for leftover in self.path.glob(f".{place.name}.*.tmp"):
+        delete_path(leftover)
     try:
         write_pllm(temporary, adapter_folder, card)
         with self.bulk_add():
@@ -340,24 +337,33 @@ def add(
     self.check_name_free(name)
     row = self.get_explanation_row(name, explanation)
     facts = dict(licence=licence, samples=samples, similarity=similarity, style=style)
-    facts = {key: value.item() if isinstance(value, np.generic) else value for key, value in facts.items()}
-    card = dict(name=name, base=self.base, space=explanation.space, explanation=explanation.to_dict()) | facts
-    check_card_facts(card)
+    card = dict(name=name, base=self.base, space=explanation.space, explanation=explanation.to_dict())
+    card |= {fact: check_card_field(facts, fact, name) for fact in facts}
     folder = Path(getattr(adapter, "path", adapter))
     check_pllm_adapter(folder, self.base)
     self._write_pllm(folder, card, row)
 
 # %% ../../nbs/5_selection/06_library.ipynb #587a7c47
 @patch
+def _is_leftover(self: Library, name: str) -> bool:
+    "Whether a folder that the index does not name holds nothing but files of a pLLM."
+    folder = self.path / check_pllm_name(name)
+    if name.lower() in map(str.lower, self.index.names) or folder.is_symlink() or not folder.is_dir():
+        return False
+    return {file.name for file in folder.iterdir()} <= {*PLLM_FILES}
+
+# %% ../../nbs/5_selection/06_library.ipynb #aa3223d1
+@patch
 def remove(self: Library, name: str) -> None:
     "Take a pLLM out of the index, then delete its folder. Raise `InputError` if the name is unknown."
-    if not isinstance(name, str) or name not in self.row_numbers:
+    if isinstance(name, str) and name in self.row_numbers:
+        rows = np.delete(self.matrix(), self.row_numbers[name], 0)
+        self._write_rows([other for other in self.index.names if other != name], rows)
+        self._bad.pop(name, None)
+        self._hide_damaged()
+    elif self.remote or not self._is_leftover(name):
         raise InputError(f"{self.path}: no pLLM {escape_controls(str(name))[:90]!r}", "nothing was removed")
-    rows = np.delete(self.matrix(), self.row_numbers[name], 0)
-    self._write_rows([other for other in self.index.names if other != name], rows)
-    self._bad.pop(name, None)
-    self._hide_damaged()
-    delete_path(self.path / name)  # after an interrupt, a folder that no index names stays
+    delete_path(self.path / name)  # after an interrupt the folder stays, and the next call deletes it
 
 # %% ../../nbs/5_selection/06_library.ipynb #b0b6bdda
 @patch

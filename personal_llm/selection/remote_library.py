@@ -6,10 +6,12 @@
 __all__ = ['LEDGER_FILE', 'publish_library', 'is_library_address', 'RemoteFolder']
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #8cb17bb0
+import io
 import json
 import re
 import time
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from collections import Counter
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -21,16 +23,15 @@ from .cards import PLLM_FILES, check_pllm_name, read_index
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #740830eb
 MANIFEST_FILE = "served.json"
-SHARED_FILE_PATTERN = re.compile(r"(index|space|words|sketch-\d{1,4})\.(json|npy|safetensors)")
+SHARED_FILES = ("index.json", "index.npy", "space.json", "space.safetensors", "words.json", "words.safetensors")
+SHARED_FILES += ("sketch-8.npy", "sketch-8.safetensors")
 
 
-def is_library_file(
-    name: str,  # path inside the library's folder, with forward slashes
-) -> bool:
-    "Whether a library may hold a file of this name. We write no other file to the disk."
+def is_library_file(name: str) -> bool:
+    "Whether a library may serve a file of this name, with forward slashes. We write no other file to the disk."
     folder, _, file = name.rpartition("/")
     if not folder:
-        return bool(SHARED_FILE_PATTERN.fullmatch(file))
+        return name in SHARED_FILES
     try:
         return file in PLLM_FILES and check_pllm_name(folder) == folder
     except InputError:
@@ -41,11 +42,9 @@ def publish_library(
     folder,  # of a library
 ) -> str:  # SHA-256 of the manifest, which you give to your users
     "Write a library's manifest, so that any web server can serve the folder. Call it again after every change."
-    folder = Path(folder)
-    shared = [file.name for file in folder.iterdir() if SHARED_FILE_PATTERN.fullmatch(file.name)]
-    names = sorted(shared) + [f"{name}/{file}" for name in read_index(folder).names for file in PLLM_FILES]
-    files = {}
-    for name in names:
+    folder, files = Path(folder), {}
+    names = [f"{name}/{file}" for name in read_index(folder).names for file in PLLM_FILES]
+    for name in [name for name in SHARED_FILES if (folder / name).is_file()] + names:
         content = (folder / name).read_bytes()
         files[name] = [len(content), compute_sha256(content)]
     write_json(folder / MANIFEST_FILE, dict(format=1, files=files))
@@ -53,8 +52,8 @@ def publish_library(
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #d7f9fbd2
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-TIMEOUT_SECONDS = 10.0  # longest wait for the next byte
-MIN_BYTES_PER_SECOND = 20_000  # mean speed that we require after the first ten seconds
+TIMEOUT_SECONDS = 10.0  # for the first byte, and for all bytes that are slower than the speed below
+MIN_BYTES_PER_SECOND = 20_000
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #e771700f
 def is_library_address(name) -> bool:
@@ -62,46 +61,57 @@ def is_library_address(name) -> bool:
     return re.match("[a-z]+://", str(name)) is not None
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #acfb0fda
-def check_library_address(
-    address: str,
-) -> str:  # without a slash at the end
+def check_library_address(address: str) -> str:  # without a slash at the end
     "Return the address. Raise `InputError` if a library cannot have it."
-    parts = urlsplit(address)
     remedy = "give https://host/folder, or http://localhost:port/folder"
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.query or parts.fragment:
-        raise InputError(f"{escape_controls(address)[:90]}: not the address of a library", remedy)
-    if parts.username is not None or parts.password is not None:
-        raise InputError("the address holds a user name or a password", remedy)
+    try:
+        parts = urlsplit(address)
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
+            raise ValueError("no host")
+    except ValueError as error:  # also of a port that is no number, and of a broken IPv6 address
+        what = f"{escape_controls(address)[:90]}: not the address of a library ({escape_controls(str(error))[:60]})"
+        raise InputError(what, remedy) from error
+    if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
+        raise InputError("the address holds a user name, a password, a ? or a #", remedy)
     if parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
         raise InputError(f"{escape_controls(address)[:90]}: http, which others can alter on the way", remedy)
     return address.rstrip("/")
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #1e1d00b3
-def read_response(
-    response,  # of `http.client`
-    max_bytes: int,
-) -> bytes:
-    "Read a body. Raise `ValueError` as soon as it is longer than `max_bytes`, or too slow."
-    start_time = time.monotonic()
-    content = bytearray()
-    while chunk := response.read1(min(65_536, max_bytes + 1 - len(content))):
-        content.extend(chunk)
-        if len(content) > max_bytes:
-            raise ValueError(f"longer than the {max_bytes:,} bytes that it may have")
-        if time.monotonic() - start_time > TIMEOUT_SECONDS + len(content) / MIN_BYTES_PER_SECOND:
-            raise ValueError("too slow")
-    return bytes(content)
+class TimedReader(io.RawIOBase):
+    "The bytes of a connection, each of which must arrive in time."
 
+    def __init__(self, connection):
+        self.connection, self.file = connection, connection.makefile("rb", buffering=0)
+        self.start_time, self.num_bytes = time.monotonic(), 0
 
-def fetch_file(
-    address: str,  # checked
-    name: str,  # path inside the library
-    max_bytes: int,
-) -> bytes:
+    def makefile(self, mode):
+        return io.BufferedReader(self)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        end_time = self.start_time + TIMEOUT_SECONDS + self.num_bytes / MIN_BYTES_PER_SECOND
+        self.connection.settimeout(max(0.001, end_time - time.monotonic()))
+        try:
+            count = self.file.readinto(buffer)
+        except TimeoutError:
+            raise TimeoutError("timed out: the server is too slow") from None
+        self.num_bytes += count
+        return count
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+# %% ../../nbs/5_selection/05_remote_library.ipynb #359c03de
+def fetch_file(address: str, name: str, max_bytes: int) -> bytes:
     "Download one file. Raise `InputError` if the answer is an error, a redirect, too long or too slow."
     parts = urlsplit(address)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+    connection.response_class = lambda sock, **settings: HTTPResponse(TimedReader(sock), **settings)
     try:
         connection.request("GET", f"{parts.path}/{quote(name)}", headers={"User-Agent": "personal_llm"})
         response = connection.getresponse()
@@ -109,7 +119,10 @@ def fetch_file(
             raise ValueError("the server redirects to another address, which we do not follow")
         if response.status != 200:
             raise ValueError(f"the server answers {response.status}")
-        return read_response(response, max_bytes)
+        content = response.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ValueError(f"longer than the {max_bytes:,} bytes that it may have")
+        return content
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         remedy = "check the address, or ask the owner of the library"
@@ -119,28 +132,27 @@ def fetch_file(
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #645e7489
 MAX_MANIFEST_BYTES = 100_000_000  # enough for 200,000 pLLMs
-MAX_DOWNLOAD_BYTES = 2_000_000_000  # for one file, whatever size the manifest gives
+MAX_DOWNLOAD_BYTES = 2_000_000_000  # for the shared files together, and for each pLLM
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #f95d93d1
 LEDGER_FILE = "ledger.jsonl"
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #f5ac2c84
-def parse_manifest(
-    content: bytes,
-    address: str,
-) -> dict:  # name -> (bytes, SHA-256)
+def parse_manifest(content: bytes, address: str) -> dict:  # name -> (bytes, SHA-256)
     "Read a manifest and check every entry. Raise `InputError` if one is wrong."
     try:
-        files = {name: (size, sha256) for name, (size, sha256) in json.loads(content)["files"].items()}
+        files, totals = {name: tuple(entry) for name, entry in json.loads(content)["files"].items()}, Counter()
         for name, (size, sha256) in files.items():
-            if not is_library_file(name) or type(size) is not int or not 0 <= size <= MAX_DOWNLOAD_BYTES:
-                raise ValueError(f"entry {escape_controls(name)[:60]!r}")
+            if not is_library_file(name) or type(size) is not int or size < 0:
+                raise ValueError(f"entry {name[:60]!r}")
             if not re.fullmatch("[0-9a-f]{64}", sha256):
                 raise ValueError("an invalid SHA-256")
+            totals[name.rpartition("/")[0]] += size
+        if max(totals.values(), default=0) > MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"more than {MAX_DOWNLOAD_BYTES:,} bytes in one folder")
         return files
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = escape_controls(str(error))[:80]
-        what = f"{address}/{MANIFEST_FILE}: not the manifest of a library ({reason})"
+        what = f"{address}/{MANIFEST_FILE}: not the manifest of a library ({escape_controls(str(error))[:80]})"
         raise InputError(what, "ask the owner to publish the library again") from error
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #ef4d5b0a
@@ -159,7 +171,11 @@ class RemoteFolder:
         self.address = check_library_address(address)
         cache = get_cache_folder() / "libraries" / compute_sha256(self.address.encode())[:16]
         self.folder = make_folder(folder or cache)
-        self.manifest = self.fetch_manifest(sha256 or fragment)
+        content = self.request_file(MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        if (sha256 or fragment) and compute_sha256(content) != (sha256 or fragment):
+            what = f"{self.address}/{MANIFEST_FILE}: not the manifest of that hash"
+            raise InputError(what, "ask the owner for the present hash")
+        self.manifest = parse_manifest(content, self.address)
         for name in self.manifest:
             if "/" not in name:
                 self.fetch(name)
@@ -169,37 +185,21 @@ class RemoteFolder:
         "Every request so far."
         return read_json_lines(self.folder / LEDGER_FILE)
 
-# %% ../../nbs/5_selection/05_remote_library.ipynb #74604226
-@patch
-def request_file(self: RemoteFolder, name: str, max_bytes: int) -> bytes:
-    "Make one request, and write it to the ledger before and after."
-    entry = dict(time=time.time(), address=f"{self.address}/{name}")
-    append_json_line(self.folder / LEDGER_FILE, entry | dict(bytes=None))
-    content = fetch_file(self.address, name, max_bytes)
-    append_json_line(self.folder / LEDGER_FILE, entry | dict(bytes=len(content)))
-    return content
-
-
-@patch
-def fetch_manifest(self: RemoteFolder, sha256: str = None) -> dict:  # name -> (bytes, SHA-256)
-    "Download the manifest. With a hash, accept no other manifest."
-    content = self.request_file(MANIFEST_FILE, MAX_MANIFEST_BYTES)
-    if sha256 and compute_sha256(content) != sha256:
-        what = f"{self.address}/{MANIFEST_FILE}: not the manifest of that hash"
-        raise InputError(what, "ask the owner for the present hash")
-    return parse_manifest(content, self.address)
+    def request_file(self, name: str, max_bytes: int) -> bytes:
+        "Make one request, and write it to the ledger before and after."
+        entry = dict(time=time.time(), address=f"{self.address}/{name}")
+        append_json_line(self.folder / LEDGER_FILE, entry | dict(bytes=None))
+        content = fetch_file(self.address, name, max_bytes)
+        append_json_line(self.folder / LEDGER_FILE, entry | dict(bytes=len(content)))
+        return content
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #c677e10a
 @patch
-def fetch(
-    self: RemoteFolder,
-    name: str,  # path inside the library
-) -> None:
+def fetch(self: RemoteFolder, name: str) -> None:
     "Bring one file of the manifest into the folder, unless it is already there."
     if name not in self.manifest:
         raise InputError(f"{self.address}: its manifest lacks {name}", "ask the owner to publish the library again")
-    size, sha256 = self.manifest[name]
-    file = self.folder / name
+    (size, sha256), file = self.manifest[name], self.folder / name
     is_same_size = file.is_file() and not file.is_symlink() and file.stat().st_size == size
     if is_same_size and compute_sha256(file.read_bytes()) == sha256:
         return

@@ -6,7 +6,6 @@
 __all__ = ['LibraryProblem', 'catch_problem']
 
 # %% ../../nbs/5_selection/04_verify.ipynb #bdc473b4
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from ..base.core import InputError
 from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import read_json
 from ..base.text import escape_controls
-from .cards import PICKLE_SUFFIXES, PLLM
+from .cards import describe_file_risk
 from .gradient_match import SKETCH_SAMPLE_SIZE, project_update, read_sketch
 from .gradient_match import compute_sketch_stamp, read_update
 
@@ -42,21 +41,14 @@ def catch_problem(
 
 # %% ../../nbs/5_selection/04_verify.ipynb #79a9205f
 def find_space_problems(library) -> list:
-    "Problems of space.json and space.safetensors."
+    "Problems of the space and of the words."
     space, problems = catch_problem("space.json", library.read_space)
+    problems += catch_problem("words.json", lambda: library.vocabulary)[1]
     for word in getattr(space, "words", ()):
         if escape_controls(word) != word:
             what = f"the word {escape_controls(word)} holds control characters"
             problems.append(LibraryProblem("space.json", what, "restore a copy"))
     return problems
-
-
-def find_base_problems(library, model) -> list:
-    "The problem that a model is not the library's base model; none without a model."
-    if model is None or model.base == library.base:
-        return []
-    what = f"made for base {library.base}, this model is {model.base}"
-    return [LibraryProblem("index.json", what, "load the model it was made for")]
 
 # %% ../../nbs/5_selection/04_verify.ipynb #8ce3ce78
 def find_file_problems(library) -> list:
@@ -65,73 +57,50 @@ def find_file_problems(library) -> list:
     for file in sorted(library.path.iterdir()):
         if file.name in library.row_numbers:
             continue
-        if file.is_symlink() or os.path.realpath(file) != str(root / file.name):
-            problem = ("a link that leads elsewhere", "put the file itself there, or delete the link")
-        elif file.suffix.lower() in PICKLE_SUFFIXES:
-            problem = ("pickled data, which can run any code", "delete it")
-        elif file.is_dir() and (not file.name.startswith(".") or file.name.endswith(".tmp")):
-            what = "a folder that the index does not name, left by an interrupted change; it is not used"
-            problem = (what, "delete it, or add the pLLM anew")
-        else:
-            continue
-        problems.append(LibraryProblem(escape_controls(file.name), *problem))
+        problem = describe_file_risk(file, root / file.name)
+        if not problem and file.is_dir() and not file.name.startswith("."):
+            problem = "a folder that the index does not name, left by an interrupted change; it is not used"
+        if problem:
+            remedy = "delete it, or put the file itself there"
+            problems.append(LibraryProblem(escape_controls(file.name), problem, remedy))
     return problems
 
 # %% ../../nbs/5_selection/04_verify.ipynb #746c1896
-def find_row_problems(
-    pllm: PLLM,
-    row: np.ndarray,  # of the index
-) -> list:
-    "Problems of a pLLM's row: it must be finite and agree with the card."
-    remedy = "remove it and add it anew"
-    if not np.isfinite(row).all():
-        return [LibraryProblem(pllm.name, "its row in the index is not finite", remedy)]
+def find_row_problems(pllm, row: np.ndarray) -> list:
+    "Problems of a pLLM's row of the index: it must be finite and agree with the card."
     card_row, problems = catch_problem(pllm.name, lambda: pllm.explanation.row)
-    if problems:
+    if not np.isfinite(row).all():
+        problem = "its row in the index is not finite"
+    elif problems or card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4):
         return problems
-    if card_row.shape != row.shape or not np.allclose(card_row, row, rtol=1e-4, atol=1e-4):
-        return [LibraryProblem(pllm.name, "its row in the index is not that of its card", remedy)]
-    return []
+    else:
+        problem = "its row in the index is not that of its card"
+    return [LibraryProblem(pllm.name, problem, "remove it and add it anew")]
 
 # %% ../../nbs/5_selection/04_verify.ipynb #721af8f2
-def find_settings_problems(pllm: PLLM) -> list:
+def find_settings_problems(pllm) -> list:
     "Machine paths and names of code in a pLLM's settings."
-    config, problems = read_json(pllm.adapter / CONFIG_FILE), []
-    base_path = config.get("base_model_name_or_path") or ""
+    config = read_json(pllm.adapter / CONFIG_FILE)
+    base_path, problems = config.get("base_model_name_or_path") or "", []
     if Path(base_path).is_absolute() or ".." in base_path or "\\" in base_path or base_path.startswith("~"):
-        what = f"{CONFIG_FILE} names a path, {escape_controls(base_path)[:90]!r}"
-        problems.append(LibraryProblem(pllm.name, what, "remove it and add it anew, which leaves the path out"))
+        problems.append(f"names a path, {escape_controls(base_path)[:90]!r}")
     if config.get("auto_mapping"):
-        what = f"{CONFIG_FILE} names code to import (auto_mapping)"
-        problems.append(LibraryProblem(pllm.name, what, "remove it and add it anew, which leaves that out"))
-    return problems
-
-
-def find_attachment_problems(pllm: PLLM, model) -> list:
-    "The problem that an adapter cannot be attached to the model; none without a model."
-
-    def attach():
-        with model.use_adapter(pllm.adapter):
-            pass
-
-    return catch_problem(pllm.name, attach)[1] if model is not None else []
+        problems.append("names code to import (auto_mapping)")
+    remedy = "remove it and add it anew, which leaves that out"
+    return [LibraryProblem(pllm.name, f"{CONFIG_FILE} {problem}", remedy) for problem in problems]
 
 # %% ../../nbs/5_selection/04_verify.ipynb #15398c24
 MAX_SIZE_RATIO = 5.0  # largest size over the median, and the median over the smallest size
 
 
-def compute_update_norm(
-    adapter,  # an adapter's folder
-) -> float:
+def compute_update_norm(adapter) -> float:
     "Return the length of an adapter's change over all layers."
     factors = read_factors(adapter)
     return factor_inner_product(factors, factors) ** 0.5
 
 
-def find_size_problems(
-    sizes: dict,  # name -> length of its change
-) -> list:
-    "Changes that are much larger or smaller than the others, or zero."
+def find_size_problems(sizes: dict) -> list:
+    "Changes (name -> length) that are much larger or smaller than the others, or zero."
     median = float(np.median([*sizes.values()])) if len(sizes) >= 3 else None
     problems = []
     for name, size in sizes.items():
@@ -143,10 +112,8 @@ def find_size_problems(
     return problems
 
 # %% ../../nbs/5_selection/04_verify.ipynb #f4aa56e8
-def is_orthonormal(
-    side: np.ndarray,  # (s, d) float16; rows of zeros stand for missing directions
-) -> bool:
-    "Whether the directions have length 1 and are at right angles."
+def is_orthonormal(side: np.ndarray) -> bool:
+    "Whether the directions (s, d) have length 1 and are at right angles; rows of zeros stand for missing ones."
     gram = side.astype(np.float64) @ side.T.astype(np.float64)  # (s, s)
     return bool(np.isfinite(gram).all() and np.allclose(gram, np.diag(np.diag(gram) > 0.5), atol=0.02))
 
@@ -154,12 +121,8 @@ def is_orthonormal(
 SKETCH_ROW_TOLERANCE = 0.02  # allowed error of a row, whose length is at most 1
 
 
-def is_sketch_row_of(
-    change: dict,  # of `read_update`: layer -> (A, B, length)
-    row: np.ndarray,  # (layers, s * s), of the sketch
-    directions: dict,  # layer -> (left, right)
-) -> bool:
-    "Whether a row of a sketch is that of an adapter, in all of the adapter's layers."
+def is_sketch_row_of(change: dict, row: np.ndarray, directions: dict) -> bool:
+    "Whether a row of a sketch is that of an adapter (of `read_update`), in all of the adapter's layers."
     if not change.keys() <= directions.keys():
         return False
     try:
@@ -169,11 +132,7 @@ def is_sketch_row_of(
     return bool(np.linalg.norm(expected.astype(np.float32) - row) <= SKETCH_ROW_TOLERANCE)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #21f36774
-def describe_sketch_fault(
-    library,
-    readable_names,  # of pLLMs whose adapters can be read
-    file: Path,  # such as sketch-8.npy
-) -> str:  # "" when there is none
+def describe_sketch_fault(library, readable_names, file: Path) -> str:  # "" when there is none
     "Say why a sketch is wrong."
     size = int(file.stem.removeprefix("sketch-"))
     sketch = read_sketch(file, compute_sketch_stamp(library), len(library), size)
@@ -184,18 +143,14 @@ def describe_sketch_fault(
         return "holds values that are not finite"
     if not all(is_orthonormal(side) for pair in directions.values() for side in pair):
         return "its directions are not orthonormal"
-    wrong = []
-    for name in [*readable_names][:: max(1, -(-len(readable_names) // SKETCH_SAMPLE_SIZE))]:
-        if not is_sketch_row_of(read_update(library, name), rows[library.row_numbers[name]], directions):
-            wrong.append(name)
+    sample = [*readable_names][:: max(1, -(-len(readable_names) // SKETCH_SAMPLE_SIZE))]
+    is_own = lambda name: is_sketch_row_of(read_update(library, name), rows[library.row_numbers[name]], directions)
+    wrong = [name for name in sample if not is_own(name)]
     return f"is not that of the adapters ({', '.join(wrong[:3])})" if wrong else ""
 
-# %% ../../nbs/5_selection/04_verify.ipynb #a0e3ddee
-def find_sketch_problems(
-    library,
-    readable_names,  # of pLLMs whose adapters can be read
-) -> list:
-    "Problems of the sketches beside the index."
+
+def find_sketch_problems(library, readable_names) -> list:
+    "Problems of the sketches beside the index, compared with the adapters that can be read."
     files = sorted(file for file in library.path.glob("sketch-*.npy") if file.stem.removeprefix("sketch-").isdecimal())
     if len(library) and not files:
         remedy = "make it with personal_llm.selection.gradient_match.load_sketch(library), or select once"
@@ -205,6 +160,13 @@ def find_sketch_problems(
     return [LibraryProblem(name, fault, remedy) for name, fault in faults.items() if fault]
 
 # %% ../../nbs/5_selection/04_verify.ipynb #06e2959f
+def try_adapter(pllm, model) -> None:
+    "Attach a pLLM to the model, if there is one."
+    if model is not None:
+        with model.use_adapter(pllm.adapter):
+            pass
+
+
 def find_pllm_problems(library, model=None) -> list:
     "Problems of the matrix, of each pLLM, and of the sketch."
     matrix, problems = catch_problem(library.index.file.name, library.matrix)
@@ -216,7 +178,7 @@ def find_pllm_problems(library, model=None) -> list:
             continue
         if matrix is not None:
             problems += find_row_problems(pllm, matrix[row_number])
-        problems += find_settings_problems(pllm) + find_attachment_problems(pllm, model)
+        problems += find_settings_problems(pllm) + catch_problem(name, lambda: try_adapter(pllm, model))[1]
         sizes[name] = compute_update_norm(pllm.adapter)
     problems += find_size_problems(sizes)
     if matrix is not None and np.isfinite(matrix).all() and len(library) == len(matrix):
@@ -224,11 +186,11 @@ def find_pllm_problems(library, model=None) -> list:
     return problems
 
 # %% ../../nbs/5_selection/04_verify.ipynb #9c44bed3
-def find_library_problems(
-    library,  # a `Library`
-    model=None,  # a `Model`, to which we then attach every adapter
-) -> list:  # of `LibraryProblem`
-    "List every problem of a library."
-    base_problems = find_base_problems(library, model)
-    pllm_problems = find_pllm_problems(library, None if base_problems else model)
-    return find_space_problems(library) + base_problems + pllm_problems + find_file_problems(library)
+def find_library_problems(library, model=None) -> list:  # of `LibraryProblem`
+    "List every problem of a library; with a model, attach every adapter to it."
+    problems = find_space_problems(library)
+    if model is not None and model.base != library.base:
+        what = f"made for base {library.base}, this model is {model.base}"
+        problems.append(LibraryProblem("index.json", what, "load the model it was made for"))
+        model = None
+    return problems + find_pllm_problems(library, model) + find_file_problems(library)
