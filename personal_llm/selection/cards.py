@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.adapters import ADAPTER_CARD_FILE, COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE
-from ..base.adapters import Adapter, check_adapter
+from ..base.adapters import Adapter, check_adapter, read_factors, read_lora_config
 from ..base.core import InputError, check
-from ..base.factors import read_factors, read_lora_config
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
