@@ -663,10 +663,6 @@ d = {
                 "0_base/adapters.html#_hash_files",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters._remove_peft_layers": (
-                "0_base/adapters.html#_remove_peft_layers",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.attach_adapter": (
                 "0_base/adapters.html#attach_adapter",
                 "personal_llm/base/adapters.py",
@@ -738,6 +734,10 @@ d = {
             ),
             "personal_llm.base.adapters.read_lora_config": (
                 "0_base/adapters.html#read_lora_config",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.remove_peft_layers": (
+                "0_base/adapters.html#remove_peft_layers",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
@@ -1047,22 +1047,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.AdapterLayers": (
-                "0_base/models.html#adapterlayers",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.AdapterLayers.__init__": (
-                "0_base/models.html#adapterlayers.__init__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.AdapterLayers.insert": (
-                "0_base/models.html#adapterlayers.insert",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.AdapterLayers.remove": (
-                "0_base/models.html#adapterlayers.remove",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -1126,17 +1110,9 @@ d = {
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.limit_kernel_caches": (
-                "0_base/models.html#limit_kernel_caches",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
-            "personal_llm.base.models.make_repetition_penalty": (
-                "0_base/models.html#make_repetition_penalty",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.silence_libraries": (
-                "0_base/models.html#silence_libraries",
+            "personal_llm.base.models.prepare_libraries": (
+                "0_base/models.html#prepare_libraries",
                 "personal_llm/base/models.py",
             ),
         },

@@ -231,8 +231,8 @@ def check_matrices(adapted, folder: Path) -> None:
     if given != taken:
         raise ValueError(f"{len(taken - given)} matrices are missing, {len(given - taken)} too many")
 
-# %% ../../nbs/0_base/05_adapters.ipynb #16d13aae
-def _remove_peft_layers(base_model) -> None:
+# %% ../../nbs/0_base/05_adapters.ipynb #63dc0fe7
+def remove_peft_layers(base_model) -> None:
     "Take all of peft's layers out of a model."
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -241,7 +241,7 @@ def _remove_peft_layers(base_model) -> None:
             base_model.set_submodule(name, layer.get_base_layer())
     vars(base_model).pop("peft_config", None)
 
-
+# %% ../../nbs/0_base/05_adapters.ipynb #16d13aae
 def detach_adapter(adapted):  # the model without adapter
     "Take an adapter out of a model of `attach_adapter`; the base weights are the same as before."
     return adapted.unload()
@@ -261,7 +261,7 @@ def attach_adapter(
             adapted = PeftModel.from_pretrained(base_model, str(folder), is_trainable=trainable)
         check_matrices(adapted, folder)
     except Exception as error:
-        _remove_peft_layers(base_model)
+        remove_peft_layers(base_model)
         reason = " ".join(str(error).split())[:120]
         problem = f"{folder}: the adapter does not fit this model or is damaged ({reason})"
         raise InputError(problem, "make it anew") from error

@@ -60,13 +60,11 @@ FULL_DISK_MESSAGES = ("No space left", "os error 28", "PytorchStreamWriter faile
 
 def is_full_disk(error: BaseException) -> bool:
     "Whether an error, or what caused it, is a disk that is full."
-    seen = set()
-    while error is not None and id(error) not in seen:
+    while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(words in str(error) for words in FULL_DISK_MESSAGES):
             return True
-        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

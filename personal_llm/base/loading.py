@@ -18,9 +18,6 @@ from .core import InputError, check
 from .files import ASSETS, get_cache_folder, read_json, write_json
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa006
-HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
-
 def resolve_model(name) -> str:  # a folder, or an id
     "Return the folder or the hub id that a name stands for; raise `InputError` when it can be neither."
     if not isinstance(name, (str, Path)):
@@ -31,18 +28,17 @@ def resolve_model(name) -> str:  # a folder, or an id
     if (place / "config.json").is_file():
         return str(place)
     is_misspelt = difflib.get_close_matches(str(name).lower(), ["pocket"], cutoff=0.8)
-    if isinstance(name, Path) or place.exists() or is_misspelt or not HUB_ID_PATTERN.fullmatch(name):
+    is_hub_id = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", str(name))
+    if isinstance(name, Path) or place.exists() or is_misspelt or not is_hub_id:
         remedy = 'use "pocket", a folder with config.json and *.safetensors, or a Hugging Face id such as gpt2'
         raise InputError(f"unknown model {str(name)[:90]!r}", remedy)
     return name
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa009
-LOADING_FAULTS = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
-
-
 def check_loaded_weights(name: str, info: dict) -> None:
     "Raise `InputError` unless every weight came from the files and every weight in them was used."
-    for key, fault in LOADING_FAULTS.items():
+    faults = dict(missing_keys="missing", unexpected_keys="not of this model", mismatched_keys="of another shape")
+    for key, fault in faults.items():
         names = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in info.get(key) or ())
         if names:
             count = f"{len(names)} weights are" if len(names) > 1 else "1 weight is"
@@ -103,13 +99,10 @@ def check_hub(name: str) -> None:
         raise InputError(f"unknown model {name!r}: {problem}", 'check the name, give a folder, or use "pocket"')
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa020
-DTYPES = ("float32", "bfloat16", "float16")
-
-
 def load_causal_lm(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
     "Load a model by its name, from this machine or from the hub; raise `InputError` for any failure."
     source = resolve_model(name)
-    check(dtype, "choice", "dtype", choices=DTYPES)
+    check(dtype, "choice", "dtype", choices=("float32", "bfloat16", "float16"))
     try:
         try:
             return load_from_files(source, device, dtype)

@@ -14,30 +14,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import tokens
-from .adapters import get_adapter_id, attach_adapter, check_adapter
+from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
 from .loading import choose_device, compute_fingerprint, find_weight_files, get_cached_fingerprint
 from .loading import hash_attached_adapter, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
-# %% ../../nbs/0_base/07_models.ipynb #07mod029
-def silence_libraries() -> None:
-    "Switch off the progress bars and the advice of transformers and peft."
+# %% ../../nbs/0_base/07_models.ipynb #c0cba331
+def prepare_libraries() -> None:
+    "Limit two kernel caches before the first matmul, unless the user has; silence transformers and peft."
     from transformers import logging
 
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")  # kernels
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
-
-# %% ../../nbs/0_base/07_models.ipynb #c0cba331
-MAX_CACHED_KERNELS = 64  # in each of two caches
-
-
-def limit_kernel_caches() -> None:
-    "Limit two kernel caches, so that memory does not grow; must run before the first matmul. The user's values stay."
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-        os.environ.setdefault(name, str(MAX_CACHED_KERNELS))
 
 # %% ../../nbs/0_base/07_models.ipynb #07mod003
 def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = None) -> int:  # the window in tokens
@@ -110,8 +103,7 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
 ) -> Model:
     "Load a causal language model; raise `InputError` for an unknown name or missing weights."
-    silence_libraries()
-    limit_kernel_caches()
+    prepare_libraries()
     if isinstance(name, tuple):
         (model, tokenizer), name, files = name, "live", []
     else:
@@ -228,13 +220,6 @@ def embed(self: Model, dialogues: list) -> np.ndarray:  # (n, width) float32, of
     means = [reading.hidden.mean(0) for reading in self.run_forward(dialogues)]
     return np.array(means, np.float32).reshape(-1, self.width)
 
-# %% ../../nbs/0_base/07_models.ipynb #07mod017
-def make_repetition_penalty(penalty: float, prompt_width: int):  # a `LogitsProcessor`
-    "Return transformers' repetition penalty, applied to the tokens of the reply only."
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    return RepetitionPenaltyLogitsProcessor(float(penalty), prompt_ignore_length=prompt_width)
-
 # %% ../../nbs/0_base/07_models.ipynb #07mod037
 @patch
 def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of lists of tokens
@@ -246,18 +231,21 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 @patch
 def generate_tokens(self: Model, rows: list, **sampling_options) -> list:
     "Continue one batch of tokenised prompts, each up to the end token; options of transformers' `generate`."
+    from transformers import RepetitionPenaltyLogitsProcessor
+
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
     ends = {self.tokenizer.eos_token_id} | set(np.atleast_1d(self.model.generation_config.eos_token_id or []).tolist())
-    penalty = sampling_options.pop("penalty", 1.0)
+    penalty, width = float(sampling_options.pop("penalty", 1.0)), ids.shape[1]
+    penalties = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
     new_ids = self.model.generate(
         input_ids=ids.to(self.device),
         attention_mask=mask.to(self.device),
         eos_token_id=sorted(ends),
         pad_token_id=self.tokenizer.pad_token_id,
         repetition_penalty=1.0,  # not the default of some models
-        logits_processor=[make_repetition_penalty(penalty, ids.shape[1])] if penalty != 1 else [],
+        logits_processor=penalties,
         **sampling_options,
-    )[:, ids.shape[1] :]
+    )[:, width:]
     return [row[: next((n for n, token in enumerate(row) if token in ends), len(row))] for row in new_ids.tolist()]
 
 # %% ../../nbs/0_base/07_models.ipynb #8c951233
@@ -297,42 +285,21 @@ def reply(self: Model, prompts: list, max_new_tokens: int = 96) -> list:  # repl
     return self.generate(prompts, max_new_tokens, repetition_penalty=REPLY_REPETITION_PENALTY)
 
 # %% ../../nbs/0_base/07_models.ipynb #5b30f920
-class AdapterLayers:
-    "The layers of an adapter, ready to be put into a model again and again."
-
-    def __init__(
-        self,
-        base_model,  # a torch model without adapter; it has the adapter afterwards
-        folder,  # the adapter's folder, checked
-    ):
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        self.adapter_id, self.base_model = get_adapter_id(folder), base_model
-        self.adapted = attach_adapter(base_model, folder).eval()
-        modules = base_model.named_modules()
-        self.layers = {name: layer for name, layer in modules if isinstance(layer, BaseTunerLayer)}
-
-    def insert(self) -> None:
-        for name, layer in self.layers.items():
-            self.base_model.set_submodule(name, layer)
-        self.base_model.peft_config = self.adapted.peft_config
-
-    def remove(self) -> None:
-        for name, layer in self.layers.items():
-            self.base_model.set_submodule(name, layer.get_base_layer())
-        vars(self.base_model).pop("peft_config", None)
-
-
 @patch
-def _insert_adapter(self: Model, folder) -> AdapterLayers:
-    "Put an adapter into the model; the layers of the last one are still at hand."
-    last = getattr(self, "_last_adapter", None)
-    if last and last.base_model is self.model and last.adapter_id == get_adapter_id(folder):
-        last.insert()
-        return last
-    self._last_adapter = None
-    self._last_adapter = AdapterLayers(self.model, folder)
-    return self._last_adapter
+def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model
+    "Put an adapter's layers into the model; those of the last one are still at hand."
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base_model, last_id, adapted, layers = getattr(self, "_last_adapter", (None,) * 4)
+    if base_model is not self.model or last_id != adapter_id:
+        self._last_adapter = (None,) * 4  # its memory is free before we read the next
+        adapted = attach_adapter(self.model, folder).eval()
+        layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        self._last_adapter = self.model, adapter_id, adapted, layers
+    for name, layer in layers.items():
+        self.model.set_submodule(name, layer)
+    self.model.peft_config = adapted.peft_config
+    return adapted
 
 # %% ../../nbs/0_base/07_models.ipynb #67494dac
 @patch
@@ -345,10 +312,10 @@ def use_adapter(self: Model, adapter):
     folder = check_adapter(adapter, self.base)
     if self.active_adapter != self.base:
         raise InputError(f"{folder}: another adapter is attached", "leave its block first")
-    base_model, layers = self.model, self._insert_adapter(folder)
-    self.model, self.active_adapter = layers.adapted, f"{self.base}+{layers.adapter_id}"
+    base_model, adapter_id = self.model, get_adapter_id(folder)
+    self.model, self.active_adapter = self._insert_adapter(folder, adapter_id), f"{self.base}+{adapter_id}"
     try:
         yield self
     finally:
-        layers.remove()
+        remove_peft_layers(base_model)
         self.model, self.active_adapter = base_model, self.base

@@ -13,6 +13,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter, deque
+from functools import cache
 
 import numpy as np
 
@@ -42,13 +43,11 @@ def split_sentences(text: str) -> list:  # its sentences in order, without space
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
 def hash_words(texts: list) -> list:  # a uint64 array for each text: a hash of each normalised word
     "Hash every word of every text, each distinct word once."
-    known_hashes = {}
 
+    @cache
     def hash_word(word):
-        if word not in known_hashes:
-            content = word.encode("utf-8", "surrogatepass")
-            known_hashes[word] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-        return known_hashes[word]
+        content = word.encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
     return [np.fromiter(map(hash_word, normalise_text(text).split()), dtype=np.uint64) for text in texts]
 

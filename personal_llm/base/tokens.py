@@ -165,24 +165,16 @@ def encode_dialogue(
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], num_truncated=num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok028
-def encode_prompt(
-    tokenizer,
-    dialogue: Dialogue,  # its prompt and history count, its response does not
-    max_tokens: int,  # the window
-) -> dict:  # `input_ids`, `num_truncated`
-    "Return a dialogue's tokens up to the place where the response begins."
+def encode_prompt(tokenizer, dialogue: Dialogue, max_tokens: int) -> dict:  # `input_ids`, `num_truncated`
+    "Return a dialogue's tokens up to the place where the response begins; old turns go first if they do not fit."
     messages, num_clipped = get_latest_messages(dialogue, max_tokens, with_response=False)
     tokenize = lambda messages: tokenize_messages(tokenizer, messages, add_generation_prompt=True)
     ids, _, _, num_truncated = fit_messages(tokenize, messages, max_tokens, num_fixed=1)
     return dict(input_ids=ids, num_truncated=num_clipped + num_truncated)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #e1442b82
-def pad_rows(
-    rows: list,  # lists of ids, at least one
-    value: int,  # the id of the padding
-    left: bool = False,  # whether padding stands on the left
-) -> tuple:  # two tensors (rows, longest): ids, attention mask
-    "Return a rectangular tensor of ids and its attention mask."
+def pad_rows(rows: list, value: int, left: bool = False) -> tuple:  # two tensors (rows, longest): ids, attention mask
+    "Return a rectangular tensor of at least one list of ids, padded with `value`, and its attention mask."
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -199,12 +191,8 @@ def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids
     return dict(input_ids=ids, attention_mask=mask, labels=labels)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok033
-def make_batches(
-    lengths: list,  # tokens of each row
-    max_tokens: int,  # of a batch, padding included; a longer row gets a batch of its own
-    window: int = 128,  # rows within which the order may change
-) -> list:  # lists of row numbers
-    "Put rows of similar length into batches, near the original order."
+def make_batches(lengths: list, max_tokens: int, window: int = 128) -> list:  # lists of row numbers
+    "Put rows of similar length into batches of `max_tokens` with padding, in windows of the original order."
     batches = []
     for start in range(0, len(lengths), window):
         batch = []
