@@ -2348,8 +2348,16 @@ d = {
                 "1_data/reading.html#check_dialogues",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.continues_conversation": (
+                "1_data/reading.html#continues_conversation",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.dialogues_from_texts": (
                 "1_data/reading.html#dialogues_from_texts",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.find_cyclic_ids": (
+                "1_data/reading.html#find_cyclic_ids",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.group_rows": ("1_data/reading.html#group_rows", "personal_llm/data/reading.py"),
@@ -2365,12 +2373,32 @@ d = {
                 "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.parse_saved_fields": (
+                "1_data/reading.html#parse_saved_fields",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.parse_saved_history": (
+                "1_data/reading.html#parse_saved_history",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.parse_saved_row": (
+                "1_data/reading.html#parse_saved_row",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.parse_saved_turn": (
+                "1_data/reading.html#parse_saved_turn",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.parse_source": (
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.read_dialogues": (
                 "1_data/reading.html#read_dialogues",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.read_saved_dialogues": (
+                "1_data/reading.html#read_saved_dialogues",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.records_in_memory": (
@@ -2383,6 +2411,10 @@ d = {
             ),
             "personal_llm.data.reading.to_json_value": (
                 "1_data/reading.html#to_json_value",
+                "personal_llm/data/reading.py",
+            ),
+            "personal_llm.data.reading.write_dialogues": (
+                "1_data/reading.html#write_dialogues",
                 "personal_llm/data/reading.py",
             ),
         },
@@ -2495,40 +2527,6 @@ d = {
             "personal_llm.data.streams.share_error": (
                 "1_data/streams.html#share_error",
                 "personal_llm/data/streams.py",
-            ),
-        },
-        "personal_llm.data.writing": {
-            "personal_llm.data.writing.continues_conversation": (
-                "1_data/writing.html#continues_conversation",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.find_cyclic_ids": (
-                "1_data/writing.html#find_cyclic_ids",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.parse_saved_fields": (
-                "1_data/writing.html#parse_saved_fields",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.parse_saved_history": (
-                "1_data/writing.html#parse_saved_history",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.parse_saved_row": (
-                "1_data/writing.html#parse_saved_row",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.parse_saved_turn": (
-                "1_data/writing.html#parse_saved_turn",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.read_saved_dialogues": (
-                "1_data/writing.html#read_saved_dialogues",
-                "personal_llm/data/writing.py",
-            ),
-            "personal_llm.data.writing.write_dialogues": (
-                "1_data/writing.html#write_dialogues",
-                "personal_llm/data/writing.py",
             ),
         },
         "personal_llm.device.annotation": {

@@ -13,7 +13,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
 from personal_llm.data.reading import as_dialogues, check_dialogues, dialogues_from_texts, load_samples, read_dialogues
-from personal_llm.data.writing import write_dialogues
+from personal_llm.data.reading import write_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
 
 GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from personal_llm.base.core import ORIGINS, Dialogue, InputError
 from personal_llm.data.formats import MAX_TURN_CHARACTERS, ParsedConversation, split_into_dialogues
 from personal_llm.data.reading import read_dialogues
-from personal_llm.data.writing import find_cyclic_ids, write_dialogues
+from personal_llm.data.reading import find_cyclic_ids, write_dialogues
 
 ROW = dict(id="1", prompt="Hi", response="Hello", origin="user")
 

@@ -104,11 +104,8 @@ def normalise_record(record) -> dict:
     return {str(name).strip().lower(): value for name, value in record.items()}
 
 # %% ../../nbs/1_data/02_formats.ipynb #9108bc33
-def detect_format(
-    record: dict,  # from `normalise_record`
-    name: str = None,  # the only format to try; None: all, the latest first
-) -> str:  # a key of `FORMATS`
-    "Return the name of a record's format; raise `InputError` if its required fields are missing."
+def detect_format(record: dict, name: str = None) -> str:  # a key of `FORMATS`
+    "Return the latest format that fits a normalised record, or `name` if that fits; raise `InputError` if none does."
     for candidate in [name] if name else reversed(FORMATS):
         if any(set(fields) <= set(record) for fields in FORMATS[candidate].required_fields):
             return candidate
@@ -146,12 +143,8 @@ def call_safely(function, *arguments):
         raise InputError(f"a field holds the wrong kind of value ({format_value(error)})") from None
 
 # %% ../../nbs/1_data/02_formats.ipynb #9eca545d
-def parse_record(
-    record,  # from `normalise_record`, or a list of such records if the format groups them
-    name: str,  # a key of `FORMATS`
-    user: str = None,  # the user's name, in a chat between people
-) -> list:  # of `ParsedConversation`
-    "Return the conversations of a record; raise `InputError`."
+def parse_record(record, name: str, user: str = None) -> list:  # of `ParsedConversation`
+    "Return the conversations of a normalised record, or of a list of them if the format groups them."
     format = FORMATS[name]
     return call_safely(format.parse, *((record, user) if format.needs_user else (record,)))
 
