@@ -3885,14 +3885,6 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.SharedBasis.id": (
-                "4_explanation/decomposition.html#sharedbasis.id",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition.SharedBasis.save": (
-                "4_explanation/decomposition.html#sharedbasis.save",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.SharedBasis.strength": (
                 "4_explanation/decomposition.html#sharedbasis.strength",
                 "personal_llm/explanation/decomposition.py",
@@ -3903,10 +3895,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._from_prompts": (
                 "4_explanation/decomposition.html#_from_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._load": (
-                "4_explanation/decomposition.html#_load",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._pair_with_base_answers": (
@@ -4233,6 +4221,26 @@ d = {
             ),
         },
         "personal_llm.explanation.space": {
+            "personal_llm.explanation.space.StoredArrays": (
+                "4_explanation/space.html#storedarrays",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StoredArrays.__post_init__": (
+                "4_explanation/space.html#storedarrays.__post_init__",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StoredArrays.id": (
+                "4_explanation/space.html#storedarrays.id",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StoredArrays.save": (
+                "4_explanation/space.html#storedarrays.save",
+                "personal_llm/explanation/space.py",
+            ),
+            "personal_llm.explanation.space.StoredArrays.split_fields": (
+                "4_explanation/space.html#storedarrays.split_fields",
+                "personal_llm/explanation/space.py",
+            ),
             "personal_llm.explanation.space.StyleSpace": (
                 "4_explanation/space.html#stylespace",
                 "personal_llm/explanation/space.py",
@@ -4257,10 +4265,6 @@ d = {
                 "4_explanation/space.html#stylespace.project",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.StyleSpace.save": (
-                "4_explanation/space.html#stylespace.save",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.StyleSpace.width": (
                 "4_explanation/space.html#stylespace.width",
                 "personal_llm/explanation/space.py",
@@ -4269,16 +4273,16 @@ d = {
                 "4_explanation/space.html#_load",
                 "personal_llm/explanation/space.py",
             ),
+            "personal_llm.explanation.space.as_tuples": (
+                "4_explanation/space.html#as_tuples",
+                "personal_llm/explanation/space.py",
+            ),
             "personal_llm.explanation.space.check_encoder": (
                 "4_explanation/space.html#check_encoder",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.concatenate_blocks": (
                 "4_explanation/space.html#concatenate_blocks",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.load_files": (
-                "4_explanation/space.html#load_files",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.load_pocket_encoder": (
@@ -4295,10 +4299,6 @@ d = {
             ),
             "personal_llm.explanation.space.pocket_encoder_id": (
                 "4_explanation/space.html#pocket_encoder_id",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.save_files": (
-                "4_explanation/space.html#save_files",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.sparse_code": (
@@ -4431,12 +4431,12 @@ d = {
                 "4_explanation/vocabulary.html#vocabulary.__post_init__",
                 "personal_llm/explanation/vocabulary.py",
             ),
-            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
-                "4_explanation/vocabulary.html#vocabulary.recentre",
+            "personal_llm.explanation.vocabulary.Vocabulary.load": (
+                "4_explanation/vocabulary.html#vocabulary.load",
                 "personal_llm/explanation/vocabulary.py",
             ),
-            "personal_llm.explanation.vocabulary.Vocabulary.save": (
-                "4_explanation/vocabulary.html#vocabulary.save",
+            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
+                "4_explanation/vocabulary.html#vocabulary.recentre",
                 "personal_llm/explanation/vocabulary.py",
             ),
             "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
@@ -4461,10 +4461,6 @@ d = {
             ),
             "personal_llm.explanation.vocabulary._fit_vocabulary": (
                 "4_explanation/vocabulary.html#_fit_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary._load": (
-                "4_explanation/vocabulary.html#_load",
                 "personal_llm/explanation/vocabulary.py",
             ),
             "personal_llm.explanation.vocabulary._measure_clarity": (

@@ -127,7 +127,7 @@ def harm(folder, damage):
         arrays.write_bytes((folder / "other" / "space.safetensors").read_bytes())
     if damage == "kind":
         card.write_text(json.dumps(json.loads(card.read_text()) | dict(kind="xpert")))
-    if damage in ("words", "noise", "id"):
+    if damage in ("words", "noise", "id", "encoder"):
         card.write_text(json.dumps({k: v for k, v in json.loads(card.read_text()).items() if k != damage}))
     if damage == "no arrays":
         arrays.unlink()
@@ -145,6 +145,7 @@ DAMAGES = [
     "kind",
     "words",
     "noise",
+    "encoder",
     "id",
     "no arrays",
     "no card",
@@ -158,16 +159,6 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
     with pytest.raises(InputError, match="space") as caught:
         StyleSpace.load(tmp_path)
     assert "\n" not in str(caught.value) and caught.value.remedy and str(tmp_path) in str(caught.value)
-
-
-def test_a_space_that_does_not_say_its_encoder_is_refused(tmp_path):
-    a_space().save(tmp_path)
-    card = json.loads((tmp_path / "space.json").read_text())
-    assert card.pop("encoder") == "an encoder"
-    (tmp_path / "space.json").write_text(json.dumps(card))
-    with pytest.raises(InputError, match="name the encoder") as caught:
-        StyleSpace.load(tmp_path)
-    assert "fit it anew" in caught.value.remedy
 
 
 def test_another_base_or_encoder_is_refused():

@@ -6,15 +6,13 @@
 __all__ = ['Decomposition', 'decompose', 'SharedBasis', 'explain_as_published']
 
 # %% ../../nbs/4_explanation/09_decomposition.ipynb #6f6a6c7b
-import hashlib
-import json
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..base.core import InputError, make_generator, patch
 from .explanation import Explanation, bootstrap_indices
-from .space import load_files, normalise_rows, save_files
+from .space import StoredArrays, normalise_rows
 from .style import check_answer_count
 from .summariser import MAX_SUMMARISED_TOKENS, neutral_pairs, summary_states
 
@@ -88,7 +86,7 @@ def decompose(
 
 # %% ../../nbs/4_explanation/09_decomposition.ipynb #2ce2ac69
 @dataclass
-class SharedBasis:
+class SharedBasis(StoredArrays):
     "Words and vectors that all pLLMs share; it grows and never shrinks."
 
     base: str  # fingerprint of the base model
@@ -99,12 +97,13 @@ class SharedBasis:
     threshold: float  # strength below which text counts as default
     words: tuple = ()
     vectors: np.ndarray = None  # (k, d) float32, of length 1
-    kind = "xpert"
+    kind, file_name = "xpert", "space"
+    file_keys = {"neutral_variance": "spread", "num_neutral_states": "neutral"}
 
     def __post_init__(self):
-        self.centre = np.asarray(self.centre, np.float32)
-        none = np.zeros((0, len(self.centre)))
-        self.vectors = np.ascontiguousarray(none if self.vectors is None else self.vectors, np.float32)
+        if self.vectors is None:
+            self.vectors = np.zeros((0, len(self.centre)))
+        super().__post_init__()
 
     @property
     def width(self) -> int:
@@ -113,12 +112,6 @@ class SharedBasis:
     @property
     def columns(self) -> dict:
         return {"coordinates": (0, self.width)}
-
-    @property
-    def id(self) -> str:  # changes when the basis grows: rows of different widths cannot be compared
-        head = [self.base, self.summariser, self.neutral_variance, self.num_neutral_states, self.threshold]
-        content = json.dumps([*head, list(self.words)]).encode() + self.centre.tobytes() + self.vectors.tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
 
 # %% ../../nbs/4_explanation/09_decomposition.ipynb #sb02
 @patch
@@ -189,41 +182,6 @@ def _from_prompts(
 
 
 SharedBasis.from_prompts = classmethod(_from_prompts)
-
-# %% ../../nbs/4_explanation/09_decomposition.ipynb #b6d1f08a
-BASIS_FIELDS = ("base", "summariser", "neutral_variance", "num_neutral_states", "threshold", "words")
-BASIS_KEYS = {"neutral_variance": "spread", "num_neutral_states": "neutral"}  # field -> its key in the file
-
-
-@patch
-def save(
-    self: SharedBasis,
-    folder,  # a folder, made if it is not there
-) -> None:
-    "Write space.json and space.safetensors."
-    card = {BASIS_KEYS.get(name, name): getattr(self, name) for name in ("kind", "id", *BASIS_FIELDS)}
-    save_files(folder, "space", card, dict(vectors=self.vectors, centre=self.centre))
-
-
-def _load(
-    cls,
-    folder,  # where `save` wrote
-) -> SharedBasis:
-    "Read a basis; raises `InputError` when it is missing or damaged."
-
-    def build(card, arrays):
-        if card["kind"] != cls.kind:
-            raise ValueError(f"the space is of kind {card['kind']}, not {cls.kind}")
-        fields = {name: card[BASIS_KEYS.get(name, name)] for name in BASIS_FIELDS}
-        basis = cls(**fields | dict(words=tuple(card["words"])), **arrays)
-        if basis.id != card["id"]:
-            raise ValueError("the two files do not belong together")
-        return basis
-
-    return load_files(folder, "space", build)
-
-
-SharedBasis.load = classmethod(_load)
 
 # %% ../../nbs/4_explanation/09_decomposition.ipynb #346f398e
 def _pair_with_base_answers(model, dialogues: list, answers: list) -> list:  # (question, response, base answer)

@@ -6,15 +6,15 @@
 __all__ = ['concatenate_blocks', 'normalise_rows', 'load_pocket_encoder', 'StyleSpace', 'sparse_code']
 
 # %% ../../nbs/4_explanation/02_space.ipynb #8626724b
-import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ..base.core import InputError, patch
-from ..base.files import read_json, write_atomically, write_json
+from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.loading import get_encoder_id, load_encoder
 from .style import FEATURE_BLOCKS
 
@@ -44,12 +44,76 @@ def pocket_encoder_id() -> str:  # 16 hex digits
     "Return the id of the sentence encoder of this package."
     return get_encoder_id(load_pocket_encoder())
 
-# %% ../../nbs/4_explanation/02_space.ipynb #e1370ab6
-SPACE_ARRAYS = ("vectors", "scale", "centres", "matrix", "coordinate_scale")  # in the order in which the id hashes them
+# %% ../../nbs/4_explanation/02_space.ipynb #a15952c0
+def as_tuples(value):  # the same with tuples in place of lists
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+class StoredArrays:
+    "A dataclass with arrays, which are float32; `save` writes a JSON file and a safetensors file, `load` reads them."
+
+    file_name = ""  # of the two files, without ending
+    file_keys = {}  # field -> its key in the files, where they differ
+
+    def __post_init__(self):
+        for f in fields(self):
+            if f.type is np.ndarray:
+                object.__setattr__(self, f.name, np.ascontiguousarray(getattr(self, f.name), np.float32))
+
+    def split_fields(self) -> tuple:  # (key -> array, key -> plain value)
+        values = {self.file_keys.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
+        arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+        return arrays, {key: value for key, value in values.items() if key not in arrays}
+
+    @property
+    def id(self) -> str:  # 16 hex digits; changes with every value
+        arrays, card = self.split_fields()
+        content = json.dumps(card).encode() + b"".join(array.tobytes() for array in arrays.values())
+        return compute_sha256(content)[:16]
+
+# %% ../../nbs/4_explanation/02_space.ipynb #371d4763
+@patch
+def save(
+    self: StoredArrays,
+    folder,  # a folder, made if it is not there
+) -> None:
+    "Write the JSON file and the safetensors file."
+    from safetensors.numpy import save
+
+    arrays, card = self.split_fields()
+    write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
+    write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
+
+
+def _load(
+    cls,
+    folder,  # where `save` wrote, such as a library
+):  # a value of this class
+    "Read a value; raises `InputError` when it is missing, damaged, or not the one that its id names."
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    card_file, array_file = (Path(folder, f"{cls.file_name}.{ending}") for ending in ("json", "safetensors"))
+    if not card_file.exists():
+        raise InputError(f"{folder}: no {card_file.name} here", "give the folder of a library")
+    card = read_json(card_file)
+    try:
+        stored = card | load(array_file.read_bytes())
+        stored_id, names = (stored.pop("kind"), stored.pop("id")), {key: name for name, key in cls.file_keys.items()}
+        value = cls(**{names.get(key, key): as_tuples(part) for key, part in stored.items()})
+        if stored_id != (value.kind, value.id):
+            raise ValueError("the two files do not belong together")
+        return value
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        message = f"{folder}: {card_file.name} or {array_file.name} is missing or damaged"
+        raise InputError(f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both") from error
+
+
+StoredArrays.load = classmethod(_load)
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
 @dataclass(frozen=True, eq=False)
-class StyleSpace:
+class StyleSpace(StoredArrays):
     "A map from paired shifts to coordinates, with words that name directions; arrays are float32."
 
     base: str  # fingerprint of the base model
@@ -64,23 +128,20 @@ class StyleSpace:
     coordinate_scale: np.ndarray = None  # (k,) r, root mean square of pure styles; ones by default
     nats_per_unit: float = 1.0  # nats a token by which a pLLM of length 1 changes its likelihood
     encoder: str = None  # id of the sentence encoder; this package's own by default
-    kind = "style"
+    kind, file_name = "style", "space"
+    file_keys = {"plain_noise": "noise", "coordinate_scale": "spread"}
 
     def __post_init__(self):
-        assign = object.__setattr__
         if self.coordinate_scale is None:
-            assign(self, "coordinate_scale", np.ones(self.matrix.shape[1]))
-        assign(self, "encoder", self.encoder or pocket_encoder_id())
-        for name in SPACE_ARRAYS:
-            assign(self, name, np.ascontiguousarray(getattr(self, name), np.float32))
+            object.__setattr__(self, "coordinate_scale", np.ones(self.matrix.shape[1]))
+        object.__setattr__(self, "encoder", self.encoder or pocket_encoder_id())
+        super().__post_init__()
 
     @property
     def id(self) -> str:  # 16 hex digits; changes with everything that a row depends on
         head = (self.base, self.words, self.blocks, self.encoder, float(self.nats_per_unit))
-        digest = hashlib.sha256(repr(head).encode())
-        for name in SPACE_ARRAYS:
-            digest.update(getattr(self, name).tobytes())
-        return digest.hexdigest()[:16]
+        arrays = (self.vectors, self.scale, self.centres, self.matrix, self.coordinate_scale)
+        return compute_sha256(repr(head).encode() + b"".join(array.tobytes() for array in arrays))[:16]
 
     @property
     def width(self) -> int:  # entries of a row
@@ -123,79 +184,6 @@ def check(
         message = f"the style space was made for base {self.base}, this model is {model.base}"
         raise InputError(message, "load the model it was made for")
     check_encoder(self.encoder, "the style space")
-
-# %% ../../nbs/4_explanation/02_space.ipynb #69f7a1c0
-SPACE_FIELDS = ("base", "encoder", "words", "blocks", "plain_noise", "threshold", "nats_per_unit")
-SPACE_KEYS = {"plain_noise": "noise", "coordinate_scale": "spread"}  # field -> its key in the file, where they differ
-
-
-@patch
-def save(
-    self: StyleSpace,
-    folder,  # a folder, made if it is not there
-) -> None:
-    "Write space.json and space.safetensors."
-    card = {SPACE_KEYS.get(name, name): getattr(self, name) for name in ("kind", "id", *SPACE_FIELDS)}
-    arrays = {SPACE_KEYS.get(name, name): getattr(self, name) for name in SPACE_ARRAYS}
-    save_files(folder, "space", card, arrays)
-
-
-def _load(
-    cls,
-    folder,  # where `save` wrote, such as a library
-) -> StyleSpace:
-    "Read a space; raises `InputError` when it is missing, damaged, or not the one that its id names."
-
-    def build(card, arrays):
-        if card["kind"] != cls.kind:
-            raise ValueError(f"the space is of kind {card['kind']}, not {cls.kind}")
-        if "encoder" not in card:
-            message = f"{folder}: the style space does not name the encoder that made it, as in older versions"
-            raise InputError(message, "fit it anew, and explain the library's pLLMs in it")
-        stored = card | arrays | dict(words=tuple(card["words"]), blocks=tuple(card["blocks"]))
-        space = cls(**{name: stored[SPACE_KEYS.get(name, name)] for name in (*SPACE_FIELDS, *SPACE_ARRAYS)})
-        if space.id != card["id"]:
-            raise ValueError("the two files do not belong together")
-        return space
-
-    return load_files(folder, "space", build)
-
-
-StyleSpace.load = classmethod(_load)
-
-# %% ../../nbs/4_explanation/02_space.ipynb #c5f1b6a2
-def save_files(
-    folder,  # a folder, made if it is not there
-    name: str,  # of the two files, without ending
-    card: dict,  # plain JSON types
-    arrays: dict,  # name -> array
-) -> None:
-    "Write a JSON file and a safetensors file."
-    from safetensors.numpy import save
-
-    write_atomically(Path(folder, f"{name}.safetensors"), save(arrays))
-    write_json(Path(folder, f"{name}.json"), card)
-
-
-def load_files(
-    folder,  # where `save_files` wrote
-    name: str,  # of the two files, without ending
-    build,  # function of (card, arrays) that returns the value, and raises an error if the two are damaged
-):  # the value
-    "Read a JSON file and a safetensors file; raise `InputError` if one is missing, damaged or unfitting."
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    card_file, array_file = Path(folder, f"{name}.json"), Path(folder, f"{name}.safetensors")
-    if not card_file.exists():
-        raise InputError(f"{folder}: no {name}.json here", "give the folder of a library")
-    try:
-        return build(read_json(card_file), load(array_file.read_bytes()))
-    except InputError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        message = f"{folder}: {name}.json or {name}.safetensors is missing or damaged"
-        raise InputError(f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both") from error
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
 MAX_CODE_WORDS = 4  # words of a sparse code at most

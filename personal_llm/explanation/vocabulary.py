@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError, patch
-from .space import check_encoder, load_files, pocket_encoder_id, save_files
+from .space import StoredArrays, check_encoder, pocket_encoder_id
 from .style import check_answer_count
 from personal_llm.explanation.word_classifier import (
     WordTest,
@@ -29,17 +29,9 @@ from personal_llm.explanation.word_classifier import (
     text_features,
 )
 
-# %% ../../nbs/4_explanation/04_vocabulary.ipynb #c9cc66f7
-VOCABULARY_ARRAYS = ("centre", "spread", "matrix", "thresholds", "clarity")
-VOCABULARY_FIELDS = (  # of the JSON file; the keys that differ from the field are below
-    *("words", "tests", "rejection_reasons", "merged"),
-    *("encoder", "rejected_words", "examples", "opposite_words"),
-)
-VOCABULARY_KEYS = {"rejection_reasons": "left_out", "rejected_words": "unsaid", "opposite_words": "opposed"}
-
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #3c8a6410
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class Vocabulary(StoredArrays):
     "Words that passed a test, and the regression that scores them; arrays are float32."
 
     words: tuple  # accepted
@@ -56,10 +48,19 @@ class Vocabulary:
     examples: tuple = ()  # from `select_examples`: labelled texts on which pLLMs are measured
     opposite_words: tuple = ()  # pairs of words that are the two ends of one axis
 
+    kind, file_name = "vocabulary", "words"
+    file_keys = {"rejection_reasons": "left_out", "rejected_words": "unsaid", "opposite_words": "opposed"}
+
     def __post_init__(self):
         object.__setattr__(self, "encoder", self.encoder or pocket_encoder_id())
-        for name in VOCABULARY_ARRAYS:
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), np.float32))
+        super().__post_init__()
+
+    @classmethod
+    def load(cls, folder) -> "Vocabulary":
+        "Read a vocabulary; raises `InputError` when it is missing, damaged, or made with another encoder."
+        vocabulary = super().load(folder)
+        check_encoder(vocabulary.encoder, f"{folder}: the vocabulary")
+        return vocabulary
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #87aae032
 MAX_EXAMPLES = 216  # labelled texts that a vocabulary keeps
@@ -189,43 +190,6 @@ def recentre(
     if not people or not all(people):
         raise InputError("a plain person without texts", "give texts of people without a style")
     return replace(self, centre=np.mean([text_features(rows).mean(0) for rows in people], 0))
-
-# %% ../../nbs/4_explanation/04_vocabulary.ipynb #8f0860ea
-@patch
-def save(
-    self: Vocabulary,
-    folder,  # a folder, made if it is not there
-) -> None:
-    "Write words.json and words.safetensors."
-    card = {VOCABULARY_KEYS.get(name, name): getattr(self, name) for name in VOCABULARY_FIELDS}
-    save_files(folder, "words", card, {name: getattr(self, name) for name in VOCABULARY_ARRAYS})
-
-
-def _load(
-    cls,
-    folder,  # where `save` wrote
-) -> Vocabulary:
-    "Read a vocabulary; raises `InputError` when it is missing, damaged, or made with another encoder."
-
-    def build(card, arrays):
-        names = {key: name for name, key in VOCABULARY_KEYS.items()}
-        fields = {names.get(key, key): value for key, value in card.items()}
-        fields |= {name: tuple(fields.get(name, ())) for name in ("words", "rejected_words")}
-        fields["opposite_words"] = tuple(map(tuple, fields.get("opposite_words", ())))
-        examples = [(tuple(words), str(prompt), str(answer)) for words, prompt, answer in fields.get("examples", ())]
-        fields["examples"] = tuple(examples)
-        vocabulary = cls(**fields, **{name: arrays[name] for name in VOCABULARY_ARRAYS})
-        count = len(vocabulary.words) + len(vocabulary.rejected_words)
-        if vocabulary.matrix.shape != (len(vocabulary.centre), count) or len(vocabulary.thresholds) != count:
-            raise ValueError("the two files do not belong together")
-        return vocabulary
-
-    vocabulary = load_files(folder, "words", build)
-    check_encoder(vocabulary.encoder, f"{folder}: the vocabulary")
-    return vocabulary
-
-
-Vocabulary.load = classmethod(_load)
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #b1286f49
 def load_vocabulary(
