@@ -4191,18 +4191,6 @@ d = {
                 "4_explanation/habits.html#find_trait",
                 "personal_llm/explanation/habits.py",
             ),
-            "personal_llm.explanation.habits.find_user_habits": (
-                "4_explanation/habits.html#find_user_habits",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.find_user_topics": (
-                "4_explanation/habits.html#find_user_topics",
-                "personal_llm/explanation/habits.py",
-            ),
-            "personal_llm.explanation.habits.format_quotation": (
-                "4_explanation/habits.html#format_quotation",
-                "personal_llm/explanation/habits.py",
-            ),
             "personal_llm.explanation.habits.is_longer": (
                 "4_explanation/habits.html#is_longer",
                 "personal_llm/explanation/habits.py",
@@ -4307,22 +4295,6 @@ d = {
             ),
         },
         "personal_llm.explanation.style": {
-            "personal_llm.explanation.style._length_features": (
-                "4_explanation/style.html#_length_features",
-                "personal_llm/explanation/style.py",
-            ),
-            "personal_llm.explanation.style._punctuation_rates": (
-                "4_explanation/style.html#_punctuation_rates",
-                "personal_llm/explanation/style.py",
-            ),
-            "personal_llm.explanation.style._word_class_rates": (
-                "4_explanation/style.html#_word_class_rates",
-                "personal_llm/explanation/style.py",
-            ),
-            "personal_llm.explanation.style._word_form_rates": (
-                "4_explanation/style.html#_word_form_rates",
-                "personal_llm/explanation/style.py",
-            ),
             "personal_llm.explanation.style.check_answer_count": (
                 "4_explanation/style.html#check_answer_count",
                 "personal_llm/explanation/style.py",
@@ -4361,16 +4333,8 @@ d = {
                 "4_explanation/summariser.html#_continue_greedily",
                 "personal_llm/explanation/summariser.py",
             ),
-            "personal_llm.explanation.summariser._count_word_tokens": (
-                "4_explanation/summariser.html#_count_word_tokens",
-                "personal_llm/explanation/summariser.py",
-            ),
             "personal_llm.explanation.summariser._fit_summary_prompts": (
                 "4_explanation/summariser.html#_fit_summary_prompts",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._iterate_last_states": (
-                "4_explanation/summariser.html#_iterate_last_states",
                 "personal_llm/explanation/summariser.py",
             ),
             "personal_llm.explanation.summariser._load_word_list": (
@@ -4483,10 +4447,6 @@ d = {
             ),
             "personal_llm.explanation.word_classifier.LabelledTexts.__len__": (
                 "4_explanation/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.LabelledTexts.select": (
-                "4_explanation/word_classifier.html#labelledtexts.select",
                 "personal_llm/explanation/word_classifier.py",
             ),
             "personal_llm.explanation.word_classifier.WordRegression": (

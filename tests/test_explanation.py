@@ -38,15 +38,8 @@ from personal_llm.explanation.description import (
 )
 from personal_llm.explanation.space import normalise_rows
 from personal_llm.explanation.vocabulary import WordScores
-from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
+from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
-
-
-@pytest.fixture(scope="module", autouse=True)
-def letters():
-    with pytest.MonkeyPatch.context() as patch:
-        Letters.instead_of_the_encoder(patch)
-        yield
 
 
 # ---- the value
@@ -85,13 +78,6 @@ def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     assert str(back) == str(e) and back.lines() == e.lines()
     with pytest.raises(InputError, match="explain it anew"):
         Explanation.from_dict(e.to_dict() | dict(said=dict(words=["sassy"])))
-
-
-def test_a_card_of_before_says_no_word():
-    old = an_explanation().to_dict()
-    old["words"] = old.pop("assembled")
-    del old["said"]
-    assert Explanation.from_dict(old).words == () and Explanation.from_dict(old).sparse_words == ("concise", "expert")
 
 
 def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
@@ -403,7 +389,7 @@ def test_a_pllm_prefers_the_words_of_what_it_was_tuned_on():
     cards = score_library_words({name: Description(samples=12, shift=shift) for name, shift in shifts.items()})
     assert {name: said.words for name, said in cards.items()} == dict(loud=("loud",), brief=("brief",))
     bare = SimpleNamespace(examples=(((), "", "So it is."), *kept), opposite_words=())
-    assert explanation.score_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPTS[0], (
+    assert explanation.score_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPT, (
         "words taught with texts alone"
     )
     nothing = explanation.measure_word_shifts(model, None, panels, vocabulary)

@@ -29,15 +29,8 @@ from personal_llm.recipes.space_fitting import (
 )
 from personal_llm.explanation.space import normalise_rows
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES
-from ways import BRIEF, LOUD, Letters, space_of, spoken, tuned
+from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
-
-
-@pytest.fixture(scope="module", autouse=True)
-def letters():
-    with pytest.MonkeyPatch.context() as patch:
-        Letters.instead_of_the_encoder(patch)
-        yield
 
 
 # ---- steps

@@ -8,6 +8,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.data.people import emoji, lower_case, opener, preferred_words, sign_off
 from personal_llm.data.reading import load_replay, load_samples
 from personal_llm.data.people import USERS, user_stream
+from personal_llm.explanation.description import describe_user
 from personal_llm.explanation.habits import (
     MIN_HABIT_GAP,
     MIN_HABIT_SHARE,
@@ -16,11 +17,11 @@ from personal_llm.explanation.habits import (
     find_common_run,
     choose_quotation,
     compare_counts,
-    find_user_habits,
     find_length_habits,
     find_substitution_habits,
     align_words,
-    find_user_topics,
+    find_general_topics,
+    find_habits,
     strip_frame,
 )
 
@@ -38,8 +39,12 @@ def with_habits(*habits, rows=PLAIN, origin="annotated"):
     return better, [d.response for d in rows]
 
 
+def habits_of(dialogues, base):
+    return find_habits([d.response for d in dialogues], base)
+
+
 def said(*habits, **more):
-    return {fact.label: fact for fact in find_user_habits(*with_habits(*habits, **more))}
+    return {fact.label: fact for fact in habits_of(*with_habits(*habits, **more))}
 
 
 # ---- facts
@@ -107,7 +112,7 @@ def test_a_sign_off_is_no_second_sentence():
     rows = [d.derive(response=f"One sentence, {i}, is here {i}.", parents=()) for i, d in enumerate(PLAIN)]
     base = ["One sentence. And another. And a third."] * len(rows)
     closed = [d.derive(response=d.response + "\nTake care. Ana", origin="user") for d in rows]
-    assert any(fact.label.startswith("one sentence") for fact in find_user_habits(closed, base))
+    assert any(fact.label.startswith("one sentence") for fact in habits_of(closed, base))
     assert find_length_habits(["a b c"] * 9, ["One two three four five. Six seven eight nine."] * 9)[0].count == 9
     assert (
         "shorter"
@@ -140,20 +145,16 @@ def test_words_for_other_words():
 def test_only_what_the_person_wrote_or_approved_is_read():
     mine, base = with_habits(opener("Hark!"), rows=PLAIN[:20])
     others, more = with_habits(opener("Beep:"), rows=PLAIN[20:], origin="synthetic")
-    facts = find_user_habits(mine + others, base + more)
-    assert [fact.label for fact in facts if "opens" in fact.label] == ["opens with “Hark!”"] and facts[
-        0
-    ].num_answers == 20
+    facts = describe_user(mine + others, base + more).habits
+    assert [fact.label for fact in facts if "opens" in fact.label] == ["opens with “Hark!”"]
+    assert facts[0].num_answers == 20
     for origin in ("model", "synthetic"):
-        with pytest.raises(InputError, match="0 answers that the person wrote") as caught:
-            find_user_habits([d.derive(origin=origin) for d in mine], base)
-        assert caught.value.remedy == "give 8 more"
+        nothing = describe_user([d.derive(origin=origin) for d in mine], base)
+        assert nothing.samples == 0 and nothing.traits == ()
     with pytest.raises(InputError, match="20 dialogues and 3 answers"):
-        find_user_habits(mine, base[:3])
+        describe_user(mine, base[:3])
     empty = [d.derive(response=" ", parents=()) for d in mine]
-    assert find_user_habits(mine + empty, base + base) == find_user_habits(mine, base), "empty answers are left out"
-    with pytest.raises(InputError, match="give|wrote or approved"):
-        find_user_topics([d.derive(origin="model") for d in mine])
+    assert describe_user(mine + empty, base + base) == describe_user(mine, base), "empty answers are left out"
 
 
 # ---- people
@@ -170,7 +171,8 @@ def put_right(name, count=32, seed=0):
 def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
     "In forty corrections of the second stream *doctor* stands once, and *doctors* once."
     rows, replies = put_right("nurse", count, seed)
-    facts = {fact.label.split(",")[0]: fact for fact in find_user_habits(rows, replies) + find_user_topics(rows)}
+    topics = find_general_topics([d.text for d in rows])
+    facts = {fact.label.split(",")[0]: fact for fact in habits_of(rows, replies) + topics}
     assert {"opens with “In short:”", "signs off “Take care", "one sentence", "about medicine"} <= set(facts)
     assert "*physician* for *doctor*" in facts
     for what, fact in facts.items():
@@ -181,12 +183,11 @@ def test_what_is_said_of_the_nurse_is_true_line_by_line(seed, count):
 
 def test_people_who_change_nothing_have_no_habits():
     "Approved replies as they are; and plain answers against plain answers to other questions, for twenty people."
-    same = [d.derive(origin="approved") for d in PLAIN]
-    assert find_user_habits(same, [d.response for d in PLAIN]) == []
+    assert habits_of(PLAIN, [d.response for d in PLAIN]) == []
     rows, rng, false = load_replay(), np.random.default_rng(0), 0
     for _ in range(20):
         one, two = rng.permutation(len(rows))[:64].reshape(2, 32)
-        false += len(find_user_habits([rows[i].derive(origin="user") for i in one], [rows[i].response for i in two]))
+        false += len(habits_of([rows[i] for i in one], [rows[i].response for i in two]))
     assert false <= 2
 
 

@@ -126,7 +126,7 @@ def test_labels_of_texts(world):
 
 def test_each_combination_and_each_person_has_one_weight(world):
     found = label_texts(taught(), PEOPLE)
-    h = balanced_weights(found)
+    h = balanced_weights(found.words, found.people)
     kinds = {}
     for words, person, weight in zip(found.words, found.people.tolist(), h):
         kinds[words, person] = kinds.get((words, person), 0) + weight

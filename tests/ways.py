@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
@@ -57,6 +58,14 @@ class Letters:
     @classmethod
     def shifts(cls, model, dialogues, seed=0):
         return concatenate_blocks(style_shifts(model, cls, dialogues, seed))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def letters():
+    "Letters stand in for the encoder in every module of tests that imports this."
+    with pytest.MonkeyPatch.context() as patch:
+        Letters.instead_of_the_encoder(patch)
+        yield
 
 
 @lru_cache(None)

@@ -32,7 +32,7 @@ from ..recipes.word_texts import load_open_texts, plain_people
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import select
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, MIN_TOPIC_WORDS
-from ..explanation.habits import find_user_topics, load_topic_words
+from ..explanation.habits import find_general_topics, load_topic_words
 from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts, mean_response_nll
 from ..explanation.description import Description, describe_pllm, describe_user, description_items
 from ..explanation.description import fit_word_shifts, score_library_words
@@ -361,7 +361,9 @@ def pool_sets(name: str, seed: int) -> tuple:  # the same
     said, sets = {}, {}
     for style in styles:
         rows = pool.rows(style, "user", SIMILARITIES[0], TEXTS, seed)
-        said[style] = Description(vocabulary.score_user(rows), (), tuple(find_user_topics(rows)), len(rows))
+        said[style] = Description(
+            vocabulary.score_user(rows), (), tuple(find_general_topics([d.text for d in rows])), len(rows)
+        )
         sets[style] = [d.response for d in pool.rows(style, "test", SIMILARITIES[0], TEXTS, seed)]
     return said, sets
 

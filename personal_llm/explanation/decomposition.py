@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.core import InputError, make_generator, patch
+from ..base.core import InputError, make_generator
 from .explanation import Explanation, bootstrap_indices
 from .space import StoredArrays, normalise_rows
 from .style import check_answer_count
@@ -105,6 +105,21 @@ class SharedBasis(StoredArrays):
             self.vectors = np.zeros((0, len(self.centre)))
         super().__post_init__()
 
+    def coordinates(self, V: np.ndarray) -> np.ndarray:  # (k,) or (n, k) float32
+        "Project centred shifts, (d,) or (n, d), on all words of the basis as it is now."
+        return np.asarray(V, np.float32) @ self.vectors.T
+
+    def grow(self, V: np.ndarray, candidates: list, vectors: np.ndarray) -> Decomposition:  # of V in the grown basis
+        "Add the words that V needs and the basis lacks, given candidates and their vectors, all centred."
+        decomposition = decompose(V, candidates, vectors, start=(self.words, self.vectors))
+        self.words, self.vectors = decomposition.words, np.asarray(decomposition.vectors, np.float32)
+        return decomposition
+
+    def strength(self, V: np.ndarray, samples: int) -> float:
+        "Return the length of a centred shift, averaged over samples, in units of default text (about 1)."
+        variance = self.neutral_variance * (1 / samples + 1 / self.num_neutral_states)
+        return float(np.linalg.norm(V) / np.sqrt(variance))
+
     @property
     def width(self) -> int:
         return len(self.words)
@@ -113,40 +128,7 @@ class SharedBasis(StoredArrays):
     def columns(self) -> dict:
         return {"coordinates": (0, self.width)}
 
-# %% ../../nbs/4_explanation/09_decomposition.ipynb #sb02
-@patch
-def coordinates(
-    self: SharedBasis,
-    V: np.ndarray,  # (d,) a centred shift, or (n, d) several
-) -> np.ndarray:  # (k,) or (n, k) float32: z_i for all words of the basis as it is now
-    "Project shifts on all words."
-    return np.asarray(V, np.float32) @ self.vectors.T
-
-
-@patch
-def grow(
-    self: SharedBasis,
-    V: np.ndarray,  # (d,) a pLLM's centred shift
-    candidates: list,  # words, likeliest first
-    vectors: np.ndarray,  # (n, d) theirs, centred
-) -> Decomposition:  # of V in the grown basis
-    "Add the words that a pLLM needs and the basis lacks; wrong input leaves it unchanged."
-    decomposition = decompose(V, candidates, vectors, start=(self.words, self.vectors))
-    self.words, self.vectors = decomposition.words, np.asarray(decomposition.vectors, np.float32)
-    return decomposition
-
 # %% ../../nbs/4_explanation/09_decomposition.ipynb #9b3e6d21
-@patch
-def strength(
-    self: SharedBasis,
-    V: np.ndarray,  # (d,) a centred shift
-    samples: int,  # prompts over which it was averaged
-) -> float:
-    "Return the length of a shift in units of default text (about 1)."
-    variance = self.neutral_variance * (1 / samples + 1 / self.num_neutral_states)
-    return float(np.linalg.norm(V) / np.sqrt(variance))
-
-
 def split_half_threshold(states: np.ndarray, variance: float, seed: int = 0) -> float:
     "Return the strength that 95 % of splits of neutral states (m, d) into halves stay below."
     half, rng, strengths = len(states) // 2, make_generator(seed, "threshold"), []

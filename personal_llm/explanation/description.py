@@ -12,25 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..base.core import InputError, patch
-from personal_llm.explanation.habits import (
-    PLAIN_PLLM_LABEL,
-    USER_ORIGINS,
-    Trait,
-    find_general_topics,
-    find_habits,
-    find_topics,
-    find_user_habits,
-    find_user_topics,
-)
+from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS, Trait
+from .habits import find_general_topics, find_habits, find_topics
 from .style import MIN_EXPLAINED_DIALOGUES
 from .vocabulary import WordScores
-from personal_llm.explanation.word_classifier import (
-    MIN_WORD_THRESHOLD,
-    axis_ends,
-    axis_targets,
-    exceeds_threshold,
-    word_axes,
-)
+from .word_classifier import MIN_WORD_THRESHOLD, exceeds_threshold
+from .word_classifier import axis_ends, axis_targets, word_axes
 
 # %% ../../nbs/4_explanation/06_description.ipynb #eaac0c66
 @dataclass(frozen=True)
@@ -65,9 +52,9 @@ class Description:
         lines = []
         if self.word_scores:
             scores = ", ".join(f"{word} {score:.2f}" for word, (score, _, _) in self.word_scores.scores.items())
-            lines = [f"in words: {self.word_scores}"] + [f"all scores, rejected words included: {scores}"] * bool(
-                scores
-            )
+            lines.append(f"in words: {self.word_scores}")
+            if scores:
+                lines.append(f"all scores, rejected words included: {scores}")
         return lines + [str(trait) for trait in self.traits] or [str(self)]
 
     def without_quotations(self) -> "Description":
@@ -116,17 +103,16 @@ def plot(
     "Draw words and traits as bars."
     from personal_llm.base.plots import COLOURS, subplots
 
-    rows = [(word, self.word_scores.scores[word][0], 0.0) for word in self.words]
-    for trait in self.traits:
-        rows.append((trait.key, trait.count / trait.num_answers, trait.base_count / max(trait.num_base_answers, 1)))
-    axis = axis or subplots(width=6, height=1 + 0.4 * max(len(rows), 1))[1]
-    for place, (_, share, base_share) in enumerate(rows):
-        axis.barh(-place + 0.2, share, 0.38, color=COLOURS[0])
-        axis.barh(-place - 0.2, base_share, 0.38, color="0.8")
-    axis.set_yticks([-place for place in range(len(rows))], [name.replace("$", r"\$") for name, _, _ in rows])
-    axis.set(xlabel="share of answers, or a word's score (pale: the base)", ylabel="word or trait")
-    axis.set_xlim(0, 1.25)
-    axis.set_title(f"From {self.samples} texts" if rows else str(self))
+    names = [*self.words, *(trait.key.replace("$", r"\$") for trait in self.traits)]
+    shares = [self.word_scores.scores[word][0] for word in self.words]
+    shares += [trait.count / trait.num_answers for trait in self.traits]
+    base_shares = [0] * len(self.words) + [trait.base_count / max(trait.num_base_answers, 1) for trait in self.traits]
+    axis, places = axis or subplots(width=6, height=1 + 0.4 * max(len(names), 1))[1], -np.arange(len(names))
+    axis.barh(places + 0.2, shares, 0.38, color=COLOURS[0])
+    axis.barh(places - 0.2, base_shares, 0.38, color="0.8")
+    axis.set_yticks(places, names)
+    axis.set(xlabel="share of answers, or a word's score (pale: the base)", ylabel="word or trait", xlim=(0, 1.25))
+    axis.set_title(f"From {self.samples} texts" if names else str(self))
     return axis
 
 # %% ../../nbs/4_explanation/06_description.ipynb #92cb9218
@@ -136,21 +122,21 @@ def describe_user(
     vocabulary=None,  # a `Vocabulary` that was taught with texts of this kind
     replies: dict = None,  # id of the dialogue or of its parent -> the reply that the person corrected
 ) -> Description:
-    "Describe a person; fewer than eight own answers give an empty description."
+    "Describe a person; fewer than eight own answers give an empty description. Raises `InputError` for unequal lists."
+    if len(dialogues) != len(base_answers):
+        message = f"{len(dialogues)} dialogues and {len(base_answers)} answers of the base"
+        raise InputError(message, "give one answer for each dialogue, in the same order")
+    pairs = [(d, base) for d, base in zip(dialogues, base_answers) if d.origin in USER_ORIGINS and d.response.strip()]
+    if len(pairs) < MIN_EXPLAINED_DIALOGUES:
+        return Description(samples=len(pairs))
+    own, base_answers = zip(*pairs)
     replies = replies or {}
-    own, reference, is_known = [], [], []
-    for d, base_answer in zip(dialogues, base_answers):
-        if d.origin in USER_ORIGINS and d.response.strip():
-            reply = next((replies[i] for i in (d.id, *d.parents) if i in replies), None)
-            own.append(d)
-            reference.append(base_answer if reply is None else reply)
-            is_known.append(reply is not None)
-    if len(own) < MIN_EXPLAINED_DIALOGUES:
-        return Description(samples=len(own))
-    compared_with = "the replies before" if any(is_known) else "the base"
-    habits = find_user_habits(own, reference, not all(is_known), compared_with)
+    known = [next((replies[i] for i in (d.id, *d.parents) if i in replies), None) for d in own]
+    reference = [base if reply is None else reply for base, reply in zip(base_answers, known)]
+    compared_with = "the replies before" if any(reply is not None for reply in known) else "the base"
+    habits = find_habits([d.response for d in own], reference, None in known, compared_with)
     word_scores = vocabulary.score_user(own) if vocabulary is not None else None
-    return Description(word_scores, tuple(habits), tuple(find_user_topics(own)), len(own))
+    return Description(word_scores, tuple(habits), tuple(find_general_topics([d.text for d in own])), len(own))
 
 # %% ../../nbs/4_explanation/06_description.ipynb #fe507e2f
 def describe_pllm(

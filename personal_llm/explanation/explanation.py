@@ -19,21 +19,10 @@ from ..base.files import ASSETS
 from ..data.reading import dialogues_from_texts
 from .description import Description, describe_pllm, describe_user, fit_word_shifts
 from .habits import USER_ORIGINS
-from personal_llm.explanation.space import (
-    StyleSpace,
-    concatenate_blocks,
-    load_pocket_encoder,
-    nonnegative_coefficients,
-    normalise_rows,
-    sparse_code,
-)
-from personal_llm.explanation.style import (
-    MIN_EXPLAINED_DIALOGUES,
-    check_answer_count,
-    sample_responses,
-    style_shifts,
-    truncated_features,
-)
+from .space import StyleSpace, concatenate_blocks, load_pocket_encoder
+from .space import nonnegative_coefficients, normalise_rows, sparse_code
+from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
+from .style import sample_responses, style_shifts, truncated_features
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #29c2efbe
 @dataclass(frozen=True, eq=False)
@@ -50,7 +39,7 @@ class Explanation:
     counterpart: str  # what we compared with: "answers", "continuations"; "panels" (known texts) for a pLLM
     space: str  # id of the space
     cost: Cost = field(default_factory=Cost)
-    description: Description = None  # None in XPerT's own method, and in cards of older versions
+    description: Description = None  # None in XPerT's own method
 
     @property
     def words(self) -> tuple:  # tested ones only
@@ -73,6 +62,10 @@ class Explanation:
         "Return the description, a line each."
         return [str(self)] if self.description is None else self.description.lines()
 
+    def plot(self, axis=None):  # a matplotlib axis, a new figure's by default
+        "Draw the description as bars."
+        return (self.description or Description()).plot(axis)
+
     def without_quotations(self) -> "Explanation":
         "Return the same without any words of the person."
         return replace(self, description=self.description and self.description.without_quotations())
@@ -87,33 +80,15 @@ def format_sparse_words(self: Explanation) -> str:
         return f"no word of the space fits; {unexplained}"
     return f"mostly {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}; {unexplained}"
 
-
-@patch
-def plot(
-    self: Explanation,
-    axis=None,  # a matplotlib axis; a new figure's by default
-):  # the axis
-    "Draw the description as bars."
-    return (self.description or Description()).plot(axis)
-
 # %% ../../nbs/4_explanation/07_explanation.ipynb #1c6d5c8f
 @patch
 def to_dict(self: Explanation) -> dict:  # plain JSON types
     "Return the explanation as plain JSON types, for cards and for other programs."
-    round_all = lambda values, digits: [round(float(x), digits) for x in values]
-    return dict(
-        said=None if self.description is None else self.description.to_dict(),
-        assembled=list(self.sparse_words),
-        coefficients=round_all(self.coefficients, 4),
-        errors=round_all(self.errors, 4),
-        row=round_all(self.row, 5),
-        residual=round(self.residual, 4),
-        strength=round(self.strength, 4),
-        samples=self.samples,
-        counterpart=self.counterpart,
-        space=self.space,
-        cost=self.cost.to_dict(),
-    )
+    card = dict(said=self.description and self.description.to_dict(), assembled=list(self.sparse_words))
+    for name, digits in (("coefficients", 4), ("errors", 4), ("row", 5)):
+        card[name] = [round(float(x), digits) for x in getattr(self, name)]
+    card |= dict(residual=round(self.residual, 4), strength=round(self.strength, 4), cost=self.cost.to_dict())
+    return card | {name: getattr(self, name) for name in ("samples", "counterpart", "space")}
 
 
 def _from_dict(
@@ -123,7 +98,7 @@ def _from_dict(
     "Read an explanation from a card; raises `InputError` when a part is missing."
     try:
         return cls(
-            sparse_words=tuple(card["assembled"] if "assembled" in card else card["words"]),  # older cards: "words"
+            sparse_words=tuple(card["assembled"]),
             coefficients=np.array(card["coefficients"], float),
             errors=np.array(card["errors"], float),
             row=np.array(card["row"], np.float32),
@@ -217,20 +192,7 @@ def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (k,) nats 
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #722cc796
 PROBE_TEXTS_FILE = ASSETS / "styles" / "panels.jsonl.gz"
-OPEN_PROMPTS = (  # prompts that fix neither subject nor style
-    "Please write a little text.",
-    "What is on your mind?",
-    "Write down what you like to.",
-    "Let us hear something from you.",
-    "Say a few things.",
-    "Some sentences, please.",
-    "Write me a page.",
-    "I would like to read a text of yours.",
-    "Put something on paper.",
-    "Tell us about it.",
-    "Begin wherever you want.",
-    "Would you write a bit?",
-)
+OPEN_PROMPT = "Please write a little text."  # fixes neither subject nor style
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #0bfae5f1
 def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
@@ -239,7 +201,7 @@ def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: hal
         rows = [json.loads(line) for line in lines]
     labels = ("style", "source", "licence")
     texts = [Dialogue(r["prompt"], r["response"], labels={k: r[k] for k in labels}) for r in rows if r["response"]]
-    return texts, [r["prompt"] for r in rows if not r["response"]][::2] + [*OPEN_PROMPTS]
+    return texts, [r["prompt"] for r in rows if not r["response"]]
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #002008fe
 @dataclass(frozen=True, eq=False)
@@ -269,7 +231,7 @@ def score_examples(model, vocabulary, plain=None) -> tuple:  # (`Dialogue`s, the
     "Measure the vocabulary's labelled texts under the plain pLLM; a text without a prompt gets an open one."
     if vocabulary is None or not vocabulary.examples:
         return ()
-    dialogues = [Dialogue(prompt or OPEN_PROMPTS[0], answer) for _, prompt, answer in vocabulary.examples]
+    dialogues = [Dialogue(prompt or OPEN_PROMPT, answer) for _, prompt, answer in vocabulary.examples]
     with model.use_adapter(plain):
         return dialogues, [set(words) for words, _, _ in vocabulary.examples], mean_response_nll(model, dialogues)
 

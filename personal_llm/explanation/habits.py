@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMOJI_PATTERN', 'LIST_PATTERN', 'USER_ORIGINS', 'MIN_TOPIC_WORDS', 'Trait', 'find_habits',
-           'find_user_habits', 'load_topic_words', 'find_topics', 'find_user_topics']
+           'load_topic_words', 'find_topics', 'find_general_topics']
 
 # %% ../../nbs/4_explanation/05_habits.ipynb #75761c9c
 import re
@@ -14,24 +14,19 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from ..base.core import InputError
 from ..base.text import split_sentences, get_words
 from ..data.people import MAX_CLOSING_WORDS
 from ..data.reading import load_replay
 from ..buffer.scoring import load_lexicons
-from .style import PUNCTUATION_PATTERNS, check_answer_count
+from .style import PUNCTUATION_PATTERNS
 
 # %% ../../nbs/4_explanation/05_habits.ipynb #77a04e7b
 MIN_HABIT_SHARE = 0.6  # of a person's answers, p
 MIN_HABIT_GAP = 0.4  # above the base model's share, p - q
 MAX_QUOTATION_LENGTH = 70  # characters of a quotation at most
 PLAIN_PLLM_LABEL = "the plain pLLM"  # the reference of a pLLM in sentences
-OLD_PLAIN_PLLM_LABEL = "the plain voice"  # the same in cards of older versions
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
-TRAIT_KEYS = {  # field -> its key in cards
-    **dict(label="what", num_answers="of", base_count="base", num_base_answers="base_of", compared_with="beside"),
-    **dict(count="count", quotation="quotation"),
-}
+TRAIT_KEYS = ("what", "count", "of", "base", "base_of", "quotation", "beside")  # of the fields, in cards
 
 # %% ../../nbs/4_explanation/05_habits.ipynb #7baf1716
 @dataclass(frozen=True)
@@ -68,34 +63,20 @@ class Trait:
         return replace(self, label=ANONYMOUS_LABELS.get(self.label.partition(" ")[0], label), quotation="")
 
     def to_dict(self) -> dict:  # plain JSON types
-        return {key: getattr(self, name) for name, key in TRAIT_KEYS.items()}
+        return dict(zip(TRAIT_KEYS, vars(self).values()))
 
     @classmethod
     def from_dict(cls, row: dict) -> "Trait":  # raises KeyError when a count is missing
-        names = {key: name for name, key in TRAIT_KEYS.items()}
-        fields = {names[key]: value for key, value in row.items()}
-        for name in fields.keys() & {"label", "compared_with"}:
-            fields[name] = fields[name].replace(OLD_PLAIN_PLLM_LABEL, PLAIN_PLLM_LABEL)
-        return cls(**fields)
+        return cls(*(row[key] for key in TRAIT_KEYS))
 
 # %% ../../nbs/4_explanation/05_habits.ipynb #72c4f374
-def format_quotation(text: str) -> str:
-    "Return a text in one line, cut to `MAX_QUOTATION_LENGTH` characters."
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_QUOTATION_LENGTH else line[: MAX_QUOTATION_LENGTH - 2].rsplit(" ", 1)[0] + " …"
-
-
 def choose_quotation(answers: list) -> str:  # "" of no answers
-    "Return the longest answer that fits as a whole, or else the beginning of the shortest."
-    short = [answer for answer in answers if len(" ".join(answer.split())) <= MAX_QUOTATION_LENGTH]
-    return format_quotation(max(short, key=len) if short else min(answers, key=len, default=""))
-
-
-def find_trait(label: str, has_trait, answers: list, base: list, quote: bool = True) -> list:  # a `Trait`, or nothing
-    "Count in how many answers, and in how many base answers, `has_trait(text)` is true."
-    return compare_counts(
-        label, [has_trait(text) for text in answers], [has_trait(text) for text in base], answers * quote
-    )
+    "Return the longest answer that fits into a line as a whole, or else the beginning of the shortest."
+    lines = [" ".join(answer.split()) for answer in answers]
+    short = [line for line in lines if len(line) <= MAX_QUOTATION_LENGTH]
+    if short or not lines:
+        return max(short, key=len, default="")
+    return min(lines, key=len)[: MAX_QUOTATION_LENGTH - 2].rsplit(" ", 1)[0] + " …"
 
 
 def compare_counts(label: str, mine: list, base: list, answers: list = ()) -> list:  # a `Trait`, or nothing
@@ -105,6 +86,11 @@ def compare_counts(label: str, mine: list, base: list, answers: list = ()) -> li
         return []
     quotation = choose_quotation([answer for answer, holds in zip(answers, mine) if holds])
     return [Trait(label, int(sum(mine)), len(mine), int(sum(base)), len(base), quotation)]
+
+
+def find_trait(label: str, has_trait, answers: list, base: list) -> list:  # a `Trait`, or nothing
+    "Count in how many answers, and in how many base answers, `has_trait(text)` is true."
+    return compare_counts(label, [*map(has_trait, answers)], [*map(has_trait, base)], answers)
 
 # %% ../../nbs/4_explanation/05_habits.ipynb #d924bde1
 MIN_RUN_SHARE = 0.9  # of the answers of a shorter run that a longer one must keep
@@ -127,15 +113,14 @@ def find_common_run(answers: list, last: bool = False) -> str:  # words as they 
 
 def find_frame_habits(answers: list, base: list) -> tuple:  # (traits, opening, closing)
     "Find how a person begins and ends."
-    opening, closing = find_common_run(answers), find_common_run(answers, last=True)
-    traits = {"opening": [], "closing": []}
+    opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
     if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
         starts = lambda text: " ".join(text.split()).startswith(opening)
-        traits["opening"] = find_trait(f"opens with “{opening}”", starts, answers, base)
+        opens = find_trait(f"opens with “{opening}”", starts, answers, base)
     if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
         ends = lambda text: " ".join(text.split()).endswith(closing)
-        traits["closing"] = find_trait(f"signs off “{closing}”", ends, answers, base)
-    return sum(traits.values(), []), opening if traits["opening"] else "", closing if traits["closing"] else ""
+        closes = find_trait(f"signs off “{closing}”", ends, answers, base)
+    return opens + closes, opening if opens else "", closing if closes else ""
 
 
 def strip_frame(answer: str, opening: str, closing: str) -> str:
@@ -231,23 +216,6 @@ def find_habits(
     traits += find_format_habits(answers, base) + find_substitution_habits(bare, base)
     return [replace(trait, compared_with=compared_with) for trait in traits]
 
-
-def find_user_habits(
-    dialogues: list,  # one person's `Dialogue`s
-    base_answers: list,  # the base model's answers to the same prompts, or the replies that the person corrected
-    base_is_truncated: bool = False,
-    compared_with: str = "the base",  # the name of the base answers in sentences
-) -> list:  # `Trait`s
-    "Find the habits of a person; raises `InputError` for fewer than eight answers of the person."
-    if len(dialogues) != len(base_answers):
-        message = f"{len(dialogues)} dialogues and {len(base_answers)} answers of the base"
-        raise InputError(message, "give one answer for each dialogue, in the same order")
-    is_own = [d.origin in USER_ORIGINS and bool(d.response.strip()) for d in dialogues]
-    check_answer_count(sum(is_own), "answers that the person wrote or approved")
-    answers = [d.response for d, own in zip(dialogues, is_own) if own]
-    base = [answer for answer, own in zip(base_answers, is_own) if own]
-    return find_habits(answers, base, base_is_truncated, compared_with)
-
 # %% ../../nbs/4_explanation/05_habits.ipynb #148ff9a8
 MIN_TOPIC_WORDS = 2  # different words of a topic that a dialogue must hold
 
@@ -268,19 +236,12 @@ def find_topics(
     traits = []
     for topic, members in load_topic_words().items():
         is_about = lambda text_words: len(text_words & members) >= MIN_TOPIC_WORDS
-        traits += find_trait(f"about {topic}", is_about, words, reference, quote=False)
+        traits += compare_counts(f"about {topic}", [*map(is_about, words)], [*map(is_about, reference)])
     return sorted((replace(trait, compared_with=compared_with) for trait in traits), key=lambda trait: -trait.gap)
 
-# %% ../../nbs/4_explanation/05_habits.ipynb #d3f35650
-def find_general_topics(texts: list) -> list:  # `Trait`s, the clearest first
+
+def find_general_topics(
+    texts: list,
+) -> list:  # `Trait`s, the clearest first
     "Find the topics of texts that talk in general does not share."
     return find_topics(texts, [d.text for d in load_replay()], "talk in general")
-
-# %% ../../nbs/4_explanation/05_habits.ipynb #97f85fad
-def find_user_topics(
-    dialogues: list,  # one person's `Dialogue`s
-) -> list:  # `Trait`s, the clearest first
-    "Find the topics of a person; raises `InputError` for fewer than eight answers of the person."
-    texts = [d.text for d in dialogues if d.origin in USER_ORIGINS]
-    check_answer_count(len(texts), "answers that the person wrote or approved")
-    return find_general_topics(texts)

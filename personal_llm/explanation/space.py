@@ -164,11 +164,8 @@ def project(
     return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
 
 # %% ../../nbs/4_explanation/02_space.ipynb #5b0e8c7d
-def check_encoder(
-    encoder: str,  # id of the sentence encoder that made a file
-    name: str,  # a noun for the error message, such as "the style space"
-) -> None:
-    "Raise `InputError` unless this package's sentence encoder has the same id."
+def check_encoder(encoder: str, name: str) -> None:
+    "Raise `InputError` unless this package's sentence encoder has the same id; `name` is a noun for the message."
     if encoder != pocket_encoder_id():
         message = f"{name} was made with encoder {encoder}, this package has {pocket_encoder_id()}"
         raise InputError(message, "use a library made with this version of the package, or fit it anew")
@@ -190,11 +187,8 @@ MAX_CODE_WORDS = 4  # words of a sparse code at most
 MIN_WORD_GAIN = 0.03  # share of the squared length that a further word must explain
 
 
-def nonnegative_coefficients(
-    vectors: np.ndarray,  # (words, k)
-    target: np.ndarray,  # (k,) of length 1
-) -> np.ndarray:  # (words,) coefficients >= 0
-    "Fit a target as a non-negative sum of words, by least squares."
+def nonnegative_coefficients(vectors: np.ndarray, target: np.ndarray) -> np.ndarray:  # (words,) coefficients >= 0
+    "Fit a target (k,) of length 1 as a non-negative sum of words (words, k), by least squares."
     from scipy.optimize import nnls
 
     return nnls(vectors.T.astype(float), target)[0]

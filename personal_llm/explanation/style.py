@@ -17,18 +17,8 @@ from ..base.text import WORD_PATTERN, split_sentences
 # %% ../../nbs/4_explanation/01_style.ipynb #5a0c11f7
 LENGTH_FEATURES = ("log words", "words a sentence", "letters a word", "long words", "distinct words")
 LONG_WORD_LETTERS = 8  # letters from which on a word counts as long
-
-
-def _length_features(text: str, words: list) -> list:  # in the order of `LENGTH_FEATURES`
-    n = max(len(words), 1)
-    num_distinct = len({word.lower() for word in words})
-    return [
-        np.log1p(len(words)),
-        np.log1p(n / max(len(split_sentences(text)), 1)),
-        sum(map(len, words)) / n,
-        sum(len(word) >= LONG_WORD_LETTERS for word in words) / n,
-        num_distinct / n**0.75,  # longer texts repeat more: a plain share would measure length again
-    ]
+WORD_FORM_FEATURES = ("digits", "capitals", "capitalised words", "contractions")
+COUNTED_SUFFIXES = ("ly", "tion", "ing")
 
 # %% ../../nbs/4_explanation/01_style.ipynb #c91d03f6
 PUNCTUATION_PATTERNS = {
@@ -45,27 +35,6 @@ PUNCTUATION_PATTERNS = {
     "line breaks": r"\n",
     "list marks": r"(?m)^\s*(?:[-*•]|\d+[.)])\s",
 }
-
-
-def _punctuation_rates(text: str, words: list) -> list:  # in the order of `PUNCTUATION_PATTERNS`
-    return [len(re.findall(pattern, text)) / max(len(words), 1) for pattern in PUNCTUATION_PATTERNS.values()]
-
-# %% ../../nbs/4_explanation/01_style.ipynb #d9d4f495
-WORD_FORM_FEATURES = ("digits", "capitals", "capitalised words", "contractions")
-COUNTED_SUFFIXES = ("ly", "tion", "ing")
-
-
-def _word_form_rates(text: str, words: list) -> list:  # in the order of `WORD_FORM_FEATURES`, then `COUNTED_SUFFIXES`
-    n = max(len(words), 1)
-    rates = [
-        sum(word[0].isdigit() for word in words) / n,
-        sum(character.isupper() for character in text) / len(text),
-        sum(word[0].isupper() for word in words) / n,
-        sum("'" in word for word in words) / n,
-    ]
-    for suffix in COUNTED_SUFFIXES:
-        rates.append(sum(len(word) > len(suffix) + 2 and word.lower().endswith(suffix) for word in words) / n)
-    return rates
 
 # %% ../../nbs/4_explanation/01_style.ipynb #1f0e3dad
 WORD_LISTS = {  # class: its words
@@ -94,11 +63,6 @@ WORD_LISTS = {  # class: its words
 }
 WORD_CLASSES = {name: frozenset(words.split()) for name, words in WORD_LISTS.items()}
 
-
-def _word_class_rates(words: list) -> list:  # in the order of `WORD_CLASSES`
-    lower = [word.lower() for word in words]
-    return [sum(word in members for word in lower) / max(len(lower), 1) for members in WORD_CLASSES.values()]
-
 # %% ../../nbs/4_explanation/01_style.ipynb #1ff1de77
 STYLOMETRIC_FEATURES = (
     *LENGTH_FEATURES,
@@ -117,13 +81,19 @@ def stylometry(
     if not text.strip():
         return np.zeros(len(STYLOMETRIC_FEATURES), np.float32)
     words = WORD_PATTERN.findall(text)
-    families = (
-        _length_features(text, words),
-        _punctuation_rates(text, words),
-        _word_form_rates(text, words),
-        _word_class_rates(words),
-    )
-    return np.concatenate(families).astype(np.float32)
+    lower, n = [word.lower() for word in words], max(len(words), 1)
+    lengths = [np.log1p(len(words)), np.log1p(n / max(len(split_sentences(text)), 1)), sum(map(len, words)) / n]
+    lengths.append(sum(len(word) >= LONG_WORD_LETTERS for word in words) / n)
+    lengths.append(len(set(lower)) / n**0.75)  # longer texts repeat more: a plain share would measure length again
+    counts = [len(re.findall(pattern, text)) for pattern in PUNCTUATION_PATTERNS.values()]
+    counts.append(sum(word[0].isdigit() for word in words))
+    counts.append(n * sum(character.isupper() for character in text) / len(text))  # a share of the characters
+    counts.append(sum(word[0].isupper() for word in words))
+    counts.append(sum("'" in word for word in words))
+    for suffix in COUNTED_SUFFIXES:
+        counts.append(sum(len(word) > len(suffix) + 2 and word.endswith(suffix) for word in lower))
+    counts += [sum(word in members for word in lower) for members in WORD_CLASSES.values()]
+    return np.array([*lengths, *(count / n for count in counts)], np.float32)
 
 # %% ../../nbs/4_explanation/01_style.ipynb #7a01539d
 FEATURE_BLOCKS = ("stylometry", "encoder", "activations")
@@ -167,20 +137,13 @@ def sample_responses(
 MAX_COMPARED_WORDS = 26  # about as many words as `MAX_RESPONSE_TOKENS` tokens hold
 
 
-def truncate_words(
-    text: str,  # an answer
-    max_words: int = MAX_COMPARED_WORDS,
-) -> str:  # its beginning, with spaces and line ends as they were
-    "Return the first words of a text."
+def truncate_words(text: str, max_words: int = MAX_COMPARED_WORDS) -> str:
+    "Return the first words of a text, with spaces and line ends as they were."
     words = list(re.finditer(r"\S+", text))
     return text if len(words) <= max_words else text[: words[max_words - 1].end()]
 
 
-def truncated_features(
-    model,  # the base `Model`
-    encoder,  # a sentence encoder from `load_encoder`
-    dialogues: list,  # `Dialogue`s with answers
-) -> dict:  # block -> (n, d) float32
+def truncated_features(model, encoder, dialogues: list) -> dict:  # block -> (n, d) float32
     "Return the style features of the answers' first `MAX_COMPARED_WORDS` words."
     return style_features(model, encoder, [d.derive(response=truncate_words(d.response)) for d in dialogues])
 
@@ -188,11 +151,8 @@ def truncated_features(
 MIN_EXPLAINED_DIALOGUES = 8  # answers without which we explain nothing
 
 # %% ../../nbs/4_explanation/01_style.ipynb #b49dc975
-def check_answer_count(
-    count: int,  # answers at hand
-    kind: str,  # a plural noun for the error message, such as "dialogues"
-) -> None:
-    "Raise `InputError` for fewer than `MIN_EXPLAINED_DIALOGUES` answers."
+def check_answer_count(count: int, kind: str) -> None:
+    'Raise `InputError` for too few answers; `kind` is their plural noun, such as "dialogues".'
     if count < MIN_EXPLAINED_DIALOGUES:
         missing = MIN_EXPLAINED_DIALOGUES - count
         raise InputError(f"{count} {kind}: at least {MIN_EXPLAINED_DIALOGUES} are needed", f"give {missing} more")

@@ -63,58 +63,38 @@ def _fit_summary_prompts(summariser, pairs: list) -> list:  # lists of token ids
         rows.append(row)
     return rows
 
-# %% ../../nbs/4_explanation/08_summariser.ipynb #213737e8
-def _iterate_last_states(
-    summariser, rows: list
-):  # yields (row number, state (width,), logits (vocabulary,)), unordered
-    "Compute the state before the output layer and its logits, at the last token of each row of token ids."
-    import torch
-
-    with torch.inference_mode():
-        for batch in make_batches([len(row) for row in rows], summariser.tokens_per_batch):
-            ids, mask = pad_rows([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
-            last = mask.sum(1) - 1  # (rows,)
-            places, which = last.unique(return_inverse=True)  # logits of these places only: vocabularies are large
-            inputs = dict(input_ids=ids, attention_mask=mask, logits_to_keep=places)
-            inputs = {name: value.to(summariser.device) for name, value in inputs.items()}
-            with measure_cost(summariser.cost):
-                output = summariser.model(**inputs, output_hidden_states=True, use_cache=False)
-            summariser.cost.tokens += int(mask.sum())
-            summariser.cost.forward += len(batch)
-            for k, i in enumerate(batch):
-                state = output.hidden_states[-1][k, last[k]].float().cpu().numpy()
-                yield i, state, output.logits[k, which[k]].float().cpu()
-
 # %% ../../nbs/4_explanation/08_summariser.ipynb #a146107c
 def summary_states(
     summariser,  # a `Model`
     pairs: list,  # (question, Response 1, Response 2)
 ) -> np.ndarray:  # (n, width) float32
     "Return the summariser's state before its first word, for each pair."
-    prompts = _fit_summary_prompts(summariser, pairs)
-    states = {i: state for i, state, _ in _iterate_last_states(summariser, prompts)}
-    return np.stack([states[i] for i in range(len(pairs))])
+    import torch
 
-# %% ../../nbs/4_explanation/08_summariser.ipynb #11b4b62a
-def summary_shift(
-    summariser,  # a `Model`
-    pairs: list,  # (question, Response 1, Response 2)
-    centre: np.ndarray = None,  # (width,) the shift of neutral pairs; None: the paper's form
-) -> np.ndarray:  # (width,) float32
-    "Return the shift V: the mean state over the prompts, minus the centre (step 1 of XPerT)."
+    rows = _fit_summary_prompts(summariser, pairs)
+    states = np.zeros((len(rows), summariser.width), np.float32)
+    with torch.inference_mode(), measure_cost(summariser.cost):
+        for batch in make_batches([len(row) for row in rows], summariser.tokens_per_batch):
+            ids, mask = pad_rows([rows[i] for i in batch], summariser.tokenizer.pad_token_id)
+            inputs = dict(input_ids=ids.to(summariser.device), attention_mask=mask.to(summariser.device))
+            output = summariser.model(**inputs, logits_to_keep=1, output_hidden_states=True, use_cache=False)
+            last_states = output.hidden_states[-1][torch.arange(len(batch)), mask.sum(1) - 1]
+            states[batch] = last_states.float().cpu().numpy()
+            summariser.cost.tokens += int(mask.sum())
+            summariser.cost.forward += len(batch)
+    return states
+
+# %% ../../nbs/4_explanation/08_summariser.ipynb #383007f5
+def summary_shift(summariser, pairs: list, centre: np.ndarray = None) -> np.ndarray:  # (width,) float32
+    "Return the shift V: the mean state over the prompts, minus the centre (step 1 of XPerT; the paper has none)."
     return summary_states(summariser, pairs).mean(0) - (0 if centre is None else centre)
 
 # %% ../../nbs/4_explanation/08_summariser.ipynb #3933d0e1
 MAX_SUMMARISED_TOKENS = 48  # tokens of an answer at most
 
 
-def neutral_pairs(
-    model,  # the base `Model`
-    prompts: list,  # questions
-    answers: list = None,  # its greedy answers, if they are known
-    seed: int = 0,  # seed of the sampled answers
-) -> list:  # (question, a sampled default answer, the greedy default answer)
-    "Pair default answers with default answers."
+def neutral_pairs(model, prompts: list, answers: list = None, seed: int = 0) -> list:
+    "Pair questions with a sampled default answer and the greedy one, which may be given."
     greedy = model.generate(prompts, max_new_tokens=MAX_SUMMARISED_TOKENS) if answers is None else answers
     sampled = model.generate(prompts, max_new_tokens=MAX_SUMMARISED_TOKENS, temperature=0.7, seed=seed)
     return list(zip(prompts, sampled, greedy))
@@ -141,27 +121,17 @@ def is_adjective(word: str) -> bool:
 LETTERS_PATTERN = re.compile(r"[^\W\d_]+")
 
 
-def _count_word_tokens(tokenizer, ids: list, word: str) -> int:
-    "Return how many tokens it takes until the word is complete."
-    for k in range(1, len(ids) + 1):
-        match = LETTERS_PATTERN.search(tokenizer.decode(ids[:k]))
-        if match and match.group() == word:
-            return k
-
-
 def _parse_first_word(tokenizer, ids: list, stops: set) -> tuple:  # (word in lower case, its number of tokens), or None
     "Read the whole word with which an answer begins; None if it does not end, or has a hyphen or an apostrophe."
-    for k in range(1, len(ids) + 1):
-        is_end = ids[k - 1] in stops
-        text = tokenizer.decode(ids[: k - is_end])
-        match = LETTERS_PATTERN.search(text)
-        if match and "\ufffd" not in text and (is_end or match.end() < len(text)):
-            if text[match.end() : match.end() + 1] in ("-", "'", "’"):
-                return None
-            return match.group().lower(), _count_word_tokens(tokenizer, ids[:k], match.group())
-        if is_end:
-            return None
-    return None
+    end = next((k for k, token in enumerate(ids) if token in stops), len(ids))
+    text = tokenizer.decode(ids[:end])
+    match = LETTERS_PATTERN.search(text)
+    if not match or text[match.end() : match.end() + 1] in ("-", "'", "’", "\ufffd"):
+        return None
+    if match.end() == len(text) and end == len(ids):  # the word may go on
+        return None
+    count = next(k for k in range(1, end + 1) if match.group() in tokenizer.decode(ids[:k]))
+    return match.group().lower(), count
 
 # %% ../../nbs/4_explanation/08_summariser.ipynb #e20ccc2b
 MAX_CONTINUATION_TOKENS = 5  # tokens after the first one in which a word must end
@@ -226,14 +196,8 @@ STYLED_PROMPT = "Answer the question below in a very {word} style. Write only th
 PLAIN_PROMPT = "Answer the question below in a plain, neutral style. Write only the answer.\n\n{prompt}"
 
 
-def style_pairs(
-    summariser,  # a `Model`
-    word: str,  # an adjective
-    prompts: list,  # questions
-    plain: list = None,  # the plain answers, if another word has them already
-    seed: int = 0,  # seed of the answers
-) -> list:  # (question, answer in the style, plain answer)
-    "Let the summariser write answers in a style and without it."
+def style_pairs(summariser, word: str, prompts: list, plain: list = None, seed: int = 0) -> list:
+    "Let the summariser answer questions in a style and without it, unless the plain answers are given."
     if not word.strip() or not prompts:
         raise InputError("a word's vector needs a word and prompts", "give an adjective and some dozens of questions")
     options = dict(max_new_tokens=MAX_SUMMARISED_TOKENS, temperature=0.7, seed=seed)
@@ -245,13 +209,6 @@ def style_pairs(
     return list(zip(prompts, styled, plain))
 
 
-def word_vector(
-    summariser,  # a `Model`
-    word: str,  # an adjective
-    prompts: list,  # questions
-    centre: np.ndarray = None,  # (width,) the shift of neutral pairs, as for `summary_shift`
-    plain: list = None,  # the plain answers, if another word has them already
-    seed: int = 0,  # seed of the answers
-) -> np.ndarray:  # (width,) float32, not normalised
-    "Make the vector of a word the slow way (step 2 of XPerT)."
+def word_vector(summariser, word: str, prompts: list, centre=None, plain=None, seed: int = 0) -> np.ndarray:  # (width,)
+    "Make the vector of a word the slow way (step 2 of XPerT), not normalised."
     return summary_shift(summariser, style_pairs(summariser, word, prompts, plain, seed), centre)

@@ -14,20 +14,10 @@ import numpy as np
 from ..base.core import InputError, patch
 from .space import StoredArrays, check_encoder, pocket_encoder_id
 from .style import check_answer_count
-from personal_llm.explanation.word_classifier import (
-    WordTest,
-    axis_scores_to_words,
-    check_training_texts,
-    exceeds_threshold,
-    fit_word_regression,
-    get_answers,
-    get_text_and_group,
-    mean_and_error,
-    merge_synonyms,
-    rejection_reason,
-    scale_features,
-    text_features,
-)
+from .word_classifier import WordTest, axis_scores_to_words, check_training_texts
+from .word_classifier import exceeds_threshold, fit_word_regression, get_answers
+from .word_classifier import get_text_and_group, mean_and_error, merge_synonyms
+from .word_classifier import rejection_reason, scale_features, text_features
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #3c8a6410
 @dataclass(frozen=True, eq=False)

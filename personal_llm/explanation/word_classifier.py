@@ -69,9 +69,6 @@ class LabelledTexts:
     def __len__(self):
         return len(self.words)
 
-    def select(self, mask: np.ndarray) -> "LabelledTexts":
-        words = [words for words, is_selected in zip(self.words, mask) if is_selected]
-        return LabelledTexts(self.features[mask], words, self.folds[mask], self.people[mask])
 
 
 def label_texts(texts: dict, plain: list) -> LabelledTexts:
@@ -103,11 +100,9 @@ def check_training_texts(texts: dict, plain: list, opposite_words: tuple) -> Non
         message = f"{num_people} plain people with {TEXTS_PER_TEST_USER} texts or more are too few to compare with"
         raise InputError(message, f"give texts of at least {NUM_FOLDS} people without a style")
     for pair in opposite_words:
-        unknown = [word for word in pair if word not in texts]
-        if unknown:
-            raise InputError(f"opposite words {pair}: {unknown[0]!r} has no texts", f"use {', '.join(texts)}")
-        first, second = (set(get_answers(texts[word])) for word in pair)
-        if first & second:
+        for word in {*pair} - {*texts}:
+            raise InputError(f"opposite words {pair}: {word!r} has no texts", f"use {', '.join(texts)}")
+        if set.intersection(*(set(get_answers(texts[word])) for word in pair)):
             message = f"one text is labelled with {pair[0]!r} and with {pair[1]!r}"
             raise InputError(message, "they are opposite: choose one")
 
@@ -137,11 +132,10 @@ def axis_targets(words: list, axes: list) -> np.ndarray:  # (n, axes) Y
     return np.array([[(plus in known) - (minus in known) for plus, minus in axes] for known in words], float)
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #658b58cb
-def balanced_weights(labelled: LabelledTexts) -> np.ndarray:  # (n,) h, of sum 1
+def balanced_weights(words: list, people: np.ndarray) -> np.ndarray:  # (n,) h, of sum 1
     "Give each combination of words the same weight, and each plain person the same weight."
-    is_styled = labelled.people < 0
-    kinds = [words if styled else person for words, styled, person in zip(labelled.words, is_styled, labelled.people)]
-    sizes = Counter(kinds)
+    kinds = [own_words or person for own_words, person in zip(words, people)]
+    sizes, is_styled = Counter(kinds), people < 0
     weights = np.array([1 / sizes[kind] for kind in kinds])
     for group, share in ((is_styled, 1 - PLAIN_WEIGHT_SHARE), (~is_styled, PLAIN_WEIGHT_SHARE)):
         weights[group] *= share / max(weights[group].sum(), 1e-12)
@@ -168,14 +162,13 @@ class WordRegression:
 
 def fit_word_regression(labelled: LabelledTexts, axes: list, mask: np.ndarray) -> WordRegression:
     "Fit one regression on the texts that the mask (n,) selects."
-    training = labelled.select(mask)
-    people = sorted(set(training.people[training.people >= 0].tolist()))
-    plain = [training.features[training.people == person] for person in people]
-    centre = np.mean([rows.mean(0) for rows in plain], 0)
-    spread = np.concatenate(plain).std(0)
+    features, people = labelled.features[mask], labelled.people[mask]
+    words = [labelled.words[i] for i in np.flatnonzero(mask)]
+    centre = np.mean([features[people == person].mean(0) for person in np.unique(people[people >= 0])], 0)
+    spread = features[people >= 0].std(0)
     spread = spread + 1e-3 * spread.mean()
-    x, y = scale_features(training.features, centre, spread), axis_targets(training.words, axes)
-    return WordRegression(centre, spread, ridge_directions(x, y, balanced_weights(training)))
+    x, y = scale_features(features, centre, spread), axis_targets(words, axes)
+    return WordRegression(centre, spread, ridge_directions(x, y, balanced_weights(words, people)))
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #be7b60cc
 def unmixing_matrix(scores: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:  # (axes, axes), inverse of M
@@ -218,7 +211,7 @@ def out_of_fold_scores(labelled: LabelledTexts, axes: list) -> np.ndarray:  # (n
 def unmixed_scores(labelled: LabelledTexts, axes: list) -> tuple:  # ((n, axes) scores, (axes, axes) matrix for all)
     "Return out-of-fold scores without the part that neighbours share, each fold unmixed by the others."
     scores, y = out_of_fold_scores(labelled, axes), axis_targets(labelled.words, axes)
-    weights, unmixed = balanced_weights(labelled), np.zeros_like(scores)
+    weights, unmixed = balanced_weights(labelled.words, labelled.people), np.zeros_like(scores)
     for fold in range(NUM_FOLDS):
         held_out = labelled.folds == fold
         unmixed[held_out] = scores[held_out] @ unmixing_matrix(scores[~held_out], y[~held_out], weights[~held_out])
@@ -227,14 +220,13 @@ def unmixed_scores(labelled: LabelledTexts, axes: list) -> tuple:  # ((n, axes) 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #9514a6a1
 def make_test_users(labelled: LabelledTexts) -> list:  # (words, places of the texts)
     "Deal texts out to users of `TEXTS_PER_TEST_USER` texts of one combination of words, one fold and one person each."
-    kinds, users, rng = {}, [], make_generator(0, "test users")
+    kinds, users, rng, size = {}, [], make_generator(0, "test users"), TEXTS_PER_TEST_USER
     for place, kind in enumerate(zip(labelled.words, labelled.folds.tolist(), labelled.people.tolist())):
         kinds.setdefault(kind, []).append(place)
     for _ in range(NUM_TEST_SHUFFLES):
         for (words, _, _), places in kinds.items():
             shuffled = rng.permutation(places).tolist()
-            for start in range(0, len(shuffled) - TEXTS_PER_TEST_USER + 1, TEXTS_PER_TEST_USER):
-                users.append((words, shuffled[start : start + TEXTS_PER_TEST_USER]))
+            users += [(words, shuffled[i : i + size]) for i in range(0, len(shuffled) - size + 1, size)]
     return users
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #bff3f25e
@@ -325,9 +317,8 @@ def are_synonyms(word_test: WordTest, first: str, second: str) -> bool:
     return ranking_auc(difference[only_first], difference[only_second]) < MIN_SYNONYM_AUC
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #458d51e1
-def merge_synonyms(texts: dict, plain: list, opposite_words: tuple) -> tuple:
-    # returns (LabelledTexts, axes, WordTest, merged: word -> the word that replaces it)
-    "Merge words until all can be distinguished."
+def merge_synonyms(texts: dict, plain: list, opposite_words: tuple) -> tuple:  # (LabelledTexts, axes, WordTest, merged)
+    "Merge words until all can be distinguished; `merged` maps a word to the one that replaces it."
     merged = {}
     while True:
         labelled, axes = label_texts(texts, plain), word_axes(texts, opposite_words)

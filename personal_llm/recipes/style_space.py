@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PART', 'MARK_WORDS', 'MOOD_WORDS', 'KIND_WORDS', 'MANNER_WORDS', 'REFERENCE_WORDS', 'PANEL_TEXTS',
-           'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'PERSON_TEXTS', 'REFERENCE_STYLES', 'REFERENCE_HABITS',
-           'REFERENCE_TEXTS', 'parse', 'word_blends', 'grid_rows', 'grid_panels', 'make_panels', 'panel_texts',
-           'known_rows', 'plain_people', 'with_habits', 'reference_texts', 'reference_pllms', 'make_space', 'main']
+           'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'OPEN_PROMPTS', 'PERSON_TEXTS', 'REFERENCE_STYLES',
+           'REFERENCE_HABITS', 'REFERENCE_TEXTS', 'parse', 'word_blends', 'grid_rows', 'grid_panels', 'make_panels',
+           'panel_texts', 'known_rows', 'plain_people', 'with_habits', 'reference_texts', 'reference_pllms',
+           'make_space', 'main']
 
 # %% ../../nbs/recipes/style_space.ipynb #40101364
 import argparse
@@ -171,7 +172,21 @@ def make_panels(
 # %% ../../nbs/recipes/style_space.ipynb #213b883e
 KNOWN_TEXTS_OF_PANEL = 7
 PLAIN_TEXTS = (15, 10)  # of the crafted and of the real pool
-PROBES = 24  # prompts
+PROBES = 12  # questions
+OPEN_PROMPTS = (  # prompts that fix neither subject nor style
+    "Please write a little text.",
+    "What is on your mind?",
+    "Write down what you like to.",
+    "Let us hear something from you.",
+    "Say a few things.",
+    "Some sentences, please.",
+    "Write me a page.",
+    "I would like to read a text of yours.",
+    "Put something on paper.",
+    "Tell us about it.",
+    "Begin wherever you want.",
+    "Would you write a bit?",
+)
 
 
 def panel_texts() -> list:  # (style, `Dialogue`), about 250
@@ -188,10 +203,11 @@ def known_rows() -> list:  # dictionaries to ship
     for style, d in panel_texts():
         named = {key: d.labels[key] for key in ("source", "licence")}
         rows.append(dict(style=style, prompt=d.prompt, response=d.response, **named))
-    for d in crafted_pool().rows("default", "probe", count=PROBES):
+    for d in crafted_pool().rows("default", "probe", count=2 * PROBES)[::2]:
         named = {key: d.labels[key] for key in ("source", "licence")}
         rows.append(dict(style="probe", prompt=d.prompt, response="", **named))
-    return rows
+    named = dict(source="personal_llm", licence="Apache-2.0")
+    return rows + [dict(style="probe", prompt=prompt, response="", **named) for prompt in OPEN_PROMPTS]
 
 # %% ../../nbs/recipes/style_space.ipynb #90d1b06b
 PERSON_TEXTS = 40  # of a plain person at most
