@@ -4427,10 +4427,6 @@ d = {
                 "4_explanation/vocabulary.html#_fit_vocabulary",
                 "personal_llm/explanation/vocabulary.py",
             ),
-            "personal_llm.explanation.vocabulary._measure_clarity": (
-                "4_explanation/vocabulary.html#_measure_clarity",
-                "personal_llm/explanation/vocabulary.py",
-            ),
             "personal_llm.explanation.vocabulary.load_vocabulary": (
                 "4_explanation/vocabulary.html#load_vocabulary",
                 "personal_llm/explanation/vocabulary.py",
@@ -4449,20 +4445,16 @@ d = {
                 "4_explanation/word_classifier.html#labelledtexts.__len__",
                 "personal_llm/explanation/word_classifier.py",
             ),
-            "personal_llm.explanation.word_classifier.WordRegression": (
-                "4_explanation/word_classifier.html#wordregression",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordRegression.scores": (
-                "4_explanation/word_classifier.html#wordregression.scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
             "personal_llm.explanation.word_classifier.WordTest": (
                 "4_explanation/word_classifier.html#wordtest",
                 "personal_llm/explanation/word_classifier.py",
             ),
             "personal_llm.explanation.word_classifier.WordTest.calibrate": (
                 "4_explanation/word_classifier.html#wordtest.calibrate",
+                "personal_llm/explanation/word_classifier.py",
+            ),
+            "personal_llm.explanation.word_classifier.WordTest.clarity": (
+                "4_explanation/word_classifier.html#wordtest.clarity",
                 "personal_llm/explanation/word_classifier.py",
             ),
             "personal_llm.explanation.word_classifier.WordTest.count": (

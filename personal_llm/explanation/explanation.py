@@ -191,13 +191,12 @@ def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (k,) nats 
     return np.linalg.solve(z.T @ z + SLOPE_RIDGE * len(z) * np.eye(z.shape[1]), z.T @ gain)
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #722cc796
-PROBE_TEXTS_FILE = ASSETS / "styles" / "panels.jsonl.gz"
 OPEN_PROMPT = "Please write a little text."  # fixes neither subject nor style
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #0bfae5f1
 def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
     "Load the texts on which we measure all pLLMs, and the prompts that we ask them."
-    with gzip.open(PROBE_TEXTS_FILE, "rt", encoding="utf-8") as lines:
+    with gzip.open(ASSETS / "styles" / "panels.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     labels = ("style", "source", "licence")
     texts = [Dialogue(r["prompt"], r["response"], labels={k: r[k] for k in labels}) for r in rows if r["response"]]

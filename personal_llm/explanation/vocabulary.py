@@ -14,10 +14,10 @@ import numpy as np
 from ..base.core import InputError, patch
 from .space import StoredArrays, check_encoder, pocket_encoder_id
 from .style import check_answer_count
-from .word_classifier import WordTest, axis_scores_to_words, check_training_texts
-from .word_classifier import exceeds_threshold, fit_word_regression, get_answers
-from .word_classifier import get_text_and_group, mean_and_error, merge_synonyms
-from .word_classifier import rejection_reason, scale_features, text_features
+from .word_classifier import axis_scores_to_words, check_training_texts, exceeds_threshold
+from .word_classifier import fit_word_regression, get_answers, get_text_and_group
+from .word_classifier import mean_and_error, merge_synonyms, rejection_reason
+from .word_classifier import scale_features, text_features
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #3c8a6410
 @dataclass(frozen=True, eq=False)
@@ -70,12 +70,6 @@ def select_examples(texts: dict, plain: list) -> tuple:  # (words, prompt, answe
     return tuple((kind, prompts[answer], answer) for kind, answers in kinds.items() for answer in answers[:limit])
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #0e66b9b1
-def _measure_clarity(word_test: WordTest, word: str, unit: float) -> float:
-    "Return a word's unit in standard deviations of the users without the word."
-    others = word_test.scores[~word_test.users_with(word), 0, word_test.words.index(word)]
-    return unit / max(others.std(), 1e-12)
-
-
 def _fit_vocabulary(
     cls,
     texts: dict,  # word -> `Dialogue`s or strings; a text stands at every word that is true of it
@@ -92,15 +86,15 @@ def _fit_vocabulary(
     rejected = [word for word in reasons if np.isfinite(scales[word][1])]
     columns = [word_test.words.index(word) for word in accepted + rejected]
     units, thresholds = np.array([scales[word] for word in accepted + rejected]).reshape(-1, 2).T
-    regression = fit_word_regression(labelled, axes, np.ones(len(labelled), bool))
-    matrix = axis_scores_to_words(regression.matrix @ word_test.unmixing, axes)
+    centre, spread, directions = fit_word_regression(labelled, axes, np.ones(len(labelled), bool))
+    matrix = axis_scores_to_words(directions @ word_test.unmixing, axes)
     return cls(
         words=tuple(accepted),
-        centre=regression.centre,
-        spread=regression.spread,
+        centre=centre,
+        spread=spread,
         matrix=matrix[:, columns] / units,
         thresholds=thresholds,
-        clarity=[_measure_clarity(word_test, word, scales[word][0]) for word in accepted + rejected],
+        clarity=[word_test.clarity(word) for word in accepted + rejected],
         tests=tests,
         rejection_reasons=reasons,
         merged=merged,
@@ -131,8 +125,8 @@ class WordScores:
             return ""
         score, error, _ = self.scores[self.words[0]]
         others = [row for word, row in self.scores.items() if word != self.words[0]]
-        is_close = any(score - other < np.hypot(error, other_error) for other, other_error, _ in others)
-        return "" if is_close else self.words[0]
+        is_clear = all(score - other >= np.hypot(error, other_error) for other, other_error, _ in others)
+        return self.words[0] if is_clear else ""
 
     def __str__(self):
         if not self.words:

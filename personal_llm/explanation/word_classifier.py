@@ -70,7 +70,6 @@ class LabelledTexts:
         return len(self.words)
 
 
-
 def label_texts(texts: dict, plain: list) -> LabelledTexts:
     "Read the texts of each word, and the texts of each plain person, once."
     styled = {}  # answer -> (its words, its fold)
@@ -148,19 +147,7 @@ def ridge_directions(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.nd
     return np.linalg.solve(weighted @ x + WORD_RIDGE * np.eye(x.shape[1]), weighted @ y)
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #c43feb82
-@dataclass(frozen=True, eq=False)
-class WordRegression:
-    "A fitted regression from text features to axes."
-
-    centre: np.ndarray  # (D,) c
-    spread: np.ndarray  # (D,) σ
-    matrix: np.ndarray  # (D, axes) W
-
-    def scores(self, features: np.ndarray) -> np.ndarray:  # (n, axes)
-        return scale_features(features, self.centre, self.spread) @ self.matrix
-
-
-def fit_word_regression(labelled: LabelledTexts, axes: list, mask: np.ndarray) -> WordRegression:
+def fit_word_regression(labelled: LabelledTexts, axes: list, mask: np.ndarray) -> tuple:  # (c, σ, W)
     "Fit one regression on the texts that the mask (n,) selects."
     features, people = labelled.features[mask], labelled.people[mask]
     words = [labelled.words[i] for i in np.flatnonzero(mask)]
@@ -168,7 +155,7 @@ def fit_word_regression(labelled: LabelledTexts, axes: list, mask: np.ndarray) -
     spread = features[people >= 0].std(0)
     spread = spread + 1e-3 * spread.mean()
     x, y = scale_features(features, centre, spread), axis_targets(words, axes)
-    return WordRegression(centre, spread, ridge_directions(x, y, balanced_weights(words, people)))
+    return centre, spread, ridge_directions(x, y, balanced_weights(words, people))
 
 # %% ../../nbs/4_explanation/03_word_classifier.ipynb #be7b60cc
 def unmixing_matrix(scores: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:  # (axes, axes), inverse of M
@@ -204,7 +191,8 @@ def out_of_fold_scores(labelled: LabelledTexts, axes: list) -> np.ndarray:  # (n
     scores = np.zeros((len(labelled), len(axes)))
     for fold in range(NUM_FOLDS):
         held_out = labelled.folds == fold
-        scores[held_out] = fit_word_regression(labelled, axes, ~held_out).scores(labelled.features[held_out])
+        centre, spread, matrix = fit_word_regression(labelled, axes, ~held_out)
+        scores[held_out] = scale_features(labelled.features[held_out], centre, spread) @ matrix
     return scores
 
 
@@ -285,6 +273,10 @@ class WordTest:
 
     def calibrate(self, word: str) -> tuple:  # (unit, threshold in units)
         return calibrate_word(self.scores[:, 0, self.words.index(word)], self.users_with(word))
+
+    def clarity(self, word: str) -> float:  # a word's unit in standard deviations of the users without the word
+        others = self.scores[~self.users_with(word), 0, self.words.index(word)]
+        return self.calibrate(word)[0] / max(others.std(), 1e-12)
 
 
 def run_word_test(labelled: LabelledTexts, axes: list) -> WordTest:
