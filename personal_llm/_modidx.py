@@ -3893,12 +3893,24 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.width",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition._continue_greedily": (
+                "4_explanation/decomposition.html#_continue_greedily",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._fit_summary_prompts": (
+                "4_explanation/decomposition.html#_fit_summary_prompts",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition._from_prompts": (
                 "4_explanation/decomposition.html#_from_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._pair_with_base_answers": (
                 "4_explanation/decomposition.html#_pair_with_base_answers",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._parse_first_word": (
+                "4_explanation/decomposition.html#_parse_first_word",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._project_shift": (
@@ -3909,8 +3921,20 @@ d = {
                 "4_explanation/decomposition.html#_require_base",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition._summary_prompt_ids": (
+                "4_explanation/decomposition.html#_summary_prompt_ids",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition._truncate_tokens": (
+                "4_explanation/decomposition.html#_truncate_tokens",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition._unit_vectors": (
                 "4_explanation/decomposition.html#_unit_vectors",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.candidate_words": (
+                "4_explanation/decomposition.html#candidate_words",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition.decompose": (
@@ -3921,8 +3945,36 @@ d = {
                 "4_explanation/decomposition.html#explain_as_published",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.first_word_probabilities": (
+                "4_explanation/decomposition.html#first_word_probabilities",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.is_adjective": (
+                "4_explanation/decomposition.html#is_adjective",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.neutral_pairs": (
+                "4_explanation/decomposition.html#neutral_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.split_half_threshold": (
                 "4_explanation/decomposition.html#split_half_threshold",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.style_pairs": (
+                "4_explanation/decomposition.html#style_pairs",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.summary_shift": (
+                "4_explanation/decomposition.html#summary_shift",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.summary_states": (
+                "4_explanation/decomposition.html#summary_states",
+                "personal_llm/explanation/decomposition.py",
+            ),
+            "personal_llm.explanation.decomposition.word_vector": (
+                "4_explanation/decomposition.html#word_vector",
                 "personal_llm/explanation/decomposition.py",
             ),
         },
@@ -4322,68 +4374,6 @@ d = {
             "personal_llm.explanation.style.truncated_features": (
                 "4_explanation/style.html#truncated_features",
                 "personal_llm/explanation/style.py",
-            ),
-        },
-        "personal_llm.explanation.summariser": {
-            "personal_llm.explanation.summariser._check_response_pairs": (
-                "4_explanation/summariser.html#_check_response_pairs",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._continue_greedily": (
-                "4_explanation/summariser.html#_continue_greedily",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._fit_summary_prompts": (
-                "4_explanation/summariser.html#_fit_summary_prompts",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._load_word_list": (
-                "4_explanation/summariser.html#_load_word_list",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._parse_first_word": (
-                "4_explanation/summariser.html#_parse_first_word",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._summary_prompt_ids": (
-                "4_explanation/summariser.html#_summary_prompt_ids",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser._truncate_tokens": (
-                "4_explanation/summariser.html#_truncate_tokens",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.candidate_words": (
-                "4_explanation/summariser.html#candidate_words",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.first_word_probabilities": (
-                "4_explanation/summariser.html#first_word_probabilities",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.is_adjective": (
-                "4_explanation/summariser.html#is_adjective",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.neutral_pairs": (
-                "4_explanation/summariser.html#neutral_pairs",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.style_pairs": (
-                "4_explanation/summariser.html#style_pairs",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.summary_shift": (
-                "4_explanation/summariser.html#summary_shift",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.summary_states": (
-                "4_explanation/summariser.html#summary_states",
-                "personal_llm/explanation/summariser.py",
-            ),
-            "personal_llm.explanation.summariser.word_vector": (
-                "4_explanation/summariser.html#word_vector",
-                "personal_llm/explanation/summariser.py",
             ),
         },
         "personal_llm.explanation.vocabulary": {

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, split_half_threshold
-from personal_llm.explanation.summariser import neutral_pairs, summary_shift, summary_states
+from personal_llm.explanation.decomposition import neutral_pairs, summary_shift, summary_states
 from tiny import shared
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import Cost, InputError
-from personal_llm.explanation.summariser import (
+from personal_llm.explanation.decomposition import (
     ADJECTIVES,
     ADJECTIVE_PATTERN,
     MIN_ADJECTIVE_SHARE,

@@ -309,5 +309,5 @@ def check_style_space(space):  # the space
     "Raise `InputError` for a space whose coordinates only a large model can find."
     if space.kind != "style":
         problem = f"the library's space is of kind {space.kind}, which needs a large model as its summariser"
-        raise InputError(problem, "use personal_llm.explanation.summariser in Python, or a library of kind style")
+        raise InputError(problem, "use personal_llm.explanation.decomposition in Python, or a library of kind style")
     return space

@@ -26,9 +26,8 @@ from ..selection.gradient_match import get_linear_layer
 from ..selection.ranking import PLAIN_PLLM, cosine_distance, l1_distance
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from ..explanation.decomposition import decompose
+from ..explanation.decomposition import SUMMARY_PROMPT, decompose, summary_states
 from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts
-from ..explanation.summariser import SUMMARY_PROMPT, summary_states
 
 # %% ../../nbs/experiments/23_summariser.ipynb #4fec79ab
 STEPS, RANK, RATE, BATCH = 400, 16, 2e-3, 8  # of the training
