@@ -4101,10 +4101,6 @@ d = {
                 "4_explanation/explanation.html#_from_dict",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.answer_topic_prompts": (
-                "4_explanation/explanation.html#answer_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.bootstrap_indices": (
                 "4_explanation/explanation.html#bootstrap_indices",
                 "personal_llm/explanation/explanation.py",

@@ -238,8 +238,8 @@ def test_explain_an_adapter_gives_the_cards_row(world, capsys):
 
 def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
     "By `explain` and by `library build`; nothing of the chats ends in what is said."
-    heard, whole = [], explanation.answer_topic_prompts
-    monkeypatch.setattr(explanation, "answer_topic_prompts", lambda *given: heard.append(given[3]) or whole(*given))
+    heard, whole = [], explanation.sample_topic_prompts
+    monkeypatch.setattr(explanation, "sample_topic_prompts", lambda *given: heard.append(whole(*given)) or heard[-1])
     monkeypatch.setattr(explanation, "MAX_TOPIC_TOKENS", 4)
     both = ("--adapter", world / "runs" / "loud", "--data", world / "loud.jsonl")
     said = found(capsys, "explain", *both, "--library", world / "lib")

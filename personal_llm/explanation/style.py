@@ -115,6 +115,7 @@ def style_features(
 # %% ../../nbs/4_explanation/01_style.ipynb #0b3bd5f1
 RESPONSE_TEMPERATURE = 0.8  # temperature of the sampled answers
 MAX_RESPONSE_TOKENS = 40  # tokens of one answer at most
+MAX_COMPARED_WORDS = 26  # about as many words as `MAX_RESPONSE_TOKENS` tokens hold
 
 # %% ../../nbs/4_explanation/01_style.ipynb #982bc9ef
 def sample_responses(
@@ -134,9 +135,6 @@ def sample_responses(
     ]
 
 # %% ../../nbs/4_explanation/01_style.ipynb #7fcb87ff
-MAX_COMPARED_WORDS = 26  # about as many words as `MAX_RESPONSE_TOKENS` tokens hold
-
-
 def truncate_words(text: str, max_words: int = MAX_COMPARED_WORDS) -> str:
     "Return the first words of a text, with spaces and line ends as they were."
     words = list(re.finditer(r"\S+", text))

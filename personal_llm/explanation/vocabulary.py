@@ -54,6 +54,7 @@ class Vocabulary(StoredArrays):
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #87aae032
 MAX_EXAMPLES = 216  # labelled texts that a vocabulary keeps
+INTERVAL_ERRORS = 2.0  # standard errors to each side of a printed score: about 95 %
 
 
 def select_examples(texts: dict, plain: list) -> tuple:  # (words, prompt, answer) of each example
@@ -105,9 +106,6 @@ def _fit_vocabulary(
 
 
 Vocabulary.fit = classmethod(_fit_vocabulary)
-
-# %% ../../nbs/4_explanation/04_vocabulary.ipynb #63d05a37
-INTERVAL_ERRORS = 2.0  # standard errors to each side of a printed score: about 95 %
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #6655ebdc
 @dataclass(frozen=True, eq=False)
