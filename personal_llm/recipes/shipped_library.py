@@ -14,16 +14,8 @@ from pathlib import Path
 from ..base.core import Dialogue, make_generator
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
-from personal_llm.data.people import (
-    brevity,
-    bullets,
-    emoji,
-    lower_case,
-    opener,
-    preferred_words,
-    sign_off,
-    numbered_steps,
-)
+from ..data.people import brevity, bullets, emoji, lower_case
+from ..data.people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
