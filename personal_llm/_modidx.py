@@ -804,10 +804,6 @@ d = {
                 "0_base/check.html#measure_random_adapter",
                 "personal_llm/base/check.py",
             ),
-            "personal_llm.base.check.register_model_check": (
-                "0_base/check.html#register_model_check",
-                "personal_llm/base/check.py",
-            ),
         },
         "personal_llm.base.core": {
             "personal_llm.base.core.Cost": ("0_base/core.html#cost", "personal_llm/base/core.py"),
@@ -2287,7 +2283,6 @@ d = {
                 "personal_llm/data/people.py",
             ),
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
-            "personal_llm.data.people._SubjectPlan": ("1_data/people.html#_subjectplan", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
@@ -2377,10 +2372,6 @@ d = {
                 "1_data/reading.html#parse_saved_fields",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.parse_saved_history": (
-                "1_data/reading.html#parse_saved_history",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_saved_row": (
                 "1_data/reading.html#parse_saved_row",
                 "personal_llm/data/reading.py",
@@ -2443,10 +2434,6 @@ d = {
             ),
             "personal_llm.data.records.is_message_list": (
                 "1_data/records.html#is_message_list",
-                "personal_llm/data/records.py",
-            ),
-            "personal_llm.data.records.name_fields": (
-                "1_data/records.html#name_fields",
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.parse_first_value": (

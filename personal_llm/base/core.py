@@ -158,10 +158,7 @@ class History(Sequence):
 
     __slots__ = ("turns", "count", "digests")
 
-    def __init__(
-        self,
-        turns,  # (role, text) pairs; role is "user" or "assistant"
-    ):
+    def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant"
         self.turns = tuple(_check_turn(turn) for turn in turns)
         self.count = len(self.turns)
         self.digests = [""]  # of the first 0, 1, 2, … turns, as many as were needed so far

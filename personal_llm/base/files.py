@@ -152,10 +152,7 @@ def _list_files(folder: Path) -> set:  # relative paths with forward slashes
 class OwnedFolder:
     "A folder in which we replace or delete only our own entries; raises `InputError` for a folder of foreign files."
 
-    def __init__(
-        self,
-        path,  # a new or empty folder, or one that was opened like this before
-    ):
+    def __init__(self, path):  # a new or empty folder, or one that was opened like this before
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: a file, not a folder", "choose a folder")
@@ -183,22 +180,18 @@ class OwnedFolder:
         if foreign:
             raise InputError(f"{foreign[0]}: not made by this package", "move it away, or choose another folder")
 
+    def _write_entries(self) -> None:
+        write_json(self.path / OWNERSHIP_FILE, dict(made=self.entries))
+
+    def claim(self, name: str) -> Path:
+        "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
+        self.check_entries(name)
+        make_folder(self.path)
+        self.entries[name] = None
+        self._write_entries()
+        return self.path / name
+
 # %% ../../nbs/0_base/03_files.ipynb #380ec217
-@patch
-def _write_entries(self: OwnedFolder) -> None:
-    write_json(self.path / OWNERSHIP_FILE, dict(made=self.entries))
-
-
-@patch
-def claim(self: OwnedFolder, name: str) -> Path:
-    "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
-    self.check_entries(name)
-    make_folder(self.path)
-    self.entries[name] = None
-    self._write_entries()
-    return self.path / name
-
-
 @patch
 def record_files(self: OwnedFolder, *names: str) -> None:
     "List the files of claimed entries that are finished; a file that is added later is foreign."

@@ -70,7 +70,6 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:
 class RecordFormat:
     "How to parse the records of one format."
 
-    name: str
     required_fields: tuple  # alternatives, each a tuple of fields
     parse: Callable  # record -> list of `ParsedConversation`
     group_by: str = ""  # the field that rows of one conversation share; `parse` then takes their list
@@ -89,7 +88,7 @@ def register_format(
     "Register a function that parses the records of one format."
 
     def register(parse):
-        FORMATS[name] = RecordFormat(name, required_fields, parse, **options)
+        FORMATS[name] = RecordFormat(required_fields, parse, **options)
         return parse
 
     return register

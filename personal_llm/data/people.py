@@ -12,7 +12,7 @@ __all__ = ['MAX_CLOSING_WORDS', 'SMALL_TALK_SUBJECTS', 'USERS', 'MAX_TEST_ROWS',
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import numpy as np
 
@@ -236,21 +236,15 @@ USERS["traveller"] = SimulatedUser(
 MAX_TEST_ROWS = 64  # of each test set
 
 
-class _SubjectPlan(NamedTuple):
-    subject: tuple  # (source, domain)
-    kind: str  # "signal", "rare", "small talk" or "general"
-    num_test_rows: int
-
-
 def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of test rows)
     "List the subjects of a user's dialogues; general instructions come last."
     others = (*user.signal_subjects, user.rare_subject)
     small_talk = [subject for subject in user.small_talk if subject not in others]
     num_signal, num_talk = MAX_TEST_ROWS // len(user.signal_subjects), MAX_TEST_ROWS // 2 // len(small_talk) + 1
-    plans = [_SubjectPlan(subject, "signal", num_signal) for subject in user.signal_subjects]
-    plans.append(_SubjectPlan(user.rare_subject, "rare", MAX_TEST_ROWS))
-    plans += [_SubjectPlan(subject, "small talk", num_talk) for subject in small_talk]
-    return [*plans, _SubjectPlan(("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
+    plans = [(subject, "signal", num_signal) for subject in user.signal_subjects]
+    plans.append((user.rare_subject, "rare", MAX_TEST_ROWS))
+    plans += [(subject, "small talk", num_talk) for subject in small_talk]
+    return [*plans, (("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
 
 # %% ../../nbs/1_data/07_people.ipynb #13c8870e
 def row_to_dialogue(row: dict, kind: str) -> Dialogue:
@@ -268,9 +262,9 @@ def group_rows_by_subject(user: SimulatedUser, rows: list) -> dict:  # (source, 
     for row in rows:
         if is_reserved(get_row_group(row)):
             groups[row["source"], row["domain"]].append(row)
-    for plan in list_subjects(user):
-        if not groups[plan.subject]:
-            problem = f"no reserved rows of {' '.join(plan.subject)}, which user {user.name!r} needs"
+    for subject, _, _ in list_subjects(user):
+        if not groups[subject]:
+            problem = f"no reserved rows of {' '.join(subject)}, which user {user.name!r} needs"
             raise InputError(problem, "give all of load_samples()")
     return groups
 

@@ -242,23 +242,18 @@ def parse_saved_fields(row: dict) -> dict:
     return fields
 
 # %% ../../nbs/1_data/04_reading.ipynb #00120a04
-def parse_saved_history(row: dict, ends: dict) -> tuple:  # (turns of its conversation, how many are its history)
-    "Find the turns that a row continues; `ends` maps the id of a dialogue to the turns up to its response."
-    after = row.get("after")
+def parse_saved_row(row: dict, ends: dict) -> tuple:  # (fields, turns, how many are its history, truncated texts)
+    "Parse a row and append its exchange to the turns it continues; `ends`: id -> the turns up to its response."
+    fields, after = parse_saved_fields(row), row.get("after")
     if after is None:
         turns = [parse_saved_turn(turn) for turn in row.get("history", [])]
-        return turns, len(turns)
-    if not isinstance(after, str) or after not in ends:
+        count = len(turns)
+    elif not isinstance(after, str) or after not in ends:
         problem = f"it continues dialogue {format_value(after)}, which is in no line above"
         raise InputError(problem, "write the file anew")
-    turns, count = ends[after]
-    return (turns if len(turns) == count else turns[:count]), count
-
-
-def parse_saved_row(row: dict, ends: dict) -> tuple:  # (fields, turns, how many are its history, truncated texts)
-    "Parse a row and append its exchange to its conversation; raise `InputError`."
-    fields = parse_saved_fields(row)
-    turns, count = parse_saved_history(row, ends)
+    else:
+        turns, count = ends[after]
+        turns = turns if len(turns) == count else turns[:count]
     turns += [("user", fields["prompt"]), ("assistant", fields["response"])]
     ends[fields["id"]] = (turns, count + 2)
     texts = (row["prompt"], row["response"], *(text for _, text in row.get("history", [])))

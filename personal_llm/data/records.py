@@ -143,13 +143,6 @@ def parse_row(lines: list, start: int, separator: str, has_quotes: bool = True) 
         raise InputError(f"broken CSV ({error})", QUOTING_REMEDY) from None
 
 # %% ../../nbs/1_data/01_records.ipynb #50ebdcbc
-def name_fields(header: list, fields: list) -> dict:  # {column: field}
-    "Join a row with the header; raise `InputError` if their widths differ."
-    if len(fields) < len(header) or any(fields[len(header) :]):
-        raise InputError(f"{len(fields)} fields where the header has {len(header)}", QUOTING_REMEDY)
-    return dict(zip(header, fields))
-
-
 def parse_table(lines: list) -> tuple:  # ([(line number, {column: field})], [(line number, InputError)])
     "Parse the rows of a table, of which the first readable one is the header; a broken row costs no other row."
     texts = [text for _, text in lines]
@@ -164,7 +157,9 @@ def parse_table(lines: list) -> tuple:  # ([(line number, {column: field})], [(l
             if header is None and any(field.strip() for field in fields):
                 header = [name.strip() for name in fields]
             elif any(field.strip() for field in fields):
-                rows.append((number, name_fields(header, fields)))
+                if len(fields) < len(header) or any(fields[len(header) :]):
+                    raise InputError(f"{len(fields)} fields where the header has {len(header)}", QUOTING_REMEDY)
+                rows.append((number, dict(zip(header, fields))))
         except InputError as error:
             errors.append((number, error))
         start += num_lines
