@@ -140,10 +140,8 @@ def parse_telegram_messages(chat: dict) -> list:  # of `ChatMessage`
         if m.get("type") != "message" or m.get("forwarded_from"):
             continue
         parts = m.get("text") or ""
-        parts = [
-            part["text"] if isinstance(part, dict) else part for part in (parts if isinstance(parts, list) else [parts])
-        ]
-        text = "".join(as_text(part, "text") for part in parts)
+        parts = parts if isinstance(parts, list) else [parts]
+        text = "".join(as_text(part["text"] if isinstance(part, dict) else part, "text") for part in parts)
         sender_id = str(m.get("from_id") or m.get("from"))
         if text.strip():
             sender = as_text(m.get("from") or sender_id, "from")
