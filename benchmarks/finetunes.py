@@ -22,9 +22,8 @@ from personal_llm.data.reading import load_samples
 from personal_llm.tuning import speedups, training_loop
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import attach_trainable_lora
-from personal_llm.tuning.losses import response_nll
 from personal_llm.tuning.speedups import FastForward
-from personal_llm.tuning.training_loop import compute_learning_rate, train
+from personal_llm.tuning.training_loop import compute_learning_rate, response_nll, train
 from personal_llm.tuning.validation import BestAdapter
 
 SOURCES = {

@@ -1525,14 +1525,6 @@ d = {
                 "2_buffer/policies.html#policy.__init_subclass__",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.Policy.__repr__": (
-                "2_buffer/policies.html#policy.__repr__",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.after_add": (
-                "2_buffer/policies.html#policy.after_add",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.Policy.after_erase": (
                 "2_buffer/policies.html#policy.after_erase",
                 "personal_llm/buffer/policies.py",
@@ -1543,10 +1535,6 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.after_rescore": (
                 "2_buffer/policies.html#policy.after_rescore",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.before_remove": (
-                "2_buffer/policies.html#policy.before_remove",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.choose": (
@@ -3190,6 +3178,40 @@ d = {
                 "experiments/formats.html#measure",
                 "personal_llm/experiments/formats.py",
             )
+        },
+        "personal_llm.experiments.headroom": {
+            "personal_llm.experiments.headroom.Headroom": (
+                "experiments/headroom.html#headroom",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.HeadroomShare": (
+                "experiments/headroom.html#headroomshare",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.RatioToBest": (
+                "experiments/headroom.html#ratiotobest",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.RatioToBest.__str__": (
+                "experiments/headroom.html#ratiotobest.__str__",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom._check_same_users": (
+                "experiments/headroom.html#_check_same_users",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.measure_headroom": (
+                "experiments/headroom.html#measure_headroom",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.ratio_to_best": (
+                "experiments/headroom.html#ratio_to_best",
+                "personal_llm/experiments/headroom.py",
+            ),
+            "personal_llm.experiments.headroom.share_of_headroom": (
+                "experiments/headroom.html#share_of_headroom",
+                "personal_llm/experiments/headroom.py",
+            ),
         },
         "personal_llm.experiments.learning_speed": {
             "personal_llm.experiments.learning_speed.measure": (
@@ -6695,11 +6717,6 @@ d = {
                 "personal_llm/tuning/config.py",
             ),
             "personal_llm.tuning.config._count": ("3_tuning/config.html#_count", "personal_llm/tuning/config.py"),
-            "personal_llm.tuning.config._from_dict": (
-                "3_tuning/config.html#_from_dict",
-                "personal_llm/tuning/config.py",
-            ),
-            "personal_llm.tuning.config._paper": ("3_tuning/config.html#_paper", "personal_llm/tuning/config.py"),
             "personal_llm.tuning.config.read_adapter_shape": (
                 "3_tuning/config.html#read_adapter_shape",
                 "personal_llm/tuning/config.py",
@@ -6707,28 +6724,6 @@ d = {
             "personal_llm.tuning.config.selects_same_modules": (
                 "3_tuning/config.html#selects_same_modules",
                 "personal_llm/tuning/config.py",
-            ),
-        },
-        "personal_llm.tuning.cost_estimate": {
-            "personal_llm.tuning.cost_estimate.CostEstimate": (
-                "3_tuning/cost_estimate.html#costestimate",
-                "personal_llm/tuning/cost_estimate.py",
-            ),
-            "personal_llm.tuning.cost_estimate.CostEstimate.__str__": (
-                "3_tuning/cost_estimate.html#costestimate.__str__",
-                "personal_llm/tuning/cost_estimate.py",
-            ),
-            "personal_llm.tuning.cost_estimate.estimate_cost": (
-                "3_tuning/cost_estimate.html#estimate_cost",
-                "personal_llm/tuning/cost_estimate.py",
-            ),
-            "personal_llm.tuning.cost_estimate.estimate_joules": (
-                "3_tuning/cost_estimate.html#estimate_joules",
-                "personal_llm/tuning/cost_estimate.py",
-            ),
-            "personal_llm.tuning.cost_estimate.measure_second_run": (
-                "3_tuning/cost_estimate.html#measure_second_run",
-                "personal_llm/tuning/cost_estimate.py",
             ),
         },
         "personal_llm.tuning.evaluation": {
@@ -6754,14 +6749,6 @@ d = {
             ),
             "personal_llm.tuning.evaluation.Evaluation.values": (
                 "3_tuning/evaluation.html#evaluation.values",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation._count_words": (
-                "3_tuning/evaluation.html#_count_words",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation._from_dict": (
-                "3_tuning/evaluation.html#_from_dict",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.choose_best_constant": (
@@ -6818,6 +6805,14 @@ d = {
             ),
         },
         "personal_llm.tuning.finetune": {
+            "personal_llm.tuning.finetune.CostEstimate": (
+                "3_tuning/finetune.html#costestimate",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.CostEstimate.__str__": (
+                "3_tuning/finetune.html#costestimate.__str__",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.TrainingSplit": (
                 "3_tuning/finetune.html#trainingsplit",
                 "personal_llm/tuning/finetune.py",
@@ -6838,8 +6833,16 @@ d = {
                 "3_tuning/finetune.html#compute_training_cost",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.describe_training": (
-                "3_tuning/finetune.html#describe_training",
+            "personal_llm.tuning.finetune.describe_result": (
+                "3_tuning/finetune.html#describe_result",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.estimate_cost": (
+                "3_tuning/finetune.html#estimate_cost",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.estimate_joules": (
+                "3_tuning/finetune.html#estimate_joules",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.finetune": (
@@ -6854,24 +6857,12 @@ d = {
                 "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.list_foreign_files": (
-                "3_tuning/finetune.html#list_foreign_files",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.measure_base_loss": (
-                "3_tuning/finetune.html#measure_base_loss",
+            "personal_llm.tuning.finetune.measure_second_run": (
+                "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.open_output_folder": (
                 "3_tuning/finetune.html#open_output_folder",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.prepare_checkpoints": (
-                "3_tuning/finetune.html#prepare_checkpoints",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.read_run_id": (
-                "3_tuning/finetune.html#read_run_id",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.remove_checkpoints": (
@@ -6884,10 +6875,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.write_notes": (
-                "3_tuning/finetune.html#write_notes",
                 "personal_llm/tuning/finetune.py",
             ),
         },
@@ -6906,36 +6893,6 @@ d = {
                 "personal_llm/tuning/lora.py",
             ),
             "personal_llm.tuning.lora.add_lora": ("3_tuning/lora.html#add_lora", "personal_llm/tuning/lora.py"),
-        },
-        "personal_llm.tuning.losses": {
-            "personal_llm.tuning.losses.bfloat16_context": (
-                "3_tuning/losses.html#bfloat16_context",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.compute_label_losses": (
-                "3_tuning/losses.html#compute_label_losses",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.has_fast_bfloat16": (
-                "3_tuning/losses.html#has_fast_bfloat16",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.last_hidden_states": (
-                "3_tuning/losses.html#last_hidden_states",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.response_nll": (
-                "3_tuning/losses.html#response_nll",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.supports_partial_logits": (
-                "3_tuning/losses.html#supports_partial_logits",
-                "personal_llm/tuning/losses.py",
-            ),
-            "personal_llm.tuning.losses.unwrap_peft": (
-                "3_tuning/losses.html#unwrap_peft",
-                "personal_llm/tuning/losses.py",
-            ),
         },
         "personal_llm.tuning.speedups": {
             "personal_llm.tuning.speedups.FastForward": (
@@ -6966,10 +6923,6 @@ d = {
                 "3_tuning/speedups.html#frozenlayercache.get_rows",
                 "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.speedups.FrozenLayerCache.is_exact": (
-                "3_tuning/speedups.html#frozenlayercache.is_exact",
-                "personal_llm/tuning/speedups.py",
-            ),
             "personal_llm.tuning.speedups.FrozenLayerCache.supply_rows": (
                 "3_tuning/speedups.html#frozenlayercache.supply_rows",
                 "personal_llm/tuning/speedups.py",
@@ -6994,16 +6947,8 @@ d = {
                 "3_tuning/speedups.html#make_frozen_layer_cache",
                 "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.speedups.replace_layer_input": (
-                "3_tuning/speedups.html#replace_layer_input",
-                "personal_llm/tuning/speedups.py",
-            ),
             "personal_llm.tuning.speedups.share_dropout": (
                 "3_tuning/speedups.html#share_dropout",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.skip_layers": (
-                "3_tuning/speedups.html#skip_layers",
                 "personal_llm/tuning/speedups.py",
             ),
         },
@@ -7032,14 +6977,6 @@ d = {
                 "3_tuning/statistics.html#comparison.worse",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.Headroom": (
-                "3_tuning/statistics.html#headroom",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.HeadroomShare": (
-                "3_tuning/statistics.html#headroomshare",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.MeanEstimate": (
                 "3_tuning/statistics.html#meanestimate",
                 "personal_llm/tuning/statistics.py",
@@ -7048,36 +6985,16 @@ d = {
                 "3_tuning/statistics.html#meanestimate.__str__",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.RatioToBest": (
-                "3_tuning/statistics.html#ratiotobest",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.RatioToBest.__str__": (
-                "3_tuning/statistics.html#ratiotobest.__str__",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics._check_same_users": (
-                "3_tuning/statistics.html#_check_same_users",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics._check_user_values": (
-                "3_tuning/statistics.html#_check_user_values",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics._draw_resamples": (
-                "3_tuning/statistics.html#_draw_resamples",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics._interval": (
-                "3_tuning/statistics.html#_interval",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics._widening": (
-                "3_tuning/statistics.html#_widening",
+            "personal_llm.tuning.statistics.check_user_values": (
+                "3_tuning/statistics.html#check_user_values",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.compute_critical_t": (
                 "3_tuning/statistics.html#compute_critical_t",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.draw_resamples": (
+                "3_tuning/statistics.html#draw_resamples",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.holm_correction": (
@@ -7092,24 +7009,20 @@ d = {
                 "3_tuning/statistics.html#mean_over_users",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.measure_headroom": (
-                "3_tuning/statistics.html#measure_headroom",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.paired_bootstrap": (
                 "3_tuning/statistics.html#paired_bootstrap",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.ratio_to_best": (
-                "3_tuning/statistics.html#ratio_to_best",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.share_of_headroom": (
-                "3_tuning/statistics.html#share_of_headroom",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.sign_flip_test": (
                 "3_tuning/statistics.html#sign_flip_test",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.widen_interval": (
+                "3_tuning/statistics.html#widen_interval",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.widening_factor": (
+                "3_tuning/statistics.html#widening_factor",
                 "personal_llm/tuning/statistics.py",
             ),
         },
@@ -7118,8 +7031,24 @@ d = {
                 "3_tuning/training_loop.html#add_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.bfloat16_context": (
+                "3_tuning/training_loop.html#bfloat16_context",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.compute_label_losses": (
+                "3_tuning/training_loop.html#compute_label_losses",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.compute_learning_rate": (
                 "3_tuning/training_loop.html#compute_learning_rate",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.has_fast_bfloat16": (
+                "3_tuning/training_loop.html#has_fast_bfloat16",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.last_hidden_states": (
+                "3_tuning/training_loop.html#last_hidden_states",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.list_checkpoints": (
@@ -7134,6 +7063,10 @@ d = {
                 "3_tuning/training_loop.html#make_epoch_batches",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.response_nll": (
+                "3_tuning/training_loop.html#response_nll",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.save_checkpoint": (
                 "3_tuning/training_loop.html#save_checkpoint",
                 "personal_llm/tuning/training_loop.py",
@@ -7146,8 +7079,16 @@ d = {
                 "3_tuning/training_loop.html#select_step_batches",
                 "personal_llm/tuning/training_loop.py",
             ),
+            "personal_llm.tuning.training_loop.supports_partial_logits": (
+                "3_tuning/training_loop.html#supports_partial_logits",
+                "personal_llm/tuning/training_loop.py",
+            ),
             "personal_llm.tuning.training_loop.train": (
                 "3_tuning/training_loop.html#train",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.unwrap_peft": (
+                "3_tuning/training_loop.html#unwrap_peft",
                 "personal_llm/tuning/training_loop.py",
             ),
         },

@@ -141,13 +141,9 @@ def test_rouge_against_its_naive_twin(reply, reference):
     assert found["rougeL"] <= found["rouge1"] + 1e-12 and 0 <= found["bleu"] <= 100 + 1e-9
 
 
-def test_json_round_trip_and_damage():
-    found = evaluate(Parrot(), TEST, habits=(lower_case(),), group="Ana")
-    row = json.loads(json.dumps(found.to_dict()))
-    assert Evaluation.from_dict(row) == found and Evaluation.from_dict(row).compare(found).difference == 0
-    for wrong in ({}, dict(items=[]), row | dict(score=1)):
-        with pytest.raises(InputError, match="not an evaluation"):
-            Evaluation.from_dict(wrong)
+def test_an_evaluation_is_plain_json():
+    row = evaluate(Parrot(), TEST, habits=(lower_case(),), group="Ana").to_dict()
+    assert json.loads(json.dumps(row)) == row and row["user"] == "Ana" and len(row["items"]) == len(TEST)
 
 
 def test_compare_pairs_by_id_whatever_the_order():

@@ -9,10 +9,10 @@ from test_tuning import BRIEF, TALK
 from tiny import ARCHITECTURES, shared, tiny
 
 from personal_llm.base.tokens import collate_samples
-from personal_llm.tuning import losses
+from personal_llm.tuning import training_loop
 from personal_llm.tuning.finetune import trainable_adapter
-from personal_llm.tuning.losses import response_nll, supports_partial_logits
 from personal_llm.tuning.speedups import FastForward
+from personal_llm.tuning.training_loop import response_nll, supports_partial_logits
 
 CALM = replace(BRIEF, dropout=0.0, bfloat16=False)
 
@@ -69,8 +69,8 @@ def test_pieces_of_a_large_batch_have_the_same_gradient(monkeypatch):
     with trainable_adapter(model, CALM) as adapted:
         batch, found = make_batch(model), []
         calm(adapted)
-        for limit in (losses.MAX_LOGITS, 10 * len(model.tokenizer)):
-            monkeypatch.setattr(losses, "MAX_LOGITS", limit)
+        for limit in (training_loop.MAX_LOGITS, 10 * len(model.tokenizer)):
+            monkeypatch.setattr(training_loop, "MAX_LOGITS", limit)
             found.append(compute_gradient(adapted, response_nll(adapted, batch).sum()))
         assert torch.allclose(*found, atol=1e-5 * found[0].abs().max())
 

@@ -321,7 +321,7 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(tuning, "show_progress", interrupt)
         personalize(FEW, tmp_path / "mine", **settings)
-    assert list((tmp_path / "mine").glob("run-*/adapters/000/checkpoints/checkpoint-*"))
+    assert list((tmp_path / "mine").glob("run-*/adapters/000/checkpoints/*/checkpoint-*"))
     resumed = personalize(FEW, tmp_path / "mine", **settings)
     straight = personalize(FEW, tmp_path / "straight", **settings)
     assert resumed["adapter_id"] == straight["adapter_id"] and not list((tmp_path / "mine").rglob("checkpoint*"))

@@ -22,7 +22,7 @@ class Surprising(Policy):
     "A user's own: the entry with the lowest EOE leaves, unless the candidate is lower; counts what it saw."
 
     def __init__(self):
-        self.offers, self.inside = 0, 0
+        self.offers = 0
 
     def choose(self, view, candidate):
         self.offers += 1
@@ -30,12 +30,6 @@ class Surprising(Policy):
         if candidate.scores.eoe <= view.eoe[slot]:
             return None, "nothing new in it"
         return slot, "says more than the dullest entry"
-
-    def after_add(self, view, slot):
-        self.inside += 1
-
-    def before_remove(self, view, slot):
-        self.inside -= 1
 
     def state(self):
         return dict(offers=self.offers)
@@ -105,25 +99,6 @@ def test_nobody_is_kept_twice(kind):
         decision = buffer.add(c)
         assert not decision.kept and "already" in decision.reason
     assert buffer.dialogues == before
-
-
-@every_policy
-def test_who_comes_and_goes_is_told(kind):
-    "After any number of events a policy has been told of those inside, each once."
-    buffer = Buffer(4, new(kind), 0)
-    inside, policy = [], buffer.policy
-    added, removed = policy.after_add, policy.before_remove
-    policy.after_add = lambda view, slot: (inside.append(view.dialogues[slot].id), added(view, slot))
-    policy.before_remove = lambda view, slot: (inside.remove(view.dialogues[slot].id), removed(view, slot))
-    for step, c in enumerate(stream(50)):
-        buffer.add(c)
-        if step == 20:
-            buffer.remove({0, 2})
-        if step == 30:
-            buffer.rescore(buffer.entries[:])
-        if step == 40:
-            buffer.clear()
-        assert sorted(inside) == sorted(d.id for d in buffer.dialogues), step
 
 
 @every_policy

@@ -11,7 +11,7 @@ from personal_llm.base import core
 from personal_llm.buffer.buffer import bin_bytes
 from personal_llm.buffer.scoring import score
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.cost_estimate import SAMPLE_DIALOGUE, estimate_cost
+from personal_llm.tuning.finetune import SAMPLE_DIALOGUE, estimate_cost
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -18,6 +18,7 @@ from grids import JOBS, SHARED, loss_of
 from personal_llm.base.core import Cost, InputError
 from personal_llm.experiments import all as experiments
 from personal_llm.experiments import runner
+from personal_llm.experiments.headroom import ratio_to_best
 from personal_llm.experiments.runner import (
     Grid,
     check_budgets,
@@ -31,7 +32,7 @@ from personal_llm.experiments.runner import (
     run_grid,
     summarise_rows,
 )
-from personal_llm.tuning.statistics import holm_correction, mean_over_users, ratio_to_best, sign_flip_test
+from personal_llm.tuning.statistics import holm_correction, mean_over_users, sign_flip_test
 
 HERE = Path(__file__).resolve().parent
 

@@ -149,7 +149,7 @@ def test_a_slice_ends_after_its_time_at_the_next_checkpoint(folder):
     looks(keeper, 7)
     looks(keeper, 30)
     assert keeper.slice, "without a checkpoint its work would be lost"
-    make_folder(folder / BACKGROUND_FOLDER / "checkpoints" / "checkpoint-13")
+    make_folder(folder / BACKGROUND_FOLDER / "checkpoints" / "run" / "checkpoint-13")
     assert looks(keeper, 1) == ("waiting", "between two slices") and service_status(folder)["step"] == 13
 
 

@@ -18,7 +18,7 @@ from personal_llm.base.adapters import compress_adapter
 from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning import losses
+from personal_llm.tuning import training_loop
 from personal_llm.tuning.finetune import TrainingSplit, finetune, trainable_adapter
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import select_step_batches, train
@@ -258,7 +258,11 @@ def test_stopped_between_the_last_step_and_the_end(end, monkeypatch, tmp_path):
     wanted = finetune(model, TALK, config, seed=2, progress=False, on_step=log)
     assert steps[-1] == last if last else steps[-1] < config.steps, "it ends as it should"
 
-    def stop(*given):
+    real = tuning.remove_checkpoints
+
+    def stop(*given, **keep):
+        if keep:  # not the end: the run only begins
+            return real(*given, **keep)
         raise KeyboardInterrupt
 
     for name in ("stage_adapter", "commit_adapter", "remove_checkpoints"):
@@ -314,14 +318,7 @@ def theirs(folder):
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-FOREIGN = {
-    "checkpoints": ["checkpoints/checkpoint-900/model.bin"],
-    "a file named run": ["checkpoints/run"],
-    "a folder named run": ["checkpoints/run/log.txt"],
-    "no folder": ["checkpoints"],
-    "notes": ["checkpoints/.notes.7.tmp"],
-    "an adapter": ["adapter_model.safetensors", "adapter_config.json"],
-}
+FOREIGN = {"no folder": ["checkpoints"], "an adapter": ["adapter_model.safetensors", "adapter_config.json"]}
 
 
 @pytest.mark.parametrize("what", FOREIGN)
@@ -336,15 +333,17 @@ def test_what_others_made_is_refused_untouched(what, tmp_path):
     assert theirs(tmp_path) == before
 
 
-def test_notes_among_our_own_checkpoints_are_refused_untouched(stopped, tmp_path):
-    "The mark says that the checkpoints are ours; it does not say it of all that lies beside them."
-    out = tmp_path / "mine"
+@pytest.mark.parametrize("name", ["checkpoint-900/model.bin", "run", ".notes.7.tmp", "notes.txt"])
+def test_files_of_others_beside_checkpoints_stay(name, stopped, straight, tmp_path):
+    "A run goes on beside them, and removes its own checkpoints only."
+    out, file = tmp_path / "mine", tmp_path / "mine" / "checkpoints" / name
     shutil.copytree(stopped, out)
-    (out / "checkpoints" / "notes.txt").write_text("a thesis")
-    before = theirs(tmp_path)
-    with pytest.raises(InputError, match="notes.txt: not made by this package"):
-        finetune(shared("qwen2"), TALK, RUN, out=out, seed=2, progress=False)
-    assert theirs(tmp_path) == before
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("a thesis")
+    steps = []
+    again = finetune(shared("qwen2"), TALK, RUN, out=out, seed=2, progress=False, on_step=stop_at(steps=steps))
+    assert result(again) == result(straight) and steps == [5, 6]
+    assert [p for p in (out / "checkpoints").rglob("*") if p.is_file()] == [file] and file.read_text() == "a thesis"
 
 
 def test_a_linked_folder_of_checkpoints_is_refused(stopped, tmp_path):
@@ -663,7 +662,7 @@ def trainer_losses(adapted, samples, config, seed) -> list:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_the_loop_has_the_losses_of_trainer(architecture, accumulated, bfloat16, monkeypatch):
     "On the same batches, without dropout: warm-up, schedule, clipping, optimiser and weight decay are Trainer's."
-    monkeypatch.setattr(losses, "has_fast_bfloat16", lambda device: device == "cpu")
+    monkeypatch.setattr(training_loop, "has_fast_bfloat16", lambda device: device == "cpu")
     more = dict(gradient_accumulation_steps=accumulated, bfloat16=bfloat16, weight_decay=0.1)
     config = TuningConfig(rank=4, steps=8, batch_size=4, dropout=0.0, learning_rate=1e-2, warmup=0.25, **more)
     found = []

@@ -206,7 +206,7 @@ def check_command(args) -> CommandResult:
     "The command `check`."
     from personal_llm.base.check import check_model
     from personal_llm.base.loading import resolve_model
-    from personal_llm.tuning.cost_estimate import estimate_cost
+    from personal_llm.tuning.finetune import estimate_cost
 
     resolve_model(args.model)  # an impossible name is a mistake in the arguments
     report = check_model(args.model, **get_model_settings(args))

@@ -75,26 +75,23 @@ def has_same_text(self: Buffer, candidate: ScoredDialogue) -> bool:
 @patch
 def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
     "Fill a bin, and let its entry leave if it has one."
-    changed = {candidate.scores.domain}
-    if slot < len(self):
-        self.policy.before_remove(self.view, slot)
-        changed.add(self.entries[slot].scores.domain)
+    changed = {entry.scores.domain for entry in (candidate, *self.entries[slot : slot + 1])}
     self.entries[slot : slot + 1] = [candidate]
     self.arrivals[slot : slot + 1] = [arrival]
     self.domains = {domain: known for domain, known in self.domains.items() if domain not in changed}
     self._view = None
-    self.policy.after_add(self.view, slot)
+
+
+@patch
+def _refill(self: Buffer, entries: list, arrivals: list) -> None:
+    "Replace all entries."
+    self.entries, self.arrivals, self.domains, self._view = list(entries), list(arrivals), {}, None
 
 
 @patch
 def clear(self: Buffer) -> None:
     "Empty every bin; the log and the state of the random generator stay."
-    while len(self):
-        self.policy.before_remove(self.view, len(self) - 1)
-        self.entries.pop()
-        self.arrivals.pop()
-        self._view = None
-    self.domains = {}
+    self._refill([], [])
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #1806a420
 @dataclass(frozen=True)
@@ -154,20 +151,12 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #b8b940c9
 @patch
-def _refill(self: Buffer, candidates: list, arrivals: list) -> None:
-    "Empty the bins and fill them in this order."
-    self.clear()
-    for slot, (candidate, arrival) in enumerate(zip(candidates, arrivals)):
-        self._fill(slot, candidate, arrival)
-
-
-@patch
 def rescore(self: Buffer, candidates: list) -> None:  # the entries' dialogues with new scores, in order
     "Replace the scores of all entries, so that old and new embeddings are never mixed."
     if [c.dialogue.id for c in candidates] != [d.id for d in self.dialogues]:
         raise InputError("rescore: these are other dialogues", "give the buffer's own, in order")
     _check_same_model(candidates)
-    self._refill(candidates, self.arrivals[:])
+    self._refill(candidates, self.arrivals)
     self.policy.after_rescore(self.view)
 
 
@@ -199,7 +188,7 @@ def erase(self: Buffer, ids: set) -> None:  # of dialogues
 def clear_embeddings(self: Buffer) -> None:
     "Replace all embeddings by zeros until `rescore`; `add` refuses candidates meanwhile."
     blank = lambda scores: replace(scores, embedding=0 * scores.embedding, model="")
-    self._refill([replace(e, scores=blank(e.scores)) for e in self.entries], self.arrivals[:])
+    self._refill([replace(e, scores=blank(e.scores)) for e in self.entries], self.arrivals)
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #d7a8deb8
 CHECKSUM_LENGTH = 64  # hex digits
@@ -258,11 +247,12 @@ def _read_file(path) -> tuple:  # (state, embeddings)
 @patch
 def _restore(self: Buffer, state: dict, embeddings: np.ndarray) -> None:
     "Take a saved state; raises `ValueError` if its parts contradict each other."
-    rows = zip(state["rows"], state["arrivals"], embeddings, strict=True)
-    for slot, (row, arrival, embedding) in enumerate(rows):
+    entries = []
+    for row, _, embedding in zip(state["rows"], state["arrivals"], embeddings, strict=True):
         scores = row | dict(embedding=embedding)
         dialogue = Dialogue.from_dict(scores.pop("dialogue"))
-        self._fill(slot, ScoredDialogue(dialogue, Scores(**scores)), int(arrival))
+        entries.append(ScoredDialogue(dialogue, Scores(**scores)))
+    self._refill(entries, map(int, state["arrivals"]))
     ids, view = {d.id for d in self.dialogues}, self.view
     numbers = [embeddings, view.eoe, view.eoe_scripts, view.dss, view.loss]  # `ValueError` for a text
     if len(self) > self.capacity or len(ids) < len(self) or not all(np.isfinite(column).all() for column in numbers):

@@ -108,9 +108,6 @@ class Policy:
     def __init_subclass__(cls):
         cls.name = cls.__name__
 
-    def __repr__(self):
-        return f"{type(self).__name__}()"
-
     def choose(self, view: BufferView, candidate: ScoredDialogue) -> tuple:  # (slot or None, the reason in words)
         "Decide when the buffer is full: return the slot whose entry leaves, or None to discard the candidate."
         raise NotImplementedError(f"{type(self).__name__} needs a method `choose(self, view, candidate)`")
@@ -118,12 +115,6 @@ class Policy:
     def place(self, view: BufferView, candidate: ScoredDialogue) -> tuple:  # (slot or None, the reason in words)
         "Take a free bin, whose slot is `len(view)`, or else `choose`."
         return (len(view), "a bin was free") if len(view) < view.capacity else self.choose(view, candidate)
-
-    def after_add(self, view: BufferView, slot: int) -> None:
-        "React to an entry that came: `view` holds it in `slot`."
-
-    def before_remove(self, view: BufferView, slot: int) -> None:
-        "React to the entry in `slot`, which is about to leave."
 
     def after_rescore(self, view: BufferView) -> None:
         "React to new scores of all entries, by another adapter."
@@ -137,19 +128,15 @@ class Policy:
     def expect(self, num_dialogues: int) -> None:
         "Plan for a stream of this many dialogues."
 
+    def order_questions(self, view: BufferView) -> list:  # slots
+        "Return the order in which we ask the user about the entries at the freeze: the oldest first."
+        return [int(slot) for slot in view.arrival.argsort(kind="stable")]
+
+    def select_training_dialogues(self, dialogues: list) -> list:
+        "Return the entries to train on."
+        return dialogues
+
 # %% ../../nbs/2_buffer/02_policies.ipynb #e0c380a1
-@patch
-def order_questions(self: Policy, view: BufferView) -> list:  # slots
-    "Return the order in which we ask the user about the entries at the freeze: the oldest first."
-    return [int(slot) for slot in view.arrival.argsort(kind="stable")]
-
-
-@patch
-def select_training_dialogues(self: Policy, dialogues: list) -> list:
-    "Return the entries to train on."
-    return dialogues
-
-
 @patch
 def state(self: Policy) -> dict:  # plain JSON types
     "Return the memory of the policy, to be saved with the entries."

@@ -342,7 +342,7 @@ def load_personalizer(
     state = read_state(folder, policy)
     state.check_base(model.base, folder)
     try:
-        settings = state.settings | dict(config=TuningConfig.from_dict(state.settings["config"]))
+        settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start)
         me = Personalizer(model, state.buffer, **parts, **settings)
     except (TypeError, KeyError) as error:

@@ -19,7 +19,7 @@ from ..base.files import ASSETS, write_atomically
 from .people import CORRECTING_USERS
 from .runner import RESULTS, Grid, user_means
 from .summary import read_rows
-from ..tuning.statistics import ratio_to_best
+from .headroom import ratio_to_best
 
 # %% ../../nbs/experiments/18_demo.ipynb #62fd217f
 IMAGES = RESULTS.parent.parent / "images"

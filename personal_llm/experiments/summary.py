@@ -17,7 +17,8 @@ from ..base.core import InputError
 from .people import CORRECTING_USERS, USERS_WITHOUT_CORRECTIONS
 from .runner import RESULTS, user_means, read_results
 from .variations import add_adapter_metrics
-from ..tuning.statistics import mean_over_users, ratio_to_best, share_of_headroom
+from .headroom import ratio_to_best, share_of_headroom
+from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/00_summary.ipynb #3ec36564
 VERDICTS = ("holds", "partly", "does not hold", "open")

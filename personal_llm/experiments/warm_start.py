@@ -43,7 +43,7 @@ from ..selection.selection import select
 from ..selection.warm_start import build_start_adapter, get_start_adapter
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from ..tuning.losses import response_nll, supports_partial_logits
+from ..tuning.training_loop import response_nll, supports_partial_logits
 from ..explanation.explanation import explain, explain_pllm, load_probe_texts, prepare_probes
 
 # %% ../../nbs/experiments/04_warm_start.ipynb #8490a414

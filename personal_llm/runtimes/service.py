@@ -71,7 +71,7 @@ def read_training_progress(
 ) -> tuple:  # (steps of the round that is going on, steps of a round)
     "Return the last checkpoint of the running round."
     place = find_state_folders(out)[0]
-    names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/checkpoint-*")]
+    names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/*/checkpoint-*")]
     steps = [int(name.split("-")[1]) for name in names if name.split("-")[1].isdigit()]
     return max(steps, default=0), read_json(place / STATE_FILE)["settings"]["config"]["steps"]
 

@@ -18,7 +18,7 @@ from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import write_atomically
 from ..base.tokens import make_batches, collate_samples
 from .ranking import SelectionRequest, Ranking, rank_by_scores
-from ..tuning.losses import unwrap_peft, supports_partial_logits, last_hidden_states
+from ..tuning.training_loop import unwrap_peft, supports_partial_logits, last_hidden_states
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #96919ac8
 def get_linear_layer(model, module: str):  # a torch layer

@@ -18,7 +18,7 @@ from .gradient_match import select_by_gradient, get_linear_layer, predict_labels
 from .gradient_match import compute_row_losses
 from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_PLLM
 from .ranking import SelectionRequest, Ranking, get_download_bytes, is_gain_certain, race_by_loss
-from ..tuning.losses import unwrap_peft, supports_partial_logits
+from ..tuning.training_loop import unwrap_peft, supports_partial_logits
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #f9b93721
 WINDOW_TOKENS = 64  # tokens that we read of a dialogue

@@ -53,39 +53,16 @@ class TuningConfig:
         "Steps from one check to the next; the last step is a check too."
         return max(1, self.steps // self.checks)
 
-# %% ../../nbs/3_tuning/02_config.ipynb #898dc2ff
-def _paper(cls, num_samples: int) -> TuningConfig:
-    "Return 100 epochs of batch 128 at 3e-4, length 512, for so many samples (Qin et al. 2024, section 4)."
-    steps_per_epoch = -(-num_samples // 128)
-    steps = max(1, 100 * steps_per_epoch)
-    return cls(learning_rate=3e-4, steps=steps, batch_size=128, max_length=512, validation=0.0)
-
-
-def _from_dict(cls, row: dict) -> TuningConfig:
-    "Return the settings of a saved state or card; two of its names may be those of earlier versions."
-    earlier = dict(targets="target_modules", accumulate="gradient_accumulation_steps")
-    return cls(**{earlier.get(name, name): value for name, value in row.items()})
-
-
-TuningConfig.paper, TuningConfig.from_dict = classmethod(_paper), classmethod(_from_dict)
-
 # %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
-def selects_same_modules(
-    first: str,  # names joined by commas
-    second: str,
-    modules: list,  # names of the model's modules; without them only the names are compared
-) -> bool:
-    "Say whether two lists of target modules select the same modules of a model."
+def selects_same_modules(first: str, second: str, modules: list) -> bool:
+    "Say whether two lists of names, joined by commas, are equal or select the same of a model's modules."
     targets = [{name.strip() for name in names.split(",")} for names in (first, second)]
     selected = [{m for m in modules for name in names if f".{m}".endswith(f".{name}")} for names in targets]
     return targets[0] == targets[1] or selected[0] == selected[1] != set()
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c526f46d
-def read_adapter_shape(
-    settings: dict,  # the content of adapter_config.json
-    place,  # the adapter's folder, for the message
-) -> dict:  # fields of a `TuningConfig`
-    "Return an adapter's rank, alpha, dropout, modules and number of layers."
+def read_adapter_shape(settings: dict, place) -> dict:  # fields of a `TuningConfig`
+    "Return rank, alpha, dropout, modules and number of layers of the adapter_config.json of a folder."
     names = settings.get("target_modules")
     if not names or not isinstance(names, (str, list)) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{place}: adapter_config.json names no target modules", "make the adapter anew")
