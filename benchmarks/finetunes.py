@@ -52,32 +52,32 @@ def run_ours(adapted, model, training, validation, config, seed) -> None:
             pass
 
 
+def make_trainer_settings(config, folder: str, **more) -> TrainingArguments:
+    "Return settings of transformers' Trainer with our schedule, for training without reports."
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup * config.steps),
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        **more,
+    )
+
+
 def run_trainer(adapted, model, training, validation, config, seed) -> None:
     "transformers' Trainer as a careful user sets it up."
+    sizes = dict(per_device_train_batch_size=config.batch_size, per_device_eval_batch_size=config.batch_size)
+    checks = dict(eval_strategy="steps", eval_steps=config.check_interval, save_steps=config.check_interval)
+    checks |= dict(save_total_limit=1, load_best_model_at_end=True, logging_steps=config.check_interval)
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder,
-            max_steps=config.steps,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=round(config.warmup * config.steps),
-            eval_strategy="steps",
-            eval_steps=config.check_interval,
-            save_steps=config.check_interval,
-            save_total_limit=1,
-            load_best_model_at_end=True,
-            logging_steps=config.check_interval,
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-            seed=seed,
-            data_seed=seed,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-            label_names=["labels"],
-        )
+        settings = make_trainer_settings(config, folder, seed=seed, data_seed=seed, **sizes, **checks)
         collator = DataCollatorForSeq2Seq(model.tokenizer, padding="longest")
         data = dict(train_dataset=training, eval_dataset=validation, data_collator=collator)
         trainer = Trainer(model=adapted, args=settings, **data)

@@ -619,7 +619,9 @@ def test_a_start_that_is_worse_than_the_base_says_so(tmp_path):
 
 def trainer_losses(adapted, samples, config, seed) -> list:
     "The losses of transformers' Trainer on the batches of our loop."
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
+
+    from benchmarks.finetunes import make_trainer_settings
 
     lengths, rows = [len(sample["input_ids"]) for sample in samples], []
 
@@ -635,24 +637,8 @@ def trainer_losses(adapted, samples, config, seed) -> list:
                 samples, batch_sampler=chosen, collate_fn=lambda found: collate_samples(found, 0)
             )
 
-    settings = TrainingArguments(
-        output_dir="unused",
-        max_steps=config.steps,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup * config.steps),
-        bf16=config.bfloat16,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-    )
+    more = dict(gradient_accumulation_steps=config.gradient_accumulation_steps, bf16=config.bfloat16)
+    settings = make_trainer_settings(config, "unused", logging_steps=1, save_strategy="no", **more)
     OurBatches(model=adapted, args=settings, train_dataset=samples, callbacks=[Log()]).train()
     return rows
 

@@ -154,12 +154,7 @@ def run_check(self: BestAdapter, adapted, step: int) -> None:
 @patch
 def restore(self: BestAdapter, adapted) -> None:
     "Put the best weights back into the model."
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if name in self.best_weights:
-                parameter.copy_(self.best_weights[name])
+    adapted.load_state_dict(self.best_weights, strict=False)
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #va04
 @patch
