@@ -45,12 +45,7 @@ from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .speedups import FastForward, choose_top_layers
 from .training_loop import select_step_batches, train
-from personal_llm.tuning.validation import (
-    BestAdapter,
-    choose_validation_rule,
-    is_users_answer,
-    validation_split,
-)
+from .validation import BestAdapter, choose_validation_rule, is_users_answer, validation_split
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d77da693
 MAX_VALIDATION_SAMPLES = 16  # training dialogues that validate where none is held back
