@@ -113,66 +113,33 @@ d = {
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
-            "personal_llm.app.chat.ChatWidget": ("8_app/chat.html#chatwidget", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.ChatWidget.__init__": (
-                "8_app/chat.html#chatwidget.__init__",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget._make_button": (
-                "8_app/chat.html#chatwidget._make_button",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget._make_field": (
-                "8_app/chat.html#chatwidget._make_field",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget._repr_mimebundle_": (
-                "8_app/chat.html#chatwidget._repr_mimebundle_",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget._send_correction": (
-                "8_app/chat.html#chatwidget._send_correction",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget._send_line": (
-                "8_app/chat.html#chatwidget._send_line",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget.draw_selected_tab": (
-                "8_app/chat.html#chatwidget.draw_selected_tab",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget.refresh": (
-                "8_app/chat.html#chatwidget.refresh",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget.submit_line": (
-                "8_app/chat.html#chatwidget.submit_line",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.ChatWidget.watch_training": (
-                "8_app/chat.html#chatwidget.watch_training",
-                "personal_llm/app/chat.py",
-            ),
-            "personal_llm.app.chat.call_on_enter": ("8_app/chat.html#call_on_enter", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.close_conversation": (
                 "8_app/chat.html#close_conversation",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.import_ipywidgets": (
-                "8_app/chat.html#import_ipywidgets",
+            "personal_llm.app.chat.describe_chat_style": (
+                "8_app/chat.html#describe_chat_style",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.describe_scores": ("8_app/chat.html#describe_scores", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.explain_last_decision": (
+                "8_app/chat.html#explain_last_decision",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.format_chat_help": ("8_app/chat.html#format_chat_help", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.format_chat_status": (
+                "8_app/chat.html#format_chat_status",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.render_message": ("8_app/chat.html#render_message", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.wrap_in_scroll_box": (
-                "8_app/chat.html#wrap_in_scroll_box",
-                "personal_llm/app/chat.py",
-            ),
+            "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
         },
         "personal_llm.app.chat_commands": {
             "personal_llm.app.chat_commands.ChatCommand": (
@@ -242,12 +209,91 @@ d = {
                 "personal_llm/app/chat_panel.py",
             ),
         },
+        "personal_llm.app.chat_widget": {
+            "personal_llm.app.chat_widget.ChatWidget": (
+                "8_app/chat_widget.html#chatwidget",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget.__init__": (
+                "8_app/chat_widget.html#chatwidget.__init__",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget._make_button": (
+                "8_app/chat_widget.html#chatwidget._make_button",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget._make_field": (
+                "8_app/chat_widget.html#chatwidget._make_field",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget._repr_mimebundle_": (
+                "8_app/chat_widget.html#chatwidget._repr_mimebundle_",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget.draw_selected_tab": (
+                "8_app/chat_widget.html#chatwidget.draw_selected_tab",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget.refresh": (
+                "8_app/chat_widget.html#chatwidget.refresh",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget.submit_line": (
+                "8_app/chat_widget.html#chatwidget.submit_line",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.ChatWidget.watch_training": (
+                "8_app/chat_widget.html#chatwidget.watch_training",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.buffer_html": (
+                "8_app/chat_widget.html#buffer_html",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.call_on_enter": (
+                "8_app/chat_widget.html#call_on_enter",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.curve_html": (
+                "8_app/chat_widget.html#curve_html",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.html_cell": (
+                "8_app/chat_widget.html#html_cell",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.import_ipywidgets": (
+                "8_app/chat_widget.html#import_ipywidgets",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.render_message": (
+                "8_app/chat_widget.html#render_message",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.scores_html": (
+                "8_app/chat_widget.html#scores_html",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.style_html": (
+                "8_app/chat_widget.html#style_html",
+                "personal_llm/app/chat_widget.py",
+            ),
+            "personal_llm.app.chat_widget.wrap_in_scroll_box": (
+                "8_app/chat_widget.html#wrap_in_scroll_box",
+                "personal_llm/app/chat_widget.py",
+            ),
+        },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands._register_service_command": (
+                "8_app/commands.html#_register_service_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.check_command": (
                 "8_app/commands.html#check_command",
                 "personal_llm/app/commands.py",
@@ -284,17 +330,29 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_start": (
-                "8_app/commands.html#format_start",
+            "personal_llm.app.commands.format_service_status": (
+                "8_app/commands.html#format_service_status",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.make_terminal_annotator": (
-                "8_app/commands.html#make_terminal_annotator",
+            "personal_llm.app.commands.format_start": (
+                "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.phone_export_command": (
+                "8_app/commands.html#phone_export_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.phone_simulate_command": (
+                "8_app/commands.html#phone_simulate_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.service_start_command": (
+                "8_app/commands.html#service_start_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -333,12 +391,30 @@ d = {
                 "8_app/demo.html#stageprogress.__init__",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.choose_validation_share": (
+                "8_app/demo.html#choose_validation_share",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.collect_demo_facts": (
                 "8_app/demo.html#collect_demo_facts",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.first_step_at_loss": (
+                "8_app/demo.html#first_step_at_loss",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.is_base_model_kept": (
                 "8_app/demo.html#is_base_model_kept",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.label_start": ("8_app/demo.html#label_start", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.make_paired_config": (
+                "8_app/demo.html#make_paired_config",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.measure_test_loss": (
+                "8_app/demo.html#measure_test_loss",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.render_demo_files": (
@@ -349,9 +425,17 @@ d = {
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_stages": ("8_app/demo.html#run_stages", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.run_warm_start_demo": (
+                "8_app/demo.html#run_warm_start_demo",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.start_demo_run": ("8_app/demo.html#start_demo_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.summarise_training_curve": (
+                "8_app/demo.html#summarise_training_curve",
+                "personal_llm/app/demo.py",
+            ),
         },
         "personal_llm.app.demo_start": {
             "personal_llm.app.demo_start.choose_validation_share": (
@@ -408,24 +492,12 @@ d = {
             ),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.LibraryBuild": (
-                "8_app/library_commands.html#librarybuild",
+            "personal_llm.app.library_commands.add_adapters": (
+                "8_app/library_commands.html#add_adapters",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.LibraryBuild.add_here": (
-                "8_app/library_commands.html#librarybuild.add_here",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.LibraryBuild.add_on_ray": (
-                "8_app/library_commands.html#librarybuild.add_on_ray",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.LibraryBuild.find_adapters": (
-                "8_app/library_commands.html#librarybuild.find_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.LibraryBuild.skip_or_raise": (
-                "8_app/library_commands.html#librarybuild.skip_or_raise",
+            "personal_llm.app.library_commands.add_here": (
+                "8_app/library_commands.html#add_here",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.build_command": (
@@ -456,6 +528,10 @@ d = {
                 "8_app/library_commands.html#explanation_to_dict",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.find_adapters": (
+                "8_app/library_commands.html#find_adapters",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.format_explanation": (
                 "8_app/library_commands.html#format_explanation",
                 "personal_llm/app/library_commands.py",
@@ -474,6 +550,10 @@ d = {
             ),
             "personal_llm.app.library_commands.needs_explanation": (
                 "8_app/library_commands.html#needs_explanation",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.report_skipped": (
+                "8_app/library_commands.html#report_skipped",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.select_command": (
@@ -534,10 +614,6 @@ d = {
                 "8_app/personalize.html#delete_other_runs",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.delete_run": (
-                "8_app/personalize.html#delete_run",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.evaluate_replies": (
                 "8_app/personalize.html#evaluate_replies",
                 "personal_llm/app/personalize.py",
@@ -588,6 +664,7 @@ d = {
             ),
         },
         "personal_llm.app.report": {
+            "personal_llm.app.report.format_curve": ("8_app/report.html#format_curve", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -596,6 +673,11 @@ d = {
                 "8_app/report.html#format_headline",
                 "personal_llm/app/report.py",
             ),
+            "personal_llm.app.report.format_warm_start": (
+                "8_app/report.html#format_warm_start",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
             "personal_llm.app.report.html_budget_table": (
                 "8_app/report.html#html_budget_table",
                 "personal_llm/app/report.py",
@@ -611,6 +693,10 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.html_table": ("8_app/report.html#html_table", "personal_llm/app/report.py"),
+            "personal_llm.app.report.html_warm_start_section": (
+                "8_app/report.html#html_warm_start_section",
+                "personal_llm/app/report.py",
+            ),
             "personal_llm.app.report.plot_buffer_positions": (
                 "8_app/report.html#plot_buffer_positions",
                 "personal_llm/app/report.py",
@@ -618,6 +704,10 @@ d = {
             "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
             "personal_llm.app.report.plot_policy_losses": (
                 "8_app/report.html#plot_policy_losses",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.plot_warm_start": (
+                "8_app/report.html#plot_warm_start",
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.png_data_url": ("8_app/report.html#png_data_url", "personal_llm/app/report.py"),

@@ -19,7 +19,7 @@ from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import background_training, conversation
 from personal_llm.device.conversation import QUESTION_TEXT, ChatSession, delay_interrupts
 from personal_llm.device.forgetting import forget_folder
-from personal_llm.app.chat_commands import CHAT_COMMANDS, handle_line
+from personal_llm.app.chat import CHAT_COMMANDS, handle_line
 from personal_llm.device.store import BACKGROUND_FOLDER, OWNER_FILE, STATE_FILE, read_state
 from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyStream, choose_next_token
 from personal_llm.buffer.policies import get_policy
@@ -587,7 +587,7 @@ def test_the_widget_asks_learns_and_shows(tmp_path):
     import asyncio
 
     pytest.importorskip("ipywidgets")
-    from personal_llm.app.chat import ChatWidget
+    from personal_llm.app.chat_widget import ChatWidget
 
     talk = fresh(tmp_path / "me")
 
@@ -627,7 +627,7 @@ def test_the_widget_asks_learns_and_shows(tmp_path):
 
 
 def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
-    from personal_llm.app.chat import import_ipywidgets
+    from personal_llm.app.chat_widget import import_ipywidgets
 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InputError, match=r"pip install personal_llm\[widget\]"):

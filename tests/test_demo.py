@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from personal_llm.app import commands, demo, demo_start, personalize
+from personal_llm.app import commands, demo, personalize, report
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
 from personal_llm.base.models import REPLY_REPETITION_PENALTY
@@ -94,11 +94,11 @@ def test_both_curves_have_the_starts_rank(tmp_path):
     model = shared("llama")
     start = random_adapter(model, tmp_path / "start", rank=2)
     rows = [Dialogue(f"What is thing {i}?", f"It is {i}.", time=float(i)) for i in range(24)]
-    curves = demo_start.compare_starts(model, rows[:20], rows[20:], {"from start": start}, steps=1)
+    curves = demo.compare_starts(model, rows[:20], rows[20:], {"from start": start}, steps=1)
     assert [curve["rank"] for curve in curves.values()] == [2, 2]
     assert len({curve["judged_on"] for curve in curves.values()}) == 1 and curves["from scratch"]["judged_on"] >= 4
     assert curves["from scratch"]["test_before"] != curves["from start"]["test_before"]
-    assert demo_start.compare_starts(model, rows[:20], rows[20:], {}, steps=1).keys() == {"from scratch"}
+    assert demo.compare_starts(model, rows[:20], rows[20:], {}, steps=1).keys() == {"from scratch"}
 
 
 def true_of(fact, user):
@@ -131,14 +131,14 @@ def test_what_the_demo_says_of_a_user_is_true_line_by_line(name, count):
     bill = dict(forward=1, tokens=1, bytes_moved=0, seconds=1)
     curve = dict(judged_on=1, steps_to_goal=None, test_before=2, test_after=1, rank=4, cost=bill)
     rest = dict(library=8, weights={}, reason="", selection=bill, curves={"from scratch": curve})
-    lines = demo_start.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
+    lines = report.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
     assert [line.strip(" -") for line in lines[1 : 1 + len(said.traits)]] == [str(fact) for fact in said.traits]
     assert not any("mostly *" in line for line in lines)
 
 
 def test_a_curve_says_what_it_was_judged_on():
-    assert demo_start.get_loss_name(dict(judged_on=5)) == "validation loss"
-    assert demo_start.get_loss_name(dict(judged_on=0)) == "training loss"
+    assert report.get_loss_name(dict(judged_on=5)) == "validation loss"
+    assert report.get_loss_name(dict(judged_on=0)) == "training loss"
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):

@@ -232,7 +232,7 @@ def run_notebook(driver, lab: tuple, path: str, figures: int) -> tuple:  # (faul
 
 TALK = """
 from personal_llm import Buffer, TuningConfig, load_model
-from personal_llm.app.chat import ChatWidget
+from personal_llm.app.chat_widget import ChatWidget
 from personal_llm.device.conversation import ChatSession
 from personal_llm.buffer.policies import get_policy
 settings = dict(synthetic=0, replay=32, config=TuningConfig(steps=40))

@@ -85,13 +85,13 @@ class CommandResult:
     lines: list  # for people
     code: int = 0  # exit code of the process: 0 success, 1 damage found
 
-# %% ../../nbs/8_app/01_arguments.ipynb #041939b8
+# %% ../../nbs/8_app/01_arguments.ipynb #62c64685
 # characters that steer a terminal or hide text
 UNSAFE_CHARACTERS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
-# %% ../../nbs/8_app/01_arguments.ipynb #62c64685
+
 def to_json(result: dict) -> str:  # one line
-    "Write a result as one JSON object that is safe to print; letters of all scripts stay readable."
+    "Write plain JSON types as one JSON object that is safe to print; letters of all scripts stay readable."
     text = json.dumps(result, ensure_ascii=False)
     safe = UNSAFE_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return safe.encode("utf-8", "backslashreplace").decode()
@@ -131,11 +131,11 @@ class Command:
     options: tuple  # functions of a parser
     examples: tuple  # arguments that can stand after the name
 
-# %% ../../nbs/8_app/01_arguments.ipynb #a6e1e50c
+# %% ../../nbs/8_app/01_arguments.ipynb #6c2f935a
 COMMANDS = {}  # name -> `Command`, in the order of the help
 COMMAND_GROUPS = {}  # first word of two -> summary of the group
 
-# %% ../../nbs/8_app/01_arguments.ipynb #6c2f935a
+
 def register_command(
     name: str,  # as you type it
     summary: str,  # half a sentence
@@ -146,6 +146,7 @@ def register_command(
     flat = tuple(one for given in options for one in (given if isinstance(given, list) else [given]))
 
     def register(run):
+        run.__doc__ = run.__doc__ or f"The command `{name}`."
         COMMANDS[name] = Command(name, summary, run, flat, tuple(examples))
         return run
 
@@ -202,6 +203,24 @@ MODEL_OPTIONS = [
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA, else float32"),
 ]
 SEED_OPTION = integer_option("--seed", 0, "seed of all random choices")
+LIBRARY_HELP = "a library's folder, its https address, or pocket (default: pocket)"
+LIBRARY_OPTION = option("--library", default="pocket", metavar="LIB", help=LIBRARY_HELP)
+SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
+SKIP_INVALID_OPTION = option("--skip-invalid", action="store_true", help=SKIP_INVALID_HELP)
+DATA_HELP = (
+    "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Telegram, WhatsApp, "
+    "rows with prompt and response, or with messages; text alone for prose without prompts"
+)
+
+
+def data_options(required: bool = True) -> list:
+    "List the options of a file of chats."
+    return [
+        option("--data", required=required, metavar="FILE", help=DATA_HELP),
+        option("--format", metavar="NAME", help="layout of the file (default: recognised; a wrong name lists all)"),
+        option("--user", metavar="NAME", help="name of the user in a chat between people"),
+        SKIP_INVALID_OPTION,
+    ]
 
 # %% ../../nbs/8_app/01_arguments.ipynb #156783c7
 def get_model_settings(args) -> dict:  # as `load_model` takes them
@@ -224,27 +243,6 @@ def load_model_from_arguments(args):  # a `Model`
     from personal_llm.base import models
 
     return models.load_model(args.model, **get_model_settings(args))
-
-# %% ../../nbs/8_app/01_arguments.ipynb #e8f5e571
-SKIP_INVALID_OPTION = option(
-    "--skip-invalid",
-    action="store_true",
-    help="report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first",
-)
-
-# %% ../../nbs/8_app/01_arguments.ipynb #f493c757
-def data_options(required: bool = True) -> list:  # options
-    "List the options of a file of chats."
-    summary = (
-        "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Telegram, WhatsApp, "
-        "rows with prompt and response, or with messages; text alone for prose without prompts"
-    )
-    return [
-        option("--data", required=required, metavar="FILE", help=summary),
-        option("--format", metavar="NAME", help="layout of the file (default: recognised; a wrong name lists all)"),
-        option("--user", metavar="NAME", help="name of the user in a chat between people"),
-        SKIP_INVALID_OPTION,
-    ]
 
 # %% ../../nbs/8_app/01_arguments.ipynb #79ca48f7
 def read_dialogue_file(args):  # `Dialogues`
@@ -297,12 +295,6 @@ def open_or_create_library(out: str, space):  # a `Library`
     if is_library_address(out):
         raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
     return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
-
-# %% ../../nbs/8_app/01_arguments.ipynb #9c122ace
-LIBRARY_HELP = "a library's folder, its https address, or pocket (default: pocket)"
-
-# %% ../../nbs/8_app/01_arguments.ipynb #5771d849
-LIBRARY_OPTION = option("--library", default="pocket", metavar="LIB", help=LIBRARY_HELP)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #2f76d182
 def check_style_space(space):  # the space

@@ -45,20 +45,18 @@ class PersonalizeSettings(PersonalizerSettings):
         if self.ask_when == "policy" and not policy.can_ask:
             raise InputError(f"policy {policy.name} asks no questions", 'use ask_when "freeze" or "arrival"')
 
+    def new_buffer(self, length: int = 800):  # an empty `Buffer`; length: dialogues of the stream
+        "Make the buffer of a run."
+        return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
+
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f
 def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
-    "Make a buffer whose policy, if it asks, knows the length of the stream."
+    "Make a buffer whose policy, if it asks, knows the number of dialogues until the fine-tune."
     from personal_llm.buffer.buffer import Buffer
 
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.expect(length)
     return buffer
-
-
-@patch
-def new_buffer(self: PersonalizeSettings, length: int = 800):  # an empty `Buffer`
-    "Make the buffer of a run."
-    return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
 def find_adapter_folder(folder: str) -> Path:
@@ -152,26 +150,19 @@ def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> 
     return "run-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def delete_run(place: Path) -> None:
-    "Delete the files of a personalizer, and its folder unless other files are in it."
-    from personal_llm.base.files import LOCK_FILE, delete_path
-    from personal_llm.device.store import ADAPTERS_FOLDER, STATE_FILE, remove_unreferenced
-
-    remove_unreferenced(place)
-    for name in (STATE_FILE, LOCK_FILE):
-        delete_path(place / name)
-    for folder in (place / ADAPTERS_FOLDER, place):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def delete_other_runs(owned, run: str) -> None:
-    "Delete the folders of earlier runs."
-    from personal_llm.base.files import RUN_FOLDER_PREFIX
+def delete_other_runs(owned: OwnedFolder, run: str) -> None:
+    "Delete the files of earlier runs, and each folder unless other files are in it."
+    from personal_llm.base.files import LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
+    from personal_llm.device.store import ADAPTERS_FOLDER, remove_unreferenced
 
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
-        delete_run(owned.path / name)
-        if not (owned.path / name).exists():
+        place = owned.path / name
+        remove_unreferenced(place)
+        delete_path(place / LOCK_FILE)
+        for folder in (place / ADAPTERS_FOLDER, place):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if not place.exists():
             owned.remove(name)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #pe08
@@ -195,19 +186,26 @@ class PersonalizeRun:
     annotator: object = None  # callable: dialogue -> better response or None
     progress: bool = True
 
+    def train(self, stream: list, folder: Path):  # a `Personalizer`, saved
+        "Observe the stream and fine-tune."
+        s = self.settings
+        own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
+        options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
+        me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
+        me.observe_all(stream, self.progress)
+        if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
+            me.finetune(progress=self.progress)
+        me.save()
+        return me
 
-@patch
-def train(self: PersonalizeRun, stream: list, folder: Path):  # a `Personalizer`, saved
-    "Observe the stream and fine-tune."
-    s = self.settings
-    own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
-    options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
-    me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
-    me.observe_all(stream, self.progress)
-    if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
-        me.finetune(progress=self.progress)
-    me.save()
-    return me
+    def collect_notes(self) -> list:  # lines
+        "Return the notes that a user should read before a run."
+        notes = self.dialogues.notes() if hasattr(self.dialogues, "notes") else []
+        notes = [*notes, *(f"{name} skipped: {why}" for name, why in getattr(self.start, "skipped", {}).items())]
+        capacity, count = self.settings.capacity, len(self.dialogues)
+        if len(split_test_dialogues(self.dialogues, self.settings.seed)[0]) <= capacity:
+            notes.append(f"{count} dialogues for {capacity} bins: every dialogue was kept, nothing was selected")
+        return notes
 
 # %% ../../nbs/8_app/02_personalize.ipynb #10375ed9
 def count_answers(dialogues: list) -> dict:  # plain values
@@ -271,17 +269,6 @@ def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:
     publish_results(owned, {"adapter": adapter, "personalize.json": report})
     delete_other_runs(owned, run)
     return result
-
-# %% ../../nbs/8_app/02_personalize.ipynb #pe15
-@patch
-def collect_notes(self: PersonalizeRun) -> list:  # lines
-    "Return the notes that a user should read before a run."
-    capacity, count = self.settings.capacity, len(self.dialogues)
-    notes = self.dialogues.notes() if hasattr(self.dialogues, "notes") else []
-    notes = [*notes, *(f"{name} skipped: {why}" for name, why in getattr(self.start, "skipped", {}).items())]
-    if len(split_test_dialogues(self.dialogues, self.settings.seed)[0]) <= capacity:
-        notes.append(f"{count} dialogues for {capacity} bins: every dialogue was kept, nothing was selected")
-    return notes
 
 # %% ../../nbs/8_app/02_personalize.ipynb #5ce2d3e4
 def personalize(
