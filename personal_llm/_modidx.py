@@ -141,74 +141,6 @@ d = {
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
         },
-        "personal_llm.app.chat_commands": {
-            "personal_llm.app.chat_commands.ChatCommand": (
-                "8_app/chat_commands.html#chatcommand",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.describe_chat_style": (
-                "8_app/chat_commands.html#describe_chat_style",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.describe_scores": (
-                "8_app/chat_commands.html#describe_scores",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.explain_last_decision": (
-                "8_app/chat_commands.html#explain_last_decision",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.forget_text": (
-                "8_app/chat_commands.html#forget_text",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.format_chat_help": (
-                "8_app/chat_commands.html#format_chat_help",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.format_chat_status": (
-                "8_app/chat_commands.html#format_chat_status",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.handle_line": (
-                "8_app/chat_commands.html#handle_line",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.run_chat_command": (
-                "8_app/chat_commands.html#run_chat_command",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.skip_question": (
-                "8_app/chat_commands.html#skip_question",
-                "personal_llm/app/chat_commands.py",
-            ),
-            "personal_llm.app.chat_commands.undo_last_turn": (
-                "8_app/chat_commands.html#undo_last_turn",
-                "personal_llm/app/chat_commands.py",
-            ),
-        },
-        "personal_llm.app.chat_panel": {
-            "personal_llm.app.chat_panel.buffer_html": (
-                "8_app/chat_panel.html#buffer_html",
-                "personal_llm/app/chat_panel.py",
-            ),
-            "personal_llm.app.chat_panel.curve_html": (
-                "8_app/chat_panel.html#curve_html",
-                "personal_llm/app/chat_panel.py",
-            ),
-            "personal_llm.app.chat_panel.html_cell": (
-                "8_app/chat_panel.html#html_cell",
-                "personal_llm/app/chat_panel.py",
-            ),
-            "personal_llm.app.chat_panel.scores_html": (
-                "8_app/chat_panel.html#scores_html",
-                "personal_llm/app/chat_panel.py",
-            ),
-            "personal_llm.app.chat_panel.style_html": (
-                "8_app/chat_panel.html#style_html",
-                "personal_llm/app/chat_panel.py",
-            ),
-        },
         "personal_llm.app.chat_widget": {
             "personal_llm.app.chat_widget.ChatWidget": (
                 "8_app/chat_widget.html#chatwidget",
@@ -437,60 +369,6 @@ d = {
                 "personal_llm/app/demo.py",
             ),
         },
-        "personal_llm.app.demo_start": {
-            "personal_llm.app.demo_start.choose_validation_share": (
-                "8_app/demo_start.html#choose_validation_share",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.compare_starts": (
-                "8_app/demo_start.html#compare_starts",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.first_step_at_loss": (
-                "8_app/demo_start.html#first_step_at_loss",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.format_curve": (
-                "8_app/demo_start.html#format_curve",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.format_warm_start": (
-                "8_app/demo_start.html#format_warm_start",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.get_loss_name": (
-                "8_app/demo_start.html#get_loss_name",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.html_warm_start_section": (
-                "8_app/demo_start.html#html_warm_start_section",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.label_start": (
-                "8_app/demo_start.html#label_start",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.make_paired_config": (
-                "8_app/demo_start.html#make_paired_config",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.measure_test_loss": (
-                "8_app/demo_start.html#measure_test_loss",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.plot_warm_start": (
-                "8_app/demo_start.html#plot_warm_start",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.run_warm_start_demo": (
-                "8_app/demo_start.html#run_warm_start_demo",
-                "personal_llm/app/demo_start.py",
-            ),
-            "personal_llm.app.demo_start.summarise_training_curve": (
-                "8_app/demo_start.html#summarise_training_curve",
-                "personal_llm/app/demo_start.py",
-            ),
-        },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.add_adapters": (
                 "8_app/library_commands.html#add_adapters",
@@ -712,28 +590,6 @@ d = {
             ),
             "personal_llm.app.report.png_data_url": ("8_app/report.html#png_data_url", "personal_llm/app/report.py"),
             "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
-        },
-        "personal_llm.app.runtime_commands": {
-            "personal_llm.app.runtime_commands._register_service_command": (
-                "8_app/runtime_commands.html#_register_service_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.format_service_status": (
-                "8_app/runtime_commands.html#format_service_status",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.phone_export_command": (
-                "8_app/runtime_commands.html#phone_export_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.phone_simulate_command": (
-                "8_app/runtime_commands.html#phone_simulate_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
-            "personal_llm.app.runtime_commands.service_start_command": (
-                "8_app/runtime_commands.html#service_start_command",
-                "personal_llm/app/runtime_commands.py",
-            ),
         },
         "personal_llm.base.adapters": {
             "personal_llm.base.adapters.Adapter": ("0_base/adapters.html#adapter", "personal_llm/base/adapters.py"),

@@ -17,6 +17,9 @@ from pathlib import Path
 from ..base.core import InputError
 from ..base.files import ASSETS
 from ..base.text import escape_controls
+from ..data.reading import read_dialogues
+from ..selection.library import Library
+from ..selection.remote_library import LEDGER_FILE, is_library_address
 
 # %% ../../nbs/8_app/01_arguments.ipynb #5c715d3f
 def option(*names: str, **settings):  # a function of a parser
@@ -247,8 +250,6 @@ def load_model_from_arguments(args):  # a `Model`
 # %% ../../nbs/8_app/01_arguments.ipynb #79ca48f7
 def read_dialogue_file(args):  # `Dialogues`
     "Read the file of chats; print the reader's notes on stderr."
-    from personal_llm.data.reading import read_dialogues
-
     dialogues = read_dialogues(args.data, args.format, args.skip_invalid, args.user)
     for line in dialogues.notes():
         print_note(f"{args.data}: {line}")
@@ -257,8 +258,6 @@ def read_dialogue_file(args):  # `Dialogues`
 # %% ../../nbs/8_app/01_arguments.ipynb #prm00002
 def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # name -> `Dialogue`s
     "Read the prompts of each adapter's own subject; raise `InputError` for a file without an adapter."
-    from personal_llm.data.reading import read_dialogues
-
     prompts = {}
     for file in files:
         name = Path(file.removesuffix(".gz")).stem
@@ -275,9 +274,6 @@ def find_library_folder(name: str) -> Path:
 
 def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
-    from personal_llm.selection.library import Library
-    from personal_llm.selection.remote_library import LEDGER_FILE, is_library_address
-
     library = Library(name if is_library_address(name) else find_library_folder(name), skip_invalid=skip_invalid)
     if library.address:
         ledger = library.path / LEDGER_FILE
@@ -289,9 +285,6 @@ def open_library(name: str, skip_invalid: bool = False):  # a `Library`
 # %% ../../nbs/8_app/01_arguments.ipynb #lc07
 def open_or_create_library(out: str, space):  # a `Library`
     "Open the library in a folder or create one; raise `InputError` for an address."
-    from personal_llm.selection.remote_library import is_library_address
-    from personal_llm.selection.library import Library
-
     if is_library_address(out):
         raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
     return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)

@@ -15,9 +15,14 @@ import numpy as np
 from .arguments import MODEL_OPTIONS, format_pairs, get_settings, load_model_from_arguments
 from .arguments import option, print_note, register_command, setting_options, to_json
 from .personalize import PersonalizeSettings, count_answers, find_adapter_folder, make_tuning_config
+from ..base.adapters import check_adapter
 from ..base.core import InputError
 from ..base.files import ASSETS, recover_results
 from ..base.text import escape_controls
+from ..buffer.scoring import NO_DOMAIN
+from ..device.conversation import ChatSession, QUESTION_TEXT, check_session_folder
+from ..explanation.explanation import explain
+from ..explanation.space import StyleSpace
 
 # %% ../../nbs/8_app/05_chat.ipynb #c1b94045
 SCORE_SENTENCES = dict(
@@ -30,8 +35,6 @@ MIN_TURNS_TO_COMPARE = 5  # earlier turns that allow a comparison
 
 def describe_scores(log: list) -> list:  # lines
     "Compare the three scores of the last decision with earlier ones (Qin et al. 2024, eq. 1, 2 and 4)."
-    from personal_llm.buffer.scoring import NO_DOMAIN
-
     *before, last = log
     lines = []
     for name, text in SCORE_SENTENCES.items():
@@ -69,9 +72,6 @@ def format_chat_status(session) -> str:
 
 def describe_chat_style(session) -> str:
     "Explain your preferred answers; raise `InputError` for too few dialogues, or a model without a library."
-    from personal_llm.explanation.explanation import explain
-    from personal_llm.explanation.space import StyleSpace
-
     dialogues = session.me.buffer.policy.select_training_dialogues(session.me.buffer.dialogues)
     dialogues = [d for d in dialogues if d.origin != "model"]
     if not dialogues:
@@ -178,8 +178,6 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
 # %% ../../nbs/8_app/05_chat.ipynb #ch22
 def run_conversation(session, read=read_line, as_json: bool = False) -> None:
     "Chat until `read` returns None."
-    from personal_llm.device.conversation import QUESTION_TEXT
-
     while True:
         for line in session.pop_messages():
             print_note(line)
@@ -219,9 +217,6 @@ CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter 
     examples=["--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt"],
 )
 def chat_command(args):
-    from personal_llm.base.adapters import check_adapter
-    from personal_llm.device.conversation import ChatSession, check_session_folder
-
     if args.out and args.adapter:
         raise InputError("--out and --adapter were both given", "give --out to store the chat, --adapter to try one")
     if args.adapter:

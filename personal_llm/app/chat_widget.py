@@ -15,6 +15,7 @@ from .report import html_image, html_table
 from ..base.core import InputError, patch
 from ..base.plots import encode_png, get_series_style, subplots
 from ..base.text import escape_controls
+from ..device.conversation import QUESTION_TEXT
 
 # %% ../../nbs/8_app/06_chat_widget.ipynb #72e08329
 MAX_CELL_CHARACTERS = 90
@@ -206,8 +207,6 @@ def draw_selected_tab(self: ChatWidget) -> None:
 @patch
 def refresh(self: ChatWidget) -> None:
     "Show the log, the question and the selected view as they are now."
-    from personal_llm.device.conversation import QUESTION_TEXT
-
     self.messages += "".join(render_message("·", line) for line in self.session.pop_messages())
     self.log.value = wrap_in_scroll_box(self.messages)
     self.question.layout.display = None if self.session.question else "none"

@@ -14,12 +14,11 @@ from . import chat, commands, library_commands  # they register themselves
 from .arguments import build_parser, print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
+from ..base.loading import resolve_model
 
 # %% ../../nbs/8_app/09_cli.ipynb #1c793838
 def set_offline_mode(model) -> None:
     "Forbid network access unless the model must come from the hub; raise `InputError` for an impossible name."
-    from personal_llm.base.loading import resolve_model
-
     if not model or Path(resolve_model(model)).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -19,9 +19,22 @@ from .personalize import PersonalizeSettings, compare_evaluations, count_answers
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .personalize import personalize
 from .report import format_demo_table
+from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
+from ..base.check import check_model
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
+from ..base.loading import resolve_model
+from ..device.annotation import ask_at_terminal
+from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
+from ..device.store import STATE_FILE, describe_unchanged, find_state_folders, folder_status, read_state
+from ..runtimes import service
+from ..runtimes.phone import export_bundle, simulate_phone
+from ..runtimes.phone_program import require_executorch
+from ..runtimes.service import start_service
+from ..selection.warm_start import describe_weights
+from ..tuning.config import TuningConfig
+from ..tuning.cost_estimate import estimate_cost
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
@@ -54,15 +67,12 @@ ASK_WHEN_HELP = (
 def ask_here(dialogue):  # a better response, or None
     "Ask the user about a dialogue at the terminal."
     from personal_llm.app.chat import read_line
-    from personal_llm.device.annotation import ask_at_terminal
 
     return ask_at_terminal(dialogue, lambda text: read_line(text) or "")
 
 # %% ../../nbs/8_app/07_commands.ipynb #8ea86443
 def format_start(start: str, warm: dict) -> dict:  # pairs
     "Return the start of the first fine-tune and the style that led to it."
-    from personal_llm.selection.warm_start import describe_weights
-
     if not warm:
         return dict(start="" if start == "none" else start)
     chosen = describe_weights(warm["weights"]) or "the bare model"
@@ -71,8 +81,6 @@ def format_start(start: str, warm: dict) -> dict:  # pairs
 
 def format_last_loss(last: dict) -> str:
     "Return the steps and the losses of the last fine-tune, with the kind of loss."
-    from personal_llm.device.store import describe_unchanged
-
     before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
     kind = f"validation loss on {count} dialogues" if count else "training loss"
     unchanged = describe_unchanged(before, after)
@@ -144,8 +152,6 @@ ADAPTER_HELP = "the output of personalize or demo, or any peft adapter of the mo
 
 def count_training_overlap(adapter: Path, dialogues: list) -> int:
     "Count the dialogues that an adapter was trained on, and print a note; raise `InputError` for a damaged card."
-    from personal_llm.base.adapters import read_adapter_card
-
     count = len({*read_adapter_card(adapter).get("parents", ())} & {d.id for d in dialogues})
     if count:
         print_note(f"the adapter was trained on {count} of {len(dialogues)} dialogues: the numbers are too good")
@@ -161,8 +167,6 @@ def count_training_overlap(adapter: Path, dialogues: list) -> int:
     examples=["--data new-chats.jsonl --adapter mine", "--data new-chats.jsonl --adapter mine/adapter --json"],
 )
 def evaluate_command(args):
-    from personal_llm.base.adapters import check_adapter
-
     recover_results(args.adapter)
     adapter, dialogues = check_adapter(find_adapter_folder(args.adapter)), read_dialogue_file(args)
     model = load_model_from_arguments(args)
@@ -181,10 +185,6 @@ def evaluate_command(args):
     examples=["--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain"],
 )
 def check_command(args):
-    from personal_llm.base.check import check_model
-    from personal_llm.base.loading import resolve_model
-    from personal_llm.tuning.finetune import estimate_cost
-
     resolve_model(args.model)  # an impossible name is a mistake in the arguments
     report = check_model(args.model, **get_model_settings(args))
     rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]
@@ -197,8 +197,6 @@ def check_command(args):
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
 def finish_interrupted_run(folder: str) -> None:
     "Finish or remove the rest of a killed run; raise `InputError` for a folder in use, or one that is not ours."
-    from personal_llm.device.store import STATE_FILE
-
     if not any((Path(folder) / name).is_file() for name in (OWNERSHIP_FILE, STATE_FILE)):
         raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
     if (Path(folder) / OWNERSHIP_FILE).is_file():
@@ -211,8 +209,6 @@ FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folde
 
 def find_published_adapter(folder: str, adapter: str):  # a path
     "Return the copy of the state's adapter in an output folder, or the adapter itself."
-    from personal_llm.base.adapters import get_adapter_id
-
     published = Path(folder) / "adapter"
     is_same = adapter and published.is_dir() and get_adapter_id(published) == get_adapter_id(adapter)
     return str(published) if is_same else adapter
@@ -222,8 +218,6 @@ def find_published_adapter(folder: str, adapter: str):  # a path
     "status", "the state in a folder in numbers, without any text of the chats", FOLDER_OPTION, examples=["--out mine"]
 )
 def status_command(args):
-    from personal_llm.device.store import folder_status, read_state
-
     finish_interrupted_run(args.out)
     status = folder_status(args.out)
     status["adapter"] = find_published_adapter(args.out, status["adapter"])
@@ -264,8 +258,6 @@ DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report wo
     examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31", "--out mine --all"],
 )
 def forget_command(args):
-    from personal_llm.device.forgetting import forget_folder
-
     finish_interrupted_run(args.out)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
@@ -299,9 +291,6 @@ def format_service_status(status: dict) -> list:  # lines
     examples=["--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16"],
 )
 def service_start_command(args):
-    from personal_llm.device.store import read_state, find_state_folders
-    from personal_llm.runtimes.service import start_service
-
     folder = find_state_folders(args.out)[0]
     read_state(folder).check_base(load_model_from_arguments(args).base, folder)
     status = start_service(args.out, model=args.model, **get_model_settings(args))
@@ -310,8 +299,6 @@ def service_start_command(args):
 
 def _register_service_command(name: str, summary: str, function: str) -> None:
     def run(args) -> CommandResult:
-        from personal_llm.runtimes import service
-
         status = getattr(service, function)(args.out)
         return CommandResult(status, format_service_status(status))
 
@@ -345,10 +332,6 @@ PHONE_EXPORT_OPTIONS = [
     examples=["--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter"],
 )
 def phone_export_command(args):
-    from personal_llm.runtimes.phone import export_bundle
-    from personal_llm.runtimes.phone_program import require_executorch
-    from personal_llm.tuning.config import TuningConfig
-
     require_executorch()
     config = TuningConfig(steps=args.steps, batch_size=args.batch_size, max_length=args.max_length)
     dialogues = read_dialogue_file(args)
@@ -370,8 +353,6 @@ def phone_export_command(args):
     examples=["--bundle bundle --out mine", "--bundle bundle --out mine --steps 20"],
 )
 def phone_simulate_command(args):
-    from personal_llm.runtimes.phone import simulate_phone
-
     check(args.steps, "whole number or none", "--steps", low=1)
     run = simulate_phone(args.bundle, args.out, args.steps, not args.quiet)
     if not hasattr(run, "path"):

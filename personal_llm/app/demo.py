@@ -18,10 +18,20 @@ from pathlib import Path
 from . import personalize
 from .arguments import reuse_setting
 from .report import FROM_SCRATCH, plot_demo, plot_warm_start, render_report
+from ..base.adapters import check_adapter, read_lora_config
 from ..base.core import InputError, check, check_settings_fields, patch, setting
 from ..base.files import ASSETS, open_results_folder, publish_results
+from ..buffer.scoring import load_lexicons, score
+from ..data.people import USERS, user_stream
+from ..data.reading import load_samples
 from ..device.personalizer import PersonalizerSettings
+from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES
+from ..selection.library import Library
+from ..selection.warm_start import warm_start
 from ..tuning.config import TuningConfig
+from ..tuning.evaluation import evaluate
+from ..tuning.finetune import finetune
+from ..tuning.validation import RULE_FROM_NEW_START, find_lineages
 
 # %% ../../nbs/8_app/04_demo.ipynb #d7653d5f
 @dataclass(frozen=True)
@@ -38,8 +48,6 @@ class DemoSettings:
     seed: int = reuse_setting(PersonalizerSettings, "seed")
 
     def __post_init__(self):
-        from personal_llm.data.people import USERS
-
         check_settings_fields(self)
         check(self.user, "choice", "user", choices=tuple(USERS))
         if not self.policies:
@@ -101,8 +109,6 @@ class DemoRun:
 def start_demo_run(settings: DemoSettings, model, stages: StageProgress, folder: Path) -> DemoRun:
     "Load the model and make the user's stream."
     from personal_llm.base import models
-    from personal_llm.data.people import USERS, user_stream
-    from personal_llm.data.reading import load_samples
 
     user = USERS[settings.user]
     with stages("loading the model"):
@@ -134,8 +140,6 @@ class AdapterScores:
 
 def score_adapter(run: DemoRun, adapter=None) -> AdapterScores:  # None: the bare model
     "Evaluate an adapter on both test sets."
-    from personal_llm.tuning.evaluation import evaluate
-
     shared = dict(adapter=adapter, group=run.settings.user)
     limit = personalize.MAX_MEASURED_REPLY_TOKENS
     own = evaluate(run.model, run.test, habits=run.user.habits, max_new_tokens=limit, **shared)
@@ -185,10 +189,6 @@ NUM_VALIDATION_CHECKS = 8  # points of each curve
 
 def make_paired_config(steps: int, start=None):  # a `TuningConfig`
     "Make the configuration of both runs, with the rank of the start."
-    from personal_llm.base.adapters import check_adapter
-    from personal_llm.base.adapters import read_lora_config
-    from personal_llm.tuning.config import TuningConfig
-
     checks = NUM_VALIDATION_CHECKS
     config = TuningConfig(steps=steps, validation=VALIDATION_SHARE, checks=checks, patience=checks)
     if start is None:
@@ -199,8 +199,6 @@ def make_paired_config(steps: int, start=None):  # a `TuningConfig`
 # %% ../../nbs/8_app/04_demo.ipynb #wd21
 def choose_validation_share(dialogues: list) -> float:  # share of the lineages
     "Choose the share of dialogues in the validation set, the same for both runs."
-    from personal_llm.tuning.validation import RULE_FROM_NEW_START, find_lineages
-
     roots = {root for root, d in zip(find_lineages(dialogues), dialogues) if d.origin != "synthetic"}
     return max(VALIDATION_SHARE, min(0.5, RULE_FROM_NEW_START.min_validation_lineages / max(1, len(roots))))
 
@@ -227,8 +225,6 @@ def measure_test_loss(model, test: list, adapter) -> float:  # nats a token
 # %% ../../nbs/8_app/04_demo.ipynb #a02f52b9
 def compare_starts(model, dialogues: list, test: list, starts: dict, steps: int, seed: int = 0) -> dict:
     "Run the same fine-tune from scratch and from other starts."
-    from personal_llm.tuning.finetune import finetune
-
     config = make_paired_config(steps, next(iter(starts.values()), None))
     config, curves = replace(config, validation=choose_validation_share(dialogues)), {}
     for label, start in {FROM_SCRATCH: None, **starts}.items():
@@ -256,10 +252,6 @@ def run_warm_start_demo(
     replies: dict = None,  # id of a dialogue -> the reply before the user's correction
 ) -> dict:  # plain values; None without a library of the model or with too few dialogues
     "Explain, select, and fine-tune from scratch and from the selected start."
-    from personal_llm.explanation.explanation import MIN_EXPLAINED_DIALOGUES
-    from personal_llm.selection.library import Library
-    from personal_llm.selection.warm_start import warm_start
-
     library, real = Library(ASSETS / "library"), [d for d in dialogues if d.origin != "synthetic"]
     if library.base != model.base or len(real) < MIN_EXPLAINED_DIALOGUES:
         return None
@@ -273,8 +265,6 @@ def run_warm_start_demo(
 # %% ../../nbs/8_app/04_demo.ipynb #745d6137
 def run_all_policies(run: DemoRun, before: AdapterScores) -> tuple:
     "Run every policy: (policy -> outcome, the first policy's personalizer and its `AdapterScores`)."
-    from personal_llm.buffer.scoring import load_lexicons, score
-
     with run.stages("reading the stream"):
         candidates = score(run.model, run.data.stream, load_lexicons())
     outcomes, first = {}, None

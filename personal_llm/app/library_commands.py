@@ -14,8 +14,17 @@ from .arguments import find_library_folder, format_table, integer_option, load_m
 from .arguments import open_library, open_or_create_library, option, print_note, read_dialogue_file
 from .arguments import read_prompts_by_adapter, register_command
 from .personalize import find_adapter_folder
+from ..base.adapters import check_adapter, read_adapter_card, read_factors
 from ..base.core import InputError
 from ..base.files import recover_results, write_atomically
+from ..base.plots import encode_png
+from ..explanation.explanation import explain, explain_pllm
+from ..selection.gradient_match import load_sketch
+from ..selection.library import load_space
+from ..selection.ranking import PLAIN_PLLM
+from ..selection.remote_library import is_library_address
+from ..selection.selection import SELECTORS, select
+from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -63,9 +72,7 @@ EXPLAIN_OPTIONS = [
 
 def explain_adapter(args, library):  # (an `Explanation`, the adapter's folder)
     "Explain an adapter by its answers and by texts of known style."
-    from personal_llm.base.adapters import check_adapter
     from personal_llm.runtimes.cluster import read_library_probes
-    from personal_llm.explanation.explanation import explain_pllm
 
     recover_results(args.adapter)
     adapter, model = check_adapter(find_adapter_folder(args.adapter), library.base), load_model_from_arguments(args)
@@ -75,8 +82,6 @@ def explain_adapter(args, library):  # (an `Explanation`, the adapter's folder)
 
 def explain_dialogues(args, library, dialogues: list, model):  # an `Explanation`
     "Explain the latest dialogues of a file."
-    from personal_llm.explanation.explanation import explain
-
     return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], library.space, args.seed, library.vocabulary)
 
 
@@ -93,8 +98,6 @@ def describe_input_file(args, dialogues) -> dict:
     examples=["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl"],
 )
 def explain_command(args):
-    from personal_llm.base.plots import encode_png
-
     library = open_library(args.library, args.skip_invalid)
     space = check_style_space(library.space)
     if args.data is None and args.adapter is None:
@@ -116,8 +119,6 @@ def explain_command(args):
 # %% ../../nbs/8_app/08_library_commands.ipynb #15018882
 def format_mixture(ranking) -> list:  # lines
     "Return the weights of a mixture, or the advice to start without one."
-    from personal_llm.selection.warm_start import describe_weights
-
     weights = describe_weights(ranking.weights)
     rest = 0.0 if ranking.method == "fit" else 1 - sum(ranking.weights.values())  # weights of a fit are no shares
     if ranking.abstained and weights:
@@ -130,8 +131,6 @@ def format_mixture(ranking) -> list:  # lines
 
 def needs_explanation(method: str) -> bool:
     "Return whether a method compares styles; `select` refuses an unknown one."
-    from personal_llm.selection.selection import SELECTORS
-
     return method in ("fit", "match") or (method in SELECTORS and "row" in SELECTORS[method].needs)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
@@ -149,8 +148,6 @@ SELECT_OPTIONS = [
 
 def explain_and_select(args, library, dialogues: list, model):  # (an `Explanation` or None, a `Ranking`)
     "Explain the dialogues if the method needs it, and select."
-    from personal_llm.selection.selection import select
-
     mine = explain_dialogues(args, library, dialogues, model) if needs_explanation(args.method) else None
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
     return mine, select(library, mine, args.method, model, recent, args.shortlist, args.seed)
@@ -182,8 +179,6 @@ COMMAND_GROUPS["library"] = "build and maintain a folder of explained models"
 
 def find_adapters(args, base: str) -> tuple:  # (name -> folder of a valid adapter, name -> `InputError`)
     "Collect the adapters by their folders' names; raise `InputError` for a name that comes twice."
-    from personal_llm.base.adapters import check_adapter, read_factors
-
     folders, errors = {}, {}
     for folder in args.adapter:
         name, adapter = Path(folder).resolve().name, find_adapter_folder(folder)
@@ -209,9 +204,7 @@ def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
 def add_here(args, model, library, folders: dict, prompts: dict, probes) -> tuple:  # (names added, name -> error)
     "Explain adapters one by one and add them; then sketch the whole library."
     from tqdm.auto import tqdm
-    from personal_llm.base.adapters import read_adapter_card
     from personal_llm.runtimes.cluster import explain_without_timings
-    from personal_llm.selection.gradient_match import load_sketch
 
     added, errors = [], {}
     with library.bulk_add():
@@ -246,9 +239,6 @@ def add_adapters(args, model, library, folders: dict, prompts: dict, probes) -> 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
 def load_build_space(name: str, model):  # a `StyleSpace`
     "Load the space of a new library; raise `InputError` for the space of another base model."
-    from personal_llm.selection.remote_library import is_library_address
-    from personal_llm.selection.library import load_space
-
     folder = open_library(name).path if is_library_address(name) else Path(name or find_library_folder("pocket"))
     space = check_style_space(load_space(folder))
     if space.base != model.base:
@@ -285,8 +275,6 @@ BUILD_OPTIONS = [
 )
 def build_command(args):
     from personal_llm.runtimes.cluster import check_ray
-    from personal_llm.selection.ranking import PLAIN_PLLM
-    from personal_llm.selection.warm_start import add_plain_pllm, describe_missing_plain
 
     if args.prompts and args.ray_address is not None:
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")

@@ -14,12 +14,18 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .arguments import find_library_folder, open_library, reuse_setting
-from ..base.files import publish_results, open_results_folder
+from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
 from ..base.core import InputError, check, patch, setting
-from ..base.files import OwnedFolder
+from ..base.files import OwnedFolder, LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
+from ..base.files import publish_results, open_results_folder
+from ..buffer.buffer import Buffer
+from ..data.reading import read_dialogues
 from ..data.splits import split_test_dialogues
 from ..device.personalizer import FORMER_SETTING_NAMES, Personalizer, PersonalizerSettings
+from ..device.store import ADAPTERS_FOLDER, remove_unreferenced
+from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
+from ..tuning.evaluation import evaluate
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 @dataclass(frozen=True)
@@ -52,8 +58,6 @@ class PersonalizeSettings(PersonalizerSettings):
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f
 def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
     "Make a buffer whose policy, if it asks, knows the number of dialogues until the fine-tune."
-    from personal_llm.buffer.buffer import Buffer
-
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.expect(length)
     return buffer
@@ -67,9 +71,6 @@ def find_adapter_folder(folder: str) -> Path:
 # %% ../../nbs/8_app/02_personalize.ipynb #18218510
 def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, or an adapter's folder
     "Find the start of the first fine-tune; raise `InputError` where the name leads nowhere."
-    from personal_llm.base.adapters import CONFIG_FILE, check_adapter
-    from personal_llm.selection.remote_library import is_library_address
-
     if str(name) == "none":
         return None
     if is_library_address(name) or (find_library_folder(name) / "index.json").is_file():
@@ -104,8 +105,6 @@ REPORTED_METRICS = dict(loss="response loss (nats a token)", rouge1="ROUGE-1", r
 
 def evaluate_replies(model, test: list, adapter=None):  # an `Evaluation`, or None without a test set
     "Measure losses and replies on a test set."
-    from personal_llm.tuning.evaluation import evaluate
-
     return evaluate(model, test, adapter, max_new_tokens=MAX_MEASURED_REPLY_TOKENS) if test else None
 
 
@@ -152,9 +151,6 @@ def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> 
 
 def delete_other_runs(owned: OwnedFolder, run: str) -> None:
     "Delete the files of earlier runs, and each folder unless other files are in it."
-    from personal_llm.base.files import LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
-    from personal_llm.device.store import ADAPTERS_FOLDER, remove_unreferenced
-
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
         place = owned.path / name
         remove_unreferenced(place)
@@ -252,8 +248,6 @@ PERSONALIZE_FILES = ("adapter", "personalize.json")  # results in the folder, be
 @patch
 def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:  # the result
     "Train, measure, and replace the results in the folder."
-    from personal_llm.base.adapters import get_adapter_id
-
     begin, settings = time.perf_counter(), self.settings
     run = make_run_name(self.model.base, settings, self.dialogues)
     stream, test = split_test_dialogues(self.dialogues, settings.seed)
@@ -283,7 +277,6 @@ def personalize(
 ) -> dict:  # the content of personalize.json
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
     from personal_llm.base import models
-    from personal_llm.data.reading import read_dialogues
 
     settings = {FORMER_SETTING_NAMES.get(name, name): value for name, value in settings.items()}
     settings, options = PersonalizeSettings(**settings), reading_options or {}

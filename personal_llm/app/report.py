@@ -14,6 +14,8 @@ import numpy as np
 
 from ..base.files import ASSETS
 from ..base.plots import encode_png, get_series_style, subplots
+from ..explanation.description import Description
+from ..selection.warm_start import describe_weights
 
 # %% ../../nbs/8_app/03_report.ipynb #9860c67c
 REPORT_METRIC_LABELS = dict(
@@ -122,8 +124,6 @@ def get_loss_name(curve: dict) -> str:
 # %% ../../nbs/8_app/03_report.ipynb #edd46ca6
 def format_warm_start(result: dict) -> list:  # lines
     "Return the explanation, the choice, its cost and both runs for people."
-    from personal_llm.selection.warm_start import describe_weights
-
     cost, chosen = result["selection"], describe_weights(result["weights"]) or "no pLLM"
     price = f"{cost['tokens']:,} tokens, {cost['bytes_moved'] / 1e6:.1f} MB, {cost['seconds']:.1f} s"
     count = result["curves"][FROM_SCRATCH]["judged_on"]
@@ -144,8 +144,6 @@ WARM_FIGURE_ALT_TEXT = (
 
 def plot_warm_start(result: dict) -> bytes:  # a PNG
     "Draw the user's style and both curves."
-    from personal_llm.explanation.description import Description
-
     figure, (left, right) = subplots(1, 2, width=10, height=3.2, width_ratios=(2, 3))
     style = Description.from_dict(result["explanation"]["said"])
     style.plot(left).set(xlabel="share of answers (pale: before)", xlim=(0, 1))
