@@ -588,7 +588,6 @@ d = {
                 "8_app/report.html#plot_warm_start",
                 "personal_llm/app/report.py",
             ),
-            "personal_llm.app.report.png_data_url": ("8_app/report.html#png_data_url", "personal_llm/app/report.py"),
             "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
         },
         "personal_llm.base.adapters": {

@@ -31,7 +31,7 @@ from ..device.store import STATE_FILE, describe_unchanged, find_state_folders, f
 from ..runtimes import service
 from ..runtimes.phone import export_bundle, simulate_phone
 from ..runtimes.phone_program import require_executorch
-from ..runtimes.service import start_service
+
 from ..selection.warm_start import describe_weights
 from ..tuning.config import TuningConfig
 from ..tuning.cost_estimate import estimate_cost
@@ -71,7 +71,7 @@ def ask_here(dialogue):  # a better response, or None
     return ask_at_terminal(dialogue, lambda text: read_line(text) or "")
 
 # %% ../../nbs/8_app/07_commands.ipynb #8ea86443
-def format_start(start: str, warm: dict) -> dict:  # pairs
+def format_start(start: str, warm: dict) -> dict:  # pairs; warm: the choice from a library, or None
     "Return the start of the first fine-tune and the style that led to it."
     if not warm:
         return dict(start="" if start == "none" else start)
@@ -267,7 +267,6 @@ def forget_command(args):
 
 # %% ../../nbs/8_app/07_commands.ipynb #0af1347c
 COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"
-SERVICE_FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of chat or personalize")
 
 
 def format_service_status(status: dict) -> list:  # lines
@@ -286,24 +285,23 @@ def format_service_status(status: dict) -> list:  # lines
 @register_command(
     "service start",
     "train whenever the machine is idle, cool and on mains; also goes on after a pause",
-    SERVICE_FOLDER_OPTION,
+    FOLDER_OPTION,
     *MODEL_OPTIONS,
     examples=["--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16"],
 )
 def service_start_command(args):
     folder = find_state_folders(args.out)[0]
     read_state(folder).check_base(load_model_from_arguments(args).base, folder)
-    status = start_service(args.out, model=args.model, **get_model_settings(args))
+    status = service.start_service(args.out, model=args.model, **get_model_settings(args))
     return CommandResult(status, format_service_status(status))
 
 
 def _register_service_command(name: str, summary: str, function: str) -> None:
-    def run(args) -> CommandResult:
+    def run(args):
         status = getattr(service, function)(args.out)
         return CommandResult(status, format_service_status(status))
 
-    run.__doc__ = f"The command `service {name}`."
-    register_command(f"service {name}", summary, SERVICE_FOLDER_OPTION, examples=["--out me", "--out me --json"])(run)
+    register_command(f"service {name}", summary, FOLDER_OPTION, examples=["--out me", "--out me --json"])(run)
 
 
 _register_service_command("status", "state of the service, its reason, and its progress", "service_status")

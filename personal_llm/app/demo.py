@@ -19,7 +19,7 @@ from . import personalize
 from .arguments import reuse_setting
 from .report import FROM_SCRATCH, plot_demo, plot_warm_start, render_report
 from ..base.adapters import check_adapter, read_lora_config
-from ..base.core import InputError, check, check_settings_fields, patch, setting
+from ..base.core import InputError, check, check_settings_fields, setting
 from ..base.files import ASSETS, open_results_folder, publish_results
 from ..buffer.scoring import load_lexicons, score
 from ..data.people import USERS, user_stream
@@ -54,12 +54,10 @@ class DemoSettings:
             raise InputError("no policies", "name at least one, for example active")
         self.make_buffers()
 
-# %% ../../nbs/8_app/04_demo.ipynb #5ea31be3
-@patch
-def make_buffers(self: DemoSettings) -> dict:  # policy -> empty `Buffer`
-    "Make the buffer of each policy."
-    make = personalize.make_buffer
-    return {policy: make(policy, self.capacity, self.seed, self.length) for policy in self.policies}
+    def make_buffers(self) -> dict:  # policy -> empty `Buffer`
+        "Make the buffer of each policy."
+        make = personalize.make_buffer
+        return {policy: make(policy, self.capacity, self.seed, self.length) for policy in self.policies}
 
 # %% ../../nbs/8_app/04_demo.ipynb #eaf37f38
 PROGRESS_FORMAT = "{desc:<34} {bar} stage {n_fmt} of {total_fmt}, {elapsed}"

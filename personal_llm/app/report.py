@@ -157,7 +157,7 @@ def plot_warm_start(result: dict) -> bytes:  # a PNG
     return encode_png(figure)
 
 # %% ../../nbs/8_app/03_report.ipynb #7980813a
-def html_warm_start_section(result: dict, source: str) -> str:  # HTML
+def html_warm_start_section(result: dict, image: str) -> str:  # HTML; image: of `html_image`
     "Return the section of the demo's report on the start."
     lines = "\n".join(html.escape(line) for line in format_warm_start(result))
     count = result["curves"][FROM_SCRATCH]["judged_on"]
@@ -166,7 +166,7 @@ def html_warm_start_section(result: dict, source: str) -> str:  # HTML
 <p>We counted the user's habits in {result["explanation"]["said"]["samples"]} answers that the user corrected or
 approved. Then we looked for similar models in a library of {result["library"]} models, which were tuned for other
 people. The same fine-tune began once from there and once from the bare model. The curves show {losses}.</p>
-<pre class="wide">{lines}</pre><img alt="{WARM_FIGURE_ALT_TEXT}" src="{source}">"""
+<pre class="wide">{lines}</pre>{image}"""
 
 # %% ../../nbs/8_app/03_report.ipynb #337f9201
 def html_table(head: list, rows: list) -> str:
@@ -175,21 +175,17 @@ def html_table(head: list, rows: list) -> str:
     return '<div class="wide"><table>' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
-def png_data_url(picture: bytes) -> str:
-    "Return a PNG as the source of an image."
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
 def html_image(picture: bytes, alternative: str) -> str:  # HTML
     "Return a PNG as an image element with its alternative text."
-    return f'<img alt="{html.escape(alternative)}" src="{png_data_url(picture)}">'
+    source = "data:image/png;base64," + base64.b64encode(picture).decode()
+    return f'<img alt="{html.escape(alternative)}" src="{source}">'
 
 # %% ../../nbs/8_app/03_report.ipynb #01f82186
 def html_change_cell(value_after: float, change: dict) -> str:  # HTML
     "Return a number with its change in small print."
     colour = dict(better="good", worse="bad").get(change["verdict"], "")
-    span = f"{change['difference']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
-    return f'{value_after:.3f}<br><small class="{colour}">{span}</small>'
+    interval = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**change)
+    return f'{value_after:.3f}<br><small class="{colour}">{interval}</small>'
 
 
 def html_results_table(result: dict) -> str:  # HTML
@@ -245,7 +241,7 @@ def render_report(
         results=html_results_table(result),
         figure=html_image(picture, alternative),
         examples=html_examples(result),
-        warm=html_warm_start_section(warm, png_data_url(plot_warm_start(warm))) if warm else "",
+        warm=html_warm_start_section(warm, html_image(plot_warm_start(warm), WARM_FIGURE_ALT_TEXT)) if warm else "",
         budgets=html_budget_table(result),
     )
     template = Template((ASSETS / "report.html").read_text(encoding="utf-8"))
