@@ -34,7 +34,7 @@ from ..runtimes.phone_program import require_executorch
 
 from ..selection.warm_start import describe_weights
 from ..tuning.config import TuningConfig
-from ..tuning.cost_estimate import estimate_cost
+from ..tuning.finetune import estimate_cost
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
