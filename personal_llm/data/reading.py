@@ -279,7 +279,8 @@ def read_saved_dialogues(rows: list) -> tuple:  # ([(line, dialogue)], [(line, I
     "Read the dialogues that `write_dialogues` wrote, from rows of (line, record)."
     ends = {}
     parsed, errors = collect(lambda row: call_safely(parse_saved_row, row, ends), rows)
-    histories = {id(turns): History(turns) for _, (_, turns, _, _) in parsed}
+    conversations = {id(turns): turns for _, (_, turns, _, _) in parsed}
+    histories = {key: History(turns) for key, turns in conversations.items()}
     dialogues = []
     for line, (fields, turns, count, _) in parsed:
         history = histories[id(turns)].first(count)
