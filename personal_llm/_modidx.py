@@ -3351,10 +3351,6 @@ d = {
             ),
         },
         "personal_llm.experiments.shares": {
-            "personal_llm.experiments.shares.auc": (
-                "experiments/shares.html#auc",
-                "personal_llm/experiments/shares.py",
-            ),
             "personal_llm.experiments.shares.fill_buffer": (
                 "experiments/shares.html#fill_buffer",
                 "personal_llm/experiments/shares.py",
@@ -3377,6 +3373,10 @@ d = {
             ),
             "personal_llm.experiments.shares.score_stream": (
                 "experiments/shares.html#score_stream",
+                "personal_llm/experiments/shares.py",
+            ),
+            "personal_llm.experiments.shares.score_user_stream": (
+                "experiments/shares.html#score_user_stream",
                 "personal_llm/experiments/shares.py",
             ),
         },

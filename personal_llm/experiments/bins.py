@@ -6,11 +6,9 @@
 __all__ = ['BUFFER_SIZES', 'POLICIES_SIZED', 'SEEDS', 'BUDGETS', 'JOBS', 'GRIDS', 'measure']
 
 # %% ../../nbs/experiments/08_bins.ipynb #3091c492
-from ..data.people import user_stream
-from .people import PEOPLE
-from .policies import LENGTH, REQUESTS, load_experiment_tools
+from .policies import REQUESTS, load_experiment_tools
 from .runner import Grid
-from .shares import score_stream
+from .shares import score_user_stream
 from .variations import VARIED_USERS, filled, summarise_kept_dialogues
 
 # %% ../../nbs/experiments/08_bins.ipynb #9f2420a8
@@ -21,9 +19,8 @@ SEEDS = (61, 62)
 
 def measure(jobs: list):  # yields a dict of results a job
     "Every size on one person's stream."
-    model, _, rows = load_experiment_tools()
-    user = PEOPLE[jobs[0]["user"]]
-    candidates = score_stream(user_stream(user, rows, LENGTH, seed=jobs[0]["seed"]).stream)
+    model, _, _ = load_experiment_tools()
+    user, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     for job in jobs:
         requests = job["bins"] if job["asked_about"] == "each bin" else REQUESTS
         me = filled(model, user, candidates, job["policy"], job["seed"], job["bins"], requests)

@@ -6,11 +6,9 @@
 __all__ = ['BUDGETS', 'QUESTION_POLICIES', 'SEEDS', 'JOBS', 'GRIDS', 'measure']
 
 # %% ../../nbs/experiments/14_requests.ipynb #d4fdb233
-from ..data.people import user_stream
-from .people import PEOPLE
-from .policies import LENGTH, load_experiment_tools
+from .policies import load_experiment_tools
 from .runner import Grid
-from .shares import score_stream
+from .shares import score_user_stream
 from .variations import VARIED_USERS, filled, summarise_kept_dialogues
 
 # %% ../../nbs/experiments/14_requests.ipynb #8b707468
@@ -28,9 +26,8 @@ SEEDS = (63, 64)
 
 def measure(jobs: list):  # yields a dict of results a job
     "Every way to ask on one person's stream."
-    model, _, rows = load_experiment_tools()
-    user = PEOPLE[jobs[0]["user"]]
-    candidates = score_stream(user_stream(user, rows, LENGTH, seed=jobs[0]["seed"]).stream)
+    model, _, _ = load_experiment_tools()
+    user, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     for job in jobs:
         policy, when = QUESTION_POLICIES[job["way"]]
         me = filled(model, user, candidates, policy, job["seed"], requests=job["budget"], ask=when)

@@ -10,10 +10,9 @@ __all__ = ['RULES', 'SEEDS', 'JOBS', 'GRIDS', 'make_score_policy', 'StaleScoresS
 import numpy as np
 
 from .people import PEOPLE
-from .policies import BINS, LENGTH
+from .policies import BINS
 from .runner import Grid
-from .shares import score_stream, score_samples
-from ..data.people import user_stream
+from .shares import score_user_stream
 from ..buffer.buffer import Buffer
 from ..buffer.policies import SDSSPolicy, get_policy
 
@@ -108,11 +107,10 @@ def length_facts(candidates: list) -> dict:
 # %% ../../nbs/experiments/17_rule.ipynb #2d858047
 def measure(jobs: list):  # yields a dict of results a job
     "Every rule on one person's stream."
-    user, seed = PEOPLE[jobs[0]["user"]], jobs[0]["seed"]
-    candidates = score_stream(user_stream(user, score_samples()[1], LENGTH, seed=seed).stream)
+    _, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     facts = length_facts(candidates)
     for job in jobs:
-        buffer = Buffer(BINS, RULES[job["rule"]](), seed)
+        buffer = Buffer(BINS, RULES[job["rule"]](), job["seed"])
         for c in candidates:
             buffer.add(c)
         yield summarise_kept(buffer) | summarise_accepted(buffer) | facts | dict(requests=0)

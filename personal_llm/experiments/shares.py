@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POLICIES_COMPARED', 'SEEDS', 'LENGTH', 'BINS', 'REQUESTS', 'SCORES', 'JOBS', 'GRIDS', 'score_samples',
-           'score_stream', 'fill_with_questions', 'fill_buffer', 'auc', 'score_facts', 'measure']
+           'score_stream', 'score_user_stream', 'fill_with_questions', 'fill_buffer', 'score_facts', 'measure']
 
 # %% ../../nbs/experiments/05_shares.ipynb #3be63d7a
 import functools
@@ -15,6 +15,7 @@ from ..base.models import load_model
 from ..data.reading import load_samples
 from ..data.people import user_stream
 from .people import PEOPLE
+from ..explanation.word_classifier import ranking_auc
 from .runner import Grid
 from ..buffer.policies import get_policy
 from ..buffer.buffer import Buffer
@@ -38,6 +39,12 @@ def score_stream(stream: list) -> list:  # `ScoredDialogue`s
     new = list({d.text: d for d in stream if d.text not in known}.values())
     known.update((c.dialogue.text, c.scores) for c in score(model, new))
     return [ScoredDialogue(d, known[d.text]) for d in stream]
+
+
+def score_user_stream(name: str, seed: int) -> tuple:  # (user, `ScoredDialogue`s)
+    "Score a stream of one person."
+    user = PEOPLE[name]
+    return user, score_stream(user_stream(user, score_samples()[1], LENGTH, seed=seed).stream)
 
 # %% ../../nbs/experiments/05_shares.ipynb #692cb027
 def fill_with_questions(buffer: Buffer, candidates: list, user) -> list:  # (place, corrected) of each question
@@ -74,16 +81,6 @@ def fill_buffer(policy: str, candidates: list, user, seed: int) -> dict:
         first_quarter=float(np.mean(arrivals < len(candidates) / 4)),
     )
 
-# %% ../../nbs/experiments/05_shares.ipynb #28bffb90
-def auc(
-    values: np.ndarray,  # (n,)
-    truth: np.ndarray,  # (n,) bool
-) -> float:  # 0 to 1
-    "How often a true one has the higher value; equal ones count half."
-    wins = values[truth][:, None] > values[~truth]
-    draws = values[truth][:, None] == values[~truth]
-    return float(wins.mean() + draws.mean() / 2)
-
 # %% ../../nbs/experiments/05_shares.ipynb #ae144ad7
 SCORES = dict(eoe="eoe", dss="dss", loss="loss", surprise="prompt_loss", tokens="tokens")  # key in the results -> field
 
@@ -92,18 +89,18 @@ def score_facts(candidates: list) -> dict:
     "The area under the curve of each score on one stream, and of worth, which is smoothed over the episode."
     truth = np.array([c.dialogue.labels["kind"] == "signal" for c in candidates])
     column = lambda name: np.array([getattr(c.scores, name) for c in candidates], float)
-    found = {f"auc_{key}": auc(column(field), truth) for key, field in SCORES.items()}
+    values = {key: column(field) for key, field in SCORES.items()}
     policy = get_policy("active", horizon=len(candidates))
-    return found | dict(auc_worth=auc(np.array([policy.observe_candidate(c).relevance for c in candidates]), truth))
+    values["worth"] = np.array([policy.observe_candidate(c).relevance for c in candidates])
+    return {f"auc_{key}": ranking_auc(column[truth], column[~truth]) for key, column in values.items()}
 
 # %% ../../nbs/experiments/05_shares.ipynb #949b0144
 def measure(jobs: list):  # yields a dict of results a job
     "Every policy on one person's stream."
-    user, seed = PEOPLE[jobs[0]["user"]], jobs[0]["seed"]
-    candidates = score_stream(user_stream(user, score_samples()[1], LENGTH, seed=seed).stream)
+    user, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     facts = score_facts(candidates)
     for job in jobs:
-        yield fill_buffer(job["policy"], candidates, user, seed) | facts | dict(requests=REQUESTS)
+        yield fill_buffer(job["policy"], candidates, user, job["seed"]) | facts | dict(requests=REQUESTS)
 
 
 JOBS = [dict(user=u, seed=s, policy=p) for s in SEEDS for u in PEOPLE for p in POLICIES_COMPARED]

@@ -330,14 +330,8 @@ def _require_base(model):  # the same model
     return model
 
 
-def _from_prompts(
-    cls,
-    summariser,  # a `Model`
-    model,  # the base `Model`
-    prompts: list,  # questions: some dozens
-    seed: int = 0,
-) -> SharedBasis:
-    "Make an empty basis with centre, unit and threshold from neutral pairs."
+def _from_prompts(cls, summariser, model, prompts: list, seed: int = 0) -> SharedBasis:
+    "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
     check_answer_count(len(prompts), "prompts for a basis")
     states = summary_states(summariser, neutral_pairs(_require_base(model), prompts, seed=seed))
     centre, count = states.mean(0), len(states)

@@ -73,11 +73,8 @@ def to_dict(self: Description) -> dict:  # plain JSON types
     return dict(words=list(self.words), scores=scores, **traits, samples=self.samples, **shift)
 
 
-def _from_dict(
-    cls,
-    row: dict,  # from `to_dict`
-) -> Description:
-    "Read a description from a card; raises `InputError` when it is damaged."
+def _from_dict(cls, row: dict) -> Description:
+    "Read what `to_dict` returned, from a card; raises `InputError` when it is damaged."
     try:
         traits = {name: tuple(map(Trait.from_dict, row[name])) for name in ("habits", "topics")}
         count, word_scores, shift = int(row["samples"]), None, row.get("shift")
@@ -96,11 +93,8 @@ Description.from_dict = classmethod(_from_dict)
 
 # %% ../../nbs/4_explanation/06_description.ipynb #ba7ef919
 @patch
-def plot(
-    self: Description,
-    axis=None,  # a matplotlib axis; a new figure's by default
-):  # the axis
-    "Draw words and traits as bars."
+def plot(self: Description, axis=None):  # a matplotlib axis, a new figure's by default
+    "Draw words and traits as bars, and return the axis."
     from personal_llm.base.plots import COLOURS, subplots
 
     names = [*self.words, *(trait.key.replace("$", r"\$") for trait in self.traits)]

@@ -62,7 +62,7 @@ class Explanation:
         return [str(self)] if self.description is None else self.description.lines()
 
     def plot(self, axis=None):  # a matplotlib axis, a new figure's by default
-        "Draw the description as bars."
+        "Draw the description as bars, and return the axis."
         return (self.description or Description()).plot(axis)
 
     def without_quotations(self) -> "Explanation":
@@ -90,11 +90,8 @@ def to_dict(self: Explanation) -> dict:  # plain JSON types
     return card | {name: getattr(self, name) for name in ("samples", "counterpart", "space")}
 
 
-def _from_dict(
-    cls,
-    card: dict,  # from `to_dict`
-) -> Explanation:
-    "Read an explanation from a card; raises `InputError` when a part is missing."
+def _from_dict(cls, card: dict) -> Explanation:
+    "Read what `to_dict` returned, from a card; raises `InputError` when a part is missing."
     try:
         return cls(
             sparse_words=tuple(card["assembled"]),

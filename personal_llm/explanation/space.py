@@ -73,11 +73,8 @@ class StoredArrays:
 
 # %% ../../nbs/4_explanation/02_space.ipynb #371d4763
 @patch
-def save(
-    self: StoredArrays,
-    folder,  # a folder, made if it is not there
-) -> None:
-    "Write the JSON file and the safetensors file."
+def save(self: StoredArrays, folder) -> None:
+    "Write the JSON file and the safetensors file into a folder, which is made if it is not there."
     from safetensors.numpy import save
 
     arrays, card = self.split_fields()
@@ -85,11 +82,8 @@ def save(
     write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
 
 
-def _load(
-    cls,
-    folder,  # where `save` wrote, such as a library
-):  # a value of this class
-    "Read a value; raises `InputError` when it is missing, damaged, or not the one that its id names."
+def _load(cls, folder):  # a value of this class
+    "Read what `save` wrote; raises `InputError` when it is missing, damaged, or not the one that its id names."
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -172,10 +166,7 @@ def check_encoder(encoder: str, name: str) -> None:
 
 
 @patch
-def check(
-    self: StyleSpace,
-    model,  # a `Model`
-) -> None:
+def check(self: StyleSpace, model) -> None:
     "Raise `InputError` unless this model and this package's encoder made the space."
     if self.base != model.base:
         message = f"the style space was made for base {self.base}, this model is {model.base}"

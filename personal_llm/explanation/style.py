@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from ..base.core import Dialogue, InputError
+from ..base.files import ASSETS
 from ..base.text import WORD_PATTERN, split_sentences
 
 # %% ../../nbs/4_explanation/01_style.ipynb #5a0c11f7
@@ -37,31 +38,10 @@ PUNCTUATION_PATTERNS = {
 }
 
 # %% ../../nbs/4_explanation/01_style.ipynb #1f0e3dad
-WORD_LISTS = {  # class: its words
-    "first person": "i me my mine myself we us our ours i'm i've i'd i'll we're we'll",
-    "second person": "you your yours yourself you're you'll you've ya u",
-    "third person": "he she him her his hers they them their theirs himself herself",
-    "archaic words": "thou thee thy thine hath doth art ere o'er nay aye ye shalt whence hence unto wherefore "
-    "tis twas lo o",
-    "hedges": "maybe perhaps might may could possibly probably seems seem somewhat rather likely generally "
-    "usually almost",
-    "certainty": "must always never certainly definitely absolutely clearly surely simply truly every best",
-    "connectives": "however moreover therefore furthermore thus hence consequently additionally addition "
-    "although whereas example",
-    "politeness": "please thank thanks sorry welcome hello hi hey dear glad happy hope pleasure",
-    "slang": "yo dude bro gonna wanna gotta kinda ain't yeah yep cuz lol omg cool awesome dope super totally babe "
-    "honey girl sweetie uh um",
-    "negations": "no not never none nothing nobody don't doesn't didn't isn't aren't won't can't cannot wasn't",
-    "feeling words": "love hate heart joy sad happy fear sorrow tears dream cry smile anger lonely beautiful "
-    "sweet dear hope pain",
-    "questions asked": "who what when where why how which whose",
-    "function words": "the a an of in on at to for with by from as is are was were be been it its this "
-    "that these those and or but",
-    "offers": "let me help can could would try suggest recommend should advice",
-    "business words": "leverage stakeholders align deliverables workstream strategic enable regard mission critical "
-    "note going forward kick surface",
+WORD_LISTS = (ASSETS / "styles" / "word_classes.txt").read_text(encoding="utf-8")  # a line each: name, words
+WORD_CLASSES = {
+    name: frozenset(words.split()) for name, words in (line.split(": ") for line in WORD_LISTS.splitlines())
 }
-WORD_CLASSES = {name: frozenset(words.split()) for name, words in WORD_LISTS.items()}
 
 # %% ../../nbs/4_explanation/01_style.ipynb #1ff1de77
 STYLOMETRIC_FEATURES = (

@@ -138,20 +138,14 @@ class WordScores:
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #e94cac5c
 @patch
-def scores(
-    self: Vocabulary,
-    texts: list,  # answers
-) -> np.ndarray:  # (n, words and rejected words) units
+def scores(self: Vocabulary, texts: list) -> np.ndarray:  # (n, words and rejected words) units
     "Score each text on each word: 0 is like plain people, 1 is like the word's own texts."
     return scale_features(text_features(texts), self.centre, self.spread) @ self.matrix
 
 
 @patch
-def score_user(
-    self: Vocabulary,
-    texts: list,  # one person's `Dialogue`s or strings
-) -> WordScores:
-    "Find the words of a person; raises `InputError` for too few texts."
+def score_user(self: Vocabulary, texts: list) -> WordScores:
+    "Find the words of a person's texts, `Dialogue`s or strings; raises `InputError` for too few."
     answers = get_answers(texts)
     check_answer_count(len(answers), "texts")
     mean, error = mean_and_error(self.scores(answers))
@@ -163,11 +157,8 @@ def score_user(
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #70d96995
 @patch
-def recentre(
-    self: Vocabulary,
-    plain: list,  # for each person without a style, texts of the kind that will be scored
-) -> Vocabulary:
-    "Return the same words, measured from other plain people; raises `InputError` for none."
+def recentre(self: Vocabulary, plain: list) -> Vocabulary:
+    "Return the same words, measured from other plain people, given a list of texts for each; `InputError` for none."
     people = [get_answers(rows) for rows in plain]
     if not people or not all(people):
         raise InputError("a plain person without texts", "give texts of people without a style")
