@@ -71,8 +71,9 @@ def behind(folder: Path, core: int, nice: int):  # a process that trains
     from personal_llm.base.core import Dialogue
     from personal_llm.base.models import load_model
     from personal_llm.device.personalizer import Personalizer
-    from personal_llm.runtimes.idle import IdlePolicy
-    from personal_llm.runtimes.service import SERVICE_FOLDER, MODEL_SETTINGS_FILE, start_slice, read_training_progress
+    from personal_llm.runtimes.resumable_training import IdlePolicy
+    from personal_llm.runtimes.service import MODEL_SETTINGS_FILE, SERVICE_FOLDER
+    from personal_llm.runtimes.service import read_training_progress, start_slice
     from personal_llm.buffer.buffer import Buffer
     from personal_llm.tuning.config import TuningConfig
 

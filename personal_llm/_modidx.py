@@ -5301,12 +5301,8 @@ d = {
                 "7_runtimes/cluster.html#check_ray_address",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.deserialize_model": (
-                "7_runtimes/cluster.html#deserialize_model",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.drop_timings": (
-                "7_runtimes/cluster.html#drop_timings",
+            "personal_llm.runtimes.cluster.delete_results": (
+                "7_runtimes/cluster.html#delete_results",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.explain_without_timings": (
@@ -5317,20 +5313,20 @@ d = {
                 "7_runtimes/cluster.html#find_results_folder",
                 "personal_llm/runtimes/cluster.py",
             ),
+            "personal_llm.runtimes.cluster.load_context": (
+                "7_runtimes/cluster.html#load_context",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.load_result": (
                 "7_runtimes/cluster.html#load_result",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.make_ray_workers": (
-                "7_runtimes/cluster.html#make_ray_workers",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.pack_result": (
-                "7_runtimes/cluster.html#pack_result",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.ray_cluster": (
                 "7_runtimes/cluster.html#ray_cluster",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster.read_job_files": (
+                "7_runtimes/cluster.html#read_job_files",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.read_library_probes": (
@@ -5345,16 +5341,16 @@ d = {
                 "7_runtimes/cluster.html#run_job",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.serialize_model": (
-                "7_runtimes/cluster.html#serialize_model",
+            "personal_llm.runtimes.cluster.run_with_ray": (
+                "7_runtimes/cluster.html#run_with_ray",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.store_result": (
                 "7_runtimes/cluster.html#store_result",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.unpack_explanation": (
-                "7_runtimes/cluster.html#unpack_explanation",
+            "personal_llm.runtimes.cluster.write_job_files": (
+                "7_runtimes/cluster.html#write_job_files",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -5374,68 +5370,6 @@ d = {
             "personal_llm.runtimes.export.stage_upload": (
                 "7_runtimes/export.html#stage_upload",
                 "personal_llm/runtimes/export.py",
-            ),
-        },
-        "personal_llm.runtimes.idle": {
-            "personal_llm.runtimes.idle.IdlePolicy": (
-                "7_runtimes/idle.html#idlepolicy",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
-                "7_runtimes/idle.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor": (
-                "7_runtimes/idle.html#machinemonitor",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor.__init__": (
-                "7_runtimes/idle.html#machinemonitor.__init__",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor.look": (
-                "7_runtimes/idle.html#machinemonitor.look",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor.read_temperature": (
-                "7_runtimes/idle.html#machinemonitor.read_temperature",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineState": (
-                "7_runtimes/idle.html#machinestate",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.count_busy_seconds": (
-                "7_runtimes/idle.html#count_busy_seconds",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.count_child_seconds": (
-                "7_runtimes/idle.html#count_child_seconds",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.find_obstacle": (
-                "7_runtimes/idle.html#find_obstacle",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.format_policy": (
-                "7_runtimes/idle.html#format_policy",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.must_stop_now": (
-                "7_runtimes/idle.html#must_stop_now",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.parse_rule": (
-                "7_runtimes/idle.html#parse_rule",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.read_policy": (
-                "7_runtimes/idle.html#read_policy",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.write_policy": (
-                "7_runtimes/idle.html#write_policy",
-                "personal_llm/runtimes/idle.py",
             ),
         },
         "personal_llm.runtimes.phone": {
@@ -5498,10 +5432,6 @@ d = {
                 "7_runtimes/phone_bundle.html#phonebundle.batch",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.phone_bundle.PhoneBundle.buckets": (
-                "7_runtimes/phone_bundle.html#phonebundle.buckets",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle.checksum": (
                 "7_runtimes/phone_bundle.html#phonebundle.checksum",
                 "personal_llm/runtimes/phone_bundle.py",
@@ -5512,26 +5442,6 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle.steps": (
                 "7_runtimes/phone_bundle.html#phonebundle.steps",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle._check_files": (
-                "7_runtimes/phone_bundle.html#_check_files",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle._check_manifest": (
-                "7_runtimes/phone_bundle.html#_check_manifest",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle._check_step": (
-                "7_runtimes/phone_bundle.html#_check_step",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle._hash_stream": (
-                "7_runtimes/phone_bundle.html#_hash_stream",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle._locate_buckets": (
-                "7_runtimes/phone_bundle.html#_locate_buckets",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.choose_buckets": (
@@ -5548,6 +5458,10 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.hash_file": (
                 "7_runtimes/phone_bundle.html#hash_file",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.hash_manifest": (
+                "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.open_bundle": (
@@ -5612,10 +5526,6 @@ d = {
                 "7_runtimes/phone_program.html#find_missing_kernels",
                 "personal_llm/runtimes/phone_program.py",
             ),
-            "personal_llm.runtimes.phone_program.make_example_inputs": (
-                "7_runtimes/phone_program.html#make_example_inputs",
-                "personal_llm/runtimes/phone_program.py",
-            ),
             "personal_llm.runtimes.phone_program.make_training_step": (
                 "7_runtimes/phone_program.html#make_training_step",
                 "personal_llm/runtimes/phone_program.py",
@@ -5642,24 +5552,48 @@ d = {
             ),
         },
         "personal_llm.runtimes.resumable_training": {
-            "personal_llm.runtimes.resumable_training.has_new_dialogues": (
-                "7_runtimes/resumable_training.html#has_new_dialogues",
+            "personal_llm.runtimes.resumable_training.IdlePolicy": (
+                "7_runtimes/resumable_training.html#idlepolicy",
                 "personal_llm/runtimes/resumable_training.py",
             ),
-            "personal_llm.runtimes.resumable_training.hash_synthesis_inputs": (
-                "7_runtimes/resumable_training.html#hash_synthesis_inputs",
+            "personal_llm.runtimes.resumable_training.IdlePolicy.__post_init__": (
+                "7_runtimes/resumable_training.html#idlepolicy.__post_init__",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.MachineMonitor": (
+                "7_runtimes/resumable_training.html#machinemonitor",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.MachineMonitor.look": (
+                "7_runtimes/resumable_training.html#machinemonitor.look",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.MachineState": (
+                "7_runtimes/resumable_training.html#machinestate",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.count_child_seconds": (
+                "7_runtimes/resumable_training.html#count_child_seconds",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.find_obstacle": (
+                "7_runtimes/resumable_training.html#find_obstacle",
                 "personal_llm/runtimes/resumable_training.py",
             ),
             "personal_llm.runtimes.resumable_training.load_or_synthesize": (
                 "7_runtimes/resumable_training.html#load_or_synthesize",
                 "personal_llm/runtimes/resumable_training.py",
             ),
-            "personal_llm.runtimes.resumable_training.lock_newest_state": (
-                "7_runtimes/resumable_training.html#lock_newest_state",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
             "personal_llm.runtimes.resumable_training.lower_priority": (
                 "7_runtimes/resumable_training.html#lower_priority",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.must_stop_now": (
+                "7_runtimes/resumable_training.html#must_stop_now",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.read_policy": (
+                "7_runtimes/resumable_training.html#read_policy",
                 "personal_llm/runtimes/resumable_training.py",
             ),
             "personal_llm.runtimes.resumable_training.run_slice_process": (
@@ -5680,6 +5614,10 @@ d = {
             ),
             "personal_llm.runtimes.resumable_training.watch_stdin": (
                 "7_runtimes/resumable_training.html#watch_stdin",
+                "personal_llm/runtimes/resumable_training.py",
+            ),
+            "personal_llm.runtimes.resumable_training.write_policy": (
+                "7_runtimes/resumable_training.html#write_policy",
                 "personal_llm/runtimes/resumable_training.py",
             ),
         },
@@ -5724,14 +5662,6 @@ d = {
                 "7_runtimes/service.html#serviceloop.write_status",
                 "personal_llm/runtimes/service.py",
             ),
-            "personal_llm.runtimes.service._send_and_wait": (
-                "7_runtimes/service.html#_send_and_wait",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.already_running_error": (
-                "7_runtimes/service.html#already_running_error",
-                "personal_llm/runtimes/service.py",
-            ),
             "personal_llm.runtimes.service.find_service_folder": (
                 "7_runtimes/service.html#find_service_folder",
                 "personal_llm/runtimes/service.py",
@@ -5742,6 +5672,10 @@ d = {
             ),
             "personal_llm.runtimes.service.pause_service": (
                 "7_runtimes/service.html#pause_service",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.read_command": (
+                "7_runtimes/service.html#read_command",
                 "personal_llm/runtimes/service.py",
             ),
             "personal_llm.runtimes.service.read_status": (

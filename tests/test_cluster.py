@@ -17,10 +17,9 @@ from personal_llm.runtimes.cluster import (
     BuildJob,
     BuildContext,
     build_pllms,
-    load_result,
-    pack_result,
     find_results_folder,
-    unpack_explanation,
+    load_result,
+    store_result,
 )
 from personal_llm.selection.library import Library
 
@@ -31,8 +30,7 @@ TASK = BuildContext(SimpleNamespace(base=SHIPPED.base), SHIPPED.space, PANELS)
 
 
 def made(job):
-    mine = cluster.drop_timings(SHIPPED[job.name].explanation)
-    return pack_result(mine, 60, job.files)
+    return dict(explanation=SHIPPED[job.name].explanation, files=job.files)
 
 
 def workers(order, fails=(), dies_after=None, done=None):
@@ -103,11 +101,27 @@ def test_a_key_is_all_that_the_result_depends_on(tmp_path):
 def test_rows_travel_to_the_last_bit_and_damaged_parts_do_not_count(tmp_path):
     mine = SHIPPED[NAMES[0]].explanation
     mine.row[:] = np.random.default_rng(0).normal(size=mine.row.shape)
-    assert unpack_explanation(pack_result(mine, 1, {})).row.tobytes() == mine.row.tobytes()
-    cluster.store_result(tmp_path, "k", made(jobs()[0]))
-    assert load_result(tmp_path, "k") is not None
+    store_result(tmp_path / "k", made(jobs()[0]) | dict(explanation=mine))
+    assert load_result(tmp_path / "k").row.tobytes() == mine.row.tobytes()
     (tmp_path / "k" / WEIGHTS_FILE).unlink()
-    assert load_result(tmp_path, "k") is None
+    assert load_result(tmp_path / "k") is None
+
+
+def test_a_worker_writes_only_the_files_of_an_adapter(tmp_path):
+    "A result may come from another machine: a name that leads elsewhere is not followed."
+    strange = {"../../../X": b"x", str(tmp_path / "Y"): b"y", "sub/Z": b"z"}
+    library = new(tmp_path / "lib")
+    foul = lambda task, jobs: [(job, made(job) | dict(files=job.files | strange)) for job in jobs]
+    assert build_pllms(library, TASK, jobs(), foul, "CC0-1.0", progress=False)[0] == NAMES
+    assert not [p for p in tmp_path.rglob("*") if p.name in "XYZ"] and not (tmp_path.parent / "X").exists()
+
+
+def test_a_folder_of_yours_with_the_name_of_the_results_stays(tmp_path):
+    note = tmp_path / "lib.parts" / "note.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    built(tmp_path / "lib")
+    assert files(note.parent) == {"note.txt": b"mine"}
 
 
 def test_a_model_that_was_used_travels():

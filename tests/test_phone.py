@@ -134,19 +134,15 @@ def places(value, path=()):
 
 
 def test_a_changed_manifest_is_refused(parcel):
-    "Whichever number is replaced by nonsense; the card alone is free."
+    "Whichever value is replaced by nonsense."
     place = parcel.folder / MANIFEST_FILE
     whole, tried = place.read_text(), 0
     for path in places(json.loads(whole)):
-        if path[0] == "card":
-            continue
         for wrong in (-1, None, "x", 1e400, [], 10**9):
             changed = json.loads(whole)
             inner = changed
             for key in path[:-1]:
                 inner = inner[key]
-            if path[:1] == ("steps",) and "rates" in path and wrong in (-1, 10**9):
-                continue  # any finite rate is a rate
             inner[path[-1]] = wrong
             place.write_text(json.dumps(changed))
             tried += 1

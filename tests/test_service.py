@@ -1,6 +1,7 @@
 "Background training: when it begins and ends, what survives a kill, and what no file of it says."
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,15 +18,17 @@ from personal_llm.base.files import lock_folder, make_folder, write_json
 from personal_llm.device import personalizer
 from personal_llm.device.store import BACKGROUND_FOLDER, STATE_FILE, read_state
 from personal_llm.runtimes import resumable_training, service
-from personal_llm.runtimes.idle import IdlePolicy, MachineState, format_policy, read_policy, write_policy
 from personal_llm.runtimes.service import (
-    SERVICE_FOLDER,
+    COMMAND_FILE,
     MODEL_SETTINGS_FILE,
     POLICY_FILE,
+    SERVICE_FOLDER,
+    STATUS_FILE,
     ServiceLoop,
     is_service_alive,
     service_status,
 )
+from personal_llm.runtimes.resumable_training import IdlePolicy, MachineState, read_policy, write_policy
 from personal_llm.runtimes.resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_FAILED, EXIT_NOTHING_NEW, EXIT_STOPPED
 
 FREE = MachineState(0.0, 50.0, True, 8.0)
@@ -83,15 +86,15 @@ OBEDIENT = f"import sys; sys.stdin.read(); sys.exit({EXIT_STOPPED})"  # ends whe
 
 def test_a_policy_survives_its_file(tmp_path):
     for policy in (IdlePolicy(), IdlePolicy(busiest=0.5, mains=False, threads=4, nice=3)):
-        (tmp_path / "p").write_text(format_policy(policy), encoding="utf-8")
+        write_policy(tmp_path / "p", policy)
         assert read_policy(tmp_path / "p") == policy
 
 
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("busiest = 2", "busiest is 2.0"),
-        ("mains = 1", "default is true"),
+        ("busiest = 2", "busiest is 2"),
+        ("mains = 1", "mains is 1"),
         ("hurry = 1", "unknown rule"),
         ("x", "no rule"),
     ],
@@ -172,7 +175,7 @@ def test_pause_and_stop_end_the_slice(folder, wanted, state):
     begin = child(OBEDIENT)
     keeper = keeper_of(folder, begin)
     looks(keeper, 7)
-    service.send_command(folder / SERVICE_FOLDER, wanted)
+    write_json(folder / SERVICE_FOLDER / COMMAND_FILE, dict(wish=wanted))
     assert looks(keeper, 1)[0] == state and begin.made[0].poll() == EXIT_STOPPED
     assert len(read_state(folder).rounds) == 0, "the old state is whole"
 
@@ -189,6 +192,24 @@ def test_what_was_learned_is_not_learned_again(folder):
     watch(me, TALK[4:6])
     me.save()
     assert looks(keeper, 7)[0] == "training"
+    keeper.end_slice()
+
+
+def test_a_service_ends_with_its_folder(folder):
+    "Somebody deleted the folder: the service ends its slice and makes no folder anew."
+    begin = child(OBEDIENT)
+    keeper = keeper_of(folder, begin)
+    looks(keeper, 7)
+    shutil.rmtree(folder)
+    assert not keeper.look() and begin.made[0].poll() == EXIT_STOPPED and not folder.exists()
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", '{"slices": "many"}', '{"failures": null, "state": 5}'])
+def test_a_damaged_status_counts_as_none(folder, damaged):
+    (folder / SERVICE_FOLDER / STATUS_FILE).write_text(damaged)
+    assert service_status(folder)["slices"] == 0
+    keeper = keeper_of(folder, child(OBEDIENT))
+    assert looks(keeper, 7)[0] == "training" and keeper.row["slices"] == 1
     keeper.end_slice()
 
 
@@ -215,7 +236,11 @@ def test_a_slice_learns_saves_and_then_has_nothing_to_do(folder, monkeypatch):
 def test_a_folder_that_is_held_is_left_alone(folder):
     with lock_folder(folder):
         assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_BUSY
-    assert resumable_training.train_slice(folder / "none", dict(model="fake"), None)[0] == EXIT_FAILED
+    settings = '{"model": "fake"}'
+    done = subprocess.run(
+        [sys.executable, "-m", resumable_training.__name__, str(folder / "none"), settings, "0"], capture_output=True
+    )
+    assert done.returncode == EXIT_FAILED and b"no saved state here" in done.stdout and not (folder / "none").exists()
 
 
 def test_a_round_that_was_stopped_goes_on_with_the_same_synthetic_dialogues(folder, monkeypatch):

@@ -8,35 +8,25 @@ __all__ = ['PhoneBundle', 'write_bundle', 'open_bundle']
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #6cde28d2
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
-from ..base.core import InputError, make_generator, patch
-from ..base.files import read_json
-from ..base.files import publish_results, open_results_folder, recover_results
-from ..base.files import compute_sha256
-from personal_llm.runtimes.phone_program import (
-    Bucket,
-    AdapterLayout,
-    read_adapter_layout,
-    read_adapter_vector,
-    compute_step_rates,
-)
+from ..base.core import InputError, make_generator
+from ..base.files import compute_sha256, read_json
+from ..base.publish import publish_results, open_results_folder, recover_results
+from .phone_program import Bucket, AdapterLayout, compute_step_rates
+from .phone_program import read_adapter_layout, read_adapter_vector
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #e1b7e8ee
 MIN_ROW_TOKENS = 32  # tokens; below it a step costs hardly less
 
 
-def choose_buckets(
-    lengths: list,  # tokens of each dialogue
-    batch: int,  # rows a step
-) -> list:  # of `Bucket`, short ones first
-    "The shapes that these dialogues need."
+def choose_buckets(lengths: list, batch: int) -> list:  # tokens of each dialogue, rows a step -> `Bucket`s
+    "Return the shapes that dialogues need, short ones first."
     rounded = sorted(max(MIN_ROW_TOKENS, 1 << (length - 1).bit_length()) for length in lengths)
     found, waiting = [], 0
     for length in sorted(set(rounded)):
@@ -47,23 +37,16 @@ def choose_buckets(
     return found
 
 
-def find_bucket(
-    length: int,  # tokens
-    buckets: list,
-) -> int:  # its number
-    "The shortest shape that holds a dialogue."
+def find_bucket(length: int, buckets: list) -> int:  # its number
+    "Find the shortest shape that holds a dialogue of some tokens."
     return next(i for i, bucket in enumerate(buckets) if length <= bucket.length)
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #a8a288ab
 IGNORE_INDEX = -100  # a place where nothing is to be predicted
 
 
-def encode_record(
-    sample: dict,  # of `encode`: input_ids, labels
-    length: int,  # tokens, at least the sample's
-    pad_token_id: int,  # the pad token
-) -> np.ndarray:  # int64 (2, length): ids, targets
-    "One dialogue as the program takes it."
+def encode_record(sample: dict, length: int, pad_token_id: int) -> np.ndarray:  # int64 (2, length): ids, targets
+    "Return a sample of `encode` (input_ids, labels) as the program takes it."
     ids, labels = sample["input_ids"], sample["labels"]
     row = np.full((2, length), IGNORE_INDEX, "<i8")
     row[0] = pad_token_id
@@ -72,16 +55,11 @@ def encode_record(
     return row
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #11a0593c
-def shuffle_batches(
-    counts: list,  # records in each bucket
-    batch: int,
-    rng,  # a random generator
-) -> list:  # (bucket, record numbers)
+def shuffle_batches(counts: list, batch: int, rng) -> list:  # records in each bucket -> (bucket, record numbers)
     "Return batches that use every record; each batch is of one bucket and full."
     found = []
     for bucket, count in enumerate(counts):
-        order = rng.permutation(count)
-        full = np.resize(order, -(-count // batch) * batch)
+        full = np.resize(rng.permutation(count), -(-count // batch) * batch)
         found += [(bucket, rows.tolist()) for rows in full.reshape(-1, batch)]
     return [found[i] for i in rng.permutation(len(found))]
 
@@ -99,12 +77,24 @@ def plan_steps(counts: list, batch: int, config: TuningConfig, seed: int) -> lis
     ]
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #9150bd51
-BUNDLE_FORMAT = 1  # of the manifest
-MANIFEST_FILE = "manifest.json"
-PROGRAM_FILE = "program.pte"
-RECORDS_FILE = "records.bin"
-START_FOLDER = "adapter"  # folder
-BUNDLE_FILES = (PROGRAM_FILE, RECORDS_FILE, f"{START_FOLDER}/{WEIGHTS_FILE}", f"{START_FOLDER}/{CONFIG_FILE}")
+BUNDLE_FORMAT = 2  # of the manifest
+MANIFEST_FILE, PROGRAM_FILE, RECORDS_FILE, START_FOLDER = "manifest.json", "program.pte", "records.bin", "adapter"
+DAMAGED_BUNDLE_REMEDY = "copy the folder again, or make it anew with personal-llm phone export"
+
+
+def hash_file(file: Path) -> str:  # 64 hex digits
+    "Return the SHA-256 of a file, read in pieces."
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_manifest(manifest: dict) -> str:  # 64 hex digits
+    "Return the SHA-256 of a manifest without its own hash."
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return compute_sha256(json.dumps(rest).encode())
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #50fdfd17
 @dataclass(frozen=True)
@@ -116,41 +106,29 @@ class PhoneBundle:
     layout: AdapterLayout  # of the adapter's file
 
     @property
-    def buckets(self) -> list:
-        return [Bucket(row["batch"], row["length"]) for row in self.manifest["buckets"]]
-
-    @property
     def steps(self) -> list:  # of `plan_steps`
         return self.manifest["steps"]
 
     @property
     def checksum(self) -> str:  # hex
         "A hash of the manifest, which holds the hashes of all files."
-        return compute_sha256((self.folder / MANIFEST_FILE).read_bytes())
+        return self.manifest["sha256"]
 
-# %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #03a8770f
-def hash_file(
-    file: Path,
-) -> str:  # hex
-    "SHA-256 of a file, read in pieces."
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _hash_stream(f)
+    def start(self) -> np.ndarray:  # float32 (count,)
+        "Return the numbers of the start adapter."
+        return read_adapter_vector(self.folder / START_FOLDER / WEIGHTS_FILE, self.layout)
 
-
-def _hash_stream(f) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while piece := f.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _locate_buckets(buckets: list, records: list) -> list:  # a dict a bucket
-    "Return the offset of each bucket's records."
-    offset, rows = 0, []
-    for bucket, bucket_records in zip(buckets, records):
-        rows.append(dict(method=bucket.name, **asdict(bucket), offset=offset, records=len(bucket_records)))
-        offset += len(bucket_records) * 16 * bucket.length
-    return rows
+    def batch(
+        self,
+        number: int,  # of the step, 0 the first
+    ) -> tuple:  # method, ids and targets int64 (batch, length), rates float32 (3,)
+        "Return the arrays of one step."
+        step = self.steps[number]
+        row = self.manifest["buckets"][step["bucket"]]
+        shape = (row["records"], 2, row["length"])
+        all_rows = np.memmap(self.folder / RECORDS_FILE, "<i8", "r", row["offset"], shape)
+        chosen = np.array(all_rows[step["records"]])
+        return row["method"], chosen[:, 0].copy(), chosen[:, 1].copy(), np.array(step["rates"], "<f4")
 
 # %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #f6e0a50f
 def write_bundle(
@@ -164,20 +142,23 @@ def write_bundle(
     card: dict,  # what the adapter's card shall say: base, parents …
 ) -> PhoneBundle:
     "Write all files or none; raise `InputError` if the disk is full, or the folder holds files of others."
-    start = check_adapter(start)
+    start, offset, rows = check_adapter(start), 0, []
     layout = read_adapter_layout(start / WEIGHTS_FILE)
-    data = b"".join(row.tobytes() for bucket_records in records for row in bucket_records)
+    for bucket, bucket_records in zip(buckets, records):
+        rows.append(dict(method=bucket.name, **asdict(bucket), offset=offset, records=len(bucket_records)))
+        offset += sum(record.nbytes for record in bucket_records)
+    data = b"".join(record.tobytes() for bucket_records in records for record in bucket_records)
     contents = {PROGRAM_FILE: program, RECORDS_FILE: data}
-    hashed_contents = contents | {
-        f"{START_FOLDER}/{name}": (start / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)
-    }
-    files = {n: dict(bytes=len(content), sha256=compute_sha256(content)) for n, content in hashed_contents.items()}
-    steps = plan_steps([len(bucket_records) for bucket_records in records], buckets[0].batch, config, seed)
-    numbers = dict(file=f"{START_FOLDER}/{WEIGHTS_FILE}", offset=layout.offset, count=layout.count)
+    starts = {f"{START_FOLDER}/{name}": (start / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
     manifest = dict(
-        format=BUNDLE_FORMAT, files=files, parameters=numbers, buckets=_locate_buckets(buckets, records), steps=steps
+        format=BUNDLE_FORMAT,
+        files={name: dict(bytes=len(c), sha256=compute_sha256(c)) for name, c in (contents | starts).items()},
+        parameters=dict(file=f"{START_FOLDER}/{WEIGHTS_FILE}", offset=layout.offset, count=layout.count),
+        buckets=rows,
+        steps=plan_steps([len(bucket_records) for bucket_records in records], buckets[0].batch, config, seed),
+        card=card | dict(config=asdict(config), seed=seed),
     )
-    manifest |= dict(card=card | dict(config=asdict(config), seed=seed))
+    manifest["sha256"] = hash_manifest(manifest)
     with open_results_folder(out, PROGRAM_FILE, RECORDS_FILE, START_FOLDER, MANIFEST_FILE) as owned:
         publish_results(owned, contents | {START_FOLDER: start, MANIFEST_FILE: json.dumps(manifest)})
     return open_bundle(out)
@@ -186,97 +167,20 @@ def write_bundle(
 def open_bundle(
     folder,  # what `write_bundle` made, perhaps copied
 ) -> PhoneBundle:
-    "Open a bundle; raises `InputError` where a file or a number is not what the manifest says."
+    "Open a bundle; raises `InputError` where a file or the manifest is not what was written."
     folder = Path(folder)
     recover_results(folder)
     place = folder / MANIFEST_FILE
     manifest = read_json(place)
-    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise InputError(
-            f"{place}: format {str(found)[:40]}, this version reads {BUNDLE_FORMAT}", DAMAGED_BUNDLE_REMEDY
-        )
-    try:
-        _check_files(folder, manifest["files"])
-        layout = read_adapter_layout(folder / START_FOLDER / WEIGHTS_FILE)
-        _check_manifest(manifest, layout)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{place}: damaged ({type(error).__name__}: {str(error)[:60]})", DAMAGED_BUNDLE_REMEDY
-        ) from error
-    except ValueError as error:
-        raise (
-            error if isinstance(error, InputError) else InputError(f"{place}: {error}", DAMAGED_BUNDLE_REMEDY)
-        ) from error
-    return PhoneBundle(folder, manifest, layout)
-
-# %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #8a9c63a0
-DAMAGED_BUNDLE_REMEDY = "copy the folder again, or make it anew with personal-llm phone export"
-
-
-def _check_files(folder: Path, files: dict) -> None:
-    "Raise unless every file is there and has its hash."
-    if set(files) != set(BUNDLE_FILES):
-        raise ValueError(f"names the files {sorted(files)[:5]}")
-    for name, said in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{file}: missing", DAMAGED_BUNDLE_REMEDY)
-        if file.stat().st_size != said["bytes"] or hash_file(file) != said["sha256"]:
-            raise InputError(f"{file}: not the file that {MANIFEST_FILE} describes", DAMAGED_BUNDLE_REMEDY)
-
-# %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #196d05b3
-MAX_BUCKET_TOKENS = 1 << 20  # rows or tokens of a bucket
-
-
-def _check_manifest(manifest: dict, layout: AdapterLayout) -> None:
-    "Raise `ValueError` unless offsets lie in their files and steps use records of their buckets."
-    said, at = manifest["parameters"], 0
-    if (said["file"], said["offset"], said["count"]) != (f"{START_FOLDER}/{WEIGHTS_FILE}", layout.offset, layout.count):
-        raise ValueError("the parameters are not where it says")
-    for row in manifest["buckets"]:
-        whole = [row[name] for name in ("batch", "length", "offset", "records")]
-        if (
-            not all(type(n) is int and 0 <= n for n in whole)
-            or not 0 < row["batch"] * row["length"] <= MAX_BUCKET_TOKENS
-        ):
-            raise ValueError(f"bucket {row['method']} has impossible sizes")
-        if row["method"] != Bucket(row["batch"], row["length"]).name or row["offset"] != at:
-            raise ValueError(f"bucket {row['method']} is not where it says")
-        at += row["records"] * 16 * row["length"]
-    if at != manifest["files"][RECORDS_FILE]["bytes"]:
-        raise ValueError(f"the buckets hold {at} bytes, {RECORDS_FILE} has {manifest['files'][RECORDS_FILE]['bytes']}")
-    for number, step in enumerate(manifest["steps"], 1):
-        _check_step(number, step, manifest["buckets"])
-
-
-def _check_step(number: int, step: dict, buckets: list) -> None:
-    if type(step["bucket"]) is not int or not 0 <= step["bucket"] < len(buckets):
-        raise ValueError(f"step {number} asks for bucket {step['bucket']}")
-    row = buckets[step["bucket"]]
-    if len(step["records"]) != row["batch"]:
-        raise ValueError(f"step {number} has {len(step['records'])} records for {row['batch']} rows")
-    if not all(type(r) is int and 0 <= r < row["records"] for r in step["records"]):
-        raise ValueError(f"step {number} asks for a record that is not there")
-    if len(step["rates"]) != 3 or not all(type(r) in (int, float) and math.isfinite(r) for r in step["rates"]):
-        raise ValueError(f"step {number} has rates {str(step['rates'])[:40]}")
-
-# %% ../../nbs/7_runtimes/02_phone_bundle.ipynb #adc4bceb
-@patch
-def start(self: PhoneBundle) -> np.ndarray:  # float32 (count,)
-    "Return the numbers of the start adapter."
-    return read_adapter_vector(self.folder / START_FOLDER / WEIGHTS_FILE, self.layout)
-
-
-@patch
-def batch(
-    self: PhoneBundle,
-    number: int,  # of the step, 0 the first
-) -> tuple:  # method, ids and targets int64 (batch, length), rates float32 (3,)
-    "Return the arrays of one step."
-    step = self.steps[number]
-    row = self.manifest["buckets"][step["bucket"]]
-    shape = (row["records"], 2, row["length"])
-    all_rows = np.memmap(self.folder / RECORDS_FILE, "<i8", "r", row["offset"], shape)
-    chosen = np.array(all_rows[step["records"]])
-    return row["method"], chosen[:, 0].copy(), chosen[:, 1].copy(), np.array(step["rates"], "<f4")
+    version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+    if version != BUNDLE_FORMAT:
+        problem = f"{place}: format {str(version)[:40]}, this version reads {BUNDLE_FORMAT}"
+        raise InputError(problem, DAMAGED_BUNDLE_REMEDY)
+    if manifest.get("sha256") != hash_manifest(manifest):
+        raise InputError(f"{place}: damaged, its content does not have its hash", DAMAGED_BUNDLE_REMEDY)
+    for name, row in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: missing", DAMAGED_BUNDLE_REMEDY)
+        if hash_file(folder / name) != row["sha256"]:
+            raise InputError(f"{folder / name}: not the file that {MANIFEST_FILE} describes", DAMAGED_BUNDLE_REMEDY)
+    return PhoneBundle(folder, manifest, read_adapter_layout(folder / START_FOLDER / WEIGHTS_FILE))
