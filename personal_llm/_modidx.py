@@ -2516,10 +2516,6 @@ d = {
                 "6_device/background_training.html#trainingstopped",
                 "personal_llm/device/background_training.py",
             ),
-            "personal_llm.device.background_training.copy_stoppable_model": (
-                "6_device/background_training.html#copy_stoppable_model",
-                "personal_llm/device/background_training.py",
-            ),
             "personal_llm.device.background_training.install_adapter": (
                 "6_device/background_training.html#install_adapter",
                 "personal_llm/device/background_training.py",
@@ -2544,10 +2540,6 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.__init__": (
                 "6_device/conversation.html#chatsession.__init__",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession._forget": (
-                "6_device/conversation.html#chatsession._forget",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.answer": (
@@ -2638,10 +2630,6 @@ d = {
                 "6_device/conversation.html#find_first_prompt_turn",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.open_personalizer": (
-                "6_device/conversation.html#open_personalizer",
-                "personal_llm/device/conversation.py",
-            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetReport": (
@@ -2668,6 +2656,10 @@ d = {
                 "6_device/forgetting.html#forgetrequest.contains_text",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.ForgetRequest.is_early": (
+                "6_device/forgetting.html#forgetrequest.is_early",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.ForgetRequest.matches": (
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
@@ -2678,10 +2670,6 @@ d = {
             ),
             "personal_llm.device.forgetting.PersonalizerState.cut_histories": (
                 "6_device/forgetting.html#personalizerstate.cut_histories",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.PersonalizerState.cut_session": (
-                "6_device/forgetting.html#personalizerstate.cut_session",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.PersonalizerState.find_ids_to_forget": (
@@ -2740,6 +2728,10 @@ d = {
                 "6_device/forgetting.html#list_unverifiable_adapters",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.normalize_text": (
+                "6_device/forgetting.html#normalize_text",
+                "personal_llm/device/forgetting.py",
+            ),
         },
         "personal_llm.device.personalizer": {
             "personal_llm.device.personalizer.Personalizer": (
@@ -2764,10 +2756,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.commit_round": (
                 "6_device/personalizer.html#personalizer.commit_round",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.drop_forgotten": (
-                "6_device/personalizer.html#personalizer.drop_forgotten",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -2868,8 +2856,8 @@ d = {
                 "6_device/store.html#traininground.__str__",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.buffer_file_name": (
-                "6_device/store.html#buffer_file_name",
+            "personal_llm.device.store._check_session": (
+                "6_device/store.html#_check_session",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.describe_unchanged": (
@@ -2888,6 +2876,7 @@ d = {
                 "6_device/store.html#folder_status",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.hash_state": ("6_device/store.html#hash_state", "personal_llm/device/store.py"),
             "personal_llm.device.store.is_own_folder": (
                 "6_device/store.html#is_own_folder",
                 "personal_llm/device/store.py",
@@ -2898,10 +2887,6 @@ d = {
             ),
             "personal_llm.device.store.mark_folder": (
                 "6_device/store.html#mark_folder",
-                "personal_llm/device/store.py",
-            ),
-            "personal_llm.device.store.read_rounds": (
-                "6_device/store.html#read_rounds",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.read_state": ("6_device/store.html#read_state", "personal_llm/device/store.py"),
@@ -2917,20 +2902,8 @@ d = {
                 "6_device/store.html#remove_unreferenced",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.rename_keys": (
-                "6_device/store.html#rename_keys",
-                "personal_llm/device/store.py",
-            ),
-            "personal_llm.device.store.state_to_dict": (
-                "6_device/store.html#state_to_dict",
-                "personal_llm/device/store.py",
-            ),
             "personal_llm.device.store.write_state": (
                 "6_device/store.html#write_state",
-                "personal_llm/device/store.py",
-            ),
-            "personal_llm.device.store.write_state_only": (
-                "6_device/store.html#write_state_only",
                 "personal_llm/device/store.py",
             ),
         },
@@ -2961,10 +2934,6 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
                 "6_device/streaming.html#replystream.reuse_cache",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.should_stop": (
-                "6_device/streaming.html#replystream.should_stop",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.choose_next_token": (

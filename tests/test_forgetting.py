@@ -82,7 +82,7 @@ def test_no_byte_of_it_is_left(where, how, corrects, tmp_path):
     assert not any(name.encode() in bytes_below(tmp_path) for name in names), "an id is left"
     assert not (tmp_path / "adapter").exists() and not (tmp_path / "personalize.json").exists()
     assert not any((tmp_path / stage / "adapter").exists() for stage in (".next", ".committed"))
-    assert done.adapters and done.dialogues == dict(before=2, everything=5).get(how, 1)
+    assert done.adapters and done.dialogues == dict(everything=5).get(how, 1)
     assert any("merges and libraries" in words for words in done.unreachable)
     assert any("elsewhere" in words for words in done.unreachable)
 
@@ -392,7 +392,8 @@ def test_no_model_is_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [dict(), dict(ids=[]), dict(ids=[5]), dict(text=""), dict(text=5), dict(before="noon"), dict(before=True)],
+    [dict(), dict(ids=[]), dict(ids=[5]), dict(text=""), dict(text=5), dict(before="noon"), dict(before=True)]
+    + [dict(before=time) for time in (0, -1, float("nan"), float("inf"), -float("inf"))],
     ids=str,
 )
 def test_wrong_wishes_are_one_line(wrong, tmp_path):
@@ -408,11 +409,60 @@ def test_wrong_wishes_are_one_line(wrong, tmp_path):
 
 
 def test_before_and_text_mean_what_they_say():
-    d = Dialogue("One Pill", "two", labels=dict(about="Three"), time=4)
-    assert all(ForgetRequest(text=text).matches(d) for text in ("one pill", "TWO", "three", "ne pi"))
+    d = Dialogue("One Pill", "two", labels=dict(about="Three"), id="chats.jsonl", time=4)
+    assert all(ForgetRequest(text=text).matches(d) for text in ("one pill", "TWO", "ne pi"))
+    assert not any(ForgetRequest(text=text).matches(d) for text in ("three", "about", "chats", "}")), "content only"
     assert (
         not ForgetRequest(text="four").matches(d)
         and ForgetRequest(before=4.5).matches(d)
         and not ForgetRequest(before=4).matches(d)
     )
     assert ForgetRequest(ids="x").ids == {"x"} and ForgetRequest(everything=True).matches(d)
+
+
+@pytest.mark.parametrize(
+    "stored, asked",
+    [
+        ("my cafe\u0301", "Café"),
+        ("my café", "CAFE\u0301"),
+        ("it’s mine", "it's MINE"),
+        ("it's mine", "it’s mine"),
+        ("he said “no”", 'said "no"'),
+        ("one\n  phrase", "one phrase"),
+        ("one phrase", "one\r\nphrase"),
+        ("Straße", "STRASSE"),
+    ],
+)
+def test_a_text_is_found_however_it_is_written(stored, asked, tmp_path):
+    for n, d in enumerate([Dialogue(stored, "so"), Dialogue("so", stored), Dialogue("a", "b", [("user", stored)])]):
+        me = start(tmp_path / f"{n}")
+        watch(me, [TALK[0], d])
+        me.save()
+        assert forget_folder(tmp_path / f"{n}", text=asked).ids == {d.id}
+
+
+def test_what_has_no_time_is_not_early(tmp_path):
+    "Chats without times: nothing is known to be earlier, so nothing goes, nor the adapter."
+    me = start(tmp_path, capacity=8)
+    history = [("user", "hello"), ("assistant", "hello")]
+    watch(me, [Dialogue(f"question {n}", "tea", history) for n in range(4)] + [Dialogue("pill", "bread", time=1e9)])
+    me.finetune(progress=False)
+    me.save()
+    before = bytes_below(tmp_path)
+    for time in (1, 1e9, 1e-9):
+        assert not forget_folder(tmp_path, before=time).ids
+    assert bytes_below(tmp_path) == before
+    done = forget_folder(tmp_path, before=2e9)
+    assert done.dialogues == 1 and done.cut == 0 and len(done.adapters) == 1
+
+
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize("link", ["adapters", "adapters/000"])
+def test_a_link_is_not_followed_out_of_the_folder(link, everything, tmp_path):
+    published_run(tmp_path / "out")
+    place, elsewhere = tmp_path / "out" / "run-1" / link, tmp_path / "elsewhere"
+    shutil.move(place, elsewhere)
+    place.symlink_to(elsewhere, target_is_directory=True)
+    before = bytes_below(elsewhere)
+    forget_folder(tmp_path / "out", **(dict(everything=True) if everything else dict(text=CANARY)))
+    assert bytes_below(elsewhere) == before

@@ -249,6 +249,11 @@ def test_damaged_states_are_one_line(content, tmp_path):
 
 
 CHANGES = dict(
+    asked_ids_are_numbers=lambda s: s.update(asked_ids=[5, 6]),
+    chat_turns_are_a_number=lambda s: s.update(session=dict(turns=5)),
+    a_chat_turn_is_half=lambda s: s.update(session=dict(turns=[dict(id="a", prompt="b")])),
+    a_chat_turn_is_text=lambda s: s.update(session=dict(turns=["a"])),
+    a_chat_prompt_is_a_number=lambda s: s.update(session=dict(turns=[dict(id="a", prompt=1, response="", time=0)])),
     no_settings=lambda s: s.pop("settings"),
     settings_of_another_kind=lambda s: s.update(settings=[1]),
     unknown_setting=lambda s: s["settings"].update(colour="red"),
@@ -302,3 +307,28 @@ def test_a_held_folder_is_not_written(saved, tmp_path):
             me.save()
     me.save()
     assert read_state(folder).buffer.dialogues == me.buffer.dialogues
+
+
+def test_a_stale_writer_is_refused(saved, tmp_path):
+    "Three programs read a folder; who saves second would replace the dialogues of the first."
+    from personal_llm.device.forgetting import forget_folder
+
+    place = shutil.copytree(saved, tmp_path / "me")
+    first, second, fresh = load(place), load(place), start(place)
+    for me, row in ((first, 7), (second, 8), (fresh, 9)):
+        watch(me, TALK[row : row + 1])
+    first.save()
+    before = bytes_below(place)
+    for me in (second, fresh):
+        for act in (me.save, lambda: me.finetune(progress=False), lambda: me.forget(text="answer")):
+            with pytest.raises(InputError, match="another personalizer has saved its state here; load it") as caught:
+                act()
+            assert "\n" not in str(caught.value)
+    assert bytes_below(place) == before
+    watch(first, TALK[10:11])
+    first.save()
+    assert TALK[10].id in {d.id for d in load(place).buffer.dialogues}, "who saved last may go on"
+    forget_folder(place, text="answer 10")
+    with pytest.raises(InputError, match="another personalizer"):
+        first.save()
+    assert b"answer 10" not in bytes_below(place), "what was forgotten does not come back"

@@ -47,10 +47,7 @@ class AnnotationManager:
             return self.max_questions - self.cost.requests
         return self.buffer.capacity - self.cost.requests + (self.rounds[-1].requests if self.rounds else 0)
 
-    def ask_annotator(
-        self,
-        dialogue: Dialogue,
-    ) -> tuple:  # (whether there is an answer, the better response or None)
+    def ask_annotator(self, dialogue: Dialogue) -> tuple:  # (whether there is an answer, the better response or None)
         "Ask about a dialogue, unless it was asked before, there is no annotator, or the budget is spent."
         is_known = not self.asked_ids.isdisjoint((dialogue.id, *dialogue.parents))
         is_spent = self.max_questions is not None and self.questions_left() < 1
@@ -86,12 +83,8 @@ def should_ask(self: AnnotationManager, candidate: ScoredDialogue) -> bool:
 
 
 @patch
-def apply_answer(
-    self: AnnotationManager,
-    candidate: ScoredDialogue,
-    better: str = None,  # a better response; None: the response is acceptable
-) -> ScoredDialogue:
-    "Return a dialogue with the user's answer, and let the policy learn from the answer."
+def apply_answer(self: AnnotationManager, candidate: ScoredDialogue, better: str = None) -> ScoredDialogue:
+    "Return a dialogue with the user's answer (None: acceptable), and let the policy learn from the answer."
     if self.buffer.policy.can_ask:
         self.buffer.policy.learn_from_answer(self.buffer.view, candidate, better is not None)
     changes = dict(origin="approved") if better is None else dict(origin="annotated", response=better)

@@ -4,36 +4,37 @@
 
 # %% auto #0
 __all__ = ['ForgetRequest', 'hash_exchange', 'hash_dialogue', 'list_exchanges', 'collect_source_ids', 'ForgetReport',
-           'apply_to_folder', 'forget_run', 'forget_folder']
+           'forget_folder']
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00003
+import unicodedata
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from ..base.adapters import get_adapter_id, check_adapter, read_adapter_card
+from ..base.adapters import WEIGHTS_FILE, check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import Dialogue, History, InputError, check, patch
 from ..base.files import TEMPORARY_NAME_PATTERN, delete_path, lock_folder, remove_temporary_files
-from personal_llm.device.store import (
-    RUN_FOLDER_PATTERN,
-    STATE_FILE,
-    PersonalizerState,
-    find_run_folders,
-    is_own_folder,
-    read_state,
-    remove_adapter,
-    remove_unreferenced,
-    write_state,
-)
+from .store import RUN_FOLDER_PATTERN, STATE_FILE, PersonalizerState, find_run_folders
+from .store import is_own_folder, read_state, remove_adapter, remove_unreferenced, write_state
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00006
+QUOTATION_MARKS = str.maketrans("’‘‛ʼ´`“”„‟«»", "''''''" + '""""""')
+
+
+def normalize_text(text: str) -> str:
+    "Return a form that is equal for texts that a reader takes for equal."
+    text = unicodedata.normalize("NFKC", text.translate(QUOTATION_MARKS)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+# %% ../../nbs/6_device/02_forgetting.ipynb #84e58d8e
 @dataclass(frozen=True)
 class ForgetRequest:
     "Which dialogues to forget; raises `InputError` if no condition is given."
 
     ids: frozenset = frozenset()  # ids of dialogues
-    text: str = None  # part of a prompt, a response, a label or an earlier turn
-    before: float = None  # a time as in `Dialogue.time`: forget all earlier dialogues
+    text: str = None  # part of a prompt, a response or an earlier turn
+    before: float = None  # a time as in `Dialogue.time`, above 0: forget all earlier dialogues
     everything: bool = False
 
     def __post_init__(self):
@@ -41,25 +42,24 @@ class ForgetRequest:
         for name in self.ids:
             check(name, "text", "forget: an id", remedy="give the ids of dialogues")
         check(self.text, "text or none", "forget: text", remedy="give words of a dialogue")
-        check(self.before, "number or none", "forget: before", remedy="give a time as dialogues have it")
+        check(self.before, "positive number or none", "forget: before", remedy="give a time as dialogues have it")
         if self.text is not None and not self.text.strip():
             raise InputError("forget: the text is empty", "give words of a dialogue")
         if not (self.ids or self.text or self.before is not None or self.everything):
             raise InputError("forget: no condition", "give ids, a text, a time, or everything")
 
-# %% ../../nbs/6_device/02_forgetting.ipynb #61a00007
-@patch
-def contains_text(self: ForgetRequest, text: str) -> bool:
-    "Return whether a text contains the text of the request."
-    return self.text is not None and self.text.casefold() in text.casefold()
+    def contains_text(self, text: str) -> bool:
+        "Return whether a text contains the text of the request."
+        return self.text is not None and normalize_text(self.text) in normalize_text(text)
 
+    def is_early(self, time: float) -> bool:
+        "Return whether a time is known, and before that of the request."
+        return self.before is not None and time != 0 and time < self.before
 
-@patch
-def matches(self: ForgetRequest, d: Dialogue) -> bool:
-    "Return whether the request matches a dialogue by its id, its time or its own words (not by its history)."
-    is_named = self.everything or not self.ids.isdisjoint((d.id, *d.parents))
-    is_early = self.before is not None and d.time < self.before
-    return is_named or is_early or any(map(self.contains_text, (d.prompt, d.response, str(d.labels), d.id)))
+    def matches(self, d: Dialogue) -> bool:
+        "Return whether the request matches a dialogue by its id, its time or its own words (not by its history)."
+        is_named = self.everything or not self.ids.isdisjoint((d.id, *d.parents))
+        return is_named or self.is_early(d.time) or self.contains_text(d.prompt) or self.contains_text(d.response)
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00010
 def hash_exchange(history: History, prompt: str, response: str) -> str:  # hex
@@ -99,8 +99,7 @@ def all_ids(self: PersonalizerState) -> set:
     "Return every id that the state names."
     ids = {decision.id for decision in self.buffer.log} | {*self.exchange_hashes} | self.asked_ids
     ids |= {row["id"] for row in self.session.get("turns", ())}
-    for d in self.buffer.dialogues:
-        ids |= {d.id, *d.parents}
+    ids |= {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
     return ids.union(*(round.parents for round in self.rounds))
 
 
@@ -111,22 +110,16 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
         return self.all_ids()
     chat_turns = [Dialogue(**row) for row in self.session.get("turns", ())]
     ids = set(request.ids) | {d.id for d in chat_turns if request.matches(d)}
-    if request.before is not None:
-        ids |= {decision.id for decision in self.buffer.log if decision.time < request.before}
+    ids |= {decision.id for decision in self.buffer.log if request.is_early(decision.time)}
     for d in self.buffer.dialogues:
         if request.matches(d) or not ids.isdisjoint((d.id, *d.parents)):
             ids |= {d.id, *d.parents}
     return ids & self.all_ids()
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00018
-def find_history_cut(
-    d: Dialogue,  # a dialogue that stays
-    request: ForgetRequest,
-    hashes: set,  # of exchanges that must go
-    texts: set,  # prompts and responses that must go
-) -> int:
-    "Return the number of turns that a history loses, counted from its beginning."
-    if request.before is not None:
+def find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: set) -> int:  # number of turns
+    "Count the turns that a history loses from its beginning, for hashes and texts of exchanges that must go."
+    if request.before is not None and hashes and d.time != 0:
         return len(d.history)
     ends = [end for end, digest, pair in list_exchanges(d.history) if digest in hashes or not texts.isdisjoint(pair)]
     ends += [place + 1 for place, (_, text) in enumerate(d.history) if text in texts or request.contains_text(text)]
@@ -137,9 +130,7 @@ def find_history_cut(
 
 
 @patch
-def cut_histories(
-    self: PersonalizerState, request: ForgetRequest, ids: set
-) -> set:  # ids of dialogues whose history was cut
+def cut_histories(self: PersonalizerState, request: ForgetRequest, ids: set) -> set:  # ids of the cut dialogues
     "Cut the histories of the dialogues that stay, so that no dialogue still refers to the old turns."
     removed = [d for d in self.buffer.dialogues if d.id in ids]
     texts = {text for d in removed for text in (d.prompt, d.response)} - {""}
@@ -147,12 +138,11 @@ def cut_histories(
     hashes |= {hash_dialogue(d) for d in removed}
     cut_ids = set()
     for slot, d in enumerate(self.buffer.dialogues):
-        if d.id in ids:
-            continue
-        count = find_history_cut(d, request, hashes, texts)
-        shorter = d.derive(history=tuple(d.history)[count:], id=d.id, parents=d.parents)
-        self.buffer.replace_dialogue(slot, shorter)
-        cut_ids |= {d.id} if count else set()
+        if d.id not in ids:
+            count = find_history_cut(d, request, hashes, texts)
+            shorter = d.derive(history=tuple(d.history)[count:], id=d.id, parents=d.parents)
+            self.buffer.replace_dialogue(slot, shorter)
+            cut_ids |= {d.id} if count else set()
     return cut_ids
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00023
@@ -199,16 +189,6 @@ def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest)
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00026
 @patch
-def cut_session(self: PersonalizerState, ids: set) -> int:  # number of turns that it lost
-    "Drop turns of a chat, and an open question that came after them."
-    turns = self.session.get("turns", [])
-    stay = [row for row in turns if row["id"] not in ids]
-    if len(stay) < len(turns):
-        self.session |= dict(turns=stay, question=None)
-    return len(turns) - len(stay)
-
-
-@patch
 def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Remove all matching dialogues from the state; the caller deletes the files."
     ids, size_before = self.find_ids_to_forget(request), len(self.buffer)
@@ -223,13 +203,17 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     self.asked_ids -= ids
     for name in ids & self.exchange_hashes.keys():
         del self.exchange_hashes[name]
-    num_turns = self.cut_session(ids)
+    turns = self.session.get("turns", [])
+    stay = [row for row in turns if row["id"] not in ids]
+    if len(stay) < len(turns):
+        self.session |= dict(turns=stay, question=None)  # the open question came after them
     if cut_ids or adapters:
         self.buffer.clear_embeddings()
         self.session |= dict(question=None) if self.session else {}  # its scores are those of a deleted adapter
     notes = [COPIES_NOTE, SOURCE_FILE_NOTE] + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
     notes += list_unverifiable_adapters(self, request)
-    return ForgetReport(size_before - len(self.buffer), len(cut_ids), adapters, [], notes, changed_ids, num_turns)
+    counts = size_before - len(self.buffer), len(cut_ids)
+    return ForgetReport(*counts, adapters, [], notes, changed_ids, len(turns) - len(stay))
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00029
 PUBLISHED_ADAPTER = "adapter"  # in an output folder: a copy of the newest adapter
@@ -279,6 +263,8 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
     for adapter in report.adapters:
         remove_adapter(adapter)
     report.files += [path for path in removed if path not in report.adapters]
+    links = [path for path in report.adapters if (Path(path) / WEIGHTS_FILE).is_file()]
+    report.unreachable += [f"{path}: reached through a link, delete it yourself" for path in links]
 
 
 def forget_run(run: Path, request: ForgetRequest, dry_run: bool = False) -> ForgetReport:

@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['ASK_WHEN_CHOICES', 'FORMER_SETTING_NAMES', 'OBSERVE_BATCH_SIZE', 'PersonalizerSettings', 'make_settings',
-           'Personalizer', 'PreparedRound', 'load_personalizer']
+           'Personalizer', 'load_personalizer']
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #61bb88a7
 import tempfile
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..base.adapters import Adapter
 from ..base.core import MAX_SEED, Cost, Dialogue, InputError, check, check_settings_fields, patch, setting
-from ..base.files import lock_folder, remove_temporary_files
+from ..base.files import remove_temporary_files
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import ForgetReport, ForgetRequest, apply_to_folder, forget_published
 from .forgetting import collect_source_ids, hash_dialogue
 from .annotation import AnnotationManager
 from .store import ADAPTERS_FOLDER, STATE_FILE, PersonalizerState, TrainingRound
-from .store import lock_and_mark, read_state, remove_adapter, write_state
+from .store import hash_state, lock_and_mark, read_state, remove_adapter, write_state
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import load_lexicons
 from ..buffer.scoring import score as score_dialogues
@@ -96,13 +96,12 @@ class Personalizer(AnnotationManager):
     ):
         self.model, self.config = model, check(config, TuningConfig, "config")
         self.settings = settings = make_settings(settings, **changes)
-        self.buffer = check(Buffer() if buffer is None else buffer, Buffer, "buffer")
-        ask_when = settings.ask_when or ("policy" if self.buffer.policy.can_ask else "freeze")
-        super().__init__(
-            self.buffer, check(annotator, "function or none", "annotator"), settings.max_questions, ask_when
-        )
+        buffer = check(Buffer() if buffer is None else buffer, Buffer, "buffer")
+        ask_when = settings.ask_when or ("policy" if buffer.policy.can_ask else "freeze")
+        super().__init__(buffer, check(annotator, "function or none", "annotator"), settings.max_questions, ask_when)
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
+        self.state_hash = ""  # of the state in the folder that we read or wrote last, see `hash_state`
         self.adapter = None  # the `Adapter` of the last fine-tune
         self.synthesis = None  # the `SynthesisResult` of the last fine-tune
         self.exchange_hashes, self.session = {}, {}  # see `PersonalizerState`
@@ -125,10 +124,7 @@ def score(self: Personalizer, dialogues: list) -> list:  # `ScoredDialogue`s
 
 
 @patch
-def offer(
-    self: Personalizer,
-    candidates: list,  # `ScoredDialogue`s
-) -> list:  # `Decision`s
+def offer(self: Personalizer, candidates: list) -> list:  # `ScoredDialogue`s -> `Decision`s
     "Offer scored dialogues to the buffer, with the questions that are due on arrival."
     decisions = []
     for candidate in candidates:
@@ -144,10 +140,7 @@ OBSERVE_BATCH_SIZE = 64  # dialogues that are scored together
 
 
 @patch
-def observe(
-    self: Personalizer,
-    dialogue: Dialogue,  # the newest dialogue
-):  # the buffer's `Decision`
+def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
     "Score one dialogue and offer it to the buffer; fine-tune if `finetune_every` dialogues are complete."
     return self.observe_all([dialogue], progress=False)[0]
 
@@ -174,14 +167,8 @@ def observe_all(
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00014
 @patch
-def choose_start(
-    self: Personalizer,
-    start,  # see `finetune`
-    dialogues: list,  # dialogues that choose from a library
-    folder,  # for a merged adapter
-    model=None,  # the model that chooses; its own by default
-) -> tuple:  # (an adapter, its folder or None; the choice as a dictionary or None; `Cost`)
-    "Return the adapter from which a fine-tune begins, and the reason."
+def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:  # see `finetune`
+    "Return the adapter or folder from which a fine-tune begins (or None), the choice (or None), and its `Cost`."
     if isinstance(start, str) and start == "last":
         start = self.adapter or self.start
     if isinstance(start, Library):
@@ -195,9 +182,17 @@ def choose_start(
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00017
 @patch
+@contextmanager
 def locked(self: Personalizer):
-    "Lock and mark the folder, if there is one; raise `InputError` if another process has it."
-    return lock_and_mark(self.folder) if self.folder and not self.has_lock else nullcontext()
+    "Lock and mark the folder, if there is one; raise `InputError` if another process has it, or has changed it."
+    if self.folder is None or self.has_lock:
+        yield
+        return
+    with lock_and_mark(self.folder, self.state_hash):
+        try:
+            yield
+        finally:
+            self.state_hash = hash_state(self.folder)
 
 
 @patch
@@ -259,14 +254,8 @@ def record_round(self: Personalizer, prepared: PreparedRound) -> None:
 # %% ../../nbs/6_device/04_personalizer.ipynb #dc8b43af
 @patch
 def train_adapter(
-    self: Personalizer,
-    dialogues: list,  # training dialogues
-    start="last",  # see `finetune`
-    out=None,  # folder of the new adapter
-    progress: bool = True,
-    model=None,  # the model that is tuned; its own by default
-    synthesis=None,  # a `SynthesisResult`, if it was made before
-) -> PreparedRound:
+    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None
+) -> PreparedRound:  # start and out as in `finetune`; the own model, and new synthetic dialogues, by default
     "Choose a start, synthesise dialogues, and tune an adapter."
     model, settings = model or self.model, self.settings
     seed = settings.seed + len(self.rounds)
@@ -286,7 +275,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound) -> None:
     self.buffer.policy.after_finetune(self.buffer)
     self.rescore_buffer()
 
-
+# %% ../../nbs/6_device/04_personalizer.ipynb #c28f03c9
 @patch
 def finetune(
     self: Personalizer,
@@ -315,11 +304,11 @@ def save(
     self: Personalizer,
     folder=None,  # the personalizer's own folder by default
 ) -> Path:
-    "Write the state; on any failure the old state stays. Raise `InputError` if another process has the folder."
-    if not (folder or self.folder):
+    "Write the state; on any failure the old state stays. Raise `InputError` if another process has or changed it."
+    folder = Path(folder) if folder else self.folder
+    if folder is None:
         raise InputError("save: no folder", "give one here or to Personalizer")
-    folder = Path(folder or self.folder)
-    with lock_folder(folder):
+    with self.locked() if folder == self.folder else lock_and_mark(folder, hash_state(folder)):
         write_state(folder, self.state())
     return folder
 
@@ -339,7 +328,7 @@ def load_personalizer(
     policy=None,  # the policy of the buffer, if it is not registered by name
 ) -> Personalizer:
     "Load a personalizer; raise `InputError` for a damaged state, a missing adapter or another base model."
-    state = read_state(folder, policy)
+    state_hash, state = hash_state(folder), read_state(folder, policy)
     state.check_base(model.base, folder)
     try:
         settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
@@ -350,7 +339,7 @@ def load_personalizer(
         raise InputError(wrong, "restore a copy or start anew") from error
     for name in ("rounds", "cost", "asked_ids", "exchange_hashes", "session"):
         setattr(me, name, getattr(state, name))
-    me.adapter = Adapter.load(state.adapter) if state.adapter else None
+    me.adapter, me.state_hash = Adapter.load(state.adapter) if state.adapter else None, state_hash
     with model.use_adapter(me.adapter):
         is_stale = any(entry.scores.model != model.active_adapter for entry in me.buffer.entries)
     if is_stale:  # `forget_folder` ran without a model
@@ -358,18 +347,6 @@ def load_personalizer(
     return me
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00026
-@patch
-def drop_forgotten(self: Personalizer, report: ForgetReport) -> None:
-    "Update adapter, synthesis and scores in memory after the state has forgotten dialogues."
-    self.synthesis = None
-    for name in report.ids:
-        self.model.truncated.pop(name, None)
-    if report.adapters:
-        self.adapter = Adapter.load(self.rounds[-1].adapter) if self.rounds else None
-    if report.adapters or report.cut:
-        self.rescore_buffer()
-
-
 @patch
 def forget(
     self: Personalizer,
@@ -383,7 +360,13 @@ def forget(
     with self.locked():
         report = self.state().forget(request)
         if report.ids:
-            self.drop_forgotten(report)
+            self.synthesis = None
+        for name in report.ids:
+            self.model.truncated.pop(name, None)
+        if report.adapters:
+            self.adapter = Adapter.load(self.rounds[-1].adapter) if self.rounds else None
+        if report.adapters or report.cut:
+            self.rescore_buffer()
         if self.folder and (self.folder / STATE_FILE).is_file():
             apply_to_folder(self.folder, self.state(), request, report)
         elif self.folder:

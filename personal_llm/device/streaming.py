@@ -17,11 +17,7 @@ from ..base.models import REPLY_REPETITION_PENALTY, ForwardResult
 NO_REPEAT_NGRAM_SIZE = 4  # tokens of a sequence that may occur only once in a reply
 
 
-def choose_next_token(
-    logits,  # (vocabulary,)
-    reply_ids: list,  # tokens of the reply so far
-    end_token_ids: set,
-) -> int:
+def choose_next_token(logits, reply_ids: list, end_token_ids: set) -> int:  # logits (vocabulary,); tokens so far
     "Return the most likely token after a penalty on repetition; the first token does not end the reply."
     import torch
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
@@ -60,10 +56,7 @@ class ReplyStream:
 
 # %% ../../nbs/6_device/05_streaming.ipynb #e07926f5
 @patch
-def feed(
-    self: ReplyStream,
-    ids: list,  # new tokens
-) -> None:
+def feed(self: ReplyStream, ids: list) -> None:  # new tokens
     "Process new tokens in one forward pass, and keep their hidden states and logits."
     import torch
 
@@ -85,12 +78,9 @@ def feed(
     self.model.cost.tokens += len(ids)
     self.model.cost.forward += self.num_forward_passes == 1
 
-# %% ../../nbs/6_device/05_streaming.ipynb #0731d6a0
+
 @patch
-def decode_new_text(
-    self: ReplyStream,
-    reply_ids: list,  # tokens of the reply so far
-) -> str:
+def decode_new_text(self: ReplyStream, reply_ids: list) -> str:  # of all tokens of the reply so far
     "Return the text that is final by now and was not shown yet."
     text = self.model.tokenizer.decode(reply_ids, skip_special_tokens=True).strip()
     if text.endswith("\ufffd") or not text.startswith(self.text):
@@ -98,21 +88,10 @@ def decode_new_text(
     piece, self.text = text[len(self.text) :], text
     return piece
 
-
-@patch
-def should_stop(self: ReplyStream, reply_ids: list) -> bool:
-    "Return whether the reply ends here although the model would continue."
-    is_sentence_end = self.text.endswith(SENTENCE_ENDS)
-    return len(reply_ids) >= self.max_tokens or (len(reply_ids) >= SOFT_REPLY_TOKENS and is_sentence_end)
-
 # %% ../../nbs/6_device/05_streaming.ipynb #a5763b6f
 @patch
-def reuse_cache(
-    self: ReplyStream,
-    previous: "ReplyStream",  # a finished stream
-    ids: list,  # tokens of the new prompt, history included
-) -> None:
-    "Take over keys, values, hidden states and losses of the tokens that two prompts share."
+def reuse_cache(self: ReplyStream, previous: ReplyStream, ids: list) -> None:  # tokens of the new prompt, with history
+    "Take over keys, values, hidden states and losses of the tokens that this prompt shares with a finished stream."
     num_shared = min(len(os.path.commonprefix([previous.ids, ids])), len(ids) - 1)
     is_whole = num_shared == len(previous.ids)  # then the last logits of the old stream predict the next token
     num_reused = num_shared if is_whole else num_shared - 1  # otherwise one token is processed again
@@ -144,7 +123,8 @@ def __iter__(self: ReplyStream):  # a generator of texts
             break
         if piece := self.decode_new_text(reply_ids):
             yield piece
-        if self.should_stop(reply_ids):
+        max_tokens = SOFT_REPLY_TOKENS if self.text.endswith(SENTENCE_ENDS) else self.max_tokens
+        if len(reply_ids) >= min(max_tokens, self.max_tokens):
             break
         self.feed(reply_ids[-1:])
     self.feed([*ids, *reply_ids][len(self.ids) :] + [end_id])
@@ -152,19 +132,14 @@ def __iter__(self: ReplyStream):  # a generator of texts
 
 
 @patch
-def compute_reading(
-    self: ReplyStream,
-    num_prompt_tokens: int,
-) -> None:
+def compute_reading(self: ReplyStream, num_prompt_tokens: int) -> None:
     "Set `reading`, the `ForwardResult` of the dialogue, from the passes that wrote the reply."
     import torch
-    import torch.nn.functional as F
 
     hidden, logits = torch.cat(self.hidden), torch.cat(self.logits)  # (tokens, width), (new tokens, vocabulary)
     next_ids = torch.tensor(self.ids[len(self.losses) + 1 :], device=logits.device)
-    self.losses = self.losses + F.cross_entropy(logits[:-1].float(), next_ids, reduction="none").tolist()
+    self.losses += torch.nn.functional.cross_entropy(logits[:-1].float(), next_ids, reduction="none").tolist()
     self.hidden, self.logits = [hidden], [logits[-1:].clone()]
     prompt_losses, losses = self.losses[: num_prompt_tokens - 1], self.losses[num_prompt_tokens - 1 :]
-    hidden = hidden.float().cpu().numpy()
-    prompt_loss = sum(prompt_losses), len(prompt_losses)
+    prompt_loss, hidden = (sum(prompt_losses), len(prompt_losses)), hidden.float().cpu().numpy()
     self.reading = ForwardResult(hidden, sum(losses), len(losses), self.adapter_name, *prompt_loss)
