@@ -91,7 +91,7 @@ def pytorch(folder: Path) -> dict:
 def apart(folder: Path) -> float:
     "The largest difference between the two trained adapters, beside the largest change that training made."
     from personal_llm.base.adapters import WEIGHTS_FILE
-    from personal_llm.runtimes.phone_program import read_adapter_layout, read_adapter_vector
+    from personal_llm.runtimes.phone_bundle import read_adapter_layout, read_adapter_vector
 
     ours, theirs, start = (folder / name / WEIGHTS_FILE for name in ("adapter", "theirs", "parcel/adapter"))
     layout = read_adapter_layout(ours)

@@ -2680,6 +2680,10 @@ d = {
                 "6_device/forgetting.html#personalizerstate.forget",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._normalize_text": (
+                "6_device/forgetting.html#_normalize_text",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.apply_to_folder": (
                 "6_device/forgetting.html#apply_to_folder",
                 "personal_llm/device/forgetting.py",
@@ -2726,10 +2730,6 @@ d = {
             ),
             "personal_llm.device.forgetting.list_unverifiable_adapters": (
                 "6_device/forgetting.html#list_unverifiable_adapters",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.normalize_text": (
-                "6_device/forgetting.html#normalize_text",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -2824,10 +2824,6 @@ d = {
             ),
             "personal_llm.device.personalizer.load_personalizer": (
                 "6_device/personalizer.html#load_personalizer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.make_settings": (
-                "6_device/personalizer.html#make_settings",
                 "personal_llm/device/personalizer.py",
             ),
         },
@@ -5254,6 +5250,14 @@ d = {
                 "7_runtimes/cluster.html#buildjob.of",
                 "personal_llm/runtimes/cluster.py",
             ),
+            "personal_llm.runtimes.cluster._read_job_files": (
+                "7_runtimes/cluster.html#_read_job_files",
+                "personal_llm/runtimes/cluster.py",
+            ),
+            "personal_llm.runtimes.cluster._write_job_files": (
+                "7_runtimes/cluster.html#_write_job_files",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.add_with_ray": (
                 "7_runtimes/cluster.html#add_with_ray",
                 "personal_llm/runtimes/cluster.py",
@@ -5294,10 +5298,6 @@ d = {
                 "7_runtimes/cluster.html#ray_cluster",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.read_job_files": (
-                "7_runtimes/cluster.html#read_job_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.read_library_probes": (
                 "7_runtimes/cluster.html#read_library_probes",
                 "personal_llm/runtimes/cluster.py",
@@ -5318,12 +5318,12 @@ d = {
                 "7_runtimes/cluster.html#store_result",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.write_job_files": (
-                "7_runtimes/cluster.html#write_job_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
         },
         "personal_llm.runtimes.export": {
+            "personal_llm.runtimes.export._stage_upload": (
+                "7_runtimes/export.html#_stage_upload",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -5334,10 +5334,6 @@ d = {
             ),
             "personal_llm.runtimes.export.push_to_hub": (
                 "7_runtimes/export.html#push_to_hub",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.stage_upload": (
-                "7_runtimes/export.html#stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
         },
@@ -5393,6 +5389,26 @@ d = {
             ),
         },
         "personal_llm.runtimes.phone_bundle": {
+            "personal_llm.runtimes.phone_bundle.AdapterLayout": (
+                "7_runtimes/phone_bundle.html#adapterlayout",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.AdapterLayout.count": (
+                "7_runtimes/phone_bundle.html#adapterlayout.count",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.AdapterLayout.sizes": (
+                "7_runtimes/phone_bundle.html#adapterlayout.sizes",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.Bucket": (
+                "7_runtimes/phone_bundle.html#bucket",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.Bucket.name": (
+                "7_runtimes/phone_bundle.html#bucket.name",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle": (
                 "7_runtimes/phone_bundle.html#phonebundle",
                 "personal_llm/runtimes/phone_bundle.py",
@@ -5413,16 +5429,40 @@ d = {
                 "7_runtimes/phone_bundle.html#phonebundle.steps",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
+            "personal_llm.runtimes.phone_bundle.adamw_step": (
+                "7_runtimes/phone_bundle.html#adamw_step",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
             "personal_llm.runtimes.phone_bundle.choose_buckets": (
                 "7_runtimes/phone_bundle.html#choose_buckets",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.compile_program": (
+                "7_runtimes/phone_bundle.html#compile_program",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.compute_step_rates": (
+                "7_runtimes/phone_bundle.html#compute_step_rates",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.encode_record": (
                 "7_runtimes/phone_bundle.html#encode_record",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
+            "personal_llm.runtimes.phone_bundle.export_error": (
+                "7_runtimes/phone_bundle.html#export_error",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.export_program": (
+                "7_runtimes/phone_bundle.html#export_program",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
             "personal_llm.runtimes.phone_bundle.find_bucket": (
                 "7_runtimes/phone_bundle.html#find_bucket",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.find_missing_kernels": (
+                "7_runtimes/phone_bundle.html#find_missing_kernels",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.hash_file": (
@@ -5433,6 +5473,10 @@ d = {
                 "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
+            "personal_llm.runtimes.phone_bundle.make_training_step": (
+                "7_runtimes/phone_bundle.html#make_training_step",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
             "personal_llm.runtimes.phone_bundle.open_bundle": (
                 "7_runtimes/phone_bundle.html#open_bundle",
                 "personal_llm/runtimes/phone_bundle.py",
@@ -5441,83 +5485,33 @@ d = {
                 "7_runtimes/phone_bundle.html#plan_steps",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
+            "personal_llm.runtimes.phone_bundle.read_adapter_layout": (
+                "7_runtimes/phone_bundle.html#read_adapter_layout",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.read_adapter_vector": (
+                "7_runtimes/phone_bundle.html#read_adapter_vector",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.require_executorch": (
+                "7_runtimes/phone_bundle.html#require_executorch",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
             "personal_llm.runtimes.phone_bundle.shuffle_batches": (
                 "7_runtimes/phone_bundle.html#shuffle_batches",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.simplify_frozen_matmuls": (
+                "7_runtimes/phone_bundle.html#simplify_frozen_matmuls",
+                "personal_llm/runtimes/phone_bundle.py",
+            ),
+            "personal_llm.runtimes.phone_bundle.trace_training_graph": (
+                "7_runtimes/phone_bundle.html#trace_training_graph",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.write_bundle": (
                 "7_runtimes/phone_bundle.html#write_bundle",
                 "personal_llm/runtimes/phone_bundle.py",
-            ),
-        },
-        "personal_llm.runtimes.phone_program": {
-            "personal_llm.runtimes.phone_program.AdapterLayout": (
-                "7_runtimes/phone_program.html#adapterlayout",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.AdapterLayout.count": (
-                "7_runtimes/phone_program.html#adapterlayout.count",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.AdapterLayout.sizes": (
-                "7_runtimes/phone_program.html#adapterlayout.sizes",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.Bucket": (
-                "7_runtimes/phone_program.html#bucket",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.Bucket.name": (
-                "7_runtimes/phone_program.html#bucket.name",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.adamw_step": (
-                "7_runtimes/phone_program.html#adamw_step",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.compile_program": (
-                "7_runtimes/phone_program.html#compile_program",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.compute_step_rates": (
-                "7_runtimes/phone_program.html#compute_step_rates",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.export_error": (
-                "7_runtimes/phone_program.html#export_error",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.export_program": (
-                "7_runtimes/phone_program.html#export_program",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.find_missing_kernels": (
-                "7_runtimes/phone_program.html#find_missing_kernels",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.make_training_step": (
-                "7_runtimes/phone_program.html#make_training_step",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.read_adapter_layout": (
-                "7_runtimes/phone_program.html#read_adapter_layout",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.read_adapter_vector": (
-                "7_runtimes/phone_program.html#read_adapter_vector",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.require_executorch": (
-                "7_runtimes/phone_program.html#require_executorch",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.simplify_frozen_matmuls": (
-                "7_runtimes/phone_program.html#simplify_frozen_matmuls",
-                "personal_llm/runtimes/phone_program.py",
-            ),
-            "personal_llm.runtimes.phone_program.trace_training_graph": (
-                "7_runtimes/phone_program.html#trace_training_graph",
-                "personal_llm/runtimes/phone_program.py",
             ),
         },
         "personal_llm.runtimes.resumable_training": {

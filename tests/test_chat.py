@@ -213,7 +213,7 @@ def test_only_what_was_answered_is_learned(tmp_path):
 
 
 def test_questions_are_sparse_and_within_the_budget(tmp_path):
-    talk, asked = fresh(tmp_path / "me", requests=2), 0
+    talk, asked = fresh(tmp_path / "me", max_questions=2), 0
     for line in LINES:
         reply(talk, line)
         if talk.question:

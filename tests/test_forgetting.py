@@ -276,7 +276,7 @@ def test_all_descendants_go(capacity, policy, when, corrects, tunes, who):
     "Every adapter that learned from it, its correction or a synthetic child, and those after; others stay."
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(personalizer, "tune", fake_tune)
-        me, place, family = start(folder, capacity, policy, User(lambda d: corrects), ask=when), 0, {}
+        me, place, family = start(folder, capacity, policy, User(lambda d: corrects), ask_when=when), 0, {}
         for n in tunes:
             watch(me, TALK[place : place + n])
             place += n

@@ -113,7 +113,7 @@ def test_a_stream_shorter_than_the_buffer_is_kept_whole(world, tmp_path, no_tuni
 
 
 def test_every_fine_tunes_more_than_once(tmp_path, no_tuning):
-    result = personalize(FEW, tmp_path / "x", every=8, **SMALL)
+    result = personalize(FEW, tmp_path / "x", finetune_every=8, **SMALL)
     assert [one["seen"] for one in result["finetunes"]] == [8, 12]
 
 
@@ -168,8 +168,8 @@ BAD_SETTINGS = {
     "steps 0": (dict(steps=0), "steps"),
     "steps nan": (dict(steps=float("nan")), "steps"),
     "synthetic -1": (dict(synthetic=-1), "synthetic"),
-    "every 0": (dict(every=0), "finetune_every"),
-    "requests -1": (dict(requests=-1), "max_questions"),
+    "every 0": (dict(finetune_every=0), "finetune_every"),
+    "requests -1": (dict(max_questions=-1), "max_questions"),
     "seed -1": (dict(seed=-1), "seed"),
     "seed huge": (dict(seed=2**40), "seed"),
     "seed text": (dict(seed="0"), "seed"),
@@ -195,7 +195,7 @@ def test_the_command_refuses_in_one_line(world, tmp_path, capsys):
 
 
 def test_a_library_needs_enough_dialogues_in_the_first_round(tmp_path):
-    for few in (dict(capacity=4), dict(every=4)):
+    for few in (dict(capacity=4), dict(finetune_every=4)):
         with pytest.raises(InputError, match="needs 8 kept dialogues, the first fine-tune would have 4"):
             personalize(FEW, tmp_path / "x", **SMALL | few, start="pocket")
     assert not (tmp_path / "x").exists()

@@ -44,7 +44,7 @@ def test_requests_never_exceed_the_budget(policy, capacity, when, requests, ever
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(personalizer, "tune", fake_tune)
         user = User(lambda d: odd and len(d.prompt) % 2)
-        me, place = start(None, capacity, policy, user, ask=when, requests=requests, every=every), 0
+        me, place = start(None, capacity, policy, user, ask_when=when, max_questions=requests, finetune_every=every), 0
         for n in blocks:
             watch(me, TALK[place : place + n])
             place += n
@@ -60,7 +60,7 @@ def test_requests_never_exceed_the_budget(policy, capacity, when, requests, ever
 
 def test_a_correction_replaces_the_answer():
     user = User(lambda d: d.id != TALK[1].id)
-    me = start(user=user, requests=3)
+    me = start(user=user, max_questions=3)
     watch(me, TALK[:4])
     me.finetune(progress=False)
     assert user.asked == [d.id for d in TALK[:3]], "the oldest first"
@@ -108,7 +108,7 @@ def test_every_n_at_the_right_places(every, cuts, policy):
     "However the stream is handed over, fine-tunes come after every N-th dialogue and the log is the same."
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(personalizer, "tune", fake_tune)
-        whole, parts = (start(None, 5, policy, every=every) for _ in range(2))
+        whole, parts = (start(None, 5, policy, finetune_every=every) for _ in range(2))
         watch(whole, TALK)
         edges = sorted({0, *cuts, 40})
         for a, b in zip(edges, edges[1:]):
@@ -219,7 +219,7 @@ def test_a_warm_start(chosen, monkeypatch, tmp_path):
 
 def test_every_with_a_library_is_warm_once(monkeypatch, tmp_path):
     calls = plant(monkeypatch)
-    me = start(tmp_path / "me", every=4, start=Shelf(tmp_path / "shelf"))
+    me = start(tmp_path / "me", finetune_every=4, start=Shelf(tmp_path / "shelf"))
     watch(me, TALK[:12])
     assert len(calls) == 1 and [bool(c.warm) for c in me.rounds] == [True, False, False]
 
@@ -278,16 +278,16 @@ def test_fine_tunes_begin_where_they_are_told_to(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(ask="never"),
-        dict(ask=["freeze"]),
-        dict(every=0),
-        dict(every=-3),
-        dict(every=2.5),
+        dict(ask_when="never"),
+        dict(ask_when=["freeze"]),
+        dict(finetune_every=0),
+        dict(finetune_every=-3),
+        dict(finetune_every=2.5),
         dict(synthetic=-1),
         dict(synthetic="3"),
-        dict(requests=-1),
-        dict(requests=True),
-        dict(mode="answers"),
+        dict(max_questions=-1),
+        dict(max_questions=True),
+        dict(synthesis_mode="answers"),
         dict(seed=-1),
         dict(seed=10**30),
         dict(seed="0"),

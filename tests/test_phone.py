@@ -34,20 +34,18 @@ from personal_llm.runtimes.phone import (
     save_progress,
     run_training_steps,
 )
-from personal_llm.runtimes.phone_program import (
+from personal_llm.runtimes.phone_bundle import (
     ADAM_BETA1,
     EXECUTORCH_INSTALL,
-    adamw_step,
-    compile_program,
-    compute_step_rates,
-)
-from personal_llm.runtimes.phone_bundle import (
     MANIFEST_FILE,
     PROGRAM_FILE,
     RECORDS_FILE,
     Bucket,
-    open_bundle,
+    adamw_step,
+    compile_program,
+    compute_step_rates,
     encode_record,
+    open_bundle,
     write_bundle,
 )
 from personal_llm.tuning.config import TuningConfig

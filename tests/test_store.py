@@ -43,7 +43,14 @@ def files_below(folder) -> list:
 
 @pytest.mark.parametrize("policy", ["sdss", "reservoir", "kcenter"])
 def test_saved_and_loaded_goes_on_the_same_way(policy, tmp_path):
-    given = dict(every=9, requests=7, ask="arrival", mode="both", seed=3, config=TuningConfig(steps=2))
+    given = dict(
+        finetune_every=9,
+        max_questions=7,
+        ask_when="arrival",
+        synthesis_mode="both",
+        seed=3,
+        config=TuningConfig(steps=2),
+    )
     me = start(tmp_path, policy=policy, user=User(), **given)
     watch(me, TALK[:14])
     me.save()

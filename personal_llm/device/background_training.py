@@ -12,7 +12,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from ..base.files import delete_path, make_folder
 from ..base.models import Model
 from .personalizer import Personalizer, PreparedRound
@@ -78,13 +78,11 @@ class BackgroundTraining:
         self.thread.join()
         delete_path(self.folder)
 
-# %% ../../nbs/6_device/06_background_training.ipynb #fbf479a7
-@patch
-def collect(self: BackgroundTraining):  # the `TrainingRound`
-    "Wait for the end, and use the new adapter; if the fine-tune failed, raise its error and change nothing."
-    self.thread.join()
-    if self.prepared is None:
-        delete_path(self.folder)
-        raise self.error or InputError("learning was stopped", "begin it again")
-    self.me.model.truncated |= self.model.truncated
-    return install_adapter(self.me, self.folder, self.prepared)
+    def collect(self):  # the `TrainingRound`
+        "Wait for the end, and use the new adapter; if the fine-tune failed, raise its error and change nothing."
+        self.thread.join()
+        if self.prepared is None:
+            delete_path(self.folder)
+            raise self.error or InputError("learning was stopped", "begin it again")
+        self.me.model.truncated |= self.model.truncated
+        return install_adapter(self.me, self.folder, self.prepared)

@@ -21,7 +21,7 @@ from ..base.text import CONTROL_CHARACTERS
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, hash_dialogue
 from .background_training import BackgroundTraining
-from .personalizer import FORMER_SETTING_NAMES, Personalizer, load_personalizer
+from .personalizer import Personalizer, load_personalizer
 from .store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, BUFFER_FILE_PATTERN
 from .store import OWNER_FILE, STATE_FILE, write_state
 from .streaming import ReplyStream
@@ -106,9 +106,8 @@ class ChatSession:
         with ExitStack() as open_locks:
             open_locks.enter_context(lock_folder(make_folder(self.folder)))
             if (self.folder / STATE_FILE).is_file():
-                names = {FORMER_SETTING_NAMES.get(name, name): value for name, value in settings.items()}
                 self.me = load_personalizer(self.folder, model)
-                self.me.max_questions = names.get("max_questions", self.me.max_questions)
+                self.me.max_questions = settings.get("max_questions", self.me.max_questions)
             else:
                 self.me = Personalizer(model, folder=self.folder, **settings)
             self.me.session = dict(turns=[], question=None, start="") | self.me.session
@@ -202,7 +201,7 @@ def finish_training(self: ChatSession) -> None:
         self.question = question and self.me.score([question.dialogue])[0]
         self.save()
 
-# %% ../../nbs/6_device/07_conversation.ipynb #cv02
+# %% ../../nbs/6_device/07_conversation.ipynb #ae9a7dad
 @patch
 def settle_pending(self: ChatSession) -> None:
     "Drop an open question, and use the adapter of a finished fine-tune."
@@ -232,7 +231,7 @@ def close(self: ChatSession) -> None:
         self.me.has_lock = False
         self.open_locks.close()
 
-# %% ../../nbs/6_device/07_conversation.ipynb #ae9a7dad
+
 def find_first_prompt_turn(session: dict) -> int:  # an index of its turns
     "Return the index of the first turn that the prompt of the model contains."
     ids = [turn["id"] for turn in session["turns"]]

@@ -18,16 +18,16 @@ from ..base.files import TEMPORARY_NAME_PATTERN, delete_path, lock_folder, remov
 from .store import RUN_FOLDER_PATTERN, STATE_FILE, PersonalizerState, find_run_folders
 from .store import is_own_folder, read_state, remove_adapter, remove_unreferenced, write_state
 
-# %% ../../nbs/6_device/02_forgetting.ipynb #61a00006
-QUOTATION_MARKS = str.maketrans("’‘‛ʼ´`“”„‟«»", "''''''" + '""""""')
+# %% ../../nbs/6_device/02_forgetting.ipynb #84e58d8e
+_QUOTATION_MARKS = str.maketrans("’‘‛ʼ´`“”„‟«»", "''''''" + '""""""')
 
 
-def normalize_text(text: str) -> str:
+def _normalize_text(text: str) -> str:
     "Return a form that is equal for texts that a reader takes for equal."
-    text = unicodedata.normalize("NFKC", text.translate(QUOTATION_MARKS)).casefold()
+    text = unicodedata.normalize("NFKC", text.translate(_QUOTATION_MARKS)).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
-# %% ../../nbs/6_device/02_forgetting.ipynb #84e58d8e
+
 @dataclass(frozen=True)
 class ForgetRequest:
     "Which dialogues to forget; raises `InputError` if no condition is given."
@@ -50,7 +50,7 @@ class ForgetRequest:
 
     def contains_text(self, text: str) -> bool:
         "Return whether a text contains the text of the request."
-        return self.text is not None and normalize_text(self.text) in normalize_text(text)
+        return self.text is not None and _normalize_text(self.text) in _normalize_text(text)
 
     def is_early(self, time: float) -> bool:
         "Return whether a time is known, and before that of the request."

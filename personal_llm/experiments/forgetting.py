@@ -35,7 +35,7 @@ def run_rounds(model, user, data, seed: int, replay: int, sets: dict) -> dict:
         get_policy("active", horizon=DIALOGUES_PER_ROUND),
         dict(synthetic=1, config=SHORT_CONFIG, seed=seed, replay=replay),
     )
-    me, found = Personalizer(model, Buffer(BINS, policy, seed), user, requests=0, **settings), {}
+    me, found = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=0, **settings), {}
     for done in range(ROUNDS):
         me.max_questions += QUESTIONS_PER_ROUND
         me.observe_all(data.stream[done * DIALOGUES_PER_ROUND : (done + 1) * DIALOGUES_PER_ROUND], progress=False)

@@ -73,7 +73,7 @@ def summarise_buffer(me: Personalizer) -> dict:
 def train_on_stream(model, user, candidates: list, policy: str, seed: int) -> tuple:  # (a `Personalizer`, its adapter)
     "Fill the buffer, ask, synthesise, tune."
     buffer = Buffer(BINS, "reservoir" if policy == "oracle" else policy, seed)
-    me = Personalizer(model, buffer, user, synthetic=1, config=CONFIG, requests=REQUESTS, seed=seed)
+    me = Personalizer(model, buffer, user, synthetic=1, config=CONFIG, max_questions=REQUESTS, seed=seed)
     me.offer([c for c in candidates if policy != "oracle" or c.dialogue.labels["kind"] == "signal"])
     return me, me.finetune(progress=False)
 

@@ -30,7 +30,7 @@ def measure(jobs: list):  # yields a dict of results a job
     user, candidates = score_user_stream(jobs[0]["user"], jobs[0]["seed"])
     for job in jobs:
         policy, when = QUESTION_POLICIES[job["way"]]
-        me = filled(model, user, candidates, policy, job["seed"], requests=job["budget"], ask=when)
+        me = filled(model, user, candidates, policy, job["seed"], requests=job["budget"], ask_when=when)
         along = me.cost.requests
         me.collect_training_dialogues()
         yield summarise_kept_dialogues(me, candidates) | dict(along=along)

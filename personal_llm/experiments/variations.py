@@ -39,7 +39,7 @@ def filled(
 ) -> Personalizer:
     "A buffer after the stream; it was asked along the stream where the policy does."
     kind = {"oracle": "reservoir", "active": get_policy("active", horizon=len(candidates))}.get(policy, policy)
-    settings = dict(synthetic=1, config=SHORT_CONFIG, requests=requests, seed=seed) | more
+    settings = dict(synthetic=1, config=SHORT_CONFIG, max_questions=requests, seed=seed) | more
     me = Personalizer(model, Buffer(bins, kind, seed), user, **settings)
     me.offer([c for c in candidates if policy != "oracle" or c.dialogue.labels["kind"] == "signal"])
     return me

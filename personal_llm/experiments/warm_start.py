@@ -323,7 +323,7 @@ PEOPLE_JOINED = tuple(name for name in CORRECTING_USERS if name not in USERS_WIT
 
 def kept_dialogues(model, user, candidates: list, policy: str, seed: int) -> list:
     "What is in the bins after a stream and its requests."
-    me = Personalizer(model, Buffer(BINS, policy, seed), user, requests=REQUESTS, seed=seed)
+    me = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=REQUESTS, seed=seed)
     me.offer(candidates)
     return me.collect_training_dialogues()
 
