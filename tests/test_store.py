@@ -257,6 +257,8 @@ def test_damaged_states_are_one_line(content, tmp_path):
 
 CHANGES = dict(
     asked_ids_are_numbers=lambda s: s.update(asked_ids=[5, 6]),
+    a_hash_is_a_list=lambda s: s.update(exchange_hashes=dict(a=[1])),
+    a_loss_is_text=lambda s: s["rounds"][0].update(best_loss="low"),
     chat_turns_are_a_number=lambda s: s.update(session=dict(turns=5)),
     a_chat_turn_is_half=lambda s: s.update(session=dict(turns=[dict(id="a", prompt="b")])),
     a_chat_turn_is_text=lambda s: s.update(session=dict(turns=["a"])),

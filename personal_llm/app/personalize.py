@@ -19,6 +19,7 @@ from ..base.core import InputError, check, patch, setting
 from ..base.files import OwnedFolder
 from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings
+from ..device.store import hash_state
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
@@ -203,6 +204,7 @@ def train(self: PersonalizeRun, stream: list, folder: Path):  # a `Personalizer`
     own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
     options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
     me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
+    me.state_hash = hash_state(folder)  # this command replaces what it saved before
     me.observe_all(stream, self.progress)
     if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
         me.finetune(progress=self.progress)

@@ -208,10 +208,11 @@ def read_state(
             raise ValueError(f"buffer is {row['buffer'][:40]!r}")
         paths = [dict(adapter=str(folder / r["adapter"]), parents=tuple(r["parents"])) for r in row["rounds"]]
         row["rounds"] = [TrainingRound(**r | path) for r, path in zip(row["rounds"], paths)]
+        [str(round) for round in row["rounds"]]  # its numbers are numbers
         row["cost"], row["asked_ids"] = Cost(**row["cost"]), set(row["asked_ids"])
-        if not all(isinstance(name, str) for name in row["asked_ids"]):
-            raise ValueError("asked_ids holds other things than ids")
         row |= {name: dict(row[name]) for name in ("settings", "exchange_hashes", "session")}
+        if not all(isinstance(name, str) for name in [*row["asked_ids"], *row["exchange_hashes"].values()]):
+            raise ValueError("an id or a hash is not text")
         _check_session(row["session"])
         state = PersonalizerState(**row)
     except (*READ_ERRORS, AttributeError) as error:
