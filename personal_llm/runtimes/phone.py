@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
-from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder
+from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
-from ..base.adapters import read_lora_config
 from ..base.files import OwnedFolder, delete_path, lock_folder, make_folder, write_atomically
 from .phone_bundle import PROGRAM_FILE, START_FOLDER, PhoneBundle, choose_buckets, encode_record
 from .phone_bundle import export_program, find_bucket, open_bundle, read_adapter_layout

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, make_generator
-from ..base.files import compute_sha256, is_full_disk, read_json
-from ..base.files import publish_results, open_results_folder, recover_results
+from ..base.files import compute_sha256, is_full_disk, open_results_folder
+from ..base.files import publish_results, read_json, recover_results
 from ..tuning.config import TuningConfig
 
 # %% ../../nbs/7_runtimes/01_phone_bundle.ipynb #f187e28c
