@@ -30,7 +30,7 @@ from ..device.personalizer import ASK_WHEN_CHOICES
 from ..device.store import STATE_FILE, describe_unchanged, find_state_folders, folder_status, read_state
 from ..runtimes import service
 from ..runtimes.phone import export_bundle, simulate_phone
-from ..runtimes.phone_program import require_executorch
+from ..runtimes.phone_bundle import require_executorch
 
 from ..selection.warm_start import describe_weights
 from ..tuning.config import TuningConfig

@@ -14,13 +14,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from .arguments import find_library_folder, open_library, reuse_setting
-from ..base.files import publish_results, open_results_folder
+from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
 from ..base.core import InputError, check, patch, setting
-from ..base.files import OwnedFolder
+from ..base.files import OwnedFolder, LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
+from ..base.files import publish_results, open_results_folder
+from ..buffer.buffer import Buffer
+from ..data.reading import read_dialogues
 from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings
 from ..device.store import hash_state
+from ..device.store import ADAPTERS_FOLDER, remove_unreferenced
+from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
+from ..tuning.evaluation import evaluate
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 @dataclass(frozen=True)
@@ -46,20 +52,16 @@ class PersonalizeSettings(PersonalizerSettings):
         if self.ask_when == "policy" and not policy.can_ask:
             raise InputError(f"policy {policy.name} asks no questions", 'use ask_when "freeze" or "arrival"')
 
+    def new_buffer(self, length: int = 800):  # an empty `Buffer`; length: dialogues of the stream
+        "Make the buffer of a run."
+        return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
+
 # %% ../../nbs/8_app/02_personalize.ipynb #5fa2ab2f
 def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty `Buffer`
-    "Make a buffer whose policy, if it asks, knows the length of the stream."
-    from personal_llm.buffer.buffer import Buffer
-
+    "Make a buffer whose policy, if it asks, knows the number of dialogues until the fine-tune."
     buffer = Buffer(capacity, policy, seed)
     buffer.policy.expect(length)
     return buffer
-
-
-@patch
-def new_buffer(self: PersonalizeSettings, length: int = 800):  # an empty `Buffer`
-    "Make the buffer of a run."
-    return make_buffer(self.policy, self.capacity, self.seed, min(length, self.finetune_every or length))
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
 def find_adapter_folder(folder: str) -> Path:
@@ -70,9 +72,6 @@ def find_adapter_folder(folder: str) -> Path:
 # %% ../../nbs/8_app/02_personalize.ipynb #18218510
 def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, or an adapter's folder
     "Find the start of the first fine-tune; raise `InputError` where the name leads nowhere."
-    from personal_llm.base.adapters import CONFIG_FILE, check_adapter
-    from personal_llm.selection.remote_library import is_library_address
-
     if str(name) == "none":
         return None
     if is_library_address(name) or (find_library_folder(name) / "index.json").is_file():
@@ -107,8 +106,6 @@ REPORTED_METRICS = dict(loss="response loss (nats a token)", rouge1="ROUGE-1", r
 
 def evaluate_replies(model, test: list, adapter=None):  # an `Evaluation`, or None without a test set
     "Measure losses and replies on a test set."
-    from personal_llm.tuning.evaluation import evaluate
-
     return evaluate(model, test, adapter, max_new_tokens=MAX_MEASURED_REPLY_TOKENS) if test else None
 
 
@@ -153,26 +150,16 @@ def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> 
     return "run-" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def delete_run(place: Path) -> None:
-    "Delete the files of a personalizer, and its folder unless other files are in it."
-    from personal_llm.base.files import LOCK_FILE, delete_path
-    from personal_llm.device.store import ADAPTERS_FOLDER, STATE_FILE, remove_unreferenced
-
-    remove_unreferenced(place)
-    for name in (STATE_FILE, LOCK_FILE):
-        delete_path(place / name)
-    for folder in (place / ADAPTERS_FOLDER, place):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def delete_other_runs(owned, run: str) -> None:
-    "Delete the folders of earlier runs."
-    from personal_llm.base.files import RUN_FOLDER_PREFIX
-
+def delete_other_runs(owned: OwnedFolder, run: str) -> None:
+    "Delete the files of earlier runs, and each folder unless other files are in it."
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
-        delete_run(owned.path / name)
-        if not (owned.path / name).exists():
+        place = owned.path / name
+        remove_unreferenced(place)
+        delete_path(place / LOCK_FILE)
+        for folder in (place / ADAPTERS_FOLDER, place):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if not place.exists():
             owned.remove(name)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #pe08
@@ -196,20 +183,27 @@ class PersonalizeRun:
     annotator: object = None  # callable: dialogue -> better response or None
     progress: bool = True
 
+    def train(self, stream: list, folder: Path):  # a `Personalizer`, saved
+        "Observe the stream and fine-tune."
+        s = self.settings
+        own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
+        options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
+        me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
+        me.state_hash = hash_state(folder)  # this command replaces what it saved before
+        me.observe_all(stream, self.progress)
+        if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
+            me.finetune(progress=self.progress)
+        me.save()
+        return me
 
-@patch
-def train(self: PersonalizeRun, stream: list, folder: Path):  # a `Personalizer`, saved
-    "Observe the stream and fine-tune."
-    s = self.settings
-    own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
-    options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
-    me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
-    me.state_hash = hash_state(folder)  # this command replaces what it saved before
-    me.observe_all(stream, self.progress)
-    if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
-        me.finetune(progress=self.progress)
-    me.save()
-    return me
+    def collect_notes(self) -> list:  # lines
+        "Return the notes that a user should read before a run."
+        notes = self.dialogues.notes() if hasattr(self.dialogues, "notes") else []
+        notes = [*notes, *(f"{name} skipped: {why}" for name, why in getattr(self.start, "skipped", {}).items())]
+        capacity, count = self.settings.capacity, len(self.dialogues)
+        if len(split_test_dialogues(self.dialogues, self.settings.seed)[0]) <= capacity:
+            notes.append(f"{count} dialogues for {capacity} bins: every dialogue was kept, nothing was selected")
+        return notes
 
 # %% ../../nbs/8_app/02_personalize.ipynb #10375ed9
 def count_answers(dialogues: list) -> dict:  # plain values
@@ -256,8 +250,6 @@ PERSONALIZE_FILES = ("adapter", "personalize.json")  # results in the folder, be
 @patch
 def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:  # the result
     "Train, measure, and replace the results in the folder."
-    from personal_llm.base.adapters import get_adapter_id
-
     begin, settings = time.perf_counter(), self.settings
     run = make_run_name(self.model.base, settings, self.dialogues)
     stream, test = split_test_dialogues(self.dialogues, settings.seed)
@@ -274,17 +266,6 @@ def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:
     delete_other_runs(owned, run)
     return result
 
-# %% ../../nbs/8_app/02_personalize.ipynb #pe15
-@patch
-def collect_notes(self: PersonalizeRun) -> list:  # lines
-    "Return the notes that a user should read before a run."
-    capacity, count = self.settings.capacity, len(self.dialogues)
-    notes = self.dialogues.notes() if hasattr(self.dialogues, "notes") else []
-    notes = [*notes, *(f"{name} skipped: {why}" for name, why in getattr(self.start, "skipped", {}).items())]
-    if len(split_test_dialogues(self.dialogues, self.settings.seed)[0]) <= capacity:
-        notes.append(f"{count} dialogues for {capacity} bins: every dialogue was kept, nothing was selected")
-    return notes
-
 # %% ../../nbs/8_app/02_personalize.ipynb #5ce2d3e4
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
@@ -298,7 +279,6 @@ def personalize(
 ) -> dict:  # the content of personalize.json
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
     from personal_llm.base import models
-    from personal_llm.data.reading import read_dialogues
 
     settings, options = PersonalizeSettings(**settings), reading_options or {}
     dialogues = read_dialogues(data, **options)

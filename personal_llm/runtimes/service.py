@@ -57,7 +57,7 @@ def read_training_progress(out) -> tuple:  # (steps of the round that is going o
     "Return the last checkpoint of the running round."
     with suppress(InputError, KeyError, TypeError):
         place = find_state_folders(out)[0]
-        names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/checkpoint-*")]
+        names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/*/checkpoint-*")]
         steps = [int(name.split("-")[1]) for name in names if name.split("-")[1].isdigit()]
         return max(steps, default=0), read_json(place / STATE_FILE)["settings"]["config"]["steps"]
     return 0, 0
