@@ -6012,10 +6012,6 @@ d = {
             ),
         },
         "personal_llm.selection.merging": {
-            "personal_llm.selection.merging.MemberFit": (
-                "5_selection/merging.html#memberfit",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.add_best_member": (
                 "5_selection/merging.html#add_best_member",
                 "personal_llm/selection/merging.py",
@@ -6028,16 +6024,12 @@ d = {
                 "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.compute_member_gains": (
-                "5_selection/merging.html#compute_member_gains",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.equalize_row_norms": (
                 "5_selection/merging.html#equalize_row_norms",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.exchange_members": (
-                "5_selection/merging.html#exchange_members",
+            "personal_llm.selection.merging.find_members": (
+                "5_selection/merging.html#find_members",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.fit_member_weights": (
@@ -6054,10 +6046,6 @@ d = {
             ),
             "personal_llm.selection.merging.get_common_base": (
                 "5_selection/merging.html#get_common_base",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.grow_members": (
-                "5_selection/merging.html#grow_members",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.measure_mixture_loss": (
@@ -6216,16 +6204,16 @@ d = {
                 "5_selection/ranking.html#ranking.__str__",
                 "personal_llm/selection/ranking.py",
             ),
+            "personal_llm.selection.ranking.Ranking._format_row": (
+                "5_selection/ranking.html#ranking._format_row",
+                "personal_llm/selection/ranking.py",
+            ),
             "personal_llm.selection.ranking.Ranking.to_dict": (
                 "5_selection/ranking.html#ranking.to_dict",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.SelectionRequest": (
                 "5_selection/ranking.html#selectionrequest",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking._format_row": (
-                "5_selection/ranking.html#_format_row",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.compute_mean_loss": (

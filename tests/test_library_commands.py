@@ -314,7 +314,8 @@ def test_other_methods(world, capsys, method):
 def test_select_refuses(world, copy, capsys):
     data = ("select", "--data", world / "loud.jsonl")
     assert "unknown method 'best'" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
-    assert "shortlist is 0" in fails(capsys, *data, "--library", world / "lib", "--shortlist", 0)
+    unread = ["select", "--data", world / "none.jsonl", "--library", world / "lib"]
+    assert "shortlist is 0" in fails(capsys, *unread, "--shortlist", 0), "before anything is read or explained"
     assert "made for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
     for name in WAYS:
         Library(copy).remove(name)

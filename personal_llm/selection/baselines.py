@@ -94,10 +94,7 @@ def run_tpe_search(names: list, places: np.ndarray, measure_loss, budget: int, s
     return measured
 
 # %% ../../nbs/5_selection/09_baselines.ipynb #f75ad192
-def search_bayesian(
-    request: SelectionRequest,
-    budget: int = None,  # pLLMs whose loss is measured; a quarter of the library, at least 4, by default
-) -> Ranking:
+def search_bayesian(request: SelectionRequest, budget: int = None) -> Ranking:
     "Select by Bayesian optimisation over the library's coordinates."
     library, losses, names = request.library, request.losses, request.library.names
     check(budget, "whole number or none", "bayesian: budget", low=1, remedy="give 1 or more")
@@ -117,11 +114,7 @@ def get_round_sizes(min_dialogues: int, reduction_factor: int, num_dialogues: in
     return sizes + [num_dialogues]
 
 # %% ../../nbs/5_selection/09_baselines.ipynb #5dff350c
-def search_hyperband(
-    request: SelectionRequest,
-    min_dialogues: int = 4,  # on which every pLLM is measured
-    reduction_factor: int = 3,  # by which the number of dialogues grows in each round
-) -> Ranking:
+def search_hyperband(request: SelectionRequest, min_dialogues: int = 4, reduction_factor: int = 3) -> Ranking:
     "Select by successive halving over the number of dialogues."
     check(min_dialogues, "whole number", "hyperband: min_dialogues", low=1, remedy="give 1 or more")
     check(reduction_factor, "whole number", "hyperband: reduction_factor", low=2, remedy="give 2 or more")

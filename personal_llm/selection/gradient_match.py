@@ -45,11 +45,7 @@ def make_gradient_hook(module: str, is_transposed: bool, receive_gradient):
 
 
 @contextmanager
-def capture_gradients(
-    model,  # `Model`
-    modules: list,  # names of linear layers, with or without peft's prefix
-    receive_gradient,  # called with a module's name and its gradient (out, in) as soon as it is complete
-):
+def capture_gradients(model, modules: list, receive_gradient):
     "Compute gradients for these layers only, and pass each one on."
     from transformers.pytorch_utils import Conv1D
 
@@ -66,11 +62,7 @@ def capture_gradients(
         yield
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #963bacb4
-def predict_labels(
-    model,  # `Model`
-    samples: list,  # of `encode`
-    labels_only: bool = False,  # compute no other logits; for a model that `supports_partial_logits`
-) -> tuple:  # (logits (labels, vocabulary), labels (rows, tokens - 1), -100 outside of responses)
+def predict_labels(model, samples: list, labels_only: bool = False) -> tuple:
     "Return the model's logits at the labels, row after row, and the labels."
     batch = {k: v.to(model.device) for k, v in collate_samples(samples, model.tokenizer.pad_token_id).items()}
     labels = batch.pop("labels")[:, 1:]
@@ -118,11 +110,7 @@ def compute_slope(
     return float(sum((factors[m][1].numpy().T @ gradients[m] * factors[m][0].numpy()).sum() for m in shared))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #aaa1fc46
-def find_leading_eigenvectors(
-    gram: np.ndarray,  # (n, n) symmetric, positive semidefinite
-    size: int,  # s
-    rng,
-) -> np.ndarray:  # (s, n) orthonormal rows; rows of zeros if n < s
+def find_leading_eigenvectors(gram: np.ndarray, size: int, rng) -> np.ndarray:
     "Return the leading eigenvectors, found by subspace iteration."
     Q = rng.standard_normal((len(gram), min(len(gram), size + 8)))
     for _ in range(8):
@@ -132,11 +120,7 @@ def find_leading_eigenvectors(
     return np.ascontiguousarray(np.pad(vectors, ((0, size - len(vectors)), (0, 0))))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #85fd78e0
-def find_update_directions(
-    changes: list,  # of (A (rank, in), B (out, rank), length), one a pLLM
-    size: int,  # s
-    rng,
-) -> tuple:  # left (size, out), right (size, in): orthonormal rows, then rows of zeros
+def find_update_directions(changes: list, size: int, rng) -> tuple:
     "Return the directions along which the changes of one layer differ most, on both sides."
     mean = sum(B @ A / length for A, B, length in changes) / len(changes)
     left = sum((B @ (A @ A.T) @ B.T) / length**2 for A, B, length in changes) - len(changes) * mean @ mean.T
@@ -156,12 +140,7 @@ def compute_sketch_stamp(library) -> str:
     return digest.hexdigest()
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #a9fb8d75
-def write_sketch(
-    file: Path,
-    stamp: str,
-    rows: np.ndarray,  # (n, layers, s * s) float16
-    directions: dict,  # layer -> (left, right) of `find_update_directions`
-) -> None:
+def write_sketch(file: Path, stamp: str, rows: np.ndarray, directions: dict) -> None:
     "Write the rows, then the directions with the stamp. A reader ignores rows without directions."
     from safetensors.numpy import save
 
@@ -172,12 +151,7 @@ def write_sketch(
     write_atomically(file.with_suffix(".safetensors"), save(tensors, metadata=dict(stamp=stamp)))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #56cfb606
-def read_sketch(
-    file: Path,
-    stamp: str,
-    count: int,  # pLLMs
-    size: int,  # s
-) -> tuple:  # (rows, directions); None if the file is missing, old or damaged
+def read_sketch(file: Path, stamp: str, count: int, size: int) -> tuple:
     "Read a sketch if it belongs to the library of this stamp."
     from safetensors import SafetensorError, safe_open
 

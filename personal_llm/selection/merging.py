@@ -9,7 +9,6 @@ __all__ = ['fit_merge_weights', 'combine_adapters', 'merge', 'measure_mixture_lo
 import math
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -18,78 +17,43 @@ from ..base.core import check, Cost, InputError, measure_cost
 from ..base.adapters import concatenate_factors, read_factors, read_lora_config, truncate_factors
 from .ranking import compute_mean_loss
 
-# %% ../../nbs/5_selection/07_merging.ipynb #9339470e
-class MemberFit(NamedTuple):
-    "A mixture and its distance from the user's direction."
-
-    members: tuple  # rows with a weight above 0
-    weights: np.ndarray  # one for each member
-    error: float  # squared length of the rest, for a target of length 1
-
 # %% ../../nbs/5_selection/07_merging.ipynb #65f48f1e
-def fit_member_weights(
-    Z: np.ndarray,  # (n, k)
-    t: np.ndarray,  # (k,), of length 1
-    members,  # rows that may have a weight
-) -> MemberFit:
-    "Return the best non-negative weights of given members; a row with weight 0 is no member of the result."
-    from scipy.optimize import nnls
-
-    members = [*members]
-    if not members:
-        return MemberFit((), np.zeros(0), 1.0)
-    weights, residual_norm = nnls(Z[members].T, t)
-    used = weights > 0
-    return MemberFit(tuple(int(m) for m in np.array(members)[used]), weights[used], float(residual_norm**2))
-
-# %% ../../nbs/5_selection/07_merging.ipynb #799c88e9
-def compute_member_gains(
-    Z: np.ndarray,  # (n, k)
-    t: np.ndarray,  # (k,), of length 1
-    fit: MemberFit,
-) -> np.ndarray:  # (n,)
-    "Return by how much each pLLM would lower the error as one more member."
-    members = [*fit.members]
-    span = np.linalg.qr(Z[members].T)[0]  # (k, members), orthonormal
-    lengths = (Z**2).sum(1)
-    perpendicular = lengths - ((Z @ span) ** 2).sum(1)  # squared length of z⊥
-    usable = perpendicular > 1e-9 * lengths.max(initial=0)
-    overlap = np.maximum(Z @ (t - fit.weights @ Z[members]), 0)  # r · z
-    return np.where(usable, overlap**2 / np.where(usable, perpendicular, 1), 0)
-
-# %% ../../nbs/5_selection/07_merging.ipynb #8e500b39
-def add_best_member(Z: np.ndarray, t: np.ndarray, fit: MemberFit) -> MemberFit:
-    "Add the member that gains most, the longest row of equal ones; return the same fit if no row gains."
-    gains = compute_member_gains(Z, t, fit)
-    if gains.max(initial=0) <= 0:
-        return fit
-    is_best = gains >= gains.max() * (1 - 1e-9)
-    longest = np.where(is_best, (Z**2).sum(1), -1).argmax()
-    return fit_member_weights(Z, t, [*fit.members, int(longest)])
-
-# %% ../../nbs/5_selection/07_merging.ipynb #315d7755
 MIN_ERROR_REDUCTION = 0.01  # share of the user's squared length that a further member must explain
 
+
+def fit_member_weights(Z: np.ndarray, t: np.ndarray, members: list) -> tuple:  # (members, weights, error)
+    "Return the best weights above 0 of some rows of Z (n, k), and the squared length that they leave of t (k,)."
+    from scipy.optimize import nnls
+
+    if not members:
+        return [], np.zeros(0), 1.0
+    weights, residual_norm = nnls(Z[members].T, t)
+    used = np.flatnonzero(weights > 0)
+    return [members[k] for k in used], weights[used], float(residual_norm**2)
+
+
+def add_best_member(Z: np.ndarray, t: np.ndarray, members: list) -> tuple:  # (members, weights, error)
+    "Try every row as one more member, and return the best fit; the longest row wins among equal ones."
+    lengths = (Z**2).sum(1)
+    rows = [i for i in np.argsort(-lengths, kind="stable").tolist() if lengths[i] > 1e-9 * lengths.max()]
+    fits = [fit_member_weights(Z, t, [*members, i]) for i in rows if i not in members]
+    return min(fits, key=lambda fit: round(fit[2], 9), default=fit_member_weights(Z, t, members))
+
 # %% ../../nbs/5_selection/07_merging.ipynb #93b0dda5
-def grow_members(Z: np.ndarray, t: np.ndarray, max_members: int) -> MemberFit:
-    "Add the best member again and again, while it is worth it."
+def find_members(Z: np.ndarray, t: np.ndarray, max_members: int) -> tuple:  # (members, weights, error)
+    "Add the best member while it is worth it, then exchange single members while that lowers the error."
     fit = fit_member_weights(Z, t, [])
-    while len(fit.members) < max_members:
-        larger = add_best_member(Z, t, fit)
-        if larger.error >= fit.error - MIN_ERROR_REDUCTION:
+    while len(fit[0]) < max_members:
+        larger = add_best_member(Z, t, fit[0])
+        if larger[2] >= fit[2] - MIN_ERROR_REDUCTION:
             break
         fit = larger
-    return fit
-
-# %% ../../nbs/5_selection/07_merging.ipynb #ad8b357d
-def exchange_members(Z: np.ndarray, t: np.ndarray, fit: MemberFit) -> MemberFit:
-    "Exchange single members until no exchange lowers the error."
-    for leaving in fit.members:
-        rest = fit_member_weights(Z, t, [m for m in fit.members if m != leaving])
-        exchanged = add_best_member(Z, t, rest)
-        if exchanged.error < fit.error - 1e-9:
-            return exchange_members(Z, t, exchanged)
-    return fit
+    while True:
+        others = [[m for m in fit[0] if m != leaving] for leaving in fit[0]]
+        exchanged = min((add_best_member(Z, t, rest) for rest in others), key=lambda fit: fit[2], default=fit)
+        if exchanged[2] >= fit[2] - 1e-9:
+            return fit
+        fit = exchanged
 
 # %% ../../nbs/5_selection/07_merging.ipynb #c27361e2
 def fit_merge_weights(
@@ -107,14 +71,12 @@ def fit_merge_weights(
         raise InputError("coordinates that are not finite numbers", "verify the library and explain the user again")
     weights, length = np.zeros(len(Z)), np.linalg.norm(t)
     if length > 0:
-        fit = exchange_members(Z, t / length, grow_members(Z, t / length, max_members))
-        weights[[*fit.members]] = fit.weights * length
+        members, shares, _ = find_members(Z, t / length, max_members)
+        weights[members] = shares * length
     return weights / max(1, weights.sum())
 
 # %% ../../nbs/5_selection/07_merging.ipynb #5794eef6
-def check_merge_weights(
-    weights: dict,  # name -> share
-) -> dict:  # those above 0, as floats
+def check_merge_weights(weights: dict) -> dict:  # those above 0, as floats
     "Return the shares. Raise `InputError` if one is no share, or if they sum to more than 1 or to 0."
     for name, share in weights.items():
         if not (isinstance(share, (int, float, np.number)) and math.isfinite(share) and share >= 0):

@@ -25,10 +25,7 @@ WINDOW_TOKENS = 64  # tokens that we read of a dialogue
 WINDOW_PROMPT_TOKENS = 16  # of them before the response, if the dialogue is longer
 
 
-def cut_window(
-    sample: dict,  # of `encode_dialogue`
-    length: int = WINDOW_TOKENS,  # tokens
-) -> dict:
+def cut_window(sample: dict, length: int = WINDOW_TOKENS) -> dict:
     "Cut a dialogue to a number of tokens, keeping the end of the prompt."
     first = next(place for place, label in enumerate(sample["labels"]) if label != -100)
     start = max(0, first - WINDOW_PROMPT_TOKENS) if len(sample["labels"]) > length else 0
@@ -69,10 +66,7 @@ class AdapterMixture:
 # %% ../../nbs/5_selection/08_mixture.ipynb #14b801dd
 @patch
 @contextmanager
-def apply_weights(
-    self: AdapterMixture,
-    weights,  # tensor (rows, pLLMs): every row of a batch has its own
-):
+def apply_weights(self: AdapterMixture, weights):
     "Let every layer add the weighted changes, inside the block."
 
     def make_hook(A, B):
@@ -104,11 +98,7 @@ def compute_losses_and_slopes(logits, labels, weights, keep_graph: bool) -> tupl
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #aa10b51b
 @patch
-def iterate_batches(
-    self: AdapterMixture,
-    samples: list,  # of `encode`
-    weights: np.ndarray,  # (pLLMs,), or (n, pLLMs): each dialogue's own
-):  # yields (indices of a batch, its samples, its weights as a tensor (rows, pLLMs))
+def iterate_batches(self: AdapterMixture, samples: list, weights: np.ndarray):
     "Yield batches of dialogues with their weights, and count the cost of a forward pass."
     import torch
 
@@ -173,11 +163,7 @@ def measure_losses(
 class SingleLosses:
     "Losses of single pLLMs on a user's dialogues, each measured once, in the form that `race_by_loss` needs."
 
-    def __init__(
-        self,
-        mixture: AdapterMixture,
-        samples: list,  # of `AdapterMixture.encode`
-    ):
+    def __init__(self, mixture: AdapterMixture, samples: list):
         self.mixture, self.samples, self.num_dialogues = mixture, samples, len(samples)
         self.known_losses = {}  # name -> nats per token of the first dialogues
 
@@ -217,11 +203,7 @@ def race_nearest_pllms(single_losses: SingleLosses) -> list:  # names that staye
 PRIOR_STRENGTH = 6.0  # λ: strength of the pull back to the nearest pLLM
 
 
-def take_newton_step(
-    start: np.ndarray,  # (pLLMs,) weights
-    derivatives: LossDerivatives,  # at the start, with `curvature`
-    prior: float = PRIOR_STRENGTH,
-) -> np.ndarray:  # (pLLMs,)
+def take_newton_step(start: np.ndarray, derivatives: LossDerivatives, prior: float = PRIOR_STRENGTH) -> np.ndarray:
     "Return the weights at the minimum of the quadratic."
     n, count = derivatives.loss_slopes.shape
     H = derivatives.curvature + prior / n * np.eye(count)
@@ -240,10 +222,7 @@ def take_leave_one_out_steps(
     return start - np.linalg.solve(H, mean_of_others.T).T
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #7c1f05b8
-def estimate_weight_errors(
-    derivatives: LossDerivatives,  # at the start, with `curvature`; of two dialogues or more
-    prior: float = PRIOR_STRENGTH,
-) -> np.ndarray:  # (pLLMs,)
+def estimate_weight_errors(derivatives: LossDerivatives, prior: float = PRIOR_STRENGTH) -> np.ndarray:  # (pLLMs,)
     "Return the standard error of each weight, by the sandwich estimate."
     n, count = derivatives.loss_slopes.shape
     inverse = np.linalg.inv(derivatives.curvature + prior / n * np.eye(count))
@@ -264,21 +243,14 @@ def compute_contributions(
     return parts + (total - parts.sum()) * sizes / sizes.sum() if sizes.any() else parts
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #df17b957
-def choose_leave_one_out(
-    single_losses: SingleLosses,
-    raced_names: list,  # of `race_nearest_pllms`
-) -> tuple:  # (n names, (n,) nats per token)
+def choose_leave_one_out(single_losses: SingleLosses, raced_names: list) -> tuple:  # (n names, (n,) nats per token)
     "Return, for each dialogue, the pLLM that the other dialogues choose, and its loss on this one."
     losses = np.stack([single_losses.dialogue_losses(name) for name in raced_names])
     best = (losses.sum(1, keepdims=True) - losses).argmin(0)
     return [raced_names[k] for k in best], losses[best, range(single_losses.num_dialogues)]
 
 
-def compute_leave_one_out_losses(
-    single_losses: SingleLosses,
-    raced_names: list,  # of `race_nearest_pllms`
-    weights: np.ndarray,  # (n, pLLMs) of `take_leave_one_out_steps`
-) -> np.ndarray:  # (n,) nats per token
+def compute_leave_one_out_losses(single_losses: SingleLosses, raced_names: list, weights: np.ndarray) -> np.ndarray:
     "Return each dialogue's loss after the step that was fitted without it."
     names, losses = choose_leave_one_out(single_losses, raced_names)
     has_same_start = np.array([name == raced_names[0] for name in names])  # otherwise there is no step to test

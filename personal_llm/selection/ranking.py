@@ -119,11 +119,7 @@ class PLLMLosses:
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9a815aea
 @patch
-def measure_sums(
-    self: PLLMLosses,
-    name: str,  # of a pLLM, or `BASE_NAME`
-    count: int,  # of dialogues, from the first
-) -> np.ndarray:  # (count, 2) nats and response tokens
+def measure_sums(self: PLLMLosses, name: str, count: int) -> np.ndarray:  # (count, 2) nats and response tokens
     "Return the sums of the first dialogues, measuring those that the table lacks."
     known = self.known_sums.get(name, np.zeros((0, 2)))
     if len(known) < count:
@@ -220,33 +216,28 @@ class Ranking:
     library: object = field(default=None, repr=False, compare=False)  # of the names; never saved
     errors: dict = field(default_factory=dict)  # name -> standard error of its weight, where fitted
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #dcc7e3ec
-@patch
-def to_dict(self: Ranking) -> dict:
-    "Return the ranking in JSON types, without the library."
-    row = asdict(replace(self, library=None)) | dict(names=list(self.names), distances=list(self.distances))
-    del row["library"]
-    return row
+    def to_dict(self) -> dict:
+        "Return the ranking in JSON types, without the library."
+        row = asdict(replace(self, library=None)) | dict(names=list(self.names), distances=list(self.distances))
+        del row["library"]
+        return row
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #2d217468
-def _format_row(ranking: Ranking, name: str, distance: float = None) -> str:
-    "Format one pLLM of a ranking's table; unknown values stay blank."
-    loss = f"{ranking.losses[name]:.3f}" if name in ranking.losses else ""
-    weight = f"{ranking.weights[name]:.2f}" if name in ranking.weights else ""
-    error = f" ± {ranking.errors[name]:.2f}" if name in ranking.errors and weight else ""
-    return f"  {name:<24}{'' if distance is None else f'{distance:.4f}':>10}{loss:>14}{weight:>8}{error}".rstrip()
+    def _format_row(self, name: str, distance: str = "") -> str:
+        "Format one pLLM of the table; unknown values stay blank."
+        loss = f"{self.losses[name]:.3f}" if name in self.losses else ""
+        weight = f"{self.weights[name]:.2f}" if name in self.weights else ""
+        error = f" ± {self.errors[name]:.2f}" if name in self.errors and weight else ""
+        return f"  {name:<24}{distance:>10}{loss:>14}{weight:>8}{error}".rstrip()
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #7f92731f
-@patch
-def __str__(self: Ranking) -> str:
-    choice = self.best or ("a mixture" if self.weights and not self.abstained else "no pLLM")
-    lines = [f"{self.method or 'ranking'}: {choice} ({self.reason})"]
-    lines.append(f"  {'pLLM':<24}{'distance':>10}{'nats a token':>14}{'weight':>8}")
-    lines += [_format_row(self, name, distance) for name, distance in [*zip(self.names, self.distances)][:5]]
-    lines += [_format_row(self, BASE_NAME)] if BASE_NAME in self.losses else []
-    c = self.cost
-    passes = f"{c.tokens} tokens, {c.forward} forward, {c.backward} backward"
-    return "\n".join([*lines, f"  cost: {passes}, {c.bytes_moved / 1e6:.2f} MB moved, {c.seconds:.2f} s"])
+    def __str__(self) -> str:
+        choice = self.best or ("a mixture" if self.weights and not self.abstained else "no pLLM")
+        lines = [f"{self.method or 'ranking'}: {choice} ({self.reason})"]
+        lines.append(f"  {'pLLM':<24}{'distance':>10}{'nats a token':>14}{'weight':>8}")
+        lines += [self._format_row(name, f"{place:.4f}") for name, place in [*zip(self.names, self.distances)][:5]]
+        lines += [self._format_row(BASE_NAME)] if BASE_NAME in self.losses else []
+        passes = f"{self.cost.tokens} tokens, {self.cost.forward} forward, {self.cost.backward} backward"
+        moved = f"{self.cost.bytes_moved / 1e6:.2f} MB moved, {self.cost.seconds:.2f} s"
+        return "\n".join([*lines, f"  cost: {passes}, {moved}"])
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #68900dc5
 def rank_by_scores(

@@ -27,10 +27,7 @@ from ..explanation.description import Description, description_similarity, score
 from ..explanation.description import compare_descriptions, is_informative, description_items
 
 # %% ../../nbs/5_selection/10_selection.ipynb #6b613d7d
-def sort_measured_first(
-    order: list,  # (name, distance) pairs, nearest first
-    measured: dict,  # name -> nats per token
-) -> list:
+def sort_measured_first(order: list, measured: dict) -> list:
     "Put the measured pLLMs first, by their loss."
     first = sorted((pair for pair in order if pair[0] in measured), key=lambda pair: measured[pair[0]])
     return first + [pair for pair in order if pair[0] not in measured]
@@ -84,10 +81,7 @@ def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     return make_abstention(order, reason, weights={} if reference == BASE_NAME else {PLAIN_PLLM: 1.0}, **fields)
 
 # %% ../../nbs/5_selection/10_selection.ipynb #d0adc9c1
-def get_checked_row(
-    request: SelectionRequest,
-    part: str,  # columns that the method compares
-) -> np.ndarray:  # (width,) float64
+def get_checked_row(request: SelectionRequest, part: str) -> np.ndarray:  # (width,) float64
     "Return the user's row. Raise `InputError` if it does not fit the library."
     library, explanation = request.library, request.explanation
     columns, row = library.space.columns, np.asarray(explanation.row, np.float64)
@@ -120,11 +114,7 @@ def describe_weak_style(request: SelectionRequest) -> str:  # "" for a clear sty
     return f"{what}; start from the base"
 
 # %% ../../nbs/5_selection/10_selection.ipynb #417ee618
-def find_nearest_rows(
-    request: SelectionRequest,
-    part: str,  # "coordinates", or another group of columns
-    distance,  # `cosine_distance` or `l1_distance`
-) -> tuple:  # (the user's row, [(name, distance)], indices of the nearest, `Cost`)
+def find_nearest_rows(request: SelectionRequest, part: str, distance) -> tuple:
     "Return the pLLMs with the nearest rows."
     library, row = request.library, get_checked_row(request, part)
     distances = distance(library.columns(part), row[slice(*library.space.columns[part])])
@@ -164,10 +154,7 @@ def select_by_style(request: SelectionRequest) -> Ranking:
 MAX_COMMON_FACTS = 3  # common facts that a reason lists
 
 
-def read_card_description(
-    library,
-    name: str,
-) -> Description:
+def read_card_description(library, name: str) -> Description:
     "Read the description on a pLLM's card. Raise `InputError` if the card has none."
     row = library.card(name)["explanation"].get("said")
     if row is None:
@@ -176,10 +163,7 @@ def read_card_description(
     return Description.from_dict(row)
 
 
-def describe_common_facts(
-    own: dict,  # fact -> score, of the user
-    card: dict,  # fact -> score, of a pLLM
-) -> str:  # "" for none
+def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
     "List the facts that the user and a pLLM share, the weightiest first."
     common = [fact for fact in own if own[fact] * card.get(fact, 0) > 0]
     common.sort(key=lambda fact: -own[fact] * card[fact])
@@ -246,10 +230,7 @@ SELECTORS = {
 }
 
 # %% ../../nbs/5_selection/10_selection.ipynb #b8c3e265
-def get_selector(
-    method,  # a name of `SELECTORS`, a `Selector`, or a function of your own
-    options: dict,
-) -> Selector:
+def get_selector(method, options: dict) -> Selector:
     "Return the selector of a method. Raise `InputError` for an unknown name or option."
     if isinstance(method, str) and method not in SELECTORS:
         raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
@@ -318,10 +299,7 @@ def select(
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
 
 # %% ../../nbs/5_selection/10_selection.ipynb #d175faf3
-def read_card_descriptions(
-    library,
-    names,
-) -> dict:  # name -> `Description`, of the styled pLLMs that have one
+def read_card_descriptions(library, names) -> dict:  # name -> `Description`, of the styled pLLMs that have one
     "Read the descriptions of several cards, relative to each other."
     descriptions = {}
     for name in names:
@@ -330,10 +308,7 @@ def read_card_descriptions(
     return score_library_words(descriptions)
 
 
-def get_pllm_label(
-    name: str,
-    description: Description,  # of its card; None: without one
-) -> str:
+def get_pllm_label(name: str, description: Description) -> str:
     "Return the clearest fact of a card: a word, or its habits."
     if name == PLAIN_PLLM or description is None:
         return "plain answers" if name == PLAIN_PLLM else "a card without a description"
