@@ -6332,10 +6332,6 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.check_library": (
-                "5_selection/selection.html#check_library",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.compute_coordinate_weights": (
                 "5_selection/selection.html#compute_coordinate_weights",
                 "personal_llm/selection/selection.py",
@@ -6356,10 +6352,6 @@ d = {
                 "5_selection/selection.html#describe_weak_style",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.find_nearest_rows": (
-                "5_selection/selection.html#find_nearest_rows",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.get_checked_row": (
                 "5_selection/selection.html#get_checked_row",
                 "personal_llm/selection/selection.py",
@@ -6374,10 +6366,6 @@ d = {
             ),
             "personal_llm.selection.selection.make_abstention": (
                 "5_selection/selection.html#make_abstention",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.make_row_selector": (
-                "5_selection/selection.html#make_row_selector",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.prepare_losses": (
@@ -6402,10 +6390,6 @@ d = {
             ),
             "personal_llm.selection.selection.select_by_gradient_and_loss": (
                 "5_selection/selection.html#select_by_gradient_and_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_by_row": (
-                "5_selection/selection.html#select_by_row",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select_by_style": (

@@ -67,7 +67,7 @@ class AdapterMixture:
 @patch
 @contextmanager
 def apply_weights(self: AdapterMixture, weights):
-    "Let every layer add the weighted changes, inside the block."
+    "Let every layer add the changes, inside the block; each row of a batch has its own weights (rows, pLLMs)."
 
     def make_hook(A, B):
         scale = weights[:, None, self.pllm_of_row]
@@ -99,7 +99,7 @@ def compute_losses_and_slopes(logits, labels, weights, keep_graph: bool) -> tupl
 # %% ../../nbs/5_selection/08_mixture.ipynb #aa10b51b
 @patch
 def iterate_batches(self: AdapterMixture, samples: list, weights: np.ndarray):
-    "Yield batches of dialogues with their weights, and count the cost of a forward pass."
+    "Yield indices, samples and weights (rows, pLLMs) of each batch, and count the cost of a forward pass."
     import torch
 
     all_weights = np.broadcast_to(weights, (len(samples), len(self.names)))
@@ -120,13 +120,8 @@ class LossDerivatives:
 
 
 @patch
-def compute_derivatives(
-    self: AdapterMixture,
-    samples: list,  # of `encode`
-    weights: np.ndarray,  # (pLLMs,), or (n, pLLMs): each dialogue's own
-    with_curvature: bool = False,  # one more backward pass
-) -> LossDerivatives:
-    "Run a forward and a backward pass over dialogues."
+def compute_derivatives(self: AdapterMixture, samples: list, weights, with_curvature=False) -> LossDerivatives:
+    "Run a forward and a backward pass over dialogues, and for the curvature one more backward pass."
     n, count = len(samples), len(self.names)
     result = LossDerivatives(np.zeros(n), np.zeros((n, count)), np.zeros((count, count)))
     for rows, batch, row_weights in self.iterate_batches(samples, weights):
@@ -204,18 +199,14 @@ PRIOR_STRENGTH = 6.0  # λ: strength of the pull back to the nearest pLLM
 
 
 def take_newton_step(start: np.ndarray, derivatives: LossDerivatives, prior: float = PRIOR_STRENGTH) -> np.ndarray:
-    "Return the weights at the minimum of the quadratic."
+    "Return the weights (pLLMs,) at the minimum of the quadratic around the start."
     n, count = derivatives.loss_slopes.shape
     H = derivatives.curvature + prior / n * np.eye(count)
     return start - np.linalg.solve(H, derivatives.loss_slopes.mean(0))
 
 
-def take_leave_one_out_steps(
-    start: np.ndarray,  # (pLLMs,) weights
-    derivatives: LossDerivatives,  # at the start, with `curvature`; of two dialogues or more
-    prior: float = PRIOR_STRENGTH,
-) -> np.ndarray:  # (n, pLLMs)
-    "Return the weights without each dialogue, one row a dialogue."
+def take_leave_one_out_steps(start: np.ndarray, derivatives: LossDerivatives, prior=PRIOR_STRENGTH) -> np.ndarray:
+    "Return the weights (n, pLLMs) without each dialogue, one row a dialogue."
     n, count = derivatives.loss_slopes.shape
     H = derivatives.curvature + prior / (n - 1) * np.eye(count)
     mean_of_others = (derivatives.loss_slopes.sum(0) - derivatives.loss_slopes) / (n - 1)
@@ -230,13 +221,8 @@ def estimate_weight_errors(derivatives: LossDerivatives, prior: float = PRIOR_ST
     return np.sqrt(np.diag(inverse @ scatter @ inverse) / n)
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #053a9caa
-def compute_contributions(
-    start: np.ndarray,  # (pLLMs,) the nearest
-    derivatives: LossDerivatives,  # there, with `curvature`
-    end: np.ndarray,  # (pLLMs,) the fit
-    total: float,  # nats per token: the measured change of the loss
-) -> np.ndarray:  # (pLLMs,) nats per token; they sum to the total
-    "Return by how much each weight's step changes the loss."
+def compute_contributions(start: np.ndarray, derivatives: LossDerivatives, end: np.ndarray, total: float) -> np.ndarray:
+    "Return by how much each weight's step changes the loss (nats per token); they sum to the measured total."
     step = end - start
     parts = step * (derivatives.loss_slopes.mean(0) + derivatives.curvature @ step / 2)
     sizes = np.abs(parts)

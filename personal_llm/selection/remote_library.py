@@ -72,7 +72,7 @@ def check_library_address(address: str) -> str:  # without a slash at the end
         what = f"{escape_controls(address)[:90]}: not the address of a library ({escape_controls(str(error))[:60]})"
         raise InputError(what, remedy) from error
     if parts.query or parts.fragment or parts.username is not None or parts.password is not None:
-        raise InputError("the address holds a user name, a password, a ? or a #", remedy)
+        raise InputError("the address holds a user name or a password, a ? or a #", remedy)
     if parts.scheme == "http" and parts.hostname not in LOCAL_HOSTS:
         raise InputError(f"{escape_controls(address)[:90]}: http, which others can alter on the way", remedy)
     return address.rstrip("/")

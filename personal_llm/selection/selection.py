@@ -10,6 +10,7 @@ import inspect
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -28,9 +29,8 @@ from ..explanation.description import compare_descriptions, is_informative, desc
 
 # %% ../../nbs/5_selection/10_selection.ipynb #6b613d7d
 def sort_measured_first(order: list, measured: dict) -> list:
-    "Put the measured pLLMs first, by their loss."
-    first = sorted((pair for pair in order if pair[0] in measured), key=lambda pair: measured[pair[0]])
-    return first + [pair for pair in order if pair[0] not in measured]
+    "Put the measured pLLMs first, by their loss; the others keep their order."
+    return sorted(order, key=lambda pair: measured.get(pair[0], np.inf))
 
 
 def describe_loss(best: str, measured: dict, num_measured: int, num_pllms: int) -> str:
@@ -114,33 +114,23 @@ def describe_weak_style(request: SelectionRequest) -> str:  # "" for a clear sty
     return f"{what}; start from the base"
 
 # %% ../../nbs/5_selection/10_selection.ipynb #417ee618
-def find_nearest_rows(request: SelectionRequest, part: str, distance) -> tuple:
-    "Return the pLLMs with the nearest rows."
-    library, row = request.library, get_checked_row(request, part)
+def select_by_style(
+    request: SelectionRequest,
+    part: str = "coordinates",  # columns that are compared
+    distance=cosine_distance,  # or `l1_distance`
+) -> Ranking:
+    "Select the nearest row, after measuring the true loss of a shortlist where the request has losses."
+    library, losses, row = request.library, request.losses, get_checked_row(request, part)
     distances = distance(library.columns(part), row[slice(*library.space.columns[part])])
     near = find_nearest(distances, library.names)
     order = [(library.names[i], float(distances[i])) for i in near]
-    return row, order, near, Cost(bytes_moved=4 * int(np.prod(library.rows.shape)))
-
-
-def select_by_row(request: SelectionRequest, part: str = "coordinates", distance=cosine_distance) -> Ranking:
-    "Select the pLLM with the nearest row, without measuring a loss."
-    row, order, near, cost = find_nearest_rows(request, part, distance)
+    cost = Cost(bytes_moved=4 * int(np.prod(library.rows.shape)))
     if weak := describe_weak_style(request):
         return make_abstention(order, weak, cost=cost)
-    cost.bytes_moved += get_download_bytes(request.library, order[0][0])
-    weights = compute_coordinate_weights(request.library, row, near)
-    return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(request.library)}", cost=cost)
-
-# %% ../../nbs/5_selection/10_selection.ipynb #f3a6ea08
-def select_by_style(request: SelectionRequest) -> Ranking:
-    "Select the nearest direction, after measuring the true loss of a shortlist where possible."
-    library, losses = request.library, request.losses
+    weights = compute_coordinate_weights(library, row, near)
     if losses is None:
-        return select_by_row(request)
-    row, order, near, cost = find_nearest_rows(request, "coordinates", cosine_distance)
-    if weak := describe_weak_style(request):
-        return make_abstention(order, weak, cost=cost)
+        cost.bytes_moved += get_download_bytes(library, order[0][0])
+        return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(library)}", cost=cost)
     shortlist = [name for name, _ in order[: request.shortlist]]
     measured = {name: losses.mean_loss(name) for name in [BASE_NAME, *shortlist]}
     order = sort_measured_first(order, measured)
@@ -148,7 +138,7 @@ def select_by_style(request: SelectionRequest) -> Ranking:
     reason = describe_loss(best, measured, len(shortlist), len(library))
     if measured[best] >= measured[BASE_NAME]:
         return make_abstention(order, f"no near pLLM is better than the base; {reason}", **fields)
-    return Ranking(best, *zip(*order), compute_coordinate_weights(library, row, near), reason=reason, **fields)
+    return Ranking(best, *zip(*order), weights, reason=reason, **fields)
 
 # %% ../../nbs/5_selection/10_selection.ipynb #e648a97e
 MAX_COMMON_FACTS = 3  # common facts that a reason lists
@@ -203,22 +193,17 @@ class Selector:
     run: object  # callable: `SelectionRequest`, options -> `Ranking`
     needs: tuple = ()  # some of "row", "losses", "model", "losses?"
 
-# %% ../../nbs/5_selection/10_selection.ipynb #ee1c9cb8
-def make_row_selector(part: str, distance=cosine_distance):
-    "Make a selector that compares one group of columns."
-    return lambda request: select_by_row(request, part, distance)
-
 # %% ../../nbs/5_selection/10_selection.ipynb #80d6f016
 SELECTORS = {
     "match": Selector(select_by_gradient_and_loss, ("model",)),
     "fit": Selector(select_by_fit, ("model",)),
     "explained": Selector(select_by_explanation, ("row",)),
     "style": Selector(select_by_style, ("row", "losses?")),
-    "cosine": Selector(make_row_selector("coordinates"), ("row",)),
-    "l1": Selector(make_row_selector("coordinates", l1_distance), ("row",)),
-    "stylometry": Selector(make_row_selector("stylometry"), ("row",)),
-    "encoder": Selector(make_row_selector("encoder"), ("row",)),
-    "activations": Selector(make_row_selector("activations"), ("row",)),
+    "cosine": Selector(select_by_style, ("row",)),  # as all below, without losses
+    "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),
+    "stylometry": Selector(partial(select_by_style, part="stylometry"), ("row",)),
+    "encoder": Selector(partial(select_by_style, part="encoder"), ("row",)),
+    "activations": Selector(partial(select_by_style, part="activations"), ("row",)),
     "random": Selector(select_randomly),
     "mean": Selector(select_uniform_merge),
     "plain": Selector(select_plain),
@@ -234,43 +219,29 @@ def get_selector(method, options: dict) -> Selector:
     "Return the selector of a method. Raise `InputError` for an unknown name or option."
     if isinstance(method, str) and method not in SELECTORS:
         raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
-    if isinstance(method, str):
-        method = SELECTORS[method]
-    if not isinstance(method, Selector):
-        if not callable(method):
-            what = f"a method is {type(method).__name__}"
-            raise InputError(what, "give a name, or a function of a SelectionRequest")
-        method = Selector(method, ("losses?",))
-    unknown = set(options) - set(list(inspect.signature(method.run).parameters)[1:])
-    if unknown:
+    selector = SELECTORS[method] if isinstance(method, str) else method
+    if callable(selector):
+        selector = Selector(selector, ("losses?",))
+    if not isinstance(selector, Selector):
+        raise InputError(f"a method is {type(method).__name__}", "give a name, or a function of a SelectionRequest")
+    if unknown := {*options} - {*list(inspect.signature(selector.run).parameters)[1:]}:
         raise InputError(f"this method has no option {', '.join(sorted(unknown))}", "leave it out")
-    return method
+    return selector
 
 # %% ../../nbs/5_selection/10_selection.ipynb #8a2854d3
-def check_library(library, model) -> None:
-    "Raise `InputError` for an empty library, or a model that is not its base model."
-    if not len(library):
-        raise InputError("the library is empty", "add pLLMs to it first")
-    if model is not None and model.base != library.base:
-        what = f"the library is for base {library.base}, this model is {model.base}"
-        raise InputError(what, "load the model it was made for, or another library")
-
-
 def prepare_losses(selector: Selector, name: str, library, losses, model, dialogues):  # `PLLMLosses`, or None
     "Return the losses that a selector may use. Raise `InputError` if it needs some that are missing."
-    can_measure = model is not None and dialogues is not None
-    has_model = can_measure or (losses is not None and losses.model is not None and losses.dialogues)
-    has_losses = can_measure or losses is not None
-    is_missing = (
-        ("model" in selector.needs and not has_model)
-        or ("losses" in selector.needs and not has_losses)
-        or ("losses?" in selector.needs and not has_losses and dialogues is not None)
-    )
-    if is_missing:
-        raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
-    if not has_losses or not {"losses", "losses?", "model"} & set(selector.needs):
+    needs = {*selector.needs} - {"row"}
+    if not needs:
         return None
-    return losses.copy_without_cost() if losses is not None else PLLMLosses(model, library, dialogues)
+    if losses is not None:
+        losses = losses.copy_without_cost()
+    elif model is not None and dialogues is not None:
+        losses = PLLMLosses(model, library, dialogues)
+    is_missing = losses is None and ("losses?" not in needs or dialogues is not None)
+    if is_missing or ("model" in needs and (losses.model is None or not losses.dialogues)):
+        raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
+    return losses
 
 # %% ../../nbs/5_selection/10_selection.ipynb #49bee888
 def select(
@@ -288,7 +259,11 @@ def select(
     method = method or ("fit" if model is not None and dialogues is not None else "style")
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
     selector, model = get_selector(method, options), model or getattr(losses, "model", None)
-    check_library(library, model)
+    if not len(library):
+        raise InputError("the library is empty", "add pLLMs to it first")
+    if model is not None and model.base != library.base:
+        what = f"the library is for base {library.base}, this model is {model.base}"
+        raise InputError(what, "load the model it was made for, or another library")
     check(shortlist, "whole number", "shortlist", low=1)
     if "row" in selector.needs and explanation is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
