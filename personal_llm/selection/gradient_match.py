@@ -82,7 +82,7 @@ def compute_row_losses(logits, labels):  # (rows,) with gradient
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #75090f8a
 def compute_gradients(model, dialogues: list, modules: list, transform=lambda module, G: G) -> dict:
-    "Compute the gradient of the user's mean loss by each layer's weights (out, in), and store a linear transform of it."
+    "Compute the mean loss's gradient by each layer's weights (out, in), and store a linear transform of it."
     samples, gradients = [model.encode(d) for d in dialogues], {}
     labels_only = supports_partial_logits(model.model)
 
