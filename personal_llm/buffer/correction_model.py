@@ -9,7 +9,6 @@ __all__ = ['ANSWER_FEATURES', 'FEATURE_NAMES', 'CorrectionModel']
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import expit, logit
 
 from .scoring import ScoredDialogue
 
@@ -23,11 +22,15 @@ class CorrectionModel:
 
     def predict_probability(self, features: np.ndarray) -> float:  # in (0, 1)
         "Return the probability of a correction, averaged over the plausible weights (MacKay 1992)."
+        from scipy.special import expit
+
         variance = features @ self.covariance @ features
         return float(expit(self.mean @ features / np.sqrt(1 + np.pi / 8 * variance)))
 
     def update(self, features: np.ndarray, corrected: bool) -> None:
         "Learn from one answer about a dialogue with these features: one Newton step on the log-posterior."
+        from scipy.special import expit
+
         predicted = expit(self.mean @ features)
         slope = predicted * (1 - predicted)
         gain = self.covariance @ features
@@ -104,6 +107,8 @@ class Answer:
 
 def neighbour_log_odds(similarities: np.ndarray, corrected: np.ndarray) -> float:  # log-odds above the base rate
     "Return the vote of the answers (0 or 1 each), weighted by similarity (cosines)."
+    from scipy.special import logit
+
     weights = np.exp((similarities - 1) / SIMILARITY_SCALE)
     votes = weights @ corrected + PRIOR_VOTE_WEIGHT * PRIOR_CORRECTION_RATE
     return float(logit(votes / (weights.sum() + PRIOR_VOTE_WEIGHT)) - logit(PRIOR_CORRECTION_RATE))
@@ -144,4 +149,6 @@ def make_prior_model() -> CorrectionModel:
 
 def estimate_relevance(features: np.ndarray) -> float:  # in (0, 1)
     "Return the probability that a dialogue is of the user's subject, without any answer."
+    from scipy.special import expit
+
     return float(expit(np.array(RELEVANCE_WEIGHTS) @ features[: len(RELEVANCE_WEIGHTS)]))

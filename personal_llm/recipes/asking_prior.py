@@ -18,8 +18,9 @@ from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.streams import correlated_stream
 from ..data.people import SMALL_TALK_SUBJECTS, row_to_dialogue, mix_sources
-from ..buffer.active import FEATURE_NAMES, RANKED_SCORES, ActivePolicy
+from ..buffer.active import ActivePolicy
 from ..buffer.buffer import Buffer
+from ..buffer.correction_model import FEATURE_NAMES, RANKED_SCORES
 from ..buffer.scoring import score
 
 # %% ../../nbs/recipes/asking_prior.ipynb #0f982e4d
