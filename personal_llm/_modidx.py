@@ -1699,13 +1699,14 @@ d = {
             ),
             "personal_llm.course.checks.Wrong": ("course/checks.html#wrong", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._Failed": ("course/checks.html#_failed", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._called": ("course/checks.html#_called", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._dimensions": (
-                "course/checks.html#_dimensions",
+            "personal_llm.course.checks._amount": ("course/checks.html#_amount", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._call": ("course/checks.html#_call", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._holds_open": (
+                "course/checks.html#_holds_open",
                 "personal_llm/course/checks.py",
             ),
-            "personal_llm.course.checks._found": ("course/checks.html#_found", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._is_idle": ("course/checks.html#_is_idle", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._is_number": ("course/checks.html#_is_number", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._is_texts": ("course/checks.html#_is_texts", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._judge_function": (
                 "course/checks.html#_judge_function",
                 "personal_llm/course/checks.py",
@@ -1714,14 +1715,27 @@ d = {
                 "course/checks.html#_judge_value",
                 "personal_llm/course/checks.py",
             ),
-            "personal_llm.course.checks._plain": ("course/checks.html#_plain", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._plain_value": (
+                "course/checks.html#_plain_value",
+                "personal_llm/course/checks.py",
+            ),
+            "personal_llm.course.checks._plausible": ("course/checks.html#_plausible", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._relation": ("course/checks.html#_relation", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._relation_of_numbers": (
+                "course/checks.html#_relation_of_numbers",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks._results": ("course/checks.html#_results", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._short": ("course/checks.html#_short", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._texts": ("course/checks.html#_texts", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._unwrap": ("course/checks.html#_unwrap", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.as_array": ("course/checks.html#as_array", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.cases_of": ("course/checks.html#cases_of", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.check": ("course/checks.html#check", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks.check_plain": (
+                "course/checks.html#check_plain",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks.describe": ("course/checks.html#describe", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks.is_open": ("course/checks.html#is_open", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.later": ("course/checks.html#later", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.later.__init__": (
                 "course/checks.html#later.__init__",
@@ -1735,20 +1749,229 @@ d = {
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
         "personal_llm.course.grading": {
-            "personal_llm.course.grading._read": ("course/grading.html#_read", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading.outputs_of": (
-                "course/grading.html#outputs_of",
+            "personal_llm.course.grading.ClassMarks": (
+                "course/grading.html#classmarks",
                 "personal_llm/course/grading.py",
             ),
-            "personal_llm.course.grading.points": ("course/grading.html#points", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading.verdicts_of": (
-                "course/grading.html#verdicts_of",
+            "personal_llm.course.grading.ClassMarks.learners": (
+                "course/grading.html#classmarks.learners",
                 "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.ClassMarks.notes": (
+                "course/grading.html#classmarks.notes",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.ClassMarks.of": (
+                "course/grading.html#classmarks.of",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.ClassMarks.points": (
+                "course/grading.html#classmarks.points",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Died": ("course/grading.html#died", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.Limits": ("course/grading.html#limits", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.Marked": ("course/grading.html#marked", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.Marked.right": (
+                "course/grading.html#marked.right",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Process": ("course/grading.html#process", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.Process.__enter__": (
+                "course/grading.html#process.__enter__",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Process.__exit__": (
+                "course/grading.html#process.__exit__",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Process.__init__": (
+                "course/grading.html#process.__init__",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Process._reply": (
+                "course/grading.html#process._reply",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.Process.ask": (
+                "course/grading.html#process.ask",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading._attempt": ("course/grading.html#_attempt", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._context": ("course/grading.html#_context", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._judge": ("course/grading.html#_judge", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._lost_answers": (
+                "course/grading.html#_lost_answers",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading._missing": ("course/grading.html#_missing", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._safe": ("course/grading.html#_safe", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading._signal_name": (
+                "course/grading.html#_signal_name",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.course_tasks": (
+                "course/grading.html#course_tasks",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.grade_class": (
+                "course/grading.html#grade_class",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.handed_out_cells": (
+                "course/grading.html#handed_out_cells",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.read_answer": (
+                "course/grading.html#read_answer",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.report_of": (
+                "course/grading.html#report_of",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.try_own_answers": (
+                "course/grading.html#try_own_answers",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.write_reports": (
+                "course/grading.html#write_reports",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.write_table": (
+                "course/grading.html#write_table",
+                "personal_llm/course/grading.py",
+            ),
+        },
+        "personal_llm.course.lesson_probes": {
+            "personal_llm.course.lesson_probes.NoLabels": (
+                "course/lesson_probes.html#nolabels",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.NoLabels._look": (
+                "course/lesson_probes.html#nolabels._look",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.NoLabels.was_read": (
+                "course/lesson_probes.html#nolabels.was_read",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.choose_slots": (
+                "course/lesson_probes.html#choose_slots",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.keep_dialogues": (
+                "course/lesson_probes.html#keep_dialogues",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.probe_layer": (
+                "course/lesson_probes.html#probe_layer",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.spend_on_streams": (
+                "course/lesson_probes.html#spend_on_streams",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes.spend_questions": (
+                "course/lesson_probes.html#spend_questions",
+                "personal_llm/course/lesson_probes.py",
+            ),
+        },
+        "personal_llm.course.probes": {
+            "personal_llm.course.probes.Answer": ("course/probes.html#answer", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.Answer.__call__": (
+                "course/probes.html#answer.__call__",
+                "personal_llm/course/probes.py",
+            ),
+            "personal_llm.course.probes.Answer.__init__": (
+                "course/probes.html#answer.__init__",
+                "personal_llm/course/probes.py",
+            ),
+            "personal_llm.course.probes.AnswerError": (
+                "course/probes.html#answererror",
+                "personal_llm/course/probes.py",
+            ),
+            "personal_llm.course.probes.AnswerError.__init__": (
+                "course/probes.html#answererror.__init__",
+                "personal_llm/course/probes.py",
+            ),
+            "personal_llm.course.probes.Strange": ("course/probes.html#strange", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes._encode_parts": (
+                "course/probes.html#_encode_parts",
+                "personal_llm/course/probes.py",
+            ),
+            "personal_llm.course.probes._is_idle": ("course/probes.html#_is_idle", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.call": ("course/probes.html#call", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.call_each": ("course/probes.html#call_each", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.decode": ("course/probes.html#decode", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.encode": ("course/probes.html#encode", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.is_open": ("course/probes.html#is_open", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.one_line": ("course/probes.html#one_line", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.plain": ("course/probes.html#plain", "personal_llm/course/probes.py"),
+            "personal_llm.course.probes.run_probe": ("course/probes.html#run_probe", "personal_llm/course/probes.py"),
+        },
+        "personal_llm.course.submissions": {
+            "personal_llm.course.submissions.Submission": (
+                "course/submissions.html#submission",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions._names": (
+                "course/submissions.html#_names",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions._token": (
+                "course/submissions.html#_token",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.code_cells": (
+                "course/submissions.html#code_cells",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.find_submissions": (
+                "course/submissions.html#find_submissions",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.learner_of": (
+                "course/submissions.html#learner_of",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.lesson_of": (
+                "course/submissions.html#lesson_of",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.needed_cells": (
+                "course/submissions.html#needed_cells",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.shingles": (
+                "course/submissions.html#shingles",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.similar_pairs": (
+                "course/submissions.html#similar_pairs",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.tampering": (
+                "course/submissions.html#tampering",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.tasks_in": (
+                "course/submissions.html#tasks_in",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.without_magics": (
+                "course/submissions.html#without_magics",
+                "personal_llm/course/submissions.py",
             ),
         },
         "personal_llm.course.tasks_1": {
             "personal_llm.course.tasks_1._answer_tokens": (
                 "course/tasks_1.html#_answer_tokens",
+                "personal_llm/course/tasks_1.py",
+            ),
+            "personal_llm.course.tasks_1._draw_case": (
+                "course/tasks_1.html#_draw_case",
                 "personal_llm/course/tasks_1.py",
             ),
             "personal_llm.course.tasks_1._failing": ("course/tasks_1.html#_failing", "personal_llm/course/tasks_1.py"),
@@ -1764,7 +1987,15 @@ d = {
                 "course/tasks_1.html#_random_case",
                 "personal_llm/course/tasks_1.py",
             ),
+            "personal_llm.course.tasks_1._raw_scores": (
+                "course/tasks_1.html#_raw_scores",
+                "personal_llm/course/tasks_1.py",
+            ),
             "personal_llm.course.tasks_1._tea": ("course/tasks_1.html#_tea", "personal_llm/course/tasks_1.py"),
+            "personal_llm.course.tasks_1._two_early": (
+                "course/tasks_1.html#_two_early",
+                "personal_llm/course/tasks_1.py",
+            ),
             "personal_llm.course.tasks_1.answer_nll": (
                 "course/tasks_1.html#answer_nll",
                 "personal_llm/course/tasks_1.py",
@@ -1783,6 +2014,14 @@ d = {
             "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._by_row": ("course/tasks_2.html#_by_row", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._corrcoef": (
+                "course/tasks_2.html#_corrcoef",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._draw_sequence": (
+                "course/tasks_2.html#_draw_sequence",
+                "personal_llm/course/tasks_2.py",
+            ),
             "personal_llm.course.tasks_2._first": ("course/tasks_2.html#_first", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._judge_masks": (
                 "course/tasks_2.html#_judge_masks",
@@ -1790,6 +2029,14 @@ d = {
             ),
             "personal_llm.course.tasks_2._not_scaled": (
                 "course/tasks_2.html#_not_scaled",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._over_all": (
+                "course/tasks_2.html#_over_all",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._over_deviation": (
+                "course/tasks_2.html#_over_deviation",
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._without_mean": (
@@ -1816,9 +2063,21 @@ d = {
         },
         "personal_llm.course.tasks_3": {
             "personal_llm.course.tasks_3._any": ("course/tasks_3.html#_any", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3._beginnings": (
+                "course/tasks_3.html#_beginnings",
+                "personal_llm/course/tasks_3.py",
+            ),
             "personal_llm.course.tasks_3._best": ("course/tasks_3.html#_best", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._distinct": (
                 "course/tasks_3.html#_distinct",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._draw_embeddings": (
+                "course/tasks_3.html#_draw_embeddings",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._draw_words": (
+                "course/tasks_3.html#_draw_words",
                 "personal_llm/course/tasks_3.py",
             ),
             "personal_llm.course.tasks_3._dss": ("course/tasks_3.html#_dss", "personal_llm/course/tasks_3.py"),
@@ -1830,6 +2089,19 @@ d = {
                 "course/tasks_3.html#_not_squared",
                 "personal_llm/course/tasks_3.py",
             ),
+            "personal_llm.course.tasks_3._of_energies": (
+                "course/tasks_3.html#_of_energies",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._of_values": (
+                "course/tasks_3.html#_of_values",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._over_lexicons": (
+                "course/tasks_3.html#_over_lexicons",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._purity": ("course/tasks_3.html#_purity", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._random_tokens": (
                 "course/tasks_3.html#_random_tokens",
                 "personal_llm/course/tasks_3.py",
@@ -1838,8 +2110,16 @@ d = {
                 "course/tasks_3.html#_raw_mean",
                 "personal_llm/course/tasks_3.py",
             ),
+            "personal_llm.course.tasks_3._set_over_all": (
+                "course/tasks_3.html#_set_over_all",
+                "personal_llm/course/tasks_3.py",
+            ),
             "personal_llm.course.tasks_3._similarity": (
                 "course/tasks_3.html#_similarity",
+                "personal_llm/course/tasks_3.py",
+            ),
+            "personal_llm.course.tasks_3._substrings": (
+                "course/tasks_3.html#_substrings",
                 "personal_llm/course/tasks_3.py",
             ),
             "personal_llm.course.tasks_3._unit_mean": (
@@ -1862,14 +2142,14 @@ d = {
                 "course/tasks_4.html#stubborn.choose",
                 "personal_llm/course/tasks_4.py",
             ),
-            "personal_llm.course.tasks_4._draw": ("course/tasks_4.html#_draw", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4._least": ("course/tasks_4.html#_least", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.chosen": ("course/tasks_4.html#chosen", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.exchanged": (
-                "course/tasks_4.html#exchanged",
+            "personal_llm.course.tasks_4._draw_scores": (
+                "course/tasks_4.html#_draw_scores",
                 "personal_llm/course/tasks_4.py",
             ),
-            "personal_llm.course.tasks_4.grade": ("course/tasks_4.html#grade", "personal_llm/course/tasks_4.py"),
+            "personal_llm.course.tasks_4._share_of": (
+                "course/tasks_4.html#_share_of",
+                "personal_llm/course/tasks_4.py",
+            ),
             "personal_llm.course.tasks_4.hidden_streams": (
                 "course/tasks_4.html#hidden_streams",
                 "personal_llm/course/tasks_4.py",
@@ -1878,34 +2158,88 @@ d = {
                 "course/tasks_4.html#judge_policy",
                 "personal_llm/course/tasks_4.py",
             ),
-            "personal_llm.course.tasks_4.judge_rule": (
-                "course/tasks_4.html#judge_rule",
-                "personal_llm/course/tasks_4.py",
-            ),
             "personal_llm.course.tasks_4.locked": ("course/tasks_4.html#locked", "personal_llm/course/tasks_4.py"),
-            "personal_llm.course.tasks_4.sdss_rule": (
-                "course/tasks_4.html#sdss_rule",
-                "personal_llm/course/tasks_4.py",
-            ),
             "personal_llm.course.tasks_4.signal_share": (
                 "course/tasks_4.html#signal_share",
                 "personal_llm/course/tasks_4.py",
             ),
         },
+        "personal_llm.course.tasks_4_rule": {
+            "personal_llm.course.tasks_4_rule._counts": (
+                "course/tasks_4_rule.html#_counts",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._draw": (
+                "course/tasks_4_rule.html#_draw",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._is_even": (
+                "course/tasks_4_rule.html#_is_even",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._is_whole": (
+                "course/tasks_4_rule.html#_is_whole",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._known_counts": (
+                "course/tasks_4_rule.html#_known_counts",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._leans": (
+                "course/tasks_4_rule.html#_leans",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._least": (
+                "course/tasks_4_rule.html#_least",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._slots_sentence": (
+                "course/tasks_4_rule.html#_slots_sentence",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule._weighted": (
+                "course/tasks_4_rule.html#_weighted",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule.judge_rule": (
+                "course/tasks_4_rule.html#judge_rule",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule.rule_cases": (
+                "course/tasks_4_rule.html#rule_cases",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+            "personal_llm.course.tasks_4_rule.sdss_rule": (
+                "course/tasks_4_rule.html#sdss_rule",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
+        },
         "personal_llm.course.tasks_5": {
-            "personal_llm.course.tasks_5._copies": ("course/tasks_5.html#_copies", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._deaf_to": ("course/tasks_5.html#_deaf_to", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._f": ("course/tasks_5.html#_f", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._judge_check": (
-                "course/tasks_5.html#_judge_check",
+            "personal_llm.course.tasks_5._bar": ("course/tasks_5.html#_bar", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._draw_labels": (
+                "course/tasks_5.html#_draw_labels",
                 "personal_llm/course/tasks_5.py",
             ),
+            "personal_llm.course.tasks_5._draw_texts": (
+                "course/tasks_5.html#_draw_texts",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._f": ("course/tasks_5.html#_f", "personal_llm/course/tasks_5.py"),
+            "personal_llm.course.tasks_5._is_fixed_bar": (
+                "course/tasks_5.html#_is_fixed_bar",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._jaccard": ("course/tasks_5.html#_jaccard", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._judge_labels": (
                 "course/tasks_5.html#_judge_labels",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._judge_spending": (
                 "course/tasks_5.html#_judge_spending",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._over_good": (
+                "course/tasks_5.html#_over_good",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._precision": (
@@ -1924,18 +2258,40 @@ d = {
                 "course/tasks_5.html#false_accept_share",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5.package_check": (
-                "course/tasks_5.html#package_check",
-                "personal_llm/course/tasks_5.py",
-            ),
             "personal_llm.course.tasks_5.spend": ("course/tasks_5.html#spend", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5.toy_stream": (
                 "course/tasks_5.html#toy_stream",
                 "personal_llm/course/tasks_5.py",
             ),
         },
+        "personal_llm.course.tasks_5_pairs": {
+            "personal_llm.course.tasks_5_pairs.check_cases": (
+                "course/tasks_5_pairs.html#check_cases",
+                "personal_llm/course/tasks_5_pairs.py",
+            ),
+            "personal_llm.course.tasks_5_pairs.judge_check": (
+                "course/tasks_5_pairs.html#judge_check",
+                "personal_llm/course/tasks_5_pairs.py",
+            ),
+            "personal_llm.course.tasks_5_pairs.keeps_copies": (
+                "course/tasks_5_pairs.html#keeps_copies",
+                "personal_llm/course/tasks_5_pairs.py",
+            ),
+            "personal_llm.course.tasks_5_pairs.make_deaf": (
+                "course/tasks_5_pairs.html#make_deaf",
+                "personal_llm/course/tasks_5_pairs.py",
+            ),
+            "personal_llm.course.tasks_5_pairs.package_check": (
+                "course/tasks_5_pairs.html#package_check",
+                "personal_llm/course/tasks_5_pairs.py",
+            ),
+        },
         "personal_llm.course.tasks_6": {
             "personal_llm.course.tasks_6._added": ("course/tasks_6.html#_added", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._draw_factors": (
+                "course/tasks_6.html#_draw_factors",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._held_back": (
                 "course/tasks_6.html#_held_back",
                 "personal_llm/course/tasks_6.py",
@@ -1944,17 +2300,21 @@ d = {
                 "course/tasks_6.html#_judge_layer",
                 "personal_llm/course/tasks_6.py",
             ),
-            "personal_llm.course.tasks_6._judge_scale": (
-                "course/tasks_6.html#_judge_scale",
+            "personal_llm.course.tasks_6._layer": ("course/tasks_6.html#_layer", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._scaled": ("course/tasks_6.html#_scaled", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._scales_of": (
+                "course/tasks_6.html#_scales_of",
                 "personal_llm/course/tasks_6.py",
             ),
-            "personal_llm.course.tasks_6._layer": ("course/tasks_6.html#_layer", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._set_ups": ("course/tasks_6.html#_set_ups", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._start_fault": (
+                "course/tasks_6.html#_start_fault",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._trainable": (
                 "course/tasks_6.html#_trainable",
                 "personal_llm/course/tasks_6.py",
             ),
-            "personal_llm.course.tasks_6._trained": ("course/tasks_6.html#_trained", "personal_llm/course/tasks_6.py"),
-            "personal_llm.course.tasks_6._tries": ("course/tasks_6.html#_tries", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
         },
         "personal_llm.course.tasks_7": {
@@ -1968,8 +2328,20 @@ d = {
             ),
             "personal_llm.course.tasks_7._apart": ("course/tasks_7.html#_apart", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._cases": ("course/tasks_7.html#_cases", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._draw_rivals": (
+                "course/tasks_7.html#_draw_rivals",
+                "personal_llm/course/tasks_7.py",
+            ),
+            "personal_llm.course.tasks_7._draw_values": (
+                "course/tasks_7.html#_draw_values",
+                "personal_llm/course/tasks_7.py",
+            ),
             "personal_llm.course.tasks_7._ends": ("course/tasks_7.html#_ends", "personal_llm/course/tasks_7.py"),
             "personal_llm.course.tasks_7._package": ("course/tasks_7.html#_package", "personal_llm/course/tasks_7.py"),
+            "personal_llm.course.tasks_7._percentile_low": (
+                "course/tasks_7.html#_percentile_low",
+                "personal_llm/course/tasks_7.py",
+            ),
             "personal_llm.course.tasks_7._quantile": (
                 "course/tasks_7.html#_quantile",
                 "personal_llm/course/tasks_7.py",
@@ -1998,6 +2370,11 @@ d = {
                 "course/tasks_8.html#_bar_only",
                 "personal_llm/course/tasks_8.py",
             ),
+            "personal_llm.course.tasks_8._draw_losses": (
+                "course/tasks_8.html#_draw_losses",
+                "personal_llm/course/tasks_8.py",
+            ),
+            "personal_llm.course.tasks_8._highest": ("course/tasks_8.html#_highest", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._lowest": ("course/tasks_8.html#_lowest", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._one_dialogue": (
                 "course/tasks_8.html#_one_dialogue",
@@ -2009,31 +2386,113 @@ d = {
                 "course/tasks_8.html#_random_rows",
                 "personal_llm/course/tasks_8.py",
             ),
+            "personal_llm.course.tasks_8._sure": ("course/tasks_8.html#_sure", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._unit": ("course/tasks_8.html#_unit", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.chosen": ("course/tasks_8.html#chosen", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.cosine": ("course/tasks_8.html#cosine", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8.hits": ("course/tasks_8.html#hits", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.judge_merge": (
                 "course/tasks_8.html#judge_merge",
                 "personal_llm/course/tasks_8.py",
             ),
-            "personal_llm.course.tasks_8.judge_picker": (
-                "course/tasks_8.html#judge_picker",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.library_rows": (
-                "course/tasks_8.html#library_rows",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.planted_rows": (
-                "course/tasks_8.html#planted_rows",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8.planted_user": (
-                "course/tasks_8.html#planted_user",
-                "personal_llm/course/tasks_8.py",
-            ),
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
+        },
+        "personal_llm.course.tasks_8_planted": {
+            "personal_llm.course.tasks_8_planted.choices_of": (
+                "course/tasks_8_planted.html#choices_of",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.hits": (
+                "course/tasks_8_planted.html#hits",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.judge_picker": (
+                "course/tasks_8_planted.html#judge_picker",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.library_rows": (
+                "course/tasks_8_planted.html#library_rows",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.planted_rows": (
+                "course/tasks_8_planted.html#planted_rows",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.planted_user": (
+                "course/tasks_8_planted.html#planted_user",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+        },
+        "personal_llm.course.worker": {
+            "personal_llm.course.worker.Guard": ("course/worker.html#guard", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.Guard.__call__": (
+                "course/worker.html#guard.__call__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Guard.__init__": (
+                "course/worker.html#guard.__init__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Guard._is_inside": (
+                "course/worker.html#guard._is_inside",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Guard._open": (
+                "course/worker.html#guard._open",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Notebook": ("course/worker.html#notebook", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.Notebook.__init__": (
+                "course/worker.html#notebook.__init__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Notebook._record": (
+                "course/worker.html#notebook._record",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Notebook.evaluate": (
+                "course/worker.html#notebook.evaluate",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Notebook.run": (
+                "course/worker.html#notebook.run",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.Recorded": ("course/worker.html#recorded", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.Recorded.__repr__": (
+                "course/worker.html#recorded.__repr__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.TaskName": ("course/worker.html#taskname", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.TaskName.__getattr__": (
+                "course/worker.html#taskname.__getattr__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.TaskName.__init__": (
+                "course/worker.html#taskname.__init__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.TaskName.__repr__": (
+                "course/worker.html#taskname.__repr__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.TaskNames": ("course/worker.html#tasknames", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.TaskNames.__init__": (
+                "course/worker.html#tasknames.__init__",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker._Checks": ("course/worker.html#_checks", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker._Checks.visit_Call": (
+                "course/worker.html#_checks.visit_call",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker._reply": ("course/worker.html#_reply", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.limit": ("course/worker.html#limit", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.prepare": ("course/worker.html#prepare", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.serve": ("course/worker.html#serve", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.strip_answers": (
+                "course/worker.html#strip_answers",
+                "personal_llm/course/worker.py",
+            ),
         },
         "personal_llm.data.exports": {
             "personal_llm.data.exports.ChatMessage": (

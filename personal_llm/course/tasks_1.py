@@ -15,7 +15,7 @@ from ..base.core import Dialogue, make_generator
 from ..base.models import load_model
 from .checks import Task, Wrong, later
 
-# %% ../../nbs/course/tasks_1.ipynb #58444fb1
+# %% ../../nbs/course/tasks_1.ipynb #3bb37520
 TASKS = {}
 TASKS["nats"] = Task(
     "nats",
@@ -28,11 +28,18 @@ TASKS["nats"] = Task(
         Wrong("per token", float(np.log(64) / 3), "that is the mean of the tokens; the loss is summed"),
         Wrong("sign", -float(np.log(64)), "that is the log-likelihood; a loss is not negative"),
         Wrong("sum of probabilities", 0.875, "probabilities of tokens that all must come are not added"),
+        Wrong("loss of the sum", -float(np.log(0.875)), "probabilities of tokens that all must come are not added"),
+        Wrong("base 10", float(np.log10(64)), "that is with base 10: which logarithm makes nats?"),
+        Wrong("last token", float(np.log(8)), "that is the loss of the last token alone"),
+        Wrong("first token", float(np.log(2)), "that is the loss of the first token alone"),
+        Wrong("two tokens", float(np.log(32)), "the first token is missing"),
+        Wrong("mean probability", -float(np.log(0.875 / 3)), "the logarithm comes first, then the sum"),
+        Wrong("bits per token", 2.0, "that is a mean, and in bits"),
     ),
     tolerance=0.01,
 )
 
-# %% ../../nbs/course/tasks_1.ipynb #2a45f895
+# %% ../../nbs/course/tasks_1.ipynb #7b371898
 def log_softmax(
     scores: np.ndarray,  # (vocabulary,) as the model gives them
 ) -> np.ndarray:  # (vocabulary,) logs of probabilities, in nats
@@ -57,13 +64,25 @@ TASKS["log softmax"] = Task(
         Wrong("bits", lambda x: log_softmax(x) / np.log(2), "these are bits: which logarithm makes nats?"),
         Wrong("not normalised", lambda x: x - x.max(), "their exponentials do not sum to one"),
         Wrong("sign", lambda x: -log_softmax(x), "a log-probability is never positive"),
-        Wrong("overflow", _overflow, "right for small scores; e to the power of 1000 is too large for a computer"),
+        Wrong("overflow", _overflow, "works for small scores only; e to the power of 1000 is too large for a computer"),
+        Wrong("base 10", lambda x: log_softmax(x) / np.log(10), "these are logarithms with base 10"),
+        Wrong(
+            "mean taken away", lambda x: x - x.mean(), "their exponentials do not sum to one: the mean was taken away"
+        ),
+        Wrong(
+            "log of the mean", lambda x: log_softmax(x) + np.log(len(x)), "the exponentials are summed, not averaged"
+        ),
+        Wrong("logs of scores", lambda x: np.log(np.maximum(np.abs(x), 1e-9)), "the scores are logarithms already"),
+        Wrong(
+            "shift not added", lambda x: log_softmax(x) + x.max(), "the largest score was taken away in one place only"
+        ),
     ),
     kind="function",
     tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [1000.0, 999.0, 0.0])],
+    draw=lambda random: (random.normal(scale=3.0, size=random.integers(2, 12)),),
 )
 
-# %% ../../nbs/course/tasks_1.ipynb #e1d2bc84
+# %% ../../nbs/course/tasks_1.ipynb #96260a21
 def answer_nll(
     scores: np.ndarray,  # (tokens, vocabulary); row t speaks of the token after t
     ids: list,  # of all tokens
@@ -75,6 +94,23 @@ def answer_nll(
 
 def _off_by_one(scores, ids, start):
     return float(-sum(log_softmax(scores[t])[ids[t]] for t in range(start, len(ids))))
+
+
+def _raw_scores(scores, ids, start):
+    return float(-sum(scores[t - 1][ids[t]] for t in range(start, len(ids))))
+
+
+def _two_early(scores, ids, start):
+    return float(-sum(log_softmax(scores[t - 2])[ids[t]] for t in range(start, len(ids))))
+
+# %% ../../nbs/course/tasks_1.ipynb #c7cb691b
+def _draw_case(random) -> tuple:
+    tokens = int(random.integers(5, 12))
+    return (
+        random.normal(size=(tokens, 11)),
+        random.integers(11, size=tokens).tolist(),
+        int(random.integers(3, tokens - 1)),
+    )
 
 
 def _random_case(seed: int, tokens: int = 7, start: int = 4) -> tuple:
@@ -94,9 +130,17 @@ TASKS["answer loss"] = Task(
         Wrong("bits", lambda s, i, n: answer_nll(s, i, n) / np.log(2), "these are bits"),
         Wrong("per token", lambda s, i, n: answer_nll(s, i, n) / (len(i) - n), "a mean; the sum is wanted"),
         Wrong("first token forgotten", lambda s, i, n: answer_nll(s, i, n + 1), "the answer's first token is missing"),
+        Wrong("sign", lambda s, i, n: -answer_nll(s, i, n), "that is the log-likelihood; a loss is not negative"),
+        Wrong("base 10", lambda s, i, n: answer_nll(s, i, n) / np.log(10), "these are logarithms with base 10"),
+        Wrong("probability", lambda s, i, n: np.exp(-answer_nll(s, i, n)), "that is the probability of the answer"),
+        Wrong("perplexity", lambda s, i, n: np.exp(answer_nll(s, i, n) / (len(i) - n)), "that is the perplexity"),
+        Wrong("no softmax", _raw_scores, "scores were summed; they are not yet logarithms of probabilities"),
+        Wrong("two rows early", _two_early, "the row comes one token too early"),
+        Wrong("start counted from 1", lambda s, i, n: answer_nll(s, i, n - 1), "a token before the answer is counted"),
     ),
     kind="function",
     tries=[_random_case(0), _random_case(1, 5, 2), _random_case(2, 9, 6)],
+    draw=_draw_case,
 )
 
 # %% ../../nbs/course/tasks_1.ipynb #66583ecf
@@ -116,7 +160,7 @@ def _tea() -> tuple:  # (nats of each token but the first, of the answer's by th
     each = np.array([answer_nll(scores[: t + 1], ids[: t + 1], t) for t in range(1, len(ids))])
     return each, _off_by_one(scores, ids, start), start
 
-# %% ../../nbs/course/tasks_1.ipynb #542ec645
+# %% ../../nbs/course/tasks_1.ipynb #086bf13e
 def tea_nats(
     start: int = None,  # place of the first token that is counted; the answer's first by default
     end: int = None,  # how many of the last tokens are not counted
@@ -137,6 +181,14 @@ TASKS["tea"] = Task(
         Wrong("off by one", later(lambda: _tea()[1]), "row t of the scores speaks of the token after t"),
         Wrong("bits", later(lambda: tea_nats() / np.log(2)), "that is in bits"),
         Wrong("per token", later(lambda: tea_nats() / (len(_tea()[0]) + 1 - _tea()[2])), "a mean; the sum is wanted"),
+        Wrong("sign", later(lambda: -tea_nats()), "that is the log-likelihood; a loss is not negative"),
+        Wrong("base 10", later(lambda: tea_nats() / np.log(10)), "that is with base 10"),
+        Wrong(
+            "first token forgotten", later(lambda: tea_nats(start=_tea()[2] + 1)), "the answer's first token is missing"
+        ),
+        Wrong(
+            "start counted from 1", later(lambda: tea_nats(start=_tea()[2] - 1)), "a token before the answer is counted"
+        ),
     ),
     tolerance=0.02,
 )

@@ -6,15 +6,15 @@
 __all__ = ['STAY', 'TASKS', 'WORDS', 'KNOWN', 'SIDES', 'autocorrelation', 'leak_share', 'group_cases', 'judge_split',
            'by_group']
 
-# %% ../../nbs/course/tasks_2.ipynb #601b74bc
+# %% ../../nbs/course/tasks_2.ipynb #5c2845ec
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Task, Wrong, describe, later
+from .checks import Task, Wrong, as_array, describe, later
 from ..data.splits import count_leaks
 from ..data.streams import draw_episodes
 
-# %% ../../nbs/course/tasks_2.ipynb #9671d3cc
+# %% ../../nbs/course/tasks_2.ipynb #715fc985
 STAY = 0.9  # chance that an episode goes on, in this lesson
 TASKS = {}
 TASKS["episode"] = Task(
@@ -26,12 +26,14 @@ TASKS["episode"] = Task(
         Wrong("first forgotten", STAY / (1 - STAY), "the dialogue that begins the episode counts as well"),
         Wrong("chance of ending", 1 - STAY, "that is the chance that it ends; how long does one wait for that?"),
         Wrong("one over s", 1 / STAY, "the episode ends with probability 1 − s, not with s"),
+        Wrong("chance of going on", STAY, "that is the chance that it goes on after one dialogue"),
+        Wrong("one too many", 1 / (1 - STAY) + 1, "the dialogue at which the next episode begins is not part of it"),
         Wrong("half-life", float(np.log(0.5) / np.log(STAY)), "that is the median of a decay; the mean is asked"),
     ),
     tolerance=0.05,
 )
 
-# %% ../../nbs/course/tasks_2.ipynb #e6b974a7
+# %% ../../nbs/course/tasks_2.ipynb #a4a917bc
 def autocorrelation(
     x: np.ndarray,  # (n,) one number a step
     lag: int,  # steps, at least 1
@@ -55,11 +57,28 @@ def _around(x, lag):
     return float((centred * np.roll(centred, lag)).mean() / (centred**2).mean())
 
 
+def _over_all(x, lag):
+    centred = x - x.mean()
+    return float((centred[:-lag] * centred[lag:]).sum() / (centred**2).sum())
+
+
+def _corrcoef(x, lag):
+    return float(np.corrcoef(x[:-lag], x[lag:])[0, 1])
+
+
+def _over_deviation(x, lag):
+    return _not_scaled(x, lag) / x.std()
+
+
+def _draw_sequence(random) -> tuple:  # (sequence, lag)
+    return np.repeat(random.normal(1.0, 2.0, size=20), random.integers(1, 4, size=20)), int(random.integers(2, 7))
+
+
 def _chain(seed: int, length: int = 60) -> np.ndarray:  # (length,) 0 or 1
     kinds, _ = draw_episodes(np.array([0.7, 0.3]), length, 0.8, make_generator(seed, "lesson 2"))
     return kinds.astype(float)
 
-# %% ../../nbs/course/tasks_2.ipynb #5bcb7569
+# %% ../../nbs/course/tasks_2.ipynb #fb271ff2
 TASKS["autocorrelation"] = Task(
     "autocorrelation",
     2,
@@ -72,14 +91,31 @@ TASKS["autocorrelation"] = Task(
         Wrong(
             "one lag too many", lambda x, lag: autocorrelation(x, lag + 1), "these values lie one step too far apart"
         ),
+        Wrong(
+            "divided by all", _over_all, "the products were divided by the number of steps, not of the pairs that exist"
+        ),
+        Wrong(
+            "each side by itself",
+            _corrcoef,
+            "each side was centred and scaled by itself; take one mean and one variance",
+        ),
+        Wrong(
+            "one lag too few", lambda x, lag: autocorrelation(x, max(1, lag - 1)), "these values lie one step too near"
+        ),
+        Wrong(
+            "sum, not mean", lambda x, lag: autocorrelation(x, lag) * (len(x) - lag), "a sum of products; take the mean"
+        ),
+        Wrong("distance", lambda x, lag: 1 - autocorrelation(x, lag), "that is large for values that differ"),
+        Wrong("standard deviation", _over_deviation, "divided by the standard deviation; take the variance"),
         Wrong("lag ignored", lambda x, lag: autocorrelation(x, 1), "every lag gives the same: where is `lag` used?"),
     ),
     kind="function",
     tolerance=0.01,
+    draw=_draw_sequence,
     tries=[(_chain(0), 2), (_chain(1), 5), (_chain(2), 3), (np.array([1.0, 2, 4, 8, 3, 1]), 2)],
 )
 
-# %% ../../nbs/course/tasks_2.ipynb #68fc8c01
+# %% ../../nbs/course/tasks_2.ipynb #8a7c168a
 TASKS["lag 5"] = Task(
     "lag 5",
     2,
@@ -89,13 +125,17 @@ TASKS["lag 5"] = Task(
         Wrong("independent", 0.0, "that holds for a shuffled set; here neighbours are often of one episode"),
         Wrong("1 − s", 1 - STAY, "that is the chance that a new episode begins at one step"),
         Wrong("one step", STAY, "that is the correlation of neighbours; five steps lie between"),
+        Wrong("one step too many", STAY**6, "there is one factor too many: count the steps"),
+        Wrong("one step too few", STAY**4, "there is one factor too few: count the steps"),
+        Wrong("times five", 5 * STAY, "a correlation is at most 1; chances of steps are multiplied with each other"),
+        Wrong("over five", STAY / 5, "chances of five steps are multiplied with each other, not divided"),
         Wrong("an episode ended", 1 - STAY**5, "that is the chance that an episode did begin in between"),
         Wrong("linear", 1 - 5 * (1 - STAY), "chances of five steps are multiplied, not added"),
     ),
     tolerance=0.006,
 )
 
-# %% ../../nbs/course/tasks_2.ipynb #ff93fdae
+# %% ../../nbs/course/tasks_2.ipynb #b2dfea20
 TASKS["fifo"] = Task(
     "fifo",
     2,
@@ -110,11 +150,14 @@ TASKS["fifo"] = Task(
         ),
         Wrong("sixteen steps", 1 + 16 * (1 - STAY), "how many steps lie between sixteen dialogues?"),
         Wrong("one", 1, "episodes also begin inside the buffer now and then"),
+        Wrong("begins only", 15 * (1 - STAY), "the first dialogue belongs to an episode that began earlier"),
+        Wrong("those that go on", 16 * STAY, "that counts dialogues after which the episode goes on"),
+        Wrong("the mean length", 1 / (1 - STAY), "that is how many dialogues an episode has"),
     ),
     tolerance=0.04,
 )
 
-# %% ../../nbs/course/tasks_2.ipynb #597a8c15
+# %% ../../nbs/course/tasks_2.ipynb #de057f09
 WORDS = "the heart pumps blood through the body and rests for a moment each beat"  # 14 words
 KNOWN = " ".join(WORDS.split()[:13])  # that a model was trained on
 
@@ -133,11 +176,13 @@ TASKS["leak"] = Task(
         Wrong("words", 13 / 14, "runs of thirteen words are counted, not words"),
         Wrong("whole texts", 0.0, "the two texts differ, and yet share something: compare runs, not texts"),
         Wrong("every run", 1.0, "the last word is not known: which run holds it?"),
+        Wrong("one of 13", 1 / 13, "how many runs of 13 words fit into 14 words?"),
+        Wrong("12 of 13", 12 / 13, "how many runs of 13 words fit into 14 words?"),
         Wrong("one of 14", 1 / 14, "14 words do not have 14 runs of 13"),
     ),
 )
 
-# %% ../../nbs/course/tasks_2.ipynb #b79c31ad
+# %% ../../nbs/course/tasks_2.ipynb #011931fa
 SIDES = {
     "split by row": "some group has rows on both sides: near-copies of what is learned stand in the test",
     "the first fifth": "every seed gives the same test: the order of the file decides, and it has its own order",
@@ -147,37 +192,46 @@ SIDES = {
 }
 
 
-def group_cases() -> list:  # (groups of 400 rows, in blocks as files have them)
+def group_cases(seed: int = 0) -> list:  # (groups of 400 rows, in blocks as files have them)
     "Files whose groups have one to eight rows."
     cases = []
-    for seed in range(6):
-        sizes = make_generator(seed, "groups").integers(1, 9, size=150)
+    for place in range(6):
+        sizes = make_generator(seed, "groups", place).integers(1, 9, size=150)
         cases.append([f"group {i}" for i, size in enumerate(sizes) for _ in range(size)][:400])
     return cases
 
-# %% ../../nbs/course/tasks_2.ipynb #ef2c8d92
-def judge_split(split) -> str:  # "", a key of `FIELD_ROLES`, or a sentence
+# %% ../../nbs/course/tasks_2.ipynb #46e0b52d
+def judge_split(
+    split,  # an `Answer`
+    seed: int,
+) -> str:  # "", a key of `SIDES`, or a sentence
     "Try a split on several files and seeds."
-    masks = []
-    for seed, groups in enumerate(group_cases()):
-        mask = np.asarray(split(list(groups), seed))
-        if mask.shape != (len(groups),) or mask.dtype != bool:
-            return f"{len(groups)} truth values were expected, one a row; your function gave {describe(mask)}"
+    masks, cases = [], group_cases(seed)
+    for place, groups in enumerate(cases):
+        mask = as_array(split(list(groups), seed + place))
+        if mask is None or mask.ravel().shape != (len(groups),) or not np.isin(mask, (0, 1)).all():
+            return (
+                f"{len(groups)} truth values were expected, one a row; your function gave {describe(split(groups, 0))}"
+            )
+        mask = mask.ravel().astype(bool)
         reserved = {g for g, test in zip(groups, mask) if test}
         if reserved & {g for g, test in zip(groups, mask) if not test}:
             return "split by row"
         masks.append(mask)
-    return _judge_masks(split, masks)
+    again = [as_array(split(list(cases[0]), seed + more)).ravel().astype(bool) for more in range(1, 5)]
+    if not np.array_equal(as_array(split(list(cases[0]), seed)).ravel().astype(bool), masks[0]):
+        return "the seed is not used: the same seed gives another test each time"
+    return _judge_masks(masks, again, cases)
 
 
-def _judge_masks(split, masks: list) -> str:
+def _judge_masks(masks: list, again: list, cases: list) -> str:
     share = float(np.mean([mask.mean() for mask in masks]))
     if share == 0:
         return "nothing reserved"
-    groups = group_cases()[0]
-    if all(np.array_equal(split(list(groups), seed), masks[0]) for seed in range(1, 5)):
+    if all(np.array_equal(mask, masks[0]) for mask in again):
         return "the first fifth"
-    if abs(share - 0.2) < 0.07:
+    groups = [len({g for g, test in zip(names, mask) if test}) / len({*names}) for names, mask in zip(cases, masks)]
+    if abs(np.mean(groups) - 0.2) < 0.06 and max(groups) < 0.4:
         return ""
     return "sides exchanged" if share > 0.7 else "half" if share > 0.4 else f"{share:.0%} of the rows are reserved"
 

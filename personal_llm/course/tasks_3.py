@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EOE_MISTAKES', 'TOKENS', 'TASKS', 'SPREAD', 'COUNT', 'REASONS', 'SENTENCE', 'LISTS', 'DSS_MISTAKES',
-           'SCORES', 'NEW', 'KEPT', 'IDD_MISTAKES', 'energies', 'entropy']
+           'DSS_NUMBERS', 'SCORES', 'NEW', 'KEPT', 'IDD_MISTAKES', 'energies', 'entropy']
 
 # %% ../../nbs/course/tasks_3.ipynb #1b3b7f15
 import numpy as np
@@ -19,7 +19,7 @@ from personal_llm.buffer.scoring import (
     unit_vector,
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #d48ca36a
+# %% ../../nbs/course/tasks_3.ipynb #755561ce
 def energies(hidden: np.ndarray) -> np.ndarray:  # (n,) squared distance of each token from the mean
     "What the shares are made of."
     return np.square(hidden - hidden.mean(0)).sum(1)
@@ -39,15 +39,52 @@ def _not_squared(hidden):
     return entropy(np.sqrt(energies(hidden))) / np.log(len(hidden))
 
 
+def _of_energies(shares):
+    return entropy(shares) / np.log(len(shares))
+
+
+def _purity(hidden):
+    shares = energies(hidden) / energies(hidden).sum()
+    return float((shares**2).sum())
+
+
 EOE_MISTAKES = (
     ("no log n", lambda h: entropy(energies(h)), "not divided by the largest entropy that n tokens can have"),
     ("not centred", _not_centred, "the mean of the tokens was not taken away first"),
     ("norms not squared", _not_squared, "distances were taken as they are; the formula squares them"),
     ("log(n + 1)", lambda h: entropy(energies(h)) / np.log(len(h) + 1), "the divisor is of one token too many"),
+    (
+        "mean over the width",
+        lambda h: _of_energies(((h - h.mean(1, keepdims=True)) ** 2).sum(1)),
+        "the mean runs over the tokens, not over the width",
+    ),
+    (
+        "of the numbers",
+        lambda h: _of_energies(((h - h.mean(0)) ** 2).ravel()),
+        "the shares are of tokens, not of single numbers",
+    ),
+    ("distance squared twice", lambda h: _of_energies(energies(h) ** 2), "the squared distances were squared again"),
+    (
+        "one minus",
+        lambda h: 1 - _of_energies(energies(h)),
+        "that is large when one token dominates; the entropy is small then",
+    ),
+    ("sum of p squared", _purity, "that is the sum of the squared shares; the entropy has a logarithm"),
     ("bits over nats", lambda h: entropy(energies(h)) / np.log(2) / np.log(len(h)), "two logarithms were mixed"),
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #4f7a55c1
+# %% ../../nbs/course/tasks_3.ipynb #cfdadc07
+def _of_values(mistakes: tuple, right: float, arguments: tuple) -> list:  # rows of `Wrong`
+    "Mistakes as numbers; those that give the right number or an earlier one by chance are left out."
+    rows, seen = [], [right]
+    for name, compute, sentence in mistakes:
+        value = compute(*arguments)
+        if min(abs(value - x) for x in seen) > 0.009:
+            rows.append((name, value, sentence))
+            seen.append(value)
+    return rows
+
+
 TOKENS = np.array([[0.0], [0.0], [0.0], [4.0]])  # four tokens, one dimension
 TASKS = {}
 TASKS["eoe"] = Task(
@@ -55,7 +92,9 @@ TASKS["eoe"] = Task(
     3,
     "What is the entropy of embedding of four tokens at 0, 0, 0 and 4?",
     entropy_of_embedding(TOKENS),
-    tuple(Wrong(name, compute(TOKENS), says) for name, compute, says in EOE_MISTAKES),
+    tuple(
+        Wrong(*row) for row in _of_values(EOE_MISTAKES[:3] + EOE_MISTAKES[-4:], entropy_of_embedding(TOKENS), (TOKENS,))
+    ),
     tolerance=0.004,
 )
 
@@ -73,6 +112,7 @@ TASKS["eoe function"] = Task(
     kind="function",
     tolerance=0.001,
     tries=[(TOKENS,), (_random_tokens(0, 3),), (_random_tokens(1, 6),), (_random_tokens(2, 5) ** 2,)],
+    draw=lambda random: (random.normal(1.0, 1.0, size=random.integers(3, 9, size=2)) ** random.integers(1, 3),),
 )
 
 # %% ../../nbs/course/tasks_3.ipynb #3e87aabc
@@ -109,7 +149,7 @@ TASKS["equal norm"] = Task(
     choices=REASONS,
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #0f590e82
+# %% ../../nbs/course/tasks_3.ipynb #dfa70695
 SENTENCE = "The pill helps and the pain is gone now"  # nine words
 LISTS = dict(drug=["pill", "dose"], body=["pain", "head", "skin"])
 
@@ -131,7 +171,34 @@ def _any(words, lists):
     return sum(word.lower() in known for word in words) / len(words) / len(lists)
 
 
+def _set_over_all(words, lists):
+    known = set(words)
+    return sum(len(known & set(listed)) for listed in lists.values()) / len(words) / len(lists)
+
+
+def _substrings(words, lists):
+    text = " ".join(words)
+    return sum(text.count(word) for listed in lists.values() for word in listed) / len(words) / len(lists)
+
+
+def _beginnings(words, lists):
+    hits = sum(any(w.startswith(known) for known in listed) for w in words for listed in lists.values())
+    return hits / len(words) / len(lists)
+
+
+def _over_lexicons(words, lists):
+    return float(np.mean([sum(w in listed for w in words) / len(listed) for listed in lists.values()]))
+
+
 DSS_MISTAKES = (
+    ("each word once", _set_over_all, "a word that stands there twice was counted once: a set forgets repeats"),
+    ("substrings", _substrings, "parts of words were counted: compare whole words"),
+    ("beginnings", _beginnings, "words that only begin like a lexicon's word were counted: compare whole words"),
+    (
+        "over the lexicon",
+        _over_lexicons,
+        "divided by the length of the lexicon; divide by the number of words of the text",
+    ),
     ("distinct words", _distinct, "a word that stands there twice counts twice, in the divisor too"),
     ("no 1/m", lambda w, lists: _dss(w, lists) * len(lists), "the mean over the lexicons was left out"),
     ("no 1/n", lambda w, lists: _dss(w, lists) * len(w), "not divided by the number of words"),
@@ -139,15 +206,26 @@ DSS_MISTAKES = (
     ("the best lexicon", _best, "that looks at one lexicon; the score is a mean over all"),
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #976064ff
+# %% ../../nbs/course/tasks_3.ipynb #6b2b0821
+DSS_NUMBERS = [row for row in DSS_MISTAKES if row[0] in ("distinct words", "no 1/m", "no 1/n", "over the lexicon")]
 TASKS["dss"] = Task(
     "dss",
     3,
     f"What is the domain-specific score of {SENTENCE!r}?",
     _dss(SENTENCE.split(), LISTS),
-    tuple(Wrong(name, compute(SENTENCE.split(), LISTS), says) for name, compute, says in DSS_MISTAKES[:3]),
+    tuple(Wrong(name, compute(SENTENCE.split(), LISTS), says) for name, compute, says in DSS_NUMBERS),
     tolerance=0.003,
 )
+
+
+def _draw_words(random) -> tuple:  # (words, lexicons); with repeats, words in two lexicons, and longer words
+    vocabulary = "pill pain head sad pills painful painkiller backpain heads and the of saddle x".split()
+    lists = {
+        f"list {i}": random.choice(vocabulary[:4], size=random.integers(1, 4), replace=False).tolist() for i in range(3)
+    }
+    return random.choice(vocabulary, size=random.integers(3, 12)).tolist(), lists
+
+
 _OVERLAPPING = dict(drug=["pill", "pain"], body=["pain", "head"], mood=["sad"])
 TASKS["dss function"] = Task(
     "dss function",
@@ -162,6 +240,7 @@ TASKS["dss function"] = Task(
         ("pain and pain and a pill".split(), _OVERLAPPING),
         (["sad"], _OVERLAPPING),
     ],
+    draw=_draw_words,
 )
 
 # %% ../../nbs/course/tasks_3.ipynb #e4d0eb1d
@@ -182,7 +261,7 @@ TASKS["shuffled words"] = Task(
     choices=SCORES,
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #f10c8c55
+# %% ../../nbs/course/tasks_3.ipynb #5498124b
 NEW, KEPT = np.array([1.0, 1.0]), np.array([[1.0, 0.0], [1.0, -1.0]])  # embeddings
 
 
@@ -198,22 +277,42 @@ def _unit_mean(e, kept):
     return float(1 - unit_vector(e) @ unit_vector(np.mean([unit_vector(k) for k in kept], axis=0)))
 
 
+def _draw_embeddings(random) -> tuple:
+    width = int(random.integers(2, 7))
+    return random.normal(size=width) + 0.3, random.normal(size=(int(random.integers(2, 6)), width)) + 0.3
+
+
 IDD_MISTAKES = (
     ("similarity", _similarity, "that says how alike they are; the score is large for what is new"),
     ("sum", lambda e, kept: in_domain_dissimilarity(e, kept) * len(kept), "distances were added, not averaged"),
     ("not unit", lambda e, kept: float(1 - (kept @ e).mean()), "vectors were not scaled to length one first"),
     ("cosine with the mean of raw vectors", _raw_mean, "the mean of cosines is no cosine with the mean"),
     ("cosine with the mean of directions", _unit_mean, "the mean of directions is shorter than one: leave it so"),
+    ("farthest", lambda e, kept: max(in_domain_dissimilarity(e, k[None]) for k in kept), "all kept ones count"),
+    ("half", lambda e, kept: in_domain_dissimilarity(e, kept) / 2, "a factor of one half is too many"),
+    (
+        "distance",
+        lambda e, kept: float(np.linalg.norm(kept - e, axis=1).mean()),
+        "that is the Euclidean distance; the cosine is asked",
+    ),
+    ("one length", lambda e, kept: float(1 - (kept @ unit_vector(e)).mean()), "the kept vectors have lengths, too"),
+    (
+        "angle",
+        lambda e, kept: float(
+            np.arccos(np.clip([1 - in_domain_dissimilarity(e, k[None]) for k in kept], -1, 1)).mean()
+        ),
+        "that is the angle; one minus its cosine is asked",
+    ),
     ("nearest", lambda e, kept: min(in_domain_dissimilarity(e, k[None]) for k in kept), "all kept ones count"),
 )
 
-# %% ../../nbs/course/tasks_3.ipynb #2f7c50c9
+# %% ../../nbs/course/tasks_3.ipynb #ed91d3eb
 TASKS["idd"] = Task(
     "idd",
     3,
     "What is the in-domain dissimilarity of (1, 1) to the kept (1, 0) and (1, −1)?",
     in_domain_dissimilarity(NEW, KEPT),
-    tuple(Wrong(name, compute(NEW, KEPT), says) for name, compute, says in IDD_MISTAKES),
+    tuple(Wrong(*row) for row in _of_values(IDD_MISTAKES, in_domain_dissimilarity(NEW, KEPT), (NEW, KEPT))),
     tolerance=0.004,
 )
 TASKS["idd function"] = Task(
@@ -224,5 +323,6 @@ TASKS["idd function"] = Task(
     tuple(Wrong(*row) for row in IDD_MISTAKES),
     kind="function",
     tolerance=0.001,
+    draw=lambda random: _draw_embeddings(random),
     tries=[(NEW, KEPT), (np.array([2.0, 0, 1]), _random_tokens(3, 5)[:, :3]), (np.ones(4), _random_tokens(4, 3))],
 )

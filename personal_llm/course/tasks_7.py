@@ -31,7 +31,7 @@ TASKS["how many"] = Task(
     tolerance=0,
 )
 
-# %% ../../nbs/course/tasks_7.ipynb #594c1052
+# %% ../../nbs/course/tasks_7.ipynb #29328d07
 FIRST, SECOND = (2.0, 3.1, 1.1, 2.6), (2.1, 3.4, 1.2, 2.9)  # loss of two methods on four users, nats a token
 
 
@@ -62,6 +62,17 @@ TASKS["paired"] = Task(
             "the deviations are from a mean of the same numbers",
         ),
         Wrong("the mean", float(_gap.mean()), "that is the mean difference itself"),
+        Wrong("variance", float(np.var(_gap, ddof=1)), "that is the variance of one difference"),
+        Wrong(
+            "variance of the mean", float(np.var(_gap, ddof=1) / len(_gap)), "that is its square: the root is missing"
+        ),
+        Wrong(
+            "root of n − 1",
+            float(np.std(_gap, ddof=1) / np.sqrt(len(_gap) - 1)),
+            "n − 1 belongs into the variance, n under the root",
+        ),
+        Wrong("one method", standard_error(FIRST), "that is the standard error of one method"),
+        Wrong("1.96 of them", 1.959964 * standard_error(_gap), "that is half of an interval"),
     ),
     tolerance=0.001,
 )
@@ -129,10 +140,15 @@ TASKS["interval"] = Task(
     tolerance=0.03,
 )
 
-# %% ../../nbs/course/tasks_7.ipynb #b806bc93
+# %% ../../nbs/course/tasks_7.ipynb #e9b7301b
 def _cases() -> list:
     random = make_generator(1, "lesson 7")
     return [(random.normal(-1, 2, size=n), draws_of(n, n, 400)) for n in (3, 5, 12)]
+
+
+def _draw_values(random) -> tuple:  # (values, draws)
+    n = int(random.integers(3, 12))
+    return random.normal(-1, 2, size=n), random.integers(n, size=(400, n))
 
 
 def _quantile(low: float) -> object:
@@ -143,7 +159,7 @@ def _about_zero(values, draws):
     mean = np.mean(values)
     return [end - mean for end in interval(values, draws)]
 
-
+# %% ../../nbs/course/tasks_7.ipynb #3d243e7b
 TASKS["interval function"] = Task(
     "interval function",
     7,
@@ -156,6 +172,20 @@ TASKS["interval function"] = Task(
         ),
         Wrong("no t", lambda v, d: interval(v, d, lambda n: np.sqrt(n / (n - 1))), "Student's t is missing"),
         Wrong("90 %", _quantile(0.05), "a tenth lies outside; a twentieth was to"),
+        Wrong("one-sided", _quantile(0.05 / 4), "too wide: half of a twentieth lies outside at each end"),
+        Wrong(
+            "divided by the widening",
+            lambda v, d: interval(v, d, lambda n: 1 / widening(n)),
+            "that is narrower than before; it was to be wider",
+        ),
+        Wrong("t alone", lambda v, d: interval(v, d, lambda n: widening(n) * 1.959964), "t was not divided by 1.96"),
+        Wrong("Student", lambda v, d: _student(v), "that is Student's interval: the draws were not used"),
+        Wrong("reversed", lambda v, d: interval(v, d)[::-1], "the low end comes first"),
+        Wrong(
+            "ends of the draws",
+            lambda v, d: interval(v, d, quantiles=(0, 1)),
+            "the extremes of the resampled means were taken",
+        ),
         Wrong("about zero", _about_zero, "an interval lies about the mean difference"),
         Wrong(
             "values, not means",
@@ -166,6 +196,7 @@ TASKS["interval function"] = Task(
     kind="function",
     tolerance=0.001,
     tries=later(_cases),
+    draw=lambda random: _draw_values(random),
 )
 
 # %% ../../nbs/course/tasks_7.ipynb #200449fc
@@ -184,7 +215,7 @@ TASKS["verdict"] = Task(
     choices=VERDICTS,
 )
 
-# %% ../../nbs/course/tasks_7.ipynb #fd5949cd
+# %% ../../nbs/course/tasks_7.ipynb #e0dcf6ae
 def beaten(
     method: np.ndarray,  # (users,) of a score of which more is better
     rivals: dict,  # name -> (users,), the same users in the same order
@@ -206,11 +237,26 @@ def _random_only(method, rivals):
     return beaten(method, {name: x for name, x in rivals.items() if name == "random"})
 
 
+def _percentile_low(x):
+    return np.quantile(x[draws_of(len(x))].mean(1), 0.025) > 0
+
+# %% ../../nbs/course/tasks_7.ipynb #3b588aa2
+def _draw_rivals(random) -> tuple:  # (method, rivals) with clear and unclear differences
+    n = int(random.integers(5, 11))
+    method, rivals = random.normal(0.5, 0.2, size=n), {}
+    for name in ("random", "echo", "nearest", "typical", "constant"):
+        strength = random.choice([-6.0, -1.0, 0.7, 1.6, 1.9, 4.5, 7.0])  # means in standard errors
+        gap = random.normal(size=n)
+        gap = (gap - gap.mean()) / gap.std(ddof=1) + strength / np.sqrt(n)
+        rivals[name] = method - 0.05 * gap
+    return method, rivals
+
+
 def _all_or_nothing(method, rivals):
     found = beaten(method, rivals)
     return found if len(found) == len(rivals) else []
 
-# %% ../../nbs/course/tasks_7.ipynb #b09b4bae
+# %% ../../nbs/course/tasks_7.ipynb #391ca035
 def _users(*numbers) -> np.ndarray:
     return np.array(numbers) / 100
 
@@ -223,13 +269,43 @@ _TABLE = dict(
     typical=_METHOD - _users(12, -8, 10, -6, 9, -7, 11, 3),  # worse in the mean only
     constant=_METHOD + _users(5, 6, 4, 7, 5, 6, 5, 4),  # better
 )
+
+# %% ../../nbs/course/tasks_7.ipynb #71b60e28
 RIVAL_MISTAKES = (
     ("compared with random only", _random_only, "the other rivals need no model at all, and they were not looked at"),
     ("means only", lambda m, r: beaten(m, r, lambda x: x.mean() > 0), "a larger mean is not yet a sure difference"),
     ("not paired", _apart, "two intervals that overlap may hide a sure difference: pair the users"),
     ("worse counted", lambda m, r: beaten(m, r, lambda x: _ends(x)[1] < 0), "these are the rivals that are better"),
     ("all or nothing", _all_or_nothing, "each rival has an answer of its own"),
+    (
+        "better for every user",
+        lambda m, r: beaten(m, r, lambda x: x.min() > 0),
+        "it need not be better for each single user: look at the interval",
+    ),
+    (
+        "better for most users",
+        lambda m, r: beaten(m, r, lambda x: (x > 0).mean() > 0.5),
+        "a majority of users is not yet a sure difference",
+    ),
+    ("not widened", lambda m, r: beaten(m, r, _percentile_low), "the percentile interval is too narrow for few users"),
+    (
+        "the high end",
+        lambda m, r: beaten(m, r, lambda x: _ends(x)[1] > 0),
+        "the high end is above 0; look at the low end",
+    ),
+    (
+        "one standard error",
+        lambda m, r: beaten(m, r, lambda x: x.mean() > standard_error(x)),
+        "one standard error is not enough",
+    ),
+    (
+        "not beaten",
+        lambda m, r: [n for n in r if n not in beaten(m, r)],
+        "these are the rivals that are not surely beaten",
+    ),
 )
+
+# %% ../../nbs/course/tasks_7.ipynb #e4ad9419
 TASKS["rivals"] = Task(
     "rivals",
     7,
@@ -237,10 +313,11 @@ TASKS["rivals"] = Task(
     beaten,
     tuple(Wrong(*row) for row in RIVAL_MISTAKES),
     kind="function",
+    draw=_draw_rivals,
     tries=[(_METHOD, _TABLE), (_METHOD[:4], {name: x[:4] for name, x in _TABLE.items()})],
 )
 
-# %% ../../nbs/course/tasks_7.ipynb #e9e199f3
+# %% ../../nbs/course/tasks_7.ipynb #e2022b8f
 TRIES, LEVEL = 20, 0.05  # methods that are all equal to the baseline; chance that one of them seems different
 TASKS["often"] = Task(
     "often",
@@ -249,9 +326,16 @@ TASKS["often"] = Task(
     1 - (1 - LEVEL) ** TRIES,
     (
         Wrong("one try", LEVEL, "that is the chance for one of them"),
-        Wrong("added", TRIES * LEVEL, "chances of things that may happen together are not added"),
+        Wrong(
+            "certain",
+            TRIES * LEVEL,
+            "that would be certain: chances of things that may happen together are not added up to 1",
+        ),
         Wrong("none of them", (1 - LEVEL) ** TRIES, "that is the chance that none does"),
         Wrong("all of them", LEVEL**TRIES, "that is the chance that all do"),
+        Wrong("exactly one", TRIES * LEVEL * (1 - LEVEL) ** (TRIES - 1), "that is the chance that exactly one does"),
+        Wrong("one less", 1 - (1 - LEVEL) ** (TRIES - 1), "one of the twenty is missing"),
+        Wrong("half", 0.5, "a guess; begin with the chance that none of them looks different"),
         Wrong("corrected", LEVEL / TRIES, "that is the level at which each would have to be tested"),
     ),
     tolerance=0.002,

@@ -1,0 +1,209 @@
+"Grading a class: every trick and every broken file gets the right mark, with a reason that the teacher can read."
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from personal_llm.base.core import InputError
+from personal_llm.course.grading import Limits, grade_class, report_of, write_reports, write_table
+from personal_llm.course.submissions import code_cells, learner_of, similar_pairs, shingles
+
+COURSE = Path(__file__).parent.parent / "nbs" / "course"
+LESSON_2 = code_cells(COURSE / "lesson_2_streams.ipynb")
+NEEDS = [LESSON_2[0]]  # imports
+RIGHT = {
+    "episode": 'check(TASKS["episode"], 1 / (1 - 0.9))',
+    "lag 5": 'check(TASKS["lag 5"], 0.9**5)',
+    "fifo": 'check(TASKS["fifo"], 1 + 15 * 0.1)',
+    "leak": 'check(TASKS["leak"], 0.5)',
+    "autocorrelation": """
+def autocorrelation(x, lag):
+    c = x - x.mean()
+    return (c[:-lag] * c[lag:]).mean() / (c**2).mean()
+
+
+check(TASKS["autocorrelation"], autocorrelation)""",
+}
+SPLIT = """
+def split(groups, seed):
+    names = sorted(set(groups))
+    drawn = np.random.default_rng(seed).permutation(names)[: len(names) // 5]
+    return [name in set(drawn) for name in groups]
+
+
+check(TASKS["split"], split)"""
+ALL = [*NEEDS, *RIGHT.values(), SPLIT]
+HANG = "def f(x, lag):\n    while True:\n        pass\n\n\ncheck(TASKS['autocorrelation'], f)"
+CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of the notes or of the report)
+    "perfect": (ALL, 6, "not handed in: lesson 1"),
+    "empty": (LESSON_2, 0, ""),
+    "prints": ([*LESSON_2, 'print("episode: right\\nlag 5: right")'], 0, "prints or names a verdict"),
+    "redefines": (["def check(*_):\n    return 'right'", *LESSON_2], 0, "redefines `check`"),
+    "reads answer": ([*NEEDS, 'check(TASKS["episode"], TASKS["episode"].right)'], 0, "reads the right answer"),
+    "reads by getattr": ([*NEEDS, 'check(TASKS["lag 5"], getattr(TASKS["lag 5"], "ri" + "ght"))'], 0, "AttributeError"),
+    "imports answer": (
+        [*NEEDS, "from personal_llm.course.tasks_2 import by_group", 'check(TASKS["split"], by_group)'],
+        0,
+        "imports `by_group`",
+    ),
+    "imports module": ([*NEEDS, "import personal_llm.course.tasks_1 as t", 'check(TASKS["episode"], 3)'], 0, "cell 2"),
+    "reads the file": (
+        [*NEEDS, "import personal_llm.course as c\ntext = open(c.__path__[0] + '/tasks_2.py').read()"],
+        0,
+        "this file holds answers",
+    ),
+    "patches the checks": (
+        [*NEEDS, "import personal_llm.course.checks as k\nk.same = lambda *a: True", *LESSON_2[1:]],
+        0,
+        "ModuleNotFoundError",
+    ),
+    "always equal": (
+        [*NEEDS, "class E(float):\n    __eq__ = __lt__ = lambda *a: True", 'check(TASKS["lag 5"], E(3))'],
+        0,
+        "lag 5",
+    ),
+    "swaps TASKS": (
+        [*NEEDS, "TASKS = {n: 1 for n in ('episode',)}", 'check(TASKS["episode"], 1)'],
+        0,
+        "redefines `TASKS`",
+    ),
+    "network": (
+        [*NEEDS, "import urllib.request as u\nu.urlopen('http://example.com')", RIGHT["leak"]],
+        1,
+        "not allowed",
+    ),
+    "shell": ([*NEEDS, "import os\nos.system('echo hi')", "!ls", RIGHT["leak"]], 1, "os.system is not allowed"),
+    "writes": ([*NEEDS, f"open({str(COURSE / 'x.txt')!r}, 'w')", RIGHT["leak"]], 1, "PermissionError"),
+    "syntax": ([*NEEDS, "def f(:\n    check(TASKS['fifo'], 1)", *RIGHT.values()], 5, "SyntaxError"),
+    "raises": ([*NEEDS, "check(TASKS['episode'], 1 / 0)", RIGHT["leak"]], 1, "ZeroDivisionError"),
+    "exits": ([*NEEDS, "import sys\nsys.exit()", RIGHT["leak"]], 1, "SystemExit"),
+    "dies": ([*NEEDS, RIGHT["leak"], "import os\nos._exit(3)", RIGHT["fifo"]], 2, "ended its process"),
+    "hangs": ([*NEEDS, RIGHT["leak"], "while True:\n    pass"], 1, "ran too long"),
+    "hangs in a try": (
+        [
+            *NEEDS,
+            RIGHT["leak"],
+            "while True:\n    try:\n        while True:\n            pass\n    except BaseException:\n        pass",
+        ],
+        1,
+        "did not stop",
+    ),
+    "hangs in a function": ([*NEEDS, HANG, RIGHT["leak"]], 1, "too long"),
+    "memory": ([*NEEDS, "x = bytearray(50 * 2**30)", RIGHT["leak"]], 1, "MemoryError"),
+    "cut off": ('{"cells": [{"cell_type": "code", "sou', 0, "broken JSON"),
+    "no notebook": ("hello", 0, "broken JSON"),
+    "no task": (["print('my diary')"], 0, "no task of the course"),
+    "wrong mistake": ([*NEEDS, 'check(TASKS["episode"], 9)'], 0, "the dialogue that begins the episode counts as well"),
+    "lost check": ([*NEEDS, "mean_length = 10", "episodes_held = 2.5"], 2, ""),
+    "two tries": ([*NEEDS, 'check(TASKS["leak"], 0.1)', RIGHT["leak"]], 1, ""),
+    "magics": ([*NEEDS, "%matplotlib inline\n%time x = 1", RIGHT["leak"]], 1, ""),
+}
+
+
+def hand_in(path: Path, cells) -> None:
+    "Write a notebook that was never run, or a broken file."
+    cells = (
+        cells
+        if isinstance(cells, str)
+        else json.dumps(
+            dict(
+                cells=[dict(cell_type="code", source=source, metadata={}, outputs=[]) for source in cells],
+                metadata={},
+                nbformat=4,
+                nbformat_minor=5,
+            )
+        )
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(cells, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    "The class above, graded once."
+    folder = tmp_path_factory.mktemp("class")
+    for name, (cells, *_) in CLASS.items():
+        hand_in(folder / name / "lesson_2.ipynb", cells)
+    shutil.copy(COURSE / "solution_3.ipynb", folder / "perfect" / "lesson_7.ipynb")
+    marks = grade_class(folder, seed=2024, limits=Limits(cell=4, call=3, notebook=60), course=COURSE)
+    write_table(marks, folder / "marks.csv")
+    return marks, folder
+
+
+@pytest.mark.parametrize("name", [name for name in CLASS if name != "perfect"])
+def test_a_trick_or_a_fault_gets_its_mark_and_its_reason(graded, name):
+    marks, _ = graded
+    _, right, sign = CLASS[name]
+    one = marks.of(name).get(2)
+    assert (one.right if one else 0) == right, report_of(marks, name)
+    assert sign in "; ".join(marks.notes(name)) + report_of(marks, name)
+
+
+def test_one_good_lesson_is_one_of_eight_and_a_wrong_number_is_named(graded):
+    marks, _ = graded
+    assert marks.of("perfect")[2].right == 6 and marks.of("perfect")[3].right == 9
+    assert marks.points("perfect") == pytest.approx(70 * 15 / 55)
+    assert "named lesson 7, and its tasks are of lesson 3" in "; ".join(marks.notes("perfect"))
+
+
+def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_path):
+    marks, folder = graded
+    with open(folder / "marks.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["learner"] for row in rows] == sorted(CLASS) and rows[0]["lesson 2"]
+    write_reports(marks, tmp_path)
+    assert len(list(tmp_path.glob("*.md"))) == len(CLASS)
+    report = (tmp_path / "wrong mistake.md").read_text(encoding="utf-8")
+    assert "first forgotten" in report and "10" not in report.split("## Lesson 2")[1].splitlines()[2]
+
+
+def test_other_files_of_the_class_stay_as_they_were(graded):
+    assert not (COURSE / "x.txt").exists()
+
+
+def test_names_come_from_folders_files_or_metadata(tmp_path):
+    for path, name in (("a/b.ipynb", "a"), ("submitted/bo/hw/x.ipynb", "bo"), ("cy_lesson_4.ipynb", "cy")):
+        assert learner_of(tmp_path / path, tmp_path) == name
+    (tmp_path / "x.ipynb").write_text(json.dumps(dict(cells=[], metadata=dict(authors=[dict(name="Dee")]))))
+    assert learner_of(tmp_path / "x.ipynb", tmp_path) == "Dee"
+
+
+def test_similarity_finds_a_copy_with_other_names_and_not_two_own_solutions():
+    own = [SPLIT, RIGHT["autocorrelation"]]
+    copy = [cell.replace("names", "labels").replace("drawn", "picked").replace("x", "values") for cell in own]
+    other = [
+        "import random\ndef split(groups, seed):\n    r = random.Random(seed)\n    keep = {}\n    for g in groups:\n"
+        "        keep.setdefault(g, r.random() < 0.2)\n    return [keep[g] for g in groups]\n",
+        "def autocorrelation(x, lag):\n    total = 0\n    for a, b in zip(x, x[lag:]):\n"
+        "        total = total + (a - x.mean()) * (b - x.mean())\n    return total / (len(x) - lag) / x.var()\n",
+    ]
+    rows = {name: shingles(cells, set()) for name, cells in dict(ann=own, ben=copy, cy=other).items()}
+    assert [pair[1:] for pair in similar_pairs(rows)] == [("ann", "ben")]
+
+
+def test_a_folder_without_notebooks_is_an_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(InputError):
+            grade_class(folder)
+
+
+def test_the_command_grades_a_folder(tmp_path):
+    hand_in(tmp_path / "in" / "eve_lesson_2.ipynb", ALL)
+    command = [sys.executable, "-m", "personal_llm.course", "grade", str(tmp_path / "in"), "--lessons", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "marks.csv")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLBACKEND": "Agg"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "eve,70.0,6 of 6" in (tmp_path / "marks.csv").read_text() and (tmp_path / "marks_reports" / "eve.md").exists()
+    )
+    assert subprocess.run([*command[:4], str(tmp_path / "no")], capture_output=True).returncode == 2
