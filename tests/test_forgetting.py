@@ -52,7 +52,12 @@ def published_run(out, user=None, dialogues=None, rounds=1, **more):
     for place in (out, out / ".committed", out / ".next"):
         shutil.copytree(me.adapter.path, place / "adapter")
     (out / "personalize.json").write_text(json.dumps(dict(style="mostly *concise*")))
-    for place in (out / "run-1" / ".state.json.7.tmp", out / ".personalize.json.7.tmp"):
+    for place in (
+        out / "run-1" / ".state.json.7.tmp",
+        out / ".personalize.json.7.tmp",
+        out / ".adapter.7.tmp" / "rows",
+    ):
+        place.parent.mkdir(exist_ok=True)
         place.write_text(f"half of {CANARY}")
     checkpoint = Path(me.adapter.path) / "checkpoints" / "checkpoint-3"
     checkpoint.mkdir(parents=True)

@@ -249,7 +249,7 @@ def find_published(run: Path, request: ForgetRequest, report: ForgetReport) -> l
 def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete what `find_published` returns."
     for path in find_published(run, request, report):
-        remove_adapter(path) if path.is_dir() else delete_path(path)
+        remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
         report.files.append(str(path))
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00033
