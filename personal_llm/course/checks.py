@@ -56,7 +56,7 @@ class Task:
     draw: Callable = None  # random generator -> one more argument tuple
     judge: Callable = None  # (answer, seed) -> "" when right, the name of a wrong one, or a sentence
     choices: tuple = ()  # texts that may be answered
-    hint: str = "not right, and no mistake that is known here; go through the example by hand and compare"
+    hint: str = "go through the example by hand and compare"
 
     @staticmethod
     def value(x):
@@ -231,6 +231,8 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
 
 def _unwrap(value, like):
     "A list of one number for a number, a column for a row: other forms of the same result."
+    if isinstance(value, (list, frozenset)) and isinstance(like, list) and _is_texts(value) and set(value) == set(like):
+        return like  # names in any order
     x, y = as_array(value), as_array(like)
     if x is None or y is None or x.shape == y.shape or x.size != y.size or min(x.ndim, y.ndim) > 1:
         return value
@@ -298,8 +300,12 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
         if agrees(value_of(wrong.answer)):
             return wrong.name
     if task.kind in ("number", "numbers"):
-        return _relation_of_numbers(given, right, task.tolerance) or _plausible(task, given, right) or task.hint
-    return _amount(task, given, right) if task.kind == "names" else task.hint
+        return (
+            _relation_of_numbers(given, right, task.tolerance)
+            or _plausible(task, given, right)
+            or f"not right; {task.hint}"
+        )
+    return _amount(task, given, right) if task.kind == "names" else f"not right; {task.hint}"
 
 
 def _plausible(task: Task, given: np.ndarray, right: np.ndarray) -> str:

@@ -52,7 +52,7 @@ def encode(
 ):
     "Return an answer as JSON's types; a type that we do not know becomes its name."
     if value is None or isinstance(value, (bool, str)):
-        return value
+        return str(value) if isinstance(value, str) else value  # also NumPy's texts
     if isinstance(value, np.bool_):
         return bool(value)
     if isinstance(value, Integral):

@@ -127,7 +127,11 @@ TASKS["lag 5"] = Task(
         Wrong("one step", STAY, "that is the correlation of neighbours; five steps lie between"),
         Wrong("one step too many", STAY**6, "there is one factor too many: count the steps"),
         Wrong("one step too few", STAY**4, "there is one factor too few: count the steps"),
-        Wrong("times five", 5 * STAY, "a correlation is at most 1; chances of steps are multiplied with each other"),
+        Wrong(
+            "times five",
+            5 * STAY,
+            "this is far too large for a correlation; chances of steps are multiplied with each other",
+        ),
         Wrong("over five", STAY / 5, "chances of five steps are multiplied with each other, not divided"),
         Wrong("an episode ended", 1 - STAY**5, "that is the chance that an episode did begin in between"),
         Wrong("linear", 1 - 5 * (1 - STAY), "chances of five steps are multiplied, not added"),
@@ -177,7 +181,7 @@ TASKS["leak"] = Task(
         Wrong("whole texts", 0.0, "the two texts differ, and yet share something: compare runs, not texts"),
         Wrong("every run", 1.0, "the last word is not known: which run holds it?"),
         Wrong("one of 13", 1 / 13, "how many runs of 13 words fit into 14 words?"),
-        Wrong("12 of 13", 12 / 13, "how many runs of 13 words fit into 14 words?"),
+        Wrong("12 of 13", 12 / 13, "that counts words of one run; count the runs that fit into the answer"),
         Wrong("one of 14", 1 / 14, "14 words do not have 14 runs of 13"),
     ),
 )

@@ -288,7 +288,11 @@ IDD_MISTAKES = (
     ("not unit", lambda e, kept: float(1 - (kept @ e).mean()), "vectors were not scaled to length one first"),
     ("cosine with the mean of raw vectors", _raw_mean, "the mean of cosines is no cosine with the mean"),
     ("cosine with the mean of directions", _unit_mean, "the mean of directions is shorter than one: leave it so"),
-    ("farthest", lambda e, kept: max(in_domain_dissimilarity(e, k[None]) for k in kept), "all kept ones count"),
+    (
+        "farthest",
+        lambda e, kept: max(in_domain_dissimilarity(e, k[None]) for k in kept),
+        "that is the farthest kept one; all kept ones count",
+    ),
     ("half", lambda e, kept: in_domain_dissimilarity(e, kept) / 2, "a factor of one half is too many"),
     (
         "distance",

@@ -329,7 +329,7 @@ TASKS["often"] = Task(
         Wrong(
             "certain",
             TRIES * LEVEL,
-            "that would be certain: chances of things that may happen together are not added up to 1",
+            "that would be certain: chances of things that may happen together are not added up",
         ),
         Wrong("none of them", (1 - LEVEL) ** TRIES, "that is the chance that none does"),
         Wrong("all of them", LEVEL**TRIES, "that is the chance that all do"),

@@ -42,7 +42,11 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 DISTANCE_MISTAKES = (
-    ("smaller because smaller", lambda r, z: np.abs(r - z).sum(1), "that also measures how strong a style is"),
+    (
+        "smaller because smaller",
+        lambda r, z: np.abs(r - z).sum(1),
+        "absolute differences were added: they also measure how strong a style is",
+    ),
     ("similarity", lambda r, z: 1 - cosine(r, z), "a distance is small for what is near"),
     ("not unit", lambda r, z: 1 - r @ z, "lengths were not divided out"),
     ("one length", lambda r, z: 1 - r @ z / np.linalg.norm(z), "the rows have lengths, too"),
