@@ -141,6 +141,68 @@ d = {
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
         },
+        "personal_llm.app.chat_completions": {
+            "personal_llm.app.chat_completions.AnswerEvents": (
+                "8_app/chat_completions.html#answerevents",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.AnswerEvents.__init__": (
+                "8_app/chat_completions.html#answerevents.__init__",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.AnswerEvents.add": (
+                "8_app/chat_completions.html#answerevents.add",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.AnswerEvents.begin": (
+                "8_app/chat_completions.html#answerevents.begin",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.AnswerEvents.make_chunk": (
+                "8_app/chat_completions.html#answerevents.make_chunk",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.ChatRequest": (
+                "8_app/chat_completions.html#chatrequest",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.generate": (
+                "8_app/chat_completions.html#generate",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.make_answer": (
+                "8_app/chat_completions.html#make_answer",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.make_event": (
+                "8_app/chat_completions.html#make_event",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_message": (
+                "8_app/chat_completions.html#read_message",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_messages": (
+                "8_app/chat_completions.html#read_messages",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_number": (
+                "8_app/chat_completions.html#read_number",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_options": (
+                "8_app/chat_completions.html#read_options",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_request": (
+                "8_app/chat_completions.html#read_request",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.summarise_reply": (
+                "8_app/chat_completions.html#summarise_reply",
+                "personal_llm/app/chat_completions.py",
+            ),
+        },
         "personal_llm.app.chat_widget": {
             "personal_llm.app.chat_widget.ChatWidget": (
                 "8_app/chat_widget.html#chatwidget",
@@ -290,6 +352,48 @@ d = {
             "personal_llm.app.commands.status_command": (
                 "8_app/commands.html#status_command",
                 "personal_llm/app/commands.py",
+            ),
+        },
+        "personal_llm.app.conversation_worker": {
+            "personal_llm.app.conversation_worker.ConversationWorker": (
+                "8_app/conversation_worker.html#conversationworker",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.__init__": (
+                "8_app/conversation_worker.html#conversationworker.__init__",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.after_job": (
+                "8_app/conversation_worker.html#conversationworker.after_job",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.close": (
+                "8_app/conversation_worker.html#conversationworker.close",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.enter": (
+                "8_app/conversation_worker.html#conversationworker.enter",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
+                "8_app/conversation_worker.html#conversationworker.finish_training",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.run": (
+                "8_app/conversation_worker.html#conversationworker.run",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.stream": (
+                "8_app/conversation_worker.html#conversationworker.stream",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.watch": (
+                "8_app/conversation_worker.html#conversationworker.watch",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.get_chat_numbers": (
+                "8_app/conversation_worker.html#get_chat_numbers",
+                "personal_llm/app/conversation_worker.py",
             ),
         },
         "personal_llm.app.demo": {
@@ -447,6 +551,68 @@ d = {
                 "personal_llm/app/library_commands.py",
             ),
         },
+        "personal_llm.app.personal_endpoints": {
+            "personal_llm.app.personal_endpoints.compare_replies": (
+                "8_app/personal_endpoints.html#compare_replies",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.export_memory": (
+                "8_app/personal_endpoints.html#export_memory",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.forget_dialogues": (
+                "8_app/personal_endpoints.html#forget_dialogues",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.get_conversation": (
+                "8_app/personal_endpoints.html#get_conversation",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.get_fields": (
+                "8_app/personal_endpoints.html#get_fields",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.get_learning_curve": (
+                "8_app/personal_endpoints.html#get_learning_curve",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.get_style": (
+                "8_app/personal_endpoints.html#get_style",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.give_feedback": (
+                "8_app/personal_endpoints.html#give_feedback",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.list_memory": (
+                "8_app/personal_endpoints.html#list_memory",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.make_openapi": (
+                "8_app/personal_endpoints.html#make_openapi",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.read_fields": (
+                "8_app/personal_endpoints.html#read_fields",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.register_endpoint": (
+                "8_app/personal_endpoints.html#register_endpoint",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.skip_question": (
+                "8_app/personal_endpoints.html#skip_question",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.start_learning": (
+                "8_app/personal_endpoints.html#start_learning",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.undo_turn": (
+                "8_app/personal_endpoints.html#undo_turn",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+        },
         "personal_llm.app.personalize": {
             "personal_llm.app.personalize.PersonalizeRun": (
                 "8_app/personalize.html#personalizerun",
@@ -589,6 +755,159 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
+        },
+        "personal_llm.app.server": {
+            "personal_llm.app.server.PersonalServer": (
+                "8_app/server.html#personalserver",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.__init__": (
+                "8_app/server.html#personalserver.__init__",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.chat": (
+                "8_app/server.html#personalserver.chat",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.chat_again": (
+                "8_app/server.html#personalserver.chat_again",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.complete": (
+                "8_app/server.html#personalserver.complete",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.document": (
+                "8_app/server.html#personalserver.document",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.import_file": (
+                "8_app/server.html#personalserver.import_file",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.list_models": (
+                "8_app/server.html#personalserver.list_models",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.make_endpoint": (
+                "8_app/server.html#personalserver.make_endpoint",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.status": (
+                "8_app/server.html#personalserver.status",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.PersonalServer.stream_events": (
+                "8_app/server.html#personalserver.stream_events",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.import_server_packages": (
+                "8_app/server.html#import_server_packages",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.join_events": ("8_app/server.html#join_events", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_event_of_item": (
+                "8_app/server.html#make_event_of_item",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.make_http_protocol": (
+                "8_app/server.html#make_http_protocol",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
+            "personal_llm.app.server.open_served_session": (
+                "8_app/server.html#open_served_session",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
+            "personal_llm.app.server.parse_body": ("8_app/server.html#parse_body", "personal_llm/app/server.py"),
+            "personal_llm.app.server.say_again": ("8_app/server.html#say_again", "personal_llm/app/server.py"),
+            "personal_llm.app.server.say_line": ("8_app/server.html#say_line", "personal_llm/app/server.py"),
+            "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
+            "personal_llm.app.server.to_refusal": ("8_app/server.html#to_refusal", "personal_llm/app/server.py"),
+        },
+        "personal_llm.app.server_guard": {
+            "personal_llm.app.server_guard.Guard": (
+                "8_app/server_guard.html#guard",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Guard.__call__": (
+                "8_app/server_guard.html#guard.__call__",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Guard.__init__": (
+                "8_app/server_guard.html#guard.__init__",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Guard.check_sender": (
+                "8_app/server_guard.html#guard.check_sender",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Guard.check_site": (
+                "8_app/server_guard.html#guard.check_site",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Guard.read_body": (
+                "8_app/server_guard.html#guard.read_body",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.RateLimit": (
+                "8_app/server_guard.html#ratelimit",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.RateLimit.__init__": (
+                "8_app/server_guard.html#ratelimit.__init__",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.RateLimit.count": (
+                "8_app/server_guard.html#ratelimit.count",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.RateLimit.is_reached": (
+                "8_app/server_guard.html#ratelimit.is_reached",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Refusal": (
+                "8_app/server_guard.html#refusal",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Refusal.__init__": (
+                "8_app/server_guard.html#refusal.__init__",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.Refusal.to_dict": (
+                "8_app/server_guard.html#refusal.to_dict",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.ServerLimits": (
+                "8_app/server_guard.html#serverlimits",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.check_token": (
+                "8_app/server_guard.html#check_token",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.is_loopback": (
+                "8_app/server_guard.html#is_loopback",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.is_own_host": (
+                "8_app/server_guard.html#is_own_host",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.parse_address": (
+                "8_app/server_guard.html#parse_address",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.send_refusal": (
+                "8_app/server_guard.html#send_refusal",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.split_host": (
+                "8_app/server_guard.html#split_host",
+                "personal_llm/app/server_guard.py",
+            ),
         },
         "personal_llm.base.adapters": {
             "personal_llm.base.adapters.Adapter": ("0_base/adapters.html#adapter", "personal_llm/base/adapters.py"),
@@ -3090,6 +3409,24 @@ d = {
                 "personal_llm/device/conversation.py",
             ),
         },
+        "personal_llm.device.corrections": {
+            "personal_llm.device.corrections.ChatSession._find_turn": (
+                "6_device/corrections.html#chatsession._find_turn",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.add_dialogues": (
+                "6_device/corrections.html#chatsession.add_dialogues",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.correct": (
+                "6_device/corrections.html#chatsession.correct",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.count_new_answers": (
+                "6_device/corrections.html#chatsession.count_new_answers",
+                "personal_llm/device/corrections.py",
+            ),
+        },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetReport": (
                 "6_device/forgetting.html#forgetreport",
@@ -3363,6 +3700,10 @@ d = {
             ),
         },
         "personal_llm.device.streaming": {
+            "personal_llm.device.streaming.ReplyOptions": (
+                "6_device/streaming.html#replyoptions",
+                "personal_llm/device/streaming.py",
+            ),
             "personal_llm.device.streaming.ReplyStream": (
                 "6_device/streaming.html#replystream",
                 "personal_llm/device/streaming.py",
@@ -3393,6 +3734,10 @@ d = {
             ),
             "personal_llm.device.streaming.choose_next_token": (
                 "6_device/streaming.html#choose_next_token",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.draw_token": (
+                "6_device/streaming.html#draw_token",
                 "personal_llm/device/streaming.py",
             ),
         },

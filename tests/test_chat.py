@@ -17,11 +17,12 @@ from personal_llm.base import files
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import background_training, conversation
-from personal_llm.device.conversation import QUESTION_TEXT, ChatSession, delay_interrupts
+from personal_llm.device.conversation import QUESTION_TEXT, delay_interrupts
+from personal_llm.device.corrections import ChatSession
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.app.chat import CHAT_COMMANDS, handle_line
 from personal_llm.device.store import BACKGROUND_FOLDER, OWNER_FILE, STATE_FILE, read_state
-from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyStream, choose_next_token
+from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyOptions, ReplyStream, choose_next_token
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
@@ -71,7 +72,7 @@ def test_the_reading_is_that_of_a_pass_over_the_whole(architecture, monkeypatch)
     feed = ReplyStream.feed
     monkeypatch.setattr(ReplyStream, "feed", lambda self, ids: (fed.extend(ids), feed(self, ids))[1])
     d = Dialogue("My knee hurts.", "", history=(("user", "Hello."), ("assistant", "Hello!")))
-    stream = ReplyStream(model, d, max_tokens=20)
+    stream = ReplyStream(model, d, options=ReplyOptions(20))
     assert "".join(stream) == stream.text
     asked = len(encode_prompt(model.tokenizer, d, model.max_length - 20)["input_ids"])
     ids = torch.tensor([fed])
@@ -107,12 +108,12 @@ def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
 def test_what_the_turn_before_has_read_is_not_read_again(tmp_path):
     "The numbers are those of a reading anew; another adapter, or other words in front, are read anew indeed."
     model = tiny("llama", max_length=256)
-    one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8)
+    one = ReplyStream(model, Dialogue(LINES[0], ""), options=ReplyOptions(8))
     list(one)
     turns = (("user", LINES[0]), ("assistant", one.text))
     for text, history, reused in ((LINES[1], turns, True), (LINES[1], turns[:1] + (("assistant", "No."),), True)):
         anew, short = (
-            ReplyStream(model, Dialogue(text, "", history=history), max_tokens=8, previous_stream=e)
+            ReplyStream(model, Dialogue(text, "", history=history), options=ReplyOptions(8), previous_stream=e)
             for e in (None, one)
         )
         assert (
@@ -123,15 +124,15 @@ def test_what_the_turn_before_has_read_is_not_read_again(tmp_path):
         assert np.allclose(anew.reading.hidden, short.reading.hidden, atol=1e-4)
         assert np.isclose(anew.reading.prompt_nll, short.reading.prompt_nll, rtol=1e-4)
         assert np.isclose(anew.reading.nll, short.reading.nll, rtol=1e-4)
-        one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8)
+        one = ReplyStream(model, Dialogue(LINES[0], ""), options=ReplyOptions(8))
         list(one)
     with model.use_adapter(random_adapter(model, tmp_path / "adapter")):
-        short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), max_tokens=8, previous_stream=one)
+        short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), options=ReplyOptions(8), previous_stream=one)
         list(short)
     assert short.num_tokens_fed == len(short.ids) and short.reading.model == short.adapter_name != model.base
-    one = ReplyStream(model, Dialogue(LINES[0], ""), max_tokens=8, previous_stream=one)
+    one = ReplyStream(model, Dialogue(LINES[0], ""), options=ReplyOptions(8), previous_stream=one)
     next(iter(one))
-    short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), max_tokens=8, previous_stream=one)
+    short = ReplyStream(model, Dialogue(LINES[1], "", history=turns), options=ReplyOptions(8), previous_stream=one)
     list(short)
     assert short.num_tokens_fed == len(short.ids), "a reply that was broken off is not built on"
 
@@ -156,7 +157,7 @@ def test_the_penalty_counts_the_reply_only():
     model, stream, history = tiny("llama", max_length=256), None, ()
     for turn in range(4):
         d = Dialogue("Hello there, how are you?", "", history=history)
-        stream = ReplyStream(model, d, max_tokens=8, previous_stream=stream)
+        stream = ReplyStream(model, d, options=ReplyOptions(8), previous_stream=stream)
         text = "".join(stream)
         (prompt_ids,) = model.encode_prompts([d], 200)
         reply_ids = stream.ids[len(prompt_ids) : -1]
@@ -632,3 +633,53 @@ def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     with pytest.raises(InputError, match=r"pip install personal_llm\[widget\]"):
         import_ipywidgets()
+
+
+# options of a program, and corrections without a question
+
+
+def test_a_stop_text_never_shows_a_piece_of_itself():
+    model, d = shared("llama"), Dialogue("My knee hurts.", "")
+    whole = "".join(ReplyStream(model, d))
+    for width in (1, 2, 5):
+        for start in range(2, len(whole) - width, 3):
+            stop = whole[start : start + width]
+            stream = ReplyStream(model, d, ReplyOptions(stop=("never there", stop)))
+            assert "".join(stream) == stream.text == whole.partition(stop)[0] and stream.end_reason == "stop"
+            assert stream.reading is not None
+
+
+def test_the_same_seed_draws_the_same_reply():
+    draws = [
+        "".join(ReplyStream(shared("llama"), Dialogue("Hello", ""), ReplyOptions(12, temperature=2.0, seed=seed)))
+        for seed in (1, 1, 2, 3)
+    ]
+    assert draws[0] == draws[1] and len({*draws}) > 1
+
+
+def test_a_program_with_its_own_conversation_does_not_change_ours(tmp_path):
+    with fresh(tmp_path / "me") as talk:
+        list(talk.say(LINES[0]))
+        turns, history = [*talk.me.session["turns"]], [("user", "Hello\x1b[2J"), ("assistant", "Hello!")]
+        list(talk.say(LINES[1], history))
+        assert talk.me.session["turns"] == turns and talk.me.buffer.seen == 2
+        assert talk.me.buffer.dialogues[-1].history[0] == ("user", "Hello [2J")
+        before = disk(tmp_path / "me")
+        list(talk.say(LINES[2], history, is_observed=False, with_adapter=False))
+        assert disk(tmp_path / "me") == before and len(talk.recent_dialogues) == 2
+
+
+def test_a_discarded_turn_is_corrected_and_forgotten_with_all_its_versions(tmp_path):
+    with fresh(tmp_path / "me", horizon=10**6) as talk:
+        for line in LINES[:12]:
+            list(talk.say(line))
+        kept = {d.id for d in talk.me.buffer.dialogues}
+        lost = next(row for row in talk.me.session["turns"] if row["id"] not in kept)
+        for better in (BETTER, "Sir, walk."):
+            talk.correct(lost["id"], better)
+            assert [d.response for d in talk.me.buffer.dialogues if lost["id"] in d.parents] == [better]
+        talk.forget(ids=[lost["id"]])
+        texts = b"".join(disk(tmp_path / "me").values())
+        assert lost["prompt"].encode() not in texts and b"Sir, walk" not in texts and BETTER.encode() not in texts
+        with pytest.raises(InputError, match="no turn"):
+            talk.correct(lost["id"], BETTER)

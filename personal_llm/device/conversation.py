@@ -24,7 +24,7 @@ from .background_training import BackgroundTraining
 from .personalizer import Personalizer, load_personalizer
 from .store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, BUFFER_FILE_PATTERN
 from .store import OWNER_FILE, STATE_FILE, write_state
-from .streaming import ReplyStream
+from .streaming import ReplyOptions, ReplyStream
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
 
 # %% ../../nbs/6_device/07_conversation.ipynb #2245ceb1
@@ -54,6 +54,7 @@ def delay_interrupts():
 
 # %% ../../nbs/6_device/07_conversation.ipynb #f8b904a7
 MAX_STORED_TURNS = 20  # turns that a session stores, so that you see them in the next session
+MAX_RECENT_DIALOGUES = 100  # last turns of all clients that you can still correct
 MAX_PROMPT_TURNS = 6  # turns in the prompt of the model; when there are more, we drop the older half
 
 
@@ -101,6 +102,7 @@ class ChatSession:
         self.model, self.folder, self.clock = model, Path(folder), clock
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
         self.messages_to_user = []  # lines
+        self.recent_dialogues = {}  # id -> dialogue of the last turns, of all clients
         self.max_characters = model.max_length * MAX_CHARACTERS_PER_TOKEN  # maximum length of a turn
         check_session_folder(self.folder)
         with ExitStack() as open_locks:
@@ -247,10 +249,17 @@ def history(self: ChatSession) -> History:
 
 # %% ../../nbs/6_device/07_conversation.ipynb #98c642bf
 @patch
-def say(self: ChatSession, text: str):  # a generator of the reply's pieces
+def say(
+    self: ChatSession,
+    text: str,
+    history: list = None,  # (role, text) pairs of a program that stores its own conversation; None: the session's turns
+    options: ReplyOptions = ReplyOptions(),
+    is_observed: bool = True,  # False: the turn is not scored, not stored and not asked about
+    with_adapter: bool = True,  # False: the base model replies
+):  # a generator of the reply's pieces
     "Reply to a text, and then observe the turn, but only if you take all pieces."
     self.stop_reply()
-    self.active_reply = self.generate_reply(text)
+    self.active_reply = self.generate_reply(text, history, options, is_observed, with_adapter)
     return self.active_reply
 
 
@@ -263,7 +272,7 @@ def stop_reply(self: ChatSession) -> None:
 
 
 @patch
-def generate_reply(self: ChatSession, text: str):
+def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions, is_observed: bool, with_adapter: bool):
     "Yield the pieces of a reply; see `say`."
     prompt, num_dropped = clean_text(text, self.max_characters)
     if not prompt:
@@ -272,16 +281,19 @@ def generate_reply(self: ChatSession, text: str):
     if num_dropped:
         message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
         self.messages_to_user.append(message)
-    question = Dialogue(prompt, "", self.history(), time=self.clock())
-    with self.model.track_cost() as cost, self.model.use_adapter(self.me.adapter) as model:
-        self.reply = ReplyStream(model, question, previous_stream=self.reply)
+    is_own = history is None
+    turns = self.history() if is_own else [(role, clean_text(text, self.max_characters)[0]) for role, text in history]
+    question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
+    with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
+        self.reply = ReplyStream(model, question, options, previous_stream=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
-    self.observe(question, self.reply)
+    if is_observed:
+        self.observe(question, self.reply, is_own)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #e4165e27
 @patch
-def observe(self: ChatSession, question: Dialogue, reply: ReplyStream) -> None:  # of a complete reply
+def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: bool = True) -> None:
     "Score a turn from the forward passes that generated its reply, and let the policy decide; skip an empty reply."
     if not reply.text:
         self.messages_to_user.append("the model had no answer; the turn is not kept")
@@ -291,9 +303,11 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream) -> None: 
         d = question.derive(response=reply.text, origin="model", parents=())
         candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)
         me.exchange_hashes[d.id] = hash_dialogue(d)
-        row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time)
-        me.session["turns"] = [*me.session["turns"], row][-MAX_STORED_TURNS:]
-        me.session["start"] = me.session["turns"][find_first_prompt_turn(me.session)]["id"]
+        self.recent_dialogues = dict([*self.recent_dialogues.items(), (d.id, d)][-MAX_RECENT_DIALOGUES:])
+        if is_own:
+            row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time)
+            me.session["turns"] = [*me.session["turns"], row][-MAX_STORED_TURNS:]
+            me.session["start"] = me.session["turns"][find_first_prompt_turn(me.session)]["id"]
         if me.should_ask(candidate) and me.questions_left() > 0:
             self.question = candidate
         else:
@@ -302,14 +316,14 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream) -> None: 
 
 # %% ../../nbs/6_device/07_conversation.ipynb #702cf8ee
 @patch
-def forget(self: ChatSession, text: str = None, ids=()) -> ForgetReport:
-    "Delete all turns with a text or with ids, and all that was made of them; raise `InputError` for an empty text."
+def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False) -> ForgetReport:
+    "Delete all turns, or those with a text or with ids, and all that was made of them; raise `InputError` for an empty text."
     self.stop_reply()
     self.stop_learning()
     self.skip()
-    self.reply = None  # its cache holds the forgotten tokens
+    self.reply, self.recent_dialogues = None, {}  # they hold the forgotten text, the reply in its cache
     with delay_interrupts():
-        report = self.me.forget(ids, text)
+        report = self.me.forget(ids, text, everything=everything)
         self.save()
     return report
 

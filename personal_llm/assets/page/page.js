@@ -1,0 +1,453 @@
+const $ = (id) => document.getElementById(id);
+const TOKEN_KEY = "personal_llm.token", SETTINGS_KEY = "personal_llm.settings", TOY_KEY = "personal_llm.toy";
+const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, turns: [] };
+
+// small helpers
+
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  const { data, ...rest } = properties;
+  for (const [name, value] of Object.entries(rest)) {
+    if (name.includes("-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+
+function button(text, action, kind = "small") {
+  const element = make("button", { type: "button", className: kind, textContent: text });
+  element.addEventListener("click", action);
+  return element;
+}
+
+function announce(text) { $("announcement").textContent = text; }
+
+function tell(text) {
+  $("notices").append(make("li", { textContent: text }));
+  while ($("notices").children.length > 5) $("notices").firstChild.remove();
+}
+
+async function confirmForget(text) {
+  const dialog = $("confirm");
+  $("confirm-text").textContent = text;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  return dialog.returnValue === "yes";
+}
+
+// the server
+
+async function send(method, path, body, signal) {
+  const headers = { Authorization: `Bearer ${state.token}` };
+  if (body !== undefined && !(body instanceof Blob)) headers["Content-Type"] = "application/json";
+  const content = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
+  const response = await fetch(path, { method, headers, body: content, signal });
+  if (response.ok) return response;
+  let message = `error ${response.status}`;
+  try { message = (await response.json()).error.message; } catch { /* no JSON */ }
+  if (response.status === 401) showConnect(message);
+  throw new Error(message);
+}
+
+const get = async (path) => (await send("GET", path)).json();
+const post = async (path, body = {}) => (await send("POST", path, body)).json();
+
+async function attempt(action) {
+  try { return await action(); } catch (error) { tell(error.message); announce(error.message); return null; }
+}
+
+async function* readEvents(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) yield JSON.parse(part.slice(6));
+  }
+}
+
+// connection
+
+function showConnect(reason) {
+  state.token = "";
+  sessionStorage.removeItem(TOKEN_KEY);
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== "connect";
+  if (reason) $("connect-reason").textContent = reason;
+  $("token-field").focus();
+}
+
+async function connect(token) {
+  state.token = token;
+  const status = await get("/personal/status");
+  sessionStorage.setItem(TOKEN_KEY, token);
+  state.seenNotices = status.num_notices;
+  showStatus(status);
+  showView("chat");
+  await loadConversation();
+}
+
+$("connect-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await attempt(() => connect($("token-field").value.trim()));
+});
+
+// views
+
+const LOADERS = { memory: () => loadMemory(), you: () => loadStyle(), learning: () => loadLearning(), settings: showSettings };
+
+function showView(name) {
+  state.view = name;
+  for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== name;
+  for (const tab of document.querySelectorAll("nav button")) {
+    if (tab.dataset.view === name) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  if (name === "chat") scrollDown();
+  else $("main").scrollTop = 0;
+}
+
+for (const tab of document.querySelectorAll("nav button")) {
+  tab.addEventListener("click", async () => {
+    if (!state.token) return;
+    showView(tab.dataset.view);
+    if (LOADERS[tab.dataset.view]) await attempt(LOADERS[tab.dataset.view]);
+  });
+}
+
+// status
+
+function showStatus(status) {
+  const before = state.status;
+  state.status = status;
+  const learning = status.is_learning ? "learning in the background" : `${status.new_answers} new answers`;
+  $("state").textContent = `${status.model} · ${learning}`;
+  $("toy").hidden = !status.is_toy || localStorage.getItem(TOY_KEY) === "known";
+  for (const text of status.notices.slice(status.notices.length - (status.num_notices - state.seenNotices))) tell(text);
+  state.seenNotices = status.num_notices;
+  const changed = before && (before.question !== status.question || before.rounds !== status.rounds
+    || before.is_learning !== status.is_learning);
+  if (changed && !state.reply) attempt(state.view === "learning" ? loadLearning : loadConversation);
+}
+
+async function watchStatus() {
+  for (;;) {
+    await new Promise((done) => setTimeout(done, 2000));
+    if (!state.token || document.hidden) continue;
+    try { showStatus(await get("/personal/status")); }
+    catch { $("state").textContent = "the server does not answer"; }
+  }
+}
+
+// chat
+
+function scrollDown() { $("main").scrollTop = $("main").scrollHeight; }
+
+function showTurn(turn, isLast) {
+  const item = make("li");
+  item.append(make("p", { className: "message own", dir: "auto", textContent: turn.prompt }));
+  item.append(make("p", { className: turn.correction ? "message reply old" : "message reply", dir: "auto", textContent: turn.response }));
+  if (turn.correction) {
+    item.append(make("p", { className: "note", textContent: "Your version:" }));
+    item.append(make("p", { className: "message reply", dir: "auto", textContent: turn.correction }));
+  }
+  const approve = button("Good reply", () => giveFeedback(turn.id));
+  approve.setAttribute("aria-pressed", String(turn.is_approved));
+  const tools = make("p", { className: "row" }, approve, button("Edit", () => editReply(item, turn)));
+  if (isLast) tools.append(button("Try again", () => streamReply("/personal/again", {})), button("Take back", undo));
+  item.append(tools);
+  return item;
+}
+
+function editReply(item, turn) {
+  if (item.querySelector("form")) return;
+  const field = make("textarea", { rows: 3, value: turn.correction || turn.response, id: `edit-${turn.id}` });
+  const label = make("label", { htmlFor: field.id, textContent: "The reply that you would have liked" });
+  const form = make("form", {}, label, field, make("p", { className: "row" },
+    make("button", { className: "primary small", textContent: "Save" }), button("Cancel", () => form.remove())));
+  form.addEventListener("submit", (event) => { event.preventDefault(); giveFeedback(turn.id, field.value); });
+  item.append(form);
+  field.focus();
+}
+
+async function giveFeedback(id, better) {
+  await attempt(() => post("/personal/feedback", better === undefined ? { id } : { id, better }));
+  announce(better === undefined ? "Approved" : "Corrected");
+  await attempt(loadConversation);
+}
+
+async function undo() {
+  const undone = await attempt(() => post("/personal/undo"));
+  await attempt(loadConversation);
+  if (undone) $("line").value = undone.prompt;
+}
+
+async function loadConversation() {
+  const { turns, question } = await get("/personal/conversation");
+  state.turns = turns;
+  $("turns").replaceChildren(...turns.map((turn, place) => showTurn(turn, place === turns.length - 1)));
+  $("empty").hidden = turns.length > 0;
+  showQuestion(question);
+  if (state.view === "chat") scrollDown();
+}
+
+function showQuestion(question) {
+  const box = $("question"), isNew = question && box.dataset.id !== question.id;
+  box.hidden = !question;
+  if (!question) { delete box.dataset.id; return; }
+  const isOwn = state.turns.some((turn) => turn.id === question.id);
+  const about = isOwn ? "" : ` (another program asked: “${question.prompt}” – “${question.response}”)`;
+  if (isNew) {
+    $("question-text").textContent = question.text + about;
+    $("better").value = "";
+    announce(question.text);
+  }
+  box.dataset.id = question.id;
+}
+
+$("question-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if ($("better").value.trim()) giveFeedback($("question").dataset.id, $("better").value);
+});
+$("question-fine").addEventListener("click", () => giveFeedback($("question").dataset.id));
+$("question-skip").addEventListener("click", async () => {
+  await attempt(() => post("/personal/skip"));
+  await attempt(loadConversation);
+});
+
+async function streamReply(path, body) {
+  if (state.reply) return;
+  state.reply = new AbortController();
+  $("send").textContent = "Stop";
+  $("question").hidden = true;
+  if (path.endsWith("again")) $("turns").lastChild?.querySelectorAll(".reply, .note, .row, form").forEach((part) => part.remove());
+  else $("turns").append(make("li", {}, make("p", { className: "message own", dir: "auto", textContent: body.text })));
+  $("empty").hidden = true;
+  const shown = make("p", { className: "message reply", dir: "auto", textContent: "…" });
+  $("turns").lastChild.append(shown);
+  scrollDown();
+  let text = "";
+  try {
+    for await (const item of readEvents(await send("POST", path, body, state.reply.signal))) {
+      if (item.error) throw new Error(item.error.message);
+      if (item.piece) {
+        text += item.piece;
+        shown.textContent = text;
+        scrollDown();
+      }
+    }
+    announce(text);
+  } catch (error) {
+    tell(error.name === "AbortError" ? "stopped; this turn is not kept" : error.message);
+    if (!path.endsWith("again") && !$("line").value) $("line").value = body.text;
+  }
+  state.reply = null;
+  $("send").textContent = "Send";
+  if (state.token) await attempt(loadConversation);
+}
+
+function submitLine() {
+  if (state.reply) return state.reply.abort();
+  const text = $("line").value.trim();
+  if (!text) return;
+  $("line").value = "";
+  streamReply("/personal/chat", { text });
+}
+
+$("composer").addEventListener("submit", (event) => { event.preventDefault(); submitLine(); });
+$("line").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || !$("enter").checked) return;
+  event.preventDefault();
+  if (!state.reply) submitLine();
+});
+$("toy-close").addEventListener("click", () => {
+  localStorage.setItem(TOY_KEY, "known");
+  $("toy").hidden = true;
+  $("line").focus();
+});
+
+// memory
+
+const SCORE_NAMES = { eoe: "entropy of embedding", dss: "domain-specific score", idd: "in-domain dissimilarity" };
+
+function showDialogue(row) {
+  const scores = Object.entries(row.scores).map(([name, value]) => `${SCORE_NAMES[name]} ${value}`);
+  const why = make("details", {}, make("summary", { textContent: "Why is it kept?" }),
+    make("p", { className: "note", textContent: [row.reason, ...scores].filter(Boolean).join(" · ") }));
+  const forget = button("Forget", () => forgetDialogues({ ids: [row.id] }, `Forget “${row.prompt.slice(0, 80)}”?`), "small danger");
+  forget.setAttribute("aria-label", `Forget: ${row.prompt.slice(0, 80)}`);
+  return make("li", {},
+    make("p", {}, make("strong", { textContent: row.prompt, dir: "auto" })),
+    make("p", { textContent: row.response, dir: "auto" }),
+    make("p", { className: "row" }, make("span", { className: "label", textContent: row.answer }), forget), why);
+}
+
+async function loadMemory() {
+  const q = $("search-field").value;
+  const memory = await get(`/personal/memory?q=${encodeURIComponent(q)}`);
+  $("memory-count").textContent = `${memory.kept} of ${memory.capacity} places are used; ${memory.seen} dialogues were seen.`;
+  $("dialogues").replaceChildren(...memory.dialogues.map(showDialogue));
+  if (!memory.dialogues.length) $("dialogues").append(make("li", { textContent: q ? "No dialogue contains this text." : "Nothing is stored yet." }));
+  $("forget-found").hidden = !q.trim();
+  $("forget-found").textContent = `Forget all with “${q}”`;
+}
+
+async function forgetDialogues(request, question) {
+  if (!await confirmForget(`${question} The adapters that learned from it are deleted, too.`)) return;
+  const report = await attempt(() => post("/personal/forget", request));
+  if (!report) return;
+  const counts = `Forgotten: ${report.dialogues} dialogues, ${report.turns} turns of the chat, ${report.adapters} adapters.`;
+  const rest = report.unreachable.map((text) => make("li", { textContent: text }));
+  $("forgotten").replaceChildren(make("p", { textContent: counts }),
+    ...(rest.length ? [make("p", { textContent: "This program cannot reach:" }), make("ul", {}, ...rest)] : []));
+  await attempt(loadMemory);
+  await attempt(loadConversation);
+}
+
+$("search").addEventListener("submit", (event) => { event.preventDefault(); attempt(loadMemory); });
+$("forget-found").addEventListener("click", () =>
+  forgetDialogues({ text: $("search-field").value }, `Forget all dialogues with “${$("search-field").value}”?`));
+$("forget-all").addEventListener("click", () => forgetDialogues({ everything: true }, "Forget everything?"));
+
+$("export").addEventListener("click", () => attempt(async () => {
+  const { dialogues } = await get("/personal/export");
+  const lines = dialogues.map((row) => JSON.stringify(row) + "\n");
+  const link = make("a", { href: URL.createObjectURL(new Blob(lines)), download: "memory.jsonl" });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}));
+
+async function importFile(file) {
+  $("import-result").textContent = `Reading ${file.name} …`;
+  const result = await attempt(async () => (await send("POST", `/personal/import?name=${encodeURIComponent(file.name)}`, file)).json());
+  $("import-result").textContent = result
+    ? `${result.dialogues} dialogues were read, and ${result.kept} were kept when they came.` : "The file was not imported: see the messages in Chat.";
+  await attempt(loadMemory);
+}
+
+$("file").addEventListener("change", () => { if ($("file").files[0]) importFile($("file").files[0]); });
+for (const name of ["dragenter", "dragover"]) {
+  $("drop").addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+}
+$("drop").addEventListener("dragleave", () => $("drop").classList.remove("over"));
+$("drop").addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  if (event.dataTransfer.files[0]) importFile(event.dataTransfer.files[0]);
+});
+
+// you
+
+async function loadStyle() {
+  $("style").replaceChildren(make("li", { textContent: "reading your answers …" }));
+  const { lines, missing, start } = await get("/personal/style");
+  const shown = lines.length ? lines : [missing];
+  $("style").replaceChildren(...shown.map((text) => make("li", { textContent: text, dir: "auto" })));
+  const names = start ? Object.keys(start.weights || {}).join(", ") || "the base model" : "";
+  $("start").textContent = start ? `Your model started from ${names}: ${start.reason}.` : "Your model started from the base model.";
+}
+
+// learning
+
+function drawCurve(rounds) {
+  const svg = $("plot"), space = "http://www.w3.org/2000/svg";
+  const draw = (tag, attributes, text = "") => {
+    const part = document.createElementNS(space, tag);
+    for (const [name, value] of Object.entries(attributes)) part.setAttribute(name, value);
+    part.textContent = text;
+    svg.append(part);
+  };
+  svg.replaceChildren();
+  const top = Math.max(...rounds.flatMap((round) => [round.start_loss, round.best_loss])) * 1.1;
+  const x = (place) => 60 + (place + 0.5) * 560 / rounds.length, y = (loss) => 200 - loss / top * 180;
+  for (const share of [0, 0.5, 1]) {
+    const value = top * share / 1.1;
+    draw("line", { class: "axis", x1: 60, x2: 620, y1: y(value), y2: y(value) });
+    draw("text", { x: 52, y: y(value) + 5, "text-anchor": "end" }, value.toFixed(1));
+  }
+  rounds.forEach((round, place) => {
+    draw("line", { class: "link", x1: x(place), x2: x(place), y1: y(round.start_loss), y2: y(round.best_loss) });
+    draw("circle", { class: "before", cx: x(place), cy: y(round.start_loss), r: 6 });
+    draw("rect", { class: "after", x: x(place) - 6, y: y(round.best_loss) - 6, width: 12, height: 12 });
+    if (rounds.length <= 20) draw("text", { x: x(place), y: 224, "text-anchor": "middle" }, String(place + 1));
+  });
+  const last = rounds[rounds.length - 1];
+  const result = `Last fine-tune: ${last.start_loss.toFixed(2)} before, ${last.best_loss.toFixed(2)} after.`;
+  svg.setAttribute("aria-label", `Loss before (circles) and after (squares) ${rounds.length} fine-tunes. ${result}`);
+  $("curve").querySelector("figcaption").textContent = `Loss (nats a token; less is better) before (circle) and after (square) each fine-tune. ${result}`;
+}
+
+async function loadLearning() {
+  const { rounds } = await get("/personal/learning");
+  const { new_answers: fresh, is_learning: learning } = state.status;
+  $("learning-state").textContent = learning ? "A fine-tune is running. You can go on chatting."
+    : `${fresh} new answers since the last fine-tune; ${rounds.length} fine-tunes so far.`;
+  $("learn").disabled = learning;
+  $("compare").disabled = !rounds.length;
+  $("curve").hidden = $("rounds").hidden = !rounds.length;
+  if (!rounds.length) return;
+  drawCurve(rounds);
+  $("rounds").tBodies[0].replaceChildren(...rounds.map((round, place) => {
+    const source = round.num_validation_dialogues ? `${round.num_validation_dialogues} validation dialogues` : "training dialogues";
+    const cells = [round.kept, round.start_loss.toFixed(2), round.best_loss.toFixed(2), source, round.seconds.toFixed(0)];
+    return make("tr", {}, make("th", { scope: "row", textContent: place + 1 }), ...cells.map((text) => make("td", { textContent: text })));
+  }));
+}
+
+$("learn").addEventListener("click", () => attempt(async () => {
+  const { message } = await post("/personal/learn").catch((error) => ({ message: error.message }));
+  $("learning-state").textContent = message;
+  announce(message);
+  showStatus(await get("/personal/status"));
+}));
+
+$("compare").addEventListener("click", () => attempt(async () => {
+  $("examples").replaceChildren(make("p", { textContent: "writing replies …" }));
+  const { examples } = await get("/personal/examples");
+  const line = (name, text) => make("p", { dir: "auto" }, make("strong", { textContent: `${name}: ` }), text);
+  $("examples").replaceChildren(...examples.map((one) => make("div", { className: "example" }, line("You", one.prompt),
+    line("Before", one.before), line("After", one.after), ...(one.correction ? [line("Your version", one.correction)] : []))));
+}));
+
+// settings
+
+function applySettings(settings) {
+  document.documentElement.dataset.theme = settings.theme || "";
+  document.documentElement.dataset.size = settings.size || "";
+  $("theme").value = settings.theme || "";
+  $("size").value = settings.size || "";
+  $("enter").checked = settings.enter !== false;
+}
+
+function showSettings() {
+  $("base-url").textContent = `${location.origin}/v1`;
+  $("token-text").textContent = "";
+  $("model-line").textContent = `Model: ${state.status.model}; policy of the memory: ${state.status.policy}; at most ${state.status.questions_left} more questions before the next fine-tune.`;
+}
+
+for (const id of ["theme", "size", "enter"]) {
+  $(id).addEventListener("change", () => {
+    const settings = { theme: $("theme").value, size: $("size").value, enter: $("enter").checked };
+    localStorage.setItem(SETTINGS_KEY, JSON.stringify(settings));
+    applySettings(settings);
+  });
+}
+$("show-token").addEventListener("click", () => { $("token-text").textContent = state.token; });
+
+// start
+
+function start() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given) history.replaceState(null, "", location.pathname);
+  const token = given || sessionStorage.getItem(TOKEN_KEY);
+  if (token) connect(token).catch((error) => showConnect(error.message));
+  else showConnect();
+}
+
+applySettings(JSON.parse(localStorage.getItem(SETTINGS_KEY) || "{}"));
+window.addEventListener("hashchange", () => { if (location.hash.startsWith("#token=")) start(); });
+start();
+watchStatus();
