@@ -1,7 +1,9 @@
 "A web server on this machine, in a thread."
 
+import contextlib
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 
 class Static(SimpleHTTPRequestHandler):
@@ -21,3 +23,28 @@ def serving(handler):
     server.asked = []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
+
+
+@contextlib.contextmanager
+def chat_server(session, learn_every=0, limits=None, token="token-of-this-test"):
+    "The package's own server around a session, in a thread; gives the object with `address`, `port`, `token`, `worker`."
+    from personal_llm.app import server as app
+    from personal_llm.app.conversation_worker import ConversationWorker
+
+    limits = limits or app.ServerLimits()
+    worker = ConversationWorker(session, learn_every, limits.waiting_requests)
+    bound = app.open_socket("127.0.0.1", 0)
+    running = app.make_uvicorn(app.make_app(worker, token, limits=limits), limits)
+    thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
+    thread.start()
+    while not running.started:
+        thread.join(0.02)
+    port = bound.getsockname()[1]
+    try:
+        yield SimpleNamespace(
+            address=f"http://127.0.0.1:{port}", port=port, token=token, worker=worker, session=session
+        )
+    finally:
+        running.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()

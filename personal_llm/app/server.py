@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/8_app/13_server.ipynb #c10616d9
+# %% ../../nbs/8_app/13_server.ipynb #b97975a8
 import asyncio
 import json
 import os
@@ -56,7 +56,7 @@ def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
         ) from error
     return starlette, uvicorn
 
-# %% ../../nbs/8_app/13_server.ipynb #2d95aa6d
+# %% ../../nbs/8_app/13_server.ipynb #14173d63
 AGAIN_TEMPERATURE = 0.8  # of another reply to the same prompt
 EVENT_STREAM = "text/event-stream"
 
@@ -89,7 +89,7 @@ class PersonalServer:
         except Exception as error:
             yield make_event(to_refusal(error).to_dict())
 
-# %% ../../nbs/8_app/13_server.ipynb #8033dda2
+# %% ../../nbs/8_app/13_server.ipynb #ff316c2c
 def to_refusal(error: Exception) -> Refusal:
     "Return the refusal that the client of a failed request gets."
     if isinstance(error, Refusal):
@@ -111,7 +111,7 @@ def parse_body(body: bytes):  # plain JSON types
     except (ValueError, RecursionError):
         raise Refusal(400, "the body is no JSON", "invalid_value") from None
 
-# %% ../../nbs/8_app/13_server.ipynb #260ede07
+# %% ../../nbs/8_app/13_server.ipynb #9e3cd94f
 @patch
 async def list_models(self: PersonalServer, request) -> dict:
     "Answer `/v1/models`."
@@ -162,7 +162,7 @@ def make_event_of_item(item) -> str:
     "Return the event of a piece or of the summary, as the page reads it."
     return make_event(dict(piece=item) if isinstance(item, str) else item)
 
-# %% ../../nbs/8_app/13_server.ipynb #f51507d6
+# %% ../../nbs/8_app/13_server.ipynb #d9cb6a75
 IMPORT_PART = 16  # dialogues that are scored in one job
 MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
 
@@ -216,7 +216,7 @@ def make_endpoint(self: PersonalServer, method: str, function):  # an asynchrono
 
     return answer
 
-# %% ../../nbs/8_app/13_server.ipynb #74c5874b
+# %% ../../nbs/8_app/13_server.ipynb #8c900aaa
 PAGE_FILES = {"/": "index.html", "/page/page.css": "page.css", "/page/page.js": "page.js"}
 MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 IMPORT_PATH = "/personal/import"
@@ -265,7 +265,7 @@ def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", li
     app = Starlette(routes=[route(*row) for row in own], lifespan=run_watch)
     return Guard(app, token, host, limits, (IMPORT_PATH,))
 
-# %% ../../nbs/8_app/13_server.ipynb #625f5937
+# %% ../../nbs/8_app/13_server.ipynb #9a41aed9
 def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     "Return uvicorn's protocol, with a limit on the time for the headers of a request."
     from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -330,7 +330,7 @@ def open_socket(host: str, port: int) -> socket.socket:  # listening
         raise InputError(f"cannot listen on {host}, port {port}: {reason}", "choose another --port or --host") from None
     return bound
 
-# %% ../../nbs/8_app/13_server.ipynb #eae1b88d
+# %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
 SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
 HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE} (default: 127.0.0.1)"
@@ -355,7 +355,7 @@ def open_served_session(args) -> ChatSession:
     session.me.start = start
     return session
 
-# %% ../../nbs/8_app/13_server.ipynb #76c9487b
+# %% ../../nbs/8_app/13_server.ipynb #56598d9f
 @register_command(
     "serve",
     "a page and a server of the OpenAI protocol around a model that learns from you",

@@ -1,0 +1,494 @@
+"The server on a real port: other programs, a whole day, other sites, attacks, and what it never writes down."
+
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from servers import chat_server
+from tiny import shared
+
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+
+from personal_llm.app import personal_endpoints, server
+from personal_llm.app.server_guard import ServerLimits
+from personal_llm.base.core import InputError
+from personal_llm.base.files import ASSETS
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.policies import get_policy
+from personal_llm.device.corrections import ChatSession
+from personal_llm.tuning.config import TuningConfig
+
+BETTER = "Dear friend, rest today and call me tonight."
+SECRET = "Zanzibar"  # a word of the user
+
+
+def fresh(folder, steps=8, horizon=10**6):
+    buffer = Buffer(8, get_policy("active", horizon=horizon))
+    settings = dict(synthetic=0, replay=0, config=TuningConfig(steps=steps), buffer=buffer)
+    return ChatSession(shared("llama"), folder, itertools.count(1.0).__next__, **settings)
+
+
+@pytest.fixture
+def served(tmp_path):
+    with chat_server(fresh(tmp_path / "me")) as running:
+        yield running
+
+
+def ask(running, method, path, body=None, **headers):
+    "Status, and the JSON or the text of the answer; a header of None is left out."
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    given = {"Authorization": f"Bearer {running.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
+    connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, json.loads(text) if text.startswith("{") else text
+
+
+def events(text):
+    return [json.loads(part[6:]) for part in text.split("\n\n") if part and part != "data: [DONE]"]
+
+
+def say(running, text):
+    status, answer = ask(running, "POST", "/personal/chat", dict(text=text))
+    assert status == 200
+    return events(answer)[-1]
+
+
+def until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not (value := holds()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
+
+
+def messages(*texts):
+    return [dict(role=("user", "assistant")[place % 2], content=text) for place, text in enumerate(texts)]
+
+
+# other programs
+
+
+def test_the_openai_client_talks_streams_stops_and_counts(served):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{served.address}/v1", api_key=served.token, max_retries=0)
+    assert [model.id for model in client.models.list()] == ["personal", "base"]
+    create = client.chat.completions.create
+    talk = [dict(role="system", content="Be kind."), *messages("Hello.", "Hello!", "My knee hurts.")]
+    whole = create(model="personal", messages=talk, max_tokens=16)
+    text = whole.choices[0].message.content
+    assert text and whole.choices[0].finish_reason in ("stop", "length") and whole.personal["id"]
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    chunks = list(
+        create(model="personal", messages=talk, max_tokens=16, stream=True, stream_options=dict(include_usage=True))
+    )
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+    assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    stop = text[len(text) // 2 :][:2]
+    cut = create(model="personal", messages=talk, max_tokens=16, stop=[stop])
+    assert cut.choices[0].message.content == text.partition(stop)[0] and cut.choices[0].finish_reason == "stop"
+    draw = lambda seed: (
+        create(model="base", messages=talk, max_tokens=16, temperature=1.5, seed=seed).choices[0].message.content
+    )
+    assert draw(1) == draw(1) and len({draw(seed) for seed in range(4)}) > 1
+    for error, change in (
+        (openai.NotFoundError, dict(model="gpt-4")),
+        (openai.BadRequestError, dict(n=2)),
+        (openai.BadRequestError, dict(temperature=3)),
+        (openai.BadRequestError, dict(messages=messages("a", "b"))),
+    ):
+        with pytest.raises(error):
+            create(**dict(model="personal", messages=talk) | change)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{served.address}/v1", api_key="no", max_retries=0).models.list()
+
+
+def test_langchain_and_llm_talk_to_it(served, tmp_path, monkeypatch):
+    langchain = pytest.importorskip("langchain_openai")
+    settings = dict(base_url=f"{served.address}/v1", api_key=served.token, model="personal", max_tokens=8)
+    chat = langchain.ChatOpenAI(**settings)
+    assert chat.invoke("My knee hurts.").content == "".join(part.content for part in chat.stream("My knee hurts."))
+    pytest.importorskip("llm")
+    entry = f"- model_id: mine\n  model_name: personal\n  api_base: {served.address}/v1\n  api_key_name: mine\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(entry)
+    command = [
+        sys.executable,
+        "-m",
+        "llm",
+        "-m",
+        "mine",
+        "--key",
+        served.token,
+        "-o",
+        "max_tokens",
+        "8",
+        "My knee hurts.",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(LLM_USER_PATH=str(tmp_path)))
+    assert done.returncode == 0 and done.stdout.strip() == chat.invoke("My knee hurts.").content.strip(), done.stderr
+
+
+def test_what_a_program_asks_not_to_store_is_not_stored(served):
+    body = dict(model="personal", messages=messages(f"I live in {SECRET}."), max_tokens=4)
+    for change in (dict(store=False), dict(model="base")):
+        status, answer = ask(served, "POST", "/v1/chat/completions", body | change)
+        assert status == 200 and answer["personal"]["id"] is None
+    assert served.session.me.buffer.seen == 0
+    assert (
+        ask(served, "POST", "/v1/chat/completions", body)[1]["personal"]["id"]
+        == served.session.me.buffer.dialogues[0].id
+    )
+
+
+def test_a_question_reaches_a_program_only_if_it_shows_it(served, monkeypatch):
+    monkeypatch.setattr(type(served.session.me), "should_ask", lambda self, candidate: True)
+    body = dict(model="personal", messages=messages("My knee hurts."), max_tokens=4)
+    assert ask(served, "POST", "/v1/chat/completions", body)[1]["personal"]["question"] is None
+    asked = ask(served, "GET", "/personal/conversation")[1]["question"]
+    assert asked["prompt"] == "My knee hurts.", "the page shows it"
+    own = ask(served, "POST", "/v1/chat/completions", body | dict(personal=dict(ask=True)))[1]["personal"]
+    assert own["question"] and own["id"] == served.session.question.dialogue.id
+    assert ask(served, "POST", "/personal/feedback", dict(id=own["id"], better=BETTER))[0] == 200
+    assert served.session.question is None and served.session.me.cost.requests == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        "x",
+        dict(model="personal"),
+        dict(model="personal", messages=[]),
+        dict(model="personal", messages=[dict(role="user", content=" \x07")]),
+        dict(model="personal", messages=[dict(role="tool", content="x")]),
+        dict(model="personal", messages=[dict(role="user", content=[dict(type="image_url")])]),
+        dict(model="personal", messages=messages("x"), stop=7),
+        dict(model="personal", messages=messages("x"), max_tokens=0),
+        dict(model="personal", messages=messages("x"), tools=[dict(type="function")]),
+        dict(model=["personal"], messages=messages("x")),
+    ],
+)
+def test_a_wrong_request_is_refused_in_the_form_of_the_protocol(served, body):
+    status, answer = ask(served, "POST", "/v1/chat/completions", body)
+    assert status in (400, 404) and {"message", "type", "param", "code"} == set(answer["error"])
+    assert served.session.me.buffer.seen == 0 and ask(served, "GET", "/v1/models")[0] == 200
+
+
+# a whole day
+
+
+def test_a_whole_day(tmp_path):
+    with chat_server(fresh(tmp_path / "me"), learn_every=2) as running:
+        first, second = say(running, "My knee hurts."), say(running, "What shall I cook?")
+        assert ask(running, "POST", "/personal/feedback", dict(id=first["id"], better=BETTER))[0] == 200
+        assert ask(running, "POST", "/personal/feedback", dict(id=second["id"]))[0] == 200
+        turns = ask(running, "GET", "/personal/conversation")[1]["turns"]
+        assert [turn["correction"] for turn in turns] == [BETTER, None] and turns[1]["is_approved"]
+        say(running, "While you learn, how are you?")
+        until(lambda: ask(running, "GET", "/personal/status")[1]["rounds"] == 1)
+        status = ask(running, "GET", "/personal/status")[1]
+        assert not status["is_learning"] and status["new_answers"] == 0 and status["num_notices"] == 2
+        (curve,) = ask(running, "GET", "/personal/learning")[1]["rounds"]
+        assert curve["best_loss"] <= curve["start_loss"] and running.session.me.adapter is not None
+        examples = ask(running, "GET", "/personal/examples")[1]["examples"]
+        assert {one["correction"] for one in examples} == {BETTER, None}
+        again = events(ask(running, "POST", "/personal/again", {})[1])
+        assert (
+            again[-1]["id"] != turns[-1]["id"] and len(ask(running, "GET", "/personal/conversation")[1]["turns"]) == 3
+        )
+        assert ask(running, "POST", "/personal/undo", {})[1]["prompt"] == "While you learn, how are you?"
+        assert "answers" in ask(running, "GET", "/personal/style")[1]["missing"] or True
+        memory = ask(running, "GET", "/personal/memory?q=KNEE")[1]["dialogues"]
+        assert [row["answer"] for row in memory] == ["corrected"] and memory[0]["reason"]
+    with chat_server(fresh(tmp_path / "me")) as running:  # tomorrow
+        assert [turn["prompt"] for turn in ask(running, "GET", "/personal/conversation")[1]["turns"]] == [
+            "My knee hurts.",
+            "What shall I cook?",
+        ]
+        report = ask(running, "POST", "/personal/forget", dict(text="knee"))[1]
+        assert report["dialogues"] == 1 and report["adapters"] == 1 and report["unreachable"]
+        rows = ask(running, "GET", "/personal/export")[1]["dialogues"]
+        assert [row["prompt"] for row in rows] == ["What shall I cook?"]
+    texts = b"".join(path.read_bytes() for path in (tmp_path / "me").rglob("*") if path.is_file())
+    assert b"knee" not in texts and BETTER.encode() not in texts
+
+
+def test_an_export_of_chats_is_imported(served, tmp_path):
+    rows = [dict(prompt=f"What is thing {i}?", response=f"Thing {i} is small.") for i in range(20)]
+    content = "".join(json.dumps(row) + "\n" for row in [*rows, dict(nothing=1)]).encode()
+    status, answer = ask(served, "POST", "/personal/import?name=my%20chats.jsonl", content)
+    assert status == 200 and answer["dialogues"] == 20 and served.session.me.buffer.seen == 20
+    status, answer = ask(served, "POST", "/personal/import?name=../../x.jsonl", b"\x00\xff")
+    assert status == 400 and "/tmp" not in answer["error"]["message"], answer
+
+
+def test_own_endpoints_are_documented_and_check_their_fields(served):
+    document = ask(served, "GET", "/personal/openapi.json")[1]
+    named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert named == set(personal_endpoints.ENDPOINTS) and document["openapi"].startswith("3.")
+    for path, body in (("forget", {}), ("forget", dict(text=" ")), ("feedback", dict(id=7)), ("undo", dict(x=1))):
+        status, answer = ask(served, "POST", f"/personal/{path}", body)
+        assert status == 400 and answer["error"]["message"]
+
+
+# many clients
+
+
+def test_many_clients_at_once_lose_nothing(served):
+    statuses = []
+    body = dict(model="personal", max_tokens=4)
+    run = lambda i: statuses.append(
+        ask(served, "POST", "/v1/chat/completions", body | dict(messages=messages(f"Client {i}")))[0]
+    )
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * 50 and served.session.me.buffer.seen == 50 and served.worker.num_waiting == 0
+
+
+def test_a_full_queue_refuses_and_recovers(tmp_path):
+    with chat_server(fresh(tmp_path / "me"), limits=ServerLimits(waiting_requests=1)) as running:
+        gate = threading.Event()
+        running.worker.executor.submit(gate.wait)
+        body = dict(model="base", messages=messages("Hello"), max_tokens=2)
+        waiting = threading.Thread(target=ask, args=(running, "POST", "/v1/chat/completions", body))
+        waiting.start()
+        until(lambda: running.worker.num_waiting == 1)
+        assert ask(running, "POST", "/v1/chat/completions", body)[0] == 429
+        gate.set()
+        waiting.join()
+        assert ask(running, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+def test_a_client_that_leaves_ends_its_reply(served):
+    body = json.dumps(dict(text="Nobody listens.")).encode()
+    gate = threading.Event()
+    served.worker.executor.submit(gate.wait)  # the reply begins after the client has gone
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        head = f"POST /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: served.worker.num_waiting == 1)
+    until(lambda: served.worker.num_waiting == 0)
+    gate.set()
+    say(served, "Is somebody there?")
+    assert served.session.me.buffer.seen == 1 and len(served.session.me.session["turns"]) == 1
+
+
+# security
+
+
+FOREIGN = [
+    dict(Origin="https://evil.example"),
+    dict(Origin="null"),
+    dict(Origin="http://127.0.0.1:1"),
+    dict(Sec_Fetch_Site="cross-site"),
+    dict(Sec_Fetch_Site="same-site"),
+    dict(Host="evil.example"),
+    dict(Host="127.0.0.1.evil.example:80"),
+    dict(Host=""),
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_another_site_can_neither_read_nor_write(served, headers):
+    for method, path, body in (
+        ("GET", "/v1/models", None),
+        ("GET", "/personal/memory", None),
+        ("POST", "/personal/chat", dict(text=SECRET)),
+        ("POST", "/personal/forget", dict(everything=True)),
+    ):
+        for token in (None, f"Bearer {served.token}"):
+            status, answer = ask(served, method, path, body, Authorization=token, **headers)
+            assert status in (400, 403) and "data" not in answer
+    assert served.session.me.buffer.seen == 0
+    own = dict(Origin=served.address, Sec_Fetch_Site="same-origin")
+    assert ask(served, "GET", "/v1/models", **own)[0] == 200
+
+
+def test_there_is_no_answer_for_a_preflight(served):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port)
+    headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    connection.request("OPTIONS", "/v1/chat/completions", headers=headers)
+    response = connection.getresponse()
+    assert response.status == 403 and not [
+        name for name, _ in response.getheaders() if "access-control" in name.lower()
+    ]
+
+
+def test_a_token_cannot_be_guessed(served):
+    tries = [f"Bearer {guess}" for guess in ("", "x", served.token[:-1], served.token + "x", "é")] + [
+        None,
+        served.token,
+    ]
+    assert {ask(served, "GET", "/v1/models", Authorization=one)[0] for one in tries} == {401}
+    assert [ask(served, "GET", "/v1/models", Authorization=f"Bearer {i}")[0] for i in range(20)].count(429) >= 5
+    assert ask(served, "GET", "/v1/models")[0] == 200
+
+
+def test_the_page_is_public_empty_and_sealed(served):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port)
+    say(served, f"I live in {SECRET}.")
+    for path in ("/", "/page/page.js", "/page/page.css"):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        text = response.read().decode()
+        assert response.status == 200 and SECRET not in text and served.token not in text
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+        assert response.headers["X-Frame-Options"] == "DENY" and response.headers["X-Content-Type-Options"] == "nosniff"
+    for path in ("/page/../server.py", "/page/%2e%2e/pocket/config.json", "/page/", "/docs", "/.git/config"):
+        assert ask(served, "GET", path)[0] == 404
+    assert ask(served, "DELETE", "/personal/memory")[0] == 405
+
+
+def test_the_page_is_small_and_loads_nothing_from_elsewhere():
+    files = [path for path in (ASSETS / "page").iterdir()]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    assert sum(len(text.encode()) for text in texts) <= 150_000 and sum(text.count("\n") for text in texts) <= 1500
+    for text in texts:
+        assert set(re.findall(r"https?://[^\s\"']*", text)) <= {"http://www.w3.org/2000/svg"}
+        assert "innerHTML" not in text and "eval(" not in text and "onclick" not in text
+
+
+def raw(port, *parts, wait=5.0):
+    "Send bytes, and return what comes back until the server closes or the time is over."
+    with socket.create_connection(("127.0.0.1", port), timeout=wait) as connection:
+        answer = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+            while data := connection.recv(65536):
+                answer += data
+        except (ConnectionError, TimeoutError) as error:
+            return answer + repr(error).encode()
+        return answer
+
+
+def test_a_gigabyte_is_refused_before_it_is_read(served):
+    head = f"POST /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n".encode()
+    answer = raw(served.port, head + b"Content-Length: 1000000000\r\n\r\n" + b"x" * 1000)
+    assert b" 413 " in answer and b"request_too_large" in answer
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    sent = raw(served.port, head + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 200)
+    assert b" 413 " in sent or b"Error" in sent
+    assert ask(served, "GET", "/v1/models")[0] == 200 and served.session.me.buffer.seen == 0
+    large = b"x" * (2**20 + 1)
+    assert ask(served, "POST", "/personal/chat", large)[0] == 413
+    assert ask(served, "POST", "/personal/import?name=x.txt", large)[0] in (200, 400), "an import may be larger"
+
+
+def test_slow_headers_and_slow_bodies_are_cut_off(tmp_path):
+    limits = replace(ServerLimits(), header_seconds=0.5, body_seconds=0.5)
+    with chat_server(fresh(tmp_path / "me"), limits=limits) as running:
+        silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(30)]
+        for connection in silent[::2]:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: 127")
+        assert ask(running, "GET", "/v1/models")[0] == 200, "the server is alive meanwhile"
+        for connection in silent:
+            connection.settimeout(5)
+            try:
+                assert connection.recv(10) == b""
+            except ConnectionResetError:
+                pass
+            connection.close()
+        head = f"POST /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {running.token}\r\n"
+        assert b" 408 " in raw(running.port, f"{head}Content-Length: 10\r\n\r\n12".encode())
+        keep = http.client.HTTPConnection("127.0.0.1", running.port)
+        for _ in range(2):  # a connection that is used again is no slow one
+            keep.request("GET", "/v1/models", headers={"Authorization": f"Bearer {running.token}"})
+            assert keep.getresponse().read()
+            time.sleep(0.1)
+
+
+def test_there_is_no_websocket(served):
+    head = "GET /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    head += f"Authorization: Bearer {served.token}\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    answer = raw(served.port, head.encode(), wait=2)
+    assert b" 101 " not in answer and b" 405 " in answer
+    assert ask(served, "GET", "/v1/models")[0] == 200
+
+
+def test_an_error_of_ours_shows_no_text(served, monkeypatch, capfd):
+    def broken(session):
+        raise RuntimeError(SECRET)
+
+    monkeypatch.setattr(ChatSession, "observe", lambda self, question, *rest: broken(self))
+    for path, body in (
+        ("/v1/chat/completions", dict(model="personal", messages=messages(SECRET), max_tokens=2)),
+        ("/personal/chat", dict(text=SECRET)),
+    ):
+        status, answer = ask(served, "POST", path, body)
+        error = answer["error"] if status == 500 else events(answer)[-1]["error"]
+        assert error["code"] == "server_error" and SECRET not in error["message"]
+    assert ask(served, "GET", "/v1/models")[0] == 200
+    shown = "".join(capfd.readouterr())
+    assert "RuntimeError at test_server.py" in shown and SECRET not in shown
+
+
+# the command
+
+
+def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "personal_llm.app.cli",
+        "serve",
+        "--out",
+        str(tmp_path / "me"),
+        "--port",
+        "0",
+        "--json",
+    ]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        link = json.loads(running.stdout.readline())
+        running.port, running.token = int(link["address"].rpartition(":")[2]), link["token"]
+        assert len(link["token"]) >= 32 and say(running, f"I live in {SECRET}.")["id"]
+        ask(running, "POST", "/v1/chat/completions", dict(model=SECRET, messages=messages(SECRET)))
+        second = subprocess.run([*command, "--quiet"], capture_output=True, text=True)
+        assert second.returncode == 2 and "another run" in second.stderr and second.stderr.count("\n") == 1
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+        assert running.returncode in (0, 130) and SECRET not in out + err and link["token"] not in out + err
+    finally:
+        running.kill()
+    state = (tmp_path / "me" / "state.json").read_text()
+    assert SECRET in state, "the turn is stored"
+
+
+def test_the_network_is_served_only_with_a_token(tmp_path, monkeypatch):
+    from personal_llm.app.arguments import build_parser
+
+    for token in ("", "short", "with\nline and spaces ok?"):
+        monkeypatch.setenv(server.TOKEN_VARIABLE, token)
+        args = build_parser().parse_args(["serve", "--out", str(tmp_path / "me"), "--host", "0.0.0.0"])
+        with pytest.raises(InputError, match="token"):
+            args.run(args)
+    assert not (tmp_path / "me").exists()
+
+
+def test_a_missing_extra_gives_the_install_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(InputError, match=r"pip install personal_llm\[serve\]"):
+        server.import_server_packages()
+
+
+def test_the_package_names_the_extra():
+    text = (Path(__file__).parents[1] / "settings.ini").read_text()
+    assert "serve_requirements = starlette" in text
