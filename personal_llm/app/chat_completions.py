@@ -124,7 +124,7 @@ def read_request(body, max_tokens: int = DEFAULT_COMPLETION_TOKENS) -> ChatReque
         may_ask=own.get("ask") is True,
     )
 
-# %% ../../nbs/8_app/11_chat_completions.ipynb #4fa71bbd
+# %% ../../nbs/8_app/11_chat_completions.ipynb #35a7d22a
 def generate(session: ChatSession, request: ChatRequest):  # a generator of texts, and last of a dictionary
     "Reply to a request, and then yield a summary of the turn."
     is_personal = request.model == "personal"
@@ -138,7 +138,9 @@ def summarise_reply(session: ChatSession, is_observed: bool = True, may_ask: boo
     from personal_llm.device.conversation import QUESTION_TEXT
 
     reading = session.reply.reading
-    counts = dict(prompt_tokens=reading.prompt_tokens + 1, completion_tokens=reading.tokens)
+    counts = dict(
+        prompt_tokens=reading.prompt_tokens + 1, completion_tokens=reading.tokens - 1
+    )  # without the end token
     is_stored = is_observed and session.reply.text and session.recent_dialogues
     id = next(reversed(session.recent_dialogues)) if is_stored else None
     is_asked = may_ask and session.question is not None and session.question.dialogue.id == id
