@@ -27,7 +27,7 @@ def serving(handler):
 
 @contextlib.contextmanager
 def chat_server(session, learn_every=0, limits=None, token="token-of-this-test"):
-    "The package's own server around a session, in a thread; gives the object with `address`, `port`, `token`, `worker`."
+    "The package's own server around a session, in a thread; gives its address, port, token and worker."
     from personal_llm.app import server as app
     from personal_llm.app.conversation_worker import ConversationWorker
 

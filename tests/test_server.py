@@ -418,7 +418,8 @@ def test_slow_headers_and_slow_bodies_are_cut_off(tmp_path):
 
 def test_there_is_no_websocket(served):
     head = "GET /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    head += f"Authorization: Bearer {served.token}\r\nSec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    head += f"Authorization: Bearer {served.token}\r\nSec-WebSocket-Version: 13\r\n"
+    head += "Sec-WebSocket-Key: dGhlIHNhbXBsZQ==\r\n\r\n"
     answer = raw(served.port, head.encode(), wait=2)
     assert b" 101 " not in answer and b" 405 " in answer
     assert ask(served, "GET", "/v1/models")[0] == 200

@@ -317,7 +317,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
 # %% ../../nbs/6_device/07_conversation.ipynb #702cf8ee
 @patch
 def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False) -> ForgetReport:
-    "Delete all turns, or those with a text or with ids, and all that was made of them; raise `InputError` for an empty text."
+    "Delete turns with a text or with ids, or all, and all that was made of them; `InputError` for an empty text."
     self.stop_reply()
     self.stop_learning()
     self.skip()
