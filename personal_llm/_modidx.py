@@ -142,26 +142,6 @@ d = {
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
         },
         "personal_llm.app.chat_completions": {
-            "personal_llm.app.chat_completions.AnswerEvents": (
-                "8_app/chat_completions.html#answerevents",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.AnswerEvents.__init__": (
-                "8_app/chat_completions.html#answerevents.__init__",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.AnswerEvents.add": (
-                "8_app/chat_completions.html#answerevents.add",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.AnswerEvents.begin": (
-                "8_app/chat_completions.html#answerevents.begin",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.AnswerEvents.make_chunk": (
-                "8_app/chat_completions.html#answerevents.make_chunk",
-                "personal_llm/app/chat_completions.py",
-            ),
             "personal_llm.app.chat_completions.ChatRequest": (
                 "8_app/chat_completions.html#chatrequest",
                 "personal_llm/app/chat_completions.py",
@@ -174,8 +154,20 @@ d = {
                 "8_app/chat_completions.html#make_answer",
                 "personal_llm/app/chat_completions.py",
             ),
+            "personal_llm.app.chat_completions.make_chunk": (
+                "8_app/chat_completions.html#make_chunk",
+                "personal_llm/app/chat_completions.py",
+            ),
             "personal_llm.app.chat_completions.make_event": (
                 "8_app/chat_completions.html#make_event",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.make_head": (
+                "8_app/chat_completions.html#make_head",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.make_item_events": (
+                "8_app/chat_completions.html#make_item_events",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.read_message": (
@@ -777,16 +769,8 @@ d = {
                 "8_app/server.html#personalserver.complete",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.PersonalServer.document": (
-                "8_app/server.html#personalserver.document",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.PersonalServer.import_file": (
                 "8_app/server.html#personalserver.import_file",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.list_models": (
-                "8_app/server.html#personalserver.list_models",
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.PersonalServer.make_endpoint": (
@@ -801,16 +785,15 @@ d = {
                 "8_app/server.html#personalserver.stream_events",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.PersonalServer.stream_turn": (
+                "8_app/server.html#personalserver.stream_turn",
+                "personal_llm/app/server.py",
+            ),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.join_events": ("8_app/server.html#join_events", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_app": ("8_app/server.html#make_app", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_event_of_item": (
-                "8_app/server.html#make_event_of_item",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.make_http_protocol": (
                 "8_app/server.html#make_http_protocol",
                 "personal_llm/app/server.py",
@@ -886,6 +869,10 @@ d = {
             ),
             "personal_llm.app.server_guard.check_token": (
                 "8_app/server_guard.html#check_token",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.encode_headers": (
+                "8_app/server_guard.html#encode_headers",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.is_loopback": (

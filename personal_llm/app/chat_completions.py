@@ -147,13 +147,12 @@ def summarise_reply(session: ChatSession, is_observed: bool = True, may_ask: boo
     usage = counts | dict(total_tokens=sum(counts.values()))
     return dict(finish=session.reply.end_reason, usage=usage, id=id, question=QUESTION_TEXT if is_asked else None)
 
-# %% ../../nbs/8_app/11_chat_completions.ipynb #f3b13b24
+# %% ../../nbs/8_app/11_chat_completions.ipynb #916a1800
 def make_answer(request: ChatRequest, text: str, summary: dict) -> dict:  # plain JSON types
     "Return the answer to a request without a stream."
     choice = dict(index=0, message=dict(role="assistant", content=text), logprobs=None, finish_reason=summary["finish"])
-    head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", object="chat.completion", created=int(time.time()))
     own = dict(id=summary["id"], question=summary["question"])
-    return head | dict(model=request.model, choices=[choice], usage=summary["usage"], personal=own)
+    return make_head(request, "chat.completion") | dict(choices=[choice], usage=summary["usage"], personal=own)
 
 
 def make_event(content) -> str:
@@ -162,29 +161,22 @@ def make_event(content) -> str:
     return f"data: {text}\n\n"
 
 
-class AnswerEvents:
-    "Makes the events of one answer."
+def make_head(request: ChatRequest, kind: str) -> dict:
+    "Return the fields that all objects of one answer share."
+    id = f"chatcmpl-{secrets.token_hex(12)}"
+    return dict(id=id, object=kind, created=int(time.time()), model=request.model)
 
-    def __init__(self, request: ChatRequest):
-        self.request = request
-        self.head = dict(id=f"chatcmpl-{secrets.token_hex(12)}", object="chat.completion.chunk")
-        self.head |= dict(created=int(time.time()), model=request.model)
 
-    def make_chunk(self, delta: dict, finish: str = None, **fields) -> str:
-        "Return the event of a change to the message."
-        choice = dict(index=0, delta=delta, logprobs=None, finish_reason=finish)
-        return make_event(self.head | dict(choices=[choice]) | fields)
+def make_chunk(head: dict, delta: dict, finish: str = None, **fields) -> str:
+    "Return the event of a change to the message."
+    choice = dict(index=0, delta=delta, logprobs=None, finish_reason=finish)
+    return make_event(head | dict(choices=[choice]) | fields)
 
-    def begin(self) -> str:
-        "Return the first event."
-        return self.make_chunk(dict(role="assistant", content=""))
 
-    def add(self, item) -> str:
-        "Return the events of a piece, or of the summary."
-        if isinstance(item, str):
-            return self.make_chunk(dict(content=item))
-        own = dict(id=item["id"], question=item["question"])
-        text = self.make_chunk({}, item["finish"], personal=own)
-        if self.request.with_usage:
-            text += make_event(self.head | dict(choices=[], usage=item["usage"]))
-        return text + make_event("[DONE]")
+def make_item_events(request: ChatRequest, head: dict, item) -> str:
+    "Return the event of a piece of `generate`, or the last events, which its summary gives."
+    if isinstance(item, str):
+        return make_chunk(head, dict(content=item))
+    own = dict(id=item["id"], question=item["question"])
+    usage = make_event(head | dict(choices=[], usage=item["usage"])) if request.with_usage else ""
+    return make_chunk(head, {}, item["finish"], personal=own) + usage + make_event("[DONE]")

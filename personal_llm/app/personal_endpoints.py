@@ -167,11 +167,11 @@ def compare_replies(session: ChatSession) -> dict:
         examples.append(dict(prompt=d.prompt, before=before, after=after, correction=answer))
     return dict(examples=examples)
 
-# %% ../../nbs/8_app/12_personal_endpoints.ipynb #f5ec176b
-def make_openapi() -> dict:  # plain JSON types
-    "Return the OpenAPI document of the own endpoints."
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #dcb2993f
+def make_openapi(endpoints: dict) -> dict:  # plain JSON types
+    "Return the OpenAPI document of endpoints."
     paths, refused = {}, dict(description="refused: `error.message` names problem and remedy")
-    for (method, path), function in ENDPOINTS.items():
+    for (method, path), function in endpoints.items():
         fields = get_fields(function)
         types = {name: dict(type=FIELD_TYPES[field.annotation]) for name, field in fields.items()}
         required = [name for name, field in fields.items() if field.default is field.empty]

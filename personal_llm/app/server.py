@@ -5,36 +5,20 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/8_app/13_server.ipynb #b97975a8
+# %% ../../nbs/8_app/13_server.ipynb #04b62764
 import asyncio
 import json
 import os
 import secrets
 import socket
 import tempfile
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
-from personal_llm.app.arguments import (
-    MODEL_OPTIONS,
-    get_settings,
-    integer_option,
-    load_model_from_arguments,
-    option,
-    print_note,
-    register_command,
-    setting_options,
-    to_json,
-)
-from personal_llm.app.chat_completions import (
-    MODEL_NAMES,
-    AnswerEvents,
-    generate,
-    make_answer,
-    make_event,
-    read_request,
-    summarise_reply,
-)
+from .arguments import MODEL_OPTIONS, get_settings, integer_option, load_model_from_arguments, option
+from .arguments import print_note, register_command, setting_options, to_json
+from .chat_completions import MODEL_NAMES, generate, make_answer, make_chunk, make_event, make_head
+from .chat_completions import make_item_events, read_request, summarise_reply
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personal_endpoints import ENDPOINTS, make_openapi, read_fields
 from .personalize import PersonalizeSettings, make_tuning_config, resolve_start
@@ -56,38 +40,22 @@ def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
         ) from error
     return starlette, uvicorn
 
-# %% ../../nbs/8_app/13_server.ipynb #14173d63
+# %% ../../nbs/8_app/13_server.ipynb #c575f231
 AGAIN_TEMPERATURE = 0.8  # of another reply to the same prompt
 EVENT_STREAM = "text/event-stream"
 
 
 def say_line(session: ChatSession, text: str):  # a generator
-    "Reply to a line of the page, and then yield a summary of the turn."
+    "Reply to a line, in events with a `piece` each; the last event is a summary of the turn."
     yield from session.say(text)
     yield summarise_reply(session)
 
 
 def say_again(session: ChatSession):  # a generator
-    "Delete the last turn, and draw another reply to its prompt."
+    "Delete the last turn, and draw another reply to its prompt; events as for `chat`."
     options = ReplyOptions(temperature=AGAIN_TEMPERATURE, seed=secrets.randbelow(2**31))
     yield from session.say(session.undo(), options=options)
     yield summarise_reply(session)
-
-
-class PersonalServer:
-    "The routes of the server; each method answers one request."
-
-    def __init__(self, worker: ConversationWorker):
-        self.worker = worker
-        self.max_tokens = worker.session.model.max_length // 2  # the other half is the prompt's
-
-    async def stream_events(self, items, to_event):
-        "Yield the events of a reply; an error becomes the last event."
-        try:
-            async for item in items:
-                yield to_event(item)
-        except Exception as error:
-            yield make_event(to_refusal(error).to_dict())
 
 # %% ../../nbs/8_app/13_server.ipynb #ff316c2c
 def to_refusal(error: Exception) -> Refusal:
@@ -111,65 +79,57 @@ def parse_body(body: bytes):  # plain JSON types
     except (ValueError, RecursionError):
         raise Refusal(400, "the body is no JSON", "invalid_value") from None
 
-# %% ../../nbs/8_app/13_server.ipynb #9e3cd94f
-@patch
-async def list_models(self: PersonalServer, request) -> dict:
-    "Answer `/v1/models`."
-    rows = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODEL_NAMES]
-    return dict(object="list", data=rows)
+# %% ../../nbs/8_app/13_server.ipynb #76d78056
+class PersonalServer:
+    "The answers of the server: each method takes a request, and returns a dictionary or a generator of events."
 
+    def __init__(self, worker: ConversationWorker):
+        self.worker, self.session = worker, worker.session
+        self.max_tokens = worker.session.model.max_length // 2  # the other half is the prompt's
 
-@patch
-async def complete(self: PersonalServer, request):  # a dictionary, or an asynchronous generator of events
-    "Answer `/v1/chat/completions`."
-    wanted = read_request(parse_body(await request.body()), self.max_tokens)
-    items = self.worker.stream(lambda: generate(self.worker.session, wanted))
-    if wanted.is_stream:
-        events = AnswerEvents(wanted)
-        first = await anext(items)  # a refusal still has its own status
-        return join_events(events, first, self.stream_events(items, events.add))
-    parts = [item async for item in items]
-    return make_answer(wanted, "".join(parts[:-1]), parts[-1])
+    async def stream_events(self, items, to_event, first: str = ""):
+        "Yield the events of a reply; an error becomes the last event."
+        try:
+            if first:
+                yield first
+            async with aclosing(items):
+                async for item in items:
+                    yield to_event(item)
+        except Exception as error:
+            yield make_event(to_refusal(error).to_dict())
 
+    async def complete(self, request):
+        wanted = read_request(parse_body(await request.body()), self.max_tokens)
+        items = self.worker.stream(lambda: generate(self.session, wanted))
+        if not wanted.is_stream:
+            parts = [item async for item in items]
+            return make_answer(wanted, "".join(parts[:-1]), parts[-1])
+        head, begin = make_head(wanted, "chat.completion.chunk"), dict(role="assistant", content="")
+        to_events = lambda item: make_item_events(wanted, head, item)
+        first = to_events(await anext(items))  # a refusal still has its own status
+        return self.stream_events(items, to_events, make_chunk(head, begin) + first)
 
-async def join_events(events: AnswerEvents, first, rest):  # an asynchronous generator
-    "Yield the opening event, the first item's, and the rest."
-    try:
-        yield events.begin() + events.add(first)
-        async for event in rest:
-            yield event
-    finally:
-        await rest.aclose()
+    def stream_turn(self, make_items):
+        to_event = lambda item: make_event(dict(piece=item) if isinstance(item, str) else item)
+        return self.stream_events(self.worker.stream(lambda: make_items(self.session)), to_event)
 
+    async def chat(self, request):
+        text = read_fields(say_line, parse_body(await request.body()))["text"]
+        if not clean_text(text, len(text))[0]:
+            raise Refusal(400, "text: give the words of the user", "invalid_value", "text")
+        return self.stream_turn(lambda session: say_line(session, text))
 
-@patch
-async def chat(self: PersonalServer, request):  # an asynchronous generator of events
-    "Answer `/personal/chat`."
-    body = parse_body(await request.body())
-    text = body.get("text") if isinstance(body, dict) else None
-    if not isinstance(text, str) or not clean_text(text, len(text))[0]:
-        raise Refusal(400, "text: give the words of the user", "invalid_value", "text")
-    return self.stream_events(self.worker.stream(lambda: say_line(self.worker.session, text)), make_event_of_item)
+    async def chat_again(self, request):
+        return self.stream_turn(say_again)
 
-
-@patch
-async def chat_again(self: PersonalServer, request):  # an asynchronous generator of events
-    "Answer `/personal/again`."
-    return self.stream_events(self.worker.stream(lambda: say_again(self.worker.session)), make_event_of_item)
-
-
-def make_event_of_item(item) -> str:
-    "Return the event of a piece or of the summary, as the page reads it."
-    return make_event(dict(piece=item) if isinstance(item, str) else item)
-
-# %% ../../nbs/8_app/13_server.ipynb #d9cb6a75
+# %% ../../nbs/8_app/13_server.ipynb #51fa2c37
 IMPORT_PART = 16  # dialogues that are scored in one job
 MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
 
 
 @patch
 async def status(self: PersonalServer, request) -> dict:
-    "Answer `/personal/status`."
+    "Return the state in numbers, and the last messages for the user."
     worker = self.worker
     notices = dict(notices=worker.notices, num_notices=worker.num_notices)
     return worker.status | notices | dict(is_toy=worker.session.model.name == "pocket", is_busy=worker.num_waiting > 0)
@@ -177,7 +137,7 @@ async def status(self: PersonalServer, request) -> dict:
 
 @patch
 async def import_file(self: PersonalServer, request) -> dict:
-    "Answer `/personal/import`."
+    "Read the body as a file of chats, and offer its dialogues; the query has the file's `name` and perhaps the `user`."
     from personal_llm.data.reading import read_dialogues
 
     content, suffixes = await request.body(), Path(request.query_params.get("name", "")).suffixes[-2:]
@@ -195,14 +155,8 @@ async def import_file(self: PersonalServer, request) -> dict:
     dialogues = (await asyncio.to_thread(read))[-MAX_IMPORTED_DIALOGUES:]
     kept = 0
     for start in range(0, len(dialogues), IMPORT_PART):
-        kept += await self.worker.run(self.worker.session.add_dialogues, dialogues[start : start + IMPORT_PART])
+        kept += await self.worker.run(self.session.add_dialogues, dialogues[start : start + IMPORT_PART])
     return dict(dialogues=len(dialogues), kept=kept)
-
-
-@patch
-async def document(self: PersonalServer, request) -> dict:
-    "Answer `/personal/openapi.json`."
-    return make_openapi()
 
 
 @patch
@@ -212,14 +166,16 @@ def make_endpoint(self: PersonalServer, method: str, function):  # an asynchrono
     async def answer(request):
         body = dict(request.query_params) if method == "GET" else parse_body(await request.body())
         fields = read_fields(function, body)
-        return await self.worker.run(lambda: function(self.worker.session, **fields))
+        return await self.worker.run(lambda: function(self.session, **fields))
 
     return answer
 
-# %% ../../nbs/8_app/13_server.ipynb #8c900aaa
+# %% ../../nbs/8_app/13_server.ipynb #612fd2ac
 PAGE_FILES = {"/": "index.html", "/page/page.css": "page.css", "/page/page.js": "page.js"}
 MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 IMPORT_PATH = "/personal/import"
+MODELS = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODEL_NAMES]
+MODELS = dict(object="list", data=MODELS)
 
 
 def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", limits: ServerLimits = ServerLimits()):
@@ -244,15 +200,19 @@ def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", li
 
         return Route(path, respond, methods=[method])
 
-    def page(name: str):
-        content = (ASSETS / "page" / name).read_bytes()
-        return lambda request: asyncio.sleep(0, Response(content, media_type=MEDIA_TYPES[Path(name).suffix]))
+    def constant(value):
+        return lambda request: asyncio.sleep(0, value)
 
-    own = [("GET", "/v1/models", server.list_models), ("POST", "/v1/chat/completions", server.complete)]
+    def read_page(name: str):
+        return Response((ASSETS / "page" / name).read_bytes(), media_type=MEDIA_TYPES[Path(name).suffix])
+
+    own = [("GET", "/v1/models", constant(MODELS)), ("POST", "/v1/chat/completions", server.complete)]
     own += [("POST", "/personal/chat", server.chat), ("POST", "/personal/again", server.chat_again)]
+    special = {("POST", "/personal/chat"): say_line, ("POST", "/personal/again"): say_again}
+    special |= {("GET", "/personal/status"): server.status, ("POST", IMPORT_PATH): server.import_file}
     own += [("GET", "/personal/status", server.status), ("POST", IMPORT_PATH, server.import_file)]
-    own += [("GET", "/personal/openapi.json", server.document)]
-    own += [("GET", path, page(name)) for path, name in PAGE_FILES.items()]
+    own += [("GET", "/personal/openapi.json", constant(make_openapi(ENDPOINTS | special)))]
+    own += [("GET", path, constant(read_page(name))) for path, name in PAGE_FILES.items()]
     own += [(method, path, server.make_endpoint(method, function)) for (method, path), function in ENDPOINTS.items()]
 
     @asynccontextmanager

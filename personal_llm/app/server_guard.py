@@ -76,7 +76,7 @@ class RateLimit:
         "Count an event."
         self.times.append(self.clock())
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #4ab3e994
+# %% ../../nbs/8_app/09_server_guard.ipynb #78a922a5
 class Refusal(Exception):
     "A request that the server does not serve; its text is a sentence for people."
 
@@ -103,13 +103,17 @@ SECURITY_HEADERS = {
 }
 
 
+def encode_headers(headers: dict) -> list:  # pairs of bytes
+    "Return headers as ASGI takes them."
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
 async def send_refusal(send, refusal: Refusal) -> None:
     "Send a refusal, and close the connection."
     body = json.dumps(refusal.to_dict()).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
     headers |= SECURITY_HEADERS | ({"Retry-After": "60"} if refusal.status == 429 else {})
-    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send(dict(type="http.response.start", status=refusal.status, headers=pairs))
+    await send(dict(type="http.response.start", status=refusal.status, headers=encode_headers(headers)))
     await send(dict(type="http.response.body", body=body))
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #f9fa68c5
@@ -169,7 +173,7 @@ def check_sender(self: Guard, path: str, headers: dict) -> None:
     self.wrong_tokens.count()
     raise Refusal(401, "the token is missing or wrong; use the one that personal-llm serve printed", "invalid_api_key")
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #ddb155f0
+# %% ../../nbs/8_app/09_server_guard.ipynb #fac99250
 @patch
 async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
     "Return the body of a request; raise `Refusal` if it is too large or too slow."
@@ -192,7 +196,7 @@ async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
         if not message.get("more_body"):
             return b"".join(parts)
 
-
+# %% ../../nbs/8_app/09_server_guard.ipynb #7a6e8d3e
 @patch
 async def __call__(self: Guard, scope, receive, send):
     "Serve one connection, as ASGI defines it."
@@ -216,8 +220,7 @@ async def __call__(self: Guard, scope, receive, send):
 
     async def send_with_headers(message):
         if message["type"] == "http.response.start":
-            own = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-            message = message | dict(headers=[*message.get("headers", ()), *own])
+            message = message | dict(headers=[*message.get("headers", ()), *encode_headers(SECURITY_HEADERS)])
         await send(message)
 
     await self.app(scope, receive_once, send_with_headers)
