@@ -239,7 +239,11 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
 def test_own_endpoints_are_documented_and_check_their_fields(served):
     document = ask(served, "GET", "/personal/openapi.json")[1]
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert named > set(personal_endpoints.ENDPOINTS) and ("POST", "/personal/chat") in named and document["openapi"].startswith("3.")
+    assert (
+        named > set(personal_endpoints.ENDPOINTS)
+        and ("POST", "/personal/chat") in named
+        and document["openapi"].startswith("3.")
+    )
     for path, body in (("forget", {}), ("forget", dict(text=" ")), ("feedback", dict(id=7)), ("undo", dict(x=1))):
         status, answer = ask(served, "POST", f"/personal/{path}", body)
         assert status == 400 and answer["error"]["message"]
