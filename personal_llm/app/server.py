@@ -40,9 +40,8 @@ def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
         ) from error
     return starlette, uvicorn
 
-# %% ../../nbs/8_app/13_server.ipynb #c575f231
+# %% ../../nbs/8_app/13_server.ipynb #a2c6c1f3
 AGAIN_TEMPERATURE = 0.8  # of another reply to the same prompt
-EVENT_STREAM = "text/event-stream"
 
 
 def say_line(session: ChatSession, text: str):  # a generator
@@ -170,7 +169,7 @@ def make_endpoint(self: PersonalServer, method: str, function):  # an asynchrono
 
     return answer
 
-# %% ../../nbs/8_app/13_server.ipynb #612fd2ac
+# %% ../../nbs/8_app/13_server.ipynb #995504ef
 PAGE_FILES = {"/": "index.html", "/page/page.css": "page.css", "/page/page.js": "page.js"}
 MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 IMPORT_PATH = "/personal/import"
@@ -178,27 +177,31 @@ MODELS = [dict(id=name, object="model", created=0, owned_by="personal_llm") for 
 MODELS = dict(object="list", data=MODELS)
 
 
+def make_route(method: str, path: str, answer):  # a `Route` of starlette
+    "Return the route to an answer; an error becomes a refusal."
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    async def respond(request):
+        try:
+            result = await answer(request)
+        except Exception as error:
+            refusal = to_refusal(error)
+            return JSONResponse(refusal.to_dict(), refusal.status)
+        if isinstance(result, dict):
+            return JSONResponse(result)
+        return result if isinstance(result, Response) else StreamingResponse(result, media_type="text/event-stream")
+
+    return Route(path, respond, methods=[method])
+
+# %% ../../nbs/8_app/13_server.ipynb #117e8029
 def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", limits: ServerLimits = ServerLimits()):
     "Make the server's application; raise `InputError` where starlette is missing."
     import_server_packages()
     from starlette.applications import Starlette
-    from starlette.responses import JSONResponse, Response, StreamingResponse
-    from starlette.routing import Route
+    from starlette.responses import Response
 
     server = PersonalServer(worker)
-
-    def route(method: str, path: str, answer):
-        async def respond(request):
-            try:
-                result = await answer(request)
-            except Exception as error:
-                refusal = to_refusal(error)
-                return JSONResponse(refusal.to_dict(), refusal.status)
-            if isinstance(result, dict):
-                return JSONResponse(result)
-            return result if isinstance(result, Response) else StreamingResponse(result, media_type=EVENT_STREAM)
-
-        return Route(path, respond, methods=[method])
 
     def constant(value):
         return lambda request: asyncio.sleep(0, value)
@@ -222,7 +225,7 @@ def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", li
         watching.cancel()
         await asyncio.to_thread(worker.close)
 
-    app = Starlette(routes=[route(*row) for row in own], lifespan=run_watch)
+    app = Starlette(routes=[make_route(*row) for row in own], lifespan=run_watch)
     return Guard(app, token, host, limits, (IMPORT_PATH,))
 
 # %% ../../nbs/8_app/13_server.ipynb #9a41aed9
