@@ -426,3 +426,12 @@ def test_every_grid_of_the_package_can_be_run():
     "Names, jobs and functions as the workers need them."
     for grid in experiments.all_grids():
         assert grid.measure.__module__.startswith("personal_llm.experiments.") and grid.jobs
+
+
+@pytest.mark.parametrize("grid", experiments.all_grids(), ids=lambda grid: grid.name)
+def test_saved_rows_answer_jobs_of_the_plan(grid):
+    "A renamed field of a job would leave its rows unread and measure the whole grid again."
+    fields = {frozenset(job) for job in grid.jobs}
+    lines = read_result_lines(grid.name)
+    assert lines, "no row was saved"
+    assert [line["job"] for line in lines if frozenset(line["job"]) not in fields] == []

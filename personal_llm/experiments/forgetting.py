@@ -61,5 +61,5 @@ def measure(jobs: list):  # yields a dict of results a job
         yield before | run_rounds(model, user, data, job["seed"], job["rehearsal"], sets) | dict(early_rows=len(early))
 
 
-JOBS = [dict(user=u, seed=STREAM_SEED, replay=n) for u in VARIED_USERS for n in REPLAY_COUNTS]
+JOBS = [dict(user=u, seed=STREAM_SEED, rehearsal=n) for u in VARIED_USERS for n in REPLAY_COUNTS]
 GRIDS = (Grid("forgetting", JOBS, measure, shared=("user", "seed")),)
