@@ -24,8 +24,9 @@ function button(text, action, kind = "small") {
 function announce(text) { $("announcement").textContent = text; }
 
 function tell(text) {
+  $("notices-bar").hidden = false;
   $("notices").append(make("li", { textContent: text }));
-  while ($("notices").children.length > 5) $("notices").firstChild.remove();
+  while ($("notices").children.length > 3) $("notices").firstChild.remove();
 }
 
 async function confirmForget(text) {
@@ -263,6 +264,10 @@ $("line").addEventListener("keydown", (event) => {
   event.preventDefault();
   if (!state.reply) submitLine();
 });
+$("notices-close").addEventListener("click", () => {
+  $("notices").replaceChildren();
+  $("notices-bar").hidden = true;
+});
 $("toy-close").addEventListener("click", () => {
   localStorage.setItem(TOY_KEY, "known");
   $("toy").hidden = true;
@@ -324,7 +329,7 @@ async function importFile(file) {
   $("import-result").textContent = `Reading ${file.name} …`;
   const result = await attempt(async () => (await send("POST", `/personal/import?name=${encodeURIComponent(file.name)}`, file)).json());
   $("import-result").textContent = result
-    ? `${result.dialogues} dialogues were read, and ${result.kept} were kept when they came.` : "The file was not imported: see the messages in Chat.";
+    ? `${result.dialogues} dialogues were read, and ${result.kept} were kept when they came.` : "The file was not imported.";
   await attempt(loadMemory);
 }
 
@@ -343,7 +348,8 @@ $("drop").addEventListener("drop", (event) => {
 
 async function loadStyle() {
   $("style").replaceChildren(make("li", { textContent: "reading your answers …" }));
-  const { lines, missing, start } = await get("/personal/style");
+  const failed = (error) => ({ lines: [], missing: error.message, start: null });
+  const { lines, missing, start } = await get("/personal/style").catch(failed);
   const shown = lines.length ? lines : [missing];
   $("style").replaceChildren(...shown.map((text) => make("li", { textContent: text, dir: "auto" })));
   const names = start ? Object.keys(start.weights || {}).join(", ") || "the base model" : "";
