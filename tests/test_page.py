@@ -135,14 +135,17 @@ def test_a_whole_day(browser, tmp_path):
     assert [url for url in sent if url.startswith("http") and not url.startswith("http://127.0.0.1:")] == []
 
 
-ATTACK = """<form id=f method=post enctype=text/plain target=g action=ADDRESS/personal/chat><input name='{"text":"Zanzibar","x":"'
-value='"}'></form><iframe name=g></iframe><iframe src=ADDRESS/></iframe><img src=ADDRESS/personal/undo>
+ATTACK = """<form id=f method=post enctype=text/plain target=g action=ADDRESS/personal/chat>
+<input name='{"text":"Zanzibar","x":"' value='"}'></form>
+<iframe name=g></iframe><iframe src=ADDRESS/></iframe><img src=ADDRESS/personal/undo>
 <script src=ADDRESS/personal/conversation></script><script>
 window.results = []; document.getElementById('f').submit();
-const tries = [['GET', {}], ['POST', {}], ['GET', {mode: 'no-cors'}], ['POST', {mode: 'no-cors', body: '{"text":"Zanzibar"}'}],
-  ['POST', {headers: {Authorization: 'Bearer TOKEN', 'Content-Type': 'application/json'}, body: '{"text":"Zanzibar"}'}]];
-Promise.all(tries.map(([method, more]) => fetch('ADDRESS/personal/' + (method === 'GET' ? 'conversation' : 'chat'),
-  {method, credentials: 'include', ...more}).then(r => r.text()).then(t => results.push('read ' + t), e => results.push('no'))));
+const body = '{"text":"Zanzibar"}', headers = {Authorization: 'Bearer TOKEN', 'Content-Type': 'application/json'};
+const tries = [['GET', {}], ['POST', {}], ['GET', {mode: 'no-cors'}], ['POST', {mode: 'no-cors', body}],
+  ['POST', {headers, body}]];
+const address = method => 'ADDRESS/personal/' + (method === 'GET' ? 'conversation' : 'chat');
+Promise.all(tries.map(([method, more]) => fetch(address(method), {method, credentials: 'include', ...more})
+  .then(answer => answer.text()).then(text => results.push('read ' + text), error => results.push('no'))));
 </script>"""
 
 
