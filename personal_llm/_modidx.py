@@ -6128,6 +6128,10 @@ d = {
                 "7_runtimes/export.html#push_to_hub",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.render_gaps": (
+                "7_runtimes/export.html#render_gaps",
+                "personal_llm/runtimes/export.py",
+            ),
         },
         "personal_llm.runtimes.phone": {
             "personal_llm.runtimes.phone.PhoneProgress": (

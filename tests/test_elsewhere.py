@@ -94,11 +94,28 @@ def test_a_modelfile_writes_turns_as_the_template_does(name):
     model = shared_real(name)
     lines = format_modelfile(model, "./b.gguf", "./a.gguf")
     template = lines.split('"""')[1]
-    filled = template.replace("{{ .Prompt }}", "Tea?").split("{{ .Response }}")[0]
-    turn = [dict(role="user", content="Tea?")]
-    said = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    assert said.removeprefix(model.tokenizer.bos_token or "") == filled
+    talk = [("user", "Tea?"), ("assistant", "Yes."), ("user", "Milk?"), ("assistant", "No."), ("user", "Why?")]
+    for system in ("", "Be brief."):
+        turns = [("system", system)] * bool(system) + talk
+        written = model.tokenizer.apply_chat_template(
+            [dict(role=role, content=text) for role, text in turns], tokenize=False, add_generation_prompt=True
+        )
+        adds_start = model.tokenizer("x")["input_ids"][0] == model.tokenizer.bos_token_id
+        assert filled(template, talk, system) == written.removeprefix(model.tokenizer.bos_token if adds_start else "")
     assert lines.startswith("FROM ./b.gguf\nADAPTER ./a.gguf\n") and f'stop "{model.tokenizer.eos_token}"' in lines
+
+
+def filled(template: str, talk: list, system: str) -> str:
+    "What Ollama makes of a template, for the few forms that we write."
+    head, _, body = template.removesuffix("{{ end }}{{ end }}").partition("{{ range .Messages }}")
+    if head.startswith("{{ if .System }}"):
+        with_system, _, without = (
+            head.removeprefix("{{ if .System }}").removesuffix("{{ end }}").partition("{{ else }}")
+        )
+        head = with_system.replace("{{ .System }}", system) if system else without
+    user, _, reply = body.removeprefix('{{ if eq .Role "user" }}').partition('{{ else if eq .Role "assistant" }}')
+    parts = dict(user=user, assistant=reply)
+    return head + "".join(parts[role].replace("{{ .Content }}", text) for role, text in talk)
 
 
 # ---- llama.cpp

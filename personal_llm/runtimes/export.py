@@ -6,6 +6,8 @@
 __all__ = ['push_to_hub', 'format_modelfile']
 
 # %% ../../nbs/7_runtimes/04_export.ipynb #2a60805e
+import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -79,21 +81,46 @@ def push_to_hub(
             raise InputError(f"{repo}: {type(error).__name__}: {line}", "hf auth login; check the name") from error
     return str(address)
 
+# %% ../../nbs/7_runtimes/04_export.ipynb #mfgaps01
+def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and after the contents
+    "Return the template's own text around the turns of a conversation; raise `InputError` if it drops a turn."
+    marks = [f"\ue000{place}\ue001" for place in range(len(roles))]
+    turns = [dict(role=role, content=mark) for role, mark in zip(roles, marks)]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # the template's own refusal
+        raise InputError(
+            f"the chat template refuses {' and '.join(roles)} turns", "write the TEMPLATE by hand"
+        ) from error
+    if tokenizer.bos_token and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
+        text = text.removeprefix(tokenizer.bos_token)  # llama.cpp puts it in front, too
+    gaps = re.split("|".join(marks), text)
+    if len(gaps) != len(roles) + 1:
+        raise InputError("the chat template does not give the user's words back", "write the TEMPLATE by hand")
+    return gaps
+
 # %% ../../nbs/7_runtimes/04_export.ipynb #6da1dd49
-_PROMPT_PLACEHOLDER = "{{ .Prompt }}"  # where Ollama puts the user's words
-
-
 def format_modelfile(
     model,  # a `Model`, for its template and end tokens
     base: str = "./base.gguf",  # a GGUF file, as the Modelfile shall name it
     adapter: str = "./adapter.gguf",
 ) -> str:
-    "Return Ollama's Modelfile for a base and an adapter; raise `InputError` if the template drops the prompt."
-    turn = [dict(role="user", content=_PROMPT_PLACEHOLDER)]
+    "Return Ollama's Modelfile for a base and an adapter; raise `InputError` for a template that has no such form."
     tokenizer = model.tokenizer
-    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    text = text.removeprefix(tokenizer.bos_token or "")  # llama.cpp puts it in front itself
-    if text.count(_PROMPT_PLACEHOLDER) != 1 or '"""' in text:
-        raise InputError("the chat template does not give the user's words back", "write the TEMPLATE by hand")
+    first, gap, middle, end = render_gaps(tokenizer, "user", "assistant", "user")
+    shared = os.path.commonprefix([first[::-1], middle[::-1]])[::-1]
+    before_user = re.search(r"(<[^<>]*>|[^<>])*$", shared)[0]  # without a part of a control token
+    header, after_reply = first.removesuffix(before_user), middle.removesuffix(before_user)
+    try:
+        before_system, after_system, _ = render_gaps(tokenizer, "system", "user")
+        system = f"{{{{ if .System }}}}{before_system}{{{{ .System }}}}{after_system.removesuffix(before_user)}"
+        header = f"{system}{{{{ else }}}}{header}{{{{ end }}}}"
+    except InputError:  # a template without system turns
+        pass
+    user = f'{{{{ if eq .Role "user" }}}}{before_user}{{{{ .Content }}}}{gap}'
+    reply = f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{after_reply}{{{{ end }}}}'
+    if gap != end or '"""' in header + user + reply:
+        raise InputError("the chat template writes the last turn in another way", "write the TEMPLATE by hand")
+    template = f"{header}{{{{ range .Messages }}}}{user}{reply}{{{{ end }}}}"
     stop = tokenizer.eos_token
-    return f'FROM {base}\nADAPTER {adapter}\nTEMPLATE """{text}{{{{ .Response }}}}{stop}"""\nPARAMETER stop "{stop}"\n'
+    return f'FROM {base}\nADAPTER {adapter}\nTEMPLATE """{template}"""\nPARAMETER stop "{stop}"\n'
