@@ -2303,6 +2303,10 @@ d = {
                 "course/tasks_1.html#_two_early",
                 "personal_llm/course/tasks_1.py",
             ),
+            "personal_llm.course.tasks_1._weather_costs": (
+                "course/tasks_1.html#_weather_costs",
+                "personal_llm/course/tasks_1.py",
+            ),
             "personal_llm.course.tasks_1.answer_nll": (
                 "course/tasks_1.html#answer_nll",
                 "personal_llm/course/tasks_1.py",
@@ -2608,6 +2612,10 @@ d = {
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6._layer": ("course/tasks_6.html#_layer", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._random_share": (
+                "course/tasks_6.html#_random_share",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._scaled": ("course/tasks_6.html#_scaled", "personal_llm/course/tasks_6.py"),
             "personal_llm.course.tasks_6._scales_of": (
                 "course/tasks_6.html#_scales_of",
@@ -2623,6 +2631,28 @@ d = {
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6.change": ("course/tasks_6.html#change", "personal_llm/course/tasks_6.py"),
+        },
+        "personal_llm.course.tasks_6_rank": {
+            "personal_llm.course.tasks_6_rank._groups": (
+                "course/tasks_6_rank.html#_groups",
+                "personal_llm/course/tasks_6_rank.py",
+            ),
+            "personal_llm.course.tasks_6_rank._train": (
+                "course/tasks_6_rank.html#_train",
+                "personal_llm/course/tasks_6_rank.py",
+            ),
+            "personal_llm.course.tasks_6_rank.share_of_first": (
+                "course/tasks_6_rank.html#share_of_first",
+                "personal_llm/course/tasks_6_rank.py",
+            ),
+            "personal_llm.course.tasks_6_rank.train_fully": (
+                "course/tasks_6_rank.html#train_fully",
+                "personal_llm/course/tasks_6_rank.py",
+            ),
+            "personal_llm.course.tasks_6_rank.train_with_rank": (
+                "course/tasks_6_rank.html#train_with_rank",
+                "personal_llm/course/tasks_6_rank.py",
+            ),
         },
         "personal_llm.course.tasks_7": {
             "personal_llm.course.tasks_7._about_zero": (
@@ -2667,6 +2697,28 @@ d = {
                 "personal_llm/course/tasks_7.py",
             ),
             "personal_llm.course.tasks_7.widening": ("course/tasks_7.html#widening", "personal_llm/course/tasks_7.py"),
+        },
+        "personal_llm.course.tasks_7_curve": {
+            "personal_llm.course.tasks_7_curve.best_step": (
+                "course/tasks_7_curve.html#best_step",
+                "personal_llm/course/tasks_7_curve.py",
+            ),
+            "personal_llm.course.tasks_7_curve.judge_stop": (
+                "course/tasks_7_curve.html#judge_stop",
+                "personal_llm/course/tasks_7_curve.py",
+            ),
+            "personal_llm.course.tasks_7_curve.make_stop": (
+                "course/tasks_7_curve.html#make_stop",
+                "personal_llm/course/tasks_7_curve.py",
+            ),
+            "personal_llm.course.tasks_7_curve.overfitting_curve": (
+                "course/tasks_7_curve.html#overfitting_curve",
+                "personal_llm/course/tasks_7_curve.py",
+            ),
+            "personal_llm.course.tasks_7_curve.rise": (
+                "course/tasks_7_curve.html#rise",
+                "personal_llm/course/tasks_7_curve.py",
+            ),
         },
         "personal_llm.course.tasks_8": {
             "personal_llm.course.tasks_8._any_gain": (

@@ -150,15 +150,15 @@ def index_page(folder: str) -> str:
 
 
 def shown_on_site(notebook: Path) -> bool:
-    "Solutions are for those who have tried; they are in the package, not in the menu."
-    return ".ipynb_checkpoints" not in notebook.parts and not notebook.name.startswith("solution_")
+    "Solutions and tasks hold answers; they are in the repository, not on the site."
+    return ".ipynb_checkpoints" not in notebook.parts and not notebook.name.startswith(("solution_", "tasks_"))
 
 
 def copy_notebooks(to: Path) -> None:
     "The notebooks as readers see them, and the pictures beside them."
     for one in sorted((ROOT / "nbs").rglob("*")):
         place = to / one.relative_to(ROOT / "nbs")
-        if one.suffix == ".ipynb" and ".ipynb_checkpoints" not in one.parts:
+        if one.suffix == ".ipynb" and shown_on_site(one):
             page = place.with_suffix(".md")
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(as_pages(as_markdown(one, page)), encoding="utf-8")

@@ -27,8 +27,21 @@ HANDED_OUT = {  # lesson -> names that its notebook and its solution import from
     3: {"TASKS", "COUNT", "KEPT", "LISTS", "NEW", "REASONS", "SCORES", "SENTENCE", "SPREAD", "TOKENS"},
     4: {"TASKS", "BAIT", "BINS", "FATES", "NAMES", "NEW", "PLACE", "SCORES", "SEEN"},
     5: {"TASKS", "CANDIDATE", "PAIRS", "REFERENCE", "toy_stream"},
-    6: {"TASKS", "ALPHA", "CLAIMS", "SIZES", "A", "B", "X"},
-    7: {"TASKS", "DIALOGUES", "FIRST", "LEVEL", "SECOND", "SEEDS", "TRIES", "USERS", "VALUES", "VERDICTS", "draws_of"},
+    6: {"TASKS", "ALPHA", "CLAIMS", "SIZES", "A", "B", "X", "share_of_first", "train_fully", "train_with_rank"},
+    7: {
+        "TASKS",
+        "DIALOGUES",
+        "FIRST",
+        "LEVEL",
+        "SECOND",
+        "SEEDS",
+        "TRIES",
+        "USERS",
+        "VALUES",
+        "VERDICTS",
+        "draws_of",
+        "overfitting_curve",
+    },
     8: {"TASKS", "FACTORS", "LEAST", "SHIFT", "TESTS", "USER", "WORDS", "P", "Q", "library_rows"},
 }
 

@@ -13,6 +13,7 @@ from ..base.core import make_generator
 from .checks import KINDS, Task, Wrong, later
 from .lesson_probes import probe_layer
 from .probes import Answer
+from .tasks_6_rank import share_of_first, train_fully, train_with_rank as train_with_rank
 
 # %% ../../nbs/course/tasks_6.ipynb #c4b13935
 TASKS = {}  # name -> Task, in the order of the lesson
@@ -314,4 +315,52 @@ TASKS["claim"] = Task(
     ),
     "choice",
     choices=CLAIMS,
+)
+
+# %% ../../nbs/course/tasks_6.ipynb #09656bb6
+def _random_share() -> float:  # share of the first eight directions of 256
+    values = np.linalg.svd(np.random.default_rng(0).normal(size=(256, 256)), compute_uv=False)
+    return float(share_of_first(values[None])[7])
+
+
+TASKS["singular"] = Task(
+    "singular",
+    6,
+    "A change has the singular values 4, 2, 2 and 1. Which share of its squared length has the best matrix of rank 1?",
+    16 / 25,
+    (
+        Wrong("not squared", 4 / 9, "singular values were added; their squares add up to the squared length"),
+        Wrong("the rest", 9 / 25, "that is the share that is lost"),
+        Wrong(
+            "length", 0.8, "that is the share of the length, or of two directions; the squared length of one is asked"
+        ),
+        Wrong("one of four", 0.25, "the directions do not count alike: the first one is the longest"),
+    ),
+)
+
+# %% ../../nbs/course/tasks_6.ipynb #6f25f961
+TASKS["spectrum"] = Task(
+    "spectrum",
+    6,
+    "Read the figure: which share of the squared change of a full fine-tune lies in the first eight directions?",
+    later(lambda: float(share_of_first(train_fully()[1])[7])),
+    (
+        Wrong("the random matrix", later(_random_share), "that is the curve of the random matrix"),
+        Wrong(
+            "the first direction",
+            later(lambda: float(share_of_first(train_fully()[1])[0])),
+            "that is the first one alone",
+        ),
+        Wrong(
+            "64 directions",
+            later(lambda: float(share_of_first(train_fully()[1])[63])),
+            "that is far to the right; find 8 on the axis",
+        ),
+        Wrong(
+            "the rest",
+            later(lambda: 1 - float(share_of_first(train_fully()[1])[15])),
+            "read the height of the curve, not what is above it",
+        ),
+    ),
+    tolerance=0.05,
 )

@@ -6,11 +6,12 @@
 __all__ = ['USERS', 'SEEDS', 'DIALOGUES', 'TASKS', 'FIRST', 'SECOND', 'VALUES', 'VERDICTS', 'RIVAL_MISTAKES', 'TRIES',
            'LEVEL', 'standard_error', 'widening', 'interval', 'draws_of', 'beaten']
 
-# %% ../../nbs/course/tasks_7.ipynb #e0557317
+# %% ../../nbs/course/tasks_7.ipynb #2d2065ae
 import numpy as np
 
 from ..base.core import make_generator
 from .checks import Task, Wrong, later
+from .tasks_7_curve import best_step, judge_stop, make_stop, overfitting_curve, rise
 from ..tuning.statistics import paired_bootstrap
 
 # %% ../../nbs/course/tasks_7.ipynb #c311737b
@@ -339,4 +340,52 @@ TASKS["often"] = Task(
         Wrong("corrected", LEVEL / TRIES, "that is the level at which each would have to be tested"),
     ),
     tolerance=0.002,
+)
+
+# %% ../../nbs/course/tasks_7.ipynb #b34ffe00
+TASKS["stop"] = Task(
+    "stop",
+    7,
+    "Read the figure: at which step would you stop?",
+    make_stop(lambda own, others: others),
+    (
+        Wrong(
+            "the end",
+            later(lambda: overfitting_curve()[-1][0]),
+            "the training loss is lowest there; look at the other curve",
+        ),
+        Wrong("no training", 0, "the loss of the others falls first: some training helps"),
+        Wrong(
+            "before", later(lambda: 5 if best_step() > 5 else 0), "the loss of the others still falls after that step"
+        ),
+        Wrong("after", later(lambda: overfitting_curve()[-3][0]), "the loss of the others has risen by then"),
+    ),
+    judge=judge_stop,
+)
+
+# %% ../../nbs/course/tasks_7.ipynb #464b8746
+TASKS["overfit by"] = Task(
+    "overfit by",
+    7,
+    "Read the figure: by how many nats a token does the loss of the others rise from its lowest point?",
+    later(rise),
+    (
+        Wrong(
+            "the gap",
+            later(lambda: overfitting_curve()[-1][2] - overfitting_curve()[-1][1]),
+            "that is the gap of the two curves at the end",
+        ),
+        Wrong(
+            "from the start",
+            later(lambda: overfitting_curve()[-1][2] - overfitting_curve()[0][2]),
+            "that is the difference to the first step; look for the lowest point",
+        ),
+        Wrong(
+            "training",
+            later(lambda: overfitting_curve()[0][1] - overfitting_curve()[-1][1]),
+            "that is how far the training loss falls",
+        ),
+        Wrong("sign", later(lambda: -rise()), "the loss rises, so the number is positive"),
+    ),
+    tolerance=0.08,
 )
