@@ -359,6 +359,10 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.after_job",
                 "personal_llm/app/conversation_worker.py",
             ),
+            "personal_llm.app.conversation_worker.ConversationWorker.begin_learning": (
+                "8_app/conversation_worker.html#conversationworker.begin_learning",
+                "personal_llm/app/conversation_worker.py",
+            ),
             "personal_llm.app.conversation_worker.ConversationWorker.close": (
                 "8_app/conversation_worker.html#conversationworker.close",
                 "personal_llm/app/conversation_worker.py",

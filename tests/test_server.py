@@ -294,6 +294,22 @@ def test_a_client_that_leaves_ends_its_reply(served):
     assert served.session.me.buffer.seen == 1 and len(served.session.me.session["turns"]) == 1
 
 
+def test_a_fine_tune_that_cannot_begin_or_fails_leaves_the_conversation(tmp_path, monkeypatch):
+    with chat_server(fresh(tmp_path / "me"), learn_every=1) as running:
+        first = say(running, "My knee hurts.")
+        monkeypatch.setattr(ChatSession, "learn", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
+        assert ask(running, "POST", "/personal/feedback", dict(id=first["id"], better=BETTER))[0] == 200
+        assert say(running, "And now?")["id"]
+        monkeypatch.undo()
+        monkeypatch.setattr(type(running.session.me), "train_adapter", lambda *given: 1 / 0)
+        second = say(running, "And tomorrow?")
+        assert ask(running, "POST", "/personal/feedback", dict(id=second["id"]))[0] == 200
+        until(lambda: running.worker.num_notices >= 3)
+        assert say(running, "Still there?")["id"]
+        shown = ask(running, "GET", "/personal/status")[1]["notices"]
+        assert any("could not begin" in text for text in shown) and any("failed" in text for text in shown), shown
+
+
 # security
 
 

@@ -9,9 +9,10 @@ __all__ = ['ANSWERS_FOR_LEARNING', 'MAX_NOTICES', 'ConversationWorker']
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from .server_guard import Refusal
-from ..base.core import patch
+from ..base.core import InputError, patch
 from ..device.corrections import ChatSession
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
@@ -42,10 +43,17 @@ class ConversationWorker:
             count = session.count_new_answers()
             if count >= self.next_learning:
                 self.next_learning = count + self.learn_every  # a fine-tune that fails is not begun again at once
-                session.messages_to_user.append(session.learn())
+                session.messages_to_user.append(self.begin_learning())
         new = session.pop_messages()
         self.notices, self.num_notices = [*self.notices, *new][-MAX_NOTICES:], self.num_notices + len(new)
         self.status = get_chat_numbers(session)
+
+    def begin_learning(self) -> str:  # a message for the user
+        "Begin a fine-tune; a failure becomes a message, and the conversation goes on."
+        try:
+            return self.session.learn()
+        except (InputError, OSError, RuntimeError) as error:
+            return f"learning could not begin: {error}"
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #1c661070
 def get_chat_numbers(session: ChatSession) -> dict:  # plain values
@@ -104,10 +112,11 @@ async def stream(self: ConversationWorker, make_items):  # an asynchronous gener
                     items.close()
                     break
                 put(item)
+            self.after_job()
         except Exception as error:
             put(error)
-        self.after_job()
-        put(end)
+        finally:
+            put(end)
 
     self.enter()
     self.executor.submit(produce)
@@ -128,14 +137,18 @@ async def watch(self: ConversationWorker) -> None:
         await asyncio.sleep(0.5)
         training = self.session.background_training
         if training is not None and training.is_done():
-            await self.run(self.finish_training)
+            with suppress(Refusal):  # too many jobs wait: half a second later
+                await self.run(self.finish_training)
 
 
 @patch
 def finish_training(self: ConversationWorker) -> None:
     "Use the adapter of a complete fine-tune; the thread runs this."
     rounds = len(self.session.me.rounds)
-    self.session.finish_training()
+    try:
+        self.session.finish_training()
+    except Exception as error:  # of ours; the conversation goes on
+        self.session.messages_to_user.append(f"learning failed: {type(error).__name__}; all is as it was")
     if len(self.session.me.rounds) > rounds:
         self.next_learning = self.learn_every
 
