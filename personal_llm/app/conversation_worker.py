@@ -48,13 +48,6 @@ class ConversationWorker:
         self.notices, self.num_notices = [*self.notices, *new][-MAX_NOTICES:], self.num_notices + len(new)
         self.status = get_chat_numbers(session)
 
-    def begin_learning(self) -> str:  # a message for the user
-        "Begin a fine-tune; a failure becomes a message, and the conversation goes on."
-        try:
-            return self.session.learn()
-        except (InputError, OSError, RuntimeError) as error:
-            return f"learning could not begin: {error}"
-
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #1c661070
 def get_chat_numbers(session: ChatSession) -> dict:  # plain values
     "Return the state of a session in numbers, with the open question's id."
@@ -71,6 +64,15 @@ def get_chat_numbers(session: ChatSession) -> dict:  # plain values
         rounds=len(me.rounds),
         question=session.question.dialogue.id if session.question else None,
     )
+
+
+@patch
+def begin_learning(self: ConversationWorker) -> str:  # a message for the user
+    "Begin a fine-tune; a failure becomes a message, and the conversation goes on."
+    try:
+        return self.session.learn()
+    except (InputError, OSError, RuntimeError) as error:
+        return f"learning could not begin: {error}"
 
 
 @patch
