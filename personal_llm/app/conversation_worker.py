@@ -99,7 +99,7 @@ async def run(self: ConversationWorker, function, *args):  # its result
     finally:
         self.num_waiting -= 1
 
-
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #wrkstr01
 @patch
 async def stream(self: ConversationWorker, make_items):  # an asynchronous generator of its items
     "Yield the items of a generator as the thread makes them."
