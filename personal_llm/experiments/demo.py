@@ -99,15 +99,17 @@ def write_demo_paragraph() -> str:
         f"{bins} of them and",
         f"asks at most {bins} questions. Coloured bands are the {user}'s subject, marks are the",
         "dialogues in the buffer,",
-        f"and on the right you see the response loss on the {user}'s preferred answers.",
+        f"and on the right you see the response loss on the {user}'s preferred answers: their mean negative",
+        "log-likelihood per token, in nats.",
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a",
         "correction.",
         f"The response loss went from {before['loss']:.2f} to {after['loss']:.2f} nats a token on",
         f"{settings['tests']} new",
         f"questions ({format_interval(outcome['change']['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to",
         f"{after['rouge1']:.2f}, and the loss on other talk from {before['keep_loss']:.2f} to",
-        f"{after['keep_loss']:.2f}.",
-        "We make replies before and after alike (greedy, repetition penalty",
+        f"{after['keep_loss']:.2f}. (ROUGE-1 measures the share of words that a reply has in common with the preferred",
+        "answer.)",
+        "We make the replies before and after in the same way (greedy, repetition penalty",
         f"{settings['repetition_penalty']}).",
         "One user and one seed cannot rank the policies.",
     )
@@ -121,8 +123,8 @@ def write_sample_paragraph() -> str:
     row = rows[0]
     before, after, change, data = row["before"], row["after"], row["change"], row["data"]
     return paragraph(
-        f"The command holds {data['held_out']} of the {data['dialogues']} dialogues out, drops a few that are too like",
-        f"the others, keeps {row['kept']} of the rest and trains on them. On the held-out dialogues",
+        f"The command holds {data['held_out']} of the {data['dialogues']} dialogues out, drops a few that are too similar",
+        f"to others, keeps {row['kept']} of the rest and trains on them. On the held-out dialogues",
         f"the response loss goes from {before['loss']:.2f} to",
         f"{after['loss']:.2f} nats a token ({format_interval(change['loss'])}),",
         f"and ROUGE-1 from {before['rouge1']:.2f} to",
@@ -140,7 +142,9 @@ def write_warm_start_paragraph() -> str:
         )
     row = rows[0]
     warm, opening = row["warm"], f"In the second half, the demo counts the {row['user']}'s habits and fits a mixture of"
-    opening += f" {warm['library']} models, which were tuned for other people; a plain one is among them."
+    opening += (
+        f" {warm['library']} models. Most were tuned for other people, and the plain one on text without a style."
+    )
     scratch, *others = sorted(warm["curves"].items(), key=lambda item: item[0] != "from scratch")
     if not others:
         return paragraph(opening, "No model was near, so the fine-tune began from the bare model.")
@@ -156,7 +160,7 @@ def write_warm_start_paragraph() -> str:
         f"The run from scratch reaches its lowest validation loss {when['scratch']};",
         f"the run from the mixture reaches the same loss {when['mixture']}.",
         f"On the test set the run from the mixture goes {losses(mixture)} nats a token,",
-        f"the run from scratch {losses(scratch)}.",
+        f"the run from scratch {losses(scratch)}. (Here we average over all tokens, above over dialogues.)",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #cef302bf
@@ -175,13 +179,13 @@ def write_buffer_share_sentences() -> list:  # sentences
     streams = len({row["seed"] for row in mine})
     return [
         f"We simulate {len({row['user'] for row in mine})} people with real text, on {streams} streams",
-        "each, with 32 bins",
-        "and 32 questions. Of the questions of our default policy `active`,",
-        f"{corrected['active']:.0f} bring a correction. The paper's policy `sdss` asks about its buffer",
+        "each, with a buffer of 32 dialogues",
+        "and 32 questions. On average, our default policy `active` gets",
+        f"{corrected['active']:.0f} corrections. The paper's policy `sdss` asks about its buffer",
         "and gets",
-        f"{corrected['sdss']:.0f}; a uniform draw gets {corrected['reservoir']:.0f}.",
-        f"{len(silent['active'])} more people",
-        f"never correct a reply: for them {silent['active'].mean():.0%} of the buffer of `active` is on",
+        f"{corrected['sdss']:.0f}. A uniform draw of dialogues gets {corrected['reservoir']:.0f}.",
+        f"Another {len(silent['active'])} people",
+        f"never correct a reply. For them, {silent['active'].mean():.0%} of the buffer of `active` is on",
         "their subject,",
         f"and {silent['reservoir'].mean():.0%} of a uniform draw.",
     ]
@@ -212,7 +216,7 @@ def write_policies_paragraph() -> str:
         "single baseline (random, reservoir, first-in-first-out, K-center). The ratio is",
         f"{ratios['active']} and",
         f"{ratios['sdss']}. The loss on other talk changes by {other.mean():+.2f} nats a token.",
-        "A floor without a model, the most typical answer in the buffer to every question, is below the trained model",
-        f"for {(rouge['active'] > floor).sum()} of {len(floor)} people.",
+        "A floor needs no model: it gives the most typical answer in the buffer to every question. The trained model has",
+        f"a higher ROUGE-1 than this floor for {(rouge['active'] > floor).sum()} of {len(floor)} people.",
         SUMMARY_SENTENCE,
     )
