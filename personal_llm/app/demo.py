@@ -145,7 +145,7 @@ def score_adapter(run: DemoRun, adapter=None) -> AdapterScores:  # None: the bar
 
 # %% ../../nbs/8_app/04_demo.ipynb #bd9bf8d9
 def run_policy(run: DemoRun, policy: str, buffer, candidates: list) -> tuple:
-    "Fill a buffer, ask the user, make synthetic dialogues and fine-tune."
+    "Fill a buffer, ask the user, make synthetic dialogues, fine-tune; return the personalizer and the kept places."
     from personal_llm.device.personalizer import Personalizer
 
     options = dict(synthetic=run.settings.synthetic, max_questions=buffer.capacity, seed=run.settings.seed)
@@ -262,7 +262,7 @@ def run_warm_start_demo(
 
 # %% ../../nbs/8_app/04_demo.ipynb #745d6137
 def run_all_policies(run: DemoRun, before: AdapterScores) -> tuple:
-    "Run every policy: (policy -> outcome, the first policy's personalizer and its `AdapterScores`)."
+    "Run every policy; return policy -> outcome, the first policy's personalizer, and its `AdapterScores`."
     with run.stages("reading the stream"):
         candidates = score(run.model, run.data.stream, load_lexicons())
     outcomes, first = {}, None
