@@ -160,7 +160,7 @@ def _forget_relevance(self: ActivePolicy, view: BufferView) -> None:
 # %% ../../nbs/2_buffer/05_active.ipynb #1b776936
 @patch
 def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tuple:
-    "Return a slot or None, and the reason; a repeated prompt gets a bin only with an answer of the user."
+    "Return the slot of the candidate or None, and the reason; a repeated prompt gets a bin only if the user answered."
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"

@@ -69,7 +69,7 @@ def last_hidden_states(
 def supports_partial_logits(
     adapted,  # a transformers model, with or without peft around it
 ) -> bool:
-    "Say whether the output layer, applied to the last hidden states, gives this model's logits."
+    "Return whether the output layer, applied to the last hidden states, gives this model's logits."
     import torch
 
     if not hasattr(unwrap_peft(adapted), "base_model") or unwrap_peft(adapted).get_output_embeddings() is None:
@@ -85,14 +85,14 @@ def supports_partial_logits(
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #d6d4a243
 def has_fast_bfloat16(device: str) -> bool:  # "cpu", "cuda", …
-    "Say whether a processor multiplies bfloat16 numbers in hardware."
+    "Return whether a processor multiplies bfloat16 numbers in hardware."
     import torch
 
     return device == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def bfloat16_context(device, bfloat16: bool):  # a context manager
-    "Round products to bfloat16 inside the block where that is wanted and fast."
+    "Round products to bfloat16 inside the block if `bfloat16` is set and the processor is fast at it."
     import torch
 
     is_fast = bfloat16 and has_fast_bfloat16(device.type)
@@ -122,7 +122,7 @@ def response_nll(
     adapted,  # a transformers model, with or without peft around it
     batch: dict,  # of `collate_samples`
     bfloat16: bool = False,  # round products to bfloat16 where that is fast
-    partial_logits: bool | None = None,  # what `supports_partial_logits` says; None: ask it now
+    partial_logits: bool | None = None,  # result of `supports_partial_logits`; None: compute it now
 ):  # (rows,) nats, summed over the labels of each row
     "Return the negative log-likelihood of each row's response."
     import torch
@@ -175,7 +175,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict, optimiser, best: Bes
 
 
 def load_checkpoint(folder: Path, weights: dict, optimiser, best: BestAdapter) -> int:  # the step; 0 without one
-    "Take up the newest checkpoint of a folder."
+    "Load the newest checkpoint of a folder into weights, optimiser and checks."
     import torch
 
     files = list_checkpoints(folder)
