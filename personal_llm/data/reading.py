@@ -198,7 +198,7 @@ def dialogues_from_texts(texts: list) -> list:  # of `Dialogue`; its `time` is t
 
 # %% ../../nbs/1_data/04_reading.ipynb #72ee3e41
 def continues_conversation(dialogue: Dialogue, earlier: Dialogue) -> bool:
-    "Tell whether a dialogue's history is the history of an earlier dialogue and its exchange."
+    "Return whether a dialogue's history is that of an earlier dialogue, followed by its prompt and response."
     count = len(earlier.history)
     if len(dialogue.history) != count + 2:
         return False
