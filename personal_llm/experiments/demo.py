@@ -123,8 +123,8 @@ def write_sample_paragraph() -> str:
     row = rows[0]
     before, after, change, data = row["before"], row["after"], row["change"], row["data"]
     return paragraph(
-        f"The command holds {data['held_out']} of the {data['dialogues']} dialogues out, drops a few that are too similar",
-        f"to others, keeps {row['kept']} of the rest and trains on them. On the held-out dialogues",
+        f"The command holds {data['held_out']} of the {data['dialogues']} dialogues out, drops a few that are too",
+        f"similar to others, keeps {row['kept']} of the rest and trains on them. On the held-out dialogues",
         f"the response loss goes from {before['loss']:.2f} to",
         f"{after['loss']:.2f} nats a token ({format_interval(change['loss'])}),",
         f"and ROUGE-1 from {before['rouge1']:.2f} to",
@@ -216,7 +216,7 @@ def write_policies_paragraph() -> str:
         "single baseline (random, reservoir, first-in-first-out, K-center). The ratio is",
         f"{ratios['active']} and",
         f"{ratios['sdss']}. The loss on other talk changes by {other.mean():+.2f} nats a token.",
-        "A floor needs no model: it gives the most typical answer in the buffer to every question. The trained model has",
-        f"a higher ROUGE-1 than this floor for {(rouge['active'] > floor).sum()} of {len(floor)} people.",
+        "A floor needs no model: it gives the most typical answer in the buffer to every question.",
+        f"The trained model has a higher ROUGE-1 than this floor for {(rouge['active'] > floor).sum()} of {len(floor)} people.",
         SUMMARY_SENTENCE,
     )
