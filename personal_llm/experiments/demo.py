@@ -217,6 +217,7 @@ def write_policies_paragraph() -> str:
         f"{ratios['active']} and",
         f"{ratios['sdss']}. The loss on other talk changes by {other.mean():+.2f} nats a token.",
         "A floor needs no model: it gives the most typical answer in the buffer to every question.",
-        f"The trained model has a higher ROUGE-1 than this floor for {(rouge['active'] > floor).sum()} of {len(floor)} people.",
+        "The trained model has a higher ROUGE-1 than this floor for",
+        f"{(rouge['active'] > floor).sum()} of {len(floor)} people.",
         SUMMARY_SENTENCE,
     )
