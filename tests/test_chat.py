@@ -631,7 +631,7 @@ def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
     from personal_llm.app.chat_widget import import_ipywidgets
 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(InputError, match=r"pip install personal_llm\[widget\]"):
+    with pytest.raises(InputError, match=r'pip install "personal_llm\[widget\]"'):
         import_ipywidgets()
 
 

@@ -169,7 +169,7 @@ def test_without_ray_there_is_the_install_line(capsys, monkeypatch, tmp_path):
         "CC0-1.0",
         "--ray-address",
     )
-    assert "pip install personal_llm[ray]" in fails(capsys, *given) and not (tmp_path / "lib").exists()
+    assert 'pip install "personal_llm[ray]"' in fails(capsys, *given) and not (tmp_path / "lib").exists()
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monk
     "Promise 1: an adapter with somebody's notes, and a thesis."
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="did not make"):
+    with pytest.raises(InputError, match="not results of an earlier run"):
         run_demo(tmp_path, shared("llama"), progress=False, **SHORT)
     assert snapshot(tmp_path).keys() == {"adapter/notes.txt"} and len(list(tmp_path.iterdir())) == 1
     folder, result = made

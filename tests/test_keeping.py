@@ -17,7 +17,7 @@ SETTINGS = dict(model=None, capacity=12, synthetic=0, steps=1, progress=False)
 
 @pytest.fixture
 def out(tmp_path):
-    chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i)) for i in range(10)]
+    chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.", time=float(i + 1)) for i in range(10)]
     chats[4] = chats[4].derive(response=f"It is a {CANARY}.", parents=())
     personalize(chats, tmp_path / "out", **SETTINGS | dict(model=shared("llama")))
     return tmp_path / "out"
@@ -44,13 +44,26 @@ def test_forget_a_text(out, capsys):
 
 
 def test_forget_by_time_by_id_and_all(out, capsys):
-    assert found(capsys, "forget", "--out", out, "--before", "3")["dialogues"] == 3
+    assert found(capsys, "forget", "--out", out, "--before", "4")["dialogues"] == 3
     assert found(capsys, "forget", "--out", out, "--id", "nobody")["dialogues"] == 0
     code, shown, err = invoke(capsys, "forget", "--out", out, "--id", "nobody")
     assert code == 0 and shown.startswith("no stored dialogue matches")
     assert found(capsys, "forget", "--out", out, "--all")["dialogues"] == 7
     assert b"Thing" not in bytes_of(out) and CANARY.encode() not in bytes_of(out)
     assert "no saved state here" in fails(capsys, "status", "--out", out)
+
+
+def test_forget_without_a_condition_names_the_options(out, capsys):
+    before = bytes_of(out)
+    assert "give --containing, --id, --before or --all" in fails(capsys, "forget", "--out", out)
+    assert bytes_of(out) == before
+
+
+def test_a_search_for_a_time_counts_the_dialogues_without_one(tmp_path, capsys):
+    chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.") for i in range(10)]
+    personalize(chats, tmp_path / "out", **SETTINGS | dict(model=shared("llama")))
+    code, shown, _ = invoke(capsys, "forget", "--out", tmp_path / "out", "--before", "2024-05-31")
+    assert code == 0 and "no stored dialogue matches" in shown and "10 stored dialogues without a time" in shown
 
 
 @pytest.mark.parametrize("where", [STAGED_RESULTS, COMMITTED_RESULTS])

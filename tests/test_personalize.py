@@ -209,7 +209,7 @@ def test_a_folder_of_others_is_refused_untouched(world, tmp_path, capsys):
         (out / name).write_text("mine")
     before = snapshot(out)
     line = fails(capsys, "personalize", "--data", world / "few.jsonl", "--out", out, *QUICK)
-    assert "did not make" in line and snapshot(out) == before and len(list(out.iterdir())) == 2
+    assert "not results of an earlier run" in line and snapshot(out) == before and len(list(out.iterdir())) == 2
     (tmp_path / "file").write_text("mine")
     assert "a file" in fails(capsys, "personalize", "--data", world / "few.jsonl", "--out", tmp_path / "file", *QUICK)
 

@@ -101,7 +101,7 @@ def test_folders_of_others_are_refused_untouched(tmp_path):
     make(thesis / "adapter", 0)
     (thesis / "adapter" / "notes.txt").write_text("mine")
     before = visible(thesis)
-    with pytest.raises(InputError, match="did not make"):
+    with pytest.raises(InputError, match="not results of an earlier run"):
         write_pair(thesis, tmp_path / "source", 1)
     assert visible(thesis) == before and not (thesis / LOCK_FILE).exists()
     write_pair(tmp_path / "ours", tmp_path / "source", 1)

@@ -507,7 +507,7 @@ def test_the_network_is_served_only_with_a_token(tmp_path, monkeypatch):
 
 def test_a_missing_extra_gives_the_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(InputError, match=r"pip install personal_llm\[serve\]"):
+    with pytest.raises(InputError, match=r'pip install "personal_llm\[serve\]"'):
         server.import_server_packages()
 
 

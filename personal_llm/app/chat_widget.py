@@ -89,7 +89,7 @@ def style_html(session) -> str:
         return f"<p>{escape(str(error))}</p>"
 
 # %% ../../nbs/8_app/06_chat_widget.ipynb #ff34cda8
-WIDGET_REMEDY = "pip install personal_llm[widget]"
+WIDGET_REMEDY = 'pip install "personal_llm[widget]"'
 
 
 def import_ipywidgets():  # the module `ipywidgets`

@@ -258,6 +258,8 @@ DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report wo
     examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31", "--out mine --all"],
 )
 def forget_command(args):
+    if not (args.id or args.before or args.all or args.containing is not None):
+        raise InputError("no dialogue is named", "give --containing, --id, --before or --all")
     finish_interrupted_run(args.out)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)

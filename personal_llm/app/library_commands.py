@@ -175,7 +175,7 @@ def select_command(args):
     return CommandResult(result | dict(why=contributions), lines)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #8fe2199b
-COMMAND_GROUPS["library"] = "build and maintain a folder of explained models"
+COMMAND_GROUPS["library"] = "build and maintain a folder of explained personal models (pLLMs)"
 
 
 def find_adapters(args, base: str) -> tuple:  # (name -> folder of a valid adapter, name -> `InputError`)

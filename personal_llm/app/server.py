@@ -36,7 +36,7 @@ def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
         import uvicorn
     except ImportError as error:
         raise InputError(
-            f"the server needs {error.name}, which is not installed", "pip install personal_llm[serve]"
+            f"the server needs {error.name}, which is not installed", 'pip install "personal_llm[serve]"'
         ) from error
     return starlette, uvicorn
 

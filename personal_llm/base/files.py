@@ -159,7 +159,7 @@ class OwnedFolder:
         names = {p.name for p in self.path.iterdir()} - {LOCK_FILE} if self.path.is_dir() else ()
         names = sorted(name for name in names if not name.startswith(f".{OWNERSHIP_FILE}."))  # leftovers of the marker
         if names and OWNERSHIP_FILE not in names:
-            problem = f"{self.path}: holds what this package did not make ({', '.join(names[:3])})"
+            problem = f"{self.path}: holds files that are not results of an earlier run ({', '.join(names[:3])})"
             raise InputError(problem, "choose a new or empty folder")
         self.entries = _read_entries(self.path / OWNERSHIP_FILE) if names else {}  # entry -> its files, or None
 

@@ -58,7 +58,7 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:
             continue
         for name, text in (("prompt", prompt), ("response", response)):
             if not text.strip():
-                raise InputError(f"empty {name}", "give its words, or leave the row out")
+                raise InputError(f"empty {name}", "give its words")
         earlier_turns, time = history.first(i - 1), turns[i - 1][2]
         dialogues.append(Dialogue(prompt, response, earlier_turns, time=time, labels=conversation.labels))
     if not dialogues:

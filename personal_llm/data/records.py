@@ -204,4 +204,7 @@ def read_records(path, is_table: bool = None) -> tuple:
         records, errors = [(1, dict(log="\n".join(text for _, text in lines)))], []
     else:
         records, errors = parse_json_lines(lines)
+        if not records and suffix not in (".jsonl", ".ndjson", ".json", ".txt"):
+            ending = f"an unknown ending ({suffix})" if suffix else "no ending"
+            raise InputError(f"{path}: {ending}, and no JSON in it", "give a .jsonl, .json, .csv, .tsv or .txt file")
     return "line", records, sorted(undecoded + errors, key=itemgetter(0))

@@ -179,6 +179,7 @@ UNSTORED_TEXT_NOTE = (
     "adapters {} and their copies may still hold the text: they learned from dialogues whose words are no longer "
     "stored; name these by id or time, or forget all"
 )
+UNDATED_NOTE = "{} stored dialogues without a time; name these by id or words, or forget all"
 
 
 def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
@@ -187,6 +188,12 @@ def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest)
     names = [Path(round.adapter).name for round in state.rounds if not stored.issuperset(round.parents)]
     return [UNSTORED_TEXT_NOTE.format(", ".join(names))] if names and request.text else []
 
+
+def list_undated_dialogues(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
+    "Count the stored dialogues without a time, because a search for a time cannot match those."
+    count = sum(d.time == 0 for d in state.buffer.dialogues)
+    return [UNDATED_NOTE.format(count)] if count and request.before is not None else []
+
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00026
 @patch
 def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
@@ -194,8 +201,9 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     ids, size_before = self.find_ids_to_forget(request), len(self.buffer)
     cut_ids = self.cut_histories(request, ids)
     changed_ids = ids | cut_ids
+    undated = list_undated_dialogues(self, request)
     if not changed_ids:
-        return ForgetReport(unreachable=list_unverifiable_adapters(self, request))
+        return ForgetReport(unreachable=list_unverifiable_adapters(self, request) + undated)
     first = next((i for i, round in enumerate(self.rounds) if changed_ids & {*round.parents}), len(self.rounds))
     adapters = [str(round.adapter) for round in self.rounds[first:]]
     del self.rounds[first:]
@@ -211,7 +219,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
         self.buffer.clear_embeddings()
         self.session |= dict(question=None) if self.session else {}  # its scores are those of a deleted adapter
     notes = [COPIES_NOTE, SOURCE_FILE_NOTE] + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
-    notes += list_unverifiable_adapters(self, request)
+    notes += list_unverifiable_adapters(self, request) + undated
     counts = size_before - len(self.buffer), len(cut_ids)
     return ForgetReport(*counts, adapters, [], notes, changed_ids, len(turns) - len(stay))
 

@@ -198,7 +198,7 @@ def build_pllms(
     return added, failed
 
 # %% ../../nbs/7_runtimes/05_cluster.ipynb #9fbaac11
-RAY_INSTALL = "pip install personal_llm[ray]"
+RAY_INSTALL = 'pip install "personal_llm[ray]"'
 CONNECT_SECONDS = 3.0  # seconds for an address to answer
 
 
