@@ -327,6 +327,16 @@ def test_what_a_killed_run_left_is_removed_or_finished(old, tmp_path):
     assert sorted(p.name for p in old.path.iterdir()) == FILES
 
 
+def test_unfinished_files_of_others_stay(tmp_path):
+    "The folder of an adapter may be any folder: what another program is writing there, or below, is not ours."
+    theirs = [tmp_path / ".state.json.99.tmp", tmp_path / "project" / ".adapter.7.tmp", tmp_path / ".adapter.b.tmp"]
+    for file in theirs:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("half")
+    write(tmp_path, "new")
+    assert [file.read_text() for file in theirs] == ["half"] * 3
+
+
 def test_links_in_a_folder_from_elsewhere_lead_nowhere(old, tmp_path):
     "Not the committed folder, and nothing in it."
     mine = tmp_path / "documents"

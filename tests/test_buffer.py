@@ -1,5 +1,6 @@
 "The buffer under any sequence of events, against naive twins; what is on disk."
 
+import hashlib
 import json
 import math
 import os
@@ -336,6 +337,19 @@ REFUSED = set(CHANGES) - {
 def test_contradictions_are_refused(saved, what):
     result = outcome(saved, state_with(saved, CHANGES[what]))
     assert result == "refused" or what not in REFUSED
+
+
+def test_a_file_of_an_earlier_version_is_not_only_called_damaged(saved, tmp_path):
+    "Earlier versions had another checksum; whoever made the file wonders otherwise what broke it."
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    with safe_open(str(saved), "numpy") as file:
+        content, embeddings = file.metadata()["buffer"][64:], file.get_tensor("embeddings")
+    earlier = hashlib.sha256(content.encode() + b"embeddings" + embeddings.tobytes()).hexdigest()
+    (tmp_path / "old").write_bytes(save(dict(embeddings=embeddings), metadata=dict(buffer=earlier + content)))
+    with pytest.raises(InputError, match="not a buffer, damaged, or of an earlier version"):
+        load_buffer(tmp_path / "old")
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync", "open"])

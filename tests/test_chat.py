@@ -683,3 +683,10 @@ def test_a_discarded_turn_is_corrected_and_forgotten_with_all_its_versions(tmp_p
         assert lost["prompt"].encode() not in texts and b"Sir, walk" not in texts and BETTER.encode() not in texts
         with pytest.raises(InputError, match="no turn"):
             talk.correct(lost["id"], BETTER)
+
+
+def test_the_personalizer_of_a_closed_talk_may_go_on(tmp_path):
+    with fresh(tmp_path / "me") as talk:
+        list(talk.say(LINES[0]))
+    talk.me.save()
+    assert talk.me.forget(text=LINES[0]).dialogues == 1

@@ -1,6 +1,8 @@
 "An output folder under a process that dies."
 
-from personal_llm.base.files import OwnedFolder, lock_folder, remove_temporary_files, write_json
+import errno
+
+from personal_llm.base.files import OwnedFolder, is_full_disk, lock_folder, remove_temporary_files, write_json
 
 from kills import killed_at
 
@@ -26,3 +28,12 @@ def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
             break
         steps += 1
     assert steps > 8
+
+
+def test_a_circle_of_causes_ends():
+    "An error that is raised again while another handles it: each is the reason of the other."
+    first, second = OSError(errno.EIO, "broken"), ValueError("also broken")
+    first.__context__, second.__cause__ = second, first
+    assert not is_full_disk(first) and not is_full_disk(second)
+    second.__context__ = None
+    assert is_full_disk(OSError(errno.ENOSPC, "full"))

@@ -471,3 +471,15 @@ def test_a_link_is_not_followed_out_of_the_folder(link, everything, tmp_path):
     before = bytes_below(elsewhere)
     forget_folder(tmp_path / "out", **(dict(everything=True) if everything else dict(text=CANARY)))
     assert bytes_below(elsewhere) == before
+
+
+def test_a_published_adapter_behind_a_link_is_said_to_be_there(tmp_path):
+    "It is not deleted, so the report does not say that it was."
+    published_run(tmp_path / "out")
+    place, elsewhere = tmp_path / "out" / "adapter", tmp_path / "elsewhere"
+    shutil.move(place, elsewhere)
+    place.symlink_to(elsewhere, target_is_directory=True)
+    before = bytes_below(elsewhere)
+    done = forget_folder(tmp_path / "out", text=CANARY)
+    assert bytes_below(elsewhere) == before and str(place) not in done.files
+    assert f"{place}: reached through a link, delete it yourself" in done.unreachable

@@ -311,3 +311,9 @@ def test_an_operator_without_a_kernel_is_named():
 def test_what_is_no_program_is_refused(parcel, tmp_path):
     with pytest.raises(InputError, match=PROGRAM_FILE):
         simulate_phone(parcel.folder, tmp_path / "out", progress=False)
+
+
+def test_a_number_among_the_childs_lines_is_a_line():
+    "A library that prints 7 does not end the run."
+    program = "import sys; print('{\"step\": 2}', flush=True); print(7, file=sys.stderr); print('no JSON')"
+    assert phone.follow_child([sys.executable, "-c", program], 3, 0, False) == (dict(step=2), ["7", "no JSON"])

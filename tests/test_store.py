@@ -341,3 +341,16 @@ def test_a_stale_writer_is_refused(saved, tmp_path):
     with pytest.raises(InputError, match="another personalizer"):
         first.save()
     assert b"answer 10" not in bytes_below(place), "what was forgotten does not come back"
+
+
+def test_the_folder_is_its_own_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    me = start(Path("me"))
+    watch(me, TALK[:1])
+    for folder in (None, tmp_path / "me", Path("me"), tmp_path / "elsewhere" / ".." / "me", None):
+        me.save(folder)
+    stale = load(Path("me"))
+    watch(me, TALK[1:2])
+    me.save()
+    with pytest.raises(InputError, match="another personalizer"):
+        stale.save(tmp_path / "me")

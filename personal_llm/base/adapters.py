@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError, check, measure_cost
-from .files import delete_path, get_temporary_path, make_folder, read_json
-from .files import remove_temporary_files, try_lock, write_json
+from .files import TEMPORARY_NAME_PATTERN, delete_path, get_temporary_path, make_folder, read_json
+from .files import try_lock, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -147,7 +147,9 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
-    remove_temporary_files(out)
+    for leftover in out.glob(".adapter.*.tmp"):  # other unfinished files, here or below, may be somebody else's
+        if TEMPORARY_NAME_PATTERN.fullmatch(leftover.name):
+            delete_path(leftover)
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada030

@@ -60,7 +60,9 @@ FULL_DISK_MESSAGES = ("No space left", "os error 28", "PytorchStreamWriter faile
 
 def is_full_disk(error: BaseException) -> bool:
     "Whether an error, or what caused it, is a disk that is full."
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # errors that were raised again may be in a circle
+        seen.add(id(error))
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
         if any(words in str(error) for words in FULL_DISK_MESSAGES):

@@ -281,6 +281,6 @@ def load_buffer(
     except InputError:
         raise
     except READ_ERRORS as error:
-        what = f"{path}: not a buffer, or damaged ({str(error)[:80]})"
+        what = f"{path}: not a buffer, damaged, or of an earlier version ({str(error)[:80]})"
         raise InputError(what, "restore a copy or start a new one") from error
     return buffer

@@ -23,7 +23,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport, hash_dialogue
 from .background_training import BackgroundTraining
 from .personalizer import Personalizer, load_personalizer
 from .store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, BUFFER_FILE_PATTERN
-from .store import OWNER_FILE, STATE_FILE, write_state
+from .store import OWNER_FILE, STATE_FILE, hash_state, write_state
 from .streaming import ReplyOptions, ReplyStream
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
 
@@ -230,7 +230,7 @@ def close(self: ChatSession) -> None:
     with delay_interrupts():
         self.stop_learning()
         self.save()
-        self.me.has_lock = False
+        self.me.has_lock, self.me.state_hash = False, hash_state(self.folder)
         self.open_locks.close()
 
 

@@ -254,11 +254,18 @@ def find_published(run: Path, request: ForgetRequest, report: ForgetReport) -> l
     return paths
 
 
+def list_linked_adapters(paths: list) -> list:  # lines
+    "Say which adapters are still there: we follow no link out of the folder."
+    paths = [path for path in paths if (Path(path) / WEIGHTS_FILE).is_file()]
+    return [f"{path}: reached through a link, delete it yourself" for path in paths]
+
+
 def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete what `find_published` returns."
     for path in find_published(run, request, report):
         remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
-        report.files.append(str(path))
+        report.files += [str(path)] * (not (path / WEIGHTS_FILE).is_file())
+        report.unreachable += list_linked_adapters([path])
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00033
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
@@ -271,8 +278,7 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
     for adapter in report.adapters:
         remove_adapter(adapter)
     report.files += [path for path in removed if path not in report.adapters]
-    links = [path for path in report.adapters if (Path(path) / WEIGHTS_FILE).is_file()]
-    report.unreachable += [f"{path}: reached through a link, delete it yourself" for path in links]
+    report.unreachable += list_linked_adapters(report.adapters)
 
 
 def forget_run(run: Path, request: ForgetRequest, dry_run: bool = False) -> ForgetReport:

@@ -289,7 +289,8 @@ def save(
     folder = Path(folder) if folder else self.folder
     if folder is None:
         raise InputError("save: no folder", "give one here or to Personalizer")
-    with self.locked() if folder == self.folder else lock_and_mark(folder, hash_state(folder)):
+    is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
+    with self.locked() if is_own else lock_and_mark(folder, hash_state(folder)):
         write_state(folder, self.state())
     return folder
 

@@ -229,9 +229,10 @@ def follow_child(command: list, total: int, done: int, progress: bool) -> tuple:
         try:
             for line in process.stdout:
                 try:
-                    last = json.loads(line)
-                    bar.update(last.get("step", bar.n) - bar.n)
-                except ValueError:
+                    row = json.loads(line)
+                    bar.update(row.get("step", bar.n) - bar.n)
+                    last = row
+                except (ValueError, AttributeError):  # no JSON, or none of ours
                     lines.append(line.strip())
             process.wait()
         finally:

@@ -205,9 +205,9 @@ def find_nearest_texts(
     "Return the known text with the largest cosine, the first of equals; 0 for a prompt that shares no word."
     texts = [*prompts, *known]
     if encoder is None:
-        word_lists = [split_rouge_words(text) for text in texts]
-        vocabulary = sorted(set().union(*word_lists))
-        vectors = np.array([[float(words.count(word)) for word in vocabulary] for words in word_lists])
+        word_counts = [Counter(split_rouge_words(text)) for text in texts]
+        vocabulary = sorted(set().union(*word_counts))
+        vectors = np.array([[float(counts[word]) for word in vocabulary] for counts in word_counts])
     else:
         vectors = np.asarray(encoder.encode(texts, show_progress_bar=False), float)
     units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
