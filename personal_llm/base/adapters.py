@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError, check, measure_cost
-from .files import TEMPORARY_NAME_PATTERN, delete_path, get_temporary_path, make_folder, read_json
+from .files import delete_path, get_temporary_path, make_folder, read_json
 from .files import try_lock, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
@@ -147,9 +147,8 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
-    for leftover in out.glob(".adapter.*.tmp"):  # other unfinished files, here or below, may be somebody else's
-        if TEMPORARY_NAME_PATTERN.fullmatch(leftover.name):
-            delete_path(leftover)
+    for leftover in out.glob(".adapter.[0-9]*.tmp"):  # other unfinished files, here or below, may be somebody else's
+        delete_path(leftover)
     return make_folder(get_temporary_path(out / "adapter"))
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada030
