@@ -3568,6 +3568,10 @@ d = {
                 "6_device/forgetting.html#list_exchanges",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.list_linked_adapters": (
+                "6_device/forgetting.html#list_linked_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.list_undated_dialogues": (
                 "6_device/forgetting.html#list_undated_dialogues",
                 "personal_llm/device/forgetting.py",
