@@ -29,7 +29,7 @@ def test_links_of_a_notebook(notebook):
     assert broken(notebook.parent, prose) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
 def test_links_at_the_top(name):
     assert broken(ROOT, (ROOT / name).read_text(encoding="utf-8")) == []
 

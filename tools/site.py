@@ -31,7 +31,7 @@ PARTS = {  # folder of nbs -> (heading, sentence), in reading order
     "course": ("Course", "Eight lessons with exercises that check themselves."),
     "recipes": ("Recipes", "How everything that ships was made."),
 }
-PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")  # of the top, which become pages
+PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the top, which become pages
 PLAIN_FILES = ("LICENSE", "NOTICE", "CITATION.cff")
 ACTS = [name for name in PARTS if re.match(r"\d_", name)]
 SCRIPTS = {  # name in the site -> (npm package, file in it); no Python package carries them
@@ -223,6 +223,7 @@ def on_config(config):
     config["nav"] += [
         {"Architecture": "ARCHITECTURE.md"},
         {"Contributing": "CONTRIBUTING.md"},
+        {"Security": "SECURITY.md"},
         {"Changes": "CHANGELOG.md"},
     ]
     return config

@@ -1,0 +1,179 @@
+"SECURITY.md: every test that it names exists, and the promises that no other test holds."
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from personal_llm.app.server_guard import Guard, ServerLimits
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.models import load_model
+from personal_llm.tuning.training_loop import load_checkpoint
+from tiny import tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+
+
+# ---- the document
+
+
+def find_missing_tests(text: str) -> list:
+    "Return the tests that a text names and that are not in their files."
+    missing = []
+    for file, name in re.findall(r"`(tests/\w+\.py)::(\w+)`", text):
+        path = ROOT / file
+        if not path.is_file() or not re.search(rf"^def {name}\(", path.read_text(encoding="utf-8"), re.MULTILINE):
+            missing.append(f"{file}::{name}")
+    return missing
+
+
+def find_promises(text: str) -> list:
+    "Return the rows of the tables in the section of the promises."
+    section = text.partition("\n## What the package promises\n")[2].partition("\n## ")[0]
+    return [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+
+
+def test_every_test_that_is_named_exists():
+    assert len(re.findall(r"`tests/\w+\.py::\w+`", TEXT)) > 50 and TEXT.count("tests/test_") == TEXT.count(".py::test_")
+    assert find_missing_tests(TEXT) == []
+
+
+def test_every_promise_names_a_test():
+    promises = find_promises(TEXT)
+    assert len(promises) > 20 and [row for row in promises if ".py::test_" not in row] == []
+
+
+def test_a_test_that_does_not_exist_is_found():
+    wrong = (
+        "`tests/test_security.py::test_nothing` `tests/test_none.py::test_x` `tests/test_links.py::test_what_a_link_is`"
+    )
+    assert find_missing_tests(wrong) == ["tests/test_security.py::test_nothing", "tests/test_none.py::test_x"]
+    assert find_promises("\n## What the package promises\n\n| promise | x |\n| a | b |\n\n## Limits\n| c | d |") == [
+        "| a | b |"
+    ]
+
+
+# ---- one day of a user, in a process that may use the network
+
+
+CANARY = "zanzibarquux"
+DAY = """
+import json, logging, sys
+from pathlib import Path
+
+events = []
+sys.addaudithook(lambda name, values: events.append(name) if name.startswith("socket.") else None)
+logging.basicConfig(level=logging.DEBUG)
+
+from personal_llm import folder_status, forget_folder, personalize
+
+chats, model, out = sys.argv[1:]
+report = personalize(chats, out, model=model, capacity=12, synthetic=0, steps=1, progress=True)
+status = folder_status(out)
+dry_run = forget_folder(out, ids=["nobody"], dry_run=True)
+modes = {str(path): oct(path.stat().st_mode & 0o777) for path in Path(out).rglob("*")}
+modes = {path: mode for path, mode in modes.items() if mode != ("0o700" if Path(path).is_dir() else "0o600")}
+print(json.dumps(dict(events=events, modes=modes, num_files=len(list(Path(out).rglob("*"))))))
+"""
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    "What a process prints and opens that fine-tunes on a file of chats; Hugging Face's offline mode is not set."
+    place = tmp_path_factory.mktemp("day")
+    model = tiny("llama", "plain")
+    model.model.save_pretrained(place / "model")
+    model.tokenizer.save_pretrained(place / "model")
+    rows = [dict(prompt=f"What is {CANARY} {i}?", response=f"{CANARY} {i} is a pot.") for i in range(10)]
+    (place / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "day.py").write_text(DAY)
+    settings = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
+    command = [sys.executable, "day.py", "chats.jsonl", "model", "out"]
+    settings["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, umask=0)
+    assert done.returncode == 0, done.stderr[-500:]
+    lines = done.stdout.splitlines()
+    return SimpleNamespace(printed="\n".join(lines[:-1]) + done.stderr, **json.loads(lines[-1]))
+
+
+def test_a_fine_tune_opens_no_socket(day):
+    assert [name for name in day.events if name not in ("socket.__new__", "socket.gethostname")] == []
+
+
+def test_a_fine_tune_prints_and_logs_no_word_of_the_user(day):
+    assert "fine-tuning" in day.printed and CANARY not in day.printed
+
+
+def test_every_file_of_a_run_is_for_its_owner_only(day):
+    "Also where the process would give new files to everybody (umask 0)."
+    assert day.num_files > 10 and day.modes == {}
+
+
+# ---- code in files of others
+
+
+def test_the_code_of_a_template_does_not_run(tmp_path):
+    model, trace = tiny("llama", "plain"), tmp_path / "trace"
+    model.model.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    for code in ("cycler.__init__.__globals__.os.mkdir(path)", "''.__class__.__mro__[1].__subclasses__()"):
+        template = "{% set path = PATH %}{{ CODE }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        template = template.replace("PATH", repr(str(trace))).replace("CODE", code)
+        (tmp_path / "model" / "chat_template.jinja").write_text(template)
+        with pytest.raises(InputError, match="unsafe|cannot be loaded"):
+            load_model(tmp_path / "model", device="cpu").nll([Dialogue("Tea?", "Yes.")])
+    assert not trace.exists()
+
+
+class Payload:
+    "An object whose pickle makes a folder when it is read."
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_the_code_of_a_checkpoint_does_not_run(tmp_path):
+    weights = dict(a=torch.zeros(1))
+    torch.save(dict(step=1, weights=Payload(tmp_path / "trace")), tmp_path / "checkpoint-1")
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        load_checkpoint(tmp_path, weights, torch.optim.SGD(weights.values()), SimpleNamespace())
+    assert not (tmp_path / "trace").exists()
+
+
+# ---- the server
+
+
+def send(guard: Guard, number: int) -> list:  # statuses
+    "Send a number of requests with the right token, without a network."
+    statuses = []
+    headers = [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer token-of-this-test")]
+    scope = dict(type="http", method="GET", path="/v1/models", headers=headers)
+
+    async def receive():
+        return dict(type="http.request", body=b"", more_body=False)
+
+    async def collect(message):
+        statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+    for _ in range(number):
+        asyncio.run(guard(scope, receive, collect))
+    return statuses
+
+
+def test_requests_are_limited_also_with_the_token():
+    async def app(scope, receive, send):
+        await send(dict(type="http.response.start", status=200, headers=[]))
+
+    guard = Guard(app, "token-of-this-test", limits=ServerLimits(requests_per_minute=3))
+    assert send(guard, 5) == [200, 200, 200, 429, 429]
