@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from personal_llm.app.server_guard import Guard, ServerLimits
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.models import load_model
+from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.scoring import ScoredDialogue, Scores
 from personal_llm.tuning.training_loop import load_checkpoint
 from tiny import tiny
 
@@ -42,7 +45,7 @@ def find_promises(text: str) -> list:
 
 
 def test_every_test_that_is_named_exists():
-    assert len(re.findall(r"`tests/\w+\.py::\w+`", TEXT)) > 50 and TEXT.count("tests/test_") == TEXT.count(".py::test_")
+    assert TEXT.count("::test_") == len(re.findall(r"`tests/\w+\.py::\w+`", TEXT)) > 50
     assert find_missing_tests(TEXT) == []
 
 
@@ -149,6 +152,26 @@ def test_the_code_of_a_checkpoint_does_not_run(tmp_path):
     with pytest.raises(Exception, match="[Ww]eights.only"):
         load_checkpoint(tmp_path, weights, torch.optim.SGD(weights.values()), SimpleNamespace())
     assert not (tmp_path / "trace").exists()
+
+
+# ---- damage
+
+
+def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
+    "At 200 places of the file: no bit is accepted with another meaning."
+    scores = Scores(0.5, 0.5, 0.1, "none", np.ones(4, np.float32), 1.0, 9, "base", 0.0)
+    buffer, file = Buffer(4, "fifo"), tmp_path / "buffer"
+    for i in range(4):
+        buffer.add(ScoredDialogue(Dialogue(f"What is tea {i}?", f"A leaf {i}."), scores))
+    buffer.save(file)
+    whole, num_refused = file.read_bytes(), 0
+    for place in range(0, len(whole), len(whole) // 200 + 1):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert load_buffer(file).to_bytes() == whole
+        except InputError:
+            num_refused += 1
+    assert num_refused > 100
 
 
 # ---- the server
