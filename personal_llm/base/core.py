@@ -36,7 +36,8 @@ class InputError(ValueError):
 # %% ../../nbs/0_base/01_core.ipynb #chk1
 def _is_number(value) -> bool:
     "Say whether a value is a number that a finite float can hold."
-    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    value = value.item() if isinstance(value, np.generic) else value  # comparing a float32 would overflow
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_real and -sys.float_info.max <= value <= sys.float_info.max
 
 

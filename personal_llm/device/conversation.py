@@ -205,9 +205,10 @@ def finish_training(self: ChatSession) -> None:
 
 # %% ../../nbs/6_device/07_conversation.ipynb #ae9a7dad
 @patch
-def settle_pending(self: ChatSession) -> None:
+def settle_pending(self: ChatSession, drops_question: bool = True) -> None:
     "Drop an open question, and use the adapter of a finished fine-tune."
-    self.skip()
+    if drops_question:
+        self.skip()
     if self.background_training is not None and self.background_training.is_done():
         self.finish_training()
 
@@ -277,7 +278,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     prompt, num_dropped = clean_text(text, self.max_characters)
     if not prompt:
         return
-    self.settle_pending()
+    self.settle_pending(drops_question=is_observed)
     if num_dropped:
         message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
         self.messages_to_user.append(message)
