@@ -276,6 +276,7 @@ CHANGES = dict(
     a_round_is_text=lambda s: s.update(rounds=["x"]),
     a_round_lacks_numbers=lambda s: s["rounds"][0].pop("seen"),
     adapter_missing=lambda s: s["rounds"][0].update(adapter="adapters/123"),
+    adapter_of_another_folder=lambda s: s["rounds"][0].update(adapter="../copy/" + s["rounds"][0]["adapter"]),
     adapter_is_a_number=lambda s: s["rounds"][0].update(adapter=5),
     cost_of_another_kind=lambda s: s.update(cost=dict(wages=1)),
     asked_is_a_number=lambda s: s.update(asked_ids=5),

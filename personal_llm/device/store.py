@@ -206,6 +206,8 @@ def read_state(
         row = read_json(folder / STATE_FILE)
         if not BUFFER_FILE_PATTERN.fullmatch(row["buffer"]):
             raise ValueError(f"buffer is {row['buffer'][:40]!r}")
+        if outside := [r["adapter"] for r in row["rounds"] if ".." in Path(r["adapter"]).parts]:
+            raise ValueError(f"the adapter {outside[0][:40]!r} is outside the folder")
         paths = [dict(adapter=str(folder / r["adapter"]), parents=tuple(r["parents"])) for r in row["rounds"]]
         row["rounds"] = [TrainingRound(**r | path) for r, path in zip(row["rounds"], paths)]
         [str(round) for round in row["rounds"]]  # its numbers are numbers
