@@ -51,7 +51,7 @@ def say_line(session: ChatSession, text: str):  # a generator
 
 
 def say_again(session: ChatSession):  # a generator
-    "Delete the last turn, and draw another reply to its prompt; events as for `chat`."
+    "Delete the last turn, and draw another reply to its prompt; the events are those of `say_line`."
     options = ReplyOptions(temperature=AGAIN_TEMPERATURE, seed=secrets.randbelow(2**31))
     yield from session.say(session.undo(), options=options)
     yield summarise_reply(session)

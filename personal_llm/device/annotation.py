@@ -38,7 +38,7 @@ class AnnotationManager:
         self.buffer, self.annotator, self.max_questions, self.ask_when = buffer, annotator, max_questions, ask_when
         self.cost, self.asked_ids, self.rounds = Cost(), set(), []
         if ask_when == "policy" and not buffer.policy.can_ask:
-            remedy = 'use ask_when="freeze" or "active"'
+            remedy = 'use ask_when="freeze", or the policy active'
             raise InputError(f"policy {buffer.policy.name} does not say what to ask about", remedy)
 
     def questions_left(self) -> int:
