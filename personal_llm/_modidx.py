@@ -482,6 +482,10 @@ d = {
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.build_plain_pllm": (
+                "8_app/library_commands.html#build_plain_pllm",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.describe_input_file": (
                 "8_app/library_commands.html#describe_input_file",
                 "personal_llm/app/library_commands.py",
@@ -528,6 +532,10 @@ d = {
             ),
             "personal_llm.app.library_commands.needs_explanation": (
                 "8_app/library_commands.html#needs_explanation",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.read_plain_file": (
+                "8_app/library_commands.html#read_plain_file",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -7362,6 +7370,10 @@ d = {
             ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
+                "personal_llm/selection/warm_start.py",
+            ),
+            "personal_llm.selection.warm_start.read_training_budget": (
+                "5_selection/warm_start.html#read_training_budget",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.tune_plain_pllm": (

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -128,16 +127,13 @@ def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, 
     "In the shape of the first, once, with its own licence; it answers prompts as others do, and a fit has its null."
     from personal_llm.selection import warm_start
 
-    brief = partial(
-        warm_start.tune_plain_pllm, config=replace(warm_start.PLAIN_TUNING_CONFIG, steps=10, learning_rate=2e-2)
-    )
-    monkeypatch.setattr(warm_start, "tune_plain_pllm", brief)
     monkeypatch.setattr(warm_start, "load_plain_dialogues", lambda: spoken(str, 12))
     monkeypatch.setattr(explanation, "MAX_TOPIC_TOKENS", 4)
     build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--prompts", world / "loud.jsonl"]
     build.remove("--no-baseline")
     code, out, err = invoke(capsys, *build)
     assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 were there, 0 skipped; 3 pLLMs now"]
+    assert "no --plain FILE" in err and "refusals are weaker" in err
     library = Library(tmp_path / "lib")
     cards = {name: library[name].card for name in library.names}
     assert library.names == ["plain", "loud", "brief"] and library.verify(shared("llama")) == []
@@ -147,6 +143,39 @@ def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, 
     assert found(capsys, *build)["added"] == [] and files(tmp_path / "lib") == before, "not a second time"
     result = found(capsys, "select", "--data", world / "loud.jsonl", "--library", tmp_path / "lib")
     assert result["method"] == "fit" and {"plain", "(base)"} == set(result["losses"])
+
+
+def test_build_tunes_the_plain_pllm_on_the_builders_texts(world, tmp_path, capsys, monkeypatch):
+    "With the budget and the shape of the first adapter, and under the builder's licence."
+    from personal_llm.selection import warm_start
+
+    monkeypatch.setattr(explanation, "MAX_TOPIC_TOKENS", 4)
+    tuned_on = []
+    finetune = warm_start.finetune
+    monkeypatch.setattr(warm_start, "finetune", lambda *a, **k: tuned_on.append(a[1:3]) or finetune(*a, **k))
+    plain = spoken(str, 10, first=300)
+    write(tmp_path / "plain.jsonl", [dict(prompt=d.prompt, response=d.response) for d in plain])
+    build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--plain", tmp_path / "plain.jsonl"]
+    assert "leave one of the two out" in fails(capsys, *build)
+    build.remove("--no-baseline")
+    code, out, err = invoke(capsys, *build)
+    assert code == 0 and "no --plain FILE" not in err
+    card, (dialogues, config) = Library(tmp_path / "lib")["plain"].card, tuned_on[0]
+    assert [d.response for d in dialogues] == [d.response for d in plain]
+    assert (card["samples"], card["licence"]) == (10, "CC0-1.0")
+    like = json.loads((world / "runs" / "loud" / "adapter.json").read_text())["config"]
+    assert {name: like[name] for name in warm_start.BUDGET_FIELDS} == {
+        name: getattr(config, name) for name in warm_start.BUDGET_FIELDS
+    }
+    assert config.validation == 0, "no plain text is held back"
+
+
+def test_build_refuses_too_few_plain_texts_and_writes_nothing(world, tmp_path, capsys):
+    write(tmp_path / "few.jsonl", [dict(prompt=d.prompt, response=d.response) for d in spoken(str, 7)])
+    build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--plain", tmp_path / "few.jsonl"]
+    build.remove("--no-baseline")
+    assert "7 plain dialogues in few.jsonl: at least 8 are needed" in fails(capsys, *build)
+    assert not (tmp_path / "lib").exists()
 
 
 @pytest.mark.parametrize("how", ["weights", "config", "dora", "base", "none"])

@@ -18,7 +18,9 @@ from ..base.adapters import check_adapter, read_adapter_card, read_factors
 from ..base.core import InputError, check
 from ..base.files import recover_results, write_atomically
 from ..base.plots import encode_png
+from ..data.reading import read_dialogues
 from ..explanation.explanation import explain, explain_pllm
+from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
 from ..selection.library import load_space
 from ..selection.ranking import PLAIN_PLLM
@@ -258,9 +260,31 @@ BUILD_OPTIONS = [
     option("--licence", required=True, help="licence of the adapters"),
     option("--space", metavar="LIB", help="library whose style space is used (default: the one in the package)"),
     option("--ray-address", nargs="?", const="", metavar="ADDRESS", help=RAY_HELP),
+    option("--plain", metavar="FILE", help="chats without a style, of your users' kind, for the plain pLLM"),
     option("--no-baseline", action="store_true", help="tune no plain pLLM, the baseline of every selection"),
     option("--prompts", nargs="+", default=[], metavar="FILE", help="chats for prompts, one file for each adapter"),
 ]
+
+# %% ../../nbs/8_app/08_library_commands.ipynb #ca49ea60
+PLAIN_WARNING = "no --plain FILE: the package's short plain texts are used, and refusals are weaker for other kinds"
+
+
+def read_plain_file(args) -> list:  # `Dialogue`s, or None without --plain
+    "Read the file of --plain; raise `InputError` for too few dialogues."
+    if args.plain is None:
+        return None
+    dialogues = list(read_dialogues(args.plain, skip_invalid=args.skip_invalid))
+    check_answer_count(len(dialogues), f"plain dialogues in {Path(args.plain).name}")
+    return dialogues
+
+
+def build_plain_pllm(args, library, model, like, dialogues: list):  # `ProbePrompts`
+    "Tune a library's plain pLLM on the dialogues of --plain, or on the package's texts with a warning."
+    print_note("tuning the plain pLLM; --no-baseline leaves it out")
+    if dialogues is None:
+        print_note(PLAIN_WARNING)
+        return add_plain_pllm(library, model, like, args.seed)
+    return add_plain_pllm(library, model, like, args.seed, dialogues, args.licence)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc10
 @register_command(
@@ -279,6 +303,8 @@ def build_command(args):
 
     if args.prompts and args.ray_address is not None:
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
+    if args.plain and args.no_baseline:
+        raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
     check_ray(args.ray_address)
     model, probes, plain = load_model_from_arguments(args), None, []
     space = load_build_space(args.space, model)
@@ -287,11 +313,12 @@ def build_command(args):
     if not folders:
         raise InputError("no valid adapter is left", "nothing was built; give other folders")
     prompts = read_prompts_by_adapter(args.prompts, [*folders, *skipped], args.skip_invalid)
+    plain_dialogues = read_plain_file(args)
     library = open_or_create_library(args.out, space)
     known = [name for name in folders if name in library]
     if not (args.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
-        print_note("tuning the plain pLLM; --no-baseline leaves it out")
-        probes, plain = add_plain_pllm(library, model, next(iter(folders.values())), args.seed), [PLAIN_PLLM]
+        probes = build_plain_pllm(args, library, model, next(iter(folders.values())), plain_dialogues)
+        plain = [PLAIN_PLLM]
     added, errors = add_adapters(args, model, library, folders, prompts, probes)
     skipped, added = skipped | report_skipped(errors, args.skip_invalid), plain + added
     result = dict(library=args.out, pllms=len(library), added=added, there=known, skipped=skipped)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['build_start_adapter', 'get_start_adapter', 'describe_weights', 'WarmStart', 'warm_start',
-           'load_plain_dialogues', 'tune_plain_pllm', 'add_plain_pllm', 'describe_missing_plain']
+           'load_plain_dialogues', 'read_training_budget', 'tune_plain_pllm', 'add_plain_pllm',
+           'describe_missing_plain']
 
 # %% ../../nbs/5_selection/11_warm_start.ipynb #d8eff2f2
 import gzip
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError
-from ..base.adapters import read_lora_config
+from ..base.adapters import read_adapter_card, read_lora_config
 from ..base.files import ASSETS
 from .merging import combine_adapters, measure_mixture_loss
 from .ranking import PLAIN_PLLM, Ranking
@@ -23,6 +24,7 @@ from ..tuning.config import TuningConfig, read_adapter_shape
 from ..tuning.finetune import finetune
 from ..explanation.explanation import Explanation, ProbePrompts, explain, explain_pllm, load_probe_texts
 from ..explanation.explanation import prepare_probes
+from ..explanation.style import check_answer_count
 
 # %% ../../nbs/5_selection/11_warm_start.ipynb #d272bb61
 def build_start_adapter(
@@ -117,6 +119,7 @@ def warm_start(
 PLAIN_TEXTS_FILE = ASSETS / "styles" / "plain.jsonl.gz"
 PLAIN_LICENCE = "CC BY-SA 4.0"  # that allows all of them to be adapted
 PLAIN_TUNING_CONFIG = TuningConfig(rank=4, alpha=8, steps=60, dropout=0.0, validation=0.0, checks=1, max_length=112)
+BUDGET_FIELDS = ("steps", "learning_rate", "batch_size", "gradient_accumulation_steps", "max_length", "warmup")
 
 # %% ../../nbs/5_selection/11_warm_start.ipynb #65b0f317
 def load_plain_dialogues() -> list:  # of `Dialogue`
@@ -127,17 +130,26 @@ def load_plain_dialogues() -> list:  # of `Dialogue`
     return [Dialogue(row["prompt"], row["response"], time=float(i)) for i, row in enumerate(rows)]
 
 
+def read_training_budget(folder) -> dict:  # fields of a `TuningConfig`; none for an adapter of another program
+    "Return the steps, rate, batch and length with which an adapter was trained."
+    config = read_adapter_card(folder).get("config") or {}
+    return {name: config[name] for name in BUDGET_FIELDS if name in config}
+
+
 def tune_plain_pllm(
     model,  # the base `Model`
     out,  # the adapter's folder
-    like=None,  # an adapter's folder, of which we take rank, alpha, target modules and layers
+    like=None,  # an adapter's folder, of which we take the shape and the training budget
     seed: int = 0,
     config: TuningConfig = PLAIN_TUNING_CONFIG,
+    dialogues: list = None,  # answers without a style; those of the package by default
 ):  # an `Adapter`
-    "Tune a library's plain pLLM."
+    "Tune a library's plain pLLM. Raise `InputError` for too few dialogues."
+    dialogues = load_plain_dialogues() if dialogues is None else dialogues
+    check_answer_count(len(dialogues), "plain dialogues")
     if like is not None:
-        config = replace(config, **read_adapter_shape(read_lora_config(like), like))
-    return finetune(model, load_plain_dialogues(), config, out=Path(out), seed=seed, progress=False)
+        config = replace(config, **read_adapter_shape(read_lora_config(like), like), **read_training_budget(like))
+    return finetune(model, dialogues, config, out=Path(out), seed=seed, progress=False)
 
 # %% ../../nbs/5_selection/11_warm_start.ipynb #c7cd8996
 def add_plain_pllm(
@@ -145,14 +157,17 @@ def add_plain_pllm(
     model,  # its base `Model`
     like=None,  # an adapter's folder, of which we take the shape
     seed: int = 0,
+    dialogues: list = None,  # answers without a style, of the kind that the library's users write
+    licence: str = PLAIN_LICENCE,  # of the dialogues
 ) -> ProbePrompts:  # for the pLLMs that you add next
     "Tune the library's plain pLLM, explain it and add it."
     with tempfile.TemporaryDirectory() as folder:
-        adapter = tune_plain_pllm(model, Path(folder, PLAIN_PLLM), like, seed)
+        adapter = tune_plain_pllm(model, Path(folder, PLAIN_PLLM), like, seed, dialogues=dialogues)
         probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter, library.vocabulary)
         explanation = explain_pllm(model, adapter, library.space, probes, seed, library.vocabulary)
         cost = Cost(tokens=explanation.cost.tokens, forward=explanation.cost.forward)  # equal in every run
-        facts = dict(licence=PLAIN_LICENCE, samples=len(load_plain_dialogues()), style="plain answers")
+        num_samples = len(load_plain_dialogues() if dialogues is None else dialogues)
+        facts = dict(licence=licence, samples=num_samples, style="plain answers")
         library.add(PLAIN_PLLM, adapter, replace(explanation, cost=cost), **facts)
     return replace(probes, plain=library[PLAIN_PLLM].adapter)
 
