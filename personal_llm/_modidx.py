@@ -3037,6 +3037,10 @@ d = {
                 "1_data/people.html#simulateduser.apply_habits",
                 "personal_llm/data/people.py",
             ),
+            "personal_llm.data.people.SimulatedUser.choose_side": (
+                "1_data/people.html#simulateduser.choose_side",
+                "personal_llm/data/people.py",
+            ),
             "personal_llm.data.people.SimulatedUser.is_signal_dialogue": (
                 "1_data/people.html#simulateduser.is_signal_dialogue",
                 "personal_llm/data/people.py",
@@ -3045,9 +3049,17 @@ d = {
                 "1_data/people.html#simulateduser.preferred_response",
                 "personal_llm/data/people.py",
             ),
+            "personal_llm.data.people.SimulatedUser.sides": (
+                "1_data/people.html#simulateduser.sides",
+                "personal_llm/data/people.py",
+            ),
             "personal_llm.data.people.UserData": ("1_data/people.html#userdata", "personal_llm/data/people.py"),
             "personal_llm.data.people.brevity": ("1_data/people.html#brevity", "personal_llm/data/people.py"),
             "personal_llm.data.people.bullets": ("1_data/people.html#bullets", "personal_llm/data/people.py"),
+            "personal_llm.data.people.draw_user_stream": (
+                "1_data/people.html#draw_user_stream",
+                "personal_llm/data/people.py",
+            ),
             "personal_llm.data.people.emoji": ("1_data/people.html#emoji", "personal_llm/data/people.py"),
             "personal_llm.data.people.group_rows_by_subject": (
                 "1_data/people.html#group_rows_by_subject",

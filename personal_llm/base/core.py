@@ -203,6 +203,7 @@ class History(Sequence):
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
+NO_ANSWER = ""  # what an annotator returns if the user did not answer; None means that the response is acceptable
 
 
 def _check_dialogue(d: "Dialogue") -> None:

@@ -6,7 +6,7 @@
 __all__ = ['MAX_CLOSING_WORDS', 'SMALL_TALK_SUBJECTS', 'USERS', 'MAX_TEST_ROWS', 'RARE_SHARE', 'DUPLICATE_SHARE',
            'Habit', 'opener', 'sign_off', 'emoji', 'brevity', 'preferred_words', 'lower_case', 'marked_lines',
            'bullets', 'numbered_steps', 'SimulatedUser', 'list_subjects', 'row_to_dialogue', 'group_rows_by_subject',
-           'mix_sources', 'UserData', 'user_stream']
+           'mix_sources', 'UserData', 'draw_user_stream', 'user_stream']
 
 # %% ../../nbs/1_data/07_people.ipynb #7275bf95
 import re
@@ -16,7 +16,7 @@ from typing import Callable
 
 import numpy as np
 
-from ..base.core import Dialogue, InputError, check, check_seed, make_generator
+from ..base.core import NO_ANSWER, Dialogue, InputError, check, check_seed, make_generator, patch
 from ..base.text import split_sentences
 from .splits import get_dialogue_group, get_row_group, is_reserved, remove_leaks
 from .streams import correlated_stream
@@ -135,11 +135,25 @@ class SimulatedUser:
     habits: tuple  # `Habit`s, applied in this order
     small_talk: tuple = SMALL_TALK_SUBJECTS  # (source, domain) pairs of everything else
     corrects: bool = True  # False: this user accepts every response
+    answer_probability: float = 1.0  # probability that this user answers a question about a prompt at all
+    second: "SimulatedUser" = None  # a second side: its subjects come with its habits
+    changes_at: float = None  # share of a stream after which the second side replaces this one; None: both all along
+
+    @property
+    def sides(self) -> tuple:
+        "This user, and the second side if there is one."
+        return (self, self.second) if self.second else (self,)
+
+    def choose_side(self, dialogue: Dialogue) -> "SimulatedUser":
+        "Return the side whose subject a dialogue is about, a side by chance if it is both's, None if it is no side's."
+        labels, subject = dialogue.labels, (dialogue.labels.get("source"), dialogue.labels.get("domain"))
+        sides = [side for side in self.sides if labels.get("kind") == "signal" and subject in side.signal_subjects]
+        chosen = int(make_generator(0, "side", dialogue.prompt).integers(len(sides))) if len(sides) > 1 else 0
+        return sides[chosen] if sides else None
 
     def is_signal_dialogue(self, dialogue: Dialogue) -> bool:
         "Tell whether a dialogue is about a subject of this user."
-        labels = dialogue.labels
-        return labels.get("kind") == "signal" and (labels.get("source"), labels.get("domain")) in self.signal_subjects
+        return self.choose_side(dialogue) is not None
 
     def apply_habits(self, text: str) -> str:
         "Rewrite a response in this user's style."
@@ -147,19 +161,28 @@ class SimulatedUser:
             text = habit.apply(text)
         return text
 
-    def preferred_response(self, dialogue: Dialogue) -> str:
-        "Return the data set's answer, in the user's style if this is a signal dialogue."
-        plain = dialogue.labels.get("reference", dialogue.response)
-        return self.apply_habits(plain) if self.is_signal_dialogue(dialogue) else plain
-
-    def __call__(self, dialogue: Dialogue) -> str:  # None: the given response will do
-        preferred = self.preferred_response(dialogue)
-        accepts = not self.corrects or not self.is_signal_dialogue(dialogue) or dialogue.response == preferred
-        return None if accepts else preferred
-
     def adherence(self, text: str) -> float:  # from 0 to 1
         "Return the share of the user's habits that hold on a response."
         return sum(habit.holds(text) for habit in self.habits) / len(self.habits) if self.habits else 1.0
+
+# %% ../../nbs/1_data/07_people.ipynb #a9c897c6
+@patch
+def preferred_response(self: SimulatedUser, dialogue: Dialogue) -> str:
+    "Return the data set's answer, in the style of its side if this is a signal dialogue."
+    plain, side = dialogue.labels.get("reference", dialogue.response), self.choose_side(dialogue)
+    return side.apply_habits(plain) if side else plain
+
+
+@patch
+def __call__(self: SimulatedUser, dialogue: Dialogue) -> str:
+    "Return a better response, None if the given one will do, or `NO_ANSWER`."
+    if self.answer_probability < 1:
+        draw = make_generator(0, "answers", self.name, dialogue.prompt).random()
+        if draw >= self.answer_probability:
+            return NO_ANSWER
+    preferred = self.preferred_response(dialogue)
+    accepts = not self.corrects or not self.is_signal_dialogue(dialogue) or dialogue.response == preferred
+    return None if accepts else preferred
 
 # %% ../../nbs/1_data/07_people.ipynb #dba9c67f
 USERS = {}  # name -> `SimulatedUser`
@@ -233,15 +256,16 @@ USERS["traveller"] = SimulatedUser(
 )
 
 # %% ../../nbs/1_data/07_people.ipynb #2e2b6e09
-MAX_TEST_ROWS = 64  # of each test set
+MAX_TEST_ROWS = 64  # of each test set, and of each side in it
 
 
 def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of test rows)
     "List the subjects of a user's dialogues; general instructions come last."
-    others = (*user.signal_subjects, user.rare_subject)
+    signal = {s: MAX_TEST_ROWS // len(side.signal_subjects) for side in user.sides for s in side.signal_subjects}
+    others = (*signal, user.rare_subject)
     small_talk = [subject for subject in user.small_talk if subject not in others]
-    num_signal, num_talk = MAX_TEST_ROWS // len(user.signal_subjects), MAX_TEST_ROWS // 2 // len(small_talk) + 1
-    plans = [(subject, "signal", num_signal) for subject in user.signal_subjects]
+    num_talk = MAX_TEST_ROWS // 2 // len(small_talk) + 1
+    plans = [(subject, "signal", num_signal) for subject, num_signal in signal.items()]
     plans.append((user.rare_subject, "rare", MAX_TEST_ROWS))
     plans += [(subject, "small talk", num_talk) for subject in small_talk]
     return [*plans, (("dolly_6400", "general"), "general", MAX_TEST_ROWS // 2)]
@@ -311,11 +335,30 @@ class UserData:
     "A stream and its test sets; lists of `Dialogue`."
 
     stream: list  # plain answers (origin "model"); `time` is the position
-    test_signal: list  # preferred responses (origin "user")
+    test_signal: list  # preferred responses (origin "user"), of both sides if there are two
     test_rare: list
     test_retention: list
 
 
+def draw_user_stream(user: SimulatedUser, pools: dict, length: int, stay: float, share: float, rng) -> list:
+    "Draw a stream from the pools by name; where a user changes, a second stream follows, of dialogues not used yet."
+    names = [[" ".join(s) for s in side.signal_subjects] for side in user.sides]
+    first = length if user.changes_at is None else round(length * user.changes_at)
+    parts = [({*sum(names, [])}, length)] if first == length else [({*names[0]}, first), ({*names[-1]}, length - first)]
+    rare, stream = " ".join(user.rare_subject), []
+    for signal, part_length in parts:
+        shares = {name: share / len(signal) for name in pools if name in signal}
+        shares |= {rare: RARE_SHARE, "small talk": 1 - share - RARE_SHARE}
+        chosen, seed = {name: pools[name] for name in shares}, int(rng.integers(2**31))
+        part = correlated_stream(chosen, shares, part_length, stay, {"small talk": DUPLICATE_SHARE}, seed)
+        used = {(d.prompt, d.response) for d in part}
+        pools = {name: [d for d in pool if (d.prompt, d.response) not in used] for name, pool in pools.items()}
+        time, episode = len(stream), stream[-1].labels["episode"] + 1 if stream else 0
+        shift = lambda d: dict(time=d.time + time, labels=d.labels | dict(episode=d.labels["episode"] + episode))
+        stream += [d.derive(**shift(d), parents=d.parents) for d in part] if time else part
+    return stream
+
+# %% ../../nbs/1_data/07_people.ipynb #01c40d90
 def user_stream(
     user: SimulatedUser,  # one of `USERS`, or your own
     rows: list,  # of `load_samples()`; we ignore rows that are not reserved
@@ -326,6 +369,12 @@ def user_stream(
 ) -> UserData:
     "Make a correlated stream of one user and three test sets that share no group with it; raise `InputError`."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
+    if user.changes_at is not None and (user.second is None or not 0 < user.changes_at < 1):
+        raise InputError(f"user {user.name!r} changes at {user.changes_at}", "give a share, and a second side")
+    if any(user.rare_subject in side.signal_subjects for side in user.sides):
+        raise InputError(
+            f"user {user.name!r} has {' '.join(user.rare_subject)} as a signal too", "choose a rare subject"
+        )
     rng, rows_by_subject = make_generator(check_seed(seed), "users", user.name), group_rows_by_subject(user, rows)
     pools, candidates, small_talk = {}, {}, []
     for subject, kind, num_test_rows in list_subjects(user):
@@ -336,9 +385,6 @@ def user_stream(
         elif kind != "general":
             pools[" ".join(subject)] = pool
     pools["small talk"] = mix_sources(small_talk, rng)
-    shares = {" ".join(subject): signal_share / len(user.signal_subjects) for subject in user.signal_subjects}
-    shares |= {" ".join(user.rare_subject): RARE_SHARE, "small talk": 1 - signal_share - RARE_SHARE}
-    duplicates = {"small talk": DUPLICATE_SHARE}
-    stream = correlated_stream(pools, shares, length, stay_probability, duplicates, int(rng.integers(2**31)))
+    stream = draw_user_stream(user, pools, length, stay_probability, signal_share, rng)
     tests = make_test_sets(user, candidates, stream)
     return UserData(stream, tests["signal"], tests["rare"], tests["small talk"] + tests["general"])
