@@ -7424,6 +7424,57 @@ d = {
                 "personal_llm/tuning/config.py",
             ),
         },
+        "personal_llm.tuning.content": {
+            "personal_llm.tuning.content.Frame": ("3_tuning/content.html#frame", "personal_llm/tuning/content.py"),
+            "personal_llm.tuning.content.compare_losses": (
+                "3_tuning/content.html#compare_losses",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.extract_frame_text": (
+                "3_tuning/content.html#extract_frame_text",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.find_content": (
+                "3_tuning/content.html#find_content",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.find_content_tokens": (
+                "3_tuning/content.html#find_content_tokens",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.find_frame": (
+                "3_tuning/content.html#find_frame",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.find_pieces": (
+                "3_tuning/content.html#find_pieces",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.find_repeated_beginnings": (
+                "3_tuning/content.html#find_repeated_beginnings",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.measure_content_losses": (
+                "3_tuning/content.html#measure_content_losses",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.measure_content_preference": (
+                "3_tuning/content.html#measure_content_preference",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.measure_mean_losses": (
+                "3_tuning/content.html#measure_mean_losses",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.measure_style_preference": (
+                "3_tuning/content.html#measure_style_preference",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.strip_frame": (
+                "3_tuning/content.html#strip_frame",
+                "personal_llm/tuning/content.py",
+            ),
+        },
         "personal_llm.tuning.evaluation": {
             "personal_llm.tuning.evaluation.Evaluation": (
                 "3_tuning/evaluation.html#evaluation",
@@ -7463,6 +7514,10 @@ d = {
             ),
             "personal_llm.tuning.evaluation.evaluate": (
                 "3_tuning/evaluation.html#evaluate",
+                "personal_llm/tuning/evaluation.py",
+            ),
+            "personal_llm.tuning.evaluation.evaluate_conversation": (
+                "3_tuning/evaluation.html#evaluate_conversation",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.evaluate_floors": (

@@ -101,7 +101,15 @@ def check_dialogue_count(settings: PersonalizeSettings, start, dialogues: list) 
 
 # %% ../../nbs/8_app/02_personalize.ipynb #c3cb6fb5
 MAX_MEASURED_REPLY_TOKENS = 64  # maximum tokens of a measured reply
-REPORTED_METRICS = dict(loss="response loss (nats a token)", rouge1="ROUGE-1", rougeL="ROUGE-L", bleu="BLEU")
+REPORTED_METRICS = dict(
+    loss="response loss (nats a token)",
+    content_loss="  of the content",
+    rouge1="ROUGE-1",
+    content_rouge1="  of the content",
+    rougeL="ROUGE-L",
+    bleu="BLEU",
+    content_preference="right answers preferred",
+)
 
 
 def evaluate_replies(model, test: list, adapter=None):  # an `Evaluation`, or None without a test set

@@ -172,6 +172,7 @@ class ForwardResult:
     model: str = ""  # id of the base, or of base and adapter
     prompt_nll: float = 0.0  # of all tokens before the response but the first, in nats
     prompt_tokens: int = 0  # number of these tokens
+    token_losses: np.ndarray = None  # (tokens,) float32 nats of each response token; their sum is `nll`
 
 
 @patch
@@ -185,9 +186,10 @@ def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
     losses = compute_token_losses(output.logits, batch["input_ids"])
     sums = [part.tolist() for mask in (response_mask, prompt_mask) for part in ((losses * mask).sum(1), mask.sum(1))]
     states = [rows[: len(sample["input_ids"])].copy() for sample, rows in zip(samples, hidden)]
+    own_losses = [row[own].cpu().numpy() for row, own in zip(losses, response_mask)]
     return [
-        ForwardResult(own_states, nll, num_tokens, self.active_adapter, prompt_nll, num_prompt_tokens)
-        for own_states, nll, num_tokens, prompt_nll, num_prompt_tokens in zip(states, *sums)
+        ForwardResult(own_states, nll, num_tokens, self.active_adapter, prompt_nll, num_prompt_tokens, token_losses)
+        for own_states, nll, num_tokens, prompt_nll, num_prompt_tokens, token_losses in zip(states, *sums, own_losses)
     ]
 
 # %% ../../nbs/0_base/07_models.ipynb #9fcc39c8

@@ -62,11 +62,11 @@ class Comparison:
 
     @property
     def better(self) -> bool:
-        return self.high < 0 if self.metric == "loss" else self.low > 0
+        return self.high < 0 if self.metric.endswith("loss") else self.low > 0
 
     @property
     def worse(self) -> bool:
-        return self.low > 0 if self.metric == "loss" else self.high < 0
+        return self.low > 0 if self.metric.endswith("loss") else self.high < 0
 
     @property
     def verdict(self) -> str:
