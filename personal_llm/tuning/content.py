@@ -10,7 +10,6 @@ __all__ = ['MIN_FRAME_SHARE', 'MIN_FRAME_TEXTS', 'MAX_FRAME_PIECES', 'Frame', 'f
 # %% ../../nbs/3_tuning/08_content.ipynb #29b60f1f
 import re
 from collections import Counter
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
