@@ -7410,6 +7410,10 @@ d = {
                 "3_tuning/config.html#tuningconfig.check_interval",
                 "personal_llm/tuning/config.py",
             ),
+            "personal_llm.tuning.config.TuningConfig.fit_to_answers": (
+                "3_tuning/config.html#tuningconfig.fit_to_answers",
+                "personal_llm/tuning/config.py",
+            ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (
                 "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
@@ -7620,6 +7624,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.remove_checkpoints": (
                 "3_tuning/finetune.html#remove_checkpoints",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.separate_users_lineages": (
+                "3_tuning/finetune.html#separate_users_lineages",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.show_progress": (
@@ -7866,10 +7874,6 @@ d = {
                 "3_tuning/validation.html#bestadapter.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.is_acceptable": (
-                "3_tuning/validation.html#bestadapter.is_acceptable",
-                "personal_llm/tuning/validation.py",
-            ),
             "personal_llm.tuning.validation.BestAdapter.is_finished": (
                 "3_tuning/validation.html#bestadapter.is_finished",
                 "personal_llm/tuning/validation.py",
@@ -7894,8 +7898,8 @@ d = {
                 "3_tuning/validation.html#find_lineages",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.is_users_answer": (
-                "3_tuning/validation.html#is_users_answer",
+            "personal_llm.tuning.validation.select_users_answers": (
+                "3_tuning/validation.html#select_users_answers",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.validation_split": (

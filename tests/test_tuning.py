@@ -151,6 +151,62 @@ def test_what_trains_and_what_judges():
     )
 
 
+def answer_lines(samples, model, rows):
+    "How often each row stands among the samples."
+    encoded = [model.encode(row, 64)["input_ids"] for row in rows]
+    return [sum(sample["input_ids"] == ids for sample in samples) for ids in encoded]
+
+
+def test_replies_that_nobody_corrected_join_the_replay():
+    "Two corrections, six replies and six dialogues of replay: the corrections are a third of what trains."
+    model, config = shared("llama"), TuningConfig(rank=2, steps=1, max_length=64)
+    replies = [d.derive(origin="model") for d in TALK[:8]]
+    corrected = [replies[i].derive(response="No.", origin="annotated") for i in range(2)]
+    split = TrainingSplit.from_dialogues(model, [*corrected, *replies[2:]], config, 0, replay=TALK[8:14])
+    assert answer_lines(split.training_samples, model, corrected) == [3, 3]
+    assert answer_lines(split.training_samples, model, [*replies[2:], *TALK[8:14]]) == [1] * 12
+    assert split.validation_samples == [model.encode(d, 64) for d in corrected] and split.num_answers == 2
+
+
+def test_only_uncorrected_replies(tmp_path):
+    "A planted case: where the user answered nothing, few steps are taken, and the card says why."
+    replies = [d.derive(origin="model") for d in TALK]
+    adapter = finetune(shared("llama"), replies, replace(BRIEF, steps=40), out=tmp_path, progress=False)
+    assert adapter.config["steps"] == 16 and adapter.num_validation_dialogues == 0
+    assert "no answer of the user" in Adapter.load(tmp_path).notes["warning"]
+
+
+def test_few_answers_take_few_steps():
+    "Four answers take 32 steps and the card names the rule; without validation all steps are taken."
+    config = TuningConfig(rank=2, steps=40, batch_size=2, max_length=64)
+    adapter = finetune(shared("llama"), TALK[:4], config, progress=False)
+    assert adapter.config["steps"] == adapter.history[-1][0] == 32 and "4: too few" in adapter.notes["steps_by"]
+    whole = finetune(shared("llama"), TALK[:4], replace(config, validation=0), progress=False)
+    assert whole.config["steps"] == 40 and "steps_by" not in whole.notes
+
+
+def test_a_new_start_is_left_in_small_steps(old):
+    "Dialogues that the start never saw: half the steps, a third of the rate, four of eight held back."
+    config = TuningConfig(rank=2, steps=80, batch_size=4, max_length=64)
+    adapter = finetune(shared("llama"), TALK[8:], config, start=old, progress=False)
+    assert (adapter.config["steps"], adapter.num_validation_dialogues) == (23, 4)
+    assert adapter.config["learning_rate"] == pytest.approx(1e-3 / 3) and adapter.best_loss <= adapter.start_loss
+    known = finetune(shared("llama"), TALK[:8], replace(config, steps=2), start=old, progress=False)
+    assert known.config["learning_rate"] == 1e-3, "the start knows six of these"
+
+
+def test_a_start_that_is_best_already():
+    "A planted case: the start knows the pattern by heart, so every step that raises the validation loss is taken back."
+    model, config = shared("llama"), TuningConfig(rank=2, steps=60, batch_size=8, max_length=64, learning_rate=1e-2)
+    start = finetune(model, TALK[:8], replace(config, validation=0), progress=False)
+    wild = finetune(model, TALK[8:], replace(config, learning_rate=9.0), start=start, progress=False)
+    assert wild.best_loss == wild.start_loss and "no check was better" in wild.notes["warning"]
+    with model.use_adapter(start):
+        before = model.nll(TEST)
+    with model.use_adapter(wild):
+        assert np.allclose(model.nll(TEST), before, rtol=1e-4)
+
+
 def test_the_card_says_on_how_many_it_was_judged(tmp_path):
     "Thirty-two bins are judged on four dialogues that do not train; eight by what trains."
     bins = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(32)]

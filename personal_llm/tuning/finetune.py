@@ -45,20 +45,31 @@ from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .speedups import FastForward, choose_top_layers
 from .training_loop import select_step_batches, train
-from .validation import BestAdapter, choose_validation_rule, is_users_answer, validation_split
+from .validation import BestAdapter, choose_validation_rule, find_lineages
+from .validation import select_users_answers, validation_split
+
+# %% ../../nbs/3_tuning/07_finetune.ipynb #b599b600
+def separate_users_lineages(dialogues: list) -> tuple:  # (dialogues to learn, the others)
+    "Separate the lineages with one of the user's answers from the others; all are to be learned where there are none."
+    lineages, answers = find_lineages(dialogues), {d.id for d in select_users_answers(dialogues)}
+    chosen = {lineage for lineage, d in zip(lineages, dialogues) if d.id in answers} or set(lineages)
+    pairs = list(zip(lineages, dialogues))
+    return [d for lineage, d in pairs if lineage in chosen], [d for lineage, d in pairs if lineage not in chosen]
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d77da693
 MAX_VALIDATION_SAMPLES = 16  # training dialogues that validate where none is held back
+REPLAY_SHARE = 2 / 3  # of the training samples, where there is enough replay
 
 
 @dataclass
 class TrainingSplit:
-    "The encoded dialogues of one fine-tune."
+    "The encoded dialogues of one fine-tune, and the settings that suit their number."
 
     training_samples: list
     validation_samples: list
     num_validation_dialogues: int  # held back; 0: training dialogues validate
-    must_beat_start: bool = False  # keep only weights whose gain over the start is not chance
+    num_answers: int  # the user's answers among all dialogues
+    config: TuningConfig
 
     @classmethod
     def from_dialogues(
@@ -68,15 +79,17 @@ class TrainingSplit:
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        rule = choose_validation_rule(start, dialogues)
+        rule, num_answers = choose_validation_rule(start, dialogues), len(select_users_answers(dialogues))
         training, validation = validation_split(dialogues, config.validation, seed, rule)
-        instead = [d for d in training if is_users_answer(d)] or training
+        personal, others = separate_users_lineages(training)
         encode = lambda rows: [model.encode(d, config.max_length) for d in rows]
-        personal_samples, replay_samples = encode(training), encode(replay)
-        repeats = max(1, round(len(replay_samples) / len(personal_samples)))
+        personal_samples, replay_samples = encode(personal), encode([*replay, *others])
+        repeats = round(len(replay_samples) * (1 / REPLAY_SHARE - 1) / len(personal_samples))
+        training_samples = personal_samples * max(1, repeats) + replay_samples
+        instead = select_users_answers(personal) or personal
         validation_samples = encode(validation or instead[:MAX_VALIDATION_SAMPLES])
-        must_beat_start = rule.must_beat_start and bool(validation)
-        return cls(personal_samples * repeats + replay_samples, validation_samples, len(validation), must_beat_start)
+        config = config.fit_to_answers(num_answers, rule.is_new_start)
+        return cls(training_samples, validation_samples, len(validation), num_answers, config)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
 def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # peft's model
@@ -140,11 +153,13 @@ def check_output_folder(out: Path) -> None:
         raise InputError(f"{foreign[0]}: not made by this package", "move it away, or choose another folder")
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #ebdc41ae
-def compute_training_cost(split: TrainingSplit, config: TuningConfig, seed: int, best: BestAdapter) -> Cost:
+def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) -> Cost:
     "Return what a fine-tune put through the model."
     lengths = [len(sample["input_ids"]) for sample in split.training_samples]
     steps, num_checks = max(best.losses), len(best.losses)
-    trained = [i for s in range(1, steps + 1) for batch in select_step_batches(lengths, config, seed, s) for i in batch]
+    trained = [
+        i for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s) for i in batch
+    ]
     tokens_per_check = sum(len(sample["input_ids"]) for sample in split.validation_samples)
     tokens = sum(lengths[i] for i in trained) + num_checks * tokens_per_check
     forward = len(trained) + num_checks * len(split.validation_samples)
@@ -154,7 +169,13 @@ def compute_training_cost(split: TrainingSplit, config: TuningConfig, seed: int,
 def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: float) -> dict:  # fields of `Adapter`
     "Return the card's losses, and notes: the start's name, and a warning if no check beat the start or base model."
     notes = dict(start=str(start.name)) if start else {}
-    if best.best_loss > base_loss:
+    if split.config.validation and not split.num_validation_dialogues:
+        notes["steps_by"] = f"the number of the user's answers, {split.num_answers}: too few to hold some back"
+    if not split.num_answers:
+        notes["warning"] = (
+            "no answer of the user, so it learned from replies of a model; correct some dialogues"
+        )
+    elif best.best_loss > base_loss:
         notes["warning"] = f"the base model's validation loss is lower, {base_loss:.3f}; start from the base model"
     elif not best.has_learned():
         where = "its start" if start else "the base model"
@@ -208,6 +229,7 @@ def finetune(
         start = check_adapter(start, model.base)
         config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
+    config = split.config
     if out:
         check_output_folder(Path(out))
     with model.track_cost() as cost, keep_random_state(seed):
@@ -215,7 +237,7 @@ def finetune(
             if out:
                 out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, replay)
             forward = FastForward(adapted)
-            best = BestAdapter(split.validation_samples, model.tokenizer.pad_token_id, forward, split.must_beat_start)
+            best = BestAdapter(split.validation_samples, model.tokenizer.pad_token_id, forward)
             steps = train(adapted, split.training_samples, best, config, seed, checkpoints)
             for step, loss in show_progress(steps, config.steps) if progress else steps:
                 if on_step:
@@ -224,7 +246,7 @@ def finetune(
                 base_loss = best.compute_loss(adapted) if start else best.losses[0]
             out = out or make_folder(tempfile.mkdtemp(prefix="adapter-"))
             stage = stage_adapter(adapted, out)
-        model.cost = model.cost + compute_training_cost(split, config, seed, best)
+        model.cost = model.cost + compute_training_cost(split, seed, best)
     facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(split, best, start, base_loss)
     adapter = Adapter(out, model.base, parents=tuple(d.id for d in dialogues), **facts)
     commit_adapter(stage, adapter)

@@ -154,7 +154,7 @@ def compute_learning_rate(
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl15
-CHECK_FIELDS = ("losses", "training_losses", "first_sample_losses", "best_loss", "best_weights", "checks_without_gain")
+CHECK_FIELDS = ("losses", "training_losses", "best_loss", "best_weights", "checks_without_gain")
 
 
 def list_checkpoints(folder) -> list:  # files, the newest first
