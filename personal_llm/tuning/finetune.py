@@ -172,9 +172,7 @@ def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: f
     if split.config.validation and not split.num_validation_dialogues:
         notes["steps_by"] = f"the number of the user's answers, {split.num_answers}: too few to hold some back"
     if not split.num_answers:
-        notes["warning"] = (
-            "no answer of the user, so it learned from replies of a model; correct some dialogues"
-        )
+        notes["warning"] = "no answer of the user, so it learned from replies of a model; correct some dialogues"
     elif best.best_loss > base_loss:
         notes["warning"] = f"the base model's validation loss is lower, {base_loss:.3f}; start from the base model"
     elif not best.has_learned():
