@@ -134,12 +134,17 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.offer_two_replies": (
+                "8_app/chat.html#offer_two_replies",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },
         "personal_llm.app.chat_completions": {
             "personal_llm.app.chat_completions.ChatRequest": (
@@ -1739,6 +1744,52 @@ d = {
                 "personal_llm/buffer/correction_model.py",
             ),
         },
+        "personal_llm.buffer.feedback": {
+            "personal_llm.buffer.feedback.Feedback": (
+                "2_buffer/feedback.html#feedback",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.Feedback.__post_init__": (
+                "2_buffer/feedback.html#feedback.__post_init__",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback._check_texts": (
+                "2_buffer/feedback.html#_check_texts",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback._get_slot": (
+                "2_buffer/feedback.html#_get_slot",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.add_feedback": (
+                "2_buffer/feedback.html#add_feedback",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.check_feedback_rows": (
+                "2_buffer/feedback.html#check_feedback_rows",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.count_feedback": (
+                "2_buffer/feedback.html#count_feedback",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.drop_disliked": (
+                "2_buffer/feedback.html#drop_disliked",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.drop_unstored_texts": (
+                "2_buffer/feedback.html#drop_unstored_texts",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.estimate_dissatisfaction": (
+                "2_buffer/feedback.html#estimate_dissatisfaction",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.get_first_id": (
+                "2_buffer/feedback.html#get_first_id",
+                "personal_llm/buffer/feedback.py",
+            ),
+        },
         "personal_llm.buffer.policies": {
             "personal_llm.buffer.policies.BufferView": (
                 "2_buffer/policies.html#bufferview",
@@ -3304,6 +3355,10 @@ d = {
                 "6_device/annotation.html#annotationmanager.apply_answer",
                 "personal_llm/device/annotation.py",
             ),
+            "personal_llm.device.annotation.AnnotationManager.apply_feedback": (
+                "6_device/annotation.html#annotationmanager.apply_feedback",
+                "personal_llm/device/annotation.py",
+            ),
             "personal_llm.device.annotation.AnnotationManager.ask_about_entry": (
                 "6_device/annotation.html#annotationmanager.ask_about_entry",
                 "personal_llm/device/annotation.py",
@@ -3316,8 +3371,16 @@ d = {
                 "6_device/annotation.html#annotationmanager.ask_if_policy_wants",
                 "personal_llm/device/annotation.py",
             ),
+            "personal_llm.device.annotation.AnnotationManager.find_reply": (
+                "6_device/annotation.html#annotationmanager.find_reply",
+                "personal_llm/device/annotation.py",
+            ),
             "personal_llm.device.annotation.AnnotationManager.questions_left": (
                 "6_device/annotation.html#annotationmanager.questions_left",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.record_feedback": (
+                "6_device/annotation.html#annotationmanager.record_feedback",
                 "personal_llm/device/annotation.py",
             ),
             "personal_llm.device.annotation.AnnotationManager.should_ask": (
@@ -3474,12 +3537,12 @@ d = {
             ),
         },
         "personal_llm.device.corrections": {
-            "personal_llm.device.corrections.ChatSession._find_turn": (
-                "6_device/corrections.html#chatsession._find_turn",
-                "personal_llm/device/corrections.py",
-            ),
             "personal_llm.device.corrections.ChatSession.add_dialogues": (
                 "6_device/corrections.html#chatsession.add_dialogues",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.choose": (
+                "6_device/corrections.html#chatsession.choose",
                 "personal_llm/device/corrections.py",
             ),
             "personal_llm.device.corrections.ChatSession.correct": (
@@ -3488,6 +3551,26 @@ d = {
             ),
             "personal_llm.device.corrections.ChatSession.count_new_answers": (
                 "6_device/corrections.html#chatsession.count_new_answers",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.feedback": (
+                "6_device/corrections.html#chatsession.feedback",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.generate_again": (
+                "6_device/corrections.html#chatsession.generate_again",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.offer_choice": (
+                "6_device/corrections.html#chatsession.offer_choice",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.replace_reply": (
+                "6_device/corrections.html#chatsession.replace_reply",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.retry": (
+                "6_device/corrections.html#chatsession.retry",
                 "personal_llm/device/corrections.py",
             ),
         },
@@ -3624,6 +3707,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.commit_round": (
                 "6_device/personalizer.html#personalizer.commit_round",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.feedback": (
+                "6_device/personalizer.html#personalizer.feedback",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (

@@ -20,7 +20,8 @@ from ..base.core import InputError
 from ..base.files import ASSETS, recover_results
 from ..base.text import escape_controls
 from ..buffer.scoring import NO_DOMAIN
-from ..device.conversation import ChatSession, QUESTION_TEXT, check_session_folder
+from ..device.conversation import QUESTION_TEXT, check_session_folder
+from ..device.corrections import ChatSession
 from ..explanation.explanation import explain
 from ..explanation.space import StyleSpace
 
@@ -92,11 +93,36 @@ def skip_question(session) -> str:
     session.skip()
     return "left without an answer"
 
+# %% ../../nbs/8_app/05_chat.ipynb #2303221c
+def take_feedback(session, kind: str, text: str) -> str:
+    "Record a reaction to the newest reply, or to the reply number N, counted from the newest, in a text `#N …`."
+    number, _, rest = text.partition(" ") if text.startswith("#") else ("#1", "", text)
+    turns = session.me.session["turns"]
+    if not (number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns)):
+        what = f"{number[:20]} is no reply" if turns else "there is no reply yet"
+        raise InputError(what, f"use #1 (the newest) to #{len(turns)}" if turns else "write something first")
+    session.feedback(kind, turns[-int(number[1:])]["id"], rest.strip())
+    return dict(better="thank you, I would like to answer like that").get(kind, "thank you")
 
+
+def offer_two_replies(session):  # a generator of pieces of text
+    "Show the newest reply and a second one, with their numbers."
+    pieces = session.offer_choice()
+    second = next(pieces)
+    yield f"1: {session.me.session['turns'][-1]['response']}\n2: {second}"
+    yield from pieces
+    yield "\nwrite 1 or 2: which one is better?"
+
+# %% ../../nbs/8_app/05_chat.ipynb #5dd0c52a
 CHAT_COMMANDS = {  # name -> (function of the session and of the argument if there is one, argument's name, help)
     "/why": (explain_last_decision, "", "why the last dialogue was kept or not"),
     "/status": (format_chat_status, "", "buffer and training, in numbers"),
     "/style": (describe_chat_style, "", "your style in words"),
+    "/better": (lambda session, text: take_feedback(session, "better", text), "[#N] TEXT", "give a better reply"),
+    "/up": (lambda session, text: take_feedback(session, "thumb_up", text), "[#N]", "you like the reply"),
+    "/down": (lambda session, text: take_feedback(session, "thumb_down", text), "[#N]", "you do not like it"),
+    "/retry": (lambda session: session.retry(), "", "another try, in place of the newest reply"),
+    "/choose": (offer_two_replies, "", "a second reply; write 1 or 2 to choose"),
     "/learn": (lambda session: session.learn(), "", "train now on the replies that you corrected or approved"),
     "/forget": (forget_text, "TEXT", "delete every turn that contains TEXT, and all that was made of it"),
     "/undo": (lambda session: f"taken back: {session.undo()}", "", "take the last turn back"),
@@ -107,23 +133,26 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
 def format_chat_help() -> str:
     "List all commands, one a line."
     rows = [(f"{name} {argument}".strip(), summary) for name, (_, argument, summary) in CHAT_COMMANDS.items()]
-    return "\n".join(f"{name:<14}{text}" for name, text in [*rows, ("/help", "this list"), ("/quit", "leave")])
+    return "\n".join(f"{name:<19}{text}" for name, text in [*rows, ("/help", "this list"), ("/quit", "leave")])
 
 
-def run_chat_command(session, line: str) -> str:  # the output
+def run_chat_command(session, line: str):  # a generator of pieces of the output
     "Run a command; a mistake becomes one line with its remedy."
     name, _, text = line.strip().partition(" ")
+    function, argument, _ = CHAT_COMMANDS.get(name, (None, "", ""))
+    is_optional = argument == "[#N]"
     if name == "/help":
-        return format_chat_help()
-    if name not in CHAT_COMMANDS:
-        return f"{name[:40]} is no command; /help lists them"
-    function, argument, _ = CHAT_COMMANDS[name]
-    if bool(argument) != bool(text.strip()):
-        return f"write {name} {argument}" if argument else f"{name} takes no argument"
-    try:
-        return function(session, text.strip()) if argument else function(session)
-    except InputError as error:
-        return str(error)
+        yield format_chat_help()
+    elif function is None:
+        yield f"{name[:40]} is no command; /help lists them"
+    elif bool(argument) != bool(text.strip()) and not is_optional:
+        yield f"write {name} {argument}" if argument else f"{name} takes no argument"
+    else:
+        try:
+            output = function(session, text.strip()) if argument else function(session)
+            yield from [output] if isinstance(output, str) else output
+        except InputError as error:
+            yield str(error)
 
 # %% ../../nbs/8_app/05_chat.ipynb #f8dd33f1
 def handle_line(
@@ -132,7 +161,10 @@ def handle_line(
 ):  # a generator of pieces of text
     "Yield the reply to a line, or the output of a command; answer the open question, with an empty line for yes."
     if line.strip().startswith("/"):
-        yield run_chat_command(session, line)
+        yield from run_chat_command(session, line)
+    elif session.choice is not None and line.strip() in ("1", "2"):
+        session.choose(int(line))
+        yield "thank you"
     elif session.question is not None:
         session.answer(line)
         yield "thank you, I would like to answer like that" if line.strip() else "thank you"

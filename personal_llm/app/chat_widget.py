@@ -115,7 +115,8 @@ def wrap_in_scroll_box(messages: str) -> str:  # HTML
     return f'<div style="{SCROLL_STYLE}"><div>{messages}</div></div>'
 
 # %% ../../nbs/8_app/06_chat_widget.ipynb #ff272a67
-_BUTTONS = {"/learn": "Train now", "/undo": "Undo", "/why": "Why?", "/status": "Status"}
+_BUTTONS = {"/up": "I like it", "/down": "I don't like it", "/retry": "Another try", "/choose": "Two replies"}
+_BUTTONS |= {"/learn": "Train now", "/undo": "Undo", "/why": "Why?", "/status": "Status"}
 _VIEWS = dict(Buffer=buffer_html, Scores=scores_html, Style=style_html, Training=curve_html)
 
 
@@ -139,10 +140,11 @@ class ChatWidget:
         answers = w.HBox([self.accept_button, self.correct_button, self.skip_button])
         self.question = w.VBox([w.HTML(), self.correction_field, answers])
         self.commands = {line: self._make_button(name, line) for line, name in _BUTTONS.items()}
+        self.choices = w.HBox([self._make_button(f"Reply {number} is better", str(number)) for number in (1, 2)])
         self.panel = w.Tab([w.HTML() for _ in _VIEWS], titles=tuple(_VIEWS), selected_index=0)
         self.panel.observe(lambda change: self.draw_selected_tab(), "selected_index")
         row, commands = w.HBox([self.line, self.send_button]), w.HBox(list(self.commands.values()))
-        self.box = w.VBox([self.log, self.question, row, commands, self.panel])
+        self.box = w.VBox([self.log, self.question, self.choices, row, commands, self.panel])
         self.refresh()
 
     def _make_button(self, name: str, line: str, is_answer: bool = False):  # a widget
@@ -210,6 +212,7 @@ def refresh(self: ChatWidget) -> None:
     self.messages += "".join(render_message("·", line) for line in self.session.pop_messages())
     self.log.value = wrap_in_scroll_box(self.messages)
     self.question.layout.display = None if self.session.question else "none"
+    self.choices.layout.display = None if self.session.choice else "none"
     self.question.children[0].value = f"<b>{QUESTION_TEXT}</b>" if self.session.question else ""
     self.draw_selected_tab()
 
@@ -224,10 +227,11 @@ def submit_line(
     is_command = line.strip().startswith("/")
     if not (self.session.question if is_answer else line.strip()):
         return
-    if not (is_answer or is_command):
+    is_choice = self.session.choice is not None and line in ("1", "2")
+    if not (is_answer or is_command or is_choice):
         self.session.skip()
     self.messages += render_message("You:", line if line.strip() else "(the reply is fine)")
-    text, speaker = "", "·" if is_answer or is_command else "Model:"
+    text, speaker = "", "·" if is_answer or is_command or is_choice else "Model:"
     try:
         for piece in handle_line(self.session, line):
             text += piece

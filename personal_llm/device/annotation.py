@@ -12,6 +12,7 @@ import warnings
 from ..base.core import Cost, Dialogue, InputError, patch
 from ..base.text import escape_controls
 from ..buffer.buffer import Buffer
+from ..buffer.feedback import TEXT_KINDS, Feedback, add_feedback, get_first_id
 from ..buffer.scoring import ScoredDialogue
 
 # %% ../../nbs/6_device/03_annotation.ipynb #e62a2b2c
@@ -36,7 +37,8 @@ class AnnotationManager:
         ask_when: str = "policy",  # "freeze", "arrival" or "policy"
     ):
         self.buffer, self.annotator, self.max_questions, self.ask_when = buffer, annotator, max_questions, ask_when
-        self.cost, self.asked_ids, self.rounds = Cost(), set(), []
+        self.cost, self.asked_ids, self.rounds, self.feedback_rows = Cost(), set(), [], []
+        self.session = {}  # of a chat: its last turns, and the open question
         if ask_when == "policy" and not buffer.policy.can_ask:
             remedy = 'use ask_when="freeze", or the policy active'
             raise InputError(f"policy {buffer.policy.name} does not say what to ask about", remedy)
@@ -98,3 +100,45 @@ def ask_if_policy_wants(self: AnnotationManager, candidate: ScoredDialogue) -> S
         return candidate
     is_answered, better = self.ask_annotator(candidate.dialogue)
     return self.apply_answer(candidate, better) if is_answered else candidate
+
+# %% ../../nbs/6_device/03_annotation.ipynb #8a309949
+@patch
+def find_reply(self: AnnotationManager, id: str, recent: dict) -> tuple:  # (dialogue, its slot in the buffer or None)
+    "Find a reply in the buffer, the chat's last turns or recent dialogues; raise `InputError` if it is not stored."
+    for slot, d in enumerate(self.buffer.dialogues):
+        if id in (d.id, *d.parents):
+            return d, slot
+    turns = {row["id"]: Dialogue(**row, origin="model") for row in self.session.get("turns", ())} | recent
+    if id not in turns:
+        what = f"no reply {str(id)[:40]!r} is stored: it was forgotten, it left the buffer, or it never came"
+        raise InputError(what, "react to one of the last replies, or to one of the memory")
+    return turns[id], None
+
+
+@patch
+def record_feedback(self: AnnotationManager, kind: str, d: Dialogue, text: str = "", **details) -> Feedback:
+    "Add a row about the reply of a dialogue; raise `InputError`, with nothing changed, if it cannot be added."
+    if kind in ("edit", "better") and d.origin != "annotated" and text.split() == d.response.split():
+        kind, text = "thumb_up", ""
+    first_id, rejected = get_first_id(d), details.pop("rejected", None)
+    if rejected is None and d.origin == "annotated":
+        corrections = [row for row in self.feedback_rows if row["dialogue_id"] == first_id and row["rejected"]]
+        rejected = corrections[-1]["rejected"] if corrections else ""
+    rejected = (d.response if rejected is None else rejected) if kind in (*TEXT_KINDS, "retry") else ""
+    given = Feedback(kind, first_id, text, rejected, **details)
+    self.feedback_rows = add_feedback(self.feedback_rows, given)
+    return given
+
+
+@patch
+def apply_feedback(self: AnnotationManager, given: Feedback, candidate: ScoredDialogue) -> ScoredDialogue:
+    "Return a dialogue after a reaction, and let the policy learn from a correction or an approval."
+    d = candidate.dialogue
+    if given.kind == "choice" and d.origin != "annotated":
+        return ScoredDialogue(d.derive(response=given.text, origin="approved"), candidate.scores)
+    if given.kind in ("edit", "better"):
+        return self.apply_answer(candidate, given.text)
+    if given.kind == "thumb_up" and d.origin in ("model", "user"):
+        return self.apply_answer(candidate)
+    is_taken_back = given.kind == "thumb_down" and d.origin == "approved"
+    return ScoredDialogue(d.derive(origin="model"), candidate.scores) if is_taken_back else candidate

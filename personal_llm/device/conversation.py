@@ -101,6 +101,7 @@ class ChatSession:
     ):
         self.model, self.folder, self.clock = model, Path(folder), clock
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
+        self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
         self.recent_dialogues = {}  # id -> dialogue of the last turns, of all clients
         self.max_characters = model.max_length * MAX_CHARACTERS_PER_TOKEN  # maximum length of a turn
@@ -153,10 +154,12 @@ def answer(
         raise InputError("no question is open", "talk on")
     better = clean_text(better or "", self.max_characters)[0]
     d = self.question.dialogue
+    better = better if better != d.response else ""
     with delay_interrupts():
+        self.me.record_feedback("better" if better else "thumb_up", d, better, time=self.clock())
         self.me.cost.requests += 1
         self.me.asked_ids.add(d.id)
-        self.question = self.me.apply_answer(self.question, better if better not in ("", d.response) else None)
+        self.question = self.me.apply_answer(self.question, better or None)
         self.skip()
 
 
@@ -206,8 +209,9 @@ def finish_training(self: ChatSession) -> None:
 # %% ../../nbs/6_device/07_conversation.ipynb #ae9a7dad
 @patch
 def settle_pending(self: ChatSession, drops_question: bool = True) -> None:
-    "Drop an open question, and use the adapter of a finished fine-tune."
+    "Drop an open question or choice, and use the adapter of a finished fine-tune."
     if drops_question:
+        self.choice = None
         self.skip()
     if self.background_training is not None and self.background_training.is_done():
         self.finish_training()
@@ -322,7 +326,7 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_reply()
     self.stop_learning()
     self.skip()
-    self.reply, self.recent_dialogues = None, {}  # they hold the forgotten text, the reply in its cache
+    self.reply, self.recent_dialogues, self.choice = None, {}, None  # they hold the forgotten text
     with delay_interrupts():
         report = self.me.forget(ids, text, everything=everything)
         self.save()

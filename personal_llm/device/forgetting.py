@@ -99,6 +99,7 @@ def all_ids(self: PersonalizerState) -> set:
     "Return every id that the state names."
     ids = {decision.id for decision in self.buffer.log} | {*self.exchange_hashes} | self.asked_ids
     ids |= {row["id"] for row in self.session.get("turns", ())}
+    ids |= {row["dialogue_id"] for row in self.feedback_rows}
     ids |= {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
     return ids.union(*(round.parents for round in self.rounds))
 
@@ -111,6 +112,9 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
     chat_turns = [Dialogue(**row) for row in self.session.get("turns", ())]
     ids = set(request.ids) | {d.id for d in chat_turns if request.matches(d)}
     ids |= {decision.id for decision in self.buffer.log if request.is_early(decision.time)}
+    for row in self.feedback_rows:
+        if request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
+            ids.add(row["dialogue_id"])
     for d in self.buffer.dialogues:
         if request.matches(d) or not ids.isdisjoint((d.id, *d.parents)):
             ids |= {d.id, *d.parents}
@@ -209,6 +213,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     del self.rounds[first:]
     self.buffer.erase(ids)
     self.asked_ids -= ids
+    self.feedback_rows[:] = [row for row in self.feedback_rows if row["dialogue_id"] not in ids]
     for name in ids & self.exchange_hashes.keys():
         del self.exchange_hashes[name]
     turns = self.session.get("turns", [])

@@ -21,6 +21,7 @@ from .annotation import AnnotationManager
 from .store import ADAPTERS_FOLDER, STATE_FILE, PersonalizerState, TrainingRound
 from .store import hash_state, lock_and_mark, read_state, remove_adapter, write_state
 from ..buffer.buffer import Buffer
+from ..buffer.feedback import Feedback, drop_disliked, drop_unstored_texts
 from ..buffer.scoring import load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -85,7 +86,7 @@ class Personalizer(AnnotationManager):
         self.state_hash = ""  # of the state in the folder that we read or wrote last, see `hash_state`
         self.adapter = None  # the `Adapter` of the last fine-tune
         self.synthesis = None  # the `SynthesisResult` of the last fine-tune
-        self.exchange_hashes, self.session = {}, {}  # see `PersonalizerState`
+        self.exchange_hashes = {}  # see `PersonalizerState`
         self.has_lock = False  # whether the folder is locked by this process already
         if isinstance(start, Library) and start.base != model.base:
             what = f"the library is for base {start.base}, this model is {model.base}"
@@ -115,6 +116,27 @@ def offer(self: Personalizer, candidates: list) -> list:  # `ScoredDialogue`s ->
         if decisions[-1].kept and self.ask_when == "arrival":
             self.ask_about_entry([other.id for other in self.buffer.dialogues].index(d.id))
     return decisions
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #b8a6a05b
+@patch
+def feedback(
+    self: Personalizer,
+    id: str,  # of a stored dialogue
+    kind: str,  # one of `FEEDBACK_KINDS`
+    text: str = "",  # the preferred reply
+    recent: dict = {},  # id -> further dialogues that a chat remembers
+    **details,  # further fields of `Feedback`
+) -> Feedback:
+    "Record a reaction to a reply, and learn from it; raise `InputError`, with nothing changed, if that cannot be."
+    d, slot = self.find_reply(id, recent)
+    candidate = self.score([d])[0] if slot is None else self.buffer.entries[slot]
+    given = self.record_feedback(kind, d, text, **details)
+    reacted = self.apply_feedback(given, candidate)
+    if reacted is not candidate:
+        self.asked_ids.add(id)
+        reacted = replace(reacted, dialogue=reacted.dialogue.derive(parents=(*d.parents, d.id)))
+        self.buffer.add(reacted) if slot is None else self.buffer.replace_dialogue(slot, reacted.dialogue)
+    return given
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00012
 OBSERVE_BATCH_SIZE = 64  # dialogues that are scored together
@@ -182,7 +204,7 @@ def collect_training_dialogues(self: Personalizer) -> list:
     if self.ask_when != "arrival":
         for slot in self.buffer.policy.order_questions(self.buffer.view):
             self.ask_about_entry(slot)
-    with_response = [d for d in self.buffer.dialogues if d.response.strip()]
+    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
     dialogues = self.buffer.policy.select_training_dialogues(with_response)
     if not dialogues:
         reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
@@ -276,7 +298,10 @@ def state(self: Personalizer) -> PersonalizerState:
     "Return all that must survive a restart; it shares the buffer and the lists with the personalizer."
     settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
     settings = asdict(settings) | dict(config=asdict(self.config))
-    lists = self.rounds, self.cost, self.asked_ids, self.exchange_hashes, self.session
+    ids = {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
+    ids |= {turn["id"] for turn in self.session.get("turns", ())}
+    self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
+    lists = self.rounds, self.cost, self.asked_ids, self.exchange_hashes, self.session, self.feedback_rows
     return PersonalizerState(self.model.base, settings, self.buffer, *lists)
 
 
@@ -319,7 +344,7 @@ def load_personalizer(
     except (TypeError, KeyError) as error:
         wrong = f"{Path(folder) / STATE_FILE}: damaged ({str(error)[:80]})"
         raise InputError(wrong, "restore a copy or start anew") from error
-    for name in ("rounds", "cost", "asked_ids", "exchange_hashes", "session"):
+    for name in ("rounds", "cost", "asked_ids", "exchange_hashes", "session", "feedback_rows"):
         setattr(me, name, getattr(state, name))
     me.adapter, me.state_hash = Adapter.load(state.adapter) if state.adapter else None, state_hash
     with model.use_adapter(me.adapter):

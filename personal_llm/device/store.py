@@ -17,6 +17,7 @@ from ..base.core import Cost, InputError
 from ..base.files import compute_sha256, delete_path, lock_folder, read_json
 from ..base.files import remove_temporary_files, write_atomically
 from ..buffer.buffer import READ_ERRORS, Buffer, load_buffer
+from ..buffer.feedback import check_feedback_rows, count_feedback
 from ..tuning.finetune import CHECKPOINTS_FOLDER
 
 # %% ../../nbs/6_device/01_store.ipynb #60a00003
@@ -65,6 +66,7 @@ class PersonalizerState:
     asked_ids: set = field(default_factory=set)  # ids of dialogues that the user was asked about
     exchange_hashes: dict = field(default_factory=dict)  # id of an offered dialogue -> hash of its exchange
     session: dict = field(default_factory=dict)  # of a chat: its last turns, and the open question
+    feedback_rows: list = field(default_factory=list)  # see the chapter on feedback
 
     @property
     def adapter(self):  # the folder of the last round's adapter, or None
@@ -85,6 +87,7 @@ class PersonalizerState:
             bins=f"{len(self.buffer)}/{self.buffer.capacity}",
             seen=self.buffer.seen,
             requests=self.cost.requests,
+            feedback=count_feedback(self.feedback_rows),
             buffer_bytes=self.buffer.nbytes,
             adapter=str(self.adapter) if self.adapter else None,
             finetunes=len(self.rounds),
@@ -216,6 +219,7 @@ def read_state(
         if not all(isinstance(name, str) for name in [*row["asked_ids"], *row["exchange_hashes"].values()]):
             raise ValueError("an id or a hash is not text")
         _check_session(row["session"])
+        check_feedback_rows(row.get("feedback_rows", []))
         state = PersonalizerState(**row)
     except (*READ_ERRORS, AttributeError) as error:
         if isinstance(error, InputError):
