@@ -1,4 +1,4 @@
-"What people do with a reply: kept as rows, shown, forgotten with the dialogue; bad input is one line and changes nothing."
+"What people do with a reply: stored, shown, forgotten with the dialogue; bad input is one line and changes nothing."
 
 import itertools
 import json
