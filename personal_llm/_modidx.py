@@ -2085,6 +2085,7 @@ d = {
                 "course/checks.html#_judge_value",
                 "personal_llm/course/checks.py",
             ),
+            "personal_llm.course.checks._number_of": ("course/checks.html#_number_of", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._plain_value": (
                 "course/checks.html#_plain_value",
                 "personal_llm/course/checks.py",
@@ -2422,6 +2423,10 @@ d = {
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2.by_group": ("course/tasks_2.html#by_group", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2.first_below": (
+                "course/tasks_2.html#first_below",
+                "personal_llm/course/tasks_2.py",
+            ),
             "personal_llm.course.tasks_2.group_cases": (
                 "course/tasks_2.html#group_cases",
                 "personal_llm/course/tasks_2.py",
@@ -2432,6 +2437,10 @@ d = {
             ),
             "personal_llm.course.tasks_2.leak_share": (
                 "course/tasks_2.html#leak_share",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2.talk_correlations": (
+                "course/tasks_2.html#talk_correlations",
                 "personal_llm/course/tasks_2.py",
             ),
         },
@@ -2502,6 +2511,10 @@ d = {
             ),
             "personal_llm.course.tasks_3.energies": ("course/tasks_3.html#energies", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3.entropy": ("course/tasks_3.html#entropy", "personal_llm/course/tasks_3.py"),
+            "personal_llm.course.tasks_3.share_without_words": (
+                "course/tasks_3.html#share_without_words",
+                "personal_llm/course/tasks_3.py",
+            ),
         },
         "personal_llm.course.tasks_4": {
             "personal_llm.course.tasks_4.BestOf": ("course/tasks_4.html#bestof", "personal_llm/course/tasks_4.py"),
@@ -2624,6 +2637,10 @@ d = {
             "personal_llm.course.tasks_5._shared": ("course/tasks_5.html#_shared", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._unclipped": (
                 "course/tasks_5.html#_unclipped",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5.count_groups": (
+                "course/tasks_5.html#count_groups",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5.eager": ("course/tasks_5.html#eager", "personal_llm/course/tasks_5.py"),
@@ -2796,6 +2813,10 @@ d = {
                 "course/tasks_8.html#_draw_losses",
                 "personal_llm/course/tasks_8.py",
             ),
+            "personal_llm.course.tasks_8._first_sure": (
+                "course/tasks_8.html#_first_sure",
+                "personal_llm/course/tasks_8.py",
+            ),
             "personal_llm.course.tasks_8._highest": ("course/tasks_8.html#_highest", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._lowest": ("course/tasks_8.html#_lowest", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._one_dialogue": (
@@ -2833,6 +2854,14 @@ d = {
             ),
             "personal_llm.course.tasks_8_planted.library_rows": (
                 "course/tasks_8_planted.html#library_rows",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.opposite_of": (
+                "course/tasks_8_planted.html#opposite_of",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.plane_of_styles": (
+                "course/tasks_8_planted.html#plane_of_styles",
                 "personal_llm/course/tasks_8_planted.py",
             ),
             "personal_llm.course.tasks_8_planted.planted_rows": (

@@ -341,6 +341,19 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
     strange = sorted(text for text in given if known and text.strip().lower() not in known)
     return f"{strange[0][:40]!r} is none of {', '.join(task.choices)}" if strange else ""
 
+# %% ../../nbs/course/00_checks.ipynb #be08dac1
+def _number_of(answer):
+    "The number that a text spells, or the answer as it is."
+    try:
+        return float(answer) if isinstance(answer, str) else answer
+    except ValueError:
+        return answer
+
+
+def _holds_open(answer) -> bool:
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, (list, frozenset)) else ()
+    return any(part is ... for part in parts)
+
 # %% ../../nbs/course/00_checks.ipynb #ae7545b3
 def check_plain(
     task: Task,
@@ -350,6 +363,7 @@ def check_plain(
     "Judge an answer that is plain values; never raises for one."
     if answer is ... or getattr(answer, "is_open", False) or _holds_open(answer):
         return Verdict(task.name, "open")
+    answer = _number_of(answer) if task.kind == "number" else answer
     reason = misfit(task, answer)
     try:
         if task.judge:
@@ -368,11 +382,6 @@ def check_plain(
         return Verdict(task.name, reason or "right")
     named = {wrong.name: wrong.says for wrong in task.wrongs}
     return Verdict(task.name, "wrong", named.get(reason, reason), reason if reason in named else "")
-
-
-def _holds_open(answer) -> bool:
-    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, (list, frozenset)) else ()
-    return any(part is ... for part in parts)
 
 
 def check(

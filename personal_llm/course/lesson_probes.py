@@ -90,9 +90,9 @@ def probe_layer(
     start = module(x)
     trained = [p for p in module.parameters() if p.requires_grad]
     old = [p for p in module.parameters() if p.shape == weight.shape and torch.equal(p, weight)]
-    frozen = not any(p.requires_grad for p in [*layer.parameters(), *old])
     if trained and start.requires_grad:
         start.square().sum().backward()
+    frozen = not any(p.requires_grad for p in old) and all(p.grad is None for p in layer.parameters())
     moves = any(p.grad is not None and bool(p.grad.abs().sum()) for p in trained)
     with torch.no_grad():
         for p in trained:

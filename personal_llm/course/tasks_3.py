@@ -4,18 +4,23 @@
 
 # %% auto #0
 __all__ = ['EOE_MISTAKES', 'TOKENS', 'TASKS', 'SPREAD', 'COUNT', 'REASONS', 'SENTENCE', 'LISTS', 'DSS_MISTAKES',
-           'DSS_NUMBERS', 'SCORES', 'NEW', 'KEPT', 'IDD_MISTAKES', 'energies', 'entropy']
+           'DSS_NUMBERS', 'SCORES', 'NEW', 'KEPT', 'IDD_MISTAKES', 'energies', 'entropy', 'share_without_words']
 
 # %% ../../nbs/course/tasks_3.ipynb #1b3b7f15
+from functools import cache
+
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Task, Wrong
+from .checks import Task, Wrong, later
+from ..data.people import USERS, user_stream
+from ..data.reading import load_samples
 from personal_llm.buffer.scoring import (
     Lexicons,
     domain_specific_score,
     entropy_of_embedding,
     in_domain_dissimilarity,
+    load_lexicons,
     unit_vector,
 )
 
@@ -111,7 +116,13 @@ TASKS["eoe function"] = Task(
     tuple(Wrong(*row) for row in EOE_MISTAKES),
     kind="function",
     tolerance=0.001,
-    tries=[(TOKENS,), (_random_tokens(0, 3),), (_random_tokens(1, 6),), (_random_tokens(2, 5) ** 2,)],
+    tries=[
+        (TOKENS,),
+        (np.array([[0.0], [2.0], [4.0]]),),
+        (_random_tokens(0, 3),),
+        (_random_tokens(1, 6),),
+        (_random_tokens(2, 5) ** 2,),
+    ],
     draw=lambda random: (random.normal(1.0, 1.0, size=random.integers(3, 9, size=2)) ** random.integers(1, 3),),
 )
 
@@ -329,4 +340,33 @@ TASKS["idd function"] = Task(
     tolerance=0.001,
     draw=lambda random: _draw_embeddings(random),
     tries=[(NEW, KEPT), (np.array([2.0, 0, 1]), _random_tokens(3, 5)[:, :3]), (np.ones(4), _random_tokens(4, 3))],
+)
+
+# %% ../../nbs/course/tasks_3.ipynb #701e6106
+@cache
+def share_without_words(kind: str = "background") -> float:  # 0 to 1
+    "Share of the nurse's dialogues of one kind, or of all kinds, that share no word with any lexicon."
+    stream, lexicons = user_stream(USERS["nurse"], load_samples(), length=120, seed=1).stream, load_lexicons()
+    chosen = [d for d in stream if kind == "all" or (d.labels["kind"] == "signal") == (kind == "signal")]
+    return float(np.mean([domain_specific_score(f"{d.prompt} {d.response}", lexicons) == 0 for d in chosen]))
+
+
+TASKS["figure"] = Task(
+    "figure",
+    3,
+    "Read the middle panel: which share of the rest has a DSS of zero?",
+    later(share_without_words),
+    (
+        Wrong("the signal", 0.0, "that is the curve of the signal"),
+        Wrong("those with a word", later(lambda: 1 - share_without_words()), "these have a DSS above zero"),
+        Wrong(
+            "all dialogues",
+            later(lambda: share_without_words("all")),
+            "that is the share of all dialogues, signal included",
+        ),
+        Wrong("the end", 1.0, "every such curve ends there; read its beginning at DSS 0"),
+        Wrong("the AUC", 0.91, "that is the AUC in the title"),
+        Wrong("another panel", 0.56, "that is the AUC of another panel"),
+    ),
+    tolerance=0.04,
 )

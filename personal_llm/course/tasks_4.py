@@ -275,3 +275,19 @@ TASKS["design"] = Task(
     kind="policy",
     judge=judge_policy,
 )
+
+# %% ../../nbs/course/tasks_4.ipynb #bb0fe8e1
+TASKS["figure"] = Task(
+    "figure",
+    4,
+    "Read the left panel: how many dialogues long is the line of an entry of FIFO?",
+    SLOTS,
+    (
+        Wrong("all entries", 115, "that is the number of lines in the title; read the length of one line"),
+        Wrong("the whole stream", DIALOGUES, "that is the length of the stream; no line of FIFO is that long"),
+        Wrong("the episode", 30, "that is about the width of the thick band: many lines, one below the other"),
+        Wrong("one step", 1, "an entry leaves when it is the oldest: how many arrive until then?"),
+        Wrong("another panel", 40, "that is about the length of the thick lines in another panel"),
+    ),
+    tolerance=2,
+)

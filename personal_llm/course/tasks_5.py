@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'CANDIDATE', 'REFERENCE', 'WORDS', 'AGREE', 'BY_WORDS', 'TRIES', 'LENGTH', 'REQUESTS', 'SEEDS',
-           'SHIFTS', 'false_accept_share', 'toy_stream', 'spend', 'eager', 'evenly']
+           'SHIFTS', 'false_accept_share', 'toy_stream', 'spend', 'eager', 'evenly', 'count_groups']
 
 # %% ../../nbs/course/tasks_5.ipynb #284d65bf
 from collections import Counter
@@ -346,4 +346,37 @@ TASKS["spend"] = Task(
     ),
     "function",
     judge=_judge_spending,
+)
+
+# %% ../../nbs/course/tasks_5.ipynb #cd6e06d0
+def count_groups(corrects: np.ndarray, gap: int = 20) -> int:
+    "Count the groups of corrections, at least a gap apart."
+    return int((np.diff(np.flatnonzero(corrects)) >= gap).sum()) + 1
+
+
+TASKS["figure"] = Task(
+    "figure",
+    5,
+    "Read the figure of the toy stream: in how many groups do the corrections come?",
+    later(lambda: count_groups(toy_stream(0)[1])),
+    (
+        Wrong(
+            "corrections", later(lambda: int(toy_stream(0)[1].sum())), "these are the corrections; count their groups"
+        ),
+        Wrong(
+            "blocks of ten",
+            later(lambda: len({t // 10 for t in np.flatnonzero(toy_stream(0)[1])})),
+            "two wide groups were counted twice: nothing lies between their halves",
+        ),
+        Wrong(
+            "the gaps",
+            later(lambda: count_groups(toy_stream(0)[1]) - 1),
+            "one group is missing, or the gaps were counted",
+        ),
+        Wrong(
+            "one too many", later(lambda: count_groups(toy_stream(0)[1]) + 1), "a single high probability is no group"
+        ),
+        Wrong("the stream", LENGTH, "that is the number of dialogues"),
+    ),
+    tolerance=0,
 )

@@ -10,8 +10,14 @@ __all__ = ['USER', 'P', 'Q', 'TASKS', 'DISTANCE_MISTAKES', 'SHIFT', 'WORDS', 'FA
 import numpy as np
 
 from ..base.core import make_generator
-from .checks import Task, Wrong, describe
-from .tasks_8_planted import PICKERS, judge_picker, library_rows as library_rows
+from .checks import Task, Wrong, describe, later
+from personal_llm.course.tasks_8_planted import (
+    PICKERS,
+    judge_picker,
+    library_rows as library_rows,
+    opposite_of,
+    plane_of_styles,
+)
 from ..selection.ranking import cosine_distance
 
 # %% ../../nbs/course/tasks_8.ipynb #7c0d760f
@@ -285,6 +291,10 @@ def _bar_only(base, losses):
 def _one_dialogue(base, losses):
     return min(losses, key=lambda name: np.min(losses[name]))
 
+
+def _first_sure(base, losses):
+    return next((name for name, x in losses.items() if chosen(base, {name: x}) == name), "nobody")
+
 # %% ../../nbs/course/tasks_8.ipynb #408cfd5e
 _BASE = np.array([4.0, 3.0, 5.0, 4.0])
 _STARTS = (
@@ -292,6 +302,7 @@ _STARTS = (
     dict(ward=_BASE - [0.9, -0.7, 1.2, -0.5], quiz=_BASE + 0.5),  # in the mean only
     dict(ward=_BASE - [0.01, 0.02, 0.01, 0.02], quiz=_BASE + 0.3),  # sure, and far too small
     dict(ward=_BASE + 0.4, quiz=_BASE + 0.5),  # worse than the base
+    dict(ward=_BASE - [0.5, 0.4, 0.6, 0.5], quiz=_BASE - [1.0, 0.9, 1.1, 1.0]),  # two sure gains
 )
 
 # %% ../../nbs/course/tasks_8.ipynb #3de8c2fd
@@ -327,6 +338,7 @@ TASKS["nobody"] = Task(
         Wrong("no bar", _sure(lambda base: 0.0), "a sure gain can still be too small to matter"),
         Wrong("plus", _sure(_share_of_base, -2), "the spread was added to the gain; it makes the gain less sure"),
         Wrong("the worst", _highest, "that is the one with the highest loss"),
+        Wrong("the first that helps", _first_sure, "the first sure gain was taken; a later one is larger"),
     ),
     kind="function",
     tries=[(_BASE, losses) for losses in _STARTS],
@@ -365,4 +377,23 @@ TASKS["project"] = Task(
     tuple(Wrong(name, pick, says) for name, (pick, says) in PICKERS.items()),
     kind="function",
     judge=judge_picker,
+)
+
+# %% ../../nbs/course/tasks_8.ipynb #8b718b0f
+TASKS["figure"] = Task(
+    "figure",
+    8,
+    "Read the figure: which pLLM lies opposite to coffee-corner, seen from (0, 0)?",
+    later(lambda: opposite_of("coffee-corner")),
+    (
+        Wrong("its neighbour", "quick-bookings", "that one points in nearly the same direction"),
+        Wrong("the right end", "plain", "it lies farthest right; draw the line from coffee-corner through (0, 0)"),
+        Wrong("the top", "ward-round", "it lies high, but beside the line from coffee-corner through (0, 0)"),
+        Wrong("the bottom", "calm-clinic", "that is at a right angle"),
+        Wrong("itself", "coffee-corner", "the opposite of a direction is not that direction"),
+        Wrong("the top left", "sums-in-steps", "that is at a right angle"),
+        Wrong("the highest", "quiz-night", "it lies highest; draw the line from coffee-corner through (0, 0)"),
+        Wrong("the left", "bedtime-stories", "it lies on the same side"),
+    ),
+    kind="choice",
 )
