@@ -150,8 +150,9 @@ def index_page(folder: str) -> str:
 
 
 def shown_on_site(notebook: Path) -> bool:
-    "Solutions and tasks hold answers; they are in the repository, not on the site."
-    return ".ipynb_checkpoints" not in notebook.parts and not notebook.name.startswith(("solution_", "tasks_"))
+    "Solutions, tasks and the answers of the exam are in the repository, not on the site."
+    answers = ("solution_", "tasks_", "exam_answers")
+    return ".ipynb_checkpoints" not in notebook.parts and not notebook.name.startswith(answers)
 
 
 def copy_notebooks(to: Path) -> None:
