@@ -4640,6 +4640,14 @@ d = {
                 "experiments/words.html#draw_user_texts",
                 "personal_llm/experiments/words.py",
             ),
+            "personal_llm.experiments.words.false_lines": (
+                "experiments/words.html#false_lines",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.find_by_lines": (
+                "experiments/words.html#find_by_lines",
+                "personal_llm/experiments/words.py",
+            ),
             "personal_llm.experiments.words.generate_answers": (
                 "experiments/words.html#generate_answers",
                 "personal_llm/experiments/words.py",
@@ -4652,6 +4660,14 @@ d = {
                 "experiments/words.html#judged",
                 "personal_llm/experiments/words.py",
             ),
+            "personal_llm.experiments.words.line_holds": (
+                "experiments/words.html#line_holds",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.line_texts": (
+                "experiments/words.html#line_texts",
+                "personal_llm/experiments/words.py",
+            ),
             "personal_llm.experiments.words.measure": (
                 "experiments/words.html#measure",
                 "personal_llm/experiments/words.py",
@@ -4662,6 +4678,10 @@ d = {
             ),
             "personal_llm.experiments.words.measure_firsts": (
                 "experiments/words.html#measure_firsts",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.measure_lines": (
+                "experiments/words.html#measure_lines",
                 "personal_llm/experiments/words.py",
             ),
             "personal_llm.experiments.words.measure_reader": (
@@ -4690,6 +4710,10 @@ d = {
             ),
             "personal_llm.experiments.words.read_judge_rows": (
                 "experiments/words.html#read_judge_rows",
+                "personal_llm/experiments/words.py",
+            ),
+            "personal_llm.experiments.words.read_median": (
+                "experiments/words.html#read_median",
                 "personal_llm/experiments/words.py",
             ),
             "personal_llm.experiments.words.seen_words": (
@@ -4958,6 +4982,10 @@ d = {
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
+            "personal_llm.explanation.description.passed_items": (
+                "4_explanation/description.html#passed_items",
+                "personal_llm/explanation/description.py",
+            ),
             "personal_llm.explanation.description.score_library_words": (
                 "4_explanation/description.html#score_library_words",
                 "personal_llm/explanation/description.py",
@@ -5124,6 +5152,10 @@ d = {
             ),
             "personal_llm.explanation.habits.find_frame_habits": (
                 "4_explanation/habits.html#find_frame_habits",
+                "personal_llm/explanation/habits.py",
+            ),
+            "personal_llm.explanation.habits.find_general_lengths": (
+                "4_explanation/habits.html#find_general_lengths",
                 "personal_llm/explanation/habits.py",
             ),
             "personal_llm.explanation.habits.find_general_topics": (
@@ -5300,6 +5332,10 @@ d = {
                 "4_explanation/vocabulary.html#vocabulary.recentre",
                 "personal_llm/explanation/vocabulary.py",
             ),
+            "personal_llm.explanation.vocabulary.Vocabulary.scale": (
+                "4_explanation/vocabulary.html#vocabulary.scale",
+                "personal_llm/explanation/vocabulary.py",
+            ),
             "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
                 "4_explanation/vocabulary.html#vocabulary.score_user",
                 "personal_llm/explanation/vocabulary.py",
@@ -5324,8 +5360,16 @@ d = {
                 "4_explanation/vocabulary.html#_fit_vocabulary",
                 "personal_llm/explanation/vocabulary.py",
             ),
+            "personal_llm.explanation.vocabulary.kind_distance": (
+                "4_explanation/vocabulary.html#kind_distance",
+                "personal_llm/explanation/vocabulary.py",
+            ),
             "personal_llm.explanation.vocabulary.load_vocabulary": (
                 "4_explanation/vocabulary.html#load_vocabulary",
+                "personal_llm/explanation/vocabulary.py",
+            ),
+            "personal_llm.explanation.vocabulary.mean_of_each_kind": (
+                "4_explanation/vocabulary.html#mean_of_each_kind",
                 "personal_llm/explanation/vocabulary.py",
             ),
             "personal_llm.explanation.vocabulary.select_examples": (
@@ -7346,6 +7390,10 @@ d = {
             ),
             "personal_llm.selection.selection.describe_weak_style": (
                 "5_selection/selection.html#describe_weak_style",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.find_common_facts": (
+                "5_selection/selection.html#find_common_facts",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.get_checked_row": (

@@ -31,8 +31,9 @@ class Planted(SimpleNamespace):
 
 
 def said_of(row):
-    "Each number as the score of a word, none of them said."
-    return Description(WordScores((), {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}, 24), samples=24)
+    "Each number as the score of a word, which is listed above .45."
+    scores = {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}
+    return Description(WordScores(tuple(w for w in scores if scores[w][0] > 0.45), scores, 24), samples=24)
 
 
 def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted base", sizes=itertools.repeat(100)):

@@ -27,6 +27,7 @@ from personal_llm.selection.ranking import (
 from personal_llm.selection.selection import MIN_MERGE_GAIN, SELECTORS, Selector, select
 from personal_llm.explanation.habits import Trait
 from personal_llm.explanation.description import Description
+from personal_llm.explanation.vocabulary import WordScores
 from planted import me, permuted, planted, replay, said_of
 from tiny import shared
 
@@ -64,15 +65,38 @@ def test_the_choice_follows_from_what_is_printed(library):
             mine = user(t, share * 3)
             found = select(library, SimpleNamespace(description=mine.description), "explained")
             assert found.best == library.names[t] and not found.losses and found.cost.forward == found.cost.tokens == 0
-            weight = (library.rows[t] - library.rows.sum(0) / 29) * mine.row
+            weight = (library.rows[t] - library.rows.sum(0) / 29) * np.where(mine.row > 0.45, mine.row, 0)
             assert f"common facts: w{weight.argmax()} (" in found.reason, "the cards are centred on their mean"
     plain = select(library, SimpleNamespace(description=said_of(0.02 * DIRECTIONS[3])), "explained")
     assert plain.abstained and plain.best is None and plain.weights == {} and "no plain pLLM" in plain.reason
     lists = Description(None, (Trait("lists", 9, 9, 0, 9),), (), 9)
-    assert (
-        "no card shares a fact with the user: lists"
-        in select(library, SimpleNamespace(description=lists), "explained").reason
-    )
+    found = select(library, SimpleNamespace(description=lists), "explained")
+    assert found.abstained and "of the user: lists" in found.reason, "a lone habit is no style"
+
+
+def test_one_shared_habit_is_chance_and_two_or_a_phrase_are_a_reason(tmp_path):
+    "And the reason names only what passed its test, with both numbers."
+    library = planted(tmp_path, np.zeros((2, 1)), "ab")
+    lists, lower = Trait("lists", 9, 10, 0, 10), Trait("lower case", 8, 10, 0, 10)
+    hark = Trait("opens with “Hark”", 7, 10, 0, 10)
+    noise = WordScores((), {"noisy": (0.44, 0.1, 0.4)}, 10)
+    cards = dict(a=Description(noise, (lists, lower, hark), (), 10), b=Description(noise, (), (), 10))
+    library.card = lambda name: dict(explanation=dict(said=cards[name].to_dict()))
+    for habits, is_open in (((lists,), False), ((lower,), False), ((lists, lower), True), ((hark,), True)):
+        mine = SimpleNamespace(description=Description(noise, habits, (), 10))
+        found = select(library, mine, "explained")
+        assert found.abstained != is_open and ("common facts" in found.reason) == is_open
+        if is_open:
+            assert found.best == "a" and "noisy" not in found.reason
+            assert all(f"{habit.key} ({habit.gap:.2f}; the card +" in found.reason for habit in habits)
+
+
+def test_a_word_that_the_user_has_and_the_card_has_not_is_no_reason(library):
+    mine = said_of([0.9] + [0.0] * 11)
+    cards = {name: said_of([-1.0] + [0.0] * 11) for name in library}
+    library.card = lambda name: dict(explanation=dict(said=cards[name].to_dict()))
+    found = select(library, SimpleNamespace(description=mine), "explained")
+    assert found.abstained and "no card shares enough facts with the user: w0 (0.90)" in found.reason
 
 
 def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
@@ -105,6 +129,10 @@ def test_a_topic_is_no_style(tmp_path):
     assert found.abstained and found.best is None and "speaks of the sea" in found.reason
     assert "topics are no style" in found.reason
     told = Description(said_of([1.0]).word_scores, (), (sea,), 10)
+    found = select(library, SimpleNamespace(description=told), "explained")
+    assert found.abstained and "w0 (1.00)" in found.reason, "the word is on no card, and the topic alone is no reason"
+    worded = {name: Description(said_of([1.0]).word_scores, (), (sea,) * (name == "a"), 10) for name in "ab"}
+    library.card = lambda name: dict(explanation=dict(said=worded[name].to_dict()))
     assert select(library, SimpleNamespace(description=told), "explained").best == "a", "beside a word it counts"
 
 

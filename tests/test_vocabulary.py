@@ -416,3 +416,35 @@ def test_a_first_word_is_named_only_where_no_other_comes_near(error, other, belo
     told = WordScores(("sad", "long"), {"sad": (1.0, error, 0.3), "long": (1 - below, other, 0.3)}, 24)
     assert told.clearest_word == ("sad" if below >= np.hypot(error, other) else "")
     assert WordScores((), told.scores, 24).clearest_word == "", "nobody is first of nothing"
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 9), count=st.integers(1, 4))
+def test_kind_distance_is_a_loop_over_kinds(seed, n, count):
+    "And it is unbiased: the squared distance of means, less the variance that the mean of n texts has."
+    rng = np.random.default_rng(seed)
+    texts, kinds = rng.normal(size=(n, 3)), rng.normal(size=(count, 3))
+    mean = [sum(row[j] for row in texts) / n for j in range(3)]
+    chance = sum((row[j] - mean[j]) ** 2 for row in texts for j in range(3)) / (n * (n - 1))
+    nearest = min(sum((mean[j] - kind[j]) ** 2 for j in range(3)) for kind in kinds)
+    assert np.isclose(vocabulary_module.kind_distance(texts, kinds), max(nearest - chance, 0) ** 0.5)
+    assert vocabulary_module.kind_distance(texts, ()) == 0
+
+
+def test_texts_of_another_kind_get_no_words(world, monkeypatch):
+    "They score high on a word, and are like no text that taught it."
+    vocabulary = Vocabulary.fit(taught(), PEOPLE)
+    assert len(vocabulary.kinds) == 4 + len(PEOPLE), "long and friendly, each alone, sad, and the people"
+    own = vocabulary.score_user(written("sad", 24, 50_000))
+    assert own.words == ("sad",) and own.is_of_kind
+    monkeypatch.setitem(globals(), "numbers", lambda text, known=numbers: known(text) + np.linspace(-2, 2, WIDTH))
+    for count in (8, 24, 64):
+        other = vocabulary.score_user(written("sad", count, 60_000))
+        assert not other.is_of_kind and other.words == () and other.scores == {} and "another kind" in str(other)
+    trusted = vocabulary.recentre([written("", 40, 70_000)])
+    assert trusted.score_user(written("sad", 24, 60_000)).words == ("sad",), "whoever gives plain people vouches"
+
+
+def test_a_vocabulary_without_kinds_tests_none(world):
+    vocabulary = replace(Vocabulary.fit(taught(), PEOPLE), kinds=())
+    assert vocabulary.score_user(written("sad", 24, 50_000)).is_of_kind

@@ -37,6 +37,7 @@ class Vocabulary(StoredArrays):
     rejected_words: tuple = ()  # words that failed: scored, but never shown
     examples: tuple = ()  # from `select_examples`: labelled texts on which pLLMs are measured
     opposite_words: tuple = ()  # pairs of words that are the two ends of one axis
+    kinds: np.ndarray = ()  # (kinds, D) mean features of each kind of training text; empty: no test of kind
 
     kind, file_name = "vocabulary", "words"
     file_keys = {"rejection_reasons": "left_out", "rejected_words": "unsaid", "opposite_words": "opposed"}
@@ -70,6 +71,24 @@ def select_examples(texts: dict, plain: list) -> tuple:  # (words, prompt, answe
     limit = max(1, MAX_EXAMPLES // max(1, len(kinds)))
     return tuple((kind, prompts[answer], answer) for kind, answers in kinds.items() for answer in answers[:limit])
 
+# %% ../../nbs/4_explanation/04_vocabulary.ipynb #08dd6594
+MAX_KIND_DISTANCE = 0.37  # largest distance to the nearest kind, in scaled features
+
+
+def mean_of_each_kind(scaled: np.ndarray, labelled) -> np.ndarray:  # (kinds, D)
+    "Return the mean features of each combination of words and of each plain person of `LabelledTexts`."
+    owners = [words or person for words, person in zip(labelled.words, labelled.people.tolist())]
+    places = {owner: [i for i, other in enumerate(owners) if other == owner] for owner in dict.fromkeys(owners)}
+    return np.stack([scaled[rows].mean(0) for rows in places.values()])
+
+
+def kind_distance(scaled: np.ndarray, kinds: np.ndarray) -> float:  # 0 without kinds
+    "Return the distance from the mean of texts (n, D) to the nearest kind, less the part that chance explains."
+    if not len(kinds):
+        return 0.0
+    squared = ((kinds - scaled.mean(0)) ** 2).sum(1).min() - scaled.var(0, ddof=1).sum() / len(scaled)
+    return float(np.sqrt(max(squared, 0)))
+
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #0e66b9b1
 def _fit_vocabulary(
     cls,
@@ -89,6 +108,7 @@ def _fit_vocabulary(
     units, thresholds = np.array([scales[word] for word in accepted + rejected]).reshape(-1, 2).T
     centre, spread, directions = fit_word_regression(labelled, axes, np.ones(len(labelled), bool))
     matrix = axis_scores_to_words(directions @ word_test.unmixing, axes)
+    scaled = scale_features(labelled.features, centre, spread)
     return cls(
         words=tuple(accepted),
         centre=centre,
@@ -102,6 +122,7 @@ def _fit_vocabulary(
         rejected_words=tuple(rejected),
         examples=select_examples(texts, plain),
         opposite_words=tuple(map(tuple, opposite_words)),
+        kinds=mean_of_each_kind(scaled, labelled),
     )
 
 
@@ -115,6 +136,7 @@ class WordScores:
     words: tuple  # above their threshold, the clearest first
     scores: dict  # word -> (score, standard error, threshold) in units, of all words, rejected ones included
     samples: int  # texts
+    is_of_kind: bool = True  # whether the vocabulary was taught with texts of this kind
 
     @property
     def clearest_word(self) -> str:  # "" where no word is listed, or another one comes within one error
@@ -127,6 +149,8 @@ class WordScores:
         return self.words[0] if is_clear else ""
 
     def __str__(self):
+        if not self.is_of_kind:
+            return f"no words: texts of another kind than the vocabulary's ({self.samples} texts)"
         if not self.words:
             return f"no style found ({self.samples} texts)"
         parts = []
@@ -138,9 +162,15 @@ class WordScores:
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #e94cac5c
 @patch
+def scale(self: Vocabulary, texts: list) -> np.ndarray:  # (n, D)
+    "Return the centred and scaled features of texts."
+    return scale_features(text_features(texts), self.centre, self.spread)
+
+
+@patch
 def scores(self: Vocabulary, texts: list) -> np.ndarray:  # (n, words and rejected words) units
     "Score each text on each word: 0 is like plain people, 1 is like the word's own texts."
-    return scale_features(text_features(texts), self.centre, self.spread) @ self.matrix
+    return self.scale(texts) @ self.matrix
 
 
 @patch
@@ -148,7 +178,10 @@ def score_user(self: Vocabulary, texts: list) -> WordScores:
     "Find the words of a person's texts, `Dialogue`s or strings; raises `InputError` for too few."
     answers = get_answers(texts)
     check_answer_count(len(answers), "texts")
-    mean, error = mean_and_error(self.scores(answers))
+    scaled = self.scale(answers)
+    if kind_distance(scaled, self.kinds) > MAX_KIND_DISTANCE:
+        return WordScores((), {}, len(answers), is_of_kind=False)
+    mean, error = mean_and_error(scaled @ self.matrix)
     rows = np.stack([mean, error, self.thresholds], 1).tolist()
     is_above, names = exceeds_threshold(mean, error, self.thresholds), (*self.words, *self.rejected_words)
     order = np.argsort(-mean * self.clarity)
@@ -162,7 +195,8 @@ def recentre(self: Vocabulary, plain: list) -> Vocabulary:
     people = [get_answers(rows) for rows in plain]
     if not people or not all(people):
         raise InputError("a plain person without texts", "give texts of people without a style")
-    return replace(self, centre=np.mean([text_features(rows).mean(0) for rows in people], 0))
+    centre = np.mean([text_features(rows).mean(0) for rows in people], 0)
+    return replace(self, centre=centre, kinds=())  # you vouch for the kind of the texts
 
 # %% ../../nbs/4_explanation/04_vocabulary.ipynb #b1286f49
 def load_vocabulary(

@@ -25,7 +25,7 @@ from .baselines import search_bayesian, search_exhaustively, search_hyperband
 from .baselines import select_by_weight_cosine, select_plain, select_randomly
 from .baselines import select_uniform_merge
 from ..explanation.description import Description, description_similarity, score_library_words
-from ..explanation.description import compare_descriptions, is_informative, description_items
+from ..explanation.description import compare_descriptions, description_items, is_informative, passed_items
 
 # %% ../../nbs/5_selection/10_selection.ipynb #6b613d7d
 def sort_measured_first(order: list, measured: dict) -> list:
@@ -153,12 +153,15 @@ def read_card_description(library, name: str) -> Description:
     return Description.from_dict(row)
 
 
-def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
+def find_common_facts(own: dict, card: dict) -> list:  # names
     "List the facts that the user and a pLLM share, the weightiest first."
-    common = [fact for fact in own if own[fact] * card.get(fact, 0) > 0]
-    common.sort(key=lambda fact: -own[fact] * card[fact])
-    facts = [f"{fact.removeprefix('word ')} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common]
-    return ", ".join(facts[:MAX_COMMON_FACTS])
+    return sorted((fact for fact in own if own[fact] * card.get(fact, 0) > 0), key=lambda fact: -own[fact] * card[fact])
+
+
+def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
+    "Describe the facts that the user and a pLLM share, with both numbers."
+    common = find_common_facts(own, card)[:MAX_COMMON_FACTS]
+    return ", ".join(f"{fact.removeprefix('word ')} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common)
 
 # %% ../../nbs/5_selection/10_selection.ipynb #5e16a464
 def select_by_explanation(request: SelectionRequest) -> Ranking:
@@ -173,14 +176,15 @@ def select_by_explanation(request: SelectionRequest) -> Ranking:
     distances = np.array([1 - description_similarity(own, card) for card in cards.values()])
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
-    common = describe_common_facts(own, cards[best])
-    if is_informative(description) and common:
+    passed = passed_items(description)
+    if is_informative(find_common_facts(passed, cards[best])):
         cost.bytes_moved += get_download_bytes(library, best)
+        common = describe_common_facts(passed, cards[best])
         reason = f"its card has the most similar description, of {len(styled)}; common facts: {common}"
         return Ranking(best, *zip(*order), {best: 1.0}, reason=reason, cost=cost)
     start = "the plain pLLM" if PLAIN_PLLM in library else "the base: the library has no plain pLLM"
-    reason = f"no card shares a fact with the user: {description}"
-    if not is_informative(description):
+    reason = f"no card shares enough facts with the user: {description}"
+    if not is_informative(passed):
         reason = f"of the user: {description}" + (", and topics are no style" if description.topics else "")
     weights = {PLAIN_PLLM: 1.0} if PLAIN_PLLM in library else {}
     return make_abstention(order, f"{reason}; start from {start}", weights=weights, cost=cost)
@@ -287,9 +291,9 @@ def get_pllm_label(name: str, description: Description) -> str:
     "Return the clearest fact of a card: a word, or its habits."
     if name == PLAIN_PLLM or description is None:
         return "plain answers" if name == PLAIN_PLLM else "a card without a description"
-    if not is_informative(description):
+    if not (passed := passed_items(description)):
         return "no style found"
-    clearest = max(description_items(description).items(), key=lambda item: item[1])[0]
+    clearest = max(passed, key=passed.get)
     habits = [fact.key for fact in description.habits]
     return ", ".join(habits) if habits and not clearest.startswith("word ") else clearest.removeprefix("word ")
 
