@@ -4121,6 +4121,32 @@ d = {
                 "personal_llm/experiments/learning_speed.py",
             )
         },
+        "personal_llm.experiments.lines": {
+            "personal_llm.experiments.lines.false_lines": (
+                "experiments/lines.html#false_lines",
+                "personal_llm/experiments/lines.py",
+            ),
+            "personal_llm.experiments.lines.find_by_lines": (
+                "experiments/lines.html#find_by_lines",
+                "personal_llm/experiments/lines.py",
+            ),
+            "personal_llm.experiments.lines.line_holds": (
+                "experiments/lines.html#line_holds",
+                "personal_llm/experiments/lines.py",
+            ),
+            "personal_llm.experiments.lines.line_texts": (
+                "experiments/lines.html#line_texts",
+                "personal_llm/experiments/lines.py",
+            ),
+            "personal_llm.experiments.lines.measure_lines": (
+                "experiments/lines.html#measure_lines",
+                "personal_llm/experiments/lines.py",
+            ),
+            "personal_llm.experiments.lines.read_median": (
+                "experiments/lines.html#read_median",
+                "personal_llm/experiments/lines.py",
+            ),
+        },
         "personal_llm.experiments.policies": {
             "personal_llm.experiments.policies.load_experiment_tools": (
                 "experiments/policies.html#load_experiment_tools",
@@ -4640,14 +4666,6 @@ d = {
                 "experiments/words.html#draw_user_texts",
                 "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words.false_lines": (
-                "experiments/words.html#false_lines",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.find_by_lines": (
-                "experiments/words.html#find_by_lines",
-                "personal_llm/experiments/words.py",
-            ),
             "personal_llm.experiments.words.generate_answers": (
                 "experiments/words.html#generate_answers",
                 "personal_llm/experiments/words.py",
@@ -4660,14 +4678,6 @@ d = {
                 "experiments/words.html#judged",
                 "personal_llm/experiments/words.py",
             ),
-            "personal_llm.experiments.words.line_holds": (
-                "experiments/words.html#line_holds",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.line_texts": (
-                "experiments/words.html#line_texts",
-                "personal_llm/experiments/words.py",
-            ),
             "personal_llm.experiments.words.measure": (
                 "experiments/words.html#measure",
                 "personal_llm/experiments/words.py",
@@ -4678,10 +4688,6 @@ d = {
             ),
             "personal_llm.experiments.words.measure_firsts": (
                 "experiments/words.html#measure_firsts",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.measure_lines": (
-                "experiments/words.html#measure_lines",
                 "personal_llm/experiments/words.py",
             ),
             "personal_llm.experiments.words.measure_reader": (
@@ -4710,10 +4716,6 @@ d = {
             ),
             "personal_llm.experiments.words.read_judge_rows": (
                 "experiments/words.html#read_judge_rows",
-                "personal_llm/experiments/words.py",
-            ),
-            "personal_llm.experiments.words.read_median": (
-                "experiments/words.html#read_median",
                 "personal_llm/experiments/words.py",
             ),
             "personal_llm.experiments.words.seen_words": (

@@ -5,12 +5,10 @@
 # %% auto #0
 __all__ = ['TEXTS', 'AUTHORS_USERS', 'TEXTS_PER_CRAFTED_STYLE', 'SIMILARITIES', 'JUDGE_WORDS', 'DECISION_SHARE',
            'VOCABULARY_SOURCES', 'JOBS', 'FIRST_WORD_JOBS', 'CHOICE_POOLS', 'NUM_DEFAULT_USERS_TOLD', 'TEXTS_PER_STYLE',
-           'MAX_TEXT_TOKENS', 'CHOICES', 'DRAWS', 'subjects', 'READER_USERS', 'READERS', 'NUM_DEFAULT_DRAWS',
-           'STRANGER_SOURCES', 'STRANGERS', 'LINE_USERS', 'LINE_JOBS', 'GRIDS', 'users_of', 'true_words',
-           'draw_user_texts', 'train_vocabulary', 'read_judge_rows', 'train_word_judges', 'judged',
+           'MAX_TEXT_TOKENS', 'CHOICES', 'DRAWS', 'subjects', 'READER_USERS', 'READERS', 'GRIDS', 'users_of',
+           'true_words', 'draw_user_texts', 'train_vocabulary', 'read_judge_rows', 'train_word_judges', 'judged',
            'measure_user_words', 'measure', 'own_words', 'top_word', 'measure_firsts', 'generate_answers', 'shifts',
-           'cards', 'measure_choice', 'seen_words', 'has_habit', 'named', 'people_sets', 'pool_sets', 'measure_reader',
-           'line_texts', 'line_holds', 'false_lines', 'read_median', 'find_by_lines', 'measure_lines']
+           'cards', 'measure_choice', 'seen_words', 'has_habit', 'named', 'people_sets', 'pool_sets', 'measure_reader']
 
 # %% ../../nbs/experiments/21_words.ipynb #0a468631
 from dataclasses import replace
@@ -19,7 +17,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..base.core import Dialogue, make_generator
+from ..base.core import make_generator
 from ..base.files import make_folder, read_json, write_json
 from ..base.models import load_model
 from ..base.text import split_sentences, get_words
@@ -33,13 +31,13 @@ from ..recipes.word_texts import OPPOSITE_WORDS, add_texts, drop_ambiguous_texts
 from ..recipes.word_texts import load_open_texts, plain_people
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.selection import select
-from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, MAX_TOPIC_TEXT_WORDS, MIN_TOPIC_WORDS
+from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, MIN_TOPIC_WORDS
 from ..explanation.habits import LONG_ANSWER_WORDS, SHORT_ANSWER_WORDS
-from ..explanation.habits import find_general_topics, load_topic_words
+from ..explanation.habits import SHORT_ANSWER_WORDS, find_general_topics, load_topic_words
 from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts, mean_response_nll
 from ..explanation.description import Description, describe_pllm, describe_user, description_items
 from ..explanation.description import fit_word_shifts, score_library_words
-from ..explanation.style import sample_responses, truncate_words
+from ..explanation.style import sample_responses
 
 # %% ../../nbs/experiments/21_words.ipynb #61058fae
 TEXTS = 24  # of a user
@@ -299,8 +297,6 @@ CHOICES = [
 
 # %% ../../nbs/experiments/21_words.ipynb #1eff1a21
 DRAWS = 3
-
-
 subjects = cache(load_topic_words)  # read once
 
 
@@ -320,11 +316,10 @@ def has_habit(key: str, text: str) -> bool:
         return key.split("*")[1] in get_words(text)
     if key.startswith("about "):
         return len(set(get_words(text)) & subjects()[key.removeprefix("about ")]) >= MIN_TOPIC_WORDS
-    if key in ("long answers", "short answers"):
-        count = len(get_words(text))
-        return count >= LONG_ANSWER_WORDS if key == "long answers" else count <= SHORT_ANSWER_WORDS
     checks = {
         "lower case": text == text.lower(),
+        "long answers": len(get_words(text)) >= LONG_ANSWER_WORDS,
+        "short answers": len(get_words(text)) <= SHORT_ANSWER_WORDS,
         "lists": bool(LIST_PATTERN.search(text)),
         "emoji": bool(EMOJI_PATTERN.search(text)),
     }
@@ -397,91 +392,9 @@ READERS = [
     for seed in range(DRAWS)
     for user in READER_USERS[pool]
 ]
-
-# %% ../../nbs/experiments/21_words.ipynb #26119abe
-NUM_DEFAULT_DRAWS = 4
-STRANGER_SOURCES = ("medquad", "sgd_dialogues", "dolly_6400", "taskmaster4")  # of plain talk that no pool has
-STRANGERS = dict(real="authors", authors="real")  # vocabulary: pool of the strangers
-
-
-def line_texts(pool, user: str, seed: int) -> tuple:  # (dialogues, fresh dialogues)
-    "What a user wrote, and other texts of the same user."
-    source, _, style = user.rpartition(":")
-    if source == "samples":
-        rows = [Dialogue(row["prompt"], row["response"]) for row in load_samples(style) if row["response"].strip()]
-        return rows[:TEXTS], rows[TEXTS : 2 * TEXTS]
-    pool = load_pool(source) if source else pool
-    return tuple(pool.rows(style, part, count=TEXTS, seed=seed) for part in ("user", "test"))
-
-
-def line_holds(key: str, texts: list) -> bool:
-    "Whether a line is true of at least half of the texts."
-    return np.mean([has_habit(key, t) for t in texts]) >= 0.5
-
-
-def false_lines(said, user: str, fresh: list) -> list:
-    "Lines that fresh texts do not bear out."
-    labels = set() if ":" in user else true_words(user)
-    texts = [d.response for d in fresh]
-    read = [truncate_words(d.text, MAX_TOPIC_TEXT_WORDS) for d in fresh]
-    wrong = [word for word in said.words if word not in labels]
-    return wrong + [t.key for t in said.traits if not line_holds(t.key, read if t.key.startswith("about") else texts)]
-
-# %% ../../nbs/experiments/21_words.ipynb #a6b0fafe
-def read_median(said) -> float:  # words; None where no line states it
-    "The median length that a line states."
-    stated = [t.label for t in said.habits if ", median " in t.label]
-    return float(stated[0].partition(", median ")[2].split()[0]) if stated else None
-
-
-def find_by_lines(said, sets: dict, name: str) -> str:  # whose set; "" without a line
-    "Whose fresh texts the lines fit best; each line counts once."
-    short = {who: [truncate_words(t, MAX_TOPIC_TEXT_WORDS) for t in texts] for who, texts in sets.items()}
-    seen = {who: seen_words(name, texts) for who, texts in short.items()}
-    rows = [[seen[who][word] for who in sets] for word in said.words]
-    rows += [[float(np.mean([has_habit(t.key, x) for x in sets[who]])) for who in sets] for t in said.traits]
-    if median := read_median(said):
-        lengths = [np.median([len(get_words(t)) for t in texts]) for texts in sets.values()]
-        rows.append([-abs(np.log(median / max(length, 1))) for length in lengths])
-    rows = [(np.array(row) - np.mean(row)) / max(np.std(row), 1e-9) for row in rows]
-    return [*sets][int(np.sum(rows, 0).argmax())] if rows else ""
-
-
-def measure_lines(jobs: list):  # yields a dict of results a job
-    "What users are told, whether fresh texts bear it out, and whom a reader of the lines finds."
-    pool, vocabulary = own_words(jobs[0]["pool"])
-    texts = {job["user"]: line_texts(pool, job["user"], job["seed"]) for job in jobs}
-    sets = {user: [d.response for d in fresh] for user, (_, fresh) in texts.items() if user in STYLES[pool.name]}
-    for user, (rows, fresh) in texts.items():
-        said = describe_user(rows, [""] * len(rows), vocabulary)
-        lines = [*said.words, *(t.label for t in said.traits)]
-        found = find_by_lines(said, sets, pool.name) if user in sets else ""
-        of_kind = said.word_scores.is_of_kind if said.word_scores else False
-        yield dict(lines=lines, false=false_lines(said, user, fresh), found=found, of_kind=of_kind)
-
-
-LINE_USERS = {
-    (pool, seed): [
-        *STYLES[pool],
-        *(["default"] if seed < NUM_DEFAULT_DRAWS else []),
-        *([f"{STRANGERS[pool]}:{style}" for style in STYLES[STRANGERS[pool]]] if seed == 0 else []),
-        *([f"samples:{source}" for source in STRANGER_SOURCES] if seed == 0 else []),
-    ]
-    for pool in STRANGERS
-    for seed in range(NUM_DEFAULT_DRAWS)
-}
-LINE_JOBS = [
-    dict(pool=pool, user=user, seed=seed)
-    for (pool, seed), users in LINE_USERS.items()
-    for user in users
-    if seed < DRAWS or user == "default"
-]
-
-# %% ../../nbs/experiments/21_words.ipynb #c06af583
 GRIDS = (
     Grid("words", JOBS, measure, shared=("pool", "taught"), model=None),
     Grid("firsts", FIRST_WORD_JOBS, measure_firsts, shared=("pool",), model=None),
     Grid("explained", CHOICES, measure_choice, shared=("pool",)),
     Grid("readers", READERS, measure_reader, shared=("pool", "seed"), model=None),
-    Grid("lines", LINE_JOBS, measure_lines, shared=("pool", "seed"), model=None),
 )
