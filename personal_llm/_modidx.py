@@ -4363,6 +4363,20 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.steps": {
+            "personal_llm.experiments.steps.load_texts": (
+                "experiments/steps.html#load_texts",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.make_jobs": (
+                "experiments/steps.html#make_jobs",
+                "personal_llm/experiments/steps.py",
+            ),
+            "personal_llm.experiments.steps.measure": (
+                "experiments/steps.html#measure",
+                "personal_llm/experiments/steps.py",
+            ),
+        },
         "personal_llm.experiments.summariser": {
             "personal_llm.experiments.summariser.draw_pair": (
                 "experiments/summariser.html#draw_pair",
