@@ -7930,10 +7930,6 @@ d = {
                 "3_tuning/statistics.html#check_user_values",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.compute_critical_t": (
-                "3_tuning/statistics.html#compute_critical_t",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.draw_resamples": (
                 "3_tuning/statistics.html#draw_resamples",
                 "personal_llm/tuning/statistics.py",

@@ -185,14 +185,16 @@ def test_few_answers_take_few_steps():
     assert whole.config["steps"] == 40 and "steps_by" not in whole.notes
 
 
-def test_a_new_start_is_left_in_small_steps(old):
-    "Dialogues that the start never saw: half the steps, a third of the rate, four of eight held back."
-    config = TuningConfig(rank=2, steps=80, batch_size=4, max_length=64)
+def test_a_new_start_is_left_slowly(old):
+    "Dialogues that the start never saw: four of eight are held back, and every second step is checked."
+    config = TuningConfig(rank=2, steps=80, batch_size=4, max_length=64, checks=2, patience=1)
     adapter = finetune(shared("llama"), TALK[8:], config, start=old, progress=False)
-    assert (adapter.config["steps"], adapter.num_validation_dialogues) == (23, 4)
-    assert adapter.config["learning_rate"] == pytest.approx(1e-3 / 3) and adapter.best_loss <= adapter.start_loss
+    assert (adapter.config["steps"], adapter.config["warmup"], adapter.num_validation_dialogues) == (46, 0.5, 4)
+    assert [step for step, *_ in adapter.history[:3]] == [2, 4, 6] and adapter.best_loss <= adapter.start_loss
+    few = finetune(shared("llama"), TALK[8:12], config, start=old, progress=False)
+    assert few.config["steps"] == 16 and few.config["learning_rate"] == pytest.approx(1e-3 / 3), "too few to hold back"
     known = finetune(shared("llama"), TALK[:8], replace(config, steps=2), start=old, progress=False)
-    assert known.config["learning_rate"] == 1e-3, "the start knows six of these"
+    assert known.config["warmup"] == 0.1, "the start knows six of these"
 
 
 def test_a_start_that_is_best_already():

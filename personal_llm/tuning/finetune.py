@@ -88,7 +88,7 @@ class TrainingSplit:
         training_samples = personal_samples * max(1, repeats) + replay_samples
         instead = select_users_answers(personal) or personal
         validation_samples = encode(validation or instead[:MAX_VALIDATION_SAMPLES])
-        config = config.fit_to_answers(num_answers, rule.is_new_start)
+        config = config.fit_to_answers(num_answers, rule.is_new_start, bool(validation))
         return cls(training_samples, validation_samples, len(validation), num_answers, config)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
@@ -218,7 +218,7 @@ def finetune(
     out=None,  # the adapter's folder; a temporary one by default, which cannot be resumed
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
-    replay: list = (),  # general dialogues, up to half of all, so that the model forgets less
+    replay: list = (),  # general dialogues, up to two thirds of all, so that the model forgets less
     on_step=None,  # called with (step, training loss) after each step, such as a logger
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."

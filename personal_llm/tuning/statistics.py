@@ -100,16 +100,6 @@ def lower_confidence_bound(
     "Return the mean gap less so many standard errors."
     return gaps.mean() - errors * gaps.std(ddof=1) / len(gaps) ** 0.5
 
-# %% ../../nbs/3_tuning/03_statistics.ipynb #st55
-FALSE_POSITIVE_RATE = 0.2  # α, over all checks of a run
-
-
-def compute_critical_t(check_index: int, n: int) -> float:  # standard errors
-    "Return how many standard errors to take off n values at a check, the first being 1 (Student's t)."
-    from scipy.special import stdtrit
-
-    return float(stdtrit(n - 1, 1 - FALSE_POSITIVE_RATE / (check_index * (check_index + 1))))
-
 # %% ../../nbs/3_tuning/03_statistics.ipynb #st31
 class MeanEstimate(NamedTuple):
     "A mean over users."

@@ -50,7 +50,7 @@ def select_users_answers(dialogues: list) -> list:
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #1b13c10b
 class ValidationRule(NamedTuple):
-    "How many lineages validate a fine-tune, and whether it takes small steps."
+    "How many lineages validate a fine-tune, and whether it goes slowly."
 
     min_lineages: int  # with fewer lineages we hold none back
     min_validation_lineages: int  # lineages to hold back, at most half of all
