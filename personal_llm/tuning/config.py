@@ -60,7 +60,7 @@ START_STEPS, START_RATE = 1 / 2, 1 / 3  # from a new start without validation: o
 START_WARMUP, START_PATIENCE = (
     1 / 2,
     6,
-)  # from a new start with validation: share of the steps; checks, one each two steps
+)  # from a new start with validation: share of steps; checks
 
 
 @patch
