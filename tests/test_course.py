@@ -206,3 +206,36 @@ def test_a_full_page_goes_on_under_the_same_heading():
     text = "## Why\n\n" + "\n\n".join(["word " * 120] * 4) + "\n\n## Next\n\nshort"
     pages = pages_of([dict(cell_type="markdown", source=text, id="a")])
     assert [source(page[0]) for page in pages] == ["## Why", "## Why", "## Next"]
+
+
+def test_every_question_of_the_exam_has_an_answer_that_runs():
+    exam, answers = notebook("exam.ipynb"), notebook("exam_answers.ipynb")
+    asked = re.findall(r"(?m)^## Question (\d+) \((\d+) points\)", text_of(exam, "markdown"))
+    given = re.findall(r"(?m)^## Answer (\d+)", text_of(answers, "markdown"))
+    assert [number for number, _ in asked] == given and sum(int(points) for _, points in asked) == 60
+    assert not [cell for cell in exam if cell["cell_type"] == "code"], "the exam holds no answer"
+    names = {}
+    for cell in answers:
+        if cell["cell_type"] == "code":
+            exec(source(cell), names)
+    assert text_of(answers, "code").count("assert") >= 10
+
+
+def test_the_sample_reports_are_marked_by_the_rubric():
+    text = text_of(notebook("sample_reports.ipynb"), "markdown")
+    tables = re.findall(r"(?s)\| row \| points .*?\*\*sum\*\* \| \*\*(\d+) of 30\*\*", text)
+    points = [int(number) for number in re.findall(r"(?m)^\| \w+ \| (\d) \|", text)]
+    assert len(points) == 15 and [sum(points[i : i + 5]) for i in (0, 5, 10)] == [int(total) for total in tables]
+    rubric = text_of(notebook("instructor_notes.ipynb"), "markdown")
+    assert all(re.search(rf"(?m)^\| {row} \|", rubric) for row in set(re.findall(r"(?m)^\| (\w+) \| \d \|", text)))
+
+
+def test_answers_stay_off_the_site():
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("mkdocs")
+    is_shown = runpy.run_path(str(COURSE.parent.parent / "tools" / "site.py"))["shown_on_site"]
+    shown = {path.name for path in COURSE.glob("*.ipynb") if is_shown(path)}
+    assert "exam.ipynb" in shown and "exam_answers.ipynb" not in shown
+    assert not [name for name in shown if name.startswith(("solution_", "tasks_"))]
+    linked = r"\]\([^)]*(?:solution_\d|exam_answers|tasks_\d)[^)]*\)"
+    assert not [name for name in shown if re.search(linked, text_of(notebook(name), "markdown"))]

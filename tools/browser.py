@@ -137,9 +137,19 @@ const done = arguments[arguments.length - 1];
 window.jupyterapp.commands.execute(arguments[0], arguments[1] || {}).then(() => done(''), error => done(String(error)));
 """
 OPEN = """
-const panel = window.jupyterapp.shell.currentWidget, session = panel && panel.sessionContext && panel.sessionContext.session;
-return !!(session && panel.context.path === arguments[0] && panel.context.isReady && session.kernel
-    && session.kernel.status === 'idle');
+const app = window.jupyterapp;
+window.opened = '';
+app.commands.execute('docmanager:open', {path: arguments[0], factory: 'Notebook'}).then(async panel => {
+  await panel.context.ready;
+  await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;  // the kernel has answered
+  app.shell.activateById(panel.id);
+  window.opened = 'done';
+}).catch(error => window.opened = String(error));
+"""
+CURRENT = """
+const panel = window.jupyterapp.shell.currentWidget;
+return !!(panel && panel.context && panel.context.path === arguments[0] && panel.context.isReady);
 """
 RUN_ALL = """
 window.ran = '';
@@ -172,16 +182,22 @@ def start_page(driver, lab: tuple) -> None:
     "JupyterLab with nothing but the room for notebooks."
     _, address, token = lab
     driver.get(f"{address}/lab?token={token}&reset")
-    until(lambda: driver.execute_script("return !!(window.jupyterapp && window.jupyterapp.shell)"), 90, "no JupyterLab")
+    until(
+        lambda: driver.execute_script("return !!(window.jupyterapp && window.jupyterapp.shell)"),
+        LONGEST,
+        "no JupyterLab",
+    )
     driver.execute_async_script("window.jupyterapp.restored.then(arguments[arguments.length - 1])")
     driver.execute_async_script(COMMAND, "application:toggle-left-area", {})
 
 
 def open_notebook(driver, path: str) -> None:
-    "Open a notebook, and wait for its kernel."
+    "Open a notebook; JupyterLab says when it is read and when its kernel answers, however long that takes."
     driver.set_window_size(WIDTH, 1000)
-    driver.execute_async_script(COMMAND, "docmanager:open", dict(path=path, factory="Notebook"))
-    until(lambda: driver.execute_script(OPEN, path), 90, f"{path} did not open")
+    driver.execute_script(OPEN, path)
+    state = until(lambda: driver.execute_script("return window.opened"), LONGEST, f"{path} did not open")
+    assert state == "done", f"{path} did not open: {state}"
+    until(lambda: driver.execute_script(CURRENT, path), LONGEST, f"{path} is not in front")
 
 
 def computed(lab: tuple) -> float:  # seconds
