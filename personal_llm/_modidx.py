@@ -1165,6 +1165,31 @@ d = {
             "personal_llm.base.core.seed_everything": ("0_base/core.html#seed_everything", "personal_llm/base/core.py"),
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
+        "personal_llm.base.database": {
+            "personal_llm.base.database._migrate": ("0_base/database.html#_migrate", "personal_llm/base/database.py"),
+            "personal_llm.base.database.check_pages": (
+                "0_base/database.html#check_pages",
+                "personal_llm/base/database.py",
+            ),
+            "personal_llm.base.database.connect_database": (
+                "0_base/database.html#connect_database",
+                "personal_llm/base/database.py",
+            ),
+            "personal_llm.base.database.hash_row": ("0_base/database.html#hash_row", "personal_llm/base/database.py"),
+            "personal_llm.base.database.open_database": (
+                "0_base/database.html#open_database",
+                "personal_llm/base/database.py",
+            ),
+            "personal_llm.base.database.read_rows": ("0_base/database.html#read_rows", "personal_llm/base/database.py"),
+            "personal_llm.base.database.report_database_errors": (
+                "0_base/database.html#report_database_errors",
+                "personal_llm/base/database.py",
+            ),
+            "personal_llm.base.database.write_rows": (
+                "0_base/database.html#write_rows",
+                "personal_llm/base/database.py",
+            ),
+        },
         "personal_llm.base.files": {
             "personal_llm.base.files.OwnedFolder": ("0_base/files.html#ownedfolder", "personal_llm/base/files.py"),
             "personal_llm.base.files.OwnedFolder.__init__": (
@@ -1254,6 +1279,68 @@ d = {
             ),
             "personal_llm.base.files.write_entry": ("0_base/files.html#write_entry", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
+        },
+        "personal_llm.base.folder_store": {
+            "personal_llm.base.folder_store.claim_adapter_folder": (
+                "0_base/folder_store.html#claim_adapter_folder",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.claim_folder": (
+                "0_base/folder_store.html#claim_folder",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.delete_store": (
+                "0_base/folder_store.html#delete_store",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.hold_store": (
+                "0_base/folder_store.html#hold_store",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.is_recorded": (
+                "0_base/folder_store.html#is_recorded",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.load_adapter": (
+                "0_base/folder_store.html#load_adapter",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.move_claimed_folder": (
+                "0_base/folder_store.html#move_claimed_folder",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.open_store": (
+                "0_base/folder_store.html#open_store",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.record_adapters": (
+                "0_base/folder_store.html#record_adapters",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.relative_to_folder": (
+                "0_base/folder_store.html#relative_to_folder",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.remove_adapter": (
+                "0_base/folder_store.html#remove_adapter",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.remove_record": (
+                "0_base/folder_store.html#remove_record",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.remove_unreferenced": (
+                "0_base/folder_store.html#remove_unreferenced",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.report_damage": (
+                "0_base/folder_store.html#report_damage",
+                "personal_llm/base/folder_store.py",
+            ),
+            "personal_llm.base.folder_store.truncate_journal": (
+                "0_base/folder_store.html#truncate_journal",
+                "personal_llm/base/folder_store.py",
+            ),
         },
         "personal_llm.base.loading": {
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
@@ -1646,6 +1733,10 @@ d = {
                 "2_buffer/buffer.html#buffer.has_same_text",
                 "personal_llm/buffer/buffer.py",
             ),
+            "personal_llm.buffer.buffer.Buffer.header": (
+                "2_buffer/buffer.html#buffer.header",
+                "personal_llm/buffer/buffer.py",
+            ),
             "personal_llm.buffer.buffer.Buffer.remove": (
                 "2_buffer/buffer.html#buffer.remove",
                 "personal_llm/buffer/buffer.py",
@@ -1676,13 +1767,17 @@ d = {
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer._checksum": ("2_buffer/buffer.html#_checksum", "personal_llm/buffer/buffer.py"),
-            "personal_llm.buffer.buffer._read_file": (
-                "2_buffer/buffer.html#_read_file",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
             "personal_llm.buffer.buffer.load_buffer": (
                 "2_buffer/buffer.html#load_buffer",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.read_buffer_file": (
+                "2_buffer/buffer.html#read_buffer_file",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.restore_buffer": (
+                "2_buffer/buffer.html#restore_buffer",
                 "personal_llm/buffer/buffer.py",
             ),
         },
@@ -3700,8 +3795,12 @@ d = {
                 "6_device/forgetting.html#list_exchanges",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_linked_adapters": (
-                "6_device/forgetting.html#list_linked_adapters",
+            "personal_llm.device.forgetting.list_foreign_adapters": (
+                "6_device/forgetting.html#list_foreign_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_recorded_names": (
+                "6_device/forgetting.html#list_recorded_names",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_undated_dialogues": (
@@ -3710,6 +3809,10 @@ d = {
             ),
             "personal_llm.device.forgetting.list_unverifiable_adapters": (
                 "6_device/forgetting.html#list_unverifiable_adapters",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.remember_exchange": (
+                "6_device/forgetting.html#remember_exchange",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -3840,8 +3943,25 @@ d = {
                 "6_device/store.html#_check_session",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store._read_rounds": (
+                "6_device/store.html#_read_rounds",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store._write_decisions": (
+                "6_device/store.html#_write_decisions",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store._write_exchanges": (
+                "6_device/store.html#_write_exchanges",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.count_rows": ("6_device/store.html#count_rows", "personal_llm/device/store.py"),
             "personal_llm.device.store.describe_unchanged": (
                 "6_device/store.html#describe_unchanged",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.entry_to_row": (
+                "6_device/store.html#entry_to_row",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.find_run_folders": (
@@ -3856,30 +3976,46 @@ d = {
                 "6_device/store.html#folder_status",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.hash_state": ("6_device/store.html#hash_state", "personal_llm/device/store.py"),
+            "personal_llm.device.store.get_state_version": (
+                "6_device/store.html#get_state_version",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.has_facts": ("6_device/store.html#has_facts", "personal_llm/device/store.py"),
+            "personal_llm.device.store.has_state": ("6_device/store.html#has_state", "personal_llm/device/store.py"),
+            "personal_llm.device.store.is_old_folder": (
+                "6_device/store.html#is_old_folder",
+                "personal_llm/device/store.py",
+            ),
             "personal_llm.device.store.is_own_folder": (
                 "6_device/store.html#is_own_folder",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.lock_and_mark": (
-                "6_device/store.html#lock_and_mark",
+            "personal_llm.device.store.lock_state": ("6_device/store.html#lock_state", "personal_llm/device/store.py"),
+            "personal_llm.device.store.migrate_folder": (
+                "6_device/store.html#migrate_folder",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.mark_folder": (
-                "6_device/store.html#mark_folder",
+            "personal_llm.device.store.parts_to_state": (
+                "6_device/store.html#parts_to_state",
                 "personal_llm/device/store.py",
             ),
+            "personal_llm.device.store.read_fact": ("6_device/store.html#read_fact", "personal_llm/device/store.py"),
+            "personal_llm.device.store.read_old_parts": (
+                "6_device/store.html#read_old_parts",
+                "personal_llm/device/store.py",
+            ),
+            "personal_llm.device.store.read_parts": ("6_device/store.html#read_parts", "personal_llm/device/store.py"),
             "personal_llm.device.store.read_state": ("6_device/store.html#read_state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.relative_to_folder": (
-                "6_device/store.html#relative_to_folder",
+            "personal_llm.device.store.remove_old_files": (
+                "6_device/store.html#remove_old_files",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.remove_adapter": (
-                "6_device/store.html#remove_adapter",
+            "personal_llm.device.store.state_to_parts": (
+                "6_device/store.html#state_to_parts",
                 "personal_llm/device/store.py",
             ),
-            "personal_llm.device.store.remove_unreferenced": (
-                "6_device/store.html#remove_unreferenced",
+            "personal_llm.device.store.write_parts": (
+                "6_device/store.html#write_parts",
                 "personal_llm/device/store.py",
             ),
             "personal_llm.device.store.write_state": (

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,8 @@ from personal_llm.buffer.feedback import Feedback, add_feedback, check_feedback_
 from personal_llm.buffer.feedback import estimate_dissatisfaction
 from personal_llm.buffer.policies import get_policy
 from personal_llm.device.corrections import ChatSession
-from personal_llm.device.store import STATE_FILE, folder_status, read_state
+from personal_llm.base.folder_store import open_store, read_rows, write_rows
+from personal_llm.device.store import folder_status, read_state
 from personal_llm.tuning.config import TuningConfig
 from tiny import shared
 
@@ -242,13 +244,14 @@ def test_a_choice_is_dropped_by_the_next_line(tmp_path):
 def test_a_damaged_row_is_a_damaged_state(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.", "/up")
-    file = tmp_path / "me" / STATE_FILE
-    good = json.loads(file.read_text())
-    for damage in (dict(kind="star"), dict(probability="x"), dict(more=1)):
-        rows = [good["feedback_rows"][0] | damage]
-        file.write_text(json.dumps(good | dict(feedback_rows=rows)))
-        with pytest.raises(InputError):
+    for damage in (dict(kind="star"), dict(probability="x"), dict(more=1), None):
+        with open_store(tmp_path / "me", writes=True) as store:
+            facts = read_rows(store, "facts")
+            rows = [facts["feedback_rows"][0] | (damage or {})]
+            good = {name: value for name, value in facts.items() if name != "feedback_rows"}
+            write_rows(store, "facts", facts | dict(feedback_rows=rows) if damage else good)
+        with nullcontext() if damage is None else pytest.raises(InputError):
             read_state(tmp_path / "me")
-    del good["feedback_rows"]
-    file.write_text(json.dumps(good))
+        with open_store(tmp_path / "me", writes=True) as store:
+            write_rows(store, "facts", facts if damage else good)
     assert read_state(tmp_path / "me").feedback_rows == [], "a state of an earlier version has none"

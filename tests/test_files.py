@@ -10,7 +10,7 @@ from kills import killed_at
 def one_output(folder):
     with lock_folder(folder):
         owned = OwnedFolder(folder)
-        remove_temporary_files(folder)
+        remove_temporary_files(folder, ("report.json", ".personal_llm.json"))
         write_json(owned.claim("report.json"), dict(loss=1.0))
         owned.record_files("report.json")
 

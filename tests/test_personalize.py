@@ -17,7 +17,6 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, OWNERSHIP_FILE, lock_folder
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import OWNER_FILE
 from tiny import random_adapter, shared
 from typed import QUICK, fails, found, invoke, rows, snapshot, write
 
@@ -268,7 +267,7 @@ def kill_and_go_on(folder, step) -> bool:
         LOCK_FILE,
     }
     inside = {p.name for p in Path(last["state"]).iterdir()}
-    assert len(inside - {OWNER_FILE}) <= 4 and {"state.json", "adapters", OWNER_FILE} <= inside, inside
+    assert inside == {"state.db", "adapters", ".lock"}
     return died
 
 

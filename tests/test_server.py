@@ -490,7 +490,7 @@ def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
         assert running.returncode in (0, 130) and SECRET not in out + err and link["token"] not in out + err
     finally:
         running.kill()
-    state = (tmp_path / "me" / "state.json").read_text()
+    state = (tmp_path / "me" / "state.db").read_bytes().decode("latin-1")
     assert SECRET in state, "the turn is stored"
 
 

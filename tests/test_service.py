@@ -16,7 +16,8 @@ from typed import fails, found, invoke
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import lock_folder, make_folder, write_json
 from personal_llm.device import personalizer
-from personal_llm.device.store import BACKGROUND_FOLDER, STATE_FILE, read_state
+from personal_llm.base.folder_store import BACKGROUND_FOLDER
+from personal_llm.device.store import get_state_version, read_state
 from personal_llm.runtimes import resumable_training, service
 from personal_llm.runtimes.service import (
     COMMAND_FILE,
@@ -228,9 +229,9 @@ def test_a_slice_learns_saves_and_then_has_nothing_to_do(folder, monkeypatch):
     code, line = resumable_training.train_slice(folder, dict(model="fake"), None)
     assert code == EXIT_DONE and "4 kept" in line and len(read_state(folder).rounds) == 1
     assert not (folder / BACKGROUND_FOLDER).exists()
-    before = (folder / STATE_FILE).read_bytes()
+    before = get_state_version(folder)
     assert resumable_training.train_slice(folder, dict(model="fake"), None) == (EXIT_NOTHING_NEW, "")
-    assert (folder / STATE_FILE).read_bytes() == before
+    assert get_state_version(folder) == before
 
 
 def test_a_folder_that_is_held_is_left_alone(folder):

@@ -3,26 +3,27 @@
 import json
 import os
 import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch
 from kills import every_kill
 
-from personal_llm.base.adapters import WEIGHTS_FILE
-from personal_llm.base.core import InputError
-from personal_llm.base.files import LOCK_FILE, lock_folder
+from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.files import LOCK_FILE, compute_sha256, is_full_disk, lock_folder
+from personal_llm.base.folder_store import ADAPTERS_FOLDER, STORE_FILE, claim_adapter_folder, claim_folder, open_store
+from personal_llm.base.folder_store import read_rows, remove_adapter, write_rows
+from personal_llm.base import folder_store
 from personal_llm.device import personalizer
+from personal_llm.device import store as store_module
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import (
-    BUFFER_FILE_PATTERN,
-    STATE_FILE,
-    folder_status,
-    read_state,
-    remove_adapter,
-    find_state_folders,
-)
+from personal_llm.device.store import find_state_folders, folder_status, get_state_version, is_own_folder, read_state
 from personal_llm.tuning.config import TuningConfig
+
+ADAPTER_NAMES = sorted((ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE))
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +103,9 @@ def test_the_newest_state_is_described(tmp_path):
         me = start(tmp_path / f"run-{number}")
         watch(me, TALK[:seen])
         me.save()
-        os.utime(tmp_path / f"run-{number}" / STATE_FILE, (number, number))
+        os.utime(tmp_path / f"run-{number}" / STORE_FILE, (number, number))
     assert folder_status(tmp_path)["seen"] == 5
-    os.utime(tmp_path / "run-0" / STATE_FILE, (9, 9))
+    os.utime(tmp_path / "run-0" / STORE_FILE, (9, 9))
     assert folder_status(tmp_path)["seen"] == 3 and len(find_state_folders(tmp_path)) == 2
 
 
@@ -153,7 +154,7 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
         me = load(place, user)
         me.save()
         names = files_below(place)
-        assert sum(bool(BUFFER_FILE_PATTERN.fullmatch(name)) for name in names) == 1 and STATE_FILE in names, step
+        assert STORE_FILE in names and not any(name.startswith(f"{STORE_FILE}-") for name in names), step
         adapters = {name.split("/")[1] for name in names if name.startswith("adapters/")}
         assert adapters == {Path(c.adapter).name for c in me.rounds}, (step, "debris")
         assert not any(".tmp" in name for name in names), (step, "debris")
@@ -162,7 +163,7 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(change, tmp_path):
     outcomes = every_kill(folder, work, check)
     assert all(one in (old, new) for one in outcomes), f"{change.__name__}: neither the old one nor the new one"
     assert outcomes == sorted(outcomes, key=lambda one: one == new)
-    assert len(outcomes) > 8 and outcomes[0] == old and outcomes[-1] == new
+    assert len(outcomes) > 1 and outcomes[0] == old and outcomes[-1] == new
 
 
 def test_debris_goes_and_what_others_put_there_stays(tmp_path):
@@ -170,40 +171,110 @@ def test_debris_goes_and_what_others_put_there_stays(tmp_path):
     watch(me, TALK[:6])
     me.finetune(progress=False)
     me.save()
-    before = [name for name in files_below(tmp_path) if not BUFFER_FILE_PATTERN.fullmatch(name)]
-    for name in ("adapters/007/" + WEIGHTS_FILE, "adapters/000/checkpoints/checkpoint-3/x", ".state.json.12.tmp"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("half")
-    (tmp_path / f"buffer-{'0' * 16}.safetensors").write_text("half")
-    others = ["adapters/008/notes.txt", "adapters/thesis/a.txt", "buffer-of-mine.txt", "thesis.txt"]
+    before = files_below(tmp_path)
+    half, learning = claim_adapter_folder(tmp_path, 7), claim_folder(tmp_path, tmp_path / "learning")
+    for place in (half / WEIGHTS_FILE, learning / "checkpoints" / "x", tmp_path / "adapters/000/checkpoints/3"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("half")
+    others = ["adapters/007/notes.txt", "adapters/008/" + WEIGHTS_FILE, "adapters/thesis/a.txt", "thesis.txt"]
+    others += [
+        ".state.json.12.tmp",
+        "buffer-0123456789abcdef.safetensors",
+        "learning/results.csv",
+        "adapters/000/x.txt",
+    ]
     for name in others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
     load(tmp_path).save()
-    found = files_below(tmp_path)
-    assert [name for name in found if not BUFFER_FILE_PATTERN.fullmatch(name)] == sorted(before + others)
-    assert sum(bool(BUFFER_FILE_PATTERN.fullmatch(name)) for name in found) == 1
+    assert files_below(tmp_path) == sorted(before + others)
     assert remove_adapter(tmp_path / "nowhere") == []
 
 
-@pytest.mark.parametrize("operation", ["replace", "fsync", "open"])
-def test_a_full_disk_is_one_line_and_leaves_the_old_state(operation, tmp_path, monkeypatch):
+def test_a_foreign_adapter_is_not_overwritten(tmp_path):
+    "A folder of yours in the place of ours: the adapter gets the next number, a fine-tune in the background refuses."
+    for name in ("adapters/000", "learning"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / WEIGHTS_FILE).write_text("mine")
+    me = start(tmp_path)
+    watch(me, TALK[:6])
+    assert me.finetune(progress=False).path.name == "001"
+    me.save()
+    me.forget(everything=True)
+    assert not (tmp_path / "adapters" / "001").exists()
+    with pytest.raises(InputError, match="learning: not made by this package"):
+        claim_folder(tmp_path, tmp_path / "learning")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="not made by this package"):
+        claim_folder(tmp_path, tmp_path / "link")
+    assert [(tmp_path / name / WEIGHTS_FILE).read_text() for name in ("adapters/000", "learning")] == ["mine"] * 2
+
+
+def test_a_file_that_took_the_place_of_ours_stays(tmp_path):
+    "Neither its hash nor the inode of its folder is recorded."
+    me = start(tmp_path)
+    watch(me, TALK[:6])
+    place = me.finetune(progress=False).path
+    me.save()
+    os.replace(place, tmp_path / "moved")  # its inode is still in use
+    place.mkdir()
+    (place / WEIGHTS_FILE).write_text("mine")
+    me.forget(everything=True)
+    assert (place / WEIGHTS_FILE).read_text() == "mine"
+
+
+def test_a_changed_adapter_is_refused(tmp_path):
+    "At 200 places of each file: no bit is accepted."
+    me = start(tmp_path)
+    watch(me, TALK[:6])
+    place = me.finetune(progress=False).path
+    me.save()
+    for file in sorted(place.iterdir()):
+        content = file.read_bytes()
+        for at in range(0, len(content), len(content) // 200 + 1):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
+            with pytest.raises(InputError):
+                load(tmp_path)
+        file.write_bytes(content)
+    assert load(tmp_path).adapter.path == place
+
+
+def test_a_flipped_bit_of_the_store_is_refused_or_changes_nothing(tmp_path):
+    me = start(tmp_path / "me", user=User())
+    watch(me, TALK[:30])
+    me.finetune(progress=False)
+    me.save()
+    whole, before, num_refused = (tmp_path / "me" / STORE_FILE).read_bytes(), told(load(tmp_path / "me")), 0
+    for at in range(0, len(whole), len(whole) // 400 + 1):
+        (tmp_path / "me" / STORE_FILE).write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            assert told(load(tmp_path / "me")) == before, at
+        except InputError as error:
+            assert "\n" not in str(error)
+            num_refused += 1
+    assert num_refused > 100
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_state(tmp_path, monkeypatch):
     me = start(tmp_path)
     watch(me, TALK[:6])
     me.save()
     before = told(me)
     watch(me, TALK[6:9])
-    real = getattr(os, operation)
+    real = folder_store.open_database
 
-    def full(path, *given, **named):
-        if isinstance(path, (str, Path)) and LOCK_FILE in str(path):
-            return real(path, *given, **named)
-        raise OSError(28, "No space left on device")
+    @contextmanager
+    def full(*given, **named):
+        with real(*given, **named) as store:
+            store.execute("PRAGMA max_page_count=1")  # SQLite says that the disk is full
+            yield store
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, operation, full)
-        with pytest.raises(InputError, match="No space left"):
+        patch.setattr(folder_store, "open_database", full)
+        with pytest.raises(InputError, match="database or disk is full") as caught:
             me.save()
+        assert is_full_disk(caught.value)
     assert told(load(tmp_path)) == before
 
 
@@ -225,7 +296,7 @@ def test_what_was_said_stands_in_one_file_only(tmp_path):
     me.finetune(progress=False)
     me.save()
     held = [name for name in files_below(tmp_path) if b"answer" in (tmp_path / name).read_bytes()]
-    assert len(held) == 1 and BUFFER_FILE_PATTERN.fullmatch(held[0]) and b"answer" in bytes_below(tmp_path)
+    assert held == [STORE_FILE] and b"answer" in bytes_below(tmp_path)
 
 
 # ---- what is refused
@@ -243,57 +314,62 @@ def saved(tmp_path_factory):
     return folder
 
 
-CONTENTS = ["", "{", "[]", "{}", "null", "5", '{"buffer": "x"}', '{"base": "other"}', "[" * 100_000, '{"buffer": 5}']
+CONTENTS = ["{", "[]", "null", "SQLite format 3", "SQLite format 3\0" * 500]
 
 
 @pytest.mark.parametrize("content", CONTENTS, ids=range(len(CONTENTS)))
 def test_damaged_states_are_one_line(content, tmp_path):
-    (tmp_path / STATE_FILE).write_text(content)
+    (tmp_path / STORE_FILE).write_text(content)
     for act in (load, folder_status):
-        with pytest.raises(InputError, match="state.json") as caught:
+        with pytest.raises(InputError, match="state.db: damaged") as caught:
             act(tmp_path)
         assert "\n" not in str(caught.value) and caught.value.remedy
 
 
+def rounds(change):
+    return lambda facts, rows: change(rows[0])
+
+
 CHANGES = dict(
-    asked_ids_are_numbers=lambda s: s.update(asked_ids=[5, 6]),
-    a_hash_is_a_list=lambda s: s.update(exchange_hashes=dict(a=[1])),
-    a_loss_is_text=lambda s: s["rounds"][0].update(best_loss="low"),
-    chat_turns_are_a_number=lambda s: s.update(session=dict(turns=5)),
-    a_chat_turn_is_half=lambda s: s.update(session=dict(turns=[dict(id="a", prompt="b")])),
-    a_chat_turn_is_text=lambda s: s.update(session=dict(turns=["a"])),
-    a_chat_prompt_is_a_number=lambda s: s.update(session=dict(turns=[dict(id="a", prompt=1, response="", time=0)])),
-    no_settings=lambda s: s.pop("settings"),
-    settings_of_another_kind=lambda s: s.update(settings=[1]),
-    unknown_setting=lambda s: s["settings"].update(colour="red"),
-    no_config=lambda s: s["settings"].pop("config"),
-    unknown_config=lambda s: s["settings"]["config"].update(colour="red"),
-    negative_seed=lambda s: s["settings"].update(seed=-1),
-    unknown_mode=lambda s: s["settings"].update(mode="x"),
-    buffer_outside=lambda s: s.update(buffer="../" + s["buffer"]),
-    buffer_missing=lambda s: s.update(buffer="buffer-0000000000000000.safetensors"),
-    curve_is_text=lambda s: s.update(rounds="x"),
-    a_round_is_text=lambda s: s.update(rounds=["x"]),
-    a_round_lacks_numbers=lambda s: s["rounds"][0].pop("seen"),
-    adapter_missing=lambda s: s["rounds"][0].update(adapter="adapters/123"),
-    adapter_of_another_folder=lambda s: s["rounds"][0].update(adapter="../copy/" + s["rounds"][0]["adapter"]),
-    adapter_is_a_number=lambda s: s["rounds"][0].update(adapter=5),
-    cost_of_another_kind=lambda s: s.update(cost=dict(wages=1)),
-    asked_is_a_number=lambda s: s.update(asked_ids=5),
-    turns_are_a_list=lambda s: s.update(exchange_hashes=[5]),
-    other_base=lambda s: s.update(base="other"),
-    base_is_a_list=lambda s: s.update(base=[1]),
+    asked_ids_are_numbers=lambda s, _: s.update(asked_ids=[5, 6]),
+    a_loss_is_text=rounds(lambda row: row.update(best_loss="low")),
+    chat_turns_are_a_number=lambda s, _: s.update(session=dict(turns=5)),
+    a_chat_turn_is_half=lambda s, _: s.update(session=dict(turns=[dict(id="a", prompt="b")])),
+    a_chat_turn_is_text=lambda s, _: s.update(session=dict(turns=["a"])),
+    a_chat_prompt_is_a_number=lambda s, _: s.update(session=dict(turns=[dict(id="a", prompt=1, response="", time=0)])),
+    no_settings=lambda s, _: s.pop("settings"),
+    settings_of_another_kind=lambda s, _: s.update(settings=[1]),
+    unknown_setting=lambda s, _: s["settings"].update(colour="red"),
+    no_config=lambda s, _: s["settings"].pop("config"),
+    unknown_config=lambda s, _: s["settings"]["config"].update(colour="red"),
+    unknown_fact=lambda s, _: s.update(colour="red"),
+    negative_seed=lambda s, _: s["settings"].update(seed=-1),
+    unknown_mode=lambda s, _: s["settings"].update(mode="x"),
+    no_buffer=lambda s, _: s.pop("buffer"),
+    buffer_is_text=lambda s, _: s.update(buffer="x"),
+    no_policy=lambda s, _: s["buffer"].pop("policy"),
+    a_round_lacks_numbers=rounds(lambda row: row.pop("seen")),
+    adapter_missing=rounds(lambda row: row.update(adapter="adapters/123")),
+    adapter_of_another_folder=rounds(lambda row: row.update(adapter="../copy/" + row["adapter"])),
+    adapter_is_a_number=rounds(lambda row: row.update(adapter=5)),
+    cost_of_another_kind=lambda s, _: s.update(cost=dict(wages=1)),
+    asked_is_a_number=lambda s, _: s.update(asked_ids=5),
+    other_base=lambda s, _: s.update(base="other"),
+    base_is_a_list=lambda s, _: s.update(base=[1]),
+    no_version=lambda s, _: s.pop("version"),
+    other_counts=lambda s, _: s["counts"].update(rounds=2),
 )
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_contradictory_states_are_one_line(change, saved, tmp_path):
+    "Also where every checksum is right."
     folder = shutil.copytree(saved, tmp_path / "copy")
-    for file in folder.glob("buffer-*"):
-        shutil.copy(file, tmp_path)
-    state = json.loads((folder / STATE_FILE).read_text())
-    CHANGES[change](state)
-    (folder / STATE_FILE).write_text(json.dumps(state))
+    with open_store(folder, writes=True) as store:
+        facts, rows = read_rows(store, "facts"), read_rows(store, "rounds")
+        CHANGES[change](facts, rows)
+        write_rows(store, "facts", facts)
+        write_rows(store, "rounds", rows)
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and caught.value.remedy
@@ -355,3 +431,119 @@ def test_the_folder_is_its_own_however_it_is_written(tmp_path, monkeypatch):
     me.save()
     with pytest.raises(InputError, match="another personalizer"):
         stale.save(tmp_path / "me")
+
+
+# ---- folders of older versions
+
+
+def old_folder(place, me):
+    "A state as the versions without a store wrote it."
+    place.mkdir(parents=True)
+    content = me.buffer.to_bytes()
+    name = f"buffer-{compute_sha256(content)[:16]}.safetensors"
+    (place / name).write_bytes(content)
+    (place / ".personalizer").write_text("made by personal_llm")
+    rounds = [vars(round) | dict(adapter=f"adapters/{Path(round.adapter).name}") for round in me.rounds]
+    row = dict(rounds=rounds, buffer=name, cost=me.cost.to_dict(), asked_ids=sorted(me.asked_ids))
+    (place / "state.json").write_text(json.dumps(vars(me.state()) | row))
+    if me.rounds:
+        shutil.copytree(me.folder / ADAPTERS_FOLDER, place / ADAPTERS_FOLDER)
+
+
+@pytest.fixture
+def old(tmp_path):
+    me = start(tmp_path / "me", user=User())
+    watch(me, TALK[:12])
+    me.finetune(progress=False)
+    me.save()
+    old_folder(tmp_path / "old", me)
+    return told(me)[:-1]
+
+
+def test_an_old_folder_is_read_and_migrated_once(old, tmp_path):
+    place = tmp_path / "old"
+    before = files_below(place)
+    assert is_own_folder(place) and folder_status(place)["seen"] == 12 and files_below(place) == before
+    me = load(place)
+    rounds = [replace(round, adapter="") for round in told(me)[5]]
+    assert told(me)[:5] == old[:5] and rounds == [replace(round, adapter="") for round in old[5]]
+    me.save()
+    assert files_below(place) == [LOCK_FILE, *(f"adapters/000/{name}" for name in ADAPTER_NAMES), STORE_FILE]
+    assert told(load(place))[:5] == old[:5] and told(load(place))[6:-1] == old[6:]
+    with open_store(place) as store:
+        assert len(read_rows(store, "files")) == 3
+
+
+def test_an_old_state_stays_until_its_copy_is_equal(old, tmp_path, monkeypatch):
+    place, real = tmp_path / "old", store_module.read_parts
+    before = files_below(place)
+    monkeypatch.setattr(store_module, "read_parts", lambda store: real(store) | dict(decisions=[]))
+    with pytest.raises(InputError, match="state.json and its copy differ"):
+        load(place).save()
+    monkeypatch.undo()
+    assert [name for name in files_below(place) if ".tmp" not in name and name != LOCK_FILE] == before
+    load(place).save()
+    assert told(load(place))[:5] == old[:5] and not any(".tmp" in name for name in files_below(place))
+
+
+@pytest.mark.parametrize("change", ["state", "buffer", "outside"])
+def test_a_damaged_old_folder_is_one_line(change, old, tmp_path):
+    place = tmp_path / "old"
+    if change == "buffer":
+        (file,) = place.glob("buffer-*")
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        row = json.loads((place / "state.json").read_text())
+        content = json.dumps(row | dict(buffer="../" + row["buffer"])) if change == "outside" else "{"
+        (place / "state.json").write_text(content)
+    before = bytes_below(place)
+    with pytest.raises(InputError) as caught:
+        load(place)
+    assert "\n" not in str(caught.value) and bytes_below(place) == before
+
+
+def test_a_stale_writer_of_an_old_folder_is_refused(old, tmp_path):
+    first, second = load(tmp_path / "old"), load(tmp_path / "old")
+    first.save()
+    with pytest.raises(InputError, match="another personalizer has saved"):
+        second.save()
+
+
+# ---- many turns
+
+
+def test_each_turn_writes_its_own_rows_only(tmp_path):
+    "A log of many blocks: after each turn the stored state equals the one in memory."
+    me = start(tmp_path, capacity=3, policy="reservoir")
+    for n in range(0, 300, 10):
+        watch(me, [Dialogue(f"{n + k} pill", "tea", time=n + k) for k in range(10)])
+        me.save()
+        assert told(load(tmp_path)) == told(me), n
+    version = get_state_version(tmp_path)
+    me.save()
+    assert get_state_version(tmp_path) == version, "nothing has changed"
+    me.forget([me.buffer.log[5].id])
+    assert told(load(tmp_path))[:2] == told(me)[:2] and me.buffer.log[5].step == 6
+    watch(me, TALK[:1])
+    me.save()
+    assert told(load(tmp_path))[7] == told(me)[7]
+
+
+def test_a_state_that_replaces_another_one_leaves_nothing_of_it(tmp_path):
+    first, second = start(tmp_path), start()
+    watch(first, [Dialogue(f"{k} pill", "tea", time=k) for k in range(200)])
+    first.save()
+    watch(second, TALK[:3])
+    second.save(tmp_path)
+    assert told(load(tmp_path))[:5] == told(second)[:5]
+    assert load(tmp_path).exchange_hashes == second.exchange_hashes
+
+
+def test_a_later_version_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    with open_store(folder, writes=True) as store:
+        store.execute("PRAGMA user_version=9")
+    before = (folder / STORE_FILE).read_bytes()
+    with pytest.raises(InputError, match="damaged, or of a later version; update this package"):
+        load(folder)
+    assert (folder / STORE_FILE).read_bytes() == before

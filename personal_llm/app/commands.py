@@ -27,7 +27,7 @@ from ..base.loading import resolve_model
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
-from ..device.store import STATE_FILE, describe_unchanged, find_state_folders, folder_status, read_state
+from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
 from ..runtimes import service
 from ..runtimes.phone import export_bundle, simulate_phone
 from ..runtimes.phone_bundle import require_executorch
@@ -197,7 +197,7 @@ def check_command(args):
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
 def finish_interrupted_run(folder: str) -> None:
     "Finish or remove the rest of a killed run; raise `InputError` for a folder in use, or one that is not ours."
-    if not any((Path(folder) / name).is_file() for name in (OWNERSHIP_FILE, STATE_FILE)):
+    if not (has_state(folder) or (Path(folder) / OWNERSHIP_FILE).is_file()):
         raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
     if (Path(folder) / OWNERSHIP_FILE).is_file():
         with open_results_folder(folder):

@@ -22,11 +22,11 @@ from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
 from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings
-from ..device.store import hash_state
-from ..device.store import ADAPTERS_FOLDER, remove_unreferenced
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
+from ..base.folder_store import ADAPTERS_FOLDER, delete_store
+from ..device.store import get_state_version, is_own_folder
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def delete_other_runs(owned: OwnedFolder, run: str) -> None:
     "Delete the files of earlier runs, and each folder unless other files are in it."
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
         place = owned.path / name
-        remove_unreferenced(place)
+        if is_own_folder(place):
+            delete_store(place)
         delete_path(place / LOCK_FILE)
         for folder in (place / ADAPTERS_FOLDER, place):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -197,7 +198,7 @@ class PersonalizeRun:
         own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
         options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
         me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
-        me.state_hash = hash_state(folder)  # this command replaces what it saved before
+        me.state_version = get_state_version(folder)  # this command replaces what it saved before
         me.observe_all(stream, self.progress)
         if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
             me.finetune(progress=self.progress)

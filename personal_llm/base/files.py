@@ -56,6 +56,7 @@ def write_atomically(path, content) -> None:
 
 # %% ../../nbs/0_base/03_files.ipynb #9fa0b78f
 FULL_DISK_MESSAGES = ("No space left", "os error 28", "PytorchStreamWriter failed", "Disk quota exceeded")
+FULL_DISK_MESSAGES += ("database or disk is full",)  # of SQLite
 
 
 def is_full_disk(error: BaseException) -> bool:
@@ -71,12 +72,13 @@ def is_full_disk(error: BaseException) -> bool:
     return False
 
 # %% ../../nbs/0_base/03_files.ipynb #6f37be93
-TEMPORARY_NAME_PATTERN = re.compile(r"\..+\.\d+\.tmp")
+TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp(-wal|-shm)?")  # the suffixes are of a database
 
 
-def remove_temporary_files(folder) -> list:  # the names of the removed files
-    "Delete the unfinished files of `get_temporary_path` in a folder that we hold by its lock, and below it."
-    leftovers = [path for path in sorted(Path(folder).rglob(".*.tmp")) if TEMPORARY_NAME_PATTERN.fullmatch(path.name)]
+def remove_temporary_files(folder, names) -> list:  # the names of the removed files
+    "Delete the unfinished files of `get_temporary_path` with some names, in a folder that we hold by its lock."
+    found = [(path, TEMPORARY_NAME_PATTERN.fullmatch(path.name)) for path in sorted(Path(folder).glob(".*.tmp*"))]
+    leftovers = [path for path, match in found if match and match[1] in names]
     for path in leftovers:
         delete_path(path)
     return [path.name for path in leftovers]
@@ -325,7 +327,7 @@ def open_results_folder(
     with lock_folder(path):
         owned = OwnedFolder(path)
         finish_results(owned)
-        remove_temporary_files(path)
+        remove_temporary_files(path, (OWNERSHIP_FILE, *names, *owned.entries))
         owned.check_entries(*names)
         yield owned
 

@@ -7,16 +7,14 @@ __all__ = ['BackgroundTraining']
 
 # %% ../../nbs/6_device/06_background_training.ipynb #ab25fcd9
 import copy
-import os
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 from ..base.core import InputError
-from ..base.files import delete_path, make_folder
 from ..base.models import Model
 from .personalizer import Personalizer, PreparedRound
-from .store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, remove_adapter
+from ..base.folder_store import BACKGROUND_FOLDER, claim_folder, move_claimed_folder, remove_adapter
 
 # %% ../../nbs/6_device/06_background_training.ipynb #52fa0139
 class TrainingStopped(Exception):
@@ -35,10 +33,7 @@ def install_stop_hook(inner, stop: threading.Event):  # the hook's handle; its `
 
 def install_adapter(me: Personalizer, folder: Path, prepared: PreparedRound):  # the `TrainingRound`
     "Move a new adapter from a folder to the personalizer's other adapters, and use it from now on."
-    place = me.folder / ADAPTERS_FOLDER / f"{len(me.rounds):03d}"
-    remove_adapter(place)
-    make_folder(place.parent)
-    os.replace(folder, place)
+    place = move_claimed_folder(me.folder, folder, len(me.rounds))
     me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
     return me.rounds[-1]
 
@@ -55,7 +50,7 @@ class BackgroundTraining:
         inner, tokenizer = copy.deepcopy((me.model.model, me.model.tokenizer))
         install_stop_hook(inner, self.stop_event)
         self.model = Model(inner, tokenizer, me.model.name, me.model.max_length, me.model.base)
-        self.folder = make_folder(me.folder / BACKGROUND_FOLDER)
+        self.folder = claim_folder(me.folder, me.folder / BACKGROUND_FOLDER)
         self.thread = threading.Thread(target=self.run, name="learning", daemon=True)
         self.thread.start()
 
@@ -76,13 +71,13 @@ class BackgroundTraining:
         "End the fine-tune within one step, and delete its folder."
         self.stop_event.set()
         self.thread.join()
-        delete_path(self.folder)
+        remove_adapter(self.folder)
 
     def collect(self):  # the `TrainingRound`
         "Wait for the end, and use the new adapter; if the fine-tune failed, raise its error and change nothing."
         self.thread.join()
         if self.prepared is None:
-            delete_path(self.folder)
+            remove_adapter(self.folder)
             raise self.error or InputError("learning was stopped", "begin it again")
         self.me.model.truncated |= self.model.truncated
         return install_adapter(self.me, self.folder, self.prepared)

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Dialogue, History, InputError, check, patch
-from ..base.files import TEMPORARY_NAME_PATTERN, LOCK_FILE, is_full_disk, lock_folder, make_folder
+from ..base.files import LOCK_FILE, is_full_disk, lock_folder, make_folder
 from ..base.text import CONTROL_CHARACTERS
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
-from .forgetting import PUBLISHED_ADAPTER, ForgetReport, hash_dialogue
+from .forgetting import PUBLISHED_ADAPTER, ForgetReport, remember_exchange
 from .background_training import BackgroundTraining
 from .personalizer import Personalizer, load_personalizer
-from .store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, BUFFER_FILE_PATTERN
-from .store import OWNER_FILE, STATE_FILE, hash_state, write_state
 from .streaming import ReplyOptions, ReplyStream
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
+from ..base.folder_store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, hold_store
+from .store import get_state_version, has_state, migrate_folder, write_state
 
 # %% ../../nbs/6_device/07_conversation.ipynb #2245ceb1
 def clean_text(text: str, max_characters: int) -> tuple:  # (text, number of dropped characters)
@@ -64,10 +64,8 @@ def check_session_folder(folder) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a file, not a folder", "choose a folder")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    own_names = {LOCK_FILE, OWNER_FILE, ADAPTERS_FOLDER, BACKGROUND_FOLDER}
-    patterns = BUFFER_FILE_PATTERN, TEMPORARY_NAME_PATTERN
-    foreign = [name for name in names - own_names if not any(pattern.fullmatch(name) for pattern in patterns)]
-    if foreign and STATE_FILE not in names:
+    foreign = names - {LOCK_FILE, ADAPTERS_FOLDER, BACKGROUND_FOLDER}
+    if foreign and not has_state(folder):
         remedy = "choose a new or empty folder, or one that chat wrote"
         if PUBLISHED_ADAPTER in names:
             remedy += f", or try the adapter there: personal-llm chat --adapter {folder}"
@@ -108,7 +106,9 @@ class ChatSession:
         check_session_folder(self.folder)
         with ExitStack() as open_locks:
             open_locks.enter_context(lock_folder(make_folder(self.folder)))
-            if (self.folder / STATE_FILE).is_file():
+            migrate_folder(self.folder)
+            open_locks.enter_context(hold_store(self.folder))
+            if get_state_version(self.folder):
                 self.me = load_personalizer(self.folder, model)
                 self.me.max_questions = settings.get("max_questions", self.me.max_questions)
             else:
@@ -235,7 +235,7 @@ def close(self: ChatSession) -> None:
     with delay_interrupts():
         self.stop_learning()
         self.save()
-        self.me.has_lock, self.me.state_hash = False, hash_state(self.folder)
+        self.me.has_lock, self.me.state_version = False, get_state_version(self.folder)
         self.open_locks.close()
 
 
@@ -307,7 +307,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
         candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)
-        me.exchange_hashes[d.id] = hash_dialogue(d)
+        remember_exchange(me.exchange_hashes, d)
         self.recent_dialogues = dict([*self.recent_dialogues.items(), (d.id, d)][-MAX_RECENT_DIALOGUES:])
         if is_own:
             row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time)

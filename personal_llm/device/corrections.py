@@ -12,7 +12,7 @@ from zlib import crc32
 from ..base.core import Dialogue, InputError, check, patch
 from ..buffer.feedback import Feedback
 from .conversation import ChatSession, clean_text, delay_interrupts
-from .forgetting import hash_dialogue
+from .forgetting import remember_exchange
 from .streaming import ReplyOptions, ReplyStream
 
 # %% ../../nbs/6_device/08_corrections.ipynb #cor00002
@@ -79,7 +79,8 @@ def replace_reply(self: ChatSession, turn: dict, text: str) -> None:
     history = tuple(self.history())[:-2]
     d = Dialogue(turn["prompt"], text, history, id=id, time=turn["time"], origin="model")
     me.session["turns"] = [row | dict(response=text) if row["id"] == id else row for row in turns]
-    self.recent_dialogues[id], me.exchange_hashes[id] = d, hash_dialogue(d)
+    self.recent_dialogues[id] = d
+    remember_exchange(me.exchange_hashes, d)
     for slot, old in enumerate(me.buffer.dialogues):
         if old.id == id and old.origin == "model":
             me.buffer.replace_dialogue(slot, d)

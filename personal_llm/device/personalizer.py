@@ -9,17 +9,15 @@ __all__ = ['ASK_WHEN_CHOICES', 'OBSERVE_BATCH_SIZE', 'PersonalizerSettings', 'Pe
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..base.adapters import Adapter
 from ..base.core import MAX_SEED, Cost, Dialogue, InputError, check, check_settings_fields, patch, setting
-from ..base.files import remove_temporary_files
 from ..data.reading import as_dialogues, load_replay
-from .forgetting import ForgetReport, ForgetRequest, apply_to_folder, forget_published
-from .forgetting import collect_source_ids, hash_dialogue
+from .forgetting import ForgetReport, ForgetRequest, apply_to_folder
+from .forgetting import collect_source_ids, remember_exchange
 from .annotation import AnnotationManager
-from .store import ADAPTERS_FOLDER, STATE_FILE, PersonalizerState, TrainingRound
-from .store import hash_state, lock_and_mark, read_state, remove_adapter, write_state
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback, drop_disliked, drop_unstored_texts
 from ..buffer.scoring import load_lexicons
@@ -30,6 +28,9 @@ from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
+from ..base.folder_store import STORE_FILE, claim_adapter_folder, load_adapter, remove_adapter
+from .store import PersonalizerState, TrainingRound, get_state_version
+from .store import lock_state, read_state, write_state
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00003
 ASK_WHEN_CHOICES = ("freeze", "arrival", "policy")
@@ -83,7 +84,7 @@ class Personalizer(AnnotationManager):
         super().__init__(buffer, check(annotator, "function or none", "annotator"), settings.max_questions, ask_when)
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
-        self.state_hash = ""  # of the state in the folder that we read or wrote last, see `hash_state`
+        self.state_version = ""  # of the state in the folder that we read or wrote last
         self.adapter = None  # the `Adapter` of the last fine-tune
         self.synthesis = None  # the `SynthesisResult` of the last fine-tune
         self.exchange_hashes = {}  # see `PersonalizerState`
@@ -111,7 +112,7 @@ def offer(self: Personalizer, candidates: list) -> list:  # `ScoredDialogue`s ->
     decisions = []
     for candidate in candidates:
         d = candidate.dialogue
-        self.exchange_hashes[d.id] = hash_dialogue(d)
+        remember_exchange(self.exchange_hashes, d)
         decisions.append(self.buffer.add(self.ask_if_policy_wants(candidate)))
         if decisions[-1].kept and self.ask_when == "arrival":
             self.ask_about_entry([other.id for other in self.buffer.dialogues].index(d.id))
@@ -187,15 +188,15 @@ def choose_start(self: Personalizer, start, dialogues: list, folder, model=None)
 @patch
 @contextmanager
 def locked(self: Personalizer):
-    "Lock and mark the folder, if there is one; raise `InputError` if another process has it, or has changed it."
+    "Lock the folder, if there is one; raise `InputError` if another process has it, or has changed it."
     if self.folder is None or self.has_lock:
         yield
         return
-    with lock_and_mark(self.folder, self.state_hash):
+    with lock_state(self.folder, self.state_version):
         try:
             yield
         finally:
-            self.state_hash = hash_state(self.folder)
+            self.state_version = get_state_version(self.folder)
 
 
 @patch
@@ -287,8 +288,8 @@ def finetune(
     progress: bool = True,
 ) -> Adapter:
     "Ask, choose a start, synthesise, tune, and score the buffer again (Qin et al. 2024, figure 1)."
-    out = out or (self.folder / ADAPTERS_FOLDER / f"{len(self.rounds):03d}" if self.folder else None)
     with self.locked():
+        out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
         self.commit_round(self.train_adapter(self.collect_training_dialogues(), start, out, progress))
     return self.adapter
 
@@ -315,7 +316,7 @@ def save(
     if folder is None:
         raise InputError("save: no folder", "give one here or to Personalizer")
     is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
-    with self.locked() if is_own else lock_and_mark(folder, hash_state(folder)):
+    with self.locked() if is_own else lock_state(folder, get_state_version(folder)):
         write_state(folder, self.state())
     return folder
 
@@ -335,18 +336,19 @@ def load_personalizer(
     policy=None,  # the policy of the buffer, if it is not registered by name
 ) -> Personalizer:
     "Load a personalizer; raise `InputError` for a damaged state, a missing adapter or another base model."
-    state_hash, state = hash_state(folder), read_state(folder, policy)
+    state = read_state(folder, policy)
     state.check_base(model.base, folder)
     try:
         settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start)
         me = Personalizer(model, state.buffer, **parts, **settings)
     except (TypeError, KeyError) as error:
-        wrong = f"{Path(folder) / STATE_FILE}: damaged ({str(error)[:80]})"
+        wrong = f"{Path(folder) / STORE_FILE}: damaged ({str(error)[:80]})"
         raise InputError(wrong, "restore a copy or start anew") from error
     for name in ("rounds", "cost", "asked_ids", "exchange_hashes", "session", "feedback_rows"):
         setattr(me, name, getattr(state, name))
-    me.adapter, me.state_hash = Adapter.load(state.adapter) if state.adapter else None, state_hash
+    me.adapter = load_adapter(folder, state.adapter) if state.adapter else None
+    me.state_version = state.buffer.store_version
     with model.use_adapter(me.adapter):
         is_stale = any(entry.scores.model != model.active_adapter for entry in me.buffer.entries)
     if is_stale:  # `forget_folder` ran without a model
@@ -371,14 +373,13 @@ def forget(
         for name in report.ids:
             self.model.truncated.pop(name, None)
         if report.adapters:
-            self.adapter = Adapter.load(self.rounds[-1].adapter) if self.rounds else None
+            load = partial(load_adapter, self.folder) if self.folder else Adapter.load
+            self.adapter = load(self.rounds[-1].adapter) if self.rounds else None
         if report.adapters or report.cut:
             self.rescore_buffer()
-        if self.folder and (self.folder / STATE_FILE).is_file():
+        if self.folder and get_state_version(self.folder):
             apply_to_folder(self.folder, self.state(), request, report)
-        elif self.folder:
-            remove_temporary_files(self.folder)
-            forget_published(self.folder, request, report)
-        for adapter in report.adapters:
-            remove_adapter(adapter)
+        else:
+            for adapter in report.adapters:
+                remove_adapter(adapter)
     return report

@@ -17,9 +17,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError, check_settings_fields, setting
-from ..base.files import compute_sha256, delete_path, lock_folder, make_folder
+from ..base.files import compute_sha256, delete_path, lock_folder
 from ..base.files import read_json, write_atomically, write_json
-from ..device.store import BACKGROUND_FOLDER, find_state_folders, write_state
+from ..base.folder_store import BACKGROUND_FOLDER, SYNTHESIS_FILE, claim_folder, hold_store
+from ..device.store import find_state_folders, migrate_folder, write_state
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #cd017995
 def select_training_dialogues(me) -> list:  # of a `Personalizer`
@@ -33,9 +34,6 @@ def select_training_dialogues(me) -> list:  # of a `Personalizer`
     return dialogues if is_new else []
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #fc1fe931
-SYNTHESIS_FILE = "made.json"  # in the folder of the running round
-
-
 def load_or_synthesize(me, dialogues: list, folder: Path):  # a `SynthesisResult`; the folder is that of the round
     "Read the synthetic dialogues of an earlier slice, or make and write them."
     from personal_llm.buffer.synthesis import SynthesisResult, synthesize
@@ -62,7 +60,7 @@ def train_round(me, stop: threading.Event):  # the `TrainingRound`, or None if t
     dialogues = select_training_dialogues(me)
     if not dialogues:
         return None
-    folder, hook = make_folder(me.folder / BACKGROUND_FOLDER), install_stop_hook(me.model.model, stop)
+    folder, hook = claim_folder(me.folder, me.folder / BACKGROUND_FOLDER), install_stop_hook(me.model.model, stop)
     try:
         synthesis = load_or_synthesize(me, dialogues, folder)
         prepared = me.train_adapter(dialogues, "last", folder, False, synthesis=synthesis)
@@ -224,6 +222,8 @@ def train_slice(out, settings: dict, stop: threading.Event) -> tuple:  # (exit c
                 locks.enter_context(lock_folder(folder))
         except InputError:
             return EXIT_BUSY, "a talk or a run is at work in the folder"
+        migrate_folder(place)
+        locks.enter_context(hold_store(place))
         others = {name: value for name, value in settings.items() if name != "model"}
         me = load_personalizer(place, load_model(settings["model"], **others))
         me.has_lock = True

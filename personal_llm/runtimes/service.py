@@ -16,10 +16,11 @@ from pathlib import Path
 
 from ..base.core import InputError, patch
 from ..base.files import lock_folder, make_folder, read_json, write_json
-from ..device.store import BACKGROUND_FOLDER, STATE_FILE, find_state_folders
 from .resumable_training import IdlePolicy, MachineMonitor, find_obstacle, must_stop_now
 from .resumable_training import read_policy, write_policy
 from .resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_NOTHING_NEW, EXIT_STOPPED
+from ..base.folder_store import BACKGROUND_FOLDER
+from ..device.store import find_state_folders, get_state_version, read_fact
 
 # %% ../../nbs/7_runtimes/07_service.ipynb #b464356c
 SERVICE_FOLDER = "service"  # folder in the one that is looked after
@@ -59,7 +60,7 @@ def read_training_progress(out) -> tuple:  # (steps of the round that is going o
         place = find_state_folders(out)[0]
         names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/*/checkpoint-*")]
         steps = [int(name.split("-")[1]) for name in names if name.split("-")[1].isdigit()]
-        return max(steps, default=0), read_json(place / STATE_FILE)["settings"]["config"]["steps"]
+        return max(steps, default=0), read_fact(place, "settings")["config"]["steps"]
     return 0, 0
 
 
@@ -93,10 +94,9 @@ class ServiceLoop:
                 write_json(self.home / STATUS_FILE, self.row)
 
     def read_state_version(self):  # changes whenever a state is saved; None: there is none
-        "Return the time and size of the state's file."
+        "Return the version of the newest state."
         with suppress(InputError, OSError):
-            found = (find_state_folders(self.out)[0] / STATE_FILE).stat()
-            return found.st_mtime_ns, found.st_size
+            return get_state_version(find_state_folders(self.out)[0]) or None
         return None
 
 # %% ../../nbs/7_runtimes/07_service.ipynb #f163e85c
