@@ -16,7 +16,7 @@ from typed import fails, found, invoke
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import lock_folder, make_folder, write_json
 from personal_llm.device import personalizer
-from personal_llm.base.folder_store import BACKGROUND_FOLDER
+from personal_llm.base.folder_store import BACKGROUND_FOLDER, claim_folder
 from personal_llm.device.store import get_state_version, read_state
 from personal_llm.runtimes import resumable_training, service
 from personal_llm.runtimes.service import (
@@ -267,7 +267,7 @@ def test_a_round_that_was_stopped_goes_on_with_the_same_synthetic_dialogues(fold
 def test_forgetting_reaches_a_round_that_is_going_on(folder):
     from personal_llm.device.forgetting import forget_folder
 
-    make_folder(folder / BACKGROUND_FOLDER)
+    claim_folder(folder, folder / BACKGROUND_FOLDER)
     (folder / BACKGROUND_FOLDER / resumable_training.SYNTHESIS_FILE).write_text("answer 2")
     forget_folder(folder, text="answer 2")
     assert not (folder / BACKGROUND_FOLDER).exists()
