@@ -4283,6 +4283,138 @@ d = {
                 "personal_llm/experiments/lines.py",
             ),
         },
+        "personal_llm.experiments.new_people": {
+            "personal_llm.experiments.new_people.collect_replies": (
+                "experiments/new_people.html#collect_replies",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.make_character_dialogues": (
+                "experiments/new_people.html#make_character_dialogues",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.make_new_stream": (
+                "experiments/new_people.html#make_new_stream",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.parse_play": (
+                "experiments/new_people.html#parse_play",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.read_characters": (
+                "experiments/new_people.html#read_characters",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.starred": (
+                "experiments/new_people.html#starred",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.stepped": (
+                "experiments/new_people.html#stepped",
+                "personal_llm/experiments/new_people.py",
+            ),
+            "personal_llm.experiments.new_people.write_characters": (
+                "experiments/new_people.html#write_characters",
+                "personal_llm/experiments/new_people.py",
+            ),
+        },
+        "personal_llm.experiments.new_people_grid": {
+            "personal_llm.experiments.new_people_grid.add_model_replies": (
+                "experiments/new_people_grid.html#add_model_replies",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.add_profile": (
+                "experiments/new_people_grid.html#add_profile",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.add_retrieved": (
+                "experiments/new_people_grid.html#add_retrieved",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.check_plan": (
+                "experiments/new_people_grid.html#check_plan",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.choose_tests": (
+                "experiments/new_people_grid.html#choose_tests",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.describe_progress": (
+                "experiments/new_people_grid.html#describe_progress",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.describe_run": (
+                "experiments/new_people_grid.html#describe_run",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.freeze_plan": (
+                "experiments/new_people_grid.html#freeze_plan",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.get_character_tests": (
+                "experiments/new_people_grid.html#get_character_tests",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.hash_plan": (
+                "experiments/new_people_grid.html#hash_plan",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.load_tools": (
+                "experiments/new_people_grid.html#load_tools",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.make_jobs": (
+                "experiments/new_people_grid.html#make_jobs",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.make_plan": (
+                "experiments/new_people_grid.html#make_plan",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.make_style_pairs": (
+                "experiments/new_people_grid.html#make_style_pairs",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure": (
+                "experiments/new_people_grid.html#measure",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure_manner": (
+                "experiments/new_people_grid.html#measure_manner",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure_memory": (
+                "experiments/new_people_grid.html#measure_memory",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure_person": (
+                "experiments/new_people_grid.html#measure_person",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure_stream": (
+                "experiments/new_people_grid.html#measure_stream",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.person_means": (
+                "experiments/new_people_grid.html#person_means",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.read_rows": (
+                "experiments/new_people_grid.html#read_rows",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.share_from_best_rival": (
+                "experiments/new_people_grid.html#share_from_best_rival",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.train": (
+                "experiments/new_people_grid.html#train",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.write_profile": (
+                "experiments/new_people_grid.html#write_profile",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+        },
         "personal_llm.experiments.policies": {
             "personal_llm.experiments.policies.load_experiment_tools": (
                 "experiments/policies.html#load_experiment_tools",
@@ -4604,12 +4736,28 @@ d = {
                 "experiments/summary.html#format_claim",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.gain_claim": (
+                "experiments/summary.html#gain_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.harm_claim": (
+                "experiments/summary.html#harm_claim",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.headroom_claim": (
                 "experiments/summary.html#headroom_claim",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.kept_claims": (
                 "experiments/summary.html#kept_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.memory_claims": (
+                "experiments/summary.html#memory_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.new_headroom_claim": (
+                "experiments/summary.html#new_headroom_claim",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.policies_rows": (
@@ -4650,6 +4798,10 @@ d = {
             ),
             "personal_llm.experiments.summary.synthesis_claim": (
                 "experiments/summary.html#synthesis_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.turns_claim": (
+                "experiments/summary.html#turns_claim",
                 "personal_llm/experiments/summary.py",
             ),
         },
