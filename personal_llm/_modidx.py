@@ -114,6 +114,8 @@ d = {
         },
         "personal_llm.app.chat": {
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.close_conversation": (
                 "8_app/chat.html#close_conversation",
                 "personal_llm/app/chat.py",
@@ -285,10 +287,6 @@ d = {
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
-            "personal_llm.app.commands.check_command": (
-                "8_app/commands.html#check_command",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.count_training_overlap": (
                 "8_app/commands.html#count_training_overlap",
                 "personal_llm/app/commands.py",
@@ -299,6 +297,10 @@ d = {
             ),
             "personal_llm.app.commands.evaluate_command": (
                 "8_app/commands.html#evaluate_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.export_command": (
+                "8_app/commands.html#export_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.find_published_adapter": (
@@ -487,6 +489,10 @@ d = {
                 "8_app/library_commands.html#build_command",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.build_library": (
+                "8_app/library_commands.html#build_library",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.build_plain_pllm": (
                 "8_app/library_commands.html#build_plain_pllm",
                 "personal_llm/app/library_commands.py",
@@ -537,6 +543,10 @@ d = {
             ),
             "personal_llm.app.library_commands.needs_explanation": (
                 "8_app/library_commands.html#needs_explanation",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.publish_command": (
+                "8_app/library_commands.html#publish_command",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_plain_file": (
@@ -697,6 +707,10 @@ d = {
             ),
             "personal_llm.app.personalize.make_run_name": (
                 "8_app/personalize.html#make_run_name",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.make_session_settings": (
+                "8_app/personalize.html#make_session_settings",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.make_tuning_config": (
@@ -1358,6 +1372,10 @@ d = {
             ),
             "personal_llm.base.loading.find_hub_error": (
                 "0_base/loading.html#find_hub_error",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.find_linear_modules": (
+                "0_base/loading.html#find_linear_modules",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_weight_files": (
@@ -6654,6 +6672,10 @@ d = {
                 "7_runtimes/cluster.html#run_with_ray",
                 "personal_llm/runtimes/cluster.py",
             ),
+            "personal_llm.runtimes.cluster.start_ray": (
+                "7_runtimes/cluster.html#start_ray",
+                "personal_llm/runtimes/cluster.py",
+            ),
             "personal_llm.runtimes.cluster.store_result": (
                 "7_runtimes/cluster.html#store_result",
                 "personal_llm/runtimes/cluster.py",
@@ -6664,6 +6686,10 @@ d = {
                 "7_runtimes/export.html#_stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.export_adapter": (
+                "7_runtimes/export.html#export_adapter",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -6672,12 +6698,48 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.import_gguf": (
+                "7_runtimes/export.html#import_gguf",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.merge_weights": (
+                "7_runtimes/export.html#merge_weights",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.name_gguf_tensors": (
+                "7_runtimes/export.html#name_gguf_tensors",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.pair_neighbours": (
+                "7_runtimes/export.html#pair_neighbours",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.push_to_hub": (
                 "7_runtimes/export.html#push_to_hub",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.render_gaps": (
                 "7_runtimes/export.html#render_gaps",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_gguf": (
+                "7_runtimes/export.html#write_gguf",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_merged": (
+                "7_runtimes/export.html#write_merged",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_mlx": (
+                "7_runtimes/export.html#write_mlx",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_ollama": (
+                "7_runtimes/export.html#write_ollama",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_vllm": (
+                "7_runtimes/export.html#write_vllm",
                 "personal_llm/runtimes/export.py",
             ),
         },
@@ -8052,6 +8114,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.check_output_folder": (
                 "3_tuning/finetune.html#check_output_folder",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.check_tuning_step": (
+                "3_tuning/finetune.html#check_tuning_step",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.compute_training_cost": (

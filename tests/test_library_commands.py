@@ -404,6 +404,18 @@ def test_commands_take_an_address(world, far, capsys):
     assert found_there(capsys, "library", "show", address, "brief")["name"] == "brief"
 
 
+def test_publish_prints_the_address_and_the_chosen_adapter_alone_is_fetched(world, far, capsys):
+    server, address, pin, site = far
+    code, out, err = invoke(capsys, "library", "publish", site, "--json")
+    assert code == 0 and json.loads(out)["sha256"] == pin and json.loads(out)["pllms"] == 2
+    call = ("select", "--data", world / "loud.jsonl", "--library", address, "--method")
+    best = found_there(capsys, *call, "l1")["best"]
+    assert asked(server) <= {best}, "cards and rows are in the index"
+    spoil(site / "brief", "weights")
+    assert "brief" in fails(capsys, "library", "publish", site)
+    assert "an address" in fails(capsys, "library", "publish", address)
+
+
 def found_there(capsys, *argv):
     code, out, err = invoke(capsys, *argv, "--json")
     assert code == 0 and err.count("\n") == 1, err

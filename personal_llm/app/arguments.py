@@ -42,7 +42,9 @@ def integer_option(name: str, default: int, summary: str):  # a function of a pa
     return option(name, type=parse_whole_number, default=default, metavar="N", help=summary)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #ar11
-OTHER_OPTION_NAMES = dict(start="--start-from")  # field -> option, if the field has another name
+OTHER_OPTION_NAMES = dict(
+    start="--start-from", target_modules="--targets", batch_size="--batch"
+)  # field -> option, if the field has another name
 
 
 def setting_options(
@@ -58,8 +60,11 @@ def _make_setting_option(setting):  # a function of a parser
     facts, default = setting.metadata, setting.default
     name = OTHER_OPTION_NAMES.get(setting.name) or "--" + setting.name.replace("_", "-")
     text = facts["help"] + ("" if default is None else f" (default: {default})")
-    is_number = str(facts["kind"]).startswith("whole number")
-    kind = dict(type=parse_whole_number, metavar="N") if is_number else dict(choices=facts["choices"], metavar="NAME")
+    kind = dict(choices=facts["choices"], metavar="NAME")
+    if str(facts["kind"]).startswith("whole number"):
+        kind = dict(type=parse_whole_number, metavar="N")
+    elif facts["kind"] in ("share", "number", "positive number"):
+        kind = dict(type=float, metavar="X")
     return option(name, dest=setting.name, default=default, help=text, **kind)
 
 

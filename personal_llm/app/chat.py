@@ -14,7 +14,8 @@ import numpy as np
 
 from .arguments import MODEL_OPTIONS, format_pairs, get_settings, load_model_from_arguments
 from .arguments import option, print_note, register_command, setting_options, to_json
-from .personalize import PersonalizeSettings, count_answers, find_adapter_folder, make_tuning_config
+from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find_adapter_folder
+from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import InputError
 from ..base.files import ASSETS, recover_results
@@ -24,6 +25,14 @@ from ..device.conversation import QUESTION_TEXT, check_session_folder
 from ..device.corrections import ChatSession
 from ..explanation.explanation import explain
 from ..explanation.space import StyleSpace
+from .arguments import CommandResult, get_model_settings
+from ..base.check import check_model
+from ..base.loading import resolve_model
+from ..device.streaming import ReplyOptions, ReplyStream
+from ..tuning.finetune import SAMPLE_DIALOGUE, check_tuning_step, estimate_cost
+import time
+from dataclasses import asdict, replace
+from math import isfinite
 
 # %% ../../nbs/8_app/05_chat.ipynb #c1b94045
 SCORE_SENTENCES = dict(
@@ -244,7 +253,7 @@ CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter 
     "chat with a model that learns from you; with --out the chat is stored and goes on next time",
     option("--out", metavar="DIR", help=CHAT_OUT_HELP),
     option("--adapter", metavar="DIR", help=CHAT_ADAPTER_HELP),
-    *setting_options(PersonalizeSettings, "max_questions"),
+    *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
     *MODEL_OPTIONS,
     examples=["--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt"],
 )
@@ -258,8 +267,8 @@ def chat_command(args):
         folder = args.out or exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-"))
         check_session_folder(folder)
         model = load_model_from_arguments(args)
-        settings = {name: value for name, value in get_settings(args, PersonalizeSettings).items() if value is not None}
-        session = ChatSession(model, folder, config=make_tuning_config(model, PersonalizeSettings()), **settings)
+        settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
+        session = ChatSession(model, folder, **make_session_settings(model, settings))
         exit_stack.callback(close_conversation, session)
         session.me.adapter = adapter and check_adapter(adapter, model.base) or session.me.adapter
         if hasattr(sys.stdin, "reconfigure"):
@@ -267,3 +276,41 @@ def chat_command(args):
         if not args.quiet:
             print_note(WELCOME_HINT)
         run_conversation(session, as_json=args.json)
+
+# %% ../../nbs/8_app/05_chat.ipynb #7581d7bc
+CHECK_REPLY_TOKENS = 12
+
+
+def check_reply(model) -> tuple:  # (whether it works, detail)
+    "Write the beginning of a reply, as the chat does."
+    question, begin = replace(SAMPLE_DIALOGUE, response=""), time.perf_counter()
+    stream = ReplyStream(model, question, ReplyOptions(max_tokens=CHECK_REPLY_TOKENS))
+    for piece in stream:
+        pass
+    reading, seconds = stream.reading, time.perf_counter() - begin
+    return isfinite(reading.nll + reading.prompt_nll), f"{seconds:.1f} s for its beginning"
+
+
+@register_command(
+    "check",
+    "try a model: template, tokens, adapters, a tuning step, a reply (exit code 1 for a failure); estimate costs",
+    *MODEL_OPTIONS,
+    *setting_options(PersonalizeSettings, *TUNING_FIELDS),
+    examples=["--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain"],
+)
+def check_command(args):
+    resolve_model(args.model)  # an impossible name is a mistake in the arguments
+    settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
+    make_config = lambda model: make_tuning_config(model, settings)
+    further = {"tuning step": lambda model: check_tuning_step(model, make_config(model)), "reply": check_reply}
+    on_check = (lambda name: None) if args.quiet else (lambda name: print_note(f"checking: {name}"))
+    report = check_model(args.model, further, on_check, **get_model_settings(args))
+    rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]
+    result = dict(model=args.model, ok=report.ok, rows=rows)
+    if not report.ok:
+        return CommandResult(result, [str(report)], 1)
+    on_check("costs")
+    config = make_config(report.model)
+    cost = estimate_cost(report.model, config)
+    whole = f"      about {cost.step_seconds * config.steps:.0f} s a fine-tune of {config.steps} steps"
+    return CommandResult(result | dict(price=asdict(cost)), [str(report), str(cost), whole])

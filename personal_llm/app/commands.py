@@ -15,26 +15,25 @@ from .arguments import format_pairs, get_model_settings, get_settings, integer_o
 from .arguments import load_model_from_arguments, option, print_note, read_dialogue_file
 from .arguments import register_command, setting_options
 from .demo import DemoSettings, run_demo
-from .personalize import PersonalizeSettings, compare_evaluations, count_answers, evaluate_replies
+from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
+from .personalize import evaluate_replies
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .personalize import personalize
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
-from ..base.check import check_model
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
-from ..base.loading import resolve_model
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
 from ..runtimes import service
+from ..runtimes.export import EXPORT_TARGETS, export_adapter
 from ..runtimes.phone import export_bundle, simulate_phone
 from ..runtimes.phone_bundle import require_executorch
 
 from ..selection.warm_start import describe_weights
 from ..tuning.config import TuningConfig
-from ..tuning.finetune import estimate_cost
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
@@ -115,7 +114,7 @@ PERSONALIZE_OPTIONS = [
     option("--out", required=True, metavar="DIR", help=OUT_HELP),
     option("--ask-when", choices=(AUTO, *ASK_WHEN_CHOICES), help=ASK_WHEN_HELP),
     *setting_options(PersonalizeSettings, "policy", "capacity", "synthetic", "steps", "max_questions", "replay"),
-    *setting_options(PersonalizeSettings, "finetune_every", "start", "seed"),
+    *setting_options(PersonalizeSettings, "finetune_every", "start", "seed", *TUNING_FIELDS),
 ]
 
 
@@ -128,7 +127,7 @@ PERSONALIZE_OPTIONS = [
         "--data chats.csv --skip-invalid --out mine --ask-when auto --max-questions 10",
         "--data chats.jsonl --out mine --policy sdss --ask-when freeze",
         "--data result.json --user Ana --out mine --start-from pocket",
-        "--data chats.jsonl --out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --steps 100",
+        "--data chats.jsonl --out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --steps 100 --layers 8",
     ],
 )
 def personalize_command(args):
@@ -177,22 +176,27 @@ def evaluate_command(args):
     head = f"{len(dialogues)} dialogues; before: {model.name}, after: with {adapter}"
     return CommandResult(result, [head, *format_change_table(result, "")])
 
-# %% ../../nbs/8_app/07_commands.ipynb #7581d7bc
+# %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
+EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; mlx; vllm"
+
+
 @register_command(
-    "check",
-    "test template, loss mask, end token and adapters of a model (exit code 1 for a failure), and estimate its cost",
+    "export",
+    "write an adapter as other programs read it",
+    option("folder", metavar="DIR", help="a new folder for the files"),
+    option("--to", required=True, choices=tuple(EXPORT_TARGETS), help=EXPORT_TARGET_HELP),
+    option("--adapter", required=True, metavar="DIR", help=ADAPTER_HELP),
     *MODEL_OPTIONS,
-    examples=["--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain"],
+    examples=["merged --to merged --adapter mine", "phone --to gguf --adapter mine --model ./SmolLM2-360M-Instruct"],
 )
-def check_command(args):
-    resolve_model(args.model)  # an impossible name is a mistake in the arguments
-    report = check_model(args.model, **get_model_settings(args))
-    rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]
-    result = dict(model=args.model, ok=report.ok, rows=rows)
-    if not report.ok:
-        return CommandResult(result, [str(report)], 1)
-    cost = estimate_cost(report.model)
-    return CommandResult(result | dict(price=asdict(cost)), [str(report), str(cost)])
+def export_command(args):
+    recover_results(args.adapter)
+    adapter = check_adapter(find_adapter_folder(args.adapter))
+    usage = export_adapter(load_model_from_arguments(args), adapter, args.folder, args.to)
+    files = {str(f.relative_to(args.folder)): f.stat().st_size for f in sorted(Path(args.folder).rglob("*"))}
+    lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
+    result = dict(folder=args.folder, to=args.to, files=files, usage=usage)
+    return CommandResult(result, [*lines, usage, "forget cannot reach this copy: delete the folder yourself"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
 def finish_interrupted_run(folder: str) -> None:

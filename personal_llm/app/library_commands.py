@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #04da407b
+import os
 from pathlib import Path
 
 from .arguments import COMMAND_GROUPS, LIBRARY_HELP, LIBRARY_OPTION, MODEL_OPTIONS, SEED_OPTION
@@ -24,7 +25,7 @@ from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
 from ..selection.library import load_space
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.remote_library import is_library_address
+from ..selection.remote_library import is_library_address, publish_library
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
 
@@ -104,8 +105,8 @@ def explain_command(args):
     space = check_style_space(library.space)
     if args.data is None and args.adapter is None:
         raise InputError("--data or --adapter is missing", "give --data FILE or --adapter DIR")
-    if args.plot and not Path(args.plot).absolute().parent.is_dir():
-        raise InputError(f"--plot: {Path(args.plot).parent}: no such folder", "make it first, or name another file")
+    if args.plot and not os.access(Path(args.plot).absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(f"--plot: {Path(args.plot).parent}: no folder that you can write to", "name another file")
     if args.adapter:
         explanation, adapter = explain_adapter(args, library)
         source = dict(adapter=str(adapter))
@@ -287,25 +288,8 @@ def build_plain_pllm(args, library, model, like, dialogues: list):  # `ProbeProm
     return add_plain_pllm(library, model, like, args.seed, dialogues, args.licence)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc10
-@register_command(
-    "library build",
-    "explain adapters and put them into a library, here or on a cluster",
-    BUILD_OPTIONS,
-    examples=[
-        "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
-        "--out others --adapter ana ben --licence CC0-1.0 --skip-invalid --space others",
-        "--out others --adapter ana ben --licence CC0-1.0 --prompts ana.jsonl ben.jsonl",
-        "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
-    ],
-)
-def build_command(args):
-    from personal_llm.runtimes.cluster import check_ray
-
-    if args.prompts and args.ray_address is not None:
-        raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
-    if args.plain and args.no_baseline:
-        raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
-    check_ray(args.ray_address)
+def build_library(args) -> CommandResult:
+    "Explain the adapters that the arguments name, and put them into the library."
     model, probes, plain = load_model_from_arguments(args), None, []
     space = load_build_space(args.space, model)
     folders, errors = find_adapters(args, model.base)
@@ -324,6 +308,26 @@ def build_command(args):
     result = dict(library=args.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
     return CommandResult(result, [f"{args.out}: {counts}", *describe_missing_plain(library)])
+
+# %% ../../nbs/8_app/08_library_commands.ipynb #bfcb8ce3
+@register_command(
+    "library build",
+    "explain adapters and put them into a library, here or on a cluster",
+    BUILD_OPTIONS,
+    examples=[
+        "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
+        "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
+    ],
+)
+def build_command(args):
+    if args.prompts and args.ray_address is not None:
+        raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
+    if args.plain and args.no_baseline:
+        raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
+    from personal_llm.runtimes.cluster import ray_cluster
+
+    with ray_cluster(args.ray_address):  # before the model is loaded: where Ray fails, nothing was spent
+        return build_library(args)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #2179828f
 LIBRARY_ARGUMENT = option("library", nargs="?", default="pocket", metavar="LIB", help=LIBRARY_HELP)
@@ -371,3 +375,26 @@ def verify_command(args):
     lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems] or [f"ok   {len(library)} pLLMs"]
     result = dict(library=args.library, pllms=len(library), ok=not problems)
     return CommandResult(result | dict(problems=[one._asdict() for one in problems]), lines, 1 if problems else 0)
+
+# %% ../../nbs/8_app/08_library_commands.ipynb #c0adeb4f
+@register_command(
+    "library publish",
+    "list a library's files and hashes, so that any web server can serve its folder",
+    option("library", metavar="DIR", help="a library's folder"),
+    examples=["others"],
+)
+def publish_command(args):
+    if is_library_address(args.library):
+        raise InputError(f"{args.library[:80]}: an address", "publish the folder that this server serves")
+    library = open_library(args.library)
+    if problems := library.verify():
+        raise InputError(
+            f"{problems[0].name}: {problems[0].problem}", "mend the library: library verify lists all damage"
+        )
+    sha256 = publish_library(library.path)
+    lines = [
+        f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {args.library}",
+        "an adapter can give back what it learned: you cannot take back what others have fetched",
+        f"address for others: https://HOST/FOLDER#sha256={sha256}",
+    ]
+    return CommandResult(dict(library=args.library, pllms=len(library), sha256=sha256), lines)

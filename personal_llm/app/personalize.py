@@ -39,6 +39,15 @@ class PersonalizeSettings(PersonalizerSettings):
     )
     capacity: int = setting(32, "bins of the buffer; a shorter stream is kept whole")
     steps: int = reuse_setting(TuningConfig, "steps")
+    layers: int = setting(
+        None,
+        "layers from the top that learn, 0: all (default: 4 above 100 M parameters, else all or the start's)",
+        "whole number",
+        0,
+    )
+    target_modules: str = reuse_setting(TuningConfig, "target_modules")
+    batch_size: int = reuse_setting(TuningConfig, "batch_size")
+    dropout: float = reuse_setting(TuningConfig, "dropout")
     start: str = setting(
         "none",
         "start of the first fine-tune: none, pocket, a library's folder or address, or an adapter's folder",
@@ -173,12 +182,25 @@ def delete_other_runs(owned: OwnedFolder, run: str) -> None:
 
 # %% ../../nbs/8_app/02_personalize.ipynb #pe08
 LARGE_MODEL_LEARNING_RATE = 2e-4  # learning rate of models other than the pocket
+LARGE_MODEL_PARAMETERS, LARGE_MODEL_LAYERS = 10**8, 4  # above this number of parameters, so many layers learn
+TUNING_FIELDS = ("layers", "target_modules", "batch_size", "dropout")  # fields that a large model may need to change
 
 
 def make_tuning_config(model, settings: PersonalizeSettings):  # a `TuningConfig`
     "Make the configuration of each fine-tune."
+    own = {name: getattr(settings, name) for name in ("steps", *TUNING_FIELDS)}
+    if settings.layers is None:
+        is_large = model.model.num_parameters() > LARGE_MODEL_PARAMETERS and str(settings.start) == "none"
+        num_layers = getattr(model.model.config.get_text_config(), "num_hidden_layers", 0)
+        own["layers"] = min(LARGE_MODEL_LAYERS, num_layers) if is_large else 0
     rate = TuningConfig.learning_rate if model.name == "pocket" else LARGE_MODEL_LEARNING_RATE
-    return TuningConfig(steps=settings.steps, learning_rate=rate)
+    return TuningConfig(learning_rate=rate, **own)
+
+
+def make_session_settings(model, settings: PersonalizeSettings) -> dict:  # of a `ChatSession`
+    "Return the settings of a chat that learns; without a number of questions, a stored chat keeps its own."
+    limit = {} if settings.max_questions is None else dict(max_questions=settings.max_questions)
+    return limit | dict(config=make_tuning_config(model, settings))
 
 # %% ../../nbs/8_app/02_personalize.ipynb #bdc3949b
 @dataclass(frozen=True)

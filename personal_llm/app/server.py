@@ -21,7 +21,7 @@ from .chat_completions import MODEL_NAMES, generate, make_answer, make_chunk, ma
 from .chat_completions import make_item_events, read_request, summarise_reply
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personal_endpoints import ENDPOINTS, make_openapi, read_fields
-from .personalize import PersonalizeSettings, make_tuning_config, resolve_start
+from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError, check, patch
 from ..base.files import ASSETS
@@ -301,20 +301,19 @@ LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder,
 SERVE_OPTIONS = [
     option("--out", required=True, metavar="DIR", help=SERVE_OUT_HELP),
     *MODEL_OPTIONS,
-    option("--library", default="none", metavar="L", help=LIBRARY_HELP),
+    option("--library", default="none", metavar="LIB", help=LIBRARY_HELP),
     option("--host", default="127.0.0.1", metavar="HOST", help=HOST_HELP),
     integer_option("--port", 8484, "port to listen to; 0: any free one"),
     integer_option("--learn-every", ANSWERS_FOR_LEARNING, "new answers that start a fine-tune; 0: on request only"),
-    *setting_options(PersonalizeSettings, "max_questions"),
+    *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
 ]
 
 
 def open_served_session(args) -> ChatSession:
     "Open the conversation of a folder for a server."
     start, model = resolve_start(args.library), load_model_from_arguments(args)
-    settings = {name: value for name, value in get_settings(args, PersonalizeSettings).items() if value is not None}
-    config = make_tuning_config(model, PersonalizeSettings())
-    session = ChatSession(model, args.out, config=config, start=start, **settings)
+    settings = PersonalizeSettings(start=args.library, **get_settings(args, PersonalizeSettings))
+    session = ChatSession(model, args.out, start=start, **make_session_settings(model, settings))
     session.me.start = start
     return session
 

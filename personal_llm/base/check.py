@@ -12,7 +12,7 @@ import numpy as np
 
 from .adapters import detach_adapter
 from .core import Dialogue, InputError
-from .loading import is_causal
+from .loading import find_linear_modules, is_causal
 from .models import Model, load_model
 from .tokens import get_special_strings
 
@@ -38,17 +38,21 @@ MODEL_CHECKS = {}  # name -> function of a `Model` that returns (has_passed, det
 
 def check_model(
     model,  # a `Model`, or a name as `load_model` takes it
+    further_checks: dict = None,  # more than `MODEL_CHECKS` holds; they run last
+    on_check=lambda name: None,  # called with the name of each check before it runs
     **settings,  # of `load_model`, for a name
 ) -> ModelReport:
     "Run all checks on a model; a model that cannot be loaded gives one failed row."
     rows = []
+    on_check("loading")
     if not isinstance(model, Model):
         try:
             model = load_model(model, **settings)
         except InputError as error:
             return ModelReport([("loading", False, str(error))])
         rows.append(("loading", True, f"every weight came from its files, base {model.base}"))
-    for name, run_check in MODEL_CHECKS.items():
+    for name, run_check in (MODEL_CHECKS | (further_checks or {})).items():
+        on_check(name)
         try:
             has_passed, detail = run_check(model)
         except Exception as error:
@@ -121,7 +125,9 @@ def measure_random_adapter(model: Model, folder: str) -> np.ndarray:  # (dialogu
     import torch
     from peft import LoraConfig, get_peft_model
 
-    settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=2, target_modules=find_linear_modules(model.model), init_lora_weights=False, task_type="CAUSAL_LM"
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model.model = get_peft_model(model.model, settings).eval()

@@ -56,6 +56,22 @@ def is_causal(model) -> bool:
         first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :3].float()
     return bool(torch.allclose(first, second, rtol=1e-2, atol=1e-2))
 
+# %% ../../nbs/0_base/06_loading.ipynb #e4ec2ee2
+def find_linear_modules(model):  # "all-linear", or a list of names
+    "Name the modules that can have LoRA: all linear ones, or one by one where a model has experts or special layers."
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    modules = [(name, m) for name, m in model.named_modules() if m is not model.get_output_embeddings()]
+    has_experts = any(
+        p.dim() > 2 and not isinstance(m, torch.nn.Conv1d) for _, m in modules for p in m.parameters(recurse=False)
+    )
+    if not has_experts and not any(
+        isinstance(m, torch.nn.Linear) and type(m) is not torch.nn.Linear for _, m in modules
+    ):
+        return "all-linear"
+    return [name for name, m in modules if type(m) in (torch.nn.Linear, Conv1D)]
+
 # %% ../../nbs/0_base/06_loading.ipynb #06loa015
 def load_from_files(source: str, device: str, dtype: str, local: bool = True) -> tuple:  # (model, tokenizer)
     "Load a causal LM and its tokenizer; raise `InputError` unless every weight came from its files."

@@ -235,25 +235,44 @@ def check_ray(address: str = None) -> None:  # None: Ray is not asked for; "": o
         check_ray_address(address)
 
 # %% ../../nbs/7_runtimes/05_cluster.ipynb #6181878e
+START_ATTEMPTS = 3  # on a busy machine, Ray's own time limits can end a start
+
+
+def start_ray(ray, address: str, cores: int = None) -> None:
+    "Join a cluster, or start one, in several attempts; raise `InputError` with Ray's reason and the memory it needs."
+    os.environ.pop("RAY_ADDRESS", None)
+    options = dict(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
+    options = dict(address=address) if address else options
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(**options, log_to_driver=False, logging_level="ERROR")
+            return
+        except Exception as error:  # Ray has a class for each way to fail
+            line, reason = " ".join(str(error).split())[:200], error
+            ray.shutdown()
+    remedy = "Ray needs 1 GB of free memory, and the model's memory for each core; or build without --ray-address"
+    remedy = "check the address, and that the cluster runs the same version of Ray" if address else remedy
+    raise InputError(f"Ray did not start ({type(reason).__name__}: {line})", remedy) from reason
+
+
 @contextmanager
 def ray_cluster(address: str, cores: int = None):  # see `add_with_ray`
-    "Join a cluster, or start one, until the block ends."
+    "Join a cluster, or start one, until the block ends; inside another such block, use its cluster."
+    if address is None:  # no cluster is asked for
+        yield None
+        return
     ray = require_ray()
+    if ray.is_initialized():
+        yield ray
+        return
     check_ray(address)
-    if not address:
-        os.environ.pop("RAY_ADDRESS", None)
-    local_options = dict(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
-    try:
-        ray.init(**(dict(address=address) if address else local_options), log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Ray has a class for each way to fail
-        line = " ".join(str(error).split())[:120]
-        raise InputError(f"Ray did not begin ({type(error).__name__}: {line})", "check the address") from error
+    start_ray(ray, address, cores)
     try:
         yield ray
     finally:
         ray.shutdown()
 
-
+# %% ../../nbs/7_runtimes/05_cluster.ipynb #96e19d7b
 MAX_RETRIES = 3  # of a task whose worker died
 QUEUED_JOBS_PER_CORE = 2  # tasks that are waiting, for each core
 

@@ -220,7 +220,8 @@ class Ranking:
     def __str__(self) -> str:
         choice = self.best or ("a mixture" if self.weights and not self.abstained else "no pLLM")
         lines = [f"{self.method or 'ranking'}: {choice} ({self.reason})"]
-        lines.append(f"  {'pLLM':<24}{'distance':>10}{'nats a token':>14}{'weight':>8}")
+        score = dict(fit="change", match="slope").get(self.method, "distance")  # a fit's scores are changes of the loss
+        lines.append(f"  {'pLLM':<24}{score:>10}{'nats a token':>14}{'weight':>8}")
         lines += [self._format_row(name, f"{place:.4f}") for name, place in [*zip(self.names, self.distances)][:5]]
         lines += [self._format_row(BASE_NAME)] if BASE_NAME in self.losses else []
         passes = f"{self.cost.tokens} tokens, {self.cost.forward} forward, {self.cost.backward} backward"

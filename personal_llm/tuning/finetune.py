@@ -8,6 +8,7 @@ __all__ = ['JOULES_PER_OPERATION', 'JOULES_PER_BYTE', 'ENERGY_SOURCE', 'attach_t
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #8b1b08a3
 import hashlib
+import math
 import re
 import tempfile
 from contextlib import contextmanager, suppress
@@ -105,8 +106,9 @@ def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # p
     try:
         return get_peft_model(model.model, LoraConfig(task_type="CAUSAL_LM", **shape))
     except ValueError as error:
-        problem = f"target_modules {config.target_modules!r} are not in this model ({str(error)[:80]})"
-        raise InputError(problem, "use all-linear") from error
+        problem = f"target_modules {config.target_modules!r} cannot be tuned in this model ({str(error)[:80]})"
+        remedy = "use another model" if config.target_modules == "all-linear" else "use all-linear"
+        raise InputError(problem, remedy) from error
 
 
 @contextmanager
@@ -272,6 +274,17 @@ SAMPLE_DIALOGUE = Dialogue(
     "up in the evening. See a doctor soon if it swells, gives way or cannot bear your weight, or if it is no better by "
     "Friday. And buy new shoes before you run again.",
 )
+
+
+def check_tuning_step(model, config: TuningConfig = TuningConfig()) -> tuple:  # (whether it works, detail)
+    "Fine-tune for one step on a sample dialogue; raise the error that a fine-tune would raise."
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(config, steps=1, checks=1, warmup=0.0)
+        adapter = finetune(model, [SAMPLE_DIALOGUE], config, out=folder, progress=False)
+        with model.use_adapter(adapter):
+            is_finite = math.isfinite(adapter.start_loss) and math.isfinite(model.nll([SAMPLE_DIALOGUE])[0, 0])
+        layers = f"the top {config.layers} layers" if config.layers else "all layers"
+        return is_finite, f"one step in {layers}, saved and attached"
 
 
 def measure_second_run(action) -> Cost:  # its seconds and joules

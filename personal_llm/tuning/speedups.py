@@ -9,6 +9,7 @@ __all__ = ['make_dropout_class', 'share_dropout', 'FastForward']
 from contextlib import contextmanager, nullcontext
 
 from ..base.core import InputError, patch
+from ..base.loading import find_linear_modules
 from personal_llm.tuning.training_loop import (
     bfloat16_context,
     last_hidden_states,
@@ -71,6 +72,8 @@ def choose_top_layers(model, target_modules, count: int) -> dict:  # fields of p
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    if target_modules == "all-linear":
+        target_modules = find_linear_modules(model)
     if not count:
         return dict(target_modules=target_modules)
     stack = get_layer_stack(model)
@@ -79,7 +82,11 @@ def choose_top_layers(model, target_modules, count: int) -> dict:  # fields of p
     if target_modules == "all-linear":  # peft takes layers by number only where modules are named
         linear = (torch.nn.Linear, Conv1D)
         target_modules = sorted({name.rpartition(".")[2] for name, m in stack.named_modules() if isinstance(m, linear)})
-    return dict(target_modules=target_modules, layers_to_transform=list(range(len(stack) - count, len(stack))))
+    top = [*range(len(stack) - count, len(stack))]
+    if any("." in name for name in target_modules):  # peft takes whole names as they are, in every layer
+        inside = {f".{name}" for i in top for name, _ in stack.named_modules() if name.partition(".")[0] == str(i)}
+        target_modules = [name for name in target_modules if any(name.endswith(part) for part in inside)]
+    return dict(target_modules=target_modules, layers_to_transform=top)
 
 
 def count_frozen_layers(adapted) -> int:

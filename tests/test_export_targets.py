@@ -1,0 +1,128 @@
+"An adapter in the forms of other programs: merged, llama.cpp, Ollama, MLX, vLLM; each against its own arithmetic."
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_tuning import TALK
+from transformers import AutoModelForCausalLM
+from tiny import ARCHITECTURES, random_adapter, same, shared, weights
+
+from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
+from personal_llm.base.core import InputError
+from personal_llm.base.models import load_model
+from personal_llm.runtimes.export import EXPORT_TARGETS, export_adapter, pair_neighbours
+
+LONG = "base_model.model."
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_merged_is_base_and_adapter_together(architecture, tmp_path):
+    model = shared(architecture)
+    adapter, before = random_adapter(model, tmp_path / "mine"), weights(model)
+    usage = export_adapter(model, adapter, tmp_path / "whole", "merged")
+    with model.use_adapter(adapter):
+        together = model.nll(TALK[:4])
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    whole = load_model((whole, model.tokenizer))
+    assert (tmp_path / "whole" / "tokenizer.json").is_file()
+    assert np.allclose(whole.nll(TALK[:4]), together, rtol=1e-4) and "--model" in usage
+    assert not np.allclose(model.nll(TALK[:4])[:, 0], together[:, 0], rtol=1e-3) and same(model, before)
+
+
+def turn(x, position, is_neighbours):
+    "The rotary embedding of one head, written down pair by pair."
+    width, turned = len(x), x.clone()
+    for i in range(width // 2):
+        a, b = (2 * i, 2 * i + 1) if is_neighbours else (i, i + width // 2)
+        angle = torch.tensor(position / 10_000 ** (2 * i / width))
+        turned[a] = x[a] * torch.cos(angle) - x[b] * torch.sin(angle)
+        turned[b] = x[a] * torch.sin(angle) + x[b] * torch.cos(angle)
+    return turned
+
+
+def test_rows_in_the_other_order_give_the_same_attention():
+    torch.manual_seed(0)
+    heads, width, inputs = 3, 8, 5
+    Wq, Wk, x, y = (torch.randn(n, inputs) for n in (heads * width, heads * width, 1, 1))
+    q, k = Wq @ x[0], Wk @ y[0]
+    q_other, k_other = pair_neighbours(Wq, heads) @ x[0], pair_neighbours(Wk, heads) @ y[0]
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        ours = turn(q[part], 3, False) @ turn(k[part], 11, False)
+        theirs = turn(q_other[part], 3, True) @ turn(k_other[part], 11, True)
+        assert ours == pytest.approx(theirs.item(), rel=1e-4)
+        assert ours != pytest.approx((turn(q[part], 3, True) @ turn(k[part], 11, True)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("target", ("gguf", "ollama"))
+@pytest.mark.parametrize("architecture", ("llama", "qwen2", "smollm"))
+def test_gguf(architecture, target, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    model = shared(architecture)
+    adapter = random_adapter(model, tmp_path / "mine")
+    export_adapter(model, adapter, tmp_path / "out", target)
+    reader = gguf.GGUFReader(str(tmp_path / "out" / "adapter.gguf"))
+    text = lambda key: bytes(reader.fields[key].parts[-1]).decode()
+    kind = "qwen2" if architecture == "qwen2" else "llama"
+    found = text("general.architecture"), text("general.type"), text("adapter.type")
+    assert found == (kind, "adapter", "lora") and reader.fields["adapter.lora.alpha"].parts[-1][0] == 2
+    tensors = {t.name: torch.tensor(np.array(t.data)).reshape(*t.shape[::-1].tolist()) for t in reader.tensors}
+    factors = read_factors(adapter)
+    assert len(tensors) == 2 * len(factors) == 2 * 2 * 7
+    names = dict(q_proj="attn_q", k_proj="attn_k", v_proj="attn_v", o_proj="attn_output")
+    names |= dict(gate_proj="ffn_gate", up_proj="ffn_up", down_proj="ffn_down")
+    for name, (A, B) in factors.items():
+        layer, part = name.split(".")[4], name.rpartition(".")[2]
+        a, b = (tensors[f"blk.{layer}.{names[part]}.weight.lora_{x}"] for x in "ab")
+        if part in ("q_proj", "k_proj") and kind == "llama":
+            heads = getattr(model.model.config, dict(q_proj="num_attention_heads", k_proj="num_key_value_heads")[part])
+            width = len(B) // heads
+            order = [h * width + j * width // 2 + i for h in range(heads) for i in range(width // 2) for j in (0, 1)]
+            assert order != sorted(order)
+            B = B[order]
+        assert a.equal(A) and b.equal(B), name
+    assert (tmp_path / "out" / "Modelfile").exists() == (target == "ollama")
+
+
+def test_mlx(tmp_path):
+    model = shared("smollm")
+    adapter = random_adapter(model, tmp_path / "mine")
+    export_adapter(model, adapter, tmp_path / "out", "mlx")
+    settings = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
+    tensors, parameters = load_file(tmp_path / "out" / "adapters.safetensors"), settings["lora_parameters"]
+    assert (settings["fine_tune_type"], settings["num_layers"], parameters["rank"]) == ("lora", 2, 2)
+    assert {"self_attn.q_proj", "mlp.down_proj"} < {*parameters["keys"]} and len(parameters["keys"]) == 7
+    for name, (A, B) in read_factors(adapter).items():
+        x = torch.randn(3, A.shape[1])
+        a, b = (tensors[f"{name.removeprefix(LONG)}.lora_{part}"] for part in "ab")
+        assert torch.allclose(parameters["scale"] * (x @ a) @ b, x @ (B @ A).T, rtol=1e-3, atol=1e-4)
+
+
+def test_vllm_gets_no_card(tmp_path):
+    model = shared("llama")
+    adapter = random_adapter(model, tmp_path / "mine")
+    usage = export_adapter(model, adapter, tmp_path / "out", "vllm")
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert "--max-lora-rank 8" in usage
+    settings = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
+    assert (settings["r"], settings["base_model_name_or_path"]) == (2, "live")
+
+
+def test_refusals_write_nothing(tmp_path, monkeypatch):
+    model, gpt2 = shared("llama"), shared("gpt2")
+    adapter, other = random_adapter(model, tmp_path / "mine"), random_adapter(gpt2, tmp_path / "other")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    cases = [(model, adapter, "full", "merged", "exists already"), (model, adapter, "new", "onnx", "target")]
+    cases += [(gpt2, other, "new", "mlx", "in layers only"), (gpt2, adapter, "new", "vllm", "made for base")]
+    for one, folder, out, target, words in cases:
+        with pytest.raises(InputError, match=words):
+            export_adapter(one, folder, tmp_path / out, target)
+    monkeypatch.setattr("personal_llm.runtimes.export.import_gguf", lambda: None)
+    with pytest.raises(InputError, match="gpt2: we cannot write"):
+        export_adapter(gpt2, other, tmp_path / "new", "gguf")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before and len(EXPORT_TARGETS) == 5

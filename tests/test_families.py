@@ -1,0 +1,41 @@
+"`check` and a fine-tune agree for every family: both work, or both refuse in one line."
+
+import numpy as np
+import pytest
+from families import FAMILIES, family
+from test_tuning import TALK
+
+from personal_llm.app.chat import check_reply
+from personal_llm.base.check import check_model
+from personal_llm.base.core import InputError
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import check_tuning_step, finetune
+
+FAST = ("llama3", "qwen2", "gemma3", "gpt-neox")
+BRIEF = TuningConfig(rank=2, steps=2, batch_size=4, max_length=64, checks=1)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
+@pytest.mark.parametrize("layers", (0, 2))
+def test_check_and_finetune_agree(name, layers, tmp_path):
+    config = TuningConfig(**vars(BRIEF) | dict(layers=layers))
+    try:
+        model = family(name)
+    except InputError as error:
+        assert "mamba" in name and "\n" not in str(error)
+        return
+    further = {"tuning step": lambda model: check_tuning_step(model, config), "reply": check_reply}
+    report = check_model(model, further)
+    before = model.nll(TALK[:2])
+    try:
+        finetune(model, TALK[:6], config, out=tmp_path / "mine", progress=False)
+        works = True
+    except InputError as error:
+        works = False
+        assert "\n" not in str(error)
+    row = {name: holds for name, holds, _ in report.rows}
+    assert row["tuning step"] == works, f"\n{report}"
+    assert works == ("mamba" not in name)
+    assert np.allclose(model.nll(TALK[:2]), before, rtol=1e-4), "the model is what it was"
