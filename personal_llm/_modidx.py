@@ -2046,6 +2046,48 @@ d = {
                 "personal_llm/buffer/policies.py",
             ),
         },
+        "personal_llm.buffer.preferences": {
+            "personal_llm.buffer.preferences.Preference": (
+                "2_buffer/preferences.html#preference",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences._make_preference": (
+                "2_buffer/preferences.html#_make_preference",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.collate_mixed": (
+                "2_buffer/preferences.html#collate_mixed",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.collect_preferences": (
+                "2_buffer/preferences.html#collect_preferences",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.compute_mixed_loss": (
+                "2_buffer/preferences.html#compute_mixed_loss",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.compute_pair_losses": (
+                "2_buffer/preferences.html#compute_pair_losses",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.compute_thumb_losses": (
+                "2_buffer/preferences.html#compute_thumb_losses",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.count_step": (
+                "2_buffer/preferences.html#count_step",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.make_preference_samples": (
+                "2_buffer/preferences.html#make_preference_samples",
+                "personal_llm/buffer/preferences.py",
+            ),
+            "personal_llm.buffer.preferences.set_reference_losses": (
+                "2_buffer/preferences.html#set_reference_losses",
+                "personal_llm/buffer/preferences.py",
+            ),
+        },
         "personal_llm.buffer.scoring": {
             "personal_llm.buffer.scoring.Lexicons": (
                 "2_buffer/scoring.html#lexicons",
@@ -8104,8 +8146,16 @@ d = {
                 "3_tuning/finetune.html#trainingsplit",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.TrainingSplit.add_preferences": (
+                "3_tuning/finetune.html#trainingsplit.add_preferences",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.TrainingSplit.from_dialogues": (
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
+                "3_tuning/finetune.html#trainingsplit.make_best_adapter",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.attach_trainable_lora": (

@@ -20,6 +20,7 @@ from .forgetting import collect_source_ids, remember_exchange
 from .annotation import AnnotationManager
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback, drop_disliked, drop_unstored_texts
+from ..buffer.preferences import collect_preferences
 from ..buffer.scoring import load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -54,6 +55,7 @@ class PersonalizerSettings:
     synthesis_mode: str = setting(
         "question", "what synthesis rewrites: question, or both it and response", choices=("question", "both")
     )
+    preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
@@ -268,7 +270,8 @@ def train_adapter(
         if synthesis is None:
             synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
         replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
-        adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay)
+        preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
+        adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
     return PreparedRound(dialogues, synthesis, adapter, warm, cost)
 
 

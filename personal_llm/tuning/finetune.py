@@ -35,12 +35,14 @@ from personal_llm.base.core import (
     check_seed,
     get_peak_memory,
     measure_cost,
+    patch,
     seed_everything,
 )
 from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
+from ..buffer.preferences import make_preference_samples, set_reference_losses
 from ..buffer.scoring import score
 from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
@@ -91,6 +93,23 @@ class TrainingSplit:
         validation_samples = encode(validation or instead[:MAX_VALIDATION_SAMPLES])
         config = config.fit_to_answers(num_answers, rule.is_new_start, bool(validation))
         return cls(training_samples, validation_samples, len(validation), num_answers, config)
+
+# %% ../../nbs/3_tuning/07_finetune.ipynb #5821cd84
+@patch
+def add_preferences(self: TrainingSplit, model, preferences: list) -> list:  # all liked and disliked dialogues
+    "Add the samples of preferences to those of the dialogues."
+    encode = lambda d: model.encode(d, self.config.max_length)
+    self.training_samples += make_preference_samples(preferences, encode)
+    return [d for p in preferences for d in (p.liked, p.disliked) if d is not None]
+
+
+@patch
+def make_best_adapter(self: TrainingSplit, adapted, pad_token_id: int) -> BestAdapter:
+    "Return the checks of a fine-tune of a model with LoRA layers, after setting the reference of preferences."
+    forward = FastForward(adapted)
+    preferred = [sample for sample in self.training_samples if "rows" in sample]
+    set_reference_losses(preferred, adapted, forward, pad_token_id)
+    return BestAdapter(self.validation_samples, pad_token_id, forward)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
 def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # peft's model
@@ -158,12 +177,13 @@ def check_output_folder(out: Path) -> None:
 def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) -> Cost:
     "Return what a fine-tune put through the model."
     lengths = [len(sample["input_ids"]) for sample in split.training_samples]
+    sizes = [sum(len(row["input_ids"]) for row in sample.get("rows", [sample])) for sample in split.training_samples]
     steps, num_checks = max(best.losses), len(best.losses)
     trained = [
         i for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s) for i in batch
     ]
     tokens_per_check = sum(len(sample["input_ids"]) for sample in split.validation_samples)
-    tokens = sum(lengths[i] for i in trained) + num_checks * tokens_per_check
+    tokens = sum(sizes[i] for i in trained) + num_checks * tokens_per_check
     forward = len(trained) + num_checks * len(split.validation_samples)
     return Cost(tokens=tokens, forward=forward, backward=len(trained))
 
@@ -221,6 +241,7 @@ def finetune(
     seed: int = 0,
     progress: bool = True,  # show a progress bar on stderr
     replay: list = (),  # general dialogues, up to two thirds of all, so that the model forgets less
+    preferences: list = (),  # `Preference`s: choices and thumbs, which train beside the dialogues
     on_step=None,  # called with (step, training loss) after each step, such as a logger
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
@@ -229,15 +250,14 @@ def finetune(
         start = check_adapter(start, model.base)
         config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
-    config = split.config
+    config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
     if out:
         check_output_folder(Path(out))
     with model.track_cost() as cost, keep_random_state(seed):
         with trainable_adapter(model, config, start) as adapted:
             if out:
-                out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, replay)
-            forward = FastForward(adapted)
-            best = BestAdapter(split.validation_samples, model.tokenizer.pad_token_id, forward)
+                out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, sources)
+            best = split.make_best_adapter(adapted, model.tokenizer.pad_token_id)
             steps = train(adapted, split.training_samples, best, config, seed, checkpoints)
             for step, loss in show_progress(steps, config.steps) if progress else steps:
                 if on_step:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..base.core import make_generator
 from ..base.files import delete_path, write_atomically
-from ..base.tokens import collate_samples
+from ..buffer.preferences import collate_mixed, compute_mixed_loss, count_step
 from .config import TuningConfig
 from .validation import BestAdapter
 
@@ -203,10 +203,9 @@ def seed_step(seed: int, step: int) -> None:
 
 def add_gradients(batches: list, best: BestAdapter, bfloat16: bool) -> float:  # nats a token
     "Add the gradients of one step's batches to those of the weights, and return the step's loss."
-    num_labels = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    step_loss = 0.0
+    sizes, step_loss = count_step(batches), 0.0
     for batch in batches:
-        loss = best.compute_nll(batch, bfloat16).sum() / num_labels
+        loss = compute_mixed_loss(best.compute_nll(batch, bfloat16), batch, sizes)
         loss.backward()
         step_loss += loss.item()
     return step_loss
@@ -237,7 +236,7 @@ def train(
             group["lr"] = compute_learning_rate(config, step)
         batches = []
         for numbers in select_step_batches(lengths, config, seed, step):
-            batch = collate_samples([samples[i] for i in numbers], best.pad_token_id)
+            batch = collate_mixed([samples[i] for i in numbers], best.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
         step_loss = add_gradients(batches, best, config.bfloat16)
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
