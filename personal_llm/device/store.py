@@ -365,7 +365,10 @@ def is_own_folder(folder) -> bool:
         with suppress(*READ_ERRORS):
             return bool(OLD_BUFFER_PATTERN.fullmatch(read_json(Path(folder) / OLD_STATE_FILE)["buffer"]))
         return False
-    header = (Path(folder) / STORE_FILE).read_bytes()[:72]
+    if not (Path(folder) / STORE_FILE).is_file():
+        return False
+    with open(Path(folder) / STORE_FILE, "rb") as file:
+        header = file.read(72)
     return header[:15] == b"SQLite format 3" and header[68:] == APPLICATION_ID.to_bytes(4, "big")
 
 
