@@ -203,13 +203,13 @@ def test_check_tells_sound_from_damaged(tmp_path, capsys):
     pocket = shutil.copytree(loading.ASSETS / "pocket", tmp_path / "pocket")
     (tmp_path / "template.jinja").write_text("{{ messages[-1]['content'] }}")
     template = ("--chat-template", tmp_path / "template.jinja")
-    code, out, err = invoke(capsys, "check", "--model", pocket, *template, "--json")
+    code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket, *template, "--json")
     assert code == 1 and json.loads(out)["ok"] is False and "price" not in json.loads(out) and err == ""
-    code, out, err = invoke(capsys, "check", "--model", pocket)
+    code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)
     assert code == 0 and "s an arriving dialogue of" in out and "kB of disk a bin" in out
     for file in pocket.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
-    code, out, err = invoke(capsys, "check", "--model", pocket)
+    code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)
     assert code == 1 and out.startswith("FAIL loading") and out.count("\n") == 1 and err == ""
 
 
