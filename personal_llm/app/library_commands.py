@@ -17,7 +17,7 @@ from .arguments import read_prompts_by_adapter, register_command
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_adapter_card, read_factors
 from ..base.core import InputError, check
-from ..base.files import read_json, recover_results, write_atomically
+from ..base.files import recover_results, write_atomically
 from ..base.plots import encode_png
 from ..data.reading import read_dialogues
 from ..explanation.explanation import explain, explain_pllm
@@ -25,7 +25,7 @@ from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
 from ..selection.library import load_space
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.remote_library import MANIFEST_FILE, is_library_address, publish_library
+from ..selection.remote_library import is_library_address, publish_library
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
 
@@ -309,15 +309,13 @@ def build_library(args) -> CommandResult:
     counts = f"{len(added)} added, {len(known)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
     return CommandResult(result, [f"{args.out}: {counts}", *describe_missing_plain(library)])
 
-
+# %% ../../nbs/8_app/08_library_commands.ipynb #bfcb8ce3
 @register_command(
     "library build",
     "explain adapters and put them into a library, here or on a cluster",
     BUILD_OPTIONS,
     examples=[
         "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
-        "--out others --adapter ana ben --licence CC0-1.0 --skip-invalid --space others",
-        "--out others --adapter ana ben --licence CC0-1.0 --prompts ana.jsonl ben.jsonl",
         "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
     ],
 )
@@ -326,8 +324,6 @@ def build_command(args):
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
     if args.plain and args.no_baseline:
         raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
-    if args.ray_address is None:
-        return build_library(args)
     from personal_llm.runtimes.cluster import ray_cluster
 
     with ray_cluster(args.ray_address):  # before the model is loaded: where Ray fails, nothing was spent
@@ -396,12 +392,9 @@ def publish_command(args):
             f"{problems[0].name}: {problems[0].problem}", "mend the library: library verify lists all damage"
         )
     sha256 = publish_library(library.path)
-    files = read_json(library.path / MANIFEST_FILE)["files"]
-    size = sum(num_bytes for num_bytes, _ in files.values())
     lines = [
-        f"{len(library)} pLLMs, {len(files)} files, {size / 1e6:.1f} MB; publish again after every change",
         f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {args.library}",
-        "an adapter can give back what it learned, and you cannot take back what others have fetched",
+        "an adapter can give back what it learned: you cannot take back what others have fetched",
         f"address for others: https://HOST/FOLDER#sha256={sha256}",
     ]
-    return CommandResult(dict(library=args.library, pllms=len(library), bytes=size, sha256=sha256), lines)
+    return CommandResult(dict(library=args.library, pllms=len(library), sha256=sha256), lines)
