@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from personal_llm.base.core import Dialogue
+from personal_llm.base.core import NO_ANSWER, Dialogue
 from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, ActivePolicy
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.buffer.correction_model import Answer, CorrectionModel, StreamStatistics, compute_answer_features
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device.annotation import AnnotationManager
 
 
 def stream(n, seed=0, subject=0.15):
@@ -255,3 +256,21 @@ def test_features_of_answers_by_hand():
     many = [answer(16, 0.0, True)] * 9
     features = compute_answer_features(statistics, many, 16, np.array([1.0, 0.0]))
     assert features["recent corrections"] == 2.5, "nine at once count no more than 2.5"
+
+
+def test_a_candidate_keeps_its_own_relevance_when_the_table_is_pruned():
+    buffer = Buffer(2, "active")
+    for i in range(12):
+        buffer.add(row(i))
+        assert f"d{i}" in buffer.policy.relevance and len(buffer.policy.relevance) <= 4
+
+
+def test_silence_is_no_approval_but_counts_as_a_question():
+    buffer = Buffer(2, "active")
+    buffer.add(row(0))
+    manager = AnnotationManager(buffer, annotator=lambda d: NO_ANSWER, max_questions=4)
+    manager.ask_about_entry(0)
+    assert buffer.dialogues[0] == row(0).dialogue and manager.cost.requests == 1
+    manager.should_ask = lambda candidate: True
+    assert manager.ask_if_policy_wants(row(1)).dialogue.origin == "model"
+    assert manager.cost.requests == 2 and not buffer.policy.answers

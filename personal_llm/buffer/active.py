@@ -164,9 +164,9 @@ def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tu
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"
-    self.relevance[candidate.dialogue.id] = observed.relevance
-    if len(self.relevance) > 2 * view.capacity:
+    if len(self.relevance) >= 2 * view.capacity:
         self._forget_relevance(view)
+    self.relevance[candidate.dialogue.id] = observed.relevance
     return Policy.place(self, view, candidate)
 
 

@@ -9,7 +9,7 @@ __all__ = ['ask_at_terminal', 'AnnotationManager']
 import sys
 import warnings
 
-from ..base.core import Cost, Dialogue, InputError, patch
+from ..base.core import NO_ANSWER, Cost, Dialogue, InputError, patch
 from ..base.text import escape_controls
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import TEXT_KINDS, Feedback, add_feedback, get_first_id
@@ -70,9 +70,9 @@ def ask_about_entry(self: AnnotationManager, slot: int) -> None:
     "Ask about one dialogue of the buffer; a better response replaces the stored one, the scores stay."
     d = self.buffer.dialogues[slot]
     is_answered, better = self.ask_annotator(d)
-    if better is not None:
+    if better:
         self.buffer.replace_dialogue(slot, d.derive(response=better, origin="annotated"))
-    elif is_answered and self.buffer.policy.can_ask:
+    elif is_answered and better is None and self.buffer.policy.can_ask:
         self.buffer.replace_dialogue(slot, d.derive(origin="approved"))
 
 # %% ../../nbs/6_device/03_annotation.ipynb #ebbff95d
@@ -95,11 +95,11 @@ def apply_answer(self: AnnotationManager, candidate: ScoredDialogue, better: str
 
 @patch
 def ask_if_policy_wants(self: AnnotationManager, candidate: ScoredDialogue) -> ScoredDialogue:
-    "Ask about a new dialogue if the policy wants it, and return the dialogue with the answer."
+    "Ask about a new dialogue if the policy wants it, and return the dialogue with the answer, if there is one."
     if self.annotator is None or not self.should_ask(candidate):
         return candidate
     is_answered, better = self.ask_annotator(candidate.dialogue)
-    return self.apply_answer(candidate, better) if is_answered else candidate
+    return self.apply_answer(candidate, better) if is_answered and better != NO_ANSWER else candidate
 
 # %% ../../nbs/6_device/03_annotation.ipynb #8a309949
 @patch
