@@ -1,6 +1,5 @@
 "A live talk: streamed, scored by the same passes, asked about rarely, learned from, interrupted, full disks and all."
 
-import errno
 import itertools
 import os
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ from personal_llm.device.conversation import QUESTION_TEXT, delay_interrupts
 from personal_llm.device.corrections import ChatSession
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.app.chat import CHAT_COMMANDS, handle_line
-from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE
-from personal_llm.device.store import read_state
+from personal_llm.base import folder_store
+from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE, claim_folder
+from personal_llm.device.store import get_state_version, read_state
 from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyOptions, ReplyStream, choose_next_token
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.buffer import Buffer
@@ -374,7 +375,7 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     talk.finish_training()
     assert len(talk.me.rounds) == 1 and not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
     talk.close()
-    (tmp_path / "me" / BACKGROUND_FOLDER).mkdir()
+    claim_folder(tmp_path / "me", tmp_path / "me" / BACKGROUND_FOLDER)  # as a killed process leaves it
     again = ChatSession(shared("llama"), tmp_path / "me")
     reply(again, "Hello")
     assert not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
@@ -384,14 +385,17 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
     talk = fresh(tmp_path / "me")
     reply(talk, LINES[0])
-    before = disk(tmp_path / "me")
+    real = folder_store.open_database
 
-    def full(*given):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    @contextmanager
+    def full(*given, **named):
+        with real(*given, **named) as store:
+            store.execute("PRAGMA max_page_count=1")  # SQLite says that the disk is full
+            yield store
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(folder_store, "open_database", full)
     assert reply(talk, LINES[1]) and reply(talk, LINES[2])
-    assert "the disk is full" in talk.pop_messages()[0] and disk(tmp_path / "me") == before
+    assert "the disk is full" in talk.pop_messages()[0] and read_state(tmp_path / "me").buffer.seen == 1
     monkeypatch.undo()
     reply(talk, LINES[3])
     assert talk.pop_messages() == [] and read_state(tmp_path / "me").buffer.seen == 4
@@ -401,7 +405,7 @@ def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize("line", ["", " ", "\n", "\x00", "\x1b\x07", " \t\u202e\ud800 "])
 def test_nothing_is_no_turn(tmp_path, line):
     talk = fresh(tmp_path / "me")
-    assert reply(talk, line) == "" and talk.me.buffer.seen == 0 and not disk(tmp_path / "me")
+    assert reply(talk, line) == "" and talk.me.buffer.seen == 0 and not get_state_version(tmp_path / "me")
     talk.close()
 
 

@@ -121,7 +121,7 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
             "chats are not sent",
         ),
         (["explain", "--data", "a", "--library", "nowhere"], "no library here"),
-        (["explain", "--data", "a", "--plot", "nowhere/style.png"], "nowhere: no such folder"),
+        (["explain", "--data", "a", "--plot", "nowhere/style.png"], "nowhere: no folder that you can write to"),
         (["select"], "--data"),
         (["select", "--data", "a", "--library", "nowhere"], "no library here"),
     ],

@@ -1,4 +1,4 @@
-"Losses of choices and thumbs: equal to TRL's formulas, with the adapter off as reference, mixed with texts in one loop."
+"Losses of choices and thumbs: equal to TRL's formulas, with the adapter switched off as the reference."
 
 import copy
 from collections import defaultdict

@@ -391,7 +391,7 @@ TASKS["figure"] = Task(
         Wrong("the top", "ward-round", "it lies high, but beside the line from coffee-corner through (0, 0)"),
         Wrong("the bottom", "calm-clinic", "that is at a right angle"),
         Wrong("itself", "coffee-corner", "the opposite of a direction is not that direction"),
-        Wrong("the top left", "sums-in-steps", "that is at a right angle"),
+        Wrong("the top left", "sums-in-steps", "it lies high on the left, not across (0, 0)"),
         Wrong("the highest", "quiz-night", "it lies highest; draw the line from coffee-corner through (0, 0)"),
         Wrong("the left", "bedtime-stories", "it lies on the same side"),
     ),

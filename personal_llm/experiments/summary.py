@@ -258,7 +258,8 @@ def gain_claim(rows: list, metric: str, claim: str, floor: str, bar: float) -> C
     if len(values) < MIN_PEOPLE:
         return Claim(claim, floor, "runs not finished", "open", "27_new_people_grid")
     gain, oracle = values - bare, person_means(rows, metric, "oracle")
-    ours = f"{len(values)} people: active {values.mean():.3f}, oracle {oracle.mean():.3f}, bare {bare.mean():.3f}; gain {mean_over_users(gain)}"
+    means = f"active {values.mean():.3f}, oracle {oracle.mean():.3f}, bare {bare.mean():.3f}"
+    ours = f"{len(values)} people: {means}; gain {mean_over_users(gain)}"
     verdict = decide_verdict(gain.mean() >= bar and mean_over_users(gain).low > 0, gain.mean() > 0)
     return Claim(claim, floor, ours, verdict, "27_new_people_grid")
 

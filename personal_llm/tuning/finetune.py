@@ -28,16 +28,8 @@ from personal_llm.base.adapters import (
     finish_adapter_commit,
     stage_adapter,
 )
-from personal_llm.base.core import (
-    Cost,
-    Dialogue,
-    InputError,
-    check_seed,
-    get_peak_memory,
-    measure_cost,
-    patch,
-    seed_everything,
-)
+from ..base.core import Cost, Dialogue, InputError, check_seed
+from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
 from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder
 from ..base.tokens import collate_samples
