@@ -4418,10 +4418,6 @@ d = {
                 "experiments/new_people_grid.html#hash_plan",
                 "personal_llm/experiments/new_people_grid.py",
             ),
-            "personal_llm.experiments.new_people_grid.load_tools": (
-                "experiments/new_people_grid.html#load_tools",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
             "personal_llm.experiments.new_people_grid.make_jobs": (
                 "experiments/new_people_grid.html#make_jobs",
                 "personal_llm/experiments/new_people_grid.py",

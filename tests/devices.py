@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from personal_llm.base import folder_store
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from personal_llm.base.core import Cost, Dialogue, make_generator
 from personal_llm.base.files import make_folder
@@ -22,6 +23,19 @@ TALK = [
     Dialogue(f"{i} " + " ".join(WORDS[(i * 7 + k) % 6] for k in range(i % 5 + 1)), f"answer {i}", time=i)
     for i in range(40)
 ]
+
+
+def fill_disk(monkeypatch) -> None:
+    "Let SQLite find the disk full at each write."
+    real = folder_store.open_database
+
+    @contextmanager
+    def full(*given, **named):
+        with real(*given, **named) as store:
+            store.execute("PRAGMA max_page_count=1")
+            yield store
+
+    monkeypatch.setattr(folder_store, "open_database", full)
 
 
 def weights_hash(place) -> str:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +20,13 @@ from personal_llm.device.conversation import QUESTION_TEXT, delay_interrupts
 from personal_llm.device.corrections import ChatSession
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.app.chat import CHAT_COMMANDS, handle_line
-from personal_llm.base import folder_store
 from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE, claim_folder
 from personal_llm.device.store import get_state_version, read_state
 from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyOptions, ReplyStream, choose_next_token
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
+from devices import fill_disk
 from tiny import ARCHITECTURES, random_adapter, shared, tiny
 from typed import fails, invoke
 
@@ -385,15 +384,7 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
     talk = fresh(tmp_path / "me")
     reply(talk, LINES[0])
-    real = folder_store.open_database
-
-    @contextmanager
-    def full(*given, **named):
-        with real(*given, **named) as store:
-            store.execute("PRAGMA max_page_count=1")  # SQLite says that the disk is full
-            yield store
-
-    monkeypatch.setattr(folder_store, "open_database", full)
+    fill_disk(monkeypatch)
     assert reply(talk, LINES[1]) and reply(talk, LINES[2])
     assert "the disk is full" in talk.pop_messages()[0] and read_state(tmp_path / "me").buffer.seen == 1
     monkeypatch.undo()

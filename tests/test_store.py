@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch
+from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, fill_disk, start, told, watch
 from kills import every_kill
 
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
@@ -16,7 +15,6 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, compute_sha256, is_full_disk, lock_folder
 from personal_llm.base.folder_store import ADAPTERS_FOLDER, STORE_FILE, claim_adapter_folder, claim_folder, open_store
 from personal_llm.base.folder_store import read_rows, remove_adapter, write_rows
-from personal_llm.base import folder_store
 from personal_llm.device import personalizer
 from personal_llm.device import store as store_module
 from personal_llm.device.personalizer import load_personalizer
@@ -37,6 +35,14 @@ def load(folder, user=None):
 
 def files_below(folder) -> list:
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+def start_and_tune(folder) -> tuple:  # (a saved personalizer, its adapter's folder)
+    me = start(folder)
+    watch(me, TALK[:6])
+    place = me.finetune(progress=False).path
+    me.save()
+    return me, place
 
 
 # ---- there and back
@@ -213,10 +219,7 @@ def test_a_foreign_adapter_is_not_overwritten(tmp_path):
 
 def test_a_file_that_took_the_place_of_ours_stays(tmp_path):
     "Neither its hash nor the inode of its folder is recorded."
-    me = start(tmp_path)
-    watch(me, TALK[:6])
-    place = me.finetune(progress=False).path
-    me.save()
+    me, place = start_and_tune(tmp_path)
     os.replace(place, tmp_path / "moved")  # its inode is still in use
     place.mkdir()
     (place / WEIGHTS_FILE).write_text("mine")
@@ -226,10 +229,7 @@ def test_a_file_that_took_the_place_of_ours_stays(tmp_path):
 
 def test_a_changed_adapter_is_refused(tmp_path):
     "At 200 places of each file: no bit is accepted."
-    me = start(tmp_path)
-    watch(me, TALK[:6])
-    place = me.finetune(progress=False).path
-    me.save()
+    me, place = start_and_tune(tmp_path)
     for file in sorted(place.iterdir()):
         content = file.read_bytes()
         for at in range(0, len(content), len(content) // 200 + 1):
@@ -262,16 +262,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_state(tmp_path, monkeypatch)
     me.save()
     before = told(me)
     watch(me, TALK[6:9])
-    real = folder_store.open_database
-
-    @contextmanager
-    def full(*given, **named):
-        with real(*given, **named) as store:
-            store.execute("PRAGMA max_page_count=1")  # SQLite says that the disk is full
-            yield store
-
     with monkeypatch.context() as patch:
-        patch.setattr(folder_store, "open_database", full)
+        fill_disk(patch)
         with pytest.raises(InputError, match="database or disk is full") as caught:
             me.save()
         assert is_full_disk(caught.value)

@@ -86,8 +86,8 @@ def truncate_journal(folder) -> None:
 BACKGROUND_FOLDER = "learning"  # a fine-tune that is still running
 SYNTHESIS_FILE = "made.json"  # in the folder of a running round: its synthetic dialogues
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
-CHECKPOINTS = "checkpoints"  # in the folder of an adapter that is being trained
-OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS, SYNTHESIS_FILE)
+CHECKPOINTS_FOLDER = "checkpoints"  # of an adapter in training; in it a folder for each run, named by its hash
+OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, SYNTHESIS_FILE)
 
 
 def is_recorded(folder, path: str, record: dict) -> bool:
@@ -216,7 +216,7 @@ def remove_unreferenced(folder) -> list:  # paths of deleted folders
         records = read_rows(store, "files")
     for path in [path for path, record in records.items() if record["round"] is not None and "inode" in record]:
         if is_recorded(folder, path, records[path]):
-            delete_path(Path(folder, path, CHECKPOINTS))
+            delete_path(Path(folder, path, CHECKPOINTS_FOLDER))
     old = {path: record for path, record in records.items() if record["round"] is None}
     removed = [place for path, record in sorted(old.items()) for place in remove_record(folder, path, record)]
     if old:

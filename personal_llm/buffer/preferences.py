@@ -80,17 +80,16 @@ def make_preference_samples(
 ) -> list:  # samples with `rows`
     "Encode preferences as training samples."
     make_row = lambda d, role, weight: encode(d) | dict(role=ROLES.index(role), weight=weight)
-    thumbs = [preference for preference in preferences if None in (preference.liked, preference.disliked)]
-    samples = []
+    thumbs = [p.liked or p.disliked for p in preferences if None in (p.liked, p.disliked)]
+    samples, number = [], 0  # of the thumb
     for p in preferences:
-        if p not in thumbs:
+        if p.liked and p.disliked:
             rows = [make_row(p.liked, "liked of pair", p.weight), make_row(p.disliked, "disliked of pair", p.weight)]
         else:
-            rows = [make_row(p.liked or p.disliked, "liked" if p.liked else "disliked", p.weight)]
-        if p in thumbs and len(thumbs) > 1:
-            before = thumbs[thumbs.index(p) - 1]
-            other = (p.liked or p.disliked).derive(response=(before.liked or before.disliked).response)
-            rows.append(make_row(other, "mismatched", p.weight))
+            d, before, number = thumbs[number], thumbs[number - 1], number + 1
+            rows = [make_row(d, "liked" if p.liked else "disliked", p.weight)]
+            if len(thumbs) > 1:
+                rows.append(make_row(d.derive(response=before.response), "mismatched", p.weight))
         samples.append(dict(input_ids=max((row["input_ids"] for row in rows), key=len), rows=rows))
     return samples
 

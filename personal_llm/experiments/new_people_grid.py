@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES', 'OTHERS',
            'TURNS', 'FORMULAS', 'PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'make_plan', 'freeze_plan', 'hash_plan',
-           'check_plan', 'load_tools', 'add_model_replies', 'choose_tests', 'train', 'make_style_pairs',
-           'get_character_tests', 'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile',
-           'measure_memory', 'describe_run', 'measure_stream', 'measure', 'make_jobs', 'share_from_best_rival',
-           'read_rows', 'describe_progress', 'person_means']
+           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'make_style_pairs', 'get_character_tests',
+           'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile', 'measure_memory',
+           'describe_run', 'measure_stream', 'measure', 'make_jobs', 'share_from_best_rival', 'read_rows',
+           'describe_progress', 'person_means']
 
 # %% ../../nbs/experiments/27_new_people_grid.ipynb #97fdddec
 import functools
@@ -19,15 +19,13 @@ from dataclasses import asdict
 import numpy as np
 
 from ..base.core import InputError
-from ..base.loading import load_encoder
-from ..base.models import load_model
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
 from ..data.people import SimulatedUser
-from ..data.reading import load_samples
 from ..device.personalizer import Personalizer, PersonalizerSettings
 from .headroom import HeadroomShare
 from .new_people import CHARACTERS, CHARACTERS_SHA256, NEW_PEOPLE, make_new_stream
+from .policies import load_experiment_tools
 from .runner import RESULTS, Grid, read_results, user_means
 from ..explanation.habits import find_habits
 from ..tuning.config import TuningConfig
@@ -97,12 +95,6 @@ def check_plan(file=PLAN_FILE) -> None:
         raise InputError(f"changed since the freeze: {', '.join(changed)}", "undo the change, or make a new plan")
 
 # %% ../../nbs/experiments/27_new_people_grid.ipynb #e7f1e657
-@functools.cache
-def load_tools() -> tuple:  # (model, encoder, samples)
-    "Load what every run needs, once a process."
-    return load_model("pocket"), load_encoder("pocket"), load_samples()
-
-
 def add_model_replies(model, user: SimulatedUser, stream: list) -> list:
     "Replace the placeholders of a character's stream by the model's replies."
     places = [i for i, d in enumerate(stream) if d.response == "…"]
@@ -156,7 +148,7 @@ def make_style_pairs(name: str, test: list) -> tuple:  # (dialogues in the perso
 @functools.cache
 def get_character_tests(name: str) -> tuple:
     "Return the test dialogues of a character in the first order."
-    return tuple(make_new_stream(name, load_tools()[2], LENGTH, ORDERS[0]).test_signal)
+    return tuple(make_new_stream(name, load_experiment_tools()[2], LENGTH, ORDERS[0]).test_signal)
 
 
 def measure_manner(model, user: SimulatedUser, items: list, test: list, adapter) -> dict:
@@ -221,7 +213,7 @@ def measure_memory(model, user: SimulatedUser, data, me: Personalizer, adapter) 
     if not known:
         return {}
     profile = write_profile([d.response for d in known], model.reply(known, max_new_tokens=48))
-    changed = dict(retrieval=add_retrieved(test, known, load_tools()[1]), profile=add_profile(test, profile))
+    changed = dict(retrieval=add_retrieved(test, known, load_experiment_tools()[1]), profile=add_profile(test, profile))
     count = lambda dialogues: float(np.mean([len(row) for row in model.encode_prompts(dialogues, 512)]))
     found = {}
     for name, dialogues in changed.items():
@@ -252,7 +244,7 @@ def describe_run(me: Personalizer, adapter, labels: dict) -> dict:
 # %% ../../nbs/experiments/27_new_people_grid.ipynb #56a56be1
 def measure_stream(user: SimulatedUser, data, jobs: list):  # yields a dict of results a job
     "Train and measure every policy on one stream, which is scored once."
-    model, encoder, _ = load_tools()
+    model, encoder, _ = load_experiment_tools()
     candidates = score(model, add_model_replies(model, user, data.stream))
     labels = {c.dialogue.id: c.dialogue.labels for c in candidates}
     before = {f"{name}_bare": value for name, value in measure_person(model, user, data, None).items()}
@@ -271,7 +263,7 @@ def measure(jobs: list):  # yields a dict of results a job
     "Measure one new person in one order; raise `InputError` unless the plan is the frozen one."
     check_plan()
     name, seed = jobs[0]["user"], jobs[0]["seed"]
-    yield from measure_stream(NEW_PEOPLE[name], make_new_stream(name, load_tools()[2], LENGTH, seed), jobs)
+    yield from measure_stream(NEW_PEOPLE[name], make_new_stream(name, load_experiment_tools()[2], LENGTH, seed), jobs)
 
 
 def make_jobs(plan_hash: str) -> list:

@@ -250,8 +250,10 @@ def start_ray(ray, address: str, cores: int = None) -> None:
         except Exception as error:  # Ray has a class for each way to fail
             line, reason = " ".join(str(error).split())[:200], error
             ray.shutdown()
-    remedy = "Ray needs 1 GB of free memory, and the model's memory for each core; or build without --ray-address"
-    remedy = "check the address, and that the cluster runs the same version of Ray" if address else remedy
+    if address:
+        remedy = "check the address, and that the cluster runs the same version of Ray"
+    else:
+        remedy = "Ray needs 1 GB of free memory, and the model's memory for each core; or build without --ray-address"
     raise InputError(f"Ray did not start ({type(reason).__name__}: {line})", remedy) from reason
 
 

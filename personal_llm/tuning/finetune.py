@@ -32,6 +32,7 @@ from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
 from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder
+from ..base.folder_store import CHECKPOINTS_FOLDER
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
 from ..buffer.preferences import make_preference_samples, set_reference_losses
@@ -136,9 +137,6 @@ def trainable_adapter(
         model.model = detach_adapter(adapted).eval()
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #42dd0d45
-CHECKPOINTS_FOLDER = "checkpoints"  # in the adapter's folder; in it a folder for each run, named by its hash
-
-
 def hash_run(config, seed: int, base: str, dialogues: list, start: Path = None, replay: list = ()) -> str:  # hex
     "Return a hash of everything that a fine-tune depends on."
     content_parts = [d.to_dict() for d in dialogues], *[d.id for d in replay]
