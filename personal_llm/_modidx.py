@@ -8219,6 +8219,78 @@ d = {
                 "personal_llm/tuning/finetune.py",
             ),
         },
+        "personal_llm.tuning.leakage": {
+            "personal_llm.tuning.leakage.Leakage": ("3_tuning/leakage.html#leakage", "personal_llm/tuning/leakage.py"),
+            "personal_llm.tuning.leakage.Leakage.__post_init__": (
+                "3_tuning/leakage.html#leakage.__post_init__",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Leakage.from_dict": (
+                "3_tuning/leakage.html#leakage.from_dict",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Leakage.is_high": (
+                "3_tuning/leakage.html#leakage.is_high",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Leakage.lines": (
+                "3_tuning/leakage.html#leakage.lines",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Leakage.to_dict": (
+                "3_tuning/leakage.html#leakage.to_dict",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Membership": (
+                "3_tuning/leakage.html#membership",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Membership.__str__": (
+                "3_tuning/leakage.html#membership.__str__",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Overlap": ("3_tuning/leakage.html#overlap", "personal_llm/tuning/leakage.py"),
+            "personal_llm.tuning.leakage._collect_ngrams": (
+                "3_tuning/leakage.html#_collect_ngrams",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.compute_advantage": (
+                "3_tuning/leakage.html#compute_advantage",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.compute_auc": (
+                "3_tuning/leakage.html#compute_auc",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.compute_exposure": (
+                "3_tuning/leakage.html#compute_exposure",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.make_canaries": (
+                "3_tuning/leakage.html#make_canaries",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.measure_leakage": (
+                "3_tuning/leakage.html#measure_leakage",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.measure_membership": (
+                "3_tuning/leakage.html#measure_membership",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.measure_overlap": (
+                "3_tuning/leakage.html#measure_overlap",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.response_losses": (
+                "3_tuning/leakage.html#response_losses",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.score_membership": (
+                "3_tuning/leakage.html#score_membership",
+                "personal_llm/tuning/leakage.py",
+            ),
+        },
         "personal_llm.tuning.lora": {
             "personal_llm.tuning.lora.LoRALinear": ("3_tuning/lora.html#loralinear", "personal_llm/tuning/lora.py"),
             "personal_llm.tuning.lora.LoRALinear.__init__": (
