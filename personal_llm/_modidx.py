@@ -344,6 +344,10 @@ d = {
                 "8_app/commands.html#phone_simulate_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.retrain_folder": (
+                "8_app/commands.html#retrain_folder",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.service_start_command": (
                 "8_app/commands.html#service_start_command",
                 "personal_llm/app/commands.py",
@@ -3799,12 +3803,24 @@ d = {
                 "6_device/forgetting.html#personalizerstate.cut_histories",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.PersonalizerState.find_evicted_ids": (
+                "6_device/forgetting.html#personalizerstate.find_evicted_ids",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.PersonalizerState.find_ids_to_forget": (
                 "6_device/forgetting.html#personalizerstate.find_ids_to_forget",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.PersonalizerState.forget": (
                 "6_device/forgetting.html#personalizerstate.forget",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.PersonalizerState.list_rebuildable": (
+                "6_device/forgetting.html#personalizerstate.list_rebuildable",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.PersonalizerState.plan_rebuild": (
+                "6_device/forgetting.html#personalizerstate.plan_rebuild",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._normalize_text": (
@@ -3817,6 +3833,10 @@ d = {
             ),
             "personal_llm.device.forgetting.collect_source_ids": (
                 "6_device/forgetting.html#collect_source_ids",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.describe_sources": (
+                "6_device/forgetting.html#describe_sources",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.find_history_cut": (
@@ -3845,6 +3865,10 @@ d = {
             ),
             "personal_llm.device.forgetting.hash_exchange": (
                 "6_device/forgetting.html#hash_exchange",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.hash_text": (
+                "6_device/forgetting.html#hash_text",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.is_adapter_affected": (
@@ -3901,8 +3925,16 @@ d = {
                 "6_device/personalizer.html#personalizer.commit_round",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.describe_start": (
+                "6_device/personalizer.html#personalizer.describe_start",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.feedback": (
                 "6_device/personalizer.html#personalizer.feedback",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.find_rebuild_obstacle": (
+                "6_device/personalizer.html#personalizer.find_rebuild_obstacle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -3937,12 +3969,20 @@ d = {
                 "6_device/personalizer.html#personalizer.rescore_buffer",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.retrain": (
+                "6_device/personalizer.html#personalizer.retrain",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.save": (
                 "6_device/personalizer.html#personalizer.save",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.score": (
                 "6_device/personalizer.html#personalizer.score",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.select_trainable": (
+                "6_device/personalizer.html#personalizer.select_trainable",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.state": (

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from personal_llm import personalize
+from personal_llm import personalize, read_dialogues
 from personal_llm.app import personalize as module
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import models
+from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.files import OwnedFolder, delete_path
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
@@ -117,3 +118,22 @@ def test_a_dry_run_of_forget_deletes_nothing(world, tmp_path, capsys):
     planned = found(capsys, *forget, "--dry-run")
     done = found(capsys, *forget)
     assert planned["dry_run"] and planned["dialogues"] == done["dialogues"] and snapshot(mine) != before
+
+
+def test_a_rebuilt_adapter_equals_one_that_never_saw_the_dialogue(tmp_path, capsys):
+    "To the byte: the weights and settings of a run on the other dialogues. They are published again."
+    own, out, settings = rows(12), tmp_path / "out", dict(capacity=16, steps=3, progress=False, synthetic=1)
+    victim = read_dialogues(own)[5]
+    personalize(own, out, **settings)
+    personalize([d for d in read_dialogues(own) if d.id != victim.id], tmp_path / "never", **settings)
+    forget = ("forget", "--out", out, "--id", victim.id)
+    with_it = (out / "adapter" / WEIGHTS_FILE).read_bytes()
+    planned = found(capsys, *forget, "--retrain", "--dry-run")
+    assert planned["rebuildable"] == ["adapter 000 on 11 of its 12 dialogues"] and planned["rebuilt"] == []
+    assert (out / "adapter" / WEIGHTS_FILE).read_bytes() == with_it
+    assert found(capsys, *forget)["adapters"] and not (out / "adapter").exists(), "refused until it is rebuilt"
+    done = found(capsys, "forget", "--out", out, "--retrain")
+    assert done["rebuilt"] == ["adapter 000: rebuilt on 11 of its 12 dialogues"]
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (out / "adapter" / name).read_bytes() == (tmp_path / "never" / "adapter" / name).read_bytes() != with_it
+    assert found(capsys, "forget", "--out", out, "--retrain")["rebuilt"] == ["no deleted adapter can be rebuilt"]

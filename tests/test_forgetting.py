@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch
+from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, start, told, watch, weights_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills import every_kill
@@ -15,6 +15,7 @@ from kills import every_kill
 from personal_llm.base.adapters import ADAPTER_CARD_FILE
 from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import OWNERSHIP_FILE, lock_folder
+from personal_llm.buffer import buffer
 from personal_llm.device import personalizer
 from personal_llm.base.folder_store import STORE_FILE, claim_adapter_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
@@ -183,12 +184,179 @@ def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):
     watch(me, TALK[:2])
     me.save()
     done = me.forget(text=CANARY)
-    assert not done.ids and "adapters 000 and their copies may still hold the text" in str(done), "no false all-clear"
+    note = "2 dialogues that left the buffer: a search finds only their whole prompts and responses"
+    assert not done.ids and note in str(done), "no false all-clear"
+    assert "adapters 000 and their copies learned from them" in str(done)
     me.save()
-    assert "may still hold the text" in str(forget_folder(tmp_path, text=CANARY))
+    assert note in str(forget_folder(tmp_path, text=CANARY))
     done = me.forget(text="answer 1")
-    assert any("no longer stored" in words for words in done.unreachable) and len(me.rounds) == 1
+    assert any(note in words for words in done.unreachable) and len(me.rounds) == 1
     assert me.forget(everything=True).adapters and me.adapter is None
+
+
+def evicting_run(out, texts=("the " + CANARY, "pill"), **more):
+    "A run whose first adapters learned from a dialogue that left the buffer; a later one did not read it again."
+    me = start(out / "run-1", capacity=2, **more)
+    watch(me, [Dialogue(*texts, time=3.0), Dialogue("tea", "bread", time=900.0)])
+    me.finetune(progress=False)
+    watch(me, TALK[20:22])
+    me.finetune(progress=False)
+    me.save()
+    shutil.copytree(me.adapter.path, out / "adapter")
+    (out / OWNERSHIP_FILE).write_text(json.dumps(dict(made=dict(adapter=None))))
+    return me
+
+
+@pytest.mark.parametrize("where", ["in memory", "in the folder"])
+@pytest.mark.parametrize("how", ["id", "prompt", "response", "time"])
+def test_a_dialogue_that_left_the_buffer_is_found_in_every_adapter(where, how, tmp_path, monkeypatch):
+    "Its text is gone, and its line of the log; the adapter, the one that continued it, and the published copy stay."
+    monkeypatch.setattr(buffer, "MAX_LOGGED_DECISIONS", 1)
+    me = evicting_run(tmp_path)
+    name = me.rounds[0].parents[0]
+    wish = dict(
+        id=dict(ids=[name]), prompt=dict(text=f"THE  {CANARY}"), response=dict(text="Pill"), time=dict(before=4)
+    )
+    assert CANARY.encode() not in bytes_below(tmp_path), "the text is stored nowhere"
+    act = me.forget if where == "in memory" else lambda **given: forget_folder(tmp_path, **given)
+    done = act(**wish[how])
+    assert done.ids == {name} and [Path(path).name for path in done.adapters] == ["000", "001"]
+    assert not (tmp_path / "adapter").exists() and str(tmp_path / "adapter") in done.files
+    assert name.encode() not in bytes_below(tmp_path)
+    assert act(**wish[how]).adapters == []
+
+
+def test_a_correction_that_left_the_buffer_is_found_by_the_id_of_its_original(tmp_path):
+    me = evicting_run(tmp_path, user=User(lambda d: CANARY in d.prompt), ask_when="arrival")
+    corrected, original = me.rounds[0].parents[:2]
+    assert corrected != original and {*me.exchange_hashes} >= {original}
+    assert forget_folder(tmp_path, text="better: pill").ids == {corrected, original}
+    assert not {corrected.encode(), original.encode()} & {*bytes_below(tmp_path).split(b'"')}
+
+
+def test_hashes_of_texts_differ_between_folders(tmp_path):
+    "Who has the published hash of one folder cannot look for a text in another."
+    rounds = [evicting_run(tmp_path / name).rounds[0] for name in ("one", "other")]
+    (one, other) = [[*round.sources.values()][0] for round in rounds]
+    assert one[:2] == other[:2] and not {*one[2]} & {*other[2]} and len(one[2]) == 2
+
+
+def test_an_evicted_dialogue_without_a_time_is_out_of_reach_of_a_time(tmp_path):
+    me = start(tmp_path, capacity=1)
+    watch(me, [Dialogue("pill", "tea")])
+    me.finetune(progress=False)
+    watch(me, [Dialogue("bread", "tea", time=9.0)])
+    me.save()
+    done = forget_folder(tmp_path, before=5)
+    assert not done.ids and "1 dialogues that left the buffer and have no time; adapters 000" in str(done)
+
+
+def test_an_adapter_from_elsewhere_brings_its_dialogues(tmp_path):
+    other = start(tmp_path / "other")
+    watch(other, TALK[:2])
+    elsewhere = other.finetune(progress=False)
+    me = start(tmp_path / "me", start=elsewhere)
+    watch(me, TALK[4:6])
+    me.finetune(progress=False)
+    me.save()
+    assert me.rounds[0].start == "other" and len(forget_folder(tmp_path / "me", ids=[TALK[0].id]).adapters) == 1
+    me = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS, start=elsewhere)
+    (line,) = me.retrain(progress=False)
+    assert "learned from a forgotten dialogue" in line and me.adapter is None and len(me.deleted_rounds) == 1
+
+
+# ---- training again
+
+
+@pytest.mark.parametrize("where", ["in memory", "in the folder"])
+def test_a_rebuilt_adapter_never_held_it(where, tmp_path):
+    "Three rounds, the victim in the second: the others are what they would be without it."
+    victim, others = TALK[4], TALK[:4] + TALK[5:9]
+    never = start(tmp_path / "never", capacity=8)
+    me = start(tmp_path / "me", capacity=8)
+    for each, stream in ((never, [others[:2], others[2:4], others[4:6]]), (me, [TALK[:2], TALK[2:5], TALK[5:7]])):
+        for part in stream:
+            watch(each, part)
+            each.finetune(progress=False)
+    me.save()
+    kept = me.rounds[0].adapter
+    if where == "in memory":
+        done = me.forget(ids=[victim.id])
+    else:
+        done = forget_folder(tmp_path / "me", ids=[victim.id])
+        me = load(tmp_path / "me")
+    assert done.rebuildable == ["adapter 001 on 4 of its 5 dialogues", "adapter 002 on 6 of its 7 dialogues"]
+    assert me.retrain(progress=False) == [
+        "adapter 001: rebuilt on 4 of its 5 dialogues",
+        "adapter 002: rebuilt on 6 of its 7 dialogues",
+    ]
+    assert me.rounds[0].adapter == kept and me.deleted_rounds == []
+    assert [weights_hash(r.adapter) for r in me.rounds] == [weights_hash(r.adapter) for r in never.rounds]
+    again = load(tmp_path / "me")
+    assert told(again)[1:] == told(me)[1:] and again.deleted_rounds == []
+
+
+def test_what_left_the_buffer_is_not_in_the_rebuilt_adapter(tmp_path):
+    me = evicting_run(tmp_path)
+    name = me.rounds[0].parents[0]
+    me.forget(ids=[name])
+    lines = me.retrain(progress=False)
+    assert lines == [
+        "adapter 000: gone, the buffer holds 0 of its 2 dialogues",
+        "adapter 001: rebuilt on 2 of its 2 dialogues",
+    ]
+    assert [Path(r.adapter).name for r in me.rounds] == ["000"] and name not in me.rounds[0].parents
+
+
+def test_a_new_fine_tune_takes_the_place_of_what_was_deleted(tmp_path):
+    me = evicting_run(tmp_path)
+    me.forget(ids=[me.rounds[0].parents[0]])
+    assert len(me.deleted_rounds) == 2
+    me.finetune(progress=False)
+    assert me.deleted_rounds == [] and me.retrain(progress=False) == []
+
+
+def test_a_second_wish_before_the_rebuilding(tmp_path):
+    "The plan forgets as well, in the order of the rounds."
+    me = start(tmp_path, capacity=8)
+    for place in (0, 2, 4):
+        watch(me, TALK[place : place + 2])
+        me.finetune(progress=False)
+    me.save()
+    forget_folder(tmp_path, ids=[TALK[4].id])
+    forget_folder(tmp_path, ids=[TALK[2].id])
+    assert TALK[2].id.encode() not in bytes_below(tmp_path)
+    me = load(tmp_path)
+    assert me.retrain(progress=False) == [
+        "adapter 001: rebuilt on 3 of its 4 dialogues",
+        "adapter 002: rebuilt on 4 of its 6 dialogues",
+    ]
+    forget_folder(tmp_path, everything=True)
+    assert b"deleted_rounds" not in bytes_below(tmp_path)
+
+
+def test_a_kill_while_rebuilding(tmp_path):
+    "The next call rebuilds the rest, to the same weights."
+
+    def folder(step):
+        me = start(tmp_path / f"{step}", capacity=8)
+        for place in (0, 2):
+            watch(me, TALK[place : place + 2])
+            me.finetune(progress=False)
+        me.save()
+        forget_folder(tmp_path / f"{step}", ids=[TALK[1].id])
+        return tmp_path / f"{step}"
+
+    def check(place, step):
+        me = load(place)
+        left = len(me.deleted_rounds)
+        me.retrain(progress=False)
+        assert [Path(r.adapter).name for r in me.rounds] == ["000", "001"] and not me.deleted_rounds, step
+        assert [path.name for path in sorted((place / "adapters").iterdir())] == ["000", "001"], step
+        return left, tuple(weights_hash(r.adapter) for r in me.rounds)
+
+    found = every_kill(folder, lambda place: load(place).retrain(progress=False), check)
+    assert {left for left, _ in found} == {0, 1, 2} and len({weights for _, weights in found}) == 1
 
 
 # ---- what goes and what stays

@@ -16,16 +16,16 @@ from .arguments import load_model_from_arguments, option, print_note, read_dialo
 from .arguments import register_command, setting_options
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
-from .personalize import evaluate_replies
+from .personalize import evaluate_replies, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .personalize import personalize
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import InputError, check
-from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
+from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results, recover_results
 from ..device.annotation import ask_at_terminal
-from ..device.forgetting import forget_folder
-from ..device.personalizer import ASK_WHEN_CHOICES
+from ..device.forgetting import PUBLISHED_ADAPTER, forget_folder
+from ..device.personalizer import ASK_WHEN_CHOICES, load_personalizer
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
 from ..runtimes import service
 from ..runtimes.export import EXPORT_TARGETS, export_adapter
@@ -246,6 +246,18 @@ def parse_time(text: str):  # seconds, or None for None
     raise InputError(f"--before {text[:40]}", "give a date such as 2024-05-31, or a number")
 
 # %% ../../nbs/8_app/07_commands.ipynb #6ea9497a
+def retrain_folder(args) -> list:  # lines
+    "Train the adapters again that `forget` deleted in a folder, and publish the newest one."
+    lines, out = [], Path(args.out)
+    for run in [run for run in find_state_folders(out) if read_state(run).deleted_rounds]:
+        me = load_personalizer(run, load_model_from_arguments(args), start=resolve_start(args.start_from))
+        lines += me.retrain(not args.quiet)
+        if me.adapter and run != out and (out / OWNERSHIP_FILE).is_file():
+            with open_results_folder(out, PUBLISHED_ADAPTER) as owned:
+                publish_results(owned, {PUBLISHED_ADAPTER: Path(me.adapter.path)})
+    return lines or ["no deleted adapter can be rebuilt"]
+
+
 NO_MATCH_MESSAGE = "no stored dialogue matches"
 DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
 
@@ -259,16 +271,28 @@ DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report wo
     option("--before", metavar="TIME", help="dialogues before a date (2024-05-31), or a number as dialogues have it"),
     option("--all", action="store_true", help="everything that this package stored in the folder"),
     option("--dry-run", action="store_true", help="report what would be deleted, and delete nothing"),
-    examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31", "--out mine --all"],
+    option("--retrain", action="store_true", help="train the deleted adapters again on the dialogues that are left"),
+    option("--start-from", default="none", metavar="DIR", help="for --retrain: the library where they began"),
+    *MODEL_OPTIONS,
+    examples=[
+        "--out mine --containing 'my sister' --dry-run",
+        "--out mine --before 2024-05-31 --retrain",
+        "--out mine --all",
+    ],
 )
 def forget_command(args):
-    if not (args.id or args.before or args.all or args.containing is not None):
+    is_named = args.id or args.before or args.all or args.containing is not None
+    if not (is_named or args.retrain):
         raise InputError("no dialogue is named", "give --containing, --id, --before or --all")
     finish_interrupted_run(args.out)
+    if not is_named:
+        lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain_folder(args)
+        return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
+    result["rebuilt"] = retrain_folder(args) if args.retrain and report.adapters and not args.dry_run else []
     if report.dialogues or report.cut or report.adapters or report.files or report.turns:
-        return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report)])
+        return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"]])
     return CommandResult(result, [NO_MATCH_MESSAGE, *(f"out of reach: {one}" for one in report.unreachable)])
 
 # %% ../../nbs/8_app/07_commands.ipynb #0af1347c

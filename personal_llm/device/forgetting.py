@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ForgetRequest', 'hash_exchange', 'hash_dialogue', 'remember_exchange', 'list_exchanges',
-           'collect_source_ids', 'ForgetReport', 'forget_folder']
+           'collect_source_ids', 'hash_text', 'describe_sources', 'ForgetReport', 'forget_folder']
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00003
+import hashlib
 import unicodedata
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
@@ -102,6 +103,23 @@ def collect_source_ids(
         source_ids |= {by_hash[digest]: None for _, digest, _ in list_exchanges(d.history) if digest in by_hash}
     return tuple(source_ids)
 
+
+def hash_text(key: str, text: str) -> str:  # 16 hex digits
+    "Return a hash of a text that nobody can compare with a guess who lacks the key of the folder."
+    content = _normalize_text(text).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(content, digest_size=8, key=bytes.fromhex(key)).hexdigest()
+
+
+def describe_sources(dialogues: list, key: str, feedback_rows=()) -> dict:  # id -> [time, parents, hashes]
+    "Return what a round remembers of its training dialogues, so that we recognise them after they left the buffer."
+    sources = {}
+    for d in dialogues:
+        rows = [row for row in feedback_rows if row["dialogue_id"] in (d.id, *d.parents)]
+        texts = {d.prompt, d.response, *(text for _, text in d.history)}
+        texts |= {row[name] for row in rows for name in ("text", "rejected")}
+        sources[d.id] = [d.time, list(d.parents), sorted(hash_text(key, text) for text in texts - {""})]
+    return sources
+
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00015
 @patch
 def all_ids(self: PersonalizerState) -> set:
@@ -110,7 +128,19 @@ def all_ids(self: PersonalizerState) -> set:
     ids |= {row["id"] for row in self.session.get("turns", ())}
     ids |= {row["dialogue_id"] for row in self.feedback_rows}
     ids |= {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
-    return ids.union(*(round.parents for round in self.rounds))
+    return ids.union(*(round.parents for round in self.rounds), *(row["parents"] for row in self.deleted_rounds))
+
+
+@patch
+def find_evicted_ids(self: PersonalizerState, request: ForgetRequest) -> set:  # ids
+    "Return the matching dialogues that trained an adapter and left the buffer, of which we know times and hashes only."
+    stored, wanted = {d.id for d in self.buffer.dialogues}, request.text and hash_text(self.text_key, request.text)
+    ids = set()
+    for name, (time, parents, hashes) in [pair for round in self.rounds for pair in round.sources.items()]:
+        is_named = not request.ids.isdisjoint((name, *parents))
+        if name not in stored and (is_named or request.is_early(time) or wanted in hashes):
+            ids |= {name, *parents}
+    return ids
 
 
 @patch
@@ -119,7 +149,7 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
     if request.everything:
         return self.all_ids()
     chat_turns = [Dialogue(**row) for row in self.session.get("turns", ())]
-    ids = set(request.ids) | {d.id for d in chat_turns if request.matches(d)}
+    ids = set(request.ids) | {d.id for d in chat_turns if request.matches(d)} | self.find_evicted_ids(request)
     ids |= {decision.id for decision in self.buffer.log if request.is_early(decision.time)}
     for row in self.feedback_rows:
         if request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
@@ -170,11 +200,13 @@ class ForgetReport:
     unreachable: list = field(default_factory=list)  # sentences
     ids: set = field(default_factory=set, repr=False)  # of all dialogues that were forgotten or cut
     turns: int = 0  # number of turns that a chat lost
+    rebuildable: list = field(default_factory=list)  # sentences about the deleted adapters
 
     def __str__(self):
         counts = f"forgotten: {self.dialogues} dialogues, {len(self.adapters)} adapters; {self.cut} histories cut"
         counts += f"; {self.turns} turns of the talk" * bool(self.turns)
         files = [f"removed: {path}" for path in self.adapters + self.files]
+        files += [f"can be rebuilt: {note}" for note in self.rebuildable]
         return "\n".join([counts, *files, *(f"out of reach: {note}" for note in self.unreachable)])
 
     def add(self, other: "ForgetReport") -> None:
@@ -189,17 +221,29 @@ COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
 UNSTORED_TEXT_NOTE = (
-    "adapters {} and their copies may still hold the text: they learned from dialogues whose words are no longer "
-    "stored; name these by id or time, or forget all"
+    "{} dialogues that left the buffer: a search finds only their whole prompts and responses, and no part of these; "
+    "adapters {} and their copies learned from them; name the dialogues by id or time, or forget all"
+)
+UNSTORED_TIME_NOTE = (
+    "{} dialogues that left the buffer and have no time; adapters {} and their copies learned from them; "
+    "name the dialogues by id, or forget all"
 )
 UNDATED_NOTE = "{} stored dialogues without a time; name these by id or words, or forget all"
 
 
-def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
-    "Name the adapters with training texts that are no longer stored, because a search for a text cannot match those."
-    stored = {*collect_source_ids(state.buffer.dialogues, state.exchange_hashes)}
-    names = [Path(round.adapter).name for round in state.rounds if not stored.issuperset(round.parents)]
-    return [UNSTORED_TEXT_NOTE.format(", ".join(names))] if names and request.text else []
+def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences
+    "Name the adapters that learned from dialogues which a search for a text or a time cannot match any more."
+    stored, notes = {*collect_source_ids(state.buffer.dialogues, state.exchange_hashes)}, []
+    dated = {decision.id for decision in state.buffer.log if decision.time}
+    dated |= {name for round in state.rounds for name, source in round.sources.items() if source[0]}
+    for is_asked, known, note in (
+        (request.text is not None, stored, UNSTORED_TEXT_NOTE),
+        (request.before is not None, stored | dated, UNSTORED_TIME_NOTE),
+    ):
+        evicted = {Path(round.adapter).name: {*round.parents} - known for round in state.rounds}
+        names = [name for name, ids in evicted.items() if ids]
+        notes += [note.format(len(set().union(*evicted.values())), ", ".join(names))] * bool(is_asked and names)
+    return notes
 
 
 def list_undated_dialogues(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
@@ -208,6 +252,29 @@ def list_undated_dialogues(state: PersonalizerState, request: ForgetRequest) -> 
     return [UNDATED_NOTE.format(count)] if count and request.before is not None else []
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00026
+@patch
+def plan_rebuild(self: PersonalizerState, rounds: list, ids: set, everything: bool) -> None:
+    "Remember how deleted rounds were made, without the forgotten ids, for `Personalizer.retrain`."
+    rows = [
+        dict(adapter=Path(round.adapter).name, start=round.start, ids=[*(round.sources or round.parents)])
+        | dict(parents=[*round.parents], count=len(round.sources or round.parents))
+        for round in rounds
+    ]
+    rows += self.deleted_rounds
+    stay = lambda names: [name for name in names if name not in ids]
+    rows = [row | dict(ids=stay(row["ids"]), parents=stay(row["parents"])) for row in rows]
+    self.deleted_rounds[:] = [] if everything else rows
+
+
+@patch
+def list_rebuildable(self: PersonalizerState) -> list:  # sentences
+    "Say on how many of its dialogues each deleted adapter can be trained again."
+    stored = [{d.id, *d.parents} for d in self.buffer.dialogues]
+    counts = [sum(not ids.isdisjoint(row["ids"]) for ids in stored) for row in self.deleted_rounds]
+    rows = zip(self.deleted_rounds, counts)
+    return [f"adapter {row['adapter']} on {count} of its {row['count']} dialogues" for row, count in rows]
+
+
 @patch
 def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Remove all matching dialogues from the state; the caller deletes the files."
@@ -219,6 +286,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
         return ForgetReport(unreachable=list_unverifiable_adapters(self, request) + undated)
     first = next((i for i, round in enumerate(self.rounds) if changed_ids & {*round.parents}), len(self.rounds))
     adapters = [str(round.adapter) for round in self.rounds[first:]]
+    self.plan_rebuild(self.rounds[first:], ids, request.everything)
     del self.rounds[first:]
     self.buffer.erase(ids)
     self.asked_ids -= ids
@@ -235,7 +303,8 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     notes = [COPIES_NOTE, SOURCE_FILE_NOTE] + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
     notes += list_unverifiable_adapters(self, request) + undated
     counts = size_before - len(self.buffer), len(cut_ids)
-    return ForgetReport(*counts, adapters, [], notes, changed_ids, len(turns) - len(stay))
+    rebuildable = self.list_rebuildable() if adapters else []
+    return ForgetReport(*counts, adapters, [], notes, changed_ids, len(turns) - len(stay), rebuildable)
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00029
 PUBLISHED_ADAPTER = "adapter"  # in an output folder: a copy of the newest adapter

@@ -6,17 +6,18 @@
 __all__ = ['ASK_WHEN_CHOICES', 'OBSERVE_BATCH_SIZE', 'PersonalizerSettings', 'Personalizer', 'load_personalizer']
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #61bb88a7
+import secrets
 import tempfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..base.adapters import Adapter
+from ..base.adapters import Adapter, read_adapter_card
 from ..base.core import MAX_SEED, Cost, Dialogue, InputError, check, check_settings_fields, patch, setting
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import collect_source_ids, remember_exchange
+from .forgetting import collect_source_ids, describe_sources, remember_exchange
 from .annotation import AnnotationManager
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback, drop_disliked, drop_unstored_texts
@@ -30,7 +31,7 @@ from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 from ..base.folder_store import STORE_FILE, claim_adapter_folder, load_adapter, remove_adapter
-from .store import PersonalizerState, TrainingRound, get_state_version
+from .store import STATE_FIELDS, PersonalizerState, TrainingRound, get_state_version
 from .store import lock_state, read_state, write_state
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00003
@@ -89,7 +90,8 @@ class Personalizer(AnnotationManager):
         self.state_version = ""  # of the state in the folder that we read or wrote last
         self.adapter = None  # the `Adapter` of the last fine-tune
         self.synthesis = None  # the `SynthesisResult` of the last fine-tune
-        self.exchange_hashes = {}  # see `PersonalizerState`
+        self.exchange_hashes, self.deleted_rounds = {}, []  # see `PersonalizerState`
+        self.text_key = secrets.token_hex(16)
         self.has_lock = False  # whether the folder is locked by this process already
         if isinstance(start, Library) and start.base != model.base:
             what = f"the library is for base {start.base}, this model is {model.base}"
@@ -202,13 +204,19 @@ def locked(self: Personalizer):
 
 
 @patch
+def select_trainable(self: Personalizer) -> list:
+    "Return the dialogues of the buffer with a response that the policy trains on."
+    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
+    return self.buffer.policy.select_training_dialogues(with_response)
+
+
+@patch
 def collect_training_dialogues(self: Personalizer) -> list:
     "Ask the questions that are due at the freeze, and return the dialogues with a response; `InputError` if none."
     if self.ask_when != "arrival":
         for slot in self.buffer.policy.order_questions(self.buffer.view):
             self.ask_about_entry(slot)
-    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
-    dialogues = self.buffer.policy.select_training_dialogues(with_response)
+    dialogues = self.select_trainable()
     if not dialogues:
         reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
         raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
@@ -230,6 +238,18 @@ class PreparedRound:
     adapter: Adapter
     warm: dict  # the choice from a library, or None
     cost: Cost  # of that choice
+    start: object = None  # the adapter or folder where it began; None: the base model
+
+
+@patch
+def describe_start(self: Personalizer, prepared: PreparedRound) -> tuple:  # (name, ids)
+    "Return `TrainingRound.start`, and the dialogues that an adapter from elsewhere learned from."
+    if prepared.warm or prepared.start is None:
+        return "library" if prepared.warm else "", ()
+    place = Path(getattr(prepared.start, "path", prepared.start))
+    if self.adapter and place == Path(self.adapter.path):
+        return "last", ()
+    return "other", tuple(read_adapter_card(place).get("parents", ()))
 
 
 @patch
@@ -238,6 +258,8 @@ def record_round(self: Personalizer, prepared: PreparedRound) -> None:
     adapter, synthesis = prepared.adapter, prepared.synthesis
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.cost = self.cost + cost
+    start, start_parents = self.describe_start(prepared)
+    feedback_rows = self.feedback_rows if self.settings.preferences else ()
     round = TrainingRound(
         seen=self.buffer.seen,
         kept=len(prepared.dialogues),
@@ -250,7 +272,9 @@ def record_round(self: Personalizer, prepared: PreparedRound) -> None:
         steps=adapter.history[-1][0] if adapter.history else 0,
         seconds=cost.seconds,
         adapter=str(adapter.path),
-        parents=collect_source_ids(prepared.dialogues, self.exchange_hashes),
+        parents=(*collect_source_ids(prepared.dialogues, self.exchange_hashes), *start_parents),
+        start=start,
+        sources=describe_sources(prepared.dialogues, self.text_key, feedback_rows),
         cut=sum(d.id in self.model.truncated for d in prepared.dialogues + synthesis.dialogues),
         warm=prepared.warm,
     )
@@ -272,13 +296,14 @@ def train_adapter(
         replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
         preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
         adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
-    return PreparedRound(dialogues, synthesis, adapter, warm, cost)
+    return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
 
 
 @patch
 def commit_round(self: Personalizer, prepared: PreparedRound) -> None:
     "Use a new adapter from now on, and score the buffer with it."
     self.record_round(prepared)
+    self.deleted_rounds = []  # the new adapter takes their place
     self.buffer.policy.after_finetune(self.buffer)
     self.rescore_buffer()
 
@@ -305,8 +330,8 @@ def state(self: Personalizer) -> PersonalizerState:
     ids = {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
     ids |= {turn["id"] for turn in self.session.get("turns", ())}
     self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
-    lists = self.rounds, self.cost, self.asked_ids, self.exchange_hashes, self.session, self.feedback_rows
-    return PersonalizerState(self.model.base, settings, self.buffer, *lists)
+    parts = {name: getattr(self, name) for name in STATE_FIELDS}
+    return PersonalizerState(self.model.base, settings, self.buffer, **parts)
 
 
 @patch
@@ -348,7 +373,7 @@ def load_personalizer(
     except (TypeError, KeyError) as error:
         wrong = f"{Path(folder) / STORE_FILE}: damaged ({str(error)[:80]})"
         raise InputError(wrong, "restore a copy or start anew") from error
-    for name in ("rounds", "cost", "asked_ids", "exchange_hashes", "session", "feedback_rows"):
+    for name in STATE_FIELDS:
         setattr(me, name, getattr(state, name))
     me.adapter = load_adapter(folder, state.adapter) if state.adapter else None
     me.state_version = state.buffer.store_version
@@ -386,3 +411,42 @@ def forget(
             for adapter in report.adapters:
                 remove_adapter(adapter)
     return report
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #d4048981
+@patch
+def find_rebuild_obstacle(self: Personalizer, row: dict) -> str:  # empty: it can be rebuilt
+    "Return the reason why a deleted adapter cannot be trained again as it was."
+    if row["start"] == "library" and not isinstance(self.start, (Library, Ranking)):
+        return "it began from a library; give this library as the start"
+    if row["start"] == "other":
+        if self.start is None or isinstance(self.start, (Library, Ranking)):
+            return "it began from another adapter; give this adapter as the start"
+        known = read_adapter_card(getattr(self.start, "path", self.start)).get("parents", ())
+        if not {*known} <= {*row["parents"]}:
+            return "the adapter where it began learned from a forgotten dialogue; fine-tune without it"
+    return ""
+
+
+@patch
+def retrain(
+    self: Personalizer,
+    progress: bool = True,
+) -> list:  # a line for each deleted adapter
+    "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
+    lines = []
+    while self.deleted_rounds:
+        row, *rest = self.deleted_rounds
+        if reason := self.find_rebuild_obstacle(row):
+            return [*lines, f"adapter {row['adapter']}: not rebuilt; {reason}"]
+        dialogues = [d for d in self.select_trainable() if not {d.id, *d.parents}.isdisjoint(row["ids"])]
+        if dialogues:
+            start = {"": None, "last": self.adapter}.get(row["start"], self.start)
+            with self.locked():
+                out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
+                self.commit_round(self.train_adapter(dialogues, start, out, progress))
+        counts = f"{len(dialogues)} of its {row['count']} dialogues"
+        lines.append(f"adapter {row['adapter']}: {'rebuilt on' if dialogues else 'gone, the buffer holds'} {counts}")
+        self.deleted_rounds = rest
+        if self.folder:
+            self.save()
+    return lines
