@@ -4438,6 +4438,10 @@ d = {
                 "experiments/new_people_grid.html#choose_tests",
                 "personal_llm/experiments/new_people_grid.py",
             ),
+            "personal_llm.experiments.new_people_grid.describe_person": (
+                "experiments/new_people_grid.html#describe_person",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
             "personal_llm.experiments.new_people_grid.describe_progress": (
                 "experiments/new_people_grid.html#describe_progress",
                 "personal_llm/experiments/new_people_grid.py",

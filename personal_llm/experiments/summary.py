@@ -256,17 +256,17 @@ def gain_claim(rows: list, metric: str, claim: str, floor: str, bar: float) -> C
     "Compare a metric of `active` with the bare model's."
     values, bare = person_means(rows, metric), person_means(rows, f"{metric}_bare")
     if len(values) < MIN_PEOPLE:
-        return Claim(claim, floor, "runs not finished", "open", "27_new_people_grid")
+        return Claim(claim, floor, "runs not finished", "open", "26_new_people_grid")
     gain, oracle = values - bare, person_means(rows, metric, "oracle")
     means = f"active {values.mean():.3f}, oracle {oracle.mean():.3f}, bare {bare.mean():.3f}"
     ours = f"{len(values)} people: {means}; gain {mean_over_users(gain)}"
     verdict = decide_verdict(gain.mean() >= bar and mean_over_users(gain).low > 0, gain.mean() > 0)
-    return Claim(claim, floor, ours, verdict, "27_new_people_grid")
+    return Claim(claim, floor, ours, verdict, "26_new_people_grid")
 
 
 def new_headroom_claim(rows: list) -> Claim:
     "Measure the headroom in loss from the best rival, chosen anew in each resample."
-    claim, where = "ours: headroom in loss from the best rival, defaults", "27_new_people_grid"
+    claim, where = "ours: headroom in loss from the best rival, defaults", "26_new_people_grid"
     if len({row["user"] for row in rows}) < MIN_PEOPLE:
         return Claim(claim, "oracle: 100 %", "runs not finished", "open", where)
     found = share_from_best_rival({policy: person_means(rows, "loss", policy) for policy in POLICIES_COMPARED})
@@ -278,7 +278,7 @@ def new_headroom_claim(rows: list) -> Claim:
 def turns_claim(rows: list) -> Claim:
     "Count the habits in turns 1 to 6 of a conversation."
     turns = [person_means(rows, f"talk_{k}") for k in range(1, 7)]
-    claim, where = "ours: habits kept in turns 1 to 6 of a conversation", "27_new_people_grid"
+    claim, where = "ours: habits kept in turns 1 to 6 of a conversation", "26_new_people_grid"
     if min(map(len, turns)) < MIN_PEOPLE:
         return Claim(claim, "bar .85 in every turn", "runs not finished", "open", where)
     means = [float(values.mean()) for values in turns]
@@ -288,7 +288,7 @@ def turns_claim(rows: list) -> Claim:
 # %% ../../nbs/experiments/00_summary.ipynb #00np0003
 def harm_claim(rows: list) -> Claim:
     "Count the runs that end empty, or worse than the bare model on the test."
-    claim, where = "ours: runs that end empty or worse than the bare model", "27_new_people_grid"
+    claim, where = "ours: runs that end empty or worse than the bare model", "26_new_people_grid"
     if not rows:
         return Claim(claim, "bar 2 %", "runs not finished", "open", where)
     harmed = [bool(row["is_empty"]) or row["loss"] > row["loss_bare"] for row in rows]
@@ -304,12 +304,12 @@ def memory_claims(rows: list) -> list:  # `Claim`s
         adapter, tokens = person_means(rows, "memory_loss_adapter"), person_means(rows, f"{name}_tokens")
         claim = f"ours: the adapter beats {name} in the prompt (loss)"
         if len(alone) < MIN_PEOPLE:
-            out.append(Claim(claim, "no training", "runs not finished", "open", "27_new_people_grid"))
+            out.append(Claim(claim, "no training", "runs not finished", "open", "26_new_people_grid"))
             continue
         ours = f"{name} {alone.mean():.2f}, adapter {adapter.mean():.2f}, both {both.mean():.2f} nats a token; "
         ours += f"{name} reads {tokens.mean():.0f} more tokens a prompt ({len(alone)} people)"
         verdict = decide_verdict(mean_over_users(alone - adapter).low > 0, adapter.mean() < alone.mean())
-        out.append(Claim(claim, "no training", ours, verdict, "27_new_people_grid"))
+        out.append(Claim(claim, "no training", ours, verdict, "26_new_people_grid"))
     return out
 
 # %% ../../nbs/experiments/00_summary.ipynb #9f9a36fd
