@@ -1403,6 +1403,10 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_plain_linear": (
+                "0_base/loading.html#is_plain_linear",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.load_causal_lm": (
                 "0_base/loading.html#load_causal_lm",
                 "personal_llm/base/loading.py",

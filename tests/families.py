@@ -12,6 +12,7 @@ SMALL |= dict(head_dim=8, max_position_embeddings=256, initializer_range=0.1)
 EXPERTS = dict(num_experts=4, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 MIXED = dict(layer_types=["full_attention", "linear_attention"] * 2, linear_num_key_heads=2, linear_num_value_heads=2)
 MIXED |= dict(linear_key_head_dim=8, linear_value_head_dim=8)
+HYBRID = dict(mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16, mamba_n_groups=1)
 GEMMA_4 = dict(global_head_dim=8, num_global_key_value_heads=2, hidden_size_per_layer_input=8, num_kv_shared_layers=0)
 FAMILIES = {  # name -> (transformers' name of the text configuration, further settings)
     "llama3": ("llama", {}),
@@ -33,9 +34,10 @@ FAMILIES = {  # name -> (transformers' name of the text configuration, further s
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {}),
     "gpt-neox": ("gpt_neox", {}),
-    "falcon": ("falcon", dict(num_kv_heads=2)),
+    "falcon": ("falcon", dict(num_kv_heads=2, head_dim=None)),
     "granite": ("granite", {}),
-    "granite-moe-hybrid": ("granitemoehybrid", EXPERTS | dict(layer_types=["attention"] * 4)),
+    "granite-moe-hybrid": ("granitemoehybrid", EXPERTS | dict(layer_types=["attention"] * 4) | HYBRID),
+    "granite-4-hybrid": ("granitemoehybrid", EXPERTS | dict(layer_types=["attention", "mamba"] * 2) | HYBRID),
     "lfm2": ("lfm2", dict(layer_types=["conv", "full_attention"] * 2, block_ff_dim=48)),
     "gpt-oss": ("gpt_oss", EXPERTS),
     "mamba": ("mamba", {}),
@@ -53,7 +55,8 @@ def family(name: str, seed: int = 0):  # a `Model`
     ids = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
     if "vocab_size_per_layer_input" in further:
         further = further | dict(vocab_size_per_layer_input=len(tokenizer))
-    config = AutoConfig.for_model(kind, **SMALL | dict(vocab_size=len(tokenizer)) | ids | further)
+    settings = SMALL | dict(vocab_size=len(tokenizer)) | ids | further
+    config = AutoConfig.for_model(kind, **{name: value for name, value in settings.items() if value is not None})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -72,13 +72,14 @@ def supports_partial_logits(
     "Return whether the output layer, applied to the last hidden states, gives this model's logits."
     import torch
 
-    if not hasattr(unwrap_peft(adapted), "base_model") or unwrap_peft(adapted).get_output_embeddings() is None:
+    inner = unwrap_peft(adapted)
+    if getattr(inner, "base_model", inner) is inner or inner.get_output_embeddings() is None:
         return False
     ids = torch.tensor([[1, 2]], device=adapted.device)
     batch, was_training = dict(input_ids=ids, attention_mask=torch.ones_like(ids)), adapted.training
     adapted.eval()
     with torch.no_grad():
-        partial = unwrap_peft(adapted).get_output_embeddings()(last_hidden_states(adapted, batch))
+        partial = inner.get_output_embeddings()(last_hidden_states(adapted, batch))
         whole = adapted(**batch, use_cache=False).logits
     adapted.train(was_training)
     return partial.shape == whole.shape and torch.allclose(partial, whole, rtol=1e-3, atol=1e-3)
