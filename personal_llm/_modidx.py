@@ -2282,6 +2282,42 @@ d = {
             "personal_llm.course.checks.misfit": ("course/checks.html#misfit", "personal_llm/course/checks.py"),
             "personal_llm.course.checks.same": ("course/checks.html#same", "personal_llm/course/checks.py"),
         },
+        "personal_llm.course.figures": {
+            "personal_llm.course.figures._agree": ("course/figures.html#_agree", "personal_llm/course/figures.py"),
+            "personal_llm.course.figures._difference": (
+                "course/figures.html#_difference",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures._distances": (
+                "course/figures.html#_distances",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures._own_curves": (
+                "course/figures.html#_own_curves",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures._points_of": (
+                "course/figures.html#_points_of",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures.draw_each": (
+                "course/figures.html#draw_each",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures.has_points_on": (
+                "course/figures.html#has_points_on",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures.is_curve": ("course/figures.html#is_curve", "personal_llm/course/figures.py"),
+            "personal_llm.course.figures.judge_drawing": (
+                "course/figures.html#judge_drawing",
+                "personal_llm/course/figures.py",
+            ),
+            "personal_llm.course.figures.read_axes": (
+                "course/figures.html#read_axes",
+                "personal_llm/course/figures.py",
+            ),
+        },
         "personal_llm.course.grading": {
             "personal_llm.course.grading.ClassMarks": (
                 "course/grading.html#classmarks",
@@ -3034,6 +3070,114 @@ d = {
             "personal_llm.course.tasks_8_planted.planted_user": (
                 "course/tasks_8_planted.html#planted_user",
                 "personal_llm/course/tasks_8_planted.py",
+            ),
+        },
+        "personal_llm.course.tasks_9": {
+            "personal_llm.course.tasks_9._doubt": ("course/tasks_9.html#_doubt", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9._draw_pairs": (
+                "course/tasks_9.html#_draw_pairs",
+                "personal_llm/course/tasks_9.py",
+            ),
+            "personal_llm.course.tasks_9._loss": ("course/tasks_9.html#_loss", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9._naive": ("course/tasks_9.html#_naive", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9.crossing": ("course/tasks_9.html#crossing", "personal_llm/course/tasks_9.py"),
+            "personal_llm.course.tasks_9.pair_losses": (
+                "course/tasks_9.html#pair_losses",
+                "personal_llm/course/tasks_9.py",
+            ),
+        },
+        "personal_llm.course.tasks_9_pairs": {
+            "personal_llm.course.tasks_9_pairs._log_likelihoods": (
+                "course/tasks_9_pairs.html#_log_likelihoods",
+                "personal_llm/course/tasks_9_pairs.py",
+            ),
+            "personal_llm.course.tasks_9_pairs._pairs": (
+                "course/tasks_9_pairs.html#_pairs",
+                "personal_llm/course/tasks_9_pairs.py",
+            ),
+            "personal_llm.course.tasks_9_pairs.margins": (
+                "course/tasks_9_pairs.html#margins",
+                "personal_llm/course/tasks_9_pairs.py",
+            ),
+            "personal_llm.course.tasks_9_pairs.train_on_pairs": (
+                "course/tasks_9_pairs.html#train_on_pairs",
+                "personal_llm/course/tasks_9_pairs.py",
+            ),
+        },
+        "personal_llm.course.tasks_9_privacy": {
+            "personal_llm.course.tasks_9_privacy._accuracy": (
+                "course/tasks_9_privacy.html#_accuracy",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._by_threshold": (
+                "course/tasks_9_privacy.html#_by_threshold",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._density": (
+                "course/tasks_9_privacy.html#_density",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._drawn": (
+                "course/tasks_9_privacy.html#_drawn",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._precision": (
+                "course/tasks_9_privacy.html#_precision",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._rates": (
+                "course/tasks_9_privacy.html#_rates",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._side_by_side": (
+                "course/tasks_9_privacy.html#_side_by_side",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy.area": (
+                "course/tasks_9_privacy.html#area",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy.draw_curve": (
+                "course/tasks_9_privacy.html#draw_curve",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy.draw_losses": (
+                "course/tasks_9_privacy.html#draw_losses",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy.judge_curve": (
+                "course/tasks_9_privacy.html#judge_curve",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy.without_ties": (
+                "course/tasks_9_privacy.html#without_ties",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+        },
+        "personal_llm.course.tasks_drawings": {
+            "personal_llm.course.tasks_drawings._drawer": (
+                "course/tasks_drawings.html#_drawer",
+                "personal_llm/course/tasks_drawings.py",
+            ),
+            "personal_llm.course.tasks_drawings._left": (
+                "course/tasks_drawings.html#_left",
+                "personal_llm/course/tasks_drawings.py",
+            ),
+            "personal_llm.course.tasks_drawings.draw_reservoir": (
+                "course/tasks_drawings.html#draw_reservoir",
+                "personal_llm/course/tasks_drawings.py",
+            ),
+            "personal_llm.course.tasks_drawings.draw_sizes": (
+                "course/tasks_drawings.html#draw_sizes",
+                "personal_llm/course/tasks_drawings.py",
+            ),
+            "personal_llm.course.tasks_drawings.draw_words": (
+                "course/tasks_drawings.html#draw_words",
+                "personal_llm/course/tasks_drawings.py",
+            ),
+            "personal_llm.course.tasks_drawings.drawing_task": (
+                "course/tasks_drawings.html#drawing_task",
+                "personal_llm/course/tasks_drawings.py",
             ),
         },
         "personal_llm.course.worker": {

@@ -71,7 +71,9 @@ def names_of(lesson: int) -> dict:
     names |= dict(statistics=statistics, re=re, random=random, Policy=Policy, compute_rouge1=compute_rouge1)
     names |= dict(semantic_similarities=semantic_similarities, paired_bootstrap=paired_bootstrap)
     handed_out = vars(importlib.import_module(f"personal_llm.course.tasks_{lesson}"))
-    return names | {name: handed_out[name] for name in ("TESTS", "LEAST", "VALUES") if name in handed_out}
+    return names | {
+        name: handed_out[name] for name in ("TESTS", "LEAST", "VALUES", "VALIDATIONS", "PLACES") if name in handed_out
+    }
 
 
 @cache

@@ -14,7 +14,7 @@ from personal_llm.course import check
 from personal_llm.course.checks import Task
 from personal_llm.course.submissions import HANDED_OUT
 
-LESSONS = range(1, 9)
+LESSONS = range(1, 10)
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in LESSONS}
 EACH = [pytest.param(task, id=f"{n}-{name}") for n in LESSONS for name, task in TASKS[n].items()]

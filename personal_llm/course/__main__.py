@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from ..base.core import InputError
+from .submissions import LESSONS
 
 # %% ../../nbs/course/00_commands.ipynb #bb1f8365
 def parse_lessons(text: str) -> list:  # numbers, in order
@@ -26,8 +27,8 @@ def parse_lessons(text: str) -> list:  # numbers, in order
             numbers |= set(range(int(first), int(last or first) + 1))
     except ValueError:
         numbers = set()
-    if not numbers or not numbers <= set(range(1, 9)):
-        raise InputError(f"--lessons {text}: no list of lessons", "give numbers from 1 to 8, for instance 1-4,6")
+    if not numbers or not numbers <= set(LESSONS):
+        raise InputError(f"--lessons {text}: no list of lessons", f"give numbers to {max(LESSONS)}, for instance 1-4,6")
     return sorted(numbers)
 
 
@@ -51,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     grade.add_argument("--reports", type=Path, metavar="FOLDER", help="one report a learner; default beside the table")
     grade.add_argument(
-        "--lessons", default="1-8", metavar="LIST", help="lessons that count, for instance 1-4,6; default 1-8"
+        "--lessons", default=f"1-{max(LESSONS)}", metavar="LIST", help="lessons that count, for instance 1-4,6; default all"
     )
     grade.add_argument("--seed", type=int, help="of the hidden cases; default a fresh one, which is printed")
     grade.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time; default one a core")

@@ -307,7 +307,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
         )
     return _amount(task, given, right) if task.kind == "names" else f"not right; {task.hint}"
 
-
+# %% ../../nbs/course/00_checks.ipynb #8ce0d5c1
 def _plausible(task: Task, given: np.ndarray, right: np.ndarray) -> str:
     "What a wrong number cannot be."
     if (given < 0).any() and (right >= 0).all():

@@ -157,7 +157,7 @@ class Marked:
     def right(self) -> int:
         return sum(map(bool, self.verdicts.values()))
 
-
+# %% ../../nbs/course/00_grading.ipynb #64215e32
 def mark(
     submission: Submission,
     handed_out: list,  # sources of the lesson's own cells
@@ -335,7 +335,7 @@ def _safe(text: str) -> str:
     "A text that no spreadsheet takes for a formula."
     return "'" + text if text.startswith(tuple("=+-@")) else text
 
-
+# %% ../../nbs/course/00_grading.ipynb #393d8d3c
 def report_of(marks: ClassMarks, learner: str) -> str:
     "A learner's report: right tasks, named mistakes, and open tasks; never an answer."
     lines = [f"# {learner}", "", f"{marks.points(learner):.1f} of {POINTS} points for the tasks.", ""]

@@ -67,7 +67,7 @@ def encode(
         return dict(callable=len(callables) - 1, bases=bases, open=is_open(value))
     return _encode_parts(value, callables)
 
-
+# %% ../../nbs/course/00_probes.ipynb #ca36d119
 def _encode_parts(value, callables: list):
     "Arrays of NumPy, PyTorch and pandas, dictionaries, sets, and all that can be iterated."
     if hasattr(value, "detach"):  # a tensor; NumPy has no bfloat16
@@ -137,7 +137,7 @@ class Answer:
     def __call__(self, *arguments):
         return self.ask(call, arguments)
 
-
+# %% ../../nbs/course/00_probes.ipynb #bbfdcbfa
 def call(answer, *arguments):
     "The simplest probe."
     return answer(*arguments)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..base.core import InputError
 
-LESSONS = range(1, 9)
+LESSONS = range(1, 10)
 HANDED_OUT = {  # lesson -> names that its notebook and its solution import from its tasks
     1: {"TASKS", "TEA", "without_end"},
     2: {"TASKS", "KNOWN", "WORDS"},
@@ -43,6 +43,10 @@ HANDED_OUT = {  # lesson -> names that its notebook and its solution import from
         "overfitting_curve",
     },
     8: {"TASKS", "FACTORS", "LEAST", "SHIFT", "TESTS", "USER", "WORDS", "P", "Q", "library_rows"},
+    9: {
+        *("TASKS", "BASE_MEMBERS", "BASE_OTHERS", "BETA", "CANDIDATES", "DISLIKED", "FALSE_ALARM", "HIT", "LIKED"),
+        *("MEMBERS", "OTHERS", "PLACES", "RANK", "RATE", "READINGS", "SHARES", "VALIDATIONS", "margins"),
+    },
 }
 
 # %% ../../nbs/course/00_submissions.ipynb #ba9e8ed4
@@ -114,7 +118,7 @@ def learner_of(path: Path, folder: Path) -> str:
         return parts[0]
     return LESSON_NAME.sub("", path.stem).strip("-_ .()") or path.stem
 
-
+# %% ../../nbs/course/00_submissions.ipynb #d148b141
 def find_submissions(
     folder: Path,
     names: dict,  # lesson -> its tasks' names

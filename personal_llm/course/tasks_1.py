@@ -57,7 +57,7 @@ def _overflow(scores):
         total = np.exp(scores).sum()
     return scores - np.log(total) if np.isfinite(total) else np.full(scores.shape, -np.inf)
 
-
+# %% ../../nbs/course/tasks_1.ipynb #b2b9eb12
 TASKS["log softmax"] = Task(
     "log softmax",
     1,

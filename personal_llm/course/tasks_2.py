@@ -59,7 +59,7 @@ def _around(x, lag):
     centred = x - x.mean()
     return float((centred * np.roll(centred, lag)).mean() / (centred**2).mean())
 
-
+# %% ../../nbs/course/tasks_2.ipynb #5c7273dc
 def _over_all(x, lag):
     centred = x - x.mean()
     return float((centred[:-lag] * centred[lag:]).sum() / (centred**2).sum())

@@ -52,7 +52,7 @@ def _purity(hidden):
     shares = energies(hidden) / energies(hidden).sum()
     return float((shares**2).sum())
 
-
+# %% ../../nbs/course/tasks_3.ipynb #79c477c8
 EOE_MISTAKES = (
     ("no log n", lambda h: entropy(energies(h)), "not divided by the largest entropy that n tokens can have"),
     ("not centred", _not_centred, "the mean of the tokens was not taken away first"),
@@ -103,7 +103,7 @@ TASKS["eoe"] = Task(
     tolerance=0.004,
 )
 
-
+# %% ../../nbs/course/tasks_3.ipynb #280a090c
 def _random_tokens(seed: int, n: int) -> np.ndarray:
     return make_generator(seed, "lesson 3").normal(1.0, 1.0, size=(n, 4))
 
@@ -186,7 +186,7 @@ def _set_over_all(words, lists):
     known = set(words)
     return sum(len(known & set(listed)) for listed in lists.values()) / len(words) / len(lists)
 
-
+# %% ../../nbs/course/tasks_3.ipynb #10e5f6c9
 def _substrings(words, lists):
     text = " ".join(words)
     return sum(text.count(word) for listed in lists.values() for word in listed) / len(words) / len(lists)
@@ -292,7 +292,7 @@ def _draw_embeddings(random) -> tuple:
     width = int(random.integers(2, 7))
     return random.normal(size=width) + 0.3, random.normal(size=(int(random.integers(2, 6)), width)) + 0.3
 
-
+# %% ../../nbs/course/tasks_3.ipynb #8fa4371d
 IDD_MISTAKES = (
     ("similarity", _similarity, "that says how alike they are; the score is large for what is new"),
     ("sum", lambda e, kept: in_domain_dissimilarity(e, kept) * len(kept), "distances were added, not averaged"),

@@ -23,7 +23,7 @@ def _groups() -> tuple:  # (model, trained, others, everyday), lists of encoded 
     return model, encode(rows[:16], " Keep well, Ana"), encode(rows[16:], " Keep well, Ana"), everyday
 
 
-def _train(network, rate: float, steps: int = 40) -> dict:  # name of a group -> loss, nats a token
+def _train(network, rate: float, steps: int = 40) -> dict:  # group -> loss, nats a token; empty after a single step
     "The loop of the lesson: AdamW on four random dialogues at a time."
     import torch
 
@@ -38,6 +38,8 @@ def _train(network, rate: float, steps: int = 40) -> dict:  # name of a group ->
         network(**batch(few)).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+    if steps == 1:
+        return {}  # of a single step we look at the length only
     with torch.no_grad():
         groups = dict(trained=trained, others=others, everyday=everyday)
         return {name: network(**batch(some)).loss.item() for name, some in groups.items()}

@@ -42,6 +42,8 @@ def standard_error(differences) -> float:
 
 
 _gap = np.subtract(FIRST, SECOND)
+
+# %% ../../nbs/course/tasks_7.ipynb #f9b122a0
 TASKS["paired"] = Task(
     "paired",
     7,

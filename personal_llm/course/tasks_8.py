@@ -11,6 +11,7 @@ import numpy as np
 
 from ..base.core import make_generator
 from .checks import Task, Wrong, describe, later
+from .tasks_drawings import draw_words
 from personal_llm.course.tasks_8_planted import (
     PICKERS,
     judge_picker,
@@ -397,3 +398,6 @@ TASKS["figure"] = Task(
     ),
     kind="choice",
 )
+
+# %% ../../nbs/course/tasks_8.ipynb #58a4725e
+TASKS["draw"] = draw_words()

@@ -151,7 +151,7 @@ class _Checks(ast.NodeTransformer):
             node.func = ast.copy_location(ast.Name("__record__", ast.Load()), called)
         return node
 
-
+# %% ../../nbs/course/00_worker.ipynb #092b2226
 class Notebook:
     "The state of a learner's notebook: its names, and the answers that it gave."
 
@@ -195,7 +195,8 @@ def prepare(lesson: int, wanted: set) -> None:
 
     matplotlib.use("Agg")
     module = importlib.import_module(f"personal_llm.course.tasks_{lesson}")
-    importlib.import_module("personal_llm.course.lesson_probes")
+    for probes in ("figures", "lesson_probes"):
+        importlib.import_module(f"personal_llm.course.{probes}")
     package = importlib.import_module("personal_llm.course")
     strip_answers(module, wanted)
     package.check = lambda *_, **__: Recorded()
