@@ -2292,12 +2292,13 @@ d = {
                 "course/figures.html#_distances",
                 "personal_llm/course/figures.py",
             ),
-            "personal_llm.course.figures._own_curves": (
-                "course/figures.html#_own_curves",
+            "personal_llm.course.figures._frozen": ("course/figures.html#_frozen", "personal_llm/course/figures.py"),
+            "personal_llm.course.figures._known_points": (
+                "course/figures.html#_known_points",
                 "personal_llm/course/figures.py",
             ),
-            "personal_llm.course.figures._points_of": (
-                "course/figures.html#_points_of",
+            "personal_llm.course.figures._own_curves": (
+                "course/figures.html#_own_curves",
                 "personal_llm/course/figures.py",
             ),
             "personal_llm.course.figures.draw_each": (

@@ -1,14 +1,12 @@
 "Answers that were written before the checks were read: wrong ones are refused with a reason, right ones are accepted."
 
 import collections
-from pathlib import Path
 
 import pytest
 from attempts import read_attempts, tasks_of, value_of
 
 from personal_llm.course.checks import check
 
-NOTES = Path(__file__).parent.parent / "nbs" / "course" / "instructor_notes.ipynb"
 ATTEMPTS = read_attempts()
 GENERAL = ("go through the example", "right in ", "which is not right; does it", "not right; ")  # fit any wrong answer
 PLACES = list(dict.fromkeys((a.lesson, a.task) for a in ATTEMPTS))
@@ -30,6 +28,16 @@ def test_there_are_enough_attempts_at_every_task():
     assert all(len([a for a in ATTEMPTS if (a.lesson, a.task) == place]) >= 5 for place in PLACES)
 
 
+def rows_of_troubles(wrong: list) -> list:
+    "Rows for the table of troubles in the notes: wrong answers of each lesson, and the mistakes named most often."
+    rows = []
+    for lesson in sorted({a.lesson for a, _ in wrong}):
+        named = collections.Counter((v.wrong, a.task) for a, v in wrong if a.lesson == lesson and v.wrong)
+        often = "; ".join(f"{name} ({task}) {count}" for (name, task), count in named.most_common(4))
+        rows.append(f"| {lesson} | {sum(a.lesson == lesson for a, _ in wrong)} | {often} |")
+    return rows
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_wrong_answers_are_refused_and_right_ones_are_accepted():
@@ -39,6 +47,8 @@ def test_wrong_answers_are_refused_and_right_ones_are_accepted():
     refused = [(a, v) for a, v in judged if a.is_right and not v]
     own = [has_own_sentence(tasks_of(a.lesson)[a.task], v) for a, v in wrong if not v]
     named = [v.wrong for _, v in wrong if v.wrong]
+    for row in rows_of_troubles(wrong):
+        print(row)
     print(f"{len(wrong)} wrong: {len(accepted)} accepted, {len(named)} named, {sum(own)} with a sentence of their own")
     print(f"{len(judged) - len(wrong)} right: {len(refused)} refused")
     assert len(accepted) <= 0.01 * len(wrong), accepted

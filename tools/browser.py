@@ -131,6 +131,9 @@ def chromium(state: Path):
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     driver.set_script_timeout(LONGEST)
     driver.set_page_load_timeout(LONGEST)
+    driver.execute_cdp_cmd(
+        "Emulation.setFocusEmulationEnabled", {"enabled": True}
+    )  # else no widget is ever the current one
     try:
         yield driver
     finally:
@@ -153,8 +156,13 @@ app.commands.execute('docmanager:open', {path: arguments[0], factory: 'Notebook'
 }).catch(error => window.opened = String(error));
 """
 CURRENT = """
-const panel = window.jupyterapp.shell.currentWidget;
-return !!(panel && panel.context && panel.context.path === arguments[0] && panel.context.isReady);
+const shell = window.jupyterapp.shell, panel = shell.currentWidget;
+const isInFront = !!(panel && panel.context && panel.context.path === arguments[0] && panel.context.isReady);
+if (!isInFront) {  // JupyterLab follows the focus: ask again
+  if (document.activeElement) document.activeElement.blur();
+  for (const one of shell.widgets('main')) if (one.context && one.context.path === arguments[0]) shell.activateById(one.id);
+}
+return isInFront;
 """
 RUN_ALL = """
 window.ran = '';

@@ -52,7 +52,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     grade.add_argument("--reports", type=Path, metavar="FOLDER", help="one report a learner; default beside the table")
     grade.add_argument(
-        "--lessons", default=f"1-{max(LESSONS)}", metavar="LIST", help="lessons that count, for instance 1-4,6; default all"
+        "--lessons",
+        default=f"1-{max(LESSONS)}",
+        metavar="LIST",
+        help="lessons that count, for instance 1-4,6; default all",
     )
     grade.add_argument("--seed", type=int, help="of the hidden cases; default a fresh one, which is printed")
     grade.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="notebooks at a time; default one a core")

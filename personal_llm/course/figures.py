@@ -8,6 +8,7 @@ __all__ = ['NEAR', 'read_axes', 'draw_each', 'has_points_on', 'is_curve', 'judge
 # %% ../../nbs/course/00_figures.ipynb #aef38e43
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 
@@ -67,7 +68,9 @@ def _distances(points: np.ndarray, curve: np.ndarray) -> np.ndarray:  # (n, 2), 
 def has_points_on(curve: dict, right: np.ndarray) -> bool:
     "Whether all points of a drawn curve lie on the right one."
     scale = np.maximum(np.ptp(right, axis=0), 1e-12)
-    return np.isfinite(curve["points"]).all() and bool((_distances(curve["points"] / scale, right / scale) < NEAR).all())
+    return np.isfinite(curve["points"]).all() and bool(
+        (_distances(curve["points"] / scale, right / scale) < NEAR).all()
+    )
 
 
 def is_curve(curve: dict, right: np.ndarray) -> bool:
@@ -100,8 +103,15 @@ def _agree(drawn: list, right: list) -> bool:
     return True
 
 
-def _points_of(drawings: list) -> list:  # of a case: the points of each curve
-    return [[curve["points"] for curve in drawn["curves"]] for _, drawn in drawings]
+def _frozen(cases: list) -> tuple:  # the same cases, arrays as tuples: a key
+    return tuple(tuple(tuple(x.tolist()) if isinstance(x, np.ndarray) else x for x in case) for case in cases)
+
+
+@lru_cache(maxsize=256)
+def _known_points(draw: Callable, cases: tuple) -> list:  # of a case: the points of each curve
+    "Let a known function draw cases of `_frozen`, once."
+    thawed = [tuple(np.array(x) if isinstance(x, tuple) else x for x in case) for case in cases]
+    return [[curve["points"] for curve in drawn["curves"]] for _, drawn in draw_each(draw, thawed)]
 
 # %% ../../nbs/course/00_figures.ipynb #14bf66f1
 def judge_drawing(
@@ -114,7 +124,7 @@ def judge_drawing(
     drawings = draw.ask(draw_each, (cases,))
     if len(drawings) != len(cases) or any(error for error, _ in drawings):
         return f"your function raised {next((error for error, _ in drawings if error), 'an error')}"
-    drawn, wanted = [one for _, one in drawings], _points_of(draw_each(right, cases))
+    drawn, wanted = [one for _, one in drawings], _known_points(right, _frozen(cases))
     if not any(one["curves"] for one in drawn):
         return "nothing was drawn on the axes that your function got"
     if _agree(drawn, wanted):
@@ -122,7 +132,7 @@ def judge_drawing(
         no_labels = "no labels" if "no labels" in wrongs else "the curve is right, but an axis has no label"
         return no_labels if missing else ""
     for name, wrong in wrongs.items():
-        if name != "no labels" and _agree(drawn, _points_of(draw_each(wrong, cases))):
+        if name != "no labels" and _agree(drawn, _known_points(wrong, _frozen(cases))):
             return name
     return _difference(drawn, wanted)
 

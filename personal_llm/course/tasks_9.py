@@ -63,7 +63,9 @@ TASKS["pair gradient"] = Task(
     "The derivatives of the loss by the model's log-likelihood of the liked and of the disliked reply?",
     [-_PULL, _PULL],
     (
-        Wrong("ascent", [_PULL, -_PULL], "the signs are exchanged: the loss falls when the liked reply becomes likelier"),
+        Wrong(
+            "ascent", [_PULL, -_PULL], "the signs are exchanged: the loss falls when the liked reply becomes likelier"
+        ),
         Wrong("no temperature", [-_PULL / BETA, _PULL / BETA], "the inner derivative β is missing"),
         Wrong("σ for 1 − σ", [_PULL - BETA, BETA - _PULL], "σ' / σ is 1 − σ, not σ"),
         Wrong("both down", [-_PULL, -_PULL], "the disliked reply has the other sign"),
@@ -71,8 +73,12 @@ TASKS["pair gradient"] = Task(
         Wrong("liked only", [-_PULL, 0.0], "the disliked reply moves, too"),
         Wrong("before the first step", [-BETA / 2, BETA / 2], "that is the gradient at a margin of 0"),
         Wrong("β alone", [-BETA, BETA], "the factor 1 − σ is missing"),
-        Wrong("the loss times β", [-BETA * _loss(_MARGIN), BETA * _loss(_MARGIN)], "the loss is not its own derivative"),
-        Wrong("σ (1 − σ)", [-_PULL * (1 - _PULL / BETA), _PULL * (1 - _PULL / BETA)], "the derivative of ln is missing"),
+        Wrong(
+            "the loss times β", [-BETA * _loss(_MARGIN), BETA * _loss(_MARGIN)], "the loss is not its own derivative"
+        ),
+        Wrong(
+            "σ (1 − σ)", [-_PULL * (1 - _PULL / BETA), _PULL * (1 - _PULL / BETA)], "the derivative of ln is missing"
+        ),
     ),
     kind="numbers",
     tolerance=0.002,
@@ -153,7 +159,9 @@ TASKS["doubt"] = Task(
         Wrong("certain", _share(_odds(_R[0]) * _odds(_R[1])), "the readings were taken as certain: use p"),
         Wrong("multiplied", _P[0] * _P[1], "probabilities were multiplied; multiply odds"),
         Wrong("mean", np.mean(_P), "that is their mean; two witnesses who agree make us surer than one"),
-        Wrong("p times r", READINGS[0][1] * _R[0], "a wrong reading is possible, too: then the probability is one half"),
+        Wrong(
+            "p times r", READINGS[0][1] * _R[0], "a wrong reading is possible, too: then the probability is one half"
+        ),
         Wrong("a certain complaint", _R[0], "the complaint may be read wrongly: use p"),
         Wrong("the first alone", _P[0], "that is the complaint alone"),
         Wrong("the second alone", _P[1], "that is the rephrased prompt alone"),
@@ -185,11 +193,15 @@ TASKS["true complaints"] = Task(
         Wrong("all that is read", _READ, "that is how often the classifier reads a complaint at all"),
         Wrong("false ones", 1 - RATE * HIT / _READ, "that is the share of wrong readings"),
         Wrong("specificity", 1 - FALSE_ALARM, "that is the share of other turns that are read right"),
-        Wrong("accuracy", RATE * HIT + (1 - RATE) * (1 - FALSE_ALARM), "that is the share of all turns that is read right"),
+        Wrong(
+            "accuracy", RATE * HIT + (1 - RATE) * (1 - FALSE_ALARM), "that is the share of all turns that is read right"
+        ),
         Wrong("odds", RATE * HIT / ((1 - RATE) * FALSE_ALARM), "these are true to false ones; divide by both together"),
         Wrong("rate", RATE, "that is the share of complaints before anything is read"),
         Wrong("false alarm", FALSE_ALARM, "that is how often another turn is misread"),
-        Wrong("wrongly read", (1 - RATE) * FALSE_ALARM, "that is the share of all turns that are misread as complaints"),
+        Wrong(
+            "wrongly read", (1 - RATE) * FALSE_ALARM, "that is the share of all turns that are misread as complaints"
+        ),
         Wrong("difference", HIT - FALSE_ALARM, "the two shares are of different groups; they are not subtracted"),
     ),
 )
@@ -265,8 +277,12 @@ TASKS["control"] = Task(
     (
         Wrong("the base model", area(BASE_MEMBERS, BASE_OTHERS), "that is the attack on the base model's losses"),
         Wrong("the tuned model", area(MEMBERS, OTHERS), "that is the attack on the tuned model's losses"),
-        Wrong("areas subtracted", area(MEMBERS, OTHERS) - area(BASE_MEMBERS, BASE_OTHERS), "subtract losses, not areas"),
-        Wrong("areas subtracted and turned", area(BASE_MEMBERS, BASE_OTHERS) - area(MEMBERS, OTHERS), "losses, not areas"),
+        Wrong(
+            "areas subtracted", area(MEMBERS, OTHERS) - area(BASE_MEMBERS, BASE_OTHERS), "subtract losses, not areas"
+        ),
+        Wrong(
+            "areas subtracted and turned", area(BASE_MEMBERS, BASE_OTHERS) - area(MEMBERS, OTHERS), "losses, not areas"
+        ),
         Wrong("ties counted whole", np.less_equal.outer(*_FALL).mean(), "a tie counts one half, not one"),
         Wrong("the wrong side", 1 - area(*_FALL), "a member's loss falls more, and a tie counts one half"),
         Wrong("ratio", area(MEMBERS, OTHERS) / area(BASE_MEMBERS, BASE_OTHERS), "areas were divided; subtract losses"),
@@ -317,7 +333,9 @@ TASKS["exposure"] = Task(
         Wrong("sign", -np.log2(CANDIDATES / RANK), "the sign is wrong: log2 of the number less log2 of the rank"),
         Wrong("candidates", CANDIDATES, "that is the number of candidates; take logarithms"),
         Wrong("divided", np.log2(CANDIDATES) / np.log2(RANK), "logarithms are subtracted, not divided"),
-        Wrong("rank, no logarithm", np.log2(CANDIDATES) - RANK, "the logarithm of the rank is subtracted, not the rank"),
+        Wrong(
+            "rank, no logarithm", np.log2(CANDIDATES) - RANK, "the logarithm of the rank is subtracted, not the rank"
+        ),
         Wrong("sum", np.log2(CANDIDATES * RANK), "the logarithm of the rank is subtracted"),
     ),
 )

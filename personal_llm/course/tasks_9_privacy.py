@@ -101,7 +101,10 @@ def _precision(members, others) -> tuple:
 # %% ../../nbs/course/tasks_9_privacy.ipynb #b1a17cc7
 DRAWINGS = {  # name -> (drawing, what is said)
     "axes exchanged": (_drawn(lambda m, o: _rates(m, o)[::-1]), "the two shares, or the two groups, are exchanged"),
-    "the wrong side": (_drawn(lambda m, o: _rates(-m, -o)), "a high loss was taken for a member's; members have low ones"),
+    "the wrong side": (
+        _drawn(lambda m, o: _rates(-m, -o)),
+        "a high loss was taken for a member's; members have low ones",
+    ),
     "counts": (
         _drawn(lambda m, o: np.multiply(_rates(m, o), [[len(o)], [len(m)]])),
         "the texts were counted; divide by the size of each group",
@@ -110,7 +113,10 @@ DRAWINGS = {  # name -> (drawing, what is said)
     "over the threshold": (_drawn(_by_threshold), "one share over the threshold; draw one share over the other"),
     "precision": (_drawn(_precision), "precision against recall; the shares of both groups were asked for"),
     "by chance": (_drawn(lambda m, o: (np.linspace(0, 1, 9), np.linspace(0, 1, 9))), "that is the diagonal of chance"),
-    "no labels": (lambda axis, m, o: axis.plot(*_rates(m, o)), "the curve is right; a reader needs labels on both axes"),
+    "no labels": (
+        lambda axis, m, o: axis.plot(*_rates(m, o)),
+        "the curve is right; a reader needs labels on both axes",
+    ),
 }
 
 

@@ -59,10 +59,16 @@ RESERVOIR_MISTAKES = {
     ),
     "one bin": (lambda k, n: (n, 1 / n), "that is the chance with a single bin"),
     "squared": (lambda k, n: (n, (k / n) ** 2), "the probability was taken twice"),
-    "linear": (lambda k, n: (n, np.linspace(k / n[0], k / n[-1], len(n))), "the chance does not fall on a straight line"),
+    "linear": (
+        lambda k, n: (n, np.linspace(k / n[0], k / n[-1], len(n))),
+        "the chance does not fall on a straight line",
+    ),
     "FIFO": (lambda k, n: (n, (n - n[0] < k).astype(float)), "that is FIFO: held for a while, then gone"),
     "certain": (lambda k, n: (n, np.ones(len(n))), "a reservoir is full soon, and then it must discard"),
-    "number": (lambda k, n: (n, np.full(len(n), float(k))), "that is the number of entries; a probability is at most 1"),
+    "number": (
+        lambda k, n: (n, np.full(len(n), float(k))),
+        "that is the number of entries; a probability is at most 1",
+    ),
 }
 
 
@@ -74,7 +80,10 @@ def draw_reservoir() -> Task:
 
 # %% ../../nbs/course/tasks_drawings.ipynb #d5bf4a64
 SIZE_MISTAKES = {
-    "full matrix": (lambda r, m, n: (r, np.full(len(r), m * n)), "that is the frozen matrix; it does not depend on the rank"),
+    "full matrix": (
+        lambda r, m, n: (r, np.full(len(r), m * n)),
+        "that is the frozen matrix; it does not depend on the rank",
+    ),
     "product": (lambda r, m, n: (r, r * m * n), "the two factors are added, not multiplied"),
     "A alone": (lambda r, m, n: (r, r * n), "one of the two factors is missing"),
     "B alone": (lambda r, m, n: (r, r * m), "one of the two factors is missing: which one?"),
@@ -110,7 +119,10 @@ WORD_MISTAKES = {
     "not squared": (lambda s: _left(s, power=1), "coefficients were added; their squares add up to the squared length"),
     "as they stand": (lambda s: _left(s, order=0), "the strongest word comes first: sort"),
     "weakest first": (lambda s: _left(s, order=1.0), "the weakest word came first"),
-    "length": (lambda s: (_left(s)[0], np.sqrt(np.maximum(_left(s)[1], 0))), "that is the length; its square was asked"),
+    "length": (
+        lambda s: (_left(s)[0], np.sqrt(np.maximum(_left(s)[1], 0))),
+        "that is the length; its square was asked",
+    ),
     "without no word": (lambda s: _left(s, start=1), "begin with no word, which leaves everything unexplained"),
     "not a share": (lambda s: (_left(s)[0], _left(s)[1] * (s**2).sum()), "divide by the squared length"),
     "each alone": (
