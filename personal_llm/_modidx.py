@@ -1360,6 +1360,41 @@ d = {
                 "personal_llm/base/folder_store.py",
             ),
         },
+        "personal_llm.base.lineage": {
+            "personal_llm.base.lineage.collect_source_ids": (
+                "0_base/lineage.html#collect_source_ids",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.describe_sources": (
+                "0_base/lineage.html#describe_sources",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.describe_start": (
+                "0_base/lineage.html#describe_start",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.hash_dialogue": (
+                "0_base/lineage.html#hash_dialogue",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.hash_exchange": (
+                "0_base/lineage.html#hash_exchange",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.hash_text": ("0_base/lineage.html#hash_text", "personal_llm/base/lineage.py"),
+            "personal_llm.base.lineage.list_exchanges": (
+                "0_base/lineage.html#list_exchanges",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.normalize_text": (
+                "0_base/lineage.html#normalize_text",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.remember_exchange": (
+                "0_base/lineage.html#remember_exchange",
+                "personal_llm/base/lineage.py",
+            ),
+        },
         "personal_llm.base.loading": {
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.check_loaded_weights": (
@@ -3712,6 +3747,10 @@ d = {
                 "6_device/annotation.html#annotationmanager.find_reply",
                 "personal_llm/device/annotation.py",
             ),
+            "personal_llm.device.annotation.AnnotationManager.offer_to_buffer": (
+                "6_device/annotation.html#annotationmanager.offer_to_buffer",
+                "personal_llm/device/annotation.py",
+            ),
             "personal_llm.device.annotation.AnnotationManager.questions_left": (
                 "6_device/annotation.html#annotationmanager.questions_left",
                 "personal_llm/device/annotation.py",
@@ -3972,20 +4011,8 @@ d = {
                 "6_device/forgetting.html#personalizerstate.plan_rebuild",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._normalize_text": (
-                "6_device/forgetting.html#_normalize_text",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.apply_to_folder": (
                 "6_device/forgetting.html#apply_to_folder",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.collect_source_ids": (
-                "6_device/forgetting.html#collect_source_ids",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.describe_sources": (
-                "6_device/forgetting.html#describe_sources",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.find_history_cut": (
@@ -4008,24 +4035,8 @@ d = {
                 "6_device/forgetting.html#forget_run",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.hash_dialogue": (
-                "6_device/forgetting.html#hash_dialogue",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.hash_exchange": (
-                "6_device/forgetting.html#hash_exchange",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.hash_text": (
-                "6_device/forgetting.html#hash_text",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.is_adapter_affected": (
                 "6_device/forgetting.html#is_adapter_affected",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_exchanges": (
-                "6_device/forgetting.html#list_exchanges",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_foreign_adapters": (
@@ -4042,10 +4053,6 @@ d = {
             ),
             "personal_llm.device.forgetting.list_unverifiable_adapters": (
                 "6_device/forgetting.html#list_unverifiable_adapters",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.remember_exchange": (
-                "6_device/forgetting.html#remember_exchange",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -4074,16 +4081,8 @@ d = {
                 "6_device/personalizer.html#personalizer.commit_round",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.describe_start": (
-                "6_device/personalizer.html#personalizer.describe_start",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.feedback": (
                 "6_device/personalizer.html#personalizer.feedback",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.find_rebuild_obstacle": (
-                "6_device/personalizer.html#personalizer.find_rebuild_obstacle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -4116,10 +4115,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
                 "6_device/personalizer.html#personalizer.rescore_buffer",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.retrain": (
-                "6_device/personalizer.html#personalizer.retrain",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.save": (
@@ -4161,6 +4156,16 @@ d = {
             "personal_llm.device.personalizer.load_personalizer": (
                 "6_device/personalizer.html#load_personalizer",
                 "personal_llm/device/personalizer.py",
+            ),
+        },
+        "personal_llm.device.retraining": {
+            "personal_llm.device.retraining._find_rebuild_obstacle": (
+                "6_device/retraining.html#_find_rebuild_obstacle",
+                "personal_llm/device/retraining.py",
+            ),
+            "personal_llm.device.retraining.retrain": (
+                "6_device/retraining.html#retrain",
+                "personal_llm/device/retraining.py",
             ),
         },
         "personal_llm.device.store": {

@@ -20,6 +20,7 @@ from personal_llm.device import personalizer
 from personal_llm.base.folder_store import STORE_FILE, claim_adapter_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
+from personal_llm.device.retraining import retrain
 from personal_llm.device.store import folder_status, read_state
 
 CANARY = "Quetzalcoatlus"
@@ -261,7 +262,7 @@ def test_an_adapter_from_elsewhere_brings_its_dialogues(tmp_path):
     me.save()
     assert me.rounds[0].start == "other" and len(forget_folder(tmp_path / "me", ids=[TALK[0].id]).adapters) == 1
     me = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS, start=elsewhere)
-    (line,) = me.retrain(progress=False)
+    (line,) = retrain(me, progress=False)
     assert "learned from a forgotten dialogue" in line and me.adapter is None and len(me.deleted_rounds) == 1
 
 
@@ -286,7 +287,7 @@ def test_a_rebuilt_adapter_never_held_it(where, tmp_path):
         done = forget_folder(tmp_path / "me", ids=[victim.id])
         me = load(tmp_path / "me")
     assert done.rebuildable == ["adapter 001 on 4 of its 5 dialogues", "adapter 002 on 6 of its 7 dialogues"]
-    assert me.retrain(progress=False) == [
+    assert retrain(me, progress=False) == [
         "adapter 001: rebuilt on 4 of its 5 dialogues",
         "adapter 002: rebuilt on 6 of its 7 dialogues",
     ]
@@ -300,7 +301,7 @@ def test_what_left_the_buffer_is_not_in_the_rebuilt_adapter(tmp_path):
     me = evicting_run(tmp_path)
     name = me.rounds[0].parents[0]
     me.forget(ids=[name])
-    lines = me.retrain(progress=False)
+    lines = retrain(me, progress=False)
     assert lines == [
         "adapter 000: gone, the buffer holds 0 of its 2 dialogues",
         "adapter 001: rebuilt on 2 of its 2 dialogues",
@@ -313,7 +314,7 @@ def test_a_new_fine_tune_takes_the_place_of_what_was_deleted(tmp_path):
     me.forget(ids=[me.rounds[0].parents[0]])
     assert len(me.deleted_rounds) == 2
     me.finetune(progress=False)
-    assert me.deleted_rounds == [] and me.retrain(progress=False) == []
+    assert me.deleted_rounds == [] and retrain(me, progress=False) == []
 
 
 def test_a_second_wish_before_the_rebuilding(tmp_path):
@@ -327,7 +328,7 @@ def test_a_second_wish_before_the_rebuilding(tmp_path):
     forget_folder(tmp_path, ids=[TALK[2].id])
     assert TALK[2].id.encode() not in bytes_below(tmp_path)
     me = load(tmp_path)
-    assert me.retrain(progress=False) == [
+    assert retrain(me, progress=False) == [
         "adapter 001: rebuilt on 3 of its 4 dialogues",
         "adapter 002: rebuilt on 4 of its 6 dialogues",
     ]
@@ -350,12 +351,12 @@ def test_a_kill_while_rebuilding(tmp_path):
     def check(place, step):
         me = load(place)
         left = len(me.deleted_rounds)
-        me.retrain(progress=False)
+        retrain(me, progress=False)
         assert [Path(r.adapter).name for r in me.rounds] == ["000", "001"] and not me.deleted_rounds, step
         assert [path.name for path in sorted((place / "adapters").iterdir())] == ["000", "001"], step
         return left, tuple(weights_hash(r.adapter) for r in me.rounds)
 
-    found = every_kill(folder, lambda place: load(place).retrain(progress=False), check)
+    found = every_kill(folder, lambda place: retrain(load(place), progress=False), check)
     assert {left for left, _ in found} == {0, 1, 2} and len({weights for _, weights in found}) == 1
 
 

@@ -26,6 +26,7 @@ from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results, r
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import PUBLISHED_ADAPTER, forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, load_personalizer
+from ..device.retraining import retrain
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
 from ..runtimes import service
 from ..runtimes.export import EXPORT_TARGETS, export_adapter
@@ -251,7 +252,7 @@ def retrain_folder(args) -> list:  # lines
     lines, out = [], Path(args.out)
     for run in [run for run in find_state_folders(out) if read_state(run).deleted_rounds]:
         me = load_personalizer(run, load_model_from_arguments(args), start=resolve_start(args.start_from))
-        lines += me.retrain(not args.quiet)
+        lines += retrain(me, not args.quiet)
         if me.adapter and run != out and (out / OWNERSHIP_FILE).is_file():
             with open_results_folder(out, PUBLISHED_ADAPTER) as owned:
                 publish_results(owned, {PUBLISHED_ADAPTER: Path(me.adapter.path)})

@@ -11,8 +11,8 @@ import warnings
 
 from ..base.core import NO_ANSWER, Cost, Dialogue, InputError, patch
 from ..base.text import escape_controls
-from ..buffer.buffer import Buffer
-from ..buffer.feedback import TEXT_KINDS, Feedback, add_feedback, get_first_id
+from ..buffer.buffer import Buffer, Decision
+from ..buffer.feedback import TEXT_KINDS, Feedback, add_feedback, drop_unstored_texts, get_first_id
 from ..buffer.scoring import ScoredDialogue
 
 # %% ../../nbs/6_device/03_annotation.ipynb #e62a2b2c
@@ -142,3 +142,14 @@ def apply_feedback(self: AnnotationManager, given: Feedback, candidate: ScoredDi
         return self.apply_answer(candidate)
     is_taken_back = given.kind == "thumb_down" and d.origin == "approved"
     return ScoredDialogue(d.derive(origin="model"), candidate.scores) if is_taken_back else candidate
+
+# %% ../../nbs/6_device/03_annotation.ipynb #ce4785b3
+@patch
+def offer_to_buffer(self: AnnotationManager, candidate: ScoredDialogue) -> Decision:
+    "Offer a dialogue to the buffer; when another one leaves, the texts of the feedback about it go, too."
+    decision = self.buffer.add(candidate)
+    if self.feedback_rows:
+        ids = {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
+        ids |= {turn["id"] for turn in self.session.get("turns", ())}
+        self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
+    return decision

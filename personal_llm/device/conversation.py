@@ -19,7 +19,8 @@ from ..base.core import Dialogue, History, InputError, check, patch
 from ..base.files import LOCK_FILE, is_full_disk, lock_folder, make_folder
 from ..base.text import CONTROL_CHARACTERS
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
-from .forgetting import PUBLISHED_ADAPTER, ForgetReport, remember_exchange
+from ..base.lineage import remember_exchange
+from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .background_training import BackgroundTraining
 from .personalizer import Personalizer, load_personalizer
 from .streaming import ReplyOptions, ReplyStream
@@ -168,7 +169,7 @@ def skip(self: ChatSession) -> None:
     "Drop the open question without an answer, if there is one."
     if self.question is not None:
         with delay_interrupts():
-            self.me.buffer.add(self.question)
+            self.me.offer_to_buffer(self.question)
             self.question = None
             self.save()
 
@@ -316,7 +317,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
         if me.should_ask(candidate) and me.questions_left() > 0:
             self.question = candidate
         else:
-            me.buffer.add(candidate)
+            me.offer_to_buffer(candidate)
         self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #702cf8ee

@@ -12,7 +12,7 @@ from zlib import crc32
 from ..base.core import Dialogue, InputError, check, patch
 from ..buffer.feedback import Feedback
 from .conversation import ChatSession, clean_text, delay_interrupts
-from .forgetting import remember_exchange
+from ..base.lineage import remember_exchange
 from .streaming import ReplyOptions, ReplyStream
 
 # %% ../../nbs/6_device/08_corrections.ipynb #cor00002

@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from ..base.adapters import Adapter, read_adapter_card
+from ..base.adapters import Adapter
 from ..base.core import MAX_SEED, Cost, Dialogue, InputError, check, check_settings_fields, patch, setting
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import collect_source_ids, describe_sources, remember_exchange
 from .annotation import AnnotationManager
 from ..buffer.buffer import Buffer
-from ..buffer.feedback import Feedback, drop_disliked, drop_unstored_texts
+from ..buffer.feedback import Feedback, drop_disliked
 from ..buffer.preferences import collect_preferences
 from ..buffer.scoring import load_lexicons
 from ..buffer.scoring import score as score_dialogues
@@ -31,6 +30,7 @@ from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 from ..base.folder_store import STORE_FILE, claim_adapter_folder, load_adapter, remove_adapter
+from ..base.lineage import collect_source_ids, describe_sources, describe_start, remember_exchange
 from .store import STATE_FIELDS, PersonalizerState, TrainingRound, get_state_version
 from .store import lock_state, read_state, write_state
 
@@ -117,7 +117,7 @@ def offer(self: Personalizer, candidates: list) -> list:  # `ScoredDialogue`s ->
     for candidate in candidates:
         d = candidate.dialogue
         remember_exchange(self.exchange_hashes, d)
-        decisions.append(self.buffer.add(self.ask_if_policy_wants(candidate)))
+        decisions.append(self.offer_to_buffer(self.ask_if_policy_wants(candidate)))
         if decisions[-1].kept and self.ask_when == "arrival":
             self.ask_about_entry([other.id for other in self.buffer.dialogues].index(d.id))
     return decisions
@@ -140,7 +140,7 @@ def feedback(
     if reacted is not candidate:
         self.asked_ids.add(id)
         reacted = replace(reacted, dialogue=reacted.dialogue.derive(parents=(*d.parents, d.id)))
-        self.buffer.add(reacted) if slot is None else self.buffer.replace_dialogue(slot, reacted.dialogue)
+        self.offer_to_buffer(reacted) if slot is None else self.buffer.replace_dialogue(slot, reacted.dialogue)
     return given
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00012
@@ -242,23 +242,12 @@ class PreparedRound:
 
 
 @patch
-def describe_start(self: Personalizer, prepared: PreparedRound) -> tuple:  # (name, ids)
-    "Return `TrainingRound.start`, and the dialogues that an adapter from elsewhere learned from."
-    if prepared.warm or prepared.start is None:
-        return "library" if prepared.warm else "", ()
-    place = Path(getattr(prepared.start, "path", prepared.start))
-    if self.adapter and place == Path(self.adapter.path):
-        return "last", ()
-    return "other", tuple(read_adapter_card(place).get("parents", ()))
-
-
-@patch
 def record_round(self: Personalizer, prepared: PreparedRound) -> None:
     "Append a `TrainingRound`, and use its adapter from now on."
     adapter, synthesis = prepared.adapter, prepared.synthesis
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.cost = self.cost + cost
-    start, start_parents = self.describe_start(prepared)
+    start, start_parents = describe_start(prepared.start, bool(prepared.warm), self.adapter)
     feedback_rows = self.feedback_rows if self.settings.preferences else ()
     round = TrainingRound(
         seen=self.buffer.seen,
@@ -327,9 +316,6 @@ def state(self: Personalizer) -> PersonalizerState:
     "Return all that must survive a restart; it shares the buffer and the lists with the personalizer."
     settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
     settings = asdict(settings) | dict(config=asdict(self.config))
-    ids = {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
-    ids |= {turn["id"] for turn in self.session.get("turns", ())}
-    self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
     parts = {name: getattr(self, name) for name in STATE_FIELDS}
     return PersonalizerState(self.model.base, settings, self.buffer, **parts)
 
@@ -411,42 +397,3 @@ def forget(
             for adapter in report.adapters:
                 remove_adapter(adapter)
     return report
-
-# %% ../../nbs/6_device/04_personalizer.ipynb #d4048981
-@patch
-def find_rebuild_obstacle(self: Personalizer, row: dict) -> str:  # empty: it can be rebuilt
-    "Return the reason why a deleted adapter cannot be trained again as it was."
-    if row["start"] == "library" and not isinstance(self.start, (Library, Ranking)):
-        return "it began from a library; give this library as the start"
-    if row["start"] == "other":
-        if self.start is None or isinstance(self.start, (Library, Ranking)):
-            return "it began from another adapter; give this adapter as the start"
-        known = read_adapter_card(getattr(self.start, "path", self.start)).get("parents", ())
-        if not {*known} <= {*row["parents"]}:
-            return "the adapter where it began learned from a forgotten dialogue; fine-tune without it"
-    return ""
-
-
-@patch
-def retrain(
-    self: Personalizer,
-    progress: bool = True,
-) -> list:  # a line for each deleted adapter
-    "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
-    lines = []
-    while self.deleted_rounds:
-        row, *rest = self.deleted_rounds
-        if reason := self.find_rebuild_obstacle(row):
-            return [*lines, f"adapter {row['adapter']}: not rebuilt; {reason}"]
-        dialogues = [d for d in self.select_trainable() if not {d.id, *d.parents}.isdisjoint(row["ids"])]
-        if dialogues:
-            start = {"": None, "last": self.adapter}.get(row["start"], self.start)
-            with self.locked():
-                out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
-                self.commit_round(self.train_adapter(dialogues, start, out, progress))
-        counts = f"{len(dialogues)} of its {row['count']} dialogues"
-        lines.append(f"adapter {row['adapter']}: {'rebuilt on' if dialogues else 'gone, the buffer holds'} {counts}")
-        self.deleted_rounds = rest
-        if self.folder:
-            self.save()
-    return lines
