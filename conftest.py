@@ -9,13 +9,14 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, json, linecache, os, re, signal, sys, threading, traceback, types
+import ast, gc, importlib, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
 from pathlib import Path
 
 # Before numpy or torch are imported, here and in the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores))))

@@ -315,6 +315,10 @@ d = {
                 "8_app/commands.html#forget_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.format_egress": (
+                "8_app/commands.html#format_egress",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.format_last_loss": (
                 "8_app/commands.html#format_last_loss",
                 "personal_llm/app/commands.py",
@@ -329,6 +333,10 @@ d = {
             ),
             "personal_llm.app.commands.format_start": (
                 "8_app/commands.html#format_start",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.ledger_command": (
+                "8_app/commands.html#ledger_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
@@ -1199,8 +1207,8 @@ d = {
                 "personal_llm/base/database.py",
             ),
             "personal_llm.base.database.read_rows": ("0_base/database.html#read_rows", "personal_llm/base/database.py"),
-            "personal_llm.base.database.report_database_errors": (
-                "0_base/database.html#report_database_errors",
+            "personal_llm.base.database.report_damage": (
+                "0_base/database.html#report_damage",
                 "personal_llm/base/database.py",
             ),
             "personal_llm.base.database.write_rows": (
@@ -1351,13 +1359,21 @@ d = {
                 "0_base/folder_store.html#remove_unreferenced",
                 "personal_llm/base/folder_store.py",
             ),
-            "personal_llm.base.folder_store.report_damage": (
-                "0_base/folder_store.html#report_damage",
-                "personal_llm/base/folder_store.py",
-            ),
             "personal_llm.base.folder_store.truncate_journal": (
                 "0_base/folder_store.html#truncate_journal",
                 "personal_llm/base/folder_store.py",
+            ),
+        },
+        "personal_llm.base.ledger": {
+            "personal_llm.base.ledger._write_entry": ("0_base/ledger.html#_write_entry", "personal_llm/base/ledger.py"),
+            "personal_llm.base.ledger.get_ledger_file": (
+                "0_base/ledger.html#get_ledger_file",
+                "personal_llm/base/ledger.py",
+            ),
+            "personal_llm.base.ledger.read_ledger": ("0_base/ledger.html#read_ledger", "personal_llm/base/ledger.py"),
+            "personal_llm.base.ledger.record_egress": (
+                "0_base/ledger.html#record_egress",
+                "personal_llm/base/ledger.py",
             ),
         },
         "personal_llm.base.lineage": {
@@ -1388,6 +1404,10 @@ d = {
             ),
             "personal_llm.base.lineage.normalize_text": (
                 "0_base/lineage.html#normalize_text",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.prune_exchanges": (
+                "0_base/lineage.html#prune_exchanges",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.remember_exchange": (
@@ -4037,6 +4057,10 @@ d = {
             ),
             "personal_llm.device.forgetting.is_adapter_affected": (
                 "6_device/forgetting.html#is_adapter_affected",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_copies": (
+                "6_device/forgetting.html#list_copies",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_foreign_adapters": (
@@ -7265,6 +7289,10 @@ d = {
             ),
             "personal_llm.runtimes.service.ServiceLoop.write_status": (
                 "7_runtimes/service.html#serviceloop.write_status",
+                "personal_llm/runtimes/service.py",
+            ),
+            "personal_llm.runtimes.service.delete_service_files": (
+                "7_runtimes/service.html#delete_service_files",
                 "personal_llm/runtimes/service.py",
             ),
             "personal_llm.runtimes.service.find_service_folder": (

@@ -12,7 +12,8 @@ from personal_llm.app import personalize as module
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import models
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
-from personal_llm.base.files import OwnedFolder, delete_path
+from personal_llm.base.files import OwnedFolder, delete_path, write_json
+from personal_llm.base.ledger import get_ledger_file, record_egress
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
 
@@ -137,3 +138,40 @@ def test_a_rebuilt_adapter_equals_one_that_never_saw_the_dialogue(tmp_path, caps
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         assert (out / "adapter" / name).read_bytes() == (tmp_path / "never" / "adapter" / name).read_bytes() != with_it
     assert found(capsys, "forget", "--out", out, "--retrain")["rebuilt"] == ["no deleted adapter can be rebuilt"]
+
+
+def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch):
+    "An export and a parcel are out of reach; the ledger knows both, and neither ids nor words."
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert found(capsys, "ledger") == dict(ledger=[])
+    assert invoke(capsys, "ledger")[1] == "nothing has left this device\n"
+    mine, ids = shutil.copytree(world / "mine", tmp_path / "mine"), [d.id for d in read_dialogues(rows(12))]
+    found(capsys, "export", tmp_path / "for vllm", "--to", "vllm", "--adapter", mine)
+    for name, parents in (("parcel", ids[:8]), ("other", ["x"])):
+        write_json(tmp_path / name / "manifest.json", dict(card=dict(parents=parents)))
+    for name in ("parcel", "other", "moved"):
+        with record_egress("parcel", tmp_path / name) as row:
+            row["bytes"] = 7
+    listed = found(capsys, "ledger")["ledger"]
+    assert [(row["kind"], row["place"]) for row in listed][0] == ("export", str(tmp_path / "for vllm"))
+    assert all(row["bytes"] > 0 for row in listed) and len(listed) == 4
+    ledger = get_ledger_file().read_bytes()
+    assert not any(name.encode() in ledger for name in ids) and b"thing" not in ledger
+    forget = ("forget", "--out", mine, "--all")
+    for more in (("--dry-run",), ()):
+        out = " ".join(found(capsys, *forget, *more)["unreachable"])
+        assert "export of 20" in out and str(tmp_path / "for vllm") in out
+        assert str(tmp_path / "parcel") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
+        assert str(tmp_path / "other") not in out
+
+
+def test_forget_all_deletes_the_files_of_the_service(world, tmp_path, capsys):
+    "But none of yours, and a folder of yours with that name stays."
+    mine = shutil.copytree(world / "mine", tmp_path / "mine")
+    for name in ("policy.toml", "model.json", "wish.json", "status.json", ".lock", "notes.txt"):
+        (mine / "service").mkdir(exist_ok=True)
+        (mine / "service" / name).write_text("{}")
+    found(capsys, "forget", "--out", mine, "--all", "--dry-run")
+    assert (mine / "service" / "model.json").exists()
+    assert str(mine / "service") in found(capsys, "forget", "--out", mine, "--all")["files"]
+    assert [path.name for path in (mine / "service").iterdir()] == ["notes.txt"]

@@ -391,14 +391,14 @@ def test_commands_take_an_address(world, far, capsys):
     for command in ("explain", "select"):
         call = (command, "--data", world / "loud.jsonl")
         code, out, err = invoke(capsys, *call, "--library", f"{address}#sha256={pin}", "--json")
-        assert code == 0 and err.count("\n") == 1 and "each request is written down in" in err
+        assert code == 0 and err.count("\n") == 1 and "personal-llm ledger lists each request" in err
         there, here = json.loads(out), found(capsys, *call, *near)
         assert [there.get(k) for k in ("best", "assembled")] == [here.get(k) for k in ("best", "assembled")]
         assert asked(server) == (set() if command == "explain" else {"loud", "brief"})
-    (ledger,) = (far[3].parent / "cache").rglob("ledger.jsonl")
-    assert {json.loads(row)["address"].rpartition(":")[0] for row in ledger.read_text().splitlines()} == {
-        "http://127.0.0.1"
-    }
+    rows = found(capsys, "ledger")["ledger"]
+    assert {row["place"].rpartition("/")[0] for row in rows if row["place"].startswith(address)} >= {address}
+    assert {row["kind"] for row in rows} >= {"request", "publish"}, "the library was published in this test"
+    assert address in invoke(capsys, "ledger")[1]
     assert [row["name"] for row in found_there(capsys, "library", "list", address)["pllms"]] == ["loud", "brief"]
     assert found_there(capsys, "library", "verify", address)["ok"] and asked(server) == set(), "all was there"
     assert found_there(capsys, "library", "show", address, "brief")["name"] == "brief"

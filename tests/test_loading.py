@@ -307,3 +307,12 @@ def test_encoders_have_ids():
     for wrong in ("no/such/encoder", ASSETS / "pockett"):
         with pytest.raises(InputError, match="unknown encoder"):
             load_encoder(wrong)
+
+
+def test_a_claim_of_a_million_layers_ends_at_once(tmp_path):
+    "Before any layer is built."
+    shutil.copytree(ASSETS / "pocket", tmp_path / "huge")
+    config = json.loads((tmp_path / "huge" / "config.json").read_text())
+    (tmp_path / "huge" / "config.json").write_text(json.dumps(config | dict(num_hidden_layers=10**6)))
+    with pytest.raises(InputError, match="num_hidden_layers"):
+        load_model(tmp_path / "huge")

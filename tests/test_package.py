@@ -164,3 +164,17 @@ print(1)
     )
     with pytest.raises(SystemExit, match="error"):
         tool.cell_text(dict(code, outputs=[dict(output_type="error", traceback=[])]))
+
+
+def test_every_package_that_we_import_is_declared():
+    "In settings.ini, as a requirement or an extra; names that differ from the import are listed here."
+    settings = ConfigParser(delimiters=["="], interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    declared = " ".join(value for key, value in settings["DEFAULT"].items() if key.endswith("requirements"))
+    names = {re.split("[<>=\\[]", word)[0].lower().replace("-", "_") for word in declared.split()}
+    names |= {"sklearn", "ipython", "personal_llm"}  # scikit-learn; ipywidgets brings IPython
+    pattern = re.compile(r"^\s*(?:import|from) ([a-zA-Z]\w*)", re.MULTILINE)
+    files = [path for path in PACKAGE.rglob("*.py") if not {"recipes", "experiments"} & {*path.parts}]
+    code = {path: re.sub('"""|#.*', "", path.read_text(encoding="utf-8")) for path in files}
+    foreign = {name for text in code.values() for name in pattern.findall(text)} - sys.stdlib_module_names
+    assert {name for name in foreign if name.lower() not in names} == set()

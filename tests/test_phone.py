@@ -200,6 +200,18 @@ def test_a_state_that_is_damaged_or_of_another_parcel_is_refused(parcel, tmp_pat
             load_progress(file, parcel)
 
 
+def test_a_flipped_bit_of_the_progress_is_refused(parcel, tmp_path):
+    file = tmp_path / PROGRESS_FILE
+    run_training_steps(parcel, file, pull, steps=3)
+    whole = file.read_bytes()
+    for bit in range(0, 8 * len(whole), 8 * len(whole) // 300 | 1):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(InputError, match=PROGRESS_FILE):
+            load_progress(file, parcel)
+
+
 def test_a_full_disk_keeps_the_older_state(parcel, tmp_path, monkeypatch):
     file = tmp_path / PROGRESS_FILE
     run_training_steps(parcel, file, pull, steps=2)

@@ -1,6 +1,7 @@
 "Records of bytes, JSON, tables and logs: a damaged row costs no other row."
 
 import gzip
+import os
 import json
 
 import pytest
@@ -191,3 +192,25 @@ def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, na
         assert unit in ("line", "item")
         for rows in (records, errors):
             assert numbers(rows) == sorted(numbers(rows))
+
+
+def test_a_gzip_bomb_is_one_line_and_takes_no_memory(tmp_path):
+    "700 MB of zeros in 700 kB; we stop at the limit."
+    import tracemalloc
+
+    file = write(tmp_path / "bomb.gz", gzip.compress(bytes(100), 9))
+    with gzip.open(file, "wb", 1) as f:
+        for _ in range(300):
+            f.write(bytes(10**6))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="more than 200 MB"):
+        read_file(file)
+    assert tracemalloc.get_traced_memory()[1] < 10**9
+    tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="a pipe or a device"):
+        read_file(tmp_path / "pipe")

@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 from servers import Static, serving
 
+from personal_llm.base.ledger import get_ledger_file
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.selection import remote_library
 from personal_llm.selection.library import Library
 from personal_llm.selection.remote_library import (
-    LEDGER_FILE,
     MANIFEST_FILE,
     check_library_address,
     is_library_file,
@@ -112,8 +112,18 @@ def test_every_request_is_in_the_ledger(static, tmp_path):
     far = Library(address, folder=tmp_path)
     far[far.names[0]]
     done = [row for row in far.ledger if row["bytes"] is not None]
-    assert [row["address"] for row in done] == [f"{address}{path}" for path in server.asked]
-    assert (tmp_path / LEDGER_FILE).stat().st_mode & 0o077 == 0
+    assert [row["place"] for row in done] == [f"{address}{path}" for path in server.asked]
+    assert get_ledger_file().stat().st_mode & 0o077 == 0
+
+
+def test_what_cannot_be_recorded_is_not_requested(static, tmp_path, monkeypatch):
+    server, address = static
+    (tmp_path / "personal_llm").write_text("a file where the ledger's folder would be")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    server.asked.clear()
+    with pytest.raises(InputError):
+        Library(address, folder=tmp_path / "copy")
+    assert server.asked == []
 
 
 def test_a_folder_asks_nobody(site, monkeypatch):
@@ -238,7 +248,7 @@ def test_a_list_that_names_what_no_library_has(liar, tmp_path, files):
     server, address = liar(lambda request: send(request, json.dumps(dict(files=files)).encode()))
     with pytest.raises(InputError, match="not the manifest of a library"):
         Library(address, folder=tmp_path / "kept")
-    assert server.asked == [f"/{MANIFEST_FILE}"] and {p.name for p in (tmp_path / "kept").iterdir()} == {LEDGER_FILE}
+    assert server.asked == [f"/{MANIFEST_FILE}"] and {p.name for p in (tmp_path / "kept").iterdir()} == set()
 
 
 def test_a_list_that_lacks_what_the_index_names(static, site, tmp_path):

@@ -19,7 +19,7 @@ from ..base.files import ASSETS
 from ..base.text import escape_controls
 from ..data.reading import read_dialogues
 from ..selection.library import Library
-from ..selection.remote_library import LEDGER_FILE, is_library_address
+from ..selection.remote_library import is_library_address
 
 # %% ../../nbs/8_app/01_arguments.ipynb #5c715d3f
 def option(*names: str, **settings):  # a function of a parser
@@ -281,8 +281,7 @@ def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
     library = Library(name if is_library_address(name) else find_library_folder(name), skip_invalid=skip_invalid)
     if library.address:
-        ledger = library.path / LEDGER_FILE
-        print_note(f"{library.address}: fetched over the network; each request is written down in {ledger}")
+        print_note(f"{library.address}: fetched over the network; personal-llm ledger lists each request")
     for pllm, reason in library.skipped.items():
         print_note(f"{pllm} skipped: {reason}")
     return library

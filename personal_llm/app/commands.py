@@ -23,6 +23,7 @@ from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results, recover_results
+from ..base.ledger import read_ledger
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import PUBLISHED_ADAPTER, forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, load_personalizer
@@ -197,7 +198,7 @@ def export_command(args):
     files = {str(f.relative_to(args.folder)): f.stat().st_size for f in sorted(Path(args.folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
     result = dict(folder=args.folder, to=args.to, files=files, usage=usage)
-    return CommandResult(result, [*lines, usage, "forget cannot reach this copy: delete the folder yourself"])
+    return CommandResult(result, [*lines, usage, "forget names this copy, but cannot delete it"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
 def finish_interrupted_run(folder: str) -> None:
@@ -226,7 +227,7 @@ def status_command(args):
     finish_interrupted_run(args.out)
     status = folder_status(args.out)
     status["adapter"] = find_published_adapter(args.out, status["adapter"])
-    status["answers"] = count_answers(read_state(status["folder"]).buffer.dialogues)
+    status["answers"] = count_answers(read_state(status["folder"], with_logs=False).buffer.dialogues)
     pairs = dict(
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
         buffer=f"{status['bins']} bins, {status['policy']}; {status['seen']} dialogues seen",
@@ -290,11 +291,26 @@ def forget_command(args):
         lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain_folder(args)
         return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
+    report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
     result["rebuilt"] = retrain_folder(args) if args.retrain and report.adapters and not args.dry_run else []
     if report.dialogues or report.cut or report.adapters or report.files or report.turns:
         return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"]])
     return CommandResult(result, [NO_MATCH_MESSAGE, *(f"out of reach: {one}" for one in report.unreachable)])
+
+# %% ../../nbs/8_app/07_commands.ipynb #d8e6dc21
+def format_egress(row: dict) -> str:
+    "Return a line of the ledger for people."
+    size = "not finished" if row["bytes"] is None else f"{row['bytes']:,} bytes"
+    return f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
+
+
+@register_command(
+    "ledger", "list what left this device: requests, uploads, exports, libraries and parcels", examples=["", "--json"]
+)
+def ledger_command(args):
+    rows = read_ledger()
+    return CommandResult(dict(ledger=rows), [*map(format_egress, rows)] or ["nothing has left this device"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #0af1347c
 COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"

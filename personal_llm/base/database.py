@@ -23,14 +23,16 @@ READ_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, Memo
 
 
 @contextmanager
-def report_database_errors(file):
-    "Raise `InputError` for an error of SQLite."
+def report_damage(file):
+    "Raise `InputError` for an error of SQLite, and for rows that cannot be read."
     try:
         yield
-    except sqlite3.OperationalError as error:
+    except InputError:
+        raise
+    except (sqlite3.OperationalError, OSError) as error:
         remedy = "free some space or wait for the other program, what was stored is unchanged"
-        raise InputError(f"{file}: cannot be used ({error})", remedy) from error
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be used ({getattr(error, 'strerror', error)})", remedy) from error
+    except (sqlite3.Error, *READ_ERRORS) as error:
         raise InputError(f"{file}: damaged ({str(error)[:80]})", "restore a copy or start anew") from error
 
 # %% ../../nbs/0_base/10_database.ipynb #05cc1dc2
@@ -69,7 +71,7 @@ def connect_database(file, writes: bool = False):  # a connection of `sqlite3`
 @contextmanager
 def open_database(file, application_id: int, migrations: list, writes: bool = False):  # a connection of `sqlite3`
     "Open a database for one transaction: all changes of the `with` block are stored, or none after an error."
-    with report_database_errors(file):
+    with report_damage(file):
         connection = connect_database(file, writes)
         try:
             connection.executescript(PRAGMAS)

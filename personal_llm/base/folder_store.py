@@ -12,8 +12,7 @@ from pathlib import Path
 
 from .adapters import ADAPTER_CARD_FILE, COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from .core import InputError
-from .database import READ_ERRORS, connect_database, open_database, read_rows
-from .database import report_database_errors, write_rows
+from .database import connect_database, open_database, read_rows, report_damage, write_rows
 from .files import compute_sha256, delete_path, make_folder, remove_temporary_files
 
 # %% ../../nbs/0_base/11_folder_store.ipynb #5391b93b
@@ -48,23 +47,11 @@ def relative_to_folder(path, folder) -> str:
     path, folder = Path(path).resolve(), Path(folder).resolve()
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
-# %% ../../nbs/0_base/11_folder_store.ipynb #f6fe9c29
-@contextmanager
-def report_damage(folder):
-    "Raise `InputError` for rows that cannot be read."
-    try:
-        yield
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        problem = f"{Path(folder) / STORE_FILE}: damaged ({str(error)[:80]})"
-        raise InputError(problem, "restore a copy or start anew") from error
-
 # %% ../../nbs/0_base/11_folder_store.ipynb #82ca1e20
 @contextmanager
 def hold_store(folder):
     "Keep a store open, so that each of many short transactions ends with one write to the disk and not with four."
-    with open_store(folder, writes=True), report_database_errors(Path(folder) / STORE_FILE):
+    with open_store(folder, writes=True), report_damage(Path(folder) / STORE_FILE):
         pass
     connection = connect_database(Path(folder) / STORE_FILE)
     try:
@@ -77,7 +64,7 @@ def hold_store(folder):
 def truncate_journal(folder) -> None:
     "Empty SQLite's second file, so that it holds no deleted text; raise `InputError` if another program reads it."
     file = Path(folder) / STORE_FILE
-    with report_database_errors(file), closing(connect_database(file)) as connection:
+    with report_damage(file), closing(connect_database(file)) as connection:
         if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             problem = f"{file}: another program is reading it, so deleted text may still be in {STORE_FILE}-wal"
             raise InputError(problem, "end that program and do it again")
@@ -103,7 +90,7 @@ def is_recorded(folder, path: str, record: dict) -> bool:
 def claim_folder(folder, place) -> Path:
     "Make a folder for new files, and record that it is ours; raise `InputError` if it holds files of others."
     path = relative_to_folder(place, folder)
-    with report_damage(folder), open_store(folder, writes=True) as store:
+    with open_store(folder, writes=True) as store:
         records = read_rows(store, "files")
         if path in records and is_recorded(folder, path, records[path]):
             return Path(place)
@@ -132,7 +119,7 @@ def move_claimed_folder(folder, source: Path, number: int) -> Path:
     place = claim_adapter_folder(folder, number)
     remove_adapter(place)
     path, inode = relative_to_folder(place, folder), source.stat().st_ino
-    with report_damage(folder), open_store(folder, writes=True) as store:
+    with open_store(folder, writes=True) as store:
         write_rows(store, "files", read_rows(store, "files") | {path: dict(round=None, inode=inode)})
     make_folder(place.parent)
     os.replace(source, place)
@@ -161,7 +148,7 @@ def load_adapter(folder, path) -> Adapter:
     adapter, name = Adapter.load(path), relative_to_folder(path, folder)
     records = {}
     if (Path(folder) / STORE_FILE).is_file():
-        with report_damage(folder), open_store(folder) as store:
+        with open_store(folder) as store:
             records = read_rows(store, "files")
     for file in [f"{name}/{file}" for file in ADAPTER_FILES]:
         if file in records and not is_recorded(folder, file, records[file]):
@@ -200,7 +187,7 @@ def remove_record(folder, path: str, record: dict) -> list:  # the path, if it w
 def delete_store(folder) -> list:  # paths of deleted folders
     "Delete all recorded files, and then the store."
     folder = Path(folder)
-    with report_damage(folder), open_store(folder, writes=True) as store:
+    with open_store(folder, writes=True) as store:
         records = read_rows(store, "files")
     removed = [place for path, record in sorted(records.items()) for place in remove_record(folder, path, record)]
     for suffix in ("-wal", "-shm", ""):
@@ -212,7 +199,7 @@ def delete_store(folder) -> list:  # paths of deleted folders
 
 def remove_unreferenced(folder) -> list:  # paths of deleted folders
     "Delete the recorded files that belong to no round, and then their records."
-    with report_damage(folder), open_store(folder) as store:
+    with open_store(folder) as store:
         records = read_rows(store, "files")
     for path in [path for path, record in records.items() if record["round"] is not None and "inode" in record]:
         if is_recorded(folder, path, records[path]):

@@ -53,6 +53,20 @@ def collect_source_ids(
         source_ids |= {by_hash[digest]: None for _, digest, _ in list_exchanges(d.history) if digest in by_hash}
     return tuple(source_ids)
 
+# %% ../../nbs/0_base/12_lineage.ipynb #72446e93
+MAX_REMEMBERED = 10_000  # offered dialogues that left no trace
+
+
+def prune_exchanges(exchange_hashes: dict, dialogues: list, ids: set) -> None:
+    "Drop old hashes, but not those of the buffer's dialogues and their histories, nor those of adapters (`ids`)."
+    if len(exchange_hashes) <= 2 * MAX_REMEMBERED:
+        return
+    ids = ids | {name for d in dialogues for name in (d.id, *d.parents)}
+    digests = {digest for d in dialogues for _, digest, _ in list_exchanges(d.history)}
+    for name in [*exchange_hashes][:-MAX_REMEMBERED]:
+        if name not in ids and exchange_hashes[name] not in digests:
+            del exchange_hashes[name]
+
 # %% ../../nbs/0_base/12_lineage.ipynb #577f026d
 _QUOTATION_MARKS = str.maketrans("’‘‛ʼ´`“”„‟«»", "''''''" + '""""""')
 

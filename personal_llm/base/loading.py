@@ -85,12 +85,17 @@ def find_linear_modules(model):  # "all-linear", or a list of names
     return plain if has_experts or has_special else "all-linear"
 
 # %% ../../nbs/0_base/06_loading.ipynb #06loa015
+MAX_LAYERS = 1000  # a file that claims more would keep us busy for minutes
+
+
 def load_from_files(source: str, device: str, dtype: str, local: bool = True) -> tuple:  # (model, tokenizer)
     "Load a causal LM and its tokenizer; raise `InputError` unless every weight came from its files."
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options = dict(local_files_only=local, trust_remote_code=False)
+    num_layers = getattr(AutoConfig.from_pretrained(source, **options).get_text_config(), "num_hidden_layers", 0)
+    check(num_layers, "whole number", f"model {source!r}: num_hidden_layers", high=MAX_LAYERS)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     options |= dict(dtype=getattr(torch, dtype), use_safetensors=True)
     options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # list other sizes, so that we refuse them

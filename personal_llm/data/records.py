@@ -8,6 +8,7 @@ __all__ = ['format_value', 'read_records']
 # %% ../../nbs/1_data/01_records.ipynb #1111c579
 import csv
 import gzip
+import io
 import json
 import zlib
 from operator import itemgetter
@@ -17,13 +18,19 @@ from ..base.core import InputError
 from ..base.text import escape_controls
 
 # %% ../../nbs/1_data/01_records.ipynb #2587305f
+MAX_UNZIPPED_BYTES = 200_000_000
+
+
 def decompress(path, raw: bytes) -> bytes:
     "Unzip the content of a file if it is gzipped; raise `InputError` if it is damaged or empty."
     if raw[:2] == b"\x1f\x8b":
         try:
-            raw = gzip.decompress(raw)
+            raw = gzip.open(io.BytesIO(raw)).read(MAX_UNZIPPED_BYTES + 1)
         except (OSError, EOFError, zlib.error):
             raise InputError(f"{path}: a broken gzip file", "copy or download it again") from None
+        if len(raw) > MAX_UNZIPPED_BYTES:
+            problem = f"{path}: more than {MAX_UNZIPPED_BYTES // 10**6} MB when it is unzipped"
+            raise InputError(problem, "unzip it yourself if you trust it, and give the file")
     if raw[:4] == b"PK\x03\x04":
         raise InputError(f"{path}: a zip archive", "unpack it and give the file with the chats")
     if raw[:5] == b"%PDF-":
@@ -37,6 +44,8 @@ def decompress(path, raw: bytes) -> bytes:
 def read_file(path) -> bytes:
     "Return the unzipped content of a file; raise `InputError` if it cannot be read."
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: a pipe or a device", "write its content to a file, and give the file")
     try:
         return decompress(path, path.read_bytes())
     except FileNotFoundError:

@@ -6,13 +6,15 @@
 __all__ = ['ForgetRequest', 'ForgetReport', 'forget_folder']
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00003
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from pathlib import Path
 
-from ..base.adapters import WEIGHTS_FILE, check_adapter, get_adapter_id, read_adapter_card
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import Dialogue, InputError, check, patch
-from ..base.files import OwnedFolder, delete_path, lock_folder
+from ..base.files import OwnedFolder, delete_path, lock_folder, read_json
+from ..base.ledger import read_ledger
 from ..base.folder_store import delete_store, remove_adapter, remove_unreferenced
 from ..base.lineage import collect_source_ids, hash_dialogue, hash_text, list_exchanges, normalize_text
 from .store import RUN_FOLDER_PATTERN, PersonalizerState, find_run_folders, get_state_version
@@ -283,6 +285,22 @@ def list_foreign_adapters(paths: list) -> list:  # lines
     return [f"{path}: a link, or changed since we made it; delete it yourself" for path in paths]
 
 
+def list_copies(report: ForgetReport) -> list:  # sentences
+    "Name the copies in the ledger that hold a deleted adapter or a forgotten dialogue."
+    adapters = {get_adapter_id(path) for path in report.adapters if (Path(path) / CONFIG_FILE).is_file()}
+    notes = []
+    for row in read_ledger() if report.ids or adapters else ():
+        manifest = Path(row["place"]) / "manifest.json"
+        is_copy = row["adapter"] in adapters
+        if row["kind"] == "parcel" and not is_copy:  # a parcel that we cannot read may hold it
+            with suppress(InputError, KeyError, TypeError):
+                is_copy = True
+                is_copy = not report.ids.isdisjoint(read_json(manifest)["card"]["parents"])
+        if is_copy:
+            notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
+    return list(dict.fromkeys(notes))
+
+
 def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete what `find_published` returns."
     for path in find_published(run, request, report):
@@ -293,6 +311,7 @@ def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) ->
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00033
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete the files of forgotten dialogues, and write the state; without a state, delete the leftovers of a run."
+    report.unreachable += list_copies(report)
     forget_published(run, request, report)
     if request.everything:
         removed = delete_store(run)
@@ -314,6 +333,7 @@ def forget_run(run: Path, request: ForgetRequest, dry_run: bool = False) -> Forg
     if request.everything:
         report.unreachable += [note for note in (COPIES_NOTE, SOURCE_FILE_NOTE) if note not in report.unreachable]
     if dry_run:
+        report.unreachable += list_copies(report)
         report.files += map(str, find_published(run, request, report))
     else:
         apply_to_folder(run, state, request, report)

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Cost, InputError
-from ..base.database import READ_ERRORS, check_pages, open_database, read_rows, write_rows
+from ..base.database import READ_ERRORS, check_pages, open_database, read_rows, report_damage, write_rows
 from ..base.files import compute_sha256, delete_path, get_temporary_path, lock_folder
 from ..base.files import read_json, remove_temporary_files
 from ..base.folder_store import APPLICATION_ID, MIGRATIONS, STORE_FILE, open_store, record_adapters
-from ..base.folder_store import relative_to_folder, remove_unreferenced, report_damage, truncate_journal
+from ..base.folder_store import relative_to_folder, remove_unreferenced, truncate_journal
+from ..base.lineage import prune_exchanges
 from ..buffer.buffer import MAX_LOGGED_DECISIONS, Buffer, read_buffer_file, restore_buffer
 from ..buffer.feedback import check_feedback_rows, count_feedback
 
@@ -219,10 +220,11 @@ def count_rows(store) -> dict:  # table -> number
     return {table: store.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
 
-def read_parts(store) -> dict:
+def read_parts(store, with_logs: bool = True) -> dict:
     "Read the parts of a state from an open store; raise one of `READ_ERRORS` for a damaged row."
     check_pages(store)
-    parts = {table: [*read_rows(store, table).values()] for table in ("dialogues", "decisions", "exchanges", "rounds")}
+    parts = {table: [*read_rows(store, table).values()] for table in ("dialogues", "rounds")}
+    parts |= {table: [*read_rows(store, table).values()] if with_logs else [] for table in ("decisions", "exchanges")}
     facts = read_rows(store, "facts")
     version, counts = facts.pop("version"), facts.pop("counts")
     if counts != count_rows(store):
@@ -238,7 +240,7 @@ def read_fact(folder, name: str):  # a JSON value, or None
         return read_json(Path(folder) / OLD_STATE_FILE).get(name)
     if not (Path(folder) / STORE_FILE).is_file() or (Path(folder) / STORE_FILE).stat().st_size == 0:
         return None
-    with report_damage(folder), open_store(folder) as store:
+    with open_store(folder) as store:
         return read_rows(store, "facts", name).get(name)
 
 
@@ -277,7 +279,7 @@ def migrate_folder(folder) -> None:
     if is_old_folder(folder):
         new = get_temporary_path(folder / STORE_FILE)
         remove_temporary_files(folder, (STORE_FILE,))
-        with report_damage(folder):
+        with report_damage(folder / STORE_FILE):
             parts = read_old_parts(folder)
             with open_database(new, APPLICATION_ID, MIGRATIONS, writes=True) as store:
                 write_parts(store, parts)
@@ -316,9 +318,11 @@ def write_state(
     is_training: bool = False,  # delete no file now: a fine-tune is running in the folder
 ) -> list:  # paths of deleted folders
     "Write a state, then delete our files that it does not name; on any failure the old state stays."
+    learned_ids = set().union(*(round.parents for round in state.rounds))
+    prune_exchanges(state.exchange_hashes, state.buffer.dialogues, learned_ids)
     parts = state_to_parts(state, folder)
     migrate_folder(folder)
-    with report_damage(folder), open_store(folder, writes=True) as store:
+    with open_store(folder, writes=True) as store:
         version = read_rows(store, "facts", "version").get("version")
         appends = version is not None and state.buffer.store_version == version
         record_adapters(store, folder, parts["rounds"])
@@ -332,16 +336,17 @@ def write_state(
 def read_state(
     folder,  # as `write_state` wrote it
     policy=None,  # the policy of the buffer, if it is not registered by name
+    with_logs: bool = True,  # False: leave out the decisions and the exchanges, which a status does not show
 ) -> PersonalizerState:
     "Read a state; raise `InputError` if it is missing or damaged."
     folder = Path(folder)
-    with report_damage(folder):
+    with report_damage(folder / STORE_FILE):
         if is_old_folder(folder):
             version, state = get_state_version(folder), parts_to_state(read_old_parts(folder), folder, policy)
             state.buffer.store_version = version
             return state
         with open_store(folder) as store:
-            parts = read_parts(store) if has_facts(store) else None
+            parts = read_parts(store, with_logs) if has_facts(store) else None
         if parts is None:
             raise InputError(f"{folder}: no saved state here", "give the folder that save() wrote")
         state = parts_to_state(parts, folder, policy)
@@ -396,4 +401,4 @@ def folder_status(folder, policy=None) -> dict:  # plain values
     "Describe the newest state in a folder; raise `InputError` if there is none."
     place = find_state_folders(folder)[0]
     size = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
-    return dict(folder=str(place), bytes=size) | read_state(place, policy).status()
+    return dict(folder=str(place), bytes=size) | read_state(place, policy, with_logs=False).status()

@@ -11,10 +11,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, read_adapter_card, read_factors
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
+from ..base.adapters import read_adapter_card, read_factors
 from ..base.core import InputError, check
 from ..base.files import delete_path, get_temporary_path, make_folder, read_json
 from ..base.files import write_atomically, write_json
+from ..base.ledger import record_egress
 from ..base.text import escape_controls
 
 # %% ../../nbs/7_runtimes/04_export.ipynb #3d1d6f3f
@@ -74,7 +76,9 @@ def push_to_hub(
             address = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.repo_info(repo).private:
                 raise InputError(f"{repo} is public", "give private=False if everybody may read it, or another name")
-            api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message="An adapter")
+            with record_egress("push", repo, get_adapter_id(check_adapter(adapter))) as row:
+                api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message="An adapter")
+                row["bytes"] = sum((Path(place) / name).stat().st_size for name in names)
         except InputError:
             raise
         except (OSError, ValueError) as error:
@@ -260,9 +264,11 @@ def export_adapter(
     stage = make_folder(get_temporary_path(out))
     try:
         usage = EXPORT_TARGETS[target](model, adapter, stage)
-        if out.exists():
-            out.rmdir()
-        os.replace(stage, out)
+        with record_egress("export", out, get_adapter_id(adapter)) as row:
+            row["bytes"] = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
+            if out.exists():
+                out.rmdir()
+            os.replace(stage, out)
     finally:
         delete_path(stage)
     return usage

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter, get_adapter_id
 from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
-from ..base.files import OwnedFolder, delete_path, lock_folder, make_folder, write_atomically
+from ..base.files import OwnedFolder, compute_sha256, delete_path, lock_folder, make_folder
+from ..base.files import write_atomically
+from ..base.ledger import record_egress
 from .phone_bundle import PROGRAM_FILE, START_FOLDER, PhoneBundle, choose_buckets, encode_record
 from .phone_bundle import export_program, find_bucket, open_bundle, read_adapter_layout
 from .phone_bundle import require_executorch, write_bundle
@@ -75,7 +77,10 @@ def export_bundle(
             adapted.save_pretrained(work, safe_serialization=True)
             program = export_program(adapted, read_adapter_layout(Path(work) / WEIGHTS_FILE), buckets)
         model.model.to(original_dtype)
-        return write_bundle(out, program, buckets, rows, work, config, seed, card)
+        with record_egress("parcel", out, get_adapter_id(start) if start else "") as row:
+            bundle = write_bundle(out, program, buckets, rows, work, config, seed, card)
+            row["bytes"] = sum(file["bytes"] for file in bundle.manifest["files"].values())
+        return bundle
 
 # %% ../../nbs/7_runtimes/02_phone.ipynb #898ffbdf
 PROGRESS_FILE = "phone.state"  # in the folder of the adapter that is being made
@@ -97,7 +102,8 @@ class PhoneProgress:
 def save_progress(file: Path, parcel: PhoneBundle, progress: PhoneProgress) -> None:
     "Write the progress in one step; raise `InputError` if the disk is full, and keep the older file."
     head = dict(parcel=parcel.checksum, losses=progress.losses, seconds=progress.seconds)
-    write_atomically(file, json.dumps(head).encode() + b"\n" + progress.vectors.astype("<f4").tobytes())
+    content = json.dumps(head).encode() + b"\n" + progress.vectors.astype("<f4").tobytes()
+    write_atomically(file, compute_sha256(content).encode() + content)
 
 
 def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file is perhaps not there yet
@@ -105,9 +111,12 @@ def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file
     count = parcel.layout.count
     if not file.exists():
         return PhoneProgress(np.stack([parcel.start(), np.zeros(count, "<f4"), np.zeros(count, "<f4")]), [])
-    head, _, rest = file.read_bytes().partition(b"\n")
+    checksum, content = (written := file.read_bytes())[:64], written[64:]
+    head, _, rest = content.partition(b"\n")
     remedy = "choose another folder, or delete this file to begin anew"
     try:
+        if checksum != compute_sha256(content).encode():
+            raise ValueError("its checksum is wrong")
         row = json.loads(head)
         vectors = np.frombuffer(rest, "<f4").reshape(3, count).copy()
         progress = PhoneProgress(vectors, [float(loss) for loss in row["losses"]], float(row["seconds"]))

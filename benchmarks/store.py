@@ -1,0 +1,90 @@
+"""How long the store takes in a folder of 100,000 dialogues: open, status, observe, forget; processor time of one thread.
+
+    python -m benchmarks.store [--dialogues N] [--out FILE]
+
+The model is a stand-in, so the numbers are those of the store and of the loop around it."""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from personal_llm.base.core import Dialogue
+from personal_llm.buffer.buffer import Decision
+from personal_llm.device.forgetting import forget_folder
+from personal_llm.base.lineage import hash_dialogue
+from personal_llm.device.personalizer import load_personalizer
+from personal_llm.device.store import folder_status, read_state, write_state
+
+BARS = dict(open=0.2, status=0.2, forget=2.0)  # seconds
+
+
+def make_folder(place: Path, count: int, models) -> None:
+    "Write the state of a device that saw a number of dialogues, and trained once."
+    me = models.start(place, capacity=32)
+    models.watch(me, models.TALK)
+    base = me.buffer.log[-1]
+    for n in range(len(models.TALK), count):
+        d = Dialogue(f"question {n}", f"answer {n}", time=n + 1.0)
+        me.exchange_hashes[d.id] = hash_dialogue(d)
+        if n >= count - 10_000:
+            me.buffer.log.append(Decision(n, d.id, False, "", base.reason, base.scores, d.time))
+    me.buffer.seen = count
+    write_state(place, me.state())
+
+
+def seconds(act, rounds: int = 5) -> float:
+    "Return the median processor time of an act."
+    times = []
+    for _ in range(rounds):
+        begin = time.process_time()
+        act()
+        times.append(time.process_time() - begin)
+    return statistics.median(times)
+
+
+def measure(count: int, models) -> dict:  # act -> seconds
+    "Measure each act in a folder of a number of dialogues."
+    with tempfile.TemporaryDirectory() as root:
+        place = Path(root) / "me"
+        make_folder(place, count, models)
+        open_it = lambda: load_personalizer(place, models.Fake(), None, models.LEXICONS)
+        found = dict(open=seconds(open_it), read=seconds(lambda: read_state(place)))
+        found["status"] = seconds(lambda: folder_status(place))
+        me, number = open_it(), iter(range(10**6))
+
+        def observe():
+            me.observe(Dialogue(f"a new question {next(number)}", "a new answer", time=1e9))
+            me.save()
+
+        observe()
+        found["observe"] = seconds(observe, 20)
+        copies = [shutil.copytree(place, Path(root) / f"copy{n}") for n in range(3)]
+        victim = me.buffer.dialogues[0].id
+        found["forget"] = seconds(lambda: forget_folder(copies.pop(), ids=[victim]), 3)
+        found["bytes"] = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    return found
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import devices
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
+    parser.add_argument("--dialogues", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, help="a JSON file")
+    given = parser.parse_args()
+    large, small = measure(given.dialogues, devices), measure(1_000, devices)
+    ratios = {name: round(large[name] / small[name], 2) for name in large}
+    result = dict(dialogues=given.dialogues, large=large, small=small, ratio=ratios, bars=BARS)
+    for name in large:
+        unit, scale = (" MB", 1e6) if name == "bytes" else (" ms", 1e-3)
+        values = f"{large[name] / scale:10.1f}{unit}, of 1,000 dialogues {small[name] / scale:8.1f}{unit}"
+        print(f"{name:8}{values}, ratio {ratios[name]}")
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1))
