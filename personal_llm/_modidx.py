@@ -352,10 +352,6 @@ d = {
                 "8_app/commands.html#phone_simulate_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.retrain_folder": (
-                "8_app/commands.html#retrain_folder",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.service_start_command": (
                 "8_app/commands.html#service_start_command",
                 "personal_llm/app/commands.py",
@@ -4189,6 +4185,10 @@ d = {
             ),
             "personal_llm.device.retraining.retrain": (
                 "6_device/retraining.html#retrain",
+                "personal_llm/device/retraining.py",
+            ),
+            "personal_llm.device.retraining.retrain_folder": (
+                "6_device/retraining.html#retrain_folder",
                 "personal_llm/device/retraining.py",
             ),
         },

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/8_app/07_commands.ipynb #6f64a2e4
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from .arguments import COMMAND_GROUPS, MODEL_OPTIONS, SEED_OPTION, CommandResult, data_options
@@ -22,12 +23,12 @@ from .personalize import personalize
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import InputError, check
-from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results, recover_results
+from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.ledger import read_ledger
 from ..device.annotation import ask_at_terminal
-from ..device.forgetting import PUBLISHED_ADAPTER, forget_folder
-from ..device.personalizer import ASK_WHEN_CHOICES, load_personalizer
-from ..device.retraining import retrain
+from ..device.forgetting import forget_folder
+from ..device.personalizer import ASK_WHEN_CHOICES
+from ..device.retraining import retrain_folder
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
 from ..runtimes import service
 from ..runtimes.export import EXPORT_TARGETS, export_adapter
@@ -248,18 +249,6 @@ def parse_time(text: str):  # seconds, or None for None
     raise InputError(f"--before {text[:40]}", "give a date such as 2024-05-31, or a number")
 
 # %% ../../nbs/8_app/07_commands.ipynb #6ea9497a
-def retrain_folder(args) -> list:  # lines
-    "Train the adapters again that `forget` deleted in a folder, and publish the newest one."
-    lines, out = [], Path(args.out)
-    for run in [run for run in find_state_folders(out) if read_state(run).deleted_rounds]:
-        me = load_personalizer(run, load_model_from_arguments(args), start=resolve_start(args.start_from))
-        lines += retrain(me, not args.quiet)
-        if me.adapter and run != out and (out / OWNERSHIP_FILE).is_file():
-            with open_results_folder(out, PUBLISHED_ADAPTER) as owned:
-                publish_results(owned, {PUBLISHED_ADAPTER: Path(me.adapter.path)})
-    return lines or ["no deleted adapter can be rebuilt"]
-
-
 NO_MATCH_MESSAGE = "no stored dialogue matches"
 DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
 
@@ -276,24 +265,23 @@ DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report wo
     option("--retrain", action="store_true", help="train the deleted adapters again on the dialogues that are left"),
     option("--start-from", default="none", metavar="DIR", help="for --retrain: the library where they began"),
     *MODEL_OPTIONS,
-    examples=[
-        "--out mine --containing 'my sister' --dry-run",
-        "--out mine --before 2024-05-31 --retrain",
-        "--out mine --all",
-    ],
+    examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31 --retrain"],
 )
 def forget_command(args):
+    model = partial(load_model_from_arguments, args)
+    retrain = lambda: retrain_folder(args.out, model, resolve_start(args.start_from), not args.quiet)
     is_named = args.id or args.before or args.all or args.containing is not None
     if not (is_named or args.retrain):
         raise InputError("no dialogue is named", "give --containing, --id, --before or --all")
     finish_interrupted_run(args.out)
     if not is_named:
-        lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain_folder(args)
+        state = read_state(find_state_folders(args.out)[0])
+        lines = state.list_rebuildable() if args.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
-    result["rebuilt"] = retrain_folder(args) if args.retrain and report.adapters and not args.dry_run else []
+    result["rebuilt"] = retrain() if args.retrain and report.adapters and not args.dry_run else []
     if report.dialogues or report.cut or report.adapters or report.files or report.turns:
         return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"]])
     return CommandResult(result, [NO_MATCH_MESSAGE, *(f"out of reach: {one}" for one in report.unreachable)])
@@ -305,9 +293,7 @@ def format_egress(row: dict) -> str:
     return f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
 
 
-@register_command(
-    "ledger", "list what left this device: requests, uploads, exports, libraries and parcels", examples=["", "--json"]
-)
+@register_command("ledger", "list what left this device: requests, uploads, exports, parcels", examples=["", "--json"])
 def ledger_command(args):
     rows = read_ledger()
     return CommandResult(dict(ledger=rows), [*map(format_egress, rows)] or ["nothing has left this device"])

@@ -57,11 +57,11 @@ def collect_source_ids(
 MAX_REMEMBERED = 10_000  # offered dialogues that left no trace
 
 
-def prune_exchanges(exchange_hashes: dict, dialogues: list, ids: set) -> None:
-    "Drop old hashes, but not those of the buffer's dialogues and their histories, nor those of adapters (`ids`)."
+def prune_exchanges(exchange_hashes: dict, dialogues: list, parents: list) -> None:  # parents: ids, of each round
+    "Drop old hashes, but not those of the buffer's dialogues and their histories, nor those of adapters."
     if len(exchange_hashes) <= 2 * MAX_REMEMBERED:
         return
-    ids = ids | {name for d in dialogues for name in (d.id, *d.parents)}
+    ids = {name for d in dialogues for name in (d.id, *d.parents)}.union(*parents)
     digests = {digest for d in dialogues for _, digest, _ in list_exchanges(d.history)}
     for name in [*exchange_hashes][:-MAX_REMEMBERED]:
         if name not in ids and exchange_hashes[name] not in digests:

@@ -109,7 +109,6 @@ class PersonalizerState:
         )
 
 
-# that a `Personalizer` has under the same names
 STATE_FIELDS = [f.name for f in fields(PersonalizerState) if f.name not in ("base", "settings", "buffer")]
 
 # %% ../../nbs/6_device/01_store.ipynb #46cf0997
@@ -149,9 +148,7 @@ def _read_rounds(rows: list, folder) -> list:  # `TrainingRound`s
         raise ValueError(f"the adapter {outside[0][:40]!r} is outside the folder")
     paths = [dict(adapter=str(Path(folder) / row["adapter"]), parents=tuple(row["parents"])) for row in rows]
     rounds = [TrainingRound(**row | path) for row, path in zip(rows, paths)]
-    [str(round) for round in rounds]  # its numbers are numbers
-    if not all(len(source) == 3 for round in rounds for source in round.sources.values()):
-        raise ValueError("a source of a fine-tune is not whole")
+    [(str(round), [hashes for _, _, hashes in round.sources.values()]) for round in rounds]  # its parts are whole
     return rounds
 
 
@@ -318,8 +315,7 @@ def write_state(
     is_training: bool = False,  # delete no file now: a fine-tune is running in the folder
 ) -> list:  # paths of deleted folders
     "Write a state, then delete our files that it does not name; on any failure the old state stays."
-    learned_ids = set().union(*(round.parents for round in state.rounds))
-    prune_exchanges(state.exchange_hashes, state.buffer.dialogues, learned_ids)
+    prune_exchanges(state.exchange_hashes, state.buffer.dialogues, [round.parents for round in state.rounds])
     parts = state_to_parts(state, folder)
     migrate_folder(folder)
     with open_store(folder, writes=True) as store:
