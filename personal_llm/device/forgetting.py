@@ -208,7 +208,7 @@ def list_rebuildable(self: PersonalizerState) -> list:  # sentences
     rows = zip(self.deleted_rounds, counts)
     return [f"adapter {row['adapter']} on {count} of its {row['count']} dialogues" for row, count in rows]
 
-
+# %% ../../nbs/6_device/02_forgetting.ipynb #6e11b593
 @patch
 def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Remove all matching dialogues from the state; the caller deletes the files."
@@ -284,7 +284,7 @@ def list_foreign_adapters(paths: list) -> list:  # lines
     paths = [path for path in paths if (Path(path) / WEIGHTS_FILE).is_file()]
     return [f"{path}: a link, or changed since we made it; delete it yourself" for path in paths]
 
-
+# %% ../../nbs/6_device/02_forgetting.ipynb #6c6ba758
 def list_copies(report: ForgetReport) -> list:  # sentences
     "Name the copies in the ledger that hold a deleted adapter or a forgotten dialogue."
     adapters = {get_adapter_id(path) for path in report.adapters if (Path(path) / CONFIG_FILE).is_file()}
@@ -300,7 +300,7 @@ def list_copies(report: ForgetReport) -> list:  # sentences
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
     return list(dict.fromkeys(notes))
 
-
+# %% ../../nbs/6_device/02_forgetting.ipynb #8fc21823
 def forget_published(run: Path, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete what `find_published` returns."
     for path in find_published(run, request, report):

@@ -54,7 +54,7 @@ def retrain(
             me.save()
     return lines
 
-
+# %% ../../nbs/6_device/09_retraining.ipynb #a112bf34
 def retrain_folder(out, load_model, start=None, progress: bool = True) -> list:  # lines; out: as for `forget_folder`
     "Rebuild the adapters that `forget_folder` deleted, with a function that loads the model, and publish the newest."
     lines, out = [], Path(out)

@@ -223,12 +223,11 @@ def read_parts(store, with_logs: bool = True) -> dict:
     parts = {table: [*read_rows(store, table).values()] for table in ("dialogues", "rounds")}
     parts |= {table: [*read_rows(store, table).values()] if with_logs else [] for table in ("decisions", "exchanges")}
     facts = read_rows(store, "facts")
-    version, counts = facts.pop("version"), facts.pop("counts")
-    if counts != count_rows(store):
+    if facts.pop("counts") != count_rows(store):
         raise ValueError("a row is missing")
     log = [row for block in parts["decisions"] for row in block][-MAX_LOGGED_DECISIONS:]
     exchanges = dict(pair for block in parts["exchanges"] for pair in block)
-    return parts | dict(facts=facts, decisions=log, exchanges=exchanges, version=version)
+    return parts | dict(facts=facts, decisions=log, exchanges=exchanges, version=facts.pop("version"))
 
 
 def read_fact(folder, name: str):  # a JSON value, or None
