@@ -188,7 +188,10 @@ def delete_store(folder) -> list:  # paths of deleted folders
     "Delete all recorded files, and then the store."
     folder = Path(folder)
     with open_store(folder, writes=True) as store:
-        records = read_rows(store, "files")
+        records = {path: row | dict(round=None) for path, row in read_rows(store, "files").items()}
+        write_rows(store, "files", records)
+        for table in KEY_TYPES.keys() - {"files"}:  # the state goes first, its files after it
+            store.execute(f"DELETE FROM {table}")
     removed = [place for path, record in sorted(records.items()) for place in remove_record(folder, path, record)]
     for suffix in ("-wal", "-shm", ""):
         delete_path(folder / f"{STORE_FILE}{suffix}")
