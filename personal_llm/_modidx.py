@@ -1188,6 +1188,10 @@ d = {
             "personal_llm.base.core.setting": ("0_base/core.html#setting", "personal_llm/base/core.py"),
         },
         "personal_llm.base.database": {
+            "personal_llm.base.database.EmptyDatabaseError": (
+                "0_base/database.html#emptydatabaseerror",
+                "personal_llm/base/database.py",
+            ),
             "personal_llm.base.database._migrate": ("0_base/database.html#_migrate", "personal_llm/base/database.py"),
             "personal_llm.base.database.check_pages": (
                 "0_base/database.html#check_pages",

@@ -40,6 +40,10 @@ PRAGMAS = "PRAGMA synchronous=FULL; PRAGMA secure_delete=ON; PRAGMA foreign_keys
 WAIT_SECONDS = 10.0  # that we wait for another process
 
 
+class EmptyDatabaseError(InputError):
+    "A process died before it made the tables."
+
+
 def _migrate(connection, file, application_id: int, migrations: list, writes: bool) -> None:
     "Bring a new or older file to the last version; raise `InputError` for a file of another kind."
     kind, version = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
@@ -47,7 +51,7 @@ def _migrate(connection, file, application_id: int, migrations: list, writes: bo
     if not is_new and (kind != application_id or not 1 <= version <= len(migrations)):
         raise InputError(f"{file}: damaged, or of a later version", "update this package, or restore a copy")
     if not writes and version < len(migrations):
-        raise InputError(f"{file}: nothing is stored here", "write something first")
+        raise EmptyDatabaseError(f"{file}: nothing is stored here", "write something first")
     if is_new:
         connection.execute("PRAGMA journal_mode=WAL")
     if version < len(migrations):

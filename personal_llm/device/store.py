@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import Cost, InputError
-from ..base.database import READ_ERRORS, check_pages, open_database, read_rows, report_damage, write_rows
+from ..base.database import READ_ERRORS, EmptyDatabaseError, check_pages, open_database, read_rows
+from ..base.database import report_damage, write_rows
 from ..base.files import compute_sha256, delete_path, get_temporary_path, lock_folder
 from ..base.files import read_json, remove_temporary_files
 from ..base.folder_store import APPLICATION_ID, MIGRATIONS, STORE_FILE, open_store, record_adapters
@@ -236,7 +237,7 @@ def read_fact(folder, name: str):  # a JSON value, or None
         return read_json(Path(folder) / OLD_STATE_FILE).get(name)
     if not (Path(folder) / STORE_FILE).is_file() or (Path(folder) / STORE_FILE).stat().st_size == 0:
         return None
-    with open_store(folder) as store:
+    with suppress(EmptyDatabaseError), open_store(folder) as store:
         return read_rows(store, "facts", name).get(name)
 
 
