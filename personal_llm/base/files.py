@@ -124,8 +124,8 @@ def append_json_line(path, row) -> None:
 def read_json_lines(path) -> list:  # its rows, without unfinished lines
     "Read the lines that `append_json_line` wrote; a missing file counts as empty."
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").split("\n") if Path(path).exists() else ():
-        with suppress(ValueError):
+    for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else ():
+        with suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
     return rows
 

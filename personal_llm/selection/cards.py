@@ -13,6 +13,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -211,7 +212,7 @@ def read_matrix_shape(file: Path):  # None if the file is no float32 matrix
     "Read the shape of a matrix from the header of its .npy file."
     try:
         matrix = np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         return None
     return matrix.shape if matrix.dtype == np.float32 else None
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -155,7 +156,7 @@ def read_sketch(file: Path, stamp: str, count: int, size: int) -> tuple:
             if (tensors.metadata() or {}).get("stamp") != stamp or not is_whole:
                 return None
             return rows, {m: tuple(tensors.get_tensor(f"{m}.{side}") for side in ("left", "right")) for m in modules}
-    except (OSError, ValueError, EOFError, SafetensorError):
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError, SafetensorError):
         return None
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #f6a71d0a
