@@ -479,6 +479,6 @@ def test_a_fine_tune_from_a_start_never_ends_worse(model, library, tmp_path):
     assert all(torch.allclose(a, b, atol=1e-6) for m in before for a, b in zip(before[m], after[m]))
     mild = finetune(model, user, TuningConfig(steps=6, batch_size=4, checks=3), start, progress=False)
     assert mild.best_loss <= mild.start_loss
-    assert finetune(model, user, TuningConfig(steps=1, checks=1), progress=False).num_validation_dialogues == 0, (
-        "from nothing: all learn"
+    assert finetune(model, user, TuningConfig(steps=1, checks=1), progress=False).num_validation_dialogues == 2, (
+        "from nothing: fewer"
     )

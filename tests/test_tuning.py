@@ -26,6 +26,7 @@ from personal_llm.tuning.validation import BestAdapter, validation_split
 from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
+ALL_TRAIN = replace(BRIEF, validation=0)  # all dialogues train, and choose the weights
 TALK = [
     Dialogue(f"Question number {i}: what is {w}?", f"It is {w}, of course.")
     for i, w in enumerate("tea rain bread snow music salt wool glass iron silk oak mint rice clay rope lamp".split())
@@ -51,7 +52,7 @@ def per_token(model, dialogues):
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     "An adapter of the tiny Llama."
-    return finetune(shared("llama"), TALK[:6], BRIEF, out=tmp_path_factory.mktemp("old"), progress=False)
+    return finetune(shared("llama"), TALK[:6], ALL_TRAIN, out=tmp_path_factory.mktemp("old"), progress=False)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -128,7 +129,7 @@ def test_modules_that_are_not_there(tmp_path):
 def test_the_model_is_billed_once():
     model = tiny("llama")
     with model.track_cost() as cost:
-        adapter = finetune(model, TALK[:6], replace(BRIEF, checks=1), progress=False)
+        adapter = finetune(model, TALK[:6], replace(ALL_TRAIN, checks=1), progress=False)
     assert cost.backward == model.cost.backward == adapter.cost.backward == 3 * 3, "six dialogues: batches of three"
     assert cost.forward == adapter.cost.forward == 3 * 3 + 2 * 6 and cost.tokens == adapter.cost.tokens > 0
     assert cost.seconds >= adapter.cost.seconds > 0 and model.cost.tokens == cost.tokens
@@ -143,11 +144,11 @@ def test_what_trains_and_what_judges():
     lesson = TrainingSplit.from_dialogues(model, TALK + children, config, 0)
     assert lesson.training_samples == [model.encode(d, 64) for d in learn] and lesson.num_validation_dialogues == 4
     assert lesson.validation_samples == [model.encode(d, 64) for d in judge]
-    few = TrainingSplit.from_dialogues(model, TALK[:4] + children[:4], config, 0)
+    few = TrainingSplit.from_dialogues(model, TALK[:3] + children[:3], config, 0)
     assert (
-        few.validation_samples == [model.encode(d, 64) for d in TALK[:4]]
+        few.validation_samples == [model.encode(d, 64) for d in TALK[:3]]
         and few.num_validation_dialogues == 0
-        and len(few.training_samples) == 8
+        and len(few.training_samples) == 6
     )
 
 
@@ -177,11 +178,13 @@ def test_only_uncorrected_replies(tmp_path):
 
 
 def test_few_answers_take_few_steps():
-    "Four answers take 32 steps and the card names the rule; without validation all steps are taken."
+    "Three answers take 28 steps and the card names the rule; from four on, or without validation, all steps."
     config = TuningConfig(rank=2, steps=40, batch_size=2, max_length=64)
-    adapter = finetune(shared("llama"), TALK[:4], config, progress=False)
-    assert adapter.config["steps"] == adapter.history[-1][0] == 32 and "4: too few" in adapter.notes["steps_by"]
-    whole = finetune(shared("llama"), TALK[:4], replace(config, validation=0), progress=False)
+    adapter = finetune(shared("llama"), TALK[:3], config, progress=False)
+    assert adapter.config["steps"] == adapter.history[-1][0] == 28 and "3: too few" in adapter.notes["steps_by"]
+    judged = finetune(shared("llama"), TALK[:4], config, progress=False)
+    assert judged.config["steps"] == 40 and judged.num_validation_dialogues == 2 and "steps_by" not in judged.notes
+    whole = finetune(shared("llama"), TALK[:3], replace(config, validation=0), progress=False)
     assert whole.config["steps"] == 40 and "steps_by" not in whole.notes
 
 
@@ -210,16 +213,16 @@ def test_a_start_that_is_best_already():
 
 
 def test_the_card_says_on_how_many_it_was_judged(tmp_path):
-    "Thirty-two bins are judged on four dialogues that do not train; eight by what trains."
+    "Thirty-two bins are judged on four dialogues that do not train; three by what trains."
     bins = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(32)]
     config = TuningConfig(rank=2, steps=1, batch_size=2, max_length=64)
     adapter = finetune(shared("llama"), bins, config, out=tmp_path, progress=False)
     assert adapter.num_validation_dialogues == Adapter.load(tmp_path).num_validation_dialogues == 4
-    assert finetune(shared("llama"), bins[:8], config, progress=False).num_validation_dialogues == 0
+    assert finetune(shared("llama"), bins[:3], config, progress=False).num_validation_dialogues == 0
 
 
 @pytest.mark.parametrize(
-    "rate,dialogues", [(3.0, TALK), (1e-2, TALK), (3.0, TALK[:4])], ids=["wrecked", "learning", "few"]
+    "rate,dialogues", [(3.0, TALK), (1e-2, TALK), (3.0, TALK[:3])], ids=["wrecked", "learning", "few"]
 )
 def test_never_worse_than_the_start_on_the_judged_dialogues(rate, dialogues, old):
     model, config = (
@@ -424,9 +427,9 @@ def test_files_of_others_beside_an_adapter_stay(tmp_path):
 
 def test_going_on_from_an_adapter(old, tmp_path):
     model = shared("llama")
-    further = finetune(model, TALK[:6], BRIEF, start=old, progress=False)
+    further = finetune(model, TALK[:6], ALL_TRAIN, start=old, progress=False)
     assert further.start_loss == pytest.approx(old.best_loss, abs=1e-5) and further.best_loss <= further.start_loss
-    assert bits(finetune(model, TALK[:6], BRIEF, start=str(old.path), progress=False)) == bits(further), "by its path"
+    assert bits(finetune(model, TALK[:6], ALL_TRAIN, start=str(old.path), progress=False)) == bits(further), "by its path"
 
 
 def test_a_start_keeps_its_shape(old, tmp_path):
@@ -520,7 +523,7 @@ def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
         and np.array_equal(model.nll(TEST), losses)
     )
     assert not (tmp_path / "out").exists()
-    assert finetune(model, TALK[:6], BRIEF, start=old, progress=False).start_loss == pytest.approx(
+    assert finetune(model, TALK[:6], ALL_TRAIN, start=old, progress=False).start_loss == pytest.approx(
         old.best_loss, abs=1e-5
     ), "and goes on"
 

@@ -37,7 +37,8 @@ def test_children_of_validation_dialogues_do_not_train(originals, share, seed, d
     ]
     learn, validation = validation_split(family, share, seed)
     held = {d.id for d in validation}
-    count = min(max(4, round(share * originals)), originals - 1) if share and originals >= 16 else 0
+    fewest = min(4, max(2, originals // 4))
+    count = min(max(fewest, round(share * originals)), originals - 1) if share and originals >= 4 else 0
     assert len(validation) == count
     assert [d for d in family if d.id not in held and not held & set(d.parents)] == learn
     assert [d for d in family if d.id in held] == validation and all(d.origin == "user" for d in validation)
@@ -174,5 +175,5 @@ def test_only_the_users_answers_validate():
         training, validation = validation_split(users + models + corrected, 0.5, seed)
         assert len(validation) == 10 and all(d.origin == "annotated" for d in validation)
         assert not {d.id for d in training} & {p for d in validation for p in d.parents}
-    assert validation_split(users + corrected[:15], 0.5)[1] == [], "fifteen corrections are too few to hold some back"
+    assert validation_split(users + corrected[:3], 0.5)[1] == [], "three corrections are too few to hold some back"
     assert validation_split(models, 0.5)[1] == []

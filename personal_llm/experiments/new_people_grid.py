@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES',
-           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'describe_person',
-           'make_plan', 'freeze_plan', 'hash_plan', 'check_plan', 'add_model_replies', 'choose_tests', 'train',
-           'make_style_pairs', 'get_character_tests', 'measure_manner', 'measure_person', 'add_retrieved',
-           'write_profile', 'add_profile', 'measure_memory', 'describe_run', 'measure_stream', 'measure', 'make_jobs',
-           'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means']
+           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS',
+           'describe_person', 'make_plan', 'freeze_plan', 'hash_plan', 'check_plan', 'add_model_replies',
+           'choose_tests', 'train', 'make_style_pairs', 'get_character_tests', 'measure_manner', 'measure_person',
+           'add_retrieved', 'write_profile', 'add_profile', 'measure_memory', 'describe_run', 'measure_stream',
+           'measure', 'make_jobs', 'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means']
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #97fdddec
 import functools
@@ -92,7 +92,8 @@ def make_plan() -> dict:  # plain JSON types
     )
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #694106a3
-PLAN_FILE = RESULTS.parent / "new_people_plan.json"
+FIRST_PLAN_FILE = RESULTS.parent / "new_people_plan.json"
+PLAN_FILE = RESULTS.parent / "new_people_plan_2.json"
 
 
 def freeze_plan(file=PLAN_FILE) -> str:  # the hash
@@ -318,9 +319,9 @@ def share_from_best_rival(losses: dict, policy: str = "active", seed: int = 0, r
     return HeadroomShare(value, *widen_interval(value, all_closed / all_gaps, draws.shape[1]))
 
 
-def read_rows() -> list:  # rows of people and orders that are complete under the frozen plan
-    "Read what is measured of the plan; rows of other plans do not count."
-    plan_hash = hash_plan()
+def read_rows(file=PLAN_FILE) -> list:  # rows of people and orders that are complete under a frozen plan
+    "Read what is measured of a plan; rows of other plans do not count."
+    plan_hash = hash_plan(file)
     try:
         rows = [row for row in read_results("new-people") if row["plan"] == plan_hash] if plan_hash else []
     except InputError:

@@ -57,10 +57,7 @@ class TuningConfig:
 # %% ../../nbs/3_tuning/02_config.ipynb #44d0d0d5
 STEPS_PER_ROOT = 16  # c: optimiser steps for each unit of the square root of the number of answers
 START_STEPS, START_RATE = 1 / 2, 1 / 3  # from a new start without validation: of the limit, of the learning rate
-START_WARMUP, START_PATIENCE = (
-    1 / 2,
-    6,
-)  # from a new start with validation: share of steps; checks
+START_WARMUP, START_PATIENCE = 1 / 2, 6  # from a new start with validation: share of steps; checks
 
 
 @patch
@@ -70,8 +67,8 @@ def fit_to_answers(
     is_new_start: bool = False,  # whether the fine-tune goes on from an adapter that never saw these answers
     has_validation: bool = False,  # whether some answers are held back
 ) -> TuningConfig:
-    "Return these settings with the steps and the rate that so many answers bear; unchanged where `validation` is 0."
-    if not self.validation:
+    "Return these settings with the steps and the rate that so many answers bear; unchanged where these can be checked."
+    if not self.validation or has_validation and not is_new_start:
         return self
     is_blind = is_new_start and not has_validation
     limit = STEPS_PER_ROOT * math.sqrt(max(1, num_answers)) * (START_STEPS if is_blind else 1)
