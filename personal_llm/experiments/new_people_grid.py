@@ -63,7 +63,7 @@ FORMULAS = dict(
     intervals="95 %, bootstrap over people, widened as tuning.statistics does",
 )
 
-
+# %% ../../nbs/experiments/26_new_people_grid.ipynb #5d1c9e20
 def describe_person(user: SimulatedUser) -> dict:  # plain JSON types
     "Return subjects, habits and ways of a person, as the plan holds them."
     fields = {name: value for name, value in vars(user).items() if name not in ("name", "habits", "second")}
