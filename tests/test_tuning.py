@@ -429,7 +429,9 @@ def test_going_on_from_an_adapter(old, tmp_path):
     model = shared("llama")
     further = finetune(model, TALK[:6], ALL_TRAIN, start=old, progress=False)
     assert further.start_loss == pytest.approx(old.best_loss, abs=1e-5) and further.best_loss <= further.start_loss
-    assert bits(finetune(model, TALK[:6], ALL_TRAIN, start=str(old.path), progress=False)) == bits(further), "by its path"
+    assert bits(finetune(model, TALK[:6], ALL_TRAIN, start=str(old.path), progress=False)) == bits(further), (
+        "by its path"
+    )
 
 
 def test_a_start_keeps_its_shape(old, tmp_path):
