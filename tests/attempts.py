@@ -1,4 +1,7 @@
-"""Answers of learners, written before the checks were read: `course_attempts.txt`, and the verdicts on them.
+"""Answers as learners would type them: `course_attempts.txt`, and the verdicts on them.
+
+Most were written from the lessons alone, before the checks were read. The 451 answers to lesson 9 and to the tasks
+`draw` of lessons 4, 6 and 8 were written after their checks, so they measure those checks less strictly.
 
 A line `== 3 idd` names a lesson and a task. `+` begins a right answer, `-` a wrong one, as a learner would type it.
 Lines that are indented belong to the answer above them.

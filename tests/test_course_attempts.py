@@ -1,4 +1,8 @@
-"Answers that were written before the checks were read: wrong ones are refused with a reason, right ones are accepted."
+"""Answers as learners would type them: wrong ones are refused with a reason, right ones are accepted.
+
+Most were written before the checks were read. The answers to lesson 9 and to the tasks `draw` were written after their
+checks, so the shares below say less about those.
+"""
 
 import collections
 
