@@ -1687,12 +1687,20 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy._find_step": (
+                "2_buffer/active.html#activepolicy._find_step",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy._forget_relevance": (
                 "2_buffer/active.html#activepolicy._forget_relevance",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy._rank": (
                 "2_buffer/active.html#activepolicy._rank",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy._sample_background": (
+                "2_buffer/active.html#activepolicy._sample_background",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_erase": (
@@ -1709,6 +1717,10 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.choose": (
                 "2_buffer/active.html#activepolicy.choose",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.compute_relevance": (
+                "2_buffer/active.html#activepolicy.compute_relevance",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.decide_question": (
@@ -1729,6 +1741,10 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
                 "2_buffer/active.html#activepolicy.learn_from_answer",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
+                "2_buffer/active.html#activepolicy.learn_from_reaction",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
@@ -1964,6 +1980,36 @@ d = {
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
+            ),
+        },
+        "personal_llm.buffer.next_turn": {
+            "personal_llm.buffer.next_turn.compute_turn_features": (
+                "2_buffer/next_turn.html#compute_turn_features",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.count_turn": (
+                "2_buffer/next_turn.html#count_turn",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.find_reactions": (
+                "2_buffer/next_turn.html#find_reactions",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.get_first_sentence": (
+                "2_buffer/next_turn.html#get_first_sentence",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.load_reader": (
+                "2_buffer/next_turn.html#load_reader",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.read_next_turns": (
+                "2_buffer/next_turn.html#read_next_turns",
+                "personal_llm/buffer/next_turn.py",
+            ),
+            "personal_llm.buffer.next_turn.split_turn": (
+                "2_buffer/next_turn.html#split_turn",
+                "personal_llm/buffer/next_turn.py",
             ),
         },
         "personal_llm.buffer.policies": {
@@ -6296,6 +6342,37 @@ d = {
                 "personal_llm/recipes/encoder_measures.py",
             ),
         },
+        "personal_llm.recipes.next_turn": {
+            "personal_llm.recipes.next_turn.compute_auc": (
+                "recipes/next_turn.html#compute_auc",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.compute_ece": (
+                "recipes/next_turn.html#compute_ece",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.fit_reader": (
+                "recipes/next_turn.html#fit_reader",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.main": ("recipes/next_turn.html#main", "personal_llm/recipes/next_turn.py"),
+            "personal_llm.recipes.next_turn.make_turns": (
+                "recipes/next_turn.html#make_turns",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.measure_reader": (
+                "recipes/next_turn.html#measure_reader",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.read_talk": (
+                "recipes/next_turn.html#read_talk",
+                "personal_llm/recipes/next_turn.py",
+            ),
+            "personal_llm.recipes.next_turn.write_turn": (
+                "recipes/next_turn.html#write_turn",
+                "personal_llm/recipes/next_turn.py",
+            ),
+        },
         "personal_llm.recipes.pocket_encoder": {
             "personal_llm.recipes.pocket_encoder.build": (
                 "recipes/pocket_encoder.html#build",
@@ -6812,6 +6889,12 @@ d = {
                 "recipes/style_texts.html#running_texts",
                 "personal_llm/recipes/style_texts.py",
             ),
+        },
+        "personal_llm.recipes.turn_wordings": {
+            "personal_llm.recipes.turn_wordings.fill_wording": (
+                "recipes/turn_wordings.html#fill_wording",
+                "personal_llm/recipes/turn_wordings.py",
+            )
         },
         "personal_llm.recipes.word_texts": {
             "personal_llm.recipes.word_texts.add_texts": (

@@ -27,15 +27,15 @@ class CorrectionModel:
         variance = features @ self.covariance @ features
         return float(expit(self.mean @ features / np.sqrt(1 + np.pi / 8 * variance)))
 
-    def update(self, features: np.ndarray, corrected: bool) -> None:
-        "Learn from one answer about a dialogue with these features: one Newton step on the log-posterior."
+    def update(self, features: np.ndarray, corrected: bool, weight: float = 1.0) -> None:
+        "Learn from one answer about a dialogue with these features: one Newton step on the weighted log-posterior."
         from scipy.special import expit
 
         predicted = expit(self.mean @ features)
-        slope = predicted * (1 - predicted)
+        slope = weight * predicted * (1 - predicted)
         gain = self.covariance @ features
         self.covariance = self.covariance - np.outer(gain, gain) * slope / (1 + slope * (features @ gain))
-        self.mean = self.mean + self.covariance @ features * (corrected - predicted)
+        self.mean = self.mean + self.covariance @ features * weight * (corrected - predicted)
 
 # %% ../../nbs/2_buffer/04_correction_model.ipynb #1c4010d3
 RANKED_SCORES = ("prompt_loss", "loss", "dss", "tokens")  # fields of `Scores`
@@ -101,7 +101,7 @@ class Answer:
 
     step: int  # dialogues before it
     direction: np.ndarray  # (width,) of its dialogue
-    corrected: bool
+    corrected: bool  # or the probability that the response did not satisfy
     id: str  # of its dialogue
 
 
@@ -130,7 +130,7 @@ def compute_answer_features(statistics: StreamStatistics, answers: list, now: in
     age = now - np.array([answer.step for answer in answers], int)
     time_weights = np.exp(-age / BURST_DECAY_DIALOGUES)
     corrections, approvals = (min(time_weights @ y, MAX_BURST_WEIGHT) for y in (corrected, 1 - corrected))
-    near = similarities[(age <= NEAR_CORRECTION_WINDOW) & (corrected > 0)]
+    near = similarities[(age <= NEAR_CORRECTION_WINDOW) & (corrected > 0.5)]
     near = near.max() if len(near) else 0.0
     values = [corrections, approvals, near, neighbour_log_odds(similarities, corrected), continuity]
     values += [corrections * continuity, approvals * continuity]

@@ -149,18 +149,18 @@ QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have like
 def answer(
     self: ChatSession,
     better: str = None,  # a better response; None: the reply is acceptable
+    kind: str = None,  # of the feedback; by default `better`, or `thumb_up` without a response
 ) -> None:
     "Answer the open question; raise `InputError` if there is none."
     if self.question is None:
         raise InputError("no question is open", "talk on")
-    better = clean_text(better or "", self.max_characters)[0]
+    better = clean_text(better or "", self.max_characters)[0] if kind is None else better
     d = self.question.dialogue
-    better = better if better != d.response else ""
     with delay_interrupts():
-        self.me.record_feedback("better" if better else "thumb_up", d, better, time=self.clock())
+        given = self.me.record_feedback(kind or ("better" if better else "thumb_up"), d, better, time=self.clock())
         self.me.cost.requests += 1
         self.me.asked_ids.add(d.id)
-        self.question = self.me.apply_answer(self.question, better or None)
+        self.question = self.me.apply_answer(self.question, given.text or None)
         self.skip()
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from zlib import crc32
 
 from ..base.core import Dialogue, InputError, check, patch
-from ..buffer.feedback import Feedback
 from .conversation import ChatSession, clean_text, delay_interrupts
 from ..base.lineage import remember_exchange
 from .streaming import ReplyOptions, ReplyStream
@@ -30,10 +29,8 @@ def feedback(
         raise InputError("there is no reply yet", "write something first")
     id = turns[-1]["id"] if id is None else id
     text = clean_text(text, len(check(text, "text", "feedback: the text")))[0]
-    if kind != "choice":
-        Feedback(kind, id, text)
     if self.question is not None and self.question.dialogue.id == id and kind in ("edit", "better", "thumb_up"):
-        return self.answer(text)
+        return self.answer(text, kind)
     with delay_interrupts():
         self.me.feedback(id, kind, text, self.recent_dialogues, **dict(time=self.clock()) | details)
         self.save()
