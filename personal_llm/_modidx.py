@@ -1779,6 +1779,10 @@ d = {
                 "2_buffer/active.html#_to_arrays",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active._weigh_reaction": (
+                "2_buffer/active.html#_weigh_reaction",
+                "personal_llm/buffer/active.py",
+            ),
         },
         "personal_llm.buffer.buffer": {
             "personal_llm.buffer.buffer.Buffer": ("2_buffer/buffer.html#buffer", "personal_llm/buffer/buffer.py"),
@@ -2080,6 +2084,10 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.expect": (
                 "2_buffer/policies.html#policy.expect",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.learn_from_reaction": (
+                "2_buffer/policies.html#policy.learn_from_reaction",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.order_questions": (
@@ -3911,6 +3919,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.history": (
                 "6_device/conversation.html#chatsession.history",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.infer_feedback": (
+                "6_device/conversation.html#chatsession.infer_feedback",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.learn": (

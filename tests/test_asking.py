@@ -274,3 +274,46 @@ def test_silence_is_no_approval_but_counts_as_a_question():
     manager.should_ask = lambda candidate: True
     assert manager.ask_if_policy_wants(row(1)).dialogue.origin == "model"
     assert manager.cost.requests == 2 and not buffer.policy.answers
+
+
+def test_an_answer_about_an_older_dialogue_counts_it_once():
+    rows = [c for c, _ in stream(40)]
+    buffer, _ = run([(c, False) for c in rows], requests=0)
+    policy, old = buffer.policy, rows[-6]
+    prompts, seen = policy.recent_prompts.to_list(), policy.seen
+    columns = {name: list(values) for name, values in policy.stream_statistics.columns.items()}
+    policy.learn_from_answer(buffer.view, old, True)
+    buffer.add(ScoredDialogue(old.dialogue.derive(origin="annotated", response="Better"), old.scores))
+    assert policy.seen == seen and policy.recent_prompts.to_list() == prompts, "the stream did not go on"
+    assert policy.stream_statistics.columns == columns
+    assert policy.answers[old.dialogue.id].step == seen - 6 == policy.last_correction
+    assert policy.current.id == rows[-1].dialogue.id and policy.episode_corrections == 1
+
+
+def test_reactions_find_the_subject_without_any_answer():
+    rows = stream(800, seed=3)
+    shares = []
+    for reacts in (False, True):
+        rng, buffer = np.random.default_rng(1), Buffer(32, ActivePolicy(len(rows)))
+        subject = {c.dialogue.id for c, mine in rows if mine}
+        for c, mine in rows:
+            buffer.add(c)
+            if reacts and rng.random() < (0.3 if mine else 0.02):
+                buffer.policy.learn_from_reaction(buffer.view, c, 0.9)
+                buffer.add(c)
+        shares.append(np.mean([d.id in subject for d in buffer.dialogues]))
+    assert shares[1] > 0.6 and shares[1] > shares[0] + 0.1, shares
+    assert not buffer.policy.answers and all(0.0 <= r <= 1.0 for r in buffer.policy.compute_relevance(buffer.entries))
+
+
+def test_a_reaction_without_certainty_changes_no_belief():
+    (c, _), *_ = stream(10)
+    buffer = Buffer(4, "active")
+    buffer.add(c)
+    mean = buffer.policy.correction_model.mean.copy()
+    before = buffer.policy.compute_relevance(buffer.entries)
+    buffer.policy.learn_from_reaction(buffer.view, c, 0.5)
+    assert (buffer.policy.correction_model.mean == mean).all()
+    assert (buffer.policy.compute_relevance(buffer.entries) == before).all()
+    buffer.erase({c.dialogue.id})
+    assert not buffer.policy.reactions and not buffer.policy.background and not buffer.policy.steps

@@ -255,3 +255,43 @@ def test_a_damaged_row_is_a_damaged_state(tmp_path):
         with open_store(tmp_path / "me", writes=True) as store:
             write_rows(store, "facts", facts if damage else good)
     assert read_state(tmp_path / "me").feedback_rows == [], "a state of an earlier version has none"
+
+
+# what a next turn says
+
+TALK = ("How can I treat a sore knee?", "that is not what I asked, shorter please", "thank you, that helped a lot")
+
+
+def test_a_complaint_and_thanks_are_inferred_with_their_probabilities(tmp_path):
+    with start(tmp_path / "me", "fifo", reads_turns=True) as talk:
+        say(talk, *TALK)
+        first, second, _ = talk.me.session["turns"]
+        rows = {(row["kind"], row["dialogue_id"]): row for row in talk.me.feedback_rows}
+        assert rows.keys() == {("complaint", first["id"]), ("thanks", second["id"]), ("better", first["id"])}
+        assert all(not row["is_given"] and 0.5 <= row["probability"] <= 1 for row in rows.values())
+        better = rows["better", first["id"]]
+        assert (better["text"], better["rejected"]) == (second["response"], first["response"])
+        corrected = next(d for d in talk.me.buffer.dialogues if first["id"] in d.parents)
+        assert corrected.origin == "annotated" and corrected.prompt == TALK[0] and not corrected.history
+        talk.undo()
+        assert say(talk, "Which wine goes with fish?") and talk.me.status()["feedback"].get("thanks", 0) <= 1
+
+
+def test_turns_are_read_only_if_wanted_and_a_lost_reply_is_no_error(tmp_path):
+    with start(tmp_path / "me", "fifo") as talk:
+        say(talk, *TALK)
+        assert talk.me.feedback_rows == []
+    with start(tmp_path / "other", buffer=Buffer(1, "fifo"), reads_turns=True) as talk:
+        say(talk, TALK[0])
+        talk.me.session["turns"][-1]["id"] = "lost" * 4
+        say(talk, TALK[1])
+        assert talk.me.session["turns"][-1]["prompt"] == TALK[1]
+
+
+def test_the_same_thumb_again_computes_nothing(tmp_path):
+    with start(tmp_path / "me", "fifo") as talk:
+        say(talk, "My knee hurts.", "/down")
+        talk.me.score = lambda dialogues: pytest.fail("refused before any forward pass")
+        talk.me.buffer.clear()
+        with pytest.raises(InputError, match="already"):
+            talk.feedback("thumb_down")

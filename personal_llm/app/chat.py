@@ -245,6 +245,7 @@ def close_conversation(session) -> None:
 
 # %% ../../nbs/8_app/05_chat.ipynb #1437bab0
 CHAT_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
+READ_TURNS_HELP = "infer complaints and thanks from what you write after a reply"
 CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter of the model; no turn is stored"
 
 
@@ -253,6 +254,7 @@ CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter 
     "chat with a model that learns from you; with --out the chat is stored and goes on next time",
     option("--out", metavar="DIR", help=CHAT_OUT_HELP),
     option("--adapter", metavar="DIR", help=CHAT_ADAPTER_HELP),
+    option("--read-turns", action="store_true", help=READ_TURNS_HELP),
     *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
     *MODEL_OPTIONS,
     examples=["--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt"],
@@ -268,7 +270,7 @@ def chat_command(args):
         check_session_folder(folder)
         model = load_model_from_arguments(args)
         settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
-        session = ChatSession(model, folder, **make_session_settings(model, settings))
+        session = ChatSession(model, folder, reads_turns=args.read_turns, **make_session_settings(model, settings))
         exit_stack.callback(close_conversation, session)
         session.me.adapter = adapter and check_adapter(adapter, model.base) or session.me.adapter
         if hasattr(sys.stdin, "reconfigure"):

@@ -93,7 +93,7 @@ def read_next_turns(
     return [dict(zip(TURN_KINDS, map(float, row))) for row in probabilities]
 
 # %% ../../nbs/2_buffer/09_next_turn.ipynb #f879044f
-MIN_READING = 0.3  # probability of a reaction that becomes feedback
+MIN_READING = 0.5  # probability of a reaction that becomes feedback
 MIN_ACCEPTED = 0.5  # probability that a later reply is the correction of an earlier one
 INFERRED_KINDS = TURN_KINDS[:3]
 

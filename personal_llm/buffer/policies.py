@@ -132,6 +132,9 @@ class Policy:
         "Return the order in which we ask the user about the entries at the freeze: the oldest first."
         return [int(slot) for slot in view.arrival.argsort(kind="stable")]
 
+    def learn_from_reaction(self, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float) -> None:
+        "Learn from a reaction to a reply: the probability that the reply did not satisfy."
+
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."
         return dialogues

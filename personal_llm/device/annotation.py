@@ -12,7 +12,14 @@ import warnings
 from ..base.core import NO_ANSWER, Cost, Dialogue, InputError, patch
 from ..base.text import escape_controls
 from ..buffer.buffer import Buffer, Decision
-from ..buffer.feedback import TEXT_KINDS, Feedback, add_feedback, drop_unstored_texts, get_first_id
+from personal_llm.buffer.feedback import (
+    TEXT_KINDS,
+    Feedback,
+    add_feedback,
+    drop_unstored_texts,
+    estimate_dissatisfaction,
+    get_first_id,
+)
 from ..buffer.scoring import ScoredDialogue
 
 # %% ../../nbs/6_device/03_annotation.ipynb #e62a2b2c
@@ -132,8 +139,10 @@ def record_feedback(self: AnnotationManager, kind: str, d: Dialogue, text: str =
 
 @patch
 def apply_feedback(self: AnnotationManager, given: Feedback, candidate: ScoredDialogue) -> ScoredDialogue:
-    "Return a dialogue after a reaction, and let the policy learn from a correction or an approval."
-    d = candidate.dialogue
+    "Return a dialogue after a reaction, and let the policy learn from it."
+    d, rows = candidate.dialogue, [row for row in self.feedback_rows if row["dialogue_id"] == given.dialogue_id]
+    dissatisfaction = estimate_dissatisfaction(rows).get(given.dialogue_id, 0.5)
+    self.buffer.policy.learn_from_reaction(self.buffer.view, candidate, dissatisfaction)
     if given.kind == "choice" and d.origin != "annotated":
         return ScoredDialogue(d.derive(response=given.text, origin="approved"), candidate.scores)
     if given.kind in ("edit", "better"):

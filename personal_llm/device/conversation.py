@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .background_training import BackgroundTraining
 from .personalizer import Personalizer, load_personalizer
 from .streaming import ReplyOptions, ReplyStream
+from ..buffer.next_turn import find_reactions, read_next_turns
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
 from ..base.folder_store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, hold_store
 from .store import get_state_version, has_state, migrate_folder, write_state
@@ -96,9 +97,10 @@ class ChatSession:
         model,  # `Model`, without an adapter
         folder,  # where the state is, or will be
         clock=time.time,  # function that returns the time of a turn
+        reads_turns: bool = False,  # True: also infer feedback from what you write after a reply
         **settings,  # of a new `Personalizer`: buffer, max_questions, synthetic, config, …
     ):
-        self.model, self.folder, self.clock = model, Path(folder), clock
+        self.model, self.folder, self.clock, self.reads_turns = model, Path(folder), clock, reads_turns
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
@@ -297,6 +299,22 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     if is_observed:
         self.observe(question, self.reply, is_own)
 
+# %% ../../nbs/6_device/07_conversation.ipynb #0666fc15
+@patch
+def infer_feedback(self: ChatSession) -> None:
+    "Record what the newest prompt says about the reply before it, if `reads_turns` is on."
+    turns = self.me.session["turns"][-3:]
+    if not self.reads_turns or len(turns) < 2:
+        return
+    pairs = zip(turns, turns[1:])
+    readings = read_next_turns([(turn["prompt"], turn["response"], after["prompt"]) for turn, after in pairs])
+    for number, kind, probability, accepted in find_reactions(readings):
+        if number == len(readings) - 1 or accepted is not None:
+            text = "" if accepted is None else turns[accepted]["response"]
+            details = dict(time=self.clock(), is_given=False, probability=min(1.0, probability))
+            with suppress(InputError):
+                self.me.feedback(turns[number]["id"], kind, text, self.recent_dialogues, **details)
+
 # %% ../../nbs/6_device/07_conversation.ipynb #e4165e27
 @patch
 def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: bool = True) -> None:
@@ -314,6 +332,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
             row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time)
             me.session["turns"] = [*me.session["turns"], row][-MAX_STORED_TURNS:]
             me.session["start"] = me.session["turns"][find_first_prompt_turn(me.session)]["id"]
+            self.infer_feedback()
         if me.should_ask(candidate) and me.questions_left() > 0:
             self.question = candidate
         else:

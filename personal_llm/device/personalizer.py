@@ -134,13 +134,15 @@ def feedback(
 ) -> Feedback:
     "Record a reaction to a reply, and learn from it; raise `InputError`, with nothing changed, if that cannot be."
     d, slot = self.find_reply(id, recent)
-    candidate = self.score([d])[0] if slot is None else self.buffer.entries[slot]
     given = self.record_feedback(kind, d, text, **details)
+    candidate = self.score([d])[0] if slot is None else self.buffer.entries[slot]
     reacted = self.apply_feedback(given, candidate)
     if reacted is not candidate:
         self.asked_ids.add(id)
         reacted = replace(reacted, dialogue=reacted.dialogue.derive(parents=(*d.parents, d.id)))
         self.offer_to_buffer(reacted) if slot is None else self.buffer.replace_dialogue(slot, reacted.dialogue)
+    elif slot is None and self.buffer.policy.can_ask:
+        self.offer_to_buffer(candidate)
     return given
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00012
