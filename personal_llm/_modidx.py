@@ -4781,6 +4781,36 @@ d = {
                 "personal_llm/experiments/policies.py",
             ),
         },
+        "personal_llm.experiments.reactions": {
+            "personal_llm.experiments.reactions.Reaction": (
+                "experiments/reactions.html#reaction",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.draw_reaction": (
+                "experiments/reactions.html#draw_reaction",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.measure_bins": (
+                "experiments/reactions.html#measure_bins",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.measure_loss": (
+                "experiments/reactions.html#measure_loss",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.measure_signal": (
+                "experiments/reactions.html#measure_signal",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.observe_stream": (
+                "experiments/reactions.html#observe_stream",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.read_stream": (
+                "experiments/reactions.html#read_stream",
+                "personal_llm/experiments/reactions.py",
+            ),
+        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
