@@ -273,8 +273,9 @@ def test_a_complaint_and_thanks_are_inferred_with_their_probabilities(tmp_path):
         assert (better["text"], better["rejected"]) == (second["response"], first["response"])
         corrected = next(d for d in talk.me.buffer.dialogues if first["id"] in d.parents)
         assert corrected.origin == "annotated" and corrected.prompt == TALK[0] and not corrected.history
-        talk.undo()
-        assert say(talk, "Which wine goes with fish?") and talk.me.status()["feedback"].get("thanks", 0) <= 1
+        talk.forget(ids=[second["id"]])
+        assert talk.me.feedback_rows == [], "the correction was a copy of the forgotten reply"
+        assert not any(first["id"] in d.parents for d in talk.me.buffer.dialogues)
 
 
 def test_turns_are_read_only_if_wanted_and_a_lost_reply_is_no_error(tmp_path):

@@ -124,8 +124,9 @@ def forget_dialogues(session: ChatSession, text: str = None, ids: list = (), eve
 
 @register_endpoint("GET", "/personal/export")
 def export_memory(session: ChatSession) -> dict:
-    "Return the buffer's dialogues as rows that `personal-llm personalize` reads."
-    return dict(dialogues=[d.to_dict() for d in session.me.buffer.dialogues])
+    "Return the buffer's dialogues as rows that `personal-llm personalize` reads, and your feedback."
+    state = session.me.state()
+    return dict(dialogues=[d.to_dict() for d in state.buffer.dialogues], feedback=state.feedback_rows)
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #ffae6203
 @register_endpoint("GET", "/personal/style")

@@ -195,9 +195,9 @@ def compute_relevance(self: ActivePolicy, entries: list) -> np.ndarray:  # (entr
     from scipy.special import expit, logit
 
     relevance = np.array([self.relevance.get(entry.dialogue.id, 0.0) for entry in entries])
-    if not self.reactions or not self.background:
-        return relevance
     weights = np.array([_weigh_reaction(r.corrected) for r in self.reactions.values()])
+    if not weights.sum() or not self.background:
+        return relevance
     rows = [entry.direction for entry in entries] + [r.direction for r in self.reactions.values()] + self.background
     centred = self.stream_statistics.centre_directions(np.array(rows))
     own, reacted, others = np.split(centred, [len(entries), len(entries) + len(weights)])
@@ -320,6 +320,7 @@ def _to_arrays(row: dict) -> dict:
 @patch
 def restore(self: ActivePolicy, state: dict) -> None:
     "Restore what `state` returned; raises `ValueError`, `TypeError` or `KeyError` for a damaged state."
+    state = dict(reactions={}, background=[], steps={}) | state  # which earlier versions did not have
     model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
     if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
         raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")
@@ -329,8 +330,8 @@ def restore(self: ActivePolicy, state: dict) -> None:
         stream_statistics=StreamStatistics(**_to_arrays(state["stream_statistics"])),
         recent_prompts=texts,
         answers={id: Answer(**_to_arrays(answer)) for id, answer in state["answers"].items()},
-        reactions={id: Answer(**_to_arrays(answer)) for id, answer in state.get("reactions", {}).items()},
-        background=[np.array(direction) for direction in state.get("background", ())],
+        reactions={id: Answer(**_to_arrays(answer)) for id, answer in state["reactions"].items()},
+        background=[np.array(direction) for direction in state["background"]],
         current=current and CandidateFeatures(**_to_arrays(current)),
     )
-    vars(self).update({name: state.get(name, value) for name, value in vars(self).items()} | objects)
+    vars(self).update({name: state[name] for name in vars(self)} | objects)

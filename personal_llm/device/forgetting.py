@@ -85,8 +85,10 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
     chat_turns = [Dialogue(**row) for row in self.session.get("turns", ())]
     ids = set(request.ids) | {d.id for d in chat_turns if request.matches(d)} | self.find_evicted_ids(request)
     ids |= {decision.id for decision in self.buffer.log if request.is_early(decision.time)}
+    replies = {d.response for d in (*chat_turns, *self.buffer.dialogues) if not ids.isdisjoint((d.id, *d.parents))}
     for row in self.feedback_rows:
-        if request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
+        is_copy = not row["is_given"] and row["text"] in replies - {""}
+        if is_copy or request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
             ids.add(row["dialogue_id"])
     for d in self.buffer.dialogues:
         if request.matches(d) or not ids.isdisjoint((d.id, *d.parents)):
