@@ -317,3 +317,13 @@ def test_a_reaction_without_certainty_changes_no_belief():
     assert (buffer.policy.compute_relevance(buffer.entries) == before).all()
     buffer.erase({c.dialogue.id})
     assert not buffer.policy.reactions and not buffer.policy.background and not buffer.policy.steps
+
+
+def test_an_open_question_of_an_earlier_version_takes_its_answer():
+    *rows, asked = [c for c, _ in stream(12)]
+    buffer, _ = run([(c, False) for c in rows], requests=0)
+    buffer.policy.decide_question(buffer.view, asked, 1)
+    state, opened = buffer.policy.state(), ActivePolicy(12)
+    opened.restore({name: value for name, value in state.items() if name not in ("reactions", "background", "steps")})
+    opened.learn_from_answer(buffer.view, asked, True)
+    assert opened.answers[asked.dialogue.id].step == opened.seen - 1 == len(rows)

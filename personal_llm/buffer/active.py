@@ -82,7 +82,8 @@ def _sample_background(self: ActivePolicy, direction: np.ndarray) -> None:
 @patch
 def _find_step(self: ActivePolicy, dialogue) -> int:  # None for a new dialogue
     "Return the place in the stream of a dialogue that we observed before."
-    known = [id for id in (dialogue.id, *dialogue.parents) if id in self.steps or id in self.relevance]
+    ids = (dialogue.id, *dialogue.parents)
+    known = [id for id in ids if id in self.steps or id in self.relevance or self.current and id == self.current.id]
     return self.steps.get(known[0], self.seen - 1) if known else None
 
 # %% ../../nbs/2_buffer/05_active.ipynb #dd20ee83
