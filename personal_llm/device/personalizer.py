@@ -21,8 +21,7 @@ from .annotation import AnnotationManager
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import Feedback, drop_disliked
 from ..buffer.preferences import collect_preferences
-from ..buffer.scoring import load_lexicons
-from ..buffer.scoring import score as score_dialogues
+from ..buffer.scoring import load_lexicons, score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..selection.library import Library
 from ..selection.ranking import Ranking
