@@ -4591,6 +4591,40 @@ d = {
                 "personal_llm/experiments/headroom.py",
             ),
         },
+        "personal_llm.experiments.leakage": {
+            "personal_llm.experiments.leakage.LeakageTest": (
+                "experiments/leakage.html#leakagetest",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.LeakageTest.attack": (
+                "experiments/leakage.html#leakagetest.attack",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.LeakageTest.expose": (
+                "experiments/leakage.html#leakagetest.expose",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.LeakageTest.measure": (
+                "experiments/leakage.html#leakagetest.measure",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.divide_dialogues": (
+                "experiments/leakage.html#divide_dialogues",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.measure": (
+                "experiments/leakage.html#measure",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.measure_replies": (
+                "experiments/leakage.html#measure_replies",
+                "personal_llm/experiments/leakage.py",
+            ),
+            "personal_llm.experiments.leakage.train_arm": (
+                "experiments/leakage.html#train_arm",
+                "personal_llm/experiments/leakage.py",
+            ),
+        },
         "personal_llm.experiments.learning_speed": {
             "personal_llm.experiments.learning_speed.measure": (
                 "experiments/learning_speed.html#measure",
@@ -8617,6 +8651,10 @@ d = {
                 "3_tuning/leakage.html#compute_auc",
                 "personal_llm/tuning/leakage.py",
             ),
+            "personal_llm.tuning.leakage.compute_epsilon": (
+                "3_tuning/leakage.html#compute_epsilon",
+                "personal_llm/tuning/leakage.py",
+            ),
             "personal_llm.tuning.leakage.compute_exposure": (
                 "3_tuning/leakage.html#compute_exposure",
                 "personal_llm/tuning/leakage.py",
@@ -8793,6 +8831,10 @@ d = {
         "personal_llm.tuning.training_loop": {
             "personal_llm.tuning.training_loop.add_gradients": (
                 "3_tuning/training_loop.html#add_gradients",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.add_private_gradients": (
+                "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.bfloat16_context": (

@@ -228,3 +228,17 @@ def measure_leakage(
     found = attacks[attack]
     overlap = measure_overlap(written, [d.text for d in members], public)
     return Leakage(attack, found.auc, *found[3:], overlap.longest, overlap.shares[min(NGRAM_SIZES)])
+
+# %% ../../nbs/3_tuning/10_leakage.ipynb #872e60d6
+def compute_epsilon(
+    counts: list,  # m_t, samples of the dialogue in each step
+    noise: float,  # sigma, of `TuningConfig`
+    delta: float = 1e-5,
+) -> float:  # infinite without noise
+    "Return the epsilon of a dialogue that takes part in so many steps, by zero-concentrated privacy."
+    check(noise, "number", "noise", low=0)
+    check(delta, "positive number", "delta", high=1)
+    if not noise:
+        return float("inf")
+    rho = sum(count**2 for count in counts) / (2 * noise**2)
+    return float(rho + 2 * np.sqrt(rho * np.log(1 / delta)))
