@@ -553,10 +553,6 @@ d = {
                 "8_app/library_commands.html#needs_explanation",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.publish_command": (
-                "8_app/library_commands.html#publish_command",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.read_plain_file": (
                 "8_app/library_commands.html#read_plain_file",
                 "personal_llm/app/library_commands.py",
@@ -736,6 +732,25 @@ d = {
             "personal_llm.app.personalize.summarise_personalizer": (
                 "8_app/personalize.html#summarise_personalizer",
                 "personal_llm/app/personalize.py",
+            ),
+        },
+        "personal_llm.app.publishing": {
+            "personal_llm.app.publishing.confirm": ("8_app/publishing.html#confirm", "personal_llm/app/publishing.py"),
+            "personal_llm.app.publishing.describe_leaks": (
+                "8_app/publishing.html#describe_leaks",
+                "personal_llm/app/publishing.py",
+            ),
+            "personal_llm.app.publishing.measure_command": (
+                "8_app/publishing.html#measure_command",
+                "personal_llm/app/publishing.py",
+            ),
+            "personal_llm.app.publishing.open_local_library": (
+                "8_app/publishing.html#open_local_library",
+                "personal_llm/app/publishing.py",
+            ),
+            "personal_llm.app.publishing.publish_command": (
+                "8_app/publishing.html#publish_command",
+                "personal_llm/app/publishing.py",
             ),
         },
         "personal_llm.app.report": {
@@ -7579,6 +7594,10 @@ d = {
                 "5_selection/cards.html#check_card_field",
                 "personal_llm/selection/cards.py",
             ),
+            "personal_llm.selection.cards.check_leakage": (
+                "5_selection/cards.html#check_leakage",
+                "personal_llm/selection/cards.py",
+            ),
             "personal_llm.selection.cards.check_pllm_adapter": (
                 "5_selection/cards.html#check_pllm_adapter",
                 "personal_llm/selection/cards.py",
@@ -8624,6 +8643,10 @@ d = {
             ),
             "personal_llm.tuning.leakage.Leakage.lines": (
                 "3_tuning/leakage.html#leakage.lines",
+                "personal_llm/tuning/leakage.py",
+            ),
+            "personal_llm.tuning.leakage.Leakage.summary": (
+                "3_tuning/leakage.html#leakage.summary",
                 "personal_llm/tuning/leakage.py",
             ),
             "personal_llm.tuning.leakage.Leakage.to_dict": (

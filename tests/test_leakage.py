@@ -36,6 +36,9 @@ class Memory:
         yield
         self.learned = []
 
+    def reply(self, dialogues, max_new_tokens):
+        return ["I do not know." for _ in dialogues]
+
     def nll(self, dialogues):
         luck = [np.random.default_rng(int(d.id, 16) % 2**32).normal(20, 3) for d in dialogues]
         return np.array([[x - self.gain * (d in self.learned), 10] for x, d in zip(luck, dialogues)])

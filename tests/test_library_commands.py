@@ -1,5 +1,6 @@
 "Explain, select and library on the command line, with a tiny model and pLLMs of two planted ways of writing."
 
+import io
 import json
 import shutil
 from functools import partial
@@ -406,13 +407,13 @@ def test_commands_take_an_address(world, far, capsys):
 
 def test_publish_prints_the_address_and_the_chosen_adapter_alone_is_fetched(world, far, capsys):
     server, address, pin, site = far
-    code, out, err = invoke(capsys, "library", "publish", site, "--json")
+    code, out, err = invoke(capsys, "library", "publish", site, "--yes", "--json")
     assert code == 0 and json.loads(out)["sha256"] == pin and json.loads(out)["pllms"] == 2
     call = ("select", "--data", world / "loud.jsonl", "--library", address, "--method")
     best = found_there(capsys, *call, "l1")["best"]
     assert asked(server) <= {best}, "cards and rows are in the index"
     spoil(site / "brief", "weights")
-    assert "brief" in fails(capsys, "library", "publish", site)
+    assert "brief" in fails(capsys, "library", "publish", site, "--yes")
     assert "an address" in fails(capsys, "library", "publish", address)
 
 
@@ -474,3 +475,43 @@ def test_personalize_refuses_a_start(world, tmp_path, capsys):
     damaged = Path(shutil.copytree(world / "runs" / "loud", tmp_path / "damaged"))
     spoil(damaged, "weights")
     assert "damaged" in fails(capsys, *command, "--start-from", damaged)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_publish_shows_the_leak_on_each_card_and_asks(world, copy, tmp_path, capsys, monkeypatch):
+    unseen = write(tmp_path / "unseen.jsonl", chats("loud", first=300))
+    measured = found(
+        capsys, "library", "measure", copy, "loud", "--private", world / "loud.jsonl", "--unseen", unseen
+    )["leakage"]
+    assert measured["members"] == measured["others"] == 12
+    assert found(capsys, "library", "show", copy, "loud")["leakage"] == measured
+    assert found(capsys, "library", "show", copy, "brief")["leakage"] is None
+    for answer in (io.StringIO("y\n"), Terminal("n\n"), Terminal("")):
+        monkeypatch.setattr("sys.stdin", answer)
+        code, out, err = invoke(capsys, "library", "publish", copy)
+        assert (code, out) == (2, "") and not (copy / "served.json").exists()
+        assert "brief: leak not measured" in err and "loud: " in err and "membership advantage" in err
+    monkeypatch.setattr("sys.stdin", Terminal("yes\n"))
+    code, out, err = invoke(capsys, "library", "publish", copy, "--json")
+    assert code == 0 and json.loads(out)["leakage"] == dict(loud=measured, brief=None)
+    assert Library(copy).verify() == []
+
+
+def test_measure_refuses_what_it_cannot_compare(world, copy, tmp_path, capsys):
+    before, few = files(copy), write(tmp_path / "few.jsonl", chats("loud", 3, first=300))
+    call = ("library", "measure", copy, "loud", "--private", world / "loud.jsonl", "--unseen")
+    assert "3 others" in fails(capsys, *call, few)
+    assert "12 prompts are in" in fails(capsys, *call, world / "loud.jsonl")
+    assert "an address" in fails(capsys, "library", "measure", "https://example.org/x", *call[3:], few)
+    assert files(copy) == before
+
+
+@pytest.mark.parametrize("value", [[], {}, dict(attack="loss"), "none", 7])
+def test_a_card_with_a_wrong_measurement_is_refused(copy, capsys, value):
+    card = json.loads((copy / "loud" / "card.json").read_text())
+    (copy / "loud" / "card.json").write_text(json.dumps(card | dict(leakage=value)))
+    assert "leakage" in fails(capsys, "library", "show", copy, "loud")

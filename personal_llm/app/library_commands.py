@@ -25,9 +25,10 @@ from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
 from ..selection.library import load_space
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.remote_library import is_library_address, publish_library
+from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
+from ..tuning.leakage import Leakage
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -355,10 +356,13 @@ def list_command(args):
 def show_command(args):
     pllm = open_library(args.library, args.skip_invalid)[args.name]
     explanation = pllm.explanation
-    card = {name: value for name, value in pllm.card.items() if name != "explanation"}
+    card = {name: value for name, value in pllm.card.items() if name not in ("explanation", "leakage")}
     rest = {name: value for name, value in explanation.to_dict().items() if name != "row"}
     facts = [f"{name:<14}{value}" for name, value in card.items() if value is not None]
-    return CommandResult(dict(card, sentence=str(explanation), explanation=rest), [*explanation.lines(), *facts])
+    leakage = pllm.card.get("leakage")
+    facts += Leakage.from_dict(leakage).lines() if leakage else ["leak: not measured (library measure)"]
+    result = dict(card, sentence=str(explanation), explanation=rest, leakage=leakage)
+    return CommandResult(result, [*explanation.lines(), *facts])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #12480705
 @register_command(
@@ -375,26 +379,3 @@ def verify_command(args):
     lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems] or [f"ok   {len(library)} pLLMs"]
     result = dict(library=args.library, pllms=len(library), ok=not problems)
     return CommandResult(result | dict(problems=[one._asdict() for one in problems]), lines, 1 if problems else 0)
-
-# %% ../../nbs/8_app/08_library_commands.ipynb #c0adeb4f
-@register_command(
-    "library publish",
-    "list a library's files and hashes, so that any web server can serve its folder",
-    option("library", metavar="DIR", help="a library's folder"),
-    examples=["others"],
-)
-def publish_command(args):
-    if is_library_address(args.library):
-        raise InputError(f"{args.library[:80]}: an address", "publish the folder that this server serves")
-    library = open_library(args.library)
-    if problems := library.verify():
-        raise InputError(
-            f"{problems[0].name}: {problems[0].problem}", "mend the library: library verify lists all damage"
-        )
-    sha256 = publish_library(library.path)
-    lines = [
-        f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {args.library}",
-        "an adapter can give back what it learned: you cannot take back what others have fetched",
-        f"address for others: https://HOST/FOLDER#sha256={sha256}",
-    ]
-    return CommandResult(dict(library=args.library, pllms=len(library), sha256=sha256), lines)

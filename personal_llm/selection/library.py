@@ -332,11 +332,13 @@ def add(
     samples: int,  # dialogues it was trained on; 0 when unknown
     similarity: float = None,  # share of them in its style, 0 to 1, where known
     style: str = None,  # the style that its maker aimed at, where known
+    leakage=None,  # a `Leakage` of `measure_leakage`; None: not measured
 ) -> None:
     "Copy an adapter into the library, with a card. Raise `InputError`, and change no file, if it does not fit."
     self.check_name_free(name)
     row = self.get_explanation_row(name, explanation)
     facts = dict(licence=licence, samples=samples, similarity=similarity, style=style)
+    facts |= dict(leakage=leakage and leakage.to_dict())
     card = dict(name=name, base=self.base, space=explanation.space, explanation=explanation.to_dict())
     card |= {fact: check_card_field(facts, fact, name) for fact in facts}
     folder = Path(getattr(adapter, "path", adapter))

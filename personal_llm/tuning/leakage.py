@@ -212,20 +212,34 @@ def lines(self: Leakage) -> list:
         f"longest run of words from the private texts alone: {runs}; {self.share:.2%} of its 5-word runs",
     ]
 
+
+@patch
+def summary(self: Leakage) -> str:
+    "Return the two numbers in one line."
+    interval = f"{self.advantage:.2f} [{self.low:.2f}, {self.high:.2f}] above chance"
+    return f"membership advantage {interval}, longest private run {self.longest} words"
+
 # %% ../../nbs/3_tuning/10_leakage.ipynb #lk39
+MAX_ASKED, MAX_REPLY_TOKENS = 12, 40  # prompts to which the adapter replies; tokens of a reply
+
+
 def measure_leakage(
     model,  # the base `Model`
     adapter,  # a folder, or an object with `.path`
     members: list,  # training `Dialogue`s, 8 or more
     others: list,  # `Dialogue`s of the same person that were not trained on, 8 or more
-    written=(),  # texts that the adapted model wrote
-    public=(),  # texts whose words are no secret
+    written=(),  # further texts that tell of the adapter, such as the lines of its card
+    public=(),  # further texts whose words are no secret
 ) -> Leakage:
-    "Attack an adapter with the losses of its training dialogues, and compare its texts with theirs."
+    "Attack an adapter with its training dialogues, and compare its replies to their prompts with their words."
     scores = [score_membership(model, adapter, dialogues) for dialogues in (members, others)]
     attacks = {name: measure_membership(*(group[name] for group in scores)) for name in ATTACKS}
     attack = max(ATTACKS, key=lambda name: attacks[name].low)
     found = attacks[attack]
+    asked = members[:MAX_ASKED]
+    with model.use_adapter(adapter):
+        written = [*written, *model.reply(asked, max_new_tokens=MAX_REPLY_TOKENS)]
+    public = [*public, *(d.prompt for d in members), *model.reply(asked, max_new_tokens=MAX_REPLY_TOKENS)]
     overlap = measure_overlap(written, [d.text for d in members], public)
     return Leakage(attack, found.auc, *found[3:], overlap.longest, overlap.shares[min(NGRAM_SIZES)])
 
