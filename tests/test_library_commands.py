@@ -484,9 +484,9 @@ class Terminal(io.StringIO):
 
 def test_publish_shows_the_leak_on_each_card_and_asks(world, copy, tmp_path, capsys, monkeypatch):
     unseen = write(tmp_path / "unseen.jsonl", chats("loud", first=300))
-    measured = found(
-        capsys, "library", "measure", copy, "loud", "--private", world / "loud.jsonl", "--unseen", unseen
-    )["leakage"]
+    measured = found(capsys, "library", "measure", copy, "loud", "--private", world / "loud.jsonl", "--unseen", unseen)[
+        "leakage"
+    ]
     assert measured["members"] == measured["others"] == 12
     assert found(capsys, "library", "show", copy, "loud")["leakage"] == measured
     assert found(capsys, "library", "show", copy, "brief")["leakage"] is None

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from . import chat, commands, library_commands, server  # they register themselves
+from . import chat, commands, library_commands, publishing, server  # they register themselves
 from .arguments import build_parser, print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
