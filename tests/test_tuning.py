@@ -729,3 +729,29 @@ def test_the_loop_has_the_losses_of_trainer(architecture, accumulated, bfloat16,
     ours, trainers = map(np.array, found)
     assert len(ours) == len(trainers) == 8 and ours[0] - ours[-1] > 0.1
     assert np.abs(ours - trainers).max() < 1e-4
+
+
+def losses_of(**changes) -> list:  # nats a token, of each step
+    config = TuningConfig(**dict(rank=4, steps=6, batch_size=1, dropout=0.0, learning_rate=1e-2) | changes)
+    model = tiny("llama")
+    samples = [model.encode(d, 64) for d in TALK]
+    torch.manual_seed(0)
+    with trainable_adapter(model, config) as adapted:
+        best = BestAdapter(samples[:2], 0, FastForward(adapted))
+        return [loss for _, loss in train(adapted, samples, best, config, seed=3)]
+
+
+def test_a_clipping_norm_that_no_sample_reaches_changes_nothing():
+    assert losses_of(clipping=1e9) == pytest.approx(losses_of(), abs=1e-4)
+
+
+def test_noise_is_decided_by_the_seed_and_hinders_learning():
+    config = dict(batch_size=4, steps=12, clipping=1.0)
+    quiet, loud = losses_of(**config), losses_of(**config, noise=50.0)
+    assert loud == losses_of(**config, noise=50.0) and loud[0] == quiet[0]
+    assert quiet[-1] < quiet[0] - 0.1 and quiet[-1] < loud[-1]
+
+
+def test_pairs_are_not_clipped():
+    with pytest.raises(InputError, match="preferences"):
+        training_loop.add_private_gradients([dict(role=None)], None, TuningConfig(clipping=1.0), [])
