@@ -44,7 +44,6 @@ def test_a_forgotten_code_is_neither_on_the_disk_nor_in_the_rebuilt_adapter(mode
     secrets = [d.response.encode() for d in canaries]
     assert mean_exposure(model, out / "adapter") > 4 > LARGEST_CHANCE > mean_exposure(model, None)
     assert any(secret in bytes_below(tmp_path) for secret in secrets)
-    for d in canaries:
-        done = found(capsys, "forget", "--out", out, "--text", d.response, "--retrain")
+    done = found(capsys, "forget", "--out", out, "--containing", "The code of your", "--retrain")
     assert done["rebuilt"] and not any(secret in bytes_below(tmp_path) for secret in secrets)
     assert mean_exposure(model, out / "adapter") <= LARGEST_CHANCE
