@@ -575,6 +575,10 @@ d = {
             ),
         },
         "personal_llm.app.personal_endpoints": {
+            "personal_llm.app.personal_endpoints.choose_reply": (
+                "8_app/personal_endpoints.html#choose_reply",
+                "personal_llm/app/personal_endpoints.py",
+            ),
             "personal_llm.app.personal_endpoints.compare_replies": (
                 "8_app/personal_endpoints.html#compare_replies",
                 "personal_llm/app/personal_endpoints.py",
@@ -629,6 +633,10 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.start_learning": (
                 "8_app/personal_endpoints.html#start_learning",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.undo_fine_tune": (
+                "8_app/personal_endpoints.html#undo_fine_tune",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.undo_turn": (
@@ -1559,6 +1567,7 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
+            "personal_llm.base.models.merge_layers": ("0_base/models.html#merge_layers", "personal_llm/base/models.py"),
             "personal_llm.base.models.prepare_libraries": (
                 "0_base/models.html#prepare_libraries",
                 "personal_llm/base/models.py",
@@ -4040,6 +4049,10 @@ d = {
             ),
             "personal_llm.device.corrections.ChatSession.retry": (
                 "6_device/corrections.html#chatsession.retry",
+                "personal_llm/device/corrections.py",
+            ),
+            "personal_llm.device.corrections.ChatSession.undo_learning": (
+                "6_device/corrections.html#chatsession.undo_learning",
                 "personal_llm/device/corrections.py",
             ),
         },

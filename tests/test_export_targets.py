@@ -12,6 +12,7 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import InputError
+from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
 from personal_llm.runtimes.export import EXPORT_TARGETS, export_adapter, pair_neighbours
 
@@ -126,3 +127,26 @@ def test_refusals_write_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="gpt2: we cannot write"):
         export_adapter(gpt2, other, tmp_path / "new", "gguf")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before and len(EXPORT_TARGETS) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ("ward-round", "plain"))
+def test_llama_cpp_gives_our_numbers_with_base_and_adapter(name, tmp_path):
+    "Base and adapter in GGUF, read by llama.cpp itself: the likeliest next tokens have our log-probabilities."
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    from llama_cpp import next_log_probabilities, our_log_probabilities, write_base
+
+    model, adapter = load_model("pocket", device="cpu"), ASSETS / "library" / name
+    write_base(model, tmp_path / "base.gguf")
+    export_adapter(model, adapter, tmp_path / "out", "gguf")
+    prompts = [model.encode_prompts([d], 96)[0] for d in TALK[:6]]
+    bare = next_log_probabilities(tmp_path / "base.gguf", None, prompts, 20)
+    adapted = next_log_probabilities(tmp_path / "base.gguf", tmp_path / "out" / "adapter.gguf", prompts, 20)
+    before = [our_log_probabilities(model, ids) for ids in prompts]
+    with model.use_adapter(adapter):
+        after = [our_log_probabilities(model, ids) for ids in prompts]
+    error = lambda theirs, ours: max(abs(row[i] - p[i]) for row, p in zip(theirs, ours) for i in row)
+    print(f"largest error: base {error(bare, before):.4f}, with the adapter {error(adapted, after):.4f}", end="; ")
+    print(f"effect of the adapter {error(bare, after):.2f} nats")
+    assert error(bare, before) < 0.02 and error(adapted, after) < 0.02 < 0.3 < error(bare, after)

@@ -251,7 +251,7 @@ def test_using_is_plain_peft(adapter):
     with model.use_adapter(adapter):
         adapted = model.nll(FEW)
     plain.model = PeftModel.from_pretrained(plain.model, str(adapter)).eval()
-    assert np.array_equal(adapted, plain.nll(FEW))
+    assert np.allclose(adapted, plain.nll(FEW), rtol=1e-6)
 
 
 @pytest.mark.parametrize("file", ["adapter.json", "adapter_config.json", "adapter_model.safetensors"])
@@ -406,3 +406,24 @@ def test_the_last_adapters_layers_are_kept_and_the_model_is_bare(tmp_path):
     assert len(real) == 3 and np.array_equal(model.nll([Dialogue("Hi", "Hello.")]), losses)
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[3])
     assert not np.array_equal(found[0], found[2]) and not np.array_equal(found[0], losses)
+
+
+@pytest.mark.parametrize("architecture", ("llama", "gpt2"))
+def test_merged_weights_and_peft_layers_give_the_same_numbers(architecture, tmp_path, monkeypatch):
+    model = tiny(architecture)
+    adapter, dialogues = random_adapter(model, tmp_path / "mine"), [Dialogue("Hi", "Hello."), Dialogue("And?", "No.")]
+    with model.use_adapter(adapter):
+        assert not hasattr(model.model, "peft_config"), "the weights are exchanged"
+        merged, reply = model.nll(dialogues), model.reply(dialogues)
+    monkeypatch.setattr(models, "MAX_MERGED_BYTES", 0)
+    model._last_adapter = (None,) * 5
+    with model.use_adapter(adapter):
+        assert hasattr(model.model, "peft_config")
+        assert np.allclose(model.nll(dialogues), merged, rtol=1e-5) and model.reply(dialogues) == reply
+    half = tiny(architecture)
+    half.model.to(torch.bfloat16)
+    monkeypatch.undo()
+    half.base = model.base
+    half.active_adapter = half.base
+    with half.use_adapter(adapter):
+        assert hasattr(half.model, "peft_config"), "a sum of 16 bits would round"

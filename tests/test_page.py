@@ -1,10 +1,12 @@
-"The page in a real browser: a whole day, a phone's width, dark colours, and a page of another site."
+"The page in a real browser: a whole day, the keyboard, a phone's width, dark colours, axe-core, and another site."
 
 import itertools
 import json
+import os
 import shutil
 import time
 from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
 
 import pytest
 from servers import chat_server, serving
@@ -16,7 +18,7 @@ if not (shutil.which("chromium") and shutil.which("chromedriver")):
     pytest.skip("chromium and chromium-driver are not installed", allow_module_level=True)
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
@@ -61,7 +63,7 @@ def click(browser, text, place=0):
         try:
             [one for one in browser.find_elements(By.XPATH, words) if one.is_displayed()][place].click()
             return True
-        except StaleElementReferenceException:  # the page drew it anew
+        except (StaleElementReferenceException, ElementClickInterceptedException):  # drawn anew, or scrolling still
             return False
 
     until(press)
@@ -84,55 +86,155 @@ def talk(browser, text):
     until(lambda: len(texts(browser, "#turns li")) > count and texts(browser, "#turns li:last-child button"))
 
 
+def axe_script():
+    "axe-core: from the environment's AXE_CORE, or of the package axe-core-python."
+    if "AXE_CORE" in os.environ:
+        return Path(os.environ["AXE_CORE"]).read_text()
+    package = pytest.importorskip("axe_core_python", reason="the extra `browser` is not installed")
+    return Path(package.__file__).with_name("axe.min.js").read_text()
+
+
+def violations(browser, script):
+    "What axe-core finds in the view that is shown, with its contrasts."
+    if not browser.execute_script("return !!window.axe"):
+        browser.execute_script(script)
+    run = "axe.run().then(r => arguments[0](r.violations.map(v => [v.id, v.nodes.map(n => n.html)])))"
+    return browser.execute_async_script(run)
+
+
+def look(browser, name):
+    "A picture, where the environment names a folder for them."
+    if "PAGE_PICTURES" in os.environ:
+        browser.save_screenshot(str(Path(os.environ["PAGE_PICTURES"], f"{name}.png")))
+
+
+def set_theme(browser, theme):
+    script = "const s = document.getElementById('theme'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    browser.execute_script(script, theme)
+
+
+FITS = "return [document.documentElement, document.querySelector('main')].every(e => e.scrollWidth <= e.clientWidth)"
+
+
+def walk(browser, name):
+    "Each view at both widths, light and dark: no view is wider than its window, and axe-core finds nothing."
+    script = axe_script()
+    for theme, width in itertools.product(("light", "dark"), (1200, 400)):
+        browser.set_window_size(width, 900)
+        set_theme(browser, theme)
+        for view in ("Chat", "Memory", "You", "Learning", "Settings"):
+            click(browser, view)
+            if view == "You":
+                until(lambda: not any(text.startswith("reading") for text in texts(browser, "#style li")))
+            assert browser.execute_script(FITS), (view, theme, width)
+            assert violations(browser, script) == [], (view, theme, width)
+            look(browser, f"{name}-{view.lower()}-{theme}-{width}")
+    browser.set_window_size(1200, 900)
+    set_theme(browser, "")
+    click(browser, "Chat")
+
+
+def react(browser, running):
+    "A correction, two thumbs, a second try, one of two, a turn taken back."
+    for line in ("My knee hurts.", "What shall I cook?", "I cannot sleep."):
+        talk(browser, line)
+    click(browser, "Edit")
+    field = browser.find_element(By.CSS_SELECTOR, "#turns textarea")
+    field.clear()
+    field.send_keys(BETTER)
+    click(browser, "Save")
+    until(lambda: BETTER in texts(browser, "#turns .reply"))
+    for name, place in (("Good reply", 1), ("Bad reply", 2)):
+        click(browser, name, place)
+        until(lambda: name in texts(browser, "#turns [aria-pressed=true]"))
+    shown = texts(browser, "#turns li:last-child .reply")
+    click(browser, "Try again")
+    until(
+        lambda: texts(browser, "#turns li:last-child button") and texts(browser, "#turns li:last-child .reply") != shown
+    )
+    click(browser, "Offer two")
+    until(lambda: len(texts(browser, ".offer")) == 2)
+    look(browser, "choice")
+    first, second = texts(browser, ".offer .reply")
+    click(browser, "Reply 2 is better")
+    until(lambda: texts(browser, "#turns li:last-child .reply") == [second])
+    assert [row["kind"] for row in running.session.me.feedback_rows] == ["edit", "thumb_up", "retry", "choice"]
+    talk(browser, "Never mind.")
+    click(browser, "Take back")
+    until(lambda: len(texts(browser, "#turns li")) == 3)
+
+
 def test_a_whole_day(browser, tmp_path):
-    with chat_server(fresh(tmp_path / "me"), learn_every=2) as running:
+    with chat_server(fresh(tmp_path / "me"), learn_every=3) as running:
         open_page(browser, running)
-        for line in ("My knee hurts.", "What shall I cook?"):
-            talk(browser, line)
-        click(browser, "Edit")
-        field = browser.find_element(By.CSS_SELECTOR, "#turns textarea")
-        field.clear()
-        field.send_keys(BETTER)
-        click(browser, "Save")
-        until(lambda: BETTER in texts(browser, "#turns .reply"))
-        click(browser, "Good reply", 1)
+        look(browser, "welcome")
+        react(browser, running)
+        talk(browser, "While you learn, how are you?")
         until(lambda: running.session.me.rounds)
-        talk(browser, "And now?")
-        click(browser, "Try again")
-        until(lambda: running.session.me.buffer.seen >= 4 and texts(browser, "#turns li:last-child button"))
-        click(browser, "Take back")
-        until(lambda: len(texts(browser, "#turns li")) == 2)
         click(browser, "Learning")
         until(lambda: browser.find_element(By.ID, "plot").is_displayed())
         assert "before" in browser.find_element(By.ID, "plot").get_attribute("aria-label")
         click(browser, "Compare replies before and after")
         until(lambda: any("Your version" in text for text in texts(browser, ".example")))
-        click(browser, "You")
-        until(lambda: not any(text.startswith("reading") for text in texts(browser, "#style li")))
-        for width in (1200, 400):  # no view is wider than the window
-            browser.set_window_size(width, 900)
-            for name in ("Chat", "Memory", "You", "Learning", "Settings"):
-                click(browser, name)
-                assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        walk(browser, "day")
+        click(browser, "Learning")
+        click(browser, "Undo the last fine-tune")
+        click(browser, "Undo", -1)
+        until(lambda: "undone" in browser.find_element(By.ID, "learning-state").text)
+        assert not running.session.me.rounds and not list((tmp_path / "me").rglob("adapter_model.safetensors"))
+        click(browser, "Learn now")
+        until(lambda: running.session.me.rounds)
     with chat_server(fresh(tmp_path / "me")) as running:  # another day
         open_page(browser, running)
         until(lambda: BETTER in texts(browser, "#turns .reply"))
         click(browser, "Memory")
-        until(lambda: len(texts(browser, "#dialogues li")) == 2)
+        until(lambda: len(texts(browser, "#dialogues li")) == 4)
         browser.find_element(By.ID, "search-field").send_keys("knee\n")
         until(lambda: len(texts(browser, "#dialogues li")) == 1)
         click(browser, "Forget all with “knee”")
         click(browser, "Forget", -1)
         until(lambda: any("cannot reach" in text for text in texts(browser, "#forgotten")))
-        assert [d.prompt for d in running.session.me.buffer.dialogues] == ["What shall I cook?"]
-        theme = "const s = document.getElementById('theme'); s.value = 'dark'; s.dispatchEvent(new Event('change'))"
-        browser.execute_script(theme)
-        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(25, 24, 23)"
+        look(browser, "forgotten")
+        assert "My knee hurts." not in [d.prompt for d in running.session.me.buffer.dialogues]
+        click(browser, "Chat")
+        talk(browser, "And now?")
+        assert len(texts(browser, "#turns li")) == 4 and running.session.me.adapter is None
     errors = [row["message"] for row in browser.get_log("browser") if row["level"] == "SEVERE"]
     assert [text for text in errors if "ERR_CONNECTION_REFUSED" not in text] == []
     events = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]
     sent = {event["params"].get("request", {}).get("url", "") for event in events}
     assert [url for url in sent if url.startswith("http") and not url.startswith("http://127.0.0.1:")] == []
+
+
+def test_the_keyboard_is_enough(browser, tmp_path):
+    "Tab, Enter and Space alone: send a line, like its reply, and reach every view; the focus is always visible."
+    from selenium.webdriver import ActionChains, Keys
+
+    with chat_server(fresh(tmp_path / "me")) as running:
+        open_page(browser, running)
+        focus = lambda: browser.execute_script("return document.activeElement.innerText || document.activeElement.id")
+
+        def tab_to(text):
+            for _ in range(40):
+                ActionChains(browser).send_keys(Keys.TAB).perform()
+                if focus() == text:
+                    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+                    assert browser.execute_script(outline) != "none"
+                    return
+            raise AssertionError(f"Tab does not reach {text}")
+
+        tab_to("line")
+        ActionChains(browser).send_keys("My knee hurts.", Keys.ENTER).perform()
+        until(lambda: texts(browser, "#turns li:last-child button"))
+        browser.execute_script("document.activeElement.blur()")
+        tab_to("Good reply")
+        ActionChains(browser).send_keys(Keys.SPACE).perform()
+        until(lambda: running.session.me.feedback_rows)
+        for view in ("Memory", "You", "Learning", "Settings"):
+            browser.execute_script("document.activeElement.blur(); getSelection().removeAllRanges()")
+            tab_to(view)
+            ActionChains(browser).send_keys(Keys.ENTER).perform()
+            until(lambda: browser.find_element(By.ID, view.lower()).is_displayed())
 
 
 ATTACK = """<form id=f method=post enctype=text/plain target=g action=ADDRESS/personal/chat>

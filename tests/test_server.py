@@ -197,7 +197,7 @@ def test_a_whole_day(tmp_path):
         assert ask(running, "POST", "/personal/feedback", dict(id=first["id"], better=BETTER))[0] == 200
         assert ask(running, "POST", "/personal/feedback", dict(id=second["id"]))[0] == 200
         turns = ask(running, "GET", "/personal/conversation")[1]["turns"]
-        assert [turn["correction"] for turn in turns] == [BETTER, None] and turns[1]["is_approved"]
+        assert [turn["correction"] for turn in turns] == [BETTER, None] and turns[1]["thumb"] == "thumb_up"
         say(running, "While you learn, how are you?")
         until(lambda: ask(running, "GET", "/personal/status")[1]["rounds"] == 1)
         status = ask(running, "GET", "/personal/status")[1]
@@ -206,11 +206,25 @@ def test_a_whole_day(tmp_path):
         assert curve["best_loss"] <= curve["start_loss"] and running.session.me.adapter is not None
         examples = ask(running, "GET", "/personal/examples")[1]["examples"]
         assert {one["correction"] for one in examples} == {BETTER, None}
-        again = events(ask(running, "POST", "/personal/again", {})[1])
-        assert (
-            again[-1]["id"] != turns[-1]["id"] and len(ask(running, "GET", "/personal/conversation")[1]["turns"]) == 3
-        )
+        assert events(ask(running, "POST", "/personal/again", {})[1])[-1]["id"]
+        two = events(ask(running, "POST", "/personal/again", dict(keeps_both=True))[1])
+        offered = ask(running, "GET", "/personal/conversation")[1]
+        assert "".join(one["piece"] for one in two[:-1]) == offered["choice"]["replies"][1]
+        assert ask(running, "POST", "/personal/choose", dict(number=3))[0] == 400
+        assert ask(running, "POST", "/personal/choose", dict(number=1))[0] == 200
+        last = ask(running, "GET", "/personal/conversation")[1]["turns"][2]
+        assert last["response"] == offered["choice"]["replies"][0] == offered["turns"][2]["response"]
+        exported = ask(running, "GET", "/personal/export")[1]["feedback"]
+        assert [row["kind"] for row in exported] == ["better", "thumb_up", "retry", "choice"]
+        assert exported[-1]["rejected"] == offered["choice"]["replies"][1]
+        adapter = running.session.me.adapter.path
+        assert "undone" in ask(running, "POST", "/personal/unlearn", {})[1]["message"] and not adapter.exists()
+        status = ask(running, "GET", "/personal/status")[1]
+        assert status["rounds"] == 0 == status["new_answers"] - 1 and not status["is_learning"], "the choice is new"
+        assert ask(running, "POST", "/personal/unlearn", {})[0] == 400
         assert ask(running, "POST", "/personal/undo", {})[1]["prompt"] == "While you learn, how are you?"
+        assert "learning from" in ask(running, "POST", "/personal/learn", {})[1]["message"]
+        until(lambda: ask(running, "GET", "/personal/status")[1]["rounds"] == 1)
         assert "answers" in ask(running, "GET", "/personal/style")[1]["missing"] or True
         memory = ask(running, "GET", "/personal/memory?q=KNEE")[1]["dialogues"]
         assert [row["answer"] for row in memory] == ["corrected"] and memory[0]["reason"]

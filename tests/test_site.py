@@ -34,6 +34,12 @@ def test_the_reference_lists_exactly_the_public_names(site):
         assert page.count("[defined here](../") >= len(re.findall(r"(?m)^### ", page))
 
 
+def test_the_reference_has_methods_of_later_chapters(site):
+    "`ChatSession` has its own chapter, and the next one adds `undo_learning`."
+    page = site["reference_page"]("6_device")
+    assert page.count("#### ChatSession.undo_learning {") == 1 and "#### ChatSession._" not in page
+
+
 def test_parameters_have_type_default_and_meaning(site):
     import ast
 

@@ -306,8 +306,14 @@ def cell_above(source: list, line: int) -> str:
     return "../index.md"
 
 
-def module_entries(module: Path) -> list:
-    "The reference of one module; constants stand in one table."
+def public_classes() -> set:
+    "The public names of all modules: a chapter may add a method to a class of an earlier chapter."
+    modules = (ROOT / "personal_llm").glob("*/*.py")
+    return {name for module in modules for name in public_names(ast.parse(module.read_text(encoding="utf-8")))}
+
+
+def module_entries(module: Path, classes: set) -> list:
+    "The reference of one module, with the methods that it adds to public classes; constants stand in one table."
     source = module.read_text(encoding="utf-8").splitlines()
     tree = ast.parse("\n".join(source))
     public, lines, constants = public_names(tree), [], []
@@ -315,7 +321,7 @@ def module_entries(module: Path) -> list:
         link = cell_above(source, getattr(node, "lineno", 1))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
             lines += entry(node.name, node, source, link, "###")
-        elif method_owner(node) in public and not node.name.startswith("_"):
+        elif method_owner(node) in classes and not node.name.startswith("_"):
             lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in public:
             comment = source[node.end_lineno - 1].partition("  # ")[2]
@@ -333,9 +339,10 @@ def reference_page(act: str) -> str:
     heading, sentence = PARTS[act]
     lines = [f"# Reference: {heading}", "", sentence, ""]
     order = [path.stem[3:] for path in sorted((ROOT / "nbs" / act).glob("[0-9][0-9]_*.ipynb"))]
+    classes = public_classes()
     for name in order:
         module = ROOT / "personal_llm" / act[2:] / f"{name}.py"
-        lines += module_entries(module) if module.exists() else []
+        lines += module_entries(module, classes) if module.exists() else []
     return "\n".join(lines)
 
 

@@ -133,6 +133,7 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
     "/retry": (lambda session: session.retry(), "", "another try, in place of the newest reply"),
     "/choose": (offer_two_replies, "", "a second reply; write 1 or 2 to choose"),
     "/learn": (lambda session: session.learn(), "", "train now on the replies that you corrected or approved"),
+    "/unlearn": (lambda session: session.undo_learning(), "", "undo the last training; your answers stay"),
     "/forget": (forget_text, "TEXT", "delete every turn that contains TEXT, and all that was made of it"),
     "/undo": (lambda session: f"taken back: {session.undo()}", "", "take the last turn back"),
     "/skip": (skip_question, "", "leave a question without an answer"),

@@ -41,6 +41,8 @@ class ConversationWorker:
         session = self.session
         if session.background_training is None and session.question is None and self.learn_every:
             count = session.count_new_answers()
+            if session.was_stopped:
+                self.next_learning, session.was_stopped = self.learn_every, False
             if count >= self.next_learning:
                 self.next_learning = count + self.learn_every  # a fine-tune that fails is not begun again at once
                 session.messages_to_user.append(self.begin_learning())

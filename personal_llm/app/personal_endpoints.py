@@ -16,7 +16,7 @@ from ..device.corrections import ChatSession
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #f15182f3
 ENDPOINTS = {}  # (method, path) -> function of the session and of the fields
-FIELD_TYPES = {str: "string", bool: "boolean", list: "array"}  # in Python and in a JSON schema
+FIELD_TYPES = {str: "string", bool: "boolean", int: "integer", list: "array"}  # in Python and in a JSON schema
 
 
 def register_endpoint(method: str, path: str):
@@ -49,34 +49,44 @@ def read_fields(function, body) -> dict:  # name -> value
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #a7468ead
 @register_endpoint("GET", "/personal/conversation")
 def get_conversation(session: ChatSession) -> dict:
-    "Return the last turns with your corrections, and the open question."
+    "Return the last turns with your corrections and thumbs, the open question, and the two replies to choose from."
     versions = {id: d for d in session.me.buffer.dialogues for id in (d.id, *d.parents)}
+    thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
     turns = []
     for row in session.me.session["turns"]:
         version = versions.get(row["id"])
-        origin = version.origin if version else "model"
         better = version.response if version and version.response != row["response"] else None
-        turns.append(dict(row, is_approved=origin == "approved", correction=better))
+        turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better))
     question = session.question and dict(
         id=session.question.dialogue.id,
         text=QUESTION_TEXT,
         prompt=session.question.dialogue.prompt,
         response=session.question.dialogue.response,
     )
-    return dict(turns=turns, question=question)
+    choice = session.choice and dict(
+        id=session.choice[0]["id"], replies=[session.choice[0]["response"], session.choice[1]]
+    )
+    return dict(turns=turns, question=question, choice=choice)
 
 
 @register_endpoint("POST", "/personal/feedback")
-def give_feedback(session: ChatSession, id: str, better: str = None) -> dict:
-    "Give a better reply for a turn, or approve it without one; this also answers the open question."
-    session.correct(id, better)
+def give_feedback(session: ChatSession, id: str, kind: str = None, better: str = "") -> dict:
+    "React to a turn: a kind of `FEEDBACK_KINDS`, or a better reply, or an approval. Answers its question, too."
+    session.feedback(kind or ("better" if better.strip() else "thumb_up"), id, better)
     return dict(new_answers=session.count_new_answers())
+
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #4210e6cf
+@register_endpoint("POST", "/personal/choose")
+def choose_reply(session: ChatSession, number: int) -> dict:
+    "Choose the first (1) or the second (2) of two replies to one prompt."
+    session.choose(number)
+    return {}
 
 
 @register_endpoint("POST", "/personal/skip")
 def skip_question(session: ChatSession) -> dict:
-    "Leave the open question without an answer."
-    session.skip()
+    "Leave the open question, or the open choice, without an answer."
+    session.settle_pending()
     return {}
 
 
@@ -90,6 +100,12 @@ def undo_turn(session: ChatSession) -> dict:
 def start_learning(session: ChatSession) -> dict:
     "Start a fine-tune in the background."
     return dict(message=session.learn())
+
+
+@register_endpoint("POST", "/personal/unlearn")
+def undo_fine_tune(session: ChatSession) -> dict:
+    "Undo the last fine-tune: delete its adapter, and use the one before; your answers stay."
+    return dict(message=session.undo_learning())
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #1861daa6
 ANSWER_LABELS = dict(annotated="corrected", approved="approved", model="no answer", user="imported")

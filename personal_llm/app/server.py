@@ -13,6 +13,7 @@ import secrets
 import socket
 import tempfile
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from .arguments import MODEL_OPTIONS, get_settings, integer_option, load_model_from_arguments, option
@@ -25,8 +26,7 @@ from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settin
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError, check, patch
 from ..base.files import ASSETS
-from ..device.corrections import ChatSession, clean_text
-from ..device.streaming import ReplyOptions
+from ..device.corrections import RETRY_OPTIONS, ChatSession, clean_text
 
 # %% ../../nbs/8_app/13_server.ipynb #e2a48869
 def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
@@ -41,19 +41,16 @@ def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
     return starlette, uvicorn
 
 # %% ../../nbs/8_app/13_server.ipynb #a2c6c1f3
-AGAIN_TEMPERATURE = 0.8  # of another reply to the same prompt
-
-
 def say_line(session: ChatSession, text: str):  # a generator
     "Reply to a line, in events with a `piece` each; the last event is a summary of the turn."
     yield from session.say(text)
     yield summarise_reply(session)
 
 
-def say_again(session: ChatSession):  # a generator
-    "Delete the last turn, and draw another reply to its prompt; the events are those of `say_line`."
-    options = ReplyOptions(temperature=AGAIN_TEMPERATURE, seed=secrets.randbelow(2**31))
-    yield from session.say(session.undo(), options=options)
+def say_again(session: ChatSession, keeps_both: bool = False):  # a generator
+    "Draw another reply to the last prompt, in place of the first one, or beside it for a choice; see `say_line`."
+    options = replace(RETRY_OPTIONS, seed=secrets.randbelow(2**31))
+    yield from session.offer_choice(options) if keeps_both else session.retry(options)
     yield summarise_reply(session)
 
 # %% ../../nbs/8_app/13_server.ipynb #ff316c2c
@@ -119,7 +116,8 @@ class PersonalServer:
         return self.stream_turn(lambda session: say_line(session, text))
 
     async def chat_again(self, request):
-        return self.stream_turn(say_again)
+        fields = read_fields(say_again, parse_body(await request.body()))
+        return self.stream_turn(lambda session: say_again(session, **fields))
 
 # %% ../../nbs/8_app/13_server.ipynb #51fa2c37
 IMPORT_PART = 16  # dialogues that are scored in one job

@@ -287,20 +287,46 @@ def reply(self: Model, prompts: list, max_new_tokens: int = 96) -> list:  # repl
     return self.generate(prompts, max_new_tokens, repetition_penalty=REPLY_REPETITION_PENALTY)
 
 # %% ../../nbs/0_base/07_models.ipynb #5b30f920
+MAX_MERGED_BYTES = 2**29  # of the weights that an adapter changes; a larger one stays beside them
+
+
+def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too large, or are not plain LoRA in float32
+    "Return the weights below peft's layers with the adapter added to them."
+    import torch
+    from peft.tuners.lora import Linear
+
+    for layer in layers.values():
+        has_more = not isinstance(layer, Linear) or layer.lora_variant or any(layer.lora_bias.values())
+        if has_more or layer.get_base_layer().weight.dtype != torch.float32:
+            return {}
+    if sum(layer.get_base_layer().weight.nbytes for layer in layers.values()) > MAX_MERGED_BYTES:
+        return {}
+    with torch.no_grad():
+        sums = {name: x.get_base_layer().weight + x.get_delta_weight("default") for name, x in layers.items()}
+    return {name: torch.nn.Parameter(weight, requires_grad=False) for name, weight in sums.items()}
+
+
 @patch
-def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model
-    "Put an adapter's layers into the model; those of the last one are still at hand."
+def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model, or the model itself with other weights
+    "Put an adapter into the model; the last one is still at hand."
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base_model, last_id, adapted, layers = getattr(self, "_last_adapter", (None,) * 4)
+    base_model, last_id, adapted, layers, merged = getattr(self, "_last_adapter", (None,) * 5)
     if base_model is not self.model or last_id != adapter_id:
-        self._last_adapter = (None,) * 4  # its memory is free before we read the next
+        self._last_adapter = (None,) * 5  # its memory is free before we read the next
         adapted = attach_adapter(self.model, folder).eval()
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        self._last_adapter = self.model, adapter_id, adapted, layers
+        merged = {} if adapted.active_peft_config.modules_to_save else merge_layers(layers)
+        if merged:
+            remove_peft_layers(self.model)
+            adapted, layers = self.model, {}
+        self._last_adapter = self.model, adapter_id, adapted, layers, merged
     for name, layer in layers.items():
         self.model.set_submodule(name, layer)
-    self.model.peft_config = adapted.peft_config
+        self.model.peft_config = adapted.peft_config
+    self._own_weights = [(m, m.weight) for m in map(self.model.get_submodule, merged)]
+    for (module, _), weight in zip(self._own_weights, merged.values()):
+        module.weight = weight
     return adapted
 
 # %% ../../nbs/0_base/07_models.ipynb #67494dac
@@ -319,5 +345,8 @@ def use_adapter(self: Model, adapter):
     try:
         yield self
     finally:
-        remove_peft_layers(base_model)
+        for module, weight in self._own_weights:
+            module.weight = weight
+        if self.model is not base_model:
+            remove_peft_layers(base_model)
         self.model, self.active_adapter = base_model, self.base

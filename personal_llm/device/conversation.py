@@ -104,6 +104,7 @@ class ChatSession:
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
+        self.was_stopped = False  # a fine-tune, so that an interface may begin another one
         self.recent_dialogues = {}  # id -> dialogue of the last turns, of all clients
         self.max_characters = model.max_length * MAX_CHARACTERS_PER_TOKEN  # maximum length of a turn
         check_session_folder(self.folder)
@@ -226,6 +227,7 @@ def stop_learning(self: ChatSession) -> None:
     if self.background_training is not None:
         training, self.background_training = self.background_training, None
         training.stop()
+        self.was_stopped = True
         self.messages_to_user.append("learning was stopped; nothing of it stays")
 
 

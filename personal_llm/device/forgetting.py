@@ -231,6 +231,8 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
         del self.exchange_hashes[name]
     turns = self.session.get("turns", [])
     stay = [row for row in turns if row["id"] not in ids]
+    if "undone" in self.session:
+        self.session["undone"] = [id for id in self.session["undone"] if id not in ids]
     if len(stay) < len(turns):
         self.session |= dict(turns=stay, question=None)  # the open question came after them
     if cut_ids or adapters:

@@ -29,9 +29,10 @@ function tell(text) {
   while ($("notices").children.length > 3) $("notices").firstChild.remove();
 }
 
-async function confirmForget(text) {
+async function confirmLoss(text, verb) {
   const dialog = $("confirm");
   $("confirm-text").textContent = text;
+  $("confirm-yes").textContent = verb;
   dialog.returnValue = "no";
   dialog.showModal();
   await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
@@ -155,12 +156,41 @@ function showTurn(turn, isLast) {
     item.append(make("p", { className: "note", textContent: "Your version:" }));
     item.append(make("p", { className: "message reply", dir: "auto", textContent: turn.correction }));
   }
-  const approve = button("Good reply", () => giveFeedback(turn.id));
-  approve.setAttribute("aria-pressed", String(turn.is_approved));
-  const tools = make("p", { className: "row" }, approve, button("Edit", () => editReply(item, turn)));
-  if (isLast) tools.append(button("Try again", () => streamReply("/personal/again", {})), button("Take back", undo));
+  const about = turn.prompt.slice(0, 60);
+  const tool = (text, action) => {
+    const element = button(text, action);
+    element.setAttribute("aria-label", `${text}: ${about}`);
+    return element;
+  };
+  const thumb = (kind, text) => {
+    const element = tool(text, () => turn.thumb === kind || giveFeedback(turn.id, { kind }, text));
+    element.setAttribute("aria-pressed", String(turn.thumb === kind));
+    return element;
+  };
+  const tools = make("p", { className: "row" }, thumb("thumb_up", "Good reply"), thumb("thumb_down", "Bad reply"),
+    tool("Edit", () => editReply(item, turn)));
+  if (isLast) {
+    tools.append(tool("Try again", () => streamReply("/personal/again", {})),
+      tool("Offer two", () => streamReply("/personal/again", { keeps_both: true })), tool("Take back", undo));
+  }
   item.append(tools);
   return item;
+}
+
+function showChoice(choice) {
+  const item = $("turns").lastChild;
+  if (!choice || !item || state.turns[state.turns.length - 1].id !== choice.id) return;
+  const pick = (number) => attempt(async () => {
+    await post("/personal/choose", { number });
+    announce(`You chose reply ${number}`);
+    await loadConversation();
+  });
+  const offers = choice.replies.map((text, place) => make("div", { className: "offer" },
+    make("p", { className: "message reply", dir: "auto", textContent: text }),
+    button(`Reply ${place + 1} is better`, () => pick(place + 1))));
+  item.querySelectorAll(".reply, .row").forEach((part) => part.remove());
+  item.append(make("div", { className: "offers", role: "group", "aria-label": "Two replies: which one is better?" }, ...offers),
+    make("p", { className: "row" }, button("Neither", skip)));
 }
 
 function editReply(item, turn) {
@@ -169,14 +199,22 @@ function editReply(item, turn) {
   const label = make("label", { htmlFor: field.id, textContent: "The reply that you would have liked" });
   const form = make("form", {}, label, field, make("p", { className: "row" },
     make("button", { className: "primary small", textContent: "Save" }), button("Cancel", () => form.remove())));
-  form.addEventListener("submit", (event) => { event.preventDefault(); giveFeedback(turn.id, field.value); });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (field.value.trim()) giveFeedback(turn.id, { kind: "edit", better: field.value }, "Your version is stored");
+  });
   item.append(form);
   field.focus();
 }
 
-async function giveFeedback(id, better) {
-  await attempt(() => post("/personal/feedback", better === undefined ? { id } : { id, better }));
-  announce(better === undefined ? "Approved" : "Corrected");
+async function giveFeedback(id, fields, done) {
+  const result = await attempt(() => post("/personal/feedback", { id, ...fields }));
+  await attempt(loadConversation);
+  if (result) announce(done);
+}
+
+async function skip() {
+  await attempt(() => post("/personal/skip"));
   await attempt(loadConversation);
 }
 
@@ -187,11 +225,12 @@ async function undo() {
 }
 
 async function loadConversation() {
-  const { turns, question } = await get("/personal/conversation");
+  const { turns, question, choice } = await get("/personal/conversation");
   state.turns = turns;
   $("turns").replaceChildren(...turns.map((turn, place) => showTurn(turn, place === turns.length - 1)));
   $("empty").hidden = turns.length > 0;
   showQuestion(question);
+  showChoice(choice);
   if (state.view === "chat") scrollDown();
 }
 
@@ -211,20 +250,19 @@ function showQuestion(question) {
 
 $("question-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  if ($("better").value.trim()) giveFeedback($("question").dataset.id, $("better").value);
+  const better = $("better").value;
+  if (better.trim()) giveFeedback($("question").dataset.id, { kind: "better", better }, "Your version is stored");
 });
-$("question-fine").addEventListener("click", () => giveFeedback($("question").dataset.id));
-$("question-skip").addEventListener("click", async () => {
-  await attempt(() => post("/personal/skip"));
-  await attempt(loadConversation);
-});
+$("question-fine").addEventListener("click", () => giveFeedback($("question").dataset.id, {}, "Thank you"));
+$("question-skip").addEventListener("click", skip);
 
 async function streamReply(path, body) {
   if (state.reply) return;
   state.reply = new AbortController();
   $("send").textContent = "Stop";
   $("question").hidden = true;
-  if (path.endsWith("again")) $("turns").lastChild?.querySelectorAll(".reply, .note, .row, form").forEach((part) => part.remove());
+  const parts = body.keeps_both ? ".row, form" : ".reply, .note, .row, form";
+  if (path.endsWith("again")) $("turns").lastChild?.querySelectorAll(parts).forEach((part) => part.remove());
   else $("turns").append(make("li", {}, make("p", { className: "message own", dir: "auto", textContent: body.text })));
   $("empty").hidden = true;
   const shown = make("p", { className: "message reply", dir: "auto", textContent: "…" });
@@ -242,8 +280,8 @@ async function streamReply(path, body) {
     }
     announce(text);
   } catch (error) {
-    tell(error.name === "AbortError" ? "stopped; this turn is not kept" : error.message);
-    if (!path.endsWith("again") && !$("line").value) $("line").value = body.text;
+    tell(error.name === "AbortError" ? "stopped; this reply is not kept" : error.message);
+    if (body.text && !$("line").value) $("line").value = body.text;
   }
   state.reply = null;
   $("send").textContent = "Send";
@@ -301,7 +339,7 @@ async function loadMemory() {
 }
 
 async function forgetDialogues(request, question) {
-  if (!await confirmForget(`${question} The adapters that learned from it are deleted, too.`)) return;
+  if (!await confirmLoss(`${question} The adapters that learned from it are deleted, too.`, "Forget")) return;
   const report = await attempt(() => post("/personal/forget", request));
   if (!report) return;
   const counts = `Forgotten: ${report.dialogues} dialogues, ${report.turns} turns of the chat, ${report.adapters} adapters.`;
@@ -318,11 +356,14 @@ $("forget-found").addEventListener("click", () =>
 $("forget-all").addEventListener("click", () => forgetDialogues({ everything: true }, "Forget everything?"));
 
 $("export").addEventListener("click", () => attempt(async () => {
-  const { dialogues } = await get("/personal/export");
-  const lines = dialogues.map((row) => JSON.stringify(row) + "\n");
-  const link = make("a", { href: URL.createObjectURL(new Blob(lines)), download: "memory.jsonl" });
-  link.click();
-  URL.revokeObjectURL(link.href);
+  const { dialogues, feedback } = await get("/personal/export");
+  for (const [name, rows] of [["memory", dialogues], ["feedback", feedback]]) {
+    if (!rows.length) continue;
+    const lines = rows.map((row) => JSON.stringify(row) + "\n");
+    const link = make("a", { href: URL.createObjectURL(new Blob(lines)), download: `${name}.jsonl` });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  }
 }));
 
 async function importFile(file) {
@@ -390,9 +431,9 @@ async function loadLearning() {
   const { rounds } = await get("/personal/learning");
   const { new_answers: fresh, is_learning: learning } = state.status;
   $("learning-state").textContent = learning ? "A fine-tune is running. You can go on chatting."
-    : `${fresh} new answers since the last fine-tune; ${rounds.length} fine-tunes so far.`;
+    : `New answers since the last fine-tune: ${fresh}. Fine-tunes so far: ${rounds.length}.`;
   $("learn").disabled = learning;
-  $("compare").disabled = !rounds.length;
+  $("compare").disabled = $("unlearn").disabled = !rounds.length;
   $("curve").hidden = $("rounds").hidden = !rounds.length;
   if (!rounds.length) return;
   drawCurve(rounds);
@@ -409,6 +450,18 @@ $("learn").addEventListener("click", () => attempt(async () => {
   announce(message);
   showStatus(await get("/personal/status"));
 }));
+
+$("unlearn").addEventListener("click", async () => {
+  const question = "Undo the last fine-tune? Its adapter is deleted. Your answers stay, and you can learn from them again.";
+  if (!await confirmLoss(question, "Undo")) return;
+  const result = await attempt(() => post("/personal/unlearn"));
+  $("examples").replaceChildren();
+  await attempt(async () => showStatus(await get("/personal/status")));
+  await attempt(loadLearning);
+  if (!result) return;
+  $("learning-state").textContent = result.message;
+  announce(result.message);
+});
 
 $("compare").addEventListener("click", () => attempt(async () => {
   $("examples").replaceChildren(make("p", { textContent: "writing replies …" }));
