@@ -1,7 +1,8 @@
 """Each operation on a folder, cut short at each of its file operations in every way; run by `test_faults.py`.
 
-Python starts this file with `faults.c` loaded before libc, so the cuts reach SQLite and Rust as well. Each case runs in a
-child process. We then reopen the folder: it holds the old state or the new one. A retry gives the new one, and no debris.
+Python starts this file with `faults.c` loaded before libc, so the cuts reach SQLite and Rust as well. Each case
+runs in a child process. We then reopen the folder: it holds the old state or the new one. A retry gives the new one,
+and no debris.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"A kill, a full or broken disk, a torn or short write at each file operation: the old state or the new one, never a third."
+"A kill, a full or broken disk, a torn or short write at each file operation: the old state or the new one."
 
 import json
 import os
