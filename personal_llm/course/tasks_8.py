@@ -12,13 +12,8 @@ import numpy as np
 from ..base.core import make_generator
 from .checks import Task, Wrong, describe, later
 from .tasks_drawings import draw_words
-from personal_llm.course.tasks_8_planted import (
-    PICKERS,
-    judge_picker,
-    library_rows as library_rows,
-    opposite_of,
-    plane_of_styles,
-)
+from .tasks_8_planted import PICKERS, judge_picker, library_rows as library_rows
+from .tasks_8_planted import opposite_of, plane_of_styles
 from ..selection.ranking import cosine_distance
 
 # %% ../../nbs/course/tasks_8.ipynb #7c0d760f
