@@ -264,7 +264,7 @@ def test_attached_it_is_the_weighted_sum(architecture, tmp_path):
     assert torch.allclose(adapted, logits(twin), rtol=1e-4, atol=1e-4) and not torch.allclose(adapted, bare, atol=1e-2)
     plain = tiny(architecture)
     plain.model = PeftModel.from_pretrained(plain.model, str(got.path)).eval()
-    assert torch.equal(logits(plain), adapted)
+    assert torch.allclose(logits(plain), adapted, rtol=1e-4, atol=1e-5)
 
 
 def test_one_at_full_weight_is_itself(pool):
@@ -286,9 +286,11 @@ def test_choices_of_layers_do_not_reach_the_merge(pool, tmp_path):
     )
     for order in (["first", "less", "c"], ["less", "c", "first"]):
         got = merge(some, {n: 0.3 for n in order})
+        before = weights(model)
         with model.use_adapter(got):
-            adapted = {n for n, _ in model.model.named_modules() if n.endswith("lora_A.default")}
-        assert {n.removesuffix(".lora_A.default") for n in adapted} == set(dense(got.path)) and len(adapted) == 4
+            changed = {n for n, p in model.model.state_dict().items() if not torch.equal(before[n], p)}
+        assert {f"base_model.model.{n.removesuffix('.weight')}" for n in changed} == set(dense(got.path))
+        assert len(changed) == 4
 
 
 def test_merges_of_merges(pool):

@@ -68,7 +68,7 @@ def test_only_the_top_layers_learn(tmp_path):
     assert not np.allclose(adapted, model.nll(TEST))
     plain = tiny("llama")
     plain.model = PeftModel.from_pretrained(plain.model, str(top.path)).eval()
-    assert np.array_equal(plain.nll(TEST), adapted)
+    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-5)
     whole = finetune(model, TALK, BRIEF, progress=False)
     merged = combine_adapters(dict(top=top.path, whole=whole.path), dict(top=1.0, whole=1e-9), tmp_path / "merged")
     with model.use_adapter(merged):

@@ -74,7 +74,7 @@ def test_every_architecture_learns_and_plain_peft_loads_it(architecture, tmp_pat
     assert not np.allclose(adapted, losses)
     plain = tiny(architecture)
     plain.model = PeftModel.from_pretrained(plain.model, str(adapter.path)).eval()
-    assert np.array_equal(plain.nll(TEST), adapted)
+    assert np.allclose(plain.nll(TEST), adapted, rtol=1e-5)
     card = Adapter.load(tmp_path / "a")
     assert card == adapter and card.parents == tuple(d.id for d in TALK) and card.base == model.base and card.nbytes > 0
     assert card.cost.backward == 3 * BRIEF.batch_size

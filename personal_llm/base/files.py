@@ -72,7 +72,7 @@ def is_full_disk(error: BaseException) -> bool:
     return False
 
 # %% ../../nbs/0_base/03_files.ipynb #6f37be93
-TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp(-wal|-shm)?")  # the suffixes are of a database
+TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp(-wal|-shm|-journal)?")  # the suffixes are of a database
 
 
 def remove_temporary_files(folder, names) -> list:  # the names of the removed files

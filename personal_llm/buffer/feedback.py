@@ -9,6 +9,7 @@ __all__ = ['FEEDBACK_KINDS', 'TEXT_KINDS', 'MAX_FEEDBACK_CHARACTERS', 'SLOTS', '
 
 # %% ../../nbs/2_buffer/07_feedback.ipynb #f6ed41d0
 from collections import Counter
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -88,14 +89,13 @@ DISSATISFACTION |= dict(complaint=0.95, thanks=0.1, rephrase=0.8, copy=0.1)  # k
 
 def estimate_dissatisfaction(rows: list) -> dict:  # id of a dialogue -> probability
     "Return the probability that a reply did not satisfy, for each dialogue with feedback."
-    from scipy.special import expit, logit
-
     log_odds = {}
     for row in rows:
         p = row["probability"]
-        shift = logit(p * DISSATISFACTION[row["kind"]] + (1 - p) / 2)
+        dissatisfied = p * DISSATISFACTION[row["kind"]] + (1 - p) / 2
+        shift = math.log(dissatisfied / (1 - dissatisfied))
         log_odds[row["dialogue_id"]] = log_odds.get(row["dialogue_id"], 0.0) + shift
-    return {id: float(expit(value)) for id, value in log_odds.items()}
+    return {id: (1 + math.tanh(value / 2)) / 2 for id, value in log_odds.items()}
 
 # %% ../../nbs/2_buffer/07_feedback.ipynb #3c10d96f
 MAX_FEEDBACK_ROWS = 10_000
