@@ -281,7 +281,7 @@ TASKS["judged_on"] = Task(
         Wrong(
             "a tenth", (1, 2, 6), "a tenth of few is too few to judge by: read what `validation_split` does about it"
         ),
-        Wrong("always split", (4, 4, 6), "with very few dialogues nothing is held back at all"),
+        Wrong("always split", (4, 4, 6), "of few dialogues a quarter is held back, which may be less than four"),
         Wrong(
             "training counted",
             (12, 4, 6),
