@@ -247,12 +247,17 @@ def lock_folder(path):
 ASSETS = Path(__file__).parents[1] / "assets" if "__file__" in globals() else Path("../../personal_llm/assets")
 
 # %% ../../nbs/0_base/03_files.ipynb #8b7abfa1
+def get_user_folder(variable: str, default: str) -> Path:  # default: below the home folder
+    "Return our folder in the place that a variable names; raise `InputError` for a user without a home folder."
+    try:
+        return Path(os.environ.get(variable) or Path.home() / default) / "personal_llm"
+    except RuntimeError:
+        raise InputError("this user has no home folder", f"set {variable} to a folder of yours") from None
+
+
 def get_cache_folder() -> Path:
     "Return the folder for values that we can compute again; raise `InputError` for a user without a home folder."
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personal_llm"
-    except RuntimeError:
-        raise InputError("this user has no home folder", "set XDG_CACHE_HOME to a folder of yours") from None
+    return get_user_folder("XDG_CACHE_HOME", ".cache")
 
 # %% ../../nbs/0_base/03_files.ipynb #deda2288
 STAGED_RESULTS = ".next"  # results that are being written

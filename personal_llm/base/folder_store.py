@@ -51,7 +51,7 @@ def relative_to_folder(path, folder) -> str:
 @contextmanager
 def hold_store(folder):
     "Keep a store open, so that each of many short transactions ends with one write to the disk and not with four."
-    with open_store(folder, writes=True), report_damage(Path(folder) / STORE_FILE):
+    with open_store(folder, writes=True):
         pass
     connection = connect_database(Path(folder) / STORE_FILE)
     try:

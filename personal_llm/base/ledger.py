@@ -7,13 +7,12 @@ __all__ = ['record_egress', 'read_ledger']
 
 # %% ../../nbs/0_base/13_ledger.ipynb #f7a4052c
 import json
-import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from .core import InputError
-from .database import hash_row, open_database, read_rows, report_damage
+from .database import hash_row, open_database, read_rows
+from .files import get_user_folder
 
 # %% ../../nbs/0_base/13_ledger.ipynb #79bd7654
 LEDGER_FILE = "ledger.db"
@@ -23,11 +22,7 @@ LEDGER_TABLE = ["CREATE TABLE ledger (key INTEGER PRIMARY KEY, content TEXT NOT 
 
 def get_ledger_file() -> Path:
     "Return the file of the ledger; raise `InputError` for a user without a home folder."
-    try:
-        home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    except RuntimeError:
-        raise InputError("this user has no home folder", "set XDG_DATA_HOME to a folder of yours") from None
-    return home / "personal_llm" / LEDGER_FILE
+    return get_user_folder("XDG_DATA_HOME", ".local/share") / LEDGER_FILE
 
 
 def _write_entry(row: dict, key: int = None) -> int:  # the key
@@ -62,6 +57,6 @@ def read_ledger(
     file = get_ledger_file()
     if not file.is_file():
         return []
-    with report_damage(file), open_database(file, LEDGER_ID, LEDGER_TABLE) as store:
+    with open_database(file, LEDGER_ID, LEDGER_TABLE) as store:
         rows = read_rows(store, "ledger").values()
     return [row for row in rows if kind in (None, row["kind"]) and row["place"].startswith(place)]
