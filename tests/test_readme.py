@@ -63,6 +63,11 @@ def test_links_and_pictures_exist():
     assert links and missing == []
 
 
+def test_every_chapter_is_listed():
+    chapters = [*(ROOT / "nbs").glob("[0-9]_*/*.ipynb"), *(ROOT / "nbs" / "tutorials").glob("*.ipynb")]
+    assert [p.name for p in chapters if f"({p.relative_to(ROOT).as_posix()})" not in README] == []
+
+
 def test_commands_that_are_named_exist():
     from personal_llm.app import cli
     from personal_llm.app.arguments import COMMANDS
