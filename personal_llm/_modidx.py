@@ -5067,6 +5067,24 @@ d = {
                 "personal_llm/experiments/shares.py",
             ),
         },
+        "personal_llm.experiments.sizes": {
+            "personal_llm.experiments.sizes.load_smaller_model": (
+                "experiments/sizes.html#load_smaller_model",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.measure": (
+                "experiments/sizes.html#measure",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.measure_growth": (
+                "experiments/sizes.html#measure_growth",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.read_sized_rows": (
+                "experiments/sizes.html#read_sized_rows",
+                "personal_llm/experiments/sizes.py",
+            ),
+        },
         "personal_llm.experiments.steps": {
             "personal_llm.experiments.steps.load_texts": (
                 "experiments/steps.html#load_texts",

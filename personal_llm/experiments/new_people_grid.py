@@ -266,9 +266,10 @@ def describe_run(me: Personalizer, adapter, labels: dict) -> dict:
     )
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #56a56be1
-def measure_stream(user: SimulatedUser, data, jobs: list):  # yields a dict of results a job
-    "Train and measure every policy on one stream, which is scored once."
-    model, encoder, _ = load_experiment_tools()
+def measure_stream(user: SimulatedUser, data, jobs: list, model=None):  # yields a dict of results a job
+    "Train and measure every policy on one stream, which is scored once; with the pocket model by default."
+    pocket, encoder, _ = load_experiment_tools()
+    model = model or pocket
     candidates = score(model, add_model_replies(model, user, data.stream))
     labels = {c.dialogue.id: c.dialogue.labels for c in candidates}
     before = {f"{name}_bare": value for name, value in measure_person(model, user, data, None).items()}
