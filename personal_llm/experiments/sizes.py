@@ -19,7 +19,6 @@ from .new_people import NEW_PEOPLE, make_new_stream
 from .new_people_grid import LENGTH, ORDERS, measure_stream, read_rows
 from .policies import load_experiment_tools
 from .runner import Grid, read_results
-from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/31_sizes.ipynb #d1594fa1
 SIZES_VARIABLE = "PERSONAL_LLM_SIZES"
