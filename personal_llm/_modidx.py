@@ -2518,6 +2518,10 @@ d = {
                 "course/grading.html#_signal_name",
                 "personal_llm/course/grading.py",
             ),
+            "personal_llm.course.grading._times_of": (
+                "course/grading.html#_times_of",
+                "personal_llm/course/grading.py",
+            ),
             "personal_llm.course.grading.course_tasks": (
                 "course/grading.html#course_tasks",
                 "personal_llm/course/grading.py",
@@ -2541,6 +2545,10 @@ d = {
             ),
             "personal_llm.course.grading.try_own_answers": (
                 "course/grading.html#try_own_answers",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.wait_for_reply": (
+                "course/grading.html#wait_for_reply",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.write_reports": (
@@ -2678,6 +2686,7 @@ d = {
                 "course/tasks_1.html#_answer_tokens",
                 "personal_llm/course/tasks_1.py",
             ),
+            "personal_llm.course.tasks_1._clipped": ("course/tasks_1.html#_clipped", "personal_llm/course/tasks_1.py"),
             "personal_llm.course.tasks_1._draw_case": (
                 "course/tasks_1.html#_draw_case",
                 "personal_llm/course/tasks_1.py",
@@ -2724,6 +2733,15 @@ d = {
         },
         "personal_llm.course.tasks_2": {
             "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._block": ("course/tasks_2.html#_block", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._bundle_fault": (
+                "course/tasks_2.html#_bundle_fault",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._by_digit": (
+                "course/tasks_2.html#_by_digit",
+                "personal_llm/course/tasks_2.py",
+            ),
             "personal_llm.course.tasks_2._by_row": ("course/tasks_2.html#_by_row", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._corrcoef": (
@@ -2782,16 +2800,6 @@ d = {
             ),
         },
         "personal_llm.course.tasks_3": {
-            "personal_llm.course.tasks_3._any": ("course/tasks_3.html#_any", "personal_llm/course/tasks_3.py"),
-            "personal_llm.course.tasks_3._beginnings": (
-                "course/tasks_3.html#_beginnings",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._best": ("course/tasks_3.html#_best", "personal_llm/course/tasks_3.py"),
-            "personal_llm.course.tasks_3._distinct": (
-                "course/tasks_3.html#_distinct",
-                "personal_llm/course/tasks_3.py",
-            ),
             "personal_llm.course.tasks_3._draw_embeddings": (
                 "course/tasks_3.html#_draw_embeddings",
                 "personal_llm/course/tasks_3.py",
@@ -2800,7 +2808,6 @@ d = {
                 "course/tasks_3.html#_draw_words",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._dss": ("course/tasks_3.html#_dss", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._not_centred": (
                 "course/tasks_3.html#_not_centred",
                 "personal_llm/course/tasks_3.py",
@@ -2817,10 +2824,6 @@ d = {
                 "course/tasks_3.html#_of_values",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._over_lexicons": (
-                "course/tasks_3.html#_over_lexicons",
-                "personal_llm/course/tasks_3.py",
-            ),
             "personal_llm.course.tasks_3._purity": ("course/tasks_3.html#_purity", "personal_llm/course/tasks_3.py"),
             "personal_llm.course.tasks_3._random_tokens": (
                 "course/tasks_3.html#_random_tokens",
@@ -2830,16 +2833,8 @@ d = {
                 "course/tasks_3.html#_raw_mean",
                 "personal_llm/course/tasks_3.py",
             ),
-            "personal_llm.course.tasks_3._set_over_all": (
-                "course/tasks_3.html#_set_over_all",
-                "personal_llm/course/tasks_3.py",
-            ),
             "personal_llm.course.tasks_3._similarity": (
                 "course/tasks_3.html#_similarity",
-                "personal_llm/course/tasks_3.py",
-            ),
-            "personal_llm.course.tasks_3._substrings": (
-                "course/tasks_3.html#_substrings",
                 "personal_llm/course/tasks_3.py",
             ),
             "personal_llm.course.tasks_3._unit_mean": (
@@ -2851,6 +2846,64 @@ d = {
             "personal_llm.course.tasks_3.share_without_words": (
                 "course/tasks_3.html#share_without_words",
                 "personal_llm/course/tasks_3.py",
+            ),
+        },
+        "personal_llm.course.tasks_3_words": {
+            "personal_llm.course.tasks_3_words._any": (
+                "course/tasks_3_words.html#_any",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._any_word": (
+                "course/tasks_3_words.html#_any_word",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._beginnings": (
+                "course/tasks_3_words.html#_beginnings",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._best": (
+                "course/tasks_3_words.html#_best",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._distinct": (
+                "course/tasks_3_words.html#_distinct",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._first_lexicon": (
+                "course/tasks_3_words.html#_first_lexicon",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._median": (
+                "course/tasks_3_words.html#_median",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._of_known": (
+                "course/tasks_3_words.html#_of_known",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._over_lexicons": (
+                "course/tasks_3_words.html#_over_lexicons",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._product": (
+                "course/tasks_3_words.html#_product",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._set_over_all": (
+                "course/tasks_3_words.html#_set_over_all",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._shares": (
+                "course/tasks_3_words.html#_shares",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words._substrings": (
+                "course/tasks_3_words.html#_substrings",
+                "personal_llm/course/tasks_3_words.py",
+            ),
+            "personal_llm.course.tasks_3_words.word_score": (
+                "course/tasks_3_words.html#word_score",
+                "personal_llm/course/tasks_3_words.py",
             ),
         },
         "personal_llm.course.tasks_4": {
@@ -2939,7 +2992,6 @@ d = {
             ),
         },
         "personal_llm.course.tasks_5": {
-            "personal_llm.course.tasks_5._bar": ("course/tasks_5.html#_bar", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._draw_labels": (
                 "course/tasks_5.html#_draw_labels",
                 "personal_llm/course/tasks_5.py",
@@ -2949,25 +3001,22 @@ d = {
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._f": ("course/tasks_5.html#_f", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5._is_fixed_bar": (
-                "course/tasks_5.html#_is_fixed_bar",
-                "personal_llm/course/tasks_5.py",
-            ),
             "personal_llm.course.tasks_5._jaccard": ("course/tasks_5.html#_jaccard", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._judge_labels": (
                 "course/tasks_5.html#_judge_labels",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5._judge_spending": (
-                "course/tasks_5.html#_judge_spending",
-                "personal_llm/course/tasks_5.py",
-            ),
+            "personal_llm.course.tasks_5._letters": ("course/tasks_5.html#_letters", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5._over_good": (
                 "course/tasks_5.html#_over_good",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._precision": (
                 "course/tasks_5.html#_precision",
+                "personal_llm/course/tasks_5.py",
+            ),
+            "personal_llm.course.tasks_5._same_places": (
+                "course/tasks_5.html#_same_places",
                 "personal_llm/course/tasks_5.py",
             ),
             "personal_llm.course.tasks_5._share": ("course/tasks_5.html#_share", "personal_llm/course/tasks_5.py"),
@@ -2980,15 +3029,8 @@ d = {
                 "course/tasks_5.html#count_groups",
                 "personal_llm/course/tasks_5.py",
             ),
-            "personal_llm.course.tasks_5.eager": ("course/tasks_5.html#eager", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5.evenly": ("course/tasks_5.html#evenly", "personal_llm/course/tasks_5.py"),
             "personal_llm.course.tasks_5.false_accept_share": (
                 "course/tasks_5.html#false_accept_share",
-                "personal_llm/course/tasks_5.py",
-            ),
-            "personal_llm.course.tasks_5.spend": ("course/tasks_5.html#spend", "personal_llm/course/tasks_5.py"),
-            "personal_llm.course.tasks_5.toy_stream": (
-                "course/tasks_5.html#toy_stream",
                 "personal_llm/course/tasks_5.py",
             ),
         },
@@ -3012,6 +3054,44 @@ d = {
             "personal_llm.course.tasks_5_pairs.package_check": (
                 "course/tasks_5_pairs.html#package_check",
                 "personal_llm/course/tasks_5_pairs.py",
+            ),
+        },
+        "personal_llm.course.tasks_5_spending": {
+            "personal_llm.course.tasks_5_spending._inner_part": (
+                "course/tasks_5_spending.html#_inner_part",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending._is_fixed_bar": (
+                "course/tasks_5_spending.html#_is_fixed_bar",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending._is_gone_early": (
+                "course/tasks_5_spending.html#_is_gone_early",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.eager": (
+                "course/tasks_5_spending.html#eager",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.evenly": (
+                "course/tasks_5_spending.html#evenly",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.fixed_bar": (
+                "course/tasks_5_spending.html#fixed_bar",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.judge_spending": (
+                "course/tasks_5_spending.html#judge_spending",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.spend": (
+                "course/tasks_5_spending.html#spend",
+                "personal_llm/course/tasks_5_spending.py",
+            ),
+            "personal_llm.course.tasks_5_spending.toy_stream": (
+                "course/tasks_5_spending.html#toy_stream",
+                "personal_llm/course/tasks_5_spending.py",
             ),
         },
         "personal_llm.course.tasks_6": {
@@ -3138,37 +3218,13 @@ d = {
             ),
         },
         "personal_llm.course.tasks_8": {
-            "personal_llm.course.tasks_8._any_gain": (
-                "course/tasks_8.html#_any_gain",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8._bar_only": (
-                "course/tasks_8.html#_bar_only",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8._draw_losses": (
-                "course/tasks_8.html#_draw_losses",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8._first_sure": (
-                "course/tasks_8.html#_first_sure",
-                "personal_llm/course/tasks_8.py",
-            ),
-            "personal_llm.course.tasks_8._highest": ("course/tasks_8.html#_highest", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8._lowest": ("course/tasks_8.html#_lowest", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8._one_dialogue": (
-                "course/tasks_8.html#_one_dialogue",
-                "personal_llm/course/tasks_8.py",
-            ),
             "personal_llm.course.tasks_8._parts": ("course/tasks_8.html#_parts", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._product": ("course/tasks_8.html#_product", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._random_rows": (
                 "course/tasks_8.html#_random_rows",
                 "personal_llm/course/tasks_8.py",
             ),
-            "personal_llm.course.tasks_8._sure": ("course/tasks_8.html#_sure", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8._unit": ("course/tasks_8.html#_unit", "personal_llm/course/tasks_8.py"),
-            "personal_llm.course.tasks_8.chosen": ("course/tasks_8.html#chosen", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.cosine": ("course/tasks_8.html#cosine", "personal_llm/course/tasks_8.py"),
             "personal_llm.course.tasks_8.judge_merge": (
                 "course/tasks_8.html#judge_merge",
@@ -3177,6 +3233,10 @@ d = {
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
         },
         "personal_llm.course.tasks_8_planted": {
+            "personal_llm.course.tasks_8_planted._strengths": (
+                "course/tasks_8_planted.html#_strengths",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
             "personal_llm.course.tasks_8_planted.choices_of": (
                 "course/tasks_8_planted.html#choices_of",
                 "personal_llm/course/tasks_8_planted.py",
@@ -3208,6 +3268,80 @@ d = {
             "personal_llm.course.tasks_8_planted.planted_user": (
                 "course/tasks_8_planted.html#planted_user",
                 "personal_llm/course/tasks_8_planted.py",
+            ),
+        },
+        "personal_llm.course.tasks_8_start": {
+            "personal_llm.course.tasks_8_start._any_gain": (
+                "course/tasks_8_start.html#_any_gain",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._bar_of_best": (
+                "course/tasks_8_start.html#_bar_of_best",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._bar_only": (
+                "course/tasks_8_start.html#_bar_only",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._error": (
+                "course/tasks_8_start.html#_error",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._every_dialogue": (
+                "course/tasks_8_start.html#_every_dialogue",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._first_sure": (
+                "course/tasks_8_start.html#_first_sure",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._highest": (
+                "course/tasks_8_start.html#_highest",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._lowest": (
+                "course/tasks_8_start.html#_lowest",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._lowest_median": (
+                "course/tasks_8_start.html#_lowest_median",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._median_gain": (
+                "course/tasks_8_start.html#_median_gain",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._of_ratios": (
+                "course/tasks_8_start.html#_of_ratios",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._one_dialogue": (
+                "course/tasks_8_start.html#_one_dialogue",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._over_n": (
+                "course/tasks_8_start.html#_over_n",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._sure": (
+                "course/tasks_8_start.html#_sure",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._surest": (
+                "course/tasks_8_start.html#_surest",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start._two_intervals": (
+                "course/tasks_8_start.html#_two_intervals",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start.chosen": (
+                "course/tasks_8_start.html#chosen",
+                "personal_llm/course/tasks_8_start.py",
+            ),
+            "personal_llm.course.tasks_8_start.draw_start": (
+                "course/tasks_8_start.html#draw_start",
+                "personal_llm/course/tasks_8_start.py",
             ),
         },
         "personal_llm.course.tasks_9": {

@@ -1,16 +1,19 @@
 "Grading a class: every trick and every broken file gets the right mark, with a reason that the teacher can read."
 
 import csv
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from personal_llm.base.core import InputError
+from personal_llm.course import grading
 from personal_llm.course.grading import Limits, course_tasks, grade_class, report_of, write_reports, write_table
 from personal_llm.course.submissions import code_cells, learner_of, similar_pairs, shingles
 
@@ -166,6 +169,20 @@ def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_pa
 
 def test_other_files_of_the_class_stay_as_they_were(graded):
     assert not (COURSE / "x.txt").exists()
+
+
+def test_waiting_for_a_core_uses_no_limit(monkeypatch):
+    class Silent:
+        def poll(self, seconds):
+            time.sleep(seconds)
+
+    monkeypatch.setattr(grading, "POLL", 0.01)
+    for computed, sleeps, least, most in ((0.0, False, 0, 0), (0.0, True, 0.05, 0.4), (None, False, 0.05, 0.4)):
+        counter = itertools.count()
+        total = lambda: next(counter) / 50 if computed is None else computed
+        monkeypatch.setattr(grading, "_times_of", lambda pid: (total(), sleeps))
+        is_there, used = grading.wait_for_reply(Silent(), 0, 0.05)
+        assert not is_there and least <= used <= most
 
 
 def test_names_come_from_folders_files_or_metadata(tmp_path):

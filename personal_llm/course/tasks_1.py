@@ -57,6 +57,10 @@ def _overflow(scores):
         total = np.exp(scores).sum()
     return scores - np.log(total) if np.isfinite(total) else np.full(scores.shape, -np.inf)
 
+
+def _clipped(scores):
+    return np.log(np.maximum(np.exp(log_softmax(scores)), 1e-12))
+
 # %% ../../nbs/course/tasks_1.ipynb #b2b9eb12
 TASKS["log softmax"] = Task(
     "log softmax",
@@ -80,6 +84,11 @@ TASKS["log softmax"] = Task(
         Wrong(
             "shift not added", lambda x: log_softmax(x) + x.max(), "the largest score was taken away in one place only"
         ),
+        Wrong("sigmoid", lambda x: -np.logaddexp(0, -x), "each score was squashed by itself; all share one sum"),
+        Wrong("summed", lambda x: log_softmax(x).sum(), "one number for each token was asked for, not their sum"),
+        Wrong("halved", lambda x: log_softmax(x / 2), "the scores were divided before the softmax: a temperature"),
+        Wrong("clipped", _clipped, "small probabilities were cut off; subtract logarithms instead"),
+        Wrong("counted", lambda x: x - x.max() - np.log(len(x)), "the exponentials are summed, not counted"),
     ),
     kind="function",
     tries=[(np.array(x),) for x in ([0.0, 0.0], [1.0, 2.0, 4.0], [-3.0, 0.5], [1000.0, 999.0, 0.0])],
@@ -208,6 +217,7 @@ TASKS["tokens"] = Task(
         Wrong("end token forgotten", later(lambda: _answer_tokens() - 1), "a token that nobody sees belongs to it"),
         Wrong("all tokens", later(lambda: len(_tea()[0]) + 1), "that is the whole dialogue"),
         Wrong("words", 3, "a word is not a token, and punctuation has tokens too"),
+        Wrong("letters", 10, "these are letters and spaces; most tokens are longer"),
     ),
     tolerance=0,
 )
@@ -229,6 +239,10 @@ TASKS["perplexity"] = Task(
         Wrong("inverse", 0.25, "that is one over the perplexity"),
         Wrong("mean of inverses", 14 / 3, "the mean of one over p; logarithms are averaged"),
         Wrong("words", 3.0, "that is the number of tokens"),
+        Wrong("probability", 1 / 64, "that is the probability of the answer"),
+        Wrong("base e of bits", float(np.exp(2)), "e was raised to bits; bits belong to base 2"),
+        Wrong("last token", float(np.log(8)), "that is the loss of the last token"),
+        Wrong("the least likely", 8.0, "that is one over the last probability; take the mean over the tokens"),
     ),
     tolerance=0.02,
 )

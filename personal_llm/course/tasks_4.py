@@ -111,6 +111,22 @@ LOCK_MISTAKES += (
         lambda e, x: int((~(e[:, None] < x).all((1, 2))).sum()),
         "one later dialogue that beats the entry is enough",
     ),
+    ("the last one only", lambda e, x: int((~(e < x[-1]).all(1)).sum()), "only the last later dialogue was looked at"),
+    (
+        "newcomers",
+        lambda e, x: int((~(e[:, None] < x).all(-1).any(0)).sum()),
+        "these are later dialogues that beat no entry; count entries",
+    ),
+    (
+        "the median dialogue",
+        lambda e, x: int((~(e < np.median(x, axis=0)).all(1)).sum()),
+        "the entries were compared with the median; no such dialogue arrives",
+    ),
+    (
+        "least over most",
+        lambda e, x: int((~(e.max(1)[:, None] < x.min(1)).any(1)).sum()),
+        "the largest score of an entry was compared with the least one of a dialogue; compare score by score",
+    ),
 )
 
 # %% ../../nbs/course/tasks_4.ipynb #31b71f82

@@ -41,6 +41,10 @@ TASKS["parameters"] = Task(
         Wrong("both together", 256 * 256 + 4096, "the frozen matrix is not trained"),
         Wrong("rank squared", 8 * 8, "the factors are thin in one direction only"),
         Wrong("factors multiplied", 8 * 256 * 8 * 256, "the factors stand side by side in memory: their sizes add up"),
+        Wrong("twice", 2 * 2 * 8 * 256, "two factors are beside the matrix, not four"),
+        Wrong("saved", 256 * 256 - 4096, "that is how many fewer they are"),
+        Wrong("share", 4096 / 65536, "that is their share of the matrix; the number is asked"),
+        Wrong("widths and rank added", 256 + 256 + 8, "each factor has rank times width numbers, not their sum"),
     ),
     tolerance=0,
 )
@@ -126,6 +130,22 @@ CHANGE_MISTAKES = (
         lambda A, B, alpha: alpha / len(A) * B * A,
         "this multiplies number by number; a matrix product is wanted",
     ),
+)
+
+# %% ../../nbs/course/tasks_6.ipynb #42001284
+CHANGE_MISTAKES += (
+    Wrong("over r + 1", _scaled(lambda a, r, i, o: a / (r + 1)), "the rank is one less than your divisor"),
+    Wrong("alpha squared", _scaled(lambda a, r, i, o: a * a / r), "α counts once in the product, not in each factor"),
+    Wrong("over r in", _scaled(lambda a, r, i, o: a / (r * i)), "divided by all numbers of A; the rank is its rows"),
+    Wrong("over alpha", _scaled(lambda a, r, i, o: 1 / a), "α multiplies"),
+    Wrong("whole division", _scaled(lambda a, r, i, o: a // r), "`//` drops the fraction of α/r"),
+    Wrong("halved", _scaled(lambda a, r, i, o: a / r / 2), "a factor of one half is too many"),
+    Wrong(
+        "first direction",
+        lambda A, B, alpha: alpha * np.outer(B[:, 0], A[0]),
+        "only the first of the r directions is there",
+    ),
+    Wrong("absolute", lambda A, B, alpha: np.abs(change(A, B, alpha)), "a change may be negative: no absolute value"),
 )
 
 # %% ../../nbs/course/tasks_6.ipynb #d0df8026
@@ -284,10 +304,16 @@ TASKS["judged_on"] = Task(
         Wrong("always split", (4, 4, 6), "of few dialogues a quarter is held back, which may be less than four"),
         Wrong(
             "training counted",
-            (12, 4, 6),
-            "those that are trained on judge too when nothing is held back, but they are not held back",
+            (9, 16, 54),
+            "these train; the others are held back",
         ),
-        Wrong("a tenth at least", (0, 2, 6), "where something is held back, it is never less than a few"),
+        Wrong("none of few", (0, 4, 6), "twelve dialogues are enough to hold some back"),
+        Wrong(
+            "none, then a tenth", (0, 2, 6), "twelve dialogues are enough to hold some back; a tenth of 20 is too few"
+        ),
+        Wrong("a quarter", (3, 5, 15), "a quarter is for few dialogues only, and it has an upper bound"),
+        Wrong("no upper bound", (3, 5, 6), "the quarter of few dialogues has an upper bound"),
+        Wrong("at least two", (2, 2, 6), "two is the least; of few dialogues a quarter is held back"),
         Wrong("never split", (0, 0, 0), "from some number on dialogues are held back"),
     ),
     "numbers",
@@ -336,6 +362,9 @@ TASKS["singular"] = Task(
             "length", 0.8, "that is the share of the length, or of two directions; the squared length of one is asked"
         ),
         Wrong("one of four", 0.25, "the directions do not count alike: the first one is the longest"),
+        Wrong("the second", 4 / 25, "that is the share of the second direction; the best matrix keeps the longest"),
+        Wrong("three of them", 24 / 25, "that is the share of the first three directions"),
+        Wrong("no square below", 16 / 9, "the squares of all four belong below the line"),
     ),
 )
 

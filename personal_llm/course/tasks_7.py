@@ -248,7 +248,7 @@ def _draw_rivals(random) -> tuple:  # (method, rivals) with clear and unclear di
     n = int(random.integers(5, 11))
     method, rivals = random.normal(0.5, 0.2, size=n), {}
     for name in ("random", "echo", "nearest", "typical", "constant"):
-        strength = random.choice([-6.0, -1.0, 0.7, 1.6, 1.9, 4.5, 7.0])  # means in standard errors
+        strength = random.choice([-6.0, -1.0, 0.7, 1.6, 2.02, 4.5, 7.0])  # means in standard errors
         gap = random.normal(size=n)
         gap = (gap - gap.mean()) / gap.std(ddof=1) + strength / np.sqrt(n)
         rivals[name] = method - 0.05 * gap
@@ -301,6 +301,7 @@ RIVAL_MISTAKES = (
         lambda m, r: beaten(m, r, lambda x: x.mean() > standard_error(x)),
         "one standard error is not enough",
     ),
+    ("1.96 errors", lambda m, r: beaten(m, r, lambda x: x.mean() > 1.96 * standard_error(x)), "1.96 is for many users"),
     (
         "not beaten",
         lambda m, r: [n for n in r if n not in beaten(m, r)],

@@ -27,20 +27,24 @@ def library_rows() -> tuple:  # (names, (n, k) coordinates)
     return list(library.names), np.array(library.columns("coordinates"), float)
 
 
+def _strengths(random, size=None):
+    return 6 ** random.uniform(-1, 1, size=size)
+
+
 @cache
 def planted_rows() -> np.ndarray:  # (n, k)
     "The library's directions, some of them tuned for longer than others."
     rows, random = library_rows()[1], make_generator(0, "lesson 8 rows")
-    return rows * np.exp(random.uniform(np.log(1 / 3), np.log(3), size=(len(rows), 1)))
+    return rows * _strengths(random, (len(rows), 1))
 
 
 def planted_user(seed: int) -> tuple:  # (coordinates, the row that it was made from)
     "Somebody whose right pLLM is known."
     rows, random = library_rows()[1], make_generator(seed, "lesson 8 planted")
     right = int(random.integers(len(rows)))
-    strength = float(np.exp(random.uniform(np.log(1 / 3), np.log(3))))
+    strength = float(_strengths(random))
     length = np.linalg.norm(rows[right])
-    noise = random.normal(size=rows.shape[1]) * 0.5 * length / np.sqrt(rows.shape[1])
+    noise = random.normal(size=rows.shape[1]) * 0.7 * length / np.sqrt(rows.shape[1])
     return strength * (rows[right] + noise), right
 
 # %% ../../nbs/course/tasks_8_planted.ipynb #1ec22618
@@ -83,6 +87,10 @@ PICKERS = {
     "rows not scaled": (
         lambda z, rows: np.linalg.norm(rows - z / np.linalg.norm(z), axis=1).argmin(),
         "the user was scaled to length 1, the rows were not",
+    ),
+    "signs": (
+        lambda z, rows: np.linalg.norm(np.sign(rows) - np.sign(z), axis=1).argmin(),
+        "signs alone were compared; a direction has sizes, too",
     ),
     "always the same": (lambda z, rows: 0 * len(z), "every user gets the same pLLM"),
     "one word": (
