@@ -1631,6 +1631,7 @@ d = {
             ),
             "personal_llm.base.text.compute_rouge1": ("0_base/text.html#compute_rouge1", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
+            "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_proper_names": (
@@ -4039,6 +4040,10 @@ d = {
             ),
             "personal_llm.device.background_training.install_stop_hook": (
                 "6_device/background_training.html#install_stop_hook",
+                "personal_llm/device/background_training.py",
+            ),
+            "personal_llm.device.background_training.release_memory": (
+                "6_device/background_training.html#release_memory",
                 "personal_llm/device/background_training.py",
             ),
         },
@@ -8381,6 +8386,10 @@ d = {
                 "5_selection/selection.html#get_checked_row",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.get_default_method": (
+                "5_selection/selection.html#get_default_method",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.get_pllm_label": (
                 "5_selection/selection.html#get_pllm_label",
                 "personal_llm/selection/selection.py",
@@ -8411,6 +8420,10 @@ d = {
             ),
             "personal_llm.selection.selection.select_by_explanation": (
                 "5_selection/selection.html#select_by_explanation",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_by_explanation_and_loss": (
+                "5_selection/selection.html#select_by_explanation_and_loss",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select_by_gradient_and_loss": (

@@ -446,6 +446,18 @@ def test_folders_that_are_not_its_own(tmp_path):
         fresh(tmp_path / "me")
 
 
+@pytest.mark.parametrize("architecture", ("qwen2", "gpt2"))
+def test_every_model_has_a_style(architecture, tmp_path):
+    "The description needs no library, so it is not for the model in the package only."
+    with ChatSession(shared(architecture), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
+        rows = [Dialogue(line, f"Dear friend, {line.lower()}", origin="annotated") for line in LINES[:10]]
+        talk.add_dialogues(rows[:7])
+        assert "at least 8 are needed" in reply(talk, "/style")
+        talk.add_dialogues(rows[7:])
+        style = reply(talk, "/style")
+        assert "opens with “Dear friend," in style and "10 of 10" in style
+
+
 MISTAKES = {
     "/dance": "is no command",
     "/": "is no command",
@@ -481,7 +493,7 @@ def test_forget_leaves_no_byte(tmp_path):
     talk.finish_training()
     assert any(b"Zanzibarquux" in content for content in disk(tmp_path / "me").values())
     said = reply(talk, "/forget zanzibarquux")
-    assert "1 adapters" in said and talk.me.adapter is None
+    assert "1 adapter;" in said and talk.me.adapter is None
     assert not any(b"anzibarquux" in content for content in disk(tmp_path / "me").values())
     assert not any(b"adapter_model" in name.encode() for name in disk(tmp_path / "me"))
     assert reply(talk, "Hello again") and talk.me.buffer.seen > 2

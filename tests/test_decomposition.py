@@ -343,7 +343,7 @@ def test_explanation_by_hand(scene):
 
 def test_explanation_refusals(scene):
     model, basis, dialogues, answers, _ = scene
-    with pytest.raises(InputError, match="dialogues with a response: at least 8 are needed; give 1 more"):
+    with pytest.raises(InputError, match="dialogues with a response: 7, at least 8 are needed; give 1 more"):
         explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
     with pytest.raises(InputError, match="one a dialogue"):
         explain_as_published(model, model, dialogues, basis, answers[:-1])

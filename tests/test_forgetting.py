@@ -185,7 +185,7 @@ def test_words_that_are_no_longer_stored_are_said_to_be_out_of_reach(tmp_path):
     watch(me, TALK[:2])
     me.save()
     done = me.forget(text=CANARY)
-    note = "2 dialogues that left the buffer: a search finds only their whole prompts and responses"
+    note = "2 dialogues that left the buffer: a search finds only whole prompts and responses"
     assert not done.ids and note in str(done), "no false all-clear"
     assert "adapters 000 and their copies learned from them" in str(done)
     me.save()
@@ -249,7 +249,7 @@ def test_an_evicted_dialogue_without_a_time_is_out_of_reach_of_a_time(tmp_path):
     watch(me, [Dialogue("bread", "tea", time=9.0)])
     me.save()
     done = forget_folder(tmp_path, before=5)
-    assert not done.ids and "1 dialogues that left the buffer and have no time; adapters 000" in str(done)
+    assert not done.ids and "1 dialogue that left the buffer without a time; adapters 000" in str(done)
 
 
 def test_an_adapter_from_elsewhere_brings_its_dialogues(tmp_path):
@@ -564,7 +564,7 @@ def test_no_model_is_loaded(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]
-    assert "forgotten: 1 dialogues, 1 adapters; 3 histories cut" in done.stdout and "out of reach" in done.stdout
+    assert "forgotten: 1 dialogue, 1 adapter; 3 histories cut" in done.stdout and "out of reach" in done.stdout
 
 
 # ---- wishes

@@ -31,13 +31,13 @@ def test_status_says_what_is_kept_and_no_word(out, capsys):
     status = found(capsys, "status", "--out", out)
     assert (status["bins"], status["seen"], status["finetunes"]) == ("10/12", 10, 1)
     code, shown, err = invoke(capsys, "status", "--out", out)
-    assert code == 0 and "10/12 bins" in shown and "1 fine-tunes" in shown and CANARY not in shown + err
+    assert code == 0 and "10/12 bins" in shown and "1 fine-tune" in shown and CANARY not in shown + err
 
 
 def test_forget_a_text(out, capsys):
     assert CANARY.encode() in bytes_of(out)
     code, shown, err = invoke(capsys, "forget", "--out", out, "--containing", CANARY)
-    assert code == 0 and "forgotten: 1 dialogues, 1 adapters" in shown and shown.count("out of reach:") >= 2
+    assert code == 0 and "forgotten: 1 dialogue, 1 adapter" in shown and shown.count("out of reach:") >= 2
     assert CANARY.encode() not in bytes_of(out) and CANARY not in err
     assert not (out / "adapter" / "adapter_model.safetensors").exists() and not (out / "personalize.json").exists()
     assert found(capsys, "status", "--out", out)["bins"] == "9/12"

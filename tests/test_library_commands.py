@@ -119,7 +119,7 @@ def test_build_takes_what_personalize_wrote(world, tmp_path, capsys):
     shutil.copytree(world / "space", tmp_path / "space")
     code, out, err = invoke(capsys, "library", "build", "--out", tmp_path / "lib", *building(tmp_path, "ana"))
     first, missing, remedy = out.splitlines()
-    assert (code, first) == (0, f"{tmp_path / 'lib'}: 1 added, 0 were there, 0 skipped; 1 pLLMs now")
+    assert (code, first) == (0, f"{tmp_path / 'lib'}: 1 added, 0 there before, 0 skipped; now 1 pLLM")
     assert missing.startswith("no pLLM is called plain") and "without --no-baseline" in remedy
     assert Library(tmp_path / "lib").names == ["ana"]
 
@@ -175,7 +175,7 @@ def test_build_refuses_too_few_plain_texts_and_writes_nothing(world, tmp_path, c
     write(tmp_path / "few.jsonl", [dict(prompt=d.prompt, response=d.response) for d in spoken(str, 7)])
     build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--plain", tmp_path / "few.jsonl"]
     build.remove("--no-baseline")
-    assert "7 plain dialogues in few.jsonl: at least 8 are needed" in fails(capsys, *build)
+    assert "plain dialogues in few.jsonl: 7, at least 8 are needed" in fails(capsys, *build)
     assert not (tmp_path / "lib").exists()
 
 
@@ -380,8 +380,8 @@ def far(world, copy, monkeypatch):
 
 
 def asked(server):
-    "Which pLLMs' files were asked for since the last time."
-    names = {path.split("/")[1] for path in server.asked if path.count("/") == 2}
+    "Which pLLMs' weights were downloaded since the last time."
+    names = {path.split("/")[1] for path in server.asked if path.endswith("/adapter_model.safetensors")}
     server.asked.clear()
     return names
 
@@ -389,13 +389,13 @@ def asked(server):
 def test_commands_take_an_address(world, far, capsys):
     server, address, pin, _ = far
     near = ("--library", world / "lib")
-    for command in ("explain", "select"):
-        call = (command, "--data", world / "loud.jsonl")
+    for command in (("explain",), ("select", "--method", "fit")):
+        call = (*command, "--data", world / "loud.jsonl")
         code, out, err = invoke(capsys, *call, "--library", f"{address}#sha256={pin}", "--json")
         assert code == 0 and err.count("\n") == 1 and "personal-llm ledger lists each request" in err
         there, here = json.loads(out), found(capsys, *call, *near)
         assert [there.get(k) for k in ("best", "assembled")] == [here.get(k) for k in ("best", "assembled")]
-        assert asked(server) == (set() if command == "explain" else {"loud", "brief"})
+        assert asked(server) == ({"loud", "brief"} if "fit" in command else set())
     rows = found(capsys, "ledger")["ledger"]
     assert {row["place"].rpartition("/")[0] for row in rows if row["place"].startswith(address)} >= {address}
     assert {row["kind"] for row in rows} >= {"request", "publish"}, "the library was published in this test"
@@ -409,9 +409,10 @@ def test_publish_prints_the_address_and_the_chosen_adapter_alone_is_fetched(worl
     server, address, pin, site = far
     code, out, err = invoke(capsys, "library", "publish", site, "--yes", "--json")
     assert code == 0 and json.loads(out)["sha256"] == pin and json.loads(out)["pllms"] == 2
-    call = ("select", "--data", world / "loud.jsonl", "--library", address, "--method")
-    best = found_there(capsys, *call, "l1")["best"]
-    assert asked(server) <= {best}, "cards and rows are in the index"
+    call = ("select", "--data", world / "loud.jsonl", "--library", address)
+    assert found_there(capsys, *call, "--method", "l1")["best"] and asked(server) == set(), "rows are in the index"
+    ranking = found_there(capsys, *call)
+    assert ranking["method"] == "single" and asked(server) == {"loud"} and set(ranking["losses"]) == {"(base)", "loud"}
     spoil(site / "brief", "weights")
     assert "brief" in fails(capsys, "library", "publish", site, "--yes")
     assert "an address" in fails(capsys, "library", "publish", address)
@@ -443,7 +444,7 @@ def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, 
     assert "is built in a folder" in fails(capsys, *build) and not Path("http:").exists()
     weights = site / "loud" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    code, out, err = invoke(capsys, "select", *data, address)
+    code, out, err = invoke(capsys, "select", *data, address, "--method", "fit")
     assert (code, out) == (2, "") and err.splitlines()[-1].count("its hash differs") == 1
     start = ("personalize", *data[:2], "--out", tmp_path / "x", *QUICK, "--start-from", "http://127.0.0.1:9")
     assert "refused" in fails(capsys, *start)

@@ -18,13 +18,14 @@ from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find
 from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import InputError
-from ..base.files import ASSETS, recover_results
-from ..base.text import escape_controls
+from ..base.files import recover_results
+from ..base.text import count_nouns, escape_controls
 from ..buffer.scoring import NO_DOMAIN
 from ..device.conversation import QUESTION_TEXT, check_session_folder
 from ..device.corrections import ChatSession
-from ..explanation.explanation import explain
-from ..explanation.space import StyleSpace
+from ..explanation.description import describe_user
+from ..explanation.explanation import select_user_dialogues
+from ..explanation.style import sample_responses
 from .arguments import CommandResult, get_model_settings
 from ..base.check import check_model
 from ..base.loading import resolve_model
@@ -71,22 +72,24 @@ def format_chat_status(session) -> str:
     status, answers = session.me.status(), count_answers(session.me.buffer.dialogues)
     left, training = max(0, session.me.questions_left()), session.background_training
     pairs = dict(
-        kept=f"{status['bins']} dialogues of {status['seen']} ({status['policy']})",
+        kept=f"{count_nouns(status['bins'], 'dialogue')} of {status['seen']} ({status['policy']})",
         answers=f"{answers['corrected']} corrected, {answers['called_fine']} approved, in the buffer",
         questions=f"{status['requests']} asked, at most {left} more before the next training",
-        trained=f"{status['finetunes']} times" + f"; last: {status['last']}" * bool(status["last"]),
+        trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
         training="" if training is None or training.is_done() else "in progress",
     )
     return "\n".join(format_pairs(pairs))
 
 
 def describe_chat_style(session) -> str:
-    "Explain your preferred answers; raise `InputError` for too few dialogues, or a model without a library."
+    "Describe your preferred answers in words and counts; raise `InputError` for too few answers."
     dialogues = session.me.buffer.policy.select_training_dialogues(session.me.buffer.dialogues)
     dialogues = [d for d in dialogues if d.origin != "model"]
     if not dialogues:
         raise InputError("no reply was corrected or approved yet", "answer some questions first")
-    return "\n".join(explain(session.model, dialogues, StyleSpace.load(ASSETS / "library")).lines())
+    dialogues = select_user_dialogues(dialogues)
+    answers = sample_responses(session.model, None, dialogues)
+    return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
 
 # %% ../../nbs/8_app/05_chat.ipynb #fa0c6c61
 def forget_text(session, text: str) -> str:

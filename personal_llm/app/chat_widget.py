@@ -34,7 +34,7 @@ def buffer_html(session) -> str:
         d, scores = buffer.dialogues[slot], buffer.entries[slot].scores
         texts = (d.prompt, d.response, ORIGIN_LABELS.get(d.origin, d.origin), scores.domain)
         rows.append([html_cell(text) for text in texts])
-    caption = f"{len(buffer)} of {buffer.capacity} bins are filled; {buffer.seen} turns were seen"
+    caption = f"{len(buffer)} of {buffer.capacity} bins are filled; turns seen: {buffer.seen}"
     head = ["your line", "reply, or your correction", "your answer", "domain"]
     return f"<p>{caption}</p>{html_table(head, rows)}"
 

@@ -25,6 +25,7 @@ from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.ledger import read_ledger
+from ..base.text import count_nouns
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
@@ -84,7 +85,7 @@ def format_start(start: str, warm: dict) -> dict:  # pairs; warm: the choice fro
 def format_last_loss(last: dict) -> str:
     "Return the steps and the losses of the last fine-tune, with the kind of loss."
     before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
-    kind = f"validation loss on {count} dialogues" if count else "training loss"
+    kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"
     unchanged = describe_unchanged(before, after)
     return f"{last['steps']} steps; {kind} {format_loss_change(before, after)}{unchanged}"
 
@@ -99,7 +100,8 @@ def format_personalization(result: dict) -> list:  # lines
     if result["learned_from"] < result["kept"]:
         learned = f"from {result['learned_from']} of them; the others have no answer, or we did not ask about them"
     pairs = dict(
-        chats=f"{data['dialogues']} dialogues, {data['skipped']} invalid rows skipped, {data['held_out']} held out",
+        chats=f"{count_nouns(data['dialogues'], 'dialogue')}, {count_nouns(data['skipped'], 'invalid row')} skipped, "
+        f"{data['held_out']} held out",
         kept=f"{result['kept']} of {result['seen']} ({settings['policy']}, {settings['capacity']} bins)",
         asked=format_answers(result["requests"], result["answers"]),
         learned=learned,
@@ -156,7 +158,9 @@ def count_training_overlap(adapter: Path, dialogues: list) -> int:
     "Count the dialogues that an adapter was trained on, and print a note; raise `InputError` for a damaged card."
     count = len({*read_adapter_card(adapter).get("parents", ())} & {d.id for d in dialogues})
     if count:
-        print_note(f"the adapter was trained on {count} of {len(dialogues)} dialogues: the numbers are too good")
+        print_note(
+            f"the adapter was trained on {count} of {count_nouns(len(dialogues), 'dialogue')}: the numbers are too good"
+        )
     return count
 
 
@@ -176,7 +180,7 @@ def evaluate_command(args):
     data = dict(file=Path(args.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped), learned_from=known)
     comparison = compare_evaluations(evaluate_replies(model, dialogues), evaluate_replies(model, dialogues, adapter))
     result = dict(data=data, model=model.name, adapter=str(adapter)) | comparison
-    head = f"{len(dialogues)} dialogues; before: {model.name}, after: with {adapter}"
+    head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {model.name}, after: with {adapter}"
     return CommandResult(result, [head, *format_change_table(result, "")])
 
 # %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
@@ -231,9 +235,9 @@ def status_command(args):
     status["answers"] = count_answers(read_state(status["folder"], with_logs=False).buffer.dialogues)
     pairs = dict(
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
-        buffer=f"{status['bins']} bins, {status['policy']}; {status['seen']} dialogues seen",
+        buffer=f"{count_nouns(status['bins'], 'bin')}, {status['policy']}; {count_nouns(status['seen'], 'dialogue')} seen",
         asked=format_answers(status["requests"], status["answers"]),
-        adapter=f"{status['adapter'] or 'none'}, {status['finetunes']} fine-tunes",
+        adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
         last=status["last"],
     )
     return CommandResult(status, format_pairs(pairs))
@@ -308,7 +312,7 @@ def format_service_status(status: dict) -> list:  # lines
     pairs = dict(
         service=f"{status['state']}{reason}",
         round=f"step {status['step']} of {status['steps']}, up to the last checkpoint",
-        done=f"{status['rounds']} rounds, {status['slices']} slices, {status['trained']:.0f} s of training",
+        done=f"{count_nouns(status['rounds'], 'round')}, {count_nouns(status['slices'], 'slice')}, {status['trained']:.0f} s of training",
         policy=status["policy"],
         last=status["last"],
     )
@@ -370,7 +374,7 @@ def phone_export_command(args):
     bundle = export_bundle(load_model_from_arguments(args), dialogues, args.out, config, args.start_from, args.seed)
     files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
     result = dict(bundle=str(bundle.folder), files=files, buckets=buckets, steps=len(bundle.steps))
-    shapes = ", ".join(f"{row['records']} dialogues of {row['length']} tokens" for row in buckets)
+    shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
     sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]
     return CommandResult(result, [*sizes, f"{shapes}; {len(bundle.steps)} steps; bundle in {bundle.folder}"])
 

@@ -19,6 +19,7 @@ from ..base.adapters import check_adapter, read_adapter_card, read_factors
 from ..base.core import InputError, check
 from ..base.files import recover_results, write_atomically
 from ..base.plots import encode_png
+from ..base.text import count_nouns
 from ..data.reading import read_dialogues
 from ..explanation.explanation import explain, explain_pllm
 from ..explanation.style import check_answer_count
@@ -135,17 +136,17 @@ def format_mixture(ranking) -> list:  # lines
 
 def needs_explanation(method: str) -> bool:
     "Return whether a method compares styles; `select` refuses an unknown one."
-    return method in ("fit", "match") or (method in SELECTORS and "row" in SELECTORS[method].needs)
+    return method in (None, "fit", "match") or (method in SELECTORS and "row" in SELECTORS[method].needs)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
-METHOD_HELP = "method: fit, match, or a baseline such as style, cosine, l1; a wrong name lists all (default: fit)"
+METHOD_HELP = "method, such as fit, match, single; a wrong name lists all (default: fit; at an address single)"
 SELECT_OPTIONS = [
     *data_options(),
     *MODEL_OPTIONS,
     LIBRARY_OPTION,
     SEED_OPTION,
-    option("--method", default="fit", metavar="NAME", help=METHOD_HELP),
+    option("--method", metavar="NAME", help=METHOD_HELP),
     integer_option("--shortlist", 12, "nearest pLLMs whose true loss match and style compare"),
 ]
 
@@ -307,7 +308,7 @@ def build_library(args) -> CommandResult:
     added, errors = add_adapters(args, model, library, folders, prompts, probes)
     skipped, added = skipped | report_skipped(errors, args.skip_invalid), plain + added
     result = dict(library=args.out, pllms=len(library), added=added, there=known, skipped=skipped)
-    counts = f"{len(added)} added, {len(known)} were there, {len(skipped)} skipped; {len(library)} pLLMs now"
+    counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped; now {count_nouns(len(library), 'pLLM')}"
     return CommandResult(result, [f"{args.out}: {counts}", *describe_missing_plain(library)])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bfcb8ce3
@@ -376,6 +377,8 @@ def show_command(args):
 def verify_command(args):
     library = open_library(args.library)
     problems = library.verify(load_model_from_arguments(args) if args.model else None)
-    lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems] or [f"ok   {len(library)} pLLMs"]
+    lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems] or [
+        f"ok   {count_nouns(len(library), 'pLLM')}"
+    ]
     result = dict(library=args.library, pllms=len(library), ok=not problems)
     return CommandResult(result | dict(problems=[one._asdict() for one in problems]), lines, 1 if problems else 0)

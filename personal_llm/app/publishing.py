@@ -12,6 +12,7 @@ from .arguments import MODEL_OPTIONS, CommandResult, load_model_from_arguments
 from .arguments import open_library, option, print_note, register_command
 from ..base.core import InputError
 from ..base.files import write_json
+from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
 from ..selection.remote_library import is_library_address, publish_library
@@ -89,7 +90,7 @@ def publish_command(args):
     leaks, notes = describe_leaks(library)
     for line in notes:
         print_note(line)
-    confirm(f"Publish {len(library)} pLLMs? You cannot take back what others have fetched.", args.yes)
+    confirm(f"Publish {count_nouns(len(library), 'pLLM')}? You cannot take back what others have fetched.", args.yes)
     sha256 = publish_library(library.path)
     lines = [
         f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {args.library}",

@@ -198,3 +198,9 @@ CONTROL_CHARACTERS = re.compile(
 def escape_controls(text: str) -> str:  # with line ends and tabs; other control characters become \x1b or \u202e
     "Return a text that a terminal shows as it is."
     return CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+# %% ../../nbs/0_base/02_text.ipynb #beab0068
+def count_nouns(count: int, noun: str) -> str:  # the noun is in the singular
+    "Return a number and its noun, such as “1 dialogue” and “2 histories”."
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"

@@ -7,7 +7,10 @@ __all__ = ['BackgroundTraining']
 
 # %% ../../nbs/6_device/06_background_training.ipynb #ab25fcd9
 import copy
+import ctypes
+import gc
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +39,13 @@ def install_adapter(me: Personalizer, folder: Path, prepared: PreparedRound):  #
     place = move_claimed_folder(me.folder, folder, len(me.rounds))
     me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
     return me.rounds[-1]
+
+# %% ../../nbs/6_device/06_background_training.ipynb #91f17b96
+def release_memory() -> None:
+    "Give memory that Python and the C library have freed back to the system; does nothing outside of Linux."
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/6_device/06_background_training.ipynb #5bf88cdb
 class BackgroundTraining:
@@ -80,4 +90,5 @@ class BackgroundTraining:
             remove_adapter(self.folder)
             raise self.error or InputError("learning was stopped", "begin it again")
         self.me.model.truncated |= self.model.truncated
+        self.model = None
         return install_adapter(self.me, self.folder, self.prepared)

@@ -17,11 +17,11 @@ import numpy as np
 
 from ..base.core import Dialogue, History, InputError, check, patch
 from ..base.files import LOCK_FILE, is_full_disk, lock_folder, make_folder
-from ..base.text import CONTROL_CHARACTERS
+from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
 from ..base.lineage import remember_exchange
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
-from .background_training import BackgroundTraining
+from .background_training import BackgroundTraining, release_memory
 from .personalizer import Personalizer, load_personalizer
 from .streaming import ReplyOptions, ReplyStream
 from ..buffer.next_turn import find_reactions, read_next_turns
@@ -190,7 +190,7 @@ def learn(self: ChatSession) -> str:  # a message for the user
     if all(d.origin == "model" for d in dialogues):
         raise InputError(NO_ANSWERS_MESSAGE, "answer some questions first")
     self.background_training = BackgroundTraining(self.me)
-    return f"learning from {len(self.background_training.dialogues)} dialogues in the background"
+    return f"learning from {count_nouns(len(self.background_training.dialogues), 'dialogue')} in the background"
 
 
 @patch
@@ -209,6 +209,7 @@ def finish_training(self: ChatSession) -> None:
             self.messages_to_user.append(f"learning failed: {reason}; all is as it was")
         self.question = question and self.me.score([question.dialogue])[0]
         self.save()
+    release_memory()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #ae9a7dad
 @patch
@@ -227,6 +228,8 @@ def stop_learning(self: ChatSession) -> None:
     if self.background_training is not None:
         training, self.background_training = self.background_training, None
         training.stop()
+        training.model = None
+        release_memory()
         self.was_stopped = True
         self.messages_to_user.append("learning was stopped; nothing of it stays")
 

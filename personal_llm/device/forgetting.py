@@ -17,6 +17,7 @@ from ..base.files import OwnedFolder, delete_path, lock_folder, read_json
 from ..base.ledger import read_ledger
 from ..base.folder_store import delete_store, remove_adapter, remove_unreferenced
 from ..base.lineage import collect_source_ids, hash_dialogue, hash_text, list_exchanges, normalize_text
+from ..base.text import count_nouns
 from .store import RUN_FOLDER_PATTERN, PersonalizerState, find_run_folders, get_state_version
 from .store import is_own_folder, migrate_folder, read_state, write_state
 
@@ -139,8 +140,9 @@ class ForgetReport:
     rebuildable: list = field(default_factory=list)  # sentences about the deleted adapters
 
     def __str__(self):
-        counts = f"forgotten: {self.dialogues} dialogues, {len(self.adapters)} adapters; {self.cut} histories cut"
-        counts += f"; {self.turns} turns of the talk" * bool(self.turns)
+        counts = f"forgotten: {count_nouns(self.dialogues, 'dialogue')}, {count_nouns(len(self.adapters), 'adapter')}; "
+        counts += f"{count_nouns(self.cut, 'history')} cut"
+        counts += f"; {count_nouns(self.turns, 'turn')} of the talk" * bool(self.turns)
         files = [f"removed: {path}" for path in self.adapters + self.files]
         files += [f"can be rebuilt: {note}" for note in self.rebuildable]
         return "\n".join([counts, *files, *(f"out of reach: {note}" for note in self.unreachable)])
@@ -157,14 +159,14 @@ COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
 UNSTORED_TEXT_NOTE = (
-    "{} dialogues that left the buffer: a search finds only their whole prompts and responses, and no part of these; "
-    "adapters {} and their copies learned from them; name the dialogues by id or time, or forget all"
+    "{} that left the buffer: a search finds only whole prompts and responses, and no part of these; "
+    "adapters {} and their copies learned from them; name dialogues by id or time, or forget all"
 )
 UNSTORED_TIME_NOTE = (
-    "{} dialogues that left the buffer and have no time; adapters {} and their copies learned from them; "
+    "{} that left the buffer without a time; adapters {} and their copies learned from them; "
     "name the dialogues by id, or forget all"
 )
-UNDATED_NOTE = "{} stored dialogues without a time; name these by id or words, or forget all"
+UNDATED_NOTE = "{} without a time; name these by id or words, or forget all"
 
 
 def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences
@@ -178,14 +180,15 @@ def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest)
     ):
         evicted = {Path(round.adapter).name: {*round.parents} - known for round in state.rounds}
         names = [name for name, ids in evicted.items() if ids]
-        notes += [note.format(len(set().union(*evicted.values())), ", ".join(names))] * bool(is_asked and names)
+        count = count_nouns(len(set().union(*evicted.values())), "dialogue")
+        notes += [note.format(count, ", ".join(names))] * bool(is_asked and names)
     return notes
 
 
 def list_undated_dialogues(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
     "Count the stored dialogues without a time, because a search for a time cannot match those."
     count = sum(d.time == 0 for d in state.buffer.dialogues)
-    return [UNDATED_NOTE.format(count)] if count and request.before is not None else []
+    return [UNDATED_NOTE.format(count_nouns(count, "stored dialogue"))] if count and request.before is not None else []
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00026
 @patch
@@ -208,7 +211,9 @@ def list_rebuildable(self: PersonalizerState) -> list:  # sentences
     stored = [{d.id, *d.parents} for d in self.buffer.dialogues]
     counts = [sum(not ids.isdisjoint(row["ids"]) for ids in stored) for row in self.deleted_rounds]
     rows = zip(self.deleted_rounds, counts)
-    return [f"adapter {row['adapter']} on {count} of its {row['count']} dialogues" for row, count in rows]
+    return [
+        f"adapter {row['adapter']} on {count} of its {count_nouns(row['count'], 'dialogue')}" for row, count in rows
+    ]
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #6e11b593
 @patch

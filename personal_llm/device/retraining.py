@@ -11,6 +11,7 @@ from pathlib import Path
 from ..base.adapters import read_adapter_card
 from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results
 from ..base.folder_store import claim_adapter_folder
+from ..base.text import count_nouns
 from .forgetting import PUBLISHED_ADAPTER
 from .personalizer import Personalizer, load_personalizer
 from .store import find_state_folders, read_state
@@ -47,7 +48,7 @@ def retrain(
             with me.locked():
                 out = claim_adapter_folder(me.folder, len(me.rounds)) if me.folder else None
                 me.commit_round(me.train_adapter(dialogues, start, out, progress))
-        counts = f"{len(dialogues)} of its {row['count']} dialogues"
+        counts = f"{len(dialogues)} of its {count_nouns(row['count'], 'dialogue')}"
         lines.append(f"adapter {row['adapter']}: {'rebuilt on' if dialogues else 'gone, the buffer holds'} {counts}")
         me.deleted_rounds = rest
         if me.folder:

@@ -133,7 +133,7 @@ def check_answer_count(count: int, kind: str) -> None:
     'Raise `InputError` for too few answers; `kind` is their plural noun, such as "dialogues".'
     if count < MIN_EXPLAINED_DIALOGUES:
         missing = MIN_EXPLAINED_DIALOGUES - count
-        raise InputError(f"{count} {kind}: at least {MIN_EXPLAINED_DIALOGUES} are needed", f"give {missing} more")
+        raise InputError(f"{kind}: {count}, at least {MIN_EXPLAINED_DIALOGUES} are needed", f"give {missing} more")
 
 # %% ../../nbs/4_explanation/01_style.ipynb #aadcaacf
 def style_shifts(

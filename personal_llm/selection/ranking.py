@@ -71,7 +71,9 @@ MIN_LOSS_DIALOGUES = 4  # fewer dialogues make no loss that we compare
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9ef58ae5
 def get_download_bytes(library, name: str) -> int:
-    "Return the size of a pLLM's adapter in bytes."
+    "Return the size of a pLLM's adapter in bytes; downloads nothing."
+    if remote := getattr(library, "remote", None):
+        return remote.manifest[f"{name}/adapter_model.safetensors"][0]
     return (Path(library[name].adapter) / "adapter_model.safetensors").stat().st_size
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #ef131a6d

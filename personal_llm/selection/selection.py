@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from ..base.core import check, Cost, InputError, check_seed, patch, measure_cost
-from .mixture import select_by_fit
+from .mixture import choose_fit_candidates, select_by_fit
 from .gradient_match import select_by_gradient
 from .merging import fit_merge_weights
 from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_PLLM
@@ -164,13 +164,16 @@ def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
     return ", ".join(f"{fact.removeprefix('word ')} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common)
 
 # %% ../../nbs/5_selection/10_selection.ipynb #5e16a464
-def select_by_explanation(request: SelectionRequest) -> Ranking:
+def select_by_explanation(
+    request: SelectionRequest,
+    names: list = None,  # pLLMs whose cards we compare; all by default
+) -> Ranking:
     "Select the pLLM whose card is most similar to the user's description; measures no loss."
     library, description = request.library, request.explanation.description
     if description is None:
         what = "this explanation has no description: it was made as published, or by an older version"
         raise InputError(what, "explain the dialogues anew with explain")
-    styled = {name: read_card_description(library, name) for name in library if name != PLAIN_PLLM}
+    styled = {name: read_card_description(library, name) for name in names or library if name != PLAIN_PLLM}
     styled = styled or {PLAIN_PLLM: Description()}
     own, cards = description_items(description), compare_descriptions(styled)
     distances = np.array([1 - description_similarity(own, card) for card in cards.values()])
@@ -189,6 +192,25 @@ def select_by_explanation(request: SelectionRequest) -> Ranking:
     weights = {PLAIN_PLLM: 1.0} if PLAIN_PLLM in library else {}
     return make_abstention(order, f"{reason}; start from {start}", weights=weights, cost=cost)
 
+# %% ../../nbs/5_selection/10_selection.ipynb #3891563a
+def select_by_explanation_and_loss(request: SelectionRequest) -> Ranking:
+    "Select the pLLM that `explained` names, or the plain one; abstain if its gain over the base model is not certain."
+    library, losses = request.library, request.losses
+    names, cost = choose_fit_candidates(request)
+    named = select_by_explanation(request, names)
+    best = named.best or (PLAIN_PLLM if named.weights else None)
+    if best is None:
+        return replace(named, cost=named.cost + cost)
+    measured = {name: losses.mean_loss(name) for name in (BASE_NAME, best)}
+    gains = losses.dialogue_losses(BASE_NAME) - losses.dialogue_losses(best)
+    cost = named.cost + cost + losses.cost
+    cost.bytes_moved -= get_download_bytes(library, best) if named.best else 0  # counted with the losses
+    reason = f"{named.reason}; with {best!r} {measured[best]:.3f} nats a token, with the base {measured[BASE_NAME]:.3f}"
+    if is_gain_certain(gains, measured[BASE_NAME], has_plain=False):
+        return replace(named, reason=reason, cost=cost, losses=measured)
+    reason = f"not surely {MIN_GAIN_OVER_BASE:.0%} better than the base: {reason}"
+    return replace(named, best=None, weights={}, abstained=True, reason=reason, cost=cost, losses=measured)
+
 # %% ../../nbs/5_selection/10_selection.ipynb #6af91998
 @dataclass(frozen=True)
 class Selector:
@@ -202,6 +224,7 @@ SELECTORS = {
     "match": Selector(select_by_gradient_and_loss, ("model",)),
     "fit": Selector(select_by_fit, ("model",)),
     "explained": Selector(select_by_explanation, ("row",)),
+    "single": Selector(select_by_explanation_and_loss, ("row", "model")),
     "style": Selector(select_by_style, ("row", "losses?")),
     "cosine": Selector(select_by_style, ("row",)),  # as all below, without losses
     "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),
@@ -247,11 +270,19 @@ def prepare_losses(selector: Selector, name: str, library, losses, model, dialog
         raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
     return losses
 
+# %% ../../nbs/5_selection/10_selection.ipynb #1d5fd937
+def get_default_method(library, explanation, has_dialogues: bool) -> str:  # "style", "single" or "fit"
+    "Return the default: `style` without dialogues to measure, `single` at an address, and `fit` in a folder."
+    is_described = getattr(explanation, "description", None) is not None
+    if not has_dialogues:
+        return "style"
+    return "single" if is_described and getattr(library, "address", None) else "fit"
+
 # %% ../../nbs/5_selection/10_selection.ipynb #49bee888
 def select(
     library,  # `Library`
     explanation=None,  # the user's `Explanation`; only for methods that compare rows or descriptions
-    method=None,  # one of `SELECTORS`, or your own; "fit" if you give model and dialogues, else "style"
+    method=None,  # one of `SELECTORS`, or your own; see `get_default_method`
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
     shortlist: int = SHORTLIST_SIZE,  # pLLMs whose true loss "match" and "style" measure
@@ -260,7 +291,7 @@ def select(
     **options,  # of the selector
 ) -> Ranking:
     "Select the pLLM to start from, or none. Raise `InputError` if library, explanation and model do not fit."
-    method = method or ("fit" if model is not None and dialogues is not None else "style")
+    method = method or get_default_method(library, explanation, model is not None and dialogues is not None)
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
     selector, model = get_selector(method, options), model or getattr(losses, "model", None)
     if not len(library):

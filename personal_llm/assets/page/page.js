@@ -21,6 +21,8 @@ function button(text, action, kind = "small") {
   return element;
 }
 
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
 function announce(text) { $("announcement").textContent = text; }
 
 function tell(text) {
@@ -331,7 +333,7 @@ function showDialogue(row) {
 async function loadMemory() {
   const q = $("search-field").value;
   const memory = await get(`/personal/memory?q=${encodeURIComponent(q)}`);
-  $("memory-count").textContent = `${memory.kept} of ${memory.capacity} places are used; ${memory.seen} dialogues were seen.`;
+  $("memory-count").textContent = `${memory.kept} of ${memory.capacity} places are used. Dialogues seen: ${memory.seen}.`;
   $("dialogues").replaceChildren(...memory.dialogues.map(showDialogue));
   if (!memory.dialogues.length) $("dialogues").append(make("li", { textContent: q ? "No dialogue contains this text." : "Nothing is stored yet." }));
   $("forget-found").hidden = !q.trim();
@@ -342,7 +344,7 @@ async function forgetDialogues(request, question) {
   if (!await confirmLoss(`${question} The adapters that learned from it are deleted, too.`, "Forget")) return;
   const report = await attempt(() => post("/personal/forget", request));
   if (!report) return;
-  const counts = `Forgotten: ${report.dialogues} dialogues, ${report.turns} turns of the chat, ${report.adapters} adapters.`;
+  const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
   $("forgotten").replaceChildren(make("p", { textContent: counts }),
     ...(rest.length ? [make("p", { textContent: "This program cannot reach:" }), make("ul", {}, ...rest)] : []));
@@ -370,7 +372,7 @@ async function importFile(file) {
   $("import-result").textContent = `Reading ${file.name} …`;
   const result = await attempt(async () => (await send("POST", `/personal/import?name=${encodeURIComponent(file.name)}`, file)).json());
   $("import-result").textContent = result
-    ? `${result.dialogues} dialogues were read, and ${result.kept} were kept when they came.` : "The file was not imported.";
+    ? `Read: ${count(result.dialogues, "dialogue")}. Kept when they came: ${result.kept}.` : "The file was not imported.";
   await attempt(loadMemory);
 }
 
@@ -423,7 +425,7 @@ function drawCurve(rounds) {
   });
   const last = rounds[rounds.length - 1];
   const result = `Last fine-tune: ${last.start_loss.toFixed(2)} before, ${last.best_loss.toFixed(2)} after.`;
-  svg.setAttribute("aria-label", `Loss before (circles) and after (squares) ${rounds.length} fine-tunes. ${result}`);
+  svg.setAttribute("aria-label", `Loss before (circles) and after (squares) ${count(rounds.length, "fine-tune")}. ${result}`);
   $("curve").querySelector("figcaption").textContent = `Loss (nats a token; less is better) before (circle) and after (square) each fine-tune. ${result}`;
 }
 
@@ -438,7 +440,7 @@ async function loadLearning() {
   if (!rounds.length) return;
   drawCurve(rounds);
   $("rounds").tBodies[0].replaceChildren(...rounds.map((round, place) => {
-    const source = round.num_validation_dialogues ? `${round.num_validation_dialogues} validation dialogues` : "training dialogues";
+    const source = round.num_validation_dialogues ? count(round.num_validation_dialogues, "validation dialogue") : "training dialogues";
     const cells = [round.kept, round.start_loss.toFixed(2), round.best_loss.toFixed(2), source, round.seconds.toFixed(0)];
     return make("tr", {}, make("th", { scope: "row", textContent: place + 1 }), ...cells.map((text) => make("td", { textContent: text })));
   }));
