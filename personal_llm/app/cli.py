@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../../nbs/8_app/15_cli.ipynb #5e0f48c4
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from . import chat, commands, library_commands, publishing, server  # they register themselves
@@ -22,6 +23,13 @@ def set_offline_mode(model) -> None:
     if not model or Path(resolve_model(model)).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# %% ../../nbs/8_app/15_cli.ipynb #4ce51120
+def set_thread_waiting() -> None:
+    "Let waiting threads sleep if the machine is busy; call it before PyTorch is imported."
+    with suppress(AttributeError, OSError):  # a system without a load
+        if os.getloadavg()[0] > (os.cpu_count() or 1):
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # %% ../../nbs/8_app/15_cli.ipynb #457e2597
 DISK_FULL_MESSAGE = (
@@ -52,6 +60,7 @@ def main(
     try:
         args = build_parser().parse_args(argv)
         set_offline_mode(args.model)
+        set_thread_waiting()
         result = args.run(args)
         if result is None:  # the command has already printed its output
             return 0
