@@ -5,15 +5,18 @@ import shutil
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 
 import pytest
 from servers import Static, serving
 
 from personal_llm.base.ledger import get_ledger_file
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
+from personal_llm.base.models import load_model
 from personal_llm.selection import remote_library
 from personal_llm.selection.library import Library
+from personal_llm.selection.selection import read_card_description, select
 from personal_llm.selection.remote_library import (
     MANIFEST_FILE,
     check_library_address,
@@ -93,6 +96,22 @@ def test_only_the_list_the_shared_files_and_the_chosen_pllm(static, site, tmp_pa
     server.asked.clear()
     far.card(far.names[5])
     assert server.asked == [f"/{far.names[5]}/card.json"]
+
+
+def test_a_selection_downloads_one_adapter_and_tests_it(static, tmp_path):
+    server, address = static
+    far, name = Library(address, folder=tmp_path), "bedtime-stories"
+    user = SimpleNamespace(description=read_card_description(far, name))
+    lines = "a fox", "the moon", "my boat", "an owl"
+    tales = [
+        Dialogue(f"Tell me about {x}.", f"Once upon a time, there was {x}. Sleep well, little one.") for x in lines
+    ]
+    server.asked.clear()
+    ranking = select(far, user, model=load_model("pocket", device="cpu"), dialogues=tales)
+    weights = [path for path in server.asked if path.endswith("adapter_model.safetensors")]
+    assert ranking.method == "single" and weights == [f"/{name}/adapter_model.safetensors"]
+    assert {*ranking.losses} == {"(base)", name} and ranking.losses[name] < ranking.losses["(base)"]
+    assert ranking.best == name and ranking.cost.bytes_moved > far.remote.manifest[weights[0][1:]][0]
 
 
 def test_what_is_there_is_not_fetched_again_and_what_was_altered_is(static, tmp_path):
