@@ -427,7 +427,8 @@ def found_there(capsys, *argv):
 def test_personalize_starts_from_an_address(world, far, tmp_path):
     settings = dict(model=shared("llama"), capacity=8, synthetic=0, steps=1, progress=False)
     warm = personalize(world / "loud.jsonl", tmp_path / "warm", start=far[1], **settings)
-    assert warm["warm"]["ranking"]["method"] == "single" and warm["settings"]["start"] == far[1]
+    assert warm["settings"]["start"] == far[1] and {*warm["warm"]["weights"]} <= {"loud"} and warm["warm"]["reason"]
+    assert len(asked(far[0])) <= 1
 
 
 def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, capsys):
