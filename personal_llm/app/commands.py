@@ -235,7 +235,8 @@ def status_command(args):
     status["answers"] = count_answers(read_state(status["folder"], with_logs=False).buffer.dialogues)
     pairs = dict(
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
-        buffer=f"{count_nouns(status['bins'], 'bin')}, {status['policy']}; {count_nouns(status['seen'], 'dialogue')} seen",
+        buffer=f"{count_nouns(status['bins'], 'bin')}, {status['policy']}; "
+        f"{count_nouns(status['seen'], 'dialogue')} seen",
         asked=format_answers(status["requests"], status["answers"]),
         adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
         last=status["last"],
@@ -312,7 +313,8 @@ def format_service_status(status: dict) -> list:  # lines
     pairs = dict(
         service=f"{status['state']}{reason}",
         round=f"step {status['step']} of {status['steps']}, up to the last checkpoint",
-        done=f"{count_nouns(status['rounds'], 'round')}, {count_nouns(status['slices'], 'slice')}, {status['trained']:.0f} s of training",
+        done=f"{count_nouns(status['rounds'], 'round')}, {count_nouns(status['slices'], 'slice')}, "
+        f"{status['trained']:.0f} s of training",
         policy=status["policy"],
         last=status["last"],
     )

@@ -308,7 +308,8 @@ def build_library(args) -> CommandResult:
     added, errors = add_adapters(args, model, library, folders, prompts, probes)
     skipped, added = skipped | report_skipped(errors, args.skip_invalid), plain + added
     result = dict(library=args.out, pllms=len(library), added=added, there=known, skipped=skipped)
-    counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped; now {count_nouns(len(library), 'pLLM')}"
+    counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
+    counts += f"; now {count_nouns(len(library), 'pLLM')}"
     return CommandResult(result, [f"{args.out}: {counts}", *describe_missing_plain(library)])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bfcb8ce3
