@@ -100,8 +100,7 @@ def format_personalization(result: dict) -> list:  # lines
     if result["learned_from"] < result["kept"]:
         learned = f"from {result['learned_from']} of them; the others have no answer, or we did not ask about them"
     pairs = dict(
-        chats=f"{count_nouns(data['dialogues'], 'dialogue')}, {count_nouns(data['skipped'], 'invalid row')} skipped, "
-        f"{data['held_out']} held out",
+        chats=f"{count_nouns(data['dialogues'], 'dialogue')}, {data['skipped']} invalid, {data['held_out']} held out",
         kept=f"{result['kept']} of {result['seen']} ({settings['policy']}, {settings['capacity']} bins)",
         asked=format_answers(result["requests"], result["answers"]),
         learned=learned,
@@ -235,8 +234,7 @@ def status_command(args):
     status["answers"] = count_answers(read_state(status["folder"], with_logs=False).buffer.dialogues)
     pairs = dict(
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
-        buffer=f"{count_nouns(status['bins'], 'bin')}, {status['policy']}; "
-        f"{count_nouns(status['seen'], 'dialogue')} seen",
+        buffer=f"{status['bins']} bins, {status['policy']}; {count_nouns(status['seen'], 'dialogue')} seen",
         asked=format_answers(status["requests"], status["answers"]),
         adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
         last=status["last"],
@@ -313,8 +311,7 @@ def format_service_status(status: dict) -> list:  # lines
     pairs = dict(
         service=f"{status['state']}{reason}",
         round=f"step {status['step']} of {status['steps']}, up to the last checkpoint",
-        done=f"{count_nouns(status['rounds'], 'round')}, {count_nouns(status['slices'], 'slice')}, "
-        f"{status['trained']:.0f} s of training",
+        done=f"rounds: {status['rounds']}, slices: {status['slices']}, {status['trained']:.0f} s of training",
         policy=status["policy"],
         last=status["last"],
     )

@@ -30,7 +30,6 @@ from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 from ..base.folder_store import STORE_FILE, claim_adapter_folder, load_adapter, remove_adapter
 from ..base.lineage import collect_source_ids, describe_sources, describe_start, remember_exchange
-from ..base.text import count_nouns
 from .store import STATE_FIELDS, PersonalizerState, TrainingRound, get_state_version
 from .store import lock_state, read_state, write_state
 
@@ -98,8 +97,7 @@ class Personalizer(AnnotationManager):
             raise InputError(what, "load the model it was made for, or another library")
 
     def __repr__(self):
-        counts = f"{count_nouns(len(self.rounds), 'fine-tune')}, asked {count_nouns(self.cost.requests, 'time')}"
-        return f"Personalizer({self.buffer!r}, {counts})"
+        return f"Personalizer({self.buffer!r}, fine-tunes: {len(self.rounds)}, questions: {self.cost.requests})"
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00008
 @patch

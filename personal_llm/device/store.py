@@ -26,7 +26,6 @@ from ..base.files import read_json, remove_temporary_files
 from ..base.folder_store import APPLICATION_ID, MIGRATIONS, STORE_FILE, open_store, record_adapters
 from ..base.folder_store import relative_to_folder, remove_unreferenced, truncate_journal
 from ..base.lineage import prune_exchanges
-from ..base.text import count_nouns
 from ..buffer.buffer import MAX_LOGGED_DECISIONS, Buffer, read_buffer_file, restore_buffer
 from ..buffer.feedback import check_feedback_rows, count_feedback
 
@@ -59,9 +58,9 @@ class TrainingRound:
 
     def __str__(self):
         count = self.num_validation_dialogues
-        measured_on = f"on {count_nouns(count, 'validation dialogue')}" if count else "on the training dialogues"
+        measured_on = f"on {count} validation dialogues" if count else "on the training dialogues"
         truncated = f", {self.cut} cut for length" if self.cut else ""
-        data = f"{self.kept} kept and {count_nouns(self.synthetic, 'synthetic dialogue')}{truncated}"
+        data = f"{self.kept} kept and {self.synthetic} synthetic dialogues{truncated}"
         losses = f"{self.start_loss:.2f} -> {self.best_loss:.2f} nats a token ({measured_on}), {self.steps} steps"
         return f"{data}: {losses}{describe_unchanged(self.start_loss, self.best_loss)}"
 
