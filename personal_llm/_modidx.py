@@ -278,6 +278,7 @@ d = {
         },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.is_out_of_memory": ("8_app/cli.html#is_out_of_memory", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
@@ -1304,6 +1305,10 @@ d = {
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
             "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
+            "personal_llm.base.files.make_temporary_folder": (
+                "0_base/files.html#make_temporary_folder",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.move_results": ("0_base/files.html#move_results", "personal_llm/base/files.py"),
             "personal_llm.base.files.open_results_folder": (
                 "0_base/files.html#open_results_folder",
@@ -1318,6 +1323,7 @@ d = {
                 "0_base/files.html#read_json_lines",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
             "personal_llm.base.files.recover_results": (
                 "0_base/files.html#recover_results",
                 "personal_llm/base/files.py",
@@ -1326,6 +1332,7 @@ d = {
                 "0_base/files.html#remove_temporary_files",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.seal": ("0_base/files.html#seal", "personal_llm/base/files.py"),
             "personal_llm.base.files.try_lock": ("0_base/files.html#try_lock", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_atomically": (
                 "0_base/files.html#write_atomically",
@@ -1409,6 +1416,10 @@ d = {
                 "0_base/lineage.html#collect_source_ids",
                 "personal_llm/base/lineage.py",
             ),
+            "personal_llm.base.lineage.copy_without_ids": (
+                "0_base/lineage.html#copy_without_ids",
+                "personal_llm/base/lineage.py",
+            ),
             "personal_llm.base.lineage.describe_sources": (
                 "0_base/lineage.html#describe_sources",
                 "personal_llm/base/lineage.py",
@@ -1436,6 +1447,10 @@ d = {
             ),
             "personal_llm.base.lineage.prune_exchanges": (
                 "0_base/lineage.html#prune_exchanges",
+                "personal_llm/base/lineage.py",
+            ),
+            "personal_llm.base.lineage.read_training_ids": (
+                "0_base/lineage.html#read_training_ids",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.remember_exchange": (
@@ -3591,6 +3606,10 @@ d = {
             ),
             "personal_llm.data.exports.trace_branch": (
                 "1_data/exports.html#trace_branch",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.translate_stamp": (
+                "1_data/exports.html#translate_stamp",
                 "personal_llm/data/exports.py",
             ),
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from personal_llm.base.files import write_json
+from personal_llm.base.files import seal, write_json
 from personal_llm.selection import cards
 from personal_llm.selection import library as module
 from personal_llm.selection.library import Library
@@ -98,7 +98,9 @@ def files(folder):
 
 
 def edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    "Change fields of a JSON file, as a person does who computes its checksum anew."
+    row = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps(seal(row) if "checksum" in row else row))
 
 
 def sha256(file):

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from libraries import edit, files, four, settings_and_sum, small, stand_in, weights_and_sum, widen
 from personal_llm.base.core import InputError
+from personal_llm.base.files import read_sealed
 from personal_llm.selection.cards import (
     MAX_PLLM_RANK,
     check_pllm_name,
@@ -119,7 +120,7 @@ def test_names_that_pass_stay_in_the_folder(name):
     ],
 )
 def test_fields_have_a_type_and_a_range(b, field, values):
-    card = json.loads((b / "card.json").read_text())
+    card = read_sealed(b / "card.json")
     assert read(b).card == card
     (b / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != field}))
     assert f"{field} is missing" in refusal(lambda: read(b))

@@ -15,6 +15,7 @@ import pytest
 
 from personal_llm.app import arguments, cli
 from personal_llm.app.arguments import COMMANDS, CommandResult, option, parse_whole_number, register_command
+from personal_llm.app.cli import is_out_of_memory
 from personal_llm.app.demo import DemoSettings
 from personal_llm.app.personalize import PersonalizeSettings
 from personal_llm.base import loading
@@ -145,6 +146,21 @@ def test_mistakes_are_one_line_and_make_nothing(tmp_path, capsys, monkeypatch, a
 def test_failures_of_others_are_one_line_too(extra, capsys, error, wanted):
     extra("break", "fails")(raising(error))
     assert wanted in fails(capsys, "break")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel limits the memory")
+def test_too_little_memory_is_one_line():
+    "Torch needs more than 400 MB of addresses."
+    command = f"ulimit -v 400000; exec {sys.executable} -m personal_llm.app.cli chat --quiet"
+    done = subprocess.run(["bash", "-c", command], input="", capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not enough memory" in done.stderr, done.stderr
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        OSError(12, "Cannot allocate memory"),
+    ):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(ValueError("not enough memory"))
 
 
 def test_an_interrupt_and_a_closed_pipe(extra, capsys, monkeypatch):

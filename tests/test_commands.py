@@ -14,6 +14,8 @@ from personal_llm.base import models
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.files import OwnedFolder, delete_path, write_json
 from personal_llm.base.ledger import get_ledger_file, record_egress
+from personal_llm.base.lineage import read_training_ids
+from personal_llm.device.store import read_state
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
 
@@ -41,6 +43,17 @@ def test_evaluate_says_when_it_tests_on_what_was_learned(world, capsys):
     assert code == 0 and result["data"]["learned_from"] == 8 and result["change"]["loss"]["n"] == 12
     assert err.count("\n") == 1 and "8 of 12 dialogues" in err
     assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=models.REPLY_REPETITION_PENALTY)
+
+
+def test_a_published_card_names_no_dialogue(world, tmp_path, capsys):
+    "The ids are in the store beside it, so we know them and a reader of a copy does not."
+    run = next((world / "mine").glob("run-*"))
+    ids = read_training_ids(world / "mine" / "adapter")
+    assert len(ids) == 8 and ids == {*read_state(run).rounds[-1].parents}
+    copy = shutil.copytree(world / "mine" / "adapter", tmp_path / "copy")
+    content = b"".join(file.read_bytes() for file in copy.iterdir())
+    assert not any(id.encode() in content for id in ids) and read_training_ids(copy) == set()
+    assert found(capsys, "evaluate", "--data", world / "few.jsonl", "--adapter", copy)["data"]["learned_from"] == 0
 
 
 def test_evaluate_for_people(world, capsys):

@@ -14,6 +14,7 @@ from personal_llm.app import commands
 from personal_llm.app import personalize as module
 from personal_llm.selection import library as library_module
 from personal_llm.base import models
+from personal_llm.base.files import read_sealed
 from personal_llm.runtimes import cluster
 from personal_llm.selection.remote_library import publish_library
 from personal_llm.selection.library import Library
@@ -514,6 +515,6 @@ def test_measure_refuses_what_it_cannot_compare(world, copy, tmp_path, capsys):
 
 @pytest.mark.parametrize("value", [[], {}, dict(attack="loss"), "none", 7])
 def test_a_card_with_a_wrong_measurement_is_refused(copy, capsys, value):
-    card = json.loads((copy / "loud" / "card.json").read_text())
+    card = read_sealed(copy / "loud" / "card.json")
     (copy / "loud" / "card.json").write_text(json.dumps(card | dict(leakage=value)))
     assert "leakage" in fails(capsys, "library", "show", copy, "loud")

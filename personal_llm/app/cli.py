@@ -40,12 +40,28 @@ INTERRUPTED_MESSAGE = "interrupted: state on disk is unchanged or complete; the 
 DAMAGED_FILE_ERRORS = ("SafetensorError", "JSONDecodeError")
 
 
+OUT_OF_MEMORY_MESSAGE = (
+    "not enough memory: close other programs, use a smaller model, or raise the limit (ulimit -v); "
+    "what was stored is unchanged or complete"
+)
+OUT_OF_MEMORY_WORDS = ("failed to map segment", "allocate memory", "not enough memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    "Whether an error says that the machine, a device or a limit has no memory left."
+    is_system_error = isinstance(error, (ImportError, OSError, RuntimeError))
+    has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
+    return isinstance(error, MemoryError) or is_system_error and has_words
+
+
 def format_error(error: Exception) -> str:  # empty for a bug of ours
     "Return the line that explains an error to the user."
     if isinstance(error, InputError):
         return str(error)
     if is_full_disk(error):
         return DISK_FULL_MESSAGE
+    if is_out_of_memory(error):
+        return OUT_OF_MEMORY_MESSAGE
     if type(error).__name__ in DAMAGED_FILE_ERRORS:
         return f"a file of the model or the adapter is damaged ({str(error)[:80]}); restore a copy or make it again"
     if isinstance(error, OSError) and error.filename:

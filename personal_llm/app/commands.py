@@ -21,10 +21,11 @@ from .personalize import evaluate_replies, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .personalize import personalize
 from .report import format_demo_table
-from ..base.adapters import check_adapter, get_adapter_id, read_adapter_card
+from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.ledger import read_ledger
+from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
 from ..device.annotation import ask_at_terminal
 from ..device.forgetting import forget_folder
@@ -155,7 +156,7 @@ ADAPTER_HELP = "the output of personalize or demo, or any peft adapter of the mo
 
 def count_training_overlap(adapter: Path, dialogues: list) -> int:
     "Count the dialogues that an adapter was trained on, and print a note; raise `InputError` for a damaged card."
-    count = len({*read_adapter_card(adapter).get("parents", ())} & {d.id for d in dialogues})
+    count = len(read_training_ids(adapter) & {d.id for d in dialogues})
     if count:
         print_note(
             f"the adapter was trained on {count} of {count_nouns(len(dialogues), 'dialogue')}: the numbers are too good"

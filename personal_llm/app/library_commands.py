@@ -15,9 +15,10 @@ from .arguments import find_library_folder, format_table, integer_option, load_m
 from .arguments import open_library, open_or_create_library, option, print_note, read_dialogue_file
 from .arguments import read_prompts_by_adapter, register_command
 from .personalize import find_adapter_folder
-from ..base.adapters import check_adapter, read_adapter_card, read_factors
+from ..base.adapters import check_adapter, read_factors
 from ..base.core import InputError, check
 from ..base.files import recover_results, write_atomically
+from ..base.lineage import read_training_ids
 from ..base.plots import encode_png
 from ..base.text import count_nouns
 from ..data.reading import read_dialogues
@@ -218,7 +219,7 @@ def add_here(args, model, library, folders: dict, prompts: dict, probes) -> tupl
             folder, inputs = folders[name], (args.seed, library.vocabulary, prompts.get(name))
             try:
                 card = explain_without_timings(model, folder, library.space, probes, *inputs)
-                samples = len(read_adapter_card(folder).get("parents", ()))
+                samples = len(read_training_ids(folder))
                 library.add(name, folder, card, licence=args.licence, samples=samples)
                 added.append(name)
             except InputError as error:

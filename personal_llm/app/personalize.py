@@ -26,6 +26,7 @@ from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..base.folder_store import ADAPTERS_FOLDER, delete_store
+from ..base.lineage import copy_without_ids
 from ..device.store import get_state_version, is_own_folder
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
@@ -293,7 +294,7 @@ def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:
     result |= compare_evaluations(before, evaluate_replies(self.model, test, me.adapter))
     result |= dict(seconds=round(time.perf_counter() - begin, 2))
     report = json.dumps(result, indent=1, ensure_ascii=False)
-    publish_results(owned, {"adapter": adapter, "personalize.json": report})
+    publish_results(owned, {"adapter": copy_without_ids(adapter), "personalize.json": report})
     delete_other_runs(owned, run)
     return result
 

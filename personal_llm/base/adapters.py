@@ -10,7 +10,6 @@ __all__ = ['Adapter', 'check_adapter', 'write_adapter', 'detach_adapter', 'attac
 import hashlib
 import math
 import os
-import tempfile
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -18,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from .core import Cost, InputError, check, measure_cost
-from .files import delete_path, get_temporary_path, make_folder, read_json
-from .files import try_lock, write_json
+from .files import delete_path, get_temporary_path, make_folder, make_temporary_folder, read_json
+from .files import read_sealed, seal, try_lock, write_json
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -68,18 +67,18 @@ def parse_adapter_card(path, card: dict) -> Adapter:
     try:
         row = {name: value for name, value in card.items() if name in known}
         row["cost"] = Cost(**row.get("cost", {}))
-        row["parents"] = tuple(row.get("parents", ()))
-        row["history"] = tuple(tuple(line) for line in row.get("history", ()))
-        return Adapter(Path(path), **row, notes={name: card[name] for name in card.keys() - known})
+        row |= dict(parents=tuple(row.get("parents", ())), history=tuple(map(tuple, row.get("history", ()))))
+        return Adapter(Path(path), **row, notes={name: card[name] for name in card.keys() - known - {"adapter_id"}})
     except (TypeError, AttributeError) as error:
-        problem = f"{Path(path) / ADAPTER_CARD_FILE}: damaged ({error})"
-        raise InputError(problem, "restore a copy or make the adapter anew") from error
+        raise InputError(
+            f"{Path(path) / ADAPTER_CARD_FILE}: damaged ({error})", "restore a copy or make it anew"
+        ) from error
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada009
 def read_adapter_card(folder) -> dict:
     "Return the content of adapter.json, empty without that file; raise `InputError` when it is damaged."
     file = Path(folder) / ADAPTER_CARD_FILE
-    card = read_json(file) if file.is_file() else {}
+    card = read_sealed(file) if file.is_file() else {}
     if not isinstance(card, dict) or not isinstance(card.get("base"), (str, type(None))):
         raise InputError(f"{file}: damaged", "restore a copy, or delete it to use the adapter unchecked")
     return card
@@ -115,8 +114,8 @@ def move_adapter_files(journal: Path, out: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        problem = f"{out}: the new adapter is written but cannot take its place ({error.strerror})"
-        raise InputError(problem, "free some space or make the folder writable, the next run finishes it") from error
+        remedy = "free some space or make the folder writable, the next run finishes it"
+        raise InputError(f"{out}: the new adapter cannot take its place ({error.strerror})", remedy) from error
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada037
 def finish_adapter_commit(out) -> None:
@@ -139,8 +138,8 @@ def discard_on_error(stage: Path, out: Path):
         if not isinstance(error, (OSError, SafetensorError)):
             raise
         reason = getattr(error, "strerror", None) or str(error)[:80]
-        problem = f"{out}: the adapter cannot be written ({reason})"
-        raise InputError(problem, "free some space or choose another folder") from error
+        remedy = "free some space or choose another folder"
+        raise InputError(f"{out}: the adapter cannot be written ({reason})", remedy) from error
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada063
 def make_staging_folder(out) -> Path:  # a folder in it for the new files
@@ -151,12 +150,26 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
         delete_path(leftover)
     return make_folder(get_temporary_path(out / "adapter"))
 
+# %% ../../nbs/0_base/05_adapters.ipynb #04ada027
+def get_adapter_id(folder) -> str:  # sixteen hex digits
+    "Return a hash of an adapter's weights and settings."
+    files = [Path(folder).resolve() / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
+    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+@lru_cache(maxsize=256)
+def _hash_files(files: tuple) -> str:  # of (path, size, time)
+    digest = hashlib.sha256()
+    for name, _, _ in files:
+        digest.update(Path(name).read_bytes())
+    return digest.hexdigest()[:16]
+
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada030
 def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
     "Move a written adapter to its place, with its card; a full disk leaves the old adapter."
     out = Path(adapter.path)
     with discard_on_error(stage, out):
-        write_json(stage / ADAPTER_CARD_FILE, adapter.card())
+        write_json(stage / ADAPTER_CARD_FILE, seal(adapter.card() | dict(adapter_id=get_adapter_id(stage))))
         for file in stage.iterdir():
             file.chmod(0o600)
             with open(file, "rb+") as f:
@@ -169,17 +182,20 @@ def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada035
 def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an object with `.path`
     "Return the folder of an adapter; raise `InputError` for a missing file, pickled weights or another `base` model."
+    remedy = "give the folder that fine-tuning wrote"
     try:
         folder = Path(getattr(folder, "path", folder))
     except TypeError:
-        raise InputError(f"{type(folder).__name__} is no adapter", "give a folder that fine-tuning wrote") from None
+        raise InputError(f"{type(folder).__name__} is no adapter", remedy) from None
     finish_adapter_commit(folder)
     if not (folder / CONFIG_FILE).is_file():
-        problem = f"{folder}: no adapter here ({CONFIG_FILE} is missing)"
-        raise InputError(problem, "give the folder that fine-tuning wrote")
+        raise InputError(f"{folder}: no adapter here ({CONFIG_FILE} is missing)", remedy)
     if not (folder / WEIGHTS_FILE).is_file():
         raise InputError(f"{folder}: {WEIGHTS_FILE} is missing", "other weight files are refused")
-    made_for = read_adapter_card(folder).get("base")
+    card, adapter_id = read_adapter_card(folder), get_adapter_id(folder)
+    if card.get("adapter_id", adapter_id) != adapter_id:
+        raise InputError(f"{folder}: changed since it was made (its id is wrong)", "restore a copy or make it anew")
+    made_for = card.get("base")
     if base and made_for and made_for != base:
         raise InputError(f"{folder}: made for base {made_for}, this model is {base}", "load the model it was made for")
     return folder
@@ -211,7 +227,7 @@ def write_adapter(
     "Write computed matrices as an adapter; a full disk leaves the old one."
     from safetensors.torch import save_file
 
-    out = Path(out or tempfile.mkdtemp(prefix="adapter-"))
+    out = Path(out or make_temporary_folder("adapter-"))
     adapter = parse_adapter_card(out, card | dict(cost=asdict(card.get("cost", Cost()))))
     tensors = {f"{m}.lora_{name}.weight": x.contiguous() for m, pair in pairs.items() for name, x in zip("AB", pair)}
     stage = make_staging_folder(out)
@@ -269,20 +285,6 @@ def attach_adapter(
     adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub about it
     return adapted
 
-# %% ../../nbs/0_base/05_adapters.ipynb #04ada027
-def get_adapter_id(folder) -> str:  # sixteen hex digits
-    "Return a hash of an adapter's weights and settings."
-    files = [Path(folder).resolve() / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
-    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-@lru_cache(maxsize=256)
-def _hash_files(files: tuple) -> str:  # of (path, size, time)
-    digest = hashlib.sha256()
-    for name, _, _ in files:
-        digest.update(Path(name).read_bytes())
-    return digest.hexdigest()[:16]
-
 # %% ../../nbs/0_base/05_adapters.ipynb #7abd88e5
 _PLAIN_LORA_SETTINGS = set(
     """r lora_alpha lora_dropout target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out
@@ -323,8 +325,7 @@ def read_factors(folder) -> dict:  # module -> (A (r, in), B (out, r) already ti
     modules = sorted({name.rpartition(".lora_")[0] for name in tensors})
     names = {module: (f"{module}.lora_A.weight", f"{module}.lora_B.weight") for module in modules}
     if not modules or {name for pair in names.values() for name in pair} != set(tensors):
-        problem = f"{file}: holds more or less than pairs of lora_A and lora_B"
-        raise InputError(problem, "only plain LoRA on linear layers is taken")
+        raise InputError(f"{file}: holds more or less than pairs of lora_A and lora_B", "only plain LoRA is taken")
     rank, scale = config["r"], config["lora_alpha"] / config["r"]
     factors = {module: (tensors[a].float(), tensors[b].float() * scale) for module, (a, b) in names.items()}
     for module, (A, B) in factors.items():

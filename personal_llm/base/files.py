@@ -8,12 +8,14 @@ __all__ = ['ASSETS', 'make_folder', 'get_temporary_path', 'write_atomically', 'r
            'open_results_folder', 'recover_results']
 
 # %% ../../nbs/0_base/03_files.ipynb #58ef90fc
+import atexit
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -92,6 +94,13 @@ def delete_path(path: Path) -> None:
         with suppress(OSError):
             path.unlink()
 
+# %% ../../nbs/0_base/03_files.ipynb #5b7745a5
+def make_temporary_folder(prefix: str) -> Path:
+    "Make a folder that is deleted when this process ends; a process that is killed leaves it."
+    path, process = Path(tempfile.mkdtemp(prefix=prefix)), os.getpid()
+    atexit.register(lambda: os.getpid() == process and delete_path(path))  # a child of `fork` deletes nothing
+    return path
+
 # %% ../../nbs/0_base/03_files.ipynb #d55e346e
 def read_json(path):  # its value
     "Read a JSON file; raise `InputError` when it is missing or damaged."
@@ -134,6 +143,23 @@ def compute_sha256(content: bytes) -> str:  # 64 hex digits
     "Return the SHA-256 of some bytes."
     return hashlib.sha256(content).hexdigest()
 
+# %% ../../nbs/0_base/03_files.ipynb #560fd9a0
+def seal(row: dict) -> dict:  # the row with the field `checksum`
+    "Add a checksum of all other fields, as they read after they were written as JSON."
+    plain = json.loads(json.dumps({name: value for name, value in row.items() if name != "checksum"}))
+    content = json.dumps(plain, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")
+    return plain | dict(checksum=compute_sha256(content)[:32])
+
+
+def read_sealed(path):  # its value without the checksum
+    "Read a JSON file; raise `InputError` if it is missing, damaged, or does not agree with its checksum."
+    row = read_json(path)
+    if not isinstance(row, dict) or "checksum" not in row:  # of another program, or of an older version
+        return row
+    if seal(row) != row:
+        raise InputError(f"{path}: damaged (its checksum is wrong)", "restore a copy or make it anew")
+    return {name: value for name, value in row.items() if name != "checksum"}
+
 # %% ../../nbs/0_base/03_files.ipynb #fl07
 OWNERSHIP_FILE = ".personal_llm.json"  # the marker: the list of entries
 LOCK_FILE = ".lock"  # an empty file that a run locks
@@ -141,7 +167,7 @@ LOCK_FILE = ".lock"  # an empty file that a run locks
 
 def _read_entries(file: Path) -> dict:  # entry -> its files, or None while it is being made
     "Read the list of entries; raise `InputError` when it is damaged."
-    content = read_json(file)
+    content = read_sealed(file)
     entries = content.get("made") if isinstance(content, dict) else None
     has_names = isinstance(entries, dict) and all("/" not in name and name not in ("", ".", "..") for name in entries)
     if not has_names or not all(files is None or isinstance(files, list) for files in entries.values()):
@@ -185,7 +211,7 @@ class OwnedFolder:
             raise InputError(f"{foreign[0]}: not made by this package", "move it away, or choose another folder")
 
     def _write_entries(self) -> None:
-        write_json(self.path / OWNERSHIP_FILE, dict(made=self.entries))
+        write_json(self.path / OWNERSHIP_FILE, seal(dict(made=self.entries)))
 
     def claim(self, name: str) -> Path:
         "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."
@@ -267,13 +293,14 @@ RUN_FOLDER_PREFIX = "run-"  # prefix of the folders of running states; their fil
 
 def write_entry(source, place: Path) -> None:
     "Write one entry, readable by its owner only; raise `InputError` when that fails."
-    if not isinstance(source, Path):
+    if isinstance(source, Path):
+        source = {file.name: file.read_bytes() for file in sorted(source.iterdir()) if file.is_file()}
+    if not isinstance(source, dict):
         write_atomically(place, source)
         return
     make_folder(place)
-    for file in sorted(source.iterdir()):
-        if file.is_file():
-            write_atomically(place / file.name, file.read_bytes())
+    for name, content in source.items():
+        write_atomically(place / name, content)
 
 # %% ../../nbs/0_base/03_files.ipynb #d6000cfa
 def move_results(owned: OwnedFolder, entries: list) -> None:
@@ -305,7 +332,7 @@ def finish_results(owned: OwnedFolder) -> None:
 # %% ../../nbs/0_base/03_files.ipynb #5269cb47
 def publish_results(
     owned: OwnedFolder,
-    entries: dict,  # name in the folder -> text, bytes, or a folder to copy
+    entries: dict,  # name in the folder -> text, bytes, a folder to copy, or a dictionary of files
 ) -> None:
     "Replace results by new ones, all or none; raise `InputError` for a full disk or a foreign file."
     owned.check_entries(*entries)

@@ -7,11 +7,16 @@ __all__ = []
 
 # %% ../../nbs/0_base/12_lineage.ipynb #5fe355e2
 import hashlib
+import json
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
-from .adapters import read_adapter_card
-from .core import Dialogue, History
+from .adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, get_adapter_id, read_adapter_card
+from .core import Dialogue, History, InputError
+from .database import READ_ERRORS, read_rows
+from .files import RUN_FOLDER_PREFIX, seal
+from .folder_store import STORE_FILE, open_store
 
 # %% ../../nbs/0_base/12_lineage.ipynb #770c5881
 def hash_exchange(history: History, prompt: str, response: str) -> str:  # hex
@@ -93,6 +98,28 @@ def describe_sources(dialogues: list, key: str, feedback_rows=()) -> dict:  # id
         sources[d.id] = [d.time, list(d.parents), sorted(hash_text(key, text) for text in texts - {""})]
     return sources
 
+# %% ../../nbs/0_base/12_lineage.ipynb #17d4f7b9
+def copy_without_ids(adapter) -> dict:  # name -> content, as `publish_results` takes it
+    "Return the files of an adapter with a card that names no dialogue."
+    folder = Path(getattr(adapter, "path", adapter))
+    files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
+    card = {name: value for name, value in read_adapter_card(folder).items() if name != "parents"}
+    return files | {ADAPTER_CARD_FILE: json.dumps(seal(card), indent=1, ensure_ascii=False)}
+
+
+def read_training_ids(folder) -> set:  # ids of dialogues
+    "Return the dialogues that an adapter learned from: of its card, or of the store of the run beside a published copy."
+    known = read_adapter_card(folder).get("parents")
+    if known is not None:
+        return {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
+    ids = set()
+    for store in Path(folder).absolute().parent.glob(f"{RUN_FOLDER_PREFIX}*/{STORE_FILE}"):
+        with suppress(InputError, OSError, *READ_ERRORS), open_store(store.parent) as connection:
+            for row in read_rows(connection, "rounds").values():
+                if get_adapter_id(store.parent / row["adapter"]) == get_adapter_id(folder):
+                    ids |= {*row["parents"]}
+    return ids
+
 # %% ../../nbs/0_base/12_lineage.ipynb #b5b1220d
 def describe_start(start, is_chosen: bool, last) -> tuple:  # (name, ids); start, last: adapters, folders or None
     "Return where a fine-tune began, and the dialogues that an adapter from elsewhere learned from."
@@ -101,4 +128,4 @@ def describe_start(start, is_chosen: bool, last) -> tuple:  # (name, ids); start
     place = Path(getattr(start, "path", start))
     if last and place == Path(last.path):
         return "last", ()
-    return "other", tuple(read_adapter_card(place).get("parents", ()))
+    return "other", tuple(sorted(read_training_ids(place)))

@@ -177,12 +177,25 @@ _DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})"
 _TIME = r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?(?:\s?([AaPp])\.?\s?[Mm]\.?)?"
 WHATSAPP_LINE = re.compile(rf"\[?{_DATE}\.?,?\s(?:\w+\s)?{_TIME}(?:\]\s|\s[-–]\s)(.*)")
 
+_MORNING, _AFTERNOON = ("오전", "上午", "午前"), ("오후", "下午", "午後")  # Korean, Chinese, Japanese
+_DATE_BEFORE = re.compile(r"(\[?\d{4})\s?[./年년]\s?(\d{1,2})\s?[./月월]\s?(\d{1,2})\s?[.日일]?\s")
+_HALF_BEFORE = re.compile(rf"({'|'.join(_MORNING + _AFTERNOON)})\s?(\d{{1,2}}:\d{{2}}(?::\d{{2}})?)")
+
+
+def translate_stamp(line: str) -> str:
+    "Write the beginning of a line with an East Asian date as `2024.1.12 2:03 PM`."
+    if not (date := _DATE_BEFORE.match(line)):
+        return line
+    head, rest = line[date.end() : date.end() + 12], line[date.end() + 12 :]
+    head = _HALF_BEFORE.sub(lambda match: f"{match[2]} {'AM' if match[1] in _MORNING else 'PM'}", head)
+    return f"{date[1]}.{date[2]}.{date[3]} {head}{rest}"
+
 
 def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or "", text)
     "Cut a WhatsApp export into messages; a notice of the program has no name."
     messages = []
     for line in log.split("\n"):
-        match = WHATSAPP_LINE.fullmatch(line.rstrip("\r").lstrip(DIRECTION_MARKS))
+        match = WHATSAPP_LINE.fullmatch(translate_stamp(line.rstrip("\r").lstrip(DIRECTION_MARKS)))
         if match:
             *stamp, rest = match.groups()
             name, colon, text = rest.partition(": ")

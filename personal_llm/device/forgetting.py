@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 
-from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id, read_adapter_card
+from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.files import OwnedFolder, delete_path, lock_folder, read_json
 from ..base.ledger import read_ledger
 from ..base.folder_store import delete_store, remove_adapter, remove_unreferenced
 from ..base.lineage import collect_source_ids, hash_dialogue, hash_text, list_exchanges, normalize_text
+from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
 from .store import RUN_FOLDER_PATTERN, PersonalizerState, find_run_folders, get_state_version
 from .store import is_own_folder, migrate_folder, read_state, write_state
@@ -258,7 +259,7 @@ PUBLISH_STAGES = (".", ".next", ".committed")  # folders of the copy: published,
 def is_adapter_affected(folder: Path, report: ForgetReport) -> bool:
     "Return whether an adapter learned from a forgotten dialogue, or whether we cannot read it and so cannot know."
     try:
-        if report.ids.intersection(read_adapter_card(folder).get("parents", ())):
+        if report.ids.intersection(read_training_ids(folder)):
             return True
         adapter_id = get_adapter_id(check_adapter(folder))
         return any(get_adapter_id(path) == adapter_id for path in report.adapters if Path(path).is_dir())

@@ -8,9 +8,9 @@ __all__ = ['retrain', 'retrain_folder']
 # %% ../../nbs/6_device/09_retraining.ipynb #e9f3827f
 from pathlib import Path
 
-from ..base.adapters import read_adapter_card
 from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results
 from ..base.folder_store import claim_adapter_folder
+from ..base.lineage import copy_without_ids, read_training_ids
 from ..base.text import count_nouns
 from .forgetting import PUBLISHED_ADAPTER
 from .personalizer import Personalizer, load_personalizer
@@ -26,8 +26,7 @@ def _find_rebuild_obstacle(me: Personalizer, row: dict) -> str:  # empty: it can
     if row["start"] == "other":
         if me.start is None or isinstance(me.start, (Library, Ranking)):
             return "it began from another adapter; give this adapter as the start"
-        known = read_adapter_card(getattr(me.start, "path", me.start)).get("parents", ())
-        if not {*known} <= {*row["parents"]}:
+        if not read_training_ids(getattr(me.start, "path", me.start)) <= {*row["parents"]}:
             return "the adapter where it began learned from a forgotten dialogue; fine-tune without it"
     return ""
 
@@ -64,5 +63,5 @@ def retrain_folder(out, load_model, start=None, progress: bool = True) -> list: 
         lines += retrain(me, progress)
         if me.adapter and run != out and (out / OWNERSHIP_FILE).is_file():
             with open_results_folder(out, PUBLISHED_ADAPTER) as owned:
-                publish_results(owned, {PUBLISHED_ADAPTER: Path(me.adapter.path)})
+                publish_results(owned, {PUBLISHED_ADAPTER: copy_without_ids(me.adapter)})
     return lines or ["no deleted adapter can be rebuilt"]

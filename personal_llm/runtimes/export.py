@@ -17,6 +17,7 @@ from ..base.core import InputError, check
 from ..base.files import delete_path, get_temporary_path, make_folder, read_json
 from ..base.files import write_atomically, write_json
 from ..base.ledger import record_egress
+from ..base.lineage import read_training_ids
 from ..base.text import escape_controls
 
 # %% ../../nbs/7_runtimes/04_export.ipynb #3d1d6f3f
@@ -45,7 +46,7 @@ def format_model_card(folder: Path, repo: str, base: str, licence: str) -> str:
     judge = f"{card['judged_on']} held-back dialogues" if card.get("judged_on") else "the training dialogues"
     known = card.get("start_loss") is not None and card.get("best_loss") is not None
     losses = f"Loss on {judge}: {card['start_loss']:.2f} before, {card['best_loss']:.2f} after, in nats a token."
-    count = len(card.get("parents", ())) or "some"
+    count = len(read_training_ids(folder)) or "some"
     facts = dict(rank=config["r"], count=count, losses=losses if known else "Its losses are not known.")
     return MODEL_CARD_TEMPLATE.format(base=base, licence=licence, repo=repo, **facts)
 

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..base.core import InputError, patch
-from ..base.files import LOCK_FILE, delete_path, lock_folder, make_folder, read_json, write_json
+from ..base.files import LOCK_FILE, delete_path, lock_folder, make_folder, read_json
+from ..base.files import read_sealed, seal, write_json
 from .resumable_training import IdlePolicy, MachineMonitor, find_obstacle, must_stop_now
 from .resumable_training import read_policy, write_policy
 from .resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_NOTHING_NEW, EXIT_STOPPED
@@ -67,7 +68,7 @@ def read_training_progress(out) -> tuple:  # (steps of the round that is going o
 def start_slice(out, home: Path, policy: IdlePolicy):  # a process of `subprocess`
     "Start a slice in its own process, which trains until its standard input closes."
     env = os.environ | dict(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS=str(policy.threads))
-    loading = json.dumps(read_json(home / MODEL_SETTINGS_FILE))
+    loading = json.dumps(read_sealed(home / MODEL_SETTINGS_FILE))
     command = [sys.executable, "-m", "personal_llm.runtimes.resumable_training", str(out), loading, str(policy.nice)]
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return subprocess.Popen(command, env=env, start_new_session=True, **pipes)
@@ -269,7 +270,7 @@ def start_service(
     write_json(home / COMMAND_FILE, dict(wish="go"))
     if is_alive:
         return service_status(out)
-    write_json(home / MODEL_SETTINGS_FILE, loading)
+    write_json(home / MODEL_SETTINGS_FILE, seal(loading))
     nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     command = [sys.executable, "-m", "personal_llm.runtimes.service", str(home.parent)]
     process = subprocess.Popen(command, start_new_session=True, **nothing)

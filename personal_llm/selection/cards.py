@@ -21,7 +21,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_factors, read_lora_config
 from ..base.core import InputError, check
-from ..base.files import compute_sha256, read_json, write_atomically, write_json
+from ..base.files import compute_sha256, read_json, read_sealed, seal, write_atomically, write_json
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
 from ..tuning.leakage import Leakage
@@ -98,7 +98,7 @@ def read_pllm_card(folder: Path, base: str, space: str) -> dict:
     folder = Path(folder)
     file, remedy = folder / PLLM_CARD_FILE, f"restore a copy or remove {folder.name!r}"
     try:
-        card = make_printable(read_json(file))
+        card = make_printable(read_sealed(file))
     except InputError as error:
         raise InputError(error.problem, remedy) from error
     for name in CARD_FIELDS:
@@ -204,8 +204,8 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     card = card | checksums | dict(rank=config["r"], bytes=len(weights))
     write_atomically(place / WEIGHTS_FILE, weights)
     write_atomically(place / CONFIG_FILE, settings)
-    write_json(place / ADAPTER_CARD_FILE, Adapter(place, card["base"]).card())
-    write_json(place / PLLM_CARD_FILE, {name: card.get(name) for name in CARD_FIELDS})
+    write_json(place / ADAPTER_CARD_FILE, seal(Adapter(place, card["base"]).card()))
+    write_json(place / PLLM_CARD_FILE, seal({name: card.get(name) for name in CARD_FIELDS}))
 
 # %% ../../nbs/5_selection/01_cards.ipynb #6524db0c
 MATRIX_FILE = "index.npy"
@@ -247,7 +247,7 @@ def read_index(path: Path) -> LibraryIndex:
     if not file.is_file():
         remedy = "give its folder, or make one with library build (in Python: Library.create)"
         raise InputError(f"{path}: no library here (index.json is missing)", remedy)
-    content = read_json(file)
+    content = read_sealed(file)
     try:
         head, names = parse_index(content)
         shape = len(names), head["width"]
@@ -265,6 +265,6 @@ def write_index(path: Path, head: dict, names, rows: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, np.asarray(rows, np.float32), allow_pickle=False)
     write_atomically(path / NEXT_MATRIX_FILE, content.getvalue())
-    write_json(path / "index.json", head | dict(names=[*names], sha256=compute_sha256(content.getvalue())))
+    write_json(path / "index.json", seal(head | dict(names=[*names], sha256=compute_sha256(content.getvalue()))))
     with suppress(OSError):
         os.replace(path / NEXT_MATRIX_FILE, path / MATRIX_FILE)

@@ -31,7 +31,7 @@ from personal_llm.base.adapters import (
 from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
 from ..base.adapters import read_lora_config
-from ..base.files import delete_path, make_folder
+from ..base.files import delete_path, make_folder, make_temporary_folder
 from ..base.folder_store import CHECKPOINTS_FOLDER
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
@@ -254,7 +254,7 @@ def finetune(
                     on_step(step, loss)
             with adapted.disable_adapter():
                 base_loss = best.compute_loss(adapted) if start else best.losses[0]
-            out = out or make_folder(tempfile.mkdtemp(prefix="adapter-"))
+            out = out or make_temporary_folder("adapter-")
             stage = stage_adapter(adapted, out)
         model.cost = model.cost + compute_training_cost(split, seed, best)
     facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(split, best, start, base_loss)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.adapters import read_adapter_card
 from ..base.core import Dialogue, InputError, make_generator, patch
+from ..base.lineage import read_training_ids
 from ..base.tokens import collate_samples, make_batches
 from .config import TuningConfig
 
@@ -89,9 +89,7 @@ def choose_validation_rule(
     "Return the rule for a fine-tune: another one where the start knows some of them."
     if start is None:
         return RULE_FROM_BASE_MODEL
-    known = read_adapter_card(start).get("parents")
-    known = {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
-    return RULE_FROM_KNOWN_START if known & {d.id for d in dialogues} else RULE_FROM_NEW_START
+    return RULE_FROM_KNOWN_START if read_training_ids(start) & {d.id for d in dialogues} else RULE_FROM_NEW_START
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #vs04
 VALIDATION_TOKENS = 2048  # in one batch, padding included
