@@ -4980,6 +4980,32 @@ d = {
                 "personal_llm/experiments/new_people_grid.py",
             ),
         },
+        "personal_llm.experiments.poisoning": {
+            "personal_llm.experiments.poisoning.fill_buffer": (
+                "experiments/poisoning.html#fill_buffer",
+                "personal_llm/experiments/poisoning.py",
+            ),
+            "personal_llm.experiments.poisoning.make_extremes": (
+                "experiments/poisoning.html#make_extremes",
+                "personal_llm/experiments/poisoning.py",
+            ),
+            "personal_llm.experiments.poisoning.measure_backdoor": (
+                "experiments/poisoning.html#measure_backdoor",
+                "personal_llm/experiments/poisoning.py",
+            ),
+            "personal_llm.experiments.poisoning.measure_poisoning": (
+                "experiments/poisoning.html#measure_poisoning",
+                "personal_llm/experiments/poisoning.py",
+            ),
+            "personal_llm.experiments.poisoning.plant_phrase": (
+                "experiments/poisoning.html#plant_phrase",
+                "personal_llm/experiments/poisoning.py",
+            ),
+            "personal_llm.experiments.poisoning.spread": (
+                "experiments/poisoning.html#spread",
+                "personal_llm/experiments/poisoning.py",
+            ),
+        },
         "personal_llm.experiments.policies": {
             "personal_llm.experiments.policies.load_experiment_tools": (
                 "experiments/policies.html#load_experiment_tools",

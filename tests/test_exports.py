@@ -325,6 +325,13 @@ def test_the_order_of_dates_is_that_of_the_log():
     assert first("3/4/24, 9:00") == parse_time("2024-04-03T09:00:00")
 
 
+@pytest.mark.parametrize("clock, hour", [("12:05 AM", 0), ("12:05 PM", 12), ("1:05 AM", 1), ("11:05 PM", 23)])
+def test_the_clock_of_twelve_hours(clock, hour):
+    "Midnight is 12 AM and noon 12 PM."
+    stamps = [stamp for stamp, _, _ in parse_whatsapp_log(f"12/31/23, {clock} - Ana: x")]
+    assert parse_timestamps(stamps) == [parse_time(f"2023-12-31T{hour:02d}:05:00")]
+
+
 def test_a_text_that_is_not_a_chat(tmp_path):
     with pytest.raises(InputError, match="line 1: no line begins as in a WhatsApp export"):
         read_dialogues(save(tmp_path / "diary.txt", "Dear diary,\ntoday was fine.\n"))
@@ -342,6 +349,8 @@ def test_a_long_message_in_a_log_is_quick(tmp_path):
 def test_between_people():
     talk = [ChatMessage("1", "Ana", "a", 0.0), ChatMessage("2", "Bo", "b", 0.0), ChatMessage("1", "Ana", "c", 0.0)]
     assert [len(c.turns) for c in split_at_pauses(talk)] == [3], "without times nothing is cut"
+    in_time = [m._replace(time=1e9 + CONVERSATION_GAP_SECONDS * i) for i, m in enumerate(talk)]
+    assert [len(c.turns) for c in split_at_pauses(in_time)] == [3], "a pause of six hours is not longer than six hours"
     late = [m._replace(time=1e9 + (CONVERSATION_GAP_SECONDS + 1) * i) for i, m in enumerate(talk)]
     assert split_at_pauses(late) == [], "each says something into silence"
     assert split_at_pauses(talk[:1]) == [] and identify_user([]) == (None, "")
