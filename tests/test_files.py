@@ -1,6 +1,9 @@
 "An output folder under a process that dies."
 
 import errno
+import subprocess
+import sys
+from pathlib import Path
 
 from personal_llm.base.files import OwnedFolder, is_full_disk, lock_folder, remove_temporary_files, write_json
 
@@ -28,6 +31,24 @@ def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
             break
         steps += 1
     assert steps > 8
+
+
+def test_a_temporary_folder_goes_with_its_process():
+    "Such as an adapter of `finetune` without `out`; a child of `fork` leaves it to its parent."
+    program = """
+import os, pathlib, sys
+from personal_llm.base.files import make_temporary_folder
+place = make_temporary_folder("adapter-")
+(place / "weights").write_text("mine")
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+assert (place / "weights").exists()
+print(place)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "adapter-" in done.stdout and not Path(done.stdout.strip()).exists()
 
 
 def test_a_circle_of_causes_ends():

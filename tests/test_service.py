@@ -334,6 +334,30 @@ def test_what_cannot_be_started(tmp_path, folder, capsys):
         service.start_service(folder, model="fake")
 
 
+SLICE = """
+import threading
+from personal_llm.runtimes.resumable_training import watch_stdin
+stop = threading.Event()
+watch_stdin(stop)
+print("ready", flush=True)
+print("stopped" if stop.wait(60) else "alone", flush=True)
+"""
+KEEPER = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, start_new_session=True)
+time.sleep(60)
+"""
+
+
+def test_a_slice_stops_when_its_keeper_is_killed():
+    "The system closes the pipe between them, and the next forward pass of the slice raises."
+    keeper = subprocess.Popen([sys.executable, "-c", KEEPER, SLICE], stdout=subprocess.PIPE, text=True)
+    assert keeper.stdout.readline() == "ready\n"
+    keeper.kill()
+    assert keeper.stdout.read() == "stopped\n"
+    keeper.wait()
+
+
 # ---- real slices
 
 

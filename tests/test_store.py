@@ -11,10 +11,12 @@ from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, fill_dis
 from kills import every_kill
 
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from personal_llm.base import lineage
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, compute_sha256, is_full_disk, lock_folder
 from personal_llm.base.folder_store import ADAPTERS_FOLDER, STORE_FILE, claim_adapter_folder, claim_folder, open_store
 from personal_llm.base.folder_store import read_rows, remove_adapter, write_rows
+from personal_llm.buffer import buffer as buffer_module
 from personal_llm.device import personalizer
 from personal_llm.device import store as store_module
 from personal_llm.device.personalizer import load_personalizer
@@ -519,6 +521,21 @@ def test_each_turn_writes_its_own_rows_only(tmp_path):
     watch(me, TALK[:1])
     me.save()
     assert told(load(tmp_path))[7] == told(me)[7]
+
+
+def test_a_long_life_stays_small(tmp_path, monkeypatch):
+    "Dialogues that left no trace are dropped from the state and from the log."
+    monkeypatch.setattr(lineage, "MAX_REMEMBERED", 3)
+    monkeypatch.setattr(buffer_module, "MAX_LOGGED_DECISIONS", 5)
+    sizes = []
+    for count in (10, 40):
+        me = start(tmp_path / f"{count}", policy="reservoir")
+        watch(me, TALK[:count])
+        me.save()
+        state = read_state(tmp_path / f"{count}")
+        sizes.append((len(state.exchange_hashes), len(state.buffer.log)))
+        assert {d.id for d in state.buffer.dialogues} <= state.exchange_hashes.keys()
+    assert all(hashes <= 2 * 3 + 4 and decisions <= 5 for hashes, decisions in sizes), sizes
 
 
 def test_a_state_that_replaces_another_one_leaves_nothing_of_it(tmp_path):

@@ -50,9 +50,6 @@ def spread(honest: list, poison: list) -> list:  # (entry, whether the attacker 
     places += [((i + 0.5) / len(poison), True, i) for i in range(len(poison))]
     return [((poison if is_poison else honest)[i], is_poison) for _, is_poison, i in sorted(places)]
 
-
-assert [entry for entry, _ in spread(["a", "b"], ["X"])] == ["a", "X", "b"]
-
 # %% ../../nbs/experiments/29_poisoning.ipynb #37c17d3b
 def fill_buffer(policy: str, stream: list, seed: int) -> float:  # share of the bins
     "Offer a stream to a policy, and return the attacker's share of the bins."
