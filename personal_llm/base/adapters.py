@@ -279,8 +279,7 @@ def attach_adapter(
         check_matrices(adapted, folder)
     except Exception as error:
         remove_peft_layers(base_model)
-        reason = " ".join(str(error).split())[:120]
-        problem = f"{folder}: the adapter does not fit this model or is damaged ({reason})"
+        problem = f"{folder}: the adapter does not fit this model or is damaged ({' '.join(str(error).split())[:120]})"
         raise InputError(problem, "make it anew") from error
     adapted.active_peft_config.base_model_name_or_path = base_model.name_or_path  # or saving would ask the hub about it
     return adapted
