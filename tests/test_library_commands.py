@@ -134,7 +134,7 @@ def test_build_makes_the_plain_pllm_unless_told_not_to(world, tmp_path, capsys, 
     build = ["library", "build", "--out", tmp_path / "lib", *building(world), "--prompts", world / "loud.jsonl"]
     build.remove("--no-baseline")
     code, out, err = invoke(capsys, *build)
-    assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 were there, 0 skipped; 3 pLLMs now"]
+    assert code == 0 and out.splitlines() == [f"{tmp_path / 'lib'}: 3 added, 0 there before, 0 skipped; now 3 pLLMs"]
     assert "no --plain FILE" in err and "refusals are weaker" in err
     library = Library(tmp_path / "lib")
     cards = {name: library[name].card for name in library.names}
