@@ -116,6 +116,7 @@ d = {
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.check_revision": ("8_app/chat.html#check_revision", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.close_conversation": (
                 "8_app/chat.html#close_conversation",
                 "personal_llm/app/chat.py",
@@ -274,6 +275,25 @@ d = {
             "personal_llm.app.chat_widget.wrap_in_scroll_box": (
                 "8_app/chat_widget.html#wrap_in_scroll_box",
                 "personal_llm/app/chat_widget.py",
+            ),
+        },
+        "personal_llm.app.choosing": {
+            "personal_llm.app.choosing.check_new_folder": (
+                "8_app/choosing.html#check_new_folder",
+                "personal_llm/app/choosing.py",
+            ),
+            "personal_llm.app.choosing.choose_command": (
+                "8_app/choosing.html#choose_command",
+                "personal_llm/app/choosing.py",
+            ),
+            "personal_llm.app.choosing.copy_pllm": ("8_app/choosing.html#copy_pllm", "personal_llm/app/choosing.py"),
+            "personal_llm.app.choosing.judge_at_terminal": (
+                "8_app/choosing.html#judge_at_terminal",
+                "personal_llm/app/choosing.py",
+            ),
+            "personal_llm.app.choosing.type_prompts": (
+                "8_app/choosing.html#type_prompts",
+                "personal_llm/app/choosing.py",
             ),
         },
         "personal_llm.app.cli": {
@@ -3546,6 +3566,10 @@ d = {
                 "1_data/exports.html#chatmessage",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.add_reactions": (
+                "1_data/exports.html#add_reactions",
+                "personal_llm/data/exports.py",
+            ),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
@@ -3555,6 +3579,10 @@ d = {
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
+            "personal_llm.data.exports.parse_branch": (
+                "1_data/exports.html#parse_branch",
+                "personal_llm/data/exports.py",
+            ),
             "personal_llm.data.exports.parse_chatgpt": (
                 "1_data/exports.html#parse_chatgpt",
                 "personal_llm/data/exports.py",
@@ -3569,6 +3597,14 @@ d = {
             ),
             "personal_llm.data.exports.parse_claude_message": (
                 "1_data/exports.html#parse_claude_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_openwebui": (
+                "1_data/exports.html#parse_openwebui",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_openwebui_message": (
+                "1_data/exports.html#parse_openwebui_message",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram": (
@@ -3667,6 +3703,10 @@ d = {
             "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.parse_prosocial": (
                 "1_data/formats.html#parse_prosocial",
+                "personal_llm/data/formats.py",
+            ),
+            "personal_llm.data.formats.parse_rating": (
+                "1_data/formats.html#parse_rating",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.parse_record": (
@@ -3839,6 +3879,10 @@ d = {
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
             ),
+            "personal_llm.data.reading.read_chatgpt_ratings": (
+                "1_data/reading.html#read_chatgpt_ratings",
+                "personal_llm/data/reading.py",
+            ),
             "personal_llm.data.reading.read_dialogues": (
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
@@ -3986,6 +4030,10 @@ d = {
             ),
             "personal_llm.device.annotation.AnnotationManager.apply_feedback": (
                 "6_device/annotation.html#annotationmanager.apply_feedback",
+                "personal_llm/device/annotation.py",
+            ),
+            "personal_llm.device.annotation.AnnotationManager.apply_imported_feedback": (
+                "6_device/annotation.html#annotationmanager.apply_imported_feedback",
                 "personal_llm/device/annotation.py",
             ),
             "personal_llm.device.annotation.AnnotationManager.ask_about_entry": (
@@ -4620,6 +4668,32 @@ d = {
                 "experiments/bins.html#measure",
                 "personal_llm/experiments/bins.py",
             )
+        },
+        "personal_llm.experiments.clicks": {
+            "personal_llm.experiments.clicks.click": (
+                "experiments/clicks.html#click",
+                "personal_llm/experiments/clicks.py",
+            ),
+            "personal_llm.experiments.clicks.fit_taste": (
+                "experiments/clicks.html#fit_taste",
+                "personal_llm/experiments/clicks.py",
+            ),
+            "personal_llm.experiments.clicks.measure": (
+                "experiments/clicks.html#measure",
+                "personal_llm/experiments/clicks.py",
+            ),
+            "personal_llm.experiments.clicks.measure_coordinates": (
+                "experiments/clicks.html#measure_coordinates",
+                "personal_llm/experiments/clicks.py",
+            ),
+            "personal_llm.experiments.clicks.sample_replies": (
+                "experiments/clicks.html#sample_replies",
+                "personal_llm/experiments/clicks.py",
+            ),
+            "personal_llm.experiments.clicks.simulate": (
+                "experiments/clicks.html#simulate",
+                "personal_llm/experiments/clicks.py",
+            ),
         },
         "personal_llm.experiments.deciding": {
             "personal_llm.experiments.deciding.measure": (
@@ -7869,6 +7943,52 @@ d = {
             "personal_llm.selection.cards.write_pllm": (
                 "5_selection/cards.html#write_pllm",
                 "personal_llm/selection/cards.py",
+            ),
+        },
+        "personal_llm.selection.choosing": {
+            "personal_llm.selection.choosing.StyleBelief": (
+                "5_selection/choosing.html#stylebelief",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.StyleBelief.__init__": (
+                "5_selection/choosing.html#stylebelief.__init__",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.StyleBelief.choose_pair": (
+                "5_selection/choosing.html#stylebelief.choose_pair",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.StyleBelief.learn": (
+                "5_selection/choosing.html#stylebelief.learn",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.choose_by_clicks": (
+                "5_selection/choosing.html#choose_by_clicks",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.compute_answer_chances": (
+                "5_selection/choosing.html#compute_answer_chances",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.compute_entropy": (
+                "5_selection/choosing.html#compute_entropy",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.compute_likings": (
+                "5_selection/choosing.html#compute_likings",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.is_sure": (
+                "5_selection/choosing.html#is_sure",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.rank_by_belief": (
+                "5_selection/choosing.html#rank_by_belief",
+                "personal_llm/selection/choosing.py",
+            ),
+            "personal_llm.selection.choosing.sample_pair": (
+                "5_selection/choosing.html#sample_pair",
+                "personal_llm/selection/choosing.py",
             ),
         },
         "personal_llm.selection.gradient_match": {

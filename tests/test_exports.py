@@ -18,7 +18,7 @@ from personal_llm.data.exports import (
     parse_whatsapp_log,
 )
 from personal_llm.data.formats import FORMATS, parse_record
-from personal_llm.data.reading import read_dialogues
+from personal_llm.data.reading import read_dialogues, write_dialogues
 
 
 def pairs(dialogues):
@@ -121,6 +121,54 @@ def test_a_long_branch():
     assert len(trace_branch(nodes, "49999")) == 50_000 and trace_branch({}, "x") == []
 
 
+def feedback_kinds(d):
+    return [row["kind"] for row in d.labels.get("feedback", ())]
+
+
+def test_chatgpts_thumbs_lie_in_a_second_file(tmp_path):
+    file = save(tmp_path / "conversations.json", CHATGPT)
+    assert [feedback_kinds(d) for d in read_dialogues(file)] == [[], [], []]
+    shown = [name for name, node in CHATGPT[0]["mapping"].items() if "muscle" in json.dumps(node)]
+    rows = [dict(id=name, conversation_id="c", rating="thumbs_down", content="{}") for name in shown]
+    save(tmp_path / "message_feedback.json", [*rows, dict(id="gone", rating="thumbs_up"), dict(id="x", rating=None)])
+    first, *rest = read_dialogues(file)
+    assert "thumb_down" in feedback_kinds(first) and first.origin == "model"
+    assert not any("thumb_down" in feedback_kinds(d) for d in rest) and {d.origin for d in rest} == {"user"}
+    for damaged in ("{", "[3]", '{"a": 1}', "[" * 100_000):
+        save(tmp_path / "message_feedback.json", damaged)
+        with pytest.raises(InputError, match="message_feedback.json beside the conversations is damaged"):
+            read_dialogues(file)
+
+
+def test_another_try_is_an_inferred_choice_and_survives_writing(tmp_path):
+    row = conversation(
+        ROOT,
+        node("q", "root", "user", "Hi"),
+        node("a", "q", "assistant", "Go away."),
+        node("b", "q", "assistant", "Hello!"),
+    ) | dict(current_node="b")
+    (d,) = found = read_dialogues(save(tmp_path / "conversations.json", [row]))
+    assert d.labels["feedback"] == [dict(kind="choice", rejected="Go away.", is_given=False, probability=0.8)]
+    write_dialogues(tmp_path / "own.jsonl", found)
+    assert read_dialogues(tmp_path / "own.jsonl") == found
+    (d,) = read_dialogues(save(tmp_path / "one.json", [row | dict(current_node="a")]))
+    assert d.labels["feedback"][0]["rejected"] == "Hello!", "who goes back to the first try chose it"
+
+
+@pytest.mark.parametrize(
+    "rating, kind", [(1, "thumb_up"), (-1, "thumb_down"), ("Good", "thumb_up"), (3, ""), (None, "")]
+)
+def test_ratings_of_replies(rating, kind, tmp_path):
+    turns = [dict(role="user", content="Hi", rating=-1), dict(role="assistant", content="Hello", score=rating)]
+    (d,) = read_dialogues(save(tmp_path / "chats.jsonl", dict(messages=turns)))
+    assert feedback_kinds(d) == [kind] * bool(kind), "a rating of the person's own turn is none of a reply"
+    message = lambda role, parent, **more: dict(role=role, content=role, parentId=parent, **more)
+    nodes = dict(a=message("user", None), b=message("assistant", "a", annotation=dict(rating=rating)))
+    chat = dict(id="1", title="t", chat=dict(history=dict(messages=nodes, currentId="b")))
+    (d,) = found = read_dialogues(save(tmp_path / "export.json", [chat]))
+    assert feedback_kinds(d) == [kind] * bool(kind) and found.format == "openwebui"
+
+
 # Claude: conversations.json
 
 
@@ -174,9 +222,9 @@ def test_claude_keeps_the_branch_that_stayed():
         message("assistant", "Hello", "3", "1"),
     ]
     (talk,) = parse_record(dict(chat_messages=messages), "claude")
-    assert [text for _, text, _ in talk.turns] == ["Hi", "Hello"]
+    assert [text for _, text, *_ in talk.turns] == ["Hi", "Hello"]
     (talk,) = parse_record(dict(chat_messages=messages, current_leaf_message_uuid="2"), "claude")
-    assert [text for _, text, _ in talk.turns] == ["Hi", "Thrown away"]
+    assert [text for _, text, *_ in talk.turns] == ["Hi", "Thrown away"]
 
 
 # Telegram: result.json
@@ -363,7 +411,8 @@ def test_times():
         assert parse_time(value) == 0
 
 
-NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages"
+NAMES = "role content message author parts parent children type text from from_id date sender uuid list messages "
+NAMES += "history currentId parentId annotation rating id"
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "a", "user", "human", "message", "text"]),
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), v, max_size=4),
@@ -372,9 +421,13 @@ VALUES = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.sampled_from(["chatgpt", "claude", "telegram", "whatsapp"]), st.data())
+@given(st.sampled_from(["chatgpt", "claude", "openwebui", "telegram", "whatsapp"]), st.data())
 def test_no_values_make_anything_but_an_input_error(name, data):
-    fields = data.draw(st.sampled_from(FORMATS[name].required_fields)) + ("current_node", "personal_information")
+    fields = data.draw(st.sampled_from(FORMATS[name].required_fields)) + (
+        "current_node",
+        "personal_information",
+        "message_feedback",
+    )
     try:
         parse_record({field: data.draw(VALUES) for field in fields}, name, data.draw(st.none() | st.just("a")))
     except InputError as error:

@@ -188,8 +188,8 @@ def test_a_format_of_your_own_comes_first():
 
 def test_turns_of_one_side_are_joined():
     turns = [("user", "a", 3), ("user", " ", 4), ("user", "b", 5), ("assistant", "c", 6), ("assistant", "d", 7)]
-    assert merge_turns(turns) == [("user", "a\nb", 3.0), ("assistant", "c\nd", 6.0)]
-    assert merge_turns([]) == [] and merge_turns([("user", "a")]) == [("user", "a", 0.0)]
+    assert merge_turns(turns) == [("user", "a\nb", 3.0, []), ("assistant", "c\nd", 6.0, [])]
+    assert merge_turns([]) == [] and merge_turns([("user", "a")]) == [("user", "a", 0.0, [])]
 
 
 def test_time_is_when_the_user_spoke():

@@ -216,8 +216,8 @@ LIBRARY_OPTION = option("--library", default="pocket", metavar="LIB", help=LIBRA
 SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
 SKIP_INVALID_OPTION = option("--skip-invalid", action="store_true", help=SKIP_INVALID_HELP)
 DATA_HELP = (
-    "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Telegram, WhatsApp, "
-    "rows with prompt and response, or with messages; text alone for prose without prompts"
+    "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Open WebUI, Telegram, "
+    "WhatsApp, rows with prompt and response, or with messages; text alone for prose without prompts"
 )
 
 

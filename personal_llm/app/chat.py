@@ -17,7 +17,7 @@ from .arguments import option, print_note, register_command, setting_options, to
 from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find_adapter_folder
 from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
-from ..base.core import InputError
+from ..base.core import Dialogue, InputError
 from ..base.files import recover_results
 from ..base.text import count_nouns, escape_controls
 from ..buffer.scoring import NO_DOMAIN
@@ -296,7 +296,42 @@ def check_reply(model) -> tuple:  # (whether it works, detail)
     reading, seconds = stream.reading, time.perf_counter() - begin
     return isfinite(reading.nll + reading.prompt_nll), f"{seconds:.1f} s for its beginning"
 
+# %% ../../nbs/8_app/05_chat.ipynb #e160696c
+REVISIONS = (  # prompt, reply, complaint, wished-for reply
+    ("Name a fruit.", "There are many fruits, and most of them are sweet.", "Shorter, please: one word.", "Banana."),
+    (
+        "What is rain?",
+        "Rain is water.",
+        "That is too short. Tell me more.",
+        "Rain is water that falls from clouds in drops.",
+    ),
+    ("How do I make tea?", "Boil water and add tea.", "Please write it as a list.", "1. Boil water.\n2. Add the tea."),
+    ("Who wrote Hamlet?", "It was Charles Dickens.", "No, that is wrong.", "It was William Shakespeare."),
+    ("My knee hurts.", "Yes.", "You did not answer me. Be kind.", "I am sorry that your knee hurts. Please rest it."),
+    ("What is the heart?", "A muscular organ.", "Use simple words.", "The heart is a pump for your blood."),
+)
+NEUTRAL_TURN = "I see."
 
+
+def check_revision(model) -> tuple:  # (True: it is a property and no failure, detail)
+    "Measure by how many nats a token a complaint makes the wished-for reply likelier than two controls do."
+    rows = []
+    for prompt, reply, complaint, wished in REVISIONS:
+        history = [("user", prompt), ("assistant", reply)]
+        rows += [
+            Dialogue(complaint, wished, history),
+            Dialogue(NEUTRAL_TURN, wished, history),
+            Dialogue(prompt, wished),
+        ]
+    nats, tokens = model.nll(rows).T
+    complaint, neutral, alone = (nats / tokens).reshape(-1, 3).mean(0)
+    revises = complaint < min(neutral, alone)
+    gains = (
+        f"{neutral - complaint:+.2f} nats a token over a neutral turn, {alone - complaint:+.2f} over the prompt alone"
+    )
+    return True, f"{'yes' if revises else 'no'}: a complaint gains {gains}"
+
+# %% ../../nbs/8_app/05_chat.ipynb #d950f80c
 @register_command(
     "check",
     "try a model: template, tokens, adapters, a tuning step, a reply (exit code 1 for a failure); estimate costs",
@@ -309,6 +344,7 @@ def check_command(args):
     settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
     make_config = lambda model: make_tuning_config(model, settings)
     further = {"tuning step": lambda model: check_tuning_step(model, make_config(model)), "reply": check_reply}
+    further["revision"] = check_revision
     on_check = (lambda name: None) if args.quiet else (lambda name: print_note(f"checking: {name}"))
     report = check_model(args.model, further, on_check, **get_model_settings(args))
     rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]

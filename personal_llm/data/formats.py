@@ -19,7 +19,7 @@ from .records import format_value, parse_json
 class ParsedConversation:
     "The turns of one conversation."
 
-    turns: list  # (role, text) or (role, text, time): role "user" or "assistant", time in seconds since the epoch
+    turns: list  # (role, text), (role, text, time) or (role, text, time, reactions), see below
     group: str = ""  # a name that rows of one origin share, so that a split keeps them together
     labels: dict = field(default_factory=dict)  # labels of its dialogues
     user: str = ""  # the user's name, if the file is a chat between people
@@ -37,20 +37,21 @@ def make_exchange(
 MAX_TURN_CHARACTERS = 32_000  # about 8,000 tokens, more than the context of the models that we tune
 
 # %% ../../nbs/1_data/02_formats.ipynb #fo02
-def merge_turns(turns: list) -> list:  # (role, text, time) with alternating roles
-    "Join neighbouring turns of one role; the result has the time of the first of them, or 0."
+def merge_turns(turns: list) -> list:  # (role, text, time, reactions) with alternating roles
+    "Join neighbouring turns of one role, with the time of the first; a joined reply keeps its thumbs, but no choice."
     merged = []
     for role, run in groupby(turns, key=lambda turn: turn[0]):
         run = list(run)
         text = "\n".join(turn[1] for turn in run if turn[1].strip())
-        merged.append((role, text, float(run[0][2]) if len(run[0]) > 2 else 0.0))
+        reactions = [row for turn in run for row in (turn[3:] or [()])[0] if len(run) == 1 or "rejected" not in row]
+        merged.append((role, text, float(run[0][2]) if len(run[0]) > 2 else 0.0, reactions))
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #72914f6a
 def split_into_dialogues(conversation: ParsedConversation) -> tuple:
     "Return a dialogue for each answer that follows a turn of the user; raise `InputError` if there is none."
     turns = merge_turns(conversation.turns)
-    history = History((role, text[:MAX_TURN_CHARACTERS]) for role, text, _ in turns)
+    history = History((role, text[:MAX_TURN_CHARACTERS]) for role, text, *_ in turns)
     dialogues = []
     for i in range(1, len(turns)):
         prompt, (role, response) = history[i - 1][1], history[i]
@@ -59,11 +60,13 @@ def split_into_dialogues(conversation: ParsedConversation) -> tuple:
         for name, text in (("prompt", prompt), ("response", response)):
             if not text.strip():
                 raise InputError(f"empty {name}", "give its words")
-        earlier_turns, time = history.first(i - 1), turns[i - 1][2]
-        dialogues.append(Dialogue(prompt, response, earlier_turns, time=time, labels=conversation.labels))
+        earlier_turns, time, reactions = history.first(i - 1), turns[i - 1][2], turns[i][3]
+        labels = conversation.labels | (dict(feedback=reactions) if reactions else {})
+        origin = "model" if dict(kind="thumb_down") in reactions else "user"
+        dialogues.append(Dialogue(prompt, response, earlier_turns, time=time, origin=origin, labels=labels))
     if not dialogues:
         raise InputError("no assistant turn after a user turn", "give conversations with answers")
-    return dialogues, sum(len(text) > MAX_TURN_CHARACTERS for _, text, _ in turns)
+    return dialogues, sum(len(text) > MAX_TURN_CHARACTERS for _, text, *_ in turns)
 
 # %% ../../nbs/1_data/02_formats.ipynb #068a2de6
 @dataclass(frozen=True)
@@ -243,6 +246,19 @@ def parse_empathetic(rows):
         turns.append(("user" if int(row["utterance_idx"]) % 2 else "assistant", text))
     return [ParsedConversation(turns, group=as_name(rows[0]["conv_id"], "conv_id"))]
 
+# %% ../../nbs/1_data/02_formats.ipynb #0eff5f08
+RATING_FIELDS = ("rating", "score", "feedback", "thumb", "vote")
+RATINGS = dict.fromkeys("1 up thumbsup good positive like liked helpful".split(), "thumb_up")
+RATINGS |= dict.fromkeys("-1 down thumbsdown bad negative dislike disliked unhelpful".split(), "thumb_down")
+
+
+def parse_rating(value) -> list:  # of reactions: one thumb, or none
+    "Return the thumb in the rating of a reply; no thumb for a value that is neither for nor against it."
+    if isinstance(value, float) and value in (1.0, -1.0):
+        value = int(value)
+    kind = RATINGS.get(str(value).lower().replace("_", "").replace(" ", ""))
+    return [dict(kind=kind)] if kind else []
+
 # %% ../../nbs/1_data/02_formats.ipynb #d49e6493
 ROLE_ALIASES = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -251,7 +267,7 @@ ROLE_ALIASES = {
 FIELD_ROLES = ROLE_ALIASES | dict(input="user", prompt="user", output="assistant", response="assistant")
 
 
-def parse_turn(turn) -> list:  # of (role, text); empty for a turn of the system or a tool, or without text
+def parse_turn(turn) -> list:  # of turns; empty for a turn of the system or a tool, or without text
     "Parse an item of a list of turns; raise `InputError` if it is not a turn."
     turn = turn if isinstance(turn, dict) else {}
     role = next((turn[name] for name in ("role", "from", "speaker") if name in turn), None)
@@ -262,7 +278,11 @@ def parse_turn(turn) -> list:  # of (role, text); empty for a turn of the system
         raise InputError("messages must be a list of objects with role and content")
     text = next((turn[name] for name in ("content", "value", "text", "utterance") if turn.get(name) is not None), None)
     role = ROLE_ALIASES.get(role.strip().lower())
-    return [(role, as_text(text, "content"))] if role and text is not None else []
+    if not role or text is None:
+        return []
+    rating = next((turn[name] for name in RATING_FIELDS if turn.get(name) is not None), None)
+    reactions = parse_rating(rating) if role == "assistant" else []
+    return [(role, as_text(text, "content"), 0.0, reactions) if reactions else (role, as_text(text, "content"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #3ae11542
 TURN_LIST_FIELDS = ("conversations", "messages", "conversation")

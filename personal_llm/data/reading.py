@@ -83,8 +83,8 @@ def rows_to_dialogues(rows: list, name: str, user: str, file: str) -> tuple:  # 
         for count, (conversation, dialogues, num_truncated) in enumerate(conversations, 1):
             source = f"{file}:{number}" + (f":{count}" if len(conversations) > 1 else "")
             group = conversation.group or (source if len(dialogues) > 1 else "")
-            labels = conversation.labels | (dict(group=group) if group else {})
-            result += [d.derive(id=d.id, parents=d.parents, labels=labels) for d in dialogues]
+            labels = dict(group=group) if group else {}
+            result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
             result.user = result.user or conversation.user
     return result, errors + unparsed
@@ -117,6 +117,19 @@ def records_in_memory(data) -> tuple:  # ([(row number from 1, record)], [(row n
     drop = lambda row: {name: v for name, v in row.items() if v is not None} if isinstance(row, dict) else row
     return collect(lambda row: clean_value(drop(row)), enumerate(rows, 1))
 
+# %% ../../nbs/1_data/04_reading.ipynb #a21f7acd
+RATINGS_FILE = "message_feedback.json"  # beside ChatGPT's conversations
+
+
+def read_chatgpt_ratings(file: Path) -> dict:  # id of a message -> its rating; empty without the file
+    "Read the thumbs of ChatGPT's export; raise `InputError` if the file is damaged."
+    try:
+        rows = json.loads(file.read_bytes()) if file.is_file() else []
+        return {row.get("message_id", row.get("id")): row.get("rating") for row in rows}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{file.name} beside the conversations is damaged ({format_value(error)})"
+        raise InputError(what, "export the chats anew, or move it away") from error
+
 # %% ../../nbs/1_data/04_reading.ipynb #4f67e1b3
 TABLE_FORMAT = "csv"  # names a table; its columns decide the format
 
@@ -129,6 +142,9 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
     else:
         file, unit, (records, errors) = f"the {type(source).__name__}", "row", records_in_memory(source)
     name, rows, misfits = match_format(records, None if name == TABLE_FORMAT else name)
+    if name == "chatgpt" and isinstance(source, (str, Path)):
+        ratings = read_chatgpt_ratings(Path(source).parent / RATINGS_FILE)
+        rows = [(number, row | dict(message_feedback=ratings)) for number, row in rows]
     if not rows:
         result, unparsed = Dialogues(format=name or ""), []
     elif FORMATS[name].parses_whole_file:

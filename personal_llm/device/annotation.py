@@ -13,6 +13,7 @@ from ..base.core import NO_ANSWER, Cost, Dialogue, InputError, patch
 from ..base.text import escape_controls
 from ..buffer.buffer import Buffer, Decision
 from personal_llm.buffer.feedback import (
+    MAX_FEEDBACK_CHARACTERS,
     TEXT_KINDS,
     Feedback,
     add_feedback,
@@ -143,7 +144,7 @@ def apply_feedback(self: AnnotationManager, given: Feedback, candidate: ScoredDi
     d, rows = candidate.dialogue, [row for row in self.feedback_rows if row["dialogue_id"] == given.dialogue_id]
     dissatisfaction = estimate_dissatisfaction(rows).get(given.dialogue_id, 0.5)
     self.buffer.policy.learn_from_reaction(self.buffer.view, candidate, dissatisfaction)
-    if given.kind == "choice" and d.origin != "annotated":
+    if given.kind == "choice" and given.is_given and d.origin != "annotated":
         return ScoredDialogue(d.derive(response=given.text, origin="approved"), candidate.scores)
     if given.kind in ("edit", "better"):
         return self.apply_answer(candidate, given.text)
@@ -162,3 +163,18 @@ def offer_to_buffer(self: AnnotationManager, candidate: ScoredDialogue) -> Decis
         ids |= {turn["id"] for turn in self.session.get("turns", ())}
         self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
     return decision
+
+# %% ../../nbs/6_device/03_annotation.ipynb #69cbdcb2
+@patch
+def apply_imported_feedback(self: AnnotationManager, d: Dialogue) -> None:  # for a manager that has `feedback`
+    "Record the reactions in a dialogue's labels; raise `InputError` if one is damaged."
+    for row in d.labels.get("feedback", ()):
+        try:
+            details = dict(row)
+            kind = details.pop("kind")
+            text = d.response if kind == "choice" else ""
+            if len(text) <= MAX_FEEDBACK_CHARACTERS:
+                self.feedback(d.id, kind, text, {d.id: d}, time=d.time, **details)
+        except (TypeError, ValueError, KeyError) as error:
+            what = f"the label feedback of dialogue {d.id} is damaged ({str(error)[:80]})"
+            raise InputError(what, "remove the label, or read the export anew") from error

@@ -87,8 +87,7 @@ class Personalizer(AnnotationManager):
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.state_version = ""  # of the state in the folder that we read or wrote last
-        self.adapter = None  # the `Adapter` of the last fine-tune
-        self.synthesis = None  # the `SynthesisResult` of the last fine-tune
+        self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
         self.exchange_hashes, self.deleted_rounds = {}, []  # see `PersonalizerState`
         self.text_key = secrets.token_hex(16)
         self.has_lock = False  # whether the folder is locked by this process already
@@ -119,6 +118,7 @@ def offer(self: Personalizer, candidates: list) -> list:  # `ScoredDialogue`s ->
         decisions.append(self.offer_to_buffer(self.ask_if_policy_wants(candidate)))
         if decisions[-1].kept and self.ask_when == "arrival":
             self.ask_about_entry([other.id for other in self.buffer.dialogues].index(d.id))
+        self.apply_imported_feedback(d)
     return decisions
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #b8a6a05b
