@@ -19,7 +19,7 @@ from personal_llm.base import files
 from personal_llm.base.core import InputError
 from personal_llm.buffer import buffer as module
 from personal_llm.buffer.buffer import Buffer, load_buffer
-from personal_llm.buffer.policies import POLICIES
+from personal_llm.buffer.policies import POLICIES, get_policy
 
 settings.register_profile("brief", max_examples=60, deadline=None)
 settings.load_profile("brief")
@@ -415,3 +415,14 @@ def test_the_log_is_bounded(monkeypatch):
     for c in stream(12):
         buffer.add(c)
     assert [line.step for line in buffer.log] == [7, 8, 9, 10, 11] and buffer.seen == 12
+
+
+def test_a_given_policy_is_the_one_that_filled_the_buffer(tmp_path):
+    buffer = Buffer(2, "fifo")
+    for c in stream(4):
+        buffer.add(c)
+    buffer.save(tmp_path / "b")
+    fifo, random = (get_policy(name) for name in ("fifo", "random"))
+    assert load_buffer(tmp_path / "b", policy=fifo).dialogues == buffer.dialogues
+    with pytest.raises(InputError, match="filled by policy 'fifo', not by 'random'"):
+        load_buffer(tmp_path / "b", policy=random)
