@@ -50,7 +50,7 @@ def test_the_lines_run(monkeypatch, capsys, abstains):
         exec(compile(block, "README.md", "exec"), names)
     assert capsys.readouterr().out.count("response loss") == 2 and len(names["me"].rounds) == 2
     assert starts[0] is None and (starts[1] is None) == abstains
-    assert len(names["test_dialogues"]) >= 2 and len(str(names["mine"])) > 20
+    assert len(names["test_dialogues"]) >= 2 and len(str(names["my_style"])) > 20
 
 
 def test_the_one_call_is_there():

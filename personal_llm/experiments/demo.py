@@ -104,8 +104,8 @@ def write_demo_paragraph() -> str:
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a",
         "correction.",
         f"The response loss went from {before['loss']:.2f} to {after['loss']:.2f} nats a token on",
-        f"{settings['tests']} new",
-        f"questions ({format_interval(outcome['change']['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to",
+        f"{settings['tests']} held-out",
+        f"prompts ({format_interval(outcome['change']['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to",
         f"{after['rouge1']:.2f}, and the loss on other talk from {before['keep_loss']:.2f} to",
         f"{after['keep_loss']:.2f}. (ROUGE-1 measures the share of words that a reply has in common with the preferred",
         "answer.)",
@@ -123,8 +123,9 @@ def write_sample_paragraph() -> str:
     row = rows[0]
     before, after, change, data = row["before"], row["after"], row["change"], row["data"]
     return paragraph(
-        f"The command holds {data['held_out']} of the {data['dialogues']} dialogues out, drops a few that are too",
-        f"similar to others, keeps {row['kept']} of the rest and trains on them. On the held-out dialogues",
+        f"The command holds out a tenth of the {data['dialogues']} dialogues, and drops those of them that are too",
+        f"similar to the rest: {data['held_out']} are left. The buffer keeps {row['kept']} of the others, and the",
+        "command trains on them. On the held-out dialogues",
         f"the response loss goes from {before['loss']:.2f} to",
         f"{after['loss']:.2f} nats a token ({format_interval(change['loss'])}),",
         f"and ROUGE-1 from {before['rouge1']:.2f} to",
@@ -216,7 +217,7 @@ def write_policies_paragraph() -> str:
         "single baseline (random, reservoir, first-in-first-out, K-center). The ratio is",
         f"{ratios['active']} and",
         f"{ratios['sdss']}. The loss on other talk changes by {other.mean():+.2f} nats a token.",
-        "A floor needs no model: it gives the most typical answer in the buffer to every question.",
+        "A floor needs no model: it gives the most typical answer in the buffer to every prompt.",
         "The trained model has a higher ROUGE-1 than this floor for",
         f"{(rouge['active'] > floor).sum()} of {len(floor)} people.",
         SUMMARY_SENTENCE,
