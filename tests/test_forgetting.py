@@ -621,6 +621,17 @@ def test_a_text_is_found_however_it_is_written(stored, asked, tmp_path):
         assert forget_folder(tmp_path / f"{n}", text=asked).ids == {d.id}
 
 
+def test_early_dialogues_that_left_the_buffer_leave_the_state(tmp_path):
+    "Their ids stood in the log and among the hashes."
+    me = start(tmp_path, capacity=2)
+    watch(me, TALK[:6])
+    me.save()
+    early = {TALK[1].id, TALK[2].id}
+    assert early <= read_state(tmp_path).all_ids()
+    forget_folder(tmp_path, before=3)
+    assert not early & read_state(tmp_path).all_ids() and TALK[5].id in read_state(tmp_path).all_ids()
+
+
 def test_what_has_no_time_is_not_early(tmp_path):
     "Chats without times: nothing is known to be earlier, so nothing goes, nor the adapter."
     me = start(tmp_path, capacity=8)
