@@ -154,9 +154,13 @@ def seal(row: dict) -> dict:  # the row with the field `checksum`
 def read_sealed(path):  # its value without the checksum
     "Read a JSON file; raise `InputError` if it is missing, damaged, or does not agree with its checksum."
     row = read_json(path)
-    if not isinstance(row, dict) or "checksum" not in row:  # of another program, or of an older version
+    if not isinstance(row, dict) or not row:
         return row
-    if seal(row) != row:
+    *names, last = row  # `checksum` is the last field; a changed bit may be in its name
+    is_renamed = last != "checksum" and row[last] == seal({name: row[name] for name in names})["checksum"]
+    if "checksum" not in row and not is_renamed:  # of another program, or of an older version
+        return row
+    if is_renamed or seal(row) != row:
         raise InputError(f"{path}: damaged (its checksum is wrong)", "restore a copy or make it anew")
     return {name: value for name, value in row.items() if name != "checksum"}
 
