@@ -152,7 +152,7 @@ def react(browser, running):
     until(
         lambda: texts(browser, "#turns li:last-child button") and texts(browser, "#turns li:last-child .reply") != shown
     )
-    click(browser, "Offer two")
+    click(browser, "Write a second reply")
     until(lambda: len(texts(browser, ".offer")) == 2)
     look(browser, "choice")
     first, second = texts(browser, ".offer .reply")
@@ -160,7 +160,7 @@ def react(browser, running):
     until(lambda: texts(browser, "#turns li:last-child .reply") == [second])
     assert [row["kind"] for row in running.session.me.feedback_rows] == ["edit", "thumb_up", "retry", "choice"]
     talk(browser, "Never mind.")
-    click(browser, "Take back")
+    click(browser, "Delete this turn")
     until(lambda: len(texts(browser, "#turns li")) == 3)
 
 

@@ -86,7 +86,7 @@ def describe_chat_style(session) -> str:
     dialogues = session.me.buffer.policy.select_training_dialogues(session.me.buffer.dialogues)
     dialogues = [d for d in dialogues if d.origin != "model"]
     if not dialogues:
-        raise InputError("no reply was corrected or approved yet", "answer some questions first")
+        raise InputError("no reply was corrected or approved yet", "correct or approve a reply first")
     dialogues = select_user_dialogues(dialogues)
     answers = sample_responses(session.model, None, dialogues)
     return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
@@ -101,7 +101,7 @@ def forget_text(session, text: str) -> str:
 def skip_question(session) -> str:
     "Leave the question without an answer."
     if session.question is None:
-        raise InputError("no question is open", "write on")
+        raise InputError("no question is open", "send a message")
     session.skip()
     return "left without an answer"
 

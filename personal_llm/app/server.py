@@ -65,7 +65,8 @@ def to_refusal(error: Exception) -> Refusal:
         frame = frame.tb_next
     place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
     print_note(f"{type(error).__name__} at {place}; please report it")
-    return Refusal(500, "an error of the server; nothing was changed by this request", "server_error")
+    text = "an error of the server; part of this request may have been done. Look at the page before you try again"
+    return Refusal(500, text, "server_error")
 
 
 def parse_body(body: bytes):  # plain JSON types
@@ -343,5 +344,7 @@ def serve_command(args) -> None:
             print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
         if not is_loopback(args.host):
             print_note("others in the network can reach this server without encryption; the token protects it")
+        if args.host in ("0.0.0.0", "::"):  # every address of this computer
+            print_note(f"from another computer: http://{socket.gethostname()}:{bound.getsockname()[1]}")
         with suppress(KeyboardInterrupt):
             server.run([bound])

@@ -156,7 +156,7 @@ def answer(
 ) -> None:
     "Answer the open question; raise `InputError` if there is none."
     if self.question is None:
-        raise InputError("no question is open", "talk on")
+        raise InputError("no question is open", "send a message")
     better = clean_text(better or "", self.max_characters)[0] if kind is None else better
     d = self.question.dialogue
     with delay_interrupts():
@@ -177,7 +177,7 @@ def skip(self: ChatSession) -> None:
             self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #d11f693e
-NO_ANSWERS_MESSAGE = "nothing to learn from yet: no reply was corrected or called fine"
+NO_ANSWERS_MESSAGE = "nothing to learn from yet: no reply was corrected or approved"
 
 
 @patch
@@ -185,10 +185,10 @@ def learn(self: ChatSession) -> str:  # a message for the user
     "Start a fine-tune on the answered dialogues; raise `InputError` if there are none, or one is running."
     self.settle_pending()
     if self.background_training is not None:
-        raise InputError("learning is going on already", "talk on, it says when it is done")
+        raise InputError("a fine-tune is running", "you get a message when it is complete")
     dialogues = self.me.buffer.policy.select_training_dialogues(self.me.buffer.dialogues)
     if all(d.origin == "model" for d in dialogues):
-        raise InputError(NO_ANSWERS_MESSAGE, "answer some questions first")
+        raise InputError(NO_ANSWERS_MESSAGE, "correct or approve a reply first")
     self.background_training = BackgroundTraining(self.me)
     return f"learning from {count_nouns(len(self.background_training.dialogues), 'dialogue')} in the background"
 

@@ -35,8 +35,8 @@ A LoRA adapter of rank {rank} for `{base}`, tuned with personal_llm on {count} d
 
 Load it with `peft.PeftModel.from_pretrained(model, "{repo}")`.
 
-An adapter can give back what it learned. Whoever publishes one publishes a part of these dialogues; what was published
-cannot be forgotten by deleting the adapter at home.
+An adapter can give back what it learned. If you publish an adapter, you publish a part of these dialogues. What
+was published cannot be forgotten by deleting the adapter at home.
 """
 
 

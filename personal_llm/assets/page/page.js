@@ -127,7 +127,7 @@ for (const tab of document.querySelectorAll("nav button")) {
 function showStatus(status) {
   const before = state.status;
   state.status = status;
-  const learning = status.is_learning ? "learning in the background" : `${status.new_answers} new answers`;
+  const learning = status.is_learning ? "learning in the background" : count(status.new_answers, "new answer");
   $("state").textContent = `${status.model} · ${learning}`;
   $("toy").hidden = !status.is_toy || localStorage.getItem(TOY_KEY) === "known";
   for (const text of status.notices.slice(status.notices.length - (status.num_notices - state.seenNotices))) tell(text);
@@ -173,7 +173,7 @@ function showTurn(turn, isLast) {
     tool("Edit", () => editReply(item, turn)));
   if (isLast) {
     tools.append(tool("Try again", () => streamReply("/personal/again", {})),
-      tool("Offer two", () => streamReply("/personal/again", { keeps_both: true })), tool("Take back", undo));
+      tool("Write a second reply", () => streamReply("/personal/again", { keeps_both: true })), tool("Delete this turn", undo));
   }
   item.append(tools);
   return item;
@@ -241,7 +241,7 @@ function showQuestion(question) {
   box.hidden = !question;
   if (!question) { delete box.dataset.id; return; }
   const isOwn = state.turns.some((turn) => turn.id === question.id);
-  const about = isOwn ? "" : ` (another program asked: “${question.prompt}” – “${question.response}”)`;
+  const about = isOwn ? "" : ` (In another program you wrote “${question.prompt}”, and the model replied “${question.response}”.)`;
   if (isNew) {
     $("question-text").textContent = question.text + about;
     $("better").value = "";
@@ -320,8 +320,9 @@ const SCORE_NAMES = { eoe: "entropy of embedding", dss: "domain-specific score",
 
 function showDialogue(row) {
   const scores = Object.entries(row.scores).map(([name, value]) => `${SCORE_NAMES[name]} ${value}`);
+  const reason = row.reason === "a bin was free" ? "there was free space" : row.reason;
   const why = make("details", {}, make("summary", { textContent: "Why is it kept?" }),
-    make("p", { className: "note", textContent: [row.reason, ...scores].filter(Boolean).join(" · ") }));
+    make("p", { className: "note", textContent: [reason, scores.length && `scores: ${scores.join(", ")}`].filter(Boolean).join(" · ") }));
   const forget = button("Forget", () => forgetDialogues({ ids: [row.id] }, `Forget “${row.prompt.slice(0, 80)}”?`), "small danger");
   forget.setAttribute("aria-label", `Forget: ${row.prompt.slice(0, 80)}`);
   return make("li", {},
@@ -333,7 +334,7 @@ function showDialogue(row) {
 async function loadMemory() {
   const q = $("search-field").value;
   const memory = await get(`/personal/memory?q=${encodeURIComponent(q)}`);
-  $("memory-count").textContent = `${memory.kept} of ${memory.capacity} places are used. Dialogues seen: ${memory.seen}.`;
+  $("memory-count").textContent = `The memory holds ${memory.kept} of at most ${count(memory.capacity, "dialogue")}. The policy has read ${memory.seen}.`;
   $("dialogues").replaceChildren(...memory.dialogues.map(showDialogue));
   if (!memory.dialogues.length) $("dialogues").append(make("li", { textContent: q ? "No dialogue contains this text." : "Nothing is stored yet." }));
   $("forget-found").hidden = !q.trim();
@@ -372,7 +373,7 @@ async function importFile(file) {
   $("import-result").textContent = `Reading ${file.name} …`;
   const result = await attempt(async () => (await send("POST", `/personal/import?name=${encodeURIComponent(file.name)}`, file)).json());
   $("import-result").textContent = result
-    ? `Read: ${count(result.dialogues, "dialogue")}. Kept when they came: ${result.kept}.` : "The file was not imported.";
+    ? `Read ${count(result.dialogues, "dialogue")}; ${result.kept} entered the memory.` : "The file was not imported.";
   await attempt(loadMemory);
 }
 
@@ -426,7 +427,7 @@ function drawCurve(rounds) {
   const last = rounds[rounds.length - 1];
   const result = `Last fine-tune: ${last.start_loss.toFixed(2)} before, ${last.best_loss.toFixed(2)} after.`;
   svg.setAttribute("aria-label", `Loss before (circles) and after (squares) ${count(rounds.length, "fine-tune")}. ${result}`);
-  $("curve").querySelector("figcaption").textContent = `Loss (nats a token; less is better) before (circle) and after (square) each fine-tune. ${result}`;
+  $("curve").querySelector("figcaption").textContent = `Loss (nats a token; lower is better) before (circle) and after (square) each fine-tune. ${result}`;
 }
 
 async function loadLearning() {
@@ -486,7 +487,7 @@ function applySettings(settings) {
 function showSettings() {
   $("base-url").textContent = `${location.origin}/v1`;
   $("token-text").textContent = "";
-  $("model-line").textContent = `Model: ${state.status.model}; policy of the memory: ${state.status.policy}; at most ${state.status.questions_left} more questions before the next fine-tune.`;
+  $("model-line").textContent = `Model: ${state.status.model}; policy of the memory: ${state.status.policy}; at most ${count(state.status.questions_left, "more question")} before the next fine-tune.`;
 }
 
 for (const id of ["theme", "size", "enter"]) {
