@@ -882,6 +882,11 @@ d = {
                 "8_app/server.html#make_http_protocol",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.make_json": ("8_app/server.html#make_json", "personal_llm/app/server.py"),
+            "personal_llm.app.server.make_refusal_handler": (
+                "8_app/server.html#make_refusal_handler",
+                "personal_llm/app/server.py",
+            ),
             "personal_llm.app.server.make_route": ("8_app/server.html#make_route", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_served_session": (

@@ -191,6 +191,16 @@ def test_a_wrong_request_is_refused_in_the_form_of_the_protocol(served, body):
 # a whole day
 
 
+def test_unknown_addresses_and_odd_letters_are_refused_in_the_form_of_the_protocol(served):
+    for method, path, status in (("GET", "/v1/embeddings", 404), ("GET", "/v1/chat/completions", 405)):
+        got, answer = ask(served, method, path)
+        assert got == status and "/v1/chat/completions" in answer["error"]["message"]
+    status, answer = ask(served, "POST", "/personal/skip", b'{"\\ud800": 1}')
+    assert status == 400 and "\ud800" in answer["error"]["message"], "half a surrogate pair goes back as it came"
+    status, answer = ask(served, "POST", "/personal/import?name=a." + "b" * 300, b"garbage")
+    assert status == 400 and answer["error"]["message"]
+
+
 def test_a_whole_day(tmp_path):
     with chat_server(fresh(tmp_path / "me"), learn_every=2) as running:
         first, second = say(running, "My knee hurts."), say(running, "What shall I cook?")

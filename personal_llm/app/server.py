@@ -123,6 +123,7 @@ class PersonalServer:
 # %% ../../nbs/8_app/13_server.ipynb #51fa2c37
 IMPORT_PART = 16  # dialogues that are scored in one job
 MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
+MAX_SUFFIX = 10  # characters of a file name's ending, such as .jsonl
 
 
 @patch
@@ -139,7 +140,7 @@ async def import_file(self: PersonalServer, request) -> dict:
     from personal_llm.data.reading import read_dialogues
 
     content, suffixes = await request.body(), Path(request.query_params.get("name", "")).suffixes[-2:]
-    suffix = "".join(one for one in suffixes if one[1:].isalnum())
+    suffix = "".join(one for one in suffixes if one[1:].isalnum() and len(one) <= MAX_SUFFIX)
 
     def read() -> list:
         with tempfile.TemporaryDirectory(prefix="import-") as folder:
@@ -176,9 +177,16 @@ MODELS = [dict(id=name, object="model", created=0, owned_by="personal_llm") for 
 MODELS = dict(object="list", data=MODELS)
 
 
+def make_json(content: dict, status: int = 200):  # a `Response` of starlette
+    "Return a response in ASCII, since a text may hold half a surrogate pair."
+    from starlette.responses import Response
+
+    return Response(json.dumps(content), status, media_type="application/json")
+
+
 def make_route(method: str, path: str, answer):  # a `Route` of starlette
     "Return the route to an answer; an error becomes a refusal."
-    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.responses import Response, StreamingResponse
     from starlette.routing import Route
 
     async def respond(request):
@@ -186,14 +194,24 @@ def make_route(method: str, path: str, answer):  # a `Route` of starlette
             result = await answer(request)
         except Exception as error:
             refusal = to_refusal(error)
-            return JSONResponse(refusal.to_dict(), refusal.status)
+            return make_json(refusal.to_dict(), refusal.status)
         if isinstance(result, dict):
-            return JSONResponse(result)
+            return make_json(result)
         return result if isinstance(result, Response) else StreamingResponse(result, media_type="text/event-stream")
 
     return Route(path, respond, methods=[method])
 
 # %% ../../nbs/8_app/13_server.ipynb #117e8029
+UNKNOWN_ADDRESSES = {404: "there is nothing at this address", 405: "this address does not take this method"}
+
+
+def make_refusal_handler(status: int):  # a function of starlette's (request, exception)
+    "Return the handler that words an unknown address as the protocol does."
+    remedy = "programs use GET /v1/models and POST /v1/chat/completions"
+    refusal = Refusal(status, f"{UNKNOWN_ADDRESSES[status]}; {remedy}", "not_found")
+    return lambda request, error: make_json(refusal.to_dict(), status)
+
+
 def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", limits: ServerLimits = ServerLimits()):
     "Make the server's application; raise `InputError` where starlette is missing."
     import_server_packages()
@@ -224,7 +242,8 @@ def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", li
         watching.cancel()
         await asyncio.to_thread(worker.close)
 
-    app = Starlette(routes=[make_route(*row) for row in own], lifespan=run_watch)
+    refuse = {status: make_refusal_handler(status) for status in UNKNOWN_ADDRESSES}
+    app = Starlette(routes=[make_route(*row) for row in own], lifespan=run_watch, exception_handlers=refuse)
     return Guard(app, token, host, limits, (IMPORT_PATH,))
 
 # %% ../../nbs/8_app/13_server.ipynb #9a41aed9

@@ -331,8 +331,9 @@ function showDialogue(row) {
     make("p", { className: "row" }, make("span", { className: "label", textContent: row.answer }), forget), why);
 }
 
+let searched = ""; // the words of the last search, which the button to forget names
 async function loadMemory() {
-  const q = $("search-field").value;
+  const q = searched = $("search-field").value;
   const memory = await get(`/personal/memory?q=${encodeURIComponent(q)}`);
   $("memory-count").textContent = `The memory holds ${memory.kept} of at most ${count(memory.capacity, "dialogue")}. The policy has read ${memory.seen}.`;
   $("dialogues").replaceChildren(...memory.dialogues.map(showDialogue));
@@ -354,8 +355,7 @@ async function forgetDialogues(request, question) {
 }
 
 $("search").addEventListener("submit", (event) => { event.preventDefault(); attempt(loadMemory); });
-$("forget-found").addEventListener("click", () =>
-  forgetDialogues({ text: $("search-field").value }, `Forget all dialogues with “${$("search-field").value}”?`));
+$("forget-found").addEventListener("click", () => forgetDialogues({ text: searched }, `Forget all dialogues with “${searched}”?`));
 $("forget-all").addEventListener("click", () => forgetDialogues({ everything: true }, "Forget everything?"));
 
 $("export").addEventListener("click", () => attempt(async () => {
