@@ -293,7 +293,7 @@ def without_end(template: str) -> str:
 
 
 def _failing() -> list:
-    "Rows of the package's `check` that fail with that template."
+    "Rows of `check_model` that fail with that template."
     model = load_model("pocket")
     model.tokenizer.chat_template = without_end(model.tokenizer.chat_template)
     return [what for what, holds, _ in check_model(model).rows if not holds]
@@ -302,7 +302,7 @@ def _failing() -> list:
 TASKS["break"] = Task(
     "break",
     1,
-    "The template no longer writes an end token after an answer. Which rows of `check` fail?",
+    "The template no longer writes an end token after an answer. Which rows of `check_model` fail?",
     later(_failing),
     (
         Wrong("nothing", [], "something that the model was to learn is not there any more"),

@@ -272,7 +272,7 @@ TASKS["attack"] = Task(
 TASKS["control"] = Task(
     "control",
     9,
-    "The AUC of the attack that takes the fall of the loss instead, tuned less base?",
+    "The AUC of the attack by the fall of the loss, the base model's loss minus the tuned model's?",
     area(*_FALL),
     (
         Wrong("the base model", area(BASE_MEMBERS, BASE_OTHERS), "that is the attack on the base model's losses"),
@@ -344,17 +344,17 @@ PLACES = (
     "the adapter that was trained on it",
     "later adapters that continued from that one",
     "the texts in the rows of feedback about it",
-    "the file of chats that you read in",
+    "the chat file that you imported",
     "a backup of the folder",
     "the adapter that you published last week",
-    "a friend's merge of that adapter",
+    "an adapter that a friend made by adding that one to another",
 )
 
 # %% ../../nbs/course/tasks_9.ipynb #bd3d54ff
 TASKS["forgotten"] = Task(
     "forgotten",
     9,
-    "You forget a dialogue. In which places may it still be found?",
+    "You forget a dialogue. In which places may it, or what a model learned from it, remain?",
     list(PLACES[4:]),
     (
         Wrong("nowhere", [], "`forget` deletes on this device and in its own folder only"),
@@ -364,8 +364,8 @@ TASKS["forgotten"] = Task(
         Wrong("later adapters too", [PLACES[2], *PLACES[4:]], "adapters that continued from it are deleted with it"),
         Wrong("both kinds of adapters too", [*PLACES[1:3], *PLACES[4:]], "adapters that learned from it are deleted"),
         Wrong("feedback too", [*PLACES[3:]], "the texts of its feedback leave with it"),
-        Wrong("no merge", list(PLACES[4:7]), "a merge holds a part of the adapter, wherever it lies"),
-        Wrong("no source file", list(PLACES[5:]), "the file that you read in is yours; the program leaves it alone"),
+        Wrong("no merge", list(PLACES[4:7]), "your friend's adapter holds a part of yours, wherever it lies"),
+        Wrong("no source file", list(PLACES[5:]), "the file that you imported is yours; the program leaves it alone"),
         Wrong("published only", list(PLACES[6:]), "two more copies lie on your own disks"),
         Wrong("adapters only", list(PLACES[1:3]), "those are deleted; and other copies were made of it"),
     ),
