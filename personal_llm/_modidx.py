@@ -2413,6 +2413,7 @@ d = {
             "personal_llm.course.checks._Failed": ("course/checks.html#_failed", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._amount": ("course/checks.html#_amount", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._call": ("course/checks.html#_call", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._choice": ("course/checks.html#_choice", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._holds_open": (
                 "course/checks.html#_holds_open",
                 "personal_llm/course/checks.py",
@@ -2613,6 +2614,10 @@ d = {
             ),
             "personal_llm.course.lesson_probes.NoLabels.was_read": (
                 "course/lesson_probes.html#nolabels.was_read",
+                "personal_llm/course/lesson_probes.py",
+            ),
+            "personal_llm.course.lesson_probes._through": (
+                "course/lesson_probes.html#_through",
                 "personal_llm/course/lesson_probes.py",
             ),
             "personal_llm.course.lesson_probes.choose_slots": (
@@ -3142,6 +3147,10 @@ d = {
                 "course/tasks_6.html#_draw_factors",
                 "personal_llm/course/tasks_6.py",
             ),
+            "personal_llm.course.tasks_6._has_equal_rows": (
+                "course/tasks_6.html#_has_equal_rows",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._held_back": (
                 "course/tasks_6.html#_held_back",
                 "personal_llm/course/tasks_6.py",
@@ -3353,6 +3362,10 @@ d = {
                 "course/tasks_8_start.html#_median_gain",
                 "personal_llm/course/tasks_8_start.py",
             ),
+            "personal_llm.course.tasks_8_start._next_best": (
+                "course/tasks_8_start.html#_next_best",
+                "personal_llm/course/tasks_8_start.py",
+            ),
             "personal_llm.course.tasks_8_start._of_ratios": (
                 "course/tasks_8_start.html#_of_ratios",
                 "personal_llm/course/tasks_8_start.py",
@@ -3423,6 +3436,10 @@ d = {
                 "course/tasks_9_privacy.html#_accuracy",
                 "personal_llm/course/tasks_9_privacy.py",
             ),
+            "personal_llm.course.tasks_9_privacy._breaks_ties": (
+                "course/tasks_9_privacy.html#_breaks_ties",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
             "personal_llm.course.tasks_9_privacy._by_threshold": (
                 "course/tasks_9_privacy.html#_by_threshold",
                 "personal_llm/course/tasks_9_privacy.py",
@@ -3445,6 +3462,10 @@ d = {
             ),
             "personal_llm.course.tasks_9_privacy._side_by_side": (
                 "course/tasks_9_privacy.html#_side_by_side",
+                "personal_llm/course/tasks_9_privacy.py",
+            ),
+            "personal_llm.course.tasks_9_privacy._text_by_text": (
+                "course/tasks_9_privacy.html#_text_by_text",
                 "personal_llm/course/tasks_9_privacy.py",
             ),
             "personal_llm.course.tasks_9_privacy.area": (

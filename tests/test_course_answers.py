@@ -287,6 +287,11 @@ def test_the_start_is_chosen_by_two_standard_errors_over_a_share(options, mistak
     assert verdict.wrong == mistake and bool(verdict) == (not mistake), verdict
 
 
+def test_a_function_that_raises_in_some_cases_is_told_the_error():
+    verdict = check_plain(TASKS[6]["change"], plain(lambda A, B, alpha: A @ B * alpha), 0)
+    assert "your function raised ValueError on (" in verdict.reason and "'ValueError'" not in verdict.reason
+
+
 FUNCTIONS = [(n, name) for n, name in EACH if TASKS[n][name].draw]
 MUTANTS = {
     "scaled": lambda x: x * 1.05,

@@ -15,7 +15,8 @@ import pytest
 from personal_llm.base.core import InputError
 from personal_llm.course import grading
 from personal_llm.course.grading import Limits, course_tasks, grade_class, report_of, write_reports, write_table
-from personal_llm.course.submissions import code_cells, learner_of, similar_pairs, shingles
+from personal_llm.course.checks import Verdict
+from personal_llm.course.submissions import Submission, code_cells, learner_of, similar_pairs, shingles
 
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 LESSON_2 = code_cells(COURSE / "lesson_2_streams.ipynb")
@@ -101,6 +102,8 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
     "memory": ([*NEEDS, "x = bytearray(50 * 2**30)", RIGHT["leak"]], 1, "MemoryError"),
     "cut off": ('{"cells": [{"cell_type": "code", "sou', 0, "broken JSON"),
     "no notebook": ("hello", 0, "broken JSON"),
+    "no bytes": ("", 0, "could not be read: the file is empty"),
+    "no cells": ('{"cells": []}', 0, "could not be read: the file is empty"),
     "no task": (["print('my diary')"], 0, "no task of the course"),
     "wrong mistake": ([*NEEDS, 'check(TASKS["episode"], 9)'], 0, "the dialogue that begins the episode counts as well"),
     "lost check": ([*NEEDS, "mean_length = 10", "episodes_held = 2.5"], 2, ""),
@@ -169,6 +172,26 @@ def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_pa
 
 def test_other_files_of_the_class_stay_as_they_were(graded):
     assert not (COURSE / "x.txt").exists()
+
+
+def test_of_two_notebooks_of_a_lesson_the_better_one_counts(tmp_path):
+    paths = [tmp_path / "ana" / f"lesson_2{end}.ipynb" for end in ("", " (1)")]
+    made = [Submission(path, "ana", 2) for path in paths]
+    marked = [
+        grading.Marked(made[0], dict(a=Verdict("a", "right"))),
+        grading.Marked(made[1], dict(a=Verdict("a", "open"))),
+    ]
+    for path in paths:
+        hand_in(path, [])
+    for pair in (marked, marked[::-1]):
+        marks = grading.ClassMarks(pair, [2], [], 0)
+        assert marks.of("ana")[2] is marked[0]
+        assert "two notebooks of lesson 2; the better one (`lesson_2.ipynb`) counts" in marks.notes("ana")
+
+
+def test_the_note_of_a_syntax_error_names_no_unknown_file(graded):
+    notes = "; ".join(graded[0].notes("syntax"))
+    assert "SyntaxError: " in notes and "<unknown>" not in notes
 
 
 def test_waiting_for_a_core_uses_no_limit(monkeypatch):

@@ -195,22 +195,24 @@ def _short(x) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _call(answer: Answer, cases: list) -> list:
-    "The results of a learner's function; raise `_Failed` with one line if it returned none at all."
+def _call(answer: Answer, cases: list) -> tuple:  # (results, what was raised on each case or "")
+    "Call a learner's function; raise `_Failed` with one line if it returned none at all."
     rows = answer.ask(call_each, (cases,))
     if len(rows) != len(cases):
         raise _Failed("your function did not return")
-    failed = [(case, error, value) for case, (error, value) in zip(cases, rows) if error]
-    if len(failed) == len(rows):
-        case, error, message = failed[0]
-        raise _Failed(f"your function raised {error} on ({', '.join(map(_short, case))}): {message}")
-    return [error or value for error, value in rows]
+    raised = [
+        f"your function raised {error} on ({', '.join(map(_short, case))}): {value}" if error else ""
+        for case, (error, value) in zip(cases, rows)
+    ]
+    if all(raised):
+        raise _Failed(raised[0])
+    return [error or value for error, value in rows], raised
 
 # %% ../../nbs/course/00_checks.ipynb #41e21bd0
 def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the name of a wrong one, or a sentence
     "Compare a function with the right one and with the wrong ones."
     cases = cases_of(task, seed)
-    got, right = _call(answer, cases), _results(task.value(task.right), cases)
+    (got, raised), right = _call(answer, cases), _results(task.value(task.right), cases)
     if any(value is ... for value in got):
         return "open"
     fits = [same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, right)]
@@ -221,6 +223,8 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
         if all(same(_unwrap(x, y), y, task.tolerance) for x, y in zip(got, others)):
             return wrong.name
     place = fits.index(False)
+    if errors := [error for error, fit in zip(raised, fits) if error and not fit]:
+        return errors[0]
     shown = f"on ({', '.join(map(_short, cases[place]))}) your function gave {_short(got[place])}"
     if got[place] is None:
         return f"{shown}; does it have a `return`?"
@@ -284,10 +288,15 @@ def _relation_of_numbers(x: np.ndarray, y: np.ndarray, tolerance: float) -> str:
 def _plain_value(task: Task, answer):
     "An answer in the form in which it is compared."
     if task.kind == "choice":
-        return answer.strip().lower()
+        return _choice(answer)
     if task.kind == "names":
-        return sorted({part.strip().lower() for part in ([answer] if isinstance(answer, str) else answer)})
+        return sorted({_choice(part) for part in ([answer] if isinstance(answer, str) else answer)})
     return as_array(answer).ravel()
+
+
+def _choice(text: str) -> str:
+    "A choice without its capitals and its last period."
+    return text.strip().removesuffix(".").strip().lower()
 
 
 def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or a sentence
@@ -339,9 +348,9 @@ def misfit(task: Task, answer) -> str:  # "" when it can be compared
         return f"{expected} was expected, this is or holds NaN; is something divided by zero?"
     if task.kind == "numbers" and array.size != len(task.value(task.right)):
         return f"a list of {len(task.value(task.right))} numbers was expected, this is {describe(answer)}"
-    known = {text.strip().lower() for text in task.choices}
+    known = set(map(_choice, task.choices))
     given = [answer] if isinstance(answer, str) else answer if task.kind == "names" else ()
-    strange = sorted(text for text in given if known and text.strip().lower() not in known)
+    strange = sorted(text for text in given if known and _choice(text) not in known)
     return f"{strange[0][:40]!r} is none of {', '.join(task.choices)}" if strange else ""
 
 # %% ../../nbs/course/00_checks.ipynb #be08dac1

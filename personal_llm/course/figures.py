@@ -24,8 +24,11 @@ def read_axes(axis) -> dict:  # "xlabel", "ylabel" and "curves": arrays of (poin
         if all(line.get_transform().contains_branch_seperately(axis.transData)) and len(line.get_xdata()):
             x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
             style = line.get_drawstyle()
-            x, y = (x, y) if style == "default" else STEP_LOOKUP_MAP[style](x, y)
-            curves.append(dict(points=np.stack([x, y], 1), is_joined=line.get_linestyle() not in ("None", "", " ")))
+            curve = dict(is_joined=line.get_linestyle() not in ("None", "", " "))
+            if style != "default":
+                curve["given"] = np.stack([x, y], 1)  # without the corners of the steps
+                x, y = STEP_LOOKUP_MAP[style](x, y)
+            curves.append(curve | dict(points=np.stack([x, y], 1)))
     dots = [np.asarray(c.get_offsets(), float) for c in axis.collections if hasattr(c, "get_offsets")]
     curves += [dict(points=points, is_joined=False) for points in dots if len(points)]
     for bars in (c for c in axis.containers if hasattr(c, "patches") and len(c.patches)):
@@ -74,7 +77,10 @@ def has_points_on(curve: dict, right: np.ndarray) -> bool:
 
 
 def is_curve(curve: dict, right: np.ndarray) -> bool:
-    "Whether a drawn curve is the right one: on it, complete, and not back and forth."
+    "Whether a drawn curve, or the points given to a step line, is the right one: on it, complete, in order."
+    if "given" in curve:
+        steps = {name: part for name, part in curve.items() if name != "given"}
+        return is_curve(steps, right) or is_curve(steps | dict(points=curve["given"]), right)
     scale = np.maximum(np.ptp(right, axis=0), 1e-12)
     points = curve["points"]
     if not has_points_on(curve, right):

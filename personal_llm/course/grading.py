@@ -17,6 +17,7 @@ import re
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -283,12 +284,12 @@ class ClassMarks:
     def learners(self) -> list:
         return sorted({one.submission.learner for one in self.marked})
 
-    def of(self, learner: str) -> dict:  # lesson -> `Marked`, the newest file of each
+    def of(self, learner: str) -> dict:  # lesson -> `Marked`, the better one of two
         "The notebooks that count for one learner."
         mine = [
             one for one in self.marked if one.submission.learner == learner and one.submission.lesson in self.lessons
         ]
-        mine.sort(key=lambda one: (one.submission.path.stat().st_mtime, str(one.submission.path)))
+        mine.sort(key=lambda one: (one.right, one.submission.path.stat().st_mtime, str(one.submission.path)))
         return {one.submission.lesson: one for one in mine}
 
     def points(self, learner: str) -> float:  # 0 to `POINTS`
@@ -299,6 +300,11 @@ class ClassMarks:
     def notes(self, learner: str) -> list:
         "What the teacher should know."
         notes = [note for one in self.marked if one.submission.learner == learner for note in one.notes]
+        copies = Counter(one.submission.lesson for one in self.marked if one.submission.learner == learner)
+        for n, one in sorted(self.of(learner).items()):
+            if copies[n] > 1:
+                number, which = ("two", "better") if copies[n] == 2 else (copies[n], "best")
+                notes.append(f"{number} notebooks of lesson {n}; the {which} one (`{one.submission.path.name}`) counts")
         missing = [str(n) for n in self.lessons if n not in self.of(learner)]
         notes += [f"not handed in: lesson {', '.join(missing)}"] * bool(missing)
         for share, first, second, lesson in self.similar:
@@ -334,7 +340,8 @@ def grade_class(
 
     def one(submission):
         marked = mark(submission, originals.get(submission.lesson, []), seed, limits, secret_folders)
-        report(f"{submission.learner}, {submission.path.name}: {marked.right} of {len(marked.verdicts)} right")
+        result = f"{marked.right} of {len(marked.verdicts)} right" if submission.lesson else marked.notes[-1]
+        report(f"{submission.learner}, {submission.path.name}: {result}")
         return marked
 
     with ThreadPoolExecutor(jobs) as pool:

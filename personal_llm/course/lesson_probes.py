@@ -70,6 +70,23 @@ def spend_on_streams(wants, streams: list, questions: int) -> list:
     return [spend_questions(wants, chances, questions) for chances in streams]
 
 # %% ../../nbs/course/00_lesson_probes.ipynb #ba9fccc4
+def _through(module, x, matrix, bias) -> tuple:  # (farthest gradient at x, whether three dimensions are taken)
+    "Send x forward and back, and compare with the linear map x @ matrix + bias; also in three dimensions."
+    import torch
+
+    x = x.detach().clone().requires_grad_()
+    y, back = module(x), torch.randn(len(x), matrix.shape[1])
+    if y.requires_grad:
+        y.backward(back)
+    off = float("inf") if x.grad is None else (x.grad - back @ matrix.T).abs().max().item()
+    deep = torch.randn(2, 3, len(matrix))
+    try:
+        z, wanted = module(deep), deep @ matrix + bias
+        return off, z.shape == wanted.shape and torch.allclose(z, wanted, atol=1e-3)
+    except Exception:
+        return off, False
+
+
 def probe_layer(
     make,  # class of lesson 6: (layer, r, alpha) -> module
     shape: tuple,  # (in, out) of the layer
@@ -89,6 +106,7 @@ def probe_layer(
         return dict(module=False)
     start = module(x)
     trained = [p for p in module.parameters() if p.requires_grad]
+    begun = [p.detach().clone() for p in trained]
     old = [p for p in module.parameters() if p.shape == weight.shape and torch.equal(p, weight)]
     if trained and start.requires_grad:
         start.square().sum().backward()
@@ -98,6 +116,7 @@ def probe_layer(
         for p in trained:
             p.copy_(torch.randn(p.shape) / 2)
         change = module(torch.eye(shape[0])) - torch.eye(shape[0]) @ weight.T - bias  # (in, out)
+    off, takes_three = _through(module, x, weight.T + change, bias)
     return dict(
         module=True,
         apart=(start - before).abs().max().item(),
@@ -105,4 +124,7 @@ def probe_layer(
         moves=moves,
         change=change,
         trained=[p.detach() for p in trained],
+        begun=begun,
+        off=off,
+        takes_three=takes_three,
     )

@@ -10,6 +10,7 @@ __all__ = ['IDLE', 'MOST_PARTS', 'is_open', 'encode', 'Strange', 'decode', 'Answ
 import copy
 import dis
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from decimal import Decimal
@@ -155,8 +156,8 @@ def call_each(answer, cases):
 
 
 def one_line(error, most: int = 160) -> str:
-    "Return an error's message in one line."
-    return " ".join(str(error).split())[:most]
+    "Return an error's message in one line, without a place in a file that has no name."
+    return re.sub(r" \(<\w+>, line \d+\)$", "", " ".join(str(error).split()))[:most]
 
 # %% ../../nbs/course/00_probes.ipynb #52db6ef3
 def run_probe(probe: Callable, answer, arguments: tuple, callables: list):

@@ -65,8 +65,9 @@ class Submission:
 def code_cells(path: Path) -> list:  # sources of the code cells, in order
     "Read a notebook; raise `InputError` for a file that is none."
     try:
-        cells = json.loads(path.read_text(encoding="utf-8-sig"))["cells"]
-        return ["".join(cell.get("source", "")) for cell in cells if cell.get("cell_type") == "code"]
+        text = path.read_text(encoding="utf-8-sig")
+        cells = json.loads(text)["cells"] if text.strip() else []
+        sources = ["".join(cell.get("source", "")) for cell in cells if cell.get("cell_type") == "code"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (
             f"broken JSON, {error}"
@@ -74,6 +75,9 @@ def code_cells(path: Path) -> list:  # sources of the code cells, in order
             else f"no notebook, {type(error).__name__}"
         )
         raise InputError(f"{path.name}: {reason}", "ask for the file again") from error
+    if not cells:
+        raise InputError(f"{path.name}: could not be read: the file is empty", "ask for the file again")
+    return sources
 
 
 def without_magics(source: str) -> str:

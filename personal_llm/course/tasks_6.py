@@ -176,6 +176,7 @@ SCALES = {  # name -> scale by (α, r, in, out)
     "alpha over out": lambda a, r, i, o: a / o,
     "alpha over root r": lambda a, r, i, o: a / np.sqrt(r),
     "times r": lambda a, r, i, o: a * r,
+    "whole division": lambda a, r, i, o: a // r,
 }
 
 
@@ -183,19 +184,22 @@ def _set_ups(seed: int) -> list:  # (in, out), rank, alpha
     random = make_generator(seed, "lesson 6 layer")
     sizes = [random.permutation([4, 5, 6, 7, 9])[:2].tolist() for _ in range(3)]
     return [
-        ((a, b), r, alpha) for (a, b), r, alpha in zip(sizes, (2, 3, 1), random.permutation([1.0, 3.0, 16.0]).tolist())
+        ((a, b), r, alpha) for (a, b), r, alpha in zip(sizes, (2, 3, 1), random.permutation([3.0, 5.0, 17.0]).tolist())
     ]
 
 
 def _judge_layer(answer: Answer, seed: int) -> str:
-    names = []
+    names, faults = [], []
     for place, (shape, rank, alpha) in enumerate(_set_ups(seed)):
         facts = answer.ask(probe_layer, (shape, rank, alpha, seed % 1000 + place))
         if fault := _start_fault(facts, shape, rank):
             return fault
         names.append(_scales_of(facts, shape, rank, alpha))
+        faults += ["gradient cut"] * (facts["off"] > 1e-3) + ["two dimensions only"] * (not facts["takes_three"])
     common = [name for name in SCALES if all(name in one for one in names)]
-    return common[0] if common else "your layer does not add (α/r) B A x for every size, rank and α"
+    if not common:
+        return "your layer does not add (α/r) B A x for every size, rank and α"
+    return common[0] or (faults[0] if faults else "")
 
 # %% ../../nbs/course/tasks_6.ipynb #8dad3534
 def _start_fault(facts: dict, shape: tuple, rank: int) -> str:
@@ -209,7 +213,16 @@ def _start_fault(facts: dict, shape: tuple, rank: int) -> str:
     sizes = sorted(np.size(p) for p in facts["trained"])
     if sizes != sorted((rank * shape[0], rank * shape[1])):
         return "one factor"
-    return "" if facts["moves"] else "both zero"
+    if not facts["moves"]:
+        return "both zero"
+    larger = max(facts["begun"], key=lambda p: np.abs(p).max())
+    return "equal rows" if _has_equal_rows(larger, rank) else ""
+
+
+def _has_equal_rows(factor, rank: int) -> bool:
+    "Whether two of the r directions of a factor are the same."
+    rows = np.asarray(factor)
+    return len(np.unique(rows if len(rows) == rank else rows.T, axis=0)) < rank
 
 
 def _scales_of(facts: dict, shape: tuple, rank: int, alpha: float) -> list:  # names in `SCALES` that fit
@@ -239,9 +252,14 @@ def _layer(**change):
             self.A.requires_grad_(change.get("train_A", True))
             self.layer.requires_grad_(change.get("train_W", False))
 
+        def forward(self, x):
+            if change.get("two_only"):
+                return torch.addmm(self.layer(x), x @ self.A.T, self.B.T, alpha=self.scale)
+            return super().forward(x.detach() if change.get("cut") else x)
+
     return Layer
 
-
+# %% ../../nbs/course/tasks_6.ipynb #6c1d5a70
 SAYS = {
     "changed at the start": "the output differs before any training: one of the two factors must begin with zeros",
     "W not frozen": "the old layer's numbers still get a gradient",
@@ -257,6 +275,10 @@ SAYS = {
     "alpha over out": "α was divided by the width of the output, not by the rank",
     "alpha over root r": "α was divided by the root of the rank",
     "times r": "α was multiplied by the rank",
+    "whole division": "`//` drops the fraction of α/r",
+    "equal rows": "the rows of A begin equal, so they stay equal and the change has rank 1: draw them at random",
+    "gradient cut": "freezing cuts the gradient to the layers below: freeze the numbers of W, not the way through it",
+    "two dimensions only": "a language model gives (batch, tokens, width); your layer takes two dimensions only",
 }
 
 # %% ../../nbs/course/tasks_6.ipynb #aea7d13b
@@ -265,6 +287,9 @@ MISTAKES = {
     "W not frozen": dict(train_W=True),
     "one factor": dict(train_A=False),
     "both zero": dict(A=0.0),
+    "equal rows": dict(A=0.02),
+    "gradient cut": dict(cut=True),
+    "two dimensions only": dict(two_only=True),
 } | {name: dict(scale=name) for name in SCALES if name}
 _with = lambda changes: later(lambda: _layer(**changes))
 
