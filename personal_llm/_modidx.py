@@ -2413,7 +2413,6 @@ d = {
             "personal_llm.course.checks._Failed": ("course/checks.html#_failed", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._amount": ("course/checks.html#_amount", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._call": ("course/checks.html#_call", "personal_llm/course/checks.py"),
-            "personal_llm.course.checks._choice": ("course/checks.html#_choice", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._holds_open": (
                 "course/checks.html#_holds_open",
                 "personal_llm/course/checks.py",

@@ -109,6 +109,7 @@ KINDS = {  # kind -> (the expected answer in words, function that recognises it)
     "function": ("a function", lambda answer: isinstance(answer, Answer) and not answer.bases),
     "judged": ("an answer", lambda answer: answer is not None),
 }
+_choice = lambda text: text.strip().removesuffix(".").strip().lower()  # without capitals and the last period
 
 # %% ../../nbs/course/00_checks.ipynb #efdfeb3d
 def same(
@@ -292,11 +293,6 @@ def _plain_value(task: Task, answer):
     if task.kind == "names":
         return sorted({_choice(part) for part in ([answer] if isinstance(answer, str) else answer)})
     return as_array(answer).ravel()
-
-
-def _choice(text: str) -> str:
-    "A choice without its capitals and its last period."
-    return text.strip().removesuffix(".").strip().lower()
 
 
 def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or a sentence

@@ -86,7 +86,7 @@ def _through(module, x, matrix, bias) -> tuple:  # (farthest gradient at x, whet
     except Exception:
         return off, False
 
-
+# %% ../../nbs/course/00_lesson_probes.ipynb #6c1d5a71
 def probe_layer(
     make,  # class of lesson 6: (layer, r, alpha) -> module
     shape: tuple,  # (in, out) of the layer

@@ -154,6 +154,8 @@ START_MISTAKES = (
     Wrong("not sure", _bar_only, "the mean gain is large enough, but it is not sure: look at its spread"),
     Wrong("always nobody", lambda base, losses: "nobody", "one of them surely helps"),
     Wrong("one dialogue", _one_dialogue, "the mean over the dialogues counts, not the best single one"),
+    Wrong("1.96 standard errors", _sure(_share_of_base, 1.96), "1.96 standard errors were taken off; two are asked"),
+    Wrong("the next best", _next_best, "the lowest loss was not sure, and the next was tried; then it is nobody"),
 )
 
 # %% ../../nbs/course/tasks_8_start.ipynb #49a66424
@@ -175,8 +177,6 @@ START_MISTAKES += (
         "the bar is a share of the base's mean loss, not a number of nats",
     ),
     Wrong("no bar", _sure(lambda base: 0.0), "a sure gain can still be too small to matter"),
-    Wrong("1.96 standard errors", _sure(_share_of_base, 1.96), "1.96 standard errors were taken off; two are asked"),
-    Wrong("the next best", _next_best, "the lowest loss was not sure, and the next was tried; then it is nobody"),
     Wrong("plus", _sure(_share_of_base, -2), "the spread was added to the gain; it makes the gain less sure"),
     Wrong("the worst", _highest, "that is the one with the highest loss"),
     Wrong("the first that helps", _first_sure, "the first sure gain was taken; a later one is larger"),
