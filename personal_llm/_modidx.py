@@ -4763,6 +4763,10 @@ d = {
                 "experiments/demo.html#write_demo_paragraph",
                 "personal_llm/experiments/demo.py",
             ),
+            "personal_llm.experiments.demo.write_new_people_paragraph": (
+                "experiments/demo.html#write_new_people_paragraph",
+                "personal_llm/experiments/demo.py",
+            ),
             "personal_llm.experiments.demo.write_policies_paragraph": (
                 "experiments/demo.html#write_policies_paragraph",
                 "personal_llm/experiments/demo.py",

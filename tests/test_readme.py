@@ -11,6 +11,7 @@ from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import (
     write_demo_paragraph,
+    write_new_people_paragraph,
     write_policies_paragraph,
     write_sample_paragraph,
     write_warm_start_paragraph,
@@ -79,6 +80,7 @@ def test_commands_that_are_named_exist():
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
 MEASURED = (write_demo_paragraph, write_warm_start_paragraph, write_sample_paragraph, write_policies_paragraph)
+MEASURED += (write_new_people_paragraph,)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB on Linux, as pip says",

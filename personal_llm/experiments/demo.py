@@ -6,7 +6,7 @@
 __all__ = ['IMAGES', 'PICTURES', 'REPORTED_FIELDS', 'GRIDS', 'SAMPLE_FIELDS', 'RIVALS', 'SUMMARY_SENTENCE', 'measure',
            'collect_warm_start_facts', 'measure_sample', 'paragraph', 'format_interval', 'write_demo_paragraph',
            'write_sample_paragraph', 'write_warm_start_paragraph', 'write_buffer_share_sentences',
-           'write_policies_paragraph']
+           'write_policies_paragraph', 'write_new_people_paragraph']
 
 # %% ../../nbs/experiments/18_demo.ipynb #a2c91022
 import tempfile
@@ -221,4 +221,29 @@ def write_policies_paragraph() -> str:
         "The trained model has a higher ROUGE-1 than this floor for",
         f"{(rouge['active'] > floor).sum()} of {len(floor)} people.",
         SUMMARY_SENTENCE,
+    )
+
+# %% ../../nbs/experiments/18_demo.ipynb #26rdemo
+def write_new_people_paragraph() -> str:
+    "Write the README's paragraph about the people whom we had never seen."
+    from personal_llm.experiments import new_people_grid as grid
+
+    rows = grid.read_rows()
+    if not rows:
+        return paragraph("We are measuring people on whom we developed nothing.")
+    losses = {policy: grid.person_means(rows, "loss", policy) for policy in grid.POLICIES_COMPARED}
+    share, people = grid.share_from_best_rival(losses), {row["user"] for row in rows}
+    style = [grid.person_means(rows, f"style_preference{end}").mean() for end in ("_bare", "")]
+    content = [grid.person_means(rows, f"content_preference{end}").mean() for end in ("_bare", "")]
+    streams = len({row["seed"] for row in rows})
+    return paragraph(
+        f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works, we",
+        "developed nothing. We froze a plan before the first run, with the package's defaults. So far,",
+        f"{streams} of {len(grid.ORDERS)} streams a person {'is' if streams == 1 else 'are'} measured.",
+        f"`active` closes {share.share:.2f} (95 % interval {share.low:.2f} to {share.high:.2f}) of the gap in loss",
+        "between the best of four rivals and an oracle that knows the user's subject.",
+        "The adapter gives a lower loss to the user's manner than to a plain answer in",
+        f"{style[1]:.0%} of the cases (before: {style[0]:.0%}), and to the right answer than to the user's answer to",
+        f"another prompt in {content[1]:.0%} (before: {content[0]:.0%}). So the pocket model learns manners, and no",
+        "content ([plan and rows](experiments/26_new_people_grid.ipynb)).",
     )
