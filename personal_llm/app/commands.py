@@ -17,9 +17,8 @@ from .arguments import load_model_from_arguments, option, print_note, read_dialo
 from .arguments import register_command, setting_options
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
-from .personalize import evaluate_replies, resolve_start
+from .personalize import evaluate_replies, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
-from .personalize import personalize
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError, check
