@@ -4,8 +4,8 @@
 
 Each line of the output is a JSON object. A mistake is one of these changes in one place of a function: a comparison
 (`<` becomes `<=`), an operation (`+` becomes `-`), a number (n becomes n + 1), `and` becomes `or`, a condition is
-negated, or a statement without a value is left out. We import the package once. Each mutant is a child process, in which we replace the code
-of the changed function, and run the tests of the module until the first one fails.
+negated, or a statement without a value is left out. We import the package once. Each mutant is a child process, in
+which we replace the code of the changed function, and run the tests of the module until the first one fails.
 """
 
 import ast

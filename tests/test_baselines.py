@@ -192,9 +192,11 @@ def test_wrong_options(library, method, option):
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, s in SELECTORS.items() if {"losses", "model"} & set(s.needs) and m != "match"]
+    "method", [m for m, s in SELECTORS.items() if {"losses", "model"} & set(s.needs) and m not in ("match", "single")]
 )
 def test_needs_are_said(library, method):
+    with pytest.raises(InputError, match="needs the user's explanation"):
+        select(library, method="single")
     with pytest.raises(InputError, match="give both model and dialogues"):
         select(library, method=method)
     if "model" in SELECTORS[method].needs:

@@ -343,7 +343,7 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     reply(talk, BETTER)
     before = talk.me.buffer.to_bytes()
     reply(talk, "/learn")
-    assert "going on already" in reply(talk, "/learn")
+    assert "a fine-tune is running" in reply(talk, "/learn")
     talk.stop_learning()
     assert (
         talk.background_training is None and not (tmp_path / "me" / BACKGROUND_FOLDER).exists() and talk.me.rounds == []

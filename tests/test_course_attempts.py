@@ -1,7 +1,7 @@
 """Answers as learners would type them: wrong ones are refused with a reason, right ones are accepted.
 
-About half were written before the checks were read. The others were written with the checks open, and the checks were mended
-after them, so the shares below say less about those.
+About half were written before the checks were read. The others were written with the checks open, and the checks were
+mended after them, so the shares below say less about those.
 """
 
 import collections

@@ -439,7 +439,7 @@ def test_a_pllm_is_asked_about_its_own_subject(monkeypatch):
     assert (mine, voice) == (adapter, tuned("brief")) and tokens == other == explanation.MAX_TOPIC_TOKENS
     assert prompts == same and len({*prompts}) == 24
     assert "Lind" not in json.dumps(own.to_dict()) and own.habits[0].quotation == ""
-    with pytest.raises(InputError, match="7 different prompts"):
+    with pytest.raises(InputError, match="different prompts of a pLLM.s own subject: 7"):
         explain_pllm(model, adapter, space, panels, prompts=ships[:7] * 3)
 
 

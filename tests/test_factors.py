@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny import break_seal
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter_card, write_adapter
 from personal_llm.base.core import InputError
@@ -108,6 +109,7 @@ def test_compression_on_disk_says_its_error(tmp_path):
 def test_alpha_is_in_the_factors(tmp_path):
     made = write(tmp_path / "a", random_pairs(2, 0))
     before = dense(read_factors(made.path))["first"]
+    break_seal(made.path)
     config = json.loads((made.path / CONFIG_FILE).read_text())
     (made.path / CONFIG_FILE).write_text(json.dumps(config | dict(lora_alpha=6)))
     assert torch.allclose(dense(read_factors(made.path))["first"], 3 * before, rtol=1e-5)
@@ -135,6 +137,7 @@ def test_alpha_is_in_the_factors(tmp_path):
 )
 def test_what_is_no_plain_lora_is_refused(odd, tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
+    break_seal(folder)
     (folder / CONFIG_FILE).write_text(json.dumps(read_lora_config(folder) | odd))
     with pytest.raises(InputError, match="adapter_config.json: .*(only|is not|must be)"):
         read_factors(folder)
@@ -143,6 +146,7 @@ def test_what_is_no_plain_lora_is_refused(odd, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, "null"], ids=range(4))
 def test_settings_that_are_damaged_are_one_line(content, tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
+    break_seal(folder)
     (folder / CONFIG_FILE).write_text(content)
     with pytest.raises(InputError, match="adapter_config.json"):
         read_lora_config(folder)
@@ -150,6 +154,7 @@ def test_settings_that_are_damaged_are_one_line(content, tmp_path):
 
 def test_matrices_that_are_damaged_are_one_line(tmp_path):
     folder = write(tmp_path / "a", random_pairs(2, 0)).path
+    break_seal(folder)
     good = load_file(folder / WEIGHTS_FILE)
     name = "first.lora_A.weight"
     cases = {

@@ -37,7 +37,7 @@ from personal_llm.selection.warm_start import get_start_adapter
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from planted import me, permuted, planted
-from tiny import random_adapter, same, tiny, weights
+from tiny import break_seal, random_adapter, same, tiny, weights
 
 RANKS = dict(a=2, b=3, c=1, plain=2)
 PROMPTS = [f"What is {word}?" for word in "tea rain bread snow music salt wool glass".split()]
@@ -289,6 +289,7 @@ def test_a_user_who_is_a_pllm_gets_the_largest_weight_on_it(name, model, library
 def test_a_diluted_pllm_is_undone(model, library, tmp_path):
     "A pLLM at half its strength gets more weight."
     shutil.copytree(library.path, tmp_path / "half")
+    break_seal(tmp_path / "half" / "b")
     scaled(tmp_path / "half" / "b", 0.5)
     half = planted(tmp_path / "half", np.eye(4), RANKS, base=model.base)
     whole, weak = (select(shelf, None, "fit", model, says("b")).weights["b"] for shelf in (library, half))

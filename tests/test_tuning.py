@@ -23,7 +23,7 @@ from personal_llm.tuning.finetune import TrainingSplit, finetune, trainable_adap
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import select_step_batches, train
 from personal_llm.tuning.validation import BestAdapter, validation_split
-from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, weights
+from tiny import ARCHITECTURES, break_seal, random_adapter, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
 ALL_TRAIN = replace(BRIEF, validation=0)  # all dialogues train, and choose the weights
@@ -495,6 +495,7 @@ def test_going_on_asks_no_hub(old, tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "check_file_exists_on_hf_hub", refuse)
     shutil.copytree(old.path, tmp_path / "start")
+    break_seal(tmp_path / "start")
     file = tmp_path / "start" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(base_model_name_or_path="pocket")))
     finetune(shared("llama"), TALK[:6], BRIEF, start=tmp_path / "start", out=tmp_path / "out", progress=False)
@@ -513,6 +514,7 @@ def test_a_damaged_start_leaves_the_model_bare(content, old, tmp_path):
     "peft finds out when its layers are in the model already."
     model = tiny("llama")
     shutil.copytree(old.path, tmp_path / "start")
+    break_seal(tmp_path / "start")
     file = tmp_path / "start" / "adapter_model.safetensors"
     file.write_bytes(content or file.read_bytes()[:500])
     before, losses, modules = weights(model), model.nll(TEST), [type(m) for m in model.model.modules()]

@@ -108,7 +108,7 @@ def copy_without_ids(adapter) -> dict:  # name -> content, as `publish_results` 
 
 
 def read_training_ids(folder) -> set:  # ids of dialogues
-    "Return the dialogues that an adapter learned from: of its card, or of the store of the run beside a published copy."
+    "Return the dialogues that an adapter learned from: of its card, or of the store beside a published copy."
     known = read_adapter_card(folder).get("parents")
     if known is not None:
         return {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()

@@ -237,8 +237,8 @@ def write_new_people_paragraph() -> str:
     content = [grid.person_means(rows, f"content_preference{end}").mean() for end in ("_bare", "")]
     streams = len({row["seed"] for row in rows})
     return paragraph(
-        f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works, we",
-        "developed nothing. We froze a plan before the first run, with the package's defaults. So far,",
+        f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works,",
+        "we developed nothing. We froze a plan before the first run, with the package's defaults. So far,",
         f"{streams} of {len(grid.ORDERS)} streams a person {'is' if streams == 1 else 'are'} measured.",
         f"`active` closes {share.share:.2f} (95 % interval {share.low:.2f} to {share.high:.2f}) of the gap in loss",
         "between the best of four rivals and an oracle that knows the user's subject.",
