@@ -430,11 +430,12 @@ function drawCurve(rounds) {
   $("curve").querySelector("figcaption").textContent = `Loss (nats a token; lower is better) before (circle) and after (square) each fine-tune. ${result}`;
 }
 
+let outcome = ""; // of an undone fine-tune, which stays on screen while the view loads again
 async function loadLearning() {
   const { rounds } = await get("/personal/learning");
   const { new_answers: fresh, is_learning: learning } = state.status;
   $("learning-state").textContent = learning ? "A fine-tune is running. You can go on chatting."
-    : `New answers since the last fine-tune: ${fresh}. Fine-tunes so far: ${rounds.length}.`;
+    : `${outcome}New answers since the last fine-tune: ${fresh}. Fine-tunes so far: ${rounds.length}.`;
   $("learn").disabled = learning;
   $("compare").disabled = $("unlearn").disabled = !rounds.length;
   $("curve").hidden = $("rounds").hidden = !rounds.length;
@@ -448,6 +449,7 @@ async function loadLearning() {
 }
 
 $("learn").addEventListener("click", () => attempt(async () => {
+  outcome = "";
   const { message } = await post("/personal/learn").catch((error) => ({ message: error.message }));
   $("learning-state").textContent = message;
   announce(message);
@@ -458,12 +460,11 @@ $("unlearn").addEventListener("click", async () => {
   const question = "Undo the last fine-tune? Its adapter is deleted. Your answers stay, and you can learn from them again.";
   if (!await confirmLoss(question, "Undo")) return;
   const result = await attempt(() => post("/personal/unlearn"));
+  outcome = result ? `${result.message}. ` : "";
   $("examples").replaceChildren();
   await attempt(async () => showStatus(await get("/personal/status")));
   await attempt(loadLearning);
-  if (!result) return;
-  $("learning-state").textContent = result.message;
-  announce(result.message);
+  if (result) announce(result.message);
 });
 
 $("compare").addEventListener("click", () => attempt(async () => {
