@@ -1365,6 +1365,7 @@ d = {
             ),
             "personal_llm.base.files.write_entry": ("0_base/files.html#write_entry", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
+            "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
         "personal_llm.base.folder_store": {
             "personal_llm.base.folder_store.claim_adapter_folder": (

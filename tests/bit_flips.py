@@ -18,7 +18,7 @@ from pytest import MonkeyPatch
 
 from personal_llm.base.adapters import Adapter, read_factors, read_lora_config, write_adapter
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.files import open_results_folder, publish_results, read_sealed, seal, write_json
+from personal_llm.base.files import open_results_folder, publish_results, read_sealed, write_sealed
 from personal_llm.base.folder_store import SYNTHESIS_FILE, load_adapter
 from personal_llm.base.lineage import copy_without_ids, read_training_ids
 from personal_llm.buffer.buffer import Buffer, load_buffer
@@ -52,7 +52,7 @@ def make_output(folder: Path) -> None:
         me.feedback(me.buffer.dialogues[0].id, "better", "a better answer")
         me.finetune(progress=False)
         me.save()
-        write_json(me.folder / SYNTHESIS_FILE, seal(dict(source="x", dialogues=[TALK[0].to_dict()])))
+        write_sealed(me.folder / SYNTHESIS_FILE, dict(source="x", dialogues=[TALK[0].to_dict()]))
         publish_results(owned, {"adapter": copy_without_ids(me.adapter), "personalize.json": "{}"})
     (folder / "personalize.json").unlink()  # we write it for you, and read it nowhere
 

@@ -11,7 +11,7 @@ import sys
 from .arguments import MODEL_OPTIONS, CommandResult, load_model_from_arguments
 from .arguments import open_library, option, print_note, register_command
 from ..base.core import InputError
-from ..base.files import seal, write_json
+from ..base.files import write_sealed
 from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
@@ -39,7 +39,7 @@ def measure_command(args):
     public = [d.text for d in load_replay()]
     leakage = measure_leakage(model, pllm.adapter, list(members), list(others), pllm.explanation.lines(), public)
     card = {name: pllm.card.get(name) for name in CARD_FIELDS} | dict(leakage=leakage.to_dict())
-    write_json(pllm.adapter / PLLM_CARD_FILE, seal(card))
+    write_sealed(pllm.adapter / PLLM_CARD_FILE, card)
     result = dict(library=args.library, name=args.name, leakage=leakage.to_dict(), high=leakage.is_high())
     return CommandResult(result, leakage.lines())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .core import Cost, InputError, check, measure_cost
 from .files import delete_path, get_temporary_path, make_folder, make_temporary_folder, read_json
-from .files import read_sealed, seal, try_lock, write_json
+from .files import read_sealed, try_lock, write_json, write_sealed
 
 # %% ../../nbs/0_base/05_adapters.ipynb #8c5ba1ac
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -169,7 +169,7 @@ def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
     "Move a written adapter to its place, with its card; a full disk leaves the old adapter."
     out = Path(adapter.path)
     with discard_on_error(stage, out):
-        write_json(stage / ADAPTER_CARD_FILE, seal(adapter.card() | dict(adapter_id=get_adapter_id(stage))))
+        write_sealed(stage / ADAPTER_CARD_FILE, adapter.card() | dict(adapter_id=get_adapter_id(stage)))
         for file in stage.iterdir():
             file.chmod(0o600)
             with open(file, "rb+") as f:

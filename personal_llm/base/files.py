@@ -151,6 +151,11 @@ def seal(row: dict) -> dict:  # the row with the field `checksum`
     return plain | dict(checksum=compute_sha256(content)[:32])
 
 
+def write_sealed(path, row: dict) -> None:
+    "Write fields as JSON with their checksum, in one step."
+    write_json(path, seal(row))
+
+
 def read_sealed(path):  # its value without the checksum
     "Read a JSON file; raise `InputError` if it is missing, damaged, or does not agree with its checksum."
     row = read_json(path)
@@ -215,7 +220,7 @@ class OwnedFolder:
             raise InputError(f"{foreign[0]}: not made by this package", "move it away, or choose another folder")
 
     def _write_entries(self) -> None:
-        write_json(self.path / OWNERSHIP_FILE, seal(dict(made=self.entries)))
+        write_sealed(self.path / OWNERSHIP_FILE, dict(made=self.entries))
 
     def claim(self, name: str) -> Path:
         "Put a file or folder on the list before it is made; raise `InputError` where a foreign file is in its place."

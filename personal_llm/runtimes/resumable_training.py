@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError, check_settings_fields, setting
 from ..base.files import compute_sha256, delete_path, lock_folder
-from ..base.files import read_sealed, seal, write_atomically, write_json
+from ..base.files import read_sealed, write_atomically, write_sealed
 from ..base.folder_store import BACKGROUND_FOLDER, SYNTHESIS_FILE, claim_folder, hold_store
 from ..device.store import find_state_folders, migrate_folder, write_state
 
@@ -49,7 +49,7 @@ def load_or_synthesize(me, dialogues: list, folder: Path):  # a `SynthesisResult
             return SynthesisResult(synthetic, Counter(row["rejected"]), cost=Cost(**row["cost"]))
     result = synthesize(me.model, dialogues, *inputs, seed=seed)
     row = dict(source=inputs_hash, dialogues=[d.to_dict() for d in result.dialogues])
-    write_json(file, seal(row | dict(rejected=dict(result.rejected), cost=result.cost.to_dict())))
+    write_sealed(file, row | dict(rejected=dict(result.rejected), cost=result.cost.to_dict()))
     return result
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #31db3665

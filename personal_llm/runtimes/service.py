@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..base.core import InputError, patch
 from ..base.files import LOCK_FILE, delete_path, lock_folder, make_folder, read_json
-from ..base.files import read_sealed, seal, write_json
+from ..base.files import read_sealed, write_json, write_sealed
 from .resumable_training import IdlePolicy, MachineMonitor, find_obstacle, must_stop_now
 from .resumable_training import read_policy, write_policy
 from .resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_NOTHING_NEW, EXIT_STOPPED
@@ -270,7 +270,7 @@ def start_service(
     write_json(home / COMMAND_FILE, dict(wish="go"))
     if is_alive:
         return service_status(out)
-    write_json(home / MODEL_SETTINGS_FILE, seal(loading))
+    write_sealed(home / MODEL_SETTINGS_FILE, loading)
     nothing = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     command = [sys.executable, "-m", "personal_llm.runtimes.service", str(home.parent)]
     process = subprocess.Popen(command, start_new_session=True, **nothing)

@@ -21,7 +21,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, COMMITTED_ADAPTER, CONFIG_FILE, WEIGHTS_FILE
 from ..base.adapters import Adapter, check_adapter, read_factors, read_lora_config
 from ..base.core import InputError, check
-from ..base.files import compute_sha256, read_json, read_sealed, seal, write_atomically, write_json
+from ..base.files import compute_sha256, read_json, read_sealed, write_atomically, write_sealed
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
 from ..tuning.leakage import Leakage
@@ -204,8 +204,8 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
     card = card | checksums | dict(rank=config["r"], bytes=len(weights))
     write_atomically(place / WEIGHTS_FILE, weights)
     write_atomically(place / CONFIG_FILE, settings)
-    write_json(place / ADAPTER_CARD_FILE, seal(Adapter(place, card["base"]).card()))
-    write_json(place / PLLM_CARD_FILE, seal({name: card.get(name) for name in CARD_FIELDS}))
+    write_sealed(place / ADAPTER_CARD_FILE, Adapter(place, card["base"]).card())
+    write_sealed(place / PLLM_CARD_FILE, {name: card.get(name) for name in CARD_FIELDS})
 
 # %% ../../nbs/5_selection/01_cards.ipynb #6524db0c
 MATRIX_FILE = "index.npy"
@@ -265,6 +265,6 @@ def write_index(path: Path, head: dict, names, rows: np.ndarray) -> None:
     content = io.BytesIO()
     np.save(content, np.asarray(rows, np.float32), allow_pickle=False)
     write_atomically(path / NEXT_MATRIX_FILE, content.getvalue())
-    write_json(path / "index.json", seal(head | dict(names=[*names], sha256=compute_sha256(content.getvalue()))))
+    write_sealed(path / "index.json", head | dict(names=[*names], sha256=compute_sha256(content.getvalue())))
     with suppress(OSError):
         os.replace(path / NEXT_MATRIX_FILE, path / MATRIX_FILE)
