@@ -140,3 +140,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert given["args"][2:] == (99, 3, "cuda", False, "", 7) and str(given["args"][1]) == "here"
     with pytest.raises(SystemExit):
         training_arguments().parse_args(["--data", "DATA", "--minutes", "86"])
+
+
+def test_the_help_of_the_command_can_be_printed():
+    assert "70% of it new" in " ".join(training_arguments().format_help().split())

@@ -274,7 +274,7 @@ def training_arguments() -> argparse.ArgumentParser:
         "--start", default="", metavar="FOLDER", help="train a finished model on (default: from scratch)"
     )
     parser.add_argument(
-        "--mean", action="store_true", help=f"then take the mean with the start, {LATER_WEIGHT_SHARE:.0%} of it new"
+        "--mean", action="store_true", help=f"then take the mean with the start, {LATER_WEIGHT_SHARE:.0%}% of it new"
     )
     parser.add_argument("--no-compile", action="store_true", help="do without a C++ compiler, a third slower")
     parser.add_argument("--report", metavar="FILE", help="then write the three reports on reserved rows to FILE")
