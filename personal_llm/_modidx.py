@@ -4700,8 +4700,8 @@ d = {
                 "experiments/clicks.html#click",
                 "personal_llm/experiments/clicks.py",
             ),
-            "personal_llm.experiments.clicks.fit_taste": (
-                "experiments/clicks.html#fit_taste",
+            "personal_llm.experiments.clicks.fit_utilities": (
+                "experiments/clicks.html#fit_utilities",
                 "personal_llm/experiments/clicks.py",
             ),
             "personal_llm.experiments.clicks.measure": (
@@ -5143,6 +5143,10 @@ d = {
             ),
             "personal_llm.experiments.reactions.draw_reaction": (
                 "experiments/reactions.html#draw_reaction",
+                "personal_llm/experiments/reactions.py",
+            ),
+            "personal_llm.experiments.reactions.find_next_prompt": (
+                "experiments/reactions.html#find_next_prompt",
                 "personal_llm/experiments/reactions.py",
             ),
             "personal_llm.experiments.reactions.measure_bins": (
@@ -7988,8 +7992,8 @@ d = {
                 "5_selection/choosing.html#stylebelief.choose_pair",
                 "personal_llm/selection/choosing.py",
             ),
-            "personal_llm.selection.choosing.StyleBelief.learn": (
-                "5_selection/choosing.html#stylebelief.learn",
+            "personal_llm.selection.choosing.StyleBelief.update": (
+                "5_selection/choosing.html#stylebelief.update",
                 "personal_llm/selection/choosing.py",
             ),
             "personal_llm.selection.choosing.choose_by_clicks": (
@@ -8004,8 +8008,8 @@ d = {
                 "5_selection/choosing.html#compute_entropy",
                 "personal_llm/selection/choosing.py",
             ),
-            "personal_llm.selection.choosing.compute_likings": (
-                "5_selection/choosing.html#compute_likings",
+            "personal_llm.selection.choosing.compute_utilities": (
+                "5_selection/choosing.html#compute_utilities",
                 "personal_llm/selection/choosing.py",
             ),
             "personal_llm.selection.choosing.is_sure": (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'DRAWS', 'DEFAULT_PEOPLE', 'NOISES', 'PAIRS', 'EQUAL', 'AFTER', 'PEOPLE', 'JOBS', 'GRIDS',
-           'fit_taste', 'measure_coordinates', 'sample_replies', 'click', 'simulate', 'measure']
+           'fit_utilities', 'measure_coordinates', 'sample_replies', 'click', 'simulate', 'measure']
 
 # %% ../../nbs/experiments/31_clicks.ipynb #888c3678
 from types import SimpleNamespace
@@ -28,12 +28,12 @@ from ..selection.ranking import PLAIN_PLLM
 PROMPTS, DRAWS, DEFAULT_PEOPLE = 12, 20, 12
 NOISES = (0.0, 0.1, 0.2)
 PAIRS = ("information", "random")
-EQUAL = 0.3  # a smaller difference of taste is none
+EQUAL = 0.3  # a smaller difference of two utilities leads to the answer equal
 AFTER = (3, 5, 8)  # clicks
 
 
-def fit_taste(pool, texts: list) -> dict:  # style -> (texts,) utilities
-    "Return how much a person of each style likes texts, by a classifier of other texts than a pLLM has seen."
+def fit_utilities(pool, texts: list) -> dict:  # style -> (texts,) utilities
+    "Return the utilities of texts for a person of each style, by a classifier of texts that tuned no pLLM."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
@@ -66,27 +66,27 @@ def sample_replies(model, library, prompts: list) -> np.ndarray:  # (pLLMs, prom
 
 # %% ../../nbs/experiments/31_clicks.ipynb #e1d39a0a
 def click(difference: float, noise: float, rng) -> str:  # one of `ANSWERS`
-    "Return the click of a person who likes the first reply more by this difference."
+    "Return the click of a person for whom the first reply has a higher utility by this difference."
     if rng.random() < noise:
         return str(rng.choice(ANSWERS))
     return "equal" if abs(difference) < EQUAL else "first" if difference > 0 else "second"
 
 
 def simulate(
-    library, taste: np.ndarray, pairs: str, noise: float, rng
-) -> list:  # (most probable name, ranking) a click
-    "Ask one simulated person, whose taste is (pLLMs, prompts), in eight clicks; we do not stop early."
-    belief, found = StyleBelief(library), []
+    library, utilities: np.ndarray, pairs: str, noise: float, rng
+) -> list:  # (most probable name, whether no style wins, whether we are sure) after each click
+    "Simulate eight clicks of a person, without stopping early; the utilities are (pLLMs, prompts)."
+    belief, states = StyleBelief(library), []
     places = [library.names.index(name) for name in (*belief.names, PLAIN_PLLM)]
-    for prompt in rng.permutation(taste.shape[1])[:MAX_CLICKS]:
+    for prompt in rng.permutation(utilities.shape[1])[:MAX_CLICKS]:
         first, second = belief.choose_pair() if pairs == "information" else rng.choice(len(places), 2, replace=False)
         if rng.random() < 0.5:
             first, second = second, first
-        difference = taste[places[first], prompt] - taste[places[second], prompt]
-        belief.learn(int(first), int(second), click(difference, noise, rng))
+        difference = utilities[places[first], prompt] - utilities[places[second], prompt]
+        belief.update(int(first), int(second), click(difference, noise, rng))
         ranking = rank_by_belief(belief, library)
-        found.append((ranking.names[0], ranking.abstained, is_sure(belief)))
-    return found
+        states.append((ranking.names[0], ranking.abstained, is_sure(belief)))
+    return states
 
 # %% ../../nbs/experiments/31_clicks.ipynb #892a54d2
 def measure(jobs: list):  # yields a dict of results a job
@@ -94,11 +94,11 @@ def measure(jobs: list):  # yields a dict of results a job
     model, pool, library = load_pool_library(jobs[0]["pool"], 0.9, whole=True)
     prompts = [d.prompt for d in pool.rows("default", "user", count=PROMPTS, seed=31)]
     replies, coordinates = sample_replies(model, library, prompts), measure_coordinates(model, library)
-    taste = fit_taste(pool, [str(reply) for reply in replies.ravel()])
+    style_utilities = fit_utilities(pool, [str(reply) for reply in replies.ravel()])
     view = SimpleNamespace(names=library.names, columns=lambda part: coordinates)
     for job in jobs:
         style = job["user"].split(" ")[0]
-        utilities, runs = taste[style].reshape(replies.shape), []
+        utilities, runs = style_utilities[style].reshape(replies.shape), []
         for draw in range(DRAWS):
             rng = make_generator(draw, "clicks", job["user"])
             runs.append(simulate(view, utilities, job["pairs"], job["noise"], rng))

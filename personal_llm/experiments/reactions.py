@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REACTION_RATE', 'THANKS_RATE', 'MIXES', 'CORRECTING',
-           'NEVER_CORRECTING', 'CONDITIONS', 'LOSS_CONDITIONS', 'GRIDS', 'Reaction', 'draw_reaction', 'read_stream',
-           'observe_stream', 'measure_signal', 'measure_bins', 'measure_loss']
+           'NEVER_CORRECTING', 'MAX_SHARED_WORDS', 'CONDITIONS', 'LATER_CONDITIONS', 'LOSS_CONDITIONS', 'GRIDS',
+           'Reaction', 'draw_reaction', 'find_next_prompt', 'read_stream', 'observe_stream', 'measure_signal',
+           'measure_bins', 'measure_loss']
 
 # %% ../../nbs/experiments/30_reactions.ipynb #9da8d58a
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..base.core import Dialogue, make_generator
 from ..buffer.buffer import Buffer
-from ..buffer.next_turn import TURN_KINDS, find_reactions, read_next_turns
+from ..buffer.next_turn import TURN_KINDS, find_reactions, read_next_turns, split_turn
 from ..buffer.scoring import score
 from ..data.people import SimulatedUser
 from ..device.personalizer import Personalizer
@@ -63,10 +64,25 @@ def draw_reaction(user: SimulatedUser, d: Dialogue, mix: str, wrong: float) -> R
     return Reaction(kind, "", write_turn(kind, "test", d.prompt, [d.prompt], rng) if kind in TURN_KINDS else "")
 
 # %% ../../nbs/experiments/30_reactions.ipynb #a769ba30
-def read_stream(user: SimulatedUser, stream: list, mix: str, wrong: float, knows: bool) -> list:  # for each dialogue
+MAX_SHARED_WORDS = 0.5  # of the words of two prompts; above, the second repeats the first
+
+
+def find_next_prompt(stream: list, number: int, skips_repeats: bool) -> str:  # empty at the end
+    "Return the prompt after a dialogue, or the next one that does not repeat it."
+    words = set(split_turn(stream[number].prompt))
+    for d in stream[number + 1 :]:
+        others = set(split_turn(d.prompt))
+        if not skips_repeats or len(words & others) < MAX_SHARED_WORDS * len(words | others):
+            return d.prompt
+    return ""
+
+
+def read_stream(
+    user: SimulatedUser, stream: list, mix: str, wrong: float, knows: bool, skips_repeats: bool = False
+) -> list:  # for each dialogue
     "Return the feedback after each dialogue: (kind, text, further fields)."
     reactions = [draw_reaction(user, d, mix, wrong) for d in stream]
-    prompts = [d.prompt for d in stream[1:]] + [""]
+    prompts = [find_next_prompt(stream, number, skips_repeats) for number in range(len(stream))]
     turns = [r.turn if r and r.turn else prompt for r, prompt in zip(reactions, prompts)]
     if knows:
         zero = dict.fromkeys(TURN_KINDS, 0.0)
@@ -102,6 +118,7 @@ def measure_signal(me: Personalizer, stream: list) -> float:  # share of the bin
 CONDITIONS = dict(  # name -> (mix or None, share of wrong reactions, whether the kinds are known)
     none=(None, 0.0, False), words10=("words", 0.1, False), words30=("words", 0.3, False), labels10=("words", 0.1, True)
 )
+LATER_CONDITIONS = dict(apart10=("words", 0.1, False, True), apart30=("words", 0.3, False, True))
 
 
 def measure_bins(jobs: list):  # yields a dict of results a job
@@ -111,9 +128,9 @@ def measure_bins(jobs: list):  # yields a dict of results a job
     stream = make_new_stream(user.name, rows, LENGTH, seed).stream
     candidates = score(model, stream)
     for job in jobs:
-        mix, wrong, knows = CONDITIONS[job["feedback"]]
+        mix, *options = (CONDITIONS | LATER_CONDITIONS)[job["feedback"]]
         me = Personalizer(model, Buffer(BINS, "active", seed), max_questions=0, seed=seed)
-        feedback = read_stream(user, stream, mix, wrong, knows) if mix else [[]] * len(stream)
+        feedback = read_stream(user, stream, mix, *options) if mix else [[]] * len(stream)
         observe_stream(me, candidates, feedback)
         yield dict(signal=measure_signal(me, stream), rows=len(me.feedback_rows))
 
@@ -154,5 +171,6 @@ _jobs = lambda people, conditions: [
 ]
 GRIDS = (
     Grid("reactions-bins", _jobs(NEVER_CORRECTING, CONDITIONS), measure_bins, shared=("user", "seed")),
+    Grid("reactions-apart", _jobs(NEVER_CORRECTING, LATER_CONDITIONS), measure_bins, shared=("user", "seed")),
     Grid("reactions-loss", _jobs(CORRECTING, LOSS_CONDITIONS), measure_loss, shared=("user", "seed")),
 )
