@@ -2044,16 +2044,16 @@ d = {
                 "2_buffer/feedback.html#drop_disliked",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback.drop_unstored_texts": (
-                "2_buffer/feedback.html#drop_unstored_texts",
-                "personal_llm/buffer/feedback.py",
-            ),
             "personal_llm.buffer.feedback.estimate_dissatisfaction": (
                 "2_buffer/feedback.html#estimate_dissatisfaction",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
+                "personal_llm/buffer/feedback.py",
+            ),
+            "personal_llm.buffer.feedback.prune_feedback": (
+                "2_buffer/feedback.html#prune_feedback",
                 "personal_llm/buffer/feedback.py",
             ),
         },
@@ -5165,8 +5165,8 @@ d = {
                 "experiments/reactions.html#observe_stream",
                 "personal_llm/experiments/reactions.py",
             ),
-            "personal_llm.experiments.reactions.read_stream": (
-                "experiments/reactions.html#read_stream",
+            "personal_llm.experiments.reactions.simulate_feedback": (
+                "experiments/reactions.html#simulate_feedback",
                 "personal_llm/experiments/reactions.py",
             ),
         },

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEEDBACK_KINDS', 'TEXT_KINDS', 'MAX_FEEDBACK_CHARACTERS', 'SLOTS', 'DISSATISFACTION', 'MAX_FEEDBACK_ROWS',
-           'Feedback', 'add_feedback', 'count_feedback', 'estimate_dissatisfaction', 'get_first_id',
-           'drop_unstored_texts', 'drop_disliked', 'check_feedback_rows']
+           'Feedback', 'add_feedback', 'count_feedback', 'estimate_dissatisfaction', 'get_first_id', 'prune_feedback',
+           'drop_disliked', 'check_feedback_rows']
 
 # %% ../../nbs/2_buffer/07_feedback.ipynb #f6ed41d0
 from collections import Counter
@@ -23,17 +23,17 @@ TEXT_KINDS = ("edit", "better", "choice")  # kinds with a preferred reply
 MAX_FEEDBACK_CHARACTERS = 20_000  # of a preferred reply
 
 
-def _check_texts(given: "Feedback") -> None:
+def _check_texts(feedback: "Feedback") -> None:
     "Raise `InputError` unless the texts fit the kind."
-    check(given.text, "text", f"{given.kind}: the text")
-    check(given.rejected, "text", f"{given.kind}: the rejected reply")
-    if len(given.text) > MAX_FEEDBACK_CHARACTERS:
-        wrong = f"{given.kind}: a text of {len(given.text):,} characters"
+    check(feedback.text, "text", f"{feedback.kind}: the text")
+    check(feedback.rejected, "text", f"{feedback.kind}: the rejected reply")
+    if len(feedback.text) > MAX_FEEDBACK_CHARACTERS:
+        wrong = f"{feedback.kind}: a text of {len(feedback.text):,} characters"
         raise InputError(wrong, f"give at most {MAX_FEEDBACK_CHARACTERS:,}")
-    if bool(given.text.strip()) != (given.kind in TEXT_KINDS):
-        wrong = "no text" if given.kind in TEXT_KINDS else "it takes no text"
-        raise InputError(f"{given.kind}: {wrong}", f"only {', '.join(TEXT_KINDS)} have a text, the preferred reply")
-    if given.kind == "choice" and given.text.split() == given.rejected.split():
+    if bool(feedback.text.strip()) != (feedback.kind in TEXT_KINDS):
+        wrong = "no text" if feedback.kind in TEXT_KINDS else "it takes no text"
+        raise InputError(f"{feedback.kind}: {wrong}", f"only {', '.join(TEXT_KINDS)} have a text, the preferred reply")
+    if feedback.kind == "choice" and feedback.text.split() == feedback.rejected.split():
         raise InputError("choice: the two replies are equal", "offer another reply")
 
 
@@ -65,15 +65,19 @@ def _get_slot(row: dict) -> tuple:
     return row["dialogue_id"], SLOTS.get(row["kind"], row["kind"])
 
 
-def add_feedback(rows: list, given: Feedback) -> list:  # new rows; the old list stays as it is
+def add_feedback(rows: list, feedback: Feedback) -> list:  # new rows; the old list stays as it is
     "Return rows of feedback with one more; raise `InputError` for the same reaction twice, or a second choice."
-    row = asdict(given)
+    row = asdict(feedback)
     old = next((other for other in rows if _get_slot(other) == _get_slot(row)), None)
-    if old is not None and given.kind == "choice":
-        raise InputError(f"choice: dialogue {given.dialogue_id} has an answer already", "one question has one answer")
+    if old is not None and feedback.kind == "choice":
+        raise InputError(
+            f"choice: dialogue {feedback.dialogue_id} has an answer already", "one question has one answer"
+        )
     is_same = old is not None and all(old[name] == row[name] for name in ("kind", "text", "rejected"))
-    if is_same and given.is_given:
-        raise InputError(f"{given.kind}: dialogue {given.dialogue_id} has the same feedback already", "go on")
+    if is_same and feedback.is_given:
+        raise InputError(
+            f"{feedback.kind}: dialogue {feedback.dialogue_id} has the same feedback already", "nothing is to change"
+        )
     return [other for other in rows if other is not old] + [row]
 
 
@@ -106,7 +110,7 @@ def get_first_id(d: Dialogue) -> str:
     return (*d.parents, d.id)[0]
 
 
-def drop_unstored_texts(
+def prune_feedback(
     rows: list,
     ids: set,  # of all stored dialogues, and of their parents
 ) -> list:

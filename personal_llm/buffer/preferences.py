@@ -33,7 +33,7 @@ def compute_thumb_losses(
     mismatched,  # (any number,) log-ratios of replies to other prompts; none: the baseline is 0
     temperature: float = PREFERENCE_TEMPERATURE,
 ):  # (thumbs,)
-    "Return the KTO loss of each reply with a thumb."
+    "Return the KTO loss of each reply that a thumb, a retry or a next turn judges alone."
     import torch
 
     baseline = mismatched.detach().mean().clamp(min=0) if len(mismatched) else 0.0

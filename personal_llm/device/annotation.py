@@ -17,7 +17,7 @@ from personal_llm.buffer.feedback import (
     TEXT_KINDS,
     Feedback,
     add_feedback,
-    drop_unstored_texts,
+    prune_feedback,
     estimate_dissatisfaction,
     get_first_id,
 )
@@ -161,7 +161,7 @@ def offer_to_buffer(self: AnnotationManager, candidate: ScoredDialogue) -> Decis
     if self.feedback_rows:
         ids = {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
         ids |= {turn["id"] for turn in self.session.get("turns", ())}
-        self.feedback_rows = drop_unstored_texts(self.feedback_rows, ids)
+        self.feedback_rows = prune_feedback(self.feedback_rows, ids)
     return decision
 
 # %% ../../nbs/6_device/03_annotation.ipynb #69cbdcb2
