@@ -5459,6 +5459,10 @@ d = {
                 "experiments/summary.html#as_markdown",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.as_percent": (
+                "experiments/summary.html#as_percent",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.asking_claims": (
                 "experiments/summary.html#asking_claims",
                 "personal_llm/experiments/summary.py",
@@ -5493,6 +5497,10 @@ d = {
             ),
             "personal_llm.experiments.summary.headroom_claim": (
                 "experiments/summary.html#headroom_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.judge_gain": (
+                "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.kept_claims": (
