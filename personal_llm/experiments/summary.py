@@ -17,7 +17,12 @@ import numpy as np
 
 from ..base.core import InputError
 from .people import CORRECTING_USERS, USERS_WITHOUT_CORRECTIONS
-from .new_people_grid import POLICIES_COMPARED, RIVALS as PLAN_RIVALS, describe_progress, person_means
+from personal_llm.experiments.new_people_grid import (
+    POLICIES_COMPARED,
+    RIVALS as PLAN_RIVALS,
+    describe_progress,
+    person_means,
+)
 from .new_people_grid import read_rows as read_new_rows, share_from_best_rival
 from .runner import RESULTS, user_means, read_results
 from .variations import add_adapter_metrics
