@@ -3,8 +3,10 @@
 import hashlib
 import json
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -13,8 +15,10 @@ from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_F
 from personal_llm.base.core import Cost, Dialogue, make_generator
 from personal_llm.base.files import make_folder
 from personal_llm.base.models import ForwardResult
+from personal_llm.device.corrections import ChatSession
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.scoring import Lexicons
 
 LEXICONS = Lexicons(dict(drug=["pill", "pain"], food=["tea", "bread"]))
@@ -118,6 +122,19 @@ def start(folder=None, capacity=4, policy="fifo", user=None, **settings):
 
 def watch(me, dialogues):
     return me.observe_all(dialogues, progress=False)
+
+
+def open_talk(folder, clock=time.time) -> ChatSession:
+    "A chat with a fake model that asks about one of the first turns."
+    buffer = Buffer(4, get_policy("active", horizon=6))
+    return ChatSession(Fake(), folder, clock, synthetic=0, buffer=buffer, lexicons=LEXICONS)
+
+
+def say(talk, d) -> None:
+    "Let the fake model give the response of a dialogue."
+    question = Dialogue(d.prompt, "", talk.history(), time=talk.clock())
+    reading = talk.model.run_forward([question.derive(response=d.response)])[0]
+    talk.observe(question, SimpleNamespace(text=d.response, reading=reading))
 
 
 def told(me):

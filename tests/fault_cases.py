@@ -2,7 +2,10 @@
 
 Python starts this file with `faults.c` loaded before libc, so the cuts reach SQLite and Rust as well. Each case
 runs in a child process. We then reopen the folder: it holds the old state or the new one. A retry gives the new one,
-and no debris.
+and no debris. Where only the clock jumps, by a year, the operation must succeed.
+
+    cc -shared -fPIC -o faults.so tests/faults.c -ldl
+    LD_PRELOAD=./faults.so PYTHONPATH=.:tests python tests/fault_cases.py ./faults.so 1 1     # all cuts, seed 1
 """
 
 import ctypes
@@ -13,28 +16,41 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Callable
+from urllib.request import Request, urlopen
 
 import libraries
-from devices import LEXICONS, TALK, Fake, User, fake_tune, start, watch, weights_hash
+from devices import LEXICONS, TALK, Fake, User, fake_tune, open_talk, say, start, watch, weights_hash
 from kills import ended
+from servers import chat_server
+from tiny import shared
 
+from personal_llm.base.adapters import WEIGHTS_FILE, Adapter
 from personal_llm.base.core import InputError
+from personal_llm.base import models
 from personal_llm.base.files import compute_sha256, open_results_folder, publish_results, recover_results
-from personal_llm.device import personalizer
+from personal_llm.device import background_training, personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.store import OLD_STATE_FILE, read_state
+from personal_llm.runtimes.resumable_training import train_slice
 from personal_llm.selection import cards
 from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
+from personal_llm.tuning.config import TuningConfig
+from personal_llm.tuning.finetune import finetune
 
-KINDS = ("count", "kill", "torn", "full", "broken", "interrupted", "short", "nosync")
-HARMLESS = ("interrupted", "short")  # the operation must go on and succeed
+KINDS = ("count", "kill", "torn", "full", "broken", "interrupted", "short", "nosync", "back", "ahead")
+HARMLESS = ("interrupted", "short", "back", "ahead")  # the operation must go on and succeed
+WRITE, SYNC = 1, 2  # as in `faults.c`
+AT_WRITES = ("torn", "interrupted", "short")  # the other kinds but `nosync` strike at each operation
 DIED, REFUSED = 9, 3
 
 
@@ -154,9 +170,83 @@ def library_of(folder) -> str:
     )
 
 
+def check_stored(messages: list) -> None:
+    "Raise `InputError` if a session told its user that something is not stored."
+    if messages:
+        raise InputError(messages[0], "it is tried again")
+
+
+@lru_cache
+def count_turns() -> int:
+    "The number of turns until the first question."
+    with tempfile.TemporaryDirectory() as place, open_talk(Path(place)) as talk:
+        for number, d in enumerate(TALK, 1):
+            say(talk, d)
+            if talk.question:
+                return number
+
+
+def talked(folder, turns=-1):
+    with open_talk(folder) as talk:
+        for d in TALK[: count_turns() + turns]:
+            say(talk, d)
+
+
+def ask(folder):
+    with open_talk(folder) as talk:
+        if len(talk.me.session["turns"]) < count_turns():
+            say(talk, TALK[count_turns() - 1])
+    check_stored(talk.messages_to_user)
+
+
+def answer(folder):
+    with open_talk(folder) as talk:
+        if talk.question:
+            talk.answer("a better answer")
+    check_stored(talk.messages_to_user)
+
+
+def serve(folder):
+    "A page sends a correction."
+    with chat_server(open_talk(folder)) as running:
+        body = json.dumps(dict(id=running.session.me.session["turns"][0]["id"], better="rather like this"))
+        head = {"Authorization": f"Bearer {running.token}", "Content-Type": "application/json"}
+        urlopen(Request(f"{running.address}/personal/feedback", body.encode(), head)).read()
+    check_stored(running.worker.notices)
+
+
+def talk_of(folder) -> str:
+    "A chat, without its times and ids."
+    me = load(folder)
+    turns = [(turn["prompt"], turn["response"]) for turn in me.session["turns"]]
+    question = (me.session["question"] or {}).get("dialogue", {}).get("prompt")
+    kept = [(d.prompt, d.response, d.origin) for d in me.buffer.dialogues]
+    reactions = [(row["kind"], row["text"]) for row in me.feedback_rows]
+    return repr((turns, question, kept, reactions, [(row.kept, row.reason) for row in me.buffer.log]))
+
+
+def train_a_slice(folder):
+    train_slice(folder, dict(model="fake"), None)
+
+
+def train(folder):
+    "Three steps and three checkpoints of a real model, of which a second try takes the last."
+    config = TuningConfig(steps=3, checks=3, rank=2, layers=1)
+    finetune(shared("llama"), TALK[:3], config, out=folder / "adapter", progress=False)
+
+
+def weights_of(folder) -> str:
+    try:
+        return compute_sha256((Adapter.load(folder / "adapter").path / WEIGHTS_FILE).read_bytes())
+    except InputError:
+        return "none"
+
+
 def write_carelessly(folder, text="new"):
+    begin = time.time()
     for name in ("a.txt", "b.txt"):
-        (folder / name).write_text(text)
+        if 0 <= time.time() - begin < 60:
+            (folder / name).write_text(text)
 
 
 def careless_files(folder) -> str:
@@ -168,6 +258,7 @@ class Operation:
     prepare: Callable  # the old state
     work: Callable
     look: Callable = state_of
+    is_copied: bool = False  # prepared once: no file of it is known by its inode
 
 
 OPERATIONS = {
@@ -178,9 +269,14 @@ OPERATIONS = {
     "forget a text": Operation(lambda f: lived(f, 2), lambda f: forget_folder(f, text=TALK[2].prompt)),
     "forget all": Operation(lived, lambda f: forget_folder(f, everything=True)),
     "migrate": Operation(write_old_folder, observe),
-    "publish": Operation(publish_old, publish, results_of),
-    "library add": Operation(make_library, add_to_library, library_of),
-    "library remove": Operation(make_library, remove_from_library, library_of),
+    "publish": Operation(publish_old, publish, results_of, True),
+    "ask": Operation(talked, ask, talk_of, True),
+    "answer": Operation(lambda f: talked(f, 0), answer, talk_of, True),
+    "serve": Operation(talked, serve, talk_of, True),
+    "service slice": Operation(lived, train_a_slice),
+    "training": Operation(lambda folder: None, train, weights_of),
+    "library add": Operation(make_library, add_to_library, library_of, True),
+    "library remove": Operation(make_library, remove_from_library, library_of, True),
     "careless": Operation(lambda f: write_carelessly(f, "old"), write_carelessly, careless_files),
 }
 
@@ -189,6 +285,23 @@ def names_in(folder) -> list:
     "The files below a folder; SQLite's second files come and go."
     names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()]
     return sorted(re.sub(r"\d+\.tmp", "N.tmp", name) for name in names if not name.endswith(("-wal", "-shm")))
+
+
+PREPARED = {}  # name of an operation -> a folder in its old state
+
+
+def prepare(name: str, folder: Path) -> None:
+    "Make a folder in the old state."
+    operation = OPERATIONS[name]
+    if operation.is_copied and name not in PREPARED:
+        PREPARED[name] = Path(tempfile.mkdtemp(), "old")
+        PREPARED[name].mkdir()
+        operation.prepare(PREPARED[name])
+    if operation.is_copied:
+        shutil.copytree(PREPARED[name], folder)
+    else:
+        folder.mkdir()
+        operation.prepare(folder)
 
 
 def run_cut(faults, folder, work, step, kind) -> int:  # exit code
@@ -209,12 +322,20 @@ def run_cut(faults, folder, work, step, kind) -> int:  # exit code
     return ended(child)
 
 
-def count_steps(faults, folder, work) -> int:
+def list_steps(faults, folder, work) -> list:  # of each file operation: WRITE, SYNC or 0
     faults.fault_arm(str(folder).encode(), -1, 0)
     work(folder)
-    count = faults.fault_count()
+    operations = [faults.fault_operation(step) for step in range(1, faults.fault_count() + 1)]
     faults.fault_arm(b"", -1, 0)
-    return count
+    return operations
+
+
+def list_cases(operations: list) -> list:  # (step, kind)
+    "Return the cuts that change anything."
+    kinds = {WRITE: set(KINDS) - {"nosync"}, SYNC: set(KINDS) - {"full", *AT_WRITES}}
+    others = set(KINDS) - {"nosync", *AT_WRITES}
+    every = ((step, kind, kinds.get(found, others)) for step, found in enumerate(operations, 1) for kind in KINDS[1:])
+    return [(step, kind) for step, kind, strikes in every if kind in strikes]
 
 
 def check_case(faults, name, step, kind, old, new, files) -> str:  # what is wrong, "" if nothing
@@ -222,8 +343,7 @@ def check_case(faults, name, step, kind, old, new, files) -> str:  # what is wro
     operation = OPERATIONS[name]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         folder = Path(place, "me")
-        folder.mkdir()
-        operation.prepare(folder)
+        prepare(name, folder)
         code = run_cut(faults, folder, operation.work, step, kind)
         if code not in ((0,) if kind in HARMLESS else (0, DIED, REFUSED)):
             return f"ended with {code}"
@@ -241,31 +361,32 @@ def check_case(faults, name, step, kind, old, new, files) -> str:  # what is wro
         return f"debris: {left[:3]}" if left and found == old else ""
 
 
-def main(library: str, share: float, seed: int, only: str = ""):
+def main(library: str, share: float, seed: int, only: str = ""):  # only: names, with commas
     "Print a line of JSON an operation: steps, cases, what is wrong."
     faults = ctypes.CDLL(library)
     personalizer.tune = fake_tune
+    models.load_model, Fake.model = lambda name: Fake(), None
+    background_training.install_stop_hook = lambda inner, stop: SimpleNamespace(remove=lambda: None)
     library_module.SPACE_CLASSES["style"], cards.Explanation = libraries.Space, libraries.Words
     made = tempfile.mkdtemp()
     ADAPTERS.extend(libraries.four(Path(made)))
     sys.modules["torch"].set_num_threads(1)
     for name, operation in OPERATIONS.items():
-        if only and only != name:
+        if only and name not in only.split(","):
             continue
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
             folder = Path(place, "me")
-            folder.mkdir()
-            operation.prepare(folder)
+            prepare(name, folder)
             old = operation.look(folder)
-            steps = count_steps(faults, folder, operation.work)
+            steps = list_steps(faults, folder, operation.work)
             new, files = operation.look(folder), names_in(folder)
         assert old != new or name == "migrate", f"{name} changes nothing"
-        cases = [(step, kind) for step in range(1, steps + 1) for kind in KINDS[1:]]
         draw = random.Random(f"{seed} {name}")
-        cases = [case for case in cases if draw.random() < share]
+        cases = [case for case in list_cases(steps) if draw.random() < share]
         wrong = [(*case, text) for case in cases if (text := check_case(faults, name, *case, old, new, files))]
-        print(json.dumps(dict(operation=name, steps=steps, cases=len(cases), wrong=wrong)), flush=True)
-    shutil.rmtree(made)
+        print(json.dumps(dict(operation=name, steps=len(steps), cases=len(cases), wrong=wrong)), flush=True)
+    for place in (made, *(folder.parent for folder in PREPARED.values())):
+        shutil.rmtree(place)
 
 
 if __name__ == "__main__":

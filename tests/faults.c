@@ -1,4 +1,4 @@
-/* Loaded before libc: the step-th operation on a file below one folder fails, or the process dies there. */
+/* Loaded before libc: at the step-th operation on a file below one folder it fails, the process dies, or the clock jumps. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -9,15 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { COUNT, KILL, TORN, FULL, BROKEN, INTERRUPTED, SHORT, NOSYNC };
+enum { COUNT, KILL, TORN, FULL, BROKEN, INTERRUPTED, SHORT, NOSYNC, BACK, AHEAD };
 enum { OTHER, WRITE, SYNC };
+enum { YEAR = 365 * 86400 };
 
 static char below[PATH_MAX];
 static long step_of_fault = -1, steps = 0;
 static int kind = COUNT;
+static char operations[1 << 16]; /* of the steps so far */
 
 void fault_arm(const char *folder, long step, int fault) {
     snprintf(below, sizeof below, "%s", folder);
@@ -27,6 +31,8 @@ void fault_arm(const char *folder, long step, int fault) {
 }
 
 long fault_count(void) { return steps; }
+
+int fault_operation(long step) { return operations[step]; }
 
 static int is_inside(const char *path) { return below[0] && path && !strncmp(path, below, strlen(below)); }
 
@@ -47,6 +53,7 @@ static int is_inside_at(int fd, const char *path) {
 /* 0: go on; 1: fail with errno; 2: write only half */
 static int strike(int operation) {
     long now = ++steps;
+    if (now < (long)sizeof operations) operations[now] = operation;
     int hits = now == step_of_fault, lasts = now >= step_of_fault && step_of_fault > 0;
     switch (kind) {
     case KILL: if (hits) _exit(9); return 0;
@@ -126,3 +133,26 @@ OPENS(openat, (int fd, const char *path, int flags, ...), int COMMA const char *
       is_inside_at(fd, path), real(fd, path, flags, mode))
 OPENS(openat64, (int fd, const char *path, int flags, ...), int COMMA const char * COMMA int COMMA ...,
       is_inside_at(fd, path), real(fd, path, flags, mode))
+
+static long clock_shift(void) { /* seconds */
+    if (step_of_fault <= 0 || steps < step_of_fault) return 0;
+    return kind == AHEAD ? YEAR : kind == BACK ? -YEAR : 0;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(clock_gettime, int, clockid_t, struct timespec *);
+    int result = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += clock_shift();
+    return result;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    REAL(gettimeofday, int, struct timeval *, void *);
+    int result = real(now, zone);
+    now->tv_sec += clock_shift();
+    return result;
+}
+time_t time(time_t *now) {
+    REAL(time, time_t, time_t *);
+    time_t shifted = real(NULL) + clock_shift();
+    if (now) *now = shifted;
+    return shifted;
+}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -45,6 +45,7 @@ from personal_llm.runtimes.phone_bundle import (
     compile_program,
     compute_step_rates,
     encode_record,
+    hash_manifest,
     open_bundle,
     write_bundle,
 )
@@ -151,6 +152,42 @@ def test_a_changed_manifest_is_refused(parcel):
             assert str(parcel.folder) in str(told.value) and "phone export" in str(told.value), path
     place.write_text(whole)
     assert tried > 100 and open_bundle(parcel.folder).manifest == parcel.manifest
+
+
+def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(parcel):
+    "Whoever changes it on purpose also computes its hash anew; then it is refused when it is opened, or it ends well."
+    place, refused = parcel.folder / MANIFEST_FILE, set()
+    whole = place.read_text()
+    for path in [*places(json.loads(whole)), ("card",), ("card", "parents"), ("steps",), ("buckets",), ("files",)]:
+        for wrong in (-1, None, "x", 5, [], 10**20):
+            changed = json.loads(whole)
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = wrong
+            place.write_text(json.dumps(changed | dict(sha256=hash_manifest(changed))))
+            try:
+                bundle = open_bundle(parcel.folder)
+            except InputError as error:
+                assert str(parcel.folder) in str(error), path
+                refused.add(path)
+                continue
+            state = parcel.folder.parent / f"state-{bundle.checksum[:16]}"
+            with suppress(InputError):  # with a rate of 1e20 the loss is no number
+                progress = run_training_steps(bundle, state, pull)
+                phone.export_adapter(bundle, progress, parcel.folder.parent / "out")
+    assert {("card",), ("card", "parents"), ("steps",), ("buckets",), ("card", "base")} <= refused
+
+
+def test_records_that_are_no_tokens_are_refused(parcel):
+    records, place = parcel.folder / RECORDS_FILE, parcel.folder / MANIFEST_FILE
+    content = np.full(len(records.read_bytes()) // 8, 2**60, "<i8").tobytes()
+    records.write_bytes(content)
+    manifest = json.loads(place.read_text())
+    manifest["files"][RECORDS_FILE]["sha256"] = files.compute_sha256(content)
+    place.write_text(json.dumps(manifest | dict(sha256=hash_manifest(manifest))))
+    with pytest.raises(InputError, match="step 1 is none of its bucket"):
+        open_bundle(parcel.folder)
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         with pytest.raises((InputError, OSError)) as caught:
             write_pair(place, tmp_path / "source", 1)
         assert isinstance(caught.value, InputError) or caught.value.filename
+
+
+@pytest.mark.parametrize("made", [5, None, [], dict(a=5), dict(a=[5]), dict(a=[["b"]]), {"../a": []}])
+def test_a_list_of_entries_that_is_none_is_refused(made, tmp_path):
+    results.write_sealed(tmp_path / OWNERSHIP_FILE, dict(made=made))
+    with pytest.raises(InputError, match="damaged"):
+        OwnedFolder(tmp_path).check_entries("a")

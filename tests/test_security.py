@@ -1,6 +1,8 @@
 "SECURITY.md: every test that it names exists, and the promises that no other test holds."
 
+import ast
 import asyncio
+import io
 import json
 import os
 import re
@@ -14,7 +16,10 @@ import pytest
 import torch
 
 from personal_llm.app.server_guard import Guard, ServerLimits
+from personal_llm.base import ledger
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.base.database import open_database, write_rows
+from personal_llm.base.files import compute_sha256
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
@@ -148,13 +153,27 @@ class Payload:
 
 def test_the_code_of_a_checkpoint_does_not_run(tmp_path):
     weights = dict(a=torch.zeros(1))
-    torch.save(dict(step=1, weights=Payload(tmp_path / "trace")), tmp_path / "checkpoint-1")
+    torch.save(dict(step=1, weights=Payload(tmp_path / "trace")), content := io.BytesIO())
+    checksum = compute_sha256(content.getvalue()).encode()
+    (tmp_path / "checkpoint-1").write_bytes(checksum + content.getvalue())
     with pytest.raises(Exception, match="[Ww]eights.only"):
         load_checkpoint(tmp_path, weights, torch.optim.SGD(weights.values()), SimpleNamespace())
     assert not (tmp_path / "trace").exists()
 
 
 # ---- damage
+
+
+@pytest.mark.parametrize("row", [5, None, {}, [], dict(kind="export", place=5, adapter="", time=1.0, bytes=None)])
+def test_a_row_of_the_ledger_that_is_none_is_one_line(row, tmp_path, monkeypatch):
+    "Also where its checksum is right."
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with ledger.record_egress("export", tmp_path):
+        pass
+    with open_database(ledger.get_ledger_file(), ledger.LEDGER_ID, ledger.LEDGER_TABLE, writes=True) as store:
+        write_rows(store, "ledger", {1: row})
+    with pytest.raises(InputError, match="ledger.db: damaged"):
+        ledger.read_ledger()
 
 
 def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
@@ -200,3 +219,22 @@ def test_requests_are_limited_also_with_the_token():
 
     guard = Guard(app, "token-of-this-test", limits=ServerLimits(requests_per_minute=3))
     assert send(guard, 5) == [200, 200, 200, 429, 429]
+
+
+# ---- the clock
+
+
+def list_clock_readers(words: set) -> set:  # files of the package
+    "Find the modules that use an attribute of one of some names, such as `time.time`; the course and recipes aside."
+    found = set()
+    for file in (ROOT / "personal_llm").rglob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if any(isinstance(node, ast.Attribute) and ast.unparse(node) in words for node in nodes):
+            found.add(file.relative_to(ROOT / "personal_llm").as_posix())
+    return {name for name in found if name.partition("/")[0] not in ("course", "recipes", "experiments")}
+
+
+def test_the_clock_of_the_wall_only_dates_what_happened():
+    "It may jump. So nothing waits, expires or is put in order by it; whoever waits uses `time.monotonic`."
+    dated = {"base/ledger.py", "device/conversation.py", "app/chat_completions.py"}
+    assert list_clock_readers({"time.time", "time.time_ns", "datetime.now", "datetime.today", "date.today"}) == dated

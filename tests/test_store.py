@@ -350,6 +350,11 @@ CHANGES = dict(
     asked_is_a_number=lambda s, _: s.update(asked_ids=5),
     other_base=lambda s, _: s.update(base="other"),
     base_is_a_list=lambda s, _: s.update(base=[1]),
+    a_key_of_texts_is_a_number=lambda s, _: s.update(text_key=5),
+    deleted_rounds_are_a_number=lambda s, _: s.update(deleted_rounds=5),
+    a_deleted_round_is_half=lambda s, _: s.update(deleted_rounds=[dict(ids=[], parents=[])]),
+    a_source_is_a_number=rounds(lambda row: row["sources"].update(x=[0.0, 5, []])),
+    a_time_of_a_source_is_text=rounds(lambda row: row["sources"].update(x=["today", [], []])),
     no_version=lambda s, _: s.pop("version"),
     other_counts=lambda s, _: s["counts"].update(rounds=2),
 )
@@ -367,6 +372,16 @@ def test_contradictory_states_are_one_line(change, saved, tmp_path):
     with pytest.raises(InputError) as caught:
         load(folder)
     assert "\n" not in str(caught.value) and caught.value.remedy
+
+
+def test_a_domain_that_is_a_number_is_one_line(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    with open_store(folder, writes=True) as store:
+        rows = read_rows(store, "dialogues")
+        rows[0]["domain"] = 5
+        write_rows(store, "dialogues", rows)
+    with pytest.raises(InputError, match="damaged"):
+        folder_status(folder)
 
 
 def test_a_missing_folder_and_another_model_are_one_line(saved, tmp_path):

@@ -356,6 +356,19 @@ def test_interrupted_while_the_checkpoint_is_written(straight, monkeypatch, tmp_
     assert sorted(p.name for p in tmp_path.iterdir()) == WHOLE
 
 
+@pytest.mark.parametrize("place", [0, 63, 64, 1000, -1])
+def test_a_flipped_bit_of_a_checkpoint_costs_time_and_nothing_else(place, stopped, straight, tmp_path):
+    "The training begins anew, and ends with the bytes of a run that was never interrupted."
+    shutil.copytree(stopped, tmp_path / "a")
+    (file,) = (tmp_path / "a").rglob("checkpoint-*")
+    content, steps = bytearray(file.read_bytes()), []
+    content[place] ^= 4
+    file.write_bytes(content)
+    log = stop_at(steps=steps)
+    again = finetune(shared("qwen2"), TALK, RUN, out=tmp_path / "a", seed=2, progress=False, on_step=log)
+    assert result(again) == result(straight) and steps == [1, 2, 3, 4, 5, 6]
+
+
 OTHERS = {
     "dialogues": (TALK[:8], RUN, 2),
     "seed": (TALK, RUN, 3),

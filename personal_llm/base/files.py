@@ -179,7 +179,8 @@ def _read_entries(file: Path) -> dict:  # entry -> its files, or None while it i
     content = read_sealed(file)
     entries = content.get("made") if isinstance(content, dict) else None
     has_names = isinstance(entries, dict) and all("/" not in name and name not in ("", ".", "..") for name in entries)
-    if not has_names or not all(files is None or isinstance(files, list) for files in entries.values()):
+    are_texts = lambda files: isinstance(files, list) and all(isinstance(file, str) for file in files)
+    if not has_names or not all(files is None or are_texts(files) for files in entries.values()):
         raise InputError(f"{file}: damaged", "restore a copy, or choose a new folder")
     return entries
 

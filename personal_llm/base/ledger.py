@@ -59,4 +59,5 @@ def read_ledger(
         return []
     with open_database(file, LEDGER_ID, LEDGER_TABLE) as store:
         rows = read_rows(store, "ledger").values()
+        [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]  # are whole
     return [row for row in rows if kind in (None, row["kind"]) and row["place"].startswith(place)]

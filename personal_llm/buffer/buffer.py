@@ -252,6 +252,7 @@ def _restore(self: Buffer, state: dict, embeddings: np.ndarray) -> None:
     self._refill(entries, map(int, state["arrivals"]))
     ids, view = {d.id for d in self.dialogues}, self.view
     numbers = [embeddings, view.eoe, view.eoe_scripts, view.dss, view.loss]  # `ValueError` for a text
+    "".join(entry.scores.domain + entry.scores.model for entry in entries)  # `TypeError` for a number
     if len(self) > self.capacity or len(ids) < len(self) or not all(np.isfinite(column).all() for column in numbers):
         raise ValueError("it contradicts itself")
     self.seen = state["seen"]

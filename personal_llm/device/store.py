@@ -149,14 +149,13 @@ def _read_rounds(rows: list, folder) -> list:  # `TrainingRound`s
         raise ValueError(f"the adapter {outside[0][:40]!r} is outside the folder")
     paths = [dict(adapter=str(Path(folder) / row["adapter"]), parents=tuple(row["parents"])) for row in rows]
     rounds = [TrainingRound(**row | path) for row, path in zip(rows, paths)]
-    [(str(round), [hashes for _, _, hashes in round.sources.values()]) for round in rounds]  # its parts are whole
-    return rounds
+    [(t < 0, {*ids, *hashes}) for round in rounds for t, ids, hashes in round.sources.values()]  # its parts are whole
+    return [*filter(str, rounds)]
 
 
 def parts_to_state(parts: dict, folder, policy=None) -> PersonalizerState:
     "Return the state of parts; raise one of `READ_ERRORS` if they contradict each other."
-    facts = dict(parts["facts"])
-    rows = [dict(row) for row in parts["dialogues"]]
+    facts, rows = dict(parts["facts"]), [dict(row) for row in parts["dialogues"]]
     embeddings = [np.frombuffer(base64.b64decode(row.pop("embedding")), "<f4") for row in rows]
     embeddings = np.stack(embeddings) if rows else np.zeros((0, 0), np.float32)
     arrivals = [row.pop("arrival") for row in rows]
@@ -167,7 +166,9 @@ def parts_to_state(parts: dict, folder, policy=None) -> PersonalizerState:
     if not all(isinstance(name, str) for name in [*facts["asked_ids"], *exchange_hashes, *exchange_hashes.values()]):
         raise ValueError("an id or a hash is not text")
     _check_session(facts["session"])
-    check_feedback_rows(facts.get("feedback_rows", []))
+    check_feedback_rows(facts.get("feedback_rows", [])), bytes.fromhex(facts.get("text_key", ""))
+    for row in facts.get("deleted_rounds", ()):
+        {row["count"], row["start"], row["adapter"], *row["ids"], *row["parents"]}
     facts |= dict(rounds=_read_rounds(parts["rounds"], folder), exchange_hashes=exchange_hashes)
     return PersonalizerState(**facts, buffer=restore_buffer(buffer, embeddings, policy, Path(folder) / STORE_FILE))
 
@@ -335,8 +336,7 @@ def read_state(
     with_logs: bool = True,  # False: leave out the decisions and the exchanges, which a status does not show
 ) -> PersonalizerState:
     "Read a state; raise `InputError` if it is missing or damaged."
-    folder = Path(folder)
-    with report_damage(folder / STORE_FILE):
+    with report_damage(Path(folder) / STORE_FILE):
         if is_old_folder(folder):
             version, state = get_state_version(folder), parts_to_state(read_old_parts(folder), folder, policy)
             state.buffer.store_version = version

@@ -17,9 +17,11 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from ..base.core import InputError, make_generator
+from ..base.database import report_damage
 from ..base.files import compute_sha256, is_full_disk, open_results_folder
 from ..base.files import publish_results, read_json, recover_results
 from ..tuning.config import TuningConfig
+from ..tuning.training_loop import MAX_GRADIENT_NORM, compute_learning_rate
 
 # %% ../../nbs/7_runtimes/01_phone_bundle.ipynb #f187e28c
 @dataclass(frozen=True)
@@ -76,7 +78,6 @@ def read_adapter_vector(file: Path, layout: AdapterLayout) -> np.ndarray:  # flo
 
 # %% ../../nbs/7_runtimes/01_phone_bundle.ipynb #5c9d7b1c
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8  # β₁, β₂, ε
-MAX_GRADIENT_NORM = 1.0  # length to which we clip a gradient; the default of transformers' `Trainer`
 
 
 def adamw_step(parameters, gradient, first, second, rates) -> tuple:  # three float32 vectors
@@ -91,10 +92,7 @@ def adamw_step(parameters, gradient, first, second, rates) -> tuple:  # three fl
 
 def compute_step_rates(step: int, config: TuningConfig) -> list:  # 1 − ηλ, η / (1 − β₁ᵗ), 1 / √(1 − β₂ᵗ)
     "Return the three numbers of a step (1, 2, …), for a linear warm-up and a cosine decay of the learning rate."
-    warmup_steps, steps_done = round(config.warmup * config.steps), step - 1
-    share = (steps_done - warmup_steps) / max(1, config.steps - warmup_steps)
-    schedule_factor = steps_done / warmup_steps if steps_done < warmup_steps else 0.5 * (1 + math.cos(math.pi * share))
-    rate = config.learning_rate * schedule_factor
+    rate = compute_learning_rate(config, step)
     mean, root = 1 - ADAM_BETA1**step, math.sqrt(1 - ADAM_BETA2**step)
     return [1 - rate * config.weight_decay, rate / mean, 1 / root]
 
@@ -337,8 +335,10 @@ class PhoneBundle:
         row = self.manifest["buckets"][step["bucket"]]
         shape = (row["records"], 2, row["length"])
         all_rows = np.memmap(self.folder / RECORDS_FILE, "<i8", "r", row["offset"], shape)
-        chosen = np.array(all_rows[step["records"]])
-        return row["method"], chosen[:, 0].copy(), chosen[:, 1].copy(), np.array(step["rates"], "<f4")
+        chosen, rates = np.array(all_rows[step["records"]]), np.array(step["rates"], "<f4")
+        if chosen.shape[0] != row["batch"] or not (IGNORE_INDEX <= chosen.min() <= chosen.max() < 2**31):
+            raise ValueError(f"step {number + 1} is none of its bucket")
+        return Bucket(row["batch"], row["length"]).name, chosen[:, 0].copy(), chosen[:, 1].copy(), rates
 
 # %% ../../nbs/7_runtimes/01_phone_bundle.ipynb #f6e0a50f
 def write_bundle(
@@ -377,20 +377,24 @@ def write_bundle(
 def open_bundle(
     folder,  # what `write_bundle` made, perhaps copied
 ) -> PhoneBundle:
-    "Open a bundle; raises `InputError` if a file or the manifest changed after `write_bundle`."
+    "Open a bundle; raises `InputError` if a file or the manifest changed after `write_bundle`, or contradicts itself."
     folder = Path(folder)
     recover_results(folder)
-    place = folder / MANIFEST_FILE
-    manifest = read_json(place)
+    manifest = read_json(place := folder / MANIFEST_FILE)
     version = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
     if version != BUNDLE_FORMAT:
         problem = f"{place}: format {str(version)[:40]}, this version reads {BUNDLE_FORMAT}"
         raise InputError(problem, DAMAGED_BUNDLE_REMEDY)
     if manifest.get("sha256") != hash_manifest(manifest):
         raise InputError(f"{place}: damaged, its content does not have its hash", DAMAGED_BUNDLE_REMEDY)
-    for name, row in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: missing", DAMAGED_BUNDLE_REMEDY)
-        if hash_file(folder / name) != row["sha256"]:
-            raise InputError(f"{folder / name}: not the file that {MANIFEST_FILE} describes", DAMAGED_BUNDLE_REMEDY)
-    return PhoneBundle(folder, manifest, read_adapter_layout(folder / START_FOLDER / WEIGHTS_FILE))
+    with report_damage(place):
+        for name, row in manifest["files"].items():
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name}: missing", DAMAGED_BUNDLE_REMEDY)
+            if hash_file(folder / name) != row["sha256"]:
+                raise InputError(f"{folder / name}: not the file that {MANIFEST_FILE} describes", DAMAGED_BUNDLE_REMEDY)
+        bundle = PhoneBundle(folder, manifest, read_adapter_layout(folder / START_FOLDER / WEIGHTS_FILE))
+        np.stack([bundle.batch(number)[3] for number in range(len(bundle.steps))]).reshape(-1, 3)  # there are steps
+        card = manifest["card"]  # it can become that of an adapter
+        dict(card["config"]), range(card["seed"]), "".join((card["base"], *card["parents"]))
+    return bundle

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError, make_generator
-from ..base.files import delete_path, write_atomically
+from ..base.files import compute_sha256, delete_path, write_atomically
 from ..buffer.preferences import collate_mixed, compute_mixed_loss, count_step
 from .config import TuningConfig
 from .validation import BestAdapter
@@ -170,19 +170,21 @@ def save_checkpoint(folder: Path, step: int, weights: dict, optimiser, best: Bes
 
     checks, buffer = {name: getattr(best, name) for name in CHECK_FIELDS}, io.BytesIO()
     torch.save(dict(step=step, weights=weights, optimiser=optimiser.state_dict(), checks=checks), buffer)
-    write_atomically(Path(folder) / f"checkpoint-{step}", buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomically(Path(folder) / f"checkpoint-{step}", compute_sha256(content).encode() + content)
     for file in list_checkpoints(folder)[1:]:
         delete_path(file)
 
 
 def load_checkpoint(folder: Path, weights: dict, optimiser, best: BestAdapter) -> int:  # the step; 0 without one
-    "Load the newest checkpoint of a folder into weights, optimiser and checks."
+    "Load the newest checkpoint of a folder into weights, optimiser and checks; a damaged one counts as none."
     import torch
 
-    files = list_checkpoints(folder)
-    if not files:
+    written = b"".join(file.read_bytes() for file in list_checkpoints(folder)[:1])
+    if written[:64] != compute_sha256(written[64:]).encode():
         return 0
-    state = torch.load(files[0], weights_only=True, map_location=next(iter(weights.values())).device)
+    device = next(iter(weights.values())).device
+    state = torch.load(io.BytesIO(written[64:]), weights_only=True, map_location=device)
     optimiser.load_state_dict(state["optimiser"])
     with torch.no_grad():
         for name, weight in weights.items():
