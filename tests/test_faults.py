@@ -1,4 +1,4 @@
-"A kill, a full or broken disk, a torn or short write, a clock that jumps at each file operation: the old or the new state."
+"A kill, a full or broken disk, a torn write, a jump of the clock at each file operation: the old state or the new one."
 
 import json
 import os
