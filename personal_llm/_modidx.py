@@ -178,6 +178,14 @@ d = {
                 "8_app/chat_completions.html#make_item_events",
                 "personal_llm/app/chat_completions.py",
             ),
+            "personal_llm.app.chat_completions.read_flag": (
+                "8_app/chat_completions.html#read_flag",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.read_group": (
+                "8_app/chat_completions.html#read_group",
+                "personal_llm/app/chat_completions.py",
+            ),
             "personal_llm.app.chat_completions.read_message": (
                 "8_app/chat_completions.html#read_message",
                 "personal_llm/app/chat_completions.py",
@@ -637,6 +645,10 @@ d = {
                 "8_app/personal_endpoints.html#list_memory",
                 "personal_llm/app/personal_endpoints.py",
             ),
+            "personal_llm.app.personal_endpoints.make_memory_row": (
+                "8_app/personal_endpoints.html#make_memory_row",
+                "personal_llm/app/personal_endpoints.py",
+            ),
             "personal_llm.app.personal_endpoints.make_openapi": (
                 "8_app/personal_endpoints.html#make_openapi",
                 "personal_llm/app/personal_endpoints.py",
@@ -895,6 +907,10 @@ d = {
             ),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.parse_body": ("8_app/server.html#parse_body", "personal_llm/app/server.py"),
+            "personal_llm.app.server.reword_import_error": (
+                "8_app/server.html#reword_import_error",
+                "personal_llm/app/server.py",
+            ),
             "personal_llm.app.server.say_again": ("8_app/server.html#say_again", "personal_llm/app/server.py"),
             "personal_llm.app.server.say_line": ("8_app/server.html#say_line", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),

@@ -26,14 +26,14 @@ def serving(handler):
 
 
 @contextlib.contextmanager
-def chat_server(session, learn_every=0, limits=None, token="token-of-this-test"):
+def chat_server(session, learn_every=0, limits=None, token="token-of-this-test", port=0):
     "The package's own server around a session, in a thread; gives its address, port, token and worker."
     from personal_llm.app import server as app
     from personal_llm.app.conversation_worker import ConversationWorker
 
     limits = limits or app.ServerLimits()
     worker = ConversationWorker(session, learn_every, limits.waiting_requests)
-    bound = app.open_socket("127.0.0.1", 0)
+    bound = app.open_socket("127.0.0.1", port)
     running = app.make_uvicorn(app.make_app(worker, token, limits=limits), limits)
     thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
     thread.start()

@@ -209,7 +209,7 @@ def test_an_id_of_the_hub_fails_soon_without_a_network(capsys, monkeypatch):
     monkeypatch.setattr(loading, "HUB_TIMEOUT", 0.2)
     monkeypatch.setattr(loading, "find_hub_error", lambda name: time.sleep(600))
     code, out, err = invoke(capsys, "check", "--model", "some/model-that-is-not-here")
-    assert code == 1 and "FAIL loading" in out and "the hub does not answer" in out
+    assert code == 2 and not out and "unknown model" in err and "the hub does not answer" in err
 
 
 def test_check_tells_sound_from_damaged(tmp_path, capsys):
@@ -222,7 +222,7 @@ def test_check_tells_sound_from_damaged(tmp_path, capsys):
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket, *template, "--json")
     assert code == 1 and json.loads(out)["ok"] is False and "price" not in json.loads(out) and err == ""
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)
-    assert code == 0 and "s an arriving dialogue of" in out and "kB of disk a bin" in out
+    assert code == 0 and "s to score a new dialogue of" in out and "kB of disk for a stored dialogue" in out
     for file in pocket.glob("*.safetensors"):
         file.write_bytes(file.read_bytes()[:1000])
     code, out, err = invoke(capsys, "check", "--quiet", "--model", pocket)

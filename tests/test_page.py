@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -204,6 +205,60 @@ def test_a_whole_day(browser, tmp_path):
     events = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]
     sent = {event["params"].get("request", {}).get("url", "") for event in events}
     assert [url for url in sent if url.startswith("http") and not url.startswith("http://127.0.0.1:")] == []
+
+
+def test_the_page_says_how_to_go_on(browser, tmp_path, monkeypatch):
+    "A fine-tune at eight answers, replies that a fine-tune left alone, a server that has ended, and a new token."
+    with chat_server(fresh(tmp_path / "me"), learn_every=8) as running:
+        open_page(browser, running)
+        talk(browser, "My knee hurts.")
+        click(browser, "Good reply")
+        until(lambda: running.session.me.feedback_rows)
+        click(browser, "Learning")
+        until(lambda: "At 8 new answers a fine-tune starts by itself" in texts(browser, "#learning-state")[0])
+        monkeypatch.setattr(running.session.model, "reply", lambda dialogues: ["Alike."] * len(dialogues))
+        click(browser, "Learn now")
+        until(lambda: running.session.me.rounds)
+        until(lambda: browser.find_element(By.ID, "compare").is_enabled())
+        click(browser, "Compare replies before and after")
+        until(lambda: any("has not changed this reply" in text for text in texts(browser, ".example")))
+        click(browser, "Chat")
+        gate = threading.Event()
+        running.worker.executor.submit(gate.wait)
+        click(browser, "Delete this turn")
+        until(lambda: "working" in texts(browser, "#state")[0])
+        gate.set()
+        until(lambda: "working" not in texts(browser, "#state")[0])
+    browser.find_element(By.ID, "line").clear()  # the prompt of the deleted turn came back
+    browser.find_element(By.ID, "line").send_keys("Are you there?\n")
+    until(lambda: any("Start personal-llm serve again" in text for text in texts(browser, "#notices li")))
+    assert not any("fetch" in text for text in texts(browser, "#notices li"))
+    look(browser, "gone")
+    assert browser.find_element(By.ID, "line").get_attribute("value") == "Are you there?"
+    assert texts(browser, "#turns .reply") == [], "no bubble waits for ever"
+    with chat_server(fresh(tmp_path / "me"), token="another-token-of-today", port=running.port) as running:
+        until(lambda: browser.find_element(By.ID, "connect").is_displayed())
+        assert "printed last" in browser.find_element(By.ID, "connect-reason").text
+        look(browser, "restarted")
+        browser.find_element(By.ID, "token-field").send_keys(running.token + "\n")
+        until(lambda: browser.find_element(By.ID, "line").is_displayed())
+        assert browser.find_element(By.ID, "line").get_attribute("value") == "Are you there?"
+        assert not any("does not answer" in text for text in texts(browser, "#notices li, #state"))
+
+
+def test_forgetting_during_a_fine_tune_gives_a_sign_of_life(browser, tmp_path):
+    with chat_server(fresh(tmp_path / "me")) as running:
+        open_page(browser, running)
+        talk(browser, "My knee hurts.")
+        gate = threading.Event()
+        running.worker.executor.submit(gate.wait)
+        click(browser, "Memory")
+        browser.execute_script("document.getElementById('forget-all').scrollIntoView()")
+        click(browser, "Forget everything")
+        click(browser, "Forget", -1)
+        until(lambda: any("Forgetting" in text for text in texts(browser, "#forgotten")))
+        gate.set()
+        until(lambda: any("Forgotten: 1 dialogue" in text for text in texts(browser, "#forgotten")))
 
 
 def test_the_keyboard_is_enough(browser, tmp_path):

@@ -180,11 +180,18 @@ def test_a_question_reaches_a_program_only_if_it_shows_it(served, monkeypatch):
         dict(model="personal", messages=messages("x"), max_tokens=0),
         dict(model="personal", messages=messages("x"), tools=[dict(type="function")]),
         dict(model=["personal"], messages=messages("x")),
+        dict(model="personal", messages=messages("x"), stream="yes"),
+        dict(model="personal", messages=messages("x"), store=0),
+        dict(model="personal", messages=messages("x"), stream_options=["include_usage"]),
+        dict(model="personal", messages=messages("x"), stream=True, stream_options=dict(include_usage=1)),
+        dict(model="personal", messages=messages("x"), personal=dict(ask="no")),
+        b"",
     ],
 )
 def test_a_wrong_request_is_refused_in_the_form_of_the_protocol(served, body):
     status, answer = ask(served, "POST", "/v1/chat/completions", body)
     assert status in (400, 404) and {"message", "type", "param", "code"} == set(answer["error"])
+    assert body or '"messages": [' in answer["error"]["message"], "an empty body gets an example"
     assert served.session.me.buffer.seen == 0 and ask(served, "GET", "/v1/models")[0] == 200
 
 
@@ -258,6 +265,41 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
     assert status == 200 and answer["dialogues"] == 20 and served.session.me.buffer.seen == 20
     status, answer = ask(served, "POST", "/personal/import?name=../../x.jsonl", b"\x00\xff")
     assert status == 400 and "/tmp" not in answer["error"]["message"], answer
+
+
+def test_an_import_that_fails_names_the_file_and_the_fields_of_the_page(served):
+    "And no option of a command line."
+    chat = [dict(type="message", from_id=name, text="hello", date_unixtime="1") | {"from": name} for name in "ABC"]
+    group = json.dumps(dict(name="Friends", type="private_group", id=1, messages=chat)).encode()
+    for name, user, content, words in (
+        ("my%20chats.json", "", b'[{"prompt": ]', "my chats.json: broken JSON"),
+        ("my%20chats.jsonl", "", b'{"nothing": 1}', "my chats.jsonl: no dialogue in it"),
+        ("group.json", "", group, "3 people write here (A, B, C)"),
+        ("group.json", "Zoe", group, "no sender is called Zoe"),
+        ("rows.jsonl", "Zoe", b'{"prompt": "a", "response": "b"}', "leave your name out"),
+    ):
+        status, answer = ask(served, "POST", f"/personal/import?name={name}&user={user}", content)
+        text = answer["error"]["message"]
+        assert status == 400 and words in text and "--" not in text and "imported-file" not in text, text
+    status, answer = ask(served, "POST", "/personal/import?name=group.json&user=A", group)
+    assert status == 200 and answer["dialogues"] == 1
+
+
+def test_an_open_question_is_in_the_memory_and_can_be_forgotten(served, monkeypatch):
+    monkeypatch.setattr(type(served.session.me), "should_ask", lambda self, candidate: True)
+    id = say(served, "My knee hurts.")["id"]
+    memory = ask(served, "GET", "/personal/memory?q=KNEE")[1]
+    (row,) = memory["dialogues"]
+    assert row["id"] == id and row["answer"] == "open question" and row["scores"]["eoe"] >= 0 == memory["kept"]
+    assert ask(served, "GET", "/personal/memory?q=elbow")[1]["dialogues"] == []
+    assert ask(served, "POST", "/personal/forget", dict(ids=[id]))[0] == 200
+    assert served.session.question is None and ask(served, "GET", "/personal/memory")[1]["dialogues"] == []
+
+
+def test_the_status_says_how_many_answers_start_a_fine_tune(tmp_path):
+    for learn_every, number in ((8, 8), (0, None)):
+        with chat_server(fresh(tmp_path / "me"), learn_every) as running:
+            assert ask(running, "GET", "/personal/status")[1]["learns_at"] == number
 
 
 def test_own_endpoints_are_documented_and_check_their_fields(served):
@@ -341,6 +383,7 @@ FOREIGN = [
     dict(Origin="https://evil.example"),
     dict(Origin="null"),
     dict(Origin="http://127.0.0.1:1"),
+    dict(Origin="https://127.0.0.1:PORT"),
     dict(Sec_Fetch_Site="cross-site"),
     dict(Sec_Fetch_Site="same-site"),
     dict(Host="evil.example"),
@@ -351,6 +394,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
 def test_another_site_can_neither_read_nor_write(served, headers):
+    headers = {name: value.replace("PORT", str(served.port)) for name, value in headers.items()}
     for method, path, body in (
         ("GET", "/v1/models", None),
         ("GET", "/personal/memory", None),
@@ -512,6 +556,7 @@ def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
         assert running.returncode in (0, 130) and SECRET not in out + err and link["token"] not in out + err
+        assert -1 < err.find("loading the model pocket") < err.find("open the link"), "a sign of life, then the link"
     finally:
         running.kill()
     state = (tmp_path / "me" / "state.db").read_bytes().decode("latin-1")

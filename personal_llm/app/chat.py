@@ -347,6 +347,8 @@ def check_command(args):
     further["revision"] = check_revision
     on_check = (lambda name: None) if args.quiet else (lambda name: print_note(f"checking: {name}"))
     report = check_model(args.model, further, on_check, **get_model_settings(args))
+    if report.model is None and report.rows[0][2].startswith("unknown model"):
+        raise InputError(report.rows[0][2])  # as every other command does
     rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]
     result = dict(model=args.model, ok=report.ok, rows=rows)
     if not report.ok:
@@ -354,5 +356,5 @@ def check_command(args):
     on_check("costs")
     config = make_config(report.model)
     cost = estimate_cost(report.model, config)
-    whole = f"      about {cost.step_seconds * config.steps:.0f} s a fine-tune of {config.steps} steps"
+    whole = f"      about {cost.step_seconds * config.steps:.0f} s for a fine-tune of {config.steps} steps"
     return CommandResult(result | dict(price=asdict(cost)), [str(report), str(cost), whole])

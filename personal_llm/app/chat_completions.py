@@ -70,7 +70,7 @@ def read_messages(messages) -> tuple:  # (history, prompt)
     own_turns = [turn for turn in turns if turn[0] != "system" and turn[1]]
     return tuple([("system", system)] * bool(system) + own_turns), prompt
 
-
+# %% ../../nbs/8_app/11_chat_completions.ipynb #681b3b08
 def read_number(body: dict, name: str, kind: str, default, low, high):
     "Return a number of a request, or its default; raise `Refusal` for a value out of its range."
     if body.get(name) is None:
@@ -81,6 +81,21 @@ def read_number(body: dict, name: str, kind: str, default, low, high):
         raise Refusal(400, str(error), "invalid_value", name) from None
 
 
+def read_flag(body: dict, name: str, default: bool = False) -> bool:
+    "Return a field of a request that is true, false or missing; raise `Refusal` for any other value."
+    value = body.get(name)
+    if not isinstance(value, (bool, type(None))):
+        raise Refusal(400, f"{name}: give true or false", "invalid_value", name)
+    return default if value is None else value
+
+
+def read_group(body: dict, name: str) -> dict:
+    "Return a field of a request that holds further fields; raise `Refusal` for any other value."
+    if not isinstance(body.get(name), (dict, type(None))):
+        raise Refusal(400, f"{name}: give a JSON object", "invalid_value", name)
+    return body.get(name) or {}
+
+# %% ../../nbs/8_app/11_chat_completions.ipynb #20da0cd3
 def read_options(body: dict, max_tokens: int) -> ReplyOptions:
     "Return the options of a reply; `max_tokens` is the most that the model's window allows."
     stop = body.get("stop") or []
@@ -101,27 +116,32 @@ def read_options(body: dict, max_tokens: int) -> ReplyOptions:
     )
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #de9e5f41
+BODY_REMEDY = 'send a JSON object such as {"model": "personal", "messages": [{"role": "user", "content": "Hello"}]}'
+
+
 def read_request(body, max_tokens: int = DEFAULT_COMPLETION_TOKENS) -> ChatRequest:
     "Read the body of a request; raise `Refusal` for one that we cannot serve."
     if not isinstance(body, dict):
-        raise Refusal(400, "the body is no JSON object", "invalid_value")
+        raise Refusal(400, f"the body is not a JSON object; {BODY_REMEDY}", "invalid_value")
+    for name in ("model", "messages"):
+        if body.get(name) is None:
+            raise Refusal(400, f"{name}: missing; {BODY_REMEDY}", "missing_required_parameter", name)
     for name, allowed in UNSUPPORTED_FIELDS.items():
         if body.get(name) not in allowed:
             raise Refusal(400, f"{name}: this server does not support it; leave it out", "unsupported_parameter", name)
     if body.get("model") not in MODEL_NAMES:
         raise Refusal(404, f"no such model; use {' or '.join(MODEL_NAMES)}", "model_not_found", "model")
     history, prompt = read_messages(body.get("messages"))
-    own = body.get("personal") if isinstance(body.get("personal"), dict) else {}
-    stream_options = body.get("stream_options") if isinstance(body.get("stream_options"), dict) else {}
+    is_observed = read_flag(body, "store", True) and body["model"] == "personal"
     return ChatRequest(
         body["model"],
         prompt,
         history,
         read_options(body, max_tokens),
-        is_stream=body.get("stream") is True,
-        with_usage=stream_options.get("include_usage") is True,
-        is_observed=body["model"] == "personal" and body.get("store") is not False,
-        may_ask=own.get("ask") is True,
+        is_stream=read_flag(body, "stream"),
+        with_usage=read_flag(read_group(body, "stream_options"), "include_usage"),
+        is_observed=is_observed,
+        may_ask=read_flag(read_group(body, "personal"), "ask"),
     )
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #35a7d22a

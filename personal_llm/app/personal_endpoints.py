@@ -32,7 +32,7 @@ def get_fields(function) -> dict:  # name -> parameter
 def read_fields(function, body) -> dict:  # name -> value
     "Return the fields of a request; raise `Refusal` for a missing, unknown or wrong field."
     if not isinstance(body, dict):
-        raise Refusal(400, "the body is no JSON object", "invalid_value")
+        raise Refusal(400, "the body is not a JSON object; send the fields of this endpoint in one", "invalid_value")
     fields = get_fields(function)
     for name, value in body.items():
         if name not in fields:
@@ -43,7 +43,7 @@ def read_fields(function, body) -> dict:  # name -> value
             raise Refusal(400, f"{name}: give {FIELD_TYPES[kind]}", "invalid_value", name)
     for name, field in fields.items():
         if field.default is field.empty and name not in body:
-            raise Refusal(400, f"{name}: missing", "invalid_value", name)
+            raise Refusal(400, f"{name}: missing; send it in a JSON object", "invalid_value", name)
     return body
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #a7468ead
@@ -109,24 +109,30 @@ def undo_fine_tune(session: ChatSession) -> dict:
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #1861daa6
 ANSWER_LABELS = dict(annotated="corrected", approved="approved", model="no answer", user="imported")
+QUESTION_REASON = "the policy decides about it after your answer"
+
+
+def make_memory_row(d, answer: str, reason: str, scores: dict, domain) -> dict:  # plain JSON types
+    "Return a stored dialogue with the reason and the scores of its decision."
+    scores = {name: round(float(scores[name]), 4) for name in ("eoe", "dss", "idd") if name in scores}
+    row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time, answer=answer)
+    return row | dict(reason=reason, scores=scores, domain=domain)
 
 
 @register_endpoint("GET", "/personal/memory")
 def list_memory(session: ChatSession, q: str = "") -> dict:
-    "Return the dialogues of the buffer that contain a text, the newest first, and why each was kept."
-    buffer, rows = session.me.buffer, []
+    "Return the open question and the buffer's dialogues that contain a text, the newest first, and why each was kept."
+    buffer, question, rows = session.me.buffer, session.question, []
     decisions = {decision.id: decision for decision in buffer.log}
+    if question is not None:
+        scores = question.scores
+        rows.append((question.dialogue, "open question", QUESTION_REASON, vars(scores), scores.domain))
     for slot in buffer.view.arrival.argsort(kind="stable")[::-1]:
-        d = buffer.dialogues[slot]
-        if q.casefold() not in d.text.casefold():
-            continue
+        d, domain = buffer.dialogues[slot], buffer.entries[slot].scores.domain
         decision = next((decisions[id] for id in (d.id, *d.parents[::-1]) if id in decisions), None)
-        scores = {name: round(float(decision.scores[name]), 4) for name in ("eoe", "dss", "idd")} if decision else {}
-        row = dict(
-            id=d.id, prompt=d.prompt, response=d.response, time=d.time, answer=ANSWER_LABELS.get(d.origin, d.origin)
-        )
-        reason = decision.reason if decision else ""
-        rows.append(row | dict(reason=reason, scores=scores, domain=buffer.entries[slot].scores.domain))
+        reason, scores = (decision.reason, decision.scores) if decision else ("", {})
+        rows.append((d, ANSWER_LABELS.get(d.origin, d.origin), reason, scores, domain))
+    rows = [make_memory_row(*row) for row in rows if q.casefold() in row[0].text.casefold()]
     return dict(dialogues=rows, kept=len(buffer), capacity=buffer.capacity, seen=buffer.seen)
 
 

@@ -26,6 +26,7 @@ from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settin
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError, check, patch
 from ..base.files import ASSETS
+from ..data.records import format_value
 from ..device.corrections import RETRY_OPTIONS, ChatSession, clean_text
 
 # %% ../../nbs/8_app/13_server.ipynb #e2a48869
@@ -74,7 +75,7 @@ def parse_body(body: bytes):  # plain JSON types
     try:
         return json.loads(body or b"{}")
     except (ValueError, RecursionError):
-        raise Refusal(400, "the body is no JSON", "invalid_value") from None
+        raise Refusal(400, "the body is not JSON; send one JSON object, in UTF-8", "invalid_value") from None
 
 # %% ../../nbs/8_app/13_server.ipynb #76d78056
 class PersonalServer:
@@ -120,6 +121,22 @@ class PersonalServer:
         fields = read_fields(say_again, parse_body(await request.body()))
         return self.stream_turn(lambda session: say_again(session, **fields))
 
+# %% ../../nbs/8_app/13_server.ipynb #31244233
+COMMAND_LINE_WORDS = {  # of errors, and their form for the page, which skips bad rows by itself
+    " and read it with skip_invalid (--skip-invalid)": "",
+    " with user (--user)": "",
+    "as user (--user)": "as your name",
+    "user (--user)": "your name",
+}
+
+
+def reword_import_error(error: InputError, path: Path, name: str) -> InputError:
+    "Return an error of reading in the words of the page, with the name that the user's file has there."
+    text = str(error).replace(str(path), name).replace(path.name, name)
+    for words, other_words in COMMAND_LINE_WORDS.items():
+        text = text.replace(words, other_words)
+    return InputError(text)
+
 # %% ../../nbs/8_app/13_server.ipynb #51fa2c37
 IMPORT_PART = 16  # dialogues that are scored in one job
 MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
@@ -131,6 +148,7 @@ async def status(self: PersonalServer, request) -> dict:
     "Return the state in numbers, and the last messages for the user."
     worker = self.worker
     notices = dict(notices=worker.notices, num_notices=worker.num_notices)
+    notices["learns_at"] = worker.next_learning if worker.learn_every else None  # number of new answers
     return worker.status | notices | dict(is_toy=worker.session.model.name == "pocket", is_busy=worker.num_waiting > 0)
 
 
@@ -139,17 +157,18 @@ async def import_file(self: PersonalServer, request) -> dict:
     "Read the body as a file of chats, and offer its dialogues; the query has the file's `name` and perhaps the `user`."
     from personal_llm.data.reading import read_dialogues
 
-    content, suffixes = await request.body(), Path(request.query_params.get("name", "")).suffixes[-2:]
+    name, user = (request.query_params.get(field) or None for field in ("name", "user"))
+    content, suffixes = await request.body(), Path(name or "").suffixes[-2:]
     suffix = "".join(one for one in suffixes if one[1:].isalnum() and len(one) <= MAX_SUFFIX)
 
     def read() -> list:
         with tempfile.TemporaryDirectory(prefix="import-") as folder:
-            file = Path(folder, f"export{suffix}")
+            file = Path(folder, f"imported-file{suffix}")
             file.write_bytes(content)
             try:
-                return read_dialogues(file, skip_invalid=True, user=request.query_params.get("user"))
+                return read_dialogues(file, skip_invalid=True, user=user)
             except InputError as error:
-                raise InputError(str(error).replace(f"{folder}{os.sep}", "")) from None
+                raise reword_import_error(error, file, format_value(name or "the file")) from None
 
     dialogues = (await asyncio.to_thread(read))[-MAX_IMPORTED_DIALOGUES:]
     kept = 0
@@ -157,7 +176,7 @@ async def import_file(self: PersonalServer, request) -> dict:
         kept += await self.worker.run(self.session.add_dialogues, dialogues[start : start + IMPORT_PART])
     return dict(dialogues=len(dialogues), kept=kept)
 
-
+# %% ../../nbs/8_app/13_server.ipynb #0ae3a17e
 @patch
 def make_endpoint(self: PersonalServer, method: str, function):  # an asynchronous function of a request
     "Return the function that answers an endpoint of the table."
@@ -353,6 +372,8 @@ def serve_command(args) -> None:
     check_token(token, args.host)
     check_session_folder(args.out)
     with open_socket(args.host, args.port) as bound:
+        if not args.quiet:
+            print_note(f"loading the model {args.model or 'pocket'}; a large one takes a minute or more")
         session, token = open_served_session(args), token or secrets.token_urlsafe(24)
         worker = ConversationWorker(session, args.learn_every, limits.waiting_requests)
         server = make_uvicorn(make_app(worker, token, args.host, limits), limits)

@@ -146,14 +146,15 @@ class Guard:
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #19c7b633
 @patch
-def check_site(self: Guard, method: str, path: str, headers: dict) -> None:
+def check_site(self: Guard, scope: dict, headers: dict) -> None:
     "Raise `Refusal` for another host, and for a page of another site."
     host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
     if not is_own_host(host, self.host):
         raise Refusal(403, "this server is not known under that name", "wrong_host")
-    is_navigation = (method, headers.get("sec-fetch-mode")) == ("GET", "navigate") and path in PUBLIC_PATHS
+    is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
+    is_navigation = is_read and scope["path"] in PUBLIC_PATHS
     is_foreign = site in ("cross-site", "same-site") and not is_navigation
-    if is_foreign or origin and origin.partition("://")[2] != host:
+    if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
         raise Refusal(403, "a page of another site may not use this server", "wrong_origin")
 
 
@@ -171,7 +172,11 @@ def check_sender(self: Guard, path: str, headers: dict) -> None:
     if self.wrong_tokens.is_reached():
         raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
     self.wrong_tokens.count()
-    raise Refusal(401, "the token is missing or wrong; use the one that personal-llm serve printed", "invalid_api_key")
+    raise Refusal(
+        401,
+        "the token is missing or wrong; use the one of the link that personal-llm serve printed last",
+        "invalid_api_key",
+    )
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #fac99250
 @patch
@@ -206,7 +211,7 @@ async def __call__(self: Guard, scope, receive, send):
         return await send(dict(type="websocket.close", code=1008))
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
     try:
-        self.check_site(scope["method"], scope["path"], headers)
+        self.check_site(scope, headers)
         self.check_sender(scope["path"], headers)
         body = await self.read_body(scope["path"], headers, receive)
     except Refusal as refusal:

@@ -323,11 +323,11 @@ class CostEstimate:
         source = f"by a model, not measured: {ENERGY_SOURCE}"
         source = "by the processor's counter" if self.is_energy_measured else source
         return (
-            f"here: {self.dialogue_seconds:.2g} s an arriving dialogue of {self.tokens} tokens, "
-            f"about {self.step_seconds:.2g} s a step of {self.batch_size},\n"
-            f"      {self.peak_memory_bytes / 1e6:.0f} MB of memory, {self.bin_bytes / 1e3:.1f} kB of disk a bin, "
-            f"{self.adapter_bytes / 1e6:.1f} MB an adapter,\n"
-            f"      about {self.joules:.2g} J a step ({source})"
+            f"here: {self.dialogue_seconds:.2g} s to score a new dialogue of {self.tokens} tokens, "
+            f"about {self.step_seconds:.2g} s for a step of {self.batch_size} dialogues,\n"
+            f"      {self.peak_memory_bytes / 1e6:.0f} MB of memory, {self.bin_bytes / 1e3:.1f} kB of disk for a "
+            f"stored dialogue, {self.adapter_bytes / 1e6:.1f} MB for an adapter,\n"
+            f"      about {self.joules:.2g} J for a step ({source})"
         )
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d339759d

@@ -1,6 +1,9 @@
 const $ = (id) => document.getElementById(id);
 const TOKEN_KEY = "personal_llm.token", SETTINGS_KEY = "personal_llm.settings", TOY_KEY = "personal_llm.toy";
-const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, turns: [] };
+const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, turns: [], working: false };
+const NO_ANSWER = "The server does not answer. Start personal-llm serve again with the same folder, and open the link that it prints.";
+const WRONG_TOKEN = "The server does not know this token, because it makes a new one at each start. Open the link that "
+  + "personal-llm serve printed last, or paste the token from its end.";
 
 // small helpers
 
@@ -26,9 +29,15 @@ const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 function announce(text) { $("announcement").textContent = text; }
 
 function tell(text) {
+  if (!$("notices-bar").hidden && $("notices").lastChild?.textContent === text) return;
   $("notices-bar").hidden = false;
   $("notices").append(make("li", { textContent: text }));
   while ($("notices").children.length > 3) $("notices").firstChild.remove();
+}
+
+function withdraw(text) {
+  for (const item of [...$("notices").children]) if (item.textContent === text) item.remove();
+  $("notices-bar").hidden = !$("notices").children.length;
 }
 
 async function confirmLoss(text, verb) {
@@ -47,26 +56,41 @@ async function send(method, path, body, signal) {
   const headers = { Authorization: `Bearer ${state.token}` };
   if (body !== undefined && !(body instanceof Blob)) headers["Content-Type"] = "application/json";
   const content = body === undefined || body instanceof Blob ? body : JSON.stringify(body);
-  const response = await fetch(path, { method, headers, body: content, signal });
+  const response = await reach(fetch(path, { method, headers, body: content, signal }));
+  withdraw(NO_ANSWER);
   if (response.ok) return response;
   let message = `error ${response.status}`;
   try { message = (await response.json()).error.message; } catch { /* no JSON */ }
-  if (response.status === 401) showConnect(message);
+  if (response.status === 401) showConnect(message = WRONG_TOKEN);
   throw new Error(message);
 }
 
-const get = async (path) => (await send("GET", path)).json();
-const post = async (path, body = {}) => (await send("POST", path, body)).json();
+// a browser has words of its own for a server that has gone
+const reach = (promise) => promise.catch((error) => { throw error.name === "AbortError" ? error : new Error(NO_ANSWER); });
+const get = async (path) => reach((await send("GET", path)).json());
+
+async function post(path, body = {}) {
+  const timer = setTimeout(() => { state.working = true; showState(); }, 500);
+  try { return await reach((await send("POST", path, body)).json()); } finally {
+    clearTimeout(timer);
+    state.working = false;
+    showState();
+  }
+}
 
 async function attempt(action) {
-  try { return await action(); } catch (error) { tell(error.message); announce(error.message); return null; }
+  try { return await action(); } catch (error) {
+    if (state.token) tell(error.message);
+    announce(error.message);
+    return null;
+  }
 }
 
 async function* readEvents(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reach(reader.read());
     if (done) return;
     const parts = (rest + value).split("\n\n");
     rest = parts.pop();
@@ -81,6 +105,7 @@ function showConnect(reason) {
   sessionStorage.removeItem(TOKEN_KEY);
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== "connect";
   if (reason) $("connect-reason").textContent = reason;
+  $("state").textContent = "not connected";
   $("token-field").focus();
 }
 
@@ -124,11 +149,17 @@ for (const tab of document.querySelectorAll("nav button")) {
 
 // status
 
+function showState() {
+  if (!state.status || !state.token) return;
+  const { model, is_learning, new_answers } = state.status;
+  const learning = is_learning ? "learning in the background" : count(new_answers, "new answer");
+  $("state").textContent = `${model} · ${state.working ? "working …" : learning}`;
+}
+
 function showStatus(status) {
   const before = state.status;
   state.status = status;
-  const learning = status.is_learning ? "learning in the background" : count(status.new_answers, "new answer");
-  $("state").textContent = `${status.model} · ${learning}`;
+  showState();
   $("toy").hidden = !status.is_toy || localStorage.getItem(TOY_KEY) === "known";
   for (const text of status.notices.slice(status.notices.length - (status.num_notices - state.seenNotices))) tell(text);
   state.seenNotices = status.num_notices;
@@ -142,7 +173,7 @@ async function watchStatus() {
     await new Promise((done) => setTimeout(done, 2000));
     if (!state.token || document.hidden) continue;
     try { showStatus(await get("/personal/status")); }
-    catch { $("state").textContent = "the server does not answer"; }
+    catch { if (state.token) $("state").textContent = "the server does not answer"; }
   }
 }
 
@@ -226,10 +257,14 @@ async function undo() {
   if (undone) $("line").value = undone.prompt;
 }
 
+function showTurns() {
+  $("turns").replaceChildren(...state.turns.map((turn, place) => showTurn(turn, place === state.turns.length - 1)));
+}
+
 async function loadConversation() {
   const { turns, question, choice } = await get("/personal/conversation");
   state.turns = turns;
-  $("turns").replaceChildren(...turns.map((turn, place) => showTurn(turn, place === turns.length - 1)));
+  showTurns();
   $("empty").hidden = turns.length > 0;
   showQuestion(question);
   showChoice(choice);
@@ -284,6 +319,7 @@ async function streamReply(path, body) {
   } catch (error) {
     tell(error.name === "AbortError" ? "stopped; this reply is not kept" : error.message);
     if (body.text && !$("line").value) $("line").value = body.text;
+    showTurns();
   }
   state.reply = null;
   $("send").textContent = "Send";
@@ -344,8 +380,10 @@ async function loadMemory() {
 
 async function forgetDialogues(request, question) {
   if (!await confirmLoss(`${question} The adapters that learned from it are deleted, too.`, "Forget")) return;
+  const before = state.status.is_learning ? "Stopping the fine-tune, then forgetting …" : "Forgetting …";
+  $("forgotten").replaceChildren(make("p", { textContent: before }));
   const report = await attempt(() => post("/personal/forget", request));
-  if (!report) return;
+  if (!report) return $("forgotten").replaceChildren();
   const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
   $("forgotten").replaceChildren(make("p", { textContent: counts }),
@@ -371,7 +409,8 @@ $("export").addEventListener("click", () => attempt(async () => {
 
 async function importFile(file) {
   $("import-result").textContent = `Reading ${file.name} …`;
-  const result = await attempt(async () => (await send("POST", `/personal/import?name=${encodeURIComponent(file.name)}`, file)).json());
+  const query = new URLSearchParams({ name: file.name, user: $("sender").value.trim() });
+  const result = await attempt(() => post(`/personal/import?${query}`, file));
   $("import-result").textContent = result
     ? `Read ${count(result.dialogues, "dialogue")}; ${result.kept} entered the memory.` : "The file was not imported.";
   await attempt(loadMemory);
@@ -433,9 +472,10 @@ function drawCurve(rounds) {
 let outcome = ""; // of an undone fine-tune, which stays on screen while the view loads again
 async function loadLearning() {
   const { rounds } = await get("/personal/learning");
-  const { new_answers: fresh, is_learning: learning } = state.status;
+  const { new_answers: fresh, is_learning: learning, learns_at: limit } = state.status;
+  const start = limit ? `At ${limit} new answers a fine-tune starts by itself.` : "A fine-tune starts when you press the button.";
   $("learning-state").textContent = learning ? "A fine-tune is running. You can go on chatting."
-    : `${outcome}New answers since the last fine-tune: ${fresh}. Fine-tunes so far: ${rounds.length}.`;
+    : `${outcome}New answers since the last fine-tune: ${fresh}. ${start} Fine-tunes so far: ${rounds.length}.`;
   $("learn").disabled = learning;
   $("compare").disabled = $("unlearn").disabled = !rounds.length;
   $("curve").hidden = $("rounds").hidden = !rounds.length;
@@ -471,8 +511,12 @@ $("compare").addEventListener("click", () => attempt(async () => {
   $("examples").replaceChildren(make("p", { textContent: "writing replies …" }));
   const { examples } = await get("/personal/examples");
   const line = (name, text) => make("p", { dir: "auto" }, make("strong", { textContent: `${name}: ` }), text);
+  const replies = ({ before, after }) => before === after
+    ? [line("Before and after", before), make("p", { className: "note", textContent: "The fine-tune has not changed this reply." })]
+    : [line("Before", before), line("After", after)];
   $("examples").replaceChildren(...examples.map((one) => make("div", { className: "example" }, line("You", one.prompt),
-    line("Before", one.before), line("After", one.after), ...(one.correction ? [line("Your version", one.correction)] : []))));
+    ...replies(one), ...(one.correction ? [line("Your version", one.correction)] : []))));
+  if (!examples.length) $("examples").replaceChildren(make("p", { textContent: "The memory holds no answered dialogue to compare." }));
 }));
 
 // settings
