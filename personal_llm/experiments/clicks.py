@@ -116,4 +116,7 @@ def measure(jobs: list):  # yields a dict of results a job
 PEOPLE = (*load_pool("real").styles, *(f"default {i}" for i in range(DEFAULT_PEOPLE)))
 JOBS = [dict(pool="real", user=u, pairs=p, noise=n) for n in NOISES for p in PAIRS for u in PEOPLE]
 CEILING_JOBS = [dict(pool="real", user=u, pairs="known", noise=n) for n in NOISES for u in PEOPLE]
-GRIDS = [Grid("clicks", JOBS, measure, shared=("pool",)), Grid("clicks-ceiling", CEILING_JOBS, measure, shared=("pool",))]
+GRIDS = [
+    Grid("clicks", JOBS, measure, shared=("pool",)),
+    Grid("clicks-ceiling", CEILING_JOBS, measure, shared=("pool",)),
+]
