@@ -39,8 +39,9 @@ def read_fields(function, body) -> dict:  # name -> value
             raise Refusal(400, f"{name[:40]}: unknown; use {', '.join(fields) or 'none'}", "invalid_value", name)
         kind = fields[name].annotation
         is_text_list = kind is not list or isinstance(value, list) and all(isinstance(item, str) for item in value)
-        if not (isinstance(value, kind) and is_text_list):
-            raise Refusal(400, f"{name}: give {FIELD_TYPES[kind]}", "invalid_value", name)
+        is_wrong_boolean = isinstance(value, bool) and kind is not bool
+        if is_wrong_boolean or not (isinstance(value, kind) and is_text_list):
+            raise Refusal(400, f"{name}: wrong type; give a JSON {FIELD_TYPES[kind]}", "invalid_value", name)
     for name, field in fields.items():
         if field.default is field.empty and name not in body:
             raise Refusal(400, f"{name}: missing; send it in a JSON object", "invalid_value", name)
@@ -71,7 +72,7 @@ def get_conversation(session: ChatSession) -> dict:
 
 @register_endpoint("POST", "/personal/feedback")
 def give_feedback(session: ChatSession, id: str, kind: str = None, better: str = "") -> dict:
-    "React to a turn: a kind of `FEEDBACK_KINDS`, or a better reply, or an approval. Answers its question, too."
+    "React to a turn: edit, better, thumb_up, thumb_down, retry, complaint, thanks, rephrase or copy. Answers its question."
     session.feedback(kind or ("better" if better.strip() else "thumb_up"), id, better)
     return dict(new_answers=session.count_new_answers())
 
@@ -92,7 +93,7 @@ def skip_question(session: ChatSession) -> dict:
 
 @register_endpoint("POST", "/personal/undo")
 def undo_turn(session: ChatSession) -> dict:
-    "Delete the last turn, and all that was made of it."
+    "Delete the last turn and the adapters that learned from it; stop a fine-tune that runs."
     return dict(prompt=session.undo())
 
 

@@ -124,9 +124,13 @@ MIN_TOKEN_CHARACTERS = 16
 def check_token(token: str, host: str) -> None:
     "Raise `InputError` for a weak token, and for a server in a network without a token."
     if token is None and not is_loopback(host):
-        raise InputError(f"--host {host}: others could reach this server", "give a token, too: PERSONAL_LLM_TOKEN")
+        remedy = (
+            f"set a token of {MIN_TOKEN_CHARACTERS} or more characters in the environment variable PERSONAL_LLM_TOKEN"
+        )
+        raise InputError(f"--host {host}: others could reach this server", remedy)
     if token is not None and (len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable()):
-        raise InputError("the token is too weak", f"give {MIN_TOKEN_CHARACTERS} or more letters and digits")
+        wrong = f"the token has fewer than {MIN_TOKEN_CHARACTERS} characters, or others than plain ASCII"
+        raise InputError(wrong, "set a longer one of letters and digits in PERSONAL_LLM_TOKEN")
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #66f20bca
 class Guard:
@@ -150,12 +154,18 @@ def check_site(self: Guard, scope: dict, headers: dict) -> None:
     "Raise `Refusal` for another host, and for a page of another site."
     host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
     if not is_own_host(host, self.host):
-        raise Refusal(403, "this server is not known under that name", "wrong_host")
+        raise Refusal(
+            403, "this server does not know that name; use its IP address, or start it with --host NAME", "wrong_host"
+        )
     is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
     is_navigation = is_read and scope["path"] in PUBLIC_PATHS
     is_foreign = site in ("cross-site", "same-site") and not is_navigation
     if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
-        raise Refusal(403, "a page of another site may not use this server", "wrong_origin")
+        raise Refusal(
+            403,
+            "pages of other sites may not use this server; open its own page, or ask from a program",
+            "wrong_origin",
+        )
 
 
 @patch

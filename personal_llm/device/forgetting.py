@@ -37,7 +37,12 @@ class ForgetRequest:
         for name in self.ids:
             check(name, "text", "forget: an id", remedy="give the ids of dialogues")
         check(self.text, "text or none", "forget: text", remedy="give words of a dialogue")
-        check(self.before, "positive number or none", "forget: before", remedy="give a time as dialogues have it")
+        check(
+            self.before,
+            "positive number or none",
+            "forget: before",
+            remedy="give seconds since 1970, or places in a stream",
+        )
         if self.text is not None and not self.text.strip():
             raise InputError("forget: the text is empty", "give words of a dialogue")
         if not (self.ids or self.text or self.before is not None or self.everything):
@@ -160,13 +165,10 @@ COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
 UNSTORED_TEXT_NOTE = (
-    "{} that left the buffer: a search finds only whole prompts and responses, and no part of these; "
-    "adapters {} and their copies learned from them; name dialogues by id or time, or forget all"
+    "{} left the buffer, and adapters {} learned from what left: a search cannot find parts of those texts; "
+    "forget by id, by time, or all"
 )
-UNSTORED_TIME_NOTE = (
-    "{} that left the buffer without a time; adapters {} and their copies learned from them; "
-    "name the dialogues by id, or forget all"
-)
+UNSTORED_TIME_NOTE = "{} left the buffer without a time, and adapters {} learned from what left; forget by id, or all"
 UNDATED_NOTE = "{} without a time; name these by id or words, or forget all"
 
 
@@ -208,12 +210,14 @@ def plan_rebuild(self: PersonalizerState, rounds: list, ids: set, everything: bo
 
 @patch
 def list_rebuildable(self: PersonalizerState) -> list:  # sentences
-    "Say on how many of its dialogues each deleted adapter can be trained again."
+    "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
     stored = [{d.id, *d.parents} for d in self.buffer.dialogues]
     counts = [sum(not ids.isdisjoint(row["ids"]) for ids in stored) for row in self.deleted_rounds]
     rows = zip(self.deleted_rounds, counts)
     return [
-        f"adapter {row['adapter']} on {count} of its {count_nouns(row['count'], 'dialogue')}" for row, count in rows
+        f"adapter {row['adapter']} on {count} of its {count_nouns(row['count'], 'dialogue')}"
+        for row, count in rows
+        if count
     ]
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #6e11b593

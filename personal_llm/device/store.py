@@ -32,7 +32,7 @@ from ..buffer.feedback import check_feedback_rows, count_feedback
 # %% ../../nbs/6_device/01_store.ipynb #3f46986e
 def describe_unchanged(start_loss: float, best_loss: float) -> str:  # "" if the loss changed
     "Return a clause for a fine-tune that did not improve on its start."
-    return "; the start is kept: no step was surely better" if best_loss == start_loss else ""
+    return "; no step improved the loss clearly, so the adapter stays as it began" if best_loss == start_loss else ""
 
 
 @dataclass(frozen=True)

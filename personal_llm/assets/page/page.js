@@ -2,8 +2,8 @@ const $ = (id) => document.getElementById(id);
 const TOKEN_KEY = "personal_llm.token", SETTINGS_KEY = "personal_llm.settings", TOY_KEY = "personal_llm.toy";
 const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, turns: [], working: false };
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again with the same folder, and open the link that it prints.";
-const WRONG_TOKEN = "The server does not know this token, because it makes a new one at each start. Open the link that "
-  + "personal-llm serve printed last, or paste the token from its end.";
+const WRONG_TOKEN = "The token is wrong. Without PERSONAL_LLM_TOKEN the server makes a new token at each start. Open the link "
+  + "that personal-llm serve printed last, or paste the token from its end.";
 
 // small helpers
 
@@ -59,7 +59,7 @@ async function send(method, path, body, signal) {
   const response = await reach(fetch(path, { method, headers, body: content, signal }));
   withdraw(NO_ANSWER);
   if (response.ok) return response;
-  let message = `error ${response.status}`;
+  let message = `The server answered with error ${response.status}. Close other pages of it, and try again in a minute.`;
   try { message = (await response.json()).error.message; } catch { /* no JSON */ }
   if (response.status === 401) showConnect(message = WRONG_TOKEN);
   throw new Error(message);
@@ -379,7 +379,7 @@ async function loadMemory() {
 }
 
 async function forgetDialogues(request, question) {
-  if (!await confirmLoss(`${question} The adapters that learned from it are deleted, too.`, "Forget")) return;
+  if (!await confirmLoss(`${question} This also deletes every adapter that learned from it, and all later adapters.`, "Forget")) return;
   const before = state.status.is_learning ? "Stopping the fine-tune, then forgetting …" : "Forgetting …";
   $("forgotten").replaceChildren(make("p", { textContent: before }));
   const report = await attempt(() => post("/personal/forget", request));
@@ -532,7 +532,7 @@ function applySettings(settings) {
 function showSettings() {
   $("base-url").textContent = `${location.origin}/v1`;
   $("token-text").textContent = "";
-  $("model-line").textContent = `Model: ${state.status.model}; policy of the memory: ${state.status.policy}; at most ${count(state.status.questions_left, "more question")} before the next fine-tune.`;
+  $("model-line").textContent = `Model: ${state.status.model}; policy of the memory: ${state.status.policy}; at most ${count(state.status.questions_left, "more question")}.`;
 }
 
 for (const id of ["theme", "size", "enter"]) {
