@@ -5539,6 +5539,10 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.reaction_claims": (
+                "experiments/summary.html#reaction_claims",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.read_rows": (
                 "experiments/summary.html#read_rows",
                 "personal_llm/experiments/summary.py",

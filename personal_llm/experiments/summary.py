@@ -7,8 +7,8 @@ __all__ = ['VERDICTS', 'MIN_PEOPLE', 'RIVALS', 'SHORT_RUN', 'PAPER_ACCURACY', 'P
            'Claim', 'decide_verdict', 'read_rows', 'judge_gain', 'as_percent', 'as_markdown', 'policies_rows',
            'ratio_claim', 'kept_claims', 'speed_claim', 'synthesis_claim', 'format_claim', 'asking_claims',
            'floor_claim', 'headroom_claim', 'silent_claim', 'forgetting_claim', 'gain_claim', 'new_headroom_claim',
-           'turns_claim', 'harm_claim', 'memory_claims', 'right_shares', 'choice_claims', 'said_claim', 'share_claim',
-           'saving_claims']
+           'turns_claim', 'harm_claim', 'memory_claims', 'reaction_claims', 'right_shares', 'choice_claims',
+           'said_claim', 'share_claim', 'saving_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #1beb67b6
 from typing import NamedTuple
@@ -336,6 +336,29 @@ def memory_claims(rows: list) -> list:  # `Claim`s
         verdict = decide_verdict(mean_over_users(alone - adapter).low > 0, adapter.mean() < alone.mean())
         out.append(Claim(claim, "no training", ours, verdict, "26_new_people_grid"))
     return out
+
+# %% ../../nbs/experiments/00_summary.ipynb #49631edc
+def reaction_claims() -> list:  # `Claim`s
+    "Judge what is learned from reactions and from choices between two replies, without a question."
+    rows = read_rows("reactions-loss")
+    loss = user_means(rows, "feedback", "loss")
+    out = []
+    for name, wrong, bar in (("reactions10", "10 %", 0.6), ("reactions30", "30 %", 0.4)):
+        found = share_of_headroom(loss["reservoir"], loss[name], loss["oracle"])
+        ours = f"{found.share:.0%} [{found.low:.0%}, {found.high:.0%}] ({len(loss[name])} people)"
+        verdict = decide_verdict(found.share >= bar and found.low > bar - 0.2, found.low > 0, len(loss[name]))
+        claim = f"ours: reactions alone close the headroom in loss ({wrong} of them wrong)"
+        out.append(Claim(claim, f"bar {bar:.0%}", ours, verdict, "30_reactions"))
+    signal = mean_over_users(user_means(read_rows("reactions-apart"), "feedback", "signal")["apart10"])
+    claim = "ours: the next turns bring the subject of people who never correct into the buffer"
+    verdict = decide_verdict(signal.value >= 0.5, signal.low > 0.15, signal.n)  # .15: its share of the stream
+    ours = f"signal {as_percent(signal)} ({signal.n} people), stream 15 %"
+    out.append(Claim(claim, "bar 50 %", ours, verdict, "30_reactions"))
+    clicks = [row for row in read_rows("clicks") if (row["noise"], row["pairs"]) == (0.1, "information")]
+    right = mean_over_users(np.array([row["right_8"] for row in clicks if not row["user"].startswith("default")]))
+    verdict = decide_verdict(right.value >= 0.9, right.low > 0.04, right.n)  # .04: chance among 25 styles
+    ours = f"{as_percent(right)} ({right.n} styles), chance 4 %"
+    return [*out, Claim("ours: eight choices find the right pLLM", "bar 90 %", ours, verdict, "31_clicks")]
 
 # %% ../../nbs/experiments/00_summary.ipynb #9f9a36fd
 def right_shares(pool: str, similarity: float) -> np.ndarray:  # (styles,) share of draws
