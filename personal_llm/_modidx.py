@@ -5483,10 +5483,6 @@ d = {
                 "experiments/summary.html#asking_claims",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.choice_claims": (
-                "experiments/summary.html#choice_claims",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.decide_verdict": (
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",
@@ -5539,28 +5535,8 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.reaction_claims": (
-                "experiments/summary.html#reaction_claims",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.read_rows": (
                 "experiments/summary.html#read_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.right_shares": (
-                "experiments/summary.html#right_shares",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.said_claim": (
-                "experiments/summary.html#said_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.saving_claims": (
-                "experiments/summary.html#saving_claims",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.share_claim": (
-                "experiments/summary.html#share_claim",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.silent_claim": (

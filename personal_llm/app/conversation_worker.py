@@ -152,9 +152,8 @@ def finish_training(self: ConversationWorker) -> None:
     try:
         self.session.finish_training()
     except Exception as error:  # of ours; the conversation goes on
-        self.session.messages_to_user.append(
-            f"the fine-tune failed ({type(error).__name__}); nothing changed; learn again, and report it if it fails again"
-        )
+        remedy = "nothing changed; learn again, and report it if it fails again"
+        self.session.messages_to_user.append(f"the fine-tune failed ({type(error).__name__}); {remedy}")
     if len(self.session.me.rounds) > rounds:
         self.next_learning = self.learn_every
 

@@ -72,7 +72,7 @@ def get_conversation(session: ChatSession) -> dict:
 
 @register_endpoint("POST", "/personal/feedback")
 def give_feedback(session: ChatSession, id: str, kind: str = None, better: str = "") -> dict:
-    "React to a turn: edit, better, thumb_up, thumb_down, retry, complaint, thanks, rephrase or copy. Answers its question."
+    "React to a turn, or answer its question: edit, better, thumb_up, thumb_down, retry, complaint, thanks, copy."
     session.feedback(kind or ("better" if better.strip() else "thumb_up"), id, better)
     return dict(new_answers=session.count_new_answers())
 

@@ -384,7 +384,7 @@ def serve_command(args) -> None:
             print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
         if not is_loopback(args.host):
             print_note(
-                "others in the network can reach this server; without encryption a listener reads your dialogues and the token"
+                "others in the network can reach this server; a listener reads dialogues and token, without encryption"
             )
         if args.host in ("0.0.0.0", "::"):  # every address of this computer
             print_note(f"from another computer: http://{socket.gethostname()}:{bound.getsockname()[1]}")

@@ -99,7 +99,8 @@ def write_demo_paragraph() -> str:
         f"The figure shows a simulated {user} with {settings['length']} dialogues. Each policy keeps",
         f"{bins} of them and",
         f"asks at most {bins} questions: `active` is ours, `sdss` the paper's, and `reservoir` draws uniformly. Blue",
-        f"bands are the {user}'s subject (*signal*), the orange one is a rare subject, marks are the dialogues in the buffer,",
+        f"bands are the {user}'s subject (*signal*), the orange one is a rare subject, marks are the dialogues in the",
+        "buffer,",
         f"and on the right you see the response loss on the {user}'s preferred answers: their mean negative",
         "log-likelihood per token, in nats.",
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a",
@@ -146,8 +147,8 @@ def write_warm_start_paragraph() -> str:
     warm, opening = row["warm"], f"In the second half, the demo counts the {row['user']}'s habits and fits a mixture of"
     opening += (
         f" {warm['library']} models: one on text without a style, and the others for one person each. One of those,"
-        f" `ward-round`, has the subject and some of the habits of the {row['user']}, so this shows the gain from a similar"
-        " model."
+        f" `ward-round`, has the subject and some of the habits of the {row['user']}, so this shows the gain from a"
+        " similar model."
     )
     scratch, *others = sorted(warm["curves"].items(), key=lambda item: item[0] != "from scratch")
     if not others:
@@ -251,17 +252,17 @@ def write_new_people_paragraph() -> str:
     streams = len({row["seed"] for row in rows})
     return paragraph(
         f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works,",
-        "we developed nothing. We froze the plan before its first run, with the package's defaults. (Before that we had",
-        "seen 52 runs of an earlier plan, on the characters.) So far,",
+        "we developed nothing. We froze the plan before its first run, with the package's defaults. (Before that we",
+        "had seen 52 runs of an earlier plan, on the characters.) So far,",
         f"{streams} of {len(grid.ORDERS)} streams a person {'is' if streams == 1 else 'are'} measured.",
         f"`active` closes {share.share:.2f} (95 % interval {share.low:.2f} to {share.high:.2f}) of the gap in loss",
-        "between the best of four rivals (random, reservoir, K-center, `sdss`) and an oracle that keeps only dialogues on the",
-        f"user's subject. But ROUGE-1 is {rouge.ratio:.2f} (95 % interval {rouge.low:.2f} to {rouge.high:.2f}) times that of",
-        "the best rival. For simulated people with habits, the adapter gives a lower loss to the user's manner than to a",
-        f"plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the characters it prefers their",
-        f"manner to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}). The share of cases with a lower",
-        "loss for the right answer than for the user's answer to another prompt changes by",
-        f"{content.value:+.2f} (95 % interval {content.low:+.2f} to {content.high:+.2f}). So the pocket model learns habits",
-        "that are rules. We see no gain in content, and hardly any for a style in prose",
+        "between the best of four rivals (random, reservoir, K-center, `sdss`) and an oracle that keeps only dialogues",
+        f"on the user's subject. But ROUGE-1 is {rouge.ratio:.2f} (95 % interval {rouge.low:.2f} to {rouge.high:.2f})",
+        "times that of the best rival. For simulated people with habits, the adapter gives a lower loss to the user's",
+        f"manner than to a plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the",
+        f"characters it prefers their manner to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}).",
+        "The share of cases with a lower loss for the right answer than for the user's answer to another prompt",
+        f"changes by {content.value:+.2f} (95 % interval {content.low:+.2f} to {content.high:+.2f}). So the pocket model",
+        "learns habits that are rules. We see no gain in content, and hardly any for a style in prose",
         "([plan and rows](experiments/26_new_people_grid.ipynb)).",
     )

@@ -97,7 +97,7 @@ def simulate_feedback(
         feedback.append([(reaction.kind, reaction.text, {})] if is_given else inferred)
     return feedback
 
-
+# %% ../../nbs/experiments/30_reactions.ipynb #30obs001
 def observe_stream(me: Personalizer, candidates: list, feedback: list) -> None:
     "Offer scored dialogues, and react after each one."
     score_again, known = me.score, {c.dialogue.id: c for c in candidates}
