@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import libraries
@@ -211,7 +212,10 @@ def serve(folder):
     with chat_server(open_talk(folder)) as running:
         body = json.dumps(dict(id=running.session.me.session["turns"][0]["id"], better="rather like this"))
         head = {"Authorization": f"Bearer {running.token}", "Content-Type": "application/json"}
-        urlopen(Request(f"{running.address}/personal/feedback", body.encode(), head)).read()
+        try:
+            urlopen(Request(f"{running.address}/personal/feedback", body.encode(), head)).read()
+        except HTTPError as error:  # such as a second try of what is stored already
+            raise InputError(f"refused with {error.code}", "look at the page") from error
     check_stored(running.worker.notices)
 
 

@@ -368,14 +368,15 @@ class Target:
     read: Callable
     mend: Callable = mend_folder
     file: str = ""  # that is changed; by default any
+    share: int = 8  # of the cases; less where a case takes long
 
 
 TARGETS = dict(
-    personalizer=Target(make_personalizer, read_personalizer),
+    personalizer=Target(make_personalizer, read_personalizer, share=4),
     buffer=Target(make_buffer, read_buffer),
     adapter=Target(lambda folder: None, read_adapter),  # copied from elsewhere
-    library=Target(lambda folder: None, read_library, mend_library),
-    site=Target(make_site, read_site, mend_site),
+    library=Target(lambda folder: None, read_library, mend_library, share=2),
+    site=Target(make_site, read_site, mend_site, share=1),
     bundle=Target(make_bundle, read_bundle, mend_bundle),
     manifest=Target(make_bundle, read_bundle, mend_bundle, phone_bundle.MANIFEST_FILE),
     progress=Target(make_bundle, read_bundle, mend_progress, phone.PROGRESS_FILE),
@@ -442,7 +443,8 @@ def run_case(source: Path, target: Target, draw: random.Random) -> str:  # what 
 
 def choose_input(inputs: dict, number: int) -> str:
     "Every second case is a file of chats."
-    names = [name for name in inputs if name.startswith("chats") == bool(number % 2)]
+    kind = [(name, target) for name, (_, target) in inputs.items() if name.startswith("chats") == bool(number % 2)]
+    names = [name for name, target in kind for _ in range(target.share)]
     return names[number // 2 % len(names)]
 
 

@@ -3,18 +3,27 @@
 import json
 import os
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from devices import LEXICONS, TALK, Fake, User, bytes_below, fake_tune, fill_disk, start, told, watch
 from kills import every_kill
 
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from personal_llm.base import lineage
+from personal_llm.base import folder_store, lineage
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, compute_sha256, is_full_disk, lock_folder
-from personal_llm.base.folder_store import ADAPTERS_FOLDER, STORE_FILE, claim_adapter_folder, claim_folder, open_store
+from personal_llm.base.folder_store import (
+    ADAPTERS_FOLDER,
+    STORE_FILE,
+    claim_adapter_folder,
+    claim_folder,
+    hold_store,
+    open_store,
+)
 from personal_llm.base.folder_store import read_rows, remove_adapter, write_rows
 from personal_llm.buffer import buffer as buffer_module
 from personal_llm.device import personalizer
@@ -273,6 +282,16 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_state(tmp_path, monkeypatch)
 
 
 # ---- who may read it
+
+
+def test_a_disk_that_breaks_while_a_store_is_held_is_one_line(saved, tmp_path, monkeypatch):
+    def breaks(statement):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    monkeypatch.setattr(folder_store, "connect_database", lambda file: SimpleNamespace(execute=breaks))
+    with pytest.raises(InputError, match="state.db: cannot be used"), hold_store(folder):
+        pass
 
 
 def test_only_the_owner_reads_it(tmp_path):

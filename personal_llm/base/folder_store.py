@@ -53,12 +53,12 @@ def hold_store(folder):
     "Keep a store open, so that each of many short transactions ends with one write to the disk and not with four."
     with open_store(folder, writes=True):
         pass
-    connection = connect_database(Path(folder) / STORE_FILE)
-    try:
+    file = Path(folder) / STORE_FILE
+    with report_damage(file):
+        connection = connect_database(file)
         connection.execute("SELECT count(*) FROM facts").fetchone()
+    with closing(connection):
         yield
-    finally:
-        connection.close()
 
 
 def truncate_journal(folder) -> None:
