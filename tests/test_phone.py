@@ -231,7 +231,9 @@ def test_a_state_that_is_damaged_or_of_another_parcel_is_refused(parcel, tmp_pat
     file = tmp_path / "out" / PROGRESS_FILE
     run_training_steps(parcel, file, pull, steps=3)
     whole = file.read_bytes()
-    for wrong in (b"", whole[:-4], whole[1:], whole.replace(parcel.checksum.encode(), b"0" * 64)):
+    deep = b"[" * 100_000 + b"\n"
+    nested = files.compute_sha256(deep).encode() + deep
+    for wrong in (b"", whole[:-4], whole[1:], nested, whole.replace(parcel.checksum.encode(), b"0" * 64)):
         file.write_bytes(wrong)
         with pytest.raises(InputError, match=PROGRESS_FILE):
             load_progress(file, parcel)

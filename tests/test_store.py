@@ -372,6 +372,7 @@ CHANGES = dict(
     a_key_of_texts_is_a_number=lambda s, _: s.update(text_key=5),
     deleted_rounds_are_a_number=lambda s, _: s.update(deleted_rounds=5),
     a_deleted_round_is_half=lambda s, _: s.update(deleted_rounds=[dict(ids=[], parents=[])]),
+    a_warm_start_is_a_number=rounds(lambda row: row.update(warm=5)),
     a_source_is_a_number=rounds(lambda row: row["sources"].update(x=[0.0, 5, []])),
     a_time_of_a_source_is_text=rounds(lambda row: row["sources"].update(x=["today", [], []])),
     no_version=lambda s, _: s.pop("version"),

@@ -150,7 +150,7 @@ def _read_rounds(rows: list, folder) -> list:  # `TrainingRound`s
     paths = [dict(adapter=str(Path(folder) / row["adapter"]), parents=tuple(row["parents"])) for row in rows]
     rounds = [TrainingRound(**row | path) for row, path in zip(rows, paths)]
     [(t < 0, {*ids, *hashes}) for round in rounds for t, ids, hashes in round.sources.values()]  # its parts are whole
-    return [*filter(str, rounds)]
+    return [round for round in rounds if (str(round), dict(round.warm or {}))]
 
 
 def parts_to_state(parts: dict, folder, policy=None) -> PersonalizerState:

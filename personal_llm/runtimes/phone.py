@@ -21,6 +21,7 @@ import numpy as np
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter, get_adapter_id
 from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
 from ..base.core import Cost, InputError, check_seed, get_peak_memory, seed_everything
+from ..base.database import READ_ERRORS
 from ..base.files import OwnedFolder, compute_sha256, delete_path, lock_folder, make_folder
 from ..base.files import write_atomically
 from ..base.ledger import record_egress
@@ -123,7 +124,7 @@ def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file
         if progress.step > len(parcel.steps):
             raise ValueError("more steps than planned")
         bundle_checksum = row["parcel"]
-    except (ValueError, KeyError, TypeError) as error:
+    except READ_ERRORS as error:
         raise InputError(f"{file}: damaged ({str(error)[:60]})", remedy) from error
     if bundle_checksum != parcel.checksum:
         raise InputError(f"{file}: the state of another parcel", remedy)
