@@ -383,12 +383,12 @@ async function forgetDialogues(request, question) {
   const before = state.status.is_learning ? "Stopping the fine-tune, then forgetting …" : "Forgetting …";
   $("forgotten").replaceChildren(make("p", { textContent: before }));
   const report = await attempt(() => post("/personal/forget", request));
+  await attempt(loadMemory);
   if (!report) return $("forgotten").replaceChildren();
   const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
   $("forgotten").replaceChildren(make("p", { textContent: counts }),
     ...(rest.length ? [make("p", { textContent: "This program cannot reach:" }), make("ul", {}, ...rest)] : []));
-  await attempt(loadMemory);
   await attempt(loadConversation);
 }
 
