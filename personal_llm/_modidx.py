@@ -914,6 +914,7 @@ d = {
             "personal_llm.app.server.say_again": ("8_app/server.html#say_again", "personal_llm/app/server.py"),
             "personal_llm.app.server.say_line": ("8_app/server.html#say_line", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
+            "personal_llm.app.server.share_arena": ("8_app/server.html#share_arena", "personal_llm/app/server.py"),
             "personal_llm.app.server.to_refusal": ("8_app/server.html#to_refusal", "personal_llm/app/server.py"),
         },
         "personal_llm.app.server_guard": {

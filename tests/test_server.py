@@ -1,5 +1,6 @@
 "The server on a real port: other programs, a whole day, other sites, attacks, and what it never writes down."
 
+import ctypes
 import http.client
 import itertools
 import json
@@ -561,6 +562,44 @@ def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
         running.kill()
     state = (tmp_path / "me" / "state.db").read_bytes().decode("latin-1")
     assert SECRET in state, "the turn is stored"
+
+
+ARENAS = """
+import ctypes, sys, threading
+from personal_llm.app import server
+libc, gate = ctypes.CDLL(None), threading.Barrier(9)
+libc.fopen.restype = ctypes.c_void_p
+def count():
+    file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+    libc.malloc_info(0, file)
+    libc.fclose(file)
+    return open(sys.argv[1]).read().count("<heap nr")
+if sys.argv[2] == "shared":
+    server.share_arena()
+before = count()
+def allocate():
+    libc.malloc(100_000)
+    gate.wait()
+    gate.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+[thread.start() for thread in threads]
+gate.wait()
+print(count() - before)
+gate.wait()
+"""
+
+
+HAS_ARENAS = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_info")
+
+
+@pytest.mark.skipif(not HAS_ARENAS, reason="needs the C library of GNU")
+def test_threads_share_their_memory(tmp_path):
+    "Each arena of a thread that has ended keeps pieces of freed memory."
+    counts = {}
+    for kind in ("own", "shared"):
+        command = [sys.executable, "-c", ARENAS, str(tmp_path / "arenas.xml"), kind]
+        counts[kind] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert counts["own"] > 2 and counts["shared"] == 0
 
 
 def test_the_network_is_served_only_with_a_token(tmp_path, monkeypatch):

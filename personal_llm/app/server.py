@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/8_app/13_server.ipynb #04b62764
 import asyncio
+import ctypes
 import json
 import os
 import secrets
@@ -330,6 +331,15 @@ def open_socket(host: str, port: int) -> socket.socket:  # listening
         raise InputError(f"cannot listen on {host}, port {port}: {reason}", "choose another --port or --host") from None
     return bound
 
+# %% ../../nbs/8_app/13_server.ipynb #a6f8e33e
+M_ARENA_MAX = -8  # of `malloc.h`
+
+
+def share_arena() -> None:
+    "Let new threads share the arenas that are there; does nothing without the C library of GNU."
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
 SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
@@ -372,6 +382,7 @@ def serve_command(args) -> None:
     check_token(token, args.host)
     check_session_folder(args.out)
     with open_socket(args.host, args.port) as bound:
+        share_arena()
         if not args.quiet:
             print_note(f"loading the model {args.model or 'pocket'}; a large one takes a minute or more")
         session, token = open_served_session(args), token or secrets.token_urlsafe(24)
