@@ -332,13 +332,10 @@ def open_socket(host: str, port: int) -> socket.socket:  # listening
     return bound
 
 # %% ../../nbs/8_app/13_server.ipynb #a6f8e33e
-M_ARENA_MAX = -8  # of `malloc.h`
-
-
 def share_arena() -> None:
     "Let new threads share the arenas that are there; does nothing without the C library of GNU."
     with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
