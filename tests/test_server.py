@@ -333,6 +333,14 @@ def test_many_clients_at_once_lose_nothing(served):
     assert statuses == [200] * 50 and served.session.me.buffer.seen == 50 and served.worker.num_waiting == 0
 
 
+def test_freed_memory_goes_back_to_the_system_now_and_then(served, monkeypatch):
+    releases = []
+    monkeypatch.setattr("personal_llm.app.conversation_worker.release_memory", lambda: releases.append(1))
+    for _ in range(100):
+        assert ask(served, "POST", "/personal/skip")[0] == 200
+    assert len(releases) == 2
+
+
 def test_a_full_queue_refuses_and_recovers(tmp_path):
     with chat_server(fresh(tmp_path / "me"), limits=ServerLimits(waiting_requests=1)) as running:
         gate = threading.Event()

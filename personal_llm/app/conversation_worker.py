@@ -13,11 +13,13 @@ from contextlib import suppress
 
 from .server_guard import Refusal
 from ..base.core import InputError, patch
+from ..device.background_training import release_memory
 from ..device.corrections import ChatSession
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
 ANSWERS_FOR_LEARNING = 8  # new answers that start a fine-tune
 MAX_NOTICES = 50  # messages for the user that a page can still read
+_JOBS_BEFORE_RELEASE = 50  # then we give freed memory back to the system
 
 
 class ConversationWorker:
@@ -31,14 +33,16 @@ class ConversationWorker:
     ):
         self.session, self.learn_every, self.max_waiting = session, learn_every, max_waiting
         self.executor = ThreadPoolExecutor(1, "conversation")
-        self.num_waiting = 0
+        self.num_waiting, self.num_jobs = 0, 0
         self.notices, self.num_notices = [], 0  # last messages for the user; number of all since the start
         self.next_learning = learn_every  # number of new answers
         self.after_job()
 
     def after_job(self) -> None:
         "Begin a fine-tune if it is time, collect messages, and note numbers for the status; the thread runs this."
-        session = self.session
+        session, self.num_jobs = self.session, self.num_jobs + 1
+        if self.num_jobs % _JOBS_BEFORE_RELEASE == 0:
+            release_memory()
         if session.background_training is None and session.question is None and self.learn_every:
             count = session.count_new_answers()
             if session.was_stopped:
