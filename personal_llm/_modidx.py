@@ -154,6 +154,10 @@ d = {
                 "8_app/chat_completions.html#chatrequest",
                 "personal_llm/app/chat_completions.py",
             ),
+            "personal_llm.app.chat_completions.collect_items": (
+                "8_app/chat_completions.html#collect_items",
+                "personal_llm/app/chat_completions.py",
+            ),
             "personal_llm.app.chat_completions.generate": (
                 "8_app/chat_completions.html#generate",
                 "personal_llm/app/chat_completions.py",

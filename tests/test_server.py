@@ -178,6 +178,9 @@ def test_a_question_reaches_a_program_only_if_it_shows_it(served, monkeypatch):
         dict(model="personal", messages=[dict(role="tool", content="x")]),
         dict(model="personal", messages=[dict(role="user", content=[dict(type="image_url")])]),
         dict(model="personal", messages=messages("x"), stop=7),
+        dict(model="personal", messages=messages("x"), stop=False),
+        dict(model="personal", messages=messages("x"), n=True),
+        dict(model="personal", messages=messages("x"), logprobs=0),
         dict(model="personal", messages=messages("x"), max_tokens=0),
         dict(model="personal", messages=messages("x"), tools=[dict(type="function")]),
         dict(model=["personal"], messages=messages("x")),
@@ -303,6 +306,20 @@ def test_the_status_says_how_many_answers_start_a_fine_tune(tmp_path):
             assert ask(running, "GET", "/personal/status")[1]["learns_at"] == number
 
 
+def test_a_program_that_leaves_before_the_whole_answer_leaves_no_turn(served):
+    body = json.dumps(dict(model="personal", messages=messages("Nobody listens."))).encode()
+    gate = threading.Event()
+    served.worker.executor.submit(gate.wait)  # the reply begins after the client has gone
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: served.worker.num_waiting == 1)
+    gate.set()
+    until(lambda: served.worker.num_waiting == 0)
+    say(served, "Is somebody there?")
+    assert served.session.me.buffer.seen == 1
+
+
 def test_own_endpoints_are_documented_and_check_their_fields(served):
     document = ask(served, "GET", "/personal/openapi.json")[1]
     named = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
@@ -311,9 +328,15 @@ def test_own_endpoints_are_documented_and_check_their_fields(served):
         and ("POST", "/personal/chat") in named
         and document["openapi"].startswith("3.")
     )
-    for path, body in (("forget", {}), ("forget", dict(text=" ")), ("feedback", dict(id=7)), ("undo", dict(x=1))):
+    wrong = [("forget", {}), ("forget", dict(text=" ")), ("feedback", dict(id=7)), ("undo", dict(x=1))]
+    wrong += [
+        ("forget", dict(text="x", everything=True)),
+        ("feedback", dict(id="x", kind="")),
+        ("chat", {"x" * 999: 1}),
+    ]
+    for path, body in wrong:
         status, answer = ask(served, "POST", f"/personal/{path}", body)
-        assert status == 400 and answer["error"]["message"]
+        assert status == 400 and answer["error"]["message"] and len(json.dumps(answer)) < 400
 
 
 # many clients

@@ -98,8 +98,8 @@ def read_group(body: dict, name: str) -> dict:
 # %% ../../nbs/8_app/11_chat_completions.ipynb #20da0cd3
 def read_options(body: dict, max_tokens: int) -> ReplyOptions:
     "Return the options of a reply; `max_tokens` is the most that the model's window allows."
-    stop = body.get("stop") or []
-    stop = [stop] if isinstance(stop, str) else stop
+    stop = [] if body.get("stop") is None else body["stop"]
+    stop = [stop] * bool(stop) if isinstance(stop, str) else stop
     if not (isinstance(stop, list) and len(stop) <= 16 and all(isinstance(text, str) for text in stop)):
         raise Refusal(400, "stop: give up to 16 texts", "invalid_value", "stop")
     limits = [
@@ -127,7 +127,7 @@ def read_request(body, max_tokens: int = DEFAULT_COMPLETION_TOKENS) -> ChatReque
         if body.get(name) is None:
             raise Refusal(400, f"{name}: missing; {BODY_REMEDY}", "missing_required_parameter", name)
     for name, allowed in UNSUPPORTED_FIELDS.items():
-        if body.get(name) not in allowed:
+        if not any(body.get(name) == value and type(body.get(name)) is type(value) for value in allowed):
             raise Refusal(400, f"{name}: this server does not support it; leave it out", "unsupported_parameter", name)
     if body.get("model") not in MODEL_NAMES:
         raise Refusal(404, f"no such model; use {' or '.join(MODEL_NAMES)}", "model_not_found", "model")
@@ -173,6 +173,17 @@ def make_answer(request: ChatRequest, text: str, summary: dict) -> dict:  # plai
     choice = dict(index=0, message=dict(role="assistant", content=text), logprobs=None, finish_reason=summary["finish"])
     own = dict(id=summary["id"], question=summary["question"])
     return make_head(request, "chat.completion") | dict(choices=[choice], usage=summary["usage"], personal=own)
+
+
+async def collect_items(items, is_gone) -> list:  # is_gone: asynchronous, whether the client went away
+    "Collect the items of a reply; end it, so that no turn is stored, if nobody waits for it any more."
+    collected = []
+    async for item in items:
+        if await is_gone():
+            await items.aclose()
+            raise Refusal(400, "the client went away; send the request again", "client_closed")
+        collected.append(item)
+    return collected
 
 
 def make_event(content) -> str:

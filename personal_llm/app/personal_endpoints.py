@@ -36,7 +36,7 @@ def read_fields(function, body) -> dict:  # name -> value
     fields = get_fields(function)
     for name, value in body.items():
         if name not in fields:
-            raise Refusal(400, f"{name[:40]}: unknown; use {', '.join(fields) or 'none'}", "invalid_value", name)
+            raise Refusal(400, f"{name[:40]}: unknown; use {', '.join(fields) or 'none'}", "invalid_value", name[:40])
         kind = fields[name].annotation
         is_text_list = kind is not list or isinstance(value, list) and all(isinstance(item, str) for item in value)
         is_wrong_boolean = isinstance(value, bool) and kind is not bool
@@ -73,7 +73,7 @@ def get_conversation(session: ChatSession) -> dict:
 @register_endpoint("POST", "/personal/feedback")
 def give_feedback(session: ChatSession, id: str, kind: str = None, better: str = "") -> dict:
     "React to a turn, or answer its question: edit, better, thumb_up, thumb_down, retry, complaint, thanks, copy."
-    session.feedback(kind or ("better" if better.strip() else "thumb_up"), id, better)
+    session.feedback(("better" if better.strip() else "thumb_up") if kind is None else kind, id, better)
     return dict(new_answers=session.count_new_answers())
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #4210e6cf

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from .arguments import MODEL_OPTIONS, get_settings, integer_option, load_model_from_arguments, option
 from .arguments import print_note, register_command, setting_options, to_json
-from .chat_completions import MODEL_NAMES, generate, make_answer, make_chunk, make_event, make_head
-from .chat_completions import make_item_events, read_request, summarise_reply
+from .chat_completions import MODEL_NAMES, collect_items, generate, make_answer, make_chunk
+from .chat_completions import make_event, make_head, make_item_events, read_request, summarise_reply
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personal_endpoints import ENDPOINTS, make_openapi, read_fields
 from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settings, resolve_start
@@ -101,7 +101,7 @@ class PersonalServer:
         wanted = read_request(parse_body(await request.body()), self.max_tokens)
         items = self.worker.stream(lambda: generate(self.session, wanted))
         if not wanted.is_stream:
-            parts = [item async for item in items]
+            parts = await collect_items(items, request.is_disconnected)
             return make_answer(wanted, "".join(parts[:-1]), parts[-1])
         head, begin = make_head(wanted, "chat.completion.chunk"), dict(role="assistant", content="")
         to_events = lambda item: make_item_events(wanted, head, item)

@@ -25,7 +25,7 @@ from .store import is_own_folder, migrate_folder, read_state, write_state
 # %% ../../nbs/6_device/02_forgetting.ipynb #84e58d8e
 @dataclass(frozen=True)
 class ForgetRequest:
-    "Which dialogues to forget; raises `InputError` if no condition is given."
+    "Which dialogues to forget; raises `InputError` unless exactly one condition is given."
 
     ids: frozenset = frozenset()  # ids of dialogues
     text: str = None  # part of a prompt, a response or an earlier turn
@@ -45,8 +45,10 @@ class ForgetRequest:
         )
         if self.text is not None and not self.text.strip():
             raise InputError("forget: the text is empty", "give words of a dialogue")
-        if not (self.ids or self.text or self.before is not None or self.everything):
-            raise InputError("forget: no condition", "give ids, a text, a time, or everything")
+        conditions = [bool(self.ids), self.text is not None, self.before is not None, self.everything]
+        if sum(conditions) != 1:
+            wrong = "no condition" if not any(conditions) else "several conditions"
+            raise InputError(f"forget: {wrong}", "give one of ids, a text, a time, or everything")
 
     def contains_text(self, text: str) -> bool:
         "Return whether a text contains the text of the request."
