@@ -264,6 +264,14 @@ def test_a_round_that_was_stopped_goes_on_with_the_same_synthetic_dialogues(fold
         assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_DONE
 
 
+def test_what_a_killed_slice_had_half_written_does_not_move_to_the_adapter(folder, monkeypatch):
+    loaded(folder, monkeypatch)
+    claim_folder(folder, folder / BACKGROUND_FOLDER)
+    (folder / BACKGROUND_FOLDER / f".{resumable_training.SYNTHESIS_FILE}.77.tmp").write_text("answer 2")
+    assert resumable_training.train_slice(folder, dict(model="fake"), None)[0] == EXIT_DONE
+    assert [p.name for p in folder.rglob(".*.tmp")] == []
+
+
 def test_forgetting_reaches_a_round_that_is_going_on(folder):
     from personal_llm.device.forgetting import forget_folder
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError, check_settings_fields, setting
-from ..base.files import compute_sha256, delete_path, lock_folder
+from ..base.files import compute_sha256, delete_path, lock_folder, remove_temporary_files
 from ..base.files import read_sealed, write_atomically, write_sealed
 from ..base.folder_store import BACKGROUND_FOLDER, SYNTHESIS_FILE, claim_folder, hold_store
 from ..device.store import find_state_folders, migrate_folder, write_state
@@ -67,6 +67,7 @@ def train_round(me, stop: threading.Event):  # the `TrainingRound`, or None if t
     finally:
         hook.remove()
     delete_path(folder / SYNTHESIS_FILE)
+    remove_temporary_files(folder, (SYNTHESIS_FILE,))
     return install_adapter(me, folder, prepared)
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #da069887
