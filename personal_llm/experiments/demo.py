@@ -262,7 +262,7 @@ def write_new_people_paragraph() -> str:
         f"manner than to a plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the",
         f"characters it prefers their manner to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}).",
         "The share of cases with a lower loss for the right answer than for the user's answer to another prompt",
-        f"changes by {content.value:+.2f} (95 % interval {content.low:+.2f} to {content.high:+.2f}). So the pocket model",
-        "learns habits that are rules. We see no gain in content, and hardly any for a style in prose",
+        f"changes by {content.value:+.2f} (95 % interval {content.low:+.2f} to {content.high:+.2f}). So the pocket",
+        "model learns habits that are rules. We see no gain in content, and hardly any for a style in prose",
         "([plan and rows](experiments/26_new_people_grid.ipynb)).",
     )
