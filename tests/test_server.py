@@ -306,14 +306,20 @@ def test_the_status_says_how_many_answers_start_a_fine_tune(tmp_path):
             assert ask(running, "GET", "/personal/status")[1]["learns_at"] == number
 
 
-def test_a_program_that_leaves_before_the_whole_answer_leaves_no_turn(served):
-    body = json.dumps(dict(model="personal", messages=messages("Nobody listens."))).encode()
-    gate = threading.Event()
-    served.worker.executor.submit(gate.wait)  # the reply begins after the client has gone
+def ask_and_leave(served, path, body):  # an event that lets the worker begin
+    "Send a request and go away before its reply begins."
+    content, gate = json.dumps(body).encode(), threading.Event()
+    served.worker.executor.submit(gate.wait)
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n"
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n"
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         until(lambda: served.worker.num_waiting == 1)
+    return gate
+
+
+def test_a_program_that_leaves_before_the_whole_answer_leaves_no_turn(served):
+    body = dict(model="personal", messages=messages("Nobody listens."))
+    gate = ask_and_leave(served, "/v1/chat/completions", body)
     gate.set()
     until(lambda: served.worker.num_waiting == 0)
     say(served, "Is somebody there?")
@@ -379,13 +385,7 @@ def test_a_full_queue_refuses_and_recovers(tmp_path):
 
 
 def test_a_client_that_leaves_ends_its_reply(served):
-    body = json.dumps(dict(text="Nobody listens.")).encode()
-    gate = threading.Event()
-    served.worker.executor.submit(gate.wait)  # the reply begins after the client has gone
-    with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        head = f"POST /personal/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.token}\r\n"
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: served.worker.num_waiting == 1)
+    gate = ask_and_leave(served, "/personal/chat", dict(text="Nobody listens."))
     until(lambda: served.worker.num_waiting == 0)
     gate.set()
     say(served, "Is somebody there?")

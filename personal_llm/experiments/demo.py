@@ -245,8 +245,8 @@ def write_new_people_paragraph() -> str:
             [row for row in rows if row["user"] in grid.CHARACTERS],
         )
     ]
-    change = lambda metric: grid.person_means(rows, metric) - grid.person_means(rows, f"{metric}_bare")
-    content = mean_over_users(change("content_preference"))
+    means = [grid.person_means(rows, f"content_preference{end}") for end in ("_bare", "")]
+    content = mean_over_users(means[1] - means[0])
     words = {policy: grid.person_means(rows, "rouge1", policy) for policy in ("active", *grid.RIVALS)}
     rouge = ratio_to_best(words.pop("active"), words)
     streams = len({row["seed"] for row in rows})

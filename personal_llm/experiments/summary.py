@@ -74,11 +74,10 @@ def judge_gain(gain: np.ndarray, bar: float) -> str:  # (people,) -> of `VERDICT
     return decide_verdict(found.value >= bar and found.low > 0, found.low > 0, found.n)
 
 
-def as_percent(found) -> str:  # of a `MeanEstimate`
-    "Write a share as a percentage with its interval, or without one where all values are equal."
-    if found.low == found.high:
-        return f"{found.value:.0%} each"
-    return f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+def as_percent(found) -> str:  # of a `MeanEstimate` or a `HeadroomShare`
+    "Write a share as a percentage with its interval."
+    value, low, high = found[:3]
+    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def as_markdown(
@@ -245,7 +244,7 @@ def headroom_claim(rows: list) -> Claim:
     loss = user_means(rows, "policy", "loss")
     best = min(RIVALS, key=lambda p: loss[p].mean())
     share = share_of_headroom(loss[best], loss["active"], loss["oracle"])
-    told = f"{share.share:.0%} [{share.low:.0%}, {share.high:.0%}] from {best} (chosen on the same {len(loss[best])})"
+    told = f"{as_percent(share)} from {best} (chosen on the same {len(loss[best])})"
     return Claim(claim, "no oracle", told, decide_verdict(share.low > 0.55, share.share > 0.3), where)
 
 # %% ../../nbs/experiments/00_summary.ipynb #b7b01676
@@ -293,7 +292,7 @@ def new_headroom_claim(rows: list) -> Claim:
         return Claim(claim, "oracle: 100 %", "runs not finished", "open", where)
     found = share_from_best_rival({policy: person_means(rows, "loss", policy) for policy in POLICIES_COMPARED})
     people = len({row["user"] for row in rows})
-    ours = f"{found.share:.0%} [{found.low:.0%}, {found.high:.0%}] ({people} people)"
+    ours = f"{as_percent(found)} ({people} people)"
     return Claim(claim, "oracle: 100 %", ours, decide_verdict(found.low > 0.7, found.low > 0), where)
 
 
