@@ -5579,6 +5579,57 @@ d = {
                 "personal_llm/experiments/synthesis.py",
             ),
         },
+        "personal_llm.experiments.talk": {
+            "personal_llm.experiments.talk.RememberingSession": (
+                "experiments/talk.html#rememberingsession",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.RememberingSession.__init__": (
+                "experiments/talk.html#rememberingsession.__init__",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.RememberingSession.generate_reply": (
+                "experiments/talk.html#rememberingsession.generate_reply",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.average_shown": (
+                "experiments/talk.html#average_shown",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.draw_action": (
+                "experiments/talk.html#draw_action",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.find_shown_habits": (
+                "experiments/talk.html#find_shown_habits",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.live_and_learn": (
+                "experiments/talk.html#live_and_learn",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.live_day": (
+                "experiments/talk.html#live_day",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.make_day": (
+                "experiments/talk.html#make_day",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.measure": (
+                "experiments/talk.html#measure",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.measure_next_day": (
+                "experiments/talk.html#measure_next_day",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.measure_person": (
+                "experiments/talk.html#measure_person",
+                "personal_llm/experiments/talk.py",
+            ),
+            "personal_llm.experiments.talk.react": ("experiments/talk.html#react", "personal_llm/experiments/talk.py"),
+        },
         "personal_llm.experiments.variations": {
             "personal_llm.experiments.variations.add_adapter_metrics": (
                 "experiments/variations.html#add_adapter_metrics",

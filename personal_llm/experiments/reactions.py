@@ -48,11 +48,13 @@ class Reaction:
     turn: str = ""  # the next turn, for a reaction in words
 
 
-def draw_reaction(user: SimulatedUser, d: Dialogue, mix: str, wrong: float) -> Reaction:  # or None
+def draw_reaction(
+    user: SimulatedUser, d: Dialogue, mix: str, wrong: float, rate: float = REACTION_RATE
+) -> Reaction:  # or None
     "Draw the reaction of a person to a reply; the same reply always draws the same one."
     rng, preferred = make_generator(0, "reactions", user.name, d.prompt), user.preferred_response(d)
     is_unsatisfied = user.is_signal_dialogue(d) and (not user.corrects or d.response != preferred)
-    if rng.random() >= (REACTION_RATE if is_unsatisfied else THANKS_RATE):
+    if rng.random() >= (rate if is_unsatisfied else THANKS_RATE):
         return None
     if is_unsatisfied == (rng.random() < wrong):
         kind = "thumb_up" if mix == "mixed" and rng.random() < 0.5 else "thanks"
