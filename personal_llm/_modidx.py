@@ -7060,6 +7060,113 @@ d = {
                 "personal_llm/recipes/pocket_text.py",
             ),
         },
+        "personal_llm.recipes.revisions": {
+            "personal_llm.recipes.revisions.TalkMaker": (
+                "recipes/revisions.html#talkmaker",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.TalkMaker.__post_init__": (
+                "recipes/revisions.html#talkmaker.__post_init__",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.TalkMaker.draw": (
+                "recipes/revisions.html#talkmaker.draw",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.TalkMaker.draw_row": (
+                "recipes/revisions.html#talkmaker.draw_row",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.TalkMaker.write": (
+                "recipes/revisions.html#talkmaker.write",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions._make_talk": (
+                "recipes/revisions.html#_make_talk",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.add_adapter": (
+                "recipes/revisions.html#add_adapter",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.change_reply": (
+                "recipes/revisions.html#change_reply",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.choose_test_rows": (
+                "recipes/revisions.html#choose_test_rows",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.compute_hindsight_loss": (
+                "recipes/revisions.html#compute_hindsight_loss",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.compute_hindsight_step": (
+                "recipes/revisions.html#compute_hindsight_step",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.compute_reply_logits": (
+                "recipes/revisions.html#compute_reply_logits",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.compute_step_loss": (
+                "recipes/revisions.html#compute_step_loss",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.cut_reference": (
+                "recipes/revisions.html#cut_reference",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.encode_talks": (
+                "recipes/revisions.html#encode_talks",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.evaluate_revisions": (
+                "recipes/revisions.html#evaluate_revisions",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.learn_round": (
+                "recipes/revisions.html#learn_round",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.main": ("recipes/revisions.html#main", "personal_llm/recipes/revisions.py"),
+            "personal_llm.recipes.revisions.make_batches_of_rows": (
+                "recipes/revisions.html#make_batches_of_rows",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.make_cases": (
+                "recipes/revisions.html#make_cases",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.make_talks": (
+                "recipes/revisions.html#make_talks",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.measure_gains": (
+                "recipes/revisions.html#measure_gains",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.measure_met": (
+                "recipes/revisions.html#measure_met",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.measure_ordinary": (
+                "recipes/revisions.html#measure_ordinary",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.read_rows": (
+                "recipes/revisions.html#read_rows",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.simulate_person": (
+                "recipes/revisions.html#simulate_person",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.train_revisions": (
+                "recipes/revisions.html#train_revisions",
+                "personal_llm/recipes/revisions.py",
+            ),
+        },
         "personal_llm.recipes.samples": {
             "personal_llm.recipes.samples.clean_answer": (
                 "recipes/samples.html#clean_answer",

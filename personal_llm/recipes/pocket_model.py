@@ -111,6 +111,8 @@ class Training:
     steps: list = field(default_factory=lambda: [0, 0])  # of either phase
     seconds: float = 0.0  # spent
     fresh: bool = True  # from scratch, or from finished weights: then the second phase only, at lower rates
+    restart_factor: float = RESTART_FACTOR  # of the rates, from finished weights
+    batch_tokens: int = BATCH_TOKENS  # a step
 
     @property
     def used(self) -> float:  # 0 to 1
@@ -153,11 +155,11 @@ def step(
     torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
     for tool, base in zip(self.tools, (MUON_RATE, ADAM_RATE)):
         for group in tool.param_groups:
-            group["lr"] = base * learning_rate_at(self.used) * (1 if self.fresh else RESTART_FACTOR)
+            group["lr"] = base * learning_rate_at(self.used) * (1 if self.fresh else self.restart_factor)
         tool.step()
         tool.zero_grad()
     self.steps[self.phase] += 1
-    self.tokens += BATCH_TOKENS
+    self.tokens += self.batch_tokens
     return loss.item()
 
 # %% ../../nbs/recipes/pocket_model.ipynb #cc3ae388
