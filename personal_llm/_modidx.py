@@ -7113,6 +7113,10 @@ d = {
                 "recipes/revisions.html#compute_step_loss",
                 "personal_llm/recipes/revisions.py",
             ),
+            "personal_llm.recipes.revisions.compute_teacher_logits": (
+                "recipes/revisions.html#compute_teacher_logits",
+                "personal_llm/recipes/revisions.py",
+            ),
             "personal_llm.recipes.revisions.cut_reference": (
                 "recipes/revisions.html#cut_reference",
                 "personal_llm/recipes/revisions.py",
@@ -7152,6 +7156,10 @@ d = {
             ),
             "personal_llm.recipes.revisions.measure_ordinary": (
                 "recipes/revisions.html#measure_ordinary",
+                "personal_llm/recipes/revisions.py",
+            ),
+            "personal_llm.recipes.revisions.measure_revisions": (
+                "recipes/revisions.html#measure_revisions",
                 "personal_llm/recipes/revisions.py",
             ),
             "personal_llm.recipes.revisions.read_rows": (

@@ -14,6 +14,7 @@ from personal_llm.recipes.revisions import (
     add_adapter,
     compute_hindsight_loss,
     compute_hindsight_step,
+    compute_teacher_logits,
     make_talks,
 )
 
@@ -41,13 +42,16 @@ def test_the_teacher_is_the_model_without_its_adapter_and_learns_nothing():
     complaint = Dialogue("Shorter, please.", "", [("user", "What is rain?"), ("assistant", "Water that falls.")])
     parameters = [p for p in model.model.parameters() if p.requires_grad]
     frozen = {name: p.clone() for name, p in model.model.named_parameters() if not p.requires_grad}
+    teachers = compute_teacher_logits(model.model, model.tokenizer, [complaint])
     optimizer, losses = torch.optim.SGD(parameters, lr=0.1), []
     for _ in range(12):
-        losses.append(compute_hindsight_step(model.model, model.tokenizer, [complaint]))
+        losses.append(compute_hindsight_step(model.model, model.tokenizer, [complaint], teachers))
         losses[-1].backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < 0.9 * losses[0], "the student moves towards a teacher that stands still"
+    again = compute_teacher_logits(model.model, model.tokenizer, [complaint])
+    assert torch.equal(again[0], teachers[0]), "the teacher stands still"
+    assert losses[-1] < 0.9 * losses[0], "the student moves towards it"
     assert all(torch.equal(p, frozen[name]) for name, p in model.model.named_parameters() if name in frozen)
 
 

@@ -9,8 +9,8 @@ __all__ = ['REQUESTS', 'OPENERS', 'REQUEST_KINDS', 'LIMITS', 'NUMBERED', 'WITH_S
            'REPLY_TOKENS', 'ADAPTER_RATE', 'cut_reference', 'change_reply', 'TalkMaker', 'make_talks', 'read_rows',
            'encode_talks', 'make_batches_of_rows', 'compute_step_loss', 'train_revisions', 'make_cases',
            'measure_gains', 'measure_met', 'measure_ordinary', 'choose_test_rows', 'evaluate_revisions',
-           'compute_hindsight_loss', 'add_adapter', 'compute_reply_logits', 'compute_hindsight_step', 'learn_round',
-           'simulate_person', 'main']
+           'compute_hindsight_loss', 'add_adapter', 'compute_reply_logits', 'compute_teacher_logits',
+           'compute_hindsight_step', 'learn_round', 'simulate_person', 'measure_revisions', 'main']
 
 # %% ../../nbs/recipes/revisions.ipynb #9fe79dba
 import argparse
@@ -20,7 +20,7 @@ import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -365,7 +365,7 @@ def measure_met(
     model: Model, cases: list
 ) -> np.ndarray:  # (cases, 2) of 0 and 1: after the complaint, after a neutral turn
     "Write second replies, and tell which meet the request."
-    replies = model.reply([case[i].derive(response="") for case in cases for i in (0, 1)], max_new_tokens=72)
+    replies = model.reply([case[i].derive(response="") for case in cases for i in (0, 1)], max_new_tokens=56)
     met = []
     for case, *pair in zip(cases, replies[::2], replies[1::2]):
         kind, first, words = case[0].labels["kind"], case[0].history[1][1], case[0].labels["words"]
@@ -394,8 +394,8 @@ def choose_test_rows(model: Model, reserved: list, each: int) -> list:
             rows.append(row)
     return list(chain(*(sources[name] for name in sorted(sources) if name != "onestop_english")))
 
-# %% ../../nbs/recipes/revisions.ipynb #193e1828
-TESTED = dict.fromkeys(REQUEST_KINDS, 30)  # talks of each kind
+# %% ../../nbs/recipes/revisions.ipynb #cc0915c4
+TESTED = dict.fromkeys(REQUEST_KINDS, 26)  # talks of each kind
 RESULT = Path("nbs", "experiments", "results", "revisions.json")  # from the repository's root
 
 
@@ -408,12 +408,12 @@ def evaluate_revisions(
     results, reference = {}, None
     for name, folder in folders.items():
         model = load_model(str(folder))
-        rows = choose_test_rows(model, reserved, 40)
+        rows = choose_test_rows(model, reserved, 30)
         gains, met = (
             measure_gains(model, cases),
             measure_met(model, [case for case in cases if case[0].labels["kind"] in IS_MET]),
         )
-        ordinary = measure_ordinary(model, rows, [row for row in rows if len(row["prompt"]) < 200][::6])
+        ordinary = measure_ordinary(model, rows, [row for row in rows if len(row["prompt"]) < 200][::5])
         reference = reference or ordinary
         results[name] = dict(probe=check_revision(model)[1], gains={}, met={}, ordinary={})
         for kind in ("all", *REQUEST_KINDS):
@@ -463,38 +463,45 @@ def compute_reply_logits(
     return model(**batch, use_cache=False).logits[:, :-1][is_label]
 
 
-def compute_hindsight_step(adapted, tokenizer, complaints: list):  # a number; dialogues: (prompt, reply), complaint, ""
-    "Return the hindsight loss of replies that drew a complaint; `adapted` is peft's model."
-    first = [Dialogue(d.history[0][1], d.history[1][1]) for d in complaints]
+def compute_teacher_logits(adapted, tokenizer, complaints: list) -> list:  # (tokens, vocabulary) for each reply
+    "Read each reply again after its complaint, with the adapter off; dialogues: (prompt, reply), complaint, no response."
     again = [d.derive(response=d.history[1][1]) for d in complaints]
     with torch.no_grad(), adapted.disable_adapter():
-        teacher = compute_reply_logits(adapted, tokenizer, again)
-    return compute_hindsight_loss(compute_reply_logits(adapted, tokenizer, first), teacher)
+        return [compute_reply_logits(adapted, tokenizer, [d]) for d in again]
+
+
+def compute_hindsight_step(adapted, tokenizer, complaints: list, teachers: list):  # a number
+    "Return the hindsight loss of replies that drew a complaint; `adapted` is peft's model."
+    first = [Dialogue(d.history[0][1], d.history[1][1]) for d in complaints]
+    return compute_hindsight_loss(compute_reply_logits(adapted, tokenizer, first), torch.cat(teachers))
 
 # %% ../../nbs/recipes/revisions.ipynb #caadad63
 PEOPLE = {"one sentence": brevity(), "list": bullets(), "small letters": lower_case()}
 PERSON_SOURCES = ("dolly_6400", "gpteacher_roleplay", "medquad")
 METHODS = ("none", "neutral", "hindsight", "second reply", "supervised")
-ROUNDS, PROMPTS, STEPS, BATCH, TEST_PROMPTS, REPLY_TOKENS = 3, 24, 24, 8, 40, 48
-ADAPTER_RATE = 1e-3
+ROUNDS, PROMPTS, STEPS, BATCH, TEST_PROMPTS, REPLY_TOKENS = 2, 16, 12, 8, 24, 40
+ADAPTER_RATE = 2e-3  # twice the default, because the steps are few
 
 
 def learn_round(model: Model, optimizer, method: str, complaints: list, wish, rng) -> None:
     "Train the adapter on the complaints of a round."
-    targets = []
+    targets, teachers = [], []
     if method in ("second reply", "supervised"):
         replies = [wish.apply(d.history[1][1]) for d in complaints]
         if method == "second reply":
             with model.model.disable_adapter():
                 replies = model.reply(complaints, max_new_tokens=REPLY_TOKENS)
         targets = [Dialogue(d.history[0][1], reply or ".") for d, reply in zip(complaints, replies)]
+    else:
+        teachers = compute_teacher_logits(model.model, model.tokenizer, complaints)
     for _ in range(STEPS):
         chosen = rng.permutation(len(complaints))[:BATCH]
         if targets:
             rows = collate_samples([model.encode(targets[i]) for i in chosen], model.tokenizer.pad_token_id)
             loss = model.model(**rows).loss
         else:
-            loss = compute_hindsight_step(model.model, model.tokenizer, [complaints[i] for i in chosen])
+            pairs = zip(*((complaints[i], teachers[i]) for i in chosen))
+            loss = compute_hindsight_step(model.model, model.tokenizer, *map(list, pairs))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -527,9 +534,25 @@ def simulate_person(
     words = float(np.mean([len(reply.split()) for reply in replies]))
     return dict(method=method, kind=kind, seed=seed, met=met, words=words, other=float(nats / tokens), reply=replies[0])
 
-# %% ../../nbs/recipes/revisions.ipynb #c69c086c
+# %% ../../nbs/recipes/revisions.ipynb #a90c2921
+def measure_revisions(data: str, folder: Path, seeds: list, methods: tuple = METHODS) -> dict:
+    "Measure the shipped model and the trained one, and let people complain to the trained one; write the result."
+    _, reserved = read_rows(data)
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else dict(people=[])
+    if "models" not in result:
+        result["models"] = evaluate_revisions(dict(before=ASSETS / "pocket", after=folder), reserved)
+        result["training"] = json.loads(Path(folder, "training.json").read_text(encoding="utf-8"))
+        write_json(RESULT, result)
+    known = {(row["method"], row["kind"], row["seed"]) for row in result["people"]}
+    for seed, kind, method in product(seeds, PEOPLE, methods):
+        if (method, kind, seed) not in known:
+            result["people"].append(simulate_person(str(folder), method, kind, reserved, seed))
+            write_json(RESULT, result)
+    return result
+
+
 def main(argv=None):
-    "Train the model further."
+    "Train the model further, and measure it."
     parser = argparse.ArgumentParser(description="Train the pocket model on talks in which a reply is revised.")
     parser.add_argument("--data", required=True, help="the data folder")
     parser.add_argument("--out", required=True, help="working folder, with the checkpoint and the finished model")
@@ -537,9 +560,17 @@ def main(argv=None):
     parser.add_argument("--talk-rows", type=int, default=TALK_ROWS, help=f"of the {ROWS} rows of a step")
     parser.add_argument("--rate", type=float, default=RATE, help=f"factor on the learning rates (default: {RATE})")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: 0)")
+    parser.add_argument(
+        "--measure", type=int, nargs="*", metavar="SEED", help="then measure, with people of these seeds"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("saved", train_revisions(args.data, args.out, args.tokens, args.talk_rows, args.rate, args.seed))
+    folder = Path(args.out, "model")
+    if not folder.exists():
+        folder = train_revisions(args.data, args.out, args.tokens, args.talk_rows, args.rate, args.seed)
+    print("saved", folder)
+    if args.measure is not None:
+        measure_revisions(args.data, folder, args.measure)
 
 
 if __name__ == "__main__" and "__file__" in globals():
