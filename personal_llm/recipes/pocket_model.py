@@ -112,7 +112,7 @@ class Training:
     seconds: float = 0.0  # spent
     fresh: bool = True  # from scratch, or from finished weights: then the second phase only, at lower rates
     restart_factor: float = RESTART_FACTOR  # of the rates, from finished weights
-    batch_tokens: int = BATCH_TOKENS  # a step
+    batch_tokens: int = None  # a step; `BATCH_TOKENS` by default
 
     @property
     def used(self) -> float:  # 0 to 1
@@ -159,7 +159,7 @@ def step(
         tool.step()
         tool.zero_grad()
     self.steps[self.phase] += 1
-    self.tokens += self.batch_tokens
+    self.tokens += self.batch_tokens or BATCH_TOKENS
     return loss.item()
 
 # %% ../../nbs/recipes/pocket_model.ipynb #cc3ae388
