@@ -1783,16 +1783,16 @@ d = {
                 "2_buffer/active.html#activepolicy._find_step",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._forget_relevance": (
-                "2_buffer/active.html#activepolicy._forget_relevance",
+            "personal_llm.buffer.active.ActivePolicy._forget_traits": (
+                "2_buffer/active.html#activepolicy._forget_traits",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy._rank": (
                 "2_buffer/active.html#activepolicy._rank",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._sample_background": (
-                "2_buffer/active.html#activepolicy._sample_background",
+            "personal_llm.buffer.active.ActivePolicy._sample": (
+                "2_buffer/active.html#activepolicy._sample",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_erase": (
@@ -1867,12 +1867,24 @@ d = {
                 "2_buffer/active.html#candidatefeatures",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.CandidateFeatures.traits": (
+                "2_buffer/active.html#candidatefeatures.traits",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active._to_arrays": (
                 "2_buffer/active.html#_to_arrays",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active._weigh_reaction": (
                 "2_buffer/active.html#_weigh_reaction",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.compute_covariance": (
+                "2_buffer/active.html#compute_covariance",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.expect_log_odds": (
+                "2_buffer/active.html#expect_log_odds",
                 "personal_llm/buffer/active.py",
             ),
         },

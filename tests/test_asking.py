@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 
 from personal_llm.base.core import NO_ANSWER, Dialogue
-from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, ActivePolicy
+from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, NO_TRAITS, ActivePolicy, expect_log_odds
 from personal_llm.buffer.buffer import Buffer, load_buffer
-from personal_llm.buffer.correction_model import Answer, CorrectionModel, StreamStatistics, compute_answer_features
+from personal_llm.buffer.correction_model import (
+    Answer,
+    CorrectionModel,
+    RELEVANCE_WEIGHTS,
+    StreamStatistics,
+    compute_answer_features,
+    estimate_relevance,
+)
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
 from personal_llm.device.annotation import AnnotationManager
 
@@ -83,7 +90,7 @@ def test_who_never_corrects_leaves_requests_for_the_freeze():
     buffer, asked = run(stream(800), corrects=False)
     assert len(asked) == MAX_UNCORRECTED_ANSWERS < 32
     order = buffer.policy.order_questions(buffer.view)
-    worth = [buffer.policy.relevance[buffer.dialogues[slot].id] for slot in order]
+    worth = [estimate_relevance(buffer.policy.traits[buffer.dialogues[slot].id]) for slot in order]
     assert worth == sorted(worth, reverse=True)
 
 
@@ -173,11 +180,11 @@ def test_what_was_called_fine_has_a_bin_though_nearly_said_before():
 def test_equals_do_not_replace_each_other():
     buffer = Buffer(1, "active")
     assert buffer.add(row(0)).kept
-    buffer.policy.relevance = {"d0": 0.4}
     policy, new = buffer.policy, row(1)
-    policy.relevance["d1"] = 0.4
+    policy.traits = {"d0": NO_TRAITS, "d1": NO_TRAITS}
     assert policy.choose(buffer.view, new)[0] is None
-    policy.relevance["d1"] = 0.41
+    policy.traits["d1"] = NO_TRAITS * 0.99
+    assert estimate_relevance(policy.traits["d1"]) > estimate_relevance(NO_TRAITS)
     assert policy.choose(buffer.view, new)[0] == 0
 
 
@@ -217,10 +224,8 @@ def test_nothing_at_all_is_left_when_all_was_erased():
 
 def test_worth_is_remembered_for_bins_and_a_few_more():
     buffer, _ = run(stream(200), buffer=Buffer(4, ActivePolicy(200)))
-    assert len(buffer.policy.relevance) <= 2 * 4
-    assert {d.id for d in buffer.dialogues} - {d.id for d in buffer.dialogues if d.parents} <= set(
-        buffer.policy.relevance
-    )
+    assert len(buffer.policy.traits) <= 2 * 4 + len(buffer.policy.sample)
+    assert {d.id for d in buffer.dialogues} - {d.id for d in buffer.dialogues if d.parents} <= set(buffer.policy.traits)
 
 
 def recorded(directions, ranks=()):
@@ -262,7 +267,7 @@ def test_a_candidate_keeps_its_own_relevance_when_the_table_is_pruned():
     buffer = Buffer(2, "active")
     for i in range(12):
         buffer.add(row(i))
-        assert f"d{i}" in buffer.policy.relevance and len(buffer.policy.relevance) <= 4
+        assert f"d{i}" in buffer.policy.traits and len(buffer.policy.traits) <= 4 + len(buffer.policy.sample)
 
 
 def test_silence_is_no_approval_but_counts_as_a_question():
@@ -306,6 +311,24 @@ def test_reactions_find_the_subject_without_any_answer():
     assert not buffer.policy.answers and all(0.0 <= r <= 1.0 for r in buffer.policy.compute_relevance(buffer.entries))
 
 
+def test_expected_log_odds_equal_those_of_scikit_learn():
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF
+
+    rng = np.random.default_rng(0)
+    traits, angles = rng.normal(size=(9, len(NO_TRAITS))), rng.uniform(0, 6, 9)
+    traits[:, 1:-1], traits[:, 0], traits[:, -1] = 0.0, 1.0, 1000.0 * np.arange(9)  # far apart in time
+    points = np.column_stack([traits, np.cos(angles), np.sin(angles)])
+    targets, noise = rng.choice([-2.0, 2.0], 7), rng.uniform(1, 5, 7)
+    prior = 0.5 * RELEVANCE_WEIGHTS[0]
+    # exp((cos − 1) / .5) is a Gaussian of the distance on the circle: |x − z|² = 2 − 2 cos
+    covariance = 2.25 * RBF(np.sqrt(0.5)) + 1.0
+    known = GaussianProcessRegressor(covariance, alpha=noise + 1.0, optimizer=None)  # 1 is the dialogue's own place
+    known.fit(points[2:, -2:], targets - prior)
+    expected = prior + known.predict(points[:2, -2:])
+    assert np.allclose(expect_log_odds(points, 2, targets, noise), expected)
+
+
 def test_a_reaction_without_certainty_changes_no_belief():
     (c, _), *_ = stream(10)
     buffer = Buffer(4, "active")
@@ -316,7 +339,7 @@ def test_a_reaction_without_certainty_changes_no_belief():
     assert (buffer.policy.correction_model.mean == mean).all()
     assert (buffer.policy.compute_relevance(buffer.entries) == before).all()
     buffer.erase({c.dialogue.id})
-    assert not buffer.policy.reactions and not buffer.policy.background and not buffer.policy.steps
+    assert not any((buffer.policy.reactions, buffer.policy.sample, buffer.policy.steps, buffer.policy.traits))
 
 
 def test_an_open_question_of_an_earlier_version_takes_its_answer():
@@ -324,6 +347,8 @@ def test_an_open_question_of_an_earlier_version_takes_its_answer():
     buffer, _ = run([(c, False) for c in rows], requests=0)
     buffer.policy.decide_question(buffer.view, asked, 1)
     state, opened = buffer.policy.state(), ActivePolicy(12)
-    opened.restore({name: value for name, value in state.items() if name not in ("reactions", "background", "steps")})
+    opened.restore(
+        {name: value for name, value in state.items() if name not in ("reactions", "sample", "steps", "traits")}
+    )
     opened.learn_from_answer(buffer.view, asked, True)
     assert opened.answers[asked.dialogue.id].step == opened.seen - 1 == len(rows)

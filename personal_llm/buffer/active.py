@@ -14,7 +14,9 @@ import numpy as np
 from ..base.core import patch
 from ..base.text import RecentTexts
 from personal_llm.buffer.correction_model import (
+    BURST_DECAY_DIALOGUES,
     FEATURE_NAMES,
+    RELEVANCE_WEIGHTS,
     WINDOW_SIZE,
     Answer,
     CorrectionModel,
@@ -37,6 +39,12 @@ class CandidateFeatures:
     correction_probability: float  # in (0, 1)
     relevance: float  # estimated without answers, in (0, 1)
     is_repeated: bool  # nearly the same prompt came before
+    step: int = 0  # dialogues before it
+
+    @property
+    def traits(self) -> np.ndarray:  # (scores and their smoothed ranks, then the place in the stream)
+        "Return what the relevance of a dialogue depends on, beside its direction."
+        return np.array([*self.features[: len(RELEVANCE_WEIGHTS)], self.step])
 
 
 @register_policy("active")
@@ -52,10 +60,10 @@ class ActivePolicy(Policy):
         self.recent_prompts = RecentTexts()
         self.answers = {}  # id -> `Answer`
         self.reactions = {}  # id -> `Answer`, whose `corrected` is the probability that the reply did not satisfy
-        self.background = []  # directions of a sample of the dialogues, for comparison
+        self.sample = {}  # id -> direction, of some dialogues of the whole stream
         self.steps = {}  # id of one of the last dialogues -> its place in the stream
         self.recent_probabilities = []  # of the last dialogues; discounted, see below
-        self.relevance = {}  # id of an entry, or of a recent candidate -> its relevance
+        self.traits = {}  # id of an entry, a reaction, a recent candidate or of the sample -> its traits
         self.seen = self.seen_at_finetune = 0  # dialogues
         self.episode_corrections = 0
         self.last_correction = -99  # step of the last correction
@@ -66,24 +74,25 @@ class ActivePolicy(Policy):
         self.horizon = num_dialogues
 
 # %% ../../nbs/2_buffer/05_active.ipynb #6d4781e6
-BACKGROUND_SIZE = 64  # directions
+SAMPLE_SIZE = 64  # dialogues
 
 
 @patch
-def _sample_background(self: ActivePolicy, direction: np.ndarray) -> None:
-    "Keep every second direction while there is room; then thin the sample, and keep fewer."
-    stride = max(1, self.seen // BACKGROUND_SIZE)
-    if self.seen % stride == 0:
-        self.background = [*self.background, direction]
-    if len(self.background) > BACKGROUND_SIZE:
-        self.background = self.background[::2]
+def _sample(self: ActivePolicy, observed: CandidateFeatures) -> None:
+    "Add a dialogue to the sample if it is its turn; thin a full sample, so that all of the stream is in it."
+    if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
+        self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
+    if len(self.sample) > SAMPLE_SIZE:
+        self.sample = dict(list(self.sample.items())[::2])
 
 
 @patch
 def _find_step(self: ActivePolicy, dialogue) -> int:  # None for a new dialogue
     "Return the place in the stream of a dialogue that we observed before."
     ids = (dialogue.id, *dialogue.parents)
-    known = [id for id in ids if id in self.steps or id in self.relevance or self.current and id == self.current.id]
+    known = [id for id in ids if id in self.steps or id in self.traits or self.current and id == self.current.id]
+    if known and known[0] not in self.steps and known[0] in self.traits:
+        return int(self.traits[known[0]][-1])
     return self.steps.get(known[0], self.seen - 1) if known else None
 
 # %% ../../nbs/2_buffer/05_active.ipynb #dd20ee83
@@ -105,6 +114,7 @@ def observe_candidate(self: ActivePolicy, candidate: ScoredDialogue) -> Candidat
         correction_probability=self.correction_model.predict_probability(features),
         relevance=estimate_relevance(features),
         is_repeated=is_new and self.recent_prompts.add(dialogue.prompt),
+        step=now,
     )
     if is_new:
         self.current = observed
@@ -112,7 +122,7 @@ def observe_candidate(self: ActivePolicy, candidate: ScoredDialogue) -> Candidat
         self.seen += 1
         if not observed.is_repeated:
             statistics.record(candidate, ranks)
-            self._sample_background(candidate.direction)
+            self._sample(observed)
     return observed
 
 # %% ../../nbs/2_buffer/05_active.ipynb #ebec1466
@@ -169,12 +179,33 @@ def learn_from_answer(self: ActivePolicy, view: BufferView, candidate: ScoredDia
         self.last_correction = max(self.last_correction, step)
 
 # %% ../../nbs/2_buffer/05_active.ipynb #d7d45ec5
-REACTION_SCALE = 0.12  # difference in cosine that divides the weight of a reaction by e
-MAX_REACTION_LOG_ODDS = 6.0
+REACTION_LOG_ODDS = 2.0  # y, in absolute value
+REACTION_NOISE, SAMPLE_NOISE = 2.0, 4.0  # variances
 APPROVAL_WEIGHT = 0.3  # of a reaction that speaks for the reply; of one against it 1
+PRIOR_WEIGHT, MAX_PRIOR_LOG_ODDS = 0.5, 3.0
+DIRECTION_VARIANCE, DIRECTION_RANGE = 2.25, 0.5  # range: the difference in cosine that divides it by e
+NO_TRAITS = np.array([1.0] + [0.0] * len(RELEVANCE_WEIGHTS))  # of an entry of an earlier version
 
 
-def _weigh_reaction(dissatisfaction: float) -> float:  # in [0, 1]
+def compute_covariance(points: np.ndarray, others: np.ndarray) -> np.ndarray:  # rows: traits, direction
+    "Return how much we expect the log-odds of dialogues to vary together."
+    n = len(RELEVANCE_WEIGHTS)
+    similarities = points[:, n + 1 :] @ others[:, n + 1 :].T
+    in_direction = DIRECTION_VARIANCE * np.exp((similarities - 1) / DIRECTION_RANGE)
+    in_time = np.exp(-np.abs(points[:, n, None] - others[:, n]) / BURST_DECAY_DIALOGUES)
+    return points[:, :n] @ others[:, :n].T + in_direction + in_time
+
+
+def expect_log_odds(points: np.ndarray, num_new: int, targets: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    "Return f at the first points; the others are observed: their `targets` have this variance of the `noise`."
+    prior = points[:, : len(RELEVANCE_WEIGHTS)] @ np.array(RELEVANCE_WEIGHTS)
+    prior = PRIOR_WEIGHT * np.clip(prior, -MAX_PRIOR_LOG_ODDS, MAX_PRIOR_LOG_ODDS)
+    covariance = compute_covariance(points, points[num_new:])
+    observed = covariance[num_new:] + np.diag(noise)
+    return prior[:num_new] + covariance[:num_new] @ np.linalg.solve(observed, targets - prior[num_new:])
+
+# %% ../../nbs/2_buffer/05_active.ipynb #05gpex03
+def _weigh_reaction(dissatisfaction: float) -> float:  # w, in [0, 1]
     "Return how much a reaction says about the user's subject: little where we are not sure."
     return (2 * dissatisfaction - 1) ** 2 * (1.0 if dissatisfaction > 0.5 else APPROVAL_WEIGHT)
 
@@ -188,24 +219,27 @@ def learn_from_reaction(
     if observed.id not in self.answers and observed.id not in self.reactions:
         self.correction_model.update(observed.features, dissatisfaction > 0.5, abs(2 * dissatisfaction - 1))
     self.reactions[observed.id] = Answer(step, observed.direction, float(dissatisfaction), observed.id)
+    self.traits[observed.id] = observed.traits
 
 
 @patch
 def compute_relevance(self: ActivePolicy, entries: list) -> np.ndarray:  # (entries,)
-    "Return the relevance of entries: as estimated without answers, and raised near dialogues that drew a reaction."
-    from scipy.special import expit, logit
+    "Return the relevance of entries, learned from the reactions; the prior where there are none."
+    from scipy.special import expit
 
-    relevance = np.array([self.relevance.get(entry.dialogue.id, 0.0) for entry in entries])
-    weights = np.array([_weigh_reaction(r.corrected) for r in self.reactions.values()])
-    if not weights.sum() or not self.background:
-        return relevance
-    rows = [entry.direction for entry in entries] + [r.direction for r in self.reactions.values()] + self.background
-    centred = self.stream_statistics.centre_directions(np.array(rows))
-    own, reacted, others = np.split(centred, [len(entries), len(entries) + len(weights)])
-    kernel = lambda directions: np.exp((own @ directions.T - 1) / REACTION_SCALE)
-    ratio = (kernel(reacted) @ weights / weights.sum() + 1e-3) / (kernel(others).mean(1) + 1e-3)
-    shift = np.clip(np.log(ratio), -MAX_REACTION_LOG_ODDS, MAX_REACTION_LOG_ODDS)
-    return expit(logit(np.clip(relevance, 0.01, 0.99)) + shift * min(1.0, weights.sum() / 4))
+    own = [self.traits.get(entry.dialogue.id, NO_TRAITS) for entry in entries]
+    weights = {id: _weigh_reaction(r.corrected) for id, r in [*self.reactions.items()][-WINDOW_SIZE:]}
+    weights = {id: weight for id, weight in weights.items() if weight > 0 and id in self.traits}
+    silent = [id for id in self.sample if id not in weights]
+    if not weights or not silent:
+        return np.array([estimate_relevance(traits) for traits in own])
+    traits = np.array([*own, *(self.traits[id] for id in (*weights, *silent))])
+    directions = [entry.direction for entry in entries] + [self.reactions[id].direction for id in weights]
+    directions = self.stream_statistics.centre_directions(np.array([*directions, *(self.sample[id] for id in silent)]))
+    signs = [1 if self.reactions[id].corrected > 0.5 else -1 for id in weights] + [-1] * len(silent)
+    noise = [REACTION_NOISE / weight for weight in weights.values()] + [SAMPLE_NOISE] * len(silent)
+    points = np.hstack([traits, directions])
+    return expit(expect_log_odds(points, len(own), REACTION_LOG_ODDS * np.array(signs), np.array(noise)))
 
 # %% ../../nbs/2_buffer/05_active.ipynb #725db011
 CORRECTED, APPROVED = 2, 1  # levels of feedback; 0 for a dialogue that we did not ask about
@@ -222,9 +256,9 @@ def _rank(self: ActivePolicy, entries: list) -> list:  # of (level of feedback, 
 
 
 @patch
-def _forget_relevance(self: ActivePolicy, view: BufferView) -> None:
-    "Forget the relevance of dialogues that have no bin."
-    self.relevance = {d.id: self.relevance[d.id] for d in view.dialogues if d.id in self.relevance}
+def _forget_traits(self: ActivePolicy, ids) -> None:
+    "Forget the traits of all dialogues but these, those with a reaction, and the sample."
+    self.traits = {id: self.traits[id] for id in (*ids, *self.reactions, *self.sample) if id in self.traits}
 
 # %% ../../nbs/2_buffer/05_active.ipynb #1b776936
 @patch
@@ -233,9 +267,9 @@ def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tu
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"
-    if len(self.relevance) >= 2 * view.capacity:
-        self._forget_relevance(view)
-    self.relevance[candidate.dialogue.id] = observed.relevance
+    if len(self.traits) >= 2 * view.capacity + len(self.reactions) + len(self.sample):
+        self._forget_traits([d.id for d in view.dialogues])
+    self.traits[candidate.dialogue.id] = observed.traits
     return Policy.place(self, view, candidate)
 
 
@@ -281,7 +315,7 @@ def after_rescore(self: ActivePolicy, view: BufferView) -> None:
     turn = lambda answer: replace(answer, direction=view.units[slots[answer.id]].copy())
     self.answers = {id: turn(answer) for id, answer in self.answers.items() if id in slots}
     self.reactions = {id: turn(answer) for id, answer in self.reactions.items() if id in slots}
-    self.background = []
+    self.sample = {}
     self.stream_statistics.direction_sum = view.units.sum(0)
     self.stream_statistics.num_directions = len(view)
     self.stream_statistics.last_directions = []
@@ -295,7 +329,7 @@ def after_erase(self: ActivePolicy, buffer) -> None:
         self.__init__(self.horizon)
         return
     self.after_rescore(buffer.view)
-    self._forget_relevance(buffer.view)
+    self._forget_traits([d.id for d in buffer.dialogues])
     self.recent_prompts, self.steps = RecentTexts(), {}
     for dialogue in buffer.dialogues:
         self.recent_prompts.add(dialogue.prompt)
@@ -321,7 +355,7 @@ def _to_arrays(row: dict) -> dict:
 @patch
 def restore(self: ActivePolicy, state: dict) -> None:
     "Restore what `state` returned; raises `ValueError`, `TypeError` or `KeyError` for a damaged state."
-    state = dict(reactions={}, background=[], steps={}) | state  # which earlier versions did not have
+    state = dict(reactions={}, sample={}, steps={}, traits={}) | state  # which earlier versions did not have
     model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
     if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
         raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")
@@ -332,7 +366,8 @@ def restore(self: ActivePolicy, state: dict) -> None:
         recent_prompts=texts,
         answers={id: Answer(**_to_arrays(answer)) for id, answer in state["answers"].items()},
         reactions={id: Answer(**_to_arrays(answer)) for id, answer in state["reactions"].items()},
-        background=[np.array(direction) for direction in state["background"]],
+        sample=_to_arrays(state["sample"]),
+        traits=_to_arrays(state["traits"]),
         current=current and CandidateFeatures(**_to_arrays(current)),
     )
     vars(self).update({name: state[name] for name in vars(self)} | objects)
