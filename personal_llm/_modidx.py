@@ -5203,6 +5203,32 @@ d = {
                 "personal_llm/experiments/reactions.py",
             ),
         },
+        "personal_llm.experiments.relevance": {
+            "personal_llm.experiments.relevance.make_changing_person": (
+                "experiments/relevance.html#make_changing_person",
+                "personal_llm/experiments/relevance.py",
+            ),
+            "personal_llm.experiments.relevance.make_personalizer": (
+                "experiments/relevance.html#make_personalizer",
+                "personal_llm/experiments/relevance.py",
+            ),
+            "personal_llm.experiments.relevance.measure_bins": (
+                "experiments/relevance.html#measure_bins",
+                "personal_llm/experiments/relevance.py",
+            ),
+            "personal_llm.experiments.relevance.measure_change": (
+                "experiments/relevance.html#measure_change",
+                "personal_llm/experiments/relevance.py",
+            ),
+            "personal_llm.experiments.relevance.measure_sides": (
+                "experiments/relevance.html#measure_sides",
+                "personal_llm/experiments/relevance.py",
+            ),
+            "personal_llm.experiments.relevance.simulate": (
+                "experiments/relevance.html#simulate",
+                "personal_llm/experiments/relevance.py",
+            ),
+        },
         "personal_llm.experiments.requests": {
             "personal_llm.experiments.requests.measure": (
                 "experiments/requests.html#measure",
