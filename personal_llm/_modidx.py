@@ -5642,6 +5642,10 @@ d = {
                 "experiments/talk.html#find_shown_habits",
                 "personal_llm/experiments/talk.py",
             ),
+            "personal_llm.experiments.talk.list_jobs": (
+                "experiments/talk.html#list_jobs",
+                "personal_llm/experiments/talk.py",
+            ),
             "personal_llm.experiments.talk.live_and_learn": (
                 "experiments/talk.html#live_and_learn",
                 "personal_llm/experiments/talk.py",
@@ -5658,6 +5662,10 @@ d = {
                 "experiments/talk.html#measure",
                 "personal_llm/experiments/talk.py",
             ),
+            "personal_llm.experiments.talk.measure_alone": (
+                "experiments/talk.html#measure_alone",
+                "personal_llm/experiments/talk.py",
+            ),
             "personal_llm.experiments.talk.measure_next_day": (
                 "experiments/talk.html#measure_next_day",
                 "personal_llm/experiments/talk.py",
@@ -5667,6 +5675,10 @@ d = {
                 "personal_llm/experiments/talk.py",
             ),
             "personal_llm.experiments.talk.react": ("experiments/talk.html#react", "personal_llm/experiments/talk.py"),
+            "personal_llm.experiments.talk.train_without_history": (
+                "experiments/talk.html#train_without_history",
+                "personal_llm/experiments/talk.py",
+            ),
         },
         "personal_llm.experiments.variations": {
             "personal_llm.experiments.variations.add_adapter_metrics": (

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROMPTS', 'STAY_PROBABILITY', 'NEW_PROMPTS', 'REPLY_TOKENS', 'OTHERS', 'ON_SUBJECT', 'DRAWN',
-           'DRAWN_SHARE', 'RATES', 'WRONG', 'CONDITIONS', 'JOBS', 'GRIDS', 'make_day', 'RememberingSession',
+           'DRAWN_SHARE', 'RATES', 'WRONG', 'CONDITIONS', 'ALONE_CONDITIONS', 'GRIDS', 'make_day', 'RememberingSession',
            'draw_action', 'react', 'live_day', 'find_shown_habits', 'measure_next_day', 'average_shown',
-           'live_and_learn', 'measure_person', 'measure']
+           'train_without_history', 'live_and_learn', 'measure_person', 'measure', 'measure_alone', 'list_jobs']
 
 # %% ../../nbs/experiments/33_talk.ipynb #27f20b85
 import itertools
 import tempfile
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ DRAWN, DRAWN_SHARE = 80, 0.5  # length of the stream that a day is taken from, a
 RATES = dict(reactions=0.3, heavy=0.6)
 WRONG = 0.1  # of the reactions
 CONDITIONS = ("none", "questions", "reactions", "heavy", "every")
+ALONE_CONDITIONS = ("every", "heavy", "reactions")  # of the second plan
 
 
 def make_day(user: SimulatedUser, rows: list, seed: int) -> tuple:  # dialogues: (day, next day, other talk)
@@ -130,13 +132,21 @@ def average_shown(held: list, shown: list) -> float:  # None if no habit was sho
     return float(np.mean([share for share, is_shown in zip(held, shown) if is_shown])) if any(shown) else None
 
 # %% ../../nbs/experiments/33_talk.ipynb #55c3a16a
-def live_and_learn(model, user: SimulatedUser, days: tuple, condition: str, seed: int, replies: dict) -> tuple:
+def train_without_history(me) -> None:
+    "Make a personalizer train on its dialogues without the turns before them."
+    train = me.train_adapter
+    me.train_adapter = lambda dialogues, *further: train([replace(d, history=()) for d in dialogues], *further)
+
+
+def live_and_learn(model, user: SimulatedUser, days: tuple, job: dict, replies: dict, is_alone: bool) -> tuple:
     "Live a day and learn at its end; return the next day's measurements (None without an adapter), texts and facts."
     day, new, other = days
     with tempfile.TemporaryDirectory() as folder:
-        with RememberingSession(model, Path(folder, "me"), replies, seed) as session:
-            texts, counts = live_day(session, user, day, condition)
+        with RememberingSession(model, Path(folder, "me"), replies, job["seed"]) as session:
+            texts, counts = live_day(session, user, day, job["feedback"])
             me, measured = session.me, None
+            if is_alone:
+                train_without_history(me)
             with suppress(InputError):  # nothing to learn from
                 session.learn()
             session.finish_training()
@@ -149,15 +159,14 @@ def live_and_learn(model, user: SimulatedUser, days: tuple, condition: str, seed
                 facts |= dict(validating=me.adapter.num_validation_dialogues)
     return measured, texts, facts
 
-
-def measure_person(user: SimulatedUser, jobs: list):  # yields a dict of results a job
+# %% ../../nbs/experiments/33_talk.ipynb #4b8fa6c7
+def measure_person(user: SimulatedUser, jobs: list, is_alone: bool = False):  # yields a dict of results a job
     "Measure the conditions of one person and seed."
     model, _, rows = load_experiment_tools()
-    seed, replies = jobs[0]["seed"], {}
-    days = make_day(user, rows, seed)
+    days, replies = make_day(user, rows, jobs[0]["seed"]), {}
     bare = measure_next_day(model, user, *days[1:], None)
     for job in jobs:
-        measured, texts, facts = live_and_learn(model, user, days, job["feedback"], seed, replies)
+        measured, texts, facts = live_and_learn(model, user, days, job, replies, is_alone)
         after, shown = measured or bare, find_shown_habits(user.habits, texts)
         kept_shown, bare_shown = (average_shown(values["held"], shown) for values in (after, bare))
         yield after | facts | dict(shown=shown, kept_shown=kept_shown, bare_shown=bare_shown, bare=bare)
@@ -168,5 +177,17 @@ def measure(jobs: list):  # yields a dict of results a job
     yield from measure_person(NEW_PEOPLE[jobs[0]["user"]], jobs)
 
 
-JOBS = [dict(user=user, seed=seed, feedback=name) for seed in SEEDS for user in CORRECTING for name in CONDITIONS]
-GRIDS = (Grid("talk", JOBS, measure, shared=("user", "seed")),)
+def measure_alone(jobs: list):  # yields a dict of results a job
+    "Measure the same, with a training that does not see the turns before a dialogue."
+    yield from measure_person(NEW_PEOPLE[jobs[0]["user"]], jobs, is_alone=True)
+
+
+def list_jobs(conditions: tuple) -> list:  # whole seeds first
+    "Return a job for each seed, person and condition."
+    return [dict(user=user, seed=seed, feedback=name) for seed in SEEDS for user in CORRECTING for name in conditions]
+
+
+GRIDS = (
+    Grid("talk", list_jobs(CONDITIONS), measure, shared=("user", "seed")),
+    Grid("talk-alone", list_jobs(ALONE_CONDITIONS), measure_alone, shared=("user", "seed")),
+)
