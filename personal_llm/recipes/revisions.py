@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['REQUESTS', 'OPENERS', 'REQUEST_KINDS', 'LIMITS', 'NUMBERED', 'WITH_SENTENCES', 'MAX_DRAWS', 'MAX_ROWS',
            'ROWS', 'TALK_ROWS', 'TALK_WEIGHT', 'RATE', 'TOKENS', 'COUNTS', 'OTHER_KIND', 'CONTROLS', 'IS_MET', 'TESTED',
-           'RESULT', 'PEOPLE', 'PERSON_SOURCES', 'METHODS', 'ROUNDS', 'PROMPTS', 'STEPS', 'BATCH', 'TEST_PROMPTS',
-           'REPLY_TOKENS', 'ADAPTER_RATE', 'cut_reference', 'change_reply', 'TalkMaker', 'make_talks', 'read_rows',
-           'encode_talks', 'make_batches_of_rows', 'compute_step_loss', 'train_revisions', 'make_cases',
+           'RESULT', 'WISHED_WORDS', 'PEOPLE', 'PERSON_SOURCES', 'METHODS', 'ROUNDS', 'PROMPTS', 'STEPS', 'BATCH',
+           'TEST_PROMPTS', 'REPLY_TOKENS', 'ADAPTER_RATE', 'cut_reference', 'change_reply', 'TalkMaker', 'make_talks',
+           'read_rows', 'encode_talks', 'make_batches_of_rows', 'compute_step_loss', 'train_revisions', 'make_cases',
            'measure_gains', 'measure_met', 'measure_ordinary', 'choose_test_rows', 'evaluate_revisions',
            'compute_hindsight_loss', 'add_adapter', 'compute_reply_logits', 'compute_teacher_logits',
            'compute_hindsight_step', 'learn_round', 'simulate_person', 'measure_revisions', 'main']
@@ -38,7 +38,7 @@ from .data import LeakDetector, read_instruct, split_rows, training_pairs
 from .encoder_measures import interval
 from .pocket_model import draw_batches, export, start_training
 from .pocket_text import EPOCHS, WINDOW, dialogue_tokens, interleave_documents
-from .turn_wordings import WORDINGS, fill_wording
+from .turn_wordings import fill_wording
 
 # %% ../../nbs/recipes/revisions.ipynb #b572f61b
 _REQUESTS = {
@@ -475,8 +475,9 @@ def compute_hindsight_step(adapted, tokenizer, complaints: list, teachers: list)
     first = [Dialogue(d.history[0][1], d.history[1][1]) for d in complaints]
     return compute_hindsight_loss(compute_reply_logits(adapted, tokenizer, first), torch.cat(teachers))
 
-# %% ../../nbs/recipes/revisions.ipynb #caadad63
-PEOPLE = {"one sentence": brevity(), "list": bullets(), "small letters": lower_case()}
+# %% ../../nbs/recipes/revisions.ipynb #e11ec994
+WISHED_WORDS = "My dear,"  # of the person who wants an opener; no talk for the training has them
+PEOPLE = {"one sentence": brevity(), "list": bullets(), "opener": opener(WISHED_WORDS)}
 PERSON_SOURCES = ("dolly_6400", "gpteacher_roleplay", "medquad")
 METHODS = ("none", "neutral", "hindsight", "second reply", "supervised")
 ROUNDS, PROMPTS, STEPS, BATCH, TEST_PROMPTS, REPLY_TOKENS = 2, 16, 12, 8, 24, 40
@@ -524,7 +525,8 @@ def simulate_person(
         ]
         turns = REQUESTS["neutral" if method == "neutral" else kind]["test"]
         history = lambda prompt, reply: [("user", prompt), ("assistant", reply)]
-        complaints = [Dialogue(turns[int(rng.integers(len(turns)))], "", history(*talk)) for talk in talks]
+        draw = lambda: turns[int(rng.integers(len(turns)))].replace("{words}", f'"{WISHED_WORDS}"')
+        complaints = [Dialogue(draw(), "", history(*talk)) for talk in talks]
         if complaints:
             learn_round(model, optimizer, method, complaints, wish, rng)
     replies = model.reply(prompts[ROUNDS * PROMPTS :], REPLY_TOKENS)
