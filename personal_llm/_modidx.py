@@ -5224,6 +5224,10 @@ d = {
                 "experiments/relevance.html#measure_sides",
                 "personal_llm/experiments/relevance.py",
             ),
+            "personal_llm.experiments.relevance.read_loss_rows": (
+                "experiments/relevance.html#read_loss_rows",
+                "personal_llm/experiments/relevance.py",
+            ),
             "personal_llm.experiments.relevance.simulate": (
                 "experiments/relevance.html#simulate",
                 "personal_llm/experiments/relevance.py",

@@ -329,6 +329,39 @@ def test_expected_log_odds_equal_those_of_scikit_learn():
     assert np.allclose(expect_log_odds(points, 2, targets, noise), expected)
 
 
+@pytest.mark.parametrize("later", [1, 20, 200])
+def test_a_late_reaction_leaves_what_was_known_of_its_dialogue(later):
+    rows = [c for c, _ in stream(later + 30)]
+    buffer, policy = run([(c, False) for c in rows[:30]], requests=0)[0], None
+    policy, old = buffer.policy, buffer.entries[0]
+    for c in rows[30:]:
+        buffer.add(c)
+    kept = [e for e in buffer.entries if e.dialogue.id == old.dialogue.id] or buffer.entries[:1]
+    traits, seen = policy.traits[kept[0].dialogue.id].copy(), policy.seen
+    policy.learn_from_reaction(buffer.view, kept[0], 0.9)
+    assert (policy.traits[kept[0].dialogue.id] == traits).all() and policy.seen == seen
+
+
+def test_a_corrected_dialogue_of_the_sample_is_no_sign_against_its_subject():
+    found = []
+    for is_answered in (False, True):
+        policy, old, new = ActivePolicy(), row(0), row(1)
+        policy.traits = dict.fromkeys(("d0", "d1", "d2", "far"), NO_TRAITS)
+        policy.sample = {"d0": old.direction, "far": -old.direction}
+        policy.reactions["d2"] = Answer(0, -old.direction, 0.9, "d2")
+        if is_answered:
+            policy.answers["d0"] = Answer(0, old.direction, True, "d0")
+        found.append(policy.compute_relevance([new])[0])
+    assert found[1] > found[0]
+
+
+def test_a_state_with_other_traits_is_refused():
+    state = run(stream(30), buffer=Buffer(4, ActivePolicy(30)))[0].policy.state()
+    state["traits"]["d0"] = [1.0]
+    with pytest.raises(ValueError, match="traits"):
+        ActivePolicy().restore(state)
+
+
 def test_a_reaction_without_certainty_changes_no_belief():
     (c, _), *_ = stream(10)
     buffer = Buffer(4, "active")

@@ -79,7 +79,7 @@ SAMPLE_SIZE = 64  # dialogues
 
 @patch
 def _sample(self: ActivePolicy, observed: CandidateFeatures) -> None:
-    "Add a dialogue to the sample if it is its turn; thin a full sample, so that all of the stream is in it."
+    "Add a dialogue to the sample if it is its turn; thin a full sample, so that it spans the stream, recent talk most."
     if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
         self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
     if len(self.sample) > SAMPLE_SIZE:
@@ -184,7 +184,7 @@ REACTION_NOISE, SAMPLE_NOISE = 2.0, 4.0  # variances
 APPROVAL_WEIGHT = 0.3  # of a reaction that speaks for the reply; of one against it 1
 PRIOR_WEIGHT, MAX_PRIOR_LOG_ODDS = 0.5, 3.0
 DIRECTION_VARIANCE, DIRECTION_RANGE = 2.25, 0.5  # range: the difference in cosine that divides it by e
-NO_TRAITS = np.array([1.0] + [0.0] * len(RELEVANCE_WEIGHTS))  # of an entry of an earlier version
+NO_TRAITS = np.array([1.0] + [0.0] * (len(RELEVANCE_WEIGHTS) - 1) + [-1e9])  # of an entry of an earlier version
 
 
 def compute_covariance(points: np.ndarray, others: np.ndarray) -> np.ndarray:  # rows: traits, direction
@@ -197,7 +197,7 @@ def compute_covariance(points: np.ndarray, others: np.ndarray) -> np.ndarray:  #
 
 
 def expect_log_odds(points: np.ndarray, num_new: int, targets: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    "Return f at the first points; the others are observed: their `targets` have this variance of the `noise`."
+    "Return the expected log-odds of the first points; the others are observed, with `targets` of these `noise` variances."
     prior = points[:, : len(RELEVANCE_WEIGHTS)] @ np.array(RELEVANCE_WEIGHTS)
     prior = PRIOR_WEIGHT * np.clip(prior, -MAX_PRIOR_LOG_ODDS, MAX_PRIOR_LOG_ODDS)
     covariance = compute_covariance(points, points[num_new:])
@@ -218,8 +218,10 @@ def learn_from_reaction(
     observed, step = self.observe_candidate(candidate), self._find_step(candidate.dialogue)
     if observed.id not in self.answers and observed.id not in self.reactions:
         self.correction_model.update(observed.features, dissatisfaction > 0.5, abs(2 * dissatisfaction - 1))
-    self.reactions[observed.id] = Answer(step, observed.direction, float(dissatisfaction), observed.id)
-    self.traits[observed.id] = observed.traits
+    others = [item for item in self.reactions.items() if item[0] != observed.id]
+    reaction = Answer(step, observed.direction, float(dissatisfaction), observed.id)
+    self.reactions = dict([*others, (observed.id, reaction)][-WINDOW_SIZE:])
+    self.traits.setdefault(observed.id, observed.traits)
 
 
 @patch
@@ -227,19 +229,19 @@ def compute_relevance(self: ActivePolicy, entries: list) -> np.ndarray:  # (entr
     "Return the relevance of entries, learned from the reactions; the prior where there are none."
     from scipy.special import expit
 
-    own = [self.traits.get(entry.dialogue.id, NO_TRAITS) for entry in entries]
-    weights = {id: _weigh_reaction(r.corrected) for id, r in [*self.reactions.items()][-WINDOW_SIZE:]}
-    weights = {id: weight for id, weight in weights.items() if weight > 0 and id in self.traits}
-    silent = [id for id in self.sample if id not in weights]
-    if not weights or not silent:
-        return np.array([estimate_relevance(traits) for traits in own])
-    traits = np.array([*own, *(self.traits[id] for id in (*weights, *silent))])
+    known = [self.traits.get(entry.dialogue.id, NO_TRAITS) for entry in entries]
+    weights = {id: _weigh_reaction(r.corrected) for id, r in self.reactions.items() if id in self.traits}
+    weights = {id: weight for id, weight in weights.items() if weight > 0}
+    unknown = [id for id in self.sample if id in self.traits and id not in self.reactions | self.answers]
+    if not weights or not unknown:
+        return np.array([estimate_relevance(traits) for traits in known])
+    traits = np.array([*known, *(self.traits[id] for id in (*weights, *unknown))])
     directions = [entry.direction for entry in entries] + [self.reactions[id].direction for id in weights]
-    directions = self.stream_statistics.centre_directions(np.array([*directions, *(self.sample[id] for id in silent)]))
-    signs = [1 if self.reactions[id].corrected > 0.5 else -1 for id in weights] + [-1] * len(silent)
-    noise = [REACTION_NOISE / weight for weight in weights.values()] + [SAMPLE_NOISE] * len(silent)
+    directions = self.stream_statistics.centre_directions(np.array([*directions, *(self.sample[id] for id in unknown)]))
+    signs = [1 if self.reactions[id].corrected > 0.5 else -1 for id in weights] + [-1] * len(unknown)
+    noise = [REACTION_NOISE / weight for weight in weights.values()] + [SAMPLE_NOISE] * len(unknown)
     points = np.hstack([traits, directions])
-    return expit(expect_log_odds(points, len(own), REACTION_LOG_ODDS * np.array(signs), np.array(noise)))
+    return expit(expect_log_odds(points, len(known), REACTION_LOG_ODDS * np.array(signs), np.array(noise)))
 
 # %% ../../nbs/2_buffer/05_active.ipynb #725db011
 CORRECTED, APPROVED = 2, 1  # levels of feedback; 0 for a dialogue that we did not ask about
@@ -316,6 +318,7 @@ def after_rescore(self: ActivePolicy, view: BufferView) -> None:
     self.answers = {id: turn(answer) for id, answer in self.answers.items() if id in slots}
     self.reactions = {id: turn(answer) for id, answer in self.reactions.items() if id in slots}
     self.sample = {}
+    self._forget_traits([*slots])
     self.stream_statistics.direction_sum = view.units.sum(0)
     self.stream_statistics.num_directions = len(view)
     self.stream_statistics.last_directions = []
@@ -329,7 +332,6 @@ def after_erase(self: ActivePolicy, buffer) -> None:
         self.__init__(self.horizon)
         return
     self.after_rescore(buffer.view)
-    self._forget_traits([d.id for d in buffer.dialogues])
     self.recent_prompts, self.steps = RecentTexts(), {}
     for dialogue in buffer.dialogues:
         self.recent_prompts.add(dialogue.prompt)
@@ -359,6 +361,8 @@ def restore(self: ActivePolicy, state: dict) -> None:
     model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
     if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
         raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")
+    if any(len(traits) != len(NO_TRAITS) for traits in state["traits"].values()):
+        raise ValueError("a policy with other traits")
     texts.restore(state["recent_prompts"])
     objects = dict(
         correction_model=model,
@@ -368,6 +372,6 @@ def restore(self: ActivePolicy, state: dict) -> None:
         reactions={id: Answer(**_to_arrays(answer)) for id, answer in state["reactions"].items()},
         sample=_to_arrays(state["sample"]),
         traits=_to_arrays(state["traits"]),
-        current=current and CandidateFeatures(**_to_arrays(current)),
+        current=current and CandidateFeatures(**dict(step=state["seen"] - 1) | _to_arrays(current)),
     )
     vars(self).update({name: state[name] for name in vars(self)} | objects)

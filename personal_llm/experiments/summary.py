@@ -22,6 +22,8 @@ from personal_llm.experiments.new_people_grid import (
     person_means,
 )
 from .new_people_grid import read_rows as read_new_rows, share_from_best_rival
+from .reactions import NEVER_CORRECTING
+from .relevance import read_loss_rows
 from .runner import RESULTS, user_means, read_results
 from .variations import add_adapter_metrics
 from .headroom import ratio_to_best, share_of_headroom
