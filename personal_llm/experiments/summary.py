@@ -16,6 +16,7 @@ import numpy as np
 from ..base.core import InputError
 from .people import CORRECTING_USERS, USERS_WITHOUT_CORRECTIONS
 from personal_llm.experiments.new_people_grid import (
+    CHARACTERS,
     POLICIES_COMPARED,
     RIVALS as PLAN_RIVALS,
     describe_progress,
