@@ -55,9 +55,7 @@ def make_changing_person(first: str, second: str):  # -> `SimulatedUser`
     return replace(user, name=name, second=other, changes_at=CHANGES_AT, small_talk=talk, rare_subject=rare)
 
 
-CHANGING = {
-    user.name: user for user in map(make_changing_person, CORRECTING, (*CORRECTING[1:], CORRECTING[0]))
-}
+CHANGING = {user.name: user for user in map(make_changing_person, CORRECTING, (*CORRECTING[1:], CORRECTING[0]))}
 
 # %% ../../nbs/experiments/34_relevance.ipynb #34rel007
 def make_personalizer(seed: int) -> Personalizer:
