@@ -6875,6 +6875,41 @@ d = {
                 "personal_llm/recipes/encoder_measures.py",
             ),
         },
+        "personal_llm.recipes.hindsight": {
+            "personal_llm.recipes.hindsight.add_adapter": (
+                "recipes/hindsight.html#add_adapter",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.compute_hindsight_loss": (
+                "recipes/hindsight.html#compute_hindsight_loss",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.compute_hindsight_step": (
+                "recipes/hindsight.html#compute_hindsight_step",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.compute_reply_logits": (
+                "recipes/hindsight.html#compute_reply_logits",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.compute_teacher_logits": (
+                "recipes/hindsight.html#compute_teacher_logits",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.learn_round": (
+                "recipes/hindsight.html#learn_round",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.main": ("recipes/hindsight.html#main", "personal_llm/recipes/hindsight.py"),
+            "personal_llm.recipes.hindsight.measure_people": (
+                "recipes/hindsight.html#measure_people",
+                "personal_llm/recipes/hindsight.py",
+            ),
+            "personal_llm.recipes.hindsight.simulate_person": (
+                "recipes/hindsight.html#simulate_person",
+                "personal_llm/recipes/hindsight.py",
+            ),
+        },
         "personal_llm.recipes.next_turn": {
             "personal_llm.recipes.next_turn.compute_auc": (
                 "recipes/next_turn.html#compute_auc",
@@ -7114,65 +7149,55 @@ d = {
                 "personal_llm/recipes/pocket_text.py",
             ),
         },
+        "personal_llm.recipes.revision_talks": {
+            "personal_llm.recipes.revision_talks.TalkMaker": (
+                "recipes/revision_talks.html#talkmaker",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.TalkMaker.__post_init__": (
+                "recipes/revision_talks.html#talkmaker.__post_init__",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.TalkMaker.draw": (
+                "recipes/revision_talks.html#talkmaker.draw",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.TalkMaker.draw_row": (
+                "recipes/revision_talks.html#talkmaker.draw_row",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.TalkMaker.write": (
+                "recipes/revision_talks.html#talkmaker.write",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks._make_kinder_talk": (
+                "recipes/revision_talks.html#_make_kinder_talk",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks._make_talk": (
+                "recipes/revision_talks.html#_make_talk",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.change_reply": (
+                "recipes/revision_talks.html#change_reply",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.cut_reference": (
+                "recipes/revision_talks.html#cut_reference",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+            "personal_llm.recipes.revision_talks.make_talks": (
+                "recipes/revision_talks.html#make_talks",
+                "personal_llm/recipes/revision_talks.py",
+            ),
+        },
         "personal_llm.recipes.revisions": {
-            "personal_llm.recipes.revisions.TalkMaker": (
-                "recipes/revisions.html#talkmaker",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.TalkMaker.__post_init__": (
-                "recipes/revisions.html#talkmaker.__post_init__",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.TalkMaker.draw": (
-                "recipes/revisions.html#talkmaker.draw",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.TalkMaker.draw_row": (
-                "recipes/revisions.html#talkmaker.draw_row",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.TalkMaker.write": (
-                "recipes/revisions.html#talkmaker.write",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions._make_talk": (
-                "recipes/revisions.html#_make_talk",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.add_adapter": (
-                "recipes/revisions.html#add_adapter",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.change_reply": (
-                "recipes/revisions.html#change_reply",
-                "personal_llm/recipes/revisions.py",
-            ),
             "personal_llm.recipes.revisions.choose_test_rows": (
                 "recipes/revisions.html#choose_test_rows",
                 "personal_llm/recipes/revisions.py",
             ),
-            "personal_llm.recipes.revisions.compute_hindsight_loss": (
-                "recipes/revisions.html#compute_hindsight_loss",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_hindsight_step": (
-                "recipes/revisions.html#compute_hindsight_step",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_reply_logits": (
-                "recipes/revisions.html#compute_reply_logits",
-                "personal_llm/recipes/revisions.py",
-            ),
             "personal_llm.recipes.revisions.compute_step_loss": (
                 "recipes/revisions.html#compute_step_loss",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.compute_teacher_logits": (
-                "recipes/revisions.html#compute_teacher_logits",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.cut_reference": (
-                "recipes/revisions.html#cut_reference",
                 "personal_llm/recipes/revisions.py",
             ),
             "personal_llm.recipes.revisions.encode_talks": (
@@ -7183,10 +7208,6 @@ d = {
                 "recipes/revisions.html#evaluate_revisions",
                 "personal_llm/recipes/revisions.py",
             ),
-            "personal_llm.recipes.revisions.learn_round": (
-                "recipes/revisions.html#learn_round",
-                "personal_llm/recipes/revisions.py",
-            ),
             "personal_llm.recipes.revisions.main": ("recipes/revisions.html#main", "personal_llm/recipes/revisions.py"),
             "personal_llm.recipes.revisions.make_batches_of_rows": (
                 "recipes/revisions.html#make_batches_of_rows",
@@ -7194,10 +7215,6 @@ d = {
             ),
             "personal_llm.recipes.revisions.make_cases": (
                 "recipes/revisions.html#make_cases",
-                "personal_llm/recipes/revisions.py",
-            ),
-            "personal_llm.recipes.revisions.make_talks": (
-                "recipes/revisions.html#make_talks",
                 "personal_llm/recipes/revisions.py",
             ),
             "personal_llm.recipes.revisions.measure_gains": (
@@ -7216,12 +7233,12 @@ d = {
                 "recipes/revisions.html#measure_revisions",
                 "personal_llm/recipes/revisions.py",
             ),
-            "personal_llm.recipes.revisions.read_rows": (
-                "recipes/revisions.html#read_rows",
+            "personal_llm.recipes.revisions.read_result": (
+                "recipes/revisions.html#read_result",
                 "personal_llm/recipes/revisions.py",
             ),
-            "personal_llm.recipes.revisions.simulate_person": (
-                "recipes/revisions.html#simulate_person",
+            "personal_llm.recipes.revisions.read_rows": (
+                "recipes/revisions.html#read_rows",
                 "personal_llm/recipes/revisions.py",
             ),
             "personal_llm.recipes.revisions.train_revisions": (

@@ -8,15 +8,13 @@ from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue, make_generator
 from personal_llm.base.models import load_model
-from personal_llm.recipes.revisions import (
-    REQUESTS,
-    TalkMaker,
+from personal_llm.recipes.hindsight import (
     add_adapter,
     compute_hindsight_loss,
     compute_hindsight_step,
     compute_teacher_logits,
-    make_talks,
 )
+from personal_llm.recipes.revision_talks import REQUESTS, TalkMaker, make_talks
 
 logits = st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=1, max_size=4)
 
