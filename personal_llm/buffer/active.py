@@ -79,7 +79,7 @@ SAMPLE_SIZE = 64  # dialogues
 
 @patch
 def _sample(self: ActivePolicy, observed: CandidateFeatures) -> None:
-    "Add a dialogue to the sample if it is its turn; thin a full sample, so that it spans the stream, recent talk most."
+    "Add a dialogue to the sample if it is its turn; thin a full sample, so that it spans the stream."
     if self.seen % max(1, self.seen // SAMPLE_SIZE) == 0:
         self.sample[observed.id], self.traits[observed.id] = observed.direction, observed.traits
     if len(self.sample) > SAMPLE_SIZE:
@@ -197,7 +197,7 @@ def compute_covariance(points: np.ndarray, others: np.ndarray) -> np.ndarray:  #
 
 
 def expect_log_odds(points: np.ndarray, num_new: int, targets: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    "Return the expected log-odds of the first points; the others are observed, with `targets` of these `noise` variances."
+    "Return the expected log-odds of the first points; the others have `targets`, with variances `noise`."
     prior = points[:, : len(RELEVANCE_WEIGHTS)] @ np.array(RELEVANCE_WEIGHTS)
     prior = PRIOR_WEIGHT * np.clip(prior, -MAX_PRIOR_LOG_ODDS, MAX_PRIOR_LOG_ODDS)
     covariance = compute_covariance(points, points[num_new:])
