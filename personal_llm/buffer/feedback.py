@@ -31,8 +31,11 @@ def _check_texts(feedback: "Feedback") -> None:
         wrong = f"{feedback.kind}: a text of {len(feedback.text):,} characters"
         raise InputError(wrong, f"give at most {MAX_FEEDBACK_CHARACTERS:,}")
     if bool(feedback.text.strip()) != (feedback.kind in TEXT_KINDS):
-        wrong = "no text" if feedback.kind in TEXT_KINDS else "it takes no text"
-        raise InputError(f"{feedback.kind}: {wrong}", f"only {', '.join(TEXT_KINDS)} have a text, the preferred reply")
+        if feedback.kind in TEXT_KINDS:
+            raise InputError(f"{feedback.kind}: no text", "give the preferred reply, too")
+        raise InputError(
+            f"{feedback.kind}: it takes no text", f"only {', '.join(TEXT_KINDS)} take one, the preferred reply"
+        )
     if feedback.kind == "choice" and feedback.text.split() == feedback.rejected.split():
         raise InputError("choice: the two replies are equal", "offer another reply")
 

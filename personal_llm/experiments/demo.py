@@ -190,7 +190,8 @@ def write_buffer_share_sentences() -> list:  # sentences
         "and gets",
         f"{corrected['sdss']:.0f}. A uniform draw of dialogues gets {corrected['reservoir']:.0f}.",
         f"Another {len(silent['active'])} people",
-        f"never correct a reply. For them, {silent['active'].mean():.0%} of the buffer of `active` is on",
+        "never correct a reply, and without reactions `active` is hardly better than chance for them:",
+        f"{silent['active'].mean():.0%} of its buffer is on",
         "their subject,",
         f"and {silent['reservoir'].mean():.0%} of a uniform draw.",
     ]
@@ -220,7 +221,7 @@ def write_policies_paragraph() -> str:
         "of the best",
         "single baseline (random, reservoir, first-in-first-out, K-center). The ratio is",
         f"{ratios['active']} and",
-        f"{ratios['sdss']}. These runs have an older training rule, and settings other than the defaults; the next",
+        f"{ratios['sdss']}. We ran these with an older training rule and other settings. The next",
         f"paragraph has the defaults. The loss on other talk changes by {other.mean():+.2f} nats a token.",
         "A floor needs no model: it gives the most typical answer in the buffer to every prompt.",
         "The trained model has a higher ROUGE-1 than this floor for",
