@@ -254,8 +254,7 @@ def write_new_people_paragraph() -> str:
     return paragraph(
         f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works,",
         "we developed nothing. We froze the plan before its first run, with the package's defaults. (Before that we",
-        "had seen 52 runs of an earlier plan, on the characters.) So far,",
-        f"{streams} of {len(grid.ORDERS)} streams a person {'is' if streams == 1 else 'are'} measured.",
+        f"had seen 52 runs of an earlier plan, on the characters.) Over {streams} of {len(grid.ORDERS)} streams a person,",
         f"`active` closes {share.share:.2f} (95 % interval {share.low:.2f} to {share.high:.2f}) of the gap in loss",
         "between the best of four rivals (random, reservoir, K-center, `sdss`) and an oracle that keeps only dialogues",
         f"on the user's subject. But ROUGE-1 is {rouge.ratio:.2f} (95 % interval {rouge.low:.2f} to {rouge.high:.2f})",
