@@ -41,6 +41,10 @@ d = {
                 "8_app/arguments.html#data_options",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.describe_part": (
+                "8_app/arguments.html#describe_part",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.find_library_folder": (
                 "8_app/arguments.html#find_library_folder",
                 "personal_llm/app/arguments.py",
@@ -98,6 +102,10 @@ d = {
                 "8_app/arguments.html#read_prompts_by_adapter",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.read_saved_answers": (
+                "8_app/arguments.html#read_saved_answers",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.register_command": (
                 "8_app/arguments.html#register_command",
                 "personal_llm/app/arguments.py",
@@ -141,11 +149,13 @@ d = {
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",
             ),
+            "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },
@@ -312,6 +322,7 @@ d = {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.is_out_of_memory": ("8_app/cli.html#is_out_of_memory", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.main": ("8_app/cli.html#main", "personal_llm/app/cli.py"),
+            "personal_llm.app.cli.name_options": ("8_app/cli.html#name_options", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_offline_mode": ("8_app/cli.html#set_offline_mode", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
@@ -539,8 +550,8 @@ d = {
                 "8_app/library_commands.html#build_plain_pllm",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.describe_input_file": (
-                "8_app/library_commands.html#describe_input_file",
+            "personal_llm.app.library_commands.describe_input": (
+                "8_app/library_commands.html#describe_input",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_adapter": (
@@ -725,6 +736,10 @@ d = {
             ),
             "personal_llm.app.personalize.delete_other_runs": (
                 "8_app/personalize.html#delete_other_runs",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.describe_state": (
+                "8_app/personalize.html#describe_state",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.evaluate_replies": (
@@ -4425,6 +4440,10 @@ d = {
             ),
             "personal_llm.device.forgetting.list_recorded_names": (
                 "6_device/forgetting.html#list_recorded_names",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.list_sources": (
+                "6_device/forgetting.html#list_sources",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.list_undated_dialogues": (

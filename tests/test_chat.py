@@ -18,8 +18,16 @@ from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import background_training, conversation
 from personal_llm.device.conversation import QUESTION_TEXT, delay_interrupts
 from personal_llm.device.corrections import ChatSession
-from personal_llm.device.forgetting import forget_folder
-from personal_llm.app.chat import CHAT_COMMANDS, handle_line
+from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
+from personal_llm.app.arguments import read_saved_answers
+from personal_llm.app.chat import (
+    CHAT_COMMANDS,
+    DISLIKE_MESSAGE,
+    LEARN_AGAIN_MESSAGE,
+    handle_line,
+    pop_notes,
+    say_thanks,
+)
 from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE, claim_folder
 from personal_llm.device.store import get_state_version, read_state
 from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyOptions, ReplyStream, choose_next_token
@@ -452,10 +460,75 @@ def test_every_model_has_a_style(architecture, tmp_path):
     with ChatSession(shared(architecture), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         rows = [Dialogue(line, f"Dear friend, {line.lower()}", origin="annotated") for line in LINES[:10]]
         talk.add_dialogues(rows[:7])
-        assert "at least 8 are needed" in reply(talk, "/style")
+        assert "7 different texts" in reply(talk, "/style") and "a style needs 8" in reply(talk, "/style")
         talk.add_dialogues(rows[7:])
         style = reply(talk, "/style")
         assert "opens with “Dear friend," in style and "10 of 10" in style
+
+
+def test_equal_corrections_are_no_style(tmp_path):
+    "Marks and capitals do not make a text different."
+    with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
+        texts = ["Aye, fine it is, mate.", "aye fine it is mate!"]
+        rows = [Dialogue(line, texts[i % 2], origin="annotated") for i, line in enumerate(LINES[:10])]
+        talk.add_dialogues(rows)
+        assert reply(talk, "/style").startswith("1 different text among the replies")
+
+
+def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
+    "Status calls it a chat; explain reads what the user wrote, and none of the model's replies."
+    folder = tmp_path / "my talk"
+    with ChatSession(shared("llama"), folder, buffer=Buffer(16), **QUICK) as talk:
+        reply(talk, LINES[0])
+        rows = [Dialogue(line, f"Dear friend, {line}", origin="annotated") for line in LINES[1:9]]
+        talk.add_dialogues(rows[:7])
+        reply(talk, LINES[10])
+    shown = invoke(capsys, "status", "--out", folder)[1]
+    assert "a saved chat with its last 2 turns" in shown and f"personal-llm chat --out '{folder}' goes on" in shown
+    assert "asked      never; in the buffer 7 corrected" in shown
+    line = fails(capsys, "explain", "--out", folder)
+    assert "7 dialogues with an answer of yours; 8 are needed" in line
+    assert "give --out DIR alone" in fails(capsys, "explain", "--out", folder, "--data", "a")
+    with ChatSession(shared("llama"), folder) as talk:
+        talk.add_dialogues(rows[7:])
+    assert {d.response for d in read_saved_answers(folder)} == {d.response for d in rows}
+
+
+def test_thanks_say_what_is_trained_on(tmp_path):
+    with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
+        reply(talk, LINES[0])
+        assert reply(talk, "/down") == DISLIKE_MESSAGE and "/better TEXT" in DISLIKE_MESSAGE
+        assert reply(talk, "/up") == "thank you; stored, and /learn trains on it"
+        assert [d.origin for d in talk.me.select_trainable()] == ["approved"]
+        turn = talk.me.session["turns"][-1]["id"]
+        talk.me.buffer.clear()
+        assert say_thanks(talk, turn) == "thank you; stored, but the buffer did not keep this turn"
+
+
+def test_a_stopped_training_names_the_command_that_starts_it_again(tmp_path):
+    talk = fresh(tmp_path / "me", steps=10**5)
+    reply(talk, LINES[0])
+    assert "thank you" in reply(talk, f"/better {BETTER}")
+    assert "in the background" in reply(talk, "/learn") and pop_notes(talk) == []
+    reply(talk, "/forget nothing of this kind")
+    assert pop_notes(talk) == ["learning was stopped; nothing of it stays", LEARN_AGAIN_MESSAGE]
+    assert pop_notes(talk) == [] and "in the background" in reply(talk, "/learn")
+    talk.close()
+
+
+def test_only_an_import_has_a_file_of_chats(tmp_path):
+    "A chat was read from no file; after an import the report names that file, even when no imported dialogue is left."
+    with ChatSession(shared("llama"), tmp_path / "me", **QUICK) as talk:
+        reply(talk, LINES[0])
+        reply(talk, LINES[1])
+        talk.add_dialogues([])
+        assert SOURCE_FILE_NOTE in reply(talk, "/forget head")
+    with ChatSession(shared("llama"), tmp_path / "other", **QUICK) as talk:
+        reply(talk, LINES[0])
+        reply(talk, LINES[1])
+        said = reply(talk, "/forget head")
+        assert said.startswith("forgotten: 1 dialogue") and SOURCE_FILE_NOTE not in said
+    assert SOURCE_FILE_NOTE not in str(forget_folder(tmp_path / "other", everything=True))
 
 
 MISTAKES = {

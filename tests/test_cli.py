@@ -1,15 +1,19 @@
 "The command line: how it parses, what it refuses, and that every failure is one line."
 
 import argparse
+import ast
 import errno
 import io
 import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +135,73 @@ def test_mistakes_are_one_line_and_make_nothing(tmp_path, capsys, monkeypatch, a
     monkeypatch.chdir(tmp_path)
     line = fails(capsys, *argv)
     assert wanted in line and len(line) < 400 and list(tmp_path.iterdir()) == []
+
+
+# functions that no command calls with a value of the user: their errors are for Python
+PYTHON_ONLY = "get_latest_messages _place group_rows_by_subject check_dialogues correlated_stream candidate_words"
+PYTHON_ONLY = {*PYTHON_ONLY.split(), "get_selector", "select", "__post_init__"}
+PYTHON_NAME = re.compile(r"\w+\(|\b[a-z]+_[a-z_]+\b|\b[A-Z][a-z]+[A-Z]\w*|\b[a-z]\w*=\S|\bpersonal_llm\.")
+OTHER_NAMES = re.compile(r"\w+\.json\b|lora_alpha|peft_type|num_hidden_layers|personal_llm\[\w+\]|NaN|LoRA")
+PRODUCTS = re.compile("WhatsApp|ExecuTorch|SmolLM2|HuggingFaceTB")
+
+
+def literals(node) -> str:
+    "The fixed parts of an expression that makes a text."
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literals(part) if isinstance(part, ast.Constant) else "X" for part in node.values)
+    inner = [
+        child for child in ast.iter_child_nodes(node) if isinstance(child, (ast.Constant, ast.JoinedStr, ast.BinOp))
+    ]
+    return " ".join(map(literals, inner)) if isinstance(node, (ast.BinOp, ast.IfExp, ast.BoolOp)) else ""
+
+
+def find_error_texts():  # (module, function, text)
+    "The texts of problems and remedies in the modules that the command line runs."
+    root = Path(arguments.__file__).parent.parent
+    for file in sorted(root.glob("[abdest]*/*.py")) + sorted(root.glob("runtimes/*.py")):
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(function, ast.FunctionDef) and file.parent.name != "experiments":
+                nodes = [*ast.walk(function)]
+                named = {
+                    n.targets[0].id: n.value for n in nodes if isinstance(n, ast.Assign) and hasattr(n.targets[0], "id")
+                }
+                for call in nodes:
+                    kind = getattr(call.func, "id", "") if isinstance(call, ast.Call) else ""
+                    parts = call.args if kind == "InputError" else []
+                    parts = [k.value for k in call.keywords if k.arg == "remedy"] if kind == "check" else parts
+                    for part in parts:
+                        yield file.stem, function.name, literals(named.get(getattr(part, "id", ""), part))
+
+
+def test_errors_name_options_and_no_python():
+    "Every error text of the package, as the command line shows it, but those that only a call in Python can raise."
+    args = argparse.Namespace()
+    for command in COMMANDS.values():
+        words = shlex.split(f"{command.name} {command.examples[0]}".split("<")[0].split(">")[0])
+        vars(args).update(vars(arguments.build_parser().parse_args(words)))
+    texts = [(*place, cli.name_options(text, args)) for *place, text in find_error_texts() if text]
+    shown = [(module, name, text) for module, name, text in texts if name not in PYTHON_ONLY]
+    wrong = [row for row in shown if PYTHON_NAME.search(PRODUCTS.sub("", OTHER_NAMES.sub("", row[2])))]
+    assert len(shown) > 500 and wrong == []
+
+
+def test_an_option_stands_where_python_has_a_parameter(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chats = write(tmp_path / "chats.jsonl", ["{"])
+    base = ["personalize", "--data", chats, "--out", "y"]
+    for words, wanted in (
+        ([], "leave such rows out with --skip-invalid"),
+        (["--max-questions", "-1"], "--max-questions is -1"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--policy", "sdss", "--ask-when", "policy"], "use --ask-when"),
+    ):
+        assert wanted in fails(capsys, *base, *words)
+    assert (
+        cli.name_options("start x: neither; use start=None", None) == "--start-from x: neither; use --start-from none"
+    )
+    assert cli.name_options("the start is in batch_size.txt, not in /batch_size", None).count("--") == 0
 
 
 @pytest.mark.parametrize(

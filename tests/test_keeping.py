@@ -5,6 +5,7 @@ import os
 import pytest
 
 from personal_llm import personalize
+from personal_llm.app import commands
 from personal_llm.base.files import COMMITTED_RESULTS, STAGED_RESULTS, write_entry
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, lock_folder
@@ -41,13 +42,27 @@ def test_forget_a_text(out, capsys):
     assert CANARY.encode() not in bytes_of(out) and CANARY not in err
     assert not (out / "adapter" / "adapter_model.safetensors").exists() and not (out / "personalize.json").exists()
     assert found(capsys, "status", "--out", out)["bins"] == "9/12"
+    assert f"personal-llm forget --out {out} --retrain trains" in shown and "the file of chats" in shown
+
+
+def test_forget_with_retrain_names_no_retrain(out, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "load_model_from_arguments", lambda args: shared("llama"))
+    shown = invoke(capsys, "forget", "--out", out, "--containing", CANARY, "--retrain", "--quiet")[1]
+    assert "rebuilt on" in shown and "--retrain" not in shown
+
+
+def test_no_match_is_a_mistake_that_changes_nothing(out, capsys):
+    before = found(capsys, "status", "--out", out)
+    for words in (["--containing", "xylophone"], ["--id", "nobody"], ["--before", "0.5"]):
+        for more in ([], ["--dry-run"], ["--json"], ["--retrain"]):
+            line = fails(capsys, "forget", "--out", out, *words, *more)
+            assert "no stored dialogue matches; nothing was deleted" in line
+    assert found(capsys, "status", "--out", out) | dict(bytes=0) == before | dict(bytes=0)
+    assert CANARY.encode() in bytes_of(out)
 
 
 def test_forget_by_time_by_id_and_all(out, capsys):
     assert found(capsys, "forget", "--out", out, "--before", "4")["dialogues"] == 3
-    assert found(capsys, "forget", "--out", out, "--id", "nobody")["dialogues"] == 0
-    code, shown, err = invoke(capsys, "forget", "--out", out, "--id", "nobody")
-    assert code == 0 and shown.startswith("no stored dialogue matches")
     assert found(capsys, "forget", "--out", out, "--all")["dialogues"] == 7
     assert b"Thing" not in bytes_of(out) and CANARY.encode() not in bytes_of(out)
     assert "no saved state here" in fails(capsys, "status", "--out", out)
@@ -55,15 +70,16 @@ def test_forget_by_time_by_id_and_all(out, capsys):
 
 def test_forget_without_a_condition_names_the_options(out, capsys):
     before = bytes_of(out)
-    assert "give --containing, --id, --before or --all" in fails(capsys, "forget", "--out", out)
+    for words in ([], ["--all", "--id", "a"], ["--containing", "a", "--before", "3"]):
+        assert "give --containing, --id, --before or --all" in fails(capsys, "forget", "--out", out, *words)
     assert bytes_of(out) == before
 
 
 def test_a_search_for_a_time_counts_the_dialogues_without_one(tmp_path, capsys):
     chats = [Dialogue(f"What is thing {i}?", f"Thing {i} is a pot.") for i in range(10)]
     personalize(chats, tmp_path / "out", **SETTINGS | dict(model=shared("llama")))
-    code, shown, _ = invoke(capsys, "forget", "--out", tmp_path / "out", "--before", "2024-05-31")
-    assert code == 0 and "no stored dialogue matches" in shown and "10 stored dialogues without a time" in shown
+    line = fails(capsys, "forget", "--out", tmp_path / "out", "--before", "2024-05-31")
+    assert "no stored dialogue matches" in line and "10 stored dialogues without a time" in line
 
 
 @pytest.mark.parametrize("where", [STAGED_RESULTS, COMMITTED_RESULTS])

@@ -248,7 +248,7 @@ def test_explain_says_how_the_chats_differ(world, tmp_path, capsys):
     for name in WAYS:
         code, out, err = invoke(capsys, "explain", "--data", world / f"{name}.jsonl", *space)
         assert code == 0 and err == "" and "cost: " in out and "be told from plain text" in out
-        assert out.startswith("12 dialogues against the model's own answers to the same prompts\n")
+        assert out.startswith("12 dialogues, compared with the model's own answers to the same prompts\n")
         assert "mostly *" not in out and "no style words: this library has no vocabulary" in out
     plot = ("--plot", tmp_path / "style.png")
     said = found(capsys, "explain", "--data", world / "loud.jsonl", *space, *plot)

@@ -16,8 +16,11 @@ from pathlib import Path
 
 from ..base.core import InputError
 from ..base.files import ASSETS
-from ..base.text import escape_controls
+from ..base.text import count_nouns, escape_controls
 from ..data.reading import read_dialogues
+from ..device.store import find_state_folders, read_state
+from ..explanation.habits import USER_ORIGINS
+from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import Library
 from ..selection.remote_library import is_library_address
 
@@ -211,6 +214,7 @@ MODEL_OPTIONS = [
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA, else float32"),
 ]
 SEED_OPTION = integer_option("--seed", 0, "seed of all random choices")
+FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of personalize or chat")
 LIBRARY_HELP = "a library's folder, its https address, or pocket (default: pocket)"
 LIBRARY_OPTION = option("--library", default="pocket", metavar="LIB", help=LIBRARY_HELP)
 SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
@@ -260,6 +264,21 @@ def read_dialogue_file(args):  # `Dialogues`
         print_note(f"{args.data}: {line}")
     return dialogues
 
+# %% ../../nbs/8_app/01_arguments.ipynb #ed258065
+def read_saved_answers(folder: str) -> list:  # `Dialogue`s
+    "Return a saved folder's dialogues with an answer of the user; raise `InputError` if there are too few."
+    dialogues = [d for d in read_state(find_state_folders(folder)[0]).buffer.dialogues if d.origin in USER_ORIGINS]
+    if len(dialogues) < MIN_EXPLAINED_DIALOGUES:
+        problem = f"{folder}: {count_nouns(len(dialogues), 'dialogue')} with an answer of yours"
+        raise InputError(problem, f"{MIN_EXPLAINED_DIALOGUES} are needed: correct or approve more replies in the chat")
+    return dialogues
+
+
+def describe_part(source: dict) -> list:  # one line or none
+    "Return a line if we used a part of the dialogues only."
+    used, count = source.get("used", 0), source.get("dialogues", 0)
+    return [f"we read the style from the latest {used} of {count} dialogues"] * (used < count)
+
 # %% ../../nbs/8_app/01_arguments.ipynb #prm00002
 def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # name -> `Dialogue`s
     "Read the prompts of each adapter's own subject; raise `InputError` for a file without an adapter."
@@ -298,5 +317,5 @@ def check_style_space(space):  # the space
     "Raise `InputError` for a space whose coordinates only a large model can find."
     if space.kind != "style":
         problem = f"the library's space is of kind {space.kind}, which needs a large model as its summariser"
-        raise InputError(problem, "use personal_llm.explanation.decomposition in Python, or a library of kind style")
+        raise InputError(problem, "use a library of kind style")
     return space

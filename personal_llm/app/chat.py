@@ -19,13 +19,13 @@ from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import Dialogue, InputError
 from ..base.files import recover_results
-from ..base.text import count_nouns, escape_controls
+from ..base.text import WORD_PATTERN, count_nouns, escape_controls
 from ..buffer.scoring import NO_DOMAIN
 from ..device.conversation import QUESTION_TEXT, check_session_folder
 from ..device.corrections import ChatSession
 from ..explanation.description import describe_user
-from ..explanation.explanation import select_user_dialogues
-from ..explanation.style import sample_responses
+from ..explanation.habits import USER_ORIGINS
+from ..explanation.style import MIN_EXPLAINED_DIALOGUES, sample_responses
 from .arguments import CommandResult, get_model_settings
 from ..base.check import check_model
 from ..base.loading import resolve_model
@@ -82,12 +82,15 @@ def format_chat_status(session) -> str:
 
 
 def describe_chat_style(session) -> str:
-    "Describe your preferred answers in words and counts; raise `InputError` for too few answers."
+    "Describe your preferred answers in words and counts; raise `InputError` for too few different answers."
     dialogues = session.me.buffer.policy.select_training_dialogues(session.me.buffer.dialogues)
-    dialogues = [d for d in dialogues if d.origin != "model"]
+    dialogues = [d for d in dialogues if d.origin in USER_ORIGINS]
     if not dialogues:
         raise InputError("no reply was corrected or approved yet", "correct or approve a reply first")
-    dialogues = select_user_dialogues(dialogues)
+    num_different = len({tuple(WORD_PATTERN.findall(d.response.lower())) for d in dialogues})
+    if num_different < MIN_EXPLAINED_DIALOGUES:
+        problem = f"{count_nouns(num_different, 'different text')} among the replies that you corrected or approved"
+        raise InputError(problem, f"a style needs {MIN_EXPLAINED_DIALOGUES}: correct or approve more replies")
     answers = sample_responses(session.model, None, dialogues)
     return "\n".join(describe_user(dialogues, [d.response for d in answers]).lines())
 
@@ -95,7 +98,8 @@ def describe_chat_style(session) -> str:
 def forget_text(session, text: str) -> str:
     "Delete every turn with these words, and all that was made of them."
     report = session.forget(text)
-    return str(report) if report.ids else "no stored turn contains it"
+    hint = "\n/learn trains again on the answers that are left" * bool(report.rebuildable)
+    return str(report) + hint if report.ids else "no stored turn contains it"
 
 
 def skip_question(session) -> str:
@@ -106,6 +110,15 @@ def skip_question(session) -> str:
     return "left without an answer"
 
 # %% ../../nbs/8_app/05_chat.ipynb #2303221c
+DISLIKE_MESSAGE = "thank you; stored. /better TEXT gives the reply that you wanted, and /learn trains on that"
+
+
+def say_thanks(session, id: str) -> str:
+    "Return whether the next training learns from an answered turn."
+    is_kept = session.me.find_reply(id, session.recent_dialogues)[1] is not None
+    return f"thank you; stored, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
+
+
 def take_feedback(session, kind: str, text: str) -> str:
     "Record a reaction to the newest reply, or to the reply number N, counted from the newest, in a text `#N …`."
     number, _, rest = text.partition(" ") if text.startswith("#") else ("#1", "", text)
@@ -113,8 +126,9 @@ def take_feedback(session, kind: str, text: str) -> str:
     if not (number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns)):
         what = f"{number[:20]} is no reply" if turns else "there is no reply yet"
         raise InputError(what, f"use #1 (the newest) to #{len(turns)}" if turns else "write something first")
-    session.feedback(kind, turns[-int(number[1:])]["id"], rest.strip())
-    return dict(better="thank you, I would like to answer like that").get(kind, "thank you")
+    id = turns[-int(number[1:])]["id"]
+    session.feedback(kind, id, rest.strip())
+    return DISLIKE_MESSAGE if kind == "thumb_down" else say_thanks(session, id)
 
 
 def offer_two_replies(session):  # a generator of pieces of text
@@ -176,11 +190,13 @@ def handle_line(
     if line.strip().startswith("/"):
         yield from run_chat_command(session, line)
     elif session.choice is not None and line.strip() in ("1", "2"):
+        id = session.choice[0]["id"]
         session.choose(int(line))
-        yield "thank you"
+        yield say_thanks(session, id)
     elif session.question is not None:
+        id = session.question.dialogue.id
         session.answer(line)
-        yield "thank you, I would like to answer like that" if line.strip() else "thank you"
+        yield say_thanks(session, id)
     else:
         yield from session.say(line)
 
@@ -221,10 +237,19 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
         print_note("stopped" + "; this turn is not kept" * is_unfinished)
 
 # %% ../../nbs/8_app/05_chat.ipynb #ch22
+LEARN_AGAIN_MESSAGE = "/learn starts the training again"
+
+
+def pop_notes(session) -> list:  # lines
+    "Return the messages for the user, and after a stopped training the command that starts it again."
+    was_stopped, session.was_stopped = session.was_stopped, False
+    return session.pop_messages() + [LEARN_AGAIN_MESSAGE] * was_stopped
+
+
 def run_conversation(session, read=read_line, as_json: bool = False) -> None:
     "Chat until `read` returns None."
     while True:
-        for line in session.pop_messages():
+        for line in pop_notes(session):
             print_note(line)
         try:
             line = read(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
@@ -244,7 +269,7 @@ def close_conversation(session) -> None:
         with suppress(KeyboardInterrupt):
             session.finish_training()
     session.close()
-    for line in session.pop_messages():
+    for line in pop_notes(session):
         print_note(line)
 
 # %% ../../nbs/8_app/05_chat.ipynb #1437bab0

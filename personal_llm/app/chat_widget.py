@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from html import escape
 
-from .chat import describe_chat_style, handle_line
+from .chat import describe_chat_style, handle_line, pop_notes
 from .report import html_image, html_table
 from ..base.core import InputError, patch
 from ..base.plots import encode_png, get_series_style, subplots
@@ -209,7 +209,7 @@ def draw_selected_tab(self: ChatWidget) -> None:
 @patch
 def refresh(self: ChatWidget) -> None:
     "Show the log, the question and the selected view as they are now."
-    self.messages += "".join(render_message("·", line) for line in self.session.pop_messages())
+    self.messages += "".join(render_message("·", line) for line in pop_notes(self.session))
     self.log.value = wrap_in_scroll_box(self.messages)
     self.question.layout.display = None if self.session.question else "none"
     self.choices.layout.display = None if self.session.choice else "none"

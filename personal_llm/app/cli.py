@@ -7,12 +7,13 @@ __all__ = ['main']
 
 # %% ../../nbs/8_app/16_cli.ipynb #5e0f48c4
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from . import chat, choosing, commands, library_commands, publishing, server  # they register themselves
-from .arguments import build_parser, print_note, print_result
+from .arguments import OTHER_OPTION_NAMES, build_parser, print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
 from ..base.loading import resolve_model
@@ -68,11 +69,40 @@ def format_error(error: Exception) -> str:  # empty for a bug of ours
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return ""
 
+# %% ../../nbs/8_app/16_cli.ipynb #b3c2f19b
+# parts of an error for callers in Python, and their form for the command line
+PYTHON_WORDS = {
+    r"\b\w+(?:=\S+)? \((--[^)]+)\)": r"\1",
+    r" \(in Python: [^)]+\)|, or an instance of a class [^;]+": "",
+    r"\bTuningConfig: ": "",
+    r"\bTuningConfig\b": "the command",
+    r" load_model\b|open it with Library\([^)]*\), or ": "",
+    r"give an instance of it: load_buffer\(.*": "it is a policy of your own: go on in Python",
+}
+
+
+def name_options(text: str, args) -> str:  # args: as the parser returns them, or None
+    "Put options in the place of the parameters that an error names."
+    for pattern, words in PYTHON_WORDS.items():
+        text = re.sub(pattern, words, text)
+    options = {name: "--" + name.replace("_", "-") for name in (vars(args) if args else ())} | OTHER_OPTION_NAMES
+    long = "|".join(name for name in options if "_" in name)  # such a name is never a word of a sentence
+    short = "|".join(name for name in options if "_" not in name)  # a parameter in these places only
+    places = (rf"({long})\b(?![./-]\w)", rf"(?:^|(?<=: ))({short})(?= is )", rf"({short})(?==| out\b)", "^(start)(?= )")
+
+    def rename(match):
+        *names, value = match.groups()
+        value = {"True": "", "None": " none"}.get(value, f" {value}") if value else ""
+        return options[next(filter(None, names))] + value
+
+    return re.sub(rf"(?<![\w/.-])(?:{'|'.join(places)})(?:=['\"]?(\w+)['\"]?)?", rename, text)
+
 # %% ../../nbs/8_app/16_cli.ipynb #11b056b1
 def main(
     argv: list = None,  # arguments; by default those of the command line
 ) -> int:  # exit code
     "Run `personal-llm` with a list of arguments."
+    args = None
     try:
         args = build_parser().parse_args(argv)
         set_offline_mode(args.model)
@@ -93,7 +123,7 @@ def main(
     except Exception as error:
         if not (line := format_error(error)):
             raise
-        print_note(line)
+        print_note(name_options(line, args))
         return 2
 
 # %% ../../nbs/8_app/16_cli.ipynb #253990f8

@@ -6,18 +6,19 @@
 __all__ = []
 
 # %% ../../nbs/8_app/07_commands.ipynb #6f64a2e4
+import shlex
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from .arguments import COMMAND_GROUPS, MODEL_OPTIONS, SEED_OPTION, CommandResult, data_options
-from .arguments import format_pairs, get_model_settings, get_settings, integer_option
+from .arguments import COMMAND_GROUPS, FOLDER_OPTION, MODEL_OPTIONS, SEED_OPTION, CommandResult
+from .arguments import data_options, format_pairs, get_model_settings, get_settings, integer_option
 from .arguments import load_model_from_arguments, option, print_note, read_dialogue_file
 from .arguments import register_command, setting_options
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
-from .personalize import evaluate_replies, personalize, resolve_start
+from .personalize import describe_state, evaluate_replies, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
@@ -35,7 +36,6 @@ from ..runtimes import service
 from ..runtimes.export import EXPORT_TARGETS, export_adapter
 from ..runtimes.phone import export_bundle, simulate_phone
 from ..runtimes.phone_bundle import require_executorch
-
 from ..selection.warm_start import describe_weights
 from ..tuning.config import TuningConfig
 
@@ -208,15 +208,12 @@ def export_command(args):
 def finish_interrupted_run(folder: str) -> None:
     "Finish or remove the rest of a killed run; raise `InputError` for a folder in use, or one that is not ours."
     if not (has_state(folder) or (Path(folder) / OWNERSHIP_FILE).is_file()):
-        raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
+        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
     if (Path(folder) / OWNERSHIP_FILE).is_file():
         with open_results_folder(folder):
             pass
 
 # %% ../../nbs/8_app/07_commands.ipynb #99946051
-FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of personalize or chat")
-
-
 def find_published_adapter(folder: str, adapter: str):  # a path
     "Return the copy of the state's adapter in an output folder, or the adapter itself."
     published = Path(folder) / "adapter"
@@ -231,10 +228,12 @@ def status_command(args):
     finish_interrupted_run(args.out)
     status = folder_status(args.out)
     status["adapter"] = find_published_adapter(args.out, status["adapter"])
-    status["answers"] = count_answers(read_state(status["folder"], with_logs=False).buffer.dialogues)
+    state = read_state(status["folder"], with_logs=False)
+    status |= dict(kind=describe_state(state, args.out), answers=count_answers(state.buffer.dialogues))
     pairs = dict(
+        folder=status["kind"],
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
-        buffer=f"{status['bins']} bins, {status['policy']}; {count_nouns(status['seen'], 'dialogue')} seen",
+        buffer=f"{status['bins']} bins full ({status['policy']}); {count_nouns(status['seen'], 'dialogue')} seen",
         asked=format_answers(status["requests"], status["answers"]),
         adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
         last=status["last"],
@@ -252,13 +251,14 @@ def parse_time(text: str):  # seconds, or None for None
     raise InputError(f"--before {text[:40]}", "give a date such as 2024-05-31, or a number")
 
 # %% ../../nbs/8_app/07_commands.ipynb #6ea9497a
-NO_MATCH_MESSAGE = "no stored dialogue matches"
+NO_MATCH_MESSAGE, NO_MATCH_REMEDY = "no stored dialogue matches", "nothing was deleted; give other words, or --id"
+RETRAIN_HINT = "personal-llm forget --out {} --retrain trains the deleted adapters again on the dialogues that are left"
 DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
 
 
 @register_command(
     "forget",
-    "delete dialogues and all that was made of them: adapters, variants, histories, reports",
+    "delete dialogues and all that was made of them: adapters, variants, histories, reports (exit code 2: no match)",
     FOLDER_OPTION,
     option("--containing", metavar="WORDS", help="dialogues that contain these words"),
     option("--id", action="append", default=[], metavar="ID", help="a dialogue; you can give more than one"),
@@ -273,21 +273,21 @@ DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report wo
 def forget_command(args):
     model = partial(load_model_from_arguments, args)
     retrain = lambda: retrain_folder(args.out, model, resolve_start(args.start_from), not args.quiet)
-    is_named = args.id or args.before or args.all or args.containing is not None
-    if not (is_named or args.retrain):
-        raise InputError("no dialogue is named", "give --containing, --id, --before or --all")
+    num_conditions = bool(args.id) + args.all + (args.before is not None) + (args.containing is not None)
+    if num_conditions > 1 or not (num_conditions or args.retrain):
+        raise InputError(f"{num_conditions or 'no'} conditions are given", "give --containing, --id, --before or --all")
     finish_interrupted_run(args.out)
-    if not is_named:
-        state = read_state(find_state_folders(args.out)[0])
-        lines = state.list_rebuildable() if args.dry_run else retrain()
+    if not num_conditions:
+        lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
     result["rebuilt"] = retrain() if args.retrain and report.adapters and not args.dry_run else []
-    if report.dialogues or report.cut or report.adapters or report.files or report.turns:
-        return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"]])
-    return CommandResult(result, [NO_MATCH_MESSAGE, *(f"out of reach: {one}" for one in report.unreachable)])
+    if not (report.dialogues or report.cut or report.adapters or report.files or report.turns):
+        raise InputError(NO_MATCH_MESSAGE, "; ".join(report.unreachable) or NO_MATCH_REMEDY)
+    hint = [RETRAIN_HINT.format(shlex.quote(args.out))] * bool(report.rebuildable and not args.retrain)
+    return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"], *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d8e6dc21
 def format_egress(row: dict) -> str:

@@ -13,7 +13,7 @@ from .arguments import COMMAND_GROUPS, LIBRARY_HELP, LIBRARY_OPTION, MODEL_OPTIO
 from .arguments import SKIP_INVALID_OPTION, CommandResult, check_style_space, data_options
 from .arguments import find_library_folder, format_table, integer_option, load_model_from_arguments
 from .arguments import open_library, open_or_create_library, option, print_note, read_dialogue_file
-from .arguments import read_prompts_by_adapter, register_command
+from .arguments import describe_part, read_prompts_by_adapter, read_saved_answers, register_command
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_factors
 from ..base.core import InputError, check
@@ -35,8 +35,8 @@ from ..tuning.leakage import Leakage
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
 COUNTERPART_HELP = dict(
-    answers="dialogues against the model's own answers to the same prompts",
-    continuations="texts against the model's own continuations of their first words",
+    answers="dialogues, compared with the model's own answers to the same prompts",
+    continuations="texts, compared with the model's own continuations of their first words",
     panels="texts of known style, by how much likelier the adapter makes them",
 )
 
@@ -71,6 +71,7 @@ EXPLAIN_OPTIONS = [
     *MODEL_OPTIONS,
     LIBRARY_OPTION,
     SEED_OPTION,
+    option("--out", metavar="DIR", help="saved folder of personalize or chat, in place of --data"),
     option("--adapter", metavar="DIR", help="adapter to explain; it answers the prompts of --data, if given"),
     option("--plot", metavar="FILE", help="file for a bar chart, as PNG"),
 ]
@@ -91,10 +92,12 @@ def explain_dialogues(args, library, dialogues: list, model):  # an `Explanation
     return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], library.space, args.seed, library.vocabulary)
 
 
-def describe_input_file(args, dialogues) -> dict:
-    "Return the number of dialogues in a file, and the number that we used."
-    used = min(len(dialogues), MAX_STYLE_DIALOGUES)
-    return dict(file=Path(args.data).name, dialogues=len(dialogues), used=used, skipped=len(dialogues.skipped))
+def describe_input(args, dialogues) -> dict:
+    "Return the number of dialogues in a file or a saved folder, and the number that we used."
+    numbers = dict(dialogues=len(dialogues), used=min(len(dialogues), MAX_STYLE_DIALOGUES))
+    if args.data is None:
+        return dict(folder=args.out) | numbers
+    return dict(file=Path(args.data).name) | numbers | dict(skipped=len(dialogues.skipped))
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bec1ed4b
 @register_command(
@@ -106,21 +109,22 @@ def describe_input_file(args, dialogues) -> dict:
 def explain_command(args):
     library = open_library(args.library, args.skip_invalid)
     space = check_style_space(library.space)
-    if args.data is None and args.adapter is None:
-        raise InputError("--data or --adapter is missing", "give --data FILE or --adapter DIR")
+    if bool(args.out) == bool(args.data or args.adapter):
+        problem = "--out with other texts" if args.out else "--data, --out or --adapter is missing"
+        raise InputError(problem, "give --out DIR alone, or --data FILE or --adapter DIR")
     if args.plot and not os.access(Path(args.plot).absolute().parent, os.W_OK | os.X_OK):
         raise InputError(f"--plot: {Path(args.plot).parent}: no folder that you can write to", "name another file")
     if args.adapter:
         explanation, adapter = explain_adapter(args, library)
         source = dict(adapter=str(adapter))
     else:
-        dialogues = read_dialogue_file(args)
+        dialogues = read_saved_answers(args.out) if args.out else read_dialogue_file(args)
         explanation = explain_dialogues(args, library, dialogues, load_model_from_arguments(args))
-        source = describe_input_file(args, dialogues)
+        source = describe_input(args, dialogues)
     if args.plot:
         write_atomically(args.plot, encode_png(explanation.plot().figure))
     result = dict(data=source, model=args.model, **explanation_to_dict(explanation, space))
-    return CommandResult(result, format_explanation(explanation, space))
+    return CommandResult(result, describe_part(source) + format_explanation(explanation, space))
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #15018882
 def format_mixture(ranking) -> list:  # lines
@@ -174,9 +178,13 @@ def select_command(args):
     model = load_model_from_arguments(args)
     mine, ranking = explain_and_select(args, library, dialogues, model)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
-    result = dict(data=describe_input_file(args, dialogues), library=args.library, skipped=sorted(library.skipped))
+    result = dict(data=describe_input(args, dialogues), library=args.library, skipped=sorted(library.skipped))
     result |= dict(model=model.name, explanation=mine and explanation_to_dict(mine, space)) | ranking.to_dict()
-    lines = [*(format_explanation(mine, space) if mine else []), str(ranking), *format_mixture(ranking)]
+    lines = [
+        *(describe_part(result["data"]) + format_explanation(mine, space) if mine else []),
+        str(ranking),
+        *format_mixture(ranking),
+    ]
     lines += [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in contributions]
     return CommandResult(result | dict(why=contributions), lines)
 

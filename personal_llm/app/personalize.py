@@ -8,6 +8,7 @@ __all__ = ['PersonalizeSettings', 'personalize']
 # %% ../../nbs/8_app/02_personalize.ipynb #249a60a3
 import hashlib
 import json
+import shlex
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +27,7 @@ from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..base.folder_store import ADAPTERS_FOLDER, delete_store
+from ..base.text import count_nouns
 from ..base.lineage import copy_without_ids
 from ..device.store import get_state_version, is_own_folder
 
@@ -247,7 +249,17 @@ def count_answers(dialogues: list) -> dict:  # plain values
 def format_answers(requests: int, answers: dict) -> str:
     "Return the number of questions and answers in words."
     approved = f", {answers['called_fine']} approved" if answers["called_fine"] else ""
-    return f"{requests} times; in the buffer {answers['corrected']} corrected{approved}" if requests else "never"
+    asked = count_nouns(requests, "time") if requests else "never"
+    has_answers = requests or any(answers.values())
+    return asked + f"; in the buffer {answers['corrected']} corrected{approved}" * bool(has_answers)
+
+
+def describe_state(state, folder) -> str:
+    "Return what a saved state is, and for a chat the command that goes on with it."
+    if "turns" not in state.session:
+        return "the output of personalize"
+    turns = count_nouns(len(state.session["turns"]), "turn")
+    return f"a saved chat with its last {turns}; personal-llm chat --out {shlex.quote(str(folder))} goes on"
 
 # %% ../../nbs/8_app/02_personalize.ipynb #fc092b6d
 # key in personalize.json -> field of `TrainingRound`

@@ -36,9 +36,7 @@ def open_store(folder, writes: bool = False):  # see `open_database`
     "Open the store of a folder for one transaction; a writer makes it first."
     file = Path(folder) / STORE_FILE
     if not writes and not file.is_file():
-        raise InputError(
-            f"{folder}: no saved state here ({STORE_FILE} is missing)", "give the folder that save() wrote"
-        )
+        raise InputError(f"{folder}: no saved state here ({STORE_FILE} is missing)", "give the folder of a saved state")
     return open_database(file, APPLICATION_ID, MIGRATIONS, writes)
 
 

@@ -156,5 +156,6 @@ def add_dialogues(
     self.settle_pending()
     with delay_interrupts():
         decisions = self.me.observe_all(dialogues, progress=False)
+        self.me.session["has_imports"] = True  # so that `forget` names their file
         self.save()
     return sum(decision.kept for decision in decisions)

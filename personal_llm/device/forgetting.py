@@ -190,6 +190,13 @@ def list_unverifiable_adapters(state: PersonalizerState, request: ForgetRequest)
     return notes
 
 
+def list_sources(state: PersonalizerState = None) -> list:  # sentences; None: without a state we cannot know
+    "Name the copies of the texts outside of the folder; a chat was read from no file unless you imported one."
+    is_only_chat = state and "turns" in state.session and not state.session.get("has_imports")
+    has_file = not is_only_chat or any(d.origin == "user" for d in state.buffer.dialogues)
+    return [COPIES_NOTE] + [SOURCE_FILE_NOTE] * has_file
+
+
 def list_undated_dialogues(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences: one or none
     "Count the stored dialogues without a time, because a search for a time cannot match those."
     count = sum(d.time == 0 for d in state.buffer.dialogues)
@@ -229,7 +236,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     ids, size_before = self.find_ids_to_forget(request), len(self.buffer)
     cut_ids = self.cut_histories(request, ids)
     changed_ids = ids | cut_ids
-    undated = list_undated_dialogues(self, request)
+    undated, notes = list_undated_dialogues(self, request), list_sources(self)
     if not changed_ids:
         return ForgetReport(unreachable=list_unverifiable_adapters(self, request) + undated)
     first = next((i for i, round in enumerate(self.rounds) if changed_ids & {*round.parents}), len(self.rounds))
@@ -250,7 +257,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     if cut_ids or adapters:
         self.buffer.clear_embeddings()
         self.session |= dict(question=None) if self.session else {}  # its scores are those of a deleted adapter
-    notes = [COPIES_NOTE, SOURCE_FILE_NOTE] + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
+    notes += [DERIVED_ADAPTERS_NOTE] * bool(adapters)
     notes += list_unverifiable_adapters(self, request) + undated
     counts = size_before - len(self.buffer), len(cut_ids)
     rebuildable = self.list_rebuildable() if adapters else []
@@ -345,9 +352,9 @@ def forget_run(run: Path, request: ForgetRequest, dry_run: bool = False) -> Forg
     if not dry_run:
         migrate_folder(run)
     state = read_state(run) if get_state_version(run) else None
-    report = state.forget(request) if state else ForgetReport()
+    sources, report = list_sources(state), state.forget(request) if state else ForgetReport()
     if request.everything:
-        report.unreachable += [note for note in (COPIES_NOTE, SOURCE_FILE_NOTE) if note not in report.unreachable]
+        report.unreachable += [note for note in sources if note not in report.unreachable]
     if dry_run:
         report.unreachable += list_copies(report)
         report.files += map(str, find_published(run, request, report))
@@ -368,7 +375,7 @@ def forget_folder(
     request, total = ForgetRequest(ids, text, before, everything), ForgetReport()
     runs = [run for run in find_run_folders(folder) if is_own_folder(run)]
     if not runs:
-        raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
+        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
     with ExitStack() as locks:
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))

@@ -305,7 +305,7 @@ def lock_state(folder, version: str):
     with lock_folder(folder):
         if get_state_version(folder) != version:
             problem = f"{folder}: another personalizer has saved its state here"
-            raise InputError(problem, "load it with load_personalizer, or choose another folder")
+            raise InputError(problem, "load that state first, or choose another folder")
         migrate_folder(folder)
         yield
 
@@ -344,7 +344,7 @@ def read_state(
         with open_store(folder) as store:
             parts = read_parts(store, with_logs) if has_facts(store) else None
         if parts is None:
-            raise InputError(f"{folder}: no saved state here", "give the folder that save() wrote")
+            raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
         state = parts_to_state(parts, folder, policy)
     state.buffer.store_version = parts["version"]
     return state
@@ -387,7 +387,7 @@ def find_state_folders(folder) -> list:  # paths, the newest first
     "Return the folders with a saved state; raise `InputError` if there are none."
     places = find_run_folders(folder)
     if not places:
-        raise InputError(f"{folder}: no saved state here", "give the folder that --out named, or that save() wrote")
+        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
     files = (STORE_FILE, f"{STORE_FILE}-wal", OLD_STATE_FILE)
     changed = lambda place: max((place / file).stat().st_mtime_ns for file in files if (place / file).is_file())
     return sorted(places, key=changed, reverse=True)
