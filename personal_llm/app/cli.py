@@ -76,7 +76,7 @@ PYTHON_WORDS = {
     r" \(in Python: [^)]+\)|, or an instance of a class [^;]+": "",
     r"\bTuningConfig: ": "",
     r"\bTuningConfig\b": "the command",
-    r" load_model\b|open it with Library\([^)]*\), or ": "",
+    r" load_model\b| with load_personalizer\b|open it with Library\([^)]*\), or ": "",
     r"give an instance of it: load_buffer\(.*": "it is a policy of your own: go on in Python",
 }
 

@@ -251,7 +251,7 @@ def parse_time(text: str):  # seconds, or None for None
     raise InputError(f"--before {text[:40]}", "give a date such as 2024-05-31, or a number")
 
 # %% ../../nbs/8_app/07_commands.ipynb #6ea9497a
-NO_MATCH_MESSAGE, NO_MATCH_REMEDY = "no stored dialogue matches", "nothing was deleted; give other words, or --id"
+NO_MATCH_MESSAGE, NO_MATCH_REMEDY = "no stored dialogue matches", "nothing was deleted; give other words, ids or times"
 RETRAIN_HINT = "personal-llm forget --out {} --retrain trains the deleted adapters again on the dialogues that are left"
 DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
 

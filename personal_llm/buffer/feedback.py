@@ -78,8 +78,9 @@ def add_feedback(rows: list, feedback: Feedback) -> list:  # new rows; the old l
         )
     is_same = old is not None and all(old[name] == row[name] for name in ("kind", "text", "rejected"))
     if is_same and feedback.is_given:
+        kind = feedback.kind.replace("_", " ")
         raise InputError(
-            f"{feedback.kind}: dialogue {feedback.dialogue_id} has the same feedback already", "nothing is to change"
+            f"dialogue {feedback.dialogue_id} has the same feedback already: {kind}", "nothing is to change"
         )
     return [other for other in rows if other is not old] + [row]
 

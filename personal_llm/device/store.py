@@ -305,7 +305,7 @@ def lock_state(folder, version: str):
     with lock_folder(folder):
         if get_state_version(folder) != version:
             problem = f"{folder}: another personalizer has saved its state here"
-            raise InputError(problem, "load that state first, or choose another folder")
+            raise InputError(problem, "load it with load_personalizer, or choose another folder")
         migrate_folder(folder)
         yield
 
