@@ -5703,6 +5703,36 @@ d = {
                 "personal_llm/experiments/talk.py",
             ),
         },
+        "personal_llm.experiments.talk_training": {
+            "personal_llm.experiments.talk_training.list_variants": (
+                "experiments/talk_training.html#list_variants",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.live_corrected_day": (
+                "experiments/talk_training.html#live_corrected_day",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.load_lesson": (
+                "experiments/talk_training.html#load_lesson",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.make_config": (
+                "experiments/talk_training.html#make_config",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.measure": (
+                "experiments/talk_training.html#measure",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.measure_lesson": (
+                "experiments/talk_training.html#measure_lesson",
+                "personal_llm/experiments/talk_training.py",
+            ),
+            "personal_llm.experiments.talk_training.spread": (
+                "experiments/talk_training.html#spread",
+                "personal_llm/experiments/talk_training.py",
+            ),
+        },
         "personal_llm.experiments.variations": {
             "personal_llm.experiments.variations.add_adapter_metrics": (
                 "experiments/variations.html#add_adapter_metrics",
@@ -9207,6 +9237,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
                 "3_tuning/finetune.html#trainingsplit.make_best_adapter",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.alternate_histories": (
+                "3_tuning/finetune.html#alternate_histories",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.attach_trainable_lora": (

@@ -33,7 +33,6 @@ from ..explanation.habits import find_habits
 from ..tuning.config import STEPS_PER_ROOT, TuningConfig
 from ..tuning.content import measure_style_preference
 from ..tuning.evaluation import evaluate, evaluate_conversation, evaluate_floors, find_nearest_texts
-from ..tuning.finetune import REPLAY_SHARE
 from ..tuning.statistics import check_user_values, draw_resamples, widen_interval
 from ..tuning.validation import RULE_FROM_BASE_MODEL
 
@@ -46,7 +45,7 @@ LENGTH, BINS, QUESTIONS = 800, 32, 32
 TESTED, REPLIES, OTHERS, TURNS = 48, 24, 64, 6
 RULES = dict(
     steps_per_root=STEPS_PER_ROOT,
-    replay_share=REPLAY_SHARE,
+    replay_share=TuningConfig.replay_share,
     validation=list(RULE_FROM_BASE_MODEL),
     question_rate_factor=QUESTION_RATE_FACTOR,
     max_uncorrected_answers=MAX_UNCORRECTED_ANSWERS,

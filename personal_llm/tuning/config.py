@@ -40,6 +40,8 @@ class TuningConfig:
     weight_decay: float = setting(0.0, "how much each step shrinks the weights", low=0)
     validation: float = setting(0.1, "share of the lineages held back for validation, 0: none", "share", high=0.99)
     bfloat16: bool = setting(True, "round products in training to bfloat16 where the processor is faster so")
+    history: float = setting(1.0, "share of the user's samples that keep the turns before the prompt", "share")
+    replay_share: float = setting(2 / 3, "share of replay in the samples, where there is enough", "share", high=0.99)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
     clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)

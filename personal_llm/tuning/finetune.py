@@ -52,9 +52,20 @@ def separate_users_lineages(dialogues: list) -> tuple:  # (dialogues to learn, t
     pairs = list(zip(lineages, dialogues))
     return [d for lineage, d in pairs if lineage in chosen], [d for lineage, d in pairs if lineage not in chosen]
 
+# %% ../../nbs/3_tuning/07_finetune.ipynb #0d53d2fd
+def alternate_histories(
+    dialogues: list,
+    share: float,  # of the copies that keep the turns before the prompt
+    copies: int,  # of each dialogue
+) -> list:
+    "Return copies of dialogues; a share of each one's copies, spread evenly, keeps its history; all keep instructions."
+    keeps = lambda number: math.floor((number + 1) * share) > math.floor(number * share)
+    alone = [replace(d, history=[turn for turn in d.history[:1] if turn[0] == "system"]) for d in dialogues]
+    pairs = list(zip(alone, dialogues))
+    return [pair[keeps(i + copy)] for copy in range(copies) for i, pair in enumerate(pairs)]
+
 # %% ../../nbs/3_tuning/07_finetune.ipynb #d77da693
 MAX_VALIDATION_SAMPLES = 16  # training dialogues that validate where none is held back
-REPLAY_SHARE = 2 / 3  # of the training samples, where there is enough replay
 
 
 @dataclass
@@ -79,11 +90,12 @@ class TrainingSplit:
         training, validation = validation_split(dialogues, config.validation, seed, rule)
         personal, others = separate_users_lineages(training)
         encode = lambda rows: [model.encode(d, config.max_length) for d in rows]
-        personal_samples, replay_samples = encode(personal), encode([*replay, *others])
-        repeats = round(len(replay_samples) * (1 / REPLAY_SHARE - 1) / len(personal_samples))
-        training_samples = personal_samples * max(1, repeats) + replay_samples
+        alternate = lambda rows, copies: encode(alternate_histories(rows, config.history, copies))
+        others = [*replay, *others] if config.replay_share else []
+        repeats = round(len(others) * (1 / (config.replay_share or 1) - 1) / len(personal))
+        training_samples = alternate(personal, max(1, repeats)) + encode(others)
         instead = select_users_answers(personal) or personal
-        validation_samples = encode(validation or instead[:MAX_VALIDATION_SAMPLES])
+        validation_samples = alternate(validation or instead[:MAX_VALIDATION_SAMPLES], 1)
         config = config.fit_to_answers(num_answers, rule.is_new_start, bool(validation))
         return cls(training_samples, validation_samples, len(validation), num_answers, config)
 
