@@ -9067,6 +9067,10 @@ d = {
                 "3_tuning/config.html#tuningconfig.fit_to_answers",
                 "personal_llm/tuning/config.py",
             ),
+            "personal_llm.tuning.config.TuningConfig.fit_to_trial": (
+                "3_tuning/config.html#tuningconfig.fit_to_trial",
+                "personal_llm/tuning/config.py",
+            ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (
                 "3_tuning/config.html#tuningconfig.match_adapter",
                 "personal_llm/tuning/config.py",
@@ -9239,6 +9243,10 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.make_best_adapter",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.TrainingSplit.needs_trial": (
+                "3_tuning/finetune.html#trainingsplit.needs_trial",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.alternate_histories": (
                 "3_tuning/finetune.html#alternate_histories",
                 "personal_llm/tuning/finetune.py",
@@ -9293,6 +9301,10 @@ d = {
             ),
             "personal_llm.tuning.finetune.remove_checkpoints": (
                 "3_tuning/finetune.html#remove_checkpoints",
+                "personal_llm/tuning/finetune.py",
+            ),
+            "personal_llm.tuning.finetune.run_trial": (
+                "3_tuning/finetune.html#run_trial",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.separate_users_lineages": (

@@ -40,8 +40,9 @@ class TuningConfig:
     weight_decay: float = setting(0.0, "how much each step shrinks the weights", low=0)
     validation: float = setting(0.1, "share of the lineages held back for validation, 0: none", "share", high=0.99)
     bfloat16: bool = setting(True, "round products in training to bfloat16 where the processor is faster so")
-    history: float = setting(1.0, "share of the user's samples that keep the turns before the prompt", "share")
+    history: float = setting(0.0, "share of the user's samples that keep the turns before the prompt", "share")
     replay_share: float = setting(2 / 3, "share of replay in the samples, where there is enough", "share", high=0.99)
+    trial: int = _count(8, "with fewer answers, a trial decides how long all of them teach; 0: never", low=0)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
     clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)
@@ -86,6 +87,20 @@ def fit_to_answers(
     checks = max(self.checks, limited.steps // 2)
     warmup, patience = max(self.warmup, START_WARMUP), max(self.patience, START_PATIENCE)
     return replace(limited, warmup=warmup, checks=checks, patience=patience)
+
+# %% ../../nbs/3_tuning/02_config.ipynb #b6cf11c3
+LATE = 1 / 3  # share of the steps; a trial's best step after it shows a rule
+
+
+@patch
+def fit_to_trial(
+    self: TuningConfig,
+    num_answers: int,  # the user's answers, n
+    best_step: int,  # of the trial, b
+) -> TuningConfig:
+    "Return the settings that train on all answers, without validation, after a trial with all steps."
+    limit = self.steps if best_step > LATE * self.steps else math.ceil(STEPS_PER_ROOT * math.sqrt(num_answers))
+    return replace(self, validation=0.0, steps=min(self.steps, limit))
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
 def selects_same_modules(first: str, second: str, modules: list) -> bool:

@@ -77,6 +77,7 @@ class TrainingSplit:
     num_validation_dialogues: int  # held back; 0: training dialogues validate
     num_answers: int  # the user's answers among all dialogues
     config: TuningConfig
+    steps_by: str = ""  # what decided the number of steps, for the card
 
     @classmethod
     def from_dialogues(
@@ -193,8 +194,9 @@ def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) ->
 def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: float) -> dict:  # fields of `Adapter`
     "Return the card's losses, and notes: the start's name, and a warning if no check beat the start or base model."
     notes = dict(start=str(start.name)) if start else {}
-    if split.config.validation and not split.num_validation_dialogues:
-        notes["steps_by"] = f"the number of the user's answers, {split.num_answers}: too few to hold some back"
+    if split.steps_by or split.config.validation and not split.num_validation_dialogues:
+        few = f"the number of the user's answers, {split.num_answers}: too few to hold some back"
+        notes["steps_by"] = split.steps_by or few
     if not split.num_answers:
         notes["warning"] = "no answer of the user, so it learned from replies of a model; correct some dialogues"
     elif best.best_loss > base_loss:
@@ -233,6 +235,34 @@ def open_output_folder(out, *run) -> tuple:  # (the folder, that of its checkpoi
     remove_checkpoints(out, keep=run_id)
     return out, out / CHECKPOINTS_FOLDER / run_id
 
+# %% ../../nbs/3_tuning/07_finetune.ipynb #316a6b3c
+@patch
+def needs_trial(self: TrainingSplit) -> bool:
+    "Return whether a trial decides on the steps: some of few answers are held back, and gradients are not private."
+    return self.num_validation_dialogues > 0 and self.num_answers < self.config.trial and not self.config.clipping
+
+
+def run_trial(
+    model, split: TrainingSplit, dialogues: list, seed: int, replay: list, progress: bool
+) -> TrainingSplit:  # of all answers; the same split if the trial found no better step than the first
+    "Train with some answers held back, and choose the steps for all; the trial's cost counts."
+    config = split.config
+    with trainable_adapter(model, config) as adapted:
+        best = split.make_best_adapter(adapted, model.tokenizer.pad_token_id)
+        steps = train(adapted, split.training_samples, best, config, seed)
+        for _ in show_progress(steps, config.steps) if progress else steps:
+            pass
+    model.cost = model.cost + compute_training_cost(split, seed, best)
+    best_step = min(best.losses, key=best.losses.get)
+    if best_step == 0:
+        return split
+    config = config.fit_to_trial(split.num_answers, best_step)
+    held, losses = split.num_validation_dialogues, f"{best.losses[0]:.2f} to {best.best_loss:.2f}"
+    seed_everything(seed)
+    whole = TrainingSplit.from_dialogues(model, dialogues, config, seed, replay)
+    steps_by = f"a trial with {held} of {split.num_answers} answers held back: their loss fell from {losses}"
+    return replace(whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then all of them taught")
+
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b00d09df
 def finetune(
     model,  # `Model`
@@ -252,10 +282,12 @@ def finetune(
         start = check_adapter(start, model.base)
         config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
-    config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
     if out:
         check_output_folder(Path(out))
     with model.track_cost() as cost, keep_random_state(seed):
+        if start is None and split.needs_trial():
+            split = run_trial(model, split, dialogues, seed, replay, progress)
+        config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
         with trainable_adapter(model, config, start) as adapted:
             if out:
                 out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, sources)

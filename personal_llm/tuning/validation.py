@@ -53,12 +53,12 @@ class ValidationRule(NamedTuple):
     "How many lineages validate a fine-tune, and whether it goes slowly."
 
     min_lineages: int  # with fewer lineages we hold none back
-    min_validation_lineages: int  # lineages to hold back, if they are no more than `max_share` of all, or two
+    min_validation_lineages: int  # lineages to hold back, if they are no more than `max_share` of all, or one or two
     max_share: float = 1 / 2
     is_new_start: bool = False  # the fine-tune goes on from an adapter that never saw these dialogues
 
 
-RULE_FROM_BASE_MODEL = ValidationRule(4, 4, 1 / 4)
+RULE_FROM_BASE_MODEL = ValidationRule(2, 4, 1 / 4)
 RULE_FROM_KNOWN_START = ValidationRule(8, 4)  # the start has learned some of these dialogues
 RULE_FROM_NEW_START = ValidationRule(8, 4, is_new_start=True)
 
@@ -74,7 +74,8 @@ def validation_split(
     candidates = sorted({lineage for lineage, d in zip(lineages, dialogues) if d.id in answers})
     if share == 0 or len(candidates) < rule.min_lineages:
         return list(dialogues), []
-    fewest = min(rule.min_validation_lineages, max(2, int(rule.max_share * len(candidates))))
+    smallest = 1 if len(candidates) < 4 else 2
+    fewest = min(rule.min_validation_lineages, max(smallest, int(rule.max_share * len(candidates))))
     count = min(max(fewest, round(share * len(candidates))), len(candidates) - 1)
     chosen = set(make_generator(seed, "validation").permutation(candidates)[:count].tolist())
     pairs = list(zip(lineages, dialogues))
