@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'PROMPTS', 'STAY_PROBABILITY', 'NEW_PROMPTS', 'REPLY_TOKENS', 'OTHERS', 'ON_SUBJECT', 'DRAWN',
-           'DRAWN_SHARE', 'RATES', 'WRONG', 'CONDITIONS', 'ALONE_CONDITIONS', 'GRIDS', 'make_day', 'RememberingSession',
-           'draw_action', 'react', 'live_day', 'find_shown_habits', 'measure_next_day', 'average_shown',
-           'train_without_history', 'live_and_learn', 'measure_person', 'measure', 'measure_alone', 'list_jobs']
+           'DRAWN_SHARE', 'RATES', 'WRONG', 'CONDITIONS', 'ALONE_CONDITIONS', 'NEW_SEEDS', 'GRIDS', 'make_day',
+           'RememberingSession', 'draw_action', 'react', 'live_day', 'find_shown_habits', 'measure_next_day',
+           'average_shown', 'train_without_history', 'live_and_learn', 'measure_person', 'measure', 'measure_alone',
+           'list_jobs']
 
 # %% ../../nbs/experiments/33_talk.ipynb #27f20b85
 import itertools
@@ -37,7 +38,8 @@ DRAWN, DRAWN_SHARE = 80, 0.5  # length of the stream that a day is taken from, a
 RATES = dict(reactions=0.3, heavy=0.6)
 WRONG = 0.1  # of the reactions
 CONDITIONS = ("none", "questions", "reactions", "heavy", "every")
-ALONE_CONDITIONS = ("every", "heavy", "reactions")  # of the second plan
+ALONE_CONDITIONS = ("every", "heavy", "reactions")  # of the second and the third plan
+NEW_SEEDS = (61, 60)  # of the third plan; nobody had seen the days of seed 61
 
 
 def make_day(user: SimulatedUser, rows: list, seed: int) -> tuple:  # dialogues: (day, next day, other talk)
@@ -182,12 +184,13 @@ def measure_alone(jobs: list):  # yields a dict of results a job
     yield from measure_person(NEW_PEOPLE[jobs[0]["user"]], jobs, is_alone=True)
 
 
-def list_jobs(conditions: tuple) -> list:  # whole seeds first
+def list_jobs(conditions: tuple, seeds: tuple = SEEDS) -> list:  # whole seeds first
     "Return a job for each seed, person and condition."
-    return [dict(user=user, seed=seed, feedback=name) for seed in SEEDS for user in CORRECTING for name in conditions]
+    return [dict(user=user, seed=seed, feedback=name) for seed in seeds for user in CORRECTING for name in conditions]
 
 
 GRIDS = (
-    Grid("talk", list_jobs(CONDITIONS), measure, shared=("user", "seed")),
-    Grid("talk-alone", list_jobs(ALONE_CONDITIONS), measure_alone, shared=("user", "seed")),
+    Grid("talk", list_jobs(CONDITIONS, SEEDS[:1]), measure, shared=("user", "seed")),
+    Grid("talk-alone", list_jobs(ALONE_CONDITIONS, SEEDS[:1]), measure_alone, shared=("user", "seed")),
+    Grid("talk-trial-days", list_jobs(ALONE_CONDITIONS, NEW_SEEDS), measure, shared=("user", "seed")),
 )
