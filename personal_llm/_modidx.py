@@ -5083,8 +5083,8 @@ d = {
                 "experiments/new_people_grid.html#hash_plan",
                 "personal_llm/experiments/new_people_grid.py",
             ),
-            "personal_llm.experiments.new_people_grid.make_jobs": (
-                "experiments/new_people_grid.html#make_jobs",
+            "personal_llm.experiments.new_people_grid.list_changed_jobs": (
+                "experiments/new_people_grid.html#list_changed_jobs",
                 "personal_llm/experiments/new_people_grid.py",
             ),
             "personal_llm.experiments.new_people_grid.make_plan": (
@@ -5117,6 +5117,10 @@ d = {
             ),
             "personal_llm.experiments.new_people_grid.person_means": (
                 "experiments/new_people_grid.html#person_means",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.read_changed_rows": (
+                "experiments/new_people_grid.html#read_changed_rows",
                 "personal_llm/experiments/new_people_grid.py",
             ),
             "personal_llm.experiments.new_people_grid.read_rows": (

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES',
-           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS',
-           'describe_person', 'make_plan', 'freeze_plan', 'hash_plan', 'check_plan', 'add_model_replies',
-           'choose_tests', 'train', 'make_style_pairs', 'get_character_tests', 'measure_manner', 'measure_person',
-           'add_retrieved', 'write_profile', 'add_profile', 'measure_memory', 'describe_run', 'measure_stream',
-           'measure', 'make_jobs', 'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means']
+           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE', 'RETRIEVED',
+           'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan', 'check_plan',
+           'add_model_replies', 'choose_tests', 'train', 'make_style_pairs', 'get_character_tests', 'measure_manner',
+           'measure_person', 'add_retrieved', 'write_profile', 'add_profile', 'measure_memory', 'describe_run',
+           'measure_stream', 'measure', 'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means',
+           'list_changed_jobs', 'read_changed_rows']
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #97fdddec
 import functools
@@ -93,6 +94,7 @@ def make_plan() -> dict:  # plain JSON types
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #694106a3
 FIRST_PLAN_FILE = RESULTS.parent / "new_people_plan.json"
 PLAN_FILE = RESULTS.parent / "new_people_plan_2.json"
+THIRD_PLAN_FILE = RESULTS.parent / "new_people_plan_3.json"
 
 
 def freeze_plan(file=PLAN_FILE) -> str:  # the hash
@@ -285,19 +287,10 @@ def measure_stream(user: SimulatedUser, data, jobs: list, model=None):  # yields
 
 def measure(jobs: list):  # yields a dict of results a job
     "Measure one new person in one order; raise `InputError` unless the plan is the frozen one."
-    check_plan()
+    check_plan(THIRD_PLAN_FILE)
     name, seed = jobs[0]["user"], jobs[0]["seed"]
     yield from measure_stream(NEW_PEOPLE[name], make_new_stream(name, load_experiment_tools()[2], LENGTH, seed), jobs)
 
-
-def make_jobs(plan_hash: str) -> list:
-    "Return the jobs of a frozen plan, none before the freeze."
-    jobs = [(order, name, policy) for order in ORDERS for name in NEW_PEOPLE for policy in POLICIES_COMPARED]
-    return [dict(user=u, seed=s, policy=p, plan=plan_hash) for s, u, p in jobs] if plan_hash else []
-
-
-JOBS = make_jobs(hash_plan())
-GRIDS = (Grid("new-people", JOBS, measure, shared=("user", "seed")),) if JOBS else ()  # none before the freeze
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #068e09c0
 def share_from_best_rival(losses: dict, policy: str = "active", seed: int = 0, resamples: int = 2000) -> HeadroomShare:
@@ -342,3 +335,24 @@ def person_means(rows: list, metric: str, policy: str = "active") -> np.ndarray:
     "Return a metric's mean over orders of each person, in the order of names."
     rows = [row for row in rows if row["policy"] == policy and isinstance(row.get(metric), (int, float))]
     return user_means(rows, "policy", metric)[policy] if rows else np.zeros(0)
+
+# %% ../../nbs/experiments/26_new_people_grid.ipynb #6d2a2fb8
+def list_changed_jobs(rows: list, plan_hash: str) -> list:
+    "Return the jobs of the third plan: rows of the second plan whose answers a trial may change; none before the freeze."
+    changed = [row for row in rows if row["corrected"] < TuningConfig().trial and row["corrected"] != 1]
+    jobs = [{name: row[name] for name in ("user", "seed", "policy")} for row in changed]
+    return [job | dict(plan=plan_hash) for job in sorted(jobs, key=lambda job: job["seed"])] if plan_hash else []
+
+
+JOBS = list_changed_jobs(read_rows(), hash_plan(THIRD_PLAN_FILE))
+GRIDS = (Grid("new-people", JOBS, measure, shared=("user", "seed")),) if JOBS else ()  # none before the freeze
+
+
+def read_changed_rows() -> list:  # rows of the orders that are complete under the third plan
+    "Return the rows of the second plan, with those of the third in the place of the ones that they replace."
+    key = lambda row: (row["seed"], row["user"], row["policy"])
+    plan = hash_plan(THIRD_PLAN_FILE)
+    rows, wanted = read_rows(), {key(job) for job in JOBS}
+    again = {key(row): row for row in read_results("new-people") if row["plan"] == plan} if rows else {}
+    missing = {seed for seed, *_ in wanted - set(again)}
+    return [again.get(key(row), row) for row in rows if row["seed"] not in missing]
