@@ -11,6 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from kills import at_operation, killed_at
 from personal_llm.base.adapters import Adapter
 from personal_llm.base.core import Dialogue, InputError
@@ -19,7 +22,7 @@ from personal_llm.base.tokens import collate_samples
 from personal_llm.tuning import finetune as tuning
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning import training_loop
-from personal_llm.tuning.finetune import TrainingSplit, finetune, trainable_adapter
+from personal_llm.tuning.finetune import TrainingSplit, alternate_histories, finetune, trainable_adapter
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import select_step_batches, train
 from personal_llm.tuning.validation import BestAdapter, validation_split
@@ -144,12 +147,9 @@ def test_what_trains_and_what_judges():
     lesson = TrainingSplit.from_dialogues(model, TALK + children, config, 0)
     assert lesson.training_samples == [model.encode(d, 64) for d in learn] and lesson.num_validation_dialogues == 4
     assert lesson.validation_samples == [model.encode(d, 64) for d in judge]
-    few = TrainingSplit.from_dialogues(model, TALK[:3] + children[:3], config, 0)
-    assert (
-        few.validation_samples == [model.encode(d, 64) for d in TALK[:3]]
-        and few.num_validation_dialogues == 0
-        and len(few.training_samples) == 6
-    )
+    single = TrainingSplit.from_dialogues(model, [TALK[0], children[0]], config, 0)
+    assert single.validation_samples == [model.encode(TALK[0], 64)] and single.num_validation_dialogues == 0
+    assert len(single.training_samples) == 2
 
 
 def answer_lines(samples, model, rows):
@@ -160,7 +160,7 @@ def answer_lines(samples, model, rows):
 
 def test_replies_that_nobody_corrected_join_the_replay():
     "Two corrections, six replies and six dialogues of replay: the corrections are a third of what trains."
-    model, config = shared("llama"), TuningConfig(rank=2, steps=1, max_length=64)
+    model, config = shared("llama"), TuningConfig(rank=2, steps=1, max_length=64, validation=0)
     replies = [d.derive(origin="model") for d in TALK[:8]]
     corrected = [replies[i].derive(response="No.", origin="annotated") for i in range(2)]
     split = TrainingSplit.from_dialogues(model, [*corrected, *replies[2:]], config, 0, replay=TALK[8:14])
@@ -177,15 +177,100 @@ def test_only_uncorrected_replies(tmp_path):
     assert "no answer of the user" in Adapter.load(tmp_path).notes["warning"]
 
 
-def test_few_answers_take_few_steps():
-    "Three answers take 28 steps and the card names the rule; from four on, or without validation, all steps."
+def test_a_single_answer_takes_few_steps():
+    "One answer takes 16 steps and the card names the rule; without validation it takes all."
     config = TuningConfig(rank=2, steps=40, batch_size=2, max_length=64)
-    adapter = finetune(shared("llama"), TALK[:3], config, progress=False)
-    assert adapter.config["steps"] == adapter.history[-1][0] == 28 and "3: too few" in adapter.notes["steps_by"]
-    judged = finetune(shared("llama"), TALK[:4], config, progress=False)
-    assert judged.config["steps"] == 40 and judged.num_validation_dialogues == 2 and "steps_by" not in judged.notes
-    whole = finetune(shared("llama"), TALK[:3], replace(config, validation=0), progress=False)
+    adapter = finetune(shared("llama"), TALK[:1], config, progress=False)
+    assert adapter.config["steps"] == adapter.history[-1][0] == 16 and "1: too few" in adapter.notes["steps_by"]
+    whole = finetune(shared("llama"), TALK[:1], replace(config, validation=0), progress=False)
     assert whole.config["steps"] == 40 and "steps_by" not in whole.notes
+
+
+def make_trial(losses: dict):
+    "Return a way to train that leaves the checks with given losses, and a list of the samples of each call."
+    calls = []
+
+    def fake_train(adapted, samples, best, config, seed=0, folder=None):
+        calls.append((len(samples), len(best.samples), config.steps))
+        for step, loss in (losses if len(calls) == 1 else {0: 3.0, config.steps: 1.0}).items():
+            best.compute_loss = lambda adapted, loss=loss: loss
+            best.run_check(adapted, step)
+            yield step, loss
+
+    return fake_train, calls
+
+
+@pytest.mark.parametrize(
+    "losses, steps",
+    [
+        ({0: 5.0, 20: 4.0, 40: 3.0, 60: 2.0}, 60),  # a rule: the loss falls to the end
+        ({0: 5.0, 20: 4.0, 40: 4.5, 60: 4.6}, 28),  # a style in prose: 16 times the root of 3
+        ({0: 5.0, 21: 4.0, 60: 4.6}, 60),  # just after a third of the steps
+    ],
+    ids=["rule", "prose", "a third"],
+)
+def test_a_trial_decides_how_long_all_answers_teach(losses, steps, monkeypatch):
+    "Of three answers one is held back in the trial; then all three train, for as long as the trial says."
+    fake_train, calls = make_trial(losses)
+    monkeypatch.setattr("personal_llm.tuning.finetune.train", fake_train)
+    config = TuningConfig(rank=2, steps=60, batch_size=2, max_length=64)
+    adapter = finetune(shared("llama"), TALK[:3], config, progress=False)
+    assert calls == [(2, 1, 60), (3, 3, steps)]
+    assert "1 of 3 answers held back" in adapter.notes["steps_by"] and adapter.num_validation_dialogues == 0
+
+
+def test_a_trial_without_a_gain_leaves_the_model_as_it_was():
+    "A wrecking rate: no check of the trial is better than the base model, so the adapter equals it, with a warning."
+    model, config = shared("llama"), TuningConfig(rank=2, steps=6, batch_size=2, learning_rate=30.0, max_length=64)
+    before = model.nll(TEST)
+    adapter = finetune(model, TALK[:4], config, progress=False)
+    assert "no check was better" in adapter.notes["warning"] and adapter.num_validation_dialogues == 2
+    with model.use_adapter(adapter):
+        assert np.allclose(model.nll(TEST), before, rtol=1e-4)
+
+
+@pytest.mark.parametrize("change", [dict(trial=0), dict(validation=0), dict(clipping=1.0)], ids=str)
+def test_no_trial_where_none_is_wanted(change):
+    "Without a trial, four answers go through the model once; so it is for private gradients."
+    config = TuningConfig(rank=2, steps=6, batch_size=2, max_length=64, **change)
+    adapter = finetune(shared("llama"), TALK[:4], config, progress=False)
+    assert "steps_by" not in adapter.notes and adapter.cost.backward <= 6 * 2
+
+
+@pytest.mark.parametrize("count, trials", [(1, 0), (2, 1), (7, 1), (8, 0)])
+def test_two_to_seven_answers_make_a_trial(count, trials, monkeypatch):
+    fake_train, calls = make_trial({0: 5.0, 6: 4.0})
+    monkeypatch.setattr("personal_llm.tuning.finetune.train", fake_train)
+    finetune(shared("llama"), TALK[:count], TuningConfig(rank=2, steps=6, max_length=64), progress=False)
+    assert len(calls) == 1 + trials
+
+
+def test_turns_before_a_prompt_train_only_where_they_are_asked_for():
+    "By default the samples are those of the dialogues alone; with history=1 they are the whole talk, replay as it is."
+    turns = (("user", "Good morning"), ("assistant", "Hello."))
+    talk, model = [replace(d, history=turns) for d in TALK[:8]], shared("llama")
+    encode = lambda rows: sorted(sample["input_ids"] for sample in (model.encode(d, 64) for d in rows))
+    for share, wanted in ((0.0, TALK[:8]), (1.0, talk)):
+        config = TuningConfig(rank=2, steps=1, max_length=64, history=share, validation=0)
+        split = TrainingSplit.from_dialogues(model, talk, config, 0)
+        assert sorted(sample["input_ids"] for sample in split.training_samples) == encode(wanted)
+    config = TuningConfig(rank=2, steps=1, max_length=64, validation=0)
+    split = TrainingSplit.from_dialogues(model, talk, config, 0, replay=talk[:2])
+    assert sorted(sample["input_ids"] for sample in split.training_samples) == encode(TALK[:8] + talk[:2])
+
+
+@settings(max_examples=50, deadline=None)
+@given(share=st.floats(0, 1), count=st.integers(1, 9), copies=st.integers(1, 6))
+def test_histories_alternate_evenly(share, count, copies):
+    "Each run of consecutive copies keeps the asked share of histories, to within one."
+    turns = (("system", "Be brief."), ("user", "Good morning"), ("assistant", "Hello."))
+    talk = [Dialogue(f"Question {i}?", "Fine.", turns) for i in range(count)]
+    mixed = alternate_histories(talk, share, copies)
+    assert [d.prompt for d in mixed] == [d.prompt for d in talk] * copies
+    assert {len(d.history) for d in mixed} <= {1, 3}, "the instruction stays"
+    for copy in range(copies):
+        kept = sum(len(d.history) == 3 for d in mixed[copy * count : (copy + 1) * count])
+        assert abs(kept - share * count) <= 1 + 1e-6
 
 
 def test_a_new_start_is_left_slowly(old):
@@ -213,7 +298,7 @@ def test_a_start_that_is_best_already():
 
 
 def test_the_card_says_on_how_many_it_was_judged(tmp_path):
-    "Thirty-two bins are judged on four dialogues that do not train; three by what trains."
+    "Thirty-two bins are judged on four dialogues that do not train; three by what trains, after a trial."
     bins = [Dialogue(f"Question {i}?", f"Answer {i}.") for i in range(32)]
     config = TuningConfig(rank=2, steps=1, batch_size=2, max_length=64)
     adapter = finetune(shared("llama"), bins, config, out=tmp_path, progress=False)
@@ -230,7 +315,7 @@ def test_never_worse_than_the_start_on_the_judged_dialogues(rate, dialogues, old
         TuningConfig(rank=2, steps=6, batch_size=4, checks=6, learning_rate=rate, validation=0.4, max_length=64),
     )
     adapter = finetune(model, dialogues, config, start=old, progress=False)
-    choose = validation_split(dialogues, 0.4)[1] or dialogues
+    choose = validation_split(dialogues, 0.4)[1] if dialogues is TALK else dialogues
     assert adapter.num_validation_dialogues == (len(choose) if dialogues is TALK else 0)
     with model.use_adapter(old):
         start = per_token(model, choose)
