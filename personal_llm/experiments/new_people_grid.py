@@ -291,7 +291,6 @@ def measure(jobs: list):  # yields a dict of results a job
     name, seed = jobs[0]["user"], jobs[0]["seed"]
     yield from measure_stream(NEW_PEOPLE[name], make_new_stream(name, load_experiment_tools()[2], LENGTH, seed), jobs)
 
-
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #068e09c0
 def share_from_best_rival(losses: dict, policy: str = "active", seed: int = 0, resamples: int = 2000) -> HeadroomShare:
     "Return the share of the gap from the best rival to the oracle that a policy closes; arrays (people,) of loss."
