@@ -4792,6 +4792,10 @@ d = {
                 "experiments/demo.html#collect_warm_start_facts",
                 "personal_llm/experiments/demo.py",
             ),
+            "personal_llm.experiments.demo.compare_defaults": (
+                "experiments/demo.html#compare_defaults",
+                "personal_llm/experiments/demo.py",
+            ),
             "personal_llm.experiments.demo.format_interval": (
                 "experiments/demo.html#format_interval",
                 "personal_llm/experiments/demo.py",
@@ -5716,8 +5720,8 @@ d = {
                 "experiments/talk_training.html#live_corrected_day",
                 "personal_llm/experiments/talk_training.py",
             ),
-            "personal_llm.experiments.talk_training.load_lesson": (
-                "experiments/talk_training.html#load_lesson",
+            "personal_llm.experiments.talk_training.load_texts": (
+                "experiments/talk_training.html#load_texts",
                 "personal_llm/experiments/talk_training.py",
             ),
             "personal_llm.experiments.talk_training.make_config": (
@@ -5728,8 +5732,8 @@ d = {
                 "experiments/talk_training.html#measure",
                 "personal_llm/experiments/talk_training.py",
             ),
-            "personal_llm.experiments.talk_training.measure_lesson": (
-                "experiments/talk_training.html#measure_lesson",
+            "personal_llm.experiments.talk_training.measure_adapter": (
+                "experiments/talk_training.html#measure_adapter",
                 "personal_llm/experiments/talk_training.py",
             ),
             "personal_llm.experiments.talk_training.spread": (
@@ -9247,10 +9251,6 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.make_best_adapter",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.needs_trial": (
-                "3_tuning/finetune.html#trainingsplit.needs_trial",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.alternate_histories": (
                 "3_tuning/finetune.html#alternate_histories",
                 "personal_llm/tuning/finetune.py",
@@ -9661,6 +9661,10 @@ d = {
             ),
             "personal_llm.tuning.validation.choose_validation_rule": (
                 "3_tuning/validation.html#choose_validation_rule",
+                "personal_llm/tuning/validation.py",
+            ),
+            "personal_llm.tuning.validation.count_answers": (
+                "3_tuning/validation.html#count_answers",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.find_lineages": (

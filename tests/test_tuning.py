@@ -229,12 +229,47 @@ def test_a_trial_without_a_gain_leaves_the_model_as_it_was():
         assert np.allclose(model.nll(TEST), before, rtol=1e-4)
 
 
+def test_a_trial_without_a_gain_is_repeated_exactly(monkeypatch):
+    "Both runs begin from the same LoRA weights, so the second one finds no gain either."
+    begins = []
+
+    def fake_train(adapted, samples, best, config, seed=0, folder=None):
+        begins.append({name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad})
+        for step, loss in ((0, 3.0), (config.steps, 3.5)):
+            best.compute_loss = lambda adapted, loss=loss: loss
+            best.run_check(adapted, step)
+            yield step, loss
+
+    monkeypatch.setattr("personal_llm.tuning.finetune.train", fake_train)
+    config = TuningConfig(rank=2, steps=6, batch_size=2, max_length=64)
+    adapter = finetune(shared("llama"), TALK[:2], config, seed=5, progress=False)
+    assert "no check was better" in adapter.notes["warning"]
+    assert len(begins) == 2 and all(torch.equal(begins[0][name], begins[1][name]) for name in begins[0])
+
+
+def test_answers_of_one_lineage_count_once(monkeypatch):
+    "Ten corrections of one dialogue and one other answer are two answers, so a trial decides."
+    fake_train, calls = make_trial({0: 5.0, 6: 4.0})
+    monkeypatch.setattr("personal_llm.tuning.finetune.train", fake_train)
+    often = [TALK[0].derive(response=f"It is tea, number {i}.", origin="annotated") for i in range(10)]
+    rows = [*often, TALK[1].derive(response="It is rain.", origin="annotated")]
+    finetune(shared("llama"), rows, TuningConfig(rank=2, steps=6, max_length=64), progress=False)
+    assert len(calls) == 2 and calls[1][0] == 11
+
+
+def test_without_a_trial_three_answers_are_not_held_back():
+    "So it was before there were trials: three answers train for 28 steps."
+    config = TuningConfig(rank=2, steps=40, batch_size=2, max_length=64, trial=0)
+    adapter = finetune(shared("llama"), TALK[:3], config, progress=False)
+    assert adapter.config["steps"] == 28 and adapter.num_validation_dialogues == 0
+
+
 @pytest.mark.parametrize("change", [dict(trial=0), dict(validation=0), dict(clipping=1.0)], ids=str)
 def test_no_trial_where_none_is_wanted(change):
     "Without a trial, four answers go through the model once; so it is for private gradients."
     config = TuningConfig(rank=2, steps=6, batch_size=2, max_length=64, **change)
     adapter = finetune(shared("llama"), TALK[:4], config, progress=False)
-    assert "steps_by" not in adapter.notes and adapter.cost.backward <= 6 * 2
+    assert "trial" not in adapter.notes.get("steps_by", "") and adapter.cost.backward <= 6 * 2
 
 
 @pytest.mark.parametrize("count, trials", [(1, 0), (2, 1), (7, 1), (8, 0)])

@@ -76,8 +76,7 @@ def curve_html(session) -> str:
     ax.legend(loc="lower left")
     last = rounds[-1]
     losses = f"Training number {len(rounds)}: loss {last.start_loss:.2f} -> {last.best_loss:.2f} nats a token"
-    has_validation = any(one.num_validation_dialogues for one in rounds)
-    source = "on validation dialogues" if has_validation else "on the training dialogues"
+    source = "on validation dialogues" if last.num_validation_dialogues else "on the training dialogues"
     return f"<p>{escape(f'{losses}, {source}.')}</p>" + html_image(encode_png(figure), f"{losses}.")
 
 

@@ -188,7 +188,7 @@ NUM_VALIDATION_CHECKS = 8  # points of each curve
 def make_paired_config(steps: int, start=None):  # a `TuningConfig`
     "Make the configuration of both runs, with the rank of the start."
     checks = NUM_VALIDATION_CHECKS
-    config = TuningConfig(steps=steps, validation=VALIDATION_SHARE, checks=checks, patience=checks)
+    config = TuningConfig(steps=steps, validation=VALIDATION_SHARE, trial=0, checks=checks, patience=checks)
     if start is None:
         return config
     folder = check_adapter(start)

@@ -35,7 +35,7 @@ from ..tuning.config import STEPS_PER_ROOT, TuningConfig
 from ..tuning.content import measure_style_preference
 from ..tuning.evaluation import evaluate, evaluate_conversation, evaluate_floors, find_nearest_texts
 from ..tuning.statistics import check_user_values, draw_resamples, widen_interval
-from ..tuning.validation import RULE_FROM_BASE_MODEL
+from ..tuning.validation import RULE_OF_TRIAL
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #064cd504
 ORDERS = (40, 41, 42)
@@ -47,7 +47,7 @@ TESTED, REPLIES, OTHERS, TURNS = 48, 24, 64, 6
 RULES = dict(
     steps_per_root=STEPS_PER_ROOT,
     replay_share=TuningConfig.replay_share,
-    validation=list(RULE_FROM_BASE_MODEL),
+    validation=list(RULE_OF_TRIAL),
     question_rate_factor=QUESTION_RATE_FACTOR,
     max_uncorrected_answers=MAX_UNCORRECTED_ANSWERS,
     prior_mean=list(PRIOR_MEAN),
@@ -337,7 +337,7 @@ def person_means(rows: list, metric: str, policy: str = "active") -> np.ndarray:
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #6d2a2fb8
 def list_changed_jobs(rows: list, plan_hash: str) -> list:
-    "Return the jobs of the third plan: rows of the second plan whose answers a trial may change; none before the freeze."
+    "Return the jobs of the third plan: rows of the second one that a trial may change; none before the freeze."
     changed = [row for row in rows if row["corrected"] < TuningConfig().trial and row["corrected"] != 1]
     jobs = [{name: row[name] for name in ("user", "seed", "policy")} for row in changed]
     return [job | dict(plan=plan_hash) for job in sorted(jobs, key=lambda job: job["seed"])] if plan_hash else []

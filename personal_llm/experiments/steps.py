@@ -55,7 +55,7 @@ def measure(jobs: list):  # yields a dict of results a job
     answers, replies, test, other = load_texts(jobs[0]["user"])
     before = [float(compute_mean_loss(model.nll(rows))) for rows in (test, other)]
     for job in jobs:
-        count, config = job["answers"], TuningConfig()
+        count, config = job["answers"], TuningConfig(history=1.0, trial=0)
         if job.get("rule") == "limited":
             config = TuningConfig(steps=min(config.steps, math.ceil(STEPS_PER_ROOT * math.sqrt(count))), validation=0)
         rows = answers[:count] + replies[: job["dialogues"] - count]

@@ -41,8 +41,10 @@ class TuningConfig:
     validation: float = setting(0.1, "share of the lineages held back for validation, 0: none", "share", high=0.99)
     bfloat16: bool = setting(True, "round products in training to bfloat16 where the processor is faster so")
     history: float = setting(0.0, "share of the user's samples that keep the turns before the prompt", "share")
-    replay_share: float = setting(2 / 3, "share of replay in the samples, where there is enough", "share", high=0.99)
-    trial: int = _count(8, "with fewer answers, a trial decides how long all of them teach; 0: never", low=0)
+    replay_share: float = setting(
+        2 / 3, "share of replay and uncorrected replies in the samples, if there are enough", "share", high=0.99
+    )
+    trial: int = _count(8, "with fewer answers than this, a trial sets the number of steps; 0: never", low=0)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
     clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)

@@ -7,6 +7,7 @@ __all__ = ['JOULES_PER_OPERATION', 'JOULES_PER_BYTE', 'ENERGY_SOURCE', 'attach_t
            'finetune', 'estimate_joules', 'CostEstimate', 'estimate_cost']
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #8b1b08a3
+import functools
 import hashlib
 import math
 import re
@@ -41,8 +42,8 @@ from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .speedups import FastForward, choose_top_layers
 from .training_loop import select_step_batches, train
-from .validation import BestAdapter, choose_validation_rule, find_lineages
-from .validation import select_users_answers, validation_split
+from .validation import RULE_OF_TRIAL, BestAdapter, choose_validation_rule, count_answers
+from .validation import find_lineages, select_users_answers, validation_split
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b599b600
 def separate_users_lineages(dialogues: list) -> tuple:  # (dialogues to learn, the others)
@@ -58,9 +59,9 @@ def alternate_histories(
     share: float,  # of the copies that keep the turns before the prompt
     copies: int,  # of each dialogue
 ) -> list:
-    "Return copies of dialogues; a share of each one's copies, spread evenly, keeps its history; all keep instructions."
+    "Copy dialogues; a share of the copies keeps its history, the others only system turns."
     keeps = lambda number: math.floor((number + 1) * share) > math.floor(number * share)
-    alone = [replace(d, history=[turn for turn in d.history[:1] if turn[0] == "system"]) for d in dialogues]
+    alone = [replace(d, history=[turn for turn in d.history if turn[0] == "system"]) for d in dialogues]
     pairs = list(zip(alone, dialogues))
     return [pair[keeps(i + copy)] for copy in range(copies) for i, pair in enumerate(pairs)]
 
@@ -77,6 +78,7 @@ class TrainingSplit:
     num_validation_dialogues: int  # held back; 0: training dialogues validate
     num_answers: int  # the user's answers among all dialogues
     config: TuningConfig
+    is_trial: bool = False  # the held-out dialogues decide on the steps only
     steps_by: str = ""  # what decided the number of steps, for the card
 
     @classmethod
@@ -87,18 +89,21 @@ class TrainingSplit:
         check_dialogues(dialogues)
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
-        rule, num_answers = choose_validation_rule(start, dialogues), len(select_users_answers(dialogues))
+        trial = config.trial if config.validation and not config.clipping else 0
+        rule, num_answers = choose_validation_rule(start, dialogues, trial), count_answers(dialogues)
         training, validation = validation_split(dialogues, config.validation, seed, rule)
         personal, others = separate_users_lineages(training)
-        encode = lambda rows: [model.encode(d, config.max_length) for d in rows]
-        alternate = lambda rows, copies: encode(alternate_histories(rows, config.history, copies))
+        encode = functools.cache(lambda d: model.encode(d, config.max_length))
+        encode_all = lambda rows: [encode(d) for d in rows]
+        alternate = lambda rows, copies: encode_all(alternate_histories(rows, config.history, copies))
         others = [*replay, *others] if config.replay_share else []
         repeats = round(len(others) * (1 / (config.replay_share or 1) - 1) / len(personal))
-        training_samples = alternate(personal, max(1, repeats)) + encode(others)
+        training_samples = alternate(personal, max(1, repeats)) + encode_all(others)
         instead = select_users_answers(personal) or personal
         validation_samples = alternate(validation or instead[:MAX_VALIDATION_SAMPLES], 1)
         config = config.fit_to_answers(num_answers, rule.is_new_start, bool(validation))
-        return cls(training_samples, validation_samples, len(validation), num_answers, config)
+        is_trial = rule == RULE_OF_TRIAL and bool(validation)
+        return cls(training_samples, validation_samples, len(validation), num_answers, config, is_trial)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #5821cd84
 @patch
@@ -167,8 +172,11 @@ def remove_checkpoints(out: Path, keep: str = "") -> None:
         folder.rmdir()
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi11
-def check_output_folder(out: Path) -> None:
+def check_output_folder(out) -> None:  # a folder, or None
     "Raise `InputError`, with nothing touched, where files that this package did not make are in the way."
+    if not out:
+        return
+    out = Path(out)
     folder, has_card = out / CHECKPOINTS_FOLDER, any((out / n).exists() for n in (ADAPTER_CARD_FILE, COMMITTED_ADAPTER))
     foreign = [file for file in (out / WEIGHTS_FILE, out / CONFIG_FILE) if file.exists() and not has_card]
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
@@ -208,11 +216,11 @@ def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: f
     return losses | dict(num_validation_dialogues=split.num_validation_dialogues, notes=notes)
 
 
-def show_progress(steps, total: int):  # the same pairs
+def show_progress(steps, total: int, name: str = "fine-tuning"):  # the same pairs
     "Pass on the steps of `train` with a progress bar on stderr."
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, desc="fine-tuning", unit="step", leave=False) as bar:
+    with tqdm(total=total, desc=name, unit="step", leave=False) as bar:
         for step, loss in steps:
             bar.update(step - bar.n)
             yield step, loss
@@ -236,12 +244,6 @@ def open_output_folder(out, *run) -> tuple:  # (the folder, that of its checkpoi
     return out, out / CHECKPOINTS_FOLDER / run_id
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #316a6b3c
-@patch
-def needs_trial(self: TrainingSplit) -> bool:
-    "Return whether a trial decides on the steps: some of few answers are held back, and gradients are not private."
-    return self.num_validation_dialogues > 0 and self.num_answers < self.config.trial and not self.config.clipping
-
-
 def run_trial(
     model, split: TrainingSplit, dialogues: list, seed: int, replay: list, progress: bool
 ) -> TrainingSplit:  # of all answers; the same split if the trial found no better step than the first
@@ -250,18 +252,18 @@ def run_trial(
     with trainable_adapter(model, config) as adapted:
         best = split.make_best_adapter(adapted, model.tokenizer.pad_token_id)
         steps = train(adapted, split.training_samples, best, config, seed)
-        for _ in show_progress(steps, config.steps) if progress else steps:
+        for _ in show_progress(steps, config.steps, "trial") if progress else steps:
             pass
     model.cost = model.cost + compute_training_cost(split, seed, best)
     best_step = min(best.losses, key=best.losses.get)
+    seed_everything(seed)  # as it was before the trial
     if best_step == 0:
         return split
     config = config.fit_to_trial(split.num_answers, best_step)
     held, losses = split.num_validation_dialogues, f"{best.losses[0]:.2f} to {best.best_loss:.2f}"
-    seed_everything(seed)
     whole = TrainingSplit.from_dialogues(model, dialogues, config, seed, replay)
     steps_by = f"a trial with {held} of {split.num_answers} answers held back: their loss fell from {losses}"
-    return replace(whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then all of them taught")
+    return replace(whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then it trained on all of them")
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b00d09df
 def finetune(
@@ -279,14 +281,12 @@ def finetune(
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
     dialogues, checkpoints = as_dialogues(dialogues), None
     if start is not None:
-        start = check_adapter(start, model.base)
-        config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
+        start, modules = check_adapter(start, model.base), [name for name, _ in model.model.named_modules()]
+        config = config.match_adapter(read_lora_config(start), start, modules)
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
-    if out:
-        check_output_folder(Path(out))
+    check_output_folder(out)
     with model.track_cost() as cost, keep_random_state(seed):
-        if start is None and split.needs_trial():
-            split = run_trial(model, split, dialogues, seed, replay, progress)
+        split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split
         config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
         with trainable_adapter(model, config, start) as adapted:
             if out:

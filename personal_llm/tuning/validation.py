@@ -53,14 +53,17 @@ class ValidationRule(NamedTuple):
     "How many lineages validate a fine-tune, and whether it goes slowly."
 
     min_lineages: int  # with fewer lineages we hold none back
-    min_validation_lineages: int  # lineages to hold back, if they are no more than `max_share` of all, or one or two
+    min_validation_lineages: int  # to hold back: at most `max_share` of all, at least one (two from four on)
     max_share: float = 1 / 2
     is_new_start: bool = False  # the fine-tune goes on from an adapter that never saw these dialogues
 
 
-RULE_FROM_BASE_MODEL = ValidationRule(2, 4, 1 / 4)
+RULE_FROM_BASE_MODEL = ValidationRule(4, 4, 1 / 4)
 RULE_FROM_KNOWN_START = ValidationRule(8, 4)  # the start has learned some of these dialogues
 RULE_FROM_NEW_START = ValidationRule(8, 4, is_new_start=True)
+
+# %% ../../nbs/3_tuning/04_validation.ipynb #b04884a9
+RULE_OF_TRIAL = ValidationRule(2, 4, 1 / 4)  # the held-out dialogues decide on the steps only
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #fc3d7537
 def validation_split(
@@ -82,14 +85,21 @@ def validation_split(
     training = [d for lineage, d in pairs if lineage not in chosen]
     return training, [d for lineage, d in pairs if lineage in chosen and d.id in answers]
 
+# %% ../../nbs/3_tuning/04_validation.ipynb #ce798761
+def count_answers(dialogues: list) -> int:  # lineages with one of the user's answers
+    "Count the user's answers; those of one lineage count once."
+    answers = {d.id for d in select_users_answers(dialogues)}
+    return len({lineage for lineage, d in zip(find_lineages(dialogues), dialogues) if d.id in answers})
+
 # %% ../../nbs/3_tuning/04_validation.ipynb #fi21
 def choose_validation_rule(
     start,  # an adapter's folder; None: the base model
     dialogues: list,  # training and validation dialogues
+    trial: int = 0,  # with fewer answers, a trial decides on the steps
 ) -> ValidationRule:
-    "Return the rule for a fine-tune: another one where the start knows some of them."
+    "Return the rule for a fine-tune: another one for few answers, and where the start knows some of them."
     if start is None:
-        return RULE_FROM_BASE_MODEL
+        return RULE_OF_TRIAL if count_answers(dialogues) < trial else RULE_FROM_BASE_MODEL
     return RULE_FROM_KNOWN_START if read_training_ids(start) & {d.id for d in dialogues} else RULE_FROM_NEW_START
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #vs04
