@@ -114,7 +114,9 @@ def list_variants(name: str, count: int) -> list:
     return [v for v in VARIANTS if v not in same | {"trial"} | ({"long"} if count >= 4 else set())]
 
 
-LEARNERS = [name for pair in zip(PEOPLE_WITH_HABITS, TEACHING_WRITERS) for name in pair] + list(PEOPLE_WITH_HABITS[len(TEACHING_WRITERS) :])
+LEARNERS = [name for pair in zip(PEOPLE_WITH_HABITS, TEACHING_WRITERS) for name in pair] + list(
+    PEOPLE_WITH_HABITS[len(TEACHING_WRITERS) :]
+)
 JOBS = [
     dict(user=name, seed=SEED, answers=count, variant=variant)
     for name in LEARNERS

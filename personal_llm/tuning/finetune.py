@@ -263,7 +263,9 @@ def run_trial(
     held, losses = split.num_validation_dialogues, f"{best.losses[0]:.2f} to {best.best_loss:.2f}"
     whole = TrainingSplit.from_dialogues(model, dialogues, config, seed, replay)
     steps_by = f"a trial with {held} of {split.num_answers} answers held back: their loss fell from {losses}"
-    return replace(whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then it trained on all of them")
+    return replace(
+        whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then it trained on all of them"
+    )
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b00d09df
 def finetune(
