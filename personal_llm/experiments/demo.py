@@ -6,7 +6,7 @@
 __all__ = ['IMAGES', 'PICTURES', 'REPORTED_FIELDS', 'GRIDS', 'SAMPLE_FIELDS', 'RIVALS', 'SUMMARY_SENTENCE', 'measure',
            'collect_warm_start_facts', 'measure_sample', 'paragraph', 'format_interval', 'write_demo_paragraph',
            'write_sample_paragraph', 'write_warm_start_paragraph', 'write_buffer_share_sentences',
-           'write_policies_paragraph', 'compare_defaults', 'write_new_people_paragraph']
+           'write_policies_paragraph', 'write_new_people_paragraph']
 
 # %% ../../nbs/experiments/18_demo.ipynb #a2c91022
 import tempfile
@@ -229,7 +229,7 @@ def write_policies_paragraph() -> str:
         SUMMARY_SENTENCE,
     )
 
-# %% ../../nbs/experiments/18_demo.ipynb #26rdemo
+# %% ../../nbs/experiments/18_demo.ipynb #17fd653b
 def compare_defaults(grid) -> tuple:  # sentences; none before an order is complete
     "Say what newer defaults change, for the orders that are measured again."
     again = grid.read_changed_rows()
@@ -240,12 +240,13 @@ def compare_defaults(grid) -> tuple:  # sentences; none before an order is compl
     losses = [{p: grid.person_means(part, "loss", p) for p in grid.POLICIES_COMPARED} for part in parts]
     older, newer = map(grid.share_from_best_rival, losses)
     return (
-        "These are the defaults before a trial decided how long two to seven answers train. The newer defaults help the",
-        f"rivals, which have few corrections: in {len(orders)} of {len(grid.ORDERS)} streams, which we measured again, the",
-        f"share of the gap falls from {older.share:.2f} to {newer.share:.2f} (95 % interval {newer.low:.2f} to {newer.high:.2f}).",
+        "These are the defaults before a trial decided how long two to seven answers train. The newer defaults help",
+        f"the rivals, which have few corrections: in {len(orders)} of {len(grid.ORDERS)} streams, which we measured",
+        f"again, the share of the gap falls from {older.share:.2f} to {newer.share:.2f}",
+        f"(95 % interval {newer.low:.2f} to {newer.high:.2f}).",
     )
 
-
+# %% ../../nbs/experiments/18_demo.ipynb #26rdemo
 def write_new_people_paragraph() -> str:
     "Write the README's paragraph about the people whom we had never seen."
     from personal_llm.experiments import new_people_grid as grid

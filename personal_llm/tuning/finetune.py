@@ -172,11 +172,10 @@ def remove_checkpoints(out: Path, keep: str = "") -> None:
         folder.rmdir()
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi11
-def check_output_folder(out) -> None:  # a folder, or None
+def check_output_folder(out: Path = None) -> None:
     "Raise `InputError`, with nothing touched, where files that this package did not make are in the way."
-    if not out:
+    if out is None:
         return
-    out = Path(out)
     folder, has_card = out / CHECKPOINTS_FOLDER, any((out / n).exists() for n in (ADAPTER_CARD_FILE, COMMITTED_ADAPTER))
     foreign = [file for file in (out / WEIGHTS_FILE, out / CONFIG_FILE) if file.exists() and not has_card]
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
@@ -259,13 +258,11 @@ def run_trial(
     seed_everything(seed)  # as it was before the trial
     if best_step == 0:
         return split
-    config = config.fit_to_trial(split.num_answers, best_step)
     held, losses = split.num_validation_dialogues, f"{best.losses[0]:.2f} to {best.best_loss:.2f}"
-    whole = TrainingSplit.from_dialogues(model, dialogues, config, seed, replay)
+    final = config.fit_to_trial(split.num_answers, best_step)
+    whole = TrainingSplit.from_dialogues(model, dialogues, final, seed, replay)
     steps_by = f"a trial with {held} of {split.num_answers} answers held back: their loss fell from {losses}"
-    return replace(
-        whole, steps_by=f"{steps_by} by step {best_step} of {split.config.steps}; then it trained on all of them"
-    )
+    return replace(whole, steps_by=f"{steps_by} by step {best_step} of {config.steps}; then it trained on all of them")
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b00d09df
 def finetune(
@@ -286,7 +283,7 @@ def finetune(
         start, modules = check_adapter(start, model.base), [name for name, _ in model.model.named_modules()]
         config = config.match_adapter(read_lora_config(start), start, modules)
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
-    check_output_folder(out)
+    check_output_folder(Path(out) if out else None)
     with model.track_cost() as cost, keep_random_state(seed):
         split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split
         config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
