@@ -9663,8 +9663,8 @@ d = {
                 "3_tuning/validation.html#choose_validation_rule",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.count_answers": (
-                "3_tuning/validation.html#count_answers",
+            "personal_llm.tuning.validation.find_answered_lineages": (
+                "3_tuning/validation.html#find_answered_lineages",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.find_lineages": (

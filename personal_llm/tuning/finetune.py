@@ -42,15 +42,14 @@ from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .speedups import FastForward, choose_top_layers
 from .training_loop import select_step_batches, train
-from .validation import RULE_OF_TRIAL, BestAdapter, choose_validation_rule, count_answers
-from .validation import find_lineages, select_users_answers, validation_split
+from .validation import RULE_OF_TRIAL, BestAdapter, choose_validation_rule
+from .validation import find_answered_lineages, select_users_answers, validation_split
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b599b600
 def separate_users_lineages(dialogues: list) -> tuple:  # (dialogues to learn, the others)
     "Separate the lineages with one of the user's answers from the others; all are to be learned where there are none."
-    lineages, answers = find_lineages(dialogues), {d.id for d in select_users_answers(dialogues)}
-    chosen = {lineage for lineage, d in zip(lineages, dialogues) if d.id in answers} or set(lineages)
-    pairs = list(zip(lineages, dialogues))
+    lineages, answered = find_answered_lineages(dialogues)
+    pairs, chosen = list(zip(lineages, dialogues)), answered or set(lineages)
     return [d for lineage, d in pairs if lineage in chosen], [d for lineage, d in pairs if lineage not in chosen]
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #0d53d2fd
@@ -90,7 +89,7 @@ class TrainingSplit:
         if not dialogues:
             raise InputError("nothing to learn from: the buffer is empty", "observe some dialogues first")
         trial = config.trial if config.validation and not config.clipping else 0
-        rule, num_answers = choose_validation_rule(start, dialogues, trial), count_answers(dialogues)
+        rule, num_answers = choose_validation_rule(start, dialogues, trial), len(find_answered_lineages(dialogues)[1])
         training, validation = validation_split(dialogues, config.validation, seed, rule)
         personal, others = separate_users_lineages(training)
         encode = functools.cache(lambda d: model.encode(d, config.max_length))

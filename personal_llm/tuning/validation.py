@@ -48,6 +48,14 @@ def select_users_answers(dialogues: list) -> list:
     kinds = ([d for d in dialogues if d.origin in origins] for origins in ANSWER_ORIGINS)
     return next((answers for answers in kinds if answers), [])
 
+# %% ../../nbs/3_tuning/04_validation.ipynb #64c8c096
+def find_answered_lineages(
+    dialogues: list,
+) -> tuple:  # (lineages, set of those with an answer)
+    "Return the lineage of each dialogue, and the lineages that hold one of the user's answers."
+    lineages, answers = find_lineages(dialogues), {d.id for d in select_users_answers(dialogues)}
+    return lineages, {lineage for lineage, d in zip(lineages, dialogues) if d.id in answers}
+
 # %% ../../nbs/3_tuning/04_validation.ipynb #1b13c10b
 class ValidationRule(NamedTuple):
     "How many lineages validate a fine-tune, and whether it goes slowly."
@@ -73,8 +81,8 @@ def validation_split(
     rule: ValidationRule = RULE_FROM_BASE_MODEL,
 ) -> tuple:  # (training dialogues, validation dialogues); the second is empty when nothing is held back
     "Divide dialogues by lineage; the second list holds the user's answers only, the first none of their relatives."
-    lineages, answers = find_lineages(dialogues), {d.id for d in select_users_answers(dialogues)}
-    candidates = sorted({lineage for lineage, d in zip(lineages, dialogues) if d.id in answers})
+    lineages, answered = find_answered_lineages(dialogues)
+    answers, candidates = {d.id for d in select_users_answers(dialogues)}, sorted(answered)
     if share == 0 or len(candidates) < rule.min_lineages:
         return list(dialogues), []
     smallest = 1 if len(candidates) < 4 else 2
@@ -85,12 +93,6 @@ def validation_split(
     training = [d for lineage, d in pairs if lineage not in chosen]
     return training, [d for lineage, d in pairs if lineage in chosen and d.id in answers]
 
-# %% ../../nbs/3_tuning/04_validation.ipynb #ce798761
-def count_answers(dialogues: list) -> int:  # lineages with one of the user's answers
-    "Count the user's answers; those of one lineage count once."
-    answers = {d.id for d in select_users_answers(dialogues)}
-    return len({lineage for lineage, d in zip(find_lineages(dialogues), dialogues) if d.id in answers})
-
 # %% ../../nbs/3_tuning/04_validation.ipynb #fi21
 def choose_validation_rule(
     start,  # an adapter's folder; None: the base model
@@ -99,7 +101,7 @@ def choose_validation_rule(
 ) -> ValidationRule:
     "Return the rule for a fine-tune: another one for few answers, and where the start knows some of them."
     if start is None:
-        return RULE_OF_TRIAL if count_answers(dialogues) < trial else RULE_FROM_BASE_MODEL
+        return RULE_OF_TRIAL if len(find_answered_lineages(dialogues)[1]) < trial else RULE_FROM_BASE_MODEL
     return RULE_FROM_KNOWN_START if read_training_ids(start) & {d.id for d in dialogues} else RULE_FROM_NEW_START
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #vs04
