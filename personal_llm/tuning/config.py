@@ -101,8 +101,8 @@ def fit_to_trial(
     best_step: int,  # of the trial, b
 ) -> TuningConfig:
     "Return the settings that train on all answers, without validation, after a trial with all steps."
-    limit = self.steps if best_step > LATE * self.steps else math.ceil(STEPS_PER_ROOT * math.sqrt(num_answers))
-    return replace(self, validation=0.0, steps=min(self.steps, limit))
+    is_rule = best_step > LATE * self.steps
+    return replace(self if is_rule else self.fit_to_answers(num_answers), validation=0.0)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
 def selects_same_modules(first: str, second: str, modules: list) -> bool:

@@ -10,6 +10,7 @@ __all__ = ['JOULES_PER_OPERATION', 'JOULES_PER_BYTE', 'ENERGY_SOURCE', 'attach_t
 import functools
 import hashlib
 import math
+import os
 import re
 import tempfile
 from contextlib import contextmanager, suppress
@@ -172,9 +173,12 @@ def remove_checkpoints(out: Path, keep: str = "") -> None:
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi11
 def check_output_folder(out: Path = None) -> None:
-    "Raise `InputError`, with nothing touched, where files that this package did not make are in the way."
+    "Raise `InputError`, with nothing touched, where we may not write or would replace files of others."
     if out is None:
         return
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest}: not a folder that we may write to", "choose another folder")
     folder, has_card = out / CHECKPOINTS_FOLDER, any((out / n).exists() for n in (ADAPTER_CARD_FILE, COMMITTED_ADAPTER))
     foreign = [file for file in (out / WEIGHTS_FILE, out / CONFIG_FILE) if file.exists() and not has_card]
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
