@@ -4875,6 +4875,10 @@ d = {
                 "personal_llm/experiments/fit.py",
             ),
             "personal_llm.experiments.fit.measure": ("experiments/fit.html#measure", "personal_llm/experiments/fit.py"),
+            "personal_llm.experiments.fit.measure_user_starts": (
+                "experiments/fit.html#measure_user_starts",
+                "personal_llm/experiments/fit.py",
+            ),
             "personal_llm.experiments.fit.styled_jobs": (
                 "experiments/fit.html#styled_jobs",
                 "personal_llm/experiments/fit.py",
@@ -5451,8 +5455,20 @@ d = {
             ),
         },
         "personal_llm.experiments.sizes": {
-            "personal_llm.experiments.sizes.load_smaller_model": (
-                "experiments/sizes.html#load_smaller_model",
+            "personal_llm.experiments.sizes.fit_growth": (
+                "experiments/sizes.html#fit_growth",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.list_answers": (
+                "experiments/sizes.html#list_answers",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.load_sized_model": (
+                "experiments/sizes.html#load_sized_model",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.make_sized_stream": (
+                "experiments/sizes.html#make_sized_stream",
                 "personal_llm/experiments/sizes.py",
             ),
             "personal_llm.experiments.sizes.measure": (
@@ -5463,8 +5479,20 @@ d = {
                 "experiments/sizes.html#measure_growth",
                 "personal_llm/experiments/sizes.py",
             ),
+            "personal_llm.experiments.sizes.measure_starts": (
+                "experiments/sizes.html#measure_starts",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.measure_without_rewrites": (
+                "experiments/sizes.html#measure_without_rewrites",
+                "personal_llm/experiments/sizes.py",
+            ),
             "personal_llm.experiments.sizes.read_sized_rows": (
                 "experiments/sizes.html#read_sized_rows",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.train_sized_pllms": (
+                "experiments/sizes.html#train_sized_pllms",
                 "personal_llm/experiments/sizes.py",
             ),
         },

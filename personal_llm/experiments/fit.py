@@ -104,24 +104,27 @@ def baseline_starts(library: PoolLibrary, user: str, seed: int) -> dict:  # name
     return dict(base={}, plain={PLAIN_PLLM: 1.0}, mean=mean, random={drawn: 1.0}, right={right: 1.0})
 
 # %% ../../nbs/experiments/20_fit.ipynb #2668eace
+def measure_user_starts(model, library: PoolLibrary, user: str, own: list, test: list, seed: int) -> dict:
+    "Return every start's loss on a user's test dialogues, and what the selectors choose by the user's own."
+    fixed = baseline_starts(library, user, seed)
+    row = {name: weighted_start_loss(model, library, weights, test) for name, weights in fixed.items()}
+    for name in SELECTION_METHODS:
+        found = select(library, None, name, model, own, seed=seed)
+        weights = {found.best: 1.0} if found.best else found.weights
+        facts = dict(first=found.names[0], refused=found.abstained, weights=weights, errors=found.errors)
+        row[name] = weighted_start_loss(model, library, weights, test)
+        row[f"{name}_facts"] = facts | cost_to_dict(found.cost)
+    return row
+
+# %% ../../nbs/experiments/20_fit.ipynb #12e73007
 def measure(jobs: list):  # yields a dict of results a job
     "Every start of one user."
     model, texts, library = load_pool_library(jobs[0]["pool"], jobs[0]["similarity"])
     for job in jobs:
-        draw = dict(seed=job["seed"])
-        own = texts.rows(job["user"], "user", count=LEARN_FROM, **draw)[:CHOOSE_BY]
-        test = texts.rows(job["user"], "test", count=TEST_ON, **draw)
-        fixed = baseline_starts(library, job["user"], job["seed"])
-        row = {name: weighted_start_loss(model, library, weights, test) for name, weights in fixed.items()}
-        for name in SELECTION_METHODS:
-            found = select(library, None, name, model, own, **draw)
-            weights = {found.best: 1.0} if found.best else found.weights
-            facts = dict(first=found.names[0], refused=found.abstained, weights=weights, errors=found.errors)
-            row[name], row[f"{name}_facts"] = (
-                weighted_start_loss(model, library, weights, test),
-                facts | cost_to_dict(found.cost),
-            )
-        yield row
+        user, draw = job["user"], dict(seed=job["seed"])
+        own = texts.rows(user, "user", count=LEARN_FROM, **draw)[:CHOOSE_BY]
+        test = texts.rows(user, "test", count=TEST_ON, **draw)
+        yield measure_user_starts(model, library, user, own, test, **draw)
 
 # %% ../../nbs/experiments/20_fit.ipynb #40c3e918
 NUM_DEFAULT_USERS = 12  # default users a pool
