@@ -192,13 +192,11 @@ def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) ->
     lengths = [len(sample["input_ids"]) for sample in split.training_samples]
     sizes = [sum(len(row["input_ids"]) for row in sample.get("rows", [sample])) for sample in split.training_samples]
     steps, num_checks = max(best.losses), len(best.losses)
-    trained = [
-        i for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s) for i in batch
-    ]
+    batches = [batch for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s)]
+    trained = [i for batch in batches for i in batch]
     tokens_per_check = sum(len(sample["input_ids"]) for sample in split.validation_samples)
     tokens = sum(sizes[i] for i in trained) + num_checks * tokens_per_check
-    forward = len(trained) + num_checks * len(split.validation_samples)
-    return Cost(tokens=tokens, forward=forward, backward=len(trained))
+    return Cost(tokens=tokens, forward=len(trained) + num_checks * len(split.validation_samples), backward=len(trained))
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi20
 def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: float) -> dict:  # fields of `Adapter`
