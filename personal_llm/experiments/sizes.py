@@ -132,15 +132,17 @@ GRIDS = (
 ALL_POLICIES = (*SIZED_POLICIES, "active, no rewrites", "starts")
 
 
-def read_sized_rows(size: int) -> list:  # rows of people who are complete
+def read_sized_rows(size: int) -> list:  # rows of people who have all four policies
     "Return what is measured with one size; seven million parameters stand in the rows of the third plan, too."
     names = [grid.name for grid in GRIDS if (RESULTS / f"{grid.name}.jsonl").exists()]
     rows = [row for name in names for row in read_results(name) if row["size"] == size]
     rows += read_changed_rows() if size == 7 else []
     wanted = {(user, ORDERS[0], policy) for user in SIZED_PEOPLE for policy in ALL_POLICIES}
     rows = [row for row in rows if (row["user"], row["seed"], row["policy"]) in wanted]
-    counts = {user: sum(row["user"] == user for row in rows) for user in SIZED_PEOPLE}
-    return [row for row in rows if counts[row["user"]] == len(ALL_POLICIES)]
+    counts = {
+        user: sum(row["user"] == user and row["policy"] in SIZED_POLICIES for row in rows) for user in SIZED_PEOPLE
+    }
+    return [row for row in rows if counts[row["user"]] == len(SIZED_POLICIES)]
 
 # %% ../../nbs/experiments/32_sizes.ipynb #2d41724a
 def measure_growth(rows: list) -> dict:  # name of a metric -> array (people,)
@@ -150,20 +152,23 @@ def measure_growth(rows: list) -> dict:  # name of a metric -> array (people,)
     column = lambda metric, policy="active": np.array([by[user, policy][metric] for user in users])
     change = lambda metric: column(metric) - column(f"{metric}_bare")
     gap = column("loss", "reservoir") - column("loss", "oracle")
-    return {
+    found = {
         "loss of the bare model": column("loss_bare"),
         "change of the loss": change("loss"),
         "share of the gap by active": (column("loss", "reservoir") - column("loss")) / gap,
-        "share of the gap by sdss": (column("loss", "reservoir") - column("loss", "sdss")) / gap,
+        "loss by sdss": column("loss", "sdss") - column("loss", "reservoir"),
         "style preference": change("style_preference"),
         "content preference": change("content_preference"),
         "ROUGE-1 of the content": change("content_rouge1"),
         "habits": column("adherence_1"),
         "loss by retrieval alone": column("retrieval_loss") - column("memory_loss_bare"),
-        "loss by rewrites": column("loss") - column("loss", "active, no rewrites"),
         "corrections": column("corrected"),
-        "loss by the fitted start": column("fit", "starts") - column("mean", "starts"),
     }
+    if all((user, "active, no rewrites") in by for user in users):
+        found["loss by rewrites"] = column("loss") - column("loss", "active, no rewrites")
+    if all((user, "starts") in by for user in users):
+        found["loss by the fitted start"] = column("fit", "starts") - column("mean", "starts")
+    return found
 
 # %% ../../nbs/experiments/32_sizes.ipynb #0de9e157
 PAPER_SIZES = (400, 1200)  # millions of parameters
