@@ -4837,6 +4837,36 @@ d = {
                 "personal_llm/experiments/demo.py",
             ),
         },
+        "personal_llm.experiments.exploration": {
+            "personal_llm.experiments.exploration.ExploringPolicy": (
+                "experiments/exploration.html#exploringpolicy",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.ExploringPolicy.__init__": (
+                "experiments/exploration.html#exploringpolicy.__init__",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.ExploringPolicy.compute_value": (
+                "experiments/exploration.html#exploringpolicy.compute_value",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.ExploringPolicy.decide_question": (
+                "experiments/exploration.html#exploringpolicy.decide_question",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.compute_novelty": (
+                "experiments/exploration.html#compute_novelty",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.join_people": (
+                "experiments/exploration.html#join_people",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.measure": (
+                "experiments/exploration.html#measure",
+                "personal_llm/experiments/exploration.py",
+            ),
+        },
         "personal_llm.experiments.fit": {
             "personal_llm.experiments.fit.PoolLibrary": (
                 "experiments/fit.html#poollibrary",
