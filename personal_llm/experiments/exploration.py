@@ -108,14 +108,15 @@ def measure(jobs: list):  # yields a dict of results a job
     test, other = choose_tests(user, data.test_signal, TESTED), data.test_retention[:OTHERS]
     sides = [[d for d in test if user.choose_side(d) is side] for side in user.sides]
     measure_loss = lambda dialogues, adapter: evaluate(model, dialogues, adapter, generate=False).summary["loss"]
+    loss_bare, other_bare = measure_loss(test, None), measure_loss(other, None)
     for job in jobs:
         buffer = Buffer(BINS, WAYS[job["policy"]](), seed)
         me = Personalizer(model, buffer, user, max_questions=QUESTIONS, seed=seed)
         me.offer(candidates)
         adapter = me.finetune(progress=False)
-        found = dict(loss=measure_loss(test, adapter), loss_bare=measure_loss(test, None))
+        found = dict(loss=measure_loss(test, adapter), loss_bare=loss_bare)
         found |= dict(sides=[measure_loss(part, adapter) for part in sides])
-        found |= dict(other=measure_loss(other, adapter) - measure_loss(other, None))
+        found |= dict(other=measure_loss(other, adapter) - other_bare)
         corrected = [user.choose_side(d) for d in me.buffer.dialogues if d.origin == "annotated"]
         found |= dict(corrected_sides=[sum(side is own for side in corrected) for own in user.sides])
         yield found | describe_run(me, adapter, labels) | dict(cost=me.cost)
