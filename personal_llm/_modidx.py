@@ -5531,6 +5531,10 @@ d = {
                 "experiments/steps.html#load_texts",
                 "personal_llm/experiments/steps.py",
             ),
+            "personal_llm.experiments.steps.make_config": (
+                "experiments/steps.html#make_config",
+                "personal_llm/experiments/steps.py",
+            ),
             "personal_llm.experiments.steps.make_jobs": (
                 "experiments/steps.html#make_jobs",
                 "personal_llm/experiments/steps.py",
