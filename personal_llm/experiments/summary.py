@@ -17,12 +17,13 @@ from ..base.core import InputError
 from .people import CORRECTING_USERS, USERS_WITHOUT_CORRECTIONS
 from personal_llm.experiments.new_people_grid import (
     CHARACTERS,
+    ORDERS,
     POLICIES_COMPARED,
     RIVALS as PLAN_RIVALS,
-    describe_progress,
     person_means,
+    read_changed_rows,
+    share_from_best_rival,
 )
-from .new_people_grid import read_rows as read_new_rows, share_from_best_rival
 from .reactions import NEVER_CORRECTING
 from .relevance import read_loss_rows
 from .runner import RESULTS, user_means, read_results
