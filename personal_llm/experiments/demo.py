@@ -239,7 +239,7 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
         losses = {p: grid.person_means(part, "loss", p) for p in grid.POLICIES_COMPARED}
         shares.append(grid.share_from_best_rival(losses).share)
     return (
-        f"Without the one person who changes the subject, and the one with two subjects, it is {shares[0]:.2f}.",
+        f"Without the one person who changes the subject, and the one with two, that share of the gap is {shares[0]:.2f}.",
         "With older defaults, which taught the rivals less from their few corrections, the share was",
         f"{shares[1]:.2f} in the same {len(orders)} streams and {shares[2]:.2f} in all {len(grid.ORDERS)}.",
     )
@@ -268,8 +268,8 @@ def write_new_people_paragraph() -> str:
     streams = len({row["seed"] for row in rows})
     return paragraph(
         f"On {len(people)} other people, {len(people & {*grid.CHARACTERS})} of them characters of public-domain works,",
-        "we developed nothing. We froze each plan before its first run, with the package's defaults; when these changed,",
-        "we had seen what older ones gave on the same people. Over",
+        "we developed nothing. We froze each plan before its first run, with the package's defaults; when these",
+        "changed, we had seen what older ones gave on the same people. Over",
         f"{streams} of {len(grid.ORDERS)} streams a person, measured with the present defaults,",
         f"`active` closes {share.share:.2f} (95 % interval {share.low:.2f} to {share.high:.2f}) of the gap in loss",
         "between the best of four rivals (random, reservoir, K-center, `sdss`) and an oracle that keeps only dialogues",
