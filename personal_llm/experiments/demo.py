@@ -239,7 +239,8 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
         losses = {p: grid.person_means(part, "loss", p) for p in grid.POLICIES_COMPARED}
         shares.append(grid.share_from_best_rival(losses).share)
     return (
-        f"Without the one person who changes the subject, and the one with two, that share of the gap is {shares[0]:.2f}.",
+        "Without the one person who changes the subject, and the one with two, that share of the gap is",
+        f"{shares[0]:.2f}.",
         "With older defaults, which taught the rivals less from their few corrections, the share was",
         f"{shares[1]:.2f} in the same {len(orders)} streams and {shares[2]:.2f} in all {len(grid.ORDERS)}.",
     )
