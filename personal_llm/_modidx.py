@@ -4858,10 +4858,6 @@ d = {
                 "experiments/exploration.html#compute_novelty",
                 "personal_llm/experiments/exploration.py",
             ),
-            "personal_llm.experiments.exploration.join_people": (
-                "experiments/exploration.html#join_people",
-                "personal_llm/experiments/exploration.py",
-            ),
             "personal_llm.experiments.exploration.measure": (
                 "experiments/exploration.html#measure",
                 "personal_llm/experiments/exploration.py",
@@ -5265,8 +5261,8 @@ d = {
             ),
         },
         "personal_llm.experiments.relevance": {
-            "personal_llm.experiments.relevance.make_changing_person": (
-                "experiments/relevance.html#make_changing_person",
+            "personal_llm.experiments.relevance.join_people": (
+                "experiments/relevance.html#join_people",
                 "personal_llm/experiments/relevance.py",
             ),
             "personal_llm.experiments.relevance.make_personalizer": (

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['SEED', 'STEADY', 'FIRST', 'SECOND', 'TESTED', 'OTHERS', 'WAYS', 'PAIRS', 'EXPLORED', 'FIRST_PLAN',
-           'SECOND_PLAN', 'JOBS', 'GRIDS', 'compute_novelty', 'ExploringPolicy', 'join_people', 'measure']
+           'SECOND_PLAN', 'JOBS', 'GRIDS', 'compute_novelty', 'ExploringPolicy', 'measure']
 
 # %% ../../nbs/experiments/36_exploration.ipynb #66df1113
-from dataclasses import replace
-
 import numpy as np
 
 from personal_llm.buffer.active import (
@@ -21,11 +19,12 @@ from personal_llm.buffer.active import (
 from ..buffer.buffer import Buffer
 from ..buffer.policies import BufferView
 from ..buffer.scoring import ScoredDialogue, score
-from ..data.people import SimulatedUser, user_stream
+from ..data.people import user_stream
 from ..device.personalizer import Personalizer
 from .new_people_grid import BINS, LENGTH, QUESTIONS, choose_tests, describe_run
 from .people import PEOPLE
 from .policies import load_experiment_tools
+from .relevance import join_people
 from .runner import Grid
 from ..tuning.evaluation import evaluate
 
@@ -86,15 +85,7 @@ WAYS = {
 }
 
 
-def join_people(first: str, second: str, changes_at: float = None) -> SimulatedUser:
-    "Return one person with the subjects and habits of two, at once or one after the other."
-    user, other = PEOPLE[first], PEOPLE[second]
-    talk = tuple(subject for subject in user.small_talk if subject not in other.signal_subjects)
-    name, rare = f"{first} {'to' if changes_at else 'and'} {second}", ("open_trivia_qa", "trivia_history")
-    return replace(user, name=name, second=other, changes_at=changes_at, small_talk=talk, rare_subject=rare)
-
-
-PAIRS = [join_people(a, b, at) for at in (None, 0.5) for a, b in zip(FIRST, SECOND)]
+PAIRS = [join_people(PEOPLE[a], PEOPLE[b], at) for at in (None, 0.5) for a, b in zip(FIRST, SECOND)]
 EXPLORED = {name: PEOPLE[name] for name in STEADY} | {user.name: user for user in PAIRS}
 
 # %% ../../nbs/experiments/36_exploration.ipynb #776c5bc8

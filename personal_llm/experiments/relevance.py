@@ -5,7 +5,7 @@ develop on, also after a change of subject."""
 
 # %% auto #0
 __all__ = ['ORDERS', 'LOSS_ORDERS', 'CHANGES_AT', 'CHECKED_AFTER', 'PEOPLE', 'CONDITIONS', 'CHANGE_CONDITIONS',
-           'NEW_LOSS_CONDITIONS', 'CHANGING', 'GRIDS', 'make_changing_person', 'make_personalizer', 'simulate',
+           'NEW_LOSS_CONDITIONS', 'PAIRS', 'CHANGING', 'GRIDS', 'join_people', 'make_personalizer', 'simulate',
            'measure_bins', 'measure_sides', 'measure_change', 'read_loss_rows']
 
 # %% ../../nbs/experiments/34_relevance.ipynb #34rel002
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
-from ..data.people import user_stream
+from ..data.people import SimulatedUser, user_stream
 from ..device.personalizer import Personalizer
 from .new_people import CHARACTERS, NEW_PEOPLE, make_new_stream
 from .policies import load_experiment_tools
@@ -47,15 +47,15 @@ CHANGE_CONDITIONS = dict(none=None, words10=("words", 0.1, False, True), mixed10
 NEW_LOSS_CONDITIONS = tuple(name for name in LOSS_CONDITIONS if "reactions" in name)
 
 
-def make_changing_person(first: str, second: str):  # -> `SimulatedUser`
-    "Return the first person, who becomes the second one after half of a stream."
-    user, other = NEW_PEOPLE[first], NEW_PEOPLE[second]
+def join_people(user: SimulatedUser, other: SimulatedUser, changes_at: float = None) -> SimulatedUser:
+    "Return one person with the subjects and habits of two, at once or one after the other."
     talk = tuple(subject for subject in user.small_talk if subject not in other.signal_subjects)
-    rare, name = ("open_trivia_qa", "trivia_history"), f"{first} to {second}"
-    return replace(user, name=name, second=other, changes_at=CHANGES_AT, small_talk=talk, rare_subject=rare)
+    rare, name = ("open_trivia_qa", "trivia_history"), f"{user.name} {'to' if changes_at else 'and'} {other.name}"
+    return replace(user, name=name, second=other, changes_at=changes_at, small_talk=talk, rare_subject=rare)
 
 
-CHANGING = {user.name: user for user in map(make_changing_person, CORRECTING, (*CORRECTING[1:], CORRECTING[0]))}
+PAIRS = zip(CORRECTING, (*CORRECTING[1:], CORRECTING[0]))
+CHANGING = {f"{a} to {b}": join_people(NEW_PEOPLE[a], NEW_PEOPLE[b], CHANGES_AT) for a, b in PAIRS}
 
 # %% ../../nbs/experiments/34_relevance.ipynb #34rel007
 def make_personalizer(seed: int) -> Personalizer:
