@@ -5513,6 +5513,14 @@ d = {
                 "experiments/sizes.html#measure_without_rewrites",
                 "personal_llm/experiments/sizes.py",
             ),
+            "personal_llm.experiments.sizes.name_trend": (
+                "experiments/sizes.html#name_trend",
+                "personal_llm/experiments/sizes.py",
+            ),
+            "personal_llm.experiments.sizes.read_growth": (
+                "experiments/sizes.html#read_growth",
+                "personal_llm/experiments/sizes.py",
+            ),
             "personal_llm.experiments.sizes.read_sized_rows": (
                 "experiments/sizes.html#read_sized_rows",
                 "personal_llm/experiments/sizes.py",
@@ -5673,6 +5681,10 @@ d = {
             ),
             "personal_llm.experiments.summary.silent_claim": (
                 "experiments/summary.html#silent_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.size_claims": (
+                "experiments/summary.html#size_claims",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.speed_claim": (

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIZES_VARIABLE', 'SMALLER_SIZES', 'SIZES', 'SIZED_PEOPLE', 'SIZED_POLICIES', 'PERSON', 'JOBS',
            'REWRITE_JOBS', 'START_JOBS', 'GRIDS', 'ALL_POLICIES', 'PAPER_SIZES', 'load_sized_model',
-           'make_sized_stream', 'measure', 'read_sized_rows', 'measure_growth', 'fit_growth']
+           'make_sized_stream', 'measure', 'read_sized_rows', 'measure_growth', 'fit_growth', 'read_growth',
+           'name_trend']
 
 # %% ../../nbs/experiments/32_sizes.ipynb #4b9756f6
 import functools
@@ -182,3 +183,17 @@ def fit_growth(
     places = np.log10([*grown])
     slopes, values = np.polyfit(places - places.mean(), np.stack([found[metric] for found in grown.values()]), 1)
     return dict(slope=slopes) | {size: values + slopes * (np.log10(size) - places.mean()) for size in PAPER_SIZES}
+
+
+def read_growth() -> (
+    dict
+):  # size in millions of parameters -> what `measure_growth` gives; empty before all rows are there
+    "Return the metrics of each size, of the same people."
+    rows = {size: read_sized_rows(size) for size in SIZES}
+    is_complete = all(len(found) == len(SIZED_PEOPLE) * len(ALL_POLICIES) for found in rows.values())
+    return {size: measure_growth(found) for size, found in rows.items()} if is_complete else {}
+
+
+def name_trend(slope) -> str:  # of a `MeanEstimate`
+    "Say where a slope points, if its interval excludes 0."
+    return "open" if slope.low <= 0 <= slope.high else "rises" if slope.value > 0 else "falls"
