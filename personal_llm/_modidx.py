@@ -4838,6 +4838,18 @@ d = {
             ),
         },
         "personal_llm.experiments.exploration": {
+            "personal_llm.experiments.exploration.CoveringPolicy": (
+                "experiments/exploration.html#coveringpolicy",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.CoveringPolicy.__init__": (
+                "experiments/exploration.html#coveringpolicy.__init__",
+                "personal_llm/experiments/exploration.py",
+            ),
+            "personal_llm.experiments.exploration.CoveringPolicy.discount_probability": (
+                "experiments/exploration.html#coveringpolicy.discount_probability",
+                "personal_llm/experiments/exploration.py",
+            ),
             "personal_llm.experiments.exploration.ExploringPolicy": (
                 "experiments/exploration.html#exploringpolicy",
                 "personal_llm/experiments/exploration.py",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEED', 'STEADY', 'FIRST', 'SECOND', 'TESTED', 'OTHERS', 'WAYS', 'PAIRS', 'EXPLORED', 'FIRST_PLAN',
-           'SECOND_PLAN', 'JOBS', 'GRIDS', 'compute_novelty', 'ExploringPolicy', 'measure']
+           'SECOND_PLAN', 'FOURTH_PLAN', 'JOBS', 'GRIDS', 'compute_novelty', 'ExploringPolicy', 'CoveringPolicy',
+           'measure']
 
 # %% ../../nbs/experiments/36_exploration.ipynb #66df1113
 import numpy as np
@@ -69,6 +70,24 @@ class ExploringPolicy(ActivePolicy):
         is_new = is_top[1] and len(before[1]) * shares[1] >= self.patience
         return is_top[0] or is_new, "likely" if is_top[0] else "new"
 
+# %% ../../nbs/experiments/36_exploration.ipynb #ddd15c8a
+class CoveringPolicy(ActivePolicy):
+    "The policy `active`, with the probability of a correction divided by what the answers cover already."
+
+    name = "covering"
+
+    def __init__(self, horizon: int = 800, corrected: float = 1.0, approved: float = 0.1):
+        super().__init__(horizon)
+        self.scales = {True: corrected, False: approved}  # k
+
+    def discount_probability(self, observed) -> float:  # p'
+        "Return the discounted probability of a correction, divided by the coverage."
+        answers = list(self.answers.values())
+        directions = np.array([observed.direction, *(answer.direction for answer in answers)])
+        own, *others = self.stream_statistics.centre_directions(directions)
+        covered = sum(max(0.0, float(own @ x)) / self.scales[a.corrected] for x, a in zip(others, answers))
+        return super().discount_probability(observed) / (1 + covered)
+
 # %% ../../nbs/experiments/36_exploration.ipynb #ac9aeb12
 SEED = 72
 STEADY = ("nurse", "clinic", "student", "barista", "quiz", "storyteller", "pupil", "traveller", "chatterbox", "diner")
@@ -82,6 +101,8 @@ WAYS = {
     "exploring 1/4": lambda: ExploringPolicy(share=1 / 4),
     "patient 1/8": lambda: ExploringPolicy(share=1 / 8, patience=0.5),
     "patient 1/4": lambda: ExploringPolicy(share=1 / 4, patience=0.5),
+    "covering 1": lambda: CoveringPolicy(corrected=1, approved=0.1),
+    "covering 2": lambda: CoveringPolicy(corrected=2, approved=0.03),
 }
 
 
@@ -114,6 +135,7 @@ def measure(jobs: list):  # yields a dict of results a job
 
 
 FIRST_PLAN = ("kcenter", "active", "exploring 1/8", "exploring 1/4")  # stopped after the first three people
-SECOND_PLAN = ("kcenter", "active", "patient 1/8", "patient 1/4")
-JOBS = [dict(user=user, seed=SEED, policy=way) for user in EXPLORED for way in WAYS]  # the third plan
+SECOND_PLAN = ("kcenter", "active", "patient 1/8", "patient 1/4")  # stopped after seventeen
+FOURTH_PLAN = ("kcenter", "active", "covering 1", "covering 2")
+JOBS = [dict(user=user, seed=SEED, policy=way) for user in EXPLORED for way in WAYS]
 GRIDS = (Grid("exploration", JOBS, measure, shared=("user", "seed")),)
