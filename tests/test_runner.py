@@ -429,7 +429,7 @@ def test_every_grid_of_the_package_can_be_run():
 
 
 # planned, and their notebook says that no row is there
-NOT_BEGUN = {"longer-trial", "sizes", "sizes-rewrites", "sizes-starts"}
+NOT_BEGUN = {"longer-trial"}
 
 
 @pytest.mark.parametrize("grid", experiments.all_grids(), ids=lambda grid: grid.name)
