@@ -5169,6 +5169,10 @@ d = {
                 "experiments/new_people_grid.html#read_changed_rows",
                 "personal_llm/experiments/new_people_grid.py",
             ),
+            "personal_llm.experiments.new_people_grid.read_covering_rows": (
+                "experiments/new_people_grid.html#read_covering_rows",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
             "personal_llm.experiments.new_people_grid.read_rows": (
                 "experiments/new_people_grid.html#read_rows",
                 "personal_llm/experiments/new_people_grid.py",

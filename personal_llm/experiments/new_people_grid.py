@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES',
-           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE', 'RETRIEVED',
-           'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan', 'check_plan',
-           'add_model_replies', 'choose_tests', 'train', 'make_style_pairs', 'get_character_tests', 'measure_manner',
-           'measure_person', 'add_retrieved', 'write_profile', 'add_profile', 'measure_memory', 'describe_run',
-           'measure_stream', 'measure', 'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means',
-           'list_changed_jobs', 'read_changed_rows']
+           'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE',
+           'FOURTH_PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan',
+           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'make_style_pairs', 'get_character_tests',
+           'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile', 'measure_memory',
+           'describe_run', 'measure_stream', 'measure', 'share_from_best_rival', 'read_rows', 'describe_progress',
+           'person_means', 'list_changed_jobs', 'read_changed_rows', 'read_covering_rows']
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #97fdddec
 import functools
@@ -95,6 +95,7 @@ def make_plan() -> dict:  # plain JSON types
 FIRST_PLAN_FILE = RESULTS.parent / "new_people_plan.json"
 PLAN_FILE = RESULTS.parent / "new_people_plan_2.json"
 THIRD_PLAN_FILE = RESULTS.parent / "new_people_plan_3.json"
+FOURTH_PLAN_FILE = RESULTS.parent / "new_people_plan_4.json"
 
 
 def freeze_plan(file=PLAN_FILE) -> str:  # the hash
@@ -355,3 +356,9 @@ def read_changed_rows() -> list:  # rows of the orders that are complete under t
     again = {key(row): row for row in read_results("new-people") if row["plan"] == plan} if rows else {}
     missing = {seed for seed, *_ in wanted - set(again)}
     return [again.get(key(row), row) for row in rows if row["seed"] not in missing]
+
+
+def read_covering_rows() -> list:
+    "Return the rows of the fourth plan, in which `active` covers subjects."
+    plan = hash_plan(FOURTH_PLAN_FILE)
+    return [row for row in read_results("new-people") if row["plan"] == plan] if plan else []

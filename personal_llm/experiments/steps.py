@@ -69,8 +69,8 @@ def measure(jobs: list):  # yields a dict of results a job
         with model.use_adapter(adapter):
             after = [float(compute_mean_loss(model.nll(rows))) for rows in (test, other)]
             user = PEOPLE.get(job["user"])
-            replies = model.reply(test[:12], max_new_tokens=48) if user else []
-        found = dict(habits=float(np.mean([user.adherence(reply) for reply in replies]))) if user else {}
+            tried = model.reply(test[:12], max_new_tokens=48) if user else []
+        found = dict(habits=float(np.mean([user.adherence(reply) for reply in tried]))) if user else {}
         found |= dict(steps=adapter.history[-1][0], validation_dialogues=adapter.num_validation_dialogues)
         found |= dict(is_empty=adapter.best_loss >= adapter.start_loss, seconds_of_finetune=adapter.cost.seconds)
         yield found | dict(loss_before=before[0], loss=after[0], other_before=before[1], other=after[1])
