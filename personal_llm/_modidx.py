@@ -4796,6 +4796,10 @@ d = {
                 "experiments/demo.html#compare_defaults",
                 "personal_llm/experiments/demo.py",
             ),
+            "personal_llm.experiments.demo.describe_content": (
+                "experiments/demo.html#describe_content",
+                "personal_llm/experiments/demo.py",
+            ),
             "personal_llm.experiments.demo.format_interval": (
                 "experiments/demo.html#format_interval",
                 "personal_llm/experiments/demo.py",

@@ -239,11 +239,27 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
         shares.append(grid.share_from_best_rival(losses))
     older, found = shares
     return (
-        f"With older defaults, which taught the rivals less from their few corrections, the share was {older.share:.2f}",
-        "in the same streams. Without the one person who changes the subject, and the one with two, it is",
-        f"{found.share:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); we left these two out after we had",
+        "With older defaults, which taught the rivals less from their few corrections, the share was",
+        f"{older.share:.2f} in the same streams. Without the one person who changes the subject, and the one with two, it",
+        f"is {found.share:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); we left these two out after we had",
         "seen their rows, and a rule that was made for them did not help",
         "([covering](experiments/36_exploration.ipynb)).",
+    )
+
+# %% ../../nbs/experiments/18_demo.ipynb #dbc6f2f6
+def describe_content(grid, rows: list) -> tuple:  # sentences
+    "Say what the adapter of `active` changes in content, beside manners."
+    changes = []
+    for metric in ("content_preference", "content_rouge1"):
+        before, after = (grid.person_means(rows, f"{metric}{end}") for end in ("_bare", ""))
+        changes.append(mean_over_users(after - before))
+    right, words = changes
+    return (
+        "The share of cases with a lower loss for the right answer than for the user's answer to another prompt",
+        f"changes by {right.value:+.2f} (95 % interval {right.low:+.2f} to {right.high:+.2f}). So the pocket",
+        "model learns habits that are rules. We see hardly any gain for a style in prose, and none in content: without",
+        f"opener and sign-off, ROUGE-1 changes by {words.value:+.2f} (95 % interval {words.low:+.2f} to",
+        f"{words.high:+.2f})",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #26rdemo
@@ -263,10 +279,6 @@ def write_new_people_paragraph() -> str:
             [row for row in rows if row["user"] in grid.CHARACTERS],
         )
     ]
-    means = [grid.person_means(rows, f"content_preference{end}") for end in ("_bare", "")]
-    content = mean_over_users(means[1] - means[0])
-    means = [grid.person_means(rows, f"content_rouge1{end}") for end in ("_bare", "")]
-    frameless = mean_over_users(means[1] - means[0])
     words = {policy: grid.person_means(rows, "rouge1", policy) for policy in ("active", *grid.RIVALS)}
     rouge = ratio_to_best(words.pop("active"), words)
     streams = len({row["seed"] for row in rows})
@@ -281,11 +293,7 @@ def write_new_people_paragraph() -> str:
         "times that of the best rival. For simulated people with habits, the adapter gives a lower loss to the user's",
         f"manner than to a plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the",
         f"characters it prefers their manner to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}).",
-        "The share of cases with a lower loss for the right answer than for the user's answer to another prompt",
-        f"changes by {content.value:+.2f} (95 % interval {content.low:+.2f} to {content.high:+.2f}). So the pocket",
-        "model learns habits that are rules. We see hardly any gain for a style in prose, and none in content: without",
-        f"opener and sign-off, ROUGE-1 changes by {frameless.value:+.2f} (95 % interval {frameless.low:+.2f} to",
-        f"{frameless.high:+.2f})",
+        *describe_content(grid, rows),
         "([plan and rows](experiments/26_new_people_grid.ipynb)).",
         *compare_defaults(grid, rows),
     )
