@@ -240,8 +240,8 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
     older, found = shares
     return (
         "With older defaults, which taught the rivals less from their few corrections, the share was",
-        f"{older.share:.2f} in the same streams. Without the one person who changes the subject, and the one with two, it",
-        f"is {found.share:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); we left these two out after we had",
+        f"{older.share:.2f} in the same streams. Without the one person who changes the subject, and the one with",
+        f"two, it is {found.share:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); we left these two out after we had",
         "seen their rows, and a rule that was made for them did not help",
         "([covering](experiments/36_exploration.ipynb)).",
     )
