@@ -238,10 +238,11 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
         losses = {p: grid.person_means(part, "loss", p) for p in grid.POLICIES_COMPARED}
         shares.append(grid.share_from_best_rival(losses))
     older, found = shares
+    interval = f"(95 % interval {found.low:.2f} to {found.high:.2f})"
     return (
         "With older defaults, which taught the rivals less from their few corrections, the share was",
-        f"{older.share:.2f} in the same streams. Without the one person who changes the subject, and the one with",
-        f"two, it is {found.share:.2f} (95 % interval {found.low:.2f} to {found.high:.2f}); we left these two out after we had",
+        f"{older.share:.2f} in the same streams. Without the one person who changes the subject, and the one",
+        f"with two, it is {found.share:.2f} {interval}; we left these two out after we had",
         "seen their rows, and a rule that was made for them did not help",
         "([covering](experiments/36_exploration.ipynb)).",
     )
