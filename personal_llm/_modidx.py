@@ -4800,6 +4800,10 @@ d = {
                 "experiments/demo.html#describe_content",
                 "personal_llm/experiments/demo.py",
             ),
+            "personal_llm.experiments.demo.describe_share": (
+                "experiments/demo.html#describe_share",
+                "personal_llm/experiments/demo.py",
+            ),
             "personal_llm.experiments.demo.format_interval": (
                 "experiments/demo.html#format_interval",
                 "personal_llm/experiments/demo.py",

@@ -349,7 +349,7 @@ GROWING = (  # claim, metric of `sizes`, the sign of better
         "loss by the fitted start",
         -1,
     ),
-    ("ours: a larger model gains more by `active` (share of the gap)", "share of the gap by active", 1),
+    ("ours: a larger model gains more by `active` (share of the gap from reservoir)", "share of the gap by active", 1),
     ("ours: a larger model learns more manner (style preference)", "style preference", 1),
     ("ours: a larger model keeps more habits", "habits", 1),
     ("ours: a larger model learns more content (content preference)", "content preference", 1),
