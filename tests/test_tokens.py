@@ -157,8 +157,8 @@ def test_old_turns_go_first_then_the_prompt_then_the_answer(tokenizer, length, w
     read, size = tokenizer.decode(sample["input_ids"]), len(sample["input_ids"])
     gone = len(whole["input_ids"]) - size
     assert whole["num_truncated"] == 0 and size <= length
-    assert 0 < sample["num_truncated"] <= gone + 1 or sample["num_truncated"] == gone == 0, (
-        "what is left may need a token more at the seam"
+    assert 0 < sample["num_truncated"] <= gone + 2 or sample["num_truncated"] == gone == 0, (
+        "what is left may need two tokens more at the seam: a space and a word that were one token"
     )
     kept = [n for n in range(pairs) if f"u{n} " in read]
     assert kept == list(range(pairs))[pairs - len(kept) :], "the oldest go first"
