@@ -185,9 +185,7 @@ def fit_growth(
     return dict(slope=slopes) | {size: values + slopes * (np.log10(size) - places.mean()) for size in PAPER_SIZES}
 
 
-def read_growth() -> (
-    dict
-):  # size in millions of parameters -> what `measure_growth` gives; empty before all rows are there
+def read_growth() -> dict:  # size -> what `measure_growth` gives; empty before all rows are there
     "Return the metrics of each size, of the same people."
     rows = {size: read_sized_rows(size) for size in SIZES}
     is_complete = all(len(found) == len(SIZED_PEOPLE) * len(ALL_POLICIES) for found in rows.values())
