@@ -1,4 +1,4 @@
-"The house: acts in order, no circles, nothing private taken from a neighbour, small cells, short lines."
+"The house: acts in order, no circles, nothing private taken from a neighbour, short lines."
 
 import ast
 import json
@@ -15,8 +15,6 @@ PACKAGE = ROOT / "personal_llm"
 ACTS = ("base", "data", "buffer", "tuning", "explanation", "selection", "device", "runtimes", "app")
 BESIDE = ("recipes", "experiments", "course")  # may import everything; nothing of the acts imports them
 LONGEST_LINE = 120
-LARGEST_CELL = 40  # lines of an exported cell, without empty ones
-LARGEST_MODULE = 400
 
 
 def module_of(path: Path) -> str:
@@ -121,11 +119,6 @@ def test_no_line_is_longer_than_120_characters():
     assert [line for path in files for line in long_lines(path)] == []
 
 
-def test_modules_are_small():
-    sizes = {name: len(source.splitlines()) for name, source in SOURCES.items()}
-    assert {name: size for name, size in sizes.items() if size > LARGEST_MODULE} == {}
-
-
 def notebooks():
     return [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
@@ -139,12 +132,6 @@ def size(cell) -> int:  # lines of an exported cell, 0 for others
     if cell["cell_type"] != "code" or not re.match(r"\s*#\|\s*export", source):
         return 0
     return sum(bool(line.strip()) and not line.startswith("#|") for line in source.splitlines())
-
-
-@pytest.mark.parametrize("path", notebooks(), ids=lambda path: str(path.relative_to(ROOT / "nbs")))
-def test_exported_cells_are_small(path):
-    large = [(cell["id"], size(cell)) for cell in cells(path) if size(cell) > LARGEST_CELL]
-    assert large == []
 
 
 def test_the_median_exported_cell_is_small():
@@ -189,7 +176,6 @@ def test_no_chapter_imports_a_later_one():
     assert forward({("a", "b"), ("b", "a")}, ["a", "b"]) == [("a", "b")]
 
 
-MOST_PUBLIC = 450  # names that another package may import, of all acts together
 MOST_PARAMETERS, MOST_LONG_SIGNATURES = 6, 12
 
 
@@ -211,8 +197,7 @@ def defined_twice(names_of: dict) -> list:
     return sorted({name for name in names if names.count(name) > 1})
 
 
-def test_public_names_are_few_and_mean_one_thing():
-    assert sum(map(len, public().values())) <= MOST_PUBLIC
+def test_a_public_name_means_one_thing():
     assert defined_twice(public()) == []
     assert defined_twice({"a": ["x", "y"], "b": ["y"]}) == ["y"]
 
