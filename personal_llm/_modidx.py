@@ -299,25 +299,6 @@ d = {
                 "personal_llm/app/chat_widget.py",
             ),
         },
-        "personal_llm.app.choosing": {
-            "personal_llm.app.choosing.check_new_folder": (
-                "8_app/choosing.html#check_new_folder",
-                "personal_llm/app/choosing.py",
-            ),
-            "personal_llm.app.choosing.choose_command": (
-                "8_app/choosing.html#choose_command",
-                "personal_llm/app/choosing.py",
-            ),
-            "personal_llm.app.choosing.copy_pllm": ("8_app/choosing.html#copy_pllm", "personal_llm/app/choosing.py"),
-            "personal_llm.app.choosing.judge_at_terminal": (
-                "8_app/choosing.html#judge_at_terminal",
-                "personal_llm/app/choosing.py",
-            ),
-            "personal_llm.app.choosing.type_prompts": (
-                "8_app/choosing.html#type_prompts",
-                "personal_llm/app/choosing.py",
-            ),
-        },
         "personal_llm.app.cli": {
             "personal_llm.app.cli.format_error": ("8_app/cli.html#format_error", "personal_llm/app/cli.py"),
             "personal_llm.app.cli.is_out_of_memory": ("8_app/cli.html#is_out_of_memory", "personal_llm/app/cli.py"),
