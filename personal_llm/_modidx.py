@@ -775,6 +775,10 @@ d = {
                 "8_app/personalize.html#summarise_personalizer",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.tuning_setting": (
+                "8_app/personalize.html#tuning_setting",
+                "personal_llm/app/personalize.py",
+            ),
         },
         "personal_llm.app.publishing": {
             "personal_llm.app.publishing.confirm": ("8_app/publishing.html#confirm", "personal_llm/app/publishing.py"),
@@ -1440,6 +1444,94 @@ d = {
             "personal_llm.base.folder_store.truncate_journal": (
                 "0_base/folder_store.html#truncate_journal",
                 "personal_llm/base/folder_store.py",
+            ),
+        },
+        "personal_llm.base.gguf": {
+            "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.GgufHeader.__repr__": (
+                "0_base/gguf.html#ggufheader.__repr__",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.GgufHeader.family": (
+                "0_base/gguf.html#ggufheader.family",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.HeaderCursor.__init__": (
+                "0_base/gguf.html#headercursor.__init__",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor.count_entries": (
+                "0_base/gguf.html#headercursor.count_entries",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor.fail": (
+                "0_base/gguf.html#headercursor.fail",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor.read": (
+                "0_base/gguf.html#headercursor.read",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor.read_number": (
+                "0_base/gguf.html#headercursor.read_number",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.HeaderCursor.read_text": (
+                "0_base/gguf.html#headercursor.read_text",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf._add_once": ("0_base/gguf.html#_add_once", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf._convert_into": ("0_base/gguf.html#_convert_into", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf._find_data": ("0_base/gguf.html#_find_data", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.are_merges_known": (
+                "0_base/gguf.html#are_merges_known",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.check_shapes": ("0_base/gguf.html#check_shapes", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.dequantize_tensor": (
+                "0_base/gguf.html#dequantize_tensor",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.find_family_problem": (
+                "0_base/gguf.html#find_family_problem",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.find_rope_scaling": (
+                "0_base/gguf.html#find_rope_scaling",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.get_stored_size": ("0_base/gguf.html#get_stored_size", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.read_gguf_config": (
+                "0_base/gguf.html#read_gguf_config",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.read_gguf_header": (
+                "0_base/gguf.html#read_gguf_header",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.read_special_tokens": (
+                "0_base/gguf.html#read_special_tokens",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.read_tensor_info": (
+                "0_base/gguf.html#read_tensor_info",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.read_value": ("0_base/gguf.html#read_value", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.read_vocabulary": ("0_base/gguf.html#read_vocabulary", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.write_converted_model": (
+                "0_base/gguf.html#write_converted_model",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.write_slim_header": (
+                "0_base/gguf.html#write_slim_header",
+                "personal_llm/base/gguf.py",
             ),
         },
         "personal_llm.base.ledger": {
@@ -4321,6 +4413,10 @@ d = {
                 "6_device/corrections.html#chatsession.undo_learning",
                 "personal_llm/device/corrections.py",
             ),
+            "personal_llm.device.corrections.adopt_imported": (
+                "6_device/corrections.html#adopt_imported",
+                "personal_llm/device/corrections.py",
+            ),
         },
         "personal_llm.device.forgetting": {
             "personal_llm.device.forgetting.ForgetReport": (
@@ -4349,6 +4445,10 @@ d = {
             ),
             "personal_llm.device.forgetting.ForgetRequest.is_early": (
                 "6_device/forgetting.html#forgetrequest.is_early",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.ForgetRequest.is_in": (
+                "6_device/forgetting.html#forgetrequest.is_in",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.ForgetRequest.matches": (
@@ -4381,6 +4481,10 @@ d = {
             ),
             "personal_llm.device.forgetting.PersonalizerState.plan_rebuild": (
                 "6_device/forgetting.html#personalizerstate.plan_rebuild",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.PersonalizerState.read_question": (
+                "6_device/forgetting.html#personalizerstate.read_question",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (
@@ -4727,6 +4831,44 @@ d = {
                 "experiments/bins.html#measure",
                 "personal_llm/experiments/bins.py",
             )
+        },
+        "personal_llm.experiments.choosing": {
+            "personal_llm.experiments.choosing.StyleBelief": (
+                "experiments/choosing.html#stylebelief",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.StyleBelief.__init__": (
+                "experiments/choosing.html#stylebelief.__init__",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.StyleBelief.choose_pair": (
+                "experiments/choosing.html#stylebelief.choose_pair",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.StyleBelief.update": (
+                "experiments/choosing.html#stylebelief.update",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.compute_answer_chances": (
+                "experiments/choosing.html#compute_answer_chances",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.compute_entropy": (
+                "experiments/choosing.html#compute_entropy",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.compute_utilities": (
+                "experiments/choosing.html#compute_utilities",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.is_sure": (
+                "experiments/choosing.html#is_sure",
+                "personal_llm/experiments/choosing.py",
+            ),
+            "personal_llm.experiments.choosing.rank_by_belief": (
+                "experiments/choosing.html#rank_by_belief",
+                "personal_llm/experiments/choosing.py",
+            ),
         },
         "personal_llm.experiments.clicks": {
             "personal_llm.experiments.clicks.click": (
@@ -6329,6 +6471,14 @@ d = {
                 "4_explanation/explanation.html#explanation.words",
                 "personal_llm/explanation/explanation.py",
             ),
+            "personal_llm.explanation.explanation.ProbeBudget": (
+                "4_explanation/explanation.html#probebudget",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.ProbeBudget.for_model": (
+                "4_explanation/explanation.html#probebudget.for_model",
+                "personal_llm/explanation/explanation.py",
+            ),
             "personal_llm.explanation.explanation.ProbePrompts": (
                 "4_explanation/explanation.html#probeprompts",
                 "personal_llm/explanation/explanation.py",
@@ -6339,6 +6489,10 @@ d = {
             ),
             "personal_llm.explanation.explanation.bootstrap_indices": (
                 "4_explanation/explanation.html#bootstrap_indices",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.describe_adapter": (
+                "4_explanation/explanation.html#describe_adapter",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.explain": (
@@ -6367,6 +6521,10 @@ d = {
             ),
             "personal_llm.explanation.explanation.measure_word_shifts": (
                 "4_explanation/explanation.html#measure_word_shifts",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.place_dialogues": (
+                "4_explanation/explanation.html#place_dialogues",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.prepare_probes": (
@@ -6582,9 +6740,103 @@ d = {
                 "personal_llm/explanation/space.py",
             ),
         },
+        "personal_llm.explanation.space_fitting": {
+            "personal_llm.explanation.space_fitting.SpaceTexts": (
+                "4_explanation/space_fitting.html#spacetexts",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.SpaceTexts.all_dialogues": (
+                "4_explanation/space_fitting.html#spacetexts.all_dialogues",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.blend_directions": (
+                "4_explanation/space_fitting.html#blend_directions",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.build_word_vectors": (
+                "4_explanation/space_fitting.html#build_word_vectors",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.calibrate_strength": (
+                "4_explanation/space_fitting.html#calibrate_strength",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.compute_shared_shifts": (
+                "4_explanation/space_fitting.html#compute_shared_shifts",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.compute_shifts": (
+                "4_explanation/space_fitting.html#compute_shifts",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.discriminant_axes": (
+                "4_explanation/space_fitting.html#discriminant_axes",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.estimate_space_cost": (
+                "4_explanation/space_fitting.html#estimate_space_cost",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.feature_direction": (
+                "4_explanation/space_fitting.html#feature_direction",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.feature_scale": (
+                "4_explanation/space_fitting.html#feature_scale",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.fit_axes": (
+                "4_explanation/space_fitting.html#fit_axes",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.fit_space": (
+                "4_explanation/space_fitting.html#fit_space",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.load_space_texts": (
+                "4_explanation/space_fitting.html#load_space_texts",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.make_space": (
+                "4_explanation/space_fitting.html#make_space",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.measure_nats_per_unit": (
+                "4_explanation/space_fitting.html#measure_nats_per_unit",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.measure_probe_texts": (
+                "4_explanation/space_fitting.html#measure_probe_texts",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.panel_means": (
+                "4_explanation/space_fitting.html#panel_means",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.plain_threshold": (
+                "4_explanation/space_fitting.html#plain_threshold",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.show_progress": (
+                "4_explanation/space_fitting.html#show_progress",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.tune_reference_pllm": (
+                "4_explanation/space_fitting.html#tune_reference_pllm",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+            "personal_llm.explanation.space_fitting.whitening_matrix": (
+                "4_explanation/space_fitting.html#whitening_matrix",
+                "personal_llm/explanation/space_fitting.py",
+            ),
+        },
         "personal_llm.explanation.style": {
             "personal_llm.explanation.style.check_answer_count": (
                 "4_explanation/style.html#check_answer_count",
+                "personal_llm/explanation/style.py",
+            ),
+            "personal_llm.explanation.style.sample_base_features": (
+                "4_explanation/style.html#sample_base_features",
                 "personal_llm/explanation/style.py",
             ),
             "personal_llm.explanation.style.sample_responses": (
@@ -7463,60 +7715,6 @@ d = {
                 "personal_llm/recipes/shipped_library.py",
             ),
         },
-        "personal_llm.recipes.space_fitting": {
-            "personal_llm.recipes.space_fitting.blend_directions": (
-                "recipes/space_fitting.html#blend_directions",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.build_word_vectors": (
-                "recipes/space_fitting.html#build_word_vectors",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.calibrate_strength": (
-                "recipes/space_fitting.html#calibrate_strength",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.compute_shifts": (
-                "recipes/space_fitting.html#compute_shifts",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.discriminant_axes": (
-                "recipes/space_fitting.html#discriminant_axes",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.feature_direction": (
-                "recipes/space_fitting.html#feature_direction",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.feature_scale": (
-                "recipes/space_fitting.html#feature_scale",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.fit_axes": (
-                "recipes/space_fitting.html#fit_axes",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.fit_space": (
-                "recipes/space_fitting.html#fit_space",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.measure_nats_per_unit": (
-                "recipes/space_fitting.html#measure_nats_per_unit",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.panel_means": (
-                "recipes/space_fitting.html#panel_means",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.plain_threshold": (
-                "recipes/space_fitting.html#plain_threshold",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-            "personal_llm.recipes.space_fitting.whitening_matrix": (
-                "recipes/space_fitting.html#whitening_matrix",
-                "personal_llm/recipes/space_fitting.py",
-            ),
-        },
         "personal_llm.recipes.style_pools": {
             "personal_llm.recipes.style_pools.Pool": (
                 "recipes/style_pools.html#pool",
@@ -7624,12 +7822,20 @@ d = {
                 "recipes/style_space.html#reference_texts",
                 "personal_llm/recipes/style_space.py",
             ),
+            "personal_llm.recipes.style_space.space_table": (
+                "recipes/style_space.html#space_table",
+                "personal_llm/recipes/style_space.py",
+            ),
             "personal_llm.recipes.style_space.with_habits": (
                 "recipes/style_space.html#with_habits",
                 "personal_llm/recipes/style_space.py",
             ),
             "personal_llm.recipes.style_space.word_blends": (
                 "recipes/style_space.html#word_blends",
+                "personal_llm/recipes/style_space.py",
+            ),
+            "personal_llm.recipes.style_space.write_space_texts": (
+                "recipes/style_space.html#write_space_texts",
                 "personal_llm/recipes/style_space.py",
             ),
         },
@@ -8355,52 +8561,6 @@ d = {
             "personal_llm.selection.cards.write_pllm": (
                 "5_selection/cards.html#write_pllm",
                 "personal_llm/selection/cards.py",
-            ),
-        },
-        "personal_llm.selection.choosing": {
-            "personal_llm.selection.choosing.StyleBelief": (
-                "5_selection/choosing.html#stylebelief",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.StyleBelief.__init__": (
-                "5_selection/choosing.html#stylebelief.__init__",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.StyleBelief.choose_pair": (
-                "5_selection/choosing.html#stylebelief.choose_pair",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.StyleBelief.update": (
-                "5_selection/choosing.html#stylebelief.update",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.choose_by_clicks": (
-                "5_selection/choosing.html#choose_by_clicks",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.compute_answer_chances": (
-                "5_selection/choosing.html#compute_answer_chances",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.compute_entropy": (
-                "5_selection/choosing.html#compute_entropy",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.compute_utilities": (
-                "5_selection/choosing.html#compute_utilities",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.is_sure": (
-                "5_selection/choosing.html#is_sure",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.rank_by_belief": (
-                "5_selection/choosing.html#rank_by_belief",
-                "personal_llm/selection/choosing.py",
-            ),
-            "personal_llm.selection.choosing.sample_pair": (
-                "5_selection/choosing.html#sample_pair",
-                "personal_llm/selection/choosing.py",
             ),
         },
         "personal_llm.selection.gradient_match": {
@@ -9152,6 +9312,10 @@ d = {
             ),
             "personal_llm.tuning.config.TuningConfig.fit_to_trial": (
                 "3_tuning/config.html#tuningconfig.fit_to_trial",
+                "personal_llm/tuning/config.py",
+            ),
+            "personal_llm.tuning.config.TuningConfig.for_model": (
+                "3_tuning/config.html#tuningconfig.for_model",
                 "personal_llm/tuning/config.py",
             ),
             "personal_llm.tuning.config.TuningConfig.match_adapter": (

@@ -17,10 +17,10 @@ from ..explanation.space import concatenate_blocks, load_pocket_encoder
 from ..explanation.explanation import style_coordinates
 from ..explanation.style import sample_responses, style_shifts
 from ..base.files import ASSETS
+from .choosing import ANSWERS, MAX_CLICKS, StyleBelief, is_sure, rank_by_belief
 from .fit import load_pool_library
 from .runner import Grid
 from ..recipes.style_pools import load_pool
-from ..selection.choosing import ANSWERS, MAX_CLICKS, StyleBelief, is_sure, rank_by_belief
 from ..selection.library import load_space
 from ..selection.ranking import PLAIN_PLLM
 
