@@ -6,6 +6,7 @@ import pytest
 from personal_llm import personalize
 from personal_llm.app import personalize as module
 from personal_llm.base import models
+from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.leakage import compute_exposure, make_canaries, response_losses
 from tiny import tiny
 from typed import found, rows
@@ -31,7 +32,8 @@ def bytes_below(folder) -> bytes:
 def model(monkeypatch):
     made = tiny("llama", seed=3)
     monkeypatch.setattr(models, "load_model", lambda name="pocket", **named: made)
-    monkeypatch.setattr(module, "LARGE_MODEL_LEARNING_RATE", 1e-2)
+    config = lambda model, settings: TuningConfig(learning_rate=1e-2, steps=settings.steps)
+    monkeypatch.setattr(module, "make_tuning_config", config)
     monkeypatch.setattr(module, "MAX_MEASURED_REPLY_TOKENS", 4)
     return made
 

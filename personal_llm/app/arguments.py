@@ -21,7 +21,7 @@ from ..data.reading import read_dialogues
 from ..device.store import find_state_folders, read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import Library
+from ..selection.library import SHIPPED_LIBRARIES, Library
 from ..selection.remote_library import is_library_address
 
 # %% ../../nbs/8_app/01_arguments.ipynb #5c715d3f
@@ -66,7 +66,7 @@ def _make_setting_option(setting):  # a function of a parser
     kind = dict(choices=facts["choices"], metavar="NAME")
     if str(facts["kind"]).startswith("whole number"):
         kind = dict(type=parse_whole_number, metavar="N")
-    elif facts["kind"] in ("share", "number", "positive number"):
+    elif str(facts["kind"]).removesuffix(" or none") in ("share", "number", "positive number"):
         kind = dict(type=float, metavar="X")
     return option(name, dest=setting.name, default=default, help=text, **kind)
 
@@ -215,8 +215,9 @@ MODEL_OPTIONS = [
 ]
 SEED_OPTION = integer_option("--seed", 0, "seed of all random choices")
 FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of personalize or chat")
-LIBRARY_HELP = "a library's folder, its https address, or pocket (default: pocket)"
-LIBRARY_OPTION = option("--library", default="pocket", metavar="LIB", help=LIBRARY_HELP)
+LIBRARY_HELP = "a library's folder, its https address, or a model's name: pocket, smollm2"
+OWN_LIBRARY_HELP = f"{LIBRARY_HELP} (default: the one in the package that was made for the model)"
+LIBRARY_OPTION = option("--library", metavar="LIB", help=OWN_LIBRARY_HELP)
 SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
 SKIP_INVALID_OPTION = option("--skip-invalid", action="store_true", help=SKIP_INVALID_HELP)
 DATA_HELP = (
@@ -293,7 +294,7 @@ def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # 
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
 def find_library_folder(name: str) -> Path:
     "Return the folder of a library."
-    return ASSETS / "library" if name == "pocket" else Path(name)
+    return Path(SHIPPED_LIBRARIES.get(name, name))
 
 
 def open_library(name: str, skip_invalid: bool = False):  # a `Library`

@@ -352,7 +352,7 @@ PHONE_EXPORT_OPTIONS = [
     *MODEL_OPTIONS[:2],
     option("--out", required=True, metavar="DIR", help=BUNDLE_HELP),
     option("--start-from", metavar="DIR", help="adapter to start from (default: none)"),
-    *setting_options(PersonalizeSettings, "steps"),
+    *setting_options(TuningConfig, "steps"),
     integer_option("--batch-size", 4, "dialogues in a step; fewer need less memory"),
     integer_option("--max-length", 128, "tokens of a dialogue; longer ones lose their beginning"),
     SEED_OPTION,

@@ -72,13 +72,13 @@ class Personalizer(AnnotationManager):
         buffer: Buffer = None,  # 32 bins under the `active` policy by default
         annotator=None,  # a function: dialogue -> better response, or None if the response is acceptable
         settings: PersonalizerSettings = None,  # the defaults if None
-        config: TuningConfig = TuningConfig(),
+        config: TuningConfig = None,  # `TuningConfig.for_model` by default
         lexicons=None,  # the shipped ones by default
         folder=None,  # where adapters and state lie; temporary folders by default
         start=None,  # where the first fine-tune begins, see `finetune`
         **changes,  # single settings, such as `max_questions=16`; see `PersonalizerSettings`
     ):
-        self.model, self.config = model, check(config, TuningConfig, "config")
+        self.model, self.config = model, check(config or TuningConfig.for_model(model), TuningConfig, "config")
         settings = check(settings or PersonalizerSettings(), PersonalizerSettings, "settings")
         self.settings = settings = replace(settings, **changes)
         buffer = check(Buffer() if buffer is None else buffer, Buffer, "buffer")

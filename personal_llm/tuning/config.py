@@ -21,6 +21,10 @@ def _count(default: int, help: str, low: int = 1):
     "Return a field for a whole number."
     return setting(default, help, low=low, high=MAX_COUNT)
 
+# %% ../../nbs/3_tuning/02_config.ipynb #fm02
+LARGE_MODEL_PARAMETERS = 5 * 10**7  # a model with more gets these defaults
+LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=24, checks=3, patience=3)
+
 # %% ../../nbs/3_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
 class TuningConfig:
@@ -31,7 +35,7 @@ class TuningConfig:
     dropout: float = setting(0.05, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
     layers: int = _count(0, "layers from the top with LoRA, 0: all; the others run once per dialogue", low=0)
-    learning_rate: float = setting(1e-3, "for the pocket model; large models want 1e-4 to 3e-4", "positive number")
+    learning_rate: float = setting(1e-3, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = _count(80, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(8, "samples in a forward pass, at most")
     gradient_accumulation_steps: int = _count(1, "forward passes in a step, where memory is short")
@@ -57,6 +61,17 @@ class TuningConfig:
         check_settings_fields(self)
         if self.noise and not self.clipping:
             raise InputError(f"noise is {self.noise} without clipping", "set clipping, such as clipping=1.0")
+
+    @classmethod
+    def for_model(
+        cls,
+        model,  # `Model`
+        **changes,  # fields that you set yourself; None leaves the model's default
+    ) -> "TuningConfig":
+        "Return the defaults of a model, which we measured on the pocket model and on SmolLM2, with your changes."
+        is_large = model.model.num_parameters() > LARGE_MODEL_PARAMETERS
+        own = {name: value for name, value in changes.items() if value is not None}
+        return cls(**(LARGE_MODEL_DEFAULTS if is_large else {}) | own)
 
     @property
     def check_interval(self) -> int:
@@ -133,13 +148,14 @@ def match_adapter(
     settings: dict,  # of a start: the content of its adapter_config.json
     place,  # the start's folder, for the message
     modules=(),  # names of the model's modules
+    defaults: TuningConfig = TuningConfig(),  # what nobody asked for, as of `for_model`
 ) -> TuningConfig:
     "Return these settings in a start's shape; raise `InputError` where another shape was asked for."
     shape = read_adapter_shape(settings, place)
     for name, value in shape.items():
         requested = getattr(self, name)
         is_same = name == "target_modules" and selects_same_modules(requested, value, modules)
-        if requested not in (value, getattr(TuningConfig, name)) and not is_same:
+        if requested not in (value, getattr(defaults, name)) and not is_same:
             problem = f"{place}: has {name} {value}, and TuningConfig asks for {requested}"
             raise InputError(problem, f"leave {name} out, or start from the bare model")
     return replace(self, **shape)
