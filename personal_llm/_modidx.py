@@ -531,6 +531,14 @@ d = {
                 "8_app/library_commands.html#build_plain_pllm",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.check_filled_library": (
+                "8_app/library_commands.html#check_filled_library",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.complete_style": (
+                "8_app/library_commands.html#complete_style",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
                 "personal_llm/app/library_commands.py",
@@ -567,6 +575,10 @@ d = {
                 "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.format_strength": (
+                "8_app/library_commands.html#format_strength",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
@@ -575,8 +587,20 @@ d = {
                 "8_app/library_commands.html#load_build_space",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.make_space_here": (
+                "8_app/library_commands.html#make_space_here",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.needs_explanation": (
                 "8_app/library_commands.html#needs_explanation",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.open_named_style": (
+                "8_app/library_commands.html#open_named_style",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.open_own_library": (
+                "8_app/library_commands.html#open_own_library",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_plain_file": (
@@ -593,6 +617,10 @@ d = {
             ),
             "personal_llm.app.library_commands.show_command": (
                 "8_app/library_commands.html#show_command",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.space_command": (
+                "8_app/library_commands.html#space_command",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.verify_command": (
@@ -1493,6 +1521,7 @@ d = {
             "personal_llm.base.gguf.check_shapes": ("0_base/gguf.html#check_shapes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.dequantize_tensor": (
                 "0_base/gguf.html#dequantize_tensor",
                 "personal_llm/base/gguf.py",
@@ -1505,7 +1534,9 @@ d = {
                 "0_base/gguf.html#find_rope_scaling",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.get_stored_size": ("0_base/gguf.html#get_stored_size", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_gguf_config": (
                 "0_base/gguf.html#read_gguf_config",
                 "personal_llm/base/gguf.py",
@@ -1601,6 +1632,10 @@ d = {
             ),
             "personal_llm.base.loading.choose_device": (
                 "0_base/loading.html#choose_device",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.choose_model_name": (
+                "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
@@ -8706,6 +8741,10 @@ d = {
                 "5_selection/library.html#library.check",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.check_base": (
+                "5_selection/library.html#library.check_base",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.check_name_free": (
                 "5_selection/library.html#library.check_name_free",
                 "personal_llm/selection/library.py",
@@ -8768,6 +8807,10 @@ d = {
             ),
             "personal_llm.selection.library._list_pllms": (
                 "5_selection/library.html#_list_pllms",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.find_shipped_library": (
+                "5_selection/library.html#find_shipped_library",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.load_space": (

@@ -16,8 +16,8 @@ import numpy as np
 from . import tokens
 from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .loading import choose_device, compute_fingerprint, find_weight_files, get_cached_fingerprint
-from .loading import hash_attached_adapter, is_causal, load_causal_lm
+from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
+from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
 # %% ../../nbs/0_base/09_models.ipynb #c0cba331
@@ -96,14 +96,15 @@ class Model:
 
 # %% ../../nbs/0_base/09_models.ipynb #9a9f3b9b
 def load_model(
-    name="pocket",  # "pocket", a folder, a Hugging Face id, or live objects `(model, tokenizer)`
+    name=None,  # "smollm2", "pocket", a folder, a GGUF file, a Hugging Face id, or live objects `(model, tokenizer)`
     device: str = None,  # "cuda", "mps", "cpu"; the best one by default
     dtype: str = None,  # "float32", "bfloat16", "float16"; bfloat16 on CUDA, else float32
     chat_template: str = None,  # a Jinja template, or "plain" for a model without one
     max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
 ) -> Model:
-    "Load a causal language model; raise `InputError` for an unknown name or missing weights."
+    "Load a causal language model, by default `smollm2`; raise `InputError` for an unknown name or missing weights."
     prepare_libraries()
+    name = choose_model_name(name)
     if isinstance(name, tuple):
         (model, tokenizer), name, files = name, "live", []
     else:
