@@ -581,6 +581,24 @@ def test_forget_leaves_no_byte(tmp_path):
     assert done.turns == 1 and not any(b"anzibarquux" in content for content in disk(tmp_path / "other").values())
 
 
+def test_an_import_cannot_name_itself_after_a_stored_turn(tmp_path):
+    "Rows with the id of a stored turn, or with it among their parents, would stand as the owner's correction."
+    talk = fresh(tmp_path)
+    for line in LINES[:3]:
+        reply(talk, line)
+    turn = talk.me.session["turns"][-1]
+    rows = [
+        Dialogue("Theirs", "a foreign text", id=turn["id"], origin="user"),
+        Dialogue("Theirs too", "another one", parents=(turn["id"],), origin="annotated"),
+    ]
+    talk.add_dialogues(rows)
+    mine = [d for d in talk.me.buffer.dialogues if turn["id"] in (d.id, *d.parents)]
+    assert not any("foreign" in d.response or "another" in d.response for d in mine)
+    talk.forget(text="Theirs")
+    assert turn["id"] in [row["id"] for row in talk.me.session["turns"]], "their row takes no turn of the owner along"
+    talk.close()
+
+
 def test_undo_takes_back_the_last_turn_and_its_question(tmp_path):
     talk = fresh(tmp_path / "me")
     last = until_asked(talk, LINES)

@@ -17,6 +17,7 @@ from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import OWNERSHIP_FILE, lock_folder
 from personal_llm.buffer import buffer
 from personal_llm.device import personalizer
+from personal_llm.device.conversation import candidate_to_dict
 from personal_llm.base.folder_store import STORE_FILE, claim_adapter_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
@@ -589,8 +590,8 @@ def test_wrong_wishes_are_one_line(wrong, tmp_path):
 
 def test_before_and_text_mean_what_they_say():
     d = Dialogue("One Pill", "two", labels=dict(about="Three"), id="chats.jsonl", time=4)
-    assert all(ForgetRequest(text=text).matches(d) for text in ("one pill", "TWO", "ne pi"))
-    assert not any(ForgetRequest(text=text).matches(d) for text in ("three", "about", "chats", "}")), "content only"
+    assert all(ForgetRequest(text=text).matches(d) for text in ("one pill", "TWO", "ne pi", "three"))
+    assert not any(ForgetRequest(text=text).matches(d) for text in ("about", "chats", "}")), "values only"
     assert (
         not ForgetRequest(text="four").matches(d)
         and ForgetRequest(before=4.5).matches(d)
@@ -618,6 +619,35 @@ def test_a_text_is_found_however_it_is_written(stored, asked, tmp_path):
         watch(me, [TALK[0], d])
         me.save()
         assert forget_folder(tmp_path / f"{n}", text=asked).ids == {d.id}
+
+
+def test_words_in_labels_are_found(tmp_path):
+    "A long refused try of an import stands in a label, and any saved row may have text there."
+    deep = Dialogue("Hello", "Hi", labels=dict(feedback=[dict(kind="choice", rejected="the " + CANARY)]))
+    me = start(tmp_path)
+    for d in (TALK[0], deep):
+        me.buffer.policy.choose = lambda view, candidate: None
+        me.offer(me.score([d.derive(id=d.id, parents=(), labels={})]))
+    me.buffer.replace_dialogue(1, deep)
+    me.save()
+    assert CANARY.encode() in bytes_below(tmp_path)
+    assert forget_folder(tmp_path, text=CANARY).ids == {deep.id} and CANARY.encode() not in bytes_below(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "how", [dict(text="the " + CANARY), dict(text="system " + CANARY), dict(before=1e6), dict(ids=["q"])], ids=str
+)
+def test_the_open_question_of_another_program_is_forgotten(how, tmp_path):
+    "It stands in the session only, with that program's system prompt and history."
+    history = [("system", "my system " + CANARY), ("user", "Hello"), ("assistant", "Hi")]
+    asked = Dialogue("Where is the " + CANARY + "?", "There.", history, id="q", time=50)
+    me = start(tmp_path)
+    watch(me, TALK[:2])
+    me.session = dict(turns=[], question=candidate_to_dict(me.score([asked])[0]), start="")
+    me.save()
+    assert CANARY.encode() in bytes_below(tmp_path)
+    assert "q" in forget_folder(tmp_path, **how).ids
+    assert CANARY.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).session["question"]
 
 
 def test_early_dialogues_that_left_the_buffer_leave_the_state(tmp_path):

@@ -54,23 +54,38 @@ class ForgetRequest:
         "Return whether a text contains the text of the request."
         return self.text is not None and normalize_text(self.text) in normalize_text(text)
 
+    def is_in(self, value) -> bool:
+        "Return whether a text, or a text in a list or a dictionary, contains the text of the request."
+        if isinstance(value, str):
+            return self.contains_text(value)
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        return any(map(self.is_in, parts))
+
     def is_early(self, time: float) -> bool:
         "Return whether a time is known, and before that of the request."
         return self.before is not None and time != 0 and time < self.before
 
     def matches(self, d: Dialogue) -> bool:
-        "Return whether the request matches a dialogue by its id, its time or its own words (not by its history)."
+        "Return whether a request matches a dialogue's id, its time, its own words or its labels (not its history)."
         is_named = self.everything or not self.ids.isdisjoint((d.id, *d.parents))
-        return is_named or self.is_early(d.time) or self.contains_text(d.prompt) or self.contains_text(d.response)
+        return is_named or self.is_early(d.time) or self.is_in((d.prompt, d.response, d.labels))
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00015
+@patch
+def read_question(self: PersonalizerState):  # the `Dialogue` of the open question, or None
+    "Return the dialogue that the user is asked about; another program's turn stands here only."
+    row = self.session.get("question")
+    return Dialogue.from_dict(row["dialogue"]) if row else None
+
+
 @patch
 def all_ids(self: PersonalizerState) -> set:
     "Return every id that the state names."
     ids = {decision.id for decision in self.buffer.log} | {*self.exchange_hashes} | self.asked_ids
     ids |= {row["id"] for row in self.session.get("turns", ())}
     ids |= {row["dialogue_id"] for row in self.feedback_rows}
-    ids |= {name for d in self.buffer.dialogues for name in (d.id, *d.parents)}
+    question = self.read_question()
+    ids |= {name for d in [*self.buffer.dialogues, *([question] if question else [])] for name in (d.id, *d.parents)}
     return ids.union(*(round.parents for round in self.rounds), *(row["parents"] for row in self.deleted_rounds))
 
 
@@ -99,7 +114,8 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
         is_copy = not row["is_given"] and row["text"] in replies - {""}
         if is_copy or request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
             ids.add(row["dialogue_id"])
-    for d in self.buffer.dialogues:
+    question = self.read_question()
+    for d in [*self.buffer.dialogues, *([question] if question else [])]:
         if request.matches(d) or not ids.isdisjoint((d.id, *d.parents)):
             ids |= {d.id, *d.parents}
     return ids & self.all_ids()
@@ -235,6 +251,9 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Remove all matching dialogues from the state; the caller deletes the files."
     ids, size_before = self.find_ids_to_forget(request), len(self.buffer)
     cut_ids = self.cut_histories(request, ids)
+    question = self.read_question()
+    if question and question.id not in ids and find_history_cut(question, request, set(), set()):
+        cut_ids |= {question.id}  # its history holds forgotten words, so it is not asked about any more
     changed_ids = ids | cut_ids
     undated, notes = list_undated_dialogues(self, request), list_sources(self)
     if not changed_ids:
@@ -253,10 +272,11 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     if "undone" in self.session:
         self.session["undone"] = [id for id in self.session["undone"] if id not in ids]
     if len(stay) < len(turns):
-        self.session |= dict(turns=stay, question=None)  # the open question came after them
+        self.session |= dict(turns=stay)
+    if self.session:
+        self.session |= dict(question=None)  # it came after a forgotten turn, is forgotten, or has a deleted adapter's scores
     if cut_ids or adapters:
         self.buffer.clear_embeddings()
-        self.session |= dict(question=None) if self.session else {}  # its scores are those of a deleted adapter
     notes += [DERIVED_ADAPTERS_NOTE] * bool(adapters)
     notes += list_unverifiable_adapters(self, request) + undated
     counts = size_before - len(self.buffer), len(cut_ids)
