@@ -37,6 +37,10 @@ d = {
                 "8_app/arguments.html#check_style_space",
                 "personal_llm/app/arguments.py",
             ),
+            "personal_llm.app.arguments.choose_model_argument": (
+                "8_app/arguments.html#choose_model_argument",
+                "personal_llm/app/arguments.py",
+            ),
             "personal_llm.app.arguments.data_options": (
                 "8_app/arguments.html#data_options",
                 "personal_llm/app/arguments.py",
@@ -47,6 +51,10 @@ d = {
             ),
             "personal_llm.app.arguments.find_library_folder": (
                 "8_app/arguments.html#find_library_folder",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.find_saved_model": (
+                "8_app/arguments.html#find_saved_model",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -159,9 +167,28 @@ d = {
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },
+        "personal_llm.app.chat_cell": {
+            "personal_llm.app.chat_cell.ChatCell": ("8_app/chat_cell.html#chatcell", "personal_llm/app/chat_cell.py"),
+            "personal_llm.app.chat_cell.ChatCell.__init__": (
+                "8_app/chat_cell.html#chatcell.__init__",
+                "personal_llm/app/chat_cell.py",
+            ),
+            "personal_llm.app.chat_cell.ChatCell._repr_html_": (
+                "8_app/chat_cell.html#chatcell._repr_html_",
+                "personal_llm/app/chat_cell.py",
+            ),
+            "personal_llm.app.chat_cell.ChatCell.close": (
+                "8_app/chat_cell.html#chatcell.close",
+                "personal_llm/app/chat_cell.py",
+            ),
+        },
         "personal_llm.app.chat_completions": {
             "personal_llm.app.chat_completions.ChatRequest": (
                 "8_app/chat_completions.html#chatrequest",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.check_is_stored": (
+                "8_app/chat_completions.html#check_is_stored",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.collect_items": (
@@ -223,80 +250,6 @@ d = {
             "personal_llm.app.chat_completions.summarise_reply": (
                 "8_app/chat_completions.html#summarise_reply",
                 "personal_llm/app/chat_completions.py",
-            ),
-        },
-        "personal_llm.app.chat_widget": {
-            "personal_llm.app.chat_widget.ChatWidget": (
-                "8_app/chat_widget.html#chatwidget",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget.__init__": (
-                "8_app/chat_widget.html#chatwidget.__init__",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget._make_button": (
-                "8_app/chat_widget.html#chatwidget._make_button",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget._make_field": (
-                "8_app/chat_widget.html#chatwidget._make_field",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget._repr_mimebundle_": (
-                "8_app/chat_widget.html#chatwidget._repr_mimebundle_",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget.draw_selected_tab": (
-                "8_app/chat_widget.html#chatwidget.draw_selected_tab",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget.refresh": (
-                "8_app/chat_widget.html#chatwidget.refresh",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget.submit_line": (
-                "8_app/chat_widget.html#chatwidget.submit_line",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.ChatWidget.watch_training": (
-                "8_app/chat_widget.html#chatwidget.watch_training",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.buffer_html": (
-                "8_app/chat_widget.html#buffer_html",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.call_on_enter": (
-                "8_app/chat_widget.html#call_on_enter",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.curve_html": (
-                "8_app/chat_widget.html#curve_html",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.html_cell": (
-                "8_app/chat_widget.html#html_cell",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.import_ipywidgets": (
-                "8_app/chat_widget.html#import_ipywidgets",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.render_message": (
-                "8_app/chat_widget.html#render_message",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.scores_html": (
-                "8_app/chat_widget.html#scores_html",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.style_html": (
-                "8_app/chat_widget.html#style_html",
-                "personal_llm/app/chat_widget.py",
-            ),
-            "personal_llm.app.chat_widget.wrap_in_scroll_box": (
-                "8_app/chat_widget.html#wrap_in_scroll_box",
-                "personal_llm/app/chat_widget.py",
             ),
         },
         "personal_llm.app.cli": {
@@ -361,8 +314,20 @@ d = {
                 "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.get_smollm2_command": (
+                "8_app/commands.html#get_smollm2_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.install_smollm2": (
+                "8_app/commands.html#install_smollm2",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.ledger_command": (
                 "8_app/commands.html#ledger_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.models_command": (
+                "8_app/commands.html#models_command",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
@@ -567,6 +532,10 @@ d = {
                 "8_app/library_commands.html#find_adapters",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.find_or_make_space": (
+                "8_app/library_commands.html#find_or_make_space",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.format_explanation": (
                 "8_app/library_commands.html#format_explanation",
                 "personal_llm/app/library_commands.py",
@@ -583,8 +552,8 @@ d = {
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.load_build_space": (
-                "8_app/library_commands.html#load_build_space",
+            "personal_llm.app.library_commands.load_named_space": (
+                "8_app/library_commands.html#load_named_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.make_space_here": (
@@ -735,12 +704,24 @@ d = {
                 "8_app/personalize.html#check_dialogue_count",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.check_start_base": (
+                "8_app/personalize.html#check_start_base",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.collect_examples": (
+                "8_app/personalize.html#collect_examples",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.compare_evaluations": (
                 "8_app/personalize.html#compare_evaluations",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.count_answers": (
                 "8_app/personalize.html#count_answers",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.count_habits": (
+                "8_app/personalize.html#count_habits",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.delete_other_runs": (
@@ -771,8 +752,16 @@ d = {
                 "8_app/personalize.html#format_change_table",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.format_examples": (
+                "8_app/personalize.html#format_examples",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.format_loss_change": (
                 "8_app/personalize.html#format_loss_change",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.has_habit": (
+                "8_app/personalize.html#has_habit",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.make_buffer": (
@@ -1020,6 +1009,10 @@ d = {
             ),
             "personal_llm.app.server_guard.is_own_host": (
                 "8_app/server_guard.html#is_own_host",
+                "personal_llm/app/server_guard.py",
+            ),
+            "personal_llm.app.server_guard.make_security_headers": (
+                "8_app/server_guard.html#make_security_headers",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.parse_address": (
@@ -1509,6 +1502,7 @@ d = {
                 "0_base/gguf.html#headercursor.read_text",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf._add_once": ("0_base/gguf.html#_add_once", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf._convert_into": ("0_base/gguf.html#_convert_into", "personal_llm/base/gguf.py"),
@@ -1526,8 +1520,14 @@ d = {
                 "0_base/gguf.html#dequantize_tensor",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.find_gguf_files": ("0_base/gguf.html#find_gguf_files", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.find_ollama_files": (
+                "0_base/gguf.html#find_ollama_files",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.find_rope_scaling": (
@@ -1535,8 +1535,14 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.get_memory": ("0_base/gguf.html#get_memory", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.get_stored_size": ("0_base/gguf.html#get_stored_size", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.list_hub_models": ("0_base/gguf.html#list_hub_models", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.list_local_models": (
+                "0_base/gguf.html#list_local_models",
+                "personal_llm/base/gguf.py",
+            ),
             "personal_llm.base.gguf.read_gguf_config": (
                 "0_base/gguf.html#read_gguf_config",
                 "personal_llm/base/gguf.py",
@@ -1660,6 +1666,10 @@ d = {
             ),
             "personal_llm.base.loading.get_encoder_id": (
                 "0_base/loading.html#get_encoder_id",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.get_lasting_name": (
+                "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.hash_attached_adapter": (
@@ -4670,6 +4680,10 @@ d = {
             ),
             "personal_llm.device.personalizer.PreparedRound": (
                 "6_device/personalizer.html#preparedround",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.count_rows": (
+                "6_device/personalizer.html#count_rows",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.load_personalizer": (
@@ -7729,6 +7743,18 @@ d = {
                 "recipes/shipped_library.html#apply_habits",
                 "personal_llm/recipes/shipped_library.py",
             ),
+            "personal_llm.recipes.shipped_library.describe_aim": (
+                "recipes/shipped_library.html#describe_aim",
+                "personal_llm/recipes/shipped_library.py",
+            ),
+            "personal_llm.recipes.shipped_library.halve_weights": (
+                "recipes/shipped_library.html#halve_weights",
+                "personal_llm/recipes/shipped_library.py",
+            ),
+            "personal_llm.recipes.shipped_library.library_config": (
+                "recipes/shipped_library.html#library_config",
+                "personal_llm/recipes/shipped_library.py",
+            ),
             "personal_llm.recipes.shipped_library.make_library": (
                 "recipes/shipped_library.html#make_library",
                 "personal_llm/recipes/shipped_library.py",
@@ -7831,6 +7857,10 @@ d = {
             ),
             "personal_llm.recipes.style_space.make_panels": (
                 "recipes/style_space.html#make_panels",
+                "personal_llm/recipes/style_space.py",
+            ),
+            "personal_llm.recipes.style_space.make_shipped_library": (
+                "recipes/style_space.html#make_shipped_library",
                 "personal_llm/recipes/style_space.py",
             ),
             "personal_llm.recipes.style_space.make_space": (
@@ -8741,10 +8771,6 @@ d = {
                 "5_selection/library.html#library.check",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.check_base": (
-                "5_selection/library.html#library.check_base",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.check_name_free": (
                 "5_selection/library.html#library.check_name_free",
                 "personal_llm/selection/library.py",
@@ -8807,6 +8833,10 @@ d = {
             ),
             "personal_llm.selection.library._list_pllms": (
                 "5_selection/library.html#_list_pllms",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.check_library_base": (
+                "5_selection/library.html#check_library_base",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.find_shipped_library": (
@@ -9758,76 +9788,6 @@ d = {
             "personal_llm.tuning.speedups.share_dropout": (
                 "3_tuning/speedups.html#share_dropout",
                 "personal_llm/tuning/speedups.py",
-            ),
-        },
-        "personal_llm.tuning.statistics": {
-            "personal_llm.tuning.statistics.Comparison": (
-                "3_tuning/statistics.html#comparison",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Comparison.__str__": (
-                "3_tuning/statistics.html#comparison.__str__",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Comparison.better": (
-                "3_tuning/statistics.html#comparison.better",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Comparison.to_dict": (
-                "3_tuning/statistics.html#comparison.to_dict",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Comparison.verdict": (
-                "3_tuning/statistics.html#comparison.verdict",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.Comparison.worse": (
-                "3_tuning/statistics.html#comparison.worse",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.MeanEstimate": (
-                "3_tuning/statistics.html#meanestimate",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.MeanEstimate.__str__": (
-                "3_tuning/statistics.html#meanestimate.__str__",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.check_user_values": (
-                "3_tuning/statistics.html#check_user_values",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.draw_resamples": (
-                "3_tuning/statistics.html#draw_resamples",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.holm_correction": (
-                "3_tuning/statistics.html#holm_correction",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.lower_confidence_bound": (
-                "3_tuning/statistics.html#lower_confidence_bound",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.mean_over_users": (
-                "3_tuning/statistics.html#mean_over_users",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.paired_bootstrap": (
-                "3_tuning/statistics.html#paired_bootstrap",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.sign_flip_test": (
-                "3_tuning/statistics.html#sign_flip_test",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.widen_interval": (
-                "3_tuning/statistics.html#widen_interval",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.widening_factor": (
-                "3_tuning/statistics.html#widening_factor",
-                "personal_llm/tuning/statistics.py",
             ),
         },
         "personal_llm.tuning.training_loop": {

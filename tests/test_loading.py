@@ -67,7 +67,7 @@ def test_a_home_folder_loads(folder, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     ["pockett", "Pocket", "no/such/folder", "./missing", "~/missing", "/nowhere", "", "a b", "a/b/c", "-x", "\ud800"]
-    + [5, None, ["pocket"], dict(), b"pocket", Path("missing"), Path(".")],
+    + [5, ["pocket"], dict(), b"pocket", Path("missing"), Path(".")],
     ids=repr,
 )
 def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):

@@ -11,14 +11,15 @@ import argparse
 import json
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..base.core import InputError
-from ..base.files import ASSETS
+from ..base.loading import choose_model_name
 from ..base.text import count_nouns, escape_controls
 from ..data.reading import read_dialogues
-from ..device.store import find_state_folders, read_state
+from ..device.store import find_state_folders, read_fact, read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import SHIPPED_LIBRARIES, Library
@@ -207,8 +208,12 @@ def build_parser(commands: dict = None) -> CommandParser:
     return top
 
 # %% ../../nbs/8_app/01_arguments.ipynb #616e58a7
+MODEL_HELP = (
+    "smollm2, pocket, a folder, a GGUF file, or a Hugging Face id to download (default: the model of --out if it holds "
+    "a state, else smollm2 where it is installed, else pocket)"
+)
 MODEL_OPTIONS = [
-    option("--model", default="pocket", help="pocket, a folder, or a Hugging Face id to download (default: pocket)"),
+    option("--model", default="", help=MODEL_HELP),
     option("--chat-template", metavar="T", help="plain, or a file with a Jinja template, for models that have none"),
     option("--device", choices=("cpu", "cuda", "mps"), help="device that computes (default: the fastest one here)"),
     option("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on CUDA, else float32"),
@@ -251,11 +256,28 @@ def get_model_settings(args) -> dict:  # as `load_model` takes them
     return dict(device=args.device, dtype=args.dtype, chat_template=template)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #53aaff27
+def find_saved_model(args) -> str:  # empty where there is none
+    "Return the name of the model in the state that the arguments name by a folder."
+    out, adapter = (getattr(args, name, None) for name in ("out", "adapter"))
+    adapters = adapter if isinstance(adapter, list) else [adapter] * bool(adapter)  # library build takes several
+    folders = [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]
+    for folder in folders:
+        with suppress(InputError, OSError):
+            return read_fact(find_state_folders(folder)[0], "model") or ""
+    return ""
+
+
+def choose_model_argument(args) -> None:
+    "Put the model's name into the arguments of a command that has the option and got none."
+    if args.model == "":
+        args.model = find_saved_model(args) or choose_model_name()
+
+
 def load_model_from_arguments(args):  # a `Model`
     "Load the model that the arguments name; raise `InputError` where model or device is missing."
     from personal_llm.base import models
 
-    return models.load_model(args.model, **get_model_settings(args))
+    return models.load_model(args.model or None, **get_model_settings(args))
 
 # %% ../../nbs/8_app/01_arguments.ipynb #79ca48f7
 def read_dialogue_file(args):  # `Dialogues`

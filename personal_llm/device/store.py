@@ -80,6 +80,7 @@ class PersonalizerState:
     feedback_rows: list = field(default_factory=list)  # see the chapter on feedback
     text_key: str = field(default_factory=lambda: secrets.token_hex(16))  # of this folder's hashes of texts
     deleted_rounds: list = field(default_factory=list)  # rows for the adapters that `retrain` can build again
+    model: str = ""  # name, file or folder of the base model; empty for a live model, and in states of older versions
 
     @property
     def adapter(self):  # the folder of the last round's adapter, or None
@@ -88,8 +89,12 @@ class PersonalizerState:
     def check_base(self, base: str, place="the state") -> None:
         "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."
         if self.base != base:
-            wrong = f"{place}: saved with base {self.base}, this model is {base}"
-            raise InputError(wrong, "load the model it was made with")
+            name = f"{self.model}, " * bool(self.model)
+            wrong = f"{place}: saved with base {name}{self.base}, this model is {base}"
+            remedy = (
+                "leave the model out, or choose another folder" if self.model else "load the model it was made with"
+            )
+            raise InputError(wrong, remedy)
 
     def status(self) -> dict:  # plain values
         "Describe the state in numbers, without text of the dialogues."
@@ -110,7 +115,7 @@ class PersonalizerState:
         )
 
 
-STATE_FIELDS = [f.name for f in fields(PersonalizerState) if f.name not in ("base", "settings", "buffer")]
+STATE_FIELDS = [f.name for f in fields(PersonalizerState) if f.name not in ("base", "settings", "buffer", "model")]
 
 # %% ../../nbs/6_device/01_store.ipynb #46cf0997
 def entry_to_row(entry, arrival: int) -> dict:  # plain values
@@ -165,6 +170,8 @@ def parts_to_state(parts: dict, folder, policy=None) -> PersonalizerState:
     exchange_hashes = dict(parts["exchanges"])
     if not all(isinstance(name, str) for name in [*facts["asked_ids"], *exchange_hashes, *exchange_hashes.values()]):
         raise ValueError("an id or a hash is not text")
+    if not isinstance(facts.get("model", ""), str):
+        raise ValueError("the model has no name")
     _check_session(facts["session"])
     check_feedback_rows(facts.get("feedback_rows", [])), bytes.fromhex(facts.get("text_key", ""))
     for row in facts.get("deleted_rounds", ()):
