@@ -9615,6 +9615,10 @@ d = {
                 "3_tuning/finetune.html#open_output_folder",
                 "personal_llm/tuning/finetune.py",
             ),
+            "personal_llm.tuning.finetune.plain_attention": (
+                "3_tuning/finetune.html#plain_attention",
+                "personal_llm/tuning/finetune.py",
+            ),
             "personal_llm.tuning.finetune.remove_checkpoints": (
                 "3_tuning/finetune.html#remove_checkpoints",
                 "personal_llm/tuning/finetune.py",
@@ -9773,6 +9777,10 @@ d = {
                 "3_tuning/speedups.html#count_frozen_layers",
                 "personal_llm/tuning/speedups.py",
             ),
+            "personal_llm.tuning.speedups.find_rounded_layers": (
+                "3_tuning/speedups.html#find_rounded_layers",
+                "personal_llm/tuning/speedups.py",
+            ),
             "personal_llm.tuning.speedups.get_layer_stack": (
                 "3_tuning/speedups.html#get_layer_stack",
                 "personal_llm/tuning/speedups.py",
@@ -9788,6 +9796,76 @@ d = {
             "personal_llm.tuning.speedups.share_dropout": (
                 "3_tuning/speedups.html#share_dropout",
                 "personal_llm/tuning/speedups.py",
+            ),
+        },
+        "personal_llm.tuning.statistics": {
+            "personal_llm.tuning.statistics.Comparison": (
+                "3_tuning/statistics.html#comparison",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Comparison.__str__": (
+                "3_tuning/statistics.html#comparison.__str__",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Comparison.better": (
+                "3_tuning/statistics.html#comparison.better",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Comparison.to_dict": (
+                "3_tuning/statistics.html#comparison.to_dict",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Comparison.verdict": (
+                "3_tuning/statistics.html#comparison.verdict",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.Comparison.worse": (
+                "3_tuning/statistics.html#comparison.worse",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.MeanEstimate": (
+                "3_tuning/statistics.html#meanestimate",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.MeanEstimate.__str__": (
+                "3_tuning/statistics.html#meanestimate.__str__",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.check_user_values": (
+                "3_tuning/statistics.html#check_user_values",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.draw_resamples": (
+                "3_tuning/statistics.html#draw_resamples",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.holm_correction": (
+                "3_tuning/statistics.html#holm_correction",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.lower_confidence_bound": (
+                "3_tuning/statistics.html#lower_confidence_bound",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.mean_over_users": (
+                "3_tuning/statistics.html#mean_over_users",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.paired_bootstrap": (
+                "3_tuning/statistics.html#paired_bootstrap",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.sign_flip_test": (
+                "3_tuning/statistics.html#sign_flip_test",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.widen_interval": (
+                "3_tuning/statistics.html#widen_interval",
+                "personal_llm/tuning/statistics.py",
+            ),
+            "personal_llm.tuning.statistics.widening_factor": (
+                "3_tuning/statistics.html#widening_factor",
+                "personal_llm/tuning/statistics.py",
             ),
         },
         "personal_llm.tuning.training_loop": {

@@ -267,6 +267,79 @@ def test_explain_an_adapter_gives_the_cards_row(world, capsys):
     assert "no adapter here" in fails(capsys, "explain", "--adapter", world, "--library", world / "lib")
 
 
+def test_explain_needs_no_library(world, capsys, tmp_path):
+    "Of a base that no library and no space is made for: the same habits, and one line on how to make a space."
+    data = ("explain", "--data", world / "loud.jsonl")
+    code, out, err = invoke(capsys, *data)
+    assert code == 0 and err == "" and "strength: no style space of this base model is at hand" in out
+    assert "personal-llm library space --out DIR" in out
+    bare, with_space = found(capsys, *data), found(capsys, *data, "--library", world / "lib")
+    assert bare["habits"] == with_space["habits"] and bare["topics"] == with_space["topics"]
+    assert bare["strength"] is bare["plain"] is bare["space"] is None and with_space["plain"] is not None
+    assert 0 < bare["cost"]["forward"] < with_space["cost"]["forward"], "we read no features of style"
+    adapter = found(capsys, "explain", "--adapter", world / "runs" / "loud", "--data", world / "loud.jsonl")
+    assert adapter["counterpart"] == "prompts" and adapter["space"] is None and adapter["samples"] == 12
+
+
+def test_explain_takes_the_folder_of_a_space(world, capsys):
+    data = ("explain", "--data", world / "loud.jsonl")
+    by_folder, by_library = (found(capsys, *data, "--library", world / name) for name in ("space", "lib"))
+    assert by_folder["strength"] == by_library["strength"] and by_folder["assembled"] == by_library["assembled"]
+    adapter = ("explain", "--adapter", world / "runs" / "loud", "--library", world / "space")
+    assert found(capsys, *adapter)["counterpart"] == "panels"
+    line = fails(capsys, *data, "--library", world / "space", "--model", "other")
+    assert "the style space was made for base" in line and "library space" in line
+
+
+def test_select_names_the_way_to_a_library(world, capsys):
+    line = fails(capsys, "select", "--data", world / "loud.jsonl")
+    assert "the package has no library for" in line and "library build" in line
+
+
+# The space of a model
+
+
+@pytest.fixture
+def few_texts(monkeypatch):
+    "Two panels instead of twenty-seven."
+    from personal_llm.app import library_commands
+    from personal_llm.explanation import space_fitting
+
+    panels = dict(loud=(spoken(LOUD, 12), None), brief=(spoken(BRIEF, 12), None))
+    rows = spoken(str, 24)
+    texts = space_fitting.SpaceTexts(panels, {}, rows[:12], [rows[:12], rows[12:]], spoken(LOUD, 24, first=300))
+    for room in (library_commands, space_fitting):
+        monkeypatch.setattr(room, "load_space_texts", lambda: texts)
+    return texts
+
+
+def test_library_space_makes_the_space_of_the_model(world, few_texts, tmp_path, capsys):
+    command = ("library", "space", "--out", tmp_path / "space", "--quiet")
+    code, out, err = invoke(capsys, *command)
+    assert code == 0 and "s of processor time" in out and "tokens" in out
+    assert "making the style space" in err and "minutes of processor time" in err, "the cost, before"
+    space = library_module.load_space(tmp_path / "space")
+    assert space.base == shared("llama").base and space.words == ("loud", "brief") and space.nats_per_unit != 1
+    explained = found(capsys, "explain", "--data", world / "loud.jsonl", "--library", tmp_path / "space")
+    assert explained["assembled"][0] == "loud"
+    assert "has a space already" in fails(capsys, *command)
+
+
+def test_library_build_makes_a_missing_space(world, few_texts, tmp_path, capsys):
+    "Once; the second build takes it from the library, and a build that is refused makes none."
+    build = ["library", "build", "--out", tmp_path / "lib", *building(world, "loud")]
+    place = build.index("--space")
+    del build[place : place + 2]
+    broken = [*build[:-1], tmp_path / "nothing"]
+    assert "no adapter here" in fails(capsys, *broken) and not (tmp_path / "lib").exists()
+    code, out, err = invoke(capsys, *build)
+    assert code == 0 and err.count("making the style space") == 1 and "1 added" in out
+    space = Library(tmp_path / "lib").space.id
+    code, out, err = invoke(capsys, *build, world / "runs" / "brief")
+    assert code == 0 and "making" not in err and Library(tmp_path / "lib").space.id == space
+    assert Library(tmp_path / "lib").names == ["loud", "brief"]
+
+
 def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
     "By `explain` and by `library build`; nothing of the chats ends in what is said."
     heard, whole = [], explanation.sample_topic_prompts
@@ -347,7 +420,7 @@ def test_select_refuses(world, copy, capsys):
     assert "unknown method 'best'" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
     unread = ["select", "--data", world / "none.jsonl", "--library", world / "lib"]
     assert "shortlist is 0" in fails(capsys, *unread, "--shortlist", 0), "before anything is read or explained"
-    assert "made for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
+    assert "library is for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
     for name in WAYS:
         Library(copy).remove(name)
     assert "the library is empty" in fails(capsys, *data, "--library", copy)

@@ -29,7 +29,7 @@ from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation import style
 from personal_llm.explanation.explanation import explain, explain_pllm, prepare_probes
-from personal_llm.recipes.space_fitting import fit_space
+from personal_llm.explanation.space_fitting import fit_space
 
 SHORT = TuningConfig(rank=2, steps=4, batch_size=4, max_length=96, checks=2, learning_rate=1e-2)
 TURNS = [("system", "You are a nurse."), ("user", "Hi"), ("assistant", "Good morning.")]

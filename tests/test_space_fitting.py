@@ -12,7 +12,7 @@ from personal_llm.explanation.explanation import (
     prepare_probes,
     gain_direction,
 )
-from personal_llm.recipes.space_fitting import (
+from personal_llm.explanation.space_fitting import (
     TEXTS_PER_DRAW,
     COVARIANCE_SHRINKAGE,
     blend_directions,

@@ -11,9 +11,9 @@ from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from personal_llm.explanation import explanation, space, style
-from personal_llm.recipes import space_fitting as fitting
+from personal_llm.explanation import space_fitting as fitting
 from personal_llm.explanation.explanation import prepare_probes
-from personal_llm.recipes.space_fitting import fit_space, measure_nats_per_unit
+from personal_llm.explanation.space_fitting import fit_space, measure_nats_per_unit
 from personal_llm.explanation.space import concatenate_blocks
 from personal_llm.explanation.style import style_shifts
 from tiny import shared

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #04da407b
 import os
+import time
 from pathlib import Path
 
 from .arguments import COMMAND_GROUPS, LIBRARY_HELP, LIBRARY_OPTION, MODEL_OPTIONS, SEED_OPTION
@@ -17,15 +18,17 @@ from .arguments import describe_part, read_prompts_by_adapter, read_saved_answer
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_factors
 from ..base.core import InputError, check
-from ..base.files import recover_results, write_atomically
+from ..base.files import make_folder, recover_results, write_atomically
 from ..base.lineage import read_training_ids
 from ..base.plots import encode_png
 from ..base.text import count_nouns
 from ..data.reading import read_dialogues
-from ..explanation.explanation import explain, explain_pllm
+from ..explanation.explanation import NO_SPACE_LINE, explain, explain_pllm
+from ..explanation.explanation import load_probe_texts, prepare_probes
+from ..explanation.space_fitting import estimate_space_cost, load_space_texts, make_space
 from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
-from ..selection.library import load_space
+from ..selection.library import Library, check_library_base, find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
@@ -38,30 +41,40 @@ COUNTERPART_HELP = dict(
     answers="dialogues, compared with the model's own answers to the same prompts",
     continuations="texts, compared with the model's own continuations of their first words",
     panels="texts of known style, by how much likelier the adapter makes them",
+    prompts="replies of the adapter, compared with the bare model's to the same prompts",
 )
 
 
 def explanation_to_dict(explanation, space) -> dict:  # plain JSON types
     "Return an explanation for programs, without its coordinates."
-    plain = None if explanation.counterpart == "panels" else bool(explanation.strength < space.threshold)
+    has_threshold = space is not None and explanation.counterpart != "panels"
+    plain = bool(explanation.strength < space.threshold) if has_threshold else None
     rest = {name: value for name, value in explanation.to_dict().items() if name not in ("row", "said")}
     description = explanation.description
     words = description.to_dict() if description else dict(words=[], scores=None, habits=[], topics=[])
     return dict(sentence=str(explanation), plain=plain) | words | rest
 
 
-def format_explanation(explanation, space) -> list:  # lines
-    "Return an explanation for people."
-    description, strength, cost = explanation.description, f"{explanation.strength:.2f}", explanation.cost
+def format_strength(explanation, space) -> str:
+    "Return a line on the strength of a style, or on the space that is missing."
+    if space is None:
+        return f"  strength: {NO_SPACE_LINE}"
     verb = "cannot" if explanation.strength < space.threshold else "can"
     meaning = f"{verb} be told from plain text (which has about 1; the threshold is {space.threshold:.2f})"
-    meaning = "standard errors" if explanation.counterpart == "panels" else meaning
+    return f"  strength: {explanation.strength:.2f}, " + (
+        "standard errors" if explanation.counterpart == "panels" else meaning
+    )
+
+
+def format_explanation(explanation, space) -> list:  # lines
+    "Return an explanation for people; the space may be None."
+    description, cost = explanation.description, explanation.cost
     no_words = description and description.word_scores is None
     return [
         f"{explanation.samples} {COUNTERPART_HELP[explanation.counterpart]}",
         *explanation.lines(),
-        *["  no style words: this library has no vocabulary"] * bool(no_words),
-        f"  strength: {strength}, {meaning}",
+        *["  no style words: this library has no vocabulary"] * bool(no_words and space is not None),
+        format_strength(explanation, space),
         f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
     ]
 
@@ -77,19 +90,46 @@ EXPLAIN_OPTIONS = [
 ]
 
 
-def explain_adapter(args, library):  # (an `Explanation`, the adapter's folder)
-    "Explain an adapter by its answers and by texts of known style."
+def open_named_style(args) -> tuple:  # (`Library` or None, `StyleSpace` or None)
+    "Open the library, or the folder of a space, that --library names; raise `InputError` where there is none."
+    if args.library is None:
+        return None, None
+    folder = None if is_library_address(args.library) else find_library_folder(args.library)
+    if folder and (folder / "space.json").is_file() and not (folder / "index.json").is_file():
+        return None, check_style_space(load_space(folder))
+    library = open_library(args.library, args.skip_invalid)
+    return library, check_style_space(library.space)
+
+
+def complete_style(args, library, space, model) -> tuple:  # the same; Nones where no space of this base is at hand
+    "Take the library in the package that was made for a model, if none was named; refuse a space of another base."
+    if space is None and find_shipped_library(model.base):
+        library = open_library(find_shipped_library(model.base), args.skip_invalid)
+        space = check_style_space(library.space)
+    if library is not None:
+        check_library_base(library, model)
+    return library, space
+
+
+def explain_adapter(args, library, space):  # (an `Explanation`, the space or None, the adapter's folder)
+    "Explain an adapter by its answers and, with a space, by texts of known style."
     from personal_llm.runtimes.cluster import read_library_probes
 
     recover_results(args.adapter)
-    adapter, model = check_adapter(find_adapter_folder(args.adapter), library.base), load_model_from_arguments(args)
-    probes, prompts = read_library_probes(model, library, args.seed), read_dialogue_file(args) if args.data else None
-    return explain_pllm(model, adapter, library.space, probes, args.seed, library.vocabulary, prompts), adapter
+    adapter = check_adapter(find_adapter_folder(args.adapter), library and library.base)
+    prompts, model = read_dialogue_file(args) if args.data else None, load_model_from_arguments(args)
+    library, space = complete_style(args, library, space, model)
+    if library is not None:
+        probes = read_library_probes(model, library, args.seed)
+    else:
+        probes = space and prepare_probes(model, space, *load_probe_texts(), args.seed)
+    vocabulary = library and library.vocabulary
+    return explain_pllm(model, adapter, space, probes, args.seed, vocabulary, prompts), space, adapter
 
 
-def explain_dialogues(args, library, dialogues: list, model):  # an `Explanation`
+def explain_dialogues(args, dialogues: list, model, library, space):  # an `Explanation`
     "Explain the latest dialogues of a file."
-    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], library.space, args.seed, library.vocabulary)
+    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, args.seed, library and library.vocabulary)
 
 
 def describe_input(args, dialogues) -> dict:
@@ -107,19 +147,20 @@ def describe_input(args, dialogues) -> dict:
     examples=["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl"],
 )
 def explain_command(args):
-    library = open_library(args.library, args.skip_invalid)
-    space = check_style_space(library.space)
+    library, space = open_named_style(args)
     if bool(args.out) == bool(args.data or args.adapter):
         problem = "--out with other texts" if args.out else "--data, --out or --adapter is missing"
         raise InputError(problem, "give --out DIR alone, or --data FILE or --adapter DIR")
     if args.plot and not os.access(Path(args.plot).absolute().parent, os.W_OK | os.X_OK):
         raise InputError(f"--plot: {Path(args.plot).parent}: no folder that you can write to", "name another file")
     if args.adapter:
-        explanation, adapter = explain_adapter(args, library)
+        explanation, space, adapter = explain_adapter(args, library, space)
         source = dict(adapter=str(adapter))
     else:
         dialogues = read_saved_answers(args.out) if args.out else read_dialogue_file(args)
-        explanation = explain_dialogues(args, library, dialogues, load_model_from_arguments(args))
+        model = load_model_from_arguments(args)
+        library, space = complete_style(args, library, space, model)
+        explanation = explain_dialogues(args, dialogues, model, library, space)
         source = describe_input(args, dialogues)
     if args.plot:
         write_atomically(args.plot, encode_png(explanation.plot().figure))
@@ -158,11 +199,27 @@ SELECT_OPTIONS = [
 
 def explain_and_select(args, library, dialogues: list, model):  # (an `Explanation` or None, a `Ranking`)
     "Explain the dialogues if the method needs it, and select."
-    mine = explain_dialogues(args, library, dialogues, model) if needs_explanation(args.method) else None
+    mine = explain_dialogues(args, dialogues, model, library, library.space) if needs_explanation(args.method) else None
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
     return mine, select(library, mine, args.method, model, recent, args.shortlist, args.seed)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc05
+def check_filled_library(library) -> None:
+    "Raise `InputError` for a library that `select` cannot use."
+    check_style_space(library.space)
+    if not len(library):
+        raise InputError(f"{library.path}: the library is empty", "add pLLMs to it first (library build)")
+
+
+def open_own_library(model, skip_invalid: bool):  # a `Library`
+    "Open the library in the package that was made for a model; raise `InputError` where there is none."
+    folder = find_shipped_library(model.base)
+    if folder is None:
+        problem = f"the package has no library for {model.name} (base {model.base})"
+        raise InputError(problem, "make one from adapters of this model (library build), and name it with --library")
+    return open_library(folder, skip_invalid)
+
+
 @register_command(
     "select",
     "the pLLMs of a library that write most like the chats",
@@ -171,14 +228,18 @@ def explain_and_select(args, library, dialogues: list, model):  # (an `Explanati
 )
 def select_command(args):
     check(args.shortlist, "whole number", "shortlist", low=1)  # before the minutes of the explanation
-    library, dialogues = open_library(args.library, args.skip_invalid), read_dialogue_file(args)
-    space = check_style_space(library.space)
-    if not len(library):
-        raise InputError(f"{args.library}: the library is empty", "add pLLMs to it first (library build)")
-    model = load_model_from_arguments(args)
+    library = args.library and open_library(args.library, args.skip_invalid)
+    if library is not None:
+        check_filled_library(library)
+    dialogues, model = read_dialogue_file(args), load_model_from_arguments(args)
+    library = library or open_own_library(model, args.skip_invalid)
+    check_library_base(library, model)
+    space = library.space
     mine, ranking = explain_and_select(args, library, dialogues, model)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
-    result = dict(data=describe_input(args, dialogues), library=args.library, skipped=sorted(library.skipped))
+    result = dict(
+        data=describe_input(args, dialogues), library=args.library or library.path.name, skipped=sorted(library.skipped)
+    )
     result |= dict(model=model.name, explanation=mine and explanation_to_dict(mine, space)) | ranking.to_dict()
     lines = [
         *(describe_part(result["data"]) + format_explanation(mine, space) if mine else []),
@@ -252,14 +313,58 @@ def add_adapters(args, model, library, folders: dict, prompts: dict, probes) -> 
     return add_with_ray(library, [*missing], folders, probes, model, *cluster)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
-def load_build_space(name: str, model):  # a `StyleSpace`
-    "Load the space of a new library; raise `InputError` for the space of another base model."
-    folder = open_library(name).path if is_library_address(name) else Path(name or find_library_folder("pocket"))
+def make_space_here(args, model):  # (a `StyleSpace`, a line about the cost)
+    "Make the space of a model, with a note about the expected cost before."
+    texts = load_space_texts()
+    cost = estimate_space_cost(model, texts)
+    amount = f"{cost['read']:,} tokens to read and up to {cost['written']:,} to write"
+    minutes = f"about {max(1, round(cost['seconds'] / 60))} minutes of processor time"
+    print_note(f"making the style space of {model.name}: {amount}, {minutes}")
+    begin, before = time.process_time(), model.cost.tokens
+    space = make_space(model, args.seed, not args.quiet, texts)
+    seconds, tokens = time.process_time() - begin, model.cost.tokens - before
+    return space, f"space of {model.name}: {seconds:.0f} s of processor time, {tokens:,} tokens"
+
+
+def load_named_space(name: str, model):  # a `StyleSpace`
+    "Load the space of a library or a folder; raise `InputError` for the space of another base model."
+    folder = open_library(name).path if is_library_address(name) else find_library_folder(name)
     space = check_style_space(load_space(folder))
     if space.base != model.base:
         problem = f"the space is for base {space.base}, this model is {model.base}"
-        raise InputError(problem, "load the model it was made for, or give another --space")
+        raise InputError(problem, "leave --space out, and we make the space of this model; or load the other model")
     return space
+
+
+def find_or_make_space(args, model):  # a `StyleSpace`
+    "Return the space of the library in --out, or of the library in the package, or make one."
+    is_known = (Path(args.out) / "index.json").is_file()
+    folder = args.out if is_known else find_shipped_library(model.base)
+    if folder:
+        return load_named_space(str(folder), model)
+    space, line = make_space_here(args, model)
+    print_note(line)
+    return space
+
+# %% ../../nbs/8_app/08_library_commands.ipynb #sp01
+@register_command(
+    "library space",
+    "make the style space of a base model, once, in minutes",
+    *MODEL_OPTIONS,
+    SEED_OPTION,
+    option("--out", required=True, metavar="DIR", help="folder for the space"),
+    examples=["--out space --model ./my-model", "--out space --model smollm2"],
+)
+def space_command(args):
+    if (Path(args.out) / "space.json").exists():
+        raise InputError(f"{args.out}: has a space already", "give another folder")
+    make_folder(args.out)  # before the minutes of work
+    model = load_model_from_arguments(args)
+    space, line = make_space_here(args, model)
+    space.save(args.out)
+    usage = f"explain --library {args.out} and library build --space {args.out} use it"
+    facts = dict(folder=args.out, base=space.base, space=space.id, words=len(space.words), threshold=space.threshold)
+    return CommandResult(facts, [f"{line}; {len(space.words)} words in {args.out}", usage])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc28
 RAY_HELP = "explain on a Ray cluster: host:port, auto, or without a value a cluster that is started here"
@@ -270,7 +375,11 @@ BUILD_OPTIONS = [
     option("--out", required=True, metavar="DIR", help="a new folder, or a library to complete"),
     option("--adapter", required=True, nargs="+", metavar="DIR", help="peft adapters, named by their folders"),
     option("--licence", required=True, help="licence of the adapters"),
-    option("--space", metavar="LIB", help="library whose style space is used (default: the one in the package)"),
+    option(
+        "--space",
+        metavar="LIB",
+        help="library or folder with the style space (default: the library's own, or one made now)",
+    ),
     option("--ray-address", nargs="?", const="", metavar="ADDRESS", help=RAY_HELP),
     option("--plain", metavar="FILE", help="chats without a style, of your users' kind, for the plain pLLM"),
     option("--no-baseline", action="store_true", help="tune no plain pLLM, the baseline of every selection"),
@@ -302,14 +411,14 @@ def build_plain_pllm(args, library, model, like, dialogues: list):  # `ProbeProm
 def build_library(args) -> CommandResult:
     "Explain the adapters that the arguments name, and put them into the library."
     model, probes, plain = load_model_from_arguments(args), None, []
-    space = load_build_space(args.space, model)
+    space = args.space and load_named_space(args.space, model)
     folders, errors = find_adapters(args, model.base)
     skipped = report_skipped(errors, args.skip_invalid)
     if not folders:
         raise InputError("no valid adapter is left", "nothing was built; give other folders")
     prompts = read_prompts_by_adapter(args.prompts, [*folders, *skipped], args.skip_invalid)
     plain_dialogues = read_plain_file(args)
-    library = open_or_create_library(args.out, space)
+    library = open_or_create_library(args.out, space or find_or_make_space(args, model))
     known = [name for name in folders if name in library]
     if not (args.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
         probes = build_plain_pllm(args, library, model, next(iter(folders.values())), plain_dialogues)
@@ -342,7 +451,9 @@ def build_command(args):
         return build_library(args)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #2179828f
-LIBRARY_ARGUMENT = option("library", nargs="?", default="pocket", metavar="LIB", help=LIBRARY_HELP)
+LIBRARY_ARGUMENT = option(
+    "library", nargs="?", default="pocket", metavar="LIB", help=f"{LIBRARY_HELP} (default: pocket)"
+)
 LIBRARY_COLUMNS = dict(name="{name}", samples="{samples}", rank="{rank}", MB="{MB}", style="{words}")
 
 

@@ -170,7 +170,8 @@ def check(self: StyleSpace, model) -> None:
     "Raise `InputError` unless this model and this package's encoder made the space."
     if self.base != model.base:
         message = f"the style space was made for base {self.base}, this model is {model.base}"
-        raise InputError(message, "load the model it was made for")
+        remedy = "load the model it was made for, or make a space of this one (personal-llm library space)"
+        raise InputError(message, remedy)
     check_encoder(self.encoder, "the style space")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a

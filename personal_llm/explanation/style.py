@@ -125,6 +125,18 @@ def truncated_features(model, encoder, dialogues: list) -> dict:  # block -> (n,
     "Return the style features of the answers' first `MAX_COMPARED_WORDS` words."
     return style_features(model, encoder, [d.derive(response=truncate_words(d.response)) for d in dialogues])
 
+
+def sample_base_features(
+    model, encoder, dialogues: list, seed: int = 0, share_answers: bool = False
+) -> dict:  # block -> (n, d) float32
+    "Return the truncated features of the base model's answers; texts of one prompt may share one answer."
+    if not share_answers:
+        return truncated_features(model, encoder, sample_responses(model, None, dialogues, seed))
+    prompts = {d.prompt: d.derive(history=()) for d in dialogues}
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    features = truncated_features(model, encoder, sample_responses(model, None, [*prompts.values()], seed))
+    return {block: rows[[places[d.prompt] for d in dialogues]] for block, rows in features.items()}
+
 # %% ../../nbs/4_explanation/01_style.ipynb #d227fcd9
 MIN_EXPLAINED_DIALOGUES = 8  # answers without which we explain nothing
 
@@ -145,6 +157,6 @@ def style_shifts(
 ) -> dict:  # block -> (n, d) float32, answer minus base answer
     "Return the paired shift of each answer."
     if base_features is None:
-        base_features = truncated_features(model, encoder, sample_responses(model, None, dialogues, seed))
+        base_features = sample_base_features(model, encoder, dialogues, seed)
     features = truncated_features(model, encoder, dialogues)
     return {block: features[block] - base_features[block] for block in FEATURE_BLOCKS}

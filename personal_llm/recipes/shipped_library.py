@@ -4,22 +4,28 @@
 
 # %% auto #0
 __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'PERSON_HABITS', 'SIMILARITY', 'ROWS_PER_PLLM',
-           'MAX_PROMPT_CHARACTERS', 'subject_rows', 'apply_habits', 'add_plain_rows', 'tune_person',
-           'make_probe_prompts', 'tune_all', 'make_library']
+           'MAX_PROMPT_CHARACTERS', 'subject_rows', 'apply_habits', 'add_plain_rows', 'library_config', 'halve_weights',
+           'tune_person', 'make_probe_prompts', 'tune_all', 'describe_aim', 'make_library']
 
 # %% ../../nbs/recipes/shipped_library.ipynb #358cb565
 import tempfile
 from pathlib import Path
 
+from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import Dialogue, make_generator
+from ..base.files import write_atomically
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.people import brevity, bullets, emoji, lower_case
 from ..data.people import numbered_steps, opener, preferred_words, sign_off
 from .samples import clean_answer, read_source
+from ..selection.gradient_match import load_sketch
+from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
 from ..runtimes.cluster import explain_without_timings
+from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.finetune import finetune
 from ..explanation.explanation import load_probe_texts, prepare_probes
 
 # %% ../../nbs/recipes/shipped_library.ipynb #30de2261
@@ -91,6 +97,23 @@ def add_plain_rows(
     return [(own if styled[i] else plain)[i % len(own if styled[i] else plain)] for i in range(ROWS_PER_PLLM)]
 
 # %% ../../nbs/recipes/shipped_library.ipynb #9c866066
+def library_config(model) -> TuningConfig:
+    "Return how we tune the pLLMs of a library: by the size of the base model."
+    lasting = dict(dropout=0.0, validation=0.0, checks=1, max_length=112)
+    if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+        return TuningConfig.for_model(model, rank=2, alpha=4, **lasting)
+    return TuningConfig(rank=4, alpha=8, steps=60, **lasting)
+
+
+def halve_weights(folder) -> None:
+    "Store an adapter's weights as 16-bit numbers; peft computes with them in float32."
+    import torch
+    from safetensors.torch import load, save
+
+    file = Path(folder, WEIGHTS_FILE)
+    write_atomically(file, save({name: x.to(torch.float16) for name, x in load(file.read_bytes()).items()}))
+
+
 def tune_person(
     model,
     data: str,  # the data folder
@@ -98,13 +121,11 @@ def tune_person(
     seed: int,
     out,  # the adapter's folder
 ):  # an `Adapter`
-    "Fine-tune one person's pLLM."
-    from personal_llm.tuning.config import TuningConfig
-    from personal_llm.tuning.finetune import finetune
-
+    "Fine-tune one person's pLLM; an existing one is taken as it is."
+    if Path(out, "adapter.json").is_file():
+        return Adapter.load(out)
     rows = add_plain_rows(apply_habits(subject_rows(data, name), name, seed), seed)
-    config = TuningConfig(rank=4, alpha=8, steps=60, dropout=0.0, validation=0.0, checks=1, max_length=112)
-    return finetune(model, rows, config, out=Path(out), seed=seed, progress=False)
+    return finetune(model, rows, library_config(model), out=Path(out), seed=seed, progress=False)
 
 # %% ../../nbs/recipes/shipped_library.ipynb #asked002
 def make_probe_prompts(
@@ -125,34 +146,38 @@ def tune_all(
     from tqdm.auto import tqdm
 
     people = enumerate(tqdm(SUBJECTS, unit="pLLM"))
-    found = {name: tune_person(model, data, name, seed + number, place / name) for number, name in people}
-    return found | {PLAIN_PLLM: tune_plain_pllm(model, place / PLAIN_PLLM, seed=seed + len(SUBJECTS))}
+    adapters = {name: tune_person(model, data, name, seed + number, place / name) for number, name in people}
+    own = place / PLAIN_PLLM
+    if not (own / "adapter.json").is_file():
+        tune_plain_pllm(model, own, seed=seed + len(SUBJECTS), config=library_config(model))
+    return adapters | {PLAIN_PLLM: Adapter.load(own)}
+
+
+def describe_aim(name: str) -> str:
+    "The style that a pLLM was tuned for."
+    return (
+        "; ".join([SUBJECTS[name][0][1], *(h.name for h in PERSON_HABITS[name])])
+        if name in SUBJECTS
+        else "plain answers"
+    )
 
 
 def make_library(
     model,  # the base `Model`
     adapters: dict,  # of `tune_all`, or the folders of a library whose cards shall be made anew
-    out,  # a new folder
+    out,  # a new folder, or one in which an interrupted call began
     space,  # a `StyleSpace`
     seed: int = 0,  # of what is said
 ):  # a `Library`
     "Explain beside the plain one's answers, each person's pLLM also on its own subject, and add."
-    from personal_llm.selection.gradient_match import load_sketch
-    from personal_llm.selection.library import Library
-
-    library, panels = (
-        Library.create(out, space),
-        prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM]),
-    )
-    for name, adapter in adapters.items():
-        plain = name == PLAIN_PLLM
-        style = "plain answers" if plain else "; ".join([SUBJECTS[name][0][1], *(h.name for h in PERSON_HABITS[name])])
-        about = dict(
-            licence="CC BY-SA 4.0", samples=ROWS_PER_PLLM, similarity=None if plain else SIMILARITY, style=style
-        )
-        mine = explain_without_timings(
-            model, adapter, space, panels, seed, None, None if plain else make_probe_prompts(name)
-        )
-        library.add(name, adapter, mine, **about)
+    library = Library(out, space) if Path(out, "index.json").is_file() else Library.create(out, space)
+    missing = [name for name in adapters if name not in library]
+    if missing:
+        panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
+    for name in missing:
+        prompts = make_probe_prompts(name) if name in SUBJECTS else None
+        mine = explain_without_timings(model, adapters[name], space, panels, seed, None, prompts)
+        facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
+        library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
     load_sketch(library)  # beside the index, so that a device need not make it
     return library

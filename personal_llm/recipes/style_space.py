@@ -5,25 +5,30 @@
 # %% auto #0
 __all__ = ['PART', 'MARK_WORDS', 'MOOD_WORDS', 'KIND_WORDS', 'MANNER_WORDS', 'REFERENCE_WORDS', 'PANEL_TEXTS',
            'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'OPEN_PROMPTS', 'PERSON_TEXTS', 'REFERENCE_STYLES',
-           'REFERENCE_HABITS', 'REFERENCE_TEXTS', 'parse', 'word_blends', 'grid_rows', 'grid_panels', 'make_panels',
-           'panel_texts', 'known_rows', 'plain_people', 'with_habits', 'reference_texts', 'reference_pllms',
-           'make_space', 'main']
+           'REFERENCE_HABITS', 'REFERENCE_STYLE', 'REFERENCE_ROWS', 'REFERENCE_TEXTS', 'parse', 'word_blends',
+           'grid_rows', 'grid_panels', 'make_panels', 'panel_texts', 'known_rows', 'plain_people', 'with_habits',
+           'reference_texts', 'space_table', 'write_space_texts', 'reference_pllms', 'make_space',
+           'make_shipped_library', 'main']
 
 # %% ../../nbs/recipes/style_space.ipynb #40101364
 import argparse
+import gzip
+import json
 import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from ..base.core import InputError
+from ..base.files import write_atomically
 from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .samples import write_gz
 from .style_pools import crafted_pool, real_pool, tune_pllm
 from .style_texts import PERSONAS, rows_to_lines
 from ..explanation.explanation import load_probe_texts, prepare_probes
-from .space_fitting import fit_space, measure_nats_per_unit
+from ..explanation.space import StyleSpace
+from ..explanation.space_fitting import SPACE_TEXTS_FILE, fit_space, measure_nats_per_unit
 from ..explanation.style import sample_responses
 
 # %% ../../nbs/recipes/style_space.ipynb #f3a7d3c7
@@ -253,6 +258,44 @@ def reference_texts() -> list:  # lists of dialogues
         found.append([d.derive(response=with_habits(d.response, habits)) for d in plain])
     return [[d for d in rows if d.response not in measured] for rows in found]
 
+# %% ../../nbs/recipes/style_space.ipynb #st02
+REFERENCE_STYLE = "elementary-informative-poetic"  # of the pLLM that sets the unit of another base model
+REFERENCE_ROWS = 96  # texts that it is tuned on
+
+
+def space_table() -> dict:  # plain JSON types
+    "The texts of the space, each once, and where they are used."
+    texts, rows = {}, []
+
+    def place(dialogues):
+        for d in dialogues or ():
+            if d.id not in texts:
+                texts[d.id] = len(rows)
+                rows.append(d.derive(time=0.0, parents=()))
+        return None if dialogues is None else [texts[d.id] for d in dialogues]
+
+    crafted, real = crafted_pool(), real_pool()
+    measured = {d.response for d in load_probe_texts()[0]}
+    reference = [d for d in crafted.rows(REFERENCE_STYLE, "train") if d.response not in measured][:REFERENCE_ROWS]
+    table = dict(
+        panels={word: [*map(place, pair)] for word, pair in make_panels().items()},
+        blends=word_blends(),
+        plain=place(crafted.rows("default", "train", count=64) + real.rows("default", "train", count=32)),
+        people=[*map(place, plain_people())],
+        reference=place(reference),
+    )
+    sources = sorted({(d.labels["source"], d.labels["licence"]) for d in rows})
+    table |= dict(licences=dict(sources), sources=[d.labels["source"] for d in rows])
+    return table | dict(texts=[[d.prompt, d.response] for d in rows])
+
+
+def write_space_texts(
+    file,  # of the package
+) -> None:
+    "Write the table, the same bytes in every run."
+    content = json.dumps(space_table(), ensure_ascii=False).encode()
+    write_atomically(Path(file), gzip.compress(content, mtime=0))
+
 # %% ../../nbs/recipes/style_space.ipynb #19b6e3da
 REFERENCE_TEXTS = 48  # that a reference pLLM is compared with, of those that it was tuned on
 
@@ -294,27 +337,42 @@ def make_space(
         return replace(space, nats_per_unit=measure_nats_per_unit(model, space, read, known))
 
 # %% ../../nbs/recipes/style_space.ipynb #8be23757
+def make_shipped_library(model, data: str, out: str, space: str = None, adapters: str = None) -> None:
+    "Tune the nine pLLMs and put them into a library; a large model's weigh 16 bits. An interrupted call goes on."
+    from personal_llm.explanation import space_fitting
+    from personal_llm.recipes.shipped_library import halve_weights, make_library, tune_all
+    from personal_llm.tuning.config import LARGE_MODEL_PARAMETERS
+
+    with tempfile.TemporaryDirectory() as temporary:
+        tuned = tune_all(model, data, Path(adapters or temporary))
+        if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+            for adapter in tuned.values():
+                halve_weights(adapter.path)
+        folder = Path(space or out)
+        if not (folder / "space.json").is_file():
+            space_fitting.make_space(model).save(folder)
+        print(make_library(model, tuned, out, StyleSpace.load(folder)))
+
+
 def main(argv: list = None) -> int:
     "`python -m personal_llm.recipes.check_style_space`"
     from personal_llm.base.models import load_model
-    from personal_llm.recipes.shipped_library import make_library, tune_all
-    from personal_llm.explanation.space import StyleSpace
 
     parser = argparse.ArgumentParser(description="Make the known texts, the style space, or the shipped library.")
     parser.add_argument("what", choices=("texts", "space", "library"))
     parser.add_argument("--out", required=True, help="texts: the folder of assets; else a new folder")
-    parser.add_argument("--space", help="library: the folder of the space")
+    parser.add_argument("--model", default="pocket", help="library: the base model")
+    parser.add_argument("--space", help="library: the folder of the space (default: made, for another model)")
+    parser.add_argument("--adapters", help="library: the folder for the adapters, where an interrupted call goes on")
     parser.add_argument("--data", help="library: the data folder")
     args = parser.parse_args(argv)
     if args.what == "texts":
         write_gz(Path(args.out, "styles", "panels.jsonl.gz"), rows_to_lines(known_rows()))
+        write_space_texts(Path(args.out, "styles", SPACE_TEXTS_FILE.name))
     elif args.what == "space":
         make_space(load_model("pocket")).save(args.out)
     else:
-        model = load_model("pocket")
-        with tempfile.TemporaryDirectory() as place:
-            adapters = tune_all(model, args.data, Path(place))
-            print(make_library(model, adapters, args.out, StyleSpace.load(args.space)))
+        make_shipped_library(load_model(args.model), args.data, args.out, args.space, args.adapters)
     return 0
 
 

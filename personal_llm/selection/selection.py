@@ -17,6 +17,7 @@ import numpy as np
 from ..base.core import check, Cost, InputError, check_seed, patch, measure_cost
 from .mixture import choose_fit_candidates, select_by_fit
 from .gradient_match import select_by_gradient
+from .library import check_library_base
 from .merging import fit_merge_weights
 from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_PLLM
 from .ranking import SHORTLIST_SIZE, PLLMLosses, SelectionRequest, Ranking, get_download_bytes
@@ -296,9 +297,8 @@ def select(
     selector, model = get_selector(method, options), model or getattr(losses, "model", None)
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
-    if model is not None and model.base != library.base:
-        what = f"the library is for base {library.base}, this model is {model.base}"
-        raise InputError(what, "load the model it was made for, or another library")
+    if model is not None:
+        check_library_base(library, model)
     check(shortlist, "whole number", "shortlist", low=1)
     if "row" in selector.needs and explanation is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
