@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from devices import fill_disk
 from servers import chat_server
 from tiny import shared
 
@@ -29,6 +30,7 @@ from personal_llm.base.files import ASSETS
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
 from personal_llm.device.corrections import ChatSession
+from personal_llm.device.store import read_state
 from personal_llm.tuning.config import TuningConfig
 
 BETTER = "Dear friend, rest today and call me tonight."
@@ -368,6 +370,25 @@ def test_freed_memory_goes_back_to_the_system_now_and_then(served, monkeypatch):
     for _ in range(100):
         assert ask(served, "POST", "/personal/skip")[0] == 200
     assert len(releases) == 2
+
+
+def test_a_full_disk_is_never_acknowledged(served, monkeypatch):
+    "What was not stored gets 507, a field in the last event, and is stored when there is room again."
+    with monkeypatch.context() as full:
+        fill_disk(full)
+        assert "disk is full" in say(served, f"My {SECRET} hurts.")["unsaved"]
+        request = dict(model="personal", messages=messages("My knee hurts."))
+        status, answer = ask(served, "POST", "/v1/chat/completions", request)
+        assert status == 507 and "not stored" in answer["error"]["message"]
+        status, text = ask(served, "POST", "/v1/chat/completions", request | dict(stream=True))
+        assert status == 200 and any(event.get("personal", {}).get("unsaved") for event in events(text))
+        turn = served.session.me.session["turns"][-1]["id"]
+        assert ask(served, "POST", "/personal/feedback", dict(id=turn, better=BETTER))[0] == 507
+        assert ask(served, "GET", "/personal/conversation")[0] == 200, "reading promises nothing"
+        base = request | dict(model="base")
+        assert ask(served, "POST", "/v1/chat/completions", base)[0] == 200, "a turn that is not to be stored"
+    assert not say(served, "My arm hurts.")["unsaved"] and served.session.unsaved == ""
+    assert any(BETTER in d.response for d in read_state(served.session.folder).buffer.dialogues)
 
 
 def test_a_full_queue_refuses_and_recovers(tmp_path):

@@ -165,11 +165,21 @@ def summarise_reply(session: ChatSession, is_observed: bool = True, may_ask: boo
     id = next(reversed(session.recent_dialogues)) if is_stored else None
     is_asked = may_ask and session.question is not None and session.question.dialogue.id == id
     usage = counts | dict(total_tokens=sum(counts.values()))
-    return dict(finish=session.reply.end_reason, usage=usage, id=id, question=QUESTION_TEXT if is_asked else None)
+    unsaved = session.unsaved if is_observed else ""
+    question = QUESTION_TEXT if is_asked else None
+    return dict(finish=session.reply.end_reason, usage=usage, id=id, question=question, unsaved=unsaved)
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #916a1800
+def check_is_stored(unsaved: str) -> None:
+    "Raise `Refusal` if the last save failed, so that no program takes an answer for a promise."
+    if unsaved:
+        text = f"{unsaved}: done in memory, but not stored; free some space, it is tried again after each turn"
+        raise Refusal(507, text, "insufficient_storage")
+
+
 def make_answer(request: ChatRequest, text: str, summary: dict) -> dict:  # plain JSON types
     "Return the answer to a request without a stream."
+    check_is_stored(summary["unsaved"])
     choice = dict(index=0, message=dict(role="assistant", content=text), logprobs=None, finish_reason=summary["finish"])
     own = dict(id=summary["id"], question=summary["question"])
     return make_head(request, "chat.completion") | dict(choices=[choice], usage=summary["usage"], personal=own)
@@ -208,6 +218,6 @@ def make_item_events(request: ChatRequest, head: dict, item) -> str:
     "Return the event of a piece of `generate`, or the last events, which its summary gives."
     if isinstance(item, str):
         return make_chunk(head, dict(content=item))
-    own = dict(id=item["id"], question=item["question"])
+    own = {name: item[name] for name in ("id", "question", "unsaved")}
     usage = make_event(head | dict(choices=[], usage=item["usage"])) if request.with_usage else ""
     return make_chunk(head, {}, item["finish"], personal=own) + usage + make_event("[DONE]")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .arguments import MODEL_OPTIONS, get_settings, integer_option, load_model_from_arguments, option
 from .arguments import print_note, register_command, setting_options, to_json
+from .chat_completions import check_is_stored
 from .chat_completions import MODEL_NAMES, collect_items, generate, make_answer, make_chunk
 from .chat_completions import make_event, make_head, make_item_events, read_request, summarise_reply
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
@@ -175,6 +176,7 @@ async def import_file(self: PersonalServer, request) -> dict:
     kept = 0
     for start in range(0, len(dialogues), IMPORT_PART):
         kept += await self.worker.run(self.session.add_dialogues, dialogues[start : start + IMPORT_PART])
+        check_is_stored(self.session.unsaved)
     return dict(dialogues=len(dialogues), kept=kept)
 
 # %% ../../nbs/8_app/13_server.ipynb #0ae3a17e
@@ -185,7 +187,9 @@ def make_endpoint(self: PersonalServer, method: str, function):  # an asynchrono
     async def answer(request):
         body = dict(request.query_params) if method == "GET" else parse_body(await request.body())
         fields = read_fields(function, body)
-        return await self.worker.run(lambda: function(self.session, **fields))
+        result = await self.worker.run(lambda: function(self.session, **fields))
+        check_is_stored(self.session.unsaved if method == "POST" else "")
+        return result
 
     return answer
 
@@ -232,7 +236,13 @@ def make_refusal_handler(status: int):  # a function of starlette's (request, ex
     return lambda request, error: make_json(refusal.to_dict(), status)
 
 
-def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", limits: ServerLimits = ServerLimits()):
+def make_app(
+    worker: ConversationWorker,
+    token: str,
+    host: str = "127.0.0.1",
+    limits: ServerLimits = ServerLimits(),
+    frame_sites: str = "'none'",  # sites that may show the page in a frame
+):
     "Make the server's application; raise `InputError` where starlette is missing."
     import_server_packages()
     from starlette.applications import Starlette
@@ -264,7 +274,7 @@ def make_app(worker: ConversationWorker, token: str, host: str = "127.0.0.1", li
 
     refuse = {status: make_refusal_handler(status) for status in UNKNOWN_ADDRESSES}
     app = Starlette(routes=[make_route(*row) for row in own], lifespan=run_watch, exception_handlers=refuse)
-    return Guard(app, token, host, limits, (IMPORT_PATH,))
+    return Guard(app, token, host, limits, (IMPORT_PATH,), frame_sites)
 
 # %% ../../nbs/8_app/13_server.ipynb #9a41aed9
 def make_http_protocol(seconds: float):  # a protocol class of uvicorn
@@ -398,3 +408,5 @@ def serve_command(args) -> None:
             print_note(f"from another computer: http://{socket.gethostname()}:{bound.getsockname()[1]}")
         with suppress(KeyboardInterrupt):
             server.run([bound])
+        if session.unsaved:
+            raise InputError(f"{args.out}: {session.unsaved}, so the last turns are lost", "free some space")

@@ -104,6 +104,7 @@ class ChatSession:
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
+        self.unsaved = ""  # why the last save failed; empty: all that was said is stored
         self.was_stopped = False  # a fine-tune, so that an interface may begin another one
         self.recent_dialogues = {}  # id -> dialogue of the last turns, of all clients
         self.max_characters = model.max_length * MAX_CHARACTERS_PER_TOKEN  # maximum length of a turn
@@ -136,13 +137,15 @@ class ChatSession:
 # %% ../../nbs/6_device/07_conversation.ipynb #971a49ef
 @patch
 def save(self: ChatSession) -> None:
-    "Write the state; if that fails, add a message for the user, and go on."
+    "Write the state; if that fails, note why in `unsaved`, add a message for the user, and go on."
     self.me.session["question"] = self.question and candidate_to_dict(self.question)
     try:
         write_state(self.folder, self.me.state(), self.background_training is not None)
+        self.unsaved = ""
     except (InputError, OSError) as error:
-        reason = "the disk is full" if is_full_disk(error) else str(error)
-        self.messages_to_user.append(f"{reason}: what was said is not stored yet; it is tried again after each turn")
+        self.unsaved = "the disk is full" if is_full_disk(error) else str(error)
+        message = f"{self.unsaved}: what was said is not stored yet; it is tried again after each turn"
+        self.messages_to_user.append(message)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #ecdb8dec
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
