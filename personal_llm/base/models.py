@@ -291,19 +291,20 @@ def reply(self: Model, prompts: list, max_new_tokens: int = 96) -> list:  # repl
 MAX_MERGED_BYTES = 2**29  # of the weights that an adapter changes; a larger one stays beside them
 
 
-def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too large, or are not plain LoRA in float32
+def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too large, or are not plain LoRA in 16 or 32 bits
     "Return the weights below peft's layers with the adapter added to them."
     import torch
     from peft.tuners.lora import Linear
 
     for layer in layers.values():
         has_more = not isinstance(layer, Linear) or layer.lora_variant or any(layer.lora_bias.values())
-        if has_more or layer.get_base_layer().weight.dtype != torch.float32:
+        if has_more or layer.get_base_layer().weight.dtype not in (torch.float32, torch.bfloat16):
             return {}
     if sum(layer.get_base_layer().weight.nbytes for layer in layers.values()) > MAX_MERGED_BYTES:
         return {}
     with torch.no_grad():
-        sums = {name: x.get_base_layer().weight + x.get_delta_weight("default") for name, x in layers.items()}
+        pairs = {name: (x.get_base_layer().weight, x.get_delta_weight("default")) for name, x in layers.items()}
+        sums = {name: (weight.float() + change).to(weight.dtype) for name, (weight, change) in pairs.items()}
     return {name: torch.nn.Parameter(weight, requires_grad=False) for name, weight in sums.items()}
 
 

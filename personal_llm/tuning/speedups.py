@@ -12,6 +12,7 @@ from ..base.core import InputError, patch
 from ..base.loading import find_linear_modules
 from personal_llm.tuning.training_loop import (
     bfloat16_context,
+    has_fast_bfloat16,
     last_hidden_states,
     response_nll,
     supports_partial_logits,
@@ -173,6 +174,15 @@ def make_frozen_layer_cache(adapted):  # a `FrozenLayerCache`, or None
     is_exact = is_exact and torch.allclose(whole[mask == 1], half[mask == 1], rtol=1e-3, atol=1e-3)
     return FrozenLayerCache(adapted, depth) if is_exact else None
 
+# %% ../../nbs/3_tuning/06_speedups.ipynb #sp21
+def find_rounded_layers(adapted) -> list:  # of peft's layers; empty for a model in float32
+    "Return the LoRA layers whose inputs are bfloat16, so that peft need not cast them."
+    import torch
+
+    if unwrap_peft(adapted).dtype != torch.bfloat16:
+        return []
+    return [layer for layer in adapted.modules() if hasattr(layer, "cast_input_dtype_enabled")]
+
 # %% ../../nbs/3_tuning/06_speedups.ipynb #sp06
 class FastForward:
     "Compute the response losses of a model with LoRA layers, with shared dropout and cached frozen layers."
@@ -183,6 +193,7 @@ class FastForward:
     ):
         self.adapted, self.partial_logits = adapted, supports_partial_logits(adapted)
         self.dropouts, self.frozen_layers = share_dropout(adapted), make_frozen_layer_cache(adapted)
+        self.rounded_layers = find_rounded_layers(adapted)
 
     def __call__(
         self,
@@ -190,6 +201,9 @@ class FastForward:
         bfloat16: bool = False,  # round products to bfloat16 where that is fast
     ):  # (rows,) nats
         "Return the negative log-likelihood of each row's response."
+        is_rounded = bfloat16 and has_fast_bfloat16(self.adapted.device.type)
+        for layer in self.rounded_layers:
+            layer.cast_input_dtype_enabled = not is_rounded
         supplied = self.frozen_layers.supply_rows(batch) if self.frozen_layers else nullcontext()
         try:
             with bfloat16_context(self.adapted.device, bfloat16), supplied:
