@@ -1503,6 +1503,11 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.NamedWeights": ("0_base/gguf.html#namedweights", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.NamedWeights.__init__": (
+                "0_base/gguf.html#namedweights.__init__",
+                "personal_llm/base/gguf.py",
+            ),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf._add_once": ("0_base/gguf.html#_add_once", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf._convert_into": ("0_base/gguf.html#_convert_into", "personal_llm/base/gguf.py"),
@@ -1541,6 +1546,10 @@ d = {
             "personal_llm.base.gguf.list_hub_models": ("0_base/gguf.html#list_hub_models", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.list_local_models": (
                 "0_base/gguf.html#list_local_models",
+                "personal_llm/base/gguf.py",
+            ),
+            "personal_llm.base.gguf.map_tensor_names": (
+                "0_base/gguf.html#map_tensor_names",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.read_gguf_config": (
@@ -5454,6 +5463,56 @@ d = {
             "personal_llm.experiments.reactions.simulate_feedback": (
                 "experiments/reactions.html#simulate_feedback",
                 "personal_llm/experiments/reactions.py",
+            ),
+        },
+        "personal_llm.experiments.real_defaults": {
+            "personal_llm.experiments.real_defaults.capital_line": (
+                "experiments/real_defaults.html#capital_line",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.load_real_model": (
+                "experiments/real_defaults.html#load_real_model",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.load_texts": (
+                "experiments/real_defaults.html#load_texts",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.make_job": (
+                "experiments/real_defaults.html#make_job",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.make_person": (
+                "experiments/real_defaults.html#make_person",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.measure": (
+                "experiments/real_defaults.html#measure",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.measure_replies": (
+                "experiments/real_defaults.html#measure_replies",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.read_peak_memory": (
+                "experiments/real_defaults.html#read_peak_memory",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.reset_peak_memory": (
+                "experiments/real_defaults.html#reset_peak_memory",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.spelled_numbers": (
+                "experiments/real_defaults.html#spelled_numbers",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.tune": (
+                "experiments/real_defaults.html#tune",
+                "personal_llm/experiments/real_defaults.py",
+            ),
+            "personal_llm.experiments.real_defaults.two_parts": (
+                "experiments/real_defaults.html#two_parts",
+                "personal_llm/experiments/real_defaults.py",
             ),
         },
         "personal_llm.experiments.relevance": {

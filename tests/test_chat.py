@@ -18,7 +18,7 @@ from personal_llm.base import files
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import encode_prompt
 from personal_llm.device import background_training, conversation
-from personal_llm.device.conversation import QUESTION_TEXT, delay_interrupts
+from personal_llm.device.conversation import delay_interrupts
 from personal_llm.device.corrections import ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
 from personal_llm.app.arguments import read_saved_answers
@@ -680,61 +680,6 @@ def test_ctrl_c_at_a_terminal(small, tmp_path):
 def test_help_teaches(capsys):
     code, out, err = invoke(capsys, "chat", "--help")
     assert code == 0 and "--out" in out and "examples:" in out and "goes on" in out and err == ""
-
-
-# the widget
-
-
-def test_the_widget_asks_learns_and_shows(tmp_path):
-    "In an event loop, as a notebook has one, learning is taken over without another line."
-    import asyncio
-
-    pytest.importorskip("ipywidgets")
-    from personal_llm.app.chat_widget import ChatWidget
-
-    talk = fresh(tmp_path / "me")
-
-    async def person():
-        chat, asked = ChatWidget(talk), 0
-        for line in LINES:
-            chat.line.value = f"<b>{line}"
-            chat.send_button.click()
-            if talk.question:
-                assert QUESTION_TEXT in chat.question.children[0].value and chat.question.layout.display is None
-                asked += 1
-                if asked == 2:  # the first one is left without an answer
-                    break
-        assert talk.me.cost.requests == 0, "what is said to the model is no answer"
-        chat.correct_button.click()
-        assert talk.question, "nor is an empty wish"
-        assert "<b>My" not in chat.log.value + chat.panel.children[0].value and "&lt;b&gt;My" in chat.log.value
-        chat.correction_field.value = BETTER
-        chat.correct_button.click()
-        assert chat.question.layout.display == "none" and BETTER in chat.panel.children[0].value
-        chat.commands["/learn"].click()
-        await asyncio.wait_for(chat.training_watch, 300)
-        assert talk.background_training is None and "learned:" in chat.log.value
-        for place in range(4):
-            chat.panel.selected_index = place
-            assert chat.panel.children[place].value.startswith(("<p>", "<img alt="))
-        return chat
-
-    chat = asyncio.run(person())
-    for line in ("/why", "/status", "/undo"):
-        chat.commands[line].click()
-    assert "taken back" in chat.log.value
-    talk.close()
-    again = ChatSession(shared("llama"), tmp_path / "me")
-    assert ChatWidget(again).log.value.count("You:") == len(again.me.session["turns"]) > 0
-    again.close()
-
-
-def test_without_ipywidgets_the_install_line_is_said(monkeypatch):
-    from personal_llm.app.chat_widget import import_ipywidgets
-
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(InputError, match=r'pip install "personal_llm\[widget\]"'):
-        import_ipywidgets()
 
 
 # options of a program, and corrections without a question

@@ -23,6 +23,7 @@ from selenium.common.exceptions import ElementClickInterceptedException, StaleEl
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from personal_llm.app.chat_cell import ChatCell
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.corrections import ChatSession
 from personal_llm.tuning.config import TuningConfig
@@ -293,6 +294,48 @@ def test_the_keyboard_is_enough(browser, tmp_path):
             until(lambda: browser.find_element(By.ID, view.lower()).is_displayed())
 
 
+class OnePage(SimpleHTTPRequestHandler):
+    "Serve `page` at every path."
+
+    def log_message(self, *given):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(self.page.encode())
+
+
+FRAME = "<title>A notebook</title><iframe width=900 height=700 src=ADDRESS/#token=TOKEN></iframe>"
+
+
+def test_a_notebook_of_this_computer_shows_the_chat_in_a_frame(browser, tmp_path):
+    "A chat cell allows frames of this computer; `serve` allows none."
+    chat = ChatCell(fresh(tmp_path / "me"))
+    with chat_server(fresh(tmp_path / "other")) as running:
+        for served, is_shown in ((chat, True), (running, False)):
+            page = FRAME.replace("ADDRESS", served.address).replace("TOKEN", served.token)
+            notebook = serving(type("Notebook", (OnePage,), dict(page=page)))
+            try:
+                for host in ("127.0.0.1", "localhost"):
+                    browser.get(f"http://{host}:{notebook.server_port}/")
+                    browser.switch_to.frame(browser.find_element(By.TAG_NAME, "iframe"))
+                    if is_shown:
+                        until(lambda: browser.find_element(By.ID, "chat").is_displayed())
+                        talk(browser, f"Hello from {host}.")
+                    else:
+                        time.sleep(1)
+                        assert not browser.find_elements(By.ID, "chat")
+            finally:
+                notebook.shutdown()
+    assert [turn["prompt"] for turn in chat.session.me.session["turns"]] == [
+        "Hello from 127.0.0.1.",
+        "Hello from localhost.",
+    ]
+    chat.close()
+
+
 ATTACK = """<form id=f method=post enctype=text/plain target=g action=ADDRESS/personal/chat>
 <input name='{"text":"Zanzibar","x":"' value='"}'></form>
 <iframe name=g></iframe><iframe src=ADDRESS/></iframe><img src=ADDRESS/personal/undo>
@@ -314,17 +357,7 @@ def test_a_page_of_another_site_can_neither_read_nor_write(browser, tmp_path):
         before = running.session.me.buffer.to_bytes()
         page = ATTACK.replace("ADDRESS", running.address).replace("TOKEN", running.token)
 
-        class Evil(SimpleHTTPRequestHandler):
-            def log_message(self, *given):
-                pass
-
-            def do_GET(self):
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html")
-                self.end_headers()
-                self.wfile.write(page.encode())
-
-        evil = serving(Evil)
+        evil = serving(type("Evil", (OnePage,), dict(page=page)))
         try:
             for host in ("127.0.0.1", "localhost"):
                 browser.get(f"http://{host}:{evil.server_port}/")

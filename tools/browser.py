@@ -1,4 +1,4 @@
-"""Tutorials, lessons and solutions in a real JupyterLab, run by a real browser; then a talk with the chat widget.
+"""Tutorials, lessons and solutions in a real JupyterLab, run by a real browser; then a talk in the chat cell.
 
 make test-browser                                             # all of them; screenshots in browser/
 make test-browser ARGS="tutorials/04 course/lesson_1 chat"    # some: beginnings of paths, and `chat`
@@ -10,7 +10,7 @@ is slower and fails no more often. Seconds are those on the clock and those that
 are about the same. It needs Debian's chromium and chromium-driver, and selenium (the extra `browser`).
 """
 
-import importlib.util, json, os, re, secrets, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import importlib.util, json, os, re, secrets, shutil, signal, socket, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
@@ -35,7 +35,7 @@ def what_is_missing() -> str:  # empty: nothing
     lines = []
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         lines.append("apt-get install chromium chromium-driver")
-    if any(importlib.util.find_spec(name) is None for name in ("selenium", "jupyterlab", "ipywidgets")):
+    if any(importlib.util.find_spec(name) is None for name in ("selenium", "jupyterlab")):
         lines.append('pip install -e ".[dev,browser]"')
     return "; ".join(lines)
 
@@ -292,120 +292,70 @@ def try_notebook(driver, lab: tuple, path: str, figures: int) -> tuple:  # (faul
 
 TALK = """
 from personal_llm import Buffer, TuningConfig, load_model
-from personal_llm.app.chat_widget import ChatWidget
-from personal_llm.device.conversation import ChatSession
-from personal_llm.buffer.policies import get_policy
+from personal_llm.app.chat_cell import ChatCell
+from personal_llm.device.corrections import ChatSession
 settings = dict(synthetic=0, replay=32, config=TuningConfig(steps=40))
-talk = ChatSession(load_model("pocket"), "me", buffer=Buffer(8, get_policy("active", horizon=12)), **settings)
-ChatWidget(talk)
+chat = ChatCell(ChatSession(load_model("pocket"), "me", buffer=Buffer(8), **settings))
+chat
 """
 LOSS = """
-corrected = [d for d in talk.me.buffer.dialogues if d.origin == "annotated"]
-for adapter in (None, talk.me.adapter):
-    with talk.model.use_adapter(adapter):
-        nats, tokens = talk.model.nll(corrected).sum(0)
+me = chat.session.me
+corrected = [d for d in me.buffer.dialogues if d.origin == "annotated"]
+for adapter in (None, me.adapter):
+    with me.model.use_adapter(adapter):
+        nats, tokens = me.model.nll(corrected).sum(0)
     print(f"{nats / tokens:.3f}")
 """
-WATCH = """
-const log = document.querySelector('.jp-OutputArea .widget-html-content');
-window.heard = {log: log};
-const bubbles = () => [...log.querySelectorAll('p')].filter(p => p.querySelector('b') && p.innerText.startsWith('Model:'));
-const text = () => bubbles().map(p => p.innerText).join('\\n');
-document.querySelector('input[placeholder^="write here"]').addEventListener('keydown', event => {
-  if (event.key === 'Enter') window.heard.turn = {began: performance.now(), said: bubbles().length, pieces: 0, text: text()};
-}, true);
-new MutationObserver(() => {
-  const turn = window.heard.turn, now = performance.now();
-  if (!turn || turn.text === text() || bubbles().length <= turn.said) return;
-  turn.first = turn.first || now; turn.last = now; turn.pieces += 1; turn.text = text();
-}).observe(log, {childList: true, subtree: true, characterData: true});
-"""
-FIELD = "return !!document.querySelector('input[placeholder^=\"write here\"]');"
 RESTART = """
 const done = arguments[arguments.length - 1], panel = window.jupyterapp.shell.currentWidget;
 panel.sessionContext.restartKernel().then(() => done(''), error => done(String(error)));
 """
-TURN = """
-const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel, turn = window.heard.turn;
-const asks = [...document.querySelectorAll('input[placeholder^="what you would"]')].some(i => i.offsetParent);
-return {idle: kernel.status === 'idle', first: turn && turn.first && turn.first - turn.began, asks: asks,
-    last: turn && turn.last && turn.last - turn.began, pieces: turn && turn.pieces, log: window.heard.log.innerText,
-    text: turn && turn.text};
-"""
-PARTS = "head back knee neck arm leg foot ear toe hip hand nose eye chest wrist ankle".split()
+TEXTS = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText);"
+PARTS = ("head", "back", "neck")
 
 
-def write(driver, placeholder: str, text: str) -> None:
-    "Type into a field of the widget, and press Enter."
-    from selenium.webdriver.common.by import By
-
-    field = driver.find_element(By.CSS_SELECTOR, f'input[placeholder^="{placeholder}"]')
-    field.send_keys(text)
-    if placeholder.startswith("write"):
-        field.send_keys("\n")
+@contextmanager
+def page(driver):
+    "Act in the frame of the chat."
+    frames = until(lambda: driver.find_elements("css selector", ".jp-OutputArea iframe"), "there is no frame")
+    driver.switch_to.frame(frames[0])
+    try:
+        until(lambda: driver.find_element("id", "chat").is_displayed(), "the page does not come")
+        yield
+    finally:
+        driver.switch_to.default_content()
 
 
 def press(driver, name: str) -> None:
-    "Click a button of the widget, or one of its tabs."
-    from selenium.webdriver.common.by import By
+    "Click the last button of the page with this name, as soon as it is there."
+    words = f"//button[normalize-space()='{name}']"
+    shown = lambda: [one for one in driver.find_elements("xpath", words) if one.is_displayed()]
+    button = until(shown, f"there is no button {name}")[-1]
+    driver.execute_script("arguments[0].click()", button)  # it may lie below the edge of JupyterLab's window
 
-    words = f"//button[normalize-space()='{name}'] | //li[normalize-space()='{name}']"
-    next(one for one in driver.find_elements(By.XPATH, words) if one.is_displayed()).click()
 
-
-def take_turn(driver, text: str) -> dict:  # as `TURN` gives it
+def take_turn(driver, text: str) -> str:  # the reply
     "Say something, and wait for the end of the reply."
-    write(driver, "write", text)
-    until(lambda: driver.execute_script(TURN)["first"], f"no reply to {text!r}")
-    until(lambda: driver.execute_script(TURN)["idle"], f"the reply to {text!r} does not end")
-    return driver.execute_script(TURN)
+    count = len(driver.execute_script(TEXTS, "#turns li"))
+    driver.find_element("id", "line").send_keys(text + "\n")
+    has_ended = lambda: driver.execute_script(TEXTS, "#turns li:last-child button")
+    until(lambda: len(driver.execute_script(TEXTS, "#turns li")) > count and has_ended(), f"no reply to {text!r}")
+    return driver.execute_script(TEXTS, "#turns li:last-child .reply")[0]
 
 
-def correct_until(driver, corrections: int) -> list:  # of turns
-    "Complain of aches; answer each question with what would have been liked."
-    turns, corrected = [], 0
-    for part in PARTS:
-        turns.append(take_turn(driver, f"My {part} hurts."))
-        if turns[-1]["asks"]:
-            corrected += 1
-            if corrected == 1:
-                driver.save_screenshot(str(SHOTS / "chat_asks.png"))
-            write(driver, "what you would", f"Dear friend, keep your {part} warm and rest. I will call you tonight.")
-            press(driver, "I would prefer this")
-            until(lambda: not driver.execute_script(TURN)["asks"], "the question stays although it was answered")
-        if corrected == corrections:
-            return turns
-    raise AssertionError(f"asked {corrected} times in {len(turns)} turns, not {corrections}")
+def correct(driver, part: str) -> None:
+    "Complain of an ache, and edit the reply."
+    better = f"Dear friend, keep your {part} warm and rest. I will call you tonight."
+    take_turn(driver, f"My {part} hurts.")
+    press(driver, "Edit")
+    field = driver.find_element("css selector", "#turns textarea")
+    field.clear()
+    field.send_keys(better)
+    press(driver, "Save")
+    until(lambda: better in driver.execute_script(TEXTS, "#turns .reply"), "the correction does not come")
 
 
-def learn(driver) -> tuple:  # (loss before, loss after, the turn meanwhile)
-    "Let it learn while the talk goes on."
-    press(driver, "Train now")
-    until(lambda: "in the background" in driver.execute_script(TURN)["log"], "it does not learn")
-    meanwhile = take_turn(driver, "What did you do at the weekend?")
-    line = r"learned: .*?([\d.]+) -> ([\d.]+) nats a token"
-    found = until(lambda: re.search(line, driver.execute_script(TURN)["log"]), "it does not say what it learned")
-    return float(found[1]), float(found[2]), meanwhile
-
-
-def show_widget(driver) -> None:
-    "Run the cell that makes it, and listen to what it shows."
-    driver.execute_async_script(RUN_CELL, 0)
-    until(lambda: driver.execute_script(FIELD), "the widget is not there")
-    driver.execute_script(WATCH)
-
-
-def show_parts(driver) -> list:  # lines, what is wrong
-    "Look at each part of the panel, and take a picture of it."
-    for name in ("Buffer", "Scores", "Style", "Training"):
-        press(driver, name)
-        time.sleep(1)
-        until(lambda: driver.execute_script(IDLE), f"{name} is not drawn")
-        shoot(driver, f"chat_{name.lower()}")
-    return ["the learning curve is not drawn"] * (driver.execute_script(DRAWN) < 1)
-
-
-def losses(driver) -> list:  # nats a token of what was corrected, without and with what was learned
+def losses(driver) -> list:  # nats a token of the corrected dialogues, without and with the adapter
     "Ask the kernel itself."
 
     def printed():
@@ -422,42 +372,45 @@ def try_talk(driver, place: Path) -> list:  # lines, what is wrong
     try:
         return talk(driver, place)
     except AssertionError as error:
-        shoot(driver, "chat_failed")
+        driver.save_screenshot(str(SHOTS / "chat_failed.png"))
         return [str(error)]
 
 
 def talk(driver, place: Path) -> list:  # lines, what is wrong
-    "A talk with the widget: it answers in pieces, asks, is corrected, learns, and is there after a restart."
+    "A talk in a cell: replies are edited, it learns, the next cell sees the same session, and a restart keeps it."
     shared = dict(cell_type="code", metadata={}, outputs=[], execution_count=None)
     cells = [dict(shared, source=source.strip(), id=f"cell{place}") for place, source in enumerate((TALK, LOSS))]
     kernel = dict(name="python3", display_name="python3", language="python")
     notebook = dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel), cells=cells)
     (place / "chat.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     open_notebook(driver, "chat.ipynb")
-    show_widget(driver)
-    turns = correct_until(driver, 3)
-    said_before, said_after, meanwhile = learn(driver)
-    wrong, (base, tuned) = show_parts(driver), losses(driver)
-    for name, chosen in (("", turns), (", while it learned", [meanwhile])):
-        first, last = (statistics.median(turn[part] for turn in chosen) / 1000 for part in ("first", "last"))
-        print(f"chat: first piece after {first:.2f} s, last after {last:.2f} s{name} (median of {len(chosen)})")
-    print(f"chat: what was corrected: {base} -> {tuned} nats a token; the widget says {said_before} -> {said_after}")
-    wrong += ["replies come in one piece"] * (max(turn["pieces"] for turn in turns) < 3)
-    wrong += ["the loss on what was corrected is not lower"] * (not (tuned < base and said_after < said_before))
-    return wrong + comes_back(driver)
+    driver.execute_async_script(RUN_CELL, 0)
+    with page(driver):
+        for part in PARTS:
+            correct(driver, part)
+        driver.save_screenshot(str(SHOTS / "chat.png"))
+        press(driver, "Learning")
+        press(driver, "Learn now")
+        until(lambda: driver.find_element("id", "plot").is_displayed(), "it does not learn")
+        driver.save_screenshot(str(SHOTS / "chat_learning.png"))
+    base, tuned = losses(driver)
+    print(f"chat: corrected replies: {base} -> {tuned} nats a token")
+    wrong = ["the loss on the corrected replies is not lower"] * (not tuned < base)
+    return wrong + come_back(driver)
 
 
-def comes_back(driver) -> list:  # lines, what is wrong
-    "Restart the kernel and show the widget again: the talk is there, and goes on with what it learned."
+def come_back(driver) -> list:  # lines, what is wrong
+    "Restart the kernel and show the page again: the talk is there, and goes on with what it learned."
     driver.execute_async_script(COMMAND, "notebook:clear-all-cell-outputs", {})
     driver.execute_async_script(RESTART)
-    until(lambda: driver.execute_script(IDLE) and not driver.execute_script(FIELD), "the kernel did not restart")
-    show_widget(driver)
-    reply = take_turn(driver, "My elbow hurts.")
-    shoot(driver, "chat_again")
+    until(lambda: driver.execute_script(IDLE), "the kernel did not restart")
+    driver.execute_async_script(RUN_CELL, 0)
+    with page(driver):
+        until(lambda: "My neck hurts." in "".join(driver.execute_script(TEXTS, "#turns li")), "the talk is not there")
+        reply = take_turn(driver, "My elbow hurts.")
+        driver.save_screenshot(str(SHOTS / "chat_again.png"))
     driver.execute_async_script(SHUT)
-    known = "My neck hurts." in reply["log"] and "friend" in reply["text"].splitlines()[-1]
-    return [] if known else [f"after a restart it does not go on: {reply['text'][-200:]!r}"]
+    return [] if "friend" in reply else [f"after a restart it does not go on: {reply[-200:]!r}"]
 
 
 def main(words: list) -> int:  # exit status

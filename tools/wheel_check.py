@@ -77,7 +77,7 @@ def main(words: list) -> None:
         python = home / "new" / "bin" / "python"
         install = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         do("PyTorch", [*install, *torch], work)
-        do("install", [*install, f"{wheel}[widget]", "nbclient", "ipykernel"], work)
+        do("install", [*install, wheel, "nbclient", "ipykernel"], work)
         do("imports", [python, "-c", IMPORTS], work)
         do("demo", [python.parent / "personal-llm", "demo", "--quiet", *DEMO], work)
         said = do("chat", [python.parent / "personal-llm", "chat", "--out", "me"], work, LINES)

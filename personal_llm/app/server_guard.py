@@ -103,6 +103,16 @@ SECURITY_HEADERS = {
 }
 
 
+def make_security_headers(frame_sites: str = "'none'") -> dict:  # frame_sites: as the policy names them
+    "Return the headers of an answer; pages of `frame_sites` may show ours in a frame."
+    headers = {
+        name: value.replace("ancestors 'none'", f"ancestors {frame_sites}") for name, value in SECURITY_HEADERS.items()
+    }
+    if frame_sites != "'none'":
+        del headers["X-Frame-Options"]  # it knows no list of sites
+    return headers
+
+
 def encode_headers(headers: dict) -> list:  # pairs of bytes
     "Return headers as ASGI takes them."
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
@@ -143,8 +153,10 @@ class Guard:
         host: str = "127.0.0.1",  # that the server listens to
         limits: ServerLimits = ServerLimits(),
         large_paths: tuple = (),  # paths whose bodies may have `import_bytes`
+        frame_sites: str = "'none'",  # sites that may show the page in a frame
     ):
         self.app, self.token, self.host, self.limits, self.large_paths = app, token.encode(), host, limits, large_paths
+        self.headers = make_security_headers(frame_sites)
         self.requests = RateLimit(limits.requests_per_minute)
         self.wrong_tokens = RateLimit(limits.wrong_tokens_per_minute)
 
@@ -235,7 +247,7 @@ async def __call__(self: Guard, scope, receive, send):
 
     async def send_with_headers(message):
         if message["type"] == "http.response.start":
-            message = message | dict(headers=[*message.get("headers", ()), *encode_headers(SECURITY_HEADERS)])
+            message = message | dict(headers=[*message.get("headers", ()), *encode_headers(self.headers)])
         await send(message)
 
     await self.app(scope, receive_once, send_with_headers)
