@@ -1058,6 +1058,10 @@ d = {
                 "0_base/adapters.html#check_matrices",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.check_scale": (
+                "0_base/adapters.html#check_scale",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.commit_adapter": (
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
@@ -1111,6 +1115,10 @@ d = {
                 "0_base/adapters.html#read_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.read_adapter_scale": (
+                "0_base/adapters.html#read_adapter_scale",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.read_factors": (
                 "0_base/adapters.html#read_factors",
                 "personal_llm/base/adapters.py",
@@ -1119,8 +1127,16 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
+            "personal_llm.base.adapters.read_scaled_settings": (
+                "0_base/adapters.html#read_scaled_settings",
+                "personal_llm/base/adapters.py",
+            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
+                "personal_llm/base/adapters.py",
+            ),
+            "personal_llm.base.adapters.set_adapter_scale": (
+                "0_base/adapters.html#set_adapter_scale",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
@@ -1306,6 +1322,97 @@ d = {
             "personal_llm.base.database.write_rows": (
                 "0_base/database.html#write_rows",
                 "personal_llm/base/database.py",
+            ),
+        },
+        "personal_llm.base.decoding": {
+            "personal_llm.base.decoding.BatchRules": (
+                "0_base/decoding.html#batchrules",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.BatchRules.__init__": (
+                "0_base/decoding.html#batchrules.__init__",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.BatchRules.is_finished": (
+                "0_base/decoding.html#batchrules.is_finished",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.BatchRules.process": (
+                "0_base/decoding.html#batchrules.process",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.DecodingRules": (
+                "0_base/decoding.html#decodingrules",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.DecodingRules.complete": (
+                "0_base/decoding.html#decodingrules.complete",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyOptions": (
+                "0_base/decoding.html#replyoptions",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.TokenClasses": (
+                "0_base/decoding.html#tokenclasses",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.choose_next_token": (
+                "0_base/decoding.html#choose_next_token",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_settled_tokens": (
+                "0_base/decoding.html#count_settled_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_whole_tokens": (
+                "0_base/decoding.html#count_whole_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.draw_token": (
+                "0_base/decoding.html#draw_token",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_end_tokens": (
+                "0_base/decoding.html#find_end_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.find_reply_end": (
+                "0_base/decoding.html#find_reply_end",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_token_classes": (
+                "0_base/decoding.html#find_token_classes",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_in_code": (
+                "0_base/decoding.html#is_in_code",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_periodic": (
+                "0_base/decoding.html#is_periodic",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_repeated": (
+                "0_base/decoding.html#is_repeated",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_sentence_end": (
+                "0_base/decoding.html#is_sentence_end",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.make_decoding_rules": (
+                "0_base/decoding.html#make_decoding_rules",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.penalise_repetition": (
+                "0_base/decoding.html#penalise_repetition",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.split_units": (
+                "0_base/decoding.html#split_units",
+                "personal_llm/base/decoding.py",
             ),
         },
         "personal_llm.base.files": {
@@ -1731,6 +1838,14 @@ d = {
             ),
             "personal_llm.base.models.Model._note_truncation": (
                 "0_base/models.html#model._note_truncation",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.continue_prompts": (
+                "0_base/models.html#model.continue_prompts",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.decoding": (
+                "0_base/models.html#model.decoding",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
@@ -2449,6 +2564,80 @@ d = {
             "personal_llm.buffer.preferences.set_reference_losses": (
                 "2_buffer/preferences.html#set_reference_losses",
                 "personal_llm/buffer/preferences.py",
+            ),
+        },
+        "personal_llm.buffer.retrieval": {
+            "personal_llm.buffer.retrieval.PromptEmbedder": (
+                "2_buffer/retrieval.html#promptembedder",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.PromptEmbedder.__init__": (
+                "2_buffer/retrieval.html#promptembedder.__init__",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.PromptEmbedder._join": (
+                "2_buffer/retrieval.html#promptembedder._join",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.PromptEmbedder.background": (
+                "2_buffer/retrieval.html#promptembedder.background",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.PromptEmbedder.clear": (
+                "2_buffer/retrieval.html#promptembedder.clear",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.PromptEmbedder.embed": (
+                "2_buffer/retrieval.html#promptembedder.embed",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval._LayerReached": (
+                "2_buffer/retrieval.html#_layerreached",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.add_memories": (
+                "2_buffer/retrieval.html#add_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.can_follow_examples": (
+                "2_buffer/retrieval.html#can_follow_examples",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.choose_count": (
+                "2_buffer/retrieval.html#choose_count",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.collect_memories": (
+                "2_buffer/retrieval.html#collect_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.compute_bm25": (
+                "2_buffer/retrieval.html#compute_bm25",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.compute_early_states": (
+                "2_buffer/retrieval.html#compute_early_states",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.estimate_correction_probability": (
+                "2_buffer/retrieval.html#estimate_correction_probability",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.fit_memories": (
+                "2_buffer/retrieval.html#fit_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.measure_gain": (
+                "2_buffer/retrieval.html#measure_gain",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.rank_memories": (
+                "2_buffer/retrieval.html#rank_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
+            "personal_llm.buffer.retrieval.retrieve": (
+                "2_buffer/retrieval.html#retrieve",
+                "personal_llm/buffer/retrieval.py",
             ),
         },
         "personal_llm.buffer.scoring": {

@@ -95,6 +95,72 @@ def test_the_command_is_the_function(world, tmp_path, capsys):
     assert {name: result[name] for name in same} == {name: first[name] for name in same}
 
 
+def test_replies_are_shown_and_no_file_holds_them(world, tmp_path, capsys):
+    chats = [Dialogue(f"{r['prompt']} {CANARY}?", r["response"], time=float(i)) for i, r in enumerate(rows(60))]
+    result = personalize(chats, tmp_path / "x", **SMALL)
+    shown = "\n".join(module.format_examples(result["examples"]))
+    assert len(result["examples"]["replies"]) == 3 and shown.count(CANARY) == 3
+    assert CANARY not in (tmp_path / "x" / "personalize.json").read_text()
+    command = ("personalize", "--data", world / "chats.jsonl", "--out", tmp_path / "y", *QUICK)
+    code, out, err = invoke(capsys, *command)
+    assert code == 0 and out.count("\nbefore  ") == out.count("\nafter   ") == 3
+    assert "examples" not in found(capsys, *command, "--json")
+
+
+def test_habits_are_counted_before_and_after_without_their_words(tmp_path, monkeypatch):
+    "The user opens every answer alike; every reply after the fine-tune does, too."
+    chats = [Dialogue(r["prompt"], f"{CANARY} {r['response']}", time=float(i)) for i, r in enumerate(rows(120))]
+    real = module.evaluate
+
+    def evaluate(model, test, adapter=None, **named):
+        measured = real(model, test, adapter, **named)
+        measured.items = [i | dict(reply=i["reference"] if adapter else "No. No.") for i in measured.items]
+        return measured
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    result = personalize(chats, tmp_path / "x", **SMALL)
+    held_out, (opens, *_) = result["data"]["held_out"], result["habits"]
+    assert held_out >= 8 and opens == dict(
+        habit="opens with the same words", answers=held_out, before=0, after=held_out
+    )
+    label, *counts = result["examples"]["habits"][0]
+    assert label.startswith(f"opens with “{CANARY}") and counts == [held_out, 0, held_out]
+
+
+def test_what_is_refused_is_refused_before_the_model_is_loaded(tmp_path):
+    loaded, load = [], lambda: loaded.append(1) or shared("llama")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    (tmp_path / "bad.jsonl").write_text("{")
+    bad_inputs = [(FEW, "mine", {}), (tmp_path / "no.jsonl", "x", {}), (tmp_path / "bad.jsonl", "x", {})]
+    bad_inputs += [(FEW, "x", dict(steps=0)), (FEW[:7], "x", {}), (FEW, "x", dict(start="nowhere"))]
+    for data, out, settings in bad_inputs:
+        with pytest.raises(InputError):
+            personalize(data, tmp_path / out, load, **SMALL | settings)
+    assert not loaded and not (tmp_path / "x").exists()
+
+
+def test_a_start_of_another_base_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    model, other = shared("llama"), random_adapter(shared("qwen2"), tmp_path / "other")
+    monkeypatch.setattr(type(model), "run_forward", lambda *given: pytest.fail("read a dialogue"))
+    with pytest.raises(InputError, match="base"):
+        personalize(FEW, tmp_path / "x", model, start=str(other), **SMALL)
+    assert not (tmp_path / "x").exists()
+
+
+def test_progress_moves_with_each_forward_pass():
+    from types import SimpleNamespace
+
+    model, moved = shared("llama"), []
+    for disable in (False, True):
+        with personalizer.count_rows(model, SimpleNamespace(disable=disable, update=moved.append)):
+            model.generate(["Hello.", "How are you?"], max_new_tokens=3)
+            model.nll(FEW[:2])
+        passes = len(moved)
+    model.nll(FEW[:2])
+    assert passes == len(moved) >= 3 and sum(moved) >= 6, "each new token, and nothing after the block"
+
+
 def test_results_for_people(world, tmp_path, capsys):
     code, out, err = invoke(capsys, "personalize", "--data", world / "few.jsonl", "--out", tmp_path / "x", *QUICK)
     assert code == 0 and "kept       8 of 12 (active, 8 bins)" in out and "no before and after" in out
@@ -293,7 +359,7 @@ def test_the_old_results_stay_when_the_new_ones_fail(world, tmp_path, capsys, mo
     personalize(FEW, out, **SMALL)
     before = {name: value for name, value in snapshot(out).items() if not name.startswith("run-")}
 
-    def fail(*given):
+    def fail(*given, **named):
         raise error
 
     command = ("personalize", "--data", world / "few.jsonl", "--out", out, *QUICK, "--seed", 3)

@@ -206,7 +206,9 @@ def count_habits(before, after) -> list:  # (`Trait`, counts in answers, replies
         return []
     answers, replies = ([item[name] for item in before.items] for name in ("reference", "reply"))
     traits = [t for t in find_habits(answers, replies) if t.key.partition(" ")[0] in COUNTED_HABITS]
-    frame = [next((t.key.split("“")[1][:-1] for t in traits if t.key.startswith(word)), "") for word in ("opens", "signs")]
+    frame = [
+        next((t.key.split("“")[1][:-1] for t in traits if t.key.startswith(word)), "") for word in ("opens", "signs")
+    ]
     texts = (answers, replies, [item["reply"] for item in after.items])
     return [(t, [sum(has_habit(t.key, text, *frame) for text in group) for group in texts]) for t in traits]
 

@@ -141,6 +141,7 @@ def evaluate(
     generate: bool = True,  # False: the loss only, a fraction of the time
     max_new_tokens: int = 96,  # upper bound of a reply
     group: str = "",  # whose dialogues these are: the user, for comparisons over users
+    preference: bool = True,  # whether to compare answers with those to other prompts: three forward passes a dialogue
 ) -> Evaluation:
     "Measure response loss, word overlap and habits of replies; raise `InputError` without reference answers."
     dialogues = as_dialogues(dialogues)
@@ -153,7 +154,7 @@ def evaluate(
             item.update(loss=reading.nll / reading.tokens, content_loss=content_loss, tokens=reading.tokens)
         if generate:
             items = score_replies(items, model.reply(dialogues, max_new_tokens), habits, frame)
-        if generate and len(dialogues) > 1:
+        if generate and preference and len(dialogues) > 1:
             preferences = measure_content_preference(model, dialogues)
             items = [item | dict(content_preference=float(p)) for item, p in zip(items, preferences)]
     settings = dict(max_new_tokens=max_new_tokens, repetition_penalty=REPLY_REPETITION_PENALTY) if generate else {}
