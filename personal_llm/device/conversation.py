@@ -24,7 +24,9 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .background_training import BackgroundTraining, release_memory
 from .personalizer import Personalizer, load_personalizer
 from .streaming import ReplyOptions, ReplyStream
+from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
+from ..buffer.retrieval import add_memories, can_follow_examples
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
 from ..base.folder_store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, hold_store
 from .store import get_state_version, has_state, migrate_folder, write_state
@@ -102,6 +104,8 @@ class ChatSession:
     ):
         self.model, self.folder, self.clock, self.reads_turns = model, Path(folder), clock, reads_turns
         self.background_training, self.reply, self.active_reply, self.question = None, None, None, None
+        self.talk_memories = None, []  # what they were chosen for, and the memories of this talk
+        self.reply_memories = []  # dialogues that the newest reply read
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
         self.unsaved = ""  # why the last save failed; empty: all that was said is stored
@@ -263,6 +267,41 @@ def history(self: ChatSession) -> History:
     turns = self.me.session["turns"][find_first_prompt_turn(self.me.session) :]
     return History([pair for t in turns for pair in (("user", t["prompt"]), ("assistant", t["response"]))])
 
+# %% ../../nbs/6_device/07_conversation.ipynb #rtc00002
+@patch
+def correct_history(self: ChatSession, history) -> list:  # (role, text) pairs
+    "Return the turns of this talk for a prompt, with your corrections in place of the replies that you corrected."
+    answers = {get_first_id(d): d.response for d in self.me.list_memories()}
+    turns = {(turn["prompt"], turn["response"]): turn["id"] for turn in self.me.session["turns"]}
+    pairs = list(zip(history[::2], history[1::2]))
+    texts = [answers.get(turns.get((prompt, reply)), reply) for (_, prompt), (_, reply) in pairs]
+    return [turn for (own, (role, _)), text in zip(pairs, texts) for turn in (own, (role, text))]
+
+
+@patch
+def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True) -> Dialogue:
+    "Return a question with the memories of this talk before it; the question itself is what we store."
+    found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
+    if not is_own:
+        self.reply_memories = found
+        return add_memories(question, found)
+    if not can_follow_examples(self.model) or not self.me.settings.memories:
+        return question
+    answers = frozenset(d.id for d in self.me.list_memories())
+    reason = answers, found[0].origin if found else "", self.me.session["start"]
+    if self.talk_memories[0] != reason:
+        self.talk_memories = reason, found
+    self.reply_memories = self.talk_memories[1]
+    shown = question.derive(history=self.correct_history(question.history), parents=())
+    return add_memories(shown, self.reply_memories)
+
+
+@patch
+def describe_memories(self: ChatSession) -> str:  # "" if the newest reply read none of your corrections
+    "Return a line about the corrections that the newest reply read."
+    count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
+    return f"from {count_nouns(count, 'correction')} of yours" if count else ""
+
 # %% ../../nbs/6_device/07_conversation.ipynb #98c642bf
 @patch
 def say(
@@ -293,6 +332,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     prompt, num_dropped = clean_text(text, self.max_characters)
     if not prompt:
         return
+    self.reply_memories = []
     self.settle_pending(drops_question=is_observed)
     if num_dropped:
         message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
@@ -300,8 +340,9 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     is_own = history is None
     turns = self.history() if is_own else [(role, clean_text(text, self.max_characters)[0]) for role, text in history]
     question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
+    shown = self.add_talk_memories(question, is_own) if with_adapter else question
     with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-        self.reply = ReplyStream(model, question, options, previous_stream=self.reply)
+        self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
     if is_observed:
@@ -333,7 +374,10 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
     me = self.me
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
-        candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)
+        if self.reply_memories:  # their tokens do not belong to the dialogue, so we score it alone
+            candidate = me.score([d])[0]
+        else:
+            candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)
         remember_exchange(me.exchange_hashes, d)
         self.recent_dialogues = dict([*self.recent_dialogues.items(), (d.id, d)][-MAX_RECENT_DIALOGUES:])
         if is_own:
@@ -354,6 +398,7 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_reply()
     self.stop_learning()
     self.skip()
+    self.talk_memories, self.reply_memories = (None, []), []
     self.reply, self.recent_dialogues, self.choice = None, {}, None  # they hold the forgotten text
     with delay_interrupts():
         report = self.me.forget(ids, text, everything=everything)

@@ -20,8 +20,17 @@ from ..data.reading import as_dialogues, load_replay
 from .forgetting import ForgetReport, ForgetRequest, apply_to_folder
 from .annotation import AnnotationManager
 from ..buffer.buffer import Buffer
-from ..buffer.feedback import Feedback, drop_disliked
+from ..buffer.feedback import Feedback, drop_disliked, get_first_id
 from ..buffer.preferences import collect_preferences
+from personal_llm.buffer.retrieval import (
+    MAX_MEMORY_TOKENS,
+    PromptEmbedder,
+    add_memories,
+    can_follow_examples,
+    choose_count,
+    collect_memories,
+    retrieve,
+)
 from ..buffer.scoring import load_lexicons, score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..selection.library import Library
@@ -59,6 +68,7 @@ class PersonalizerSettings:
     )
     preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
+    memories: int = setting(3, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):
@@ -92,6 +102,7 @@ class Personalizer(AnnotationManager):
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
         self.exchange_hashes, self.deleted_rounds = {}, []  # see `PersonalizerState`
         self.text_key = secrets.token_hex(16)
+        self.embedder, self.memory_counts = None, {}  # of retrieval: a `PromptEmbedder`, and k by number of answers
         self.has_lock = False  # whether the folder is locked by this process already
         if isinstance(start, Library) and start.base != model.base:
             what = f"the library is for base {start.base}, this model is {model.base}"
@@ -190,6 +201,51 @@ def observe_all(
             if every and self.buffer.seen % every == 0:
                 self.finetune(progress=progress)
     return decisions
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #rtv00002
+@patch
+def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
+    "Return the answered dialogues that a reply may read: of the buffer, and corrections of a chat's last turns."
+    known = collect_memories(self.buffer.dialogues)
+    turns = {row["id"]: row for row in self.session.get("turns", ())}
+    known_ids = {get_first_id(d) for d in known}
+    for row in self.feedback_rows:
+        turn = turns.get(row["dialogue_id"])
+        if turn and row["kind"] in ("edit", "better") and row["text"] and turn["id"] not in known_ids:
+            fields = dict(time=turn["time"], origin="annotated", parents=(turn["id"],))
+            known.append(Dialogue(turn["prompt"], row["text"], **fields))
+    return known
+
+
+@patch
+def retrieve_memories(self: Personalizer, prompt: str) -> list:  # dialogues, the nearest last
+    "Return the answered dialogues that a reply to a prompt reads."
+    memories = self.list_memories()
+    if not memories or not self.settings.memories or not can_follow_examples(self.model):
+        return []
+    self.embedder = self.embedder or PromptEmbedder(self.model)
+    checked_at = 2 ** (len(memories).bit_length() - 1)
+    if checked_at not in self.memory_counts:
+        self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
+    max_tokens = min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+    return retrieve(memories, prompt, self.embedder, self.memory_counts[checked_at], max_tokens)
+
+
+@patch
+def reply(
+    self: Personalizer,
+    prompt: str,
+    history=(),  # turns before it: (role, text) pairs; a system prompt stays first
+    max_tokens: int = None,  # of the reply; the model's own limit by default
+) -> str:
+    "Reply to a prompt with the last adapter and with your answered dialogues before it; it is not observed."
+    question = Dialogue(prompt, "", history)
+    with self.model.track_cost() as cost:
+        question = add_memories(question, self.retrieve_memories(prompt))
+        with self.model.use_adapter(self.adapter):
+            text = self.model.reply([question], max_tokens)[0]
+    self.cost = self.cost + cost
+    return text
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #62a00014
 @patch
@@ -401,7 +457,9 @@ def forget(
     with self.locked():
         report = self.state().forget(request)
         if report.ids:
-            self.synthesis = None
+            self.synthesis, self.memory_counts = None, {}
+            if self.embedder is not None:
+                self.embedder.clear()  # it holds prompts
         for name in report.ids:
             self.model.truncated.pop(name, None)
         if report.adapters:
