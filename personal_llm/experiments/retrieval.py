@@ -31,7 +31,7 @@ from ..tuning.content import find_frame, strip_frame
 
 # %% ../../nbs/experiments/38_retrieval.ipynb #rex00005
 SEED, STREAM_LENGTH, SIGNAL_SHARE = 85, 400, 0.3
-NUM_TESTS, REPLY_TOKENS = 8, 48
+NUM_TESTS, REPLY_TOKENS = 6, 48
 DEVELOPMENT = ("nurse", "clinic", "student", "quiz", "pupil")
 
 
