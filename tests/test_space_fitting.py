@@ -5,14 +5,20 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
+from personal_llm.explanation import explanation, space_fitting
 from personal_llm.explanation.explanation import (
     style_coordinates,
     explain,
     likelihood_gains,
+    load_probe_texts,
     prepare_probes,
     gain_direction,
 )
 from personal_llm.explanation.space_fitting import (
+    SpaceTexts,
+    estimate_space_cost,
+    load_space_texts,
+    make_space,
     TEXTS_PER_DRAW,
     COVARIANCE_SHRINKAGE,
     blend_directions,
@@ -27,8 +33,8 @@ from personal_llm.explanation.space_fitting import (
     discriminant_axes,
     build_word_vectors,
 )
-from personal_llm.explanation.space import normalise_rows
-from personal_llm.explanation.style import STYLOMETRIC_FEATURES
+from personal_llm.explanation.space import concatenate_blocks, normalise_rows
+from personal_llm.explanation.style import STYLOMETRIC_FEATURES, truncated_features
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
 
@@ -166,3 +172,55 @@ def test_the_unit_is_the_mean_ratio_of_slopes_and_texts():
     for nothing in ([], [(None, spoken(LOUD, 12))]):
         with pytest.raises(InputError, match="differ from the base"):
             measure_nats_per_unit(model, space, panels, nothing)
+
+
+# ---- the space of any model
+
+
+def test_texts_of_one_prompt_share_one_answer_of_the_base_model(monkeypatch):
+    "Two ways of one answer differ by their own features only, and the base model answers each prompt once."
+    model, rows = shared("llama"), spoken(str, 5)
+    both = [*rows, *(d.derive(response=LOUD(d.response)) for d in rows)]
+    asked, sample = [], space_fitting.sample_responses
+    monkeypatch.setattr(space_fitting, "sample_responses", lambda m, a, p, s: asked.extend(p) or sample(m, a, p, s))
+    shift, blocks = compute_shifts(model, both, progress=False, share_answers=True)
+    assert len(asked) == 5 and len(shift) == 10 and sum(blocks) == len(shift[both[0].id])
+    own = concatenate_blocks(truncated_features(model, Letters, both))
+    for i in range(5):
+        gap = shift[both[5 + i].id] - shift[both[i].id]
+        assert np.allclose(gap, own[5 + i] - own[i], atol=1e-4)
+
+
+def test_a_space_is_made_of_texts_and_names_its_base():
+    model, plain = shared("llama"), spoken(str, 24)
+    panels = dict(loud=(spoken(LOUD, 12), None), brief=(spoken(BRIEF, 12), None))
+    texts = SpaceTexts(panels, {"calm": {"loud": -1.0}}, plain[:12], [plain[:12], plain[12:]], spoken(LOUD, 24, 300))
+    cost = estimate_space_cost(model, texts)
+    assert cost["written"] == (24 + 12 + 24) * space_fitting.MAX_RESPONSE_TOKENS and cost["read"] > 0 < cost["seconds"]
+    space = make_space(model, progress=False, texts=texts)
+    assert (space.base, space.words) == (model.base, ("loud", "brief", "calm")) and space.nats_per_unit > 0
+    loud = explain(model, spoken(LOUD, 12, first=100), space)
+    assert loud.sparse_words[0] == "loud" and loud.strength > space.threshold
+
+
+def test_the_shipped_texts_of_the_space_are_whole():
+    texts = load_space_texts()
+    assert len(texts.panels) == 27 and all(len(rows) == 24 for rows, _ in texts.panels.values())
+    known = {*texts.panels, *(part for parts in texts.blends.values() for part in parts if part[0] == "@")}
+    for word, parts in texts.blends.items():
+        assert set(parts) <= known, "every part is a panel, a feature, or a blend above it"
+        known.add(word)
+    measured = {d.response for d in load_probe_texts()[0]}
+    assert not measured & {d.response for d in texts.reference}, (
+        "the unit is measured on other texts than it is tuned on"
+    )
+
+
+def test_a_large_model_is_measured_on_less(monkeypatch):
+    model, asked = shared("llama"), spoken(str, 12)
+    space = space_of(model)
+    whole = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
+    monkeypatch.setattr(explanation, "LARGE_MODEL_PARAMETERS", 0)
+    half = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
+    assert (len(whole.dialogues), len(whole.prompts)) == (12, 2) and (len(half.dialogues), len(half.prompts)) == (6, 1)
+    assert np.allclose(half.base, whole.base[::2]), "every second text, the same loss"
