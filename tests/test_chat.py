@@ -32,7 +32,8 @@ from personal_llm.app.chat import (
 )
 from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE, claim_folder
 from personal_llm.device.store import get_state_version, read_state
-from personal_llm.device.streaming import NO_REPEAT_NGRAM_SIZE, ReplyOptions, ReplyStream, choose_next_token
+from personal_llm.base.decoding import ReplyOptions, choose_next_token
+from personal_llm.device.streaming import ReplyStream
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.tuning.config import TuningConfig
@@ -99,7 +100,7 @@ def test_the_reading_is_that_of_a_pass_over_the_whole(architecture, monkeypatch)
 
 def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
     "Passes and tokens are counted, not seconds: scoring adds one step of one token to what generation needs."
-    talk, seen = fresh(tmp_path / "me"), []
+    talk, seen, whole = fresh(tmp_path / "me"), [], []
     hook = talk.model.model.get_input_embeddings().register_forward_hook(
         lambda m, given, out: seen.append(out.shape[1])
     )
@@ -109,8 +110,11 @@ def test_a_whole_turn_takes_one_token_more_than_its_reply(tmp_path):
             reply(talk, line)
             stream = talk.reply
             asked, said = stream.reading.prompt_tokens + 1, stream.reading.tokens - 1
-            assert seen[0] <= asked and sum(seen) == seen[0] + said + 1 == stream.num_tokens_fed
-            assert len(seen) <= 1 + said + 1, "a pass for what is asked, one for each token, one for the end"
+            num_cut = sum(seen) - (seen[0] + said + 1)  # of a loop, and the token before it
+            assert seen[0] <= asked and sum(seen) == stream.num_tokens_fed and num_cut >= 0
+            whole.append(num_cut == 0)
+            assert len(seen) <= 1 + said + num_cut + 1, "a pass for what is asked, one for each token, one for the end"
+        assert any(whole)
     finally:
         hook.remove()
         talk.close()
@@ -148,19 +152,6 @@ def test_what_the_turn_before_has_read_is_not_read_again(tmp_path):
     assert short.num_tokens_fed == len(short.ids), "a reply that was broken off is not built on"
 
 
-def test_replies_do_not_loop():
-    "A random model repeats itself for ever; no run of four tokens comes twice."
-    for seed, line in enumerate(LINES[:4]):
-        model = tiny("llama", seed=seed)
-        new, feed = [], ReplyStream.feed
-        stream = ReplyStream(model, Dialogue(line, ""))
-        stream.feed = lambda ids: (new.append(list(ids)), feed(stream, ids))[1]
-        list(stream)
-        said = [token for ids in new[1:] for token in ids][:-1]
-        runs = [tuple(said[i : i + NO_REPEAT_NGRAM_SIZE]) for i in range(len(said) - NO_REPEAT_NGRAM_SIZE + 1)]
-        assert len(runs) > 10 and len(runs) == len(set(runs))
-
-
 def test_the_penalty_counts_the_reply_only():
     "Over four turns with the same words: each token is the one that a penalty on the reply alone would choose."
     import torch
@@ -175,7 +166,7 @@ def test_the_penalty_counts_the_reply_only():
         for place, token in enumerate(reply_ids):
             with torch.inference_mode():
                 logits = model.model(torch.tensor([stream.ids[: len(prompt_ids) + place]])).logits[0, -1]
-            assert choose_next_token(logits, reply_ids[:place], stream.end_token_ids) == token, turn
+            assert choose_next_token(logits, reply_ids[:place], stream.rules) == token, turn
             repeated = [t for t in reply_ids[:place]]
             best = int(logits.argmax())
             assert token == best or best in repeated or place == 0, "a word of an earlier turn is free"

@@ -10,7 +10,7 @@ import pytest
 from personal_llm import personalize, read_dialogues
 from personal_llm.app import personalize as module
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
-from personal_llm.base import models
+from personal_llm.base import decoding, models
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.files import OwnedFolder, delete_path, write_json
 from personal_llm.base.ledger import get_ledger_file, record_egress
@@ -42,7 +42,7 @@ def test_evaluate_says_when_it_tests_on_what_was_learned(world, capsys):
     result = json.loads(out)
     assert code == 0 and result["data"]["learned_from"] == 8 and result["change"]["loss"]["n"] == 12
     assert err.count("\n") == 1 and "8 of 12 dialogues" in err
-    assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=models.REPLY_REPETITION_PENALTY)
+    assert result["replies"] == dict(max_new_tokens=4, repetition_penalty=decoding.TOY_REPETITION_PENALTY)
 
 
 def test_a_published_card_names_no_dialogue(world, tmp_path, capsys):

@@ -7,7 +7,7 @@ import pytest
 from personal_llm.app import commands, demo, personalize, report
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
-from personal_llm.base.models import REPLY_REPETITION_PENALTY
+from personal_llm.base.decoding import TOY_REPETITION_PENALTY
 from tiny import random_adapter, shared
 from typed import fails, found, snapshot
 
@@ -28,9 +28,9 @@ def test_it_leaves_report_figure_adapter_and_numbers(made):
     folder, result = made
     assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.DEMO_FILES} - {"warm.png"}
     assert json.loads((folder / "demo.json").read_text())["policies"].keys() == {"active", "fifo"}
-    assert result["settings"]["repetition_penalty"] == REPLY_REPETITION_PENALTY
+    assert result["settings"]["repetition_penalty"] == TOY_REPETITION_PENALTY
     page = " ".join((folder / "report.html").read_text().split())
-    assert f"repetition penalty of {REPLY_REPETITION_PENALTY}" in page and "<script" not in page
+    assert f"repetition penalty of {TOY_REPETITION_PENALTY}" in page and "<script" not in page
     assert "warm" not in result, "the shipped library is another model's"
 
 

@@ -51,6 +51,8 @@ class Parrot:
     def nll(self, dialogues):
         return np.array([(reading.nll, reading.tokens) for reading in self.run_forward(dialogues)])
 
+    decoding = SimpleNamespace(max_tokens=64, repetition_penalty=1.3)
+
     def encode(self, dialogue):
         return dict(input_ids=dialogue.response.split(), labels=dialogue.response.split())
 

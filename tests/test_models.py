@@ -12,7 +12,8 @@ from tiny import ARCHITECTURES, random_adapter, same, shared, tiny, tiny_tokeniz
 from personal_llm.base import models
 from personal_llm.base.adapters import get_adapter_id
 from personal_llm.base.core import Cost, Dialogue, InputError
-from personal_llm.base.models import REPLY_REPETITION_PENALTY, load_model
+from personal_llm.base.decoding import TOY_REPETITION_PENALTY
+from personal_llm.base.models import load_model
 from personal_llm.base.tokens import encode_prompt
 
 FEW = [
@@ -109,7 +110,7 @@ def test_readings_know_what_made_them(adapter):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("penalty", [1.0, REPLY_REPETITION_PENALTY])
+@pytest.mark.parametrize("penalty", [1.0, TOY_REPETITION_PENALTY])
 def test_generate_ignores_padding(architecture, penalty):
     "Against a loop of forward passes without padding or cache; the penalty by hand."
     model, prompts = shared(architecture), ["Hi", "What should I cook tonight for my whole family?", FEW[2]]
@@ -134,8 +135,8 @@ def test_generate_ignores_padding(architecture, penalty):
 def test_replies_have_the_penalty_and_answers_have_none():
     "Also for a model that brings another one along."
     model, asked = tiny("llama"), ["Hi", "Why?"]
-    plain, penalised = model.generate(asked, 8), model.generate(asked, 8, repetition_penalty=REPLY_REPETITION_PENALTY)
-    assert REPLY_REPETITION_PENALTY == 1.3 and plain != penalised == model.reply(asked, 8)
+    plain, penalised = model.generate(asked, 8), model.generate(asked, 8, repetition_penalty=TOY_REPETITION_PENALTY)
+    assert TOY_REPETITION_PENALTY == 1.3 and plain != penalised == model.reply(asked, 8)
     model.model.generation_config.repetition_penalty = 2.0
     assert plain == model.generate(asked, 8) and penalised == model.reply(asked, 8)
 
@@ -151,7 +152,7 @@ def test_the_penalty_does_not_count_the_prompt():
             with torch.no_grad():
                 scores = model.model(torch.tensor([ids + new])).logits[0, -1]
             for token in set(new):
-                scores[token] *= REPLY_REPETITION_PENALTY if scores[token] < 0 else 1 / REPLY_REPETITION_PENALTY
+                scores[token] *= TOY_REPETITION_PENALTY if scores[token] < 0 else 1 / TOY_REPETITION_PENALTY
             new.append(int(scores.argmax()))
         reply = model.tokenizer.decode(new, skip_special_tokens=True).strip()
         assert model.reply([asked, "A much longer prompt, so that the other row is padded."], 8)[0] == reply, turn

@@ -11,7 +11,7 @@ from kills import killed_at
 from personal_llm import personalize
 from personal_llm.app import personalize as module
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry, recover_results
-from personal_llm.base import models
+from personal_llm.base import decoding, models
 from personal_llm.base.adapters import Adapter, get_adapter_id
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, OWNERSHIP_FILE, lock_folder
@@ -81,7 +81,7 @@ def test_it_leaves_a_state_that_goes_on(world):
     assert result["data"] == dict(file="chats.jsonl", dialogues=60, skipped=0, held_out=6)
     assert (result["kept"], result["seen"], result["requests"]) == (8, 54, 0)
     assert result["change"]["loss"]["n"] == 6 and result["settings"]["policy"] == "active"
-    assert result["replies"]["repetition_penalty"] == models.REPLY_REPETITION_PENALTY
+    assert result["replies"]["repetition_penalty"] == decoding.TOY_REPETITION_PENALTY
     me = load_personalizer(result["state"], shared("llama"))
     assert me.buffer.seen == 54 and len(me.buffer) == 8
     copy = world / "mine" / "adapter"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from .server_guard import Refusal
 from ..base.core import InputError, check
 from ..device.corrections import ChatSession, clean_text
-from ..device.streaming import ReplyOptions
+from ..base.decoding import ReplyOptions
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #2423f083
 MODEL_NAMES = ("personal", "base")
@@ -47,7 +47,8 @@ class ChatRequest:
 def read_message(message, place: int) -> tuple:  # (role, text)
     "Return a message of a request; raise `Refusal` for one that is no text."
     name = f"messages[{place}]"
-    role = TEXT_ROLES.get(message.get("role")) if isinstance(message, dict) else None
+    role = message.get("role") if isinstance(message, dict) else None
+    role = TEXT_ROLES.get(role) if isinstance(role, str) else None
     if role is None:
         raise Refusal(400, f"{name}: use the roles {', '.join(TEXT_ROLES)}", "invalid_value", name)
     content = message.get("content")
@@ -96,12 +97,17 @@ def read_group(body: dict, name: str) -> dict:
     return body.get(name) or {}
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #20da0cd3
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200  # texts that end a reply; we compare each with the end of every piece
+
+
 def read_options(body: dict, max_tokens: int) -> ReplyOptions:
     "Return the options of a reply; `max_tokens` is the most that the model's window allows."
     stop = [] if body.get("stop") is None else body["stop"]
     stop = [stop] * bool(stop) if isinstance(stop, str) else stop
-    if not (isinstance(stop, list) and len(stop) <= 16 and all(isinstance(text, str) for text in stop)):
-        raise Refusal(400, "stop: give up to 16 texts", "invalid_value", "stop")
+    is_short = lambda text: isinstance(text, str) and len(text) <= MAX_STOP_CHARACTERS
+    if not (isinstance(stop, list) and len(stop) <= MAX_STOPS and all(map(is_short, stop))):
+        limits = f"up to {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters"
+        raise Refusal(400, f"stop: give {limits}", "invalid_value", "stop")
     limits = [
         read_number(body, name, "whole number", None, 1, None) for name in ("max_completion_tokens", "max_tokens")
     ]
@@ -109,7 +115,7 @@ def read_options(body: dict, max_tokens: int) -> ReplyOptions:
     return ReplyOptions(
         max_tokens=count,
         soft_tokens=count,
-        temperature=read_number(body, "temperature", "number", 0.0, 0, 2),
+        temperature=read_number(body, "temperature", "number", None, 0, 2),
         top_p=max(1e-6, read_number(body, "top_p", "number", 1.0, 0, 1)),
         seed=read_number(body, "seed", "whole number", 0, None, None) % 2**63,
         stop=tuple(text for text in stop if text),

@@ -14,8 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import tokens
-from .adapters import attach_adapter, check_adapter, get_adapter_id, remove_peft_layers
+from personal_llm.base.adapters import (
+    attach_adapter,
+    check_adapter,
+    get_adapter_id,
+    read_adapter_scale,
+    remove_peft_layers,
+)
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
+from .decoding import BatchRules, DecodingRules, ReplyOptions
+from .decoding import TOY_PARAMETERS, find_end_tokens, make_decoding_rules
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, load_causal_lm
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
@@ -50,7 +58,7 @@ def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = Non
     return window
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
-DEFAULT_MAX_LENGTH = 512  # tokens of the longest dialogue, if the window allows it
+TOY_MAX_LENGTH, DEFAULT_MAX_LENGTH = 512, 2048  # tokens of the longest dialogue, if the window allows it
 MAX_TOKENS_PER_BATCH = 2048  # padding included
 MAX_LOGITS_PER_BATCH = 2**26  # numbers that a batch gives; a large vocabulary gets smaller batches
 
@@ -72,7 +80,8 @@ class Model:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.max_length = max_length or min(DEFAULT_MAX_LENGTH, self.window)
+        longest = TOY_MAX_LENGTH if model.num_parameters() < TOY_PARAMETERS else DEFAULT_MAX_LENGTH
+        self.max_length = max_length or min(longest, self.window)
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
         self.cost = Cost()  # of all calls since it was loaded
@@ -89,6 +98,10 @@ class Model:
     @property
     def device(self):
         return next(self.model.parameters()).device
+
+    @property
+    def decoding(self) -> DecodingRules:
+        return make_decoding_rules(self.model, self.tokenizer)
 
     @property
     def width(self) -> int:
@@ -237,8 +250,9 @@ def generate_tokens(self: Model, rows: list, **sampling_options) -> list:
     from transformers import RepetitionPenaltyLogitsProcessor
 
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
-    ends = {self.tokenizer.eos_token_id} | set(np.atleast_1d(self.model.generation_config.eos_token_id or []).tolist())
-    penalty, width = float(sampling_options.pop("penalty", 1.0)), ids.shape[1]
+    ends, width = find_end_tokens(self.model, self.tokenizer), ids.shape[1]
+    penalty, options = float(sampling_options.pop("penalty", 1.0)), sampling_options.pop("reply_options", None)
+    batch = BatchRules(self.decoding, options, width) if options else None
     penalties = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
     new_ids = self.model.generate(
         input_ids=ids.to(self.device),
@@ -246,9 +260,12 @@ def generate_tokens(self: Model, rows: list, **sampling_options) -> list:
         eos_token_id=sorted(ends),
         pad_token_id=self.tokenizer.pad_token_id,
         repetition_penalty=1.0,  # not the default of some models
-        logits_processor=penalties,
+        logits_processor=[batch.process] if batch else penalties,
+        stopping_criteria=[batch.is_finished] if batch else [],
         **sampling_options,
     )[:, width:]
+    if batch:
+        return [row[: batch.kept[i]] for i, row in enumerate(new_ids.tolist())]
     return [row[: next((n for n, token in enumerate(row) if token in ends), len(row))] for row in new_ids.tolist()]
 
 # %% ../../nbs/0_base/09_models.ipynb #8c951233
@@ -262,12 +279,19 @@ def generate(
     repetition_penalty: float = 1.0,  # θ; 1: none
 ) -> list:  # responses, in order
     "Generate a response to each prompt; it ends at the end token."
+    sampling_options = dict(do_sample=False, penalty=repetition_penalty)
+    if temperature > 0:
+        sampling_options = sampling_options | dict(do_sample=True, temperature=float(temperature), top_k=0, top_p=0.95)
+    return self.continue_prompts(prompts, max_new_tokens, seed, sampling_options)
+
+
+@patch
+def continue_prompts(self: Model, prompts: list, max_new_tokens: int, seed: int, sampling_options: dict) -> list:
+    "Generate in batches of similar length; options of `generate_tokens`."
     import torch
 
     rows = self.encode_prompts(prompts, max_tokens=max(8, self.max_length - max_new_tokens))
-    sampling_options = dict(do_sample=False, max_new_tokens=max_new_tokens, penalty=repetition_penalty)
-    if temperature > 0:
-        sampling_options |= dict(do_sample=True, temperature=temperature, top_k=0, top_p=0.95)
+    sampling_options = sampling_options | dict(max_new_tokens=max_new_tokens)
     responses = [None] * len(rows)
     with torch.inference_mode(), torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
@@ -279,19 +303,18 @@ def generate(
     return responses
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod022
-REPLY_REPETITION_PENALTY = 1.3  # θ of replies to people
-
-
 @patch
-def reply(self: Model, prompts: list, max_new_tokens: int = 96) -> list:  # replies, in order
-    "Reply to texts or dialogues as people see it: the likeliest token each time, with `REPLY_REPETITION_PENALTY`."
-    return self.generate(prompts, max_new_tokens, repetition_penalty=REPLY_REPETITION_PENALTY)
+def reply(self: Model, prompts: list, max_new_tokens: int = None) -> list:  # replies, in order
+    "Reply greedily by the model's `DecodingRules`; without a limit in tokens, a reply has the length of the model's."
+    options = self.decoding.complete(ReplyOptions(max_new_tokens, soft_tokens=max_new_tokens, temperature=0.0))
+    sampling_options = dict(do_sample=False, reply_options=options)
+    return self.continue_prompts(prompts, options.max_tokens, 0, sampling_options)
 
 # %% ../../nbs/0_base/09_models.ipynb #5b30f920
 MAX_MERGED_BYTES = 2**29  # of the weights that an adapter changes; a larger one stays beside them
 
 
-def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too large, or are not plain LoRA in 16 or 32 bits
+def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too large, or are not plain LoRA
     "Return the weights below peft's layers with the adapter added to them."
     import torch
     from peft.tuners.lora import Linear
@@ -309,7 +332,9 @@ def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too
 
 
 @patch
-def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model, or the model itself with other weights
+def _insert_adapter(
+    self: Model, folder, adapter_id: str, scale: float
+):  # peft's model, or the model itself with other weights
     "Put an adapter into the model; the last one is still at hand."
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -318,6 +343,8 @@ def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model, or t
         self._last_adapter = (None,) * 5  # its memory is free before we read the next
         adapted = attach_adapter(self.model, folder).eval()
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
+        for layer in layers.values() if scale != 1 else ():
+            layer.scale_layer(scale)
         merged = {} if adapted.active_peft_config.modules_to_save else merge_layers(layers)
         if merged:
             remove_peft_layers(self.model)
@@ -342,8 +369,9 @@ def use_adapter(self: Model, adapter):
     folder = check_adapter(adapter, self.base)
     if self.active_adapter != self.base:
         raise InputError(f"{folder}: another adapter is attached", "leave its block first")
-    base_model, adapter_id = self.model, get_adapter_id(folder)
-    self.model, self.active_adapter = self._insert_adapter(folder, adapter_id), f"{self.base}+{adapter_id}"
+    base_model, adapter_id, scale = self.model, get_adapter_id(folder), read_adapter_scale(folder)
+    adapter_id += "" if scale == 1 else f"*{scale:g}"
+    self.model, self.active_adapter = self._insert_adapter(folder, adapter_id, scale), f"{self.base}+{adapter_id}"
     try:
         yield self
     finally:
