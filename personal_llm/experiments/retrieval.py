@@ -4,8 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEED', 'STREAM_LENGTH', 'SIGNAL_SHARE', 'NUM_TESTS', 'REPLY_TOKENS', 'DEVELOPMENT', 'INVENTED', 'CHECKED',
-           'PEOPLE', 'FIRST', 'SECOND', 'THIRD', 'JOBS', 'GRIDS', 'quoted', 'exclaimed', 'make_person', 'load_tools',
-           'make_person_data', 'choose_memories', 'measure_replies', 'measure', 'make_job']
+           'PEOPLE', 'FIRST', 'SECOND', 'THIRD', 'JOBS', 'GRIDS', 'GATE_ANSWERS', 'GATE_DRAWS', 'GATE_TESTS',
+           'GATE_SEED', 'GATE_VECTORS', 'GATE_JOBS', 'quoted', 'exclaimed', 'make_person', 'load_tools',
+           'make_person_data', 'choose_memories', 'measure_replies', 'measure', 'make_job', 'read_gate_vectors',
+           'compute_auc', 'measure_gate']
 
 # %% ../../nbs/experiments/38_retrieval.ipynb #rex00003
 import functools
@@ -17,15 +19,18 @@ from ..base.core import Dialogue
 from ..base.models import load_model
 from ..base.text import compute_rouge1
 from personal_llm.buffer.retrieval import (
+    MAX_EMBEDDED_TOKENS,
     MAX_MEMORY_TOKENS,
+    NUM_BACKGROUND_PROMPTS,
     PromptEmbedder,
     add_memories,
+    estimate_correction_probability,
     fit_memories,
     rank_memories,
     retrieve,
 )
 from ..data.people import USERS, Habit, SimulatedUser, opener, sign_off, user_stream
-from ..data.reading import load_samples
+from ..data.reading import load_replay, load_samples
 from .runner import Grid
 from ..tuning.content import find_frame, strip_frame
 
@@ -141,3 +146,69 @@ THIRD = (("default", 1, 0), ("mixed", 1, 1), ("mixed", 3, 3))
 JOBS = [make_job(user, 1, *settings) for user in (*DEVELOPMENT, *CHECKED) for settings in FIRST]
 JOBS += [make_job(user, part, *s) for part, rest in ((2, SECOND), (3, THIRD)) for user in DEVELOPMENT for s in rest]
 GRIDS = (Grid("retrieval", JOBS, measure, shared=("user", "part"), model="smollm2"),)
+
+# %% ../../nbs/experiments/38_retrieval.ipynb #rex00012
+GATE_ANSWERS, GATE_DRAWS, GATE_TESTS, GATE_SEED = ((1, 0), (1, 1), (3, 3), (8, 8), (5, 19)), 8, 24, 80
+GATE_VECTORS = ("encoder", "first layer", "a third", "two thirds", "last layer", "encoder and a third")
+
+
+def read_gate_vectors(model, encoder, prompts: list) -> dict:  # name -> (prompts, width), of length 1
+    "Return the vectors of prompts by encoder and layer; hidden states are centred on the last 48 prompts."
+    import torch
+
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    states = []
+    with torch.inference_mode():
+        for prompt in prompts:
+            ids = model.tokenizer(prompt, add_special_tokens=False)["input_ids"][:MAX_EMBEDDED_TOKENS] or [0]
+            output = model.model.base_model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            states.append([layer[0].float().mean(0).numpy() for layer in output.hidden_states])
+    states = unit(np.array(states))  # (prompts, layers + 1, width)
+    states = unit(states - states[-NUM_BACKGROUND_PROMPTS:].mean(0))
+    last = states.shape[1] - 1
+    layers = {"first layer": 1, "a third": last // 3, "two thirds": 2 * last // 3, "last layer": last}
+    vectors = {name: states[:, layer] for name, layer in layers.items()}
+    vectors["encoder"] = unit(np.asarray(encoder.encode(prompts), np.float64))
+    vectors["encoder and a third"] = np.hstack([vectors["encoder"], vectors["a third"]]) / 2**0.5
+    return vectors
+
+
+def compute_auc(high: list, low: list) -> float:
+    "Return the share of pairs in which the first is higher; an equal pair counts half."
+    return float(np.mean([(a > b) + 0.5 * (a == b) for a in high for b in low]))
+
+
+def measure_gate(jobs: list):  # yields a dict of results a job
+    "Measure how well the probability of a correction tells a person's subject from other talk, by vectors."
+    model, embedder, rows = load_tools()
+    data = user_stream(PEOPLE[jobs[0]["user"]], rows, STREAM_LENGTH, signal_share=SIGNAL_SHARE, seed=GATE_SEED)
+    fresh = [d for d in data.stream if "copy_of" not in d.labels]
+    pools = [[d for d in fresh if (d.labels["kind"] == "signal") == kind][:GATE_TESTS] for kind in (True, False)]
+    parts = [
+        *pools,
+        data.test_signal[:GATE_TESTS],
+        data.test_retention[:GATE_TESTS],
+        load_replay(NUM_BACKGROUND_PROMPTS),
+    ]
+    ends = np.cumsum([len(part) for part in parts])
+    own, other, tests, talk, background = np.split(np.arange(ends[-1]), ends[:-1])
+    vectors = read_gate_vectors(model, embedder.encoder, [d.prompt for part in parts for d in part])
+    for job in jobs:
+        v, aucs, rates, rng = vectors[job["vectors"]], [], [], np.random.default_rng(0)
+        for _ in range(GATE_DRAWS):
+            corrected, approved = rng.choice(own, job["corrected"], False), rng.choice(other, job["approved"], False)
+            near = lambda i: [v[group] @ v[i] for group in (corrected, approved, background)]
+            found = [[estimate_correction_probability(*near(i)) for i in group] for group in (tests, talk)]
+            aucs.append(compute_auc(*found))
+            rates.append([np.mean(np.array(group) >= 0.5) for group in found])
+        passed, leaked = np.mean(rates, 0).tolist()
+        yield dict(auc=float(np.mean(aucs)), passed=passed, leaked=leaked)
+
+
+GATE_JOBS = [
+    dict(user=user, vectors=name, corrected=c, approved=a)
+    for user in DEVELOPMENT
+    for name in GATE_VECTORS
+    for c, a in GATE_ANSWERS
+]
+GRIDS = (*GRIDS, Grid("retrieval-gate", GATE_JOBS, measure_gate, shared=("user",), model="smollm2"))
