@@ -8,12 +8,14 @@ __all__ = ['format_demo_table', 'render_report']
 # %% ../../nbs/8_app/03_report.ipynb #5919c488
 import base64
 import html
+import math
+import textwrap
 from string import Template
 
 import numpy as np
 
 from ..base.files import ASSETS
-from ..base.plots import encode_png, get_series_style, subplots
+from ..base.plots import COLOURS, FIGURE_STYLE, encode_png, get_series_style, subplots
 from ..explanation.description import Description
 from ..selection.warm_start import describe_weights
 
@@ -32,7 +34,7 @@ def format_headline(result: dict) -> str:
     "Return the result of the first policy in a sentence."
     name, policy = next(iter(result["policies"].items()))
     parts = []
-    for metric in ("loss", "rouge1"):
+    for metric in ("adherence", "loss", "rouge1"):
         change = policy["change"][metric]
         numbers = f"{result['before'][metric]:.2f} before and {policy['after'][metric]:.2f} after"
         interval = f"95 % interval {change['low']:+.2f} to {change['high']:+.2f}: {change['verdict']}"
@@ -82,27 +84,61 @@ def plot_buffer_positions(axes, result: dict) -> None:
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), ylabel="policy")
 
 # %% ../../nbs/8_app/03_report.ipynb #32a998eb
-def plot_policy_losses(axes, result: dict) -> None:
-    "Draw the loss of each policy, with the interval of its change."
-    names, base = list(result["policies"]), result["before"]["loss"]
-    for row, name in enumerate(names):
-        policy = result["policies"][name]
-        value_after, change = policy["after"]["loss"], policy["change"]["loss"]
-        whisker = [[change["difference"] - change["low"]], [change["high"] - change["difference"]]]
-        axes.errorbar(value_after, row, xerr=whisker, fmt="o", color="black", capsize=3)
-    axes.axvline(base, color="#8a8a8a", ls="--", lw=1)
-    side = "right" if base > sum(axes.get_xlim()) / 2 else "left"  # the words stay inside
-    axes.text(base, -0.45, f" before: {base:.2f} ", color="#555555", fontsize=8, va="center", ha=side)
-    axes.set(title="Response loss after fine-tuning", xlabel="nats a token (less is better)", ylabel="policy")
-    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+def compute_share_interval(share: float, count: int) -> tuple:  # (low, high)
+    "Return Wilson's 95 % interval of a share of so many replies."
+    z = 1.96
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def plot_habits(axes, result: dict) -> None:
+    "Draw the share of replies with each habit, before and after the fine-tune of each policy."
+    count, names = result["settings"]["tests"], list(result["before"]["habits"])
+    series = {"before": result["before"], **{f"after, {p}": one["after"] for p, one in result["policies"].items()}}
+    for place, (label, scores) in enumerate(series.items()):
+        shares, colour = list(scores["habits"].values()), "#8a8a8a" if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
+        rows = [row + 0.22 * (place - (len(series) - 1) / 2) for row in range(len(names))]
+        ends = [compute_share_interval(share, count) for share in shares]
+        bars = list(zip(*((share - low, high - share) for share, (low, high) in zip(shares, ends))))
+        marker = get_series_style(place)["marker"]
+        axes.errorbar(shares, rows, xerr=bars, fmt=marker, color=colour, capsize=2, markersize=6, label=label)
+    axes.set(title=f"Habits in {count} replies", xlabel="share of replies, with 95 % interval", xlim=(-0.03, 1.03))
+    axes.set(yticks=range(len(names)), yticklabels=[textwrap.fill(name, 24) for name in names])
+    axes.set(ylim=(len(names) - 0.4, -0.6))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(series), fontsize=8)
+
+# %% ../../nbs/8_app/03_report.ipynb #rp03
+def plot_example(axes, talk: dict) -> None:
+    "Print one prompt with the reply before, the reply after and the user's answer."
+    texts = {"prompt": talk["prompt"], "before": talk["before"], "after": talk["after"], "the user's": talk["reference"]}
+    colours = dict(zip(texts, ("#000000", "#8a8a8a", COLOURS[0], "#146c2e")))
+    axes.set(title="One reply, before and after", xlim=(0, 1), ylim=(0, 1))
+    axes.axis("off")
+    height = 1.0
+    for name, text in texts.items():
+        lines = textwrap.wrap(textwrap.shorten(text, 250, placeholder=" …").replace("$", r"\$") or "(empty)", 62)
+        axes.text(0, height, name, fontsize=8, fontweight="bold", color=colours[name], va="top")
+        axes.text(0.17, height, "\n".join(lines), fontsize=8, color=colours[name], va="top")
+        height -= 0.075 * len(lines) + 0.06
 
 # %% ../../nbs/8_app/03_report.ipynb #2e714f44
 def plot_demo(result: dict) -> bytes:  # a PNG
-    "Draw the buffers along the stream and the losses."
-    figure, (left, right) = subplots(1, 2, width=11, height=1.8 + 0.55 * len(result["policies"]), width_ratios=(3, 2))
-    plot_buffer_positions(left, result)
-    plot_policy_losses(right, result)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
+    "Draw the buffers along the stream, the habits in the replies, and one reply."
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    mosaic, settings, num_policies = [["stream"] * 2, ["habits", "reply"]], result["settings"], len(result["policies"])
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(11, 5.2 + 0.35 * num_policies), layout="constrained")
+        axes = figure.subplot_mosaic(mosaic, height_ratios=(1 + 0.45 * num_policies, 4), width_ratios=(5, 6))
+    plot_buffer_positions(axes["stream"], result)
+    axes["stream"].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    plot_habits(axes["habits"], result)
+    plot_example(axes["reply"], result["examples"][0])
+    answers = next(iter(result["policies"].values()))["answers"]
+    size = f"{settings['parameters'] / 1e6:.0f} million weights"
+    figure.suptitle(f"{settings['model']} ({size}) learns a {result['user']['name']} from {answers} corrections", fontsize=13)
     return encode_png(figure)
 
 # %% ../../nbs/8_app/03_report.ipynb #76ca1980
@@ -169,10 +205,10 @@ people. The same fine-tune began once from there and once from the bare model. T
 <pre class="wide">{lines}</pre>{image}"""
 
 # %% ../../nbs/8_app/03_report.ipynb #337f9201
-def html_table(head: list, rows: list) -> str:
-    "Return a table that scrolls on a narrow screen."
+def html_table(head: list, rows: list, kind: str = "numbers") -> str:
+    "Return a table that scrolls on a narrow screen; kind is its class."
     lines = ["".join(f"<th>{cell}</th>" for cell in head)] + ["".join(f"<td>{c}</td>" for c in row) for row in rows]
-    return '<div class="wide"><table>' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    return f'<div class="wide"><table class="{kind}">' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
 
 
 def html_image(picture: bytes, alternative: str) -> str:  # HTML
@@ -199,15 +235,33 @@ def html_results_table(result: dict) -> str:  # HTML
 
 # %% ../../nbs/8_app/03_report.ipynb #01b41c05
 def html_examples(result: dict) -> str:  # HTML
-    "Return the example dialogues."
-    after = f"after ({html.escape(next(iter(result['policies'])))})"
-    sides = {"question": "prompt", "the user's preferred answer": "reference", "before": "before", after: "after"}
-    blocks = []
+    "Return the example dialogues, the replies before and after side by side."
+    head, rows = ["prompt", "before", f"after ({html.escape(next(iter(result['policies'])))})", "the user's answer"], []
     for talk in result["examples"]:
-        texts = {label: html.escape(talk[key]) or "<i>empty</i>" for label, key in sides.items()}
-        messages = "".join(f'<p dir="auto"><b>{label}</b>{text}</p>' for label, text in texts.items())
-        blocks.append(f'<div class="talk">{messages}</div>')
-    return "\n".join(blocks)
+        texts = (talk[key] for key in ("prompt", "before", "after", "reference"))
+        rows.append([f'<div dir="auto">{html.escape(text) or "<i>empty</i>"}</div>' for text in texts])
+    return html_table(head, rows, "talk")
+
+
+def html_kept_table(result: dict) -> str:  # HTML
+    "Return what the first policy kept, with its reasons."
+    policy = next(iter(result["policies"].values()))
+    kinds = [kind for kind, count in result["stream"] for _ in range(count)]
+    rows = []
+    for place, prompt, reason in zip(policy["kept"], policy["prompts"], policy["reasons"]):
+        text = html.escape(textwrap.shorten(prompt, 110, placeholder=" …"))
+        rows.append([place, kinds[place], f'<div dir="auto">{text}</div>', html.escape(reason)])
+    return html_table(["place", "kind", "prompt", "why it got a bin"], rows, "talk")
+
+
+def html_questions_table(result: dict) -> str:  # HTML
+    "Return the questions of the first policy and the user's answers."
+    rows = []
+    for question in next(iter(result["policies"].values()))["questions"]:
+        texts = (question["prompt"], question["reply"], question["answer"] or "fine as it is")
+        cells = [f'<div dir="auto">{html.escape(textwrap.shorten(text, 160, placeholder=" …"))}</div>' for text in texts]
+        rows.append([question["place"], *cells])
+    return html_table(["place", "prompt", "the reply", "the user's answer"], rows, "talk")
 
 # %% ../../nbs/8_app/03_report.ipynb #6e2f4158
 def html_budget_table(result: dict) -> str:  # HTML
@@ -234,13 +288,17 @@ def render_report(
         size=f"{result['adapter_bytes'] / 1e6:.1f}",
         times=", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items()),
         policy=settings["policies"][0],
+        variants=f"wrote up to {settings['synthetic']} variants of each question" if settings["synthetic"] else "wrote nothing",
+        weights=f"{settings['parameters'] / 1e6:.0f}",
     )
-    alternative = "Left: places in the stream of the buffers' dialogues. Right: response loss of each policy."
+    alternative = "Top: places in the stream of the buffers' dialogues. Below: habits in the replies before and after; one reply."
     warm = result.get("warm")
     parts = dict(
         results=html_results_table(result),
         figure=html_image(picture, alternative),
         examples=html_examples(result),
+        kept=html_kept_table(result),
+        questions=html_questions_table(result),
         warm=html_warm_start_section(warm, html_image(plot_warm_start(warm), WARM_FIGURE_ALT_TEXT)) if warm else "",
         budgets=html_budget_table(result),
     )
