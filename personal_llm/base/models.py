@@ -26,6 +26,7 @@ from .decoding import BatchRules, DecodingRules, ReplyOptions
 from .decoding import TOY_PARAMETERS, find_end_tokens, make_decoding_rules
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, load_causal_lm
+from .loading import resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
 # %% ../../nbs/0_base/09_models.ipynb #c0cba331
@@ -107,11 +108,24 @@ class Model:
     def width(self) -> int:
         return self.model.config.get_text_config().hidden_size
 
+# %% ../../nbs/0_base/09_models.ipynb #07mod050
+MIN_BFLOAT16_BYTES = 100_000_000  # of weights, with two or four bytes each
+
+
+def choose_dtype(name: str, device: str) -> str:
+    "Return bfloat16 on CUDA, and for large weights on a processor with instructions for it; else float32."
+    import torch
+
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    num_bytes = sum(os.path.getsize(file) for file in find_weight_files(resolve_model(name)))
+    is_fast = device == "cpu" and has_instructions and num_bytes > MIN_BFLOAT16_BYTES
+    return "bfloat16" if device == "cuda" or is_fast else "float32"
+
 # %% ../../nbs/0_base/09_models.ipynb #9a9f3b9b
 def load_model(
     name=None,  # "smollm2", "pocket", a folder, a GGUF file, a Hugging Face id, or live objects `(model, tokenizer)`
     device: str = None,  # "cuda", "mps", "cpu"; the best one by default
-    dtype: str = None,  # "float32", "bfloat16", "float16"; bfloat16 on CUDA, else float32
+    dtype: str = None,  # "float32", "bfloat16", "float16"; see `choose_dtype`
     chat_template: str = None,  # a Jinja template, or "plain" for a model without one
     max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
 ) -> Model:
@@ -122,7 +136,7 @@ def load_model(
         (model, tokenizer), name, files = name, "live", []
     else:
         device = device or choose_device()
-        model, tokenizer = load_causal_lm(name, device, dtype or ("bfloat16" if device == "cuda" else "float32"))
+        model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
     if not is_causal(model.eval()):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
