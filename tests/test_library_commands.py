@@ -296,6 +296,30 @@ def test_select_names_the_way_to_a_library(world, capsys):
     assert "the package has no library for" in line and "library build" in line
 
 
+def test_the_recipe_of_a_library_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
+    from personal_llm.recipes import shipped_library
+
+    adapters = dict(loud=tuned("loud").path, plain=tuned("brief").path)
+    space, explain_one = library_module.load_space(world / "space"), shipped_library.explain_without_timings
+    explained = []
+
+    def stop_at_the_second(model, adapter, *inputs):
+        explained.append(adapter)
+        if len(explained) == 2:
+            raise KeyboardInterrupt
+        return explain_one(model, adapter, *inputs)
+
+    monkeypatch.setattr(shipped_library, "explain_without_timings", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        shipped_library.make_library(shared("llama"), adapters, tmp_path / "lib", space)
+    assert Library(tmp_path / "lib").names == ["loud"]
+    library = shipped_library.make_library(shared("llama"), adapters, tmp_path / "lib", space)
+    assert library.names == ["loud", "plain"] and explained[2:] == [adapters["plain"]], (
+        "the first is not explained twice"
+    )
+    assert library.verify(shared("llama")) == []
+
+
 # The space of a model
 
 
