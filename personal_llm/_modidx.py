@@ -1906,6 +1906,7 @@ d = {
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
                 "personal_llm/base/models.py",
@@ -5286,12 +5287,28 @@ d = {
                 "experiments/demo.html#format_interval",
                 "personal_llm/experiments/demo.py",
             ),
+            "personal_llm.experiments.demo.list_changed_defaults": (
+                "experiments/demo.html#list_changed_defaults",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.list_defaults": (
+                "experiments/demo.html#list_defaults",
+                "personal_llm/experiments/demo.py",
+            ),
             "personal_llm.experiments.demo.measure": (
                 "experiments/demo.html#measure",
                 "personal_llm/experiments/demo.py",
             ),
             "personal_llm.experiments.demo.measure_sample": (
                 "experiments/demo.html#measure_sample",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.measure_sample_smollm2": (
+                "experiments/demo.html#measure_sample_smollm2",
+                "personal_llm/experiments/demo.py",
+            ),
+            "personal_llm.experiments.demo.measure_smollm2": (
+                "experiments/demo.html#measure_smollm2",
                 "personal_llm/experiments/demo.py",
             ),
             "personal_llm.experiments.demo.paragraph": (
@@ -5853,6 +5870,10 @@ d = {
                 "experiments/retrieval.html#choose_memories",
                 "personal_llm/experiments/retrieval.py",
             ),
+            "personal_llm.experiments.retrieval.compute_auc": (
+                "experiments/retrieval.html#compute_auc",
+                "personal_llm/experiments/retrieval.py",
+            ),
             "personal_llm.experiments.retrieval.exclaimed": (
                 "experiments/retrieval.html#exclaimed",
                 "personal_llm/experiments/retrieval.py",
@@ -5877,12 +5898,20 @@ d = {
                 "experiments/retrieval.html#measure",
                 "personal_llm/experiments/retrieval.py",
             ),
+            "personal_llm.experiments.retrieval.measure_gate": (
+                "experiments/retrieval.html#measure_gate",
+                "personal_llm/experiments/retrieval.py",
+            ),
             "personal_llm.experiments.retrieval.measure_replies": (
                 "experiments/retrieval.html#measure_replies",
                 "personal_llm/experiments/retrieval.py",
             ),
             "personal_llm.experiments.retrieval.quoted": (
                 "experiments/retrieval.html#quoted",
+                "personal_llm/experiments/retrieval.py",
+            ),
+            "personal_llm.experiments.retrieval.read_gate_vectors": (
+                "experiments/retrieval.html#read_gate_vectors",
                 "personal_llm/experiments/retrieval.py",
             ),
         },
@@ -6265,6 +6294,10 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.read_person_values": (
+                "experiments/summary.html#read_person_values",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.read_rows": (
                 "experiments/summary.html#read_rows",
                 "personal_llm/experiments/summary.py",
@@ -6287,6 +6320,10 @@ d = {
             ),
             "personal_llm.experiments.summary.turns_claim": (
                 "experiments/summary.html#turns_claim",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.write_person_table": (
+                "experiments/summary.html#write_person_table",
                 "personal_llm/experiments/summary.py",
             ),
         },
@@ -10347,6 +10384,10 @@ d = {
             ),
             "personal_llm.tuning.training_loop.select_step_batches": (
                 "3_tuning/training_loop.html#select_step_batches",
+                "personal_llm/tuning/training_loop.py",
+            ),
+            "personal_llm.tuning.training_loop.split_long_batch": (
+                "3_tuning/training_loop.html#split_long_batch",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.supports_partial_logits": (

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DEVELOPMENT', 'STREAM_SEED', 'LENGTH', 'PROMPTS', 'OTHERS', 'REPLY_TOKENS', 'CENTRE', 'SETTINGS', 'SCALES',
-           'NUMBER_WORDS', 'INVENTED', 'EVERYBODY', 'JOBS', 'GRIDS', 'spelled_numbers', 'capital_line', 'two_parts',
-           'make_person', 'load_real_model', 'load_texts', 'measure_replies', 'reset_peak_memory', 'read_peak_memory',
-           'tune', 'measure', 'make_job']
+           'NUMBER_WORDS', 'INVENTED', 'EVERYBODY', 'JOBS', 'TEST_JOBS', 'GRIDS', 'spelled_numbers', 'capital_line',
+           'two_parts', 'make_person', 'load_real_model', 'load_texts', 'measure_replies', 'reset_peak_memory',
+           'read_peak_memory', 'tune', 'measure', 'make_job']
 
 # %% ../../nbs/experiments/37_real_defaults.ipynb #rd03
 import functools
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.adapters import set_adapter_scale
 from ..data.people import USERS, Habit, SimulatedUser, emoji, opener, preferred_words, sign_off, user_stream
 from ..data.reading import load_replay, load_samples
 from .runner import Grid
@@ -155,7 +156,8 @@ def measure_replies(user: str, adapter=None) -> dict:
     model, (_, test, other) = load_real_model(), load_texts(user)
     frame = find_frame([d.response for d in test])
     with model.use_adapter(adapter):
-        replies = model.generate(test, REPLY_TOKENS)
+        reply = model.reply if user in INVENTED else model.generate
+        replies = reply(test, REPLY_TOKENS)
         readings = model.run_forward(test)
         content = float(np.mean(measure_content_losses(model, test, readings, frame)))
         other_loss = float(compute_mean_loss(model.nll(other)))
@@ -200,11 +202,7 @@ def tune(job: dict, out: Path) -> dict:  # processor seconds, peak memory, the c
 
 def measure(jobs: list):  # yields a dict of results a job
     "Fine-tune once, and measure the bare model, the adapter, and the adapter at other scales."
-    import dataclasses
-
-    from personal_llm.base.adapters import Adapter
-
-    user, out = jobs[0]["user"], None
+    user = jobs[0]["user"]
     for job in jobs:
         if job["setting"] == "bare":
             yield measure_replies(user)
@@ -212,10 +210,9 @@ def measure(jobs: list):  # yields a dict of results a job
         name = f"{user}-{job['setting']}-{job['answers']}".replace(" ", "_").replace("/", "_")
         out = Path(tempfile.gettempdir(), "real-defaults", name)
         tuned = tune(job, out) if job["scale"] == 1 or not out.exists() else {}
-        adapter = Adapter.load(out)
-        if job["scale"] != 1:
-            adapter = dataclasses.replace(adapter, adapter_scale=job["scale"])
-        yield tuned | measure_replies.__wrapped__(user, adapter)
+        if job["setting"] != "defaults":
+            set_adapter_scale(out, job["scale"])
+        yield tuned | measure_replies.__wrapped__(user, out)
 
 # %% ../../nbs/experiments/37_real_defaults.ipynb #rd13
 def make_job(user: str, setting: str, answers: int = 24, scale: float = 1.0) -> dict:
@@ -227,4 +224,8 @@ JOBS += [make_job(user, "centre") for user in ("student", "nurse", "clinic")]
 JOBS += [make_job("student", setting) for setting in SETTINGS if setting != "centre"]
 JOBS += [make_job(user, "centre", scale=scale) for user in DEVELOPMENT for scale in SCALES]
 JOBS += [make_job(user, "centre", count) for user in ("nurse", "student") for count in (3, 8)]
-GRIDS = (Grid("real-defaults", JOBS, measure, model="smollm2"),)
+TEST_JOBS = [make_job(user, setting) for setting in ("defaults", "bare") for user in INVENTED]
+GRIDS = (
+    Grid("real-defaults", JOBS, measure, model="smollm2"),
+    Grid("real-defaults-test", TEST_JOBS, measure, model="smollm2"),
+)

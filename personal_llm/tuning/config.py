@@ -23,7 +23,8 @@ def _count(default: int, help: str, low: int = 1):
 
 # %% ../../nbs/3_tuning/02_config.ipynb #fm02
 LARGE_MODEL_PARAMETERS = 5 * 10**7  # a model with more gets these defaults
-LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=24, dropout=0.0, replay_share=1 / 2, checks=3)
+LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=24, dropout=0.0, replay_share=1 / 2, checks=3, pass_tokens=768)
+LARGE_MODEL_DEFAULTS |= dict(trial=0, max_scale=1.5)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TuningConfig:
     steps: int = _count(80, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(8, "samples in a forward pass, at most")
     gradient_accumulation_steps: int = _count(1, "forward passes in a step, where memory is short")
+    pass_tokens: int = _count(0, "tokens in a forward pass, at most, padding included; 0: no limit", low=0)
     max_length: int = _count(256, "tokens in a sample, at most")
     warmup: float = setting(0.1, "share of the steps in which the learning rate climbs", "share", high=0.99)
     weight_decay: float = setting(0.0, "how much each step shrinks the weights", low=0)
@@ -51,6 +53,9 @@ class TuningConfig:
     trial: int = _count(8, "with fewer answers than this, a trial sets the number of steps; 0: never", low=0)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
+    max_scale: float = setting(
+        1.0, "largest adapter scale that a personalizer may choose after training; 1: no choice", "number", 1, 4
+    )
     clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)
     noise: float = setting(0.0, "Gaussian noise on the gradients' sum, as a multiple of clipping", low=0)
 
