@@ -75,10 +75,10 @@ def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
     result = dict(ok=True, seconds=dict(total=1))
     monkeypatch.setattr(commands, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
     monkeypatch.setattr(commands, "format_demo_table", lambda result: "")
-    options = "--user pupil --length 100 --capacity 9 --steps 7 --seed 4 --synthetic 2 --quiet".split()
+    options = "--model pocket --user pupil --length 100 --capacity 9 --steps 7 --seed 4 --synthetic 2 --quiet".split()
     assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
     numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)
-    assert seen == dict(given=(str(tmp_path),), user="pupil", progress=False) | numbers
+    assert seen == dict(given=(str(tmp_path), "pocket"), user="pupil", progress=False) | numbers
 
 
 @pytest.mark.parametrize("wrong", [dict(seed=-1), dict(seed="0"), dict(length=10**12), dict(tests=1), dict(user=3)])

@@ -390,3 +390,15 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch):
     resumed = personalize(FEW, tmp_path / "mine", **settings)
     straight = personalize(FEW, tmp_path / "straight", **settings)
     assert resumed["adapter_id"] == straight["adapter_id"] and not list((tmp_path / "mine").rglob("checkpoint*"))
+
+
+def test_a_large_model_synthesises_nothing_unless_asked():
+    from types import SimpleNamespace
+
+    settings = personalizer.PersonalizerSettings
+    small, large = (SimpleNamespace(model=SimpleNamespace(num_parameters=lambda n=n: n)) for n in (7e6, 135e6))
+    assert settings().complete(small).synthetic == 1 and settings().complete(large).synthetic == 0
+    assert (
+        settings(synthetic=2).complete(large).synthetic == 2
+        and personalizer.Personalizer(shared("llama")).settings.synthetic == 1
+    )

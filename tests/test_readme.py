@@ -10,12 +10,14 @@ from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import (
+    list_changed_defaults,
     write_demo_paragraph,
     write_new_people_paragraph,
     write_policies_paragraph,
     write_sample_paragraph,
     write_warm_start_paragraph,
 )
+from personal_llm.experiments.summary import read_rows
 from personal_llm.selection import selection
 from personal_llm.selection.ranking import Ranking
 
@@ -91,7 +93,6 @@ ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "2.0": "Apache's licence",
     "32": "dialogues of a buffer, in the diagram",
     "300": "dialogues of the shipped file of chats",
-    "800": "dialogues of the demo's stream, in a picture's text",
 }
 
 
@@ -133,6 +134,32 @@ def test_a_number_that_nothing_measured_is_found():
     with pytest.raises(AssertionError, match="not in the README"):
         unexplained("The loss went from 3.80 to 2.04.", [paragraph], ())
     assert numbers_of("`x = 3.5` and [a 4](b_7.ipynb), [arXiv 2311.12275](c), ROUGE-1, 48 questions") == {"4", "48"}
+
+
+def find_stale_rows(rows: list, grid: str) -> str:
+    "What changed since a grid was measured, and the command that measures it again; empty if nothing did."
+    changed = [
+        name for row in rows for name in list_changed_defaults(row, "smollm2" if "smollm2" in grid else "pocket")
+    ]
+    remedy = f'delete results/{grid}.jsonl, make experiments ARGS="--only {grid}", make readme'
+    return f"{grid} was measured with another {', '.join(changed[:5])}: {remedy}" if changed else ""
+
+
+@pytest.mark.parametrize("grid", ["demo-smollm2", "sample-smollm2"])
+def test_figures_and_picture_are_of_todays_defaults(grid):
+    "The README's numbers and demo.png were made with the defaults that the code has now."
+    assert find_stale_rows(read_rows(grid), grid) == ""
+
+
+def test_a_changed_default_is_found():
+    from personal_llm.experiments.demo import list_defaults
+
+    row = dict(defaults=list_defaults("smollm2"))
+    assert find_stale_rows([row], "demo-smollm2") == ""
+    for name in ("TuningConfig.learning_rate", "PersonalizeSettings.capacity", "buffer.active.QUESTION_RATE_FACTOR"):
+        stale = find_stale_rows([dict(defaults=row["defaults"] | {name: "?"})], "demo-smollm2")
+        assert name in stale and "--only demo-smollm2" in stale
+    assert find_stale_rows([{}], "demo-smollm2"), "a row without its defaults is stale"
 
 
 def test_the_notebook_asks_the_results():

@@ -35,7 +35,7 @@ from ..tuning.validation import RULE_FROM_NEW_START, find_lineages
 
 # %% ../../nbs/8_app/04_demo.ipynb #d7653d5f
 SMALL_MODEL_DEMO = dict(length=800, policies=("active", "sdss", "reservoir"), synthetic=1, tests=48)
-LARGE_MODEL_DEMO = dict(length=240, policies=("active", "reservoir"), synthetic=0, tests=24)
+LARGE_MODEL_DEMO = dict(length=240, policies=("active",), synthetic=0, tests=24)
 
 
 def demo_setting(name: str, help: str, low: int, high: int):  # a field with the default None
@@ -192,7 +192,9 @@ def is_base_model_kept(adapter) -> bool:
     return adapter.best_loss >= adapter.start_loss
 
 # %% ../../nbs/8_app/04_demo.ipynb #375535c1
-def summarise_policy(me, events: dict, stream: list, before: AdapterScores, after: AdapterScores) -> dict:  # plain values
+def summarise_policy(
+    me, events: dict, stream: list, before: AdapterScores, after: AdapterScores
+) -> dict:  # plain values
     "Return the scores, the buffer and the costs of one policy."
     kinds = Counter(stream[i].labels["kind"] for i in events["kept"])
     return events | dict(

@@ -97,7 +97,10 @@ def plot_habits(axes, result: dict) -> None:
     count, names = result["settings"]["tests"], list(result["before"]["habits"])
     series = {"before": result["before"], **{f"after, {p}": one["after"] for p, one in result["policies"].items()}}
     for place, (label, scores) in enumerate(series.items()):
-        shares, colour = list(scores["habits"].values()), "#8a8a8a" if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
+        shares, colour = (
+            list(scores["habits"].values()),
+            "#8a8a8a" if place == 0 else COLOURS[(place - 1) % len(COLOURS)],
+        )
         rows = [row + 0.22 * (place - (len(series) - 1) / 2) for row in range(len(names))]
         ends = [compute_share_interval(share, count) for share in shares]
         bars = list(zip(*((share - low, high - share) for share, (low, high) in zip(shares, ends))))
@@ -111,16 +114,20 @@ def plot_habits(axes, result: dict) -> None:
 # %% ../../nbs/8_app/03_report.ipynb #rp03
 def plot_example(axes, talk: dict) -> None:
     "Print one prompt with the reply before, the reply after and the user's answer."
-    texts = {"prompt": talk["prompt"], "before": talk["before"], "after": talk["after"], "the user's": talk["reference"]}
-    colours = dict(zip(texts, ("#000000", "#8a8a8a", COLOURS[0], "#146c2e")))
-    axes.set(title="One reply, before and after", xlim=(0, 1), ylim=(0, 1))
+    texts = {
+        "prompt": talk["prompt"],
+        "before": talk["before"],
+        "after": talk["after"],
+        "the user's": talk["reference"],
+    }
+    colours, top = dict(zip(texts, ("#000000", "#666666", COLOURS[0], "#146c2e"))), 0.98
+    axes.set(title="The first reply of the test set", xlim=(0, 1), ylim=(0, 1))
     axes.axis("off")
-    height = 1.0
     for name, text in texts.items():
-        lines = textwrap.wrap(textwrap.shorten(text, 250, placeholder=" …").replace("$", r"\$") or "(empty)", 62)
-        axes.text(0, height, name, fontsize=8, fontweight="bold", color=colours[name], va="top")
-        axes.text(0.17, height, "\n".join(lines), fontsize=8, color=colours[name], va="top")
-        height -= 0.075 * len(lines) + 0.06
+        lines = textwrap.wrap(textwrap.shorten(text, 230, placeholder=" …").replace("$", r"\$") or "(empty)", 56)
+        for x, words, weight in ((0, name, "bold"), (0.17, "\n".join(lines), "normal")):
+            axes.text(x, top, words, fontsize=9.5, fontweight=weight, color=colours[name], va="top")
+        top -= 0.062 * len(lines) + 0.05
 
 # %% ../../nbs/8_app/03_report.ipynb #2e714f44
 def plot_demo(result: dict) -> bytes:  # a PNG
@@ -138,7 +145,9 @@ def plot_demo(result: dict) -> bytes:  # a PNG
     plot_example(axes["reply"], result["examples"][0])
     answers = next(iter(result["policies"].values()))["answers"]
     size = f"{settings['parameters'] / 1e6:.0f} million weights"
-    figure.suptitle(f"{settings['model']} ({size}) learns a {result['user']['name']} from {answers} corrections", fontsize=13)
+    figure.suptitle(
+        f"{settings['model']} ({size}) learns a {result['user']['name']} from {answers} corrections", fontsize=13
+    )
     return encode_png(figure)
 
 # %% ../../nbs/8_app/03_report.ipynb #76ca1980
@@ -208,7 +217,9 @@ people. The same fine-tune began once from there and once from the bare model. T
 def html_table(head: list, rows: list, kind: str = "numbers") -> str:
     "Return a table that scrolls on a narrow screen; kind is its class."
     lines = ["".join(f"<th>{cell}</th>" for cell in head)] + ["".join(f"<td>{c}</td>" for c in row) for row in rows]
-    return f'<div class="wide"><table class="{kind}">' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    return (
+        f'<div class="wide"><table class="{kind}">' + "\n".join(f"<tr>{line}</tr>" for line in lines) + "</table></div>"
+    )
 
 
 def html_image(picture: bytes, alternative: str) -> str:  # HTML
@@ -259,7 +270,9 @@ def html_questions_table(result: dict) -> str:  # HTML
     rows = []
     for question in next(iter(result["policies"].values()))["questions"]:
         texts = (question["prompt"], question["reply"], question["answer"] or "fine as it is")
-        cells = [f'<div dir="auto">{html.escape(textwrap.shorten(text, 160, placeholder=" …"))}</div>' for text in texts]
+        cells = [
+            f'<div dir="auto">{html.escape(textwrap.shorten(text, 160, placeholder=" …"))}</div>' for text in texts
+        ]
         rows.append([question["place"], *cells])
     return html_table(["place", "prompt", "the reply", "the user's answer"], rows, "talk")
 
@@ -288,10 +301,14 @@ def render_report(
         size=f"{result['adapter_bytes'] / 1e6:.1f}",
         times=", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items()),
         policy=settings["policies"][0],
-        variants=f"wrote up to {settings['synthetic']} variants of each question" if settings["synthetic"] else "wrote nothing",
+        variants=f"wrote up to {settings['synthetic']} variants of each question"
+        if settings["synthetic"]
+        else "wrote nothing",
         weights=f"{settings['parameters'] / 1e6:.0f}",
     )
-    alternative = "Top: places in the stream of the buffers' dialogues. Below: habits in the replies before and after; one reply."
+    alternative = (
+        "Top: places in the stream of the buffers' dialogues. Below: habits in the replies before and after; one reply."
+    )
     warm = result.get("warm")
     parts = dict(
         results=html_results_table(result),
