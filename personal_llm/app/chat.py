@@ -17,7 +17,7 @@ from .arguments import option, print_note, register_command, setting_options, to
 from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find_adapter_folder
 from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
-from ..base.core import Dialogue, InputError
+from ..base.core import Dialogue, InputError, check
 from ..base.files import recover_results
 from ..base.text import WORD_PATTERN, count_nouns, escape_controls
 from ..buffer.scoring import NO_DOMAIN
@@ -274,8 +274,27 @@ def close_conversation(session) -> None:
 
 # %% ../../nbs/8_app/05_chat.ipynb #1437bab0
 CHAT_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
+MIN_CONTEXT, MAX_REPLY_TOKENS = 32, 100_000  # tokens
 READ_TURNS_HELP = "infer complaints and thanks from what you write after a reply"
 CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter of the model; no turn is stored"
+
+REPLY_OPTIONS = [
+    option("--max-reply", type=int, metavar="N", help="tokens of a reply at most (default: the model's)"),
+    option("--temperature", type=float, metavar="T", help="0: the likeliest word each time (default: the model's)"),
+    option("--context", type=int, metavar="N", help="tokens of prompt, history and reply (default: the model's)"),
+]
+
+
+def load_replying_model(args):  # a `Model`
+    "Load the model of the arguments with the length and the temperature of its replies."
+    check(args.max_reply, "whole number or none", "--max-reply", low=1, high=MAX_REPLY_TOKENS)
+    check(args.temperature, "number or none", "--temperature", low=0, high=2)
+    model = load_model_from_arguments(args)
+    if args.context is not None:
+        model.max_length = check(args.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
+    defaults = dict(max_tokens=args.max_reply, temperature=args.temperature)
+    model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
+    return model
 
 
 @register_command(
@@ -285,6 +304,7 @@ CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter 
     option("--adapter", metavar="DIR", help=CHAT_ADAPTER_HELP),
     option("--read-turns", action="store_true", help=READ_TURNS_HELP),
     *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
+    *REPLY_OPTIONS,
     *MODEL_OPTIONS,
     examples=["--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt"],
 )
@@ -297,7 +317,7 @@ def chat_command(args):
     with ExitStack() as exit_stack:
         folder = args.out or exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-"))
         check_session_folder(folder)
-        model = load_model_from_arguments(args)
+        model = load_replying_model(args)
         settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
         session = ChatSession(model, folder, reads_turns=args.read_turns, **make_session_settings(model, settings))
         exit_stack.callback(close_conversation, session)

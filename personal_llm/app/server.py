@@ -17,8 +17,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from .arguments import MODEL_OPTIONS, get_settings, integer_option, load_model_from_arguments, option
+from .arguments import MODEL_OPTIONS, get_settings, integer_option, option
 from .arguments import print_note, register_command, setting_options, to_json
+from .chat import REPLY_OPTIONS, load_replying_model
 from .chat_completions import check_is_stored
 from .chat_completions import MODEL_NAMES, collect_items, generate, make_answer, make_chunk
 from .chat_completions import make_event, make_head, make_item_events, read_request, summarise_reply
@@ -354,6 +355,7 @@ HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_
 LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
 SERVE_OPTIONS = [
     option("--out", required=True, metavar="DIR", help=SERVE_OUT_HELP),
+    *REPLY_OPTIONS,
     *MODEL_OPTIONS,
     option("--library", default="none", metavar="LIB", help=LIBRARY_HELP),
     option("--host", default="127.0.0.1", metavar="HOST", help=HOST_HELP),
@@ -365,7 +367,7 @@ SERVE_OPTIONS = [
 
 def open_served_session(args) -> ChatSession:
     "Open the conversation of a folder for a server."
-    start, model = resolve_start(args.library), load_model_from_arguments(args)
+    start, model = resolve_start(args.library), load_replying_model(args)
     settings = PersonalizeSettings(start=args.library, **get_settings(args, PersonalizeSettings))
     session = ChatSession(model, args.out, start=start, **make_session_settings(model, settings))
     session.me.start = start

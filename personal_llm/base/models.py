@@ -9,7 +9,7 @@ __all__ = ['Model', 'load_model', 'ForwardResult']
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,7 @@ class Model:
         self.max_length = max_length or min(longest, self.window)
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
+        self.reply_defaults = {}  # fields of `DecodingRules` that you set for all replies
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
         self.base = base or compute_fingerprint(model)
@@ -102,7 +103,7 @@ class Model:
 
     @property
     def decoding(self) -> DecodingRules:
-        return make_decoding_rules(self.model, self.tokenizer)
+        return replace(make_decoding_rules(self.model, self.tokenizer), **self.reply_defaults)
 
     @property
     def width(self) -> int:
