@@ -22,7 +22,7 @@ from ..data.reading import read_dialogues
 from ..device.store import find_state_folders, read_fact, read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import SHIPPED_LIBRARIES, Library
+from ..selection.library import Library, find_library_folder
 from ..selection.remote_library import is_library_address
 
 # %% ../../nbs/8_app/01_arguments.ipynb #5c715d3f
@@ -220,7 +220,7 @@ MODEL_OPTIONS = [
 ]
 SEED_OPTION = integer_option("--seed", 0, "seed of all random choices")
 FOLDER_OPTION = option("--out", required=True, metavar="DIR", help="output folder of personalize or chat")
-LIBRARY_HELP = "a library's folder, its https address, or a model's name: pocket, smollm2"
+LIBRARY_HELP = "a library's folder, its https address, or the name of a model with one in the package (pocket)"
 OWN_LIBRARY_HELP = f"{LIBRARY_HELP} (default: the one in the package that was made for the model)"
 LIBRARY_OPTION = option("--library", metavar="LIB", help=OWN_LIBRARY_HELP)
 SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
@@ -314,11 +314,6 @@ def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # 
     return prompts
 
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
-def find_library_folder(name: str) -> Path:
-    "Return the folder of a library."
-    return Path(SHIPPED_LIBRARIES.get(name, name))
-
-
 def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
     library = Library(name if is_library_address(name) else find_library_folder(name), skip_invalid=skip_invalid)
