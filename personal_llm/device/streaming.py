@@ -86,7 +86,7 @@ def rewind(self: ReplyStream, num_tokens: int) -> None:
     except (ValueError, RuntimeError, NotImplementedError, AttributeError):  # a cache that cannot be cropped
         num_kept, self.cache = 0, None
     self.cache = self.cache if num_kept else None
-    self.ids, self.losses = self.ids[:num_kept], self.losses[: max(0, num_kept - 1)]
+    self.ids, self.losses = self.ids[:num_kept], self.losses[:num_kept]
     self.hidden, self.next_logits = [torch.cat(self.hidden)[:num_kept]], None
 
 # %% ../../nbs/6_device/05_streaming.ipynb #decnew01
