@@ -17,7 +17,6 @@ from pathlib import Path
 from ..base.core import Cost, Dialogue, InputError
 from ..base.adapters import read_adapter_card, read_lora_config
 from ..base.files import ASSETS
-from .library import check_library_base
 from .merging import combine_adapters, measure_mixture_loss
 from .ranking import PLAIN_PLLM, Ranking
 from .selection import select
@@ -109,7 +108,6 @@ def warm_start(
     replies: dict = None,  # id -> the reply that the user corrected, as `explain` takes it
 ) -> WarmStart:
     "Explain the user, select a pLLM or a mixture, and build the adapter to start from (XPerT, Wang et al. 2025)."
-    check_library_base(library, model)
     explanation = explain(model, dialogues, library.space, seed, library.vocabulary, replies)
     ranking = select(library, explanation, method, model, dialogues, seed=seed)
     with model.track_cost() as merge_cost:
