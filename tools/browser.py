@@ -396,21 +396,22 @@ def talk(driver, place: Path) -> list:  # lines, what is wrong
     base, tuned = losses(driver)
     print(f"chat: corrected replies: {base} -> {tuned} nats a token")
     wrong = ["the loss on the corrected replies is not lower"] * (not tuned < base)
-    return wrong + come_back(driver)
+    return wrong + come_back(driver, [base, tuned])
 
 
-def come_back(driver) -> list:  # lines, what is wrong
-    "Restart the kernel and show the page again: the talk is there, and goes on with what it learned."
+def come_back(driver, before: list) -> list:  # lines, what is wrong
+    "Restart the kernel and show the page again: the talk is there, with the same adapter."
     driver.execute_async_script(COMMAND, "notebook:clear-all-cell-outputs", {})
     driver.execute_async_script(RESTART)
     until(lambda: driver.execute_script(IDLE), "the kernel did not restart")
     driver.execute_async_script(RUN_CELL, 0)
     with page(driver):
         until(lambda: "My neck hurts." in "".join(driver.execute_script(TEXTS, "#turns li")), "the talk is not there")
-        reply = take_turn(driver, "My elbow hurts.")
+        take_turn(driver, "My elbow hurts.")
         driver.save_screenshot(str(SHOTS / "chat_again.png"))
+    after = losses(driver)
     driver.execute_async_script(SHUT)
-    return [] if "friend" in reply else [f"after a restart it does not go on: {reply[-200:]!r}"]
+    return [] if after == before else [f"after a restart the losses are {after}"]
 
 
 def main(words: list) -> int:  # exit status
