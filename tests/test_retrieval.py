@@ -194,7 +194,7 @@ def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     chat.correct(turn["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
     assert {d.response for d in chat.reply_memories} == {CORRECTION}
-    assert chat.describe_memories() == "from 1 correction of yours"
+    assert chat.describe_memories() == "from 1 of your corrections"
     shown = list(chat.reply.dialogue.history)
     assert shown[:2] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # a memory
     assert shown[-2:] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # the talk, with your words

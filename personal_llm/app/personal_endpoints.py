@@ -50,7 +50,7 @@ def read_fields(function, body) -> dict:  # name -> value
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #a7468ead
 @register_endpoint("GET", "/personal/conversation")
 def get_conversation(session: ChatSession) -> dict:
-    "Return the last turns with your corrections and thumbs, the open question, and the two replies to choose from."
+    "Return the last turns with your corrections and thumbs, what the newest reply read, the open question and choice."
     versions = {id: d for d in session.me.buffer.dialogues for id in (d.id, *d.parents)}
     thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
     turns = []
@@ -67,7 +67,9 @@ def get_conversation(session: ChatSession) -> dict:
     choice = session.choice and dict(
         id=session.choice[0]["id"], replies=[session.choice[0]["response"], session.choice[1]]
     )
-    return dict(turns=turns, question=question, choice=choice)
+    read = {d.id: dict(id=d.id, prompt=d.prompt, response=d.response) for d in session.reply_memories}
+    memories = dict(text=session.describe_memories(), dialogues=[*read.values()])
+    return dict(turns=turns, question=question, choice=choice, memories=memories)
 
 
 @register_endpoint("POST", "/personal/feedback")

@@ -300,7 +300,7 @@ def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True
 def describe_memories(self: ChatSession) -> str:  # "" if the newest reply read none of your corrections
     "Return a line about the corrections that the newest reply read."
     count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
-    return f"from {count_nouns(count, 'correction')} of yours" if count else ""
+    return f"from {count} of your corrections" if count else ""
 
 # %% ../../nbs/6_device/07_conversation.ipynb #98c642bf
 @patch

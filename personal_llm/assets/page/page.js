@@ -226,6 +226,14 @@ function showChoice(choice) {
     make("p", { className: "row" }, button("Neither", skip)));
 }
 
+function showMemories(memories) {
+  const item = $("turns").lastChild;
+  if (!memories.text || !item) return;
+  const rows = memories.dialogues.map((d) => make("li", {}, make("p", { dir: "auto", textContent: `${d.prompt} → ${d.response}` }),
+    button("Forget", () => forgetDialogues({ ids: [d.id] }, `Forget “${d.prompt.slice(0, 80)}”?`), "small danger")));
+  item.append(make("details", { className: "memories" }, make("summary", { textContent: memories.text }), make("ul", {}, ...rows)));
+}
+
 function editReply(item, turn) {
   if (item.querySelector("form")) return;
   const field = make("textarea", { rows: 3, value: turn.correction || turn.response, id: `edit-${turn.id}` });
@@ -262,12 +270,13 @@ function showTurns() {
 }
 
 async function loadConversation() {
-  const { turns, question, choice } = await get("/personal/conversation");
+  const { turns, question, choice, memories } = await get("/personal/conversation");
   state.turns = turns;
   showTurns();
   $("empty").hidden = turns.length > 0;
   showQuestion(question);
   showChoice(choice);
+  showMemories(memories);
   if (state.view === "chat") scrollDown();
 }
 
