@@ -301,11 +301,11 @@ def render_report(
         size=f"{result['adapter_bytes'] / 1e6:.1f}",
         times=", ".join(f"{name} {seconds:.0f} s" for name, seconds in result["seconds"].items()),
         policy=settings["policies"][0],
-        variants=f"wrote up to {settings['synthetic']} variants of each question"
-        if settings["synthetic"]
-        else "wrote nothing",
+        variants="Then",
         weights=f"{settings['parameters'] / 1e6:.0f}",
     )
+    if settings["synthetic"]:
+        texts["variants"] = f"Then the model wrote up to {settings['synthetic']} variants of each question, and"
     alternative = (
         "Top: places in the stream of the buffers' dialogues. Below: habits in the replies before and after; one reply."
     )

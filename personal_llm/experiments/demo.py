@@ -168,6 +168,8 @@ def write_sample_paragraph() -> str:
         return paragraph("The command compares the model before and after on dialogues that it held out.")
     row = rows[0]
     before, after, change, data = row["before"], row["after"], row["change"], row["data"]
+    counts = [f"{h['habit']}: {h['before']} before and {h['after']} after" for h in row.get("habits", ())]
+    habits = [f"Replies with the user's habits, of {data['held_out']}: {'; '.join(counts)}."] if counts else []
     return paragraph(
         f"The command holds out a tenth of the {data['dialogues']} dialogues, and drops those of them that are too",
         f"similar to the rest: {data['held_out']} are left. The buffer keeps {row['kept']} of the others, and the",
@@ -176,6 +178,7 @@ def write_sample_paragraph() -> str:
         f"{after['loss']:.2f} nats a token ({format_interval(change['loss'])}),",
         f"and ROUGE-1 from {before['rouge1']:.2f} to",
         f"{after['rouge1']:.2f} ({format_interval(change['rouge1'])}).",
+        *habits,
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #3fbd02a0
@@ -184,11 +187,12 @@ def write_warm_start_paragraph() -> str:
     rows = read_rows("demo")
     if not rows or "warm" not in rows[0]:
         return paragraph(
-            "In the second half, the demo counts the user's habits and looks for similar models in a library;",
-            "the same fine-tune begins from there and from scratch.",
+            "With the pocket model, the demo has a second half. It counts the user's habits and looks for similar",
+            "models in a library; the same fine-tune begins from there and from scratch.",
         )
     row = rows[0]
-    warm, opening = row["warm"], f"In the second half, the demo counts the {row['user']}'s habits and fits a mixture of"
+    warm, opening = row["warm"], "With the pocket model, the demo has a second half."
+    opening += f" It counts the {row['user']}'s habits and fits a mixture of"
     opening += (
         f" {warm['library']} models: one on text without a style, and the others for one person each. One of those,"
         f" `ward-round`, has the subject and some of the habits of the {row['user']}, so this shows the gain from a"
