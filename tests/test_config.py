@@ -101,3 +101,26 @@ def test_another_shape_than_the_starts_is_refused(other):
 def test_a_start_without_targets_is_refused(targets):
     with pytest.raises(InputError, match="target modules"):
         TuningConfig().match_adapter(START | dict(target_modules=targets), "mine", MODULES)
+
+
+class Sized:
+    "A model of so many parameters."
+
+    def __init__(self, count: int):
+        self.model = self
+        self.num_parameters = lambda: count
+
+
+def test_each_model_has_its_defaults():
+    assert TuningConfig.for_model(Sized(7 * 10**6)) == TuningConfig(), "the pocket model's stay"
+    large = TuningConfig.for_model(Sized(135 * 10**6))
+    assert (large.steps, large.layers, large.trial) == (24, 0, 0) and large.pass_tokens <= 1024
+    assert TuningConfig.for_model(Sized(135 * 10**6), steps=5, layers=None).steps == 5
+    with pytest.raises(InputError, match="steps"):
+        TuningConfig.for_model(Sized(1), steps=0)
+
+
+def test_the_defaults_of_a_large_model_give_way_to_a_start():
+    large = TuningConfig.for_model(Sized(10**9))
+    shape = large.match_adapter(START | dict(lora_dropout=0.1), "mine", MODULES, large)
+    assert shape.dropout == 0.1 and shape.steps == large.steps
