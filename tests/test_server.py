@@ -391,6 +391,18 @@ def test_a_full_disk_is_never_acknowledged(served, monkeypatch):
     assert any(BETTER in d.response for d in read_state(served.session.folder).buffer.dialogues)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [dict(messages=[dict(role=role, content="Hi")]) for role in (["user"], dict(a=1), 5, None, True)]
+    + [dict(stop=["x" * 60_000]), dict(stop=["a"] * 17), dict(stop=[5])],
+    ids=lambda change: str(change)[:50],
+)
+def test_odd_roles_and_long_stops_are_refused_by_name(served, change):
+    request = dict(model="personal", messages=messages("Hello")) | change
+    status, answer = ask(served, "POST", "/v1/chat/completions", request)
+    assert status == 400 and next(iter(change)) in answer["error"]["message"]
+
+
 def test_a_full_queue_refuses_and_recovers(tmp_path):
     with chat_server(fresh(tmp_path / "me"), limits=ServerLimits(waiting_requests=1)) as running:
         gate = threading.Event()
