@@ -43,10 +43,11 @@ class DecodingRules:
     tokenizer: object = field(repr=False)
     end_token_ids: frozenset
     repetition_penalty: float = 1.0  # θ
-    exempt_ids: frozenset = frozenset()  # the penalty leaves them alone
+    exempt_ids: frozenset = field(default=frozenset(), repr=False)  # the penalty leaves them alone
     max_tokens: int = 64  # of a reply
     temperature: float = 0.0
     top_p: float = 1.0
+    stops_loops: bool = True  # a reply ends before a loop; a batch holds no empty reply
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccom01
 @patch
@@ -97,15 +98,15 @@ def make_decoding_rules(model, tokenizer) -> DecodingRules:  # model: of transfo
     "Read the rules of a model from its size and its generation config."
     ends, config = find_end_tokens(model, tokenizer), model.generation_config
     if model.num_parameters() < TOY_PARAMETERS:
-        return DecodingRules(tokenizer, ends, TOY_REPETITION_PENALTY, frozenset(), TOY_REPLY_TOKENS)
+        return DecodingRules(tokenizer, ends, TOY_REPETITION_PENALTY, max_tokens=TOY_REPLY_TOKENS, stops_loops=False)
     penalty = min(config.repetition_penalty or REPETITION_PENALTY, MAX_REPETITION_PENALTY)
     exempt, is_drawn = find_token_classes(tokenizer).exempt | ends, bool(config.do_sample)
     temperature = float(config.temperature or 0.0) if is_drawn else 0.0
     return DecodingRules(tokenizer, ends, penalty, exempt, REPLY_TOKENS, temperature, float(config.top_p or 1.0))
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decadj01
-def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: float):  # (vocabulary,) float32
-    "Return logits in which the tokens of the reply, but for the exempt ones, cost a factor `penalty`."
+def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: float, may_be_empty=False):
+    "Return logits in float32, in which the tokens of the reply, but for the exempt ones, cost a factor `penalty`."
     import torch
 
     scores = logits.float().clone()
@@ -113,8 +114,8 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
     if repeated and penalty != 1:
         own = scores[repeated]
         scores[repeated] = torch.where(own < 0, own * penalty, own / penalty)
-    if not reply_ids:
-        scores[sorted(rules.end_token_ids)] = -float("inf")  # a reply has a token
+    if not reply_ids and not may_be_empty:
+        scores[sorted(rules.end_token_ids)] = -float("inf")
     return scores
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
@@ -225,7 +226,7 @@ def is_sentence_end(tokenizer, ids: list) -> bool:
 
 def find_reply_end(ids: list, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
     "Return where a reply without its end token ends: before a loop, after a sentence, or at `max_tokens`."
-    kept = find_loop(rules.tokenizer, ids)
+    kept = find_loop(rules.tokenizer, ids) if rules.stops_loops else None
     if kept is not None:
         return kept, "stop"
     if len(ids) >= options.soft_tokens and is_sentence_end(rules.tokenizer, ids):
@@ -243,9 +244,9 @@ class BatchRules:
     def process(self, ids, scores):  # (rows, tokens), (rows, vocabulary)
         import torch
 
-        penalty = self.options.repetition_penalty
+        options = self.rules, self.options.repetition_penalty, not self.rules.stops_loops
         pairs = zip(scores, ids[:, self.width :].tolist())
-        return torch.stack([penalise_repetition(row, reply, self.rules, penalty) for row, reply in pairs])
+        return torch.stack([penalise_repetition(row, reply, *options) for row, reply in pairs])
 
     def is_finished(self, ids, scores, **kwargs):
         import torch
