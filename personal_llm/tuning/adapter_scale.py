@@ -36,10 +36,10 @@ def measure_kept_runs(replies: list, runs: tuple) -> float:  # share of 0 to 1
     opener, closing = runs
     kept = []
     for text in replies:
-        row = [piece for piece, _ in find_pieces(text)]
-        row = row if len(row) > len(opener) + len(closing) else []  # a frame without content
-        kept += [tuple(row[: len(opener)]) == opener] * bool(opener)
-        kept += [tuple(row[-len(closing) :]) == closing] * bool(closing)
+        row = tuple(piece for piece, _ in find_pieces(text))
+        opens, closes = row[: len(opener)] == opener != (), closing != () and row[-len(closing) :] == closing
+        has_content = len(row) > opens * len(opener) + closes * len(closing)
+        kept += [opens and has_content] * bool(opener) + [closes and has_content] * bool(closing)
     return float(np.mean(kept)) if kept else 1.0
 
 # %% ../../nbs/3_tuning/11_adapter_scale.ipynb #as09
