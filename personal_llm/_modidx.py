@@ -1392,6 +1392,10 @@ d = {
                 "0_base/decoding.html#draw_token",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.drop_numbers": (
+                "0_base/decoding.html#drop_numbers",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_end_tokens": (
                 "0_base/decoding.html#find_end_tokens",
                 "personal_llm/base/decoding.py",

@@ -7,8 +7,8 @@ __all__ = ['TOY_PARAMETERS', 'UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'R
            'MAX_REPETITION_PENALTY', 'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS',
            'MAX_PERIOD', 'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules', 'TokenClasses',
            'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'draw_token',
-           'choose_next_token', 'split_units', 'is_in_code', 'is_repeated', 'is_periodic', 'count_whole_tokens',
-           'find_loop', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'choose_next_token', 'split_units', 'is_in_code', 'drop_numbers', 'is_repeated', 'is_periodic',
+           'count_whole_tokens', 'find_loop', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -156,13 +156,17 @@ MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
 MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
 
 
+def drop_numbers(words: str) -> str:
+    "Return the words of letters, so that item 1 and item 2 of a list are compared by their texts."
+    return " ".join(re.findall(r"[^\W\d_]+", words))
+
+
 def is_repeated(words: str, earlier: list, in_code: bool = False) -> bool:
     "Return whether a finished unit repeats earlier ones, all given as words."
-    hide_numbers = lambda text: " ".join(re.findall(r"[^\W\d_]+", text))
-    earlier, letters = [unit for unit in earlier if hide_numbers(unit)], hide_numbers(words)
+    earlier, letters = [unit for unit in earlier if drop_numbers(unit)], drop_numbers(words)
     if len(letters.replace(" ", "")) < MIN_LOOP_LETTERS:
         return False
-    count, similar = earlier.count(words), [*map(hide_numbers, earlier)].count(letters)
+    count, similar = earlier.count(words), [*map(drop_numbers, earlier)].count(letters)
     if in_code:
         return count >= 3
     is_long = words.count(" ") >= MIN_LOOP_WORDS - 1
@@ -182,12 +186,10 @@ def is_periodic(ids: list) -> bool:
     return False
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def count_whole_tokens(tokenizer, units: list) -> int:
-    "Count the tokens up to the last unit with words that announces nothing by a colon; all if there is none."
+def count_whole_tokens(units: list) -> int:
+    "Count the tokens up to the last unit with letters; all if there is none."
     lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
-    announces = lambda ids: tokenizer.decode(ids, skip_special_tokens=True).rstrip("\n *_").endswith(":")
-    is_whole = [any(map(str.isalpha, words)) and not announces(ids) for ids, words in units]
-    whole = [end for end, ends_here in zip(lengths, is_whole) if ends_here]
+    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
     return (whole or lengths or [0])[-1]
 
 
@@ -199,19 +201,17 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
         return None
     *before, (_, words) = split_units(tokenizer, ids)
     if before and is_repeated(words, [unit[1] for unit in before], is_in_code(tokenizer, ids)):
-        return count_whole_tokens(tokenizer, before)
+        return count_whole_tokens(before)
     return None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decset01
 def count_settled_tokens(tokenizer, ids: list) -> int:
     "Count the tokens that `find_loop` cannot take back any more, so that we can show them."
-    if is_in_code(tokenizer, ids):
-        return len(ids)
     units = split_units(tokenizer, ids)
     is_open = bool(ids) and ids[-1] not in find_token_classes(tokenizer).unit_ends
     before, words = (units[:-1], units[-1][1]) if is_open else (units, "")
-    could_repeat = any(earlier.startswith(words) for _, earlier in before if earlier)
-    return count_whole_tokens(tokenizer, before) if could_repeat else len(ids)
+    could_repeat = any(drop_numbers(earlier).startswith(drop_numbers(words)) for _, earlier in before)
+    return count_whole_tokens(before) if could_repeat else len(ids)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decend01
 def is_sentence_end(tokenizer, ids: list) -> bool:

