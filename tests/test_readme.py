@@ -9,51 +9,32 @@ import pytest
 from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
-from personal_llm.experiments.demo import (
-    list_changed_defaults,
-    write_demo_paragraph,
-    write_new_people_paragraph,
-    write_policies_paragraph,
-    write_sample_paragraph,
-    write_warm_start_paragraph,
-)
-from personal_llm.experiments.summary import read_rows
-from personal_llm.selection import selection
-from personal_llm.selection.ranking import Ranking
+from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
+from personal_llm.experiments.summary import read_rows, write_person_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTENTS = json.loads((ROOT / "nbs" / "contents.ipynb").read_text(encoding="utf-8"))["cells"]
+CONTENTS = "\n".join("".join(cell["source"]) for cell in CONTENTS)  # every command, every notebook
+MOST_WORDS = 1000  # of the README, code not counted
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("abstains", [False, True], ids=["chosen", "abstained"])
-def test_the_lines_run(monkeypatch, capsys, abstains):
-    "As they stand, but for fine-tunes of one step without synthetic dialogues, and a selection of one pLLM or none."
-    tune, synthesize, starts = personalizer.tune, personalizer.synthesize, []
+def test_the_lines_run(monkeypatch, capsys):
+    "As they stand, but for a shorter stream and a fine-tune of one step."
+    tune = personalizer.tune
 
-    def tune_briefly(model, rows, config, start, *rest):
-        starts.append(start)
-        return tune(model, rows, personalizer.TuningConfig(steps=1, checks=1), start, *rest)
+    def tune_briefly(model, rows, config, *rest):
+        return tune(model, rows, personalizer.TuningConfig(steps=1, checks=1), *rest)
 
-    def choose(library, mine, model, dialogues):
-        best, names = None if abstains else library.names[0], tuple(library.names)
-        rest = dict(abstained=abstains, reason="planted", method="match", library=library)
-        return Ranking(best, names, tuple(range(len(names))), **rest)
-
-    package = vars(__import__("personal_llm"))
     monkeypatch.setattr(personalizer, "tune", tune_briefly)
-    monkeypatch.setattr(personalizer, "synthesize", lambda model, rows, *rest, **named: synthesize(model, rows, 0))
-    monkeypatch.setattr(selection, "select", choose)
-    monkeypatch.setitem(package, "select", choose)
-    if abstains:  # the second time a shorter stream will do
-        monkeypatch.setitem(package, "read_dialogues", lambda file: read_dialogues(file)[:80])
+    monkeypatch.setitem(vars(__import__("personal_llm")), "read_dialogues", lambda file: read_dialogues(file)[:80])
     names = {}
     assert BLOCKS
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), names)
-    assert capsys.readouterr().out.count("response loss") == 2 and len(names["me"].rounds) == 2
-    assert starts[0] is None and (starts[1] is None) == abstains
-    assert len(names["test_dialogues"]) >= 2 and len(str(names["my_style"])) > 20
+    assert capsys.readouterr().out.count("response loss") == 1 and len(names["me"].rounds) == 1
+    assert len(names["test_dialogues"]) >= 2 and (names["adapter"].path / "adapter_config.json").is_file()
 
 
 def test_the_one_call_is_there():
@@ -68,29 +49,32 @@ def test_links_and_pictures_exist():
 
 def test_every_chapter_is_listed():
     chapters = [*(ROOT / "nbs").glob("[0-9]_*/*.ipynb"), *(ROOT / "nbs" / "tutorials").glob("*.ipynb")]
-    assert [p.name for p in chapters if f"({p.relative_to(ROOT).as_posix()})" not in README] == []
+    assert [p.name for p in chapters if f"({p.relative_to(ROOT / 'nbs').as_posix()})" not in CONTENTS] == []
+
+
+def test_it_is_read_in_five_minutes():
+    assert len(as_one_line_but_for_code(README).split()) <= MOST_WORDS
 
 
 def test_commands_that_are_named_exist():
     from personal_llm.app import cli
     from personal_llm.app.arguments import COMMANDS
 
-    named = re.findall(r"`personal-llm ([a-z][a-z ]*?)(?= -|`| \")", README)
+    named = re.findall(r"`personal-llm ([a-z][a-z0-9 ]*?)(?= -|`| \")", README + CONTENTS)
     is_known = lambda name: name in COMMANDS or name.rpartition(" ")[0] in COMMANDS  # the last word may be a folder
     assert cli and named and [name for name in named if not is_known(name)] == []
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_demo_paragraph, write_warm_start_paragraph, write_sample_paragraph, write_policies_paragraph)
-MEASURED += (write_new_people_paragraph,)
+MEASURED = (write_demo_paragraph, write_person_table)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
-    "330": "MB on Linux, as pip says",
-    "1.5": "GB on disk",
-    "250": "MB on macOS, estimated",
-    "3": "GB with CUDA, estimated",
-    "115": "MB more for the tests",
+    "330": "MB of PyTorch on Linux, as pip says",
+    "93": "MB of the wheel with the model, as pip says",
     "2.0": "Apache's licence",
+    "135": "million parameters of SmolLM2",
+    "7": "million parameters of the toy",
+    "24": "answers of a fine-tune, in the limits",
     "32": "dialogues of a buffer, in the diagram",
     "300": "dialogues of the shipped file of chats",
 }

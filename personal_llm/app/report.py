@@ -118,7 +118,7 @@ def plot_example(axes, talk: dict) -> None:
         "prompt": talk["prompt"],
         "before": talk["before"],
         "after": talk["after"],
-        "the user's": talk["reference"],
+        "wanted": talk["reference"],
     }
     colours, top = dict(zip(texts, ("#000000", "#666666", COLOURS[0], "#146c2e"))), 0.98
     axes.set(title="The first reply of the test set", xlim=(0, 1), ylim=(0, 1))

@@ -146,18 +146,13 @@ def write_demo_paragraph() -> str:
     after, change, bins = outcome["after"], outcome["change"], settings["capacity"]
     share = lambda scores: f"{scores['adherence']:.0%}".replace("%", " %")
     return paragraph(
-        f"The figure shows a simulated {user} with {settings['length']} dialogues and the model `{settings['model']}`. Each",
-        f"policy keeps {bins} of them and asks at most {bins} questions. `active` is our policy, `reservoir` draws",
-        f"uniformly. Blue bands are the {user}'s subject (*signal*), the orange one is a rare subject, and marks are the",
-        "dialogues in the buffer. Below you see how many replies have each of her habits, and one reply before and after.",
+        f"The figure shows a simulated {user} with {settings['length']} dialogues, of which the buffer keeps at most {bins}.",
+        f"Blue bands are the {user}'s subject, the orange one is a rare subject, and marks are the dialogues in the buffer.",
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a correction.",
-        f"On {settings['tests']} held-out prompts the replies keep {share(after)} of her habits, before {share(before)}",
-        f"({format_interval(change['adherence'])}).",
-        f"The loss of her preferred answers went from {before['loss']:.2f} to {after['loss']:.2f} nats a token",
-        f"({format_interval(change['loss'])}), ROUGE-1 from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on",
-        f"other talk from {before['keep_loss']:.2f} to {after['keep_loss']:.2f}. (ROUGE-1 measures the share of words that",
-        "a reply has in common with the preferred answer.) We make the replies before and after in the same way: greedy,",
-        f"at most {settings['reply_tokens']} tokens. One user and one seed cannot rank the policies.",
+        f"After the fine-tune, the replies to {settings['tests']} held-out prompts keep {share(after)} of her habits, before",
+        f"{share(before)} ({format_interval(change['adherence'])}). ROUGE-1, the share of words in common with her",
+        f"preferred answer, goes from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on other talk from",
+        f"{before['keep_loss']:.2f} to {after['keep_loss']:.2f} nats a token. One user and one seed rank no policies.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #smp00002
