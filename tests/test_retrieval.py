@@ -1,4 +1,4 @@
-"""What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, and models too small."""
+"""What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, small models."""
 
 import importlib.util
 

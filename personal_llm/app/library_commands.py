@@ -28,7 +28,7 @@ from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space_fitting import estimate_space_cost, load_space_texts, make_space
 from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
-from ..selection.library import Library, check_library_base, find_shipped_library, load_space
+from ..selection.library import check_library_base, find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select

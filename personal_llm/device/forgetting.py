@@ -274,7 +274,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     if len(stay) < len(turns):
         self.session |= dict(turns=stay)
     if self.session:
-        self.session |= dict(question=None)  # it came after a forgotten turn, is forgotten, or has a deleted adapter's scores
+        self.session |= dict(question=None)  # it came later, is forgotten, or has a deleted adapter's scores
     if cut_ids or adapters:
         self.buffer.clear_embeddings()
     notes += [DERIVED_ADAPTERS_NOTE] * bool(adapters)

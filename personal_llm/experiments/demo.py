@@ -146,11 +146,14 @@ def write_demo_paragraph() -> str:
     after, change, bins = outcome["after"], outcome["change"], settings["capacity"]
     share = lambda scores: f"{scores['adherence']:.0%}".replace("%", " %")
     return paragraph(
-        f"The figure shows a simulated {user} with {settings['length']} dialogues, of which the buffer keeps at most {bins}.",
-        f"Blue bands are the {user}'s subject, the orange one is a rare subject, and marks are the dialogues in the buffer.",
+        f"The figure shows a simulated {user} with {settings['length']} dialogues, of which the buffer keeps up to",
+        f"{bins}.",
+        f"Blue bands are the {user}'s subject, the orange one is a rare subject, and marks are the dialogues in the",
+        "buffer.",
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a correction.",
-        f"After the fine-tune, the replies to {settings['tests']} held-out prompts keep {share(after)} of her habits, before",
-        f"{share(before)} ({format_interval(change['adherence'])}). ROUGE-1, the share of words in common with her",
+        f"After the fine-tune, the replies to {settings['tests']} held-out prompts keep {share(after)} of her habits,",
+        f"before {share(before)} ({format_interval(change['adherence'])}). ROUGE-1, the share of words in common",
+        "with her",
         f"preferred answer, goes from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on other talk from",
         f"{before['keep_loss']:.2f} to {after['keep_loss']:.2f} nats a token. One user and one seed rank no policies.",
     )
