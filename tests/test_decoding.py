@@ -141,12 +141,12 @@ def test_a_stream_shows_nothing_that_a_loop_takes_back(pocket, name):
 
 
 def test_a_toy_has_no_rule_against_loops(pocket):
-    ids, options = encode(pocket, LOOPS["a sentence"]), ReplyOptions(max_tokens=200, soft_tokens=200)
+    ids, options = encode(pocket, LOOPS["a sentence"].strip()), ReplyOptions(max_tokens=200, soft_tokens=200)
     rules = pocket.decoding
     assert not rules.stops_loops and find_reply_end(ids, rules, options) is None
     pocket.reply_defaults["stops_loops"] = True
     try:
-        assert find_reply_end(encode(pocket, LOOPS["a sentence"].strip()), pocket.decoding, options)[1] == "stop"
+        assert find_reply_end(ids, pocket.decoding, options)[1] == "stop"
     finally:
         pocket.reply_defaults.clear()
 
