@@ -427,4 +427,5 @@ def test_merged_weights_and_peft_layers_give_the_same_numbers(architecture, tmp_
     half.base = model.base
     half.active_adapter = half.base
     with half.use_adapter(adapter):
-        assert hasattr(half.model, "peft_config"), "a sum of 16 bits would round"
+        assert not hasattr(half.model, "peft_config"), "16 bits are merged, too; the sum is rounded once"
+        assert np.allclose(half.nll(dialogues), merged, rtol=2e-2)
