@@ -59,7 +59,7 @@ def retrain_folder(out, load_model, start=None, progress: bool = True) -> list: 
     "Rebuild the adapters that `forget_folder` deleted, with a function that loads the model, and publish the newest."
     lines, out = [], Path(out)
     for run in [run for run in find_state_folders(out) if read_state(run).deleted_rounds]:
-        me = load_personalizer(run, load_model("pocket"), start=start)
+        me = load_personalizer(run, load_model(), start=start)
         lines += retrain(me, progress)
         if me.adapter and run != out and (out / OWNERSHIP_FILE).is_file():
             with open_results_folder(out, PUBLISHED_ADAPTER) as owned:
