@@ -445,3 +445,24 @@ def test_smollm2_loads_by_name():
     answers = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)]
     (first, _), (second, peak) = (answer.split() for answer in answers)
     assert first == second and int(peak) * (1 if sys.platform == "darwin" else 1024) < 760e6
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):
+    "A pipe is never opened, a missing file is no name for the hub, and a damaged cache of the hub is left out."
+    from personal_llm.base.gguf import is_gguf, list_hub_models
+    from personal_llm.base.loading import resolve_model
+
+    os.mkfifo(tmp_path / "pipe.gguf")
+    assert not is_gguf(tmp_path / "pipe.gguf")
+    for name in ("pipe.gguf", "missing.gguf"):
+        with pytest.raises(InputError, match="no such file"):
+            resolve_model(str(tmp_path / name))
+    for number, make in enumerate((lambda file: file.write_text("[" * 200_000), os.mkfifo)):
+        snapshot = tmp_path / f"models--x--{number}" / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("abc")
+        make(snapshot / "config.json")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert all(model.family == "unknown" for model in list_hub_models())

@@ -340,7 +340,8 @@ LOCAL_COLUMNS = {
 def models_command(args):
     models = list_local_models()
     rows = [asdict(model) | dict(fits=MODEL_PROBLEMS.get(model.problem, "yes")) for model in models]
-    shown = [row | dict(size=f"{row['num_bytes'] / 1e6:,.0f} MB", name=shlex.quote(row["name"])) for row in rows]
+    one_line = lambda name: shlex.quote(name).replace("\n", "\\n")
+    shown = [row | dict(size=f"{row['num_bytes'] / 1e6:,.0f} MB", name=one_line(row["name"])) for row in rows]
     hint = [] if find_smollm2() else [GET_SMOLLM2]
     return CommandResult(dict(models=[asdict(model) for model in models]), [*format_table(shown, LOCAL_COLUMNS), *hint])
 

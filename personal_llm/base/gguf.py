@@ -202,8 +202,10 @@ def read_gguf_header(path) -> GgufHeader:
 
 def is_gguf(path) -> bool:
     "Return whether a file begins as a GGUF file does, or has such a name."
-    with suppress(OSError, ValueError), open(path, "rb") as file:
-        return file.read(4) == GGUF_MAGIC or Path(path).suffix == ".gguf"
+    with suppress(OSError, ValueError):
+        if Path(path).is_file():  # no pipe and no device
+            with open(path, "rb") as file:
+                return file.read(4) == GGUF_MAGIC or Path(path).suffix.lower() == ".gguf"
     return False
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_template
@@ -588,7 +590,7 @@ def describe_gguf(path, place: str) -> LocalModel:
     needed = 2 * TRAINING_BYTES * sum(math.prod(info.shape) for info in header.tensors.values())
     problem = "family" if find_family_problem(header.family) else "memory" if needed > get_memory() else ""
     problem = problem or "template" * ("tokenizer.chat_template" not in header.metadata)
-    return LocalModel(str(path), place, header.family, size, problem)
+    return LocalModel(str(path), place, " ".join(header.family.split())[:40] or "unknown", size, problem)
 
 
 def get_memory() -> int:  # bytes
@@ -617,7 +619,9 @@ def find_gguf_files() -> dict:  # program -> paths
     folders = {"LM Studio": [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]}
     folders["llama.cpp"] = [Path(os.environ.get("LLAMA_CACHE") or home / ".cache" / "llama.cpp")]
     for program, places in folders.items():
-        files[program] = sorted(file for place in places for file in place.rglob("*.gguf") if file.is_file())
+        files[program] = sorted(
+            file for place in places for file in place.rglob("*.[gG][gG][uU][fF]") if file.is_file()
+        )
     return files
 
 
@@ -630,14 +634,17 @@ def list_hub_models() -> list:  # `LocalModel`s
     with suppress(CacheNotFound, OSError, ValueError):
         for repo in scan_cache_dir().repos:
             files = {file.file_name: file for revision in repo.revisions for file in revision.files}
-            ggufs = [file for name, file in files.items() if name.endswith(".gguf")]
+            ggufs = [
+                file for name, file in files.items() if name.lower().endswith(".gguf") and file.file_path.is_file()
+            ]
             models += [describe_gguf(file.file_path, "Hugging Face") for file in ggufs]
             has_weights = any(name.endswith(".safetensors") for name in files)
             if repo.repo_type == "model" and "config.json" in files and not ggufs:
                 family, problem = "unknown", "" if has_weights else "safetensors"
-                with suppress(OSError, ValueError, AttributeError):
-                    config = json.loads(Path(files["config.json"].file_path).read_bytes())
-                    family = str(config.get("model_type"))
+                config_file = Path(files["config.json"].file_path)
+                with suppress(OSError, ValueError, AttributeError, RecursionError):
+                    config = json.loads(config_file.read_bytes()) if config_file.is_file() else {}
+                    family = " ".join(str(config.get("model_type", family)).split())[:40]
                 models.append(LocalModel(repo.repo_id, "Hugging Face", family, repo.size_on_disk, problem))
     return sorted(models, key=lambda model: model.name)
 

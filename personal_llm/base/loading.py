@@ -34,6 +34,10 @@ def resolve_model(name) -> str:  # a folder, or an id
         return str(convert_gguf(place))
     if (place / "config.json").is_file():
         return str(place)
+    if place.suffix.lower() == ".gguf":
+        raise InputError(
+            f"model {str(name)[:90]}: no such file", "check the path; personal-llm models lists your files"
+        )
     is_misspelt = difflib.get_close_matches(str(name).lower(), ["pocket", "smollm2"], cutoff=0.8)
     is_hub_id = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?", str(name))
     if isinstance(name, Path) or place.exists() or is_misspelt or not is_hub_id:
