@@ -369,7 +369,7 @@ def main(library: str, share: float, seed: int, only: str = ""):  # only: names,
     "Print a line of JSON an operation: steps, cases, what is wrong."
     faults = ctypes.CDLL(library)
     personalizer.tune = fake_tune
-    models.load_model, Fake.model = lambda name: Fake(), None
+    models.load_model = lambda name: Fake()
     background_training.install_stop_hook = lambda inner, stop: SimpleNamespace(remove=lambda: None)
     library_module.SPACE_CLASSES["style"], cards.Explanation = libraries.Space, libraries.Words
     made = tempfile.mkdtemp()

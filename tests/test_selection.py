@@ -580,7 +580,7 @@ def test_a_real_library_in_a_real_space(real, tmp_path):
     )
     shifts = chance.normal(size=(3, 12)).astype(np.float32)
     said = lambda shift, strength=5.0: Explanation(
-        (), np.zeros(0), np.zeros(0), 1.0, strength, space.project(shift, False), 8, "answers", space.id
+        8, "answers", space.id, residual=1.0, strength=strength, row=space.project(shift, False)
     )
     library = Library.create(tmp_path / "library", space)
     for name, shift in zip("abc", shifts):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from devices import TALK, Fake, fake_tune, start, watch
+from devices import TALK, fake_tune, start, watch
 from typed import fails, found, invoke
 
 from personal_llm.base.core import Dialogue, InputError
@@ -221,7 +221,6 @@ def loaded(folder, monkeypatch):
     monkeypatch.setattr("personal_llm.base.models.load_model", lambda name: start().model)
     hook = SimpleNamespace(remove=lambda: None)
     monkeypatch.setattr("personal_llm.device.background_training.install_stop_hook", lambda inner, stop: hook)
-    monkeypatch.setattr(Fake, "model", None, raising=False)
 
 
 def test_a_slice_learns_saves_and_then_has_nothing_to_do(folder, monkeypatch):
@@ -336,7 +335,7 @@ def test_what_cannot_be_started(tmp_path, folder, capsys):
     assert "no saved state" in fails(capsys, "service", "start", "--out", tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
     assert "no service was started here" in fails(capsys, "service", "status", "--out", tmp_path / "elsewhere")
-    assert "saved with base" in fails(capsys, "service", "start", "--out", folder)
+    assert "saved with base fake, base" in fails(capsys, "service", "start", "--out", folder, "--model", "pocket")
     (folder / SERVICE_FOLDER / POLICY_FILE).write_text("rest = soon\n")
     with pytest.raises(InputError, match="line 1"):
         service.start_service(folder, model="fake")

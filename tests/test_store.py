@@ -410,7 +410,7 @@ def test_a_missing_folder_and_another_model_are_one_line(saved, tmp_path):
             load(nowhere)
     other = Fake()
     other.base = "other"
-    with pytest.raises(InputError, match="saved with base base, this model is other"):
+    with pytest.raises(InputError, match="saved with base fake, base, this model is other"):
         load_personalizer(saved, other, None, LEXICONS)
 
 
