@@ -4823,16 +4823,16 @@ d = {
                 "6_device/forgetting.html#personalizerstate.forget",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting.PersonalizerState.list_dialogues": (
+                "6_device/forgetting.html#personalizerstate.list_dialogues",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting.PersonalizerState.list_rebuildable": (
                 "6_device/forgetting.html#personalizerstate.list_rebuildable",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.PersonalizerState.plan_rebuild": (
                 "6_device/forgetting.html#personalizerstate.plan_rebuild",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.PersonalizerState.read_question": (
-                "6_device/forgetting.html#personalizerstate.read_question",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (

@@ -650,6 +650,29 @@ def test_the_open_question_of_another_program_is_forgotten(how, tmp_path):
     assert CANARY.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).session["question"]
 
 
+def test_an_open_question_stays_when_another_dialogue_is_forgotten(tmp_path):
+    me = start(tmp_path)
+    watch(me, TALK[:2])
+    asked = candidate_to_dict(me.score([Dialogue("Is it late?", "No.", id="q", time=50)])[0])
+    me.session = dict(turns=[], question=asked, start="")
+    me.save()
+    assert forget_folder(tmp_path, ids=[TALK[0].id]).ids == {TALK[0].id}
+    assert read_state(tmp_path).session["question"] == asked
+
+
+def test_an_open_question_goes_with_an_exchange_of_its_history(tmp_path):
+    "Another program sends a stored exchange as history; the exchange is forgotten by its id."
+    told = Dialogue("Where is the " + CANARY + "?", "In the shed.", time=5)
+    history = [("user", told.prompt), ("assistant", told.response)]
+    me = start(tmp_path)
+    watch(me, [TALK[0], told])
+    asked = Dialogue("And the key?", "There.", history, id="q", time=50)
+    me.session = dict(turns=[], question=candidate_to_dict(me.score([asked])[0]), start="")
+    me.save()
+    assert forget_folder(tmp_path, ids=[told.id]).ids == {told.id, "q"}
+    assert CANARY.encode() not in bytes_below(tmp_path) and not read_state(tmp_path).session["question"]
+
+
 def test_early_dialogues_that_left_the_buffer_leave_the_state(tmp_path):
     "Their ids stood in the log and among the hashes."
     me = start(tmp_path, capacity=2)

@@ -72,10 +72,10 @@ class ForgetRequest:
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00015
 @patch
-def read_question(self: PersonalizerState):  # the `Dialogue` of the open question, or None
-    "Return the dialogue that the user is asked about; another program's turn stands here only."
-    row = self.session.get("question")
-    return Dialogue.from_dict(row["dialogue"]) if row else None
+def list_dialogues(self: PersonalizerState) -> list:
+    "Return the dialogues of the buffer, and that of the open question, which may stand nowhere else."
+    question = self.session.get("question")
+    return [*self.buffer.dialogues, *([Dialogue.from_dict(question["dialogue"])] if question else [])]
 
 
 @patch
@@ -84,8 +84,7 @@ def all_ids(self: PersonalizerState) -> set:
     ids = {decision.id for decision in self.buffer.log} | {*self.exchange_hashes} | self.asked_ids
     ids |= {row["id"] for row in self.session.get("turns", ())}
     ids |= {row["dialogue_id"] for row in self.feedback_rows}
-    question = self.read_question()
-    ids |= {name for d in [*self.buffer.dialogues, *([question] if question else [])] for name in (d.id, *d.parents)}
+    ids |= {name for d in self.list_dialogues() for name in (d.id, *d.parents)}
     return ids.union(*(round.parents for round in self.rounds), *(row["parents"] for row in self.deleted_rounds))
 
 
@@ -114,8 +113,7 @@ def find_ids_to_forget(self: PersonalizerState, request: ForgetRequest) -> set: 
         is_copy = not row["is_given"] and row["text"] in replies - {""}
         if is_copy or request.is_early(row["time"]) or any(map(request.contains_text, (row["text"], row["rejected"]))):
             ids.add(row["dialogue_id"])
-    question = self.read_question()
-    for d in [*self.buffer.dialogues, *([question] if question else [])]:
+    for d in self.list_dialogues():
         if request.matches(d) or not ids.isdisjoint((d.id, *d.parents)):
             ids |= {d.id, *d.parents}
     return ids & self.all_ids()
@@ -136,7 +134,7 @@ def find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: se
 @patch
 def cut_histories(self: PersonalizerState, request: ForgetRequest, ids: set) -> set:  # ids of the cut dialogues
     "Cut the histories of the dialogues that stay, so that no dialogue still refers to the old turns."
-    removed = [d for d in self.buffer.dialogues if d.id in ids]
+    removed = [d for d in self.list_dialogues() if d.id in ids]
     texts = {text for d in removed for text in (d.prompt, d.response)} - {""}
     hashes = {self.exchange_hashes[name] for name in ids if name in self.exchange_hashes}
     hashes |= {hash_dialogue(d) for d in removed}
@@ -147,6 +145,9 @@ def cut_histories(self: PersonalizerState, request: ForgetRequest, ids: set) -> 
             shorter = d.derive(history=tuple(d.history)[count:], id=d.id, parents=d.parents)
             self.buffer.replace_dialogue(slot, shorter)
             cut_ids |= {d.id} if count else set()
+    for d in self.list_dialogues()[len(self.buffer) :]:  # the open question, which `forget` then drops
+        if d.id not in ids and find_history_cut(d, request, hashes, texts):
+            cut_ids |= {d.id}
     return cut_ids
 
 # %% ../../nbs/6_device/02_forgetting.ipynb #61a00023
@@ -251,9 +252,7 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Remove all matching dialogues from the state; the caller deletes the files."
     ids, size_before = self.find_ids_to_forget(request), len(self.buffer)
     cut_ids = self.cut_histories(request, ids)
-    question = self.read_question()
-    if question and question.id not in ids and find_history_cut(question, request, set(), set()):
-        cut_ids |= {question.id}  # its history holds forgotten words, so it is not asked about any more
+    asked = self.list_dialogues()[size_before:]  # that of the open question, if there is one
     changed_ids = ids | cut_ids
     undated, notes = list_undated_dialogues(self, request), list_sources(self)
     if not changed_ids:
@@ -271,10 +270,9 @@ def forget(self: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     stay = [row for row in turns if row["id"] not in ids]
     if "undone" in self.session:
         self.session["undone"] = [id for id in self.session["undone"] if id not in ids]
-    if len(stay) < len(turns):
-        self.session |= dict(turns=stay)
-    if self.session:
-        self.session |= dict(question=None)  # it came later, is forgotten, or has a deleted adapter's scores
+    is_asked = any(not ids.isdisjoint((d.id, *d.parents)) for d in asked)
+    if self.session and (is_asked or cut_ids or adapters or len(stay) < len(turns)):
+        self.session |= dict(turns=stay, question=None)  # it is forgotten, came later, or has old scores
     if cut_ids or adapters:
         self.buffer.clear_embeddings()
     notes += [DERIVED_ADAPTERS_NOTE] * bool(adapters)
