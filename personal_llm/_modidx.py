@@ -1539,64 +1539,6 @@ d = {
             "personal_llm.base.files.write_json": ("0_base/files.html#write_json", "personal_llm/base/files.py"),
             "personal_llm.base.files.write_sealed": ("0_base/files.html#write_sealed", "personal_llm/base/files.py"),
         },
-        "personal_llm.base.folder_store": {
-            "personal_llm.base.folder_store.claim_adapter_folder": (
-                "0_base/folder_store.html#claim_adapter_folder",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.claim_folder": (
-                "0_base/folder_store.html#claim_folder",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.delete_store": (
-                "0_base/folder_store.html#delete_store",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.hold_store": (
-                "0_base/folder_store.html#hold_store",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.is_recorded": (
-                "0_base/folder_store.html#is_recorded",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.load_adapter": (
-                "0_base/folder_store.html#load_adapter",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.move_claimed_folder": (
-                "0_base/folder_store.html#move_claimed_folder",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.open_store": (
-                "0_base/folder_store.html#open_store",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.record_adapters": (
-                "0_base/folder_store.html#record_adapters",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.relative_to_folder": (
-                "0_base/folder_store.html#relative_to_folder",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.remove_adapter": (
-                "0_base/folder_store.html#remove_adapter",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.remove_record": (
-                "0_base/folder_store.html#remove_record",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.remove_unreferenced": (
-                "0_base/folder_store.html#remove_unreferenced",
-                "personal_llm/base/folder_store.py",
-            ),
-            "personal_llm.base.folder_store.truncate_journal": (
-                "0_base/folder_store.html#truncate_journal",
-                "personal_llm/base/folder_store.py",
-            ),
-        },
         "personal_llm.base.gguf": {
             "personal_llm.base.gguf.GgufHeader": ("0_base/gguf.html#ggufheader", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.GgufHeader.__repr__": (
@@ -1724,20 +1666,16 @@ d = {
             ),
         },
         "personal_llm.base.lineage": {
+            "personal_llm.base.lineage._read_cited_ids": (
+                "0_base/lineage.html#_read_cited_ids",
+                "personal_llm/base/lineage.py",
+            ),
             "personal_llm.base.lineage.collect_source_ids": (
                 "0_base/lineage.html#collect_source_ids",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.copy_without_ids": (
                 "0_base/lineage.html#copy_without_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.describe_sources": (
-                "0_base/lineage.html#describe_sources",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.describe_start": (
-                "0_base/lineage.html#describe_start",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.hash_dialogue": (
@@ -1748,7 +1686,6 @@ d = {
                 "0_base/lineage.html#hash_exchange",
                 "personal_llm/base/lineage.py",
             ),
-            "personal_llm.base.lineage.hash_text": ("0_base/lineage.html#hash_text", "personal_llm/base/lineage.py"),
             "personal_llm.base.lineage.list_exchanges": (
                 "0_base/lineage.html#list_exchanges",
                 "personal_llm/base/lineage.py",
@@ -1757,16 +1694,8 @@ d = {
                 "0_base/lineage.html#normalize_text",
                 "personal_llm/base/lineage.py",
             ),
-            "personal_llm.base.lineage.prune_exchanges": (
-                "0_base/lineage.html#prune_exchanges",
-                "personal_llm/base/lineage.py",
-            ),
             "personal_llm.base.lineage.read_training_ids": (
                 "0_base/lineage.html#read_training_ids",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.remember_exchange": (
-                "0_base/lineage.html#remember_exchange",
                 "personal_llm/base/lineage.py",
             ),
         },
@@ -2133,6 +2062,10 @@ d = {
                 "2_buffer/active.html#activepolicy.place",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.remember": (
+                "2_buffer/active.html#activepolicy.remember",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.restore": (
                 "2_buffer/active.html#activepolicy.restore",
                 "personal_llm/buffer/active.py",
@@ -2188,6 +2121,10 @@ d = {
                 "2_buffer/buffer.html#buffer._fill",
                 "personal_llm/buffer/buffer.py",
             ),
+            "personal_llm.buffer.buffer.Buffer._log": (
+                "2_buffer/buffer.html#buffer._log",
+                "personal_llm/buffer/buffer.py",
+            ),
             "personal_llm.buffer.buffer.Buffer._place": (
                 "2_buffer/buffer.html#buffer._place",
                 "personal_llm/buffer/buffer.py",
@@ -2232,8 +2169,16 @@ d = {
                 "2_buffer/buffer.html#buffer.replace_dialogue",
                 "personal_llm/buffer/buffer.py",
             ),
+            "personal_llm.buffer.buffer.Buffer.replay": (
+                "2_buffer/buffer.html#buffer.replay",
+                "personal_llm/buffer/buffer.py",
+            ),
             "personal_llm.buffer.buffer.Buffer.rescore": (
                 "2_buffer/buffer.html#buffer.rescore",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer.restart": (
+                "2_buffer/buffer.html#buffer.restart",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.save": (
@@ -2482,6 +2427,10 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.remember": (
+                "2_buffer/policies.html#policy.remember",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.restore": (
@@ -4498,64 +4447,6 @@ d = {
                 "personal_llm/data/streams.py",
             ),
         },
-        "personal_llm.device.annotation": {
-            "personal_llm.device.annotation.AnnotationManager": (
-                "6_device/annotation.html#annotationmanager",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.__init__": (
-                "6_device/annotation.html#annotationmanager.__init__",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.apply_answer": (
-                "6_device/annotation.html#annotationmanager.apply_answer",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.apply_feedback": (
-                "6_device/annotation.html#annotationmanager.apply_feedback",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.apply_imported_feedback": (
-                "6_device/annotation.html#annotationmanager.apply_imported_feedback",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.ask_about_entry": (
-                "6_device/annotation.html#annotationmanager.ask_about_entry",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.ask_annotator": (
-                "6_device/annotation.html#annotationmanager.ask_annotator",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.ask_if_policy_wants": (
-                "6_device/annotation.html#annotationmanager.ask_if_policy_wants",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.find_reply": (
-                "6_device/annotation.html#annotationmanager.find_reply",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.offer_to_buffer": (
-                "6_device/annotation.html#annotationmanager.offer_to_buffer",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.questions_left": (
-                "6_device/annotation.html#annotationmanager.questions_left",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.record_feedback": (
-                "6_device/annotation.html#annotationmanager.record_feedback",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.AnnotationManager.should_ask": (
-                "6_device/annotation.html#annotationmanager.should_ask",
-                "personal_llm/device/annotation.py",
-            ),
-            "personal_llm.device.annotation.ask_at_terminal": (
-                "6_device/annotation.html#ask_at_terminal",
-                "personal_llm/device/annotation.py",
-            ),
-        },
         "personal_llm.device.background_training": {
             "personal_llm.device.background_training.BackgroundTraining": (
                 "6_device/background_training.html#backgroundtraining",
@@ -4615,6 +4506,10 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.add_dialogues": (
+                "6_device/conversation.html#chatsession.add_dialogues",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.add_talk_memories": (
                 "6_device/conversation.html#chatsession.add_talk_memories",
                 "personal_llm/device/conversation.py",
@@ -4623,16 +4518,32 @@ d = {
                 "6_device/conversation.html#chatsession.answer",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.choose": (
+                "6_device/conversation.html#chatsession.choose",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.close": (
                 "6_device/conversation.html#chatsession.close",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.correct": (
+                "6_device/conversation.html#chatsession.correct",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.correct_history": (
                 "6_device/conversation.html#chatsession.correct_history",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.count_new_answers": (
+                "6_device/conversation.html#chatsession.count_new_answers",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.describe_memories": (
                 "6_device/conversation.html#chatsession.describe_memories",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.feedback": (
+                "6_device/conversation.html#chatsession.feedback",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.finish_training": (
@@ -4641,6 +4552,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.forget": (
                 "6_device/conversation.html#chatsession.forget",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.generate_again": (
+                "6_device/conversation.html#chatsession.generate_again",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.generate_reply": (
@@ -4663,8 +4578,16 @@ d = {
                 "6_device/conversation.html#chatsession.observe",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.offer_choice": (
+                "6_device/conversation.html#chatsession.offer_choice",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
                 "6_device/conversation.html#chatsession.pop_messages",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.retry": (
+                "6_device/conversation.html#chatsession.retry",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.save": (
@@ -4695,12 +4618,12 @@ d = {
                 "6_device/conversation.html#chatsession.undo",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.candidate_from_dict": (
-                "6_device/conversation.html#candidate_from_dict",
+            "personal_llm.device.conversation.ChatSession.undo_learning": (
+                "6_device/conversation.html#chatsession.undo_learning",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.candidate_to_dict": (
-                "6_device/conversation.html#candidate_to_dict",
+            "personal_llm.device.conversation.adopt_imported": (
+                "6_device/conversation.html#adopt_imported",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.check_session_folder": (
@@ -4714,56 +4637,6 @@ d = {
             "personal_llm.device.conversation.delay_interrupts": (
                 "6_device/conversation.html#delay_interrupts",
                 "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.find_first_prompt_turn": (
-                "6_device/conversation.html#find_first_prompt_turn",
-                "personal_llm/device/conversation.py",
-            ),
-        },
-        "personal_llm.device.corrections": {
-            "personal_llm.device.corrections.ChatSession.add_dialogues": (
-                "6_device/corrections.html#chatsession.add_dialogues",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.choose": (
-                "6_device/corrections.html#chatsession.choose",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.correct": (
-                "6_device/corrections.html#chatsession.correct",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.count_new_answers": (
-                "6_device/corrections.html#chatsession.count_new_answers",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.feedback": (
-                "6_device/corrections.html#chatsession.feedback",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.generate_again": (
-                "6_device/corrections.html#chatsession.generate_again",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.offer_choice": (
-                "6_device/corrections.html#chatsession.offer_choice",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.replace_reply": (
-                "6_device/corrections.html#chatsession.replace_reply",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.retry": (
-                "6_device/corrections.html#chatsession.retry",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.ChatSession.undo_learning": (
-                "6_device/corrections.html#chatsession.undo_learning",
-                "personal_llm/device/corrections.py",
-            ),
-            "personal_llm.device.corrections.adopt_imported": (
-                "6_device/corrections.html#adopt_imported",
-                "personal_llm/device/corrections.py",
             ),
         },
         "personal_llm.device.forgetting": {
@@ -4787,10 +4660,6 @@ d = {
                 "6_device/forgetting.html#forgetrequest.__post_init__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetRequest.contains_text": (
-                "6_device/forgetting.html#forgetrequest.contains_text",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.ForgetRequest.is_early": (
                 "6_device/forgetting.html#forgetrequest.is_early",
                 "personal_llm/device/forgetting.py",
@@ -4803,89 +4672,204 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.all_ids": (
-                "6_device/forgetting.html#personalizerstate.all_ids",
+            "personal_llm.device.forgetting._find_history_cut": (
+                "6_device/forgetting.html#_find_history_cut",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.cut_histories": (
-                "6_device/forgetting.html#personalizerstate.cut_histories",
+            "personal_llm.device.forgetting._find_published": (
+                "6_device/forgetting.html#_find_published",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.find_evicted_ids": (
-                "6_device/forgetting.html#personalizerstate.find_evicted_ids",
+            "personal_llm.device.forgetting._find_roots": (
+                "6_device/forgetting.html#_find_roots",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.find_ids_to_forget": (
-                "6_device/forgetting.html#personalizerstate.find_ids_to_forget",
+            "personal_llm.device.forgetting._is_adapter_affected": (
+                "6_device/forgetting.html#_is_adapter_affected",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.forget": (
-                "6_device/forgetting.html#personalizerstate.forget",
+            "personal_llm.device.forgetting._list_copies": (
+                "6_device/forgetting.html#_list_copies",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.list_dialogues": (
-                "6_device/forgetting.html#personalizerstate.list_dialogues",
+            "personal_llm.device.forgetting._list_foreign": (
+                "6_device/forgetting.html#_list_foreign",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.list_rebuildable": (
-                "6_device/forgetting.html#personalizerstate.list_rebuildable",
+            "personal_llm.device.forgetting._list_limits": (
+                "6_device/forgetting.html#_list_limits",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.PersonalizerState.plan_rebuild": (
-                "6_device/forgetting.html#personalizerstate.plan_rebuild",
+            "personal_llm.device.forgetting._retire_scores": (
+                "6_device/forgetting.html#_retire_scores",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (
                 "6_device/forgetting.html#apply_to_folder",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_history_cut": (
-                "6_device/forgetting.html#find_history_cut",
+            "personal_llm.device.forgetting.delete_memory": (
+                "6_device/forgetting.html#delete_memory",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.find_published": (
-                "6_device/forgetting.html#find_published",
+            "personal_llm.device.forgetting.forget_dialogues": (
+                "6_device/forgetting.html#forget_dialogues",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.forget_folder": (
                 "6_device/forgetting.html#forget_folder",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.forget_published": (
-                "6_device/forgetting.html#forget_published",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.forget_run": (
-                "6_device/forgetting.html#forget_run",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.is_adapter_affected": (
-                "6_device/forgetting.html#is_adapter_affected",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_copies": (
-                "6_device/forgetting.html#list_copies",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_foreign_adapters": (
-                "6_device/forgetting.html#list_foreign_adapters",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_recorded_names": (
-                "6_device/forgetting.html#list_recorded_names",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.list_sources": (
                 "6_device/forgetting.html#list_sources",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_undated_dialogues": (
-                "6_device/forgetting.html#list_undated_dialogues",
+            "personal_llm.device.forgetting.list_training_ids": (
+                "6_device/forgetting.html#list_training_ids",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_unverifiable_adapters": (
-                "6_device/forgetting.html#list_unverifiable_adapters",
-                "personal_llm/device/forgetting.py",
+        },
+        "personal_llm.device.memory": {
+            "personal_llm.device.memory.Event": ("6_device/memory.html#event", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory.Memory": ("6_device/memory.html#memory", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory.Memory.__init__": (
+                "6_device/memory.html#memory.__init__",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.__repr__": (
+                "6_device/memory.html#memory.__repr__",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.add": (
+                "6_device/memory.html#memory.add",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.delete": (
+                "6_device/memory.html#memory.delete",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.read": (
+                "6_device/memory.html#memory.read",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.remember": (
+                "6_device/memory.html#memory.remember",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.Memory.write": (
+                "6_device/memory.html#memory.write",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._check_row": (
+                "6_device/memory.html#_check_row",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._decode_text": (
+                "6_device/memory.html#_decode_text",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._dialogue_from_row": (
+                "6_device/memory.html#_dialogue_from_row",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._dialogue_to_row": (
+                "6_device/memory.html#_dialogue_to_row",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._encode_text": (
+                "6_device/memory.html#_encode_text",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._event_from_row": (
+                "6_device/memory.html#_event_from_row",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._event_to_row": (
+                "6_device/memory.html#_event_to_row",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory._upsert": ("6_device/memory.html#_upsert", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory.claim_adapter_folder": (
+                "6_device/memory.html#claim_adapter_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.claim_folder": (
+                "6_device/memory.html#claim_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.find_run_folders": (
+                "6_device/memory.html#find_run_folders",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.find_state_folders": (
+                "6_device/memory.html#find_state_folders",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.get_state_version": (
+                "6_device/memory.html#get_state_version",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.has_state": ("6_device/memory.html#has_state", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory.hash_adapter_files": (
+                "6_device/memory.html#hash_adapter_files",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.hold_store": (
+                "6_device/memory.html#hold_store",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.is_claimed": (
+                "6_device/memory.html#is_claimed",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.is_own_folder": (
+                "6_device/memory.html#is_own_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.load_adapter": (
+                "6_device/memory.html#load_adapter",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.lock_state": (
+                "6_device/memory.html#lock_state",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.move_claimed_folder": (
+                "6_device/memory.html#move_claimed_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.open_store": (
+                "6_device/memory.html#open_store",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.relative_to_folder": (
+                "6_device/memory.html#relative_to_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.remove_adapter": (
+                "6_device/memory.html#remove_adapter",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.remove_tuned": (
+                "6_device/memory.html#remove_tuned",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.scores_from_dict": (
+                "6_device/memory.html#scores_from_dict",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.scores_to_dict": (
+                "6_device/memory.html#scores_to_dict",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.sweep_folder": (
+                "6_device/memory.html#sweep_folder",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.truncate_journal": (
+                "6_device/memory.html#truncate_journal",
+                "personal_llm/device/memory.py",
             ),
         },
         "personal_llm.device.personalizer": {
@@ -4901,6 +4885,70 @@ d = {
                 "6_device/personalizer.html#personalizer.__repr__",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer._apply_labels": (
+                "6_device/personalizer.html#personalizer._apply_labels",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._ask": (
+                "6_device/personalizer.html#personalizer._ask",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._configure": (
+                "6_device/personalizer.html#personalizer._configure",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._drop_caches": (
+                "6_device/personalizer.html#personalizer._drop_caches",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
+                "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._get_model_name": (
+                "6_device/personalizer.html#personalizer._get_model_name",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._list_versions": (
+                "6_device/personalizer.html#personalizer._list_versions",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._load_last": (
+                "6_device/personalizer.html#personalizer._load_last",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._name_start": (
+                "6_device/personalizer.html#personalizer._name_start",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._record_reaction": (
+                "6_device/personalizer.html#personalizer._record_reaction",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._record_sources": (
+                "6_device/personalizer.html#personalizer._record_sources",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._rescore_alone": (
+                "6_device/personalizer.html#personalizer._rescore_alone",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.add_cost": (
+                "6_device/personalizer.html#personalizer.add_cost",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.allow_questions": (
+                "6_device/personalizer.html#personalizer.allow_questions",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.arrive": (
+                "6_device/personalizer.html#personalizer.arrive",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.check_undo": (
+                "6_device/personalizer.html#personalizer.check_undo",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
                 "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",
@@ -4913,8 +4961,8 @@ d = {
                 "6_device/personalizer.html#personalizer.commit_round",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.feedback": (
-                "6_device/personalizer.html#personalizer.feedback",
+            "personal_llm.device.personalizer.Personalizer.find_reply": (
+                "6_device/personalizer.html#personalizer.find_reply",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
@@ -4933,6 +4981,10 @@ d = {
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.note_import": (
+                "6_device/personalizer.html#personalizer.note_import",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -4945,8 +4997,24 @@ d = {
                 "6_device/personalizer.html#personalizer.offer",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.record_round": (
-                "6_device/personalizer.html#personalizer.record_round",
+            "personal_llm.device.personalizer.Personalizer.open_question": (
+                "6_device/personalizer.html#personalizer.open_question",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.place": (
+                "6_device/personalizer.html#personalizer.place",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.questions_left": (
+                "6_device/personalizer.html#personalizer.questions_left",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.react": (
+                "6_device/personalizer.html#personalizer.react",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.release": (
+                "6_device/personalizer.html#personalizer.release",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.reply": (
@@ -4955,6 +5023,18 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
                 "6_device/personalizer.html#personalizer.rescore_buffer",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.rescore_dialogues": (
+                "6_device/personalizer.html#personalizer.rescore_dialogues",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.rescore_stale": (
+                "6_device/personalizer.html#personalizer.rescore_stale",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.retrain": (
+                "6_device/personalizer.html#personalizer.retrain",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.retrieve_memories": (
@@ -4973,16 +5053,20 @@ d = {
                 "6_device/personalizer.html#personalizer.select_trainable",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.state": (
-                "6_device/personalizer.html#personalizer.state",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.status": (
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.train_adapter": (
                 "6_device/personalizer.html#personalizer.train_adapter",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.undo_finetune": (
+                "6_device/personalizer.html#personalizer.undo_finetune",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.use_adapter": (
+                "6_device/personalizer.html#personalizer.use_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.PersonalizerSettings": (
@@ -5001,6 +5085,10 @@ d = {
                 "6_device/personalizer.html#preparedround",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.ask_at_terminal": (
+                "6_device/personalizer.html#ask_at_terminal",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.count_rows": (
                 "6_device/personalizer.html#count_rows",
                 "personal_llm/device/personalizer.py",
@@ -5009,128 +5097,199 @@ d = {
                 "6_device/personalizer.html#load_personalizer",
                 "personal_llm/device/personalizer.py",
             ),
-        },
-        "personal_llm.device.retraining": {
-            "personal_llm.device.retraining._find_rebuild_obstacle": (
-                "6_device/retraining.html#_find_rebuild_obstacle",
-                "personal_llm/device/retraining.py",
-            ),
-            "personal_llm.device.retraining.retrain": (
-                "6_device/retraining.html#retrain",
-                "personal_llm/device/retraining.py",
-            ),
-            "personal_llm.device.retraining.retrain_folder": (
-                "6_device/retraining.html#retrain_folder",
-                "personal_llm/device/retraining.py",
+            "personal_llm.device.personalizer.retrain_folder": (
+                "6_device/personalizer.html#retrain_folder",
+                "personal_llm/device/personalizer.py",
             ),
         },
-        "personal_llm.device.store": {
-            "personal_llm.device.store.PersonalizerState": (
-                "6_device/store.html#personalizerstate",
-                "personal_llm/device/store.py",
+        "personal_llm.device.replay": {
+            "personal_llm.device.replay.PersonalizerState": (
+                "6_device/replay.html#personalizerstate",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.PersonalizerState.adapter": (
-                "6_device/store.html#personalizerstate.adapter",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState.__init__": (
+                "6_device/replay.html#personalizerstate.__init__",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.PersonalizerState.check_base": (
-                "6_device/store.html#personalizerstate.check_base",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_asked": (
+                "6_device/replay.html#personalizerstate._apply_asked",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.PersonalizerState.status": (
-                "6_device/store.html#personalizerstate.status",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_configured": (
+                "6_device/replay.html#personalizerstate._apply_configured",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.TrainingRound": (
-                "6_device/store.html#traininground",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_discarded": (
+                "6_device/replay.html#personalizerstate._apply_discarded",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.TrainingRound.__str__": (
-                "6_device/store.html#traininground.__str__",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_evicted": (
+                "6_device/replay.html#personalizerstate._apply_evicted",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store._check_session": (
-                "6_device/store.html#_check_session",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_forgotten": (
+                "6_device/replay.html#personalizerstate._apply_forgotten",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store._read_rounds": (
-                "6_device/store.html#_read_rounds",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_imported": (
+                "6_device/replay.html#personalizerstate._apply_imported",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store._write_decisions": (
-                "6_device/store.html#_write_decisions",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_kept": (
+                "6_device/replay.html#personalizerstate._apply_kept",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store._write_exchanges": (
-                "6_device/store.html#_write_exchanges",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_learned": (
+                "6_device/replay.html#personalizerstate._apply_learned",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.count_rows": ("6_device/store.html#count_rows", "personal_llm/device/store.py"),
-            "personal_llm.device.store.describe_unchanged": (
-                "6_device/store.html#describe_unchanged",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_offered": (
+                "6_device/replay.html#personalizerstate._apply_offered",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.entry_to_row": (
-                "6_device/store.html#entry_to_row",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_reacted": (
+                "6_device/replay.html#personalizerstate._apply_reacted",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.find_run_folders": (
-                "6_device/store.html#find_run_folders",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_scored": (
+                "6_device/replay.html#personalizerstate._apply_scored",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.find_state_folders": (
-                "6_device/store.html#find_state_folders",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_tuned": (
+                "6_device/replay.html#personalizerstate._apply_tuned",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.folder_status": (
-                "6_device/store.html#folder_status",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._apply_undone": (
+                "6_device/replay.html#personalizerstate._apply_undone",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.get_state_version": (
-                "6_device/store.html#get_state_version",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._close_question": (
+                "6_device/replay.html#personalizerstate._close_question",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.has_facts": ("6_device/store.html#has_facts", "personal_llm/device/store.py"),
-            "personal_llm.device.store.has_state": ("6_device/store.html#has_state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.is_old_folder": (
-                "6_device/store.html#is_old_folder",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._count_question": (
+                "6_device/replay.html#personalizerstate._count_question",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.is_own_folder": (
-                "6_device/store.html#is_own_folder",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._drop_vacated": (
+                "6_device/replay.html#personalizerstate._drop_vacated",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.lock_state": ("6_device/store.html#lock_state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.migrate_folder": (
-                "6_device/store.html#migrate_folder",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._get_offered": (
+                "6_device/replay.html#personalizerstate._get_offered",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.parts_to_state": (
-                "6_device/store.html#parts_to_state",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._give_up": (
+                "6_device/replay.html#personalizerstate._give_up",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.read_fact": ("6_device/store.html#read_fact", "personal_llm/device/store.py"),
-            "personal_llm.device.store.read_old_parts": (
-                "6_device/store.html#read_old_parts",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._is_answer": (
+                "6_device/replay.html#personalizerstate._is_answer",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.read_parts": ("6_device/store.html#read_parts", "personal_llm/device/store.py"),
-            "personal_llm.device.store.read_state": ("6_device/store.html#read_state", "personal_llm/device/store.py"),
-            "personal_llm.device.store.remove_old_files": (
-                "6_device/store.html#remove_old_files",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._learn": (
+                "6_device/replay.html#personalizerstate._learn",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.state_to_parts": (
-                "6_device/store.html#state_to_parts",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._replace_reply": (
+                "6_device/replay.html#personalizerstate._replace_reply",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.write_parts": (
-                "6_device/store.html#write_parts",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._reset": (
+                "6_device/replay.html#personalizerstate._reset",
+                "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.store.write_state": (
-                "6_device/store.html#write_state",
-                "personal_llm/device/store.py",
+            "personal_llm.device.replay.PersonalizerState._revise": (
+                "6_device/replay.html#personalizerstate._revise",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState._set_version": (
+                "6_device/replay.html#personalizerstate._set_version",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.adapter": (
+                "6_device/replay.html#personalizerstate.adapter",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.apply": (
+                "6_device/replay.html#personalizerstate.apply",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.check_base": (
+                "6_device/replay.html#personalizerstate.check_base",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.find_root": (
+                "6_device/replay.html#personalizerstate.find_root",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.find_slot": (
+                "6_device/replay.html#personalizerstate.find_slot",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.get_candidate": (
+                "6_device/replay.html#personalizerstate.get_candidate",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.get_root": (
+                "6_device/replay.html#personalizerstate.get_root",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (
+                "6_device/replay.html#personalizerstate.list_exchange_ids",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.question": (
+                "6_device/replay.html#personalizerstate.question",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.questions_left": (
+                "6_device/replay.html#personalizerstate.questions_left",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.record": (
+                "6_device/replay.html#personalizerstate.record",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.replay": (
+                "6_device/replay.html#personalizerstate.replay",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.status": (
+                "6_device/replay.html#personalizerstate.status",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.TrainingRound": (
+                "6_device/replay.html#traininground",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.TrainingRound.__str__": (
+                "6_device/replay.html#traininground.__str__",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.describe_unchanged": (
+                "6_device/replay.html#describe_unchanged",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.find_first_prompt_turn": (
+                "6_device/replay.html#find_first_prompt_turn",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.folder_status": (
+                "6_device/replay.html#folder_status",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.place_candidate": (
+                "6_device/replay.html#place_candidate",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.read_state": (
+                "6_device/replay.html#read_state",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.record_scores": (
+                "6_device/replay.html#record_scores",
+                "personal_llm/device/replay.py",
             ),
         },
         "personal_llm.device.streaming": {

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from personal_llm.base import folder_store
+from personal_llm.device import memory
 from personal_llm.base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Adapter
 from personal_llm.base.core import Cost, Dialogue, make_generator
 from personal_llm.base.files import make_folder
 from personal_llm.base.models import ForwardResult
-from personal_llm.device.corrections import ChatSession
+from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
@@ -31,7 +31,7 @@ TALK = [
 
 def fill_disk(monkeypatch) -> None:
     "Let SQLite find the disk full at each write."
-    real = folder_store.open_database
+    real = memory.open_database
 
     @contextmanager
     def full(*given, **named):
@@ -39,7 +39,7 @@ def fill_disk(monkeypatch) -> None:
             store.execute("PRAGMA max_page_count=1")
             yield store
 
-    monkeypatch.setattr(folder_store, "open_database", full)
+    monkeypatch.setattr(memory, "open_database", full)
 
 
 def weights_hash(place) -> str:
@@ -150,7 +150,7 @@ def told(me):
         buffer.random.bit_generator.state,
         list(me.rounds),
         sorted(me.asked_ids),
-        dict(me.exchange_hashes),
+        sorted(me.memory.dialogues),
         me.cost.requests,
         me.adapter and (str(me.adapter.path), me.adapter.parents),
     )

@@ -25,6 +25,7 @@ from .files import read_sealed, try_lock, write_json, write_sealed
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_CARD_FILE = "adapter.json"
+CHECKPOINTS_FOLDER = "checkpoints"  # of an adapter in training; in it a folder for each run, named by its hash
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada004
 @dataclass(frozen=True)

@@ -264,14 +264,22 @@ def _forget_traits(self: ActivePolicy, ids) -> None:
 
 # %% ../../nbs/2_buffer/05_active.ipynb #1b776936
 @patch
+def remember(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> None:
+    "Keep the traits of a candidate that may get a bin."
+    observed = self.observe_candidate(candidate)
+    if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
+        return
+    if len(self.traits) >= 2 * view.capacity + len(self.reactions) + len(self.sample):
+        self._forget_traits([d.id for d in view.dialogues])
+    self.traits[candidate.dialogue.id] = observed.traits
+
+
+@patch
 def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tuple:
     "Return the slot of the candidate or None, and the reason; a repeated prompt gets a bin only if the user answered."
     observed = self.observe_candidate(candidate)
     if observed.is_repeated and candidate.dialogue.origin not in LEVELS:
         return None, "nearly the same prompt came before"
-    if len(self.traits) >= 2 * view.capacity + len(self.reactions) + len(self.sample):
-        self._forget_traits([d.id for d in view.dialogues])
-    self.traits[candidate.dialogue.id] = observed.traits
     return Policy.place(self, view, candidate)
 
 

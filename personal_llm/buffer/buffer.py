@@ -110,6 +110,7 @@ class Decision:
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #78fc7cdb
 MAX_LOGGED_DECISIONS = 10_000  # `seen` counts the older ones too
+SAME_ID, SAME_TEXT = "it is in the buffer already", "the same text is in the buffer"  # reasons without a policy
 
 
 def _check_same_model(candidates: list) -> None:
@@ -124,9 +125,10 @@ def _check_same_model(candidates: list) -> None:
 def _place(self: Buffer, candidate: ScoredDialogue) -> tuple:  # (slot or None, reason)
     "Return the policy's decision, checked."
     if any(candidate.dialogue.id == d.id for d in self.dialogues):
-        return None, "it is in the buffer already"
+        return None, SAME_ID
     if self.has_same_text(candidate):
-        return None, "the same text is in the buffer"
+        return None, SAME_TEXT
+    self.policy.remember(self.view, candidate)
     slot, reason = self.policy.place(self.view, candidate)
     if slot is None:
         return None, reason
@@ -146,10 +148,38 @@ def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
     if slot is not None:
         self._fill(slot, candidate, self.seen)
-    self.log.append(Decision(self.seen, dialogue.id, slot is not None, evicted, reason, scores, dialogue.time))
-    self.seen += 1
+    return self._log(Decision(self.seen, dialogue.id, slot is not None, evicted, reason, scores, dialogue.time))
+
+
+@patch
+def _log(self: Buffer, decision: Decision) -> Decision:
+    self.log.append(decision)
+    self.seen = decision.step + 1
     del self.log[:-MAX_LOGGED_DECISIONS]
-    return self.log[-1]
+    return decision
+
+
+@patch
+def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
+    "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
+    if facts["reason"] not in (SAME_ID, SAME_TEXT) and "is_prefilled" not in facts:
+        self.policy.remember(self.view, candidate)
+    evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
+    if slot is not None:
+        self._fill(slot, candidate, facts["step"])
+    if "is_prefilled" not in facts:
+        d = candidate.dialogue
+        self._log(Decision(facts["step"], d.id, slot is not None, evicted, facts["reason"], facts["scores"], d.time))
+    if "random" in facts:
+        self.random.bit_generator.state = facts["random"]
+
+
+@patch
+def restart(self: Buffer, policy: Policy, random: dict, seen: int) -> None:  # random: state of the generator
+    "Empty the buffer and its log, and begin anew."
+    self.policy, self.log, self.seen = policy, [], seen
+    self.random.bit_generator.state = random
+    self._refill([], [])
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #b8b940c9
 @patch

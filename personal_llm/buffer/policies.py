@@ -112,6 +112,9 @@ class Policy:
         "Decide when the buffer is full: return the slot whose entry leaves, or None to discard the candidate."
         raise NotImplementedError(f"{type(self).__name__} needs a method `choose(self, view, candidate)`")
 
+    def remember(self, view: BufferView, candidate: ScoredDialogue) -> None:
+        "Take note of a candidate before its decision; a replay calls this, and takes the decision from the record."
+
     def place(self, view: BufferView, candidate: ScoredDialogue) -> tuple:  # (slot or None, the reason in words)
         "Take a free bin, whose slot is `len(view)`, or else `choose`."
         return (len(view), "a bin was free") if len(view) < view.capacity else self.choose(view, candidate)

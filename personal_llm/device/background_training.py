@@ -17,7 +17,7 @@ from pathlib import Path
 from ..base.core import InputError
 from ..base.models import Model
 from .personalizer import Personalizer, PreparedRound
-from ..base.folder_store import BACKGROUND_FOLDER, claim_folder, move_claimed_folder, remove_adapter
+from .memory import BACKGROUND_FOLDER, claim_folder, move_claimed_folder, remove_adapter
 
 # %% ../../nbs/6_device/06_background_training.ipynb #52fa0139
 class TrainingStopped(Exception):
@@ -37,8 +37,7 @@ def install_stop_hook(inner, stop: threading.Event):  # the hook's handle; its `
 def install_adapter(me: Personalizer, folder: Path, prepared: PreparedRound):  # the `TrainingRound`
     "Move a new adapter from a folder to the personalizer's other adapters, and use it from now on."
     place = move_claimed_folder(me.folder, folder, len(me.rounds))
-    me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
-    return me.rounds[-1]
+    return me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
 
 # %% ../../nbs/6_device/06_background_training.ipynb #91f17b96
 def release_memory() -> None:
@@ -60,7 +59,7 @@ class BackgroundTraining:
         inner, tokenizer = copy.deepcopy((me.model.model, me.model.tokenizer))
         install_stop_hook(inner, self.stop_event)
         self.model = Model(inner, tokenizer, me.model.name, me.model.max_length, me.model.base)
-        self.folder = claim_folder(me.folder, me.folder / BACKGROUND_FOLDER)
+        self.folder = claim_folder(me.folder / BACKGROUND_FOLDER)
         self.thread = threading.Thread(target=self.run, name="learning", daemon=True)
         self.thread.start()
 

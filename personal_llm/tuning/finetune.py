@@ -34,7 +34,7 @@ from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
 from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder, make_temporary_folder
-from ..base.folder_store import CHECKPOINTS_FOLDER
+from ..base.adapters import CHECKPOINTS_FOLDER
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
 from ..buffer.preferences import make_preference_samples, set_reference_losses
