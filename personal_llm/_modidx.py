@@ -1821,6 +1821,10 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_own_conversion": (
+                "0_base/loading.html#is_own_conversion",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1837,6 +1841,7 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
@@ -2622,10 +2627,6 @@ d = {
             ),
             "personal_llm.buffer.retrieval.add_memories": (
                 "2_buffer/retrieval.html#add_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.can_follow_examples": (
-                "2_buffer/retrieval.html#can_follow_examples",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.choose_count": (

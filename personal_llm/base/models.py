@@ -9,7 +9,8 @@ __all__ = ['Model', 'load_model', 'ForwardResult']
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,11 +23,10 @@ from personal_llm.base.adapters import (
     remove_peft_layers,
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .decoding import BatchRules, DecodingRules, ReplyOptions
-from .decoding import TOY_PARAMETERS, find_end_tokens, make_decoding_rules
+from .decoding import BatchRules, DecodingRules, ReplyOptions, find_end_tokens, make_decoding_rules
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, load_causal_lm
-from .loading import resolve_model
+from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, is_own_conversion
+from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
 # %% ../../nbs/0_base/09_models.ipynb #c0cba331
@@ -59,6 +59,7 @@ def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = Non
     return window
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
+LARGE_MODEL_PARAMETERS = 50_000_000  # a model with fewer is a toy
 TOY_MAX_LENGTH, DEFAULT_MAX_LENGTH = 512, 2048  # tokens of the longest dialogue, if the window allows it
 MAX_TOKENS_PER_BATCH = 2048  # padding included
 MAX_LOGITS_PER_BATCH = 2**26  # numbers that a batch gives; a large vocabulary gets smaller batches
@@ -81,11 +82,10 @@ class Model:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        longest = TOY_MAX_LENGTH if model.num_parameters() < TOY_PARAMETERS else DEFAULT_MAX_LENGTH
-        self.max_length = max_length or min(longest, self.window)
+        self.is_large = model.num_parameters() >= LARGE_MODEL_PARAMETERS  # False: a toy, which has defaults of its own
+        self.max_length = max_length or min(DEFAULT_MAX_LENGTH if self.is_large else TOY_MAX_LENGTH, self.window)
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
-        self.reply_defaults = {}  # fields of `DecodingRules` that you set for all replies
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
         self.base = base or compute_fingerprint(model)
@@ -101,9 +101,10 @@ class Model:
     def device(self):
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def decoding(self) -> DecodingRules:
-        return replace(make_decoding_rules(self.model, self.tokenizer), **self.reply_defaults)
+        "The rules of its replies; set it to the result of `replace` for others."
+        return make_decoding_rules(self.model, self.tokenizer, self.is_large)
 
     @property
     def width(self) -> int:
@@ -139,7 +140,7 @@ def load_model(
         device = device or choose_device()
         model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
-    if not is_causal(model.eval()):
+    if not (is_own_conversion(model.name_or_path) or is_causal(model.eval())):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
