@@ -1893,6 +1893,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.read_shared_prefix": (
+                "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
@@ -1911,6 +1915,23 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix.__init__": (
+                "0_base/models.html#sharedprefix.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.can_repeat": (
+                "0_base/models.html#sharedprefix.can_repeat",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.prepend": (
+                "0_base/models.html#sharedprefix.prepend",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.repeat_cache": (
+                "0_base/models.html#sharedprefix.repeat_cache",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.check_model_and_tokenizer": (
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",

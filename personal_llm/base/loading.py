@@ -192,7 +192,9 @@ def check_hub(name: str) -> None:
     thread.join(HUB_TIMEOUT)
     problem = answers[0] if answers else "it is not on this machine and the hub does not answer"
     if problem:
-        raise InputError(f"unknown model {quote_name(name)}: {problem}", 'check the name, give a folder, or use "pocket"')
+        raise InputError(
+            f"unknown model {quote_name(name)}: {problem}", 'check the name, give a folder, or use "pocket"'
+        )
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa020
 def load_causal_lm(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)
