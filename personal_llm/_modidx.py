@@ -5561,6 +5561,52 @@ d = {
                 "personal_llm/experiments/lines.py",
             ),
         },
+        "personal_llm.experiments.methods.searches": {
+            "personal_llm.experiments.methods.searches.compute_update_distance": (
+                "experiments/methods/searches.html#compute_update_distance",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
+                "experiments/methods/searches.html#find_nearest_unmeasured",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.get_round_sizes": (
+                "experiments/methods/searches.html#get_round_sizes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.import_optuna": (
+                "experiments/methods/searches.html#import_optuna",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.project_on_main_axes": (
+                "experiments/methods/searches.html#project_on_main_axes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.run_tpe_search": (
+                "experiments/methods/searches.html#run_tpe_search",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_bayesian": (
+                "experiments/methods/searches.html#search_bayesian",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_exhaustively": (
+                "experiments/methods/searches.html#search_exhaustively",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_hyperband": (
+                "experiments/methods/searches.html#search_hyperband",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
+                "experiments/methods/searches.html#select_by_weight_cosine",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_uniform_merge": (
+                "experiments/methods/searches.html#select_uniform_merge",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+        },
         "personal_llm.experiments.new_people": {
             "personal_llm.experiments.new_people.collect_replies": (
                 "experiments/new_people.html#collect_replies",
@@ -8942,60 +8988,6 @@ d = {
                 "personal_llm/runtimes/service.py",
             ),
         },
-        "personal_llm.selection.baselines": {
-            "personal_llm.selection.baselines.compute_update_distance": (
-                "5_selection/baselines.html#compute_update_distance",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.find_nearest_unmeasured": (
-                "5_selection/baselines.html#find_nearest_unmeasured",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.get_round_sizes": (
-                "5_selection/baselines.html#get_round_sizes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.import_optuna": (
-                "5_selection/baselines.html#import_optuna",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.project_on_main_axes": (
-                "5_selection/baselines.html#project_on_main_axes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.run_tpe_search": (
-                "5_selection/baselines.html#run_tpe_search",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_bayesian": (
-                "5_selection/baselines.html#search_bayesian",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_exhaustively": (
-                "5_selection/baselines.html#search_exhaustively",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_hyperband": (
-                "5_selection/baselines.html#search_hyperband",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_by_weight_cosine": (
-                "5_selection/baselines.html#select_by_weight_cosine",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_plain": (
-                "5_selection/baselines.html#select_plain",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_randomly": (
-                "5_selection/baselines.html#select_randomly",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_uniform_merge": (
-                "5_selection/baselines.html#select_uniform_merge",
-                "personal_llm/selection/baselines.py",
-            ),
-        },
         "personal_llm.selection.cards": {
             "personal_llm.selection.cards.LibraryIndex": (
                 "5_selection/cards.html#libraryindex",
@@ -9686,6 +9678,14 @@ d = {
             ),
             "personal_llm.selection.selection.select_by_style": (
                 "5_selection/selection.html#select_by_style",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_plain": (
+                "5_selection/selection.html#select_plain",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_randomly": (
+                "5_selection/selection.html#select_randomly",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.sort_measured_first": (
