@@ -5461,6 +5461,68 @@ d = {
                 "personal_llm/experiments/formats.py",
             )
         },
+        "personal_llm.experiments.habit_defaults": {
+            "personal_llm.experiments.habit_defaults.bold_start": (
+                "experiments/habit_defaults.html#bold_start",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.is_only_frame": (
+                "experiments/habit_defaults.html#is_only_frame",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.load_texts": (
+                "experiments/habit_defaults.html#load_texts",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_job": (
+                "experiments/habit_defaults.html#make_job",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_test_person": (
+                "experiments/habit_defaults.html#make_test_person",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure": (
+                "experiments/habit_defaults.html#measure",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure_replies": (
+                "experiments/habit_defaults.html#measure_replies",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.own_lines": (
+                "experiments/habit_defaults.html#own_lines",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.pause": (
+                "experiments/habit_defaults.html#pause",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.sentence_marks": (
+                "experiments/habit_defaults.html#sentence_marks",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.tune": (
+                "experiments/habit_defaults.html#tune",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weigh_ends": (
+                "experiments/habit_defaults.html#weigh_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weighted_ends": (
+                "experiments/habit_defaults.html#weighted_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.word_count": (
+                "experiments/habit_defaults.html#word_count",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.wrapped": (
+                "experiments/habit_defaults.html#wrapped",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+        },
         "personal_llm.experiments.headroom": {
             "personal_llm.experiments.headroom.Headroom": (
                 "experiments/headroom.html#headroom",
