@@ -5899,6 +5899,40 @@ d = {
                 "personal_llm/experiments/real_defaults.py",
             ),
         },
+        "personal_llm.experiments.real_library": {
+            "personal_llm.experiments.real_library.answer_held_out_prompts": (
+                "experiments/real_library.html#answer_held_out_prompts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.choose": (
+                "experiments/real_library.html#choose",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.find_choice": (
+                "experiments/real_library.html#find_choice",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_real_library": (
+                "experiments/real_library.html#load_real_library",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_user": (
+                "experiments/real_library.html#load_user",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_selections": (
+                "experiments/real_library.html#measure_selections",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_starts": (
+                "experiments/real_library.html#measure_starts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.tune_from": (
+                "experiments/real_library.html#tune_from",
+                "personal_llm/experiments/real_library.py",
+            ),
+        },
         "personal_llm.experiments.relevance": {
             "personal_llm.experiments.relevance.join_people": (
                 "experiments/relevance.html#join_people",
