@@ -5461,6 +5461,68 @@ d = {
                 "personal_llm/experiments/formats.py",
             )
         },
+        "personal_llm.experiments.habit_defaults": {
+            "personal_llm.experiments.habit_defaults.bold_start": (
+                "experiments/habit_defaults.html#bold_start",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.is_only_frame": (
+                "experiments/habit_defaults.html#is_only_frame",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.load_texts": (
+                "experiments/habit_defaults.html#load_texts",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_job": (
+                "experiments/habit_defaults.html#make_job",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_test_person": (
+                "experiments/habit_defaults.html#make_test_person",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure": (
+                "experiments/habit_defaults.html#measure",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure_replies": (
+                "experiments/habit_defaults.html#measure_replies",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.own_lines": (
+                "experiments/habit_defaults.html#own_lines",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.pause": (
+                "experiments/habit_defaults.html#pause",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.sentence_marks": (
+                "experiments/habit_defaults.html#sentence_marks",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.tune": (
+                "experiments/habit_defaults.html#tune",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weigh_ends": (
+                "experiments/habit_defaults.html#weigh_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weighted_ends": (
+                "experiments/habit_defaults.html#weighted_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.word_count": (
+                "experiments/habit_defaults.html#word_count",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.wrapped": (
+                "experiments/habit_defaults.html#wrapped",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+        },
         "personal_llm.experiments.headroom": {
             "personal_llm.experiments.headroom.Headroom": (
                 "experiments/headroom.html#headroom",
@@ -5881,6 +5943,40 @@ d = {
             "personal_llm.experiments.real_defaults.two_parts": (
                 "experiments/real_defaults.html#two_parts",
                 "personal_llm/experiments/real_defaults.py",
+            ),
+        },
+        "personal_llm.experiments.real_library": {
+            "personal_llm.experiments.real_library.answer_held_out_prompts": (
+                "experiments/real_library.html#answer_held_out_prompts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.choose": (
+                "experiments/real_library.html#choose",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.find_choice": (
+                "experiments/real_library.html#find_choice",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_real_library": (
+                "experiments/real_library.html#load_real_library",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_user": (
+                "experiments/real_library.html#load_user",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_selections": (
+                "experiments/real_library.html#measure_selections",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_starts": (
+                "experiments/real_library.html#measure_starts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.tune_from": (
+                "experiments/real_library.html#tune_from",
+                "personal_llm/experiments/real_library.py",
             ),
         },
         "personal_llm.experiments.relevance": {
