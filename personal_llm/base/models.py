@@ -208,7 +208,7 @@ class ForwardResult:
 
 @patch
 def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `ForwardResult`s
-    "One forward pass over samples of `encode` of similar length, which all begin with the `SharedPrefix`, if one is given."
+    "One forward pass over samples of `encode` of similar length, which all begin with the `SharedPrefix`, if given."
     batch = {name: x.to(self.device) for name, x in collate_samples(samples, self.tokenizer.pad_token_id).items()}
     ids, mask, response_mask = batch["input_ids"], batch["attention_mask"], batch["labels"][:, 1:] != -100
     prompt_mask = mask[:, 1:].bool() & ~response_mask  # (rows, tokens - 1)
