@@ -33,7 +33,7 @@ _ROOMS = {
     "selection.merging": "merge",
     "selection.selection": "SELECTORS Selector select",
     "selection.warm_start": "warm_start",
-    "device.store": "folder_status",
+    "device.replay": "folder_status",
     "device.forgetting": "forget_folder",
     "device.personalizer": "Personalizer load_personalizer",
     "app.demo": "run_demo",

@@ -19,7 +19,8 @@ from ..base.core import InputError
 from ..base.loading import choose_model_name
 from ..base.text import count_nouns, escape_controls
 from ..data.reading import read_dialogues
-from ..device.store import find_state_folders, read_fact, read_state
+from ..device.memory import find_state_folders, read_configuration
+from ..device.replay import read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import Library, find_library_folder
@@ -263,7 +264,7 @@ def find_saved_model(args) -> str:  # empty where there is none
     folders = [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]
     for folder in folders:
         with suppress(InputError, OSError):
-            return read_fact(find_state_folders(folder)[0], "model") or ""
+            return read_configuration(find_state_folders(folder)[0])["model"]
     return ""
 
 

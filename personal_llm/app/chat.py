@@ -22,7 +22,7 @@ from ..base.files import recover_results
 from ..base.text import WORD_PATTERN, count_nouns, escape_controls
 from ..buffer.scoring import NO_DOMAIN
 from ..device.conversation import QUESTION_TEXT, check_session_folder
-from ..device.corrections import ChatSession
+from ..device.conversation import ChatSession
 from ..explanation.description import describe_user
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES, sample_responses
@@ -115,14 +115,14 @@ DISLIKE_MESSAGE = "thank you; stored. /better TEXT gives the reply that you want
 
 def say_thanks(session, id: str) -> str:
     "Return whether the next training learns from an answered turn."
-    is_kept = session.me.find_reply(id, session.recent_dialogues)[1] is not None
+    is_kept = session.me.is_kept(id)
     return f"thank you; stored, {'and /learn trains on it' if is_kept else 'but the buffer did not keep this turn'}"
 
 
 def take_feedback(session, kind: str, text: str) -> str:
     "Record a reaction to the newest reply, or to the reply number N, counted from the newest, in a text `#N …`."
     number, _, rest = text.partition(" ") if text.startswith("#") else ("#1", "", text)
-    turns = session.me.session["turns"]
+    turns = session.turns
     if not (number[1:].isdecimal() and 1 <= int(number[1:]) <= len(turns)):
         what = f"{number[:20]} is no reply" if turns else "there is no reply yet"
         raise InputError(what, f"use #1 (the newest) to #{len(turns)}" if turns else "write something first")
@@ -135,7 +135,7 @@ def offer_two_replies(session):  # a generator of pieces of text
     "Show the newest reply and a second one, with their numbers."
     pieces = session.offer_choice()
     second = next(pieces)
-    yield f"1: {session.me.session['turns'][-1]['response']}\n2: {second}"
+    yield f"1: {session.turns[-1]['response']}\n2: {second}"
     yield from pieces
     yield "\nwrite 1 or 2: which one is better?"
 
@@ -293,7 +293,8 @@ def load_replying_model(args):  # a `Model`
     if args.context is not None:
         model.max_length = check(args.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
     defaults = dict(max_tokens=args.max_reply, temperature=args.temperature)
-    model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
+    given = {name: value for name, value in defaults.items() if value is not None}
+    model.decoding = replace(model.decoding, **given)
     return model
 
 
@@ -321,7 +322,8 @@ def chat_command(args):
         settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
         session = ChatSession(model, folder, reads_turns=args.read_turns, **make_session_settings(model, settings))
         exit_stack.callback(close_conversation, session)
-        session.me.adapter = adapter and check_adapter(adapter, model.base) or session.me.adapter
+        if adapter:
+            session.me.use_adapter(check_adapter(adapter, model.base))
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
         if not args.quiet:

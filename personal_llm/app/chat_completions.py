@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .server_guard import Refusal
 from ..base.core import InputError, check
-from ..device.corrections import ChatSession, clean_text
+from ..device.conversation import ChatSession, clean_text
 from ..base.decoding import ReplyOptions
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #2423f083
@@ -167,8 +167,7 @@ def summarise_reply(session: ChatSession, is_observed: bool = True, may_ask: boo
     counts = dict(
         prompt_tokens=reading.prompt_tokens + 1, completion_tokens=reading.tokens - 1
     )  # without the end token
-    is_stored = is_observed and session.reply.text and session.recent_dialogues
-    id = next(reversed(session.recent_dialogues)) if is_stored else None
+    id = session.newest_id if is_observed and session.reply.text else None
     is_asked = may_ask and session.question is not None and session.question.dialogue.id == id
     usage = counts | dict(total_tokens=sum(counts.values()))
     unsaved = session.unsaved if is_observed else ""

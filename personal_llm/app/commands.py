@@ -39,11 +39,11 @@ from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smol
 from ..base.ledger import read_ledger, record_egress
 from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
-from ..device.annotation import ask_at_terminal
-from ..device.forgetting import forget_folder
+from ..device.forgetting import forget_folder, list_rebuildable
 from ..device.personalizer import ASK_WHEN_CHOICES
-from ..device.retraining import retrain_folder
-from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
+from ..device.personalizer import ask_at_terminal, retrain_folder
+from ..device.memory import find_state_folders, has_state
+from ..device.replay import describe_unchanged, folder_status, read_state
 from ..runtimes import service
 from ..runtimes.export import EXPORT_TARGETS, export_adapter
 from ..runtimes.phone import export_bundle, simulate_phone
@@ -297,7 +297,7 @@ def forget_command(args):
         raise InputError(f"{num_conditions or 'no'} conditions are given", "give --containing, --id, --before or --all")
     finish_interrupted_run(args.out)
     if not num_conditions:
-        lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain()
+        lines = list_rebuildable(read_state(find_state_folders(args.out)[0])) if args.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
     report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
@@ -322,7 +322,7 @@ def ledger_command(args):
 
 # %% ../../nbs/8_app/07_commands.ipynb #getmodel
 MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
-MODEL_PROBLEMS["template"] = "with --chat-template"
+MODEL_PROBLEMS |= dict(tokenizer="no: tokenizer", template="with --chat-template")
 LOCAL_COLUMNS = {
     "personal": "{fits}",
     "size": "{size}",

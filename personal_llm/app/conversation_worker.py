@@ -14,7 +14,7 @@ from contextlib import suppress
 from .server_guard import Refusal
 from ..base.core import InputError, patch
 from ..device.background_training import release_memory
-from ..device.corrections import ChatSession
+from ..device.conversation import ChatSession
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
 ANSWERS_FOR_LEARNING = 8  # new answers that start a fine-tune

@@ -12,7 +12,7 @@ from .chat import describe_chat_style
 from .server_guard import Refusal
 from ..base.core import InputError
 from ..device.conversation import QUESTION_TEXT
-from ..device.corrections import ChatSession
+from ..device.conversation import ChatSession
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #f15182f3
 ENDPOINTS = {}  # (method, path) -> function of the session and of the fields
@@ -54,7 +54,7 @@ def get_conversation(session: ChatSession) -> dict:
     versions = {id: d for d in session.me.buffer.dialogues for id in (d.id, *d.parents)}
     thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
     turns = []
-    for row in session.me.session["turns"]:
+    for row in session.turns:
         version = versions.get(row["id"])
         better = version.response if version and version.response != row["response"] else None
         turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better))
@@ -150,7 +150,7 @@ def forget_dialogues(session: ChatSession, text: str = None, ids: list = (), eve
 @register_endpoint("GET", "/personal/export")
 def export_memory(session: ChatSession) -> dict:
     "Return the buffer's dialogues as rows that `personal-llm personalize` reads, and your feedback."
-    state = session.me.state()
+    state = session.me.state
     return dict(dialogues=[d.to_dict() for d in state.buffer.dialogues], feedback=state.feedback_rows)
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #ffae6203

@@ -26,13 +26,14 @@ from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
+from ..selection.library import check_library_base
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
-from ..base.folder_store import ADAPTERS_FOLDER, delete_store
 from ..base.text import count_nouns, split_sentences
 from ..base.lineage import copy_without_ids
-from ..device.store import get_state_version, is_own_folder
+from ..device.forgetting import delete_memory
+from ..device.memory import ADAPTERS_FOLDER, is_own_folder
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 def tuning_setting(name: str):  # a field with the default None
@@ -103,10 +104,9 @@ def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, 
 # %% ../../nbs/8_app/02_personalize.ipynb #px12
 def check_start_base(start, model) -> None:
     "Raise `InputError` for a start of another base model, before the model reads anything."
-    if hasattr(start, "space") and start.base != model.base:
-        what = f"the library is for base {start.base}, this model is {model.base}"
-        raise InputError(what, "load the model it was made for, or another library")
-    if start is not None and not hasattr(start, "space"):
+    if hasattr(start, "space"):
+        check_library_base(start, model)
+    elif start is not None:
         check_adapter(start, model.base)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #16b09b9b
@@ -248,7 +248,7 @@ def delete_other_runs(owned: OwnedFolder, run: str) -> None:
     for name in [name for name in owned.entries if name.startswith(RUN_FOLDER_PREFIX) and name != run]:
         place = owned.path / name
         if is_own_folder(place):
-            delete_store(place)
+            delete_memory(place)
         delete_path(place / LOCK_FILE)
         for folder in (place / ADAPTERS_FOLDER, place):
             if folder.is_dir() and not any(folder.iterdir()):
@@ -286,9 +286,8 @@ class PersonalizeRun:
         "Observe the stream and fine-tune."
         s = self.settings
         own = PersonalizerSettings(**{f.name: getattr(s, f.name) for f in fields(PersonalizerSettings)})
-        options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start)
+        options = dict(config=make_tuning_config(self.model, s), folder=folder, start=self.start, replaces=True)
         me = Personalizer(self.model, s.new_buffer(len(stream)), self.annotator, own, **options)
-        me.state_version = get_state_version(folder)  # this command replaces what it saved before
         me.observe_all(stream, self.progress)
         if not me.rounds or me.rounds[-1].seen < me.buffer.seen:
             me.finetune(progress=self.progress)
@@ -321,9 +320,9 @@ def format_answers(requests: int, answers: dict) -> str:
 
 def describe_state(state, folder) -> str:
     "Return what a saved state is, and for a chat the command that goes on with it."
-    if "turns" not in state.session:
+    if not state.is_chat:
         return "the output of personalize"
-    turns = count_nouns(len(state.session["turns"]), "turn")
+    turns = count_nouns(len(state.turns), "turn")
     return f"a saved chat with its last {turns}; personal-llm chat --out {shlex.quote(str(folder))} goes on"
 
 # %% ../../nbs/8_app/02_personalize.ipynb #fc092b6d

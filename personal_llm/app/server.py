@@ -30,7 +30,7 @@ from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError, check, patch
 from ..base.files import ASSETS
 from ..data.records import format_value
-from ..device.corrections import RETRY_OPTIONS, ChatSession, clean_text
+from ..device.conversation import RETRY_OPTIONS, ChatSession, clean_text
 
 # %% ../../nbs/8_app/13_server.ipynb #e2a48869
 def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUESTION_TEXT', 'NO_ANSWERS_MESSAGE', 'RETRY_OPTIONS', 'ChatSession']
 
-# %% ../../nbs/6_device/07_conversation.ipynb #79afb921
+# %% ../../nbs/6_device/07_conversation.ipynb #2f64da6d
 import hashlib
 import signal
 import threading
@@ -21,7 +21,7 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
-from ..buffer.retrieval import add_memories, can_follow_examples
+from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from .background_training import BackgroundTraining, release_memory
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
@@ -75,7 +75,7 @@ def adopt_imported(dialogues: list) -> list:
     rename = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16]
     return [d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents))) for d in dialogues]
 
-# %% ../../nbs/6_device/07_conversation.ipynb #1272e657
+# %% ../../nbs/6_device/07_conversation.ipynb #bd7d4641
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
 NO_ANSWERS_MESSAGE = "nothing to learn from yet: no reply was corrected or approved"
 RETRY_OPTIONS = ReplyOptions(temperature=0.8, top_p=0.95)
@@ -121,6 +121,8 @@ class ChatSession:
 
     turns = property(lambda self: self.me.turns)  # the last ones
     question = property(lambda self: self.me.question)  # the open one, or None
+
+    newest_id = property(lambda self: next(reversed(self.me.memory.dialogues), None))  # of the turns of all clients
 
     def pop_messages(self) -> list:  # lines
         "Return the messages for the user since the last call."
@@ -169,7 +171,7 @@ class ChatSession:
         if not is_own:
             self.reply_memories = found
             return add_memories(question, found)
-        if not can_follow_examples(self.model) or not self.me.settings.memories:
+        if not self.model.is_large or not self.me.settings.memories:
             return question
         answers = frozenset(d.id for d in self.me.list_memories())
         reason = answers, found[0].origin if found else "", self.me.state.first_turn
@@ -239,7 +241,7 @@ class ChatSession:
                 candidate = score_reading(d, reply.reading, self.me.lexicons, reply.reading.model)
             if is_own:
                 self.infer_feedback(d.prompt)
-            root = self.me.arrive(candidate, "chat" if is_own else "")
+            root = self.me.arrive(candidate, "chat" if is_own else "client")
             if self.me.state.wants_question and self.me.questions_left() > 0:
                 self.me.open_question(root)
             else:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DERIVED_ADAPTERS_NOTE', 'COPIES_NOTE', 'SOURCE_FILE_NOTE', 'UNDATED_NOTE', 'ELSEWHERE_NOTE',
            'PUBLISHED_ADAPTER', 'RUN_REPORT_FILE', 'PUBLISH_STAGES', 'ForgetRequest', 'ForgetReport', 'list_sources',
-           'list_training_ids', 'forget_dialogues', 'apply_to_folder', 'delete_memory', 'forget_folder']
+           'list_training_ids', 'list_rebuildable', 'forget_dialogues', 'apply_to_folder', 'delete_memory',
+           'forget_folder']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #fd67c632
 from contextlib import ExitStack, suppress
@@ -127,7 +128,7 @@ def _find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: s
         end += 1  # the answer to a deleted turn goes, too
     return end
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #50365104
+# %% ../../nbs/6_device/03_forgetting.ipynb #83772c38
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
@@ -137,8 +138,7 @@ ELSEWHERE_NOTE = "adapter {} began from an adapter of another folder, and {} of 
 
 def list_sources(state: PersonalizerState = None) -> list:  # sentences; None: without a state we cannot know
     "Name the copies of the texts outside of the folder; a chat was read from no file unless you imported one."
-    names = {*state.memory.conversations.values()} if state else {""}
-    is_only_chat = "chat" in names and not state.has_imports
+    is_only_chat = state and state.is_chat and not state.has_imports
     has_file = not is_only_chat or any(d.dialogue.origin == "user" for d in state.memory.dialogues.values())
     return [COPIES_NOTE] + [SOURCE_FILE_NOTE] * has_file
 
@@ -162,6 +162,16 @@ def list_training_ids(state: PersonalizerState, event) -> list:  # (root, versio
         row for row in state.memory.events if event.number < row.number < min(numbers, default=state.memory.number + 1)
     ]
     return [(row.dialogue, row.content["version"]) for row in own if row.kind == "learned" and row.content["is_direct"]]
+
+
+def list_rebuildable(state: PersonalizerState) -> list:  # sentences
+    "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
+    counts = [(event.content, len(list_training_ids(state, event))) for event in state.deleted]
+    return [
+        f"adapter {Path(facts['adapter']).name} on {count} of its {count_nouns(facts['kept'], 'dialogue')}"
+        for facts, count in counts
+        if count
+    ]
 
 
 def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> ForgetReport:
@@ -201,12 +211,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> Forget
     given_up = 0 if request.everything else None
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
-    rebuildable = []
-    for event in state.deleted if adapters else ():
-        count, name = len(list_training_ids(state, event)), Path(event.content["adapter"]).name
-        rebuildable += [f"adapter {name} on {count} of its {count_nouns(event.content['kept'], 'dialogue')}"] * bool(
-            count
-        )
+    rebuildable = list_rebuildable(state) if adapters else []
     notes = sources + [DERIVED_ADAPTERS_NOTE] * bool(adapters) + limits
     lost = size - len(state.buffer), len(cuts.keys() - roots)
     return ForgetReport(*lost, adapters, [], notes, changed, max(0, turns - len(state.turns)), rebuildable)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EVENT_KINDS', 'SCHEMA', 'MARK_FILE', 'ADAPTERS_FOLDER', 'BACKGROUND_FOLDER', 'SYNTHESIS_FILE',
            'ADAPTER_FILES', 'OWN_NAMES', 'RUN_FOLDER_PATTERN', 'Event', 'Memory', 'open_store', 'hold_store',
-           'truncate_journal', 'get_state_version', 'lock_state', 'is_claimed', 'claim_folder', 'claim_adapter_folder',
-           'move_claimed_folder', 'remove_adapter', 'hash_adapter_files', 'load_adapter', 'remove_tuned',
-           'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders', 'find_state_folders']
+           'truncate_journal', 'get_state_version', 'read_configuration', 'lock_state', 'is_claimed', 'claim_folder',
+           'claim_adapter_folder', 'move_claimed_folder', 'remove_adapter', 'hash_adapter_files', 'load_adapter',
+           'remove_tuned', 'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders', 'find_state_folders']
 
 # %% ../../nbs/6_device/01_memory.ipynb #d6660d9d
 import base64
@@ -106,13 +106,13 @@ def _dialogue_from_row(row: tuple) -> ScoredDialogue:
     scores = json.loads(scores) | dict(embedding=base64.b64encode(embedding).decode())
     return ScoredDialogue(d, scores_from_dict(scores))
 
-# %% ../../nbs/6_device/01_memory.ipynb #dc5c5963
+# %% ../../nbs/6_device/01_memory.ipynb #08f6e041
 class Memory:
     "The dialogues and the events of one personalizer."
 
     def __init__(self):
         self.dialogues = {}  # id -> `ScoredDialogue`, as it was offered
-        self.conversations = {}  # id -> "chat" for a turn of the folder's own talk, "import", or "" for others
+        self.conversations = {}  # id -> "chat": our own talk; "client": of another program; "import"; "": no chat
         self.events = []  # `Event`s in the order of time
         self.number = 0  # of the last event
         self.num_stored = 0  # number of the last event that is in the file; 0: the file is not ours yet
@@ -225,7 +225,7 @@ def _event_from_row(values: list, folder, dialogues: dict) -> Event:
         raise ValueError(f"event {number} is about no stored dialogue")
     return Event(number, kind, dialogue or "", content)
 
-# %% ../../nbs/6_device/01_memory.ipynb #3b5da2c3
+# %% ../../nbs/6_device/01_memory.ipynb #a6991e1f
 def open_store(folder, writes: bool = False):  # a connection of `sqlite3`
     "Open the file of a memory for one transaction; a writer makes it first."
     file = Path(folder) / STORE_FILE
@@ -266,6 +266,17 @@ def get_state_version(folder) -> str:  # "" without a memory
     with open_store(folder) as store:
         row = store.execute("SELECT number || ' ' || checksum FROM events ORDER BY number DESC LIMIT 1").fetchone()
     return row[0] if row else ""
+
+
+def read_configuration(folder) -> dict:  # base, model, settings
+    "Read the newest settings, without reading the rest; raise `InputError` for a damaged memory, or none."
+    with open_store(folder) as store:
+        newest = "SELECT * FROM events WHERE kind = 'configured' ORDER BY number DESC LIMIT 1"
+        row = store.execute(newest).fetchone()
+        if row is None:
+            raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
+        _check_row(row[:-1], row[-1])
+        return json.loads(row[3])
 
 
 @contextmanager

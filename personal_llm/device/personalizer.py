@@ -6,7 +6,7 @@
 __all__ = ['ASK_WHEN_CHOICES', 'OBSERVE_BATCH_SIZE', 'PersonalizerSettings', 'ask_at_terminal', 'count_rows',
            'PreparedRound', 'Personalizer', 'load_personalizer', 'retrain_folder']
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #ab01aaae
+# %% ../../nbs/6_device/04_personalizer.ipynb #586726a1
 import json
 import sys
 import tempfile
@@ -35,8 +35,8 @@ from ..buffer.buffer import Buffer
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.feedback import get_first_id
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, can_follow_examples
-from ..buffer.retrieval import choose_count, collect_memories, retrieve
+from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
+from ..buffer.retrieval import collect_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -51,10 +51,10 @@ from ..selection.library import Library
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.adapter_scale import choose_adapter_scale
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #b7202a40
+# %% ../../nbs/6_device/04_personalizer.ipynb #42360461
 ASK_WHEN_CHOICES = ("freeze", "arrival", "policy")
 
 
@@ -91,8 +91,7 @@ class PersonalizerSettings:
 
     def complete(self, model) -> "PersonalizerSettings":
         "Return these settings with the defaults of a model."
-        is_large = model.model.num_parameters() > LARGE_MODEL_PARAMETERS
-        return replace(self, synthetic=0 if is_large else 1) if self.synthetic is None else self
+        return replace(self, synthetic=0 if model.is_large else 1) if self.synthetic is None else self
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #a86fa35a
 def ask_at_terminal(
@@ -121,7 +120,7 @@ def count_rows(model, bar):
     finally:
         hook.remove()
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #0d95a61b
+# %% ../../nbs/6_device/04_personalizer.ipynb #c531c0f1
 @dataclass(frozen=True)
 class PreparedRound:
     "The result of a fine-tune that the personalizer has not taken over yet."
@@ -314,6 +313,10 @@ class Personalizer:
             raise InputError(what, "react to one of the last replies, or to one of the memory")
         return root
 
+    def is_kept(self, id: str) -> bool:
+        "Return whether a dialogue is in the buffer; raise `InputError` if it is not stored."
+        return self.state.find_slot(self.find_reply(id)) is not None
+
     def _record_reaction(
         self, root: str, kind: str, text: str, asked: bool, is_learned: bool = True, response: str = "", **details
     ) -> Feedback:
@@ -375,7 +378,7 @@ class Personalizer:
     def retrieve_memories(self, prompt: str) -> list:  # dialogues, the nearest last
         "Return the answered dialogues that a reply to a prompt reads."
         memories = self.list_memories()
-        if not memories or not self.settings.memories or not can_follow_examples(self.model):
+        if not memories or not self.settings.memories or not self.model.is_large:
             return []
         self.embedder = self.embedder or PromptEmbedder(self.model)
         checked_at = 2 ** (len(memories).bit_length() - 1)

@@ -70,7 +70,7 @@ def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the t
     first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
     return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
 
-# %% ../../nbs/6_device/02_replay.ipynb #d403c1dc
+# %% ../../nbs/6_device/02_replay.ipynb #5db2d941
 class PersonalizerState:
     "How things stand after all events of a memory; change it by `record` only."
 
@@ -333,6 +333,11 @@ class PersonalizerState:
         self.deleted = self.deleted[numbers.index(number) + 1 if number in numbers else len(numbers) :]
 
     # --- what a program asks
+
+    @property
+    def is_chat(self) -> bool:
+        "Whether the memory is of a chat, and not of a file that a program read."
+        return self.has_imports or any(self.memory.conversations.values())
 
     def check_base(self, base: str, place="the state") -> None:
         "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."

@@ -37,7 +37,7 @@ def run_rounds(model, user, data, seed: int, replay: int, sets: dict) -> dict:
     )
     me, found = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=0, **settings), {}
     for done in range(ROUNDS):
-        me.max_questions += QUESTIONS_PER_ROUND
+        me.allow_questions(me.max_questions + QUESTIONS_PER_ROUND)
         me.observe_all(data.stream[done * DIALOGUES_PER_ROUND : (done + 1) * DIALOGUES_PER_ROUND], progress=False)
         adapter = me.finetune(progress=False)
         found |= measure_losses(model, adapter, sets, done + 1)

@@ -108,7 +108,7 @@ def observe_stream(me: Personalizer, candidates: list, feedback: list) -> None:
         me.offer([candidate])
         for kind, text, details in reactions:
             d = candidate.dialogue
-            me.feedback(d.id, kind, text, {d.id: d}, time=d.time, **details)
+            me.react(d, kind, text, time=d.time, **details)
     me.score = score_again
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from ..base.core import Dialogue, InputError
 from ..buffer.buffer import Buffer
 from ..data.people import SimulatedUser, user_stream
-from ..device.corrections import ChatSession
+from ..device.conversation import ChatSession
 from .new_people import NEW_PEOPLE
 from .policies import load_experiment_tools
 from .reactions import CORRECTING, Reaction, draw_reaction
@@ -103,7 +103,7 @@ def live_day(session, user: SimulatedUser, day: list, condition: str) -> tuple: 
     texts, counts = [], Counter()
     for planned in day:
         list(session.say(planned.prompt))
-        turn = session.me.session["turns"][-1]
+        turn = session.turns[-1]
         d = planned.derive(response=turn["response"], labels=planned.labels)
         counts["unsatisfying"] += bool(user(d))
         reaction = draw_action(session, user, d, condition)

@@ -19,8 +19,7 @@ from pathlib import Path
 from ..base.core import Cost, Dialogue, InputError, check_settings_fields, setting
 from ..base.files import compute_sha256, delete_path, lock_folder, remove_temporary_files
 from ..base.files import read_sealed, write_atomically, write_sealed
-from ..base.folder_store import BACKGROUND_FOLDER, SYNTHESIS_FILE, claim_folder, hold_store
-from ..device.store import find_state_folders, migrate_folder, write_state
+from ..device.memory import BACKGROUND_FOLDER, SYNTHESIS_FILE, claim_folder, find_state_folders, hold_store
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #cd017995
 def select_training_dialogues(me) -> list:  # of a `Personalizer`
@@ -60,7 +59,7 @@ def train_round(me, stop: threading.Event):  # the `TrainingRound`, or None if t
     dialogues = select_training_dialogues(me)
     if not dialogues:
         return None
-    folder, hook = claim_folder(me.folder, me.folder / BACKGROUND_FOLDER), install_stop_hook(me.model.model, stop)
+    folder, hook = claim_folder(me.folder / BACKGROUND_FOLDER), install_stop_hook(me.model.model, stop)
     try:
         synthesis = load_or_synthesize(me, dialogues, folder)
         prepared = me.train_adapter(dialogues, "last", folder, False, synthesis=synthesis)
@@ -223,18 +222,16 @@ def train_slice(out, settings: dict, stop: threading.Event) -> tuple:  # (exit c
                 locks.enter_context(lock_folder(folder))
         except InputError:
             return EXIT_BUSY, "a talk or a run is at work in the folder"
-        migrate_folder(place)
         locks.enter_context(hold_store(place))
         others = {name: value for name, value in settings.items() if name != "model"}
-        me = load_personalizer(place, load_model(settings["model"], **others))
-        me.has_lock = True
+        me = load_personalizer(place, load_model(settings["model"], **others), has_lock=True)
         try:
             round = train_round(me, stop)
         except TrainingStopped:
             return EXIT_STOPPED, ""
         if round is None:
             return EXIT_NOTHING_NEW, ""
-        write_state(place, me.state())
+        me.save()
         return EXIT_DONE, str(round)
 
 # %% ../../nbs/7_runtimes/06_resumable_training.ipynb #62f085f6

@@ -20,8 +20,7 @@ from ..base.files import read_sealed, write_json, write_sealed
 from .resumable_training import IdlePolicy, MachineMonitor, find_obstacle, must_stop_now
 from .resumable_training import read_policy, write_policy
 from .resumable_training import EXIT_BUSY, EXIT_DONE, EXIT_NOTHING_NEW, EXIT_STOPPED
-from ..base.folder_store import BACKGROUND_FOLDER
-from ..device.store import find_state_folders, get_state_version, read_fact
+from ..device.memory import BACKGROUND_FOLDER, find_state_folders, get_state_version, read_configuration
 
 # %% ../../nbs/7_runtimes/07_service.ipynb #b464356c
 SERVICE_FOLDER = "service"  # folder in the one that is looked after
@@ -61,7 +60,7 @@ def read_training_progress(out) -> tuple:  # (steps of the round that is going o
         place = find_state_folders(out)[0]
         names = [path.name for path in (place / BACKGROUND_FOLDER).glob("checkpoints/*/checkpoint-*")]
         steps = [int(name.split("-")[1]) for name in names if name.split("-")[1].isdigit()]
-        return max(steps, default=0), read_fact(place, "settings")["config"]["steps"]
+        return max(steps, default=0), read_configuration(place)["settings"]["config"]["steps"]
     return 0, 0
 
 
