@@ -4815,6 +4815,10 @@ d = {
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
+            "personal_llm.device.memory._remove_empty": (
+                "6_device/memory.html#_remove_empty",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory._upsert": ("6_device/memory.html#_upsert", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.claim_adapter_folder": (
                 "6_device/memory.html#claim_adapter_folder",

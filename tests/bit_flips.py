@@ -24,7 +24,7 @@ from personal_llm.base.lineage import copy_without_ids, read_training_ids
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import folder_status, read_state
+from personal_llm.device.replay import folder_status, read_state
 from personal_llm.explanation.space import StyleSpace
 from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
@@ -49,7 +49,7 @@ def make_output(folder: Path) -> None:
         patch.setattr(personalizer, "tune", tune)
         me = start(owned.claim("run-0123456789abcdef"), user=User())
         watch(me, TALK[:9])
-        me.feedback(me.buffer.dialogues[0].id, "better", "a better answer")
+        me.react(me.buffer.dialogues[0].id, "better", "a better answer")
         me.finetune(progress=False)
         me.save()
         write_sealed(me.folder / SYNTHESIS_FILE, dict(source="x", dialogues=[TALK[0].to_dict()]))

@@ -40,7 +40,6 @@ from personal_llm.base.files import compute_sha256, open_results_folder, publish
 from personal_llm.device import background_training, personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import OLD_STATE_FILE, read_state
 from personal_llm.runtimes.resumable_training import train_slice
 from personal_llm.selection import cards
 from personal_llm.selection import library as library_module
@@ -69,7 +68,9 @@ def state_of(folder) -> str:
     rounds = [(r.seen, r.kept, r.parents, r.start, r.best_loss) for r in me.rounds]
     reactions = [(row["kind"], row["dialogue_id"], row["text"]) for row in me.feedback_rows]
     adapter = me.adapter and weights_hash(me.adapter)
-    facts = me.buffer.log, me.buffer.dialogues, rounds, sorted(me.asked_ids), sorted(me.exchange_hashes), me.session
+    state = me.state
+    facts = me.buffer.log, me.buffer.dialogues, rounds, sorted(me.asked_ids), sorted(me.memory.dialogues)
+    facts += (state.turns, state.first_turn, state.question_id)
     return repr((facts, reactions, adapter, me.cost.requests, me.buffer.random.bit_generator.state))
 
 
@@ -79,7 +80,7 @@ def lived(folder, tunes=1):
     watch(me, TALK[:6])
     for _ in range(tunes):
         me.finetune(progress=False)
-    me.feedback(me.buffer.dialogues[0].id, "better", "a better answer")
+    me.react(me.buffer.dialogues[0].id, "better", "a better answer")
     me.save()
     return me
 
@@ -98,8 +99,8 @@ def save_first(folder):
 
 def react(folder):
     me = load(folder)
-    me.feedback(me.buffer.dialogues[1].id, "edit", "rather like this")
-    me.feedback(me.buffer.dialogues[2].id, "thumb_up")
+    me.react(me.buffer.dialogues[1].id, "edit", "rather like this")
+    me.react(me.buffer.dialogues[2].id, "thumb_up")
     me.save()
 
 
@@ -107,25 +108,6 @@ def tune(folder):
     me = load(folder)
     me.finetune(progress=False)
     me.save()
-
-
-def write_old_folder(folder):
-    "The files of a version without a store."
-    state = load_lived_state(folder)
-    shutil.rmtree(folder)
-    folder.mkdir()
-    content = state.buffer.to_bytes()
-    name = f"buffer-{compute_sha256(content)[:16]}.safetensors"
-    row = vars(state) | dict(rounds=[], buffer=name, cost=state.cost.to_dict(), asked_ids=sorted(state.asked_ids))
-    (folder / name).write_bytes(content)
-    (folder / OLD_STATE_FILE).write_text(json.dumps(row))
-
-
-def load_lived_state(folder):
-    me = start(folder, user=User())
-    watch(me, TALK[:6])
-    me.save()
-    return read_state(folder)
 
 
 def publish(folder):
@@ -195,7 +177,7 @@ def talked(folder, turns=-1):
 
 def ask(folder):
     with open_talk(folder) as talk:
-        if len(talk.me.session["turns"]) < count_turns():
+        if len(talk.turns) < count_turns():
             say(talk, TALK[count_turns() - 1])
     check_stored(talk.messages_to_user)
 
@@ -210,7 +192,7 @@ def answer(folder):
 def serve(folder):
     "A page sends a correction."
     with chat_server(open_talk(folder)) as running:
-        body = json.dumps(dict(id=running.session.me.session["turns"][0]["id"], better="rather like this"))
+        body = json.dumps(dict(id=running.session.turns[0]["id"], better="rather like this"))
         head = {"Authorization": f"Bearer {running.token}", "Content-Type": "application/json"}
         try:
             urlopen(Request(f"{running.address}/personal/feedback", body.encode(), head)).read()
@@ -222,8 +204,8 @@ def serve(folder):
 def talk_of(folder) -> str:
     "A chat, without its times and ids."
     me = load(folder)
-    turns = [(turn["prompt"], turn["response"]) for turn in me.session["turns"]]
-    question = (me.session["question"] or {}).get("dialogue", {}).get("prompt")
+    turns = [(turn["prompt"], turn["response"]) for turn in me.turns]
+    question = me.question and me.question.dialogue.prompt
     kept = [(d.prompt, d.response, d.origin) for d in me.buffer.dialogues]
     reactions = [(row["kind"], row["text"]) for row in me.feedback_rows]
     return repr((turns, question, kept, reactions, [(row.kept, row.reason) for row in me.buffer.log]))
@@ -272,7 +254,6 @@ OPERATIONS = {
     "fine-tune": Operation(lived, tune),
     "forget a text": Operation(lambda f: lived(f, 2), lambda f: forget_folder(f, text=TALK[2].prompt)),
     "forget all": Operation(lived, lambda f: forget_folder(f, everything=True)),
-    "migrate": Operation(write_old_folder, observe),
     "publish": Operation(publish_old, publish, results_of, True),
     "ask": Operation(talked, ask, talk_of, True),
     "answer": Operation(lambda f: talked(f, 0), answer, talk_of, True),
@@ -384,7 +365,7 @@ def main(library: str, share: float, seed: int, only: str = ""):  # only: names,
             old = operation.look(folder)
             steps = list_steps(faults, folder, operation.work)
             new, files = operation.look(folder), names_in(folder)
-        assert old != new or name == "migrate", f"{name} changes nothing"
+        assert old != new, f"{name} changes nothing"
         draw = random.Random(f"{seed} {name}")
         cases = [case for case in list_cases(steps) if draw.random() < share]
         wrong = [(*case, text) for case in cases if (text := check_case(faults, name, *case, old, new, files))]

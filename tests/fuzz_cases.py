@@ -42,7 +42,7 @@ from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
-from personal_llm.device.store import folder_status, read_state
+from personal_llm.device.replay import folder_status, read_state
 from personal_llm.runtimes import phone, phone_bundle, service
 from personal_llm.runtimes.resumable_training import IdlePolicy, read_policy, write_policy
 from personal_llm.selection import cards, remote_library

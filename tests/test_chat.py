@@ -17,9 +17,10 @@ import pytest
 from personal_llm.base import files
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.tokens import encode_prompt
-from personal_llm.device import background_training, conversation
+from personal_llm.device import background_training, replay
+from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.conversation import delay_interrupts
-from personal_llm.device.corrections import ChatSession
+from personal_llm.device.conversation import ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
 from personal_llm.app.arguments import read_saved_answers
 from personal_llm.app.chat import (
@@ -30,8 +31,10 @@ from personal_llm.app.chat import (
     pop_notes,
     say_thanks,
 )
-from personal_llm.base.folder_store import BACKGROUND_FOLDER, STORE_FILE, claim_folder
-from personal_llm.device.store import get_state_version, read_state
+from personal_llm.base.lineage import STORE_FILE
+from personal_llm.device.memory import BACKGROUND_FOLDER, claim_folder
+from personal_llm.device.memory import get_state_version
+from personal_llm.device.replay import read_state
 from personal_llm.base.decoding import ReplyOptions, choose_next_token
 from personal_llm.device.streaming import ReplyStream
 from personal_llm.buffer.policies import get_policy
@@ -64,6 +67,13 @@ def until_asked(talk, lines):
         if talk.question:
             return line
     raise AssertionError("it never asked")
+
+
+def summary(state) -> str:
+    "The buffer, its log and the policy's knowledge."
+    buffer = state.buffer
+    entries = [(e.dialogue, {**vars(e.scores), "embedding": e.scores.embedding.tolist()}) for e in buffer.entries]
+    return repr((entries, buffer.log, buffer.seen, buffer.random.bit_generator.state, buffer.policy.state()))
 
 
 def disk(folder):
@@ -254,8 +264,8 @@ def test_leaving_after_every_line_makes_no_difference(tmp_path):
         again.close()
     straight.close()
     one, other = (read_state(tmp_path / name) for name in "ab")
-    assert questions and one.asked_ids == other.asked_ids and one.exchange_hashes == other.exchange_hashes
-    assert all(one.session[name] == other.session[name] for name in ("turns", "start"))
+    assert questions and one.asked_ids == other.asked_ids and [*one.memory.dialogues] == [*other.memory.dialogues]
+    assert (one.turns, one.first_turn) == (other.turns, other.first_turn)
     assert one.buffer.dialogues == other.buffer.dialogues
     for d, e in zip(one.buffer.log, other.buffer.log, strict=True):
         assert (d.id, d.kept, d.evicted, d.reason, d.scores["domain"]) == (
@@ -291,7 +301,7 @@ def test_a_broken_reply_leaves_no_trace(tmp_path):
     talk = fresh(tmp_path / "me")
     for line in LINES[:3]:
         reply(talk, line)
-    before, state = disk(tmp_path / "me"), talk.me.buffer.to_bytes()
+    before, state = disk(tmp_path / "me"), summary(talk.me.state)
     for taken in (0, 1, 5):
         pieces = talk.say("And my other knee?")
         for _ in range(taken):
@@ -303,25 +313,25 @@ def test_a_broken_reply_leaves_no_trace(tmp_path):
     assert reply(talk, LINES[3]), "a reply that nobody took to its end does not stand in the way"
     talk.undo()
     assert talk.model.active_adapter == talk.model.base
-    assert [t["prompt"] for t in talk.me.session["turns"]] == LINES[:3] and talk.me.buffer.seen == 4
+    assert [t["prompt"] for t in talk.turns] == LINES[:3] and talk.me.buffer.seen == 4
     assert all(name.startswith(STORE_FILE) for name in before) and state
     talk.close()
 
 
 def test_ctrl_c_waits_until_a_turn_is_written_down(tmp_path, monkeypatch):
-    talk, write = fresh(tmp_path / "me"), conversation.write_state
+    talk, write = fresh(tmp_path / "me"), Personalizer.save
 
-    def disturbed(*given):
+    def disturbed(me, **given):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        return write(*given)
+        return write(me, **given)
 
     reply(talk, LINES[0])
-    monkeypatch.setattr(conversation, "write_state", disturbed)
+    monkeypatch.setattr(Personalizer, "save", disturbed)
     with pytest.raises(KeyboardInterrupt):
         reply(talk, LINES[1])
     monkeypatch.undo()
-    assert read_state(tmp_path / "me").buffer.to_bytes() == talk.me.buffer.to_bytes() and talk.me.buffer.seen == 2
+    assert summary(read_state(tmp_path / "me")) == summary(talk.me.state) and talk.me.buffer.seen == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     talk.close()
 
@@ -343,7 +353,7 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     talk = fresh(tmp_path / "me", steps=2000)
     until_asked(talk, LINES)
     reply(talk, BETTER)
-    before = talk.me.buffer.to_bytes()
+    before = summary(talk.me.state)
     reply(talk, "/learn")
     assert "a fine-tune is running" in reply(talk, "/learn")
     talk.stop_learning()
@@ -355,7 +365,7 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     reply(talk, "/learn")
     talk.finish_training()
     assert any("the disk is full" in line and "as it was" in line for line in talk.pop_messages())
-    assert talk.me.buffer.to_bytes() == before and talk.me.adapter is None and reply(talk, "And now?")
+    assert summary(talk.me.state) == before and talk.me.adapter is None and reply(talk, "And now?")
     talk.close()
 
 
@@ -376,7 +386,7 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     talk.finish_training()
     assert len(talk.me.rounds) == 1 and not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
     talk.close()
-    claim_folder(tmp_path / "me", tmp_path / "me" / BACKGROUND_FOLDER)  # as a killed process leaves it
+    claim_folder(tmp_path / "me" / BACKGROUND_FOLDER)  # as a killed process leaves it
     again = ChatSession(shared("llama"), tmp_path / "me")
     reply(again, "Hello")
     assert not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
@@ -406,7 +416,7 @@ def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
     talk = fresh(tmp_path / "me")
     assert reply(talk, "x" * 10**6 + " What about my knee?")
     assert "were left out" in talk.pop_messages()[0]
-    (turn,) = talk.me.session["turns"]
+    (turn,) = talk.turns
     assert turn["prompt"].endswith("What about my knee?") and len(turn["prompt"]) <= talk.max_characters
     assert sum(len(content) for content in disk(tmp_path / "me").values()) < 100_000
     talk.close()
@@ -415,7 +425,7 @@ def test_a_paste_of_a_megabyte_is_cut_and_said(tmp_path):
 def test_control_characters_reach_neither_model_nor_disk(tmp_path):
     talk = fresh(tmp_path / "me")
     reply(talk, "My\x00 knee\x1b[31m hurts\u202e.\r\nBadly\ud800")
-    (turn,) = talk.me.session["turns"]
+    (turn,) = talk.turns
     assert turn["prompt"] == "My  knee [31m hurts .\nBadly"
     with pytest.raises(InputError, match="the turn is 7"):
         list(talk.say(7))
@@ -494,7 +504,7 @@ def test_thanks_say_what_is_trained_on(tmp_path):
         assert reply(talk, "/down") == DISLIKE_MESSAGE and "/better TEXT" in DISLIKE_MESSAGE
         assert reply(talk, "/up") == "thank you; stored, and /learn trains on it"
         assert [d.origin for d in talk.me.select_trainable()] == ["approved"]
-        turn = talk.me.session["turns"][-1]["id"]
+        turn = talk.turns[-1]["id"]
         talk.me.buffer.clear()
         assert say_thanks(talk, turn) == "thank you; stored, but the buffer did not keep this turn"
 
@@ -577,7 +587,7 @@ def test_an_import_cannot_name_itself_after_a_stored_turn(tmp_path):
     talk = fresh(tmp_path)
     for line in LINES[:3]:
         reply(talk, line)
-    turn = talk.me.session["turns"][-1]
+    turn = talk.turns[-1]
     rows = [
         Dialogue("Theirs", "a foreign text", id=turn["id"], origin="user"),
         Dialogue("Theirs too", "another one", parents=(turn["id"],), origin="annotated"),
@@ -586,7 +596,7 @@ def test_an_import_cannot_name_itself_after_a_stored_turn(tmp_path):
     mine = [d for d in talk.me.buffer.dialogues if turn["id"] in (d.id, *d.parents)]
     assert not any("foreign" in d.response or "another" in d.response for d in mine)
     talk.forget(text="Theirs")
-    assert turn["id"] in [row["id"] for row in talk.me.session["turns"]], "their row takes no turn of the owner along"
+    assert turn["id"] in [row["id"] for row in talk.turns], "their row takes no turn of the owner along"
     talk.close()
 
 
@@ -601,7 +611,7 @@ def test_undo_takes_back_the_last_turn_and_its_question(tmp_path):
 
 def test_an_open_question_survives_that_an_adapter_is_forgotten_elsewhere(tmp_path, monkeypatch):
     "Its scores would be of an adapter that is gone: it is dropped, and nothing breaks."
-    monkeypatch.setattr(conversation, "MAX_STORED_TURNS", 1)  # the talk itself holds no word of what is forgotten
+    monkeypatch.setattr(replay, "MAX_STORED_TURNS", 1)  # the talk itself holds no word of what is forgotten
     talk = fresh(tmp_path / "me")
     until_asked(talk, LINES)
     reply(talk, BETTER)
@@ -664,8 +674,8 @@ def test_ctrl_c_at_a_terminal(small, tmp_path):
     person.close()
     assert person.exitstatus == 0
     state = read_state(tmp_path / "me")
-    assert state.session["turns"][0]["prompt"] == "My knee hurts." and state.buffer.seen in (1, 2)
-    assert len(state.session["turns"]) == state.buffer.seen
+    assert state.turns[0]["prompt"] == "My knee hurts." and state.buffer.seen in (1, 2)
+    assert len(state.turns) == state.buffer.seen
 
 
 def test_help_teaches(capsys):
@@ -698,13 +708,13 @@ def test_the_same_seed_draws_the_same_reply():
 def test_a_program_with_its_own_conversation_does_not_change_ours(tmp_path):
     with fresh(tmp_path / "me") as talk:
         list(talk.say(LINES[0]))
-        turns, history = [*talk.me.session["turns"]], [("user", "Hello\x1b[2J"), ("assistant", "Hello!")]
+        turns, history = [*talk.turns], [("user", "Hello\x1b[2J"), ("assistant", "Hello!")]
         list(talk.say(LINES[1], history))
-        assert talk.me.session["turns"] == turns and talk.me.buffer.seen == 2
+        assert talk.turns == turns and talk.me.buffer.seen == 2
         assert talk.me.buffer.dialogues[-1].history[0] == ("user", "Hello [2J")
         before = disk(tmp_path / "me")
         list(talk.say(LINES[2], history, is_observed=False, with_adapter=False))
-        assert disk(tmp_path / "me") == before and len(talk.recent_dialogues) == 2
+        assert disk(tmp_path / "me") == before and len(talk.me.memory.dialogues) == 2
 
 
 def test_a_discarded_turn_is_corrected_and_forgotten_with_all_its_versions(tmp_path):
@@ -712,7 +722,7 @@ def test_a_discarded_turn_is_corrected_and_forgotten_with_all_its_versions(tmp_p
         for line in LINES[:12]:
             list(talk.say(line))
         kept = {d.id for d in talk.me.buffer.dialogues}
-        lost = next(row for row in talk.me.session["turns"] if row["id"] not in kept)
+        lost = next(row for row in talk.turns if row["id"] not in kept)
         for better in (BETTER, "Sir, walk."):
             talk.correct(lost["id"], better)
             assert [d.response for d in talk.me.buffer.dialogues if lost["id"] in d.parents] == [better]

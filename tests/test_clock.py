@@ -11,7 +11,7 @@ from personal_llm.base import ledger
 from personal_llm.base.files import make_folder, write_json
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
-from personal_llm.device.store import read_state
+from personal_llm.device.replay import read_state
 from personal_llm.runtimes import service
 from personal_llm.runtimes.resumable_training import IdlePolicy, MachineState, write_policy
 
@@ -37,9 +37,9 @@ def live(folder, times) -> dict:
                     talk.answer("a better answer")
             talk.feedback("thumb_up")
             me = talk.me
-    names = {turn["id"]: turn["prompt"] for turn in me.session["turns"]}
+    names = {turn["id"]: turn["prompt"] for turn in me.turns}
     return dict(
-        turns=[turn["prompt"] for turn in me.session["turns"]],
+        turns=[turn["prompt"] for turn in me.turns],
         decisions=[(row.step, row.kept, row.reason) for row in me.buffer.log],
         kept=[(d.prompt, d.response, d.origin, tuple(d.history)) for d in me.buffer.dialogues],
         questions=[names[id] for id in sorted(me.asked_ids, key=[*names].index)],
@@ -69,13 +69,13 @@ def test_what_was_learned_is_saved_read_and_continued(name, tmp_path, monkeypatc
 def test_forget_goes_by_the_dates_that_were_written_down(name, tmp_path):
     "A turn goes if it or a reaction to it has an earlier date, also out of the histories of the others."
     live(tmp_path, CLOCKS[name])
-    turns, rows = read_state(tmp_path).session["turns"], read_state(tmp_path).feedback_rows
+    turns, rows = read_state(tmp_path).turns, read_state(tmp_path).feedback_rows
     ids = {row["dialogue_id"] for row in rows if row["time"] < NOW + 2}
     early = [turn for turn in turns if turn["time"] < NOW + 2 or turn["id"] in ids]
     if early:
         report = forget_folder(tmp_path, before=NOW + 2)
         assert report.turns == len(early)
-    left, content = read_state(tmp_path).session["turns"], bytes_below(tmp_path)
+    left, content = read_state(tmp_path).turns, bytes_below(tmp_path)
     assert [turn["id"] for turn in left] == [turn["id"] for turn in turns if turn not in early]
     assert not any(turn["prompt"].encode() in content for turn in early if turn["prompt"].count(" ") > 1)
 

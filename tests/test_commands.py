@@ -15,7 +15,7 @@ from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.files import OwnedFolder, delete_path, write_json
 from personal_llm.base.ledger import get_ledger_file, record_egress
 from personal_llm.base.lineage import read_training_ids
-from personal_llm.device.store import read_state
+from personal_llm.device.replay import read_state
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
 

@@ -15,9 +15,10 @@ from personal_llm.buffer.feedback import FEEDBACK_KINDS, MAX_FEEDBACK_CHARACTERS
 from personal_llm.buffer.feedback import Feedback, add_feedback, check_feedback_rows, prune_feedback
 from personal_llm.buffer.feedback import estimate_dissatisfaction
 from personal_llm.buffer.policies import get_policy
-from personal_llm.device.corrections import ChatSession
-from personal_llm.base.folder_store import open_store, read_rows, write_rows
-from personal_llm.device.store import folder_status, read_state
+from personal_llm.device.conversation import ChatSession
+from personal_llm.device import memory
+from personal_llm.device.memory import open_store
+from personal_llm.device.replay import folder_status, read_state
 from personal_llm.tuning.config import TuningConfig
 from tiny import shared
 
@@ -35,8 +36,8 @@ def say(talk, *lines):
 
 def everything(talk) -> str:
     "All that a session would store, as text."
-    state = talk.me.state()
-    rows = [d.to_dict() for d in state.buffer.dialogues], state.feedback_rows, state.session, sorted(state.asked_ids)
+    state = talk.me.state
+    rows = [d.to_dict() for d in state.buffer.dialogues], state.feedback_rows, state.turns, sorted(state.asked_ids)
     return json.dumps(
         [rows, vars(state.cost) | dict(seconds=0, joules=0, peak_memory=0, tokens=0, forward=0)], default=str
     )
@@ -98,18 +99,17 @@ def test_feedback_is_stored_shown_and_forgotten_with_its_dialogue(tmp_path):
     assert b"anzibarquux" not in b"".join(p.read_bytes() for p in (tmp_path / "me").rglob("*") if p.is_file())
 
 
-def test_a_text_goes_when_its_dialogue_leaves_the_store(tmp_path):
+def test_a_reaction_stays_when_its_dialogue_leaves_the_buffer(tmp_path):
+    "The memory still holds both, until you forget the dialogue."
     with start(tmp_path / "me", "fifo", buffer=Buffer(1, "fifo")) as talk:
         say(talk, "My knee hurts.")
-        id = talk.me.session["turns"][-1]["id"]
+        id = talk.turns[-1]["id"]
         talk.feedback("better", id, BETTER)
-        talk.me.session["turns"] = []
-        talk.recent_dialogues.clear()
         say(talk, "My hip hurts.")
-        (row,) = talk.me.state().feedback_rows
-        assert (row["kind"], row["text"], row["rejected"]) == ("better", "", "")
-        with pytest.raises(InputError, match="left the buffer"):
-            talk.feedback("thumb_up", id)
+        assert not talk.me.is_kept(id) and talk.me.feedback_rows[0]["text"] == BETTER
+        talk.feedback("copy", id)
+        talk.forget(ids=[id])
+        assert talk.me.feedback_rows == [] and BETTER.encode() not in (tmp_path / "me" / "memory.db").read_bytes()
 
 
 BAD = {  # name -> (a call that must fail, words of the line)
@@ -133,7 +133,7 @@ def test_bad_feedback_is_one_line_and_changes_nothing(name, tmp_path):
         say(talk, "My knee hurts.")
         before, (call, words) = everything(talk), BAD[name]
         with pytest.raises(InputError, match=words) as caught:
-            call(talk, talk.me.session["turns"][-1]["id"])
+            call(talk, talk.turns[-1]["id"])
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
         assert everything(talk) == before
 
@@ -142,7 +142,7 @@ def test_feedback_on_a_forgotten_turn_and_before_any_turn(tmp_path):
     with start(tmp_path / "me") as talk:
         assert say(talk, "/up", "/retry", "/choose") == ["there is no reply yet; write something first"] * 3
         say(talk, "My knee hurts.")
-        id = talk.me.session["turns"][-1]["id"]
+        id = talk.turns[-1]["id"]
         talk.undo()
         with pytest.raises(InputError, match="forgotten"):
             talk.feedback("thumb_down", id)
@@ -165,8 +165,7 @@ def test_ten_thousand_thumbs_leave_one_row(tmp_path):
 def test_two_answers_to_one_question(tmp_path):
     with start(tmp_path / "me") as talk:
         say(talk, "My knee hurts.")
-        talk.question = talk.me.score([talk.recent_dialogues[talk.me.session["turns"][-1]["id"]]])[0]
-        talk.me.buffer.clear()
+        talk.me.open_question(talk.turns[-1]["id"])
         assert say(talk, BETTER) == ["thank you; stored, and /learn trains on it"]
         before = everything(talk)
         with pytest.raises(InputError, match="no question is open"):
@@ -197,9 +196,9 @@ def test_thumbs_turn_and_a_disliked_reply_is_no_target(tmp_path):
 def test_a_retry_takes_the_place_of_the_reply_in_every_store(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.", "/down")
-        turn = talk.me.session["turns"][-1]
+        turn = talk.turns[-1]
         (second,) = say(talk, "/retry")
-        assert second != turn["response"] and talk.me.session["turns"][-1] == turn | dict(response=second)
+        assert second != turn["response"] and talk.turns[-1] == turn | dict(response=second)
         assert [(d.id, d.response) for d in talk.me.buffer.dialogues] == [(turn["id"], second)]
         (row,) = talk.me.feedback_rows
         assert (row["kind"], row["rejected"]) == ("retry", turn["response"]), "the thumb was about the first reply"
@@ -223,7 +222,7 @@ def test_a_broken_off_retry_changes_nothing(tmp_path):
 def test_a_choice_keeps_the_chosen_reply_and_the_pair(number, tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.")
-        first = talk.me.session["turns"][-1]["response"]
+        first = talk.turns[-1]["response"]
         (shown,) = say(talk, "/choose")
         second = talk.choice[1]
         assert shown == f"1: {first}\n2: {second}\nwrite 1 or 2: which one is better?"
@@ -232,29 +231,29 @@ def test_a_choice_keeps_the_chosen_reply_and_the_pair(number, tmp_path):
         (row,) = talk.me.feedback_rows
         assert (row["kind"], row["text"], row["rejected"]) == ("choice", chosen, rejected)
         (d,) = talk.me.buffer.dialogues
-        assert (d.response, d.origin) == (chosen, "approved") and talk.me.session["turns"][-1]["response"] == chosen
+        assert (d.response, d.origin) == (chosen, "approved") and talk.turns[-1]["response"] == chosen
 
 
 def test_a_choice_is_dropped_by_the_next_line(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.", "/choose", "Never mind.")
-        assert talk.choice is None and talk.me.feedback_rows == [] and len(talk.me.session["turns"]) == 2
+        assert talk.choice is None and talk.me.feedback_rows == [] and len(talk.turns) == 2
 
 
-def test_a_damaged_row_is_a_damaged_state(tmp_path):
+def test_a_damaged_reaction_is_a_damaged_state(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.", "/up")
-    for damage in (dict(kind="star"), dict(probability="x"), dict(more=1), None):
+    for damage in (dict(kind="star"), dict(probability="x"), dict(is_given=5), {}):
         with open_store(tmp_path / "me", writes=True) as store:
-            facts = read_rows(store, "facts")
-            rows = [facts["feedback_rows"][0] | (damage or {})]
-            good = {name: value for name, value in facts.items() if name != "feedback_rows"}
-            write_rows(store, "facts", facts | dict(feedback_rows=rows) if damage else good)
-        with nullcontext() if damage is None else pytest.raises(InputError):
+            row = store.execute("SELECT * FROM events WHERE kind = 'reacted'").fetchone()
+            changed = (*row[:3], json.dumps(json.loads(row[3]) | damage))
+            update = "UPDATE events SET content = ?, checksum = ? WHERE number = ?"
+            store.execute(update, (changed[3], memory._hash_row(changed), row[0]))
+        with pytest.raises(InputError) if damage else nullcontext():
             read_state(tmp_path / "me")
         with open_store(tmp_path / "me", writes=True) as store:
-            write_rows(store, "facts", facts if damage else good)
-    assert read_state(tmp_path / "me").feedback_rows == [], "a state of an earlier version has none"
+            store.execute(update, (row[3], row[4], row[0]))
+    assert read_state(tmp_path / "me").feedback_rows[0]["kind"] == "thumb_up"
 
 
 # what a next turn says
@@ -265,7 +264,7 @@ TALK = ("How can I treat a sore knee?", "that is not what I asked, shorter pleas
 def test_a_complaint_and_thanks_are_inferred_with_their_probabilities(tmp_path):
     with start(tmp_path / "me", "fifo", reads_turns=True) as talk:
         say(talk, *TALK)
-        first, second, _ = talk.me.session["turns"]
+        first, second, _ = talk.turns
         rows = {(row["kind"], row["dialogue_id"]): row for row in talk.me.feedback_rows}
         assert rows.keys() == {("complaint", first["id"]), ("thanks", second["id"]), ("better", first["id"])}
         assert all(not row["is_given"] and 0.5 <= row["probability"] <= 1 for row in rows.values())
@@ -278,15 +277,15 @@ def test_a_complaint_and_thanks_are_inferred_with_their_probabilities(tmp_path):
         assert not any(first["id"] in d.parents for d in talk.me.buffer.dialogues)
 
 
-def test_turns_are_read_only_if_wanted_and_a_lost_reply_is_no_error(tmp_path):
+def test_turns_are_read_only_if_wanted_and_a_lost_reply_is_no_error(tmp_path, monkeypatch):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, *TALK)
         assert talk.me.feedback_rows == []
     with start(tmp_path / "other", buffer=Buffer(1, "fifo"), reads_turns=True) as talk:
         say(talk, TALK[0])
-        talk.me.session["turns"][-1]["id"] = "lost" * 4
+        monkeypatch.setattr(talk.me, "react", lambda *given, **more: talk.me.find_reply("lost" * 4))
         say(talk, TALK[1])
-        assert talk.me.session["turns"][-1]["prompt"] == TALK[1]
+        assert talk.turns[-1]["prompt"] == TALK[1]
 
 
 def test_the_same_thumb_again_computes_nothing(tmp_path):

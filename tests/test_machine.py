@@ -87,7 +87,7 @@ class AnyLife(RuleBasedStateMachine):
         self.reactions += 1
         text = f"rather {self.reactions}t" if kind in ("better", "edit") else ""
         try:
-            self.me.feedback(d.id, kind, text)
+            self.me.react(d.id, kind, text)
         except InputError as error:
             assert "has the same feedback already" in str(error) and kind.startswith("thumb")
         self.learn_names()

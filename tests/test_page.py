@@ -25,7 +25,7 @@ from selenium.webdriver.common.by import By
 
 from personal_llm.app.chat_cell import ChatCell
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.device.corrections import ChatSession
+from personal_llm.device.conversation import ChatSession
 from personal_llm.tuning.config import TuningConfig
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
@@ -329,7 +329,7 @@ def test_a_notebook_of_this_computer_shows_the_chat_in_a_frame(browser, tmp_path
                         assert not browser.find_elements(By.ID, "chat")
             finally:
                 notebook.shutdown()
-    assert [turn["prompt"] for turn in chat.session.me.session["turns"]] == [
+    assert [turn["prompt"] for turn in chat.session.turns] == [
         "Hello from 127.0.0.1.",
         "Hello from localhost.",
     ]
@@ -368,4 +368,4 @@ def test_a_page_of_another_site_can_neither_read_nor_write(browser, tmp_path):
                 time.sleep(0.5)
         finally:
             evil.shutdown()
-        assert running.session.me.buffer.to_bytes() == before and len(running.session.me.session["turns"]) == 1
+        assert running.session.me.buffer.to_bytes() == before and len(running.session.turns) == 1

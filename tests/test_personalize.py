@@ -333,7 +333,7 @@ def kill_and_go_on(folder, step) -> bool:
         LOCK_FILE,
     }
     inside = {p.name for p in Path(last["state"]).iterdir()}
-    assert inside == {"state.db", "adapters", ".lock"}
+    assert inside == {"memory.db", "adapters", ".lock"}
     return died
 
 

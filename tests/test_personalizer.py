@@ -13,7 +13,7 @@ from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, load_personalizer
-from personal_llm.device.annotation import ask_at_terminal
+from personal_llm.device.personalizer import ask_at_terminal
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES
 from personal_llm.selection.ranking import Ranking

@@ -20,7 +20,7 @@ from personal_llm.buffer.retrieval import (
     rank_memories,
     retrieve,
 )
-from personal_llm.device.corrections import ChatSession
+from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.tuning.config import TuningConfig
 
@@ -143,7 +143,7 @@ def test_a_small_model_gets_no_memories(pocket, embedder):
     d = Dialogue(ACHES[0], "Walk more.", origin="model")
     me.observe(d)
     before = me.reply(ACHES[2], max_tokens=6)
-    me.feedback(d.id, "better", CORRECTION)
+    me.react(d.id, "better", CORRECTION)
     assert me.list_memories() and me.retrieve_memories(ACHES[2]) == [] and me.embedder is None
     assert me.reply(ACHES[2], max_tokens=6) == before
 
@@ -161,11 +161,11 @@ def test_withdrawn_and_forgotten_answers_are_never_retrieved(reading_pocket):
     me = Personalizer(reading_pocket, Buffer(8))
     first, second = (Dialogue(text, "Walk more.", origin="model") for text in ACHES[:2])
     me.observe_all([first, second], progress=False)
-    me.feedback(first.id, "better", CORRECTION)
-    me.feedback(second.id, "thumb_up")
+    me.react(first.id, "better", CORRECTION)
+    me.react(second.id, "thumb_up")
     assert {d.prompt for d in me.list_memories()} == {first.prompt, second.prompt}
     assert {d.response for d in me.retrieve_memories(ACHES[2])} == {CORRECTION}
-    me.feedback(second.id, "thumb_down")
+    me.react(second.id, "thumb_down")
     assert {d.prompt for d in me.list_memories()} == {first.prompt}
     me.forget(text="knee")
     assert me.list_memories() == me.retrieve_memories(ACHES[2]) == []
@@ -176,7 +176,7 @@ def test_no_memories_by_the_setting(reading_pocket):
     me = Personalizer(reading_pocket, Buffer(8), memories=0)
     d = Dialogue(ACHES[0], "Walk more.", origin="model")
     me.observe(d)
-    me.feedback(d.id, "better", CORRECTION)
+    me.react(d.id, "better", CORRECTION)
     assert me.retrieve_memories(ACHES[2]) == []
 
 
@@ -189,7 +189,7 @@ def chat(reading_pocket, tmp_path):
 
 def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     first = "".join(chat.say(ACHES[0]))
-    turn = chat.me.session["turns"][-1]
+    turn = chat.turns[-1]
     assert chat.reply_memories == []
     chat.correct(turn["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
@@ -198,7 +198,7 @@ def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     shown = list(chat.reply.dialogue.history)
     assert shown[:2] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # a memory
     assert shown[-2:] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # the talk, with your words
-    newest = chat.me.session["turns"][-1]["id"]
+    newest = chat.turns[-1]["id"]
     assert chat.recent_dialogues[newest].history == (("user", ACHES[0]), ("assistant", first))
     kept = next(entry for entry in chat.me.buffer.entries if entry.dialogue.id == newest)
     alone = chat.me.score([kept.dialogue])[0]
@@ -207,19 +207,19 @@ def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
 
 def test_memories_stay_in_a_talk_until_an_answer_changes_them(chat):
     "".join(chat.say(ACHES[0]))
-    chat.correct(chat.me.session["turns"][-1]["id"], CORRECTION)
+    chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
     chosen = chat.reply_memories
     "".join(chat.say("My elbow hurts after a run."))
     assert chat.reply_memories is chosen
-    chat.correct(chat.me.session["turns"][-1]["id"], "In short: ice.\nTake care, Ana")
+    chat.correct(chat.turns[-1]["id"], "In short: ice.\nTake care, Ana")
     "".join(chat.say("My foot hurts after a run."))
     assert {d.response for d in chat.reply_memories} == {CORRECTION, "In short: ice.\nTake care, Ana"}
 
 
 def test_forgetting_reaches_the_talk(chat):
     "".join(chat.say(ACHES[0]))
-    chat.correct(chat.me.session["turns"][-1]["id"], CORRECTION)
+    chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
     chat.forget("rest it for two days")
     "".join(chat.say("My elbow hurts after a run."))
@@ -229,7 +229,7 @@ def test_forgetting_reaches_the_talk(chat):
 
 def test_the_base_model_never_reads_memories(chat):
     "".join(chat.say(ACHES[0]))
-    chat.correct(chat.me.session["turns"][-1]["id"], CORRECTION)
+    chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2], [], is_observed=False, with_adapter=False))
     assert chat.reply_memories == [] and list(chat.reply.dialogue.history) == []
     "".join(chat.say(ACHES[2], [("system", "Be kind.")], is_observed=False))

@@ -29,8 +29,8 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
-from personal_llm.device.corrections import ChatSession
-from personal_llm.device.store import read_state
+from personal_llm.device.conversation import ChatSession
+from personal_llm.device.replay import read_state
 from personal_llm.tuning.config import TuningConfig
 
 BETTER = "Dear friend, rest today and call me tonight."
@@ -382,7 +382,7 @@ def test_a_full_disk_is_never_acknowledged(served, monkeypatch):
         assert status == 507 and "not stored" in answer["error"]["message"]
         status, text = ask(served, "POST", "/v1/chat/completions", request | dict(stream=True))
         assert status == 200 and any(event.get("personal", {}).get("unsaved") for event in events(text))
-        turn = served.session.me.session["turns"][-1]["id"]
+        turn = served.session.turns[-1]["id"]
         assert ask(served, "POST", "/personal/feedback", dict(id=turn, better=BETTER))[0] == 507
         assert ask(served, "GET", "/personal/conversation")[0] == 200, "reading promises nothing"
         base = request | dict(model="base")
@@ -422,7 +422,7 @@ def test_a_client_that_leaves_ends_its_reply(served):
     until(lambda: served.worker.num_waiting == 0)
     gate.set()
     say(served, "Is somebody there?")
-    assert served.session.me.buffer.seen == 1 and len(served.session.me.session["turns"]) == 1
+    assert served.session.me.buffer.seen == 1 and len(served.session.turns) == 1
 
 
 def test_a_fine_tune_that_cannot_begin_or_fails_leaves_the_conversation(tmp_path, monkeypatch):
@@ -624,7 +624,7 @@ def test_the_command_serves_one_writer_and_writes_no_word_of_the_user(tmp_path):
         assert -1 < err.find("loading the model pocket") < err.find("open the link"), "a sign of life, then the link"
     finally:
         running.kill()
-    state = (tmp_path / "me" / "state.db").read_bytes().decode("latin-1")
+    state = (tmp_path / "me" / "memory.db").read_bytes().decode("latin-1")
     assert SECRET in state, "the turn is stored"
 
 

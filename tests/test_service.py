@@ -16,8 +16,9 @@ from typed import fails, found, invoke
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import lock_folder, make_folder, write_json
 from personal_llm.device import personalizer
-from personal_llm.base.folder_store import BACKGROUND_FOLDER, claim_folder
-from personal_llm.device.store import get_state_version, read_state
+from personal_llm.device.memory import BACKGROUND_FOLDER, claim_folder
+from personal_llm.device.memory import get_state_version
+from personal_llm.device.replay import read_state
 from personal_llm.runtimes import resumable_training, service
 from personal_llm.runtimes.service import (
     COMMAND_FILE,

@@ -75,7 +75,7 @@ def adopt_imported(dialogues: list) -> list:
     rename = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16]
     return [d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents))) for d in dialogues]
 
-# %% ../../nbs/6_device/07_conversation.ipynb #bd7d4641
+# %% ../../nbs/6_device/07_conversation.ipynb #e1711ff9
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
 NO_ANSWERS_MESSAGE = "nothing to learn from yet: no reply was corrected or approved"
 RETRY_OPTIONS = ReplyOptions(temperature=0.8, top_p=0.95)
@@ -347,8 +347,10 @@ class ChatSession:
         check(number, "whole number", "the choice", 1, 2)
         turn, second = self.choice
         chosen, rejected = [turn["response"], second][:: 1 if number == 1 else -1]
-        self.feedback("choice", turn["id"], chosen, rejected=rejected, response=chosen)
-        self.choice = None
+        with delay_interrupts():
+            self.me.react(turn["id"], "choice", chosen, rejected=rejected, response=chosen, time=self.clock())
+            self.choice = None
+            self.save()
 
     def add_dialogues(
         self,

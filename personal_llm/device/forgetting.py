@@ -128,7 +128,7 @@ def _find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: s
         end += 1  # the answer to a deleted turn goes, too
     return end
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #83772c38
+# %% ../../nbs/6_device/03_forgetting.ipynb #445f36d5
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
@@ -222,8 +222,8 @@ def _retire_scores(memory, cuts: dict, models: set = None) -> None:
     blank = lambda scores: replace(scores, embedding=0 * scores.embedding, model="")
     for root, row in list(memory.dialogues.items()):
         is_stale = root in cuts or models is not None and row.scores.model not in models
-        d = cuts.get(root, row.dialogue)
-        memory.dialogues[root] = ScoredDialogue(d, blank(row.scores)) if is_stale else row
+        d = cuts.get(root) or replace(row.dialogue, history=tuple(row.dialogue.history))  # no longer shared turns
+        memory.dialogues[root] = ScoredDialogue(d, blank(row.scores) if is_stale else row.scores)
     is_old = lambda event: (
         event.kind == "scored"
         and (event.dialogue in cuts or models is not None and event.content["scores"]["model"] not in models)

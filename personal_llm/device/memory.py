@@ -56,7 +56,7 @@ CREATE TABLE events (
 CREATE INDEX events_of_a_dialogue ON events (dialogue)
 """
 
-# %% ../../nbs/6_device/01_memory.ipynb #a04bfa7d
+# %% ../../nbs/6_device/01_memory.ipynb #09d69705
 def _hash_row(values) -> str:  # 32 hex digits
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
@@ -80,7 +80,7 @@ def scores_to_dict(scores: Scores) -> dict:  # plain JSON types, exact to the la
 
 def scores_from_dict(row: dict) -> Scores:
     "Return the scores of `scores_to_dict`; raise `TypeError` or `ValueError` for a damaged row."
-    scores = Scores(**row | dict(embedding=np.frombuffer(base64.b64decode(row["embedding"]), "<f4")))
+    scores = Scores(**row | dict(embedding=np.frombuffer(base64.b64decode(row["embedding"], validate=True), "<f4")))
     numbers = (scores.eoe, scores.eoe_scripts, scores.dss, scores.loss, scores.tokens, scores.prompt_loss)
     if not (np.isfinite(numbers).all() and np.isfinite(scores.embedding).all()):
         raise ValueError("a score is not finite")
@@ -100,9 +100,10 @@ def _dialogue_to_row(candidate: ScoredDialogue, conversation: str) -> tuple:
 def _dialogue_from_row(row: tuple) -> ScoredDialogue:
     id, parents, _, prompt, response, history, time, origin, labels, embedding, scores = row
     texts = _decode_text(prompt), _decode_text(response), json.loads(history)
-    d = Dialogue(*texts, id, time, origin, json.loads(parents), json.loads(labels))
-    if not id or d.history is None:
-        raise ValueError("a dialogue has no id")
+    try:
+        d = Dialogue(*texts, id, time, origin, json.loads(parents), json.loads(labels))
+    except InputError as error:
+        raise ValueError(str(error)) from error
     scores = json.loads(scores) | dict(embedding=base64.b64encode(embedding).decode())
     return ScoredDialogue(d, scores_from_dict(scores))
 
@@ -288,7 +289,7 @@ def lock_state(folder, version: str):
             raise InputError(problem, "load it with load_personalizer, or choose another folder")
         yield
 
-# %% ../../nbs/6_device/01_memory.ipynb #a5eb04a6
+# %% ../../nbs/6_device/01_memory.ipynb #375210b8
 MARK_FILE = ".made-by-personal-llm"
 ADAPTERS_FOLDER = "adapters"  # the adapters of all fine-tunes
 BACKGROUND_FOLDER = "learning"  # a fine-tune that is still running
@@ -365,27 +366,34 @@ def remove_tuned(event: Event) -> list:  # the path of a folder that is gone
     place = Path(event.content["adapter"])
     if is_claimed(place):
         return remove_adapter(place)
-    if not place.is_dir() or place.resolve() != place.parent.resolve() / place.name:  # a link leads elsewhere
+    if not place.is_dir() or place.is_symlink() or place.parent.is_symlink():
         return []
-    own = [name for name, digest in hash_adapter_files(place).items() if event.content["files"].get(name) == digest]
-    for name in own:
-        delete_path(place / name)
-    if own and not any(place.iterdir()):
-        place.rmdir()
-        return [str(place)]
-    return []
+    for name, digest in hash_adapter_files(place).items():
+        if event.content["files"].get(name) == digest:
+            delete_path(place / name)
+    return _remove_empty(place)
+
+
+def _remove_empty(place: Path) -> list:  # its path, if it was empty
+    if place.is_symlink() or not place.is_dir() or any(place.iterdir()):
+        return []
+    place.rmdir()
+    return [str(place)]
 
 
 def sweep_folder(folder, dead: list, live: list) -> list:  # paths of deleted folders
     "Delete the adapters of fine-tunes that are gone (`Event`s), and what killed ones left; `live`: adapters' folders."
-    removed = [path for event in dead for path in remove_tuned(event)]
     live = {Path(path).resolve() for path in live}
-    places = [Path(folder) / BACKGROUND_FOLDER, *sorted(Path(folder, ADAPTERS_FOLDER).glob("*"))]
-    for place in [place for place in places if is_claimed(place)]:
-        if place.resolve() in live:
+    is_live = lambda place: Path(place).resolve() in live
+    removed = [p for event in dead if not is_live(event.content["adapter"]) for p in remove_tuned(event)]
+    adapters = Path(folder, ADAPTERS_FOLDER)
+    for place in [Path(folder) / BACKGROUND_FOLDER, *([] if adapters.is_symlink() else sorted(adapters.glob("*")))]:
+        if is_claimed(place) and is_live(place):
             delete_path(place / CHECKPOINTS_FOLDER)
-        else:
+        elif is_claimed(place):
             removed += remove_adapter(place)
+        elif place.name.isdigit():  # a kill left it empty
+            _remove_empty(place)
     return removed
 
 # %% ../../nbs/6_device/01_memory.ipynb #27df9cf9

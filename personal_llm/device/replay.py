@@ -70,7 +70,7 @@ def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the t
     first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
     return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
 
-# %% ../../nbs/6_device/02_replay.ipynb #5db2d941
+# %% ../../nbs/6_device/02_replay.ipynb #a11f8e2b
 class PersonalizerState:
     "How things stand after all events of a memory; change it by `record` only."
 
@@ -211,6 +211,7 @@ class PersonalizerState:
         given = Feedback(dialogue_id=get_first_id(candidate.dialogue), **details)
         if facts["asked"]:
             self._count_question(root)
+            self._close_question(root)
         with suppress(InputError) if facts["asked"] else nullcontext():  # an answer may repeat an earlier thumb
             self.feedback_rows = add_feedback(self.feedback_rows, given)
         if facts["is_learned"]:
