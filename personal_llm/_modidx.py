@@ -1898,6 +1898,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply_once": (
+                "0_base/models.html#model.reply_once",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -8759,6 +8763,44 @@ d = {
             "personal_llm.runtimes.export.write_vllm": (
                 "7_runtimes/export.html#write_vllm",
                 "personal_llm/runtimes/export.py",
+            ),
+        },
+        "personal_llm.runtimes.llama_cpp": {
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
+                "7_runtimes/llama_cpp.html#llamacppengine",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
+                "7_runtimes/llama_cpp.html#llamacppengine.generate",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
+                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
+                "7_runtimes/llama_cpp.html#llamacppstream",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
+                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.find_base_file": (
+                "7_runtimes/llama_cpp.html#find_base_file",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.import_xllamacpp": (
+                "7_runtimes/llama_cpp.html#import_xllamacpp",
+                "personal_llm/runtimes/llama_cpp.py",
             ),
         },
         "personal_llm.runtimes.phone": {

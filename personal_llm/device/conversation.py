@@ -342,7 +342,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
     shown = self.add_talk_memories(question, is_own) if with_adapter else question
     with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-        self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
+        self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
     if is_observed:
