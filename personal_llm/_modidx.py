@@ -71,12 +71,12 @@ d = {
                 "8_app/arguments.html#find_saved_model",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.format_pairs": (
-                "8_app/arguments.html#format_pairs",
+            "personal_llm.app.arguments.format_command_examples": (
+                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.format_program_examples": (
-                "8_app/arguments.html#format_program_examples",
+            "personal_llm.app.arguments.format_pairs": (
+                "8_app/arguments.html#format_pairs",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_table": (
@@ -744,6 +744,10 @@ d = {
             ),
             "personal_llm.app.personalize.check_dialogue_count": (
                 "8_app/personalize.html#check_dialogue_count",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.check_earlier_model": (
+                "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.check_start_base": (

@@ -185,7 +185,7 @@ PROGRAM_HELP = "Personalise a language model on your own device: the program sen
 PROGRAM_EPILOG = "personal-llm COMMAND --help shows options and examples of a command."
 
 
-def format_program_examples(one: Command, is_rich: bool) -> str:
+def format_command_examples(one: Command, is_rich: bool) -> str:
     "Return the examples of a command, at most 78 characters a line, as typer does not fill them again."
     wrap = dict(width=72, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     calls = [f"personal-llm {one.name} {example}".rstrip() for example in one.examples]
@@ -202,7 +202,7 @@ def add_to_app(app: typer.Typer, one: Command, is_rich: bool) -> None:
 
     collect.__signature__ = inspect.Signature(one.list_parameters())
     help = inspect.cleandoc(one.function.__doc__)
-    app.command(one.name.split()[-1], help=help, epilog=format_program_examples(one, is_rich))(collect)
+    app.command(one.name.split()[-1], help=help, epilog=format_command_examples(one, is_rich))(collect)
 
 
 def build_app(commands: dict = None) -> typer.Typer:
