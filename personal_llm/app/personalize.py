@@ -12,6 +12,7 @@ import shlex
 import textwrap
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -381,12 +382,12 @@ def run_in_folder(self: PersonalizeRun, owned: OwnedFolder, data: dict) -> dict:
 # %% ../../nbs/8_app/02_personalize.ipynb #5ce2d3e4
 def check_earlier_model(out, model) -> None:
     "Raise `InputError` if a folder holds the results of another model, which a run would replace."
-    if not (Path(out) / "personalize.json").is_file():
-        return
-    earlier = read_json(Path(out) / "personalize.json")
-    if earlier["base"] != model.base:
-        problem = f"{out}: the results of {earlier['model']} (base {earlier['base']}), this model is {model.name}"
-        raise InputError(problem, f"give another folder, or --model {earlier['model']}, or delete these results first")
+    earlier = None
+    with suppress(InputError):  # none is there, or a damaged one, which a run replaces
+        earlier = read_json(Path(out) / "personalize.json")
+    if isinstance(earlier, dict) and earlier.get("base") != model.base:
+        problem = f"{out}: the results of {earlier.get('model')} (base {earlier.get('base')}), this model is {model.name}"
+        raise InputError(problem, f"give another folder, or --model {earlier.get('model')}, or delete these results first")
 
 
 def personalize(
