@@ -298,7 +298,8 @@ class ReplyingModelOptions(ModelOptions):
             model.max_length = check(self.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
         temperature = check(self.temperature, "number or none", "--temperature")
         defaults = dict(max_tokens=self.max_reply, temperature=temperature)
-        model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
+        given = {name: value for name, value in defaults.items() if value is not None}
+        model.decoding = replace(model.decoding, **given)
         return model
 
 

@@ -386,8 +386,12 @@ def check_earlier_model(out, model) -> None:
     with suppress(InputError):  # none is there, or a damaged one, which a run replaces
         earlier = read_json(Path(out) / "personalize.json")
     if isinstance(earlier, dict) and earlier.get("base") != model.base:
-        problem = f"{out}: the results of {earlier.get('model')} (base {earlier.get('base')}), this model is {model.name}"
-        raise InputError(problem, f"give another folder, or --model {earlier.get('model')}, or delete these results first")
+        problem = (
+            f"{out}: the results of {earlier.get('model')} (base {earlier.get('base')}), this model is {model.name}"
+        )
+        raise InputError(
+            problem, f"give another folder, or --model {earlier.get('model')}, or delete these results first"
+        )
 
 
 def personalize(
