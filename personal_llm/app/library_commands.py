@@ -285,6 +285,7 @@ class BuildOptions:
     prompts: Annotated[list[str], Option(help=BUILD_HELP["prompts"], metavar="FILE")] = ()
     skip_invalid: SkipInvalid = False
     seed: Seed = 0
+    quiet: bool = False
 
     @property
     def cluster_address(self):  # None without a cluster; "" starts one here
@@ -336,14 +337,14 @@ def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     return {name: str(error) for name, error in errors.items()}
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #31a57c83
-def add_here(library, folders: dict, model, prompts: dict, probes, given, quiet: bool) -> tuple:
+def add_here(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
     "Explain adapters one by one and add them, then sketch the library; return (names added, name -> error)."
     from tqdm.auto import tqdm
     from personal_llm.runtimes.cluster import explain_without_timings
 
     added, errors = [], {}
     with library.bulk_add():
-        for name in tqdm(folders, desc="explaining", unit="pLLM", disable=quiet, leave=False):
+        for name in tqdm(folders, desc="explaining", unit="pLLM", disable=given.quiet, leave=False):
             folder, inputs = folders[name], (given.seed, library.vocabulary, prompts.get(name))
             try:
                 card = explain_without_timings(model, folder, library.space, probes, *inputs)
@@ -359,7 +360,7 @@ def add_here(library, folders: dict, model, prompts: dict, probes, given, quiet:
     return added, errors
 
 
-def add_adapters(library, folders: dict, model, prompts: dict, probes, given, quiet: bool) -> tuple:
+def add_adapters(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
     "Explain adapters here or on a cluster and add them; probes that are None are read; the same result."
     from personal_llm.runtimes.cluster import add_with_ray, read_library_probes
 
@@ -367,8 +368,8 @@ def add_adapters(library, folders: dict, model, prompts: dict, probes, given, qu
     if missing and probes is None:
         probes = read_library_probes(model, library, given.seed, folders)
     if given.ray_address is None or not missing:
-        return add_here(library, missing, model, prompts, probes, given, quiet)
-    cluster = given.licence, given.seed, given.cluster_address, not quiet
+        return add_here(library, missing, model, prompts, probes, given)
+    cluster = given.licence, given.seed, given.cluster_address, not given.quiet
     return add_with_ray(library, [*missing], folders, probes, model, *cluster)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
@@ -432,7 +433,7 @@ def build_plain_pllm(library, model, like, given: BuildOptions):  # `ProbePrompt
     return add_plain_pllm(library, model, like, given.seed, dialogues, given.licence)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc10
-def build_library(model, given: BuildOptions, quiet: bool) -> CommandResult:
+def build_library(model, given: BuildOptions) -> CommandResult:
     "Explain the adapters that the options name, and put them into the library."
     space = given.space and load_named_space(given.space, model)
     folders, errors = find_adapters(given.adapter, model.base)
@@ -443,12 +444,12 @@ def build_library(model, given: BuildOptions, quiet: bool) -> CommandResult:
     if given.plain:
         count = len(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
         check_answer_count(count, f"plain dialogues in {Path(given.plain).name}")
-    space = space or find_or_make_space(given.out, model, given.seed, quiet)
+    space = space or find_or_make_space(given.out, model, given.seed, given.quiet)
     library, probes, plain = open_or_create_library(given.out, space), None, []
     known = [name for name in folders if name in library]
     if not (given.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
         probes, plain = build_plain_pllm(library, model, next(iter(folders.values())), given), [PLAIN_PLLM]
-    added, errors = add_adapters(library, folders, model, prompts, probes, given, quiet)
+    added, errors = add_adapters(library, folders, model, prompts, probes, given)
     skipped, added = skipped | report_skipped(errors, given.skip_invalid), plain + added
     result = dict(library=given.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
@@ -461,7 +462,7 @@ def build_library(model, given: BuildOptions, quiet: bool) -> CommandResult:
     "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
     "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
 )
-def build_command(given: BuildOptions, model: ModelOptions, quiet: bool):
+def build_command(given: BuildOptions, model: ModelOptions):
     "Explain adapters and put them into a library. The work is done here or on a cluster."
     if given.prompts and given.ray_address is not None:
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
@@ -470,7 +471,7 @@ def build_command(given: BuildOptions, model: ModelOptions, quiet: bool):
     from personal_llm.runtimes.cluster import ray_cluster
 
     with ray_cluster(given.cluster_address):  # before the model is loaded: where Ray fails, nothing was spent
-        return build_library(model.load(), given, quiet)
+        return build_library(model.load(), given)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #2179828f
 LibraryArgument = Annotated[str, Argument(help=LIBRARY_HELP, metavar="[LIB]")]
