@@ -141,7 +141,9 @@ class Command:
         flat = []
         for one in inspect.signature(self.function).parameters.values():
             if is_dataclass(one.annotation):
-                flat += [self.make_parameter(f) for f in fields(one.annotation) if f.init and f.name not in OUTPUT_OPTIONS]
+                flat += [
+                    self.make_parameter(f) for f in fields(one.annotation) if f.init and f.name not in OUTPUT_OPTIONS
+                ]
             elif one.name not in OUTPUT_OPTIONS:
                 flat.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
         keyword = dict(kind=inspect.Parameter.KEYWORD_ONLY, default=False)
