@@ -220,7 +220,7 @@ def test_public_names_have_docstrings():
 
 
 def long_signatures(source: str) -> list:
-    "Functions with more parameters than a reader keeps in mind; `self` and `cls` do not count, nor do a command's options."
+    "Functions with many parameters; `self` and `cls` do not count, nor do the options of a command."
     is_command = lambda node: any("command(" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
     functions = [node for node in functions if not is_command(node)]
