@@ -2326,6 +2326,39 @@ d = {
                 "personal_llm/buffer/correction_model.py",
             ),
         },
+        "personal_llm.buffer.facts": {
+            "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.asks_for_fact": (
+                "2_buffer/facts.html#asks_for_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_likelihood_gains": (
+                "2_buffer/facts.html#compute_likelihood_gains",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_meaning_scores": (
+                "2_buffer/facts.html#compute_meaning_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_word_scores": (
+                "2_buffer/facts.html#compute_word_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.get_content_words": (
+                "2_buffer/facts.html#get_content_words",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.recall_fact": (
+                "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.remove_ending": (
+                "2_buffer/facts.html#remove_ending",
+                "personal_llm/buffer/facts.py",
+            ),
+        },
         "personal_llm.buffer.feedback": {
             "personal_llm.buffer.feedback.Feedback": (
                 "2_buffer/feedback.html#feedback",
@@ -5384,6 +5417,28 @@ d = {
             "personal_llm.experiments.exploration.measure": (
                 "experiments/exploration.html#measure",
                 "personal_llm/experiments/exploration.py",
+            ),
+        },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.is_right": (
+                "experiments/facts.html#is_right",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.load_tools": (
+                "experiments/facts.html#load_tools",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.make_prompts": (
+                "experiments/facts.html#make_prompts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_facts": (
+                "experiments/facts.html#measure_facts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read_fact_rows": (
+                "experiments/facts.html#read_fact_rows",
+                "personal_llm/experiments/facts.py",
             ),
         },
         "personal_llm.experiments.fit": {
