@@ -1821,6 +1821,10 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_own_conversion": (
+                "0_base/loading.html#is_own_conversion",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1837,6 +1841,7 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
                 "personal_llm/base/loading.py",
@@ -1888,6 +1893,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.read_shared_prefix": (
+                "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
@@ -1906,6 +1915,23 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix.__init__": (
+                "0_base/models.html#sharedprefix.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.can_repeat": (
+                "0_base/models.html#sharedprefix.can_repeat",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.prepend": (
+                "0_base/models.html#sharedprefix.prepend",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.repeat_cache": (
+                "0_base/models.html#sharedprefix.repeat_cache",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.check_model_and_tokenizer": (
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",
@@ -2655,10 +2681,6 @@ d = {
             ),
             "personal_llm.buffer.retrieval.add_memories": (
                 "2_buffer/retrieval.html#add_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.can_follow_examples": (
-                "2_buffer/retrieval.html#can_follow_examples",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.choose_count": (
