@@ -32,7 +32,7 @@ development | My sister Clara moved to Porto last year. | Where does my sister l
 development | I'm allergic to peanuts, so what can I eat at a Thai restaurant? | Which food am I allergic to? | peanut
 development | My birthday is on the 4th of May, any ideas for a party? | When was I born? | 4 may
 development | I drive a blue Volvo and it makes a strange noise. | What car do I have? | volvo
-development | We have two kids, Tom and Ada. What can we do on a rainy day? | What are the names of my children? | tom ada
+development | We have two kids, Tom and Ada. What can we all do? | What are the names of my children? | tom ada
 development | I live in a small flat in Lisbon. How do I keep it cool? | Which city do I live in? | lisbon
 development | My favourite band is Pink Floyd. | Do you remember my favourite band? | floyd
 development | I am vegetarian, suggest a dinner. | What do you know about my diet? | vegetarian
@@ -69,7 +69,7 @@ checked | I own a bookshop in the old town. | What kind of shop do I own? | book
 checked | My exam in statistics is next Monday. | When is my exam? | monday
 checked | I have a horse called Thunder. | What was the name of my horse? | thunder
 checked | My mother's cake always has cardamom in it. | Which spice does my mother put into her cake? | cardamom
-checked | I like the mountains more than the sea. Where should I go? | Do I like the mountains or the sea better? | mountain
+checked | I like the mountains more than the sea. | Do I like the mountains or the sea better? | mountain
 checked | The password hint of my old laptop is bluebird. | What was the password hint of my laptop? | bluebird
 checked | I am learning to paint with watercolours. | What am I learning? | paint watercolo
 checked | My team lost the final by three goals. | By how many goals did my team lose? | three 3
