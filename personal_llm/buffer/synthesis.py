@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import repeat
 
 import numpy as np
@@ -108,12 +107,6 @@ class SynthesisConfig:
         count = getattr(getattr(model, "model", None), "num_parameters", lambda: 0)()
         return cls(**(EXAMPLES_DEFAULTS if count > LARGE_MODEL_PARAMETERS else {}) | changes)
 
-# %% ../../nbs/2_buffer/06_synthesis.ipynb #87033159
-@lru_cache(maxsize=1)
-def load_similarity_encoder():  # a `SentenceTransformer`
-    "Load the encoder that ships with the package, once."
-    return load_encoder("pocket")
-
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #87033160
 def semantic_similarities(
     rewrites: list,  # texts
@@ -121,7 +114,7 @@ def semantic_similarities(
 ) -> np.ndarray:  # in [-1, 1], a cosine for each pair; 0 for a text without words
     "Return the similarity in meaning of each rewrite and its original."
     options = dict(normalize_embeddings=True, show_progress_bar=False)
-    a, b = (load_similarity_encoder().encode(list(texts), **options) for texts in (rewrites, originals))
+    a, b = (load_encoder().encode(list(texts), **options) for texts in (rewrites, originals))
     return (a * b).sum(axis=-1)
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #5bfaef17
