@@ -80,8 +80,25 @@ def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
 
     for what in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, what, refuse)
-    with pytest.raises(InputError, match="unknown model|is no name of a model"):
+    with pytest.raises(InputError, match="unknown model|is no name of a model|name of the model is empty"):
         load_model(name)
+
+
+def test_an_error_says_what_a_name_that_exists_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("Hello")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    words = {tmp_path: "no config.json", tmp_path / "notes.txt": "no GGUF file", tmp_path / "mine": "an adapter"}
+    for place, part in words.items():
+        with pytest.raises(InputError, match=part) as caught:
+            load_model(place)
+        assert "PERSONAL_LLM_MODEL" not in str(caught.value)
+
+
+def test_an_error_names_the_variable_that_the_name_came_from(monkeypatch):
+    monkeypatch.setenv("PERSONAL_LLM_MODEL", "no/such/folder")
+    with pytest.raises(InputError, match=r"'no/such/folder' \(of the environment variable PERSONAL_LLM_MODEL\)"):
+        load_model()
 
 
 def test_the_pocket_opens_no_socket(monkeypatch):

@@ -293,7 +293,8 @@ def load_replying_model(args):  # a `Model`
     if args.context is not None:
         model.max_length = check(args.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
     defaults = dict(max_tokens=args.max_reply, temperature=args.temperature)
-    model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
+    given = {name: value for name, value in defaults.items() if value is not None}
+    model.decoding = replace(model.decoding, **given)
     return model
 
 

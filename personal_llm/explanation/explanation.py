@@ -25,7 +25,6 @@ from .space import StyleSpace, concatenate_blocks
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
 from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
 from .style import sample_base_features, sample_responses, style_shifts, truncated_features
-from ..tuning.config import LARGE_MODEL_PARAMETERS
 
 # %% ../../nbs/4_explanation/07_explanation.ipynb #29c2efbe
 @dataclass(frozen=True, eq=False)
@@ -233,7 +232,7 @@ class ProbeBudget:
     @classmethod
     def for_model(cls, model) -> "ProbeBudget":
         "Return the budget of a `Model` by its size."
-        if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+        if model.is_large:
             return cls(text_step=2, topic_prompts=16, topic_tokens=96, share_answers=True)
         return cls(topic_tokens=MAX_TOPIC_TOKENS)
 
