@@ -60,7 +60,10 @@ _FACT_QUESTION = (
     r"(?:what|where|who|whose|when|which|how (?:old|many|much|long|tall|far|often)"
     r"|do i|am i|did i|have i|is my|are my)\b.*\b(?:my|i|our|we|mine)\b"
 )
-_REMINDER = r"(?:do you (?:still )?(?:remember|know|recall)|(?:can you |please )?(?:remind|tell) me)\b.*\b(?:my|i|our|we|mine)\b"
+_REMINDER = (
+    r"(?:do you (?:still )?(?:remember|know|recall)|(?:can you |please )?(?:remind|tell) me)\b"
+    r".*\b(?:my|i|our|we|mine)\b"
+)
 FACT_QUESTION_PATTERN = re.compile(f"{_LEAD}(?:{_FACT_QUESTION}|{_REMINDER})", re.I)
 ADVICE_PATTERN = re.compile(
     r"\b(?:should|could|would|might|must|need to|can i|can we|may i|if (?:i|my|we)|do i (?:do|have to))\b", re.I
