@@ -1809,6 +1809,10 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
+            "personal_llm.base.loading._load_named_encoder": (
+                "0_base/loading.html#_load_named_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.check_loaded_weights": (
                 "0_base/loading.html#check_loaded_weights",
@@ -1854,6 +1858,10 @@ d = {
                 "0_base/loading.html#hash_attached_adapter",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.hash_encoder": (
+                "0_base/loading.html#hash_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.hash_tensors": (
                 "0_base/loading.html#hash_tensors",
                 "personal_llm/base/loading.py",
@@ -1882,6 +1890,10 @@ d = {
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.set_encoder": (
+                "0_base/loading.html#set_encoder",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -1996,6 +2008,27 @@ d = {
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
         },
         "personal_llm.base.text": {
+            "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.Language.count_endings": (
+                "0_base/text.html#language.count_endings",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_pieces": (
+                "0_base/text.html#language.find_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_words": (
+                "0_base/text.html#language.find_words",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.join_pieces": (
+                "0_base/text.html#language.join_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.split_sentences": (
+                "0_base/text.html#language.split_sentences",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
             "personal_llm.base.text.RecentTexts.__contains__": (
                 "0_base/text.html#recenttexts.__contains__",
@@ -2026,6 +2059,7 @@ d = {
                 "0_base/text.html#recenttexts.to_list",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text._separate_character": (
                 "0_base/text.html#_separate_character",
                 "personal_llm/base/text.py",
@@ -2042,6 +2076,7 @@ d = {
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_proper_names": (
                 "0_base/text.html#get_proper_names",
@@ -2055,11 +2090,20 @@ d = {
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text.make_sentence_break": (
+                "0_base/text.html#make_sentence_break",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.make_text_signature": (
                 "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
+            "personal_llm.base.text.set_language": ("0_base/text.html#set_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.split_normalised": (
+                "0_base/text.html#split_normalised",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.split_rouge_words": (
                 "0_base/text.html#split_rouge_words",
                 "personal_llm/base/text.py",
@@ -2388,6 +2432,39 @@ d = {
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
+            ),
+        },
+        "personal_llm.buffer.facts": {
+            "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.asks_for_fact": (
+                "2_buffer/facts.html#asks_for_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_likelihood_gains": (
+                "2_buffer/facts.html#compute_likelihood_gains",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_meaning_scores": (
+                "2_buffer/facts.html#compute_meaning_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_word_scores": (
+                "2_buffer/facts.html#compute_word_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.get_content_words": (
+                "2_buffer/facts.html#get_content_words",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.recall_fact": (
+                "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.remove_ending": (
+                "2_buffer/facts.html#remove_ending",
+                "personal_llm/buffer/facts.py",
             ),
         },
         "personal_llm.buffer.feedback": {
@@ -2868,10 +2945,6 @@ d = {
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
                 "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.load_similarity_encoder": (
-                "2_buffer/synthesis.html#load_similarity_encoder",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.make_request": (
@@ -4113,6 +4186,7 @@ d = {
                 "1_data/exports.html#add_reactions",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
@@ -4121,6 +4195,7 @@ d = {
                 "1_data/exports.html#make_answered_conversation",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -4148,6 +4223,10 @@ d = {
             ),
             "personal_llm.data.exports.parse_openwebui_message": (
                 "1_data/exports.html#parse_openwebui_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_stamp": (
+                "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram": (
@@ -4185,10 +4264,6 @@ d = {
             ),
             "personal_llm.data.exports.trace_branch": (
                 "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.translate_stamp": (
-                "1_data/exports.html#translate_stamp",
                 "personal_llm/data/exports.py",
             ),
         },
@@ -5444,6 +5519,28 @@ d = {
             "personal_llm.experiments.exploration.measure": (
                 "experiments/exploration.html#measure",
                 "personal_llm/experiments/exploration.py",
+            ),
+        },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.is_right": (
+                "experiments/facts.html#is_right",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.load_tools": (
+                "experiments/facts.html#load_tools",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.make_prompts": (
+                "experiments/facts.html#make_prompts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_facts": (
+                "experiments/facts.html#measure_facts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read_fact_rows": (
+                "experiments/facts.html#read_fact_rows",
+                "personal_llm/experiments/facts.py",
             ),
         },
         "personal_llm.experiments.fit": {
@@ -7409,20 +7506,12 @@ d = {
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.load_pocket_encoder": (
-                "4_explanation/space.html#load_pocket_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
                 "4_explanation/space.html#nonnegative_coefficients",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.normalise_rows": (
                 "4_explanation/space.html#normalise_rows",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.pocket_encoder_id": (
-                "4_explanation/space.html#pocket_encoder_id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.sparse_code": (
