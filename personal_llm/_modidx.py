@@ -1919,6 +1919,10 @@ d = {
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.add_system_prompt": (
+                "0_base/models.html#model.add_system_prompt",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.continue_prompts": (
                 "0_base/models.html#model.continue_prompts",
                 "personal_llm/base/models.py",

@@ -88,6 +88,7 @@ class Model:
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
         self.engine = None  # another program that writes single replies, called as `ReplyStream`; see `LlamaCppEngine`
+        self.system_prompt = ""  # of the user, for single replies; see `add_system_prompt`
         self.adapter_folder = None  # of the adapter inside a block of `use_adapter`
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
@@ -386,10 +387,19 @@ def reply(self: Model, prompts: list, max_new_tokens: int = None) -> list:  # re
 
 
 @patch
+def add_system_prompt(self: Model, dialogue: Dialogue) -> Dialogue:
+    "Return a dialogue with the user's system prompt before its turns, if it has no system prompt of its own."
+    turns = list(dialogue.history)
+    if not self.system_prompt or (turns and turns[0][0] == "system"):
+        return dialogue
+    return dialogue.derive(history=[("system", self.system_prompt), *turns])
+
+
+@patch
 def reply_once(self: Model, dialogue: Dialogue, max_new_tokens: int = None) -> str:
-    "Reply to one prompt as `reply` does, by the engine if there is one."
+    "Reply to one prompt as `reply` does, with the user's system prompt, and by the engine if there is one."
     if self.engine is None:
-        return self.reply([dialogue], max_new_tokens)[0]
+        return self.reply([self.add_system_prompt(dialogue)], max_new_tokens)[0]
     stream = self.engine(self, dialogue, ReplyOptions(max_new_tokens, soft_tokens=max_new_tokens, temperature=0.0))
     return "".join(stream)
 

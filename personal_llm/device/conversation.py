@@ -374,7 +374,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
     me = self.me
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
-        if self.reply_memories:  # their tokens do not belong to the dialogue, so we score it alone
+        if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
             candidate = me.score([d])[0]
         else:
             candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)
