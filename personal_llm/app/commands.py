@@ -430,7 +430,7 @@ def phone_export_command(
     data: DataOptions,
     model: PhoneOptions,
     out: choose_folder(BUNDLE_HELP),
-    settings: pick_settings(TuningConfig, "steps"),
+    settings: pick_settings(PersonalizeSettings, "steps"),
     start: Annotated[str, Option("--start-from", help="adapter to start from (default: none)", metavar="DIR")] = None,
     batch_size: Annotated[int, Option(help="dialogues in a step; fewer need less memory", metavar="N")] = 4,
     max_length: Annotated[
@@ -440,9 +440,9 @@ def phone_export_command(
 ):
     "Pack a training program, the chats as records and a manifest."
     require_executorch()
-    config = TuningConfig(steps=settings.steps, batch_size=batch_size, max_length=max_length)
-    dialogues = data.read()
-    bundle = export_bundle(model.load(), dialogues, out, config, start, seed)
+    dialogues, loaded = data.read(), model.load()
+    config = TuningConfig.for_model(loaded, steps=settings.steps, batch_size=batch_size, max_length=max_length)
+    bundle = export_bundle(loaded, dialogues, out, config, start, seed)
     files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
     result = dict(bundle=str(bundle.folder), files=files, buckets=buckets, steps=len(bundle.steps))
     shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)

@@ -221,14 +221,14 @@ VALIDATION_SHARE = 0.2  # share of the lineages in the validation set
 NUM_VALIDATION_CHECKS = 8  # points of each curve
 
 
-def make_paired_config(steps: int, start=None):  # a `TuningConfig`
-    "Make the configuration of both runs, with the rank of the start."
-    checks = NUM_VALIDATION_CHECKS
-    config = TuningConfig(steps=steps, validation=VALIDATION_SHARE, trial=0, checks=checks, patience=checks)
+def make_paired_config(model, steps: int, start=None):  # a `TuningConfig`
+    "Make the configuration of both runs, with the model's defaults and the rank of the start."
+    changes = dict(trial=0, checks=NUM_VALIDATION_CHECKS, patience=NUM_VALIDATION_CHECKS)
+    config = TuningConfig.for_model(model, steps=steps, validation=VALIDATION_SHARE, **changes)
     if start is None:
         return config
     folder = check_adapter(start)
-    return config.match_adapter(read_lora_config(folder), folder)
+    return config.match_adapter(read_lora_config(folder), folder, defaults=TuningConfig.for_model(model))
 
 # %% ../../nbs/8_app/04_demo.ipynb #wd21
 def choose_validation_share(dialogues: list) -> float:  # share of the lineages
@@ -259,7 +259,7 @@ def measure_test_loss(model, test: list, adapter) -> float:  # nats a token
 # %% ../../nbs/8_app/04_demo.ipynb #a02f52b9
 def compare_starts(model, dialogues: list, test: list, starts: dict, steps: int, seed: int = 0) -> dict:
     "Run the same fine-tune from scratch and from other starts."
-    config = make_paired_config(steps, next(iter(starts.values()), None))
+    config = make_paired_config(model, steps, next(iter(starts.values()), None))
     config, curves = replace(config, validation=choose_validation_share(dialogues)), {}
     for label, start in {FROM_SCRATCH: None, **starts}.items():
         adapter = finetune(model, dialogues, config, start, seed=seed, progress=False)

@@ -57,7 +57,7 @@ def export_bundle(
     model,  # `Model`
     dialogues: list,  # what to learn from
     out,  # a new folder, an empty one, or an earlier parcel
-    config: TuningConfig = TuningConfig(),
+    config: TuningConfig = None,  # `TuningConfig.for_model` by default
     start=None,  # an adapter to go on from
     seed: int = 0,
 ) -> PhoneBundle:
@@ -65,10 +65,12 @@ def export_bundle(
     import torch
 
     require_executorch()
+    config = config or TuningConfig.for_model(model)
     OwnedFolder(out).check_entries()
     if start is not None:
         start = check_adapter(start, model.base)
-        config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
+        modules = [name for name, _ in model.model.named_modules()]
+        config = config.match_adapter(read_lora_config(start), start, modules, TuningConfig.for_model(model))
     config, original_dtype = adapt_config_to_phone(config), model.model.dtype
     buckets, rows = encode_dialogues(model, dialogues, config)
     card = dict(base=model.base, parents=[d.id for d in dialogues])
