@@ -261,10 +261,6 @@ d = {
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands._register_service_command": (
-                "8_app/commands.html#_register_service_command",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.count_training_overlap": (
                 "8_app/commands.html#count_training_overlap",
@@ -306,10 +302,6 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_service_status": (
-                "8_app/commands.html#format_service_status",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.format_start": (
                 "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
@@ -326,6 +318,14 @@ d = {
                 "8_app/commands.html#ledger_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.make_option": (
+                "8_app/commands.html#make_option",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.make_plugin_options": (
+                "8_app/commands.html#make_plugin_options",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.models_command": (
                 "8_app/commands.html#models_command",
                 "personal_llm/app/commands.py",
@@ -335,18 +335,15 @@ d = {
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.phone_export_command": (
-                "8_app/commands.html#phone_export_command",
+            "personal_llm.app.commands.read_parameters": (
+                "8_app/commands.html#read_parameters",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.phone_simulate_command": (
-                "8_app/commands.html#phone_simulate_command",
+            "personal_llm.app.commands.register_plugins": (
+                "8_app/commands.html#register_plugins",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.service_start_command": (
-                "8_app/commands.html#service_start_command",
-                "personal_llm/app/commands.py",
-            ),
+            "personal_llm.app.commands.run_plugin": ("8_app/commands.html#run_plugin", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.status_command": (
                 "8_app/commands.html#status_command",
                 "personal_llm/app/commands.py",
@@ -8540,10 +8537,6 @@ d = {
                 "7_runtimes/export.html#_stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.export_adapter": (
-                "7_runtimes/export.html#export_adapter",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -8597,6 +8590,53 @@ d = {
                 "personal_llm/runtimes/export.py",
             ),
         },
+        "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.IdlePolicy": (
+                "7_runtimes/idle.html#idlepolicy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
+                "7_runtimes/idle.html#idlepolicy.__post_init__",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor": (
+                "7_runtimes/idle.html#machinemonitor",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor.measure": (
+                "7_runtimes/idle.html#machinemonitor.measure",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineState": (
+                "7_runtimes/idle.html#machinestate",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.find_obstacle": (
+                "7_runtimes/idle.html#find_obstacle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_folder": (
+                "7_runtimes/idle.html#finetune_folder",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_when_idle": (
+                "7_runtimes/idle.html#finetune_when_idle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.has_new_dialogues": (
+                "7_runtimes/idle.html#has_new_dialogues",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.learn": ("7_runtimes/idle.html#learn", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.lower_priority": (
+                "7_runtimes/idle.html#lower_priority",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.wait_until": (
+                "7_runtimes/idle.html#wait_until",
+                "personal_llm/runtimes/idle.py",
+            ),
+        },
         "personal_llm.runtimes.phone": {
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
@@ -8633,6 +8673,14 @@ d = {
             ),
             "personal_llm.runtimes.phone.load_runtime": (
                 "7_runtimes/phone.html#load_runtime",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_export": (
+                "7_runtimes/phone.html#phone_export",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_simulate": (
+                "7_runtimes/phone.html#phone_simulate",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.run_training_steps": (
@@ -8774,172 +8822,22 @@ d = {
                 "personal_llm/runtimes/phone_bundle.py",
             ),
         },
-        "personal_llm.runtimes.resumable_training": {
-            "personal_llm.runtimes.resumable_training.IdlePolicy": (
-                "7_runtimes/resumable_training.html#idlepolicy",
-                "personal_llm/runtimes/resumable_training.py",
+        "personal_llm.runtimes.plugins": {
+            "personal_llm.runtimes.plugins.Runtime": (
+                "7_runtimes/plugins.html#runtime",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.IdlePolicy.__post_init__": (
-                "7_runtimes/resumable_training.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.collect": (
+                "7_runtimes/plugins.html#collect",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor": (
-                "7_runtimes/resumable_training.html#machinemonitor",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.export_adapter": (
+                "7_runtimes/plugins.html#export_adapter",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor.look": (
-                "7_runtimes/resumable_training.html#machinemonitor.look",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.MachineState": (
-                "7_runtimes/resumable_training.html#machinestate",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.count_child_seconds": (
-                "7_runtimes/resumable_training.html#count_child_seconds",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.find_obstacle": (
-                "7_runtimes/resumable_training.html#find_obstacle",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.load_or_synthesize": (
-                "7_runtimes/resumable_training.html#load_or_synthesize",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.lower_priority": (
-                "7_runtimes/resumable_training.html#lower_priority",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.must_stop_now": (
-                "7_runtimes/resumable_training.html#must_stop_now",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.read_policy": (
-                "7_runtimes/resumable_training.html#read_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.run_slice_process": (
-                "7_runtimes/resumable_training.html#run_slice_process",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.select_training_dialogues": (
-                "7_runtimes/resumable_training.html#select_training_dialogues",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_round": (
-                "7_runtimes/resumable_training.html#train_round",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_slice": (
-                "7_runtimes/resumable_training.html#train_slice",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.watch_stdin": (
-                "7_runtimes/resumable_training.html#watch_stdin",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.write_policy": (
-                "7_runtimes/resumable_training.html#write_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-        },
-        "personal_llm.runtimes.service": {
-            "personal_llm.runtimes.service.ServiceLoop": (
-                "7_runtimes/service.html#serviceloop",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.__init__": (
-                "7_runtimes/service.html#serviceloop.__init__",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.check_machine": (
-                "7_runtimes/service.html#serviceloop.check_machine",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.end_slice": (
-                "7_runtimes/service.html#serviceloop.end_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.look": (
-                "7_runtimes/service.html#serviceloop.look",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.read_state_version": (
-                "7_runtimes/service.html#serviceloop.read_state_version",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.record_slice": (
-                "7_runtimes/service.html#serviceloop.record_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.supervise_slice": (
-                "7_runtimes/service.html#serviceloop.supervise_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.wait": (
-                "7_runtimes/service.html#serviceloop.wait",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.write_status": (
-                "7_runtimes/service.html#serviceloop.write_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.delete_service_files": (
-                "7_runtimes/service.html#delete_service_files",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.find_service_folder": (
-                "7_runtimes/service.html#find_service_folder",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.is_service_alive": (
-                "7_runtimes/service.html#is_service_alive",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.pause_service": (
-                "7_runtimes/service.html#pause_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_command": (
-                "7_runtimes/service.html#read_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_status": (
-                "7_runtimes/service.html#read_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_training_progress": (
-                "7_runtimes/service.html#read_training_progress",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.run_service": (
-                "7_runtimes/service.html#run_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.send_command": (
-                "7_runtimes/service.html#send_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.service_status": (
-                "7_runtimes/service.html#service_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_service": (
-                "7_runtimes/service.html#start_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_slice": (
-                "7_runtimes/service.html#start_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.stop_service": (
-                "7_runtimes/service.html#stop_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.wait_until": (
-                "7_runtimes/service.html#wait_until",
-                "personal_llm/runtimes/service.py",
+            "personal_llm.runtimes.plugins.find_runtimes": (
+                "7_runtimes/plugins.html#find_runtimes",
+                "personal_llm/runtimes/plugins.py",
             ),
         },
         "personal_llm.selection.baselines": {

@@ -7,23 +7,25 @@ __all__ = []
 
 # %% ../../nbs/8_app/07_commands.ipynb #6f64a2e4
 import importlib
+import inspect
 import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from argparse import Namespace
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
-from .arguments import COMMAND_GROUPS, FOLDER_OPTION, MODEL_OPTIONS, SEED_OPTION, CommandResult
+from .arguments import COMMAND_GROUPS, FOLDER_OPTION, MODEL_OPTIONS, CommandResult
 from personal_llm.app.arguments import (
     data_options,
     format_pairs,
     format_table,
-    get_model_settings,
     get_settings,
-    integer_option,
+    parse_whole_number,
 )
 from .arguments import load_model_from_arguments, option, print_note, read_dialogue_file
 from .arguments import register_command, setting_options
@@ -33,7 +35,7 @@ from .personalize import describe_state, evaluate_replies, format_examples, pers
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
-from ..base.core import InputError, check
+from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
 from ..base.ledger import read_ledger, record_egress
@@ -44,12 +46,8 @@ from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
 from ..device.retraining import retrain_folder
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
-from ..runtimes import service
-from ..runtimes.export import EXPORT_TARGETS, export_adapter
-from ..runtimes.phone import export_bundle, simulate_phone
-from ..runtimes.phone_bundle import require_executorch
+from ..runtimes.plugins import APPLICATION_PARAMETERS, collect, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
-from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
@@ -202,14 +200,14 @@ def evaluate_command(args):
     return CommandResult(result, [head, *format_change_table(result, "")])
 
 # %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
-EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; mlx; vllm"
+EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
 
 
 @register_command(
     "export",
     "write an adapter as other programs read it",
     option("folder", metavar="DIR", help="a new folder for the files"),
-    option("--to", required=True, choices=tuple(EXPORT_TARGETS), help=EXPORT_TARGET_HELP),
+    option("--to", required=True, choices=tuple(collect("targets")), help=EXPORT_TARGET_HELP),
     option("--adapter", required=True, metavar="DIR", help=ADAPTER_HELP),
     *MODEL_OPTIONS,
     examples=["merged --to merged --adapter mine", "phone --to gguf --adapter mine --model ./SmolLM2-360M-Instruct"],
@@ -300,7 +298,6 @@ def forget_command(args):
         lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
     report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
-    report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
     result["rebuilt"] = retrain() if args.retrain and report.adapters and not args.dry_run else []
     if not (report.dialogues or report.cut or report.adapters or report.files or report.turns):
@@ -391,100 +388,64 @@ def get_smollm2_command(args):
     line = "smollm2 is installed" if is_new else "smollm2 was installed before; nothing was downloaded"
     return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(place), is_new=is_new), [line])
 
-# %% ../../nbs/8_app/07_commands.ipynb #0af1347c
-COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"
+# %% ../../nbs/8_app/07_commands.ipynb #6e9862cd
+def read_parameters(function) -> dict:  # name -> (type, default, help)
+    "Return the parameters of a plug-in's function, which are its options."
+    rows = {}
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        kind, *texts = get_args(parameter.annotation) or (parameter.annotation,)
+        rows[name] = kind, parameter.default, texts[0] if texts else name
+    return rows
 
 
-def format_service_status(status: dict) -> list:  # lines
-    "Return the status of a service for people."
-    reason = f" ({status['why']})" if status["why"] else ""
-    pairs = dict(
-        service=f"{status['state']}{reason}",
-        round=f"step {status['step']} of {status['steps']}, up to the last checkpoint",
-        done=f"rounds: {status['rounds']}, slices: {status['slices']}, {status['trained']:.0f} s of training",
-        policy=status["policy"],
-        last=status["last"],
+def make_option(name: str, kind: type, default, text: str) -> list:  # options
+    "Make the option of one parameter, or those of the settings that it holds."
+    if is_dataclass(kind):
+        return setting_options(kind, *[field for field, one in kind.__dataclass_fields__.items() if one.metadata])
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return [option(flag, action="store_true", help=text)]
+    is_required = default is inspect.Parameter.empty
+    default = None if is_required else default
+    text += "" if default is None else f" (default: {default})"
+    kind = {int: parse_whole_number, float: float}.get(kind, str)
+    return [option(flag, required=is_required, default=default, type=kind, help=text)]
+
+
+def make_plugin_options(function) -> list:
+    "Make the options of a plug-in's function."
+    rows, shared = read_parameters(function), dict(load_model=MODEL_OPTIONS, dialogues=data_options(), progress=[])
+    return [one for name, row in rows.items() for one in shared.get(name) or make_option(name, *row)]
+
+
+def run_plugin(function, args) -> CommandResult:
+    "Call a plug-in's function with the values of its options."
+    filled = dict(
+        load_model=lambda: lambda **changes: load_model_from_arguments(Namespace(**vars(args) | changes)),
+        dialogues=lambda: read_dialogue_file(args),
+        progress=lambda: not args.quiet,
     )
-    return format_pairs(pairs)
-
-# %% ../../nbs/8_app/07_commands.ipynb #cabd0f5b
-@register_command(
-    "service start",
-    "train whenever the machine is idle, cool and on mains; also goes on after a pause",
-    FOLDER_OPTION,
-    *MODEL_OPTIONS,
-    examples=["--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16"],
-)
-def service_start_command(args):
-    folder = find_state_folders(args.out)[0]
-    read_state(folder).check_base(load_model_from_arguments(args).base, folder)
-    status = service.start_service(args.out, model=args.model, **get_model_settings(args))
-    return CommandResult(status, format_service_status(status))
+    values = {}
+    for name, (kind, *_) in read_parameters(function).items():
+        if name in APPLICATION_PARAMETERS:
+            values[name] = filled[name]()
+        else:
+            values[name] = kind(**get_settings(args, kind)) if is_dataclass(kind) else getattr(args, name)
+    return CommandResult(*function(**values))
 
 
-def _register_service_command(name: str, summary: str, function: str) -> None:
-    def run(args):
-        status = getattr(service, function)(args.out)
-        return CommandResult(status, format_service_status(status))
-
-    register_command(f"service {name}", summary, FOLDER_OPTION, examples=["--out me", "--out me --json"])(run)
-
-
-_register_service_command("status", "state of the service, its reason, and its progress", "service_status")
-_register_service_command("pause", "end the current slice, and begin none until start", "pause_service")
-_register_service_command("stop", "end the service; its training stays, and start goes on", "stop_service")
-
-# %% ../../nbs/8_app/07_commands.ipynb #3e2031e6
-COMMAND_GROUPS["phone"] = "pack model and chats for a phone's runtime, and simulate the training there"
-BUNDLE_HELP = "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"
-PHONE_EXPORT_OPTIONS = [
-    *data_options(),
-    *MODEL_OPTIONS[:2],
-    option("--out", required=True, metavar="DIR", help=BUNDLE_HELP),
-    option("--start-from", metavar="DIR", help="adapter to start from (default: none)"),
-    *setting_options(TuningConfig, "steps"),
-    integer_option("--batch-size", 4, "dialogues in a step; fewer need less memory"),
-    integer_option("--max-length", 128, "tokens of a dialogue; longer ones lose their beginning"),
-    SEED_OPTION,
-]
+def register_plugins() -> None:
+    "Register the commands of all runtimes, and report those that cannot be loaded."
+    runtimes, skipped = find_runtimes()
+    for name, reason in skipped.items():
+        print_note(f"plug-in {name} skipped: {reason}")
+    for runtime in runtimes.values():
+        for name, function in runtime.commands.items():
+            if " " in name:
+                COMMAND_GROUPS[name.split()[0]] = runtime.summary
+            register_command(name, inspect.getdoc(function), make_plugin_options(function))(
+                partial(run_plugin, function)
+            )
 
 
-@register_command(
-    "phone export",
-    "pack a training program, the chats as records and a manifest",
-    PHONE_EXPORT_OPTIONS,
-    examples=["--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter"],
-)
-def phone_export_command(args):
-    require_executorch()
-    config = TuningConfig(steps=args.steps, batch_size=args.batch_size, max_length=args.max_length)
-    dialogues = read_dialogue_file(args)
-    args.device, args.dtype = "cpu", "float32"  # the program computes in these
-    bundle = export_bundle(load_model_from_arguments(args), dialogues, args.out, config, args.start_from, args.seed)
-    files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
-    result = dict(bundle=str(bundle.folder), files=files, buckets=buckets, steps=len(bundle.steps))
-    shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
-    sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]
-    return CommandResult(result, [*sizes, f"{shapes}; {len(bundle.steps)} steps; bundle in {bundle.folder}"])
-
-# %% ../../nbs/8_app/07_commands.ipynb #8b2dd0e6
-@register_command(
-    "phone simulate",
-    "train a bundle in the phone's runtime, from where the last run ended, and write an adapter",
-    option("--bundle", required=True, metavar="DIR", help="output folder of phone export"),
-    option("--out", required=True, metavar="DIR", help="folder for the adapter; an interrupted run goes on there"),
-    integer_option("--steps", None, "maximum number of steps now; the same command goes on (default: all)"),
-    examples=["--bundle bundle --out mine", "--bundle bundle --out mine --steps 20"],
-)
-def phone_simulate_command(args):
-    check(args.steps, "whole number or none", "--steps", low=1)
-    run = simulate_phone(args.bundle, args.out, args.steps, not args.quiet)
-    if not hasattr(run, "path"):
-        line = f"{run.step} steps done, {run.seconds:.1f} s; the same command goes on"
-        return CommandResult(dict(step=run.step, losses=run.losses, seconds=run.seconds), [line])
-    losses, cost = [loss for _, loss, _ in run.history], run.cost
-    pairs = dict(
-        adapter=f"{run.path}, {len(losses)} steps, loss {format_loss_change(losses[0], losses[-1])}",
-        cost=f"{cost.seconds:.1f} s, peak memory of the process {cost.peak_memory / 1e6:.0f} MB",
-    )
-    return CommandResult(dict(adapter=str(run.path), losses=losses, cost=cost.to_dict()), format_pairs(pairs))
+register_plugins()
