@@ -1768,6 +1768,10 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
+            "personal_llm.base.loading._load_named_encoder": (
+                "0_base/loading.html#_load_named_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.check_loaded_weights": (
                 "0_base/loading.html#check_loaded_weights",
@@ -1813,11 +1817,19 @@ d = {
                 "0_base/loading.html#hash_attached_adapter",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.hash_encoder": (
+                "0_base/loading.html#hash_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.hash_tensors": (
                 "0_base/loading.html#hash_tensors",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_own_conversion": (
+                "0_base/loading.html#is_own_conversion",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1834,8 +1846,13 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.set_encoder": (
+                "0_base/loading.html#set_encoder",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -1885,6 +1902,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.read_shared_prefix": (
+                "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
@@ -1903,6 +1924,23 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix.__init__": (
+                "0_base/models.html#sharedprefix.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.can_repeat": (
+                "0_base/models.html#sharedprefix.can_repeat",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.prepend": (
+                "0_base/models.html#sharedprefix.prepend",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.repeat_cache": (
+                "0_base/models.html#sharedprefix.repeat_cache",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.check_model_and_tokenizer": (
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",
@@ -1929,6 +1967,27 @@ d = {
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
         },
         "personal_llm.base.text": {
+            "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.Language.count_endings": (
+                "0_base/text.html#language.count_endings",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_pieces": (
+                "0_base/text.html#language.find_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_words": (
+                "0_base/text.html#language.find_words",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.join_pieces": (
+                "0_base/text.html#language.join_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.split_sentences": (
+                "0_base/text.html#language.split_sentences",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
             "personal_llm.base.text.RecentTexts.__contains__": (
                 "0_base/text.html#recenttexts.__contains__",
@@ -1959,6 +2018,7 @@ d = {
                 "0_base/text.html#recenttexts.to_list",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text._separate_character": (
                 "0_base/text.html#_separate_character",
                 "personal_llm/base/text.py",
@@ -1975,6 +2035,7 @@ d = {
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_proper_names": (
                 "0_base/text.html#get_proper_names",
@@ -1988,11 +2049,20 @@ d = {
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text.make_sentence_break": (
+                "0_base/text.html#make_sentence_break",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.make_text_signature": (
                 "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
+            "personal_llm.base.text.set_language": ("0_base/text.html#set_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.split_normalised": (
+                "0_base/text.html#split_normalised",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.split_rouge_words": (
                 "0_base/text.html#split_rouge_words",
                 "personal_llm/base/text.py",
@@ -2621,10 +2691,6 @@ d = {
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.can_follow_examples": (
-                "2_buffer/retrieval.html#can_follow_examples",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.choose_count": (
                 "2_buffer/retrieval.html#choose_count",
                 "personal_llm/buffer/retrieval.py",
@@ -2805,10 +2871,6 @@ d = {
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
                 "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.load_similarity_encoder": (
-                "2_buffer/synthesis.html#load_similarity_encoder",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.make_request": (
@@ -4050,6 +4112,7 @@ d = {
                 "1_data/exports.html#add_reactions",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
@@ -4058,6 +4121,7 @@ d = {
                 "1_data/exports.html#make_answered_conversation",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -4085,6 +4149,10 @@ d = {
             ),
             "personal_llm.data.exports.parse_openwebui_message": (
                 "1_data/exports.html#parse_openwebui_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_stamp": (
+                "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram": (
@@ -4122,10 +4190,6 @@ d = {
             ),
             "personal_llm.data.exports.trace_branch": (
                 "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.translate_stamp": (
-                "1_data/exports.html#translate_stamp",
                 "personal_llm/data/exports.py",
             ),
         },
@@ -5458,6 +5522,68 @@ d = {
                 "personal_llm/experiments/formats.py",
             )
         },
+        "personal_llm.experiments.habit_defaults": {
+            "personal_llm.experiments.habit_defaults.bold_start": (
+                "experiments/habit_defaults.html#bold_start",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.is_only_frame": (
+                "experiments/habit_defaults.html#is_only_frame",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.load_texts": (
+                "experiments/habit_defaults.html#load_texts",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_job": (
+                "experiments/habit_defaults.html#make_job",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.make_test_person": (
+                "experiments/habit_defaults.html#make_test_person",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure": (
+                "experiments/habit_defaults.html#measure",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.measure_replies": (
+                "experiments/habit_defaults.html#measure_replies",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.own_lines": (
+                "experiments/habit_defaults.html#own_lines",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.pause": (
+                "experiments/habit_defaults.html#pause",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.sentence_marks": (
+                "experiments/habit_defaults.html#sentence_marks",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.tune": (
+                "experiments/habit_defaults.html#tune",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weigh_ends": (
+                "experiments/habit_defaults.html#weigh_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.weighted_ends": (
+                "experiments/habit_defaults.html#weighted_ends",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.word_count": (
+                "experiments/habit_defaults.html#word_count",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+            "personal_llm.experiments.habit_defaults.wrapped": (
+                "experiments/habit_defaults.html#wrapped",
+                "personal_llm/experiments/habit_defaults.py",
+            ),
+        },
         "personal_llm.experiments.headroom": {
             "personal_llm.experiments.headroom.Headroom": (
                 "experiments/headroom.html#headroom",
@@ -5556,6 +5682,52 @@ d = {
             "personal_llm.experiments.lines.read_median": (
                 "experiments/lines.html#read_median",
                 "personal_llm/experiments/lines.py",
+            ),
+        },
+        "personal_llm.experiments.methods.searches": {
+            "personal_llm.experiments.methods.searches.compute_update_distance": (
+                "experiments/methods/searches.html#compute_update_distance",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
+                "experiments/methods/searches.html#find_nearest_unmeasured",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.get_round_sizes": (
+                "experiments/methods/searches.html#get_round_sizes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.import_optuna": (
+                "experiments/methods/searches.html#import_optuna",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.project_on_main_axes": (
+                "experiments/methods/searches.html#project_on_main_axes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.run_tpe_search": (
+                "experiments/methods/searches.html#run_tpe_search",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_bayesian": (
+                "experiments/methods/searches.html#search_bayesian",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_exhaustively": (
+                "experiments/methods/searches.html#search_exhaustively",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_hyperband": (
+                "experiments/methods/searches.html#search_hyperband",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
+                "experiments/methods/searches.html#select_by_weight_cosine",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_uniform_merge": (
+                "experiments/methods/searches.html#select_uniform_merge",
+                "personal_llm/experiments/methods/searches.py",
             ),
         },
         "personal_llm.experiments.new_people": {
@@ -5832,6 +6004,40 @@ d = {
             "personal_llm.experiments.real_defaults.two_parts": (
                 "experiments/real_defaults.html#two_parts",
                 "personal_llm/experiments/real_defaults.py",
+            ),
+        },
+        "personal_llm.experiments.real_library": {
+            "personal_llm.experiments.real_library.answer_held_out_prompts": (
+                "experiments/real_library.html#answer_held_out_prompts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.choose": (
+                "experiments/real_library.html#choose",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.find_choice": (
+                "experiments/real_library.html#find_choice",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_real_library": (
+                "experiments/real_library.html#load_real_library",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.load_user": (
+                "experiments/real_library.html#load_user",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_selections": (
+                "experiments/real_library.html#measure_selections",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.measure_starts": (
+                "experiments/real_library.html#measure_starts",
+                "personal_llm/experiments/real_library.py",
+            ),
+            "personal_llm.experiments.real_library.tune_from": (
+                "experiments/real_library.html#tune_from",
+                "personal_llm/experiments/real_library.py",
             ),
         },
         "personal_llm.experiments.relevance": {
@@ -7204,20 +7410,12 @@ d = {
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.load_pocket_encoder": (
-                "4_explanation/space.html#load_pocket_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
                 "4_explanation/space.html#nonnegative_coefficients",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.normalise_rows": (
                 "4_explanation/space.html#normalise_rows",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.pocket_encoder_id": (
-                "4_explanation/space.html#pocket_encoder_id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.sparse_code": (
@@ -8840,60 +9038,6 @@ d = {
                 "personal_llm/runtimes/plugins.py",
             ),
         },
-        "personal_llm.selection.baselines": {
-            "personal_llm.selection.baselines.compute_update_distance": (
-                "5_selection/baselines.html#compute_update_distance",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.find_nearest_unmeasured": (
-                "5_selection/baselines.html#find_nearest_unmeasured",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.get_round_sizes": (
-                "5_selection/baselines.html#get_round_sizes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.import_optuna": (
-                "5_selection/baselines.html#import_optuna",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.project_on_main_axes": (
-                "5_selection/baselines.html#project_on_main_axes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.run_tpe_search": (
-                "5_selection/baselines.html#run_tpe_search",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_bayesian": (
-                "5_selection/baselines.html#search_bayesian",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_exhaustively": (
-                "5_selection/baselines.html#search_exhaustively",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_hyperband": (
-                "5_selection/baselines.html#search_hyperband",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_by_weight_cosine": (
-                "5_selection/baselines.html#select_by_weight_cosine",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_plain": (
-                "5_selection/baselines.html#select_plain",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_randomly": (
-                "5_selection/baselines.html#select_randomly",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_uniform_merge": (
-                "5_selection/baselines.html#select_uniform_merge",
-                "personal_llm/selection/baselines.py",
-            ),
-        },
         "personal_llm.selection.cards": {
             "personal_llm.selection.cards.LibraryIndex": (
                 "5_selection/cards.html#libraryindex",
@@ -9584,6 +9728,14 @@ d = {
             ),
             "personal_llm.selection.selection.select_by_style": (
                 "5_selection/selection.html#select_by_style",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_plain": (
+                "5_selection/selection.html#select_plain",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_randomly": (
+                "5_selection/selection.html#select_randomly",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.sort_measured_first": (

@@ -24,6 +24,7 @@ from personal_llm.selection.ranking import (
     cosine_distance,
     race_by_loss,
 )
+import personal_llm.experiments.methods.searches  # noqa: F401, adds the searches to the selectors
 from personal_llm.selection.selection import MIN_MERGE_GAIN, SELECTORS, Selector, select
 from personal_llm.explanation.habits import Trait
 from personal_llm.explanation.description import Description

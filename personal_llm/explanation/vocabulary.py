@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError, patch
-from .space import StoredArrays, check_encoder, pocket_encoder_id
+from ..base.loading import get_encoder_id
+from .space import StoredArrays, check_encoder
 from .style import check_answer_count
 from .word_classifier import axis_scores_to_words, check_training_texts, exceeds_threshold
 from .word_classifier import fit_word_regression, get_answers, get_text_and_group
@@ -43,7 +44,7 @@ class Vocabulary(StoredArrays):
     file_keys = {"rejection_reasons": "left_out", "rejected_words": "unsaid", "opposite_words": "opposed"}
 
     def __post_init__(self):
-        object.__setattr__(self, "encoder", self.encoder or pocket_encoder_id())
+        object.__setattr__(self, "encoder", self.encoder or get_encoder_id())
         super().__post_init__()
 
     @classmethod
