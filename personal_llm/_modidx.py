@@ -8836,6 +8836,14 @@ d = {
             ),
         },
         "personal_llm.runtimes.phone": {
+            "personal_llm.runtimes.phone.BundleSettings": (
+                "7_runtimes/phone.html#bundlesettings",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.BundleSettings.__post_init__": (
+                "7_runtimes/phone.html#bundlesettings.__post_init__",
+                "personal_llm/runtimes/phone.py",
+            ),
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_adapter, get_adapter_id
 from ..base.adapters import commit_adapter, discard_on_error, make_staging_folder, read_lora_config
-from ..base.core import Cost, InputError, check, check_seed, get_peak_memory, seed_everything
+from ..base.core import Cost, InputError, check, check_seed, check_settings_fields, get_peak_memory
+from ..base.core import seed_everything, setting
 from ..base.database import READ_ERRORS
 from ..base.files import OwnedFolder, compute_sha256, delete_path, lock_folder, make_folder
 from ..base.files import write_atomically
@@ -275,20 +276,31 @@ def simulate_phone(
     return export_adapter(parcel, now, out, last["memory"]) if now.step == len(parcel.steps) else now
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
+@dataclass(frozen=True)
+class BundleSettings:
+    "What goes into a bundle; raises `InputError` for a value out of its range."
+
+    start_from: str = setting(None, "adapter to start from", "text or none")
+    steps: int = setting(TuningConfig().steps, "optimiser steps", low=1)
+    batch_size: int = setting(4, "dialogues in a step; fewer need less memory", low=1)
+    max_length: int = setting(128, "tokens of a dialogue; longer ones lose their beginning", low=8)
+    seed: int = setting(0, "seed of all random choices", low=0)
+
+    def __post_init__(self):
+        check_settings_fields(self)
+
+
 def phone_export(
     load_model,
     dialogues,
     out: Annotated[str, "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"],
-    start_from: Annotated[str, "adapter to start from"] = None,
-    steps: Annotated[int, "optimiser steps"] = TuningConfig().steps,
-    batch_size: Annotated[int, "dialogues in a step; fewer need less memory"] = 4,
-    max_length: Annotated[int, "tokens of a dialogue; longer ones lose their beginning"] = 128,
-    seed: Annotated[int, "seed of all random choices"] = 0,
+    settings: BundleSettings = BundleSettings(),
 ) -> tuple:  # (result for programs, lines for people)
     "pack a training program, the chats as records and a manifest"
     require_executorch()
-    config = TuningConfig(steps=steps, batch_size=batch_size, max_length=max_length)
-    bundle = export_bundle(load_model(device="cpu", dtype="float32"), dialogues, out, config, start_from, seed)
+    config = TuningConfig(steps=settings.steps, batch_size=settings.batch_size, max_length=settings.max_length)
+    model = load_model(device="cpu", dtype="float32")  # the program computes in these
+    bundle = export_bundle(model, dialogues, out, config, settings.start_from, settings.seed)
     files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
     shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
     sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]
