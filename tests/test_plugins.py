@@ -20,7 +20,7 @@ def write_name(model, adapter, folder):
     return "read name.txt"
 
 def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"] = 1, softly: Annotated[bool, ""] = 0):
-    "say a text in capitals"
+    "Say a text in capitals."
     text = text if softly else text.upper()
     return dict(text=text), [text] * times
 
