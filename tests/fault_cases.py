@@ -370,6 +370,7 @@ def main(library: str, share: float, seed: int, only: str = ""):  # only: names,
     faults = ctypes.CDLL(library)
     personalizer.tune = fake_tune
     models.load_model = lambda name: Fake()
+    Fake.model = None  # of which the hook is a stand-in, too
     idle.install_stop_hook = background_training.install_stop_hook = lambda inner, stop: SimpleNamespace(
         remove=lambda: None
     )

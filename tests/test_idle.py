@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from devices import TALK, fake_tune, start, watch
+from devices import TALK, Fake, fake_tune, start, watch
 from typed import fails, found
 
 from personal_llm.base.core import InputError
@@ -34,6 +34,7 @@ BUSY = [
 def folder(tmp_path, monkeypatch):
     "A saved personalizer around a fake model."
     monkeypatch.setattr(personalizer, "tune", fake_tune)
+    monkeypatch.setattr(Fake, "model", None, raising=False)
     monkeypatch.setattr(idle, "install_stop_hook", lambda inner, stop: SimpleNamespace(remove=lambda: None))
     monkeypatch.setattr(idle, "LOOK_SECONDS", 1e-3)
     me = start(tmp_path)
@@ -43,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def model():
-    return start().model
+    return Fake()
 
 
 def test_each_limit_alone_keeps_a_fine_tune_from_beginning():

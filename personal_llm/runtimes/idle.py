@@ -171,7 +171,7 @@ def learn(
     policy: IdlePolicy = IdlePolicy(),
     progress: bool = True,
 ) -> tuple:  # (result for programs, lines for people)
-    "fine-tune on the chats in a folder, now or when the machine is idle"
+    "Fine-tune on the chats in a folder, now or when idle."
     if when_idle:
         lower_priority()
         done = finetune_when_idle(out, load_model, policy, progress=progress)
@@ -183,4 +183,4 @@ def learn(
     return dict(learned=True) | numbers, [str(done)]
 
 
-RUNTIME = Runtime(commands={"learn": learn})
+RUNTIME = Runtime(commands={"learn": learn}, examples={"learn": ["--out mine", "--out me --when-idle"]})

@@ -296,7 +296,7 @@ def phone_export(
     out: Annotated[str, "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"],
     settings: BundleSettings = BundleSettings(),
 ) -> tuple:  # (result for programs, lines for people)
-    "pack a training program, the chats as records and a manifest"
+    "Pack a training program, the chats as records and a manifest."
     require_executorch()
     config = TuningConfig(steps=settings.steps, batch_size=settings.batch_size, max_length=settings.max_length)
     model = load_model(device="cpu", dtype="float32")  # the program computes in these
@@ -314,7 +314,7 @@ def phone_simulate(
     steps: Annotated[int, "maximum number of steps now; the same command goes on (default: all)"] = None,
     progress: bool = True,
 ) -> tuple:  # (result for programs, lines for people)
-    "train a bundle in the phone's runtime, from where the last run ended, and write an adapter"
+    "Train a bundle in the phone's runtime. It begins where the last run ended, and writes an adapter."
     check(steps, "whole number or none", "steps", low=1)
     run = simulate_phone(bundle, out, steps, progress)
     if not hasattr(run, "path"):
@@ -328,5 +328,12 @@ def phone_simulate(
 
 RUNTIME = Runtime(
     commands={"phone export": phone_export, "phone simulate": phone_simulate},
-    summary="pack model and chats for a phone's runtime, and simulate the training there",
+    examples={
+        "phone export": [
+            "--data chats.jsonl --out bundle",
+            "--data chats.jsonl --out bundle --start-from mine/adapter",
+        ],
+        "phone simulate": ["--bundle bundle --out mine", "--bundle bundle --out mine --steps 20"],
+    },
+    summary="Pack model and chats for a phone. Simulate the training there.",
 )

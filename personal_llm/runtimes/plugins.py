@@ -25,6 +25,7 @@ class Runtime:
     targets: dict = field(default_factory=dict)  # name for `export --to` -> function(model, adapter, folder) -> usage
     commands: dict = field(default_factory=dict)  # words of a command -> function -> (result, lines)
     map_jobs: object = None  # function(run, context, jobs, address) -> results, in the order of the jobs
+    examples: dict = field(default_factory=dict)  # words of a command -> examples of what can stand after them
     summary: str = ""  # half a sentence about the group, if the commands have two words
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #2750d990
@@ -44,7 +45,7 @@ def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a pl
         except Exception as error:  # whatever the module of somebody else raises
             skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
             continue
-        if all(hasattr(runtime, part) for part in ("targets", "commands", "map_jobs")):
+        if all(hasattr(runtime, part) for part in ("targets", "commands", "examples", "map_jobs")):
             runtimes.setdefault(point.name, runtime)
         else:
             skipped[point.name] = f"{point.value}: not a Runtime"
