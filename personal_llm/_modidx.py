@@ -8571,6 +8571,86 @@ d = {
                 "personal_llm/recipes/word_texts.py",
             ),
         },
+        "personal_llm.runtimes.audit": {
+            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit.Leakage.__post_init__": (
+                "7_runtimes/audit.html#leakage.__post_init__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.from_dict": (
+                "7_runtimes/audit.html#leakage.from_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.is_high": (
+                "7_runtimes/audit.html#leakage.is_high",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.lines": (
+                "7_runtimes/audit.html#leakage.lines",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.summary": (
+                "7_runtimes/audit.html#leakage.summary",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.to_dict": (
+                "7_runtimes/audit.html#leakage.to_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership": (
+                "7_runtimes/audit.html#membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership.__str__": (
+                "7_runtimes/audit.html#membership.__str__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit._collect_ngrams": (
+                "7_runtimes/audit.html#_collect_ngrams",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_advantage": (
+                "7_runtimes/audit.html#compute_advantage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_auc": (
+                "7_runtimes/audit.html#compute_auc",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_epsilon": (
+                "7_runtimes/audit.html#compute_epsilon",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_exposure": (
+                "7_runtimes/audit.html#compute_exposure",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.make_canaries": (
+                "7_runtimes/audit.html#make_canaries",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_leakage": (
+                "7_runtimes/audit.html#measure_leakage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_membership": (
+                "7_runtimes/audit.html#measure_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_overlap": (
+                "7_runtimes/audit.html#measure_overlap",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.response_losses": (
+                "7_runtimes/audit.html#response_losses",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.score_membership": (
+                "7_runtimes/audit.html#score_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+        },
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster.BuildContext": (
                 "7_runtimes/cluster.html#buildcontext",
@@ -9096,10 +9176,6 @@ d = {
             ),
             "personal_llm.selection.cards.check_card_field": (
                 "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_leakage": (
-                "5_selection/cards.html#check_leakage",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.check_pllm_adapter": (
@@ -10156,10 +10232,6 @@ d = {
                 "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.estimate_joules": (
-                "3_tuning/finetune.html#estimate_joules",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
@@ -10203,86 +10275,6 @@ d = {
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
                 "personal_llm/tuning/finetune.py",
-            ),
-        },
-        "personal_llm.tuning.leakage": {
-            "personal_llm.tuning.leakage.Leakage": ("3_tuning/leakage.html#leakage", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage.Leakage.__post_init__": (
-                "3_tuning/leakage.html#leakage.__post_init__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.from_dict": (
-                "3_tuning/leakage.html#leakage.from_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.is_high": (
-                "3_tuning/leakage.html#leakage.is_high",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.lines": (
-                "3_tuning/leakage.html#leakage.lines",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.summary": (
-                "3_tuning/leakage.html#leakage.summary",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.to_dict": (
-                "3_tuning/leakage.html#leakage.to_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership": (
-                "3_tuning/leakage.html#membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership.__str__": (
-                "3_tuning/leakage.html#membership.__str__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Overlap": ("3_tuning/leakage.html#overlap", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage._collect_ngrams": (
-                "3_tuning/leakage.html#_collect_ngrams",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_advantage": (
-                "3_tuning/leakage.html#compute_advantage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_auc": (
-                "3_tuning/leakage.html#compute_auc",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_epsilon": (
-                "3_tuning/leakage.html#compute_epsilon",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_exposure": (
-                "3_tuning/leakage.html#compute_exposure",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.make_canaries": (
-                "3_tuning/leakage.html#make_canaries",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_leakage": (
-                "3_tuning/leakage.html#measure_leakage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_membership": (
-                "3_tuning/leakage.html#measure_membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_overlap": (
-                "3_tuning/leakage.html#measure_overlap",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.response_losses": (
-                "3_tuning/leakage.html#response_losses",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.score_membership": (
-                "3_tuning/leakage.html#score_membership",
-                "personal_llm/tuning/leakage.py",
             ),
         },
         "personal_llm.tuning.lora": {

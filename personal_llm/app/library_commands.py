@@ -33,7 +33,6 @@ from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
-from ..tuning.leakage import Leakage
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -476,6 +475,8 @@ def list_command(args):
     examples=["NAME", "others NAME"],
 )
 def show_command(args):
+    from personal_llm.runtimes.audit import Leakage
+
     pllm = open_library(args.library, args.skip_invalid)[args.name]
     explanation = pllm.explanation
     card = {name: value for name, value in pllm.card.items() if name not in ("explanation", "leakage")}

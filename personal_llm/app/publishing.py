@@ -16,7 +16,6 @@ from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
 from ..selection.remote_library import is_library_address, publish_library
-from ..tuning.leakage import Leakage, measure_leakage
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb05
 @register_command(
@@ -30,6 +29,8 @@ from ..tuning.leakage import Leakage, measure_leakage
     examples=["others ana --private trained.jsonl --unseen kept.jsonl"],
 )
 def measure_command(args):
+    from personal_llm.runtimes.audit import measure_leakage
+
     library = open_local_library(args.library)
     pllm = library[args.name]
     members, others = read_dialogues(args.private), read_dialogues(args.unseen)
@@ -53,6 +54,8 @@ def open_local_library(name: str):  # a `Library`
 # %% ../../nbs/8_app/06_publishing.ipynb #pb11
 def describe_leaks(library) -> tuple:  # (name -> measurement or None, lines)
     "Return the measurement on each card of a library, and a line for each."
+    from personal_llm.runtimes.audit import Leakage
+
     leaks = {name: library.card(name).get("leakage") for name in library.names}
     lines = []
     for name, row in leaks.items():
