@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +32,6 @@ from personal_llm.selection import library as module
 from personal_llm.selection.cards import MAX_PLLM_RANK, PLLM, write_index
 from personal_llm.selection.library import Library
 from personal_llm.selection.merging import merge
-from personal_llm.explanation.description import Description
 from tiny import shared, tiny
 
 
@@ -100,17 +98,6 @@ def test_the_list_is_of_plain_values(lib):
     line = dict(name="b", style="loud", words="mostly *loud*", rank=2, samples=30, similarity=0.9, licence="CC0-1.0")
     assert [r["name"] for r in lines] == list("abc") and lines[1] == line | dict(MB=lines[1]["MB"])
     assert lines[1]["MB"] == round(lib.card("b")["bytes"] / 1e6, 2) and json.dumps(lines)
-
-
-def test_the_list_reads_words_beside_each_other(lib, monkeypatch):
-    "As `explained` does; where one card has no likelihood shift, each speaks for itself."
-    says = {
-        n: Description(samples=9, shift={"loud": (x, 0.01), "low": (-x, 0.01)}) for n, x in dict(a=0.3, b=-0.1).items()
-    }
-    monkeypatch.setattr(PLLM, "explanation", property(lambda pllm: SimpleNamespace(description=says.get(pllm.name))))
-    assert {line["words"] for line in lib.list()} == {"no style found (9 texts)", "namespace(description=None)"}
-    says["c"] = says["b"]
-    assert [line["words"] for line in lib.list()] == ["loud (1.00)", "low (0.91)", "low (0.91)"]
 
 
 def test_no_private_things_are_copied(lib, made, tmp_path):

@@ -67,12 +67,10 @@ def format_strength(explanation, space) -> str:
 
 def format_explanation(explanation, space) -> list:  # lines
     "Return an explanation for people; the space may be None."
-    description, cost = explanation.description, explanation.cost
-    no_words = description and description.word_scores is None
+    cost = explanation.cost
     return [
         f"{explanation.samples} {COUNTERPART_HELP[explanation.counterpart]}",
         *explanation.lines(),
-        *["  no style words: this library has no vocabulary"] * bool(no_words and space is not None),
         format_strength(explanation, space),
         f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
     ]
@@ -122,13 +120,12 @@ def explain_adapter(args, library, space):  # (an `Explanation`, the space or No
         probes = read_library_probes(model, library, args.seed)
     else:
         probes = space and prepare_probes(model, space, *load_probe_texts(), args.seed)
-    vocabulary = library and library.vocabulary
-    return explain_pllm(model, adapter, space, probes, args.seed, vocabulary, prompts), space, adapter
+    return explain_pllm(model, adapter, space, probes, args.seed, prompts), space, adapter
 
 
 def explain_dialogues(args, dialogues: list, model, library, space):  # an `Explanation`
     "Explain the latest dialogues of a file."
-    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, args.seed, library and library.vocabulary)
+    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, args.seed)
 
 
 def describe_input(args, dialogues) -> dict:
@@ -284,7 +281,7 @@ def add_here(args, model, library, folders: dict, prompts: dict, probes) -> tupl
     added, errors = [], {}
     with library.bulk_add():
         for name in tqdm(folders, desc="explaining", unit="pLLM", disable=args.quiet, leave=False):
-            folder, inputs = folders[name], (args.seed, library.vocabulary, prompts.get(name))
+            folder, inputs = folders[name], (args.seed, prompts.get(name))
             try:
                 card = explain_without_timings(model, folder, library.space, probes, *inputs)
                 samples = len(read_training_ids(folder))
@@ -483,7 +480,7 @@ def show_command(args):
     rest = {name: value for name, value in explanation.to_dict().items() if name != "row"}
     facts = [f"{name:<14}{value}" for name, value in card.items() if value is not None]
     leakage = pllm.card.get("leakage")
-    facts += Leakage.from_dict(leakage).lines() if leakage else ["leak: not measured (library measure)"]
+    facts += Leakage.from_dict(leakage).lines() if leakage is not None else ["leak: not measured (library measure)"]
     result = dict(card, sentence=str(explanation), explanation=rest, leakage=leakage)
     return CommandResult(result, [*explanation.lines(), *facts])
 

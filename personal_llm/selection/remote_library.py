@@ -24,7 +24,7 @@ from .cards import PLLM_FILES, check_pllm_name, read_index
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #740830eb
 MANIFEST_FILE = "served.json"
-SHARED_FILES = ("index.json", "index.npy", "space.json", "space.safetensors", "words.json", "words.safetensors")
+SHARED_FILES = ("index.json", "index.npy", "space.json", "space.safetensors")
 SHARED_FILES += ("sketch-8.npy", "sketch-8.safetensors")
 
 
