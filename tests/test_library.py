@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -98,6 +99,24 @@ def test_the_list_is_of_plain_values(lib):
     line = dict(name="b", style="loud", words="mostly *loud*", rank=2, samples=30, similarity=0.9, licence="CC0-1.0")
     assert [r["name"] for r in lines] == list("abc") and lines[1] == line | dict(MB=lines[1]["MB"])
     assert lines[1]["MB"] == round(lib.card("b")["bytes"] / 1e6, 2) and json.dumps(lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["index.npy", "index.next.npy", "space.json", "space.safetensors", "sketch-8.npy"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_shared_files_that_never_end_are_refused(lib, name, kind):
+    file = lib.path / name
+    file.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(file)
+        reader = os.open(file, os.O_RDWR)  # so that a program that opens it is not blocked
+        os.write(reader, b"0" * 64)
+    elif kind == "a device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    with pytest.raises(InputError, match=f"{re.escape(name)}: neither a file nor missing"):
+        Library(lib.path)
 
 
 def test_no_private_things_are_copied(lib, made, tmp_path):

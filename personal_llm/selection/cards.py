@@ -199,6 +199,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
 # %% ../../nbs/5_selection/01_cards.ipynb #6524db0c
 MATRIX_FILE = "index.npy"
 NEXT_MATRIX_FILE = "index.next.npy"  # a new matrix, until index.json names its rows
+SHARED_FILES = ("index.json", MATRIX_FILE, "space.json", "space.safetensors", "sketch-8.npy", "sketch-8.safetensors")
 
 # %% ../../nbs/5_selection/01_cards.ipynb #ddf3041c
 class LibraryIndex(NamedTuple):
@@ -236,6 +237,9 @@ def read_index(path: Path) -> LibraryIndex:
     if not file.is_file():
         remedy = "give its folder, or make one with library build (in Python: Library.create)"
         raise InputError(f"{path}: no library here (index.json is missing)", remedy)
+    for shared in [path / name for name in (*SHARED_FILES, NEXT_MATRIX_FILE)]:
+        if shared.exists() and not shared.is_file():  # a pipe or a device, which we would read for ever
+            raise InputError(f"{shared}: neither a file nor missing", "delete it, or put the file itself there")
     content = read_sealed(file)
     try:
         head, names = parse_index(content)
