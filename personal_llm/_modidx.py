@@ -1771,6 +1771,10 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
+            "personal_llm.base.loading._load_named_encoder": (
+                "0_base/loading.html#_load_named_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.check_loaded_weights": (
                 "0_base/loading.html#check_loaded_weights",
@@ -1816,11 +1820,19 @@ d = {
                 "0_base/loading.html#hash_attached_adapter",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.hash_encoder": (
+                "0_base/loading.html#hash_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.hash_tensors": (
                 "0_base/loading.html#hash_tensors",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_own_conversion": (
+                "0_base/loading.html#is_own_conversion",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1837,8 +1849,13 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.set_encoder": (
+                "0_base/loading.html#set_encoder",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -1888,6 +1905,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.read_shared_prefix": (
+                "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
@@ -1906,6 +1927,23 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix.__init__": (
+                "0_base/models.html#sharedprefix.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.can_repeat": (
+                "0_base/models.html#sharedprefix.can_repeat",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.prepend": (
+                "0_base/models.html#sharedprefix.prepend",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.repeat_cache": (
+                "0_base/models.html#sharedprefix.repeat_cache",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.check_model_and_tokenizer": (
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",
@@ -1932,6 +1970,27 @@ d = {
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
         },
         "personal_llm.base.text": {
+            "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.Language.count_endings": (
+                "0_base/text.html#language.count_endings",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_pieces": (
+                "0_base/text.html#language.find_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_words": (
+                "0_base/text.html#language.find_words",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.join_pieces": (
+                "0_base/text.html#language.join_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.split_sentences": (
+                "0_base/text.html#language.split_sentences",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
             "personal_llm.base.text.RecentTexts.__contains__": (
                 "0_base/text.html#recenttexts.__contains__",
@@ -1962,6 +2021,7 @@ d = {
                 "0_base/text.html#recenttexts.to_list",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text._separate_character": (
                 "0_base/text.html#_separate_character",
                 "personal_llm/base/text.py",
@@ -1978,6 +2038,7 @@ d = {
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_proper_names": (
                 "0_base/text.html#get_proper_names",
@@ -1991,11 +2052,20 @@ d = {
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text.make_sentence_break": (
+                "0_base/text.html#make_sentence_break",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.make_text_signature": (
                 "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
+            "personal_llm.base.text.set_language": ("0_base/text.html#set_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.split_normalised": (
+                "0_base/text.html#split_normalised",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.split_rouge_words": (
                 "0_base/text.html#split_rouge_words",
                 "personal_llm/base/text.py",
@@ -2624,10 +2694,6 @@ d = {
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.can_follow_examples": (
-                "2_buffer/retrieval.html#can_follow_examples",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.choose_count": (
                 "2_buffer/retrieval.html#choose_count",
                 "personal_llm/buffer/retrieval.py",
@@ -2808,10 +2874,6 @@ d = {
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
                 "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.load_similarity_encoder": (
-                "2_buffer/synthesis.html#load_similarity_encoder",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.make_request": (
@@ -4053,6 +4115,7 @@ d = {
                 "1_data/exports.html#add_reactions",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
@@ -4061,6 +4124,7 @@ d = {
                 "1_data/exports.html#make_answered_conversation",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -4088,6 +4152,10 @@ d = {
             ),
             "personal_llm.data.exports.parse_openwebui_message": (
                 "1_data/exports.html#parse_openwebui_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_stamp": (
+                "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram": (
@@ -4125,10 +4193,6 @@ d = {
             ),
             "personal_llm.data.exports.trace_branch": (
                 "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.translate_stamp": (
-                "1_data/exports.html#translate_stamp",
                 "personal_llm/data/exports.py",
             ),
         },
@@ -7591,20 +7655,12 @@ d = {
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.load_pocket_encoder": (
-                "4_explanation/space.html#load_pocket_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
                 "4_explanation/space.html#nonnegative_coefficients",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.normalise_rows": (
                 "4_explanation/space.html#normalise_rows",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.pocket_encoder_id": (
-                "4_explanation/space.html#pocket_encoder_id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.sparse_code": (

@@ -396,7 +396,7 @@ def test_a_large_model_synthesises_nothing_unless_asked():
     from types import SimpleNamespace
 
     settings = personalizer.PersonalizerSettings
-    small, large = (SimpleNamespace(model=SimpleNamespace(num_parameters=lambda n=n: n)) for n in (7e6, 135e6))
+    small, large = (SimpleNamespace(is_large=is_large) for is_large in (False, True))
     assert settings().complete(small).synthetic == 1 and settings().complete(large).synthetic == 0
     assert (
         settings(synthetic=2).complete(large).synthetic == 2

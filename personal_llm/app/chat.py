@@ -19,7 +19,7 @@ from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import Dialogue, InputError, check
 from ..base.files import recover_results
-from ..base.text import WORD_PATTERN, count_nouns, escape_controls
+from ..base.text import count_nouns, escape_controls, get_words
 from ..buffer.scoring import NO_DOMAIN
 from ..device.conversation import QUESTION_TEXT, check_session_folder
 from ..device.corrections import ChatSession
@@ -87,7 +87,7 @@ def describe_chat_style(session) -> str:
     dialogues = [d for d in dialogues if d.origin in USER_ORIGINS]
     if not dialogues:
         raise InputError("no reply was corrected or approved yet", "correct or approve a reply first")
-    num_different = len({tuple(WORD_PATTERN.findall(d.response.lower())) for d in dialogues})
+    num_different = len({tuple(get_words(d.response)) for d in dialogues})
     if num_different < MIN_EXPLAINED_DIALOGUES:
         problem = f"{count_nouns(num_different, 'different text')} among the replies that you corrected or approved"
         raise InputError(problem, f"a style needs {MIN_EXPLAINED_DIALOGUES}: correct or approve more replies")
@@ -293,7 +293,8 @@ def load_replying_model(args):  # a `Model`
     if args.context is not None:
         model.max_length = check(args.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
     defaults = dict(max_tokens=args.max_reply, temperature=args.temperature)
-    model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
+    given = {name: value for name, value in defaults.items() if value is not None}
+    model.decoding = replace(model.decoding, **given)
     return model
 
 

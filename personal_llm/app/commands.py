@@ -322,7 +322,7 @@ def ledger_command(args):
 
 # %% ../../nbs/8_app/07_commands.ipynb #getmodel
 MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
-MODEL_PROBLEMS["template"] = "with --chat-template"
+MODEL_PROBLEMS |= dict(tokenizer="no: tokenizer", template="with --chat-template")
 LOCAL_COLUMNS = {
     "personal": "{fits}",
     "size": "{size}",

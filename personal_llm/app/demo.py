@@ -28,7 +28,7 @@ from ..device.personalizer import PersonalizerSettings, count_rows
 from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import Library
 from ..selection.warm_start import warm_start
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..tuning.finetune import finetune
 from ..tuning.validation import RULE_FROM_NEW_START, find_lineages
@@ -131,7 +131,7 @@ def start_demo_run(settings: DemoSettings, model, stages: StageProgress, folder:
     user = USERS[settings.user]
     with stages("loading the model"):
         stages.model = model = model if hasattr(model, "nll") else models.load_model(model)
-        settings = settings.complete(model.model.num_parameters() > LARGE_MODEL_PARAMETERS)
+        settings = settings.complete(model.is_large)
         stages.count = 5 + 2 * len(settings.policies)
     with stages("making the user's stream"):
         data = user_stream(user, load_samples(), settings.length, seed=settings.seed)

@@ -26,6 +26,7 @@ from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
+from ..selection.library import check_library_base
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
@@ -103,10 +104,9 @@ def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, 
 # %% ../../nbs/8_app/02_personalize.ipynb #px12
 def check_start_base(start, model) -> None:
     "Raise `InputError` for a start of another base model, before the model reads anything."
-    if hasattr(start, "space") and start.base != model.base:
-        what = f"the library is for base {start.base}, this model is {model.base}"
-        raise InputError(what, "load the model it was made for, or another library")
-    if start is not None and not hasattr(start, "space"):
+    if hasattr(start, "space"):
+        check_library_base(start, model)
+    elif start is not None:
         check_adapter(start, model.base)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #16b09b9b

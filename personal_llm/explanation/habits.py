@@ -14,7 +14,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from ..base.text import split_sentences, get_words
+from ..base.text import get_language, get_words, split_sentences
 from ..data.people import MAX_CLOSING_WORDS
 from ..data.reading import load_replay
 from ..buffer.scoring import load_lexicons
@@ -73,7 +73,7 @@ class Trait:
 # %% ../../nbs/4_explanation/03_habits.ipynb #72c4f374
 def choose_quotation(answers: list) -> str:  # "" of no answers
     "Return the longest answer that fits into a line as a whole, or else the beginning of the shortest."
-    lines = [" ".join(answer.split()) for answer in answers]
+    lines = [get_language().join_pieces(answer) for answer in answers]
     short = [line for line in lines if len(line) <= MAX_QUOTATION_LENGTH]
     if short or not lines:
         return max(short, key=len, default="")
@@ -100,9 +100,11 @@ EMOJI_PATTERN, LIST_PATTERN = re.compile(PUNCTUATION_PATTERNS["emoji"]), re.comp
 
 def find_common_run(answers: list, last: bool = False) -> str:  # words as they are written; "" where there is none
     "Return the words with which most answers begin, or end."
-    split, longest, longest_count = [answer.split() for answer in answers], "", 0
+    language, longest, longest_count = get_language(), "", 0
+    rows = [[piece[0] for piece in language.find_pieces(answer)] for answer in answers]
     for size in range(1, MAX_CLOSING_WORDS + 1):
-        runs = Counter(" ".join(words[-size:] if last else words[:size]) for words in split if len(words) > size)
+        ends = [row[-size:] if last else row[:size] for row in rows if len(row) > size]
+        runs = Counter(map(language.separator.join, ends))
         run, count = runs.most_common(1)[0] if runs else ("", 0)
         if count < max(MIN_HABIT_SHARE * len(answers), MIN_RUN_SHARE * longest_count):
             break
@@ -114,17 +116,20 @@ def find_frame_habits(answers: list, base: list) -> tuple:  # (traits, opening, 
     "Find how a person begins and ends."
     opening, closing, opens, closes = find_common_run(answers), find_common_run(answers, last=True), [], []
     if opening and not LIST_PATTERN.match(opening + " "):  # a list is a habit of its own
-        starts = lambda text: " ".join(text.split()).startswith(opening)
+        starts = lambda text: get_language().join_pieces(text).startswith(opening)
         opens = find_trait(f"opens with “{opening}”", starts, answers, base)
     if closing and not EMOJI_PATTERN.search(closing):  # so is an emoji
-        ends = lambda text: " ".join(text.split()).endswith(closing)
+        ends = lambda text: get_language().join_pieces(text).endswith(closing)
         closes = find_trait(f"signs off “{closing}”", ends, answers, base)
     return opens + closes, opening if opens else "", closing if closes else ""
 
 
 def strip_frame(answer: str, opening: str, closing: str) -> str:
     "Return the text between the opening and the sign-off."
-    first, last = (r"\s+".join(map(re.escape, words.split())) for words in (opening, closing))
+    gap = r"\s+" if get_language().separator else r"\s*"
+    first, last = (
+        gap.join(re.escape(piece[0]) for piece in get_language().find_pieces(words)) for words in (opening, closing)
+    )
     text = re.sub(rf"^\s*{first}", "", answer) if opening else answer
     return (re.sub(rf"{last}\s*$", "", text) if closing else text).strip()
 
@@ -178,13 +183,16 @@ def align_words(answer: str, base: str) -> list:  # (base word, person's word); 
 
 
 def merge_plurals(pairs: list) -> list:
-    "Replace a plural by its singular where the person substitutes both."
+    "Replace a plural by its singular where the person substitutes both, in a language that forms it by an ending."
+    ending = get_language().plural_ending
+    if not ending:
+        return pairs
     substituted = {pair for pair in pairs if pair[0] != pair[1]}
-    with_plural = {old for old, new in substituted if (f"{old}s", f"{new}s") in substituted}
+    with_plural = {old for old, new in substituted if (old + ending, new + ending) in substituted}
     merged = []
     for old, new in pairs:
-        is_plural = old.endswith("s") and old[:-1] in with_plural
-        merged.append((old[:-1], new.removesuffix("s")) if is_plural else (old, new))
+        is_plural = old.endswith(ending) and old.removesuffix(ending) in with_plural
+        merged.append((old.removesuffix(ending), new.removesuffix(ending)) if is_plural else (old, new))
     return merged
 
 

@@ -23,9 +23,11 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import ASSETS
+from ..base.loading import load_encoder
+from ..base.text import get_language
 from .explanation import ProbePrompts, explain, gain_direction, likelihood_gains
 from .explanation import load_probe_texts, mean_response_nll, style_coordinates
-from .space import StyleSpace, concatenate_blocks, load_pocket_encoder, normalise_rows
+from .space import StyleSpace, concatenate_blocks, normalise_rows
 from .style import FEATURE_BLOCKS, MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
 from .style import sample_responses, style_shifts, truncated_features
 
@@ -126,7 +128,7 @@ def compute_shifts(
     with show_progress(len(distinct), "shifts", "text", progress) as bar:
         for start in range(0, len(distinct), SHIFT_BATCH_SIZE):
             batch = distinct[start : start + SHIFT_BATCH_SIZE]
-            blocks = style_shifts(model, load_pocket_encoder(), batch, seed + start)
+            blocks = style_shifts(model, load_encoder(), batch, seed + start)
             shifts |= dict(zip((d.id for d in batch), concatenate_blocks(blocks)))
             bar.update(len(batch))
     return shifts, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
@@ -134,7 +136,7 @@ def compute_shifts(
 
 def compute_shared_shifts(model, dialogues: list, seed: int, progress: bool) -> tuple:  # as of `compute_shifts`
     "Compute the shift of each text from the one base answer to its prompt."
-    encoder, size = load_pocket_encoder(), SHARED_BATCH_SIZE
+    encoder, size = load_encoder(), SHARED_BATCH_SIZE
     prompts, features = list({d.prompt: d.derive(history=()) for d in dialogues}.values()), {}
     base = {}
     with show_progress(len(prompts) + len(dialogues), "shifts", "text", progress) as bar:
@@ -250,6 +252,7 @@ def fit_space(
     vectors = build_word_vectors(dict(zip(panels, places)), blends, axes["matrix"], axes["coordinate_scale"])
     space = StyleSpace(
         base=model.base,
+        language=get_language().name,
         words=tuple(vectors),
         vectors=np.stack(list(vectors.values())),
         centres=np.stack([rows(plain).mean(0), rows(model_answers).mean(0)]),

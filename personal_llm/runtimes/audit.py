@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
-from ..base.text import normalise_text
+from ..base.text import normalise_text, split_normalised
 from ..tuning.statistics import check_user_values
 
 # %% ../../nbs/7_runtimes/08_audit.ipynb #lk05
@@ -126,7 +126,7 @@ NGRAM_SIZES = (5, 6, 7, 8)  # words
 
 def _collect_ngrams(texts, size: int) -> set:  # tuples of words
     "Return the different runs of so many words."
-    rows = (normalise_text(text).split() for text in texts)
+    rows = (split_normalised(normalise_text(text)) for text in texts)
     return {run for words in rows for run in zip(*(words[k:] for k in range(size)))}
 
 

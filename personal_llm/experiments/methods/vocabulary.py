@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ...base.core import InputError, patch
-from ...explanation.space import StoredArrays, check_encoder, pocket_encoder_id
+from ...base.loading import get_encoder_id
+from ...explanation.space import StoredArrays, check_encoder
 from ...explanation.style import check_answer_count
 from personal_llm.experiments.methods.word_classifier import (
     axis_scores_to_words,
@@ -47,7 +48,7 @@ class Vocabulary(StoredArrays):
     file_keys = {"rejection_reasons": "left_out", "rejected_words": "unsaid", "opposite_words": "opposed"}
 
     def __post_init__(self):
-        object.__setattr__(self, "encoder", self.encoder or pocket_encoder_id())
+        object.__setattr__(self, "encoder", self.encoder or get_encoder_id())
         super().__post_init__()
 
     @classmethod

@@ -14,9 +14,9 @@ from itertools import combinations
 import numpy as np
 
 from ...base.core import InputError, make_generator
+from ...base.loading import load_encoder
 from ...base.text import normalise_text
 from ...data.splits import get_dialogue_group
-from ...explanation.space import load_pocket_encoder
 from ...explanation.style import STYLOMETRIC_FEATURES, stylometry
 
 # %% ../../../nbs/experiments/methods/02_word_classifier.ipynb #7e1a351c
@@ -24,7 +24,7 @@ def text_features(
     texts: list,  # whole answers
 ) -> np.ndarray:  # (n, D) counts, then the encoder's numbers
     "Return the counts and the sentence vectors of answers, side by side."
-    vectors = np.asarray(load_pocket_encoder().encode(texts, show_progress_bar=False), np.float32)
+    vectors = np.asarray(load_encoder().encode(texts, show_progress_bar=False), np.float32)
     return np.concatenate([np.stack([stylometry(text) for text in texts]), vectors], 1)
 
 # %% ../../../nbs/experiments/methods/02_word_classifier.ipynb #277bf6aa
