@@ -5,52 +5,74 @@ d = {
     "syms": {
         "personal_llm.app.arguments": {
             "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.CommandParser": (
-                "8_app/arguments.html#commandparser",
+            "personal_llm.app.arguments.Command.list_parameters": (
+                "8_app/arguments.html#command.list_parameters",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.error": (
-                "8_app/arguments.html#commandparser.error",
+            "personal_llm.app.arguments.Command.make_parameter": (
+                "8_app/arguments.html#command.make_parameter",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.parse_known_args": (
-                "8_app/arguments.html#commandparser.parse_known_args",
+            "personal_llm.app.arguments.Command.run": (
+                "8_app/arguments.html#command.run",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.CommandResult": (
                 "8_app/arguments.html#commandresult",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._add_command": (
-                "8_app/arguments.html#_add_command",
+            "personal_llm.app.arguments.DataOptions": (
+                "8_app/arguments.html#dataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._make_setting_option": (
-                "8_app/arguments.html#_make_setting_option",
+            "personal_llm.app.arguments.DataOptions.read": (
+                "8_app/arguments.html#dataoptions.read",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.build_parser": (
-                "8_app/arguments.html#build_parser",
+            "personal_llm.app.arguments.ModelOptions": (
+                "8_app/arguments.html#modeloptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.check_style_space": (
-                "8_app/arguments.html#check_style_space",
+            "personal_llm.app.arguments.ModelOptions.load": (
+                "8_app/arguments.html#modeloptions.load",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.ModelOptions.settings": (
+                "8_app/arguments.html#modeloptions.settings",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.OptionalDataOptions": (
+                "8_app/arguments.html#optionaldataoptions",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.add_to_app": (
+                "8_app/arguments.html#add_to_app",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.annotate_setting": (
+                "8_app/arguments.html#annotate_setting",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.choose_folder": (
+                "8_app/arguments.html#choose_folder",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.choose_model_argument": (
                 "8_app/arguments.html#choose_model_argument",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.data_options": (
-                "8_app/arguments.html#data_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.describe_part": (
-                "8_app/arguments.html#describe_part",
+            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.complete_from": (
+                "8_app/arguments.html#complete_from",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.find_saved_model": (
                 "8_app/arguments.html#find_saved_model",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.format_command_examples": (
+                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -61,33 +83,16 @@ d = {
                 "8_app/arguments.html#format_table",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.get_model_settings": (
-                "8_app/arguments.html#get_model_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.get_settings": (
-                "8_app/arguments.html#get_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.integer_option": (
-                "8_app/arguments.html#integer_option",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.load_model_from_arguments": (
-                "8_app/arguments.html#load_model_from_arguments",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.open_library": (
                 "8_app/arguments.html#open_library",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.open_or_create_library": (
-                "8_app/arguments.html#open_or_create_library",
+            "personal_llm.app.arguments.parse_arguments": (
+                "8_app/arguments.html#parse_arguments",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.parse_whole_number": (
-                "8_app/arguments.html#parse_whole_number",
+            "personal_llm.app.arguments.pick_settings": (
+                "8_app/arguments.html#pick_settings",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.print_note": (
@@ -98,33 +103,29 @@ d = {
                 "8_app/arguments.html#print_result",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.read_dialogue_file": (
-                "8_app/arguments.html#read_dialogue_file",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.read_prompts_by_adapter": (
-                "8_app/arguments.html#read_prompts_by_adapter",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.read_saved_answers": (
                 "8_app/arguments.html#read_saved_answers",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.register_command": (
-                "8_app/arguments.html#register_command",
+            "personal_llm.app.arguments.repeat_list_options": (
+                "8_app/arguments.html#repeat_list_options",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.reuse_setting": (
                 "8_app/arguments.html#reuse_setting",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.setting_options": (
-                "8_app/arguments.html#setting_options",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.ReplyingModelOptions": (
+                "8_app/chat.html#replyingmodeloptions",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ReplyingModelOptions.load": (
+                "8_app/chat.html#replyingmodeloptions.load",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
@@ -149,10 +150,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.load_replying_model": (
-                "8_app/chat.html#load_replying_model",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.offer_two_replies": (
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",
@@ -261,6 +258,14 @@ d = {
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.ForgetOptions": (
+                "8_app/commands.html#forgetoptions",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.PhoneOptions": (
+                "8_app/commands.html#phoneoptions",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands._register_service_command": (
                 "8_app/commands.html#_register_service_command",
                 "personal_llm/app/commands.py",
@@ -485,6 +490,22 @@ d = {
             ),
         },
         "personal_llm.app.library_commands": {
+            "personal_llm.app.library_commands.AttachOptions": (
+                "8_app/library_commands.html#attachoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions": (
+                "8_app/library_commands.html#buildoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions.cluster_address": (
+                "8_app/library_commands.html#buildoptions.cluster_address",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.SelectOptions": (
+                "8_app/library_commands.html#selectoptions",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.add_adapters": (
                 "8_app/library_commands.html#add_adapters",
                 "personal_llm/app/library_commands.py",
@@ -509,12 +530,20 @@ d = {
                 "8_app/library_commands.html#check_filled_library",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.check_style_space": (
+                "8_app/library_commands.html#check_style_space",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.complete_style": (
                 "8_app/library_commands.html#complete_style",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.describe_part": (
+                "8_app/library_commands.html#describe_part",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_adapter": (
@@ -577,12 +606,16 @@ d = {
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.open_or_create_library": (
+                "8_app/library_commands.html#open_or_create_library",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.open_own_library": (
                 "8_app/library_commands.html#open_own_library",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.read_plain_file": (
-                "8_app/library_commands.html#read_plain_file",
+            "personal_llm.app.library_commands.read_prompts_by_adapter": (
+                "8_app/library_commands.html#read_prompts_by_adapter",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -711,6 +744,10 @@ d = {
             ),
             "personal_llm.app.personalize.check_dialogue_count": (
                 "8_app/personalize.html#check_dialogue_count",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.check_earlier_model": (
+                "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.check_start_base": (
@@ -925,6 +962,7 @@ d = {
                 "8_app/server.html#personalserver.stream_turn",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.ServeOptions": ("8_app/server.html#serveoptions", "personal_llm/app/server.py"),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
@@ -2394,6 +2432,39 @@ d = {
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
+            ),
+        },
+        "personal_llm.buffer.facts": {
+            "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.asks_for_fact": (
+                "2_buffer/facts.html#asks_for_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_likelihood_gains": (
+                "2_buffer/facts.html#compute_likelihood_gains",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_meaning_scores": (
+                "2_buffer/facts.html#compute_meaning_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_word_scores": (
+                "2_buffer/facts.html#compute_word_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.get_content_words": (
+                "2_buffer/facts.html#get_content_words",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.recall_fact": (
+                "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.remove_ending": (
+                "2_buffer/facts.html#remove_ending",
+                "personal_llm/buffer/facts.py",
             ),
         },
         "personal_llm.buffer.feedback": {
@@ -5448,6 +5519,28 @@ d = {
             "personal_llm.experiments.exploration.measure": (
                 "experiments/exploration.html#measure",
                 "personal_llm/experiments/exploration.py",
+            ),
+        },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.is_right": (
+                "experiments/facts.html#is_right",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.load_tools": (
+                "experiments/facts.html#load_tools",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.make_prompts": (
+                "experiments/facts.html#make_prompts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_facts": (
+                "experiments/facts.html#measure_facts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read_fact_rows": (
+                "experiments/facts.html#read_fact_rows",
+                "personal_llm/experiments/facts.py",
             ),
         },
         "personal_llm.experiments.fit": {
