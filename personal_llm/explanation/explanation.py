@@ -17,14 +17,14 @@ import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, make_generator, patch
 from ..base.files import ASSETS
+from ..base.loading import load_encoder
 from ..data.reading import dialogues_from_texts
 from .description import Description, describe_pllm, describe_user
 from .habits import USER_ORIGINS
-from .space import StyleSpace, concatenate_blocks, load_pocket_encoder
+from .space import StyleSpace, concatenate_blocks
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
 from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
 from .style import sample_base_features, sample_responses, style_shifts, truncated_features
-from ..tuning.config import LARGE_MODEL_PARAMETERS
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #29c2efbe
 @dataclass(frozen=True, eq=False)
@@ -157,8 +157,8 @@ def style_coordinates(
 def place_dialogues(model, space: StyleSpace, dialogues: list, answers: list, seed: int) -> dict:  # of `Explanation`
     "Return the fields that need a space: row, strength and sparse code of dialogues, from the base model's answers."
     is_model = all(d.origin == "model" for d in dialogues)
-    base_features = truncated_features(model, load_pocket_encoder(), answers)
-    shifts = style_shifts(model, load_pocket_encoder(), dialogues, base_features=base_features)
+    base_features = truncated_features(model, load_encoder(), answers)
+    shifts = style_shifts(model, load_encoder(), dialogues, base_features=base_features)
     rows = space.project(concatenate_blocks(shifts), is_model)
     z = style_coordinates(space, rows)
     strength = float(np.linalg.norm(z.mean(0)) * len(z) ** 0.5 / space.plain_noise)
@@ -227,7 +227,7 @@ class ProbeBudget:
     @classmethod
     def for_model(cls, model) -> "ProbeBudget":
         "Return the budget of a `Model` by its size."
-        if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+        if model.is_large:
             return cls(text_step=2, topic_prompts=16, topic_tokens=96, share_answers=True)
         return cls(topic_tokens=MAX_TOPIC_TOKENS)
 
@@ -266,8 +266,8 @@ def prepare_probes(
     space.check(model)
     budget = ProbeBudget.for_model(model)
     dialogues, prompts = dialogues[:: budget.text_step], prompts[:: budget.text_step]
-    base_features = sample_base_features(model, load_pocket_encoder(), dialogues, seed, budget.share_answers)
-    shifts = concatenate_blocks(style_shifts(model, load_pocket_encoder(), dialogues, base_features=base_features))
+    base_features = sample_base_features(model, load_encoder(), dialogues, seed, budget.share_answers)
+    shifts = concatenate_blocks(style_shifts(model, load_encoder(), dialogues, base_features=base_features))
     base_answers = sample_responses(model, None, prompts, seed, MAX_PLLM_TOKENS)
     plain_answers = base_answers if plain is None else sample_responses(model, plain, prompts, seed, MAX_PLLM_TOKENS)
     return ProbePrompts(
@@ -275,7 +275,7 @@ def prepare_probes(
         coordinates=style_coordinates(space, space.project(shifts, False)) * space.coordinate_scale,
         base=mean_response_nll(model, dialogues),
         prompts=prompts,
-        answers=truncated_features(model, load_pocket_encoder(), base_answers),
+        answers=truncated_features(model, load_encoder(), base_answers),
         plain_responses=[d.response for d in plain_answers],
         plain=plain,
     )
@@ -336,7 +336,7 @@ def explain_pllm(
     with model.track_cost() as cost:
         gain = likelihood_gains(model, adapter, probes)
         answers = sample_responses(model, adapter, probes.prompts, seed, MAX_PLLM_TOKENS)
-        shifts = style_shifts(model, load_pocket_encoder(), answers, base_features=probes.answers)
+        shifts = style_shifts(model, load_encoder(), answers, base_features=probes.answers)
         plain_responses, topic_texts = probes.plain_responses, None
         if topic_prompts is not None:
             answers = sample_responses(model, adapter, topic_prompts, seed, budget.topic_tokens)
