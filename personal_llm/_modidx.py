@@ -9975,6 +9975,10 @@ d = {
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.describe_card": (
+                "5_selection/selection.html#describe_card",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.describe_common_facts": (
                 "5_selection/selection.html#describe_common_facts",
                 "personal_llm/selection/selection.py",
@@ -9999,10 +10003,6 @@ d = {
                 "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.get_pllm_label": (
-                "5_selection/selection.html#get_pllm_label",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.get_selector": (
                 "5_selection/selection.html#get_selector",
                 "personal_llm/selection/selection.py",
@@ -10017,10 +10017,6 @@ d = {
             ),
             "personal_llm.selection.selection.read_card_description": (
                 "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_descriptions": (
-                "5_selection/selection.html#read_card_descriptions",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select": (
@@ -10429,10 +10425,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.hash_run": (
                 "3_tuning/finetune.html#hash_run",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.keep_random_state": (
-                "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.measure_second_run": (
