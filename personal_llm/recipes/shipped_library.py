@@ -24,7 +24,7 @@ from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
 from ..runtimes.cluster import explain_without_timings
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from ..explanation.explanation import load_probe_texts, prepare_probes
 
@@ -100,7 +100,7 @@ def add_plain_rows(
 def library_config(model) -> TuningConfig:
     "Return how we tune the pLLMs of a library: by the size of the base model."
     lasting = dict(dropout=0.0, validation=0.0, checks=1, max_length=112)
-    if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+    if model.is_large:
         return TuningConfig.for_model(model, rank=2, alpha=16, layers=20, learning_rate=1.5e-3, steps=16, **lasting)
     return TuningConfig(rank=4, alpha=8, steps=60, **lasting)
 
