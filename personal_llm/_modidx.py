@@ -2556,10 +2556,6 @@ d = {
                 "2_buffer/policies.html#bufferview.__len__",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.BufferView._measure_domain": (
-                "2_buffer/policies.html#bufferview._measure_domain",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.BufferView.compute_idd": (
                 "2_buffer/policies.html#bufferview.compute_idd",
                 "personal_llm/buffer/policies.py",
