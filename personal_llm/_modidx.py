@@ -2544,10 +2544,6 @@ d = {
                 "2_buffer/policies.html#bufferview.__len__",
                 "personal_llm/buffer/policies.py",
             ),
-            "personal_llm.buffer.policies.BufferView._measure_domain": (
-                "2_buffer/policies.html#bufferview._measure_domain",
-                "personal_llm/buffer/policies.py",
-            ),
             "personal_llm.buffer.policies.BufferView.compute_idd": (
                 "2_buffer/policies.html#bufferview.compute_idd",
                 "personal_llm/buffer/policies.py",
@@ -5814,6 +5810,276 @@ d = {
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
+        "personal_llm.experiments.methods.vocabulary": {
+            "personal_llm.experiments.methods.vocabulary.Vocabulary": (
+                "experiments/methods/vocabulary.html#vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.__post_init__": (
+                "experiments/methods/vocabulary.html#vocabulary.__post_init__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.load": (
+                "experiments/methods/vocabulary.html#vocabulary.load",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.recentre": (
+                "experiments/methods/vocabulary.html#vocabulary.recentre",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scale": (
+                "experiments/methods/vocabulary.html#vocabulary.scale",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.score_user": (
+                "experiments/methods/vocabulary.html#vocabulary.score_user",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scores": (
+                "experiments/methods/vocabulary.html#vocabulary.scores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores": (
+                "experiments/methods/vocabulary.html#wordscores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.__str__": (
+                "experiments/methods/vocabulary.html#wordscores.__str__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.clearest_word": (
+                "experiments/methods/vocabulary.html#wordscores.clearest_word",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary._fit_vocabulary": (
+                "experiments/methods/vocabulary.html#_fit_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.kind_distance": (
+                "experiments/methods/vocabulary.html#kind_distance",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.load_vocabulary": (
+                "experiments/methods/vocabulary.html#load_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.mean_of_each_kind": (
+                "experiments/methods/vocabulary.html#mean_of_each_kind",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.select_examples": (
+                "experiments/methods/vocabulary.html#select_examples",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_classifier": {
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts": (
+                "experiments/methods/word_classifier.html#labelledtexts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts.__len__": (
+                "experiments/methods/word_classifier.html#labelledtexts.__len__",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest": (
+                "experiments/methods/word_classifier.html#wordtest",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.calibrate": (
+                "experiments/methods/word_classifier.html#wordtest.calibrate",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.clarity": (
+                "experiments/methods/word_classifier.html#wordtest.clarity",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.count": (
+                "experiments/methods/word_classifier.html#wordtest.count",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.users_with": (
+                "experiments/methods/word_classifier.html#wordtest.users_with",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.are_synonyms": (
+                "experiments/methods/word_classifier.html#are_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.assign_fold": (
+                "experiments/methods/word_classifier.html#assign_fold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_ends": (
+                "experiments/methods/word_classifier.html#axis_ends",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_scores_to_words": (
+                "experiments/methods/word_classifier.html#axis_scores_to_words",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_targets": (
+                "experiments/methods/word_classifier.html#axis_targets",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.balanced_weights": (
+                "experiments/methods/word_classifier.html#balanced_weights",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.calibrate_word": (
+                "experiments/methods/word_classifier.html#calibrate_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.check_training_texts": (
+                "experiments/methods/word_classifier.html#check_training_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.cross_test_word": (
+                "experiments/methods/word_classifier.html#cross_test_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.exceeds_threshold": (
+                "experiments/methods/word_classifier.html#exceeds_threshold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.fit_word_regression": (
+                "experiments/methods/word_classifier.html#fit_word_regression",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_answers": (
+                "experiments/methods/word_classifier.html#get_answers",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_text_and_group": (
+                "experiments/methods/word_classifier.html#get_text_and_group",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.label_texts": (
+                "experiments/methods/word_classifier.html#label_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.make_test_users": (
+                "experiments/methods/word_classifier.html#make_test_users",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.mean_and_error": (
+                "experiments/methods/word_classifier.html#mean_and_error",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.merge_synonyms": (
+                "experiments/methods/word_classifier.html#merge_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.out_of_fold_scores": (
+                "experiments/methods/word_classifier.html#out_of_fold_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ranking_auc": (
+                "experiments/methods/word_classifier.html#ranking_auc",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.rejection_reason": (
+                "experiments/methods/word_classifier.html#rejection_reason",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ridge_directions": (
+                "experiments/methods/word_classifier.html#ridge_directions",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.run_word_test": (
+                "experiments/methods/word_classifier.html#run_word_test",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.scale_features": (
+                "experiments/methods/word_classifier.html#scale_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.text_features": (
+                "experiments/methods/word_classifier.html#text_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixed_scores": (
+                "experiments/methods/word_classifier.html#unmixed_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixing_matrix": (
+                "experiments/methods/word_classifier.html#unmixing_matrix",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.word_axes": (
+                "experiments/methods/word_classifier.html#word_axes",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_descriptions": {
+            "personal_llm.experiments.methods.word_descriptions.WordDescription": (
+                "experiments/methods/word_descriptions.html#worddescription",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.__str__": (
+                "experiments/methods/word_descriptions.html#worddescription.__str__",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.lines": (
+                "experiments/methods/word_descriptions.html#worddescription.lines",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.to_dict": (
+                "experiments/methods/word_descriptions.html#worddescription.to_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.words": (
+                "experiments/methods/word_descriptions.html#worddescription.words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions._from_dict": (
+                "experiments/methods/word_descriptions.html#_from_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.compare_word_descriptions": (
+                "experiments/methods/word_descriptions.html#compare_word_descriptions",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_pllm_in_words": (
+                "experiments/methods/word_descriptions.html#describe_pllm_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_user_in_words": (
+                "experiments/methods/word_descriptions.html#describe_user_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.fit_word_shifts": (
+                "experiments/methods/word_descriptions.html#fit_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.is_informative_in_words": (
+                "experiments/methods/word_descriptions.html#is_informative_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.measure_word_shifts": (
+                "experiments/methods/word_descriptions.html#measure_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.passed_word_items": (
+                "experiments/methods/word_descriptions.html#passed_word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_examples": (
+                "experiments/methods/word_descriptions.html#score_examples",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_library_words": (
+                "experiments/methods/word_descriptions.html#score_library_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.select_by_words": (
+                "experiments/methods/word_descriptions.html#select_by_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.word_items": (
+                "experiments/methods/word_descriptions.html#word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+        },
         "personal_llm.experiments.new_people": {
             "personal_llm.experiments.new_people.collect_replies": (
                 "experiments/new_people.html#collect_replies",
@@ -7136,6 +7402,10 @@ d = {
                 "4_explanation/description.html#description.__str__",
                 "personal_llm/explanation/description.py",
             ),
+            "personal_llm.explanation.description.Description.from_dict": (
+                "4_explanation/description.html#description.from_dict",
+                "personal_llm/explanation/description.py",
+            ),
             "personal_llm.explanation.description.Description.lines": (
                 "4_explanation/description.html#description.lines",
                 "personal_llm/explanation/description.py",
@@ -7156,20 +7426,8 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.Description.words": (
-                "4_explanation/description.html#description.words",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description._from_dict": (
-                "4_explanation/description.html#_from_dict",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.centre_on_library": (
                 "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.compare_descriptions": (
-                "4_explanation/description.html#compare_descriptions",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_pllm": (
@@ -7188,20 +7446,12 @@ d = {
                 "4_explanation/description.html#description_similarity",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.fit_word_shifts": (
-                "4_explanation/description.html#fit_word_shifts",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.is_informative": (
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.passed_items": (
                 "4_explanation/description.html#passed_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.score_library_words": (
-                "4_explanation/description.html#score_library_words",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -7240,10 +7490,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.without_quotations": (
                 "4_explanation/explanation.html#explanation.without_quotations",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.words": (
-                "4_explanation/explanation.html#explanation.words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.ProbeBudget": (
@@ -7294,10 +7540,6 @@ d = {
                 "4_explanation/explanation.html#mean_response_nll",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.measure_word_shifts": (
-                "4_explanation/explanation.html#measure_word_shifts",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.place_dialogues": (
                 "4_explanation/explanation.html#place_dialogues",
                 "personal_llm/explanation/explanation.py",
@@ -7308,10 +7550,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
                 "4_explanation/explanation.html#sample_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.score_examples": (
-                "4_explanation/explanation.html#score_examples",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.select_user_dialogues": (
@@ -7629,206 +7867,6 @@ d = {
             "personal_llm.explanation.style.truncated_features": (
                 "4_explanation/style.html#truncated_features",
                 "personal_llm/explanation/style.py",
-            ),
-        },
-        "personal_llm.explanation.vocabulary": {
-            "personal_llm.explanation.vocabulary.Vocabulary": (
-                "4_explanation/vocabulary.html#vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.__post_init__": (
-                "4_explanation/vocabulary.html#vocabulary.__post_init__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.load": (
-                "4_explanation/vocabulary.html#vocabulary.load",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
-                "4_explanation/vocabulary.html#vocabulary.recentre",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scale": (
-                "4_explanation/vocabulary.html#vocabulary.scale",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
-                "4_explanation/vocabulary.html#vocabulary.score_user",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scores": (
-                "4_explanation/vocabulary.html#vocabulary.scores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores": (
-                "4_explanation/vocabulary.html#wordscores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.__str__": (
-                "4_explanation/vocabulary.html#wordscores.__str__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.clearest_word": (
-                "4_explanation/vocabulary.html#wordscores.clearest_word",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary._fit_vocabulary": (
-                "4_explanation/vocabulary.html#_fit_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.kind_distance": (
-                "4_explanation/vocabulary.html#kind_distance",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.load_vocabulary": (
-                "4_explanation/vocabulary.html#load_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.mean_of_each_kind": (
-                "4_explanation/vocabulary.html#mean_of_each_kind",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.select_examples": (
-                "4_explanation/vocabulary.html#select_examples",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-        },
-        "personal_llm.explanation.word_classifier": {
-            "personal_llm.explanation.word_classifier.LabelledTexts": (
-                "4_explanation/word_classifier.html#labelledtexts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.LabelledTexts.__len__": (
-                "4_explanation/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest": (
-                "4_explanation/word_classifier.html#wordtest",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.calibrate": (
-                "4_explanation/word_classifier.html#wordtest.calibrate",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.clarity": (
-                "4_explanation/word_classifier.html#wordtest.clarity",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.count": (
-                "4_explanation/word_classifier.html#wordtest.count",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.users_with": (
-                "4_explanation/word_classifier.html#wordtest.users_with",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.are_synonyms": (
-                "4_explanation/word_classifier.html#are_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.assign_fold": (
-                "4_explanation/word_classifier.html#assign_fold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_ends": (
-                "4_explanation/word_classifier.html#axis_ends",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_scores_to_words": (
-                "4_explanation/word_classifier.html#axis_scores_to_words",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_targets": (
-                "4_explanation/word_classifier.html#axis_targets",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.balanced_weights": (
-                "4_explanation/word_classifier.html#balanced_weights",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.calibrate_word": (
-                "4_explanation/word_classifier.html#calibrate_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.check_training_texts": (
-                "4_explanation/word_classifier.html#check_training_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.cross_test_word": (
-                "4_explanation/word_classifier.html#cross_test_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.exceeds_threshold": (
-                "4_explanation/word_classifier.html#exceeds_threshold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.fit_word_regression": (
-                "4_explanation/word_classifier.html#fit_word_regression",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_answers": (
-                "4_explanation/word_classifier.html#get_answers",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_text_and_group": (
-                "4_explanation/word_classifier.html#get_text_and_group",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.label_texts": (
-                "4_explanation/word_classifier.html#label_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.make_test_users": (
-                "4_explanation/word_classifier.html#make_test_users",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.mean_and_error": (
-                "4_explanation/word_classifier.html#mean_and_error",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.merge_synonyms": (
-                "4_explanation/word_classifier.html#merge_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.out_of_fold_scores": (
-                "4_explanation/word_classifier.html#out_of_fold_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ranking_auc": (
-                "4_explanation/word_classifier.html#ranking_auc",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.rejection_reason": (
-                "4_explanation/word_classifier.html#rejection_reason",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ridge_directions": (
-                "4_explanation/word_classifier.html#ridge_directions",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.run_word_test": (
-                "4_explanation/word_classifier.html#run_word_test",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.scale_features": (
-                "4_explanation/word_classifier.html#scale_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.text_features": (
-                "4_explanation/word_classifier.html#text_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixed_scores": (
-                "4_explanation/word_classifier.html#unmixed_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixing_matrix": (
-                "4_explanation/word_classifier.html#unmixing_matrix",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.word_axes": (
-                "4_explanation/word_classifier.html#word_axes",
-                "personal_llm/explanation/word_classifier.py",
             ),
         },
         "personal_llm.recipes.asking_prior": {
@@ -8708,6 +8746,86 @@ d = {
                 "personal_llm/recipes/word_texts.py",
             ),
         },
+        "personal_llm.runtimes.audit": {
+            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit.Leakage.__post_init__": (
+                "7_runtimes/audit.html#leakage.__post_init__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.from_dict": (
+                "7_runtimes/audit.html#leakage.from_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.is_high": (
+                "7_runtimes/audit.html#leakage.is_high",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.lines": (
+                "7_runtimes/audit.html#leakage.lines",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.summary": (
+                "7_runtimes/audit.html#leakage.summary",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.to_dict": (
+                "7_runtimes/audit.html#leakage.to_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership": (
+                "7_runtimes/audit.html#membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership.__str__": (
+                "7_runtimes/audit.html#membership.__str__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit._collect_ngrams": (
+                "7_runtimes/audit.html#_collect_ngrams",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_advantage": (
+                "7_runtimes/audit.html#compute_advantage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_auc": (
+                "7_runtimes/audit.html#compute_auc",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_epsilon": (
+                "7_runtimes/audit.html#compute_epsilon",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_exposure": (
+                "7_runtimes/audit.html#compute_exposure",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.make_canaries": (
+                "7_runtimes/audit.html#make_canaries",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_leakage": (
+                "7_runtimes/audit.html#measure_leakage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_membership": (
+                "7_runtimes/audit.html#measure_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_overlap": (
+                "7_runtimes/audit.html#measure_overlap",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.response_losses": (
+                "7_runtimes/audit.html#response_losses",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.score_membership": (
+                "7_runtimes/audit.html#score_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+        },
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster.BuildContext": (
                 "7_runtimes/cluster.html#buildcontext",
@@ -9142,10 +9260,6 @@ d = {
             ),
             "personal_llm.selection.cards.check_card_field": (
                 "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_leakage": (
-                "5_selection/cards.html#check_leakage",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.check_pllm_adapter": (
@@ -9754,6 +9868,10 @@ d = {
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.describe_card": (
+                "5_selection/selection.html#describe_card",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.describe_common_facts": (
                 "5_selection/selection.html#describe_common_facts",
                 "personal_llm/selection/selection.py",
@@ -9778,10 +9896,6 @@ d = {
                 "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.get_pllm_label": (
-                "5_selection/selection.html#get_pllm_label",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.get_selector": (
                 "5_selection/selection.html#get_selector",
                 "personal_llm/selection/selection.py",
@@ -9796,10 +9910,6 @@ d = {
             ),
             "personal_llm.selection.selection.read_card_description": (
                 "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_descriptions": (
-                "5_selection/selection.html#read_card_descriptions",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select": (
@@ -10202,20 +10312,12 @@ d = {
                 "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.estimate_joules": (
-                "3_tuning/finetune.html#estimate_joules",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.hash_run": (
                 "3_tuning/finetune.html#hash_run",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.keep_random_state": (
-                "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.measure_second_run": (
@@ -10249,86 +10351,6 @@ d = {
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
                 "personal_llm/tuning/finetune.py",
-            ),
-        },
-        "personal_llm.tuning.leakage": {
-            "personal_llm.tuning.leakage.Leakage": ("3_tuning/leakage.html#leakage", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage.Leakage.__post_init__": (
-                "3_tuning/leakage.html#leakage.__post_init__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.from_dict": (
-                "3_tuning/leakage.html#leakage.from_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.is_high": (
-                "3_tuning/leakage.html#leakage.is_high",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.lines": (
-                "3_tuning/leakage.html#leakage.lines",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.summary": (
-                "3_tuning/leakage.html#leakage.summary",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.to_dict": (
-                "3_tuning/leakage.html#leakage.to_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership": (
-                "3_tuning/leakage.html#membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership.__str__": (
-                "3_tuning/leakage.html#membership.__str__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Overlap": ("3_tuning/leakage.html#overlap", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage._collect_ngrams": (
-                "3_tuning/leakage.html#_collect_ngrams",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_advantage": (
-                "3_tuning/leakage.html#compute_advantage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_auc": (
-                "3_tuning/leakage.html#compute_auc",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_epsilon": (
-                "3_tuning/leakage.html#compute_epsilon",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_exposure": (
-                "3_tuning/leakage.html#compute_exposure",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.make_canaries": (
-                "3_tuning/leakage.html#make_canaries",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_leakage": (
-                "3_tuning/leakage.html#measure_leakage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_membership": (
-                "3_tuning/leakage.html#measure_membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_overlap": (
-                "3_tuning/leakage.html#measure_overlap",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.response_losses": (
-                "3_tuning/leakage.html#response_losses",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.score_membership": (
-                "3_tuning/leakage.html#score_membership",
-                "personal_llm/tuning/leakage.py",
             ),
         },
         "personal_llm.tuning.lora": {
