@@ -10613,10 +10613,6 @@ d = {
                 "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.add_step_gradients": (
-                "3_tuning/training_loop.html#add_step_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.bfloat16_context": (
                 "3_tuning/training_loop.html#bfloat16_context",
                 "personal_llm/tuning/training_loop.py",
