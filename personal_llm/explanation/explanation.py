@@ -228,7 +228,7 @@ class ProbeBudget:
     def for_model(cls, model) -> "ProbeBudget":
         "Return the budget of a `Model` by its size."
         if model.is_large:
-            return cls(text_step=2, topic_prompts=16, topic_tokens=96, share_answers=True)
+            return cls(text_step=4, topic_prompts=12, topic_tokens=64, share_answers=True)
         return cls(topic_tokens=MAX_TOPIC_TOKENS)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #002008fe

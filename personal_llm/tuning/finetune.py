@@ -240,16 +240,6 @@ def show_progress(steps, total: int, name: str = "fine-tuning"):  # the same pai
             yield step, loss
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #eeba8d5f
-@contextmanager
-def keep_random_state(seed: int):
-    "Seed all random numbers inside the block; after it, torch's go on as before."
-    import torch
-
-    with torch.random.fork_rng():
-        seed_everything(seed)
-        yield
-
-
 def open_output_folder(out, *run) -> tuple:  # (the folder, that of its checkpoints)
     "Make an adapter's folder ready for a run, which is what `hash_run` takes."
     out, run_id = make_folder(out), hash_run(*run)
@@ -293,6 +283,8 @@ def finetune(
     on_step=None,  # called with (step, training loss) after each step, such as a logger
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
+    import torch
+
     dialogues, checkpoints, defaults = as_dialogues(dialogues), None, TuningConfig.for_model(model)
     config = config or defaults
     if start is not None:
@@ -300,7 +292,8 @@ def finetune(
         config = config.match_adapter(read_lora_config(start), start, modules, defaults)
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
     check_output_folder(Path(out) if out else None)
-    with model.track_cost() as cost, keep_random_state(seed):
+    with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
+        seed_everything(seed)
         split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split
         config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
         with trainable_adapter(model, config, start) as adapted:
