@@ -392,22 +392,11 @@ d = {
             ),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.AdapterScores": ("8_app/demo.html#adapterscores", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.AdapterScores.compare_with": (
-                "8_app/demo.html#adapterscores.compare_with",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.AdapterScores.to_dict": (
-                "8_app/demo.html#adapterscores.to_dict",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.config": ("8_app/demo.html#demorun.config", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.other_talk": (
-                "8_app/demo.html#demorun.other_talk",
+            "personal_llm.app.demo.DemoRun.__post_init__": (
+                "8_app/demo.html#demorun.__post_init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.DemoRun.test": ("8_app/demo.html#demorun.test", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings.__post_init__": (
                 "8_app/demo.html#demosettings.__post_init__",
@@ -430,52 +419,30 @@ d = {
                 "8_app/demo.html#stageprogress.__init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.choose_validation_share": (
-                "8_app/demo.html#choose_validation_share",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.collect_demo_facts": (
                 "8_app/demo.html#collect_demo_facts",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.first_step_at_loss": (
-                "8_app/demo.html#first_step_at_loss",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.is_base_model_kept": (
                 "8_app/demo.html#is_base_model_kept",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.label_start": ("8_app/demo.html#label_start", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.make_paired_config": (
                 "8_app/demo.html#make_paired_config",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.measure_test_loss": (
-                "8_app/demo.html#measure_test_loss",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.render_demo_files": (
-                "8_app/demo.html#render_demo_files",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.run_all_policies": ("8_app/demo.html#run_all_policies", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_stages": ("8_app/demo.html#run_stages", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_warm_start_demo": (
                 "8_app/demo.html#run_warm_start_demo",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.start_demo_run": ("8_app/demo.html#start_demo_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_training_curve": (
-                "8_app/demo.html#summarise_training_curve",
-                "personal_llm/app/demo.py",
-            ),
+            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.AttachOptions": (
@@ -851,11 +818,6 @@ d = {
             ),
         },
         "personal_llm.app.report": {
-            "personal_llm.app.report.compute_share_interval": (
-                "8_app/report.html#compute_share_interval",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.format_curve": ("8_app/report.html#format_curve", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -869,33 +831,6 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_budget_table": (
-                "8_app/report.html#html_budget_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_change_cell": (
-                "8_app/report.html#html_change_cell",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_examples": ("8_app/report.html#html_examples", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_image": ("8_app/report.html#html_image", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_kept_table": (
-                "8_app/report.html#html_kept_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_questions_table": (
-                "8_app/report.html#html_questions_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_results_table": (
-                "8_app/report.html#html_results_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_table": ("8_app/report.html#html_table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_warm_start_section": (
-                "8_app/report.html#html_warm_start_section",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.plot_buffer_positions": (
                 "8_app/report.html#plot_buffer_positions",
                 "personal_llm/app/report.py",
@@ -10280,8 +10215,8 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
-                "3_tuning/finetune.html#trainingsplit.make_best_adapter",
+            "personal_llm.tuning.finetune.TrainingSplit.make_checks": (
+                "3_tuning/finetune.html#trainingsplit.make_checks",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.alternate_histories": (
@@ -10510,10 +10445,6 @@ d = {
                 "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.add_step_gradients": (
-                "3_tuning/training_loop.html#add_step_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.bfloat16_context": (
                 "3_tuning/training_loop.html#bfloat16_context",
                 "personal_llm/tuning/training_loop.py",
@@ -10580,36 +10511,36 @@ d = {
             ),
         },
         "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.BestAdapter": (
-                "3_tuning/validation.html#bestadapter",
+            "personal_llm.tuning.validation.Checks": (
+                "3_tuning/validation.html#checks",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.__init__": (
-                "3_tuning/validation.html#bestadapter.__init__",
+            "personal_llm.tuning.validation.Checks.__init__": (
+                "3_tuning/validation.html#checks.__init__",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.compute_loss": (
-                "3_tuning/validation.html#bestadapter.compute_loss",
+            "personal_llm.tuning.validation.Checks.compute_loss": (
+                "3_tuning/validation.html#checks.compute_loss",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.has_learned": (
-                "3_tuning/validation.html#bestadapter.has_learned",
+            "personal_llm.tuning.validation.Checks.has_learned": (
+                "3_tuning/validation.html#checks.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.history": (
-                "3_tuning/validation.html#bestadapter.history",
+            "personal_llm.tuning.validation.Checks.history": (
+                "3_tuning/validation.html#checks.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.is_finished": (
-                "3_tuning/validation.html#bestadapter.is_finished",
+            "personal_llm.tuning.validation.Checks.is_finished": (
+                "3_tuning/validation.html#checks.is_finished",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.restore": (
-                "3_tuning/validation.html#bestadapter.restore",
+            "personal_llm.tuning.validation.Checks.restore": (
+                "3_tuning/validation.html#checks.restore",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.run_check": (
-                "3_tuning/validation.html#bestadapter.run_check",
+            "personal_llm.tuning.validation.Checks.run_check": (
+                "3_tuning/validation.html#checks.run_check",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.ValidationRule": (
