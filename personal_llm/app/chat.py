@@ -28,7 +28,6 @@ from ..device.corrections import ChatSession
 from ..explanation.description import describe_user
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES, sample_responses
-from ..runtimes.llama_cpp import LlamaCppEngine, import_xllamacpp
 from ..base.check import check_model
 from ..base.loading import resolve_model
 from ..device.streaming import ReplyOptions, ReplyStream
@@ -298,11 +297,12 @@ class ReplyingModelOptions(ModelOptions):
 
     def load(self):  # a `Model`
         "Load the model; raise `InputError` where model, device or engine is missing, or for an impossible number."
-        if self.engine == "llama.cpp":
-            import_xllamacpp()  # before the model takes its seconds
+        from personal_llm.runtimes import llama_cpp
+
+        has_engine = self.engine == "llama.cpp" and llama_cpp.import_xllamacpp()  # before the model takes its seconds
         model = super().load()
         model.system_prompt = self.system.strip()
-        model.engine = LlamaCppEngine(model) if self.engine == "llama.cpp" else None
+        model.engine = llama_cpp.LlamaCppEngine(model) if has_engine else None
         if self.context is not None:
             model.max_length = check(self.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
         temperature = check(self.temperature, "number or none", "--temperature")

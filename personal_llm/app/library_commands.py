@@ -36,7 +36,6 @@ from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
-from ..tuning.leakage import Leakage
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -71,12 +70,10 @@ def format_strength(explanation, space) -> str:
 
 def format_explanation(explanation, space) -> list:  # lines
     "Return an explanation for people; the space may be None."
-    description, cost = explanation.description, explanation.cost
-    no_words = description and description.word_scores is None
+    cost = explanation.cost
     return [
         f"{explanation.samples} {COUNTERPART_HELP[explanation.counterpart]}",
         *explanation.lines(),
-        *["  no style words: this library has no vocabulary"] * bool(no_words and space is not None),
         format_strength(explanation, space),
         f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
     ]
@@ -119,12 +116,12 @@ def explain_adapter(model, adapter: Path, library, space, prompts, seed: int):  
         probes = read_library_probes(model, library, seed)
     else:
         probes = space and prepare_probes(model, space, *load_probe_texts(), seed)
-    return explain_pllm(model, adapter, space, probes, seed, library and library.vocabulary, prompts)
+    return explain_pllm(model, adapter, space, probes, seed, prompts)
 
 
 def explain_dialogues(dialogues: list, model, library, space, seed: int):  # an `Explanation`
     "Explain the latest dialogues of a file."
-    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, seed, library and library.vocabulary)
+    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, seed)
 
 
 def describe_input(file: str, folder: str, dialogues) -> dict:
@@ -345,7 +342,7 @@ def add_here(library, folders: dict, model, prompts: dict, probes, given) -> tup
     added, errors = [], {}
     with library.bulk_add():
         for name in tqdm(folders, desc="explaining", unit="pLLM", disable=given.quiet, leave=False):
-            folder, inputs = folders[name], (given.seed, library.vocabulary, prompts.get(name))
+            folder, inputs = folders[name], (given.seed, prompts.get(name))
             try:
                 card = explain_without_timings(model, folder, library.space, probes, *inputs)
                 samples = len(read_training_ids(folder))
@@ -495,6 +492,8 @@ def show_command(
     skip_invalid: SkipInvalid = False,
 ):
     "Show the card of one pLLM."
+    from personal_llm.runtimes.audit import Leakage
+
     *library, name = words
     if len(library) > 1:
         raise InputError(f"{len(words)} names are given", "give a library and the name of a pLLM")
@@ -504,7 +503,7 @@ def show_command(
     rest = {name: value for name, value in explanation.to_dict().items() if name != "row"}
     facts = [f"{name:<14}{value}" for name, value in card.items() if value is not None]
     leakage = pllm.card.get("leakage")
-    facts += Leakage.from_dict(leakage).lines() if leakage else ["leak: not measured (library measure)"]
+    facts += Leakage.from_dict(leakage).lines() if leakage is not None else ["leak: not measured (library measure)"]
     result = dict(card, sentence=str(explanation), explanation=rest, leakage=leakage)
     return CommandResult(result, [*explanation.lines(), *facts])
 

@@ -18,7 +18,6 @@ from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
 from ..selection.remote_library import is_library_address, publish_library
-from ..tuning.leakage import Leakage, measure_leakage
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb05
 LocalLibrary = Annotated[str, Argument(help="a library's folder", metavar="DIR")]
@@ -35,6 +34,8 @@ def measure_command(
     model: ModelOptions,
 ):
     "Measure how much of its training texts a pLLM gives away. The result is written on the card."
+    from personal_llm.runtimes.audit import measure_leakage
+
     pllm = open_local_library(library)[name]
     members, others = read_dialogues(private), read_dialogues(unseen)
     if shared := {d.prompt for d in members} & {d.prompt for d in others}:
@@ -57,6 +58,8 @@ def open_local_library(name: str):  # a `Library`
 # %% ../../nbs/8_app/06_publishing.ipynb #pb11
 def describe_leaks(library) -> tuple:  # (name -> measurement or None, lines)
     "Return the measurement on each card of a library, and a line for each."
+    from personal_llm.runtimes.audit import Leakage
+
     leaks = {name: library.card(name).get("leakage") for name in library.names}
     lines = []
     for name, row in leaks.items():
