@@ -127,7 +127,7 @@ def test_the_demo_s_curve_and_the_phone_take_the_model_s_defaults(tmp_path, monk
     from personal_llm.runtimes import phone
 
     for model in (TOY, LARGE):
-        curve, own = make_paired_config(model, 8), TuningConfig.for_model(model, steps=8)
+        curve, own = make_paired_config(model, 8, []), TuningConfig.for_model(model, steps=8)
         names = ("steps", "learning_rate", "dropout", "replay_share", "pass_tokens", "max_scale")
         assert [getattr(curve, name) for name in names] == [getattr(own, name) for name in names]
 
