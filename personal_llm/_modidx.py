@@ -10215,8 +10215,8 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
-                "3_tuning/finetune.html#trainingsplit.make_best_adapter",
+            "personal_llm.tuning.finetune.TrainingSplit.make_checks": (
+                "3_tuning/finetune.html#trainingsplit.make_checks",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.alternate_histories": (
@@ -10445,10 +10445,6 @@ d = {
                 "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.add_step_gradients": (
-                "3_tuning/training_loop.html#add_step_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.bfloat16_context": (
                 "3_tuning/training_loop.html#bfloat16_context",
                 "personal_llm/tuning/training_loop.py",
@@ -10515,36 +10511,36 @@ d = {
             ),
         },
         "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.BestAdapter": (
-                "3_tuning/validation.html#bestadapter",
+            "personal_llm.tuning.validation.Checks": (
+                "3_tuning/validation.html#checks",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.__init__": (
-                "3_tuning/validation.html#bestadapter.__init__",
+            "personal_llm.tuning.validation.Checks.__init__": (
+                "3_tuning/validation.html#checks.__init__",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.compute_loss": (
-                "3_tuning/validation.html#bestadapter.compute_loss",
+            "personal_llm.tuning.validation.Checks.compute_loss": (
+                "3_tuning/validation.html#checks.compute_loss",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.has_learned": (
-                "3_tuning/validation.html#bestadapter.has_learned",
+            "personal_llm.tuning.validation.Checks.has_learned": (
+                "3_tuning/validation.html#checks.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.history": (
-                "3_tuning/validation.html#bestadapter.history",
+            "personal_llm.tuning.validation.Checks.history": (
+                "3_tuning/validation.html#checks.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.is_finished": (
-                "3_tuning/validation.html#bestadapter.is_finished",
+            "personal_llm.tuning.validation.Checks.is_finished": (
+                "3_tuning/validation.html#checks.is_finished",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.restore": (
-                "3_tuning/validation.html#bestadapter.restore",
+            "personal_llm.tuning.validation.Checks.restore": (
+                "3_tuning/validation.html#checks.restore",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.run_check": (
-                "3_tuning/validation.html#bestadapter.run_check",
+            "personal_llm.tuning.validation.Checks.run_check": (
+                "3_tuning/validation.html#checks.run_check",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.ValidationRule": (
