@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
+from ..base.loading import load_encoder
 from ..base.text import get_words, is_near_duplicate
 from .scoring import unit_vector
 from ..data.reading import load_replay
@@ -101,11 +102,9 @@ class PromptEmbedder:
     def __init__(
         self,
         model,  # `Model`
-        encoder=None,  # the pocket encoder by default
+        encoder=None,  # as in `load_encoder`
     ):
-        from personal_llm.base.loading import load_encoder
-
-        self.model, self.encoder = model, encoder or load_encoder()
+        self.model, self.encoder = model, load_encoder(encoder)
         self.vectors = {}  # prompt -> (width,), of length 1
         self._background = None  # vectors of general prompts, and the mean early state
 

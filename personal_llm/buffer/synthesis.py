@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import repeat
 
 import numpy as np
@@ -106,12 +105,6 @@ class SynthesisConfig:
         "Return the defaults of a model: the paper's prompt for the pocket model, which learned it, else examples."
         return cls(**(EXAMPLES_DEFAULTS if model.is_large else {}) | changes)
 
-# %% ../../nbs/2_buffer/06_synthesis.ipynb #87033159
-@lru_cache(maxsize=1)
-def load_similarity_encoder():  # a `SentenceTransformer`
-    "Load the encoder that ships with the package, once."
-    return load_encoder("pocket")
-
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #87033160
 def semantic_similarities(
     rewrites: list,  # texts
@@ -119,7 +112,7 @@ def semantic_similarities(
 ) -> np.ndarray:  # in [-1, 1], a cosine for each pair; 0 for a text without words
     "Return the similarity in meaning of each rewrite and its original."
     options = dict(normalize_embeddings=True, show_progress_bar=False)
-    a, b = (load_similarity_encoder().encode(list(texts), **options) for texts in (rewrites, originals))
+    a, b = (load_encoder().encode(list(texts), **options) for texts in (rewrites, originals))
     return (a * b).sum(axis=-1)
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #5bfaef17

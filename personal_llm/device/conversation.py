@@ -75,7 +75,7 @@ def adopt_imported(dialogues: list) -> list:
     rename = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16]
     return [d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents))) for d in dialogues]
 
-# %% ../../nbs/6_device/07_conversation.ipynb #e1711ff9
+# %% ../../nbs/6_device/07_conversation.ipynb #08afc9a4
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
 NO_ANSWERS_MESSAGE = "nothing to learn from yet: no reply was corrected or approved"
 RETRY_OPTIONS = ReplyOptions(temperature=0.8, top_p=0.95)
@@ -222,7 +222,7 @@ class ChatSession:
         question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
         shown = self.add_talk_memories(question, is_own) if with_adapter else question
         with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-            self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
+            self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
             yield from self.reply
         self.me.add_cost(cost)
         if is_observed:
@@ -235,7 +235,7 @@ class ChatSession:
             return
         with delay_interrupts():
             d = question.derive(response=reply.text, origin="model", parents=())
-            if self.reply_memories:  # their tokens do not belong to the dialogue, so we score it alone
+            if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
                 candidate = self.me.score([d])[0]
             else:
                 candidate = score_reading(d, reply.reading, self.me.lexicons, reply.reading.model)
@@ -323,7 +323,7 @@ class ChatSession:
         question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
         shown = self.add_talk_memories(question)
         with self.model.track_cost() as cost, self.model.use_adapter(self.me.adapter) as model:
-            self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
+            self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
             yield from self.reply
         self.me.add_cost(cost)
         if self.reply.text.split() in ([], turn["response"].split()):

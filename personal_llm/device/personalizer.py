@@ -120,7 +120,7 @@ def count_rows(model, bar):
     finally:
         hook.remove()
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #c531c0f1
+# %% ../../nbs/6_device/04_personalizer.ipynb #b7e7d1c1
 @dataclass(frozen=True)
 class PreparedRound:
     "The result of a fine-tune that the personalizer has not taken over yet."
@@ -398,7 +398,7 @@ class Personalizer:
         with self.model.track_cost() as cost:
             question = add_memories(question, self.retrieve_memories(prompt))
             with self.model.use_adapter(self.adapter):
-                text = self.model.reply([question], max_tokens)[0]
+                text = self.model.reply_once(question, max_tokens)
         self.add_cost(cost)
         return text
 
