@@ -17,14 +17,13 @@ from devices import LEXICONS, TALK, Fake, User, start, told, watch
 from pytest import MonkeyPatch
 
 from personal_llm.base.adapters import Adapter, read_factors, read_lora_config, write_adapter
-from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.files import open_results_folder, publish_results, read_sealed, write_sealed
-from personal_llm.base.folder_store import SYNTHESIS_FILE, load_adapter
+from personal_llm.base.core import InputError
+from personal_llm.base.files import open_results_folder, publish_results
 from personal_llm.base.lineage import copy_without_ids, read_training_ids
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.replay import folder_status, read_state
+from personal_llm.device.replay import folder_status
 from personal_llm.explanation.space import StyleSpace
 from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
@@ -52,7 +51,6 @@ def make_output(folder: Path) -> None:
         me.react(me.buffer.dialogues[0].id, "better", "a better answer")
         me.finetune(progress=False)
         me.save()
-        write_sealed(me.folder / SYNTHESIS_FILE, dict(source="x", dialogues=[TALK[0].to_dict()]))
         publish_results(owned, {"adapter": copy_without_ids(me.adapter), "personalize.json": "{}"})
     (folder / "personalize.json").unlink()  # we write it for you, and read it nowhere
 
@@ -65,17 +63,15 @@ def read_adapter(place: Path) -> list:
 def look_at_output(folder: Path) -> str:
     (run,) = folder.glob("run-*")
     me = load_personalizer(run, Fake(), User(), LEXICONS)
-    rows = [d.to_dict() for d in map(Dialogue.from_dict, read_sealed(run / SYNTHESIS_FILE)["dialogues"])]
     parts = [
         told(me),
         me.settings,
-        me.session,
+        me.turns,
         me.feedback_rows,
         folder_status(run),
-        rows,
-        vars(read_state(run))["text_key"],
+        me.memory.events,
     ]
-    parts += [load_adapter(run, me.adapter.path).card(), read_adapter(Path(me.adapter.path))]
+    parts += [me.adapter.card(), read_adapter(Path(me.adapter.path))]
     with open_results_folder(folder, "adapter", "personalize.json") as owned:
         parts.append(owned.entries)
     return repr([*parts, read_adapter(folder / "adapter"), sorted(read_training_ids(folder / "adapter"))])

@@ -41,6 +41,7 @@ from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
+from personal_llm.device.memory import _hash_row
 from personal_llm.device.replay import folder_status, read_state
 from personal_llm.runtimes import phone, phone_bundle
 from personal_llm.selection import cards, remote_library
@@ -104,6 +105,8 @@ def change_json(value, draw: random.Random):
 
 def change_row(file: Path, draw: random.Random) -> str:  # the new row
     "Change one value of a database of ours, with a checksum that agrees."
+    if file.name == "memory.db":
+        return change_memory(file, draw)
     with closing(sqlite3.connect(file)) as store:
         names = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         rows = [(t, *row) for t in names for row in store.execute(f"SELECT key, content FROM {t}")]
@@ -114,6 +117,24 @@ def change_row(file: Path, draw: random.Random) -> str:  # the new row
             store.execute(f"UPDATE {table} SET content = ?, checksum = ? WHERE key = ?", given)
             store.commit()
     return f"{table} {key}: {new[:400]}"
+
+
+def change_memory(file: Path, draw: random.Random) -> str:  # the new row
+    "Change one value of a dialogue or an event, with a checksum that agrees."
+    with closing(sqlite3.connect(file)) as store:
+        table = draw.choice(["dialogues", "events", "events"])
+        row = list(draw.choice(store.execute(f"SELECT * FROM {table}").fetchall()))
+        column = draw.randrange(len(row) - 1)
+        try:
+            row[column] = json.dumps(change_json(json.loads(row[column]), draw))
+        except (TypeError, ValueError):
+            row[column] = draw.choice(["", "x", 5, -1.5, b"?", None])
+        names = [name for _, name, *_ in store.execute(f"PRAGMA table_info({table})")]
+        values = (*row[:-1], _hash_row(tuple(row[:-1])))
+        with suppress(sqlite3.Error):  # a rule of the table refuses it
+            store.execute(f"REPLACE INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", values)
+            store.commit()
+    return f"{table}: {str(values)[:400]}"
 
 
 def change_file(file: Path, draw: random.Random) -> str:  # a part of what it holds now

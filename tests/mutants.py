@@ -33,7 +33,7 @@ MODULES = {  # name -> (module, its tests)
     "losses": ("personal_llm.tuning.training_loop", "test_losses.py test_preferences.py test_tuning.py"),
     "finetune": ("personal_llm.tuning.finetune", "test_tuning.py test_validation.py"),
     "mixture": ("personal_llm.selection.mixture", "test_mixture.py"),
-    "store": ("personal_llm.device.store", "test_store.py"),
+    "memory": ("personal_llm.device.memory", "test_store.py"),
     "forgetting": ("personal_llm.device.forgetting", "test_forgetting.py"),
     "exports": ("personal_llm.data.exports", "test_exports.py"),
 }

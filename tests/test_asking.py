@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from devices import start
 
 from personal_llm.base.core import NO_ANSWER, Dialogue
 from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, NO_TRAITS, ActivePolicy, expect_log_odds
@@ -15,7 +16,6 @@ from personal_llm.buffer.correction_model import (
     estimate_relevance,
 )
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
-from personal_llm.device.annotation import AnnotationManager
 
 
 def stream(n, seed=0, subject=0.15):
@@ -271,14 +271,13 @@ def test_a_candidate_keeps_its_own_relevance_when_the_table_is_pruned():
 
 
 def test_silence_is_no_approval_but_counts_as_a_question():
-    buffer = Buffer(2, "active")
-    buffer.add(row(0))
-    manager = AnnotationManager(buffer, annotator=lambda d: NO_ANSWER, max_questions=4)
-    manager.ask_about_entry(0)
-    assert buffer.dialogues[0] == row(0).dialogue and manager.cost.requests == 1
-    manager.should_ask = lambda candidate: True
-    assert manager.ask_if_policy_wants(row(1)).dialogue.origin == "model"
-    assert manager.cost.requests == 2 and not buffer.policy.answers
+    me = start(None, 2, "active", lambda d: NO_ANSWER, max_questions=4)
+    me.offer([row(0)])
+    me.collect_training_dialogues()
+    assert me.buffer.dialogues[0] == row(0).dialogue and me.cost.requests == 1
+    me.buffer.policy.decide_question = lambda view, candidate, left: (True, "")
+    me.offer([row(1)])
+    assert me.buffer.dialogues[1].origin == "model" and me.cost.requests == 2 and not me.buffer.policy.answers
 
 
 def test_an_answer_about_an_older_dialogue_counts_it_once():

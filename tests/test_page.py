@@ -354,7 +354,7 @@ def test_a_page_of_another_site_can_neither_read_nor_write(browser, tmp_path):
     "Even one that knows the token: its requests name their origin."
     with chat_server(fresh(tmp_path / "me")) as running:
         list(running.session.say("I live in Lima."))
-        before = running.session.me.buffer.to_bytes()
+        before = (tmp_path / "me" / "memory.db-wal").read_bytes()
         page = ATTACK.replace("ADDRESS", running.address).replace("TOKEN", running.token)
 
         evil = serving(type("Evil", (OnePage,), dict(page=page)))
@@ -368,4 +368,4 @@ def test_a_page_of_another_site_can_neither_read_nor_write(browser, tmp_path):
                 time.sleep(0.5)
         finally:
             evil.shutdown()
-        assert running.session.me.buffer.to_bytes() == before and len(running.session.turns) == 1
+        assert (tmp_path / "me" / "memory.db-wal").read_bytes() == before and len(running.session.turns) == 1

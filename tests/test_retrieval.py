@@ -199,7 +199,7 @@ def test_a_correction_acts_in_the_same_talk_and_stored_history_stays_true(chat):
     assert shown[:2] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # a memory
     assert shown[-2:] == [("user", ACHES[0]), ("assistant", CORRECTION)]  # the talk, with your words
     newest = chat.turns[-1]["id"]
-    assert chat.recent_dialogues[newest].history == (("user", ACHES[0]), ("assistant", first))
+    assert chat.me.memory.dialogues[newest].dialogue.history == (("user", ACHES[0]), ("assistant", first))
     kept = next(entry for entry in chat.me.buffer.entries if entry.dialogue.id == newest)
     alone = chat.me.score([kept.dialogue])[0]
     assert kept.scores.tokens == alone.scores.tokens and np.isclose(kept.scores.loss, alone.scores.loss)
