@@ -473,7 +473,7 @@ def test_the_folder_is_its_own_however_it_is_written(tmp_path, monkeypatch):
 # ---- a folder of an older version
 
 
-@pytest.mark.parametrize("name", ["memory.db", "state.json"])
+@pytest.mark.parametrize("name", ["state" + ".db", "state.json"])
 def test_an_older_version_is_one_line(name, tmp_path):
     (tmp_path / name).write_text("{}")
     for act in (load, folder_status, lambda place: start(place).save()):

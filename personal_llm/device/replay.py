@@ -7,7 +7,7 @@ __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'describe_unc
            'find_first_prompt_turn', 'PersonalizerState', 'place_candidate', 'record_scores', 'read_state',
            'folder_status']
 
-# %% ../../nbs/6_device/02_replay.ipynb #029b6ba7
+# %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
@@ -17,7 +17,8 @@ from ..base.core import Cost, Dialogue, InputError
 from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
 from ..buffer.buffer import Buffer, Decision
-from ..buffer.feedback import Feedback, add_feedback, count_feedback, estimate_dissatisfaction, get_first_id
+from ..buffer.feedback import Feedback, add_feedback, count_feedback
+from ..buffer.feedback import estimate_dissatisfaction, get_first_id
 from ..buffer.policies import POLICIES
 from ..buffer.scoring import ScoredDialogue
 from .memory import Event, Memory, find_state_folders, scores_from_dict, scores_to_dict
