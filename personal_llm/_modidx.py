@@ -5,52 +5,74 @@ d = {
     "syms": {
         "personal_llm.app.arguments": {
             "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.CommandParser": (
-                "8_app/arguments.html#commandparser",
+            "personal_llm.app.arguments.Command.list_parameters": (
+                "8_app/arguments.html#command.list_parameters",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.error": (
-                "8_app/arguments.html#commandparser.error",
+            "personal_llm.app.arguments.Command.make_parameter": (
+                "8_app/arguments.html#command.make_parameter",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.parse_known_args": (
-                "8_app/arguments.html#commandparser.parse_known_args",
+            "personal_llm.app.arguments.Command.run": (
+                "8_app/arguments.html#command.run",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.CommandResult": (
                 "8_app/arguments.html#commandresult",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._add_command": (
-                "8_app/arguments.html#_add_command",
+            "personal_llm.app.arguments.DataOptions": (
+                "8_app/arguments.html#dataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._make_setting_option": (
-                "8_app/arguments.html#_make_setting_option",
+            "personal_llm.app.arguments.DataOptions.read": (
+                "8_app/arguments.html#dataoptions.read",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.build_parser": (
-                "8_app/arguments.html#build_parser",
+            "personal_llm.app.arguments.ModelOptions": (
+                "8_app/arguments.html#modeloptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.check_style_space": (
-                "8_app/arguments.html#check_style_space",
+            "personal_llm.app.arguments.ModelOptions.load": (
+                "8_app/arguments.html#modeloptions.load",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.ModelOptions.settings": (
+                "8_app/arguments.html#modeloptions.settings",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.OptionalDataOptions": (
+                "8_app/arguments.html#optionaldataoptions",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.add_to_app": (
+                "8_app/arguments.html#add_to_app",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.annotate_setting": (
+                "8_app/arguments.html#annotate_setting",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.choose_folder": (
+                "8_app/arguments.html#choose_folder",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.choose_model_argument": (
                 "8_app/arguments.html#choose_model_argument",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.data_options": (
-                "8_app/arguments.html#data_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.describe_part": (
-                "8_app/arguments.html#describe_part",
+            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.complete_from": (
+                "8_app/arguments.html#complete_from",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.find_saved_model": (
                 "8_app/arguments.html#find_saved_model",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.format_command_examples": (
+                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -61,33 +83,16 @@ d = {
                 "8_app/arguments.html#format_table",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.get_model_settings": (
-                "8_app/arguments.html#get_model_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.get_settings": (
-                "8_app/arguments.html#get_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.integer_option": (
-                "8_app/arguments.html#integer_option",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.load_model_from_arguments": (
-                "8_app/arguments.html#load_model_from_arguments",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.open_library": (
                 "8_app/arguments.html#open_library",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.open_or_create_library": (
-                "8_app/arguments.html#open_or_create_library",
+            "personal_llm.app.arguments.parse_arguments": (
+                "8_app/arguments.html#parse_arguments",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.parse_whole_number": (
-                "8_app/arguments.html#parse_whole_number",
+            "personal_llm.app.arguments.pick_settings": (
+                "8_app/arguments.html#pick_settings",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.print_note": (
@@ -98,33 +103,29 @@ d = {
                 "8_app/arguments.html#print_result",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.read_dialogue_file": (
-                "8_app/arguments.html#read_dialogue_file",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.read_prompts_by_adapter": (
-                "8_app/arguments.html#read_prompts_by_adapter",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.read_saved_answers": (
                 "8_app/arguments.html#read_saved_answers",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.register_command": (
-                "8_app/arguments.html#register_command",
+            "personal_llm.app.arguments.repeat_list_options": (
+                "8_app/arguments.html#repeat_list_options",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.reuse_setting": (
                 "8_app/arguments.html#reuse_setting",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.setting_options": (
-                "8_app/arguments.html#setting_options",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.ReplyingModelOptions": (
+                "8_app/chat.html#replyingmodeloptions",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ReplyingModelOptions.load": (
+                "8_app/chat.html#replyingmodeloptions.load",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
@@ -149,10 +150,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.load_replying_model": (
-                "8_app/chat.html#load_replying_model",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.offer_two_replies": (
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",
@@ -261,8 +258,16 @@ d = {
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands._register_service_command": (
-                "8_app/commands.html#_register_service_command",
+            "personal_llm.app.commands.ForgetOptions": (
+                "8_app/commands.html#forgetoptions",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.adapt_parameter": (
+                "8_app/commands.html#adapt_parameter",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.adapt_plugin": (
+                "8_app/commands.html#adapt_plugin",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
@@ -306,10 +311,6 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_service_status": (
-                "8_app/commands.html#format_service_status",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.format_start": (
                 "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
@@ -335,16 +336,8 @@ d = {
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.phone_export_command": (
-                "8_app/commands.html#phone_export_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.phone_simulate_command": (
-                "8_app/commands.html#phone_simulate_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.service_start_command": (
-                "8_app/commands.html#service_start_command",
+            "personal_llm.app.commands.register_plugins": (
+                "8_app/commands.html#register_plugins",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -399,22 +392,11 @@ d = {
             ),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.AdapterScores": ("8_app/demo.html#adapterscores", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.AdapterScores.compare_with": (
-                "8_app/demo.html#adapterscores.compare_with",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.AdapterScores.to_dict": (
-                "8_app/demo.html#adapterscores.to_dict",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.config": ("8_app/demo.html#demorun.config", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.other_talk": (
-                "8_app/demo.html#demorun.other_talk",
+            "personal_llm.app.demo.DemoRun.__post_init__": (
+                "8_app/demo.html#demorun.__post_init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.DemoRun.test": ("8_app/demo.html#demorun.test", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings.__post_init__": (
                 "8_app/demo.html#demosettings.__post_init__",
@@ -437,54 +419,48 @@ d = {
                 "8_app/demo.html#stageprogress.__init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.choose_validation_share": (
-                "8_app/demo.html#choose_validation_share",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.collect_demo_facts": (
                 "8_app/demo.html#collect_demo_facts",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.first_step_at_loss": (
-                "8_app/demo.html#first_step_at_loss",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.is_base_model_kept": (
                 "8_app/demo.html#is_base_model_kept",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.label_start": ("8_app/demo.html#label_start", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.make_paired_config": (
                 "8_app/demo.html#make_paired_config",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.measure_test_loss": (
-                "8_app/demo.html#measure_test_loss",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.render_demo_files": (
-                "8_app/demo.html#render_demo_files",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.run_all_policies": ("8_app/demo.html#run_all_policies", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_stages": ("8_app/demo.html#run_stages", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_warm_start_demo": (
                 "8_app/demo.html#run_warm_start_demo",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.start_demo_run": ("8_app/demo.html#start_demo_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_training_curve": (
-                "8_app/demo.html#summarise_training_curve",
-                "personal_llm/app/demo.py",
-            ),
+            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
+            "personal_llm.app.library_commands.AttachOptions": (
+                "8_app/library_commands.html#attachoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions": (
+                "8_app/library_commands.html#buildoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions.cluster_address": (
+                "8_app/library_commands.html#buildoptions.cluster_address",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.SelectOptions": (
+                "8_app/library_commands.html#selectoptions",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.add_adapters": (
                 "8_app/library_commands.html#add_adapters",
                 "personal_llm/app/library_commands.py",
@@ -509,12 +485,20 @@ d = {
                 "8_app/library_commands.html#check_filled_library",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.check_style_space": (
+                "8_app/library_commands.html#check_style_space",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.complete_style": (
                 "8_app/library_commands.html#complete_style",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.describe_part": (
+                "8_app/library_commands.html#describe_part",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_adapter": (
@@ -577,12 +561,16 @@ d = {
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.open_or_create_library": (
+                "8_app/library_commands.html#open_or_create_library",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.open_own_library": (
                 "8_app/library_commands.html#open_own_library",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.read_plain_file": (
-                "8_app/library_commands.html#read_plain_file",
+            "personal_llm.app.library_commands.read_prompts_by_adapter": (
+                "8_app/library_commands.html#read_prompts_by_adapter",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -713,6 +701,10 @@ d = {
                 "8_app/personalize.html#check_dialogue_count",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.check_earlier_model": (
+                "8_app/personalize.html#check_earlier_model",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.check_start_base": (
                 "8_app/personalize.html#check_start_base",
                 "personal_llm/app/personalize.py",
@@ -826,11 +818,6 @@ d = {
             ),
         },
         "personal_llm.app.report": {
-            "personal_llm.app.report.compute_share_interval": (
-                "8_app/report.html#compute_share_interval",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.format_curve": ("8_app/report.html#format_curve", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -844,33 +831,6 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_budget_table": (
-                "8_app/report.html#html_budget_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_change_cell": (
-                "8_app/report.html#html_change_cell",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_examples": ("8_app/report.html#html_examples", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_image": ("8_app/report.html#html_image", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_kept_table": (
-                "8_app/report.html#html_kept_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_questions_table": (
-                "8_app/report.html#html_questions_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_results_table": (
-                "8_app/report.html#html_results_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_table": ("8_app/report.html#html_table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_warm_start_section": (
-                "8_app/report.html#html_warm_start_section",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.plot_buffer_positions": (
                 "8_app/report.html#plot_buffer_positions",
                 "personal_llm/app/report.py",
@@ -925,6 +885,7 @@ d = {
                 "8_app/server.html#personalserver.stream_turn",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.ServeOptions": ("8_app/server.html#serveoptions", "personal_llm/app/server.py"),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
@@ -2516,10 +2477,6 @@ d = {
             ),
             "personal_llm.buffer.policies.BufferView.__len__": (
                 "2_buffer/policies.html#bufferview.__len__",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.BufferView._measure_domain": (
-                "2_buffer/policies.html#bufferview._measure_domain",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.BufferView.compute_idd": (
@@ -5788,6 +5745,276 @@ d = {
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
+        "personal_llm.experiments.methods.vocabulary": {
+            "personal_llm.experiments.methods.vocabulary.Vocabulary": (
+                "experiments/methods/vocabulary.html#vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.__post_init__": (
+                "experiments/methods/vocabulary.html#vocabulary.__post_init__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.load": (
+                "experiments/methods/vocabulary.html#vocabulary.load",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.recentre": (
+                "experiments/methods/vocabulary.html#vocabulary.recentre",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scale": (
+                "experiments/methods/vocabulary.html#vocabulary.scale",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.score_user": (
+                "experiments/methods/vocabulary.html#vocabulary.score_user",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scores": (
+                "experiments/methods/vocabulary.html#vocabulary.scores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores": (
+                "experiments/methods/vocabulary.html#wordscores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.__str__": (
+                "experiments/methods/vocabulary.html#wordscores.__str__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.clearest_word": (
+                "experiments/methods/vocabulary.html#wordscores.clearest_word",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary._fit_vocabulary": (
+                "experiments/methods/vocabulary.html#_fit_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.kind_distance": (
+                "experiments/methods/vocabulary.html#kind_distance",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.load_vocabulary": (
+                "experiments/methods/vocabulary.html#load_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.mean_of_each_kind": (
+                "experiments/methods/vocabulary.html#mean_of_each_kind",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.select_examples": (
+                "experiments/methods/vocabulary.html#select_examples",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_classifier": {
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts": (
+                "experiments/methods/word_classifier.html#labelledtexts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts.__len__": (
+                "experiments/methods/word_classifier.html#labelledtexts.__len__",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest": (
+                "experiments/methods/word_classifier.html#wordtest",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.calibrate": (
+                "experiments/methods/word_classifier.html#wordtest.calibrate",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.clarity": (
+                "experiments/methods/word_classifier.html#wordtest.clarity",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.count": (
+                "experiments/methods/word_classifier.html#wordtest.count",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.users_with": (
+                "experiments/methods/word_classifier.html#wordtest.users_with",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.are_synonyms": (
+                "experiments/methods/word_classifier.html#are_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.assign_fold": (
+                "experiments/methods/word_classifier.html#assign_fold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_ends": (
+                "experiments/methods/word_classifier.html#axis_ends",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_scores_to_words": (
+                "experiments/methods/word_classifier.html#axis_scores_to_words",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_targets": (
+                "experiments/methods/word_classifier.html#axis_targets",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.balanced_weights": (
+                "experiments/methods/word_classifier.html#balanced_weights",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.calibrate_word": (
+                "experiments/methods/word_classifier.html#calibrate_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.check_training_texts": (
+                "experiments/methods/word_classifier.html#check_training_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.cross_test_word": (
+                "experiments/methods/word_classifier.html#cross_test_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.exceeds_threshold": (
+                "experiments/methods/word_classifier.html#exceeds_threshold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.fit_word_regression": (
+                "experiments/methods/word_classifier.html#fit_word_regression",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_answers": (
+                "experiments/methods/word_classifier.html#get_answers",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_text_and_group": (
+                "experiments/methods/word_classifier.html#get_text_and_group",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.label_texts": (
+                "experiments/methods/word_classifier.html#label_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.make_test_users": (
+                "experiments/methods/word_classifier.html#make_test_users",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.mean_and_error": (
+                "experiments/methods/word_classifier.html#mean_and_error",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.merge_synonyms": (
+                "experiments/methods/word_classifier.html#merge_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.out_of_fold_scores": (
+                "experiments/methods/word_classifier.html#out_of_fold_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ranking_auc": (
+                "experiments/methods/word_classifier.html#ranking_auc",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.rejection_reason": (
+                "experiments/methods/word_classifier.html#rejection_reason",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ridge_directions": (
+                "experiments/methods/word_classifier.html#ridge_directions",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.run_word_test": (
+                "experiments/methods/word_classifier.html#run_word_test",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.scale_features": (
+                "experiments/methods/word_classifier.html#scale_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.text_features": (
+                "experiments/methods/word_classifier.html#text_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixed_scores": (
+                "experiments/methods/word_classifier.html#unmixed_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixing_matrix": (
+                "experiments/methods/word_classifier.html#unmixing_matrix",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.word_axes": (
+                "experiments/methods/word_classifier.html#word_axes",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_descriptions": {
+            "personal_llm.experiments.methods.word_descriptions.WordDescription": (
+                "experiments/methods/word_descriptions.html#worddescription",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.__str__": (
+                "experiments/methods/word_descriptions.html#worddescription.__str__",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.lines": (
+                "experiments/methods/word_descriptions.html#worddescription.lines",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.to_dict": (
+                "experiments/methods/word_descriptions.html#worddescription.to_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.words": (
+                "experiments/methods/word_descriptions.html#worddescription.words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions._from_dict": (
+                "experiments/methods/word_descriptions.html#_from_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.compare_word_descriptions": (
+                "experiments/methods/word_descriptions.html#compare_word_descriptions",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_pllm_in_words": (
+                "experiments/methods/word_descriptions.html#describe_pllm_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_user_in_words": (
+                "experiments/methods/word_descriptions.html#describe_user_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.fit_word_shifts": (
+                "experiments/methods/word_descriptions.html#fit_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.is_informative_in_words": (
+                "experiments/methods/word_descriptions.html#is_informative_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.measure_word_shifts": (
+                "experiments/methods/word_descriptions.html#measure_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.passed_word_items": (
+                "experiments/methods/word_descriptions.html#passed_word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_examples": (
+                "experiments/methods/word_descriptions.html#score_examples",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_library_words": (
+                "experiments/methods/word_descriptions.html#score_library_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.select_by_words": (
+                "experiments/methods/word_descriptions.html#select_by_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.word_items": (
+                "experiments/methods/word_descriptions.html#word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+        },
         "personal_llm.experiments.new_people": {
             "personal_llm.experiments.new_people.collect_replies": (
                 "experiments/new_people.html#collect_replies",
@@ -7110,6 +7337,10 @@ d = {
                 "4_explanation/description.html#description.__str__",
                 "personal_llm/explanation/description.py",
             ),
+            "personal_llm.explanation.description.Description.from_dict": (
+                "4_explanation/description.html#description.from_dict",
+                "personal_llm/explanation/description.py",
+            ),
             "personal_llm.explanation.description.Description.lines": (
                 "4_explanation/description.html#description.lines",
                 "personal_llm/explanation/description.py",
@@ -7130,20 +7361,8 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.Description.words": (
-                "4_explanation/description.html#description.words",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description._from_dict": (
-                "4_explanation/description.html#_from_dict",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.centre_on_library": (
                 "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.compare_descriptions": (
-                "4_explanation/description.html#compare_descriptions",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_pllm": (
@@ -7162,20 +7381,12 @@ d = {
                 "4_explanation/description.html#description_similarity",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.fit_word_shifts": (
-                "4_explanation/description.html#fit_word_shifts",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.is_informative": (
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.passed_items": (
                 "4_explanation/description.html#passed_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.score_library_words": (
-                "4_explanation/description.html#score_library_words",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -7214,10 +7425,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.without_quotations": (
                 "4_explanation/explanation.html#explanation.without_quotations",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.words": (
-                "4_explanation/explanation.html#explanation.words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.ProbeBudget": (
@@ -7268,10 +7475,6 @@ d = {
                 "4_explanation/explanation.html#mean_response_nll",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.measure_word_shifts": (
-                "4_explanation/explanation.html#measure_word_shifts",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.place_dialogues": (
                 "4_explanation/explanation.html#place_dialogues",
                 "personal_llm/explanation/explanation.py",
@@ -7282,10 +7485,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
                 "4_explanation/explanation.html#sample_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.score_examples": (
-                "4_explanation/explanation.html#score_examples",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.select_user_dialogues": (
@@ -7603,206 +7802,6 @@ d = {
             "personal_llm.explanation.style.truncated_features": (
                 "4_explanation/style.html#truncated_features",
                 "personal_llm/explanation/style.py",
-            ),
-        },
-        "personal_llm.explanation.vocabulary": {
-            "personal_llm.explanation.vocabulary.Vocabulary": (
-                "4_explanation/vocabulary.html#vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.__post_init__": (
-                "4_explanation/vocabulary.html#vocabulary.__post_init__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.load": (
-                "4_explanation/vocabulary.html#vocabulary.load",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
-                "4_explanation/vocabulary.html#vocabulary.recentre",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scale": (
-                "4_explanation/vocabulary.html#vocabulary.scale",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
-                "4_explanation/vocabulary.html#vocabulary.score_user",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scores": (
-                "4_explanation/vocabulary.html#vocabulary.scores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores": (
-                "4_explanation/vocabulary.html#wordscores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.__str__": (
-                "4_explanation/vocabulary.html#wordscores.__str__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.clearest_word": (
-                "4_explanation/vocabulary.html#wordscores.clearest_word",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary._fit_vocabulary": (
-                "4_explanation/vocabulary.html#_fit_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.kind_distance": (
-                "4_explanation/vocabulary.html#kind_distance",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.load_vocabulary": (
-                "4_explanation/vocabulary.html#load_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.mean_of_each_kind": (
-                "4_explanation/vocabulary.html#mean_of_each_kind",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.select_examples": (
-                "4_explanation/vocabulary.html#select_examples",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-        },
-        "personal_llm.explanation.word_classifier": {
-            "personal_llm.explanation.word_classifier.LabelledTexts": (
-                "4_explanation/word_classifier.html#labelledtexts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.LabelledTexts.__len__": (
-                "4_explanation/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest": (
-                "4_explanation/word_classifier.html#wordtest",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.calibrate": (
-                "4_explanation/word_classifier.html#wordtest.calibrate",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.clarity": (
-                "4_explanation/word_classifier.html#wordtest.clarity",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.count": (
-                "4_explanation/word_classifier.html#wordtest.count",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.users_with": (
-                "4_explanation/word_classifier.html#wordtest.users_with",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.are_synonyms": (
-                "4_explanation/word_classifier.html#are_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.assign_fold": (
-                "4_explanation/word_classifier.html#assign_fold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_ends": (
-                "4_explanation/word_classifier.html#axis_ends",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_scores_to_words": (
-                "4_explanation/word_classifier.html#axis_scores_to_words",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_targets": (
-                "4_explanation/word_classifier.html#axis_targets",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.balanced_weights": (
-                "4_explanation/word_classifier.html#balanced_weights",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.calibrate_word": (
-                "4_explanation/word_classifier.html#calibrate_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.check_training_texts": (
-                "4_explanation/word_classifier.html#check_training_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.cross_test_word": (
-                "4_explanation/word_classifier.html#cross_test_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.exceeds_threshold": (
-                "4_explanation/word_classifier.html#exceeds_threshold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.fit_word_regression": (
-                "4_explanation/word_classifier.html#fit_word_regression",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_answers": (
-                "4_explanation/word_classifier.html#get_answers",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_text_and_group": (
-                "4_explanation/word_classifier.html#get_text_and_group",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.label_texts": (
-                "4_explanation/word_classifier.html#label_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.make_test_users": (
-                "4_explanation/word_classifier.html#make_test_users",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.mean_and_error": (
-                "4_explanation/word_classifier.html#mean_and_error",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.merge_synonyms": (
-                "4_explanation/word_classifier.html#merge_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.out_of_fold_scores": (
-                "4_explanation/word_classifier.html#out_of_fold_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ranking_auc": (
-                "4_explanation/word_classifier.html#ranking_auc",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.rejection_reason": (
-                "4_explanation/word_classifier.html#rejection_reason",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ridge_directions": (
-                "4_explanation/word_classifier.html#ridge_directions",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.run_word_test": (
-                "4_explanation/word_classifier.html#run_word_test",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.scale_features": (
-                "4_explanation/word_classifier.html#scale_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.text_features": (
-                "4_explanation/word_classifier.html#text_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixed_scores": (
-                "4_explanation/word_classifier.html#unmixed_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixing_matrix": (
-                "4_explanation/word_classifier.html#unmixing_matrix",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.word_axes": (
-                "4_explanation/word_classifier.html#word_axes",
-                "personal_llm/explanation/word_classifier.py",
             ),
         },
         "personal_llm.recipes.asking_prior": {
@@ -8682,6 +8681,86 @@ d = {
                 "personal_llm/recipes/word_texts.py",
             ),
         },
+        "personal_llm.runtimes.audit": {
+            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit.Leakage.__post_init__": (
+                "7_runtimes/audit.html#leakage.__post_init__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.from_dict": (
+                "7_runtimes/audit.html#leakage.from_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.is_high": (
+                "7_runtimes/audit.html#leakage.is_high",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.lines": (
+                "7_runtimes/audit.html#leakage.lines",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.summary": (
+                "7_runtimes/audit.html#leakage.summary",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.to_dict": (
+                "7_runtimes/audit.html#leakage.to_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership": (
+                "7_runtimes/audit.html#membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership.__str__": (
+                "7_runtimes/audit.html#membership.__str__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit._collect_ngrams": (
+                "7_runtimes/audit.html#_collect_ngrams",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_advantage": (
+                "7_runtimes/audit.html#compute_advantage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_auc": (
+                "7_runtimes/audit.html#compute_auc",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_epsilon": (
+                "7_runtimes/audit.html#compute_epsilon",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_exposure": (
+                "7_runtimes/audit.html#compute_exposure",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.make_canaries": (
+                "7_runtimes/audit.html#make_canaries",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_leakage": (
+                "7_runtimes/audit.html#measure_leakage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_membership": (
+                "7_runtimes/audit.html#measure_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_overlap": (
+                "7_runtimes/audit.html#measure_overlap",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.response_losses": (
+                "7_runtimes/audit.html#response_losses",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.score_membership": (
+                "7_runtimes/audit.html#score_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+        },
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster.BuildContext": (
                 "7_runtimes/cluster.html#buildcontext",
@@ -8793,10 +8872,6 @@ d = {
                 "7_runtimes/export.html#_stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.export_adapter": (
-                "7_runtimes/export.html#export_adapter",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -8850,7 +8925,62 @@ d = {
                 "personal_llm/runtimes/export.py",
             ),
         },
+        "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.IdlePolicy": (
+                "7_runtimes/idle.html#idlepolicy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
+                "7_runtimes/idle.html#idlepolicy.__post_init__",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor": (
+                "7_runtimes/idle.html#machinemonitor",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor.measure": (
+                "7_runtimes/idle.html#machinemonitor.measure",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineState": (
+                "7_runtimes/idle.html#machinestate",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.find_obstacle": (
+                "7_runtimes/idle.html#find_obstacle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_folder": (
+                "7_runtimes/idle.html#finetune_folder",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_when_idle": (
+                "7_runtimes/idle.html#finetune_when_idle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.has_new_dialogues": (
+                "7_runtimes/idle.html#has_new_dialogues",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.learn": ("7_runtimes/idle.html#learn", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.lower_priority": (
+                "7_runtimes/idle.html#lower_priority",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.wait_until": (
+                "7_runtimes/idle.html#wait_until",
+                "personal_llm/runtimes/idle.py",
+            ),
+        },
         "personal_llm.runtimes.phone": {
+            "personal_llm.runtimes.phone.BundleSettings": (
+                "7_runtimes/phone.html#bundlesettings",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.BundleSettings.__post_init__": (
+                "7_runtimes/phone.html#bundlesettings.__post_init__",
+                "personal_llm/runtimes/phone.py",
+            ),
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",
@@ -8886,6 +9016,14 @@ d = {
             ),
             "personal_llm.runtimes.phone.load_runtime": (
                 "7_runtimes/phone.html#load_runtime",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_export": (
+                "7_runtimes/phone.html#phone_export",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_simulate": (
+                "7_runtimes/phone.html#phone_simulate",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.run_training_steps": (
@@ -9027,172 +9165,22 @@ d = {
                 "personal_llm/runtimes/phone_bundle.py",
             ),
         },
-        "personal_llm.runtimes.resumable_training": {
-            "personal_llm.runtimes.resumable_training.IdlePolicy": (
-                "7_runtimes/resumable_training.html#idlepolicy",
-                "personal_llm/runtimes/resumable_training.py",
+        "personal_llm.runtimes.plugins": {
+            "personal_llm.runtimes.plugins.Runtime": (
+                "7_runtimes/plugins.html#runtime",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.IdlePolicy.__post_init__": (
-                "7_runtimes/resumable_training.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.collect": (
+                "7_runtimes/plugins.html#collect",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor": (
-                "7_runtimes/resumable_training.html#machinemonitor",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.export_adapter": (
+                "7_runtimes/plugins.html#export_adapter",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor.look": (
-                "7_runtimes/resumable_training.html#machinemonitor.look",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.MachineState": (
-                "7_runtimes/resumable_training.html#machinestate",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.count_child_seconds": (
-                "7_runtimes/resumable_training.html#count_child_seconds",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.find_obstacle": (
-                "7_runtimes/resumable_training.html#find_obstacle",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.load_or_synthesize": (
-                "7_runtimes/resumable_training.html#load_or_synthesize",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.lower_priority": (
-                "7_runtimes/resumable_training.html#lower_priority",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.must_stop_now": (
-                "7_runtimes/resumable_training.html#must_stop_now",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.read_policy": (
-                "7_runtimes/resumable_training.html#read_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.run_slice_process": (
-                "7_runtimes/resumable_training.html#run_slice_process",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.select_training_dialogues": (
-                "7_runtimes/resumable_training.html#select_training_dialogues",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_round": (
-                "7_runtimes/resumable_training.html#train_round",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_slice": (
-                "7_runtimes/resumable_training.html#train_slice",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.watch_stdin": (
-                "7_runtimes/resumable_training.html#watch_stdin",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.write_policy": (
-                "7_runtimes/resumable_training.html#write_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-        },
-        "personal_llm.runtimes.service": {
-            "personal_llm.runtimes.service.ServiceLoop": (
-                "7_runtimes/service.html#serviceloop",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.__init__": (
-                "7_runtimes/service.html#serviceloop.__init__",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.check_machine": (
-                "7_runtimes/service.html#serviceloop.check_machine",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.end_slice": (
-                "7_runtimes/service.html#serviceloop.end_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.look": (
-                "7_runtimes/service.html#serviceloop.look",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.read_state_version": (
-                "7_runtimes/service.html#serviceloop.read_state_version",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.record_slice": (
-                "7_runtimes/service.html#serviceloop.record_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.supervise_slice": (
-                "7_runtimes/service.html#serviceloop.supervise_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.wait": (
-                "7_runtimes/service.html#serviceloop.wait",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.write_status": (
-                "7_runtimes/service.html#serviceloop.write_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.delete_service_files": (
-                "7_runtimes/service.html#delete_service_files",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.find_service_folder": (
-                "7_runtimes/service.html#find_service_folder",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.is_service_alive": (
-                "7_runtimes/service.html#is_service_alive",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.pause_service": (
-                "7_runtimes/service.html#pause_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_command": (
-                "7_runtimes/service.html#read_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_status": (
-                "7_runtimes/service.html#read_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_training_progress": (
-                "7_runtimes/service.html#read_training_progress",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.run_service": (
-                "7_runtimes/service.html#run_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.send_command": (
-                "7_runtimes/service.html#send_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.service_status": (
-                "7_runtimes/service.html#service_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_service": (
-                "7_runtimes/service.html#start_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_slice": (
-                "7_runtimes/service.html#start_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.stop_service": (
-                "7_runtimes/service.html#stop_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.wait_until": (
-                "7_runtimes/service.html#wait_until",
-                "personal_llm/runtimes/service.py",
+            "personal_llm.runtimes.plugins.find_runtimes": (
+                "7_runtimes/plugins.html#find_runtimes",
+                "personal_llm/runtimes/plugins.py",
             ),
         },
         "personal_llm.selection.cards": {
@@ -9207,10 +9195,6 @@ d = {
             ),
             "personal_llm.selection.cards.check_card_field": (
                 "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_leakage": (
-                "5_selection/cards.html#check_leakage",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.check_pllm_adapter": (
@@ -9819,6 +9803,10 @@ d = {
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.describe_card": (
+                "5_selection/selection.html#describe_card",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.describe_common_facts": (
                 "5_selection/selection.html#describe_common_facts",
                 "personal_llm/selection/selection.py",
@@ -9843,10 +9831,6 @@ d = {
                 "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.get_pllm_label": (
-                "5_selection/selection.html#get_pllm_label",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.get_selector": (
                 "5_selection/selection.html#get_selector",
                 "personal_llm/selection/selection.py",
@@ -9861,10 +9845,6 @@ d = {
             ),
             "personal_llm.selection.selection.read_card_description": (
                 "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_descriptions": (
-                "5_selection/selection.html#read_card_descriptions",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select": (
@@ -10267,20 +10247,12 @@ d = {
                 "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.estimate_joules": (
-                "3_tuning/finetune.html#estimate_joules",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.hash_run": (
                 "3_tuning/finetune.html#hash_run",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.keep_random_state": (
-                "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.measure_second_run": (
@@ -10314,86 +10286,6 @@ d = {
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
                 "personal_llm/tuning/finetune.py",
-            ),
-        },
-        "personal_llm.tuning.leakage": {
-            "personal_llm.tuning.leakage.Leakage": ("3_tuning/leakage.html#leakage", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage.Leakage.__post_init__": (
-                "3_tuning/leakage.html#leakage.__post_init__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.from_dict": (
-                "3_tuning/leakage.html#leakage.from_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.is_high": (
-                "3_tuning/leakage.html#leakage.is_high",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.lines": (
-                "3_tuning/leakage.html#leakage.lines",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.summary": (
-                "3_tuning/leakage.html#leakage.summary",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.to_dict": (
-                "3_tuning/leakage.html#leakage.to_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership": (
-                "3_tuning/leakage.html#membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership.__str__": (
-                "3_tuning/leakage.html#membership.__str__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Overlap": ("3_tuning/leakage.html#overlap", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage._collect_ngrams": (
-                "3_tuning/leakage.html#_collect_ngrams",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_advantage": (
-                "3_tuning/leakage.html#compute_advantage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_auc": (
-                "3_tuning/leakage.html#compute_auc",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_epsilon": (
-                "3_tuning/leakage.html#compute_epsilon",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_exposure": (
-                "3_tuning/leakage.html#compute_exposure",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.make_canaries": (
-                "3_tuning/leakage.html#make_canaries",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_leakage": (
-                "3_tuning/leakage.html#measure_leakage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_membership": (
-                "3_tuning/leakage.html#measure_membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_overlap": (
-                "3_tuning/leakage.html#measure_overlap",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.response_losses": (
-                "3_tuning/leakage.html#response_losses",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.score_membership": (
-                "3_tuning/leakage.html#score_membership",
-                "personal_llm/tuning/leakage.py",
             ),
         },
         "personal_llm.tuning.lora": {
@@ -10551,10 +10443,6 @@ d = {
             ),
             "personal_llm.tuning.training_loop.add_private_gradients": (
                 "3_tuning/training_loop.html#add_private_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
-            "personal_llm.tuning.training_loop.add_step_gradients": (
-                "3_tuning/training_loop.html#add_step_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
             "personal_llm.tuning.training_loop.bfloat16_context": (

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STREAM_SEED', 'LENGTH', 'REPLY_TOKENS', 'OTHERS', 'PROMPTS', 'TEST_PROMPTS', 'FIRST', 'SECOND', 'CENTRE',
-           'SETTINGS', 'NEW_PEOPLE', 'EVERYBODY', 'FIRST_TOKENS', 'LAST_TOKENS', 'JOBS', 'GRIDS', 'wrapped',
-           'sentence_marks', 'bold_start', 'word_count', 'pause', 'own_lines', 'make_test_person', 'is_only_frame',
-           'load_texts', 'measure_replies', 'weigh_ends', 'weighted_ends', 'tune', 'measure', 'make_job']
+           'SETTINGS', 'NEW_PEOPLE', 'EVERYBODY', 'FIRST_TOKENS', 'LAST_TOKENS', 'JOBS', 'TEST_JOBS', 'GRIDS',
+           'wrapped', 'sentence_marks', 'bold_start', 'word_count', 'pause', 'own_lines', 'make_test_person',
+           'is_only_frame', 'load_texts', 'measure_replies', 'weigh_ends', 'weighted_ends', 'tune', 'measure',
+           'make_job']
 
 # %% ../../nbs/experiments/39_habit_defaults.ipynb #hd03
 import functools
@@ -43,8 +44,7 @@ SETTINGS = {
     "centre": {},
     "rate 2e-3": dict(learning_rate=2e-3),
     "replay 1/4": dict(replay_share=1 / 4),
-    "ends x 4": dict(end_weight=4.0),
-    "24 steps of 8": dict(steps=24, batch_size=8),
+    "together": dict(replay_share=1 / 3, end_weight=4.0, steps=40),
 }  # name -> changes of the centre
 
 # %% ../../nbs/experiments/39_habit_defaults.ipynb #hd07
@@ -216,5 +216,10 @@ def make_job(user: str, setting: str, answers: int = 24) -> dict:
     return dict(user=user, setting=setting, answers=answers, seed=STREAM_SEED)
 
 
-JOBS = [make_job(user, setting) for setting in SETTINGS for user in FIRST]
-GRIDS = (Grid("habit-defaults", JOBS, measure, model="smollm2"),)
+JOBS = [make_job(user, setting) for setting in ("centre", "rate 2e-3", "replay 1/4") for user in FIRST]
+JOBS += [make_job("herald", "together")]
+TEST_JOBS = [make_job(user, setting) for setting in ("centre", "bare") for user in NEW_PEOPLE]
+GRIDS = (
+    Grid("habit-defaults", JOBS, measure, model="smollm2"),
+    Grid("habit-defaults-test", TEST_JOBS, measure, model="smollm2"),
+)

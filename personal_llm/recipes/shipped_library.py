@@ -11,9 +11,9 @@ __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'PERSON_HABITS', 'SIMILARITY',
 import tempfile
 from pathlib import Path
 
-from ..base.adapters import WEIGHTS_FILE, Adapter
+from ..base.adapters import ADAPTER_CARD_FILE, WEIGHTS_FILE, Adapter, get_adapter_id, read_adapter_card
 from ..base.core import Dialogue, make_generator
-from ..base.files import write_atomically
+from ..base.files import write_atomically, write_sealed
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.people import brevity, bullets, emoji, lower_case
@@ -106,12 +106,15 @@ def library_config(model) -> TuningConfig:
 
 
 def halve_weights(folder) -> None:
-    "Store an adapter's weights as 16-bit numbers; peft computes with them in float32."
+    "Store an adapter's weights as 16-bit numbers, and its new id; peft computes with them in float32."
     import torch
     from safetensors.torch import load, save
 
     file = Path(folder, WEIGHTS_FILE)
     write_atomically(file, save({name: x.to(torch.float16) for name, x in load(file.read_bytes()).items()}))
+    card = read_adapter_card(folder)
+    if "adapter_id" in card:
+        write_sealed(Path(folder, ADAPTER_CARD_FILE), card | dict(adapter_id=get_adapter_id(folder)))
 
 
 def tune_person(

@@ -8,7 +8,6 @@ __all__ = ['SELECTORS', 'select_by_style', 'Selector', 'select']
 # %% ../../nbs/5_selection/09_selection.ipynb #186f6342
 import inspect
 import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,8 +22,8 @@ from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_P
 from .ranking import SHORTLIST_SIZE, PLLMLosses, SelectionRequest, Ranking, get_download_bytes
 from .ranking import cosine_distance, is_gain_certain, l1_distance, find_nearest, race_by_loss
 from .ranking import rank_by_scores
-from ..explanation.description import Description, description_similarity, score_library_words
-from ..explanation.description import compare_descriptions, description_items, is_informative, passed_items
+from ..explanation.description import Description, centre_on_library, description_items
+from ..explanation.description import description_similarity, is_informative, passed_items
 
 # %% ../../nbs/5_selection/09_selection.ipynb #6b613d7d
 def sort_measured_first(order: list, measured: dict) -> list:
@@ -160,7 +159,7 @@ def find_common_facts(own: dict, card: dict) -> list:  # names
 def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
     "Describe the facts that the user and a pLLM share, with both numbers."
     common = find_common_facts(own, card)[:MAX_COMMON_FACTS]
-    return ", ".join(f"{fact.removeprefix('word ')} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common)
+    return ", ".join(f"{fact} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #5e16a464
 def select_by_explanation(
@@ -174,7 +173,8 @@ def select_by_explanation(
         raise InputError(what, "explain the dialogues anew with explain")
     styled = {name: read_card_description(library, name) for name in names or library if name != PLAIN_PLLM}
     styled = styled or {PLAIN_PLLM: Description()}
-    own, cards = description_items(description), compare_descriptions(styled)
+    cards = centre_on_library({name: description_items(one) for name, one in styled.items()})
+    own = description_items(description)
     distances = np.array([1 - description_similarity(own, card) for card in cards.values()])
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
@@ -313,24 +313,15 @@ def select(
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #d175faf3
-def read_card_descriptions(library, names) -> dict:  # name -> `Description`, of the styled pLLMs that have one
-    "Read the descriptions of several cards, relative to each other."
-    descriptions = {}
-    for name in names:
-        with suppress(InputError):
-            descriptions |= {} if name == PLAIN_PLLM else {name: read_card_description(library, name)}
-    return score_library_words(descriptions)
-
-
-def get_pllm_label(name: str, description: Description) -> str:
-    "Return the clearest fact of a card: a word, or its habits."
-    if name == PLAIN_PLLM or description is None:
-        return "plain answers" if name == PLAIN_PLLM else "a card without a description"
-    if not (passed := passed_items(description)):
-        return "no style found"
-    clearest = max(passed, key=passed.get)
-    habits = [fact.key for fact in description.habits]
-    return ", ".join(habits) if habits and not clearest.startswith("word ") else clearest.removeprefix("word ")
+def describe_card(library, name: str) -> str:
+    "Return the habits on a pLLM's card in a line."
+    if name == PLAIN_PLLM:
+        return "plain answers"
+    try:
+        habits = read_card_description(library, name).habits
+    except InputError:
+        return "a card without a description"
+    return ", ".join(habit.key for habit in habits) or "no style found"
 
 
 @patch
@@ -339,8 +330,8 @@ def group_contributions(self: Ranking) -> list:  # (fact, names, nats per token)
     if self.method != "fit" or self.library is None:
         what = f"only a fit has contributions, this is {self.method or 'no selection'}"
         raise InputError(what, "use method='fit'")
-    descriptions, groups = read_card_descriptions(self.library, self.names), {}
+    groups = {}
     for name, change in zip(self.names, self.distances):
-        groups.setdefault(get_pllm_label(name, descriptions.get(name)), []).append((name, change))
+        groups.setdefault(describe_card(self.library, name), []).append((name, change))
     rows = [(label, tuple(name for name, _ in part), sum(nats for _, nats in part)) for label, part in groups.items()]
     return sorted(rows, key=lambda row: row[2])

@@ -108,7 +108,7 @@ def warm_start(
     replies: dict = None,  # id -> the reply that the user corrected, as `explain` takes it
 ) -> WarmStart:
     "Explain the user, select a pLLM or a mixture, and build the adapter to start from (XPerT, Wang et al. 2025)."
-    explanation = explain(model, dialogues, library.space, seed, library.vocabulary, replies)
+    explanation = explain(model, dialogues, library.space, seed, replies)
     ranking = select(library, explanation, method, model, dialogues, seed=seed)
     with model.track_cost() as merge_cost:
         weights = choose_start_weights(model, ranking, dialogues)
@@ -163,8 +163,8 @@ def add_plain_pllm(
     "Tune the library's plain pLLM, explain it and add it."
     with tempfile.TemporaryDirectory() as folder:
         adapter = tune_plain_pllm(model, Path(folder, PLAIN_PLLM), like, seed, dialogues=dialogues)
-        probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter, library.vocabulary)
-        explanation = explain_pllm(model, adapter, library.space, probes, seed, library.vocabulary)
+        probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter)
+        explanation = explain_pllm(model, adapter, library.space, probes, seed)
         cost = Cost(tokens=explanation.cost.tokens, forward=explanation.cost.forward)  # equal in every run
         num_samples = len(load_plain_dialogues() if dialogues is None else dialogues)
         facts = dict(licence=licence, samples=num_samples, style="plain answers")

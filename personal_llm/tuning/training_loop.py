@@ -243,13 +243,6 @@ def add_private_gradients(batches: list, best: BestAdapter, config: TuningConfig
         p.grad = (total + noise) / len(losses)
     return float(np.mean(losses))
 
-
-def add_step_gradients(batches: list, best: BestAdapter, config: TuningConfig, weights: list) -> float:
-    "Add one step's gradients, private ones where `clipping` is set; return the step's loss, nats a token."
-    if config.clipping:
-        return add_private_gradients(batches, best, config, weights)
-    return add_gradients(batches, best, config.bfloat16)
-
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl19
 def train(
     adapted,  # a model with trainable LoRA layers
@@ -278,7 +271,10 @@ def train(
         for numbers in select_step_batches(lengths, config, seed, step):
             batch = collate_mixed([samples[i] for i in numbers], best.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
-        step_loss = add_step_gradients(batches, best, config, [*weights.values()])
+        if config.clipping:
+            step_loss = add_private_gradients(batches, best, config, [*weights.values()])
+        else:
+            step_loss = add_gradients(batches, best, config.bfloat16)
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
