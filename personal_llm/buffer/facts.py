@@ -141,7 +141,7 @@ def recall_fact(
     return facts[best[i]] if known[best[i]] >= MIN_WORD_SCORE or gains[i] >= MIN_LIKELIHOOD_GAIN else ""
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
-MAX_FACTS = 64
+MAX_FACTS = 1024
 
 
 def keep_facts(facts: list, max_facts: int = MAX_FACTS) -> list:  # oldest first
