@@ -1842,6 +1842,10 @@ d = {
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.add_system_prompt": (
+                "0_base/models.html#model.add_system_prompt",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.continue_prompts": (
                 "0_base/models.html#model.continue_prompts",
                 "personal_llm/base/models.py",
@@ -1871,6 +1875,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply_once": (
+                "0_base/models.html#model.reply_once",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -8970,6 +8978,44 @@ d = {
             "personal_llm.runtimes.idle.wait_until": (
                 "7_runtimes/idle.html#wait_until",
                 "personal_llm/runtimes/idle.py",
+            ),
+        },
+        "personal_llm.runtimes.llama_cpp": {
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
+                "7_runtimes/llama_cpp.html#llamacppengine",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
+                "7_runtimes/llama_cpp.html#llamacppengine.generate",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
+                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
+                "7_runtimes/llama_cpp.html#llamacppstream",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
+                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.find_base_file": (
+                "7_runtimes/llama_cpp.html#find_base_file",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.import_xllamacpp": (
+                "7_runtimes/llama_cpp.html#import_xllamacpp",
+                "personal_llm/runtimes/llama_cpp.py",
             ),
         },
         "personal_llm.runtimes.phone": {
