@@ -1842,6 +1842,10 @@ d = {
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.add_system_prompt": (
+                "0_base/models.html#model.add_system_prompt",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.continue_prompts": (
                 "0_base/models.html#model.continue_prompts",
                 "personal_llm/base/models.py",
@@ -1871,6 +1875,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply_once": (
+                "0_base/models.html#model.reply_once",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -8972,6 +8980,44 @@ d = {
                 "personal_llm/runtimes/idle.py",
             ),
         },
+        "personal_llm.runtimes.llama_cpp": {
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
+                "7_runtimes/llama_cpp.html#llamacppengine",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
+                "7_runtimes/llama_cpp.html#llamacppengine.generate",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
+                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
+                "7_runtimes/llama_cpp.html#llamacppstream",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
+                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.find_base_file": (
+                "7_runtimes/llama_cpp.html#find_base_file",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.import_xllamacpp": (
+                "7_runtimes/llama_cpp.html#import_xllamacpp",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+        },
         "personal_llm.runtimes.phone": {
             "personal_llm.runtimes.phone.BundleSettings": (
                 "7_runtimes/phone.html#bundlesettings",
@@ -10215,8 +10261,8 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
-                "3_tuning/finetune.html#trainingsplit.make_best_adapter",
+            "personal_llm.tuning.finetune.TrainingSplit.make_checks": (
+                "3_tuning/finetune.html#trainingsplit.make_checks",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.alternate_histories": (
@@ -10511,36 +10557,36 @@ d = {
             ),
         },
         "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.BestAdapter": (
-                "3_tuning/validation.html#bestadapter",
+            "personal_llm.tuning.validation.Checks": (
+                "3_tuning/validation.html#checks",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.__init__": (
-                "3_tuning/validation.html#bestadapter.__init__",
+            "personal_llm.tuning.validation.Checks.__init__": (
+                "3_tuning/validation.html#checks.__init__",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.compute_loss": (
-                "3_tuning/validation.html#bestadapter.compute_loss",
+            "personal_llm.tuning.validation.Checks.compute_loss": (
+                "3_tuning/validation.html#checks.compute_loss",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.has_learned": (
-                "3_tuning/validation.html#bestadapter.has_learned",
+            "personal_llm.tuning.validation.Checks.has_learned": (
+                "3_tuning/validation.html#checks.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.history": (
-                "3_tuning/validation.html#bestadapter.history",
+            "personal_llm.tuning.validation.Checks.history": (
+                "3_tuning/validation.html#checks.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.is_finished": (
-                "3_tuning/validation.html#bestadapter.is_finished",
+            "personal_llm.tuning.validation.Checks.is_finished": (
+                "3_tuning/validation.html#checks.is_finished",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.restore": (
-                "3_tuning/validation.html#bestadapter.restore",
+            "personal_llm.tuning.validation.Checks.restore": (
+                "3_tuning/validation.html#checks.restore",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.run_check": (
-                "3_tuning/validation.html#bestadapter.run_check",
+            "personal_llm.tuning.validation.Checks.run_check": (
+                "3_tuning/validation.html#checks.run_check",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.ValidationRule": (

@@ -320,7 +320,7 @@ class ModelOptions:
         "Load the model; raise `InputError` where model or device is missing."
         from personal_llm.base import models
 
-        return models.load_model(self.model or None, **self.settings())
+        return models.load_model(self.model, **self.settings())
 
 # %% ../../nbs/8_app/01_arguments.ipynb #076b5643
 def find_saved_model(values: dict) -> str:  # empty where there is none

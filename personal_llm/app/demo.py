@@ -187,21 +187,22 @@ MIN_VALIDATION_SHARE = 0.2  # of the lineages
 NUM_VALIDATION_CHECKS = 8  # points of each curve
 
 
-def make_paired_config(steps: int, dialogues: list, start=None):  # a `TuningConfig`
-    "Make the configuration of both runs, with one validation share, and the rank of the start."
+def make_paired_config(model, steps: int, dialogues: list, start=None):  # a `TuningConfig`
+    "Make the configuration of both runs, with the model's defaults, one validation share, and the rank of the start."
     roots = {root for root, d in zip(find_lineages(dialogues), dialogues) if d.origin != "synthetic"}
     share = min(0.5, RULE_FROM_NEW_START.min_validation_lineages / max(1, len(roots)))
     checks, share = NUM_VALIDATION_CHECKS, max(MIN_VALIDATION_SHARE, share)
-    config = TuningConfig(steps=steps, validation=share, trial=0, checks=checks, patience=checks)
+    changes = dict(validation=share, trial=0, checks=checks, patience=checks)
+    config = TuningConfig.for_model(model, steps=steps, **changes)
     if start is None:
         return config
     folder = check_adapter(start)
-    return config.match_adapter(read_lora_config(folder), folder)
+    return config.match_adapter(read_lora_config(folder), folder, defaults=TuningConfig.for_model(model))
 
 # %% ../../nbs/8_app/04_demo.ipynb #a02f52b9
 def compare_starts(model, dialogues: list, test: list, starts: dict, steps: int, seed: int = 0) -> dict:
     "Run the same fine-tune from scratch and from other starts; return label -> curve, test losses and cost."
-    config, curves = make_paired_config(steps, dialogues, next(iter(starts.values()), None)), {}
+    config, curves = make_paired_config(model, steps, dialogues, next(iter(starts.values()), None)), {}
     for label, start in {FROM_SCRATCH: None, **starts}.items():
         adapter = finetune(model, dialogues, config, start, seed=seed, progress=False)
         points = [(0, adapter.start_loss)] + [(step, loss) for step, _, loss in adapter.history if loss is not None]

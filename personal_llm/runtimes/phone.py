@@ -61,7 +61,7 @@ def export_bundle(
     model,  # `Model`
     dialogues: list,  # what to learn from
     out,  # a new folder, an empty one, or an earlier parcel
-    config: TuningConfig = TuningConfig(),
+    config: TuningConfig = None,  # `TuningConfig.for_model` by default
     start=None,  # an adapter to go on from
     seed: int = 0,
 ) -> PhoneBundle:
@@ -69,10 +69,12 @@ def export_bundle(
     import torch
 
     require_executorch()
+    config = config or TuningConfig.for_model(model)
     OwnedFolder(out).check_entries()
     if start is not None:
         start = check_adapter(start, model.base)
-        config = config.match_adapter(read_lora_config(start), start, [name for name, _ in model.model.named_modules()])
+        modules = [name for name, _ in model.model.named_modules()]
+        config = config.match_adapter(read_lora_config(start), start, modules, TuningConfig.for_model(model))
     config, original_dtype = adapt_config_to_phone(config), model.model.dtype
     buckets, rows = encode_dialogues(model, dialogues, config)
     card = dict(base=model.base, parents=[d.id for d in dialogues])
@@ -281,7 +283,7 @@ class BundleSettings:
     "What goes into a bundle; raises `InputError` for a value out of its range."
 
     start_from: str = setting(None, "adapter to start from", "text or none")
-    steps: int = setting(TuningConfig().steps, "optimiser steps", low=1)
+    steps: int = setting(None, "optimiser steps (default: the model's)", "whole number", 1)
     batch_size: int = setting(4, "dialogues in a step; fewer need less memory", low=1)
     max_length: int = setting(128, "tokens of a dialogue; longer ones lose their beginning", low=8)
     seed: int = setting(0, "seed of all random choices", low=0)
@@ -298,8 +300,9 @@ def phone_export(
 ) -> tuple:  # (result for programs, lines for people)
     "Pack a training program, the chats as records and a manifest."
     require_executorch()
-    config = TuningConfig(steps=settings.steps, batch_size=settings.batch_size, max_length=settings.max_length)
     model = load_model(device="cpu", dtype="float32")  # the program computes in these
+    names = ("steps", "batch_size", "max_length")
+    config = TuningConfig.for_model(model, **{name: getattr(settings, name) for name in names})
     bundle = export_bundle(model, dialogues, out, config, settings.start_from, settings.seed)
     files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
     shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
