@@ -5,52 +5,74 @@ d = {
     "syms": {
         "personal_llm.app.arguments": {
             "personal_llm.app.arguments.Command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.CommandParser": (
-                "8_app/arguments.html#commandparser",
+            "personal_llm.app.arguments.Command.list_parameters": (
+                "8_app/arguments.html#command.list_parameters",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.error": (
-                "8_app/arguments.html#commandparser.error",
+            "personal_llm.app.arguments.Command.make_parameter": (
+                "8_app/arguments.html#command.make_parameter",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.CommandParser.parse_known_args": (
-                "8_app/arguments.html#commandparser.parse_known_args",
+            "personal_llm.app.arguments.Command.run": (
+                "8_app/arguments.html#command.run",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.CommandResult": (
                 "8_app/arguments.html#commandresult",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._add_command": (
-                "8_app/arguments.html#_add_command",
+            "personal_llm.app.arguments.DataOptions": (
+                "8_app/arguments.html#dataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments._make_setting_option": (
-                "8_app/arguments.html#_make_setting_option",
+            "personal_llm.app.arguments.DataOptions.read": (
+                "8_app/arguments.html#dataoptions.read",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.build_parser": (
-                "8_app/arguments.html#build_parser",
+            "personal_llm.app.arguments.ModelOptions": (
+                "8_app/arguments.html#modeloptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.check_style_space": (
-                "8_app/arguments.html#check_style_space",
+            "personal_llm.app.arguments.ModelOptions.load": (
+                "8_app/arguments.html#modeloptions.load",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.ModelOptions.settings": (
+                "8_app/arguments.html#modeloptions.settings",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.OptionalDataOptions": (
+                "8_app/arguments.html#optionaldataoptions",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.add_to_app": (
+                "8_app/arguments.html#add_to_app",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.annotate_setting": (
+                "8_app/arguments.html#annotate_setting",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.build_app": ("8_app/arguments.html#build_app", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.choose_folder": (
+                "8_app/arguments.html#choose_folder",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.choose_model_argument": (
                 "8_app/arguments.html#choose_model_argument",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.data_options": (
-                "8_app/arguments.html#data_options",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.describe_part": (
-                "8_app/arguments.html#describe_part",
+            "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
+            "personal_llm.app.arguments.complete_from": (
+                "8_app/arguments.html#complete_from",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.find_saved_model": (
                 "8_app/arguments.html#find_saved_model",
+                "personal_llm/app/arguments.py",
+            ),
+            "personal_llm.app.arguments.format_command_examples": (
+                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -61,33 +83,16 @@ d = {
                 "8_app/arguments.html#format_table",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.get_model_settings": (
-                "8_app/arguments.html#get_model_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.get_settings": (
-                "8_app/arguments.html#get_settings",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.integer_option": (
-                "8_app/arguments.html#integer_option",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.load_model_from_arguments": (
-                "8_app/arguments.html#load_model_from_arguments",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.open_library": (
                 "8_app/arguments.html#open_library",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.open_or_create_library": (
-                "8_app/arguments.html#open_or_create_library",
+            "personal_llm.app.arguments.parse_arguments": (
+                "8_app/arguments.html#parse_arguments",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.option": ("8_app/arguments.html#option", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.parse_whole_number": (
-                "8_app/arguments.html#parse_whole_number",
+            "personal_llm.app.arguments.pick_settings": (
+                "8_app/arguments.html#pick_settings",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.print_note": (
@@ -98,33 +103,29 @@ d = {
                 "8_app/arguments.html#print_result",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.read_dialogue_file": (
-                "8_app/arguments.html#read_dialogue_file",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.read_prompts_by_adapter": (
-                "8_app/arguments.html#read_prompts_by_adapter",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.read_saved_answers": (
                 "8_app/arguments.html#read_saved_answers",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.register_command": (
-                "8_app/arguments.html#register_command",
+            "personal_llm.app.arguments.repeat_list_options": (
+                "8_app/arguments.html#repeat_list_options",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.reuse_setting": (
                 "8_app/arguments.html#reuse_setting",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.setting_options": (
-                "8_app/arguments.html#setting_options",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
+            "personal_llm.app.chat.ReplyingModelOptions": (
+                "8_app/chat.html#replyingmodeloptions",
+                "personal_llm/app/chat.py",
+            ),
+            "personal_llm.app.chat.ReplyingModelOptions.load": (
+                "8_app/chat.html#replyingmodeloptions.load",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
@@ -149,10 +150,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.handle_line": ("8_app/chat.html#handle_line", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.load_replying_model": (
-                "8_app/chat.html#load_replying_model",
-                "personal_llm/app/chat.py",
-            ),
             "personal_llm.app.chat.offer_two_replies": (
                 "8_app/chat.html#offer_two_replies",
                 "personal_llm/app/chat.py",
@@ -261,6 +258,14 @@ d = {
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
+            "personal_llm.app.commands.ForgetOptions": (
+                "8_app/commands.html#forgetoptions",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.PhoneOptions": (
+                "8_app/commands.html#phoneoptions",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands._register_service_command": (
                 "8_app/commands.html#_register_service_command",
                 "personal_llm/app/commands.py",
@@ -485,6 +490,22 @@ d = {
             ),
         },
         "personal_llm.app.library_commands": {
+            "personal_llm.app.library_commands.AttachOptions": (
+                "8_app/library_commands.html#attachoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions": (
+                "8_app/library_commands.html#buildoptions",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.BuildOptions.cluster_address": (
+                "8_app/library_commands.html#buildoptions.cluster_address",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.SelectOptions": (
+                "8_app/library_commands.html#selectoptions",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.add_adapters": (
                 "8_app/library_commands.html#add_adapters",
                 "personal_llm/app/library_commands.py",
@@ -509,12 +530,20 @@ d = {
                 "8_app/library_commands.html#check_filled_library",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.check_style_space": (
+                "8_app/library_commands.html#check_style_space",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.complete_style": (
                 "8_app/library_commands.html#complete_style",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.describe_part": (
+                "8_app/library_commands.html#describe_part",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_adapter": (
@@ -577,12 +606,16 @@ d = {
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.open_or_create_library": (
+                "8_app/library_commands.html#open_or_create_library",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.open_own_library": (
                 "8_app/library_commands.html#open_own_library",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.read_plain_file": (
-                "8_app/library_commands.html#read_plain_file",
+            "personal_llm.app.library_commands.read_prompts_by_adapter": (
+                "8_app/library_commands.html#read_prompts_by_adapter",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -711,6 +744,10 @@ d = {
             ),
             "personal_llm.app.personalize.check_dialogue_count": (
                 "8_app/personalize.html#check_dialogue_count",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.check_earlier_model": (
+                "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.check_start_base": (
@@ -925,6 +962,7 @@ d = {
                 "8_app/server.html#personalserver.stream_turn",
                 "personal_llm/app/server.py",
             ),
+            "personal_llm.app.server.ServeOptions": ("8_app/server.html#serveoptions", "personal_llm/app/server.py"),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
@@ -1771,6 +1809,10 @@ d = {
             ),
         },
         "personal_llm.base.loading": {
+            "personal_llm.base.loading._load_named_encoder": (
+                "0_base/loading.html#_load_named_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.check_hub": ("0_base/loading.html#check_hub", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.check_loaded_weights": (
                 "0_base/loading.html#check_loaded_weights",
@@ -1816,11 +1858,19 @@ d = {
                 "0_base/loading.html#hash_attached_adapter",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.hash_encoder": (
+                "0_base/loading.html#hash_encoder",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.hash_tensors": (
                 "0_base/loading.html#hash_tensors",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
+            "personal_llm.base.loading.is_own_conversion": (
+                "0_base/loading.html#is_own_conversion",
+                "personal_llm/base/loading.py",
+            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1837,8 +1887,13 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
+                "personal_llm/base/loading.py",
+            ),
+            "personal_llm.base.loading.set_encoder": (
+                "0_base/loading.html#set_encoder",
                 "personal_llm/base/loading.py",
             ),
         },
@@ -1888,6 +1943,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.read_shared_prefix": (
+                "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
@@ -1906,6 +1965,23 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.width": ("0_base/models.html#model.width", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix": ("0_base/models.html#sharedprefix", "personal_llm/base/models.py"),
+            "personal_llm.base.models.SharedPrefix.__init__": (
+                "0_base/models.html#sharedprefix.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.can_repeat": (
+                "0_base/models.html#sharedprefix.can_repeat",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.prepend": (
+                "0_base/models.html#sharedprefix.prepend",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.SharedPrefix.repeat_cache": (
+                "0_base/models.html#sharedprefix.repeat_cache",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.check_model_and_tokenizer": (
                 "0_base/models.html#check_model_and_tokenizer",
                 "personal_llm/base/models.py",
@@ -1932,6 +2008,27 @@ d = {
             "personal_llm.base.plots.subplots": ("0_base/plots.html#subplots", "personal_llm/base/plots.py"),
         },
         "personal_llm.base.text": {
+            "personal_llm.base.text.Language": ("0_base/text.html#language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.Language.count_endings": (
+                "0_base/text.html#language.count_endings",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_pieces": (
+                "0_base/text.html#language.find_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.find_words": (
+                "0_base/text.html#language.find_words",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.join_pieces": (
+                "0_base/text.html#language.join_pieces",
+                "personal_llm/base/text.py",
+            ),
+            "personal_llm.base.text.Language.split_sentences": (
+                "0_base/text.html#language.split_sentences",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.RecentTexts": ("0_base/text.html#recenttexts", "personal_llm/base/text.py"),
             "personal_llm.base.text.RecentTexts.__contains__": (
                 "0_base/text.html#recenttexts.__contains__",
@@ -1962,6 +2059,7 @@ d = {
                 "0_base/text.html#recenttexts.to_list",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
             "personal_llm.base.text._separate_character": (
                 "0_base/text.html#_separate_character",
                 "personal_llm/base/text.py",
@@ -1978,6 +2076,7 @@ d = {
             "personal_llm.base.text.count_negations": ("0_base/text.html#count_negations", "personal_llm/base/text.py"),
             "personal_llm.base.text.count_nouns": ("0_base/text.html#count_nouns", "personal_llm/base/text.py"),
             "personal_llm.base.text.escape_controls": ("0_base/text.html#escape_controls", "personal_llm/base/text.py"),
+            "personal_llm.base.text.get_language": ("0_base/text.html#get_language", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_numbers": ("0_base/text.html#get_numbers", "personal_llm/base/text.py"),
             "personal_llm.base.text.get_proper_names": (
                 "0_base/text.html#get_proper_names",
@@ -1991,11 +2090,20 @@ d = {
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",
             ),
+            "personal_llm.base.text.make_sentence_break": (
+                "0_base/text.html#make_sentence_break",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.make_text_signature": (
                 "0_base/text.html#make_text_signature",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.normalise_text": ("0_base/text.html#normalise_text", "personal_llm/base/text.py"),
+            "personal_llm.base.text.set_language": ("0_base/text.html#set_language", "personal_llm/base/text.py"),
+            "personal_llm.base.text.split_normalised": (
+                "0_base/text.html#split_normalised",
+                "personal_llm/base/text.py",
+            ),
             "personal_llm.base.text.split_rouge_words": (
                 "0_base/text.html#split_rouge_words",
                 "personal_llm/base/text.py",
@@ -2326,6 +2434,39 @@ d = {
                 "personal_llm/buffer/correction_model.py",
             ),
         },
+        "personal_llm.buffer.facts": {
+            "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.asks_for_fact": (
+                "2_buffer/facts.html#asks_for_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_likelihood_gains": (
+                "2_buffer/facts.html#compute_likelihood_gains",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_meaning_scores": (
+                "2_buffer/facts.html#compute_meaning_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.compute_word_scores": (
+                "2_buffer/facts.html#compute_word_scores",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.find_facts": ("2_buffer/facts.html#find_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.get_content_words": (
+                "2_buffer/facts.html#get_content_words",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.keep_facts": ("2_buffer/facts.html#keep_facts", "personal_llm/buffer/facts.py"),
+            "personal_llm.buffer.facts.recall_fact": (
+                "2_buffer/facts.html#recall_fact",
+                "personal_llm/buffer/facts.py",
+            ),
+            "personal_llm.buffer.facts.remove_ending": (
+                "2_buffer/facts.html#remove_ending",
+                "personal_llm/buffer/facts.py",
+            ),
+        },
         "personal_llm.buffer.feedback": {
             "personal_llm.buffer.feedback.Feedback": (
                 "2_buffer/feedback.html#feedback",
@@ -2413,10 +2554,6 @@ d = {
             ),
             "personal_llm.buffer.policies.BufferView.__len__": (
                 "2_buffer/policies.html#bufferview.__len__",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.BufferView._measure_domain": (
-                "2_buffer/policies.html#bufferview._measure_domain",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.BufferView.compute_idd": (
@@ -2624,10 +2761,6 @@ d = {
                 "2_buffer/retrieval.html#add_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.can_follow_examples": (
-                "2_buffer/retrieval.html#can_follow_examples",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.choose_count": (
                 "2_buffer/retrieval.html#choose_count",
                 "personal_llm/buffer/retrieval.py",
@@ -2808,10 +2941,6 @@ d = {
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
                 "2_buffer/synthesis.html#is_repeat",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.load_similarity_encoder": (
-                "2_buffer/synthesis.html#load_similarity_encoder",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.make_request": (
@@ -4053,6 +4182,7 @@ d = {
                 "1_data/exports.html#add_reactions",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.fold_name": ("1_data/exports.html#fold_name", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.identify_user": (
                 "1_data/exports.html#identify_user",
                 "personal_llm/data/exports.py",
@@ -4061,6 +4191,7 @@ d = {
                 "1_data/exports.html#make_answered_conversation",
                 "personal_llm/data/exports.py",
             ),
+            "personal_llm.data.exports.make_date": ("1_data/exports.html#make_date", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.make_turn": ("1_data/exports.html#make_turn", "personal_llm/data/exports.py"),
             "personal_llm.data.exports.parse_branch": (
                 "1_data/exports.html#parse_branch",
@@ -4088,6 +4219,10 @@ d = {
             ),
             "personal_llm.data.exports.parse_openwebui_message": (
                 "1_data/exports.html#parse_openwebui_message",
+                "personal_llm/data/exports.py",
+            ),
+            "personal_llm.data.exports.parse_stamp": (
+                "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram": (
@@ -4125,10 +4260,6 @@ d = {
             ),
             "personal_llm.data.exports.trace_branch": (
                 "1_data/exports.html#trace_branch",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.translate_stamp": (
-                "1_data/exports.html#translate_stamp",
                 "personal_llm/data/exports.py",
             ),
         },
@@ -5386,6 +5517,28 @@ d = {
                 "personal_llm/experiments/exploration.py",
             ),
         },
+        "personal_llm.experiments.facts": {
+            "personal_llm.experiments.facts.is_right": (
+                "experiments/facts.html#is_right",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.load_tools": (
+                "experiments/facts.html#load_tools",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.make_prompts": (
+                "experiments/facts.html#make_prompts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.measure_facts": (
+                "experiments/facts.html#measure_facts",
+                "personal_llm/experiments/facts.py",
+            ),
+            "personal_llm.experiments.facts.read_fact_rows": (
+                "experiments/facts.html#read_fact_rows",
+                "personal_llm/experiments/facts.py",
+            ),
+        },
         "personal_llm.experiments.fit": {
             "personal_llm.experiments.fit.PoolLibrary": (
                 "experiments/fit.html#poollibrary",
@@ -5621,6 +5774,322 @@ d = {
             "personal_llm.experiments.lines.read_median": (
                 "experiments/lines.html#read_median",
                 "personal_llm/experiments/lines.py",
+            ),
+        },
+        "personal_llm.experiments.methods.searches": {
+            "personal_llm.experiments.methods.searches.compute_update_distance": (
+                "experiments/methods/searches.html#compute_update_distance",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.find_nearest_unmeasured": (
+                "experiments/methods/searches.html#find_nearest_unmeasured",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.get_round_sizes": (
+                "experiments/methods/searches.html#get_round_sizes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.import_optuna": (
+                "experiments/methods/searches.html#import_optuna",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.project_on_main_axes": (
+                "experiments/methods/searches.html#project_on_main_axes",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.run_tpe_search": (
+                "experiments/methods/searches.html#run_tpe_search",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_bayesian": (
+                "experiments/methods/searches.html#search_bayesian",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_exhaustively": (
+                "experiments/methods/searches.html#search_exhaustively",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.search_hyperband": (
+                "experiments/methods/searches.html#search_hyperband",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_by_weight_cosine": (
+                "experiments/methods/searches.html#select_by_weight_cosine",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_uniform_merge": (
+                "experiments/methods/searches.html#select_uniform_merge",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+        },
+        "personal_llm.experiments.methods.vocabulary": {
+            "personal_llm.experiments.methods.vocabulary.Vocabulary": (
+                "experiments/methods/vocabulary.html#vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.__post_init__": (
+                "experiments/methods/vocabulary.html#vocabulary.__post_init__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.load": (
+                "experiments/methods/vocabulary.html#vocabulary.load",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.recentre": (
+                "experiments/methods/vocabulary.html#vocabulary.recentre",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scale": (
+                "experiments/methods/vocabulary.html#vocabulary.scale",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.score_user": (
+                "experiments/methods/vocabulary.html#vocabulary.score_user",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.Vocabulary.scores": (
+                "experiments/methods/vocabulary.html#vocabulary.scores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores": (
+                "experiments/methods/vocabulary.html#wordscores",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.__str__": (
+                "experiments/methods/vocabulary.html#wordscores.__str__",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.WordScores.clearest_word": (
+                "experiments/methods/vocabulary.html#wordscores.clearest_word",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary._fit_vocabulary": (
+                "experiments/methods/vocabulary.html#_fit_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.kind_distance": (
+                "experiments/methods/vocabulary.html#kind_distance",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.load_vocabulary": (
+                "experiments/methods/vocabulary.html#load_vocabulary",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.mean_of_each_kind": (
+                "experiments/methods/vocabulary.html#mean_of_each_kind",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+            "personal_llm.experiments.methods.vocabulary.select_examples": (
+                "experiments/methods/vocabulary.html#select_examples",
+                "personal_llm/experiments/methods/vocabulary.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_classifier": {
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts": (
+                "experiments/methods/word_classifier.html#labelledtexts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.LabelledTexts.__len__": (
+                "experiments/methods/word_classifier.html#labelledtexts.__len__",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest": (
+                "experiments/methods/word_classifier.html#wordtest",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.calibrate": (
+                "experiments/methods/word_classifier.html#wordtest.calibrate",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.clarity": (
+                "experiments/methods/word_classifier.html#wordtest.clarity",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.count": (
+                "experiments/methods/word_classifier.html#wordtest.count",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.WordTest.users_with": (
+                "experiments/methods/word_classifier.html#wordtest.users_with",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.are_synonyms": (
+                "experiments/methods/word_classifier.html#are_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.assign_fold": (
+                "experiments/methods/word_classifier.html#assign_fold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_ends": (
+                "experiments/methods/word_classifier.html#axis_ends",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_scores_to_words": (
+                "experiments/methods/word_classifier.html#axis_scores_to_words",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.axis_targets": (
+                "experiments/methods/word_classifier.html#axis_targets",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.balanced_weights": (
+                "experiments/methods/word_classifier.html#balanced_weights",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.calibrate_word": (
+                "experiments/methods/word_classifier.html#calibrate_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.check_training_texts": (
+                "experiments/methods/word_classifier.html#check_training_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.cross_test_word": (
+                "experiments/methods/word_classifier.html#cross_test_word",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.exceeds_threshold": (
+                "experiments/methods/word_classifier.html#exceeds_threshold",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.fit_word_regression": (
+                "experiments/methods/word_classifier.html#fit_word_regression",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_answers": (
+                "experiments/methods/word_classifier.html#get_answers",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.get_text_and_group": (
+                "experiments/methods/word_classifier.html#get_text_and_group",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.label_texts": (
+                "experiments/methods/word_classifier.html#label_texts",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.make_test_users": (
+                "experiments/methods/word_classifier.html#make_test_users",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.mean_and_error": (
+                "experiments/methods/word_classifier.html#mean_and_error",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.merge_synonyms": (
+                "experiments/methods/word_classifier.html#merge_synonyms",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.out_of_fold_scores": (
+                "experiments/methods/word_classifier.html#out_of_fold_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ranking_auc": (
+                "experiments/methods/word_classifier.html#ranking_auc",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.rejection_reason": (
+                "experiments/methods/word_classifier.html#rejection_reason",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.ridge_directions": (
+                "experiments/methods/word_classifier.html#ridge_directions",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.run_word_test": (
+                "experiments/methods/word_classifier.html#run_word_test",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.scale_features": (
+                "experiments/methods/word_classifier.html#scale_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.text_features": (
+                "experiments/methods/word_classifier.html#text_features",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixed_scores": (
+                "experiments/methods/word_classifier.html#unmixed_scores",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.unmixing_matrix": (
+                "experiments/methods/word_classifier.html#unmixing_matrix",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+            "personal_llm.experiments.methods.word_classifier.word_axes": (
+                "experiments/methods/word_classifier.html#word_axes",
+                "personal_llm/experiments/methods/word_classifier.py",
+            ),
+        },
+        "personal_llm.experiments.methods.word_descriptions": {
+            "personal_llm.experiments.methods.word_descriptions.WordDescription": (
+                "experiments/methods/word_descriptions.html#worddescription",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.__str__": (
+                "experiments/methods/word_descriptions.html#worddescription.__str__",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.lines": (
+                "experiments/methods/word_descriptions.html#worddescription.lines",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.to_dict": (
+                "experiments/methods/word_descriptions.html#worddescription.to_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.WordDescription.words": (
+                "experiments/methods/word_descriptions.html#worddescription.words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions._from_dict": (
+                "experiments/methods/word_descriptions.html#_from_dict",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.compare_word_descriptions": (
+                "experiments/methods/word_descriptions.html#compare_word_descriptions",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_pllm_in_words": (
+                "experiments/methods/word_descriptions.html#describe_pllm_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.describe_user_in_words": (
+                "experiments/methods/word_descriptions.html#describe_user_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.fit_word_shifts": (
+                "experiments/methods/word_descriptions.html#fit_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.is_informative_in_words": (
+                "experiments/methods/word_descriptions.html#is_informative_in_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.measure_word_shifts": (
+                "experiments/methods/word_descriptions.html#measure_word_shifts",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.passed_word_items": (
+                "experiments/methods/word_descriptions.html#passed_word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_examples": (
+                "experiments/methods/word_descriptions.html#score_examples",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.score_library_words": (
+                "experiments/methods/word_descriptions.html#score_library_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.select_by_words": (
+                "experiments/methods/word_descriptions.html#select_by_words",
+                "personal_llm/experiments/methods/word_descriptions.py",
+            ),
+            "personal_llm.experiments.methods.word_descriptions.word_items": (
+                "experiments/methods/word_descriptions.html#word_items",
+                "personal_llm/experiments/methods/word_descriptions.py",
             ),
         },
         "personal_llm.experiments.new_people": {
@@ -6945,6 +7414,10 @@ d = {
                 "4_explanation/description.html#description.__str__",
                 "personal_llm/explanation/description.py",
             ),
+            "personal_llm.explanation.description.Description.from_dict": (
+                "4_explanation/description.html#description.from_dict",
+                "personal_llm/explanation/description.py",
+            ),
             "personal_llm.explanation.description.Description.lines": (
                 "4_explanation/description.html#description.lines",
                 "personal_llm/explanation/description.py",
@@ -6965,20 +7438,8 @@ d = {
                 "4_explanation/description.html#description.without_quotations",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.Description.words": (
-                "4_explanation/description.html#description.words",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description._from_dict": (
-                "4_explanation/description.html#_from_dict",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.centre_on_library": (
                 "4_explanation/description.html#centre_on_library",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.compare_descriptions": (
-                "4_explanation/description.html#compare_descriptions",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.describe_pllm": (
@@ -6997,20 +7458,12 @@ d = {
                 "4_explanation/description.html#description_similarity",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.fit_word_shifts": (
-                "4_explanation/description.html#fit_word_shifts",
-                "personal_llm/explanation/description.py",
-            ),
             "personal_llm.explanation.description.is_informative": (
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.passed_items": (
                 "4_explanation/description.html#passed_items",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.score_library_words": (
-                "4_explanation/description.html#score_library_words",
                 "personal_llm/explanation/description.py",
             ),
         },
@@ -7049,10 +7502,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.without_quotations": (
                 "4_explanation/explanation.html#explanation.without_quotations",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.words": (
-                "4_explanation/explanation.html#explanation.words",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.ProbeBudget": (
@@ -7103,10 +7552,6 @@ d = {
                 "4_explanation/explanation.html#mean_response_nll",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.measure_word_shifts": (
-                "4_explanation/explanation.html#measure_word_shifts",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.place_dialogues": (
                 "4_explanation/explanation.html#place_dialogues",
                 "personal_llm/explanation/explanation.py",
@@ -7117,10 +7562,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
                 "4_explanation/explanation.html#sample_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.score_examples": (
-                "4_explanation/explanation.html#score_examples",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.select_user_dialogues": (
@@ -7303,20 +7744,12 @@ d = {
                 "4_explanation/space.html#concatenate_blocks",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space.load_pocket_encoder": (
-                "4_explanation/space.html#load_pocket_encoder",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.nonnegative_coefficients": (
                 "4_explanation/space.html#nonnegative_coefficients",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.normalise_rows": (
                 "4_explanation/space.html#normalise_rows",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.pocket_encoder_id": (
-                "4_explanation/space.html#pocket_encoder_id",
                 "personal_llm/explanation/space.py",
             ),
             "personal_llm.explanation.space.sparse_code": (
@@ -7446,206 +7879,6 @@ d = {
             "personal_llm.explanation.style.truncated_features": (
                 "4_explanation/style.html#truncated_features",
                 "personal_llm/explanation/style.py",
-            ),
-        },
-        "personal_llm.explanation.vocabulary": {
-            "personal_llm.explanation.vocabulary.Vocabulary": (
-                "4_explanation/vocabulary.html#vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.__post_init__": (
-                "4_explanation/vocabulary.html#vocabulary.__post_init__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.load": (
-                "4_explanation/vocabulary.html#vocabulary.load",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.recentre": (
-                "4_explanation/vocabulary.html#vocabulary.recentre",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scale": (
-                "4_explanation/vocabulary.html#vocabulary.scale",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.score_user": (
-                "4_explanation/vocabulary.html#vocabulary.score_user",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.Vocabulary.scores": (
-                "4_explanation/vocabulary.html#vocabulary.scores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores": (
-                "4_explanation/vocabulary.html#wordscores",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.__str__": (
-                "4_explanation/vocabulary.html#wordscores.__str__",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.WordScores.clearest_word": (
-                "4_explanation/vocabulary.html#wordscores.clearest_word",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary._fit_vocabulary": (
-                "4_explanation/vocabulary.html#_fit_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.kind_distance": (
-                "4_explanation/vocabulary.html#kind_distance",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.load_vocabulary": (
-                "4_explanation/vocabulary.html#load_vocabulary",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.mean_of_each_kind": (
-                "4_explanation/vocabulary.html#mean_of_each_kind",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-            "personal_llm.explanation.vocabulary.select_examples": (
-                "4_explanation/vocabulary.html#select_examples",
-                "personal_llm/explanation/vocabulary.py",
-            ),
-        },
-        "personal_llm.explanation.word_classifier": {
-            "personal_llm.explanation.word_classifier.LabelledTexts": (
-                "4_explanation/word_classifier.html#labelledtexts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.LabelledTexts.__len__": (
-                "4_explanation/word_classifier.html#labelledtexts.__len__",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest": (
-                "4_explanation/word_classifier.html#wordtest",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.calibrate": (
-                "4_explanation/word_classifier.html#wordtest.calibrate",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.clarity": (
-                "4_explanation/word_classifier.html#wordtest.clarity",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.count": (
-                "4_explanation/word_classifier.html#wordtest.count",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.WordTest.users_with": (
-                "4_explanation/word_classifier.html#wordtest.users_with",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.are_synonyms": (
-                "4_explanation/word_classifier.html#are_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.assign_fold": (
-                "4_explanation/word_classifier.html#assign_fold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_ends": (
-                "4_explanation/word_classifier.html#axis_ends",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_scores_to_words": (
-                "4_explanation/word_classifier.html#axis_scores_to_words",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.axis_targets": (
-                "4_explanation/word_classifier.html#axis_targets",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.balanced_weights": (
-                "4_explanation/word_classifier.html#balanced_weights",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.calibrate_word": (
-                "4_explanation/word_classifier.html#calibrate_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.check_training_texts": (
-                "4_explanation/word_classifier.html#check_training_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.cross_test_word": (
-                "4_explanation/word_classifier.html#cross_test_word",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.exceeds_threshold": (
-                "4_explanation/word_classifier.html#exceeds_threshold",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.fit_word_regression": (
-                "4_explanation/word_classifier.html#fit_word_regression",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_answers": (
-                "4_explanation/word_classifier.html#get_answers",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.get_text_and_group": (
-                "4_explanation/word_classifier.html#get_text_and_group",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.label_texts": (
-                "4_explanation/word_classifier.html#label_texts",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.make_test_users": (
-                "4_explanation/word_classifier.html#make_test_users",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.mean_and_error": (
-                "4_explanation/word_classifier.html#mean_and_error",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.merge_synonyms": (
-                "4_explanation/word_classifier.html#merge_synonyms",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.out_of_fold_scores": (
-                "4_explanation/word_classifier.html#out_of_fold_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ranking_auc": (
-                "4_explanation/word_classifier.html#ranking_auc",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.rejection_reason": (
-                "4_explanation/word_classifier.html#rejection_reason",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.ridge_directions": (
-                "4_explanation/word_classifier.html#ridge_directions",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.run_word_test": (
-                "4_explanation/word_classifier.html#run_word_test",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.scale_features": (
-                "4_explanation/word_classifier.html#scale_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.text_features": (
-                "4_explanation/word_classifier.html#text_features",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixed_scores": (
-                "4_explanation/word_classifier.html#unmixed_scores",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.unmixing_matrix": (
-                "4_explanation/word_classifier.html#unmixing_matrix",
-                "personal_llm/explanation/word_classifier.py",
-            ),
-            "personal_llm.explanation.word_classifier.word_axes": (
-                "4_explanation/word_classifier.html#word_axes",
-                "personal_llm/explanation/word_classifier.py",
             ),
         },
         "personal_llm.recipes.asking_prior": {
@@ -8525,6 +8758,86 @@ d = {
                 "personal_llm/recipes/word_texts.py",
             ),
         },
+        "personal_llm.runtimes.audit": {
+            "personal_llm.runtimes.audit.Leakage": ("7_runtimes/audit.html#leakage", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit.Leakage.__post_init__": (
+                "7_runtimes/audit.html#leakage.__post_init__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.from_dict": (
+                "7_runtimes/audit.html#leakage.from_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.is_high": (
+                "7_runtimes/audit.html#leakage.is_high",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.lines": (
+                "7_runtimes/audit.html#leakage.lines",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.summary": (
+                "7_runtimes/audit.html#leakage.summary",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Leakage.to_dict": (
+                "7_runtimes/audit.html#leakage.to_dict",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership": (
+                "7_runtimes/audit.html#membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Membership.__str__": (
+                "7_runtimes/audit.html#membership.__str__",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.Overlap": ("7_runtimes/audit.html#overlap", "personal_llm/runtimes/audit.py"),
+            "personal_llm.runtimes.audit._collect_ngrams": (
+                "7_runtimes/audit.html#_collect_ngrams",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_advantage": (
+                "7_runtimes/audit.html#compute_advantage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_auc": (
+                "7_runtimes/audit.html#compute_auc",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_epsilon": (
+                "7_runtimes/audit.html#compute_epsilon",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.compute_exposure": (
+                "7_runtimes/audit.html#compute_exposure",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.make_canaries": (
+                "7_runtimes/audit.html#make_canaries",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_leakage": (
+                "7_runtimes/audit.html#measure_leakage",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_membership": (
+                "7_runtimes/audit.html#measure_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.measure_overlap": (
+                "7_runtimes/audit.html#measure_overlap",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.response_losses": (
+                "7_runtimes/audit.html#response_losses",
+                "personal_llm/runtimes/audit.py",
+            ),
+            "personal_llm.runtimes.audit.score_membership": (
+                "7_runtimes/audit.html#score_membership",
+                "personal_llm/runtimes/audit.py",
+            ),
+        },
         "personal_llm.runtimes.cluster": {
             "personal_llm.runtimes.cluster.BuildContext": (
                 "7_runtimes/cluster.html#buildcontext",
@@ -9038,60 +9351,6 @@ d = {
                 "personal_llm/runtimes/service.py",
             ),
         },
-        "personal_llm.selection.baselines": {
-            "personal_llm.selection.baselines.compute_update_distance": (
-                "5_selection/baselines.html#compute_update_distance",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.find_nearest_unmeasured": (
-                "5_selection/baselines.html#find_nearest_unmeasured",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.get_round_sizes": (
-                "5_selection/baselines.html#get_round_sizes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.import_optuna": (
-                "5_selection/baselines.html#import_optuna",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.project_on_main_axes": (
-                "5_selection/baselines.html#project_on_main_axes",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.run_tpe_search": (
-                "5_selection/baselines.html#run_tpe_search",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_bayesian": (
-                "5_selection/baselines.html#search_bayesian",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_exhaustively": (
-                "5_selection/baselines.html#search_exhaustively",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.search_hyperband": (
-                "5_selection/baselines.html#search_hyperband",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_by_weight_cosine": (
-                "5_selection/baselines.html#select_by_weight_cosine",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_plain": (
-                "5_selection/baselines.html#select_plain",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_randomly": (
-                "5_selection/baselines.html#select_randomly",
-                "personal_llm/selection/baselines.py",
-            ),
-            "personal_llm.selection.baselines.select_uniform_merge": (
-                "5_selection/baselines.html#select_uniform_merge",
-                "personal_llm/selection/baselines.py",
-            ),
-        },
         "personal_llm.selection.cards": {
             "personal_llm.selection.cards.LibraryIndex": (
                 "5_selection/cards.html#libraryindex",
@@ -9104,10 +9363,6 @@ d = {
             ),
             "personal_llm.selection.cards.check_card_field": (
                 "5_selection/cards.html#check_card_field",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.check_leakage": (
-                "5_selection/cards.html#check_leakage",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.check_pllm_adapter": (
@@ -9784,6 +10039,14 @@ d = {
                 "5_selection/selection.html#select_by_style",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.select_plain": (
+                "5_selection/selection.html#select_plain",
+                "personal_llm/selection/selection.py",
+            ),
+            "personal_llm.selection.selection.select_randomly": (
+                "5_selection/selection.html#select_randomly",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.sort_measured_first": (
                 "5_selection/selection.html#sort_measured_first",
                 "personal_llm/selection/selection.py",
@@ -10156,10 +10419,6 @@ d = {
                 "3_tuning/finetune.html#estimate_cost",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.estimate_joules": (
-                "3_tuning/finetune.html#estimate_joules",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.finetune": (
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
@@ -10203,86 +10462,6 @@ d = {
             "personal_llm.tuning.finetune.trainable_adapter": (
                 "3_tuning/finetune.html#trainable_adapter",
                 "personal_llm/tuning/finetune.py",
-            ),
-        },
-        "personal_llm.tuning.leakage": {
-            "personal_llm.tuning.leakage.Leakage": ("3_tuning/leakage.html#leakage", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage.Leakage.__post_init__": (
-                "3_tuning/leakage.html#leakage.__post_init__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.from_dict": (
-                "3_tuning/leakage.html#leakage.from_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.is_high": (
-                "3_tuning/leakage.html#leakage.is_high",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.lines": (
-                "3_tuning/leakage.html#leakage.lines",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.summary": (
-                "3_tuning/leakage.html#leakage.summary",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Leakage.to_dict": (
-                "3_tuning/leakage.html#leakage.to_dict",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership": (
-                "3_tuning/leakage.html#membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Membership.__str__": (
-                "3_tuning/leakage.html#membership.__str__",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.Overlap": ("3_tuning/leakage.html#overlap", "personal_llm/tuning/leakage.py"),
-            "personal_llm.tuning.leakage._collect_ngrams": (
-                "3_tuning/leakage.html#_collect_ngrams",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_advantage": (
-                "3_tuning/leakage.html#compute_advantage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_auc": (
-                "3_tuning/leakage.html#compute_auc",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_epsilon": (
-                "3_tuning/leakage.html#compute_epsilon",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.compute_exposure": (
-                "3_tuning/leakage.html#compute_exposure",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.make_canaries": (
-                "3_tuning/leakage.html#make_canaries",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_leakage": (
-                "3_tuning/leakage.html#measure_leakage",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_membership": (
-                "3_tuning/leakage.html#measure_membership",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.measure_overlap": (
-                "3_tuning/leakage.html#measure_overlap",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.response_losses": (
-                "3_tuning/leakage.html#response_losses",
-                "personal_llm/tuning/leakage.py",
-            ),
-            "personal_llm.tuning.leakage.score_membership": (
-                "3_tuning/leakage.html#score_membership",
-                "personal_llm/tuning/leakage.py",
             ),
         },
         "personal_llm.tuning.lora": {

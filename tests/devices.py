@@ -51,7 +51,7 @@ class Fake:
 
     name, base, max_length = "fake", "base", 256
     tokenizer = staticmethod(lambda text: dict(input_ids=text.split()))
-    model = SimpleNamespace(num_parameters=lambda: 0)  # for the defaults of a small model
+    is_large = False
 
     def __init__(self):
         self.active_adapter, self.cost, self.truncated = self.base, Cost(), {}

@@ -8,7 +8,7 @@ import numpy as np
 
 from personal_llm.selection.ranking import BASE_NAME, PLLMLosses
 from personal_llm.explanation.description import Description
-from personal_llm.explanation.vocabulary import WordScores
+from personal_llm.explanation.habits import Trait
 
 
 class Planted(SimpleNamespace):
@@ -30,10 +30,11 @@ class Planted(SimpleNamespace):
         return dict(explanation=dict(said=said_of(self.rows[self.names.index(name)]).to_dict()))
 
 
-def said_of(row):
-    "Each number as the score of a word, which is listed above .45."
-    scores = {f"w{i}": (float(x), 0.1, 0.4) for i, x in enumerate(row)}
-    return Description(WordScores(tuple(w for w in scores if scores[w][0] > 0.45), scores, 24), samples=24)
+def said_of(row, habits=(), topics=()):
+    "Each number as the gap of a trait: a habit above .45, and a topic, which is no reason, below."
+    traits = [Trait(f"w{i}“", float(x), 1, 0, 0) for i, x in enumerate(row)]
+    of = lambda is_habit: tuple(trait for trait in traits if (trait.gap > 0.45) == is_habit)
+    return Description((*of(True), *habits), (*of(False), *topics), samples=24)
 
 
 def planted(path, rows, names=None, threshold=1.0, columns=None, base="planted base", sizes=itertools.repeat(100)):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from personal_llm.selection import baselines
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.experiments.methods import searches
 from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch, compute_slope
 from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
@@ -97,17 +97,17 @@ def test_exhaustive(library):
 def test_optuna_missing_is_said(library, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     for method in ("bayesian", "hyperband"):
-        with pytest.raises(InputError, match=r"pip install \"personal-llm\[search\]\""):
+        with pytest.raises(InputError, match=r"pip install \"optuna"):
             select(library, method=method, losses=replay(library, LOSSES))
 
 
 def test_places_tell_neighbours(library):
     library.rows[:, 3:] *= 1e-3
-    P = baselines.project_on_main_axes(library)
+    P = searches.project_on_main_axes(library)
     unit = library.rows / np.linalg.norm(library.rows, axis=1, keepdims=True)
     gaps = lambda X: np.linalg.norm(X[:, None] - X[None], axis=2)
     assert P.shape == (28, 3) and np.allclose(gaps(P), gaps(unit), atol=1e-2), "three axes hold what varies along three"
-    assert baselines.project_on_main_axes(planted(library.path, ROWS[:2])).shape[0] == 2
+    assert searches.project_on_main_axes(planted(library.path, ROWS[:2])).shape[0] == 2
 
 
 @pytest.mark.parametrize("budget, spends", [(None, 7), (1, 1), (10, 10), (28, 28), (99, 28)])

@@ -1,6 +1,5 @@
 "The command line: how it parses, what it refuses, and that every failure is one line."
 
-import argparse
 import ast
 import errno
 import io
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from personal_llm.app import arguments, cli
-from personal_llm.app.arguments import COMMANDS, CommandResult, option, parse_whole_number, register_command
+from personal_llm.app.arguments import COMMAND_GROUPS, COMMANDS, CommandResult, command, parse_arguments
 from personal_llm.app.cli import is_out_of_memory
 from personal_llm.app.demo import DemoSettings
 from personal_llm.app.personalize import PersonalizeSettings
@@ -27,17 +26,35 @@ from personal_llm.base.core import InputError
 from typed import fails, invoke, rows, write
 
 
+WIDE = dict(COLUMNS="80", TERM="xterm-256color")
+
+
+class Terminal(io.TextIOWrapper):
+    "A stdout that is a terminal."
+
+    def __init__(self, **named):
+        super().__init__(io.BytesIO(), **named)
+
+    def isatty(self):
+        return True
+
+    def shown(self):
+        self.flush()
+        return self.buffer.getvalue().decode()
+
+
 @pytest.fixture
 def extra():
     "Commands of a test are gone after it."
     before = dict(COMMANDS)
-    yield register_command
+    yield command
     COMMANDS.clear()
     COMMANDS.update(before)
 
 
 def raising(error):
-    def run(args):
+    def run():
+        "Fail."
         raise error
 
     return run
@@ -53,37 +70,78 @@ for words in [[], ["library"], *(name.split() for name in COMMANDS)]:
 assert not {"torch", "transformers", "peft"} & set(sys.modules)
 print(len(COMMANDS))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | WIDE)
     assert done.returncode == 0, done.stderr
     count = int(done.stdout.split()[-1])
-    assert count >= 13 and done.stdout.count("examples:") == count
+    assert count >= 13 and done.stdout.count("Examples:") == count
+    assert set(done.stdout) & set("\x1b─│╭") == set(), "plain text where nobody sees a terminal"
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_help_is_coloured_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Terminal(encoding="utf-8"))
+    assert cli.main(["forget", "--help"]) == 0
+    shown = sys.stdout.shown()
+    assert "\x1b[1m" in shown and "containing" in shown and "personal-llm forget" in shown
+
+
+def test_help_is_no_markup_of_the_library_that_prints_it():
+    "A bracket in a help text would be read as a colour."
+    for one in COMMANDS.values():
+        texts = [field.annotation.__metadata__[0].help for field in one.list_parameters()]
+        assert all(texts) and not [text for text in [*texts, one.function.__doc__] if "[" in text], one.name
 
 
 def test_every_command_says_what_it_does_and_shows_how():
     for name, one in COMMANDS.items():
-        assert one.summary[0].islower() and one.examples, name
-        assert one.run.__doc__.startswith(f"The command `{name}`"), name
+        first = one.function.__doc__.split(".")[0]
+        assert first[0].isupper() and len(first) < 66 and all(one.examples[1:]), (name, "whole in the list of commands")
+    assert {name.split()[0] for name in COMMANDS if " " in name} == {*COMMAND_GROUPS}
+
+
+@pytest.mark.parametrize("name", [*COMMANDS])
+def test_examples_are_valid(name):
+    for example in COMMANDS[name].examples:
+        words = shlex.split(example.split("<")[0].split(">")[0])
+        assert parse_arguments([*name.split(), *words])[0] is COMMANDS[name]
+
+
+def completions(*words):
+    "What a shell gets that asks for the end of the last word."
+    line = shlex.join(["personal-llm", *words])
+    asked = dict(_PERSONAL_LLM_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS=line, COMP_WORDS=line)
+    run = [sys.executable, "-m", "personal_llm.app.cli"]
+    done = subprocess.run(run, capture_output=True, text=True, env=os.environ | asked)
+    return done.stdout
+
+
+def test_the_shell_completes_commands_options_and_names():
+    assert "personalize" in completions("per")
+    assert "--finetune-every" in completions("personalize", "--fine")
+    assert "sdss" in completions("personalize", "--policy", "s")
+    assert "bfloat16" in completions("check", "--dtype", "b") and "nurse" in completions("demo", "--user", "n")
 
 
 @pytest.mark.parametrize("command, settings", [("demo", DemoSettings), ("personalize", PersonalizeSettings)])
 def test_settings_exist_once(command, settings):
-    "Help, type and default of an option are those of the field."
-    parser = argparse.ArgumentParser()
-    for add in COMMANDS[command].options:
-        add(parser)
-    actions = {action.dest: action for action in parser._actions}
-    shared = [field for field in fields(settings) if field.name in actions and field.name != "ask_when"]
+    "Help, type, range and default of an option are those of the field."
+    options = {one.name: one for one in COMMANDS[command].list_parameters()}
+    shared = [field for field in fields(settings) if field.name in options and field.name != "ask_when"]
     assert len(shared) >= 6
     for field in shared:
-        action = actions[field.name]
-        assert action.default == field.default and action.help.startswith(field.metadata["help"]), field.name
-        assert action.type is parse_whole_number or not isinstance(field.default, int), field.name
+        option = options[field.name]
+        kind, facts = option.annotation.__origin__, option.annotation.__metadata__[0]
+        assert option.default == field.default and facts.help == field.metadata["help"], field.name
+        assert kind is int or not isinstance(field.default, int), field.name
+        if kind is int:
+            assert (facts.min, facts.max) == (field.metadata["low"], field.metadata["high"]), field.name
 
 
 def test_a_command_of_ones_own_is_one_function(extra, capsys):
-    @extra("shout", "a word, loudly", option("word"))
-    def shout(args):
-        return CommandResult(dict(said=args.word.upper()), [args.word.upper()], 1)
+    @extra("shout")
+    def shout(word: str):
+        "Say a word loudly."
+        return CommandResult(dict(said=word.upper()), [word.upper()], 1)
 
     assert invoke(capsys, "shout", "hello") == (1, "HELLO\n", "")
     assert invoke(capsys, "shout", "hello", "--json") == (1, '{"said": "HELLO"}\n', "")
@@ -92,23 +150,26 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
 @pytest.mark.parametrize(
     "argv, wanted",
     [
-        ([], "COMMAND"),
-        (["fly"], "invalid choice"),
-        (["library"], "COMMAND"),
-        (["library", "fly"], "invalid choice"),
+        ([], "Missing command; personal-llm --help shows the commands"),
+        (["fly"], "No such command 'fly'"),
+        (["library"], "Missing command; personal-llm library --help"),
+        (["library", "fly"], "No such command 'fly'"),
         (["personalize"], "--data"),
-        (["personalize", "--data", "x", "--out", "y", "--steps", "many"], "is no usable whole number"),
+        (["personalize", "--data", "x", "--out", "y", "--steps", "many"], "'--steps': Input should be a valid integer"),
         (["personalize", "--data", "x", "--out", "y", "--nonsense"], "--nonsense"),
         (["personalize", "--data", "x", "--out", "y", "--ask-when", "sometimes"], "freeze"),
         (["personalize", "--data", "x", "--out", "y", "--policy", "fifo", "--ask-when", "policy"], "asks no questions"),
-        (["personalize", "--data", "x", "--out", "y", "--replay", "-1"], "replay is -1"),
+        (
+            ["personalize", "--data", "x", "--out", "y", "--replay", "-1"],
+            "'--replay': Input should be greater than or equal to 0",
+        ),
         (["personalize", "--data", "x", "--out", "y", "--seed", "9" * 5000], "--seed"),
         (["demo", "--user", "nobody"], "user is 'nobody'; use one of nurse"),
         (["demo", "--capacity", "0"], "capacity is 0"),
         (["demo", "--capacity", str(10**12)], "capacity"),
-        (["demo", "--seed", "-1"], "seed is -1"),
-        (["demo", "--seed", str(2**40)], "seed is"),
-        (["demo", "--length", str(10**12)], "length is"),
+        (["demo", "--seed", "-1"], "'--seed': Input should be greater"),
+        (["demo", "--seed", str(2**40)], "'--seed': Input should be less"),
+        (["demo", "--length", str(10**12)], "'--length': Input should be less"),
         (["check", "--model", "no/such/folder"], "unknown model"),
         (["check", "--model", "pockett"], 'use "smollm2", "pocket"'),
         (["chat", "--adapter", "nowhere"], "nowhere: no adapter here"),
@@ -122,7 +183,20 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
         (["explain"], "--data FILE or --adapter DIR"),
         (["explain", "--data", "a", "--adapter", "b"], "b: no adapter here"),
         (
-            ["library", "build", "--out", "x", "--licence", "x", "--adapter", "y", "--ray-address", "--prompts", "z"],
+            [
+                "library",
+                "build",
+                "--out",
+                "x",
+                "--licence",
+                "x",
+                "--adapter",
+                "y",
+                "--ray-address",
+                "local",
+                "--prompts",
+                "z",
+            ],
             "chats are not sent",
         ),
         (["explain", "--data", "a", "--library", "nowhere"], "no library here"),
@@ -179,11 +253,8 @@ def find_error_texts():  # (module, function, text)
 
 def test_errors_name_options_and_no_python():
     "Every error text of the package, as the command line shows it, but those that only a call in Python can raise."
-    args = argparse.Namespace()
-    for command in COMMANDS.values():
-        words = shlex.split(f"{command.name} {command.examples[0]}".split("<")[0].split(">")[0])
-        vars(args).update(vars(arguments.build_parser().parse_args(words)))
-    texts = [(*place, cli.name_options(text, args)) for *place, text in find_error_texts() if text]
+    options = {option.name: None for one in COMMANDS.values() for option in one.list_parameters()}
+    texts = [(*place, cli.name_options(text, options)) for *place, text in find_error_texts() if text]
     shown = [(module, name, text) for module, name, text in texts if name not in PYTHON_ONLY]
     wrong = [row for row in shown if PYTHON_NAME.search(PRODUCTS.sub("", OTHER_NAMES.sub("", row[2])))]
     assert len(shown) > 500 and wrong == []
@@ -195,15 +266,14 @@ def test_an_option_stands_where_python_has_a_parameter(tmp_path, capsys, monkeyp
     base = ["personalize", "--data", chats, "--out", "y"]
     for words, wanted in (
         ([], "leave such rows out with --skip-invalid"),
-        (["--max-questions", "-1"], "--max-questions is -1"),
-        (["--batch", "0"], "--batch is 0"),
+        (["--max-questions", "-1"], "--max-questions"),
+        (["--batch", "0"], "--batch"),
+        (["--dropout", "2"], "--dropout is 2"),
         (["--policy", "sdss", "--ask-when", "policy"], "use --ask-when"),
     ):
         assert wanted in fails(capsys, *base, *words)
-    assert (
-        cli.name_options("start x: neither; use start=None", None) == "--start-from x: neither; use --start-from none"
-    )
-    assert cli.name_options("the start is in batch_size.txt, not in /batch_size", None).count("--") == 0
+    assert cli.name_options("start x: neither; use start=None", ()) == "--start-from x: neither; use --start-from none"
+    assert cli.name_options("the start is in batch_size.txt, not in /batch_size", ()).count("--") == 0
 
 
 @pytest.mark.parametrize(
@@ -217,7 +287,7 @@ def test_an_option_stands_where_python_has_a_parameter(tmp_path, capsys, monkeyp
     ],
 )
 def test_failures_of_others_are_one_line_too(extra, capsys, error, wanted):
-    extra("break", "fails")(raising(error))
+    extra("break")(raising(error))
     assert wanted in fails(capsys, "break")
 
 
@@ -237,15 +307,15 @@ def test_too_little_memory_is_one_line():
 
 
 def test_an_interrupt_and_a_closed_pipe(extra, capsys, monkeypatch):
-    extra("stop", "is interrupted")(raising(KeyboardInterrupt()))
-    extra("pipe", "nobody reads")(raising(BrokenPipeError()))
+    extra("stop")(raising(KeyboardInterrupt()))
+    extra("pipe")(raising(BrokenPipeError()))
     monkeypatch.setattr(os, "dup2", lambda *given: None)
     assert invoke(capsys, "stop") == (130, "", f"personal-llm: {cli.INTERRUPTED_MESSAGE}\n")
     assert invoke(capsys, "pipe") == (0, "", "")
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(extra):
-    extra("ours", "is wrong")(raising(ZeroDivisionError()))
+    extra("ours")(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["ours"])
 
@@ -255,12 +325,20 @@ EVIL = "\x1b[2J\x9b1m\u202eevil\u2066\x07"
 
 def test_escapes_of_others_are_shown(extra, tmp_path, capsys):
     "On stdout as lines and as JSON, on stderr as notes and as errors."
-    extra("evil", "says it")(lambda args: arguments.print_note(EVIL) or CommandResult(dict(said=EVIL), [EVIL]))
-    extra("fail", "says it")(raising(InputError(EVIL, EVIL)))
+
+    @extra("evil")
+    def evil():
+        "Say it."
+        arguments.print_note(EVIL)
+        return CommandResult(dict(said=EVIL), [EVIL])
+
+    extra("fail")(raising(InputError(EVIL, EVIL)))
     code, out, err = invoke(capsys, "evil")
     shown = [out, err, invoke(capsys, "evil", "--json")[1], fails(capsys, "fail")]
     shown.append(fails(capsys, "evaluate", "--data", write(tmp_path / "x.jsonl", [{EVIL: 1}]), "--adapter", "x"))
     shown.append(fails(capsys, "evaluate", "--data", "x", "--adapter", EVIL))
+    shown.append(fails(capsys, EVIL))
+    shown.append(fails(capsys, "demo", "--user", EVIL))
     for text in shown:
         assert not set(EVIL) - set("evil[2J1m") & set(text), ascii(text)
     assert json.loads(shown[2])["said"] == EVIL

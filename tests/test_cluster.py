@@ -168,6 +168,7 @@ def test_without_ray_there_is_the_install_line(capsys, monkeypatch, tmp_path):
         "--licence",
         "CC0-1.0",
         "--ray-address",
+        "local",
     )
     assert 'pip install "personal_llm[ray]"' in fails(capsys, *given) and not (tmp_path / "lib").exists()
 

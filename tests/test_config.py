@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,24 +104,19 @@ def test_a_start_without_targets_is_refused(targets):
         TuningConfig().match_adapter(START | dict(target_modules=targets), "mine", MODULES)
 
 
-class Sized:
-    "A model of so many parameters."
-
-    def __init__(self, count: int):
-        self.model = self
-        self.num_parameters = lambda: count
+TOY, LARGE = SimpleNamespace(is_large=False), SimpleNamespace(is_large=True)
 
 
 def test_each_model_has_its_defaults():
-    assert TuningConfig.for_model(Sized(7 * 10**6)) == TuningConfig(), "the pocket model's stay"
-    large = TuningConfig.for_model(Sized(135 * 10**6))
+    assert TuningConfig.for_model(TOY) == TuningConfig(), "the pocket model's stay"
+    large = TuningConfig.for_model(LARGE)
     assert (large.steps, large.layers, large.trial) == (24, 0, 0) and large.pass_tokens <= 1024
-    assert TuningConfig.for_model(Sized(135 * 10**6), steps=5, layers=None).steps == 5
+    assert TuningConfig.for_model(LARGE, steps=5, layers=None).steps == 5
     with pytest.raises(InputError, match="steps"):
-        TuningConfig.for_model(Sized(1), steps=0)
+        TuningConfig.for_model(TOY, steps=0)
 
 
 def test_the_defaults_of_a_large_model_give_way_to_a_start():
-    large = TuningConfig.for_model(Sized(10**9))
+    large = TuningConfig.for_model(LARGE)
     shape = large.match_adapter(START | dict(lora_dropout=0.1), "mine", MODULES, large)
     assert shape.dropout == 0.1 and shape.steps == large.steps

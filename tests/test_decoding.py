@@ -1,6 +1,7 @@
 "The penalty, the loops and the end of a reply: against a naive twin, planted cases, and a batch beside a stream."
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,11 +145,17 @@ def test_a_toy_has_no_rule_against_loops(pocket):
     ids, options = encode(pocket, LOOPS["a sentence"].strip()), ReplyOptions(max_tokens=200, soft_tokens=200)
     rules = pocket.decoding
     assert not rules.stops_loops and find_reply_end(ids, rules, options) is None
-    pocket.reply_defaults["stops_loops"] = True
+    assert find_reply_end(ids, replace(rules, stops_loops=True), options)[1] == "stop"
+
+
+def test_the_rules_of_a_model_are_made_once_and_can_be_set(pocket):
+    rules = pocket.decoding
+    assert pocket.decoding is rules
+    pocket.decoding = replace(rules, max_tokens=3)
     try:
-        assert find_reply_end(ids, pocket.decoding, options)[1] == "stop"
+        assert len(pocket.tokenizer(pocket.reply(["Tell me about knees."])[0])["input_ids"]) <= 3
     finally:
-        pocket.reply_defaults.clear()
+        pocket.decoding = rules
 
 
 # ---- the end

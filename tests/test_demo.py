@@ -5,6 +5,7 @@ import json
 import pytest
 
 from personal_llm.app import commands, demo, personalize, report
+from personal_llm.app.arguments import ModelOptions
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
 from personal_llm.base.decoding import TOY_REPETITION_PENALTY
@@ -74,11 +75,13 @@ def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
     seen = {}
     result = dict(ok=True, seconds=dict(total=1))
     monkeypatch.setattr(commands, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
+    monkeypatch.setattr(ModelOptions, "load", lambda self: self.model)
     monkeypatch.setattr(commands, "format_demo_table", lambda result: "")
     options = "--model pocket --user pupil --length 100 --capacity 9 --steps 7 --seed 4 --synthetic 2 --quiet".split()
     assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
     numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)
-    assert seen == dict(given=(str(tmp_path), "pocket"), user="pupil", progress=False) | numbers
+    out, load = seen.pop("given")
+    assert (out, load()) == (str(tmp_path), "pocket") and seen == dict(user="pupil", progress=False) | numbers
 
 
 @pytest.mark.parametrize("wrong", [dict(seed=-1), dict(seed="0"), dict(length=10**12), dict(tests=1), dict(user=3)])

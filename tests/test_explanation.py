@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,19 +24,14 @@ from personal_llm.explanation.explanation import (
 )
 from personal_llm.explanation.habits import Trait
 from personal_llm.explanation.description import (
-    MIN_CARD_SCORE,
     Description,
     description_similarity,
-    score_library_words,
     centre_on_library,
-    compare_descriptions,
     description_items,
     describe_user,
     describe_pllm,
-    fit_word_shifts,
 )
 from personal_llm.explanation.space import normalise_rows
-from personal_llm.explanation.vocabulary import WordScores
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
 
@@ -60,19 +54,14 @@ def test_the_sparse_code_is_printed_under_its_name_only():
     assert "mostly *a* (1.00 ± 0.00), *b* (1.00 ± 0.00) and *c* (1.00 ± 0.00);" in three.format_sparse_words()
     none = an_explanation(sparse_words=(), coefficients=np.zeros(0), errors=np.zeros(0), residual=1.0)
     assert none.format_sparse_words() == "no word of the space fits; 100 % unexplained"
-    assert (
-        an_explanation().words == ()
-        and str(an_explanation(description=Description(samples=9))) == "no style found (9 texts)"
-    )
+    assert str(an_explanation(description=Description(samples=9))) == "no style found (9 texts)"
 
 
 def test_what_is_said_is_printed_and_can_be_told_without_the_persons_words():
     opening = Trait("opens with “Dear Ana,”", 9, 9, 0, 9, "Dear Ana, yes.")
-    told = WordScores(("expert",), {"expert": (0.9, 0.1, 0.4), "kind": (0.2, 0.1, 0.4)}, 9)
-    e = an_explanation(description=Description(told, (opening,), (), 9))
-    assert str(e) == "expert (0.90); opens with “Dear Ana,” (9 of 9; the base 0 of 9)" and e.words == ("expert",)
-    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and "expert (0.90, 0.70 to 1.10)" in e.lines()[0]
-    assert "kind 0.20" in e.lines()[1] and e.habits == (opening,) and e.topics == ()
+    e = an_explanation(description=Description((opening,), (), 9))
+    assert str(e) == "opens with “Dear Ana,” (9 of 9; the base 0 of 9)"
+    assert e.lines()[-1].endswith(": “Dear Ana, yes.”") and e.habits == (opening,) and e.topics == ()
     assert "Ana" not in json.dumps(e.without_quotations().to_dict()) and e.without_quotations().habits[0].count == 9
     back = Explanation.from_dict(json.loads(json.dumps(e.to_dict())))
     assert str(back) == str(e) and back.lines() == e.lines()
@@ -94,7 +83,7 @@ def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
 
 
 def test_it_can_be_drawn():
-    e = an_explanation(description=Description(None, (Trait("lists", 8, 9, 1, 9),), (), 9))
+    e = an_explanation(description=Description((Trait("lists", 8, 9, 1, 9),), (), 9))
     axis = e.plot()
     assert [label.get_text() for label in axis.get_yticklabels()] == ["lists"] and axis.get_xlabel()
     assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.889, 0.111] and e.plot(axis) is axis
@@ -185,14 +174,10 @@ def framed(count, origin="user"):
     return rows, [d.response for d in spoken(str, count)]
 
 
-def test_explain_says_what_can_be_counted_and_no_word_without_a_vocabulary():
+def test_explain_says_what_can_be_counted():
     model = shared("llama")
     e = explain(model, framed(12)[0], space_of(model))
-    assert (
-        "opens with “Hark! It is”" in [fact.key for fact in e.habits]
-        and e.description.word_scores is None
-        and e.words == ()
-    )
+    assert "opens with “Hark! It is”" in [fact.key for fact in e.habits]
     assert e.habits[0].count == e.habits[0].num_answers == e.description.samples == 12
     assert explain(model, spoken(str, 12), space_of(model)).topics == ()
 
@@ -240,83 +225,21 @@ def test_a_pllm_says_nothing_of_its_own_voice():
 
 
 def test_alike_is_the_cosine_of_what_is_said():
-    told = WordScores(("a",), {"a": (0.6, 0.1, 0.4), "b": (0.8, 0.1, 0.9)}, 9)
     fact, other = Trait("lists", 8, 8, 2, 8), Trait("lower case", 8, 8, 0, 8)
-    one = Description(told, (fact,), (), 9)
-    assert description_items(one) == {"word a": 0.6, "word b": 0.8, "lists": 0.75}, "words below their threshold count"
+    one = Description((fact,), (other,), 9)
+    assert description_items(one) == {"lists": 0.75, "lower case": 1.0}, "topics count, too"
     like = lambda other: description_similarity(description_items(one), description_items(other))
-    assert like(one) == pytest.approx(1) and like(Description(None, (other,), (), 9)) == 0 == like(Description())
-    assert like(Description(None, (fact,), (), 9)) == pytest.approx(0.75 / np.hypot(1, 0.75))
-    assert description_similarity({}, {}) == 0 and like(Description(told, (), (other,), 9)) == pytest.approx(
-        1 / 1.25 / 2**0.5
-    )
+    assert like(one) == pytest.approx(1) and like(Description((Trait("emoji", 8, 8, 0, 8),), (), 9)) == 0
+    assert like(Description()) == 0 == description_similarity({}, {})
+    assert like(Description((fact,), (), 9)) == pytest.approx(0.75 / 1.25)
 
 
 def test_cards_are_centred_on_what_all_have():
     "What every card says is no reason for any; the plain pLLM counts as one card with zeros."
-    cards = centre_on_library([dict(a=1.0, b=0.3), dict(a=1.0), dict(a=1.0, c=0.4)])
-    assert [card["a"] for card in cards] == pytest.approx([0.25] * 3)
-    assert [card["b"] for card in cards] == pytest.approx([0.225, -0.075, -0.075])
-    assert {*cards[1]} == {*"abc"} and centre_on_library([]) == []
-
-
-def labelled_twice(count: int, seed: int = 0):
-    "Words of two axes and one without an opposite, drawn independently; every fourth text is plain."
-    rng, kinds = np.random.default_rng(seed), (("expert", "elementary"), ("friendly", "unfriendly"), ("poetic", ""))
-    rows = [{pair[rng.integers(2)] for pair in kinds} - {""} if i % 4 else set() for i in range(count)]
-    return rows, kinds[:2]
-
-
-def test_a_shift_finds_what_was_planted_in_all_axes_at_once():
-    words, opposed = labelled_twice(400)
-    sign = lambda plus, minus: np.array([(plus in known) - (minus in known) for known in words], float)
-    noise = np.random.default_rng(1).normal(0, 0.1, len(words))
-    gain = 0.4 + 0.2 * sign("expert", "elementary") - 0.1 * sign("friendly", "unfriendly") + noise
-    found = fit_word_shifts(gain, words, opposed)
-    assert found["expert"][0] == pytest.approx(0.2, abs=4 * found["expert"][1]) and found["expert"][1] < 0.01
-    assert found["unfriendly"][0] == pytest.approx(0.1, abs=0.03) and found["elementary"][0] == -found["expert"][0]
-    assert abs(found["poetic"][0]) < 3 * found["poetic"][1]
-    again = fit_word_shifts(gain + 7, words, opposed)
-    assert all(again[word][0] == pytest.approx(found[word][0]) for word in found), "what all texts gain is no style"
-
-
-def with_shift(error: float = 0.01, **nats) -> dict:
-    "Cards of one axis."
-    pair = lambda x: {"expert": (x, error), "elementary": (-x, error)}
-    return {name: Description(samples=24, shift=pair(x)) for name, x in nats.items()}
-
-
-def test_cards_read_beside_each_other_differ_by_what_they_do_not_share():
-    says = with_shift(a=0.3, b=0.2, c=-0.1)
-    one, more = score_library_words(says), score_library_words(with_shift(a=0.6, b=0.4, c=-0.2, error=0.02))
-    assert [said.words for said in one.values()] == [("expert",), (), ("elementary",)]
-    assert [said.word_scores.scores for said in more.values()] == [said.word_scores.scores for said in one.values()], (
-        "twice is as much"
-    )
-    assert all(row[2] == MIN_CARD_SCORE for said in one.values() for row in said.word_scores.scores.values())
-    experts = score_library_words(with_shift(a=0.30, b=0.31, c=0.32, error=0.0005))
-    assert not any("elementary" in experts[name].words for name in "abc"), "the least expert is no opposite"
-    chance = score_library_words(with_shift(a=0.03, b=-0.01, c=0.0, error=0.012))
-    assert not any(said.words for said in chance.values()), "what lies within the errors is nobody's style"
-    assert score_library_words({}) == {} and score_library_words(says | dict(a=Description()))["b"] is says["b"], (
-        "all cards or none"
-    )
-
-
-def test_words_come_from_shifts_where_all_cards_have_one_and_facts_are_centred():
-    says = with_shift(a=0.3, b=-0.3)
-    fact = Trait("lists", 8, 8, 2, 8)
-    says["a"] = Description(None, (fact,), (), 24, says["a"].shift)
-    found = compare_descriptions(says)
-    assert found["a"] == pytest.approx({"word expert": 1, "word elementary": -1, "lists": 0.5})
-    assert found["b"]["lists"] == pytest.approx(-0.25) and found["b"]["word elementary"] == pytest.approx(1)
-    plain = dict(a=Description(WordScores((), {"a": (0.9, 0.1, 0.4)}, 9), samples=9), b=Description(samples=9))
-    assert compare_descriptions(plain)["a"]["word a"] == pytest.approx(0.6), (
-        "no shifts: less the mean of two cards and the voice"
-    )
-    assert (
-        Description.from_dict(says["a"].to_dict()).shift == says["a"].shift and "shift" not in Description().to_dict()
-    )
+    cards = centre_on_library(dict(x=dict(a=1.0, b=0.3), y=dict(a=1.0), z=dict(a=1.0, c=0.4)))
+    assert [card["a"] for card in cards.values()] == pytest.approx([0.25] * 3)
+    assert [card["b"] for card in cards.values()] == pytest.approx([0.225, -0.075, -0.075])
+    assert {*cards["y"]} == {*"abc"} and centre_on_library({}) == {}
 
 
 # ---- slopes
@@ -377,29 +300,6 @@ def test_a_person_and_a_pllm_tuned_on_that_person_have_one_unit():
         assert distance[name] < np.abs(place(person)).sum(), "nearer than nothing at all"
 
 
-def test_a_pllm_prefers_the_words_of_what_it_was_tuned_on():
-    model, ways = shared("llama"), dict(loud=LOUD, brief=BRIEF, plain=str)
-    rows = [(name, d) for name, way in ways.items() for d in spoken(way, 12, first=300)]
-    kept = tuple(((name,) * (name != "plain"), d.prompt, d.response) for name, d in rows)
-    vocabulary = SimpleNamespace(examples=kept, opposite_words=())
-    panels = explanation.ProbePrompts([], None, None, [], {}, examples=explanation.score_examples(model, vocabulary))
-    shifts = {
-        name: explanation.measure_word_shifts(model, tuned(name), panels, vocabulary) for name in ("loud", "brief")
-    }
-    cards = score_library_words({name: Description(samples=12, shift=shift) for name, shift in shifts.items()})
-    assert {name: said.words for name, said in cards.items()} == dict(loud=("loud",), brief=("brief",))
-    bare = SimpleNamespace(examples=(((), "", "So it is."), *kept), opposite_words=())
-    assert explanation.score_examples(model, bare)[0][0].prompt == explanation.OPEN_PROMPT, (
-        "words taught with texts alone"
-    )
-    nothing = explanation.measure_word_shifts(model, None, panels, vocabulary)
-    assert all(abs(nats) < 1e-6 for nats, _ in nothing.values()), "the base beside itself"
-    assert (
-        explanation.measure_word_shifts(model, None, panels, None) is None
-        and explanation.score_examples(model, None) == ()
-    )
-
-
 def test_the_unit_scales_a_pllm_and_changes_no_word():
     model = shared("llama")
     space = space_of(model)
@@ -455,12 +355,3 @@ def test_topics_of_a_pllm_come_from_what_it_is_asked():
         9,
         "talk in general",
     )
-
-
-def test_what_a_pllm_finds_likely_is_kept_where_it_hardly_answers():
-    "One card without a shift would silence the words of all."
-    shift = dict(loud=(0.3, 0.01), low=(-0.3, 0.01))
-    silent = describe_pllm(["", "…"], ["So.", "So."], shift=shift)
-    assert silent.shift == shift and str(silent).startswith("no description: 1 own answers")
-    told = score_library_words(dict(a=silent, b=Description(samples=9, shift=dict(loud=(-0.3, 0.01), low=(0.3, 0.01)))))
-    assert told["a"].words == ("loud",) and str(told["a"]) == "loud (1.00)" and told["b"].words == ("low",)

@@ -7,7 +7,7 @@ from personal_llm import personalize
 from personal_llm.app import personalize as module
 from personal_llm.base import models
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.tuning.leakage import compute_exposure, make_canaries, response_losses
+from personal_llm.runtimes.audit import compute_exposure, make_canaries, response_losses
 from tiny import tiny
 from typed import found, rows
 

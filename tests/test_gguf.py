@@ -396,6 +396,8 @@ def test_models_of_other_programs(tmp_path, monkeypatch):
     assert rows == expected
     blob = next(model for model in list_local_models() if model.place == "Ollama")
     assert load_model(blob.name, device="cpu").model.config.hidden_size == 64
+    edited(tmp_path / "bare.gguf", {"tokenizer.ggml.tokens": None})
+    assert describe_gguf(tmp_path / "bare.gguf", "Ollama").problem == "tokenizer"
     monkeypatch.setattr(ours, "get_memory", lambda: 10**5)
     assert describe_gguf(blob.name, "Ollama").problem == "memory"
 
@@ -453,7 +455,9 @@ def test_smollm2_loads_by_name():
     code += "print(m.base, end=' ')\n" + PRINT_PEAK
     answers = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)]
     (first, _), (second, peak) = (answer.split() for answer in answers)
-    assert first == second and int(peak) * (1 if sys.platform == "darwin" else 1024) < 760e6
+    assert first == second and int(peak) * (1 if sys.platform == "darwin" else 1024) < 500e6, (
+        "no weight is read before it is used"
+    )
 
 
 def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from personal_llm import personalize
-from personal_llm.app import commands
+from personal_llm.app.arguments import ModelOptions
 from personal_llm.base.files import COMMITTED_RESULTS, STAGED_RESULTS, write_entry
 from personal_llm.base.core import Dialogue
 from personal_llm.base.files import OwnedFolder, lock_folder
@@ -46,7 +46,7 @@ def test_forget_a_text(out, capsys):
 
 
 def test_forget_with_retrain_names_no_retrain(out, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "load_model_from_arguments", lambda args: shared("llama"))
+    monkeypatch.setattr(ModelOptions, "load", lambda self: shared("llama"))
     shown = invoke(capsys, "forget", "--out", out, "--containing", CANARY, "--retrain", "--quiet")[1]
     assert "rebuilt on" in shown and "--retrain" not in shown
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.tuning.leakage import (
+from personal_llm.runtimes.audit import (
     ATTACKS,
     Leakage,
     compute_advantage,

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,7 +33,6 @@ from personal_llm.selection import library as module
 from personal_llm.selection.cards import MAX_PLLM_RANK, PLLM, write_index
 from personal_llm.selection.library import Library
 from personal_llm.selection.merging import merge
-from personal_llm.explanation.description import Description
 from tiny import shared, tiny
 
 
@@ -102,15 +101,22 @@ def test_the_list_is_of_plain_values(lib):
     assert lines[1]["MB"] == round(lib.card("b")["bytes"] / 1e6, 2) and json.dumps(lines)
 
 
-def test_the_list_reads_words_beside_each_other(lib, monkeypatch):
-    "As `explained` does; where one card has no likelihood shift, each speaks for itself."
-    says = {
-        n: Description(samples=9, shift={"loud": (x, 0.01), "low": (-x, 0.01)}) for n, x in dict(a=0.3, b=-0.1).items()
-    }
-    monkeypatch.setattr(PLLM, "explanation", property(lambda pllm: SimpleNamespace(description=says.get(pllm.name))))
-    assert {line["words"] for line in lib.list()} == {"no style found (9 texts)", "namespace(description=None)"}
-    says["c"] = says["b"]
-    assert [line["words"] for line in lib.list()] == ["loud (1.00)", "low (0.91)", "low (0.91)"]
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["index.npy", "index.next.npy", "space.json", "space.safetensors", "sketch-8.npy"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_shared_files_that_never_end_are_refused(lib, name, kind):
+    file = lib.path / name
+    file.unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(file)
+        reader = os.open(file, os.O_RDWR)  # so that a program that opens it is not blocked
+        os.write(reader, b"0" * 64)
+    elif kind == "a device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.mkdir()
+    with pytest.raises(InputError, match=f"{re.escape(name)}: neither a file nor missing"):
+        Library(lib.path)
 
 
 def test_no_private_things_are_copied(lib, made, tmp_path):

@@ -5,8 +5,10 @@ import json
 import shutil
 import socket
 import threading
+from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,7 +24,9 @@ from personal_llm.base.loading import (
     get_encoder_id,
     compute_fingerprint,
     hash_attached_adapter,
+    hash_encoder,
     load_encoder,
+    set_encoder,
     get_cached_fingerprint,
     resolve_model,
 )
@@ -76,8 +80,25 @@ def test_names_that_mean_nothing_open_no_socket(name, monkeypatch):
 
     for what in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, what, refuse)
-    with pytest.raises(InputError, match="unknown model|is no name of a model"):
+    with pytest.raises(InputError, match="unknown model|is no name of a model|name of the model is empty"):
         load_model(name)
+
+
+def test_an_error_says_what_a_name_that_exists_is(tmp_path):
+    (tmp_path / "notes.txt").write_text("Hello")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "adapter_config.json").write_text("{}")
+    words = {tmp_path: "no config.json", tmp_path / "notes.txt": "no GGUF file", tmp_path / "mine": "an adapter"}
+    for place, part in words.items():
+        with pytest.raises(InputError, match=part) as caught:
+            load_model(place)
+        assert "PERSONAL_LLM_MODEL" not in str(caught.value)
+
+
+def test_an_error_names_the_variable_that_the_name_came_from(monkeypatch):
+    monkeypatch.setenv("PERSONAL_LLM_MODEL", "no/such/folder")
+    with pytest.raises(InputError, match=r"'no/such/folder' \(of the environment variable PERSONAL_LLM_MODEL\)"):
+        load_model()
 
 
 def test_the_pocket_opens_no_socket(monkeypatch):
@@ -298,15 +319,48 @@ def test_a_small_model_leaves_the_home_folder_alone(folder, tmp_path, monkeypatc
 
 
 def test_encoders_have_ids():
-    encoder = load_encoder()
-    name = get_encoder_id(encoder)
-    assert name == get_encoder_id(load_encoder(str(ASSETS / "encoder"))) and len(name) == 16
+    name, copy = get_encoder_id(), deepcopy(load_encoder())
+    assert name == hash_encoder(load_encoder(str(ASSETS / "encoder"))) == hash_encoder(copy) and len(name) == 16
     with torch.no_grad():
-        next(encoder.parameters()).view(-1)[-1] += 1
-    assert get_encoder_id(encoder) != name
+        next(copy.parameters()).view(-1)[-1] += 1
+    assert hash_encoder(copy) != name
     for wrong in ("no/such/encoder", ASSETS / "pockett"):
         with pytest.raises(InputError, match="unknown encoder"):
             load_encoder(wrong)
+
+
+def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
+    from personal_llm.buffer.retrieval import PromptEmbedder
+    from personal_llm.buffer.synthesis import semantic_similarities
+    from personal_llm.explanation.word_classifier import text_features
+
+    class Vowels:
+        calls = []
+
+        def encode(self, texts, **options):
+            self.calls.append(list(texts))
+            return np.array([[text.count("a") + 1, 1.0] for text in texts])
+
+    own = Vowels()
+    try:
+        set_encoder(own)
+        assert load_encoder() is own and PromptEmbedder(model=None).encoder is own
+        assert text_features(["banana"])[0, -2:].tolist() == [4, 1]
+        semantic_similarities(["a"], ["b"])
+        assert own.calls[1:] == [["a"], ["b"]]
+        assert load_encoder("pocket") is not own
+        with pytest.raises(InputError, match="unknown encoder"):
+            set_encoder("no/such/encoder")
+        assert load_encoder() is own, "a wrong name changes nothing"
+    finally:
+        set_encoder(None)
+    monkeypatch.setenv("PERSONAL_LLM_ENCODER", str(ASSETS / "encoder"))
+    assert load_encoder() is load_encoder(ASSETS / "encoder") and get_encoder_id() == hash_encoder(
+        load_encoder("pocket")
+    )
+    monkeypatch.setenv("PERSONAL_LLM_ENCODER", "no/such/encoder")
+    with pytest.raises(InputError, match="unknown encoder"):
+        load_encoder()
 
 
 def test_a_claim_of_a_million_layers_ends_at_once(tmp_path):

@@ -47,6 +47,26 @@ def test_a_batch_reads_as_each_alone(architecture):
     assert backwards == pytest.approx([r.nll for r in together][::-1], rel=1e-4), "order"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_beginning_is_read_once_and_changes_no_number(architecture):
+    "Against a naive twin: each dialogue alone."
+    model = shared(architecture)
+    system = [("system", "You are a nurse who likes short words, and you never say more than you know of it.")]
+    talk = [Dialogue("Why? " * (1 + n % 7), f"It {n} is so. " * (1 + n % 5), history=system) for n in range(40)]
+    lengths = [len(model.encode(d)["input_ids"]) for d in talk]
+    with model.track_cost() as cost:
+        together = model.run_forward(talk)
+    num_shared = (sum(lengths) - cost.tokens) / (len(talk) - 1)
+    assert num_shared == int(num_shared) and (num_shared == 0 or num_shared >= models.MIN_SHARED_TOKENS)
+    assert num_shared > 0 or architecture not in ("llama", "qwen2"), "they have plain caches"
+    for d, got in zip(talk, together):
+        (alone,) = model.run_forward([d])
+        assert np.allclose(alone.hidden, got.hidden, atol=1e-4) and alone.tokens == got.tokens
+        assert np.allclose(alone.token_losses, got.token_losses, atol=1e-4)
+        assert got.nll == pytest.approx(alone.nll, rel=1e-4)
+        assert got.prompt_nll == pytest.approx(alone.prompt_nll, rel=1e-4) and got.prompt_tokens == alone.prompt_tokens
+
+
 def test_batches_are_counted_in_tokens(monkeypatch):
     model, sizes = tiny("llama"), []
     forward = model.model.forward

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import LOCK_FILE, OWNERSHIP_FILE, lock_folder
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
-from tiny import random_adapter, shared
+from tiny import random_adapter, shared, tiny
 from typed import QUICK, fails, found, invoke, rows, snapshot, write
 
 CANARY = "zanzibarquux"  # must never be seen in logs or results
@@ -396,9 +397,20 @@ def test_a_large_model_synthesises_nothing_unless_asked():
     from types import SimpleNamespace
 
     settings = personalizer.PersonalizerSettings
-    small, large = (SimpleNamespace(model=SimpleNamespace(num_parameters=lambda n=n: n)) for n in (7e6, 135e6))
+    small, large = (SimpleNamespace(is_large=is_large) for is_large in (False, True))
     assert settings().complete(small).synthetic == 1 and settings().complete(large).synthetic == 0
     assert (
         settings(synthetic=2).complete(large).synthetic == 2
         and personalizer.Personalizer(shared("llama")).settings.synthetic == 1
     )
+
+
+def test_the_results_of_another_model_are_not_replaced(world, tmp_path):
+    "The refusal names the folder and both ways out, and no file changes; the same model replaces its own results."
+    out, other = shutil.copytree(world / "mine", tmp_path / "mine"), tiny("llama", seed=1)
+    before = snapshot(out)
+    with pytest.raises(InputError, match="the results of .*, this model is .*; give another folder, or --model"):
+        personalize(world / "few.jsonl", out, other, **SMALL)
+    assert snapshot(out) == before
+    personalize(world / "few.jsonl", out, shared("llama"), **SMALL)
+    assert snapshot(out) != before

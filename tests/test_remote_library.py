@@ -231,6 +231,34 @@ def test_what_drips_before_the_body_ends(liar, monkeypatch, tmp_path, part):
     assert time.monotonic() - began < 2
 
 
+def test_interim_answers_without_end_are_not_read_for_ever(liar, tmp_path):
+    sent = []
+
+    def interim(request):
+        while len(sent) < 10_000:
+            request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 40)
+            sent.append(1)
+
+    with pytest.raises(InputError, match="does not end"):
+        Library(liar(interim)[1], folder=tmp_path)
+    assert len(sent) < 10_000
+
+
+def test_bytes_that_came_early_buy_no_time_beyond_the_whole(liar, monkeypatch, tmp_path):
+    "A hundred thousand bytes at once would buy five seconds; the whole file has less."
+    monkeypatch.setattr(remote_library, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(remote_library, "TIMEOUT_SECONDS", 5.0)
+
+    def drip(request):
+        send(request, b"x" * 100_000, Content_Length=100_040)
+        for _ in range(40):
+            time.sleep(0.05)
+            request.wfile.write(b"x")
+
+    with pytest.raises(InputError, match="too slow"):
+        Library(liar(drip)[1], folder=tmp_path)
+
+
 def test_silence_ends(liar, monkeypatch, tmp_path):
     monkeypatch.setattr(remote_library, "TIMEOUT_SECONDS", 0.2)
     with pytest.raises(InputError, match="timed out"):
@@ -331,8 +359,6 @@ def test_nobody_there(tmp_path):
 
 
 def test_names_of_files():
-    assert all(
-        map(is_library_file, ("index.json", "space.safetensors", "sketch-8.npy", "words.json", "ana/adapter.json"))
-    )
+    assert all(map(is_library_file, ("index.json", "space.safetensors", "sketch-8.npy", "ana/adapter.json")))
     assert not any(map(is_library_file, ("served.json", "index.pkl", "ana/..", "./card.json", "ana\\card.json", "")))
     assert check_library_address("http://[::1]:8000/a/") == "http://[::1]:8000/a"

@@ -41,7 +41,7 @@ def embedder(pocket):
 @pytest.fixture
 def reading_pocket(monkeypatch, pocket):
     "A pocket model that counts as large enough, so that the mechanics are tested without a real model."
-    monkeypatch.setattr(retrieval, "MIN_PARAMETERS", 1)
+    monkeypatch.setattr(pocket, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
     return pocket
 
@@ -149,7 +149,7 @@ def test_a_small_model_gets_no_memories(pocket, embedder):
 
 
 def test_answers_that_do_not_predict_each_other_turn_memories_off(embedder, monkeypatch):
-    monkeypatch.setattr(retrieval, "MIN_PARAMETERS", 1)
+    monkeypatch.setattr(embedder.model, "is_large", True)
     memories = [memory(text, time=i) for i, text in enumerate([*ACHES, "My ear hurts."])]
     for gain, k in ((0.1, 3), (-0.1, 0)):
         monkeypatch.setattr(retrieval, "measure_gain", lambda *_: gain)

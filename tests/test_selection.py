@@ -24,10 +24,10 @@ from personal_llm.selection.ranking import (
     cosine_distance,
     race_by_loss,
 )
+import personal_llm.experiments.methods.searches  # noqa: F401, adds the searches to the selectors
 from personal_llm.selection.selection import MIN_MERGE_GAIN, SELECTORS, Selector, select
 from personal_llm.explanation.habits import Trait
 from personal_llm.explanation.description import Description
-from personal_llm.explanation.vocabulary import WordScores
 from planted import me, permuted, planted, replay, said_of
 from tiny import shared
 
@@ -66,10 +66,10 @@ def test_the_choice_follows_from_what_is_printed(library):
             found = select(library, SimpleNamespace(description=mine.description), "explained")
             assert found.best == library.names[t] and not found.losses and found.cost.forward == found.cost.tokens == 0
             weight = (library.rows[t] - library.rows.sum(0) / 29) * np.where(mine.row > 0.45, mine.row, 0)
-            assert f"common facts: w{weight.argmax()} (" in found.reason, "the cards are centred on their mean"
+            assert f"common facts: w{weight.argmax()}“ (" in found.reason, "the cards are centred on their mean"
     plain = select(library, SimpleNamespace(description=said_of(0.02 * DIRECTIONS[3])), "explained")
     assert plain.abstained and plain.best is None and plain.weights == {} and "no plain pLLM" in plain.reason
-    lists = Description(None, (Trait("lists", 9, 9, 0, 9),), (), 9)
+    lists = Description((Trait("lists", 9, 9, 0, 9),), (), 9)
     found = select(library, SimpleNamespace(description=lists), "explained")
     assert found.abstained and "of the user: lists" in found.reason, "a lone habit is no style"
 
@@ -79,11 +79,11 @@ def test_one_shared_habit_is_chance_and_two_or_a_phrase_are_a_reason(tmp_path):
     library = planted(tmp_path, np.zeros((2, 1)), "ab")
     lists, lower = Trait("lists", 9, 10, 0, 10), Trait("lower case", 8, 10, 0, 10)
     hark = Trait("opens with “Hark”", 7, 10, 0, 10)
-    noise = WordScores((), {"noisy": (0.44, 0.1, 0.4)}, 10)
-    cards = dict(a=Description(noise, (lists, lower, hark), (), 10), b=Description(noise, (), (), 10))
+    noise = (Trait("noisy", 44, 100, 0, 0),)
+    cards = dict(a=Description((lists, lower, hark), noise, 10), b=Description((), noise, 10))
     library.card = lambda name: dict(explanation=dict(said=cards[name].to_dict()))
     for habits, is_open in (((lists,), False), ((lower,), False), ((lists, lower), True), ((hark,), True)):
-        mine = SimpleNamespace(description=Description(noise, habits, (), 10))
+        mine = SimpleNamespace(description=Description(habits, noise, 10))
         found = select(library, mine, "explained")
         assert found.abstained != is_open and ("common facts" in found.reason) == is_open
         if is_open:
@@ -96,7 +96,7 @@ def test_a_word_that_the_user_has_and_the_card_has_not_is_no_reason(library):
     cards = {name: said_of([-1.0] + [0.0] * 11) for name in library}
     library.card = lambda name: dict(explanation=dict(said=cards[name].to_dict()))
     found = select(library, SimpleNamespace(description=mine), "explained")
-    assert found.abstained and "no card shares enough facts with the user: w0 (0.90)" in found.reason
+    assert found.abstained and "no card shares enough facts with the user: w0“ (" in found.reason
 
 
 def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
@@ -109,14 +109,12 @@ def test_nobody_begins_from_the_plain_pllm_where_there_is_one(tmp_path):
     assert select(alone, me([0.8, 0.1]), "explained").weights == {PLAIN_PLLM: 1.0}
 
 
-def test_facts_and_words_are_weighed_alike(tmp_path):
+def test_facts_are_weighed_by_their_gaps(tmp_path):
     library = planted(tmp_path, np.zeros((2, 1)), "ab")
     fact = Trait("opens with “Hark”", 9, 10, 0, 10)
-    says = dict(a=Description(None, (fact,), (), 10), b=said_of([1.0]))
+    says = dict(a=Description((fact,), (), 10), b=said_of([1.0]))
     library.card = lambda name: dict(explanation=dict(said=says[name].to_dict()))
-    opens = lambda count: SimpleNamespace(
-        description=Description(said_of([0.5]).word_scores, (Trait(fact.label, count, 10, 0, 10),), (), 10)
-    )
+    opens = lambda count: SimpleNamespace(description=said_of([0.5], (Trait(fact.label, count, 10, 0, 10),)))
     assert select(library, opens(8), "explained").best == "a" and select(library, opens(4), "explained").best == "b"
 
 
@@ -124,16 +122,16 @@ def test_a_topic_is_no_style(tmp_path):
     "What one speaks of is on a card too; alone it chooses nobody."
     library = planted(tmp_path, np.zeros((2, 1)), "ab")
     sea = Trait("speaks of the sea", 9, 10, 0, 10)
-    library.card = lambda name: dict(explanation=dict(said=Description(None, (), (sea,) * (name == "a"), 10).to_dict()))
-    found = select(library, SimpleNamespace(description=Description(None, (), (sea,), 10)), "explained")
+    library.card = lambda name: dict(explanation=dict(said=Description((), (sea,) * (name == "a"), 10).to_dict()))
+    found = select(library, SimpleNamespace(description=Description((), (sea,), 10)), "explained")
     assert found.abstained and found.best is None and "speaks of the sea" in found.reason
     assert "topics are no style" in found.reason
-    told = Description(said_of([1.0]).word_scores, (), (sea,), 10)
+    told = said_of([1.0], (), (sea,))
     found = select(library, SimpleNamespace(description=told), "explained")
-    assert found.abstained and "w0 (1.00)" in found.reason, "the word is on no card, and the topic alone is no reason"
-    worded = {name: Description(said_of([1.0]).word_scores, (), (sea,) * (name == "a"), 10) for name in "ab"}
+    assert found.abstained and "w0“ (" in found.reason, "the habit is on no card, and the topic alone is no reason"
+    worded = {name: said_of([1.0], (), (sea,) * (name == "a")) for name in "ab"}
     library.card = lambda name: dict(explanation=dict(said=worded[name].to_dict()))
-    assert select(library, SimpleNamespace(description=told), "explained").best == "a", "beside a word it counts"
+    assert select(library, SimpleNamespace(description=told), "explained").best == "a", "beside a phrase it counts"
 
 
 def test_cards_and_explanations_that_say_nothing_are_refused(library):
@@ -150,38 +148,23 @@ def test_contributions_are_grouped_by_the_facts_of_the_cards(tmp_path):
     names, nats = ("a", PLAIN_PLLM, "d", "b", "c"), (-0.3, -0.2, -0.1, -0.05, 0.1)
     fitted = Ranking(None, names, nats, method="fit", library=library)
     assert [row[:2] for row in fitted.group_contributions()] == [
-        ("w0", ("a", "b")),
+        ("w0“", ("a", "b")),
         ("plain answers", (PLAIN_PLLM,)),
         ("no style found", ("d",)),
-        ("w1", ("c",)),
+        ("w1“", ("c",)),
     ]
     assert sum(row[2] for row in fitted.group_contributions()) == pytest.approx(sum(nats)), "it adds up"
     facts = Trait("lower case", 6, 10, 0, 10), Trait("one sentence, median 3 words", 9, 10, 0, 10)
     sea = Trait("speaks of the sea", 10, 10, 0, 10)
-    for score, label in ((1.0, "w0"), (0.5, "lower case, one sentence")):
-        said = Description(said_of([score]).word_scores, facts, (sea,) * (score < 1), 10)
+    for score, label in ((1.0, "w0“, lower case, one sentence"), (0.4, "lower case, one sentence")):
+        said = said_of([score], facts, (sea,) * (score < 1))
         library.card = lambda name, said=said: dict(explanation=dict(said=said.to_dict()))
-        assert {row[0] for row in fitted.group_contributions()} == {label, "plain answers"}, (
-            "a word, or all habits; no topic"
-        )
+        assert {row[0] for row in fitted.group_contributions()} == {label, "plain answers"}, "all habits, no topic"
     library.card = lambda name: dict(explanation={})
     assert {row[0] for row in fitted.group_contributions()} == {"a card without a description", "plain answers"}
     for other in (replace(fitted, method="match"), replace(fitted, library=None)):
         with pytest.raises(InputError, match="only a fit"):
             other.group_contributions()
-
-
-def test_words_of_likelihood_are_read_beside_each_other(tmp_path):
-    "In the reasons of a fit as in a choice by what is printed; an answer's words do not count beside them."
-    library = planted(tmp_path, [[0.0], [0.0], [0.0]], ["a", "b", PLAIN_PLLM])
-    says = dict(a=(0.3, 0.01), b=(-0.3, 0.01))
-    cards = {name: library.card(name) for name in library}
-    for name, pair in says.items():
-        shift = dict(loud=pair, low=(-pair[0], pair[1]))
-        cards[name]["explanation"]["said"] = Description(said_of([9.0]).word_scores, samples=10, shift=shift).to_dict()
-    library.card = cards.get
-    fitted = Ranking(None, ("a", "b", PLAIN_PLLM), (-0.3, -0.2, 0.0), method="fit", library=library)
-    assert [row[0] for row in fitted.group_contributions()] == ["loud", "low", "plain answers"]
 
 
 @settings(max_examples=20, deadline=None)

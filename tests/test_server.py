@@ -667,13 +667,13 @@ def test_threads_share_their_memory(tmp_path):
 
 
 def test_the_network_is_served_only_with_a_token(tmp_path, monkeypatch):
-    from personal_llm.app.arguments import build_parser
+    from personal_llm.app.arguments import parse_arguments
 
     for token in ("", "short", "with\nline and spaces ok?"):
         monkeypatch.setenv(server.TOKEN_VARIABLE, token)
-        args = build_parser().parse_args(["serve", "--out", str(tmp_path / "me"), "--host", "0.0.0.0"])
+        known, values = parse_arguments(["serve", "--out", str(tmp_path / "me"), "--host", "0.0.0.0"])
         with pytest.raises(InputError, match="token"):
-            args.run(args)
+            known.run(values)
     assert not (tmp_path / "me").exists()
 
 

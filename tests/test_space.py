@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
+from personal_llm.base.loading import get_encoder_id
 from personal_llm.explanation.space import (
     StyleSpace,
     concatenate_blocks,
-    pocket_encoder_id,
     sparse_code,
     normalise_rows,
 )
@@ -63,7 +63,7 @@ def test_columns_name_the_parts_of_a_row():
 
 def test_what_is_not_given_is_the_plain_case():
     space = a_space(coordinate_scale=None, encoder=None)
-    assert space.coordinate_scale.tolist() == [1] * K and space.encoder == pocket_encoder_id()
+    assert space.coordinate_scale.tolist() == [1] * K and space.encoder == get_encoder_id()
     assert all(
         getattr(space, name).dtype == np.float32
         for name in ("vectors", "scale", "centres", "matrix", "coordinate_scale")
@@ -163,9 +163,9 @@ def test_a_damaged_space_is_refused_in_one_line(tmp_path, damage):
 
 def test_another_base_or_encoder_is_refused():
     model = SimpleNamespace(base="base")
-    a_space(encoder=pocket_encoder_id()).check(model)
+    a_space(encoder=get_encoder_id()).check(model)
     with pytest.raises(InputError, match="made for base other, this model is base"):
-        a_space(base="other", encoder=pocket_encoder_id()).check(model)
+        a_space(base="other", encoder=get_encoder_id()).check(model)
     with pytest.raises(InputError, match="made with encoder an encoder"):
         a_space().check(model)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import InputError
-from personal_llm.explanation import explanation, space_fitting
+from personal_llm.explanation import space_fitting
 from personal_llm.explanation.explanation import (
     style_coordinates,
     explain,
@@ -220,7 +220,7 @@ def test_a_large_model_is_measured_on_less(monkeypatch):
     model, asked = shared("llama"), spoken(str, 12)
     space = space_of(model)
     whole = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
-    monkeypatch.setattr(explanation, "LARGE_MODEL_PARAMETERS", 0)
+    monkeypatch.setattr(model, "is_large", True)
     half = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
     assert (len(whole.dialogues), len(whole.prompts)) == (12, 2) and (len(half.dialogues), len(half.prompts)) == (6, 1)
     assert np.allclose(half.base, whole.base[::2]), "every second text, the same loss"

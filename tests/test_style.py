@@ -6,10 +6,10 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.data.reading import dialogues_from_texts
+from personal_llm.base.text import ENGLISH
 from personal_llm.explanation.style import (
     FEATURE_BLOCKS,
     WORD_CLASSES,
-    COUNTED_SUFFIXES,
     STYLOMETRIC_FEATURES,
     LENGTH_FEATURES,
     PUNCTUATION_PATTERNS,
@@ -51,7 +51,7 @@ def test_features_are_the_four_families_in_order():
         *LENGTH_FEATURES,
         *PUNCTUATION_PATTERNS,
         *WORD_FORM_FEATURES,
-        *(f"endings in -{ending}" for ending in COUNTED_SUFFIXES),
+        *(f"endings in -{ending}" for ending in ENGLISH.endings),
         *WORD_CLASSES,
     )
     assert STYLOMETRIC_FEATURES == names and len(set(STYLOMETRIC_FEATURES)) == 39

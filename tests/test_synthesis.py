@@ -31,7 +31,7 @@ TEXTS = WORDS.map(" ".join)
 class Scripted:
     "Gives drawn replies, and keeps count of what it was asked."
 
-    max_length, tokenizer = 256, staticmethod(lambda text: dict(input_ids=text.split()))
+    max_length, is_large, tokenizer = 256, False, staticmethod(lambda text: dict(input_ids=text.split()))
 
     def __init__(self, replies):
         self.replies, self.asked, self.cost = replies, 0, Cost(requests=1)

@@ -77,15 +77,6 @@ def test_every_problem_is_named(root):
     assert sorted(names(root)) == [".d.1.tmp", "a", "all.pkl", "b", "orphan"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"words": 3}', "\xff"])
-@pytest.mark.parametrize("tensors", [None, b"", b"garbage"])
-def test_garbage_in_place_of_the_words_is_found(root, content, tensors):
-    (root / "words.json").write_text(content)
-    if tensors is not None:
-        (root / "words.safetensors").write_bytes(tensors)
-    assert names(root) == ["words.json"]
-
-
 # ---- scale
 
 

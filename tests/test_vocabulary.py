@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.explanation import vocabulary as vocabulary_module, word_classifier
-from personal_llm.explanation.word_classifier import (
+from personal_llm.experiments.methods import vocabulary as vocabulary_module, word_classifier
+from personal_llm.experiments.methods.word_classifier import (
     MAX_STANDARD_SCORE,
     NUM_TEST_SHUFFLES,
     NUM_FOLDS,
@@ -39,7 +39,13 @@ from personal_llm.explanation.word_classifier import (
     balanced_weights,
 )
 from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry
-from personal_llm.explanation.vocabulary import MAX_EXAMPLES, INTERVAL_ERRORS, WordScores, Vocabulary, select_examples
+from personal_llm.experiments.methods.vocabulary import (
+    MAX_EXAMPLES,
+    INTERVAL_ERRORS,
+    WordScores,
+    Vocabulary,
+    select_examples,
+)
 
 WIDTH = len(STYLOMETRIC_FEATURES) + 6
 PLACES = {

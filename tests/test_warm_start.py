@@ -30,7 +30,7 @@ MIXTURE = dict(a=0.5, b=0.3)
 class Shelf(dict):
     "A library whose pLLMs are folders."
 
-    base, space, vocabulary = "base", SimpleNamespace(id="planted"), None
+    base, space = "base", SimpleNamespace(id="planted")
 
     def __init__(self, folder):
         super().__init__({name: SimpleNamespace(adapter=folder / name) for name in "abc"})
@@ -58,7 +58,7 @@ class Stages:
         for name in ("explain", "select", "measure_mixture_loss", "combine_adapters"):
             patch.setattr(module, name, getattr(self, name))
 
-    def explain(self, model, dialogues, space, seed, vocabulary, replies):
+    def explain(self, model, dialogues, space, seed, replies):
         self.calls.append(("explain", len(dialogues), space.id, seed))
         return Said(cost=Cost(seconds=100, tokens=7))
 

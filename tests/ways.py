@@ -50,9 +50,9 @@ class Letters:
 
     @classmethod
     def instead_of_the_encoder(cls, patch):
-        for room in (space, explanation, fitting):
-            patch.setattr(room, "load_pocket_encoder", lambda: cls)
-        patch.setattr(space, "pocket_encoder_id", lambda: "letters")
+        for room in (explanation, fitting):
+            patch.setattr(room, "load_encoder", lambda: cls)
+        patch.setattr(space, "get_encoder_id", lambda: "letters")
         patch.setattr(style, "MAX_RESPONSE_TOKENS", 8)
 
     @classmethod

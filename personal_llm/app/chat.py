@@ -9,30 +9,31 @@ __all__ = ['handle_line']
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
+from typing import Annotated
 
 import numpy as np
+from typer import Option
 
-from .arguments import MODEL_OPTIONS, format_pairs, get_settings, load_model_from_arguments
-from .arguments import option, print_note, register_command, setting_options, to_json
+from .arguments import CommandResult, ModelOptions, choose_folder, command, format_pairs
+from .arguments import pick_settings, print_note, to_json
 from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find_adapter_folder
 from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import Dialogue, InputError, check
 from ..base.files import recover_results
-from ..base.text import WORD_PATTERN, count_nouns, escape_controls
+from ..base.text import count_nouns, escape_controls, get_words
 from ..buffer.scoring import NO_DOMAIN
 from ..device.conversation import QUESTION_TEXT, check_session_folder
 from ..device.corrections import ChatSession
 from ..explanation.description import describe_user
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES, sample_responses
-from .arguments import CommandResult, get_model_settings
 from ..base.check import check_model
 from ..base.loading import resolve_model
 from ..device.streaming import ReplyOptions, ReplyStream
 from ..tuning.finetune import SAMPLE_DIALOGUE, check_tuning_step, estimate_cost
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 
 # %% ../../nbs/8_app/05_chat.ipynb #c1b94045
@@ -87,7 +88,7 @@ def describe_chat_style(session) -> str:
     dialogues = [d for d in dialogues if d.origin in USER_ORIGINS]
     if not dialogues:
         raise InputError("no reply was corrected or approved yet", "correct or approve a reply first")
-    num_different = len({tuple(WORD_PATTERN.findall(d.response.lower())) for d in dialogues})
+    num_different = len({tuple(get_words(d.response)) for d in dialogues})
     if num_different < MIN_EXPLAINED_DIALOGUES:
         problem = f"{count_nouns(num_different, 'different text')} among the replies that you corrected or approved"
         raise InputError(problem, f"a style needs {MIN_EXPLAINED_DIALOGUES}: correct or approve more replies")
@@ -277,56 +278,60 @@ CHAT_OUT_HELP = "folder that stores the chat and its training: a new one, or one
 MIN_CONTEXT, MAX_REPLY_TOKENS = 32, 100_000  # tokens
 READ_TURNS_HELP = "infer complaints and thanks from what you write after a reply"
 CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter of the model; no turn is stored"
-
-REPLY_OPTIONS = [
-    option("--max-reply", type=int, metavar="N", help="tokens of a reply at most (default: the model's)"),
-    option("--temperature", type=float, metavar="T", help="0: the likeliest word each time (default: the model's)"),
-    option("--context", type=int, metavar="N", help="tokens of prompt, history and reply (default: the model's)"),
-]
+MAX_REPLY_HELP = "tokens of a reply at most (default: the model's)"
+TEMPERATURE_HELP = "0: the likeliest word each time (default: the model's)"
+CONTEXT_HELP = "tokens of prompt, history and reply (default: the model's)"
 
 
-def load_replying_model(args):  # a `Model`
-    "Load the model of the arguments with the length and the temperature of its replies."
-    check(args.max_reply, "whole number or none", "--max-reply", low=1, high=MAX_REPLY_TOKENS)
-    check(args.temperature, "number or none", "--temperature", low=0, high=2)
-    model = load_model_from_arguments(args)
-    if args.context is not None:
-        model.max_length = check(args.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
-    defaults = dict(max_tokens=args.max_reply, temperature=args.temperature)
-    model.reply_defaults = {name: value for name, value in defaults.items() if value is not None}
-    return model
+@dataclass
+class ReplyingModelOptions(ModelOptions):
+    "A model, with the length and the temperature of its replies."
+
+    max_reply: Annotated[int, Option(help=MAX_REPLY_HELP, metavar="N", min=1, max=MAX_REPLY_TOKENS)] = None
+    temperature: Annotated[float, Option(help=TEMPERATURE_HELP, metavar="T", min=0, max=2)] = None
+    context: Annotated[int, Option(help=CONTEXT_HELP, metavar="N", min=MIN_CONTEXT)] = None
+
+    def load(self):  # a `Model`
+        "Load the model; raise `InputError` where model or device is missing, or for an impossible number."
+        model = super().load()
+        if self.context is not None:
+            model.max_length = check(self.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
+        temperature = check(self.temperature, "number or none", "--temperature")
+        defaults = dict(max_tokens=self.max_reply, temperature=temperature)
+        given = {name: value for name, value in defaults.items() if value is not None}
+        model.decoding = replace(model.decoding, **given)
+        return model
 
 
-@register_command(
-    "chat",
-    "chat with a model that learns from you; with --out the chat is stored and goes on next time",
-    option("--out", metavar="DIR", help=CHAT_OUT_HELP),
-    option("--adapter", metavar="DIR", help=CHAT_ADAPTER_HELP),
-    option("--read-turns", action="store_true", help=READ_TURNS_HELP),
-    *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
-    *REPLY_OPTIONS,
-    *MODEL_OPTIONS,
-    examples=["--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt"],
-)
-def chat_command(args):
-    if args.out and args.adapter:
+@command("chat", "--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt")
+def chat_command(
+    model: ReplyingModelOptions,
+    settings: pick_settings(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
+    json: bool,
+    quiet: bool,
+    out: choose_folder(CHAT_OUT_HELP) = None,
+    adapter: Annotated[str, Option(help=CHAT_ADAPTER_HELP, metavar="DIR")] = None,
+    read_turns: Annotated[bool, Option("--read-turns", help=READ_TURNS_HELP)] = False,
+):
+    "Chat with a model that learns from you. With --out the chat is stored and goes on next time."
+    if out and adapter:
         raise InputError("--out and --adapter were both given", "give --out to store the chat, --adapter to try one")
-    if args.adapter:
-        recover_results(args.adapter)
-    adapter = check_adapter(find_adapter_folder(args.adapter)) if args.adapter else None
+    if adapter:
+        recover_results(adapter)
+    tried = check_adapter(find_adapter_folder(adapter)) if adapter else None
     with ExitStack() as exit_stack:
-        folder = args.out or exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-"))
+        folder = out or exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="chat-"))
         check_session_folder(folder)
-        model = load_replying_model(args)
-        settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
-        session = ChatSession(model, folder, reads_turns=args.read_turns, **make_session_settings(model, settings))
+        loaded = model.load()
+        options = make_session_settings(loaded, PersonalizeSettings(**vars(settings)))
+        session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
         exit_stack.callback(close_conversation, session)
-        session.me.adapter = adapter and check_adapter(adapter, model.base) or session.me.adapter
+        session.me.adapter = tried and check_adapter(tried, loaded.base) or session.me.adapter
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
-        if not args.quiet:
+        if not quiet:
             print_note(WELCOME_HINT)
-        run_conversation(session, as_json=args.json)
+        run_conversation(session, as_json=json)
 
 # %% ../../nbs/8_app/05_chat.ipynb #7581d7bc
 CHECK_REPLY_TOKENS = 12
@@ -377,25 +382,21 @@ def check_revision(model) -> tuple:  # (True: it is a property and no failure, d
     return True, f"{'yes' if revises else 'no'}: a complaint gains {gains}"
 
 # %% ../../nbs/8_app/05_chat.ipynb #d950f80c
-@register_command(
-    "check",
-    "try a model: template, tokens, adapters, a tuning step, a reply (exit code 1 for a failure); estimate costs",
-    *MODEL_OPTIONS,
-    *setting_options(PersonalizeSettings, *TUNING_FIELDS),
-    examples=["--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain"],
-)
-def check_command(args):
-    resolve_model(args.model)  # an impossible name is a mistake in the arguments
-    settings = PersonalizeSettings(**get_settings(args, PersonalizeSettings))
-    make_config = lambda model: make_tuning_config(model, settings)
-    further = {"tuning step": lambda model: check_tuning_step(model, make_config(model)), "reply": check_reply}
+@command("check", "--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain")
+def check_command(model: ModelOptions, settings: pick_settings(PersonalizeSettings, *TUNING_FIELDS), quiet: bool):
+    """Try a model, and estimate its costs. We try template, tokens, adapters, a tuning step and a reply. Exit code 1:
+    one of them failed."""
+    resolve_model(model.model)  # an impossible name is a mistake in the arguments
+    chosen = PersonalizeSettings(**vars(settings))
+    make_config = lambda loaded: make_tuning_config(loaded, chosen)
+    further = {"tuning step": lambda loaded: check_tuning_step(loaded, make_config(loaded)), "reply": check_reply}
     further["revision"] = check_revision
-    on_check = (lambda name: None) if args.quiet else (lambda name: print_note(f"checking: {name}"))
-    report = check_model(args.model, further, on_check, **get_model_settings(args))
+    on_check = (lambda name: None) if quiet else (lambda name: print_note(f"checking: {name}"))
+    report = check_model(model.model, further, on_check, **model.settings())
     if report.model is None and report.rows[0][2].startswith("unknown model"):
         raise InputError(report.rows[0][2])  # as every other command does
     rows = [dict(what=name, ok=holds, detail=detail) for name, holds, detail in report.rows]
-    result = dict(model=args.model, ok=report.ok, rows=rows)
+    result = dict(model=model.model, ok=report.ok, rows=rows)
     if not report.ok:
         return CommandResult(result, [str(report)], 1)
     on_check("costs")

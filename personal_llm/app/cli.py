@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from . import chat, commands, library_commands, publishing, server  # they register themselves
-from .arguments import OTHER_OPTION_NAMES, build_parser, choose_model_argument, print_note, print_result
+from .arguments import OTHER_OPTION_NAMES, choose_model_argument, parse_arguments
+from .arguments import print_note, print_result
 from ..base.core import InputError
 from ..base.files import is_full_disk
 from ..base.loading import resolve_model
@@ -81,11 +82,11 @@ PYTHON_WORDS = {
 }
 
 
-def name_options(text: str, args) -> str:  # args: as the parser returns them, or None
+def name_options(text: str, parameters) -> str:  # parameters: names of the command's parameters
     "Put options in the place of the parameters that an error names."
     for pattern, words in PYTHON_WORDS.items():
         text = re.sub(pattern, words, text)
-    options = {name: "--" + name.replace("_", "-") for name in (vars(args) if args else ())} | OTHER_OPTION_NAMES
+    options = {name: "--" + name.replace("_", "-") for name in parameters} | OTHER_OPTION_NAMES
     long = "|".join(name for name in options if "_" in name)  # such a name is never a word of a sentence
     short = "|".join(name for name in options if "_" not in name)  # a parameter in these places only
     places = (rf"({long})\b(?![./-]\w)", rf"(?:^|(?<=: ))({short})(?= is )", rf"({short})(?==| out\b)", "^(start)(?= )")
@@ -102,16 +103,16 @@ def main(
     argv: list = None,  # arguments; by default those of the command line
 ) -> int:  # exit code
     "Run `personal-llm` with a list of arguments."
-    args = None
+    values = {}
     try:
-        args = build_parser().parse_args(argv)
-        choose_model_argument(args)
-        set_offline_mode(args.model)
+        one, values = parse_arguments(argv)
+        choose_model_argument(values)
+        set_offline_mode(values.get("model"))
         set_thread_waiting()
-        result = args.run(args)
+        result = one.run(values)
         if result is None:  # the command has already printed its output
             return 0
-        print_result(result, args.json)
+        print_result(result, values["json"])
         return result.code
     except SystemExit as stop:
         return stop.code or 0  # --help
@@ -124,7 +125,7 @@ def main(
     except Exception as error:
         if not (line := format_error(error)):
             raise
-        print_note(name_options(line, args))
+        print_note(name_options(line, values))
         return 2
 
 # %% ../../nbs/8_app/15_cli.ipynb #253990f8

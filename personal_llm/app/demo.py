@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from . import personalize
-from .arguments import reuse_setting
+from .arguments import COMPLETIONS, reuse_setting
 from .report import FROM_SCRATCH, plot_demo, plot_warm_start, render_report
 from ..base.adapters import check_adapter, read_lora_config
 from ..base.core import InputError, check, check_settings_fields, setting
@@ -28,7 +28,7 @@ from ..device.personalizer import PersonalizerSettings, count_rows
 from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import Library
 from ..selection.warm_start import warm_start
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..tuning.finetune import finetune
 from ..tuning.validation import RULE_FROM_NEW_START, find_lineages
@@ -36,6 +36,7 @@ from ..tuning.validation import RULE_FROM_NEW_START, find_lineages
 # %% ../../nbs/8_app/04_demo.ipynb #d7653d5f
 SMALL_MODEL_DEMO = dict(length=800, policies=("active", "sdss", "reservoir"), synthetic=1, tests=48)
 LARGE_MODEL_DEMO = dict(length=240, policies=("active",), synthetic=0, tests=24)
+COMPLETIONS["user"] = USERS  # the shell completes the names of the simulated users
 
 
 def demo_setting(name: str, help: str, low: int, high: int):  # a field with the default None
@@ -130,8 +131,10 @@ def start_demo_run(settings: DemoSettings, model, stages: StageProgress, folder:
 
     user = USERS[settings.user]
     with stages("loading the model"):
-        stages.model = model = model if hasattr(model, "nll") else models.load_model(model)
-        settings = settings.complete(model.model.num_parameters() > LARGE_MODEL_PARAMETERS)
+        if not hasattr(model, "nll"):
+            model = model() if callable(model) else models.load_model(model)
+        stages.model = model
+        settings = settings.complete(model.is_large)
         stages.count = 5 + 2 * len(settings.policies)
     with stages("making the user's stream"):
         data = user_stream(user, load_samples(), settings.length, seed=settings.seed)
@@ -369,7 +372,7 @@ def render_demo_files(result: dict, me) -> dict:  # name in the folder -> conten
 # %% ../../nbs/8_app/04_demo.ipynb #7b5dbe3a
 def run_demo(
     out,  # folder for the results; a finished demo replaces an earlier one
-    model=None,  # a name for `load_model`, or a `Model`; the default model for None
+    model=None,  # a name for `load_model`, a `Model`, or a function that loads one; None: the default model
     progress: bool = True,  # a progress bar on stderr
     **settings,  # fields of `DemoSettings`
 ) -> dict:  # the content of demo.json

@@ -8,16 +8,19 @@ __all__ = []
 # %% ../../nbs/8_app/08_library_commands.ipynb #04da407b
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from .arguments import COMMAND_GROUPS, LIBRARY_HELP, LIBRARY_OPTION, MODEL_OPTIONS, SEED_OPTION
-from .arguments import SKIP_INVALID_OPTION, CommandResult, check_style_space, data_options
-from .arguments import find_library_folder, format_table, integer_option, load_model_from_arguments
-from .arguments import open_library, open_or_create_library, option, print_note, read_dialogue_file
-from .arguments import describe_part, read_prompts_by_adapter, read_saved_answers, register_command
+from typer import Argument, Option
+
+from .arguments import COMMAND_GROUPS, LIBRARY_HELP, CommandResult, DataOptions, LibraryName
+from .arguments import ModelOptions, OptionalDataOptions, Seed, SkipInvalid, choose_folder, command
+from .arguments import complete_from, find_library_folder, format_table, open_library, print_note
+from .arguments import read_saved_answers
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_factors
-from ..base.core import InputError, check
+from ..base.core import InputError
 from ..base.files import make_folder, recover_results, write_atomically
 from ..base.lineage import read_training_ids
 from ..base.plots import encode_png
@@ -28,12 +31,11 @@ from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space_fitting import estimate_space_cost, load_space_texts, make_space
 from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
-from ..selection.library import check_library_base, find_shipped_library, load_space
+from ..selection.library import Library, check_library_base, find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
-from ..tuning.leakage import Leakage
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
 MAX_STYLE_DIALOGUES = 48  # the latest dialogues of a file, from which we read the style
@@ -68,103 +70,112 @@ def format_strength(explanation, space) -> str:
 
 def format_explanation(explanation, space) -> list:  # lines
     "Return an explanation for people; the space may be None."
-    description, cost = explanation.description, explanation.cost
-    no_words = description and description.word_scores is None
+    cost = explanation.cost
     return [
         f"{explanation.samples} {COUNTERPART_HELP[explanation.counterpart]}",
         *explanation.lines(),
-        *["  no style words: this library has no vocabulary"] * bool(no_words and space is not None),
         format_strength(explanation, space),
         f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
     ]
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #56ca6004
-EXPLAIN_OPTIONS = [
-    *data_options(required=False),
-    *MODEL_OPTIONS,
-    LIBRARY_OPTION,
-    SEED_OPTION,
-    option("--out", metavar="DIR", help="saved folder of personalize or chat, in place of --data"),
-    option("--adapter", metavar="DIR", help="adapter to explain; it answers the prompts of --data, if given"),
-    option("--plot", metavar="FILE", help="file for a bar chart, as PNG"),
-]
+def check_style_space(space):  # the space
+    "Raise `InputError` for a space whose coordinates only a large model can find."
+    if space.kind != "style":
+        problem = f"the library's space is of kind {space.kind}, which needs a large model as its summariser"
+        raise InputError(problem, "use a library of kind style")
+    return space
 
 
-def open_named_style(args) -> tuple:  # (`Library` or None, `StyleSpace` or None)
+def open_named_style(name: str, skip_invalid: bool) -> tuple:  # (`Library` or None, `StyleSpace` or None)
     "Open the library, or the folder of a space, that --library names; raise `InputError` where there is none."
-    if args.library is None:
+    if name is None:
         return None, None
-    folder = None if is_library_address(args.library) else find_library_folder(args.library)
+    folder = None if is_library_address(name) else find_library_folder(name)
     if folder and (folder / "space.json").is_file() and not (folder / "index.json").is_file():
         return None, check_style_space(load_space(folder))
-    library = open_library(args.library, args.skip_invalid)
+    library = open_library(name, skip_invalid)
     return library, check_style_space(library.space)
 
 
-def complete_style(args, library, space, model) -> tuple:  # the same; Nones where no space of this base is at hand
+def complete_style(library, space, model, skip_invalid: bool) -> tuple:  # the same; Nones without a space of this base
     "Take the library in the package that was made for a model, if none was named; refuse a space of another base."
     if space is None and find_shipped_library(model.base):
-        library = open_library(find_shipped_library(model.base), args.skip_invalid)
+        library = open_library(find_shipped_library(model.base), skip_invalid)
         space = check_style_space(library.space)
     if library is not None:
         check_library_base(library, model)
     return library, space
 
 
-def explain_adapter(args, library, space):  # (an `Explanation`, the space or None, the adapter's folder)
+def explain_adapter(model, adapter: Path, library, space, prompts, seed: int):  # an `Explanation`
     "Explain an adapter by its answers and, with a space, by texts of known style."
     from personal_llm.runtimes.cluster import read_library_probes
 
-    recover_results(args.adapter)
-    adapter = check_adapter(find_adapter_folder(args.adapter), library and library.base)
-    prompts, model = read_dialogue_file(args) if args.data else None, load_model_from_arguments(args)
-    library, space = complete_style(args, library, space, model)
     if library is not None:
-        probes = read_library_probes(model, library, args.seed)
+        probes = read_library_probes(model, library, seed)
     else:
-        probes = space and prepare_probes(model, space, *load_probe_texts(), args.seed)
-    vocabulary = library and library.vocabulary
-    return explain_pllm(model, adapter, space, probes, args.seed, vocabulary, prompts), space, adapter
+        probes = space and prepare_probes(model, space, *load_probe_texts(), seed)
+    return explain_pllm(model, adapter, space, probes, seed, prompts)
 
 
-def explain_dialogues(args, dialogues: list, model, library, space):  # an `Explanation`
+def explain_dialogues(dialogues: list, model, library, space, seed: int):  # an `Explanation`
     "Explain the latest dialogues of a file."
-    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, args.seed, library and library.vocabulary)
+    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, seed)
 
 
-def describe_input(args, dialogues) -> dict:
+def describe_input(file: str, folder: str, dialogues) -> dict:
     "Return the number of dialogues in a file or a saved folder, and the number that we used."
     numbers = dict(dialogues=len(dialogues), used=min(len(dialogues), MAX_STYLE_DIALOGUES))
-    if args.data is None:
-        return dict(folder=args.out) | numbers
-    return dict(file=Path(args.data).name) | numbers | dict(skipped=len(dialogues.skipped))
+    if file is None:
+        return dict(folder=folder) | numbers
+    return dict(file=Path(file).name) | numbers | dict(skipped=len(dialogues.skipped))
+
+
+def describe_part(source: dict) -> list:  # one line or none
+    "Return a line if we used a part of the dialogues only."
+    used, count = source.get("used", 0), source.get("dialogues", 0)
+    return [f"we read the style from the latest {used} of {count} dialogues"] * (used < count)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bec1ed4b
-@register_command(
-    "explain",
-    "habits, topics and style words of chats or of an adapter",
-    EXPLAIN_OPTIONS,
-    examples=["--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl"],
-)
-def explain_command(args):
-    library, space = open_named_style(args)
-    if bool(args.out) == bool(args.data or args.adapter):
-        problem = "--out with other texts" if args.out else "--data, --out or --adapter is missing"
+EXPLAINED_FOLDER_HELP = "saved folder of personalize or chat, in place of --data"
+EXPLAINED_ADAPTER_HELP = "adapter to explain; it answers the prompts of --data, if given"
+
+
+@command("explain", "--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl")
+def explain_command(
+    data: OptionalDataOptions,
+    model: ModelOptions,
+    library: LibraryName = None,
+    seed: Seed = 0,
+    out: choose_folder(EXPLAINED_FOLDER_HELP) = None,
+    adapter: Annotated[str, Option(help=EXPLAINED_ADAPTER_HELP, metavar="DIR")] = None,
+    plot: Annotated[str, Option(help="file for a bar chart, as PNG", metavar="FILE")] = None,
+):
+    "Describe chats or an adapter in words. You read habits, topics and style words."
+    opened, space = open_named_style(library, data.skip_invalid)
+    if bool(out) == bool(data.data or adapter):
+        problem = "--out with other texts" if out else "--data, --out or --adapter is missing"
         raise InputError(problem, "give --out DIR alone, or --data FILE or --adapter DIR")
-    if args.plot and not os.access(Path(args.plot).absolute().parent, os.W_OK | os.X_OK):
-        raise InputError(f"--plot: {Path(args.plot).parent}: no folder that you can write to", "name another file")
-    if args.adapter:
-        explanation, space, adapter = explain_adapter(args, library, space)
-        source = dict(adapter=str(adapter))
+    if plot and not os.access(Path(plot).absolute().parent, os.W_OK | os.X_OK):
+        raise InputError(f"--plot: {Path(plot).parent}: no folder that you can write to", "name another file")
+    if adapter:
+        recover_results(adapter)
+        adapter = check_adapter(find_adapter_folder(adapter), opened and opened.base)
+    dialogues = read_saved_answers(out) if out else data.read() if data.data else None
+    loaded = model.load()
+    opened, space = complete_style(opened, space, loaded, data.skip_invalid)
+    if adapter:
+        explanation, source = (
+            explain_adapter(loaded, adapter, opened, space, dialogues, seed),
+            dict(adapter=str(adapter)),
+        )
     else:
-        dialogues = read_saved_answers(args.out) if args.out else read_dialogue_file(args)
-        model = load_model_from_arguments(args)
-        library, space = complete_style(args, library, space, model)
-        explanation = explain_dialogues(args, dialogues, model, library, space)
-        source = describe_input(args, dialogues)
-    if args.plot:
-        write_atomically(args.plot, encode_png(explanation.plot().figure))
-    result = dict(data=source, model=args.model, **explanation_to_dict(explanation, space))
+        explanation = explain_dialogues(dialogues, loaded, opened, space, seed)
+        source = describe_input(data.data, out, dialogues)
+    if plot:
+        write_atomically(plot, encode_png(explanation.plot().figure))
+    result = dict(data=source, model=model.model, **explanation_to_dict(explanation, space))
     return CommandResult(result, describe_part(source) + format_explanation(explanation, space))
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #15018882
@@ -187,21 +198,26 @@ def needs_explanation(method: str) -> bool:
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
 METHOD_HELP = "method, such as fit, match, single; a wrong name lists all (default: fit; at an address single)"
-SELECT_OPTIONS = [
-    *data_options(),
-    *MODEL_OPTIONS,
-    LIBRARY_OPTION,
-    SEED_OPTION,
-    option("--method", metavar="NAME", help=METHOD_HELP),
-    integer_option("--shortlist", 12, "nearest pLLMs whose true loss match and style compare"),
-]
 
 
-def explain_and_select(args, library, dialogues: list, model):  # (an `Explanation` or None, a `Ranking`)
+@dataclass
+class SelectOptions:
+    "How to select."
+
+    method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME", autocompletion=complete_from(SELECTORS))] = None
+    shortlist: Annotated[
+        int, Option(help="nearest pLLMs whose true loss match and style compare", metavar="N", min=1)
+    ] = 12
+    seed: Seed = 0
+
+
+def explain_and_select(library, dialogues: list, model, given: SelectOptions):  # (`Explanation` or None, `Ranking`)
     "Explain the dialogues if the method needs it, and select."
-    mine = explain_dialogues(args, dialogues, model, library, library.space) if needs_explanation(args.method) else None
+    mine = None
+    if needs_explanation(given.method):
+        mine = explain_dialogues(dialogues, model, library, library.space, given.seed)
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
-    return mine, select(library, mine, args.method, model, recent, args.shortlist, args.seed)
+    return mine, select(library, mine, given.method, model, recent, given.shortlist, given.seed)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc05
 def check_filled_library(library) -> None:
@@ -220,43 +236,84 @@ def open_own_library(model, skip_invalid: bool):  # a `Library`
     return open_library(folder, skip_invalid)
 
 
-@register_command(
-    "select",
-    "the pLLMs of a library that write most like the chats",
-    SELECT_OPTIONS,
-    examples=["--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match"],
-)
-def select_command(args):
-    check(args.shortlist, "whole number", "shortlist", low=1)  # before the minutes of the explanation
-    library = args.library and open_library(args.library, args.skip_invalid)
-    if library is not None:
-        check_filled_library(library)
-    dialogues, model = read_dialogue_file(args), load_model_from_arguments(args)
-    library = library or open_own_library(model, args.skip_invalid)
-    check_library_base(library, model)
-    space = library.space
-    mine, ranking = explain_and_select(args, library, dialogues, model)
+@command("select", "--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match")
+def select_command(data: DataOptions, model: ModelOptions, given: SelectOptions, library: LibraryName = None):
+    "Find the pLLMs of a library that write most like the chats."
+    opened = library and open_library(library, data.skip_invalid)
+    if opened is not None:
+        check_filled_library(opened)
+    dialogues, loaded = data.read(), model.load()
+    opened = opened or open_own_library(loaded, data.skip_invalid)
+    check_library_base(opened, loaded)
+    mine, ranking = explain_and_select(opened, dialogues, loaded, given)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
-    result = dict(
-        data=describe_input(args, dialogues), library=args.library or library.path.name, skipped=sorted(library.skipped)
-    )
-    result |= dict(model=model.name, explanation=mine and explanation_to_dict(mine, space)) | ranking.to_dict()
-    lines = [
-        *(describe_part(result["data"]) + format_explanation(mine, space) if mine else []),
-        str(ranking),
-        *format_mixture(ranking),
-    ]
+    source = describe_input(data.data, None, dialogues)
+    result = dict(data=source, library=library or opened.path.name, skipped=sorted(opened.skipped), model=loaded.name)
+    result |= dict(explanation=mine and explanation_to_dict(mine, opened.space)) | ranking.to_dict()
+    lines = describe_part(source) + format_explanation(mine, opened.space) if mine else []
+    lines += [str(ranking), *format_mixture(ranking)]
     lines += [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in contributions]
     return CommandResult(result | dict(why=contributions), lines)
 
+# %% ../../nbs/8_app/08_library_commands.ipynb #lc28
+BUILD_HELP = dict(
+    out="a new folder, or a library to complete",
+    adapter="peft adapters, named by their folders",
+    licence="licence of the adapters",
+    space="library or folder with the style space (default: the library's own, or one made now)",
+    ray_address="explain on a Ray cluster: host:port, auto, or local for a cluster that is started here",
+    plain="chats without a style, of your users' kind, for the plain pLLM",
+    no_baseline="tune no plain pLLM, the baseline of every selection",
+    prompts="chats for prompts, one file for each adapter",
+)
+
+
+@dataclass
+class BuildOptions:
+    "Which adapters enter a library, and what is read beside them."
+
+    out: choose_folder(BUILD_HELP["out"])
+    adapter: Annotated[list[str], Option(help=BUILD_HELP["adapter"], metavar="DIR")]
+    licence: Annotated[str, Option(help=BUILD_HELP["licence"], metavar="NAME")]
+    space: Annotated[str, Option(help=BUILD_HELP["space"], metavar="LIB")] = None
+    ray_address: Annotated[str, Option(help=BUILD_HELP["ray_address"], metavar="ADDRESS")] = None
+    plain: Annotated[str, Option(help=BUILD_HELP["plain"], metavar="FILE")] = None
+    no_baseline: Annotated[bool, Option("--no-baseline", help=BUILD_HELP["no_baseline"])] = False
+    prompts: Annotated[list[str], Option(help=BUILD_HELP["prompts"], metavar="FILE")] = ()
+    skip_invalid: SkipInvalid = False
+    seed: Seed = 0
+    quiet: bool = False
+
+    @property
+    def cluster_address(self):  # None without a cluster; "" starts one here
+        return "" if self.ray_address == "local" else self.ray_address
+
+
+def open_or_create_library(out: str, space):  # a `Library`
+    "Open the library in a folder or create one; raise `InputError` for an address."
+    if is_library_address(out):
+        raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
+    return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
+
+
+def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # name -> `Dialogue`s
+    "Read the prompts of each adapter's own subject; raise `InputError` for a file without an adapter."
+    prompts = {}
+    for file in files:
+        name = Path(file.removesuffix(".gz")).stem
+        if name not in names:
+            raise InputError(f"{file}: no adapter is called {name!r}", "name chats like the adapter: ana.jsonl for ana")
+        prompts[name] = read_dialogues(file, skip_invalid=skip_invalid)
+    return prompts
+
 # %% ../../nbs/8_app/08_library_commands.ipynb #8fe2199b
-COMMAND_GROUPS["library"] = "build and maintain a folder of explained personal models (pLLMs)"
+COMMAND_GROUPS["library"] = "Build and maintain a library of personal models."
 
 
-def find_adapters(args, base: str) -> tuple:  # (name -> folder of a valid adapter, name -> `InputError`)
+def find_adapters(adapters: list, base: str) -> tuple:  # (name -> folder of a valid adapter, name -> `InputError`)
     "Collect the adapters by their folders' names; raise `InputError` for a name that comes twice."
     folders, errors = {}, {}
-    for folder in args.adapter:
+    for folder in adapters:
         name, adapter = Path(folder).resolve().name, find_adapter_folder(folder)
         if name in folders:
             raise InputError(f"two adapters are called {name!r}", "rename the folder of one")
@@ -277,22 +334,22 @@ def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     return {name: str(error) for name, error in errors.items()}
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #31a57c83
-def add_here(args, model, library, folders: dict, prompts: dict, probes) -> tuple:  # (names added, name -> error)
-    "Explain adapters one by one and add them; then sketch the whole library."
+def add_here(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
+    "Explain adapters one by one and add them, then sketch the library; return (names added, name -> error)."
     from tqdm.auto import tqdm
     from personal_llm.runtimes.cluster import explain_without_timings
 
     added, errors = [], {}
     with library.bulk_add():
-        for name in tqdm(folders, desc="explaining", unit="pLLM", disable=args.quiet, leave=False):
-            folder, inputs = folders[name], (args.seed, library.vocabulary, prompts.get(name))
+        for name in tqdm(folders, desc="explaining", unit="pLLM", disable=given.quiet, leave=False):
+            folder, inputs = folders[name], (given.seed, prompts.get(name))
             try:
                 card = explain_without_timings(model, folder, library.space, probes, *inputs)
                 samples = len(read_training_ids(folder))
-                library.add(name, folder, card, licence=args.licence, samples=samples)
+                library.add(name, folder, card, licence=given.licence, samples=samples)
                 added.append(name)
             except InputError as error:
-                if not args.skip_invalid:
+                if not given.skip_invalid:
                     raise
                 errors[name] = error
     if len(library):
@@ -300,20 +357,20 @@ def add_here(args, model, library, folders: dict, prompts: dict, probes) -> tupl
     return added, errors
 
 
-def add_adapters(args, model, library, folders: dict, prompts: dict, probes) -> tuple:  # (names added, name -> error)
-    "Explain adapters here or on a cluster and add them; probes that are None are read."
+def add_adapters(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
+    "Explain adapters here or on a cluster and add them; probes that are None are read; the same result."
     from personal_llm.runtimes.cluster import add_with_ray, read_library_probes
 
     missing = {name: folder for name, folder in folders.items() if name not in library}
     if missing and probes is None:
-        probes = read_library_probes(model, library, args.seed, folders)
-    if args.ray_address is None or not missing:
-        return add_here(args, model, library, missing, prompts, probes)
-    cluster = args.licence, args.seed, args.ray_address, not args.quiet
+        probes = read_library_probes(model, library, given.seed, folders)
+    if given.ray_address is None or not missing:
+        return add_here(library, missing, model, prompts, probes, given)
+    cluster = given.licence, given.seed, given.cluster_address, not given.quiet
     return add_with_ray(library, [*missing], folders, probes, model, *cluster)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
-def make_space_here(args, model):  # (a `StyleSpace`, a line about the cost)
+def make_space_here(model, seed: int, quiet: bool):  # (a `StyleSpace`, a line about the cost)
     "Make the space of a model, with a note about the expected cost before."
     texts = load_space_texts()
     cost = estimate_space_cost(model, texts)
@@ -321,7 +378,7 @@ def make_space_here(args, model):  # (a `StyleSpace`, a line about the cost)
     minutes = f"about {max(1, round(cost['seconds'] / 60))} minutes of processor time"
     print_note(f"making the style space of {model.name}: {amount}, {minutes}")
     begin, before = time.process_time(), model.cost.tokens
-    space = make_space(model, args.seed, not args.quiet, texts)
+    space = make_space(model, seed, not quiet, texts)
     seconds, tokens = time.process_time() - begin, model.cost.tokens - before
     return space, f"space of {model.name}: {seconds:.0f} s of processor time, {tokens:,} tokens"
 
@@ -336,170 +393,134 @@ def load_named_space(name: str, model):  # a `StyleSpace`
     return space
 
 
-def find_or_make_space(args, model):  # a `StyleSpace`
+def find_or_make_space(out: str, model, seed: int, quiet: bool):  # a `StyleSpace`
     "Return the space of the library in --out, or of the library in the package, or make one."
-    is_known = (Path(args.out) / "index.json").is_file()
-    folder = args.out if is_known else find_shipped_library(model.base)
+    is_known = (Path(out) / "index.json").is_file()
+    folder = out if is_known else find_shipped_library(model.base)
     if folder:
         return load_named_space(str(folder), model)
-    space, line = make_space_here(args, model)
+    space, line = make_space_here(model, seed, quiet)
     print_note(line)
     return space
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #sp01
-@register_command(
-    "library space",
-    "make the style space of a base model, once, in minutes",
-    *MODEL_OPTIONS,
-    SEED_OPTION,
-    option("--out", required=True, metavar="DIR", help="folder for the space"),
-    examples=["--out space --model ./my-model", "--out space --model smollm2"],
-)
-def space_command(args):
-    if (Path(args.out) / "space.json").exists():
-        raise InputError(f"{args.out}: has a space already", "give another folder")
-    make_folder(args.out)  # before the minutes of work
-    model = load_model_from_arguments(args)
-    space, line = make_space_here(args, model)
-    space.save(args.out)
-    usage = f"explain --library {args.out} and library build --space {args.out} use it"
-    facts = dict(folder=args.out, base=space.base, space=space.id, words=len(space.words), threshold=space.threshold)
-    return CommandResult(facts, [f"{line}; {len(space.words)} words in {args.out}", usage])
-
-# %% ../../nbs/8_app/08_library_commands.ipynb #lc28
-RAY_HELP = "explain on a Ray cluster: host:port, auto, or without a value a cluster that is started here"
-BUILD_OPTIONS = [
-    *MODEL_OPTIONS,
-    SEED_OPTION,
-    SKIP_INVALID_OPTION,
-    option("--out", required=True, metavar="DIR", help="a new folder, or a library to complete"),
-    option("--adapter", required=True, nargs="+", metavar="DIR", help="peft adapters, named by their folders"),
-    option("--licence", required=True, help="licence of the adapters"),
-    option(
-        "--space",
-        metavar="LIB",
-        help="library or folder with the style space (default: the library's own, or one made now)",
-    ),
-    option("--ray-address", nargs="?", const="", metavar="ADDRESS", help=RAY_HELP),
-    option("--plain", metavar="FILE", help="chats without a style, of your users' kind, for the plain pLLM"),
-    option("--no-baseline", action="store_true", help="tune no plain pLLM, the baseline of every selection"),
-    option("--prompts", nargs="+", default=[], metavar="FILE", help="chats for prompts, one file for each adapter"),
-]
+@command("library space", "--out space --model ./my-model", "--out space --model smollm2")
+def space_command(out: choose_folder("folder for the space"), model: ModelOptions, quiet: bool, seed: Seed = 0):
+    "Make the style space of a base model. It takes minutes, once."
+    if (Path(out) / "space.json").exists():
+        raise InputError(f"{out}: has a space already", "give another folder")
+    make_folder(out)  # before the minutes of work
+    space, line = make_space_here(model.load(), seed, quiet)
+    space.save(out)
+    usage = f"explain --library {out} and library build --space {out} use it"
+    facts = dict(folder=out, base=space.base, space=space.id, words=len(space.words), threshold=space.threshold)
+    return CommandResult(facts, [f"{line}; {len(space.words)} words in {out}", usage])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #ca49ea60
 PLAIN_WARNING = "no --plain FILE: the package's short plain texts are used, and refusals are weaker for other kinds"
 
 
-def read_plain_file(args) -> list:  # `Dialogue`s, or None without --plain
-    "Read the file of --plain; raise `InputError` for too few dialogues."
-    if args.plain is None:
-        return None
-    dialogues = list(read_dialogues(args.plain, skip_invalid=args.skip_invalid))
-    check_answer_count(len(dialogues), f"plain dialogues in {Path(args.plain).name}")
-    return dialogues
-
-
-def build_plain_pllm(args, library, model, like, dialogues: list):  # `ProbePrompts`
+def build_plain_pllm(library, model, like, given: BuildOptions):  # `ProbePrompts`
     "Tune a library's plain pLLM on the dialogues of --plain, or on the package's texts with a warning."
     print_note("tuning the plain pLLM; --no-baseline leaves it out")
-    if dialogues is None:
+    if given.plain is None:
         print_note(PLAIN_WARNING)
-        return add_plain_pllm(library, model, like, args.seed)
-    return add_plain_pllm(library, model, like, args.seed, dialogues, args.licence)
+        return add_plain_pllm(library, model, like, given.seed)
+    dialogues = list(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
+    return add_plain_pllm(library, model, like, given.seed, dialogues, given.licence)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc10
-def build_library(args) -> CommandResult:
-    "Explain the adapters that the arguments name, and put them into the library."
-    model, probes, plain = load_model_from_arguments(args), None, []
-    space = args.space and load_named_space(args.space, model)
-    folders, errors = find_adapters(args, model.base)
-    skipped = report_skipped(errors, args.skip_invalid)
+def build_library(model, given: BuildOptions) -> CommandResult:
+    "Explain the adapters that the options name, and put them into the library."
+    space = given.space and load_named_space(given.space, model)
+    folders, errors = find_adapters(given.adapter, model.base)
+    skipped = report_skipped(errors, given.skip_invalid)
     if not folders:
         raise InputError("no valid adapter is left", "nothing was built; give other folders")
-    prompts = read_prompts_by_adapter(args.prompts, [*folders, *skipped], args.skip_invalid)
-    plain_dialogues = read_plain_file(args)
-    library = open_or_create_library(args.out, space or find_or_make_space(args, model))
+    prompts = read_prompts_by_adapter(given.prompts, [*folders, *skipped], given.skip_invalid)
+    if given.plain:
+        count = len(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
+        check_answer_count(count, f"plain dialogues in {Path(given.plain).name}")
+    space = space or find_or_make_space(given.out, model, given.seed, given.quiet)
+    library, probes, plain = open_or_create_library(given.out, space), None, []
     known = [name for name in folders if name in library]
-    if not (args.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
-        probes = build_plain_pllm(args, library, model, next(iter(folders.values())), plain_dialogues)
-        plain = [PLAIN_PLLM]
-    added, errors = add_adapters(args, model, library, folders, prompts, probes)
-    skipped, added = skipped | report_skipped(errors, args.skip_invalid), plain + added
-    result = dict(library=args.out, pllms=len(library), added=added, there=known, skipped=skipped)
+    if not (given.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
+        probes, plain = build_plain_pllm(library, model, next(iter(folders.values())), given), [PLAIN_PLLM]
+    added, errors = add_adapters(library, folders, model, prompts, probes, given)
+    skipped, added = skipped | report_skipped(errors, given.skip_invalid), plain + added
+    result = dict(library=given.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
     counts += f"; now {count_nouns(len(library), 'pLLM')}"
-    return CommandResult(result, [f"{args.out}: {counts}", *describe_missing_plain(library)])
+    return CommandResult(result, [f"{given.out}: {counts}", *describe_missing_plain(library)])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bfcb8ce3
-@register_command(
+@command(
     "library build",
-    "explain adapters and put them into a library, here or on a cluster",
-    BUILD_OPTIONS,
-    examples=[
-        "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
-        "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
-    ],
+    "--out others --adapter runs/*/adapter-* --licence CC-BY-4.0",
+    "--out others --adapter runs/* --licence CC0-1.0 --ray-address 10.0.0.5:6379",
 )
-def build_command(args):
-    if args.prompts and args.ray_address is not None:
+def build_command(given: BuildOptions, model: ModelOptions):
+    "Explain adapters and put them into a library. The work is done here or on a cluster."
+    if given.prompts and given.ray_address is not None:
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
-    if args.plain and args.no_baseline:
+    if given.plain and given.no_baseline:
         raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
     from personal_llm.runtimes.cluster import ray_cluster
 
-    with ray_cluster(args.ray_address):  # before the model is loaded: where Ray fails, nothing was spent
-        return build_library(args)
+    with ray_cluster(given.cluster_address):  # before the model is loaded: where Ray fails, nothing was spent
+        return build_library(model.load(), given)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #2179828f
-LIBRARY_ARGUMENT = option(
-    "library", nargs="?", default="pocket", metavar="LIB", help=f"{LIBRARY_HELP} (default: pocket)"
-)
+LibraryArgument = Annotated[str, Argument(help=LIBRARY_HELP, metavar="[LIB]")]
 LIBRARY_COLUMNS = dict(name="{name}", samples="{samples}", rank="{rank}", MB="{MB}", style="{words}")
 
 
-@register_command(
-    "library list", "the pLLMs of a library", LIBRARY_ARGUMENT, SKIP_INVALID_OPTION, examples=["", "others --json"]
-)
-def list_command(args):
-    library = open_library(args.library, args.skip_invalid)
-    rows = library.list()
+@command("library list", "", "others --json")
+def list_command(library: LibraryArgument = "pocket", skip_invalid: SkipInvalid = False):
+    "List the pLLMs of a library."
+    opened = open_library(library, skip_invalid)
+    rows = opened.list()
     lines = format_table(rows, LIBRARY_COLUMNS) if rows else ["the library is empty"]
-    return CommandResult(dict(library=args.library, base=library.base, pllms=rows, skipped=library.skipped), lines)
+    return CommandResult(dict(library=library, base=opened.base, pllms=rows, skipped=opened.skipped), lines)
 
 
-@register_command(
-    "library show",
-    "the card of one pLLM",
-    LIBRARY_ARGUMENT,
-    option("name", metavar="NAME", help="name of the pLLM"),
-    SKIP_INVALID_OPTION,
-    examples=["NAME", "others NAME"],
-)
-def show_command(args):
-    pllm = open_library(args.library, args.skip_invalid)[args.name]
+@command("library show", "NAME", "others NAME")
+def show_command(
+    words: Annotated[
+        list[str], Argument(help="a library (default: pocket), and the name of a pLLM", metavar="[LIB] NAME")
+    ],
+    skip_invalid: SkipInvalid = False,
+):
+    "Show the card of one pLLM."
+    from personal_llm.runtimes.audit import Leakage
+
+    *library, name = words
+    if len(library) > 1:
+        raise InputError(f"{len(words)} names are given", "give a library and the name of a pLLM")
+    pllm = open_library(*library or ["pocket"], skip_invalid)[name]
     explanation = pllm.explanation
     card = {name: value for name, value in pllm.card.items() if name not in ("explanation", "leakage")}
     rest = {name: value for name, value in explanation.to_dict().items() if name != "row"}
     facts = [f"{name:<14}{value}" for name, value in card.items() if value is not None]
     leakage = pllm.card.get("leakage")
-    facts += Leakage.from_dict(leakage).lines() if leakage else ["leak: not measured (library measure)"]
+    facts += Leakage.from_dict(leakage).lines() if leakage is not None else ["leak: not measured (library measure)"]
     result = dict(card, sentence=str(explanation), explanation=rest, leakage=leakage)
     return CommandResult(result, [*explanation.lines(), *facts])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #12480705
-@register_command(
-    "library verify",
-    "look for damage; exit code 1 when there is some",
-    LIBRARY_ARGUMENT,
-    *MODEL_OPTIONS[1:],
-    option("--model", help="also attach every adapter to this model"),
-    examples=["", "others --model pocket"],
-)
-def verify_command(args):
-    library = open_library(args.library)
-    problems = library.verify(load_model_from_arguments(args) if args.model else None)
-    lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems] or [
-        f"ok   {count_nouns(len(library), 'pLLM')}"
-    ]
-    result = dict(library=args.library, pllms=len(library), ok=not problems)
+@dataclass
+class AttachOptions(ModelOptions):
+    "A model that may be left out."
+
+    model: Annotated[str, Option(help="also attach every adapter to this model", metavar="NAME")] = ""
+
+
+@command("library verify", "", "others --model pocket")
+def verify_command(model: AttachOptions, library: LibraryArgument = "pocket"):
+    "Look for damage. Exit code 1: there is some."
+    opened = open_library(library)
+    problems = opened.verify(model.load() if model.model else None)
+    lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems]
+    lines = lines or [f"ok   {count_nouns(len(opened), 'pLLM')}"]
+    result = dict(library=library, pllms=len(opened), ok=not problems)
     return CommandResult(result | dict(problems=[one._asdict() for one in problems]), lines, 1 if problems else 0)

@@ -7,40 +7,45 @@ __all__ = []
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb02
 import sys
+from typing import Annotated
 
-from .arguments import MODEL_OPTIONS, CommandResult, load_model_from_arguments
-from .arguments import open_library, option, print_note, register_command
+from typer import Argument, Option
+
+from .arguments import CommandResult, ModelOptions, command, open_library, print_note
 from ..base.core import InputError
 from ..base.files import write_sealed
 from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
 from ..selection.remote_library import is_library_address, publish_library
-from ..tuning.leakage import Leakage, measure_leakage
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb05
-@register_command(
-    "library measure",
-    "measure how much of its training texts a pLLM gives away, and write it on the card",
-    option("library", metavar="DIR", help="a library's folder"),
-    option("name", metavar="NAME", help="name of the pLLM"),
-    option("--private", required=True, metavar="FILE", help="chats that trained the pLLM, 8 or more"),
-    option("--unseen", required=True, metavar="FILE", help="chats of the same person that did not train it, 8 or more"),
-    *MODEL_OPTIONS,
-    examples=["others ana --private trained.jsonl --unseen kept.jsonl"],
-)
-def measure_command(args):
-    library = open_local_library(args.library)
-    pllm = library[args.name]
-    members, others = read_dialogues(args.private), read_dialogues(args.unseen)
+LocalLibrary = Annotated[str, Argument(help="a library's folder", metavar="DIR")]
+PRIVATE_HELP = "chats that trained the pLLM, 8 or more"
+UNSEEN_HELP = "chats of the same person that did not train it, 8 or more"
+
+
+@command("library measure", "others ana --private trained.jsonl --unseen kept.jsonl")
+def measure_command(
+    library: LocalLibrary,
+    name: Annotated[str, Argument(help="name of the pLLM", metavar="NAME")],
+    private: Annotated[str, Option(help=PRIVATE_HELP, metavar="FILE")],
+    unseen: Annotated[str, Option(help=UNSEEN_HELP, metavar="FILE")],
+    model: ModelOptions,
+):
+    "Measure how much of its training texts a pLLM gives away. The result is written on the card."
+    from personal_llm.runtimes.audit import measure_leakage
+
+    pllm = open_local_library(library)[name]
+    members, others = read_dialogues(private), read_dialogues(unseen)
     if shared := {d.prompt for d in members} & {d.prompt for d in others}:
         raise InputError(f"{len(shared)} prompts are in --private and in --unseen", "leave them out of one file")
-    model = load_model_from_arguments(args)
     public = [d.text for d in load_replay()]
-    leakage = measure_leakage(model, pllm.adapter, list(members), list(others), pllm.explanation.lines(), public)
-    card = {name: pllm.card.get(name) for name in CARD_FIELDS} | dict(leakage=leakage.to_dict())
+    lines = pllm.explanation.lines()
+    leakage = measure_leakage(model.load(), pllm.adapter, list(members), list(others), lines, public)
+    card = {field: pllm.card.get(field) for field in CARD_FIELDS} | dict(leakage=leakage.to_dict())
     write_sealed(pllm.adapter / PLLM_CARD_FILE, card)
-    result = dict(library=args.library, name=args.name, leakage=leakage.to_dict(), high=leakage.is_high())
+    result = dict(library=library, name=name, leakage=leakage.to_dict(), high=leakage.is_high())
     return CommandResult(result, leakage.lines())
 
 
@@ -53,6 +58,8 @@ def open_local_library(name: str):  # a `Library`
 # %% ../../nbs/8_app/06_publishing.ipynb #pb11
 def describe_leaks(library) -> tuple:  # (name -> measurement or None, lines)
     "Return the measurement on each card of a library, and a line for each."
+    from personal_llm.runtimes.audit import Leakage
+
     leaks = {name: library.card(name).get("leakage") for name in library.names}
     lines = []
     for name, row in leaks.items():
@@ -75,26 +82,24 @@ def confirm(question: str, yes: bool) -> None:
         raise InputError("your answer was not yes", "nothing was published")
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb12
-@register_command(
-    "library publish",
-    "show what each pLLM gives away, ask, and list the files so that any web server can serve the folder",
-    option("library", metavar="DIR", help="a library's folder"),
-    option("--yes", action="store_true", help="publish without a question"),
-    examples=["others", "others --yes --json"],
-)
-def publish_command(args):
-    library = open_local_library(args.library)
-    if problems := library.verify():
+@command("library publish", "others", "others --yes --json")
+def publish_command(
+    library: LocalLibrary, yes: Annotated[bool, Option("--yes", help="publish without a question")] = False
+):
+    """Make a library ready for any web server. You see what each pLLM gives away, and are asked before we list the
+    files."""
+    opened = open_local_library(library)
+    if problems := opened.verify():
         problem = f"{problems[0].name}: {problems[0].problem}"
         raise InputError(problem, "mend the library: library verify lists all damage")
-    leaks, notes = describe_leaks(library)
+    leaks, notes = describe_leaks(opened)
     for line in notes:
         print_note(line)
-    confirm(f"Publish {count_nouns(len(library), 'pLLM')}? You cannot take back what others have fetched.", args.yes)
-    sha256 = publish_library(library.path)
+    confirm(f"Publish {count_nouns(len(opened), 'pLLM')}? You cannot take back what others have fetched.", yes)
+    sha256 = publish_library(opened.path)
     lines = [
-        f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {args.library}",
+        f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {library}",
         "an adapter can give back what it learned: you cannot take back what others have fetched",
         f"address for others: https://HOST/FOLDER#sha256={sha256}",
     ]
-    return CommandResult(dict(library=args.library, pllms=len(library), sha256=sha256, leakage=leaks), lines)
+    return CommandResult(dict(library=library, pllms=len(opened), sha256=sha256, leakage=leaks), lines)

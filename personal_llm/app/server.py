@@ -14,12 +14,14 @@ import secrets
 import socket
 import tempfile
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from .arguments import MODEL_OPTIONS, get_settings, integer_option, option
-from .arguments import print_note, register_command, setting_options, to_json
-from .chat import REPLY_OPTIONS, load_replying_model
+from typer import Option
+
+from .arguments import choose_folder, command, pick_settings, print_note, to_json
+from .chat import ReplyingModelOptions
 from .chat_completions import check_is_stored
 from .chat_completions import MODEL_NAMES, collect_items, generate, make_answer, make_chunk
 from .chat_completions import make_event, make_head, make_item_events, read_request, summarise_reply
@@ -27,7 +29,7 @@ from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personal_endpoints import ENDPOINTS, make_openapi, read_fields
 from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
-from ..base.core import InputError, check, patch
+from ..base.core import InputError, patch
 from ..base.files import ASSETS
 from ..data.records import format_value
 from ..device.corrections import RETRY_OPTIONS, ChatSession, clean_text
@@ -351,64 +353,66 @@ def share_arena() -> None:
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
 SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
-HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE} (default: 127.0.0.1)"
+HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE}"
 LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
-SERVE_OPTIONS = [
-    option("--out", required=True, metavar="DIR", help=SERVE_OUT_HELP),
-    *REPLY_OPTIONS,
-    *MODEL_OPTIONS,
-    option("--library", default="none", metavar="LIB", help=LIBRARY_HELP),
-    option("--host", default="127.0.0.1", metavar="HOST", help=HOST_HELP),
-    integer_option("--port", 8484, "port to listen to; 0: any free one"),
-    integer_option("--learn-every", ANSWERS_FOR_LEARNING, "new answers that start a fine-tune; 0: on request only"),
-    *setting_options(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
-]
+LEARN_HELP = "new answers that start a fine-tune; 0: on request only"
 
 
-def open_served_session(args) -> ChatSession:
+@dataclass
+class ServeOptions:
+    "Where the server listens, and when it learns."
+
+    library: Annotated[str, Option(help=LIBRARY_HELP, metavar="LIB")] = "none"
+    host: Annotated[str, Option(help=HOST_HELP, metavar="HOST")] = "127.0.0.1"
+    port: Annotated[int, Option(help="port to listen to; 0: any free one", metavar="N", min=0, max=65535)] = 8484
+    learn_every: Annotated[int, Option(help=LEARN_HELP, metavar="N", min=0)] = ANSWERS_FOR_LEARNING
+
+
+def open_served_session(options: ReplyingModelOptions, out: str, library: str, settings: dict) -> ChatSession:
     "Open the conversation of a folder for a server."
-    start, model = resolve_start(args.library), load_replying_model(args)
-    settings = PersonalizeSettings(start=args.library, **get_settings(args, PersonalizeSettings))
-    session = ChatSession(model, args.out, start=start, **make_session_settings(model, settings))
+    start, model = resolve_start(library), options.load()
+    learning = make_session_settings(model, PersonalizeSettings(start=library, **settings))
+    session = ChatSession(model, out, start=start, **learning)
     session.me.start = start
     return session
 
 # %% ../../nbs/8_app/13_server.ipynb #56598d9f
-@register_command(
-    "serve",
-    "a page and a server of the OpenAI protocol around a model that learns from you",
-    SERVE_OPTIONS,
-    examples=["--out me", "--out me --model HuggingFaceTB/SmolLM2-360M-Instruct", "--out me --library pocket"],
-)
-def serve_command(args) -> None:
-    "The command `serve`; it prints a link and runs until Ctrl-C."
+@command("serve", "--out me", "--out me --model HuggingFaceTB/SmolLM2-360M-Instruct", "--out me --library pocket")
+def serve_command(
+    out: choose_folder(SERVE_OUT_HELP),
+    model: ReplyingModelOptions,
+    given: ServeOptions,
+    settings: pick_settings(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
+    json: bool,
+    quiet: bool,
+) -> None:
+    "Serve a page and the OpenAI protocol. The model behind them learns from you. The command prints a link."
     from personal_llm.device.conversation import check_session_folder
 
     import_server_packages()
-    check(args.port, "whole number", "--port", 0, 65535)
-    check(args.learn_every, "whole number", "--learn-every", 0)
-    token, limits = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits()
-    check_token(token, args.host)
-    check_session_folder(args.out)
-    with open_socket(args.host, args.port) as bound:
+    token, limits, host = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits(), given.host
+    check_token(token, host)
+    check_session_folder(out)
+    with open_socket(host, given.port) as bound:
         share_arena()
-        if not args.quiet:
-            print_note(f"loading the model {args.model or 'pocket'}; a large one takes a minute or more")
-        session, token = open_served_session(args), token or secrets.token_urlsafe(24)
-        worker = ConversationWorker(session, args.learn_every, limits.waiting_requests)
-        server = make_uvicorn(make_app(worker, token, args.host, limits), limits)
-        shown = f"[{args.host}]" if ":" in args.host else args.host
+        if not quiet:
+            print_note(f"loading the model {model.model}; a large one takes a minute or more")
+        session = open_served_session(model, out, given.library, vars(settings))
+        token = token or secrets.token_urlsafe(24)
+        worker = ConversationWorker(session, given.learn_every, limits.waiting_requests)
+        server = make_uvicorn(make_app(worker, token, host, limits), limits)
+        shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{bound.getsockname()[1]}"
-        print(to_json(dict(address=address, token=token)) if args.json else f"{address}/#token={token}", flush=True)
-        if not args.quiet:
+        print(to_json(dict(address=address, token=token)) if json else f"{address}/#token={token}", flush=True)
+        if not quiet:
             print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
-        if not is_loopback(args.host):
+        if not is_loopback(host):
             print_note(
                 "others in the network can reach this server; a listener reads dialogues and token, without encryption"
             )
-        if args.host in ("0.0.0.0", "::"):  # every address of this computer
+        if host in ("0.0.0.0", "::"):  # every address of this computer
             print_note(f"from another computer: http://{socket.gethostname()}:{bound.getsockname()[1]}")
         with suppress(KeyboardInterrupt):
             server.run([bound])
         if session.unsaved:
-            raise InputError(f"{args.out}: {session.unsaved}, so the last turns are lost", "free some space")
+            raise InputError(f"{out}: {session.unsaved}, so the last turns are lost", "free some space")

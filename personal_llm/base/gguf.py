@@ -7,9 +7,9 @@ __all__ = ['GGUF_MAGIC', 'MAX_HEADER_BYTES', 'MAX_ENTRIES', 'MAX_NAME_BYTES', 'M
            'NUMBER_FORMATS', 'TEXT_TYPE', 'ARRAY_TYPE', 'MAX_TEMPLATE_LENGTH', 'TEMPLATE_SECONDS', 'TEMPLATE_BYTES',
            'TEMPLATE_PROBE', 'MAX_CHUNK_VALUES', 'SINGLE_DIGIT_PRETOKENIZERS', 'VOCABULARY_FIELDS', 'CONTROL_TOKEN',
            'MAX_TOKEN_LENGTH', 'GET_AGAIN', 'UNUSED_TENSORS', 'NO_DECODERS', 'MAX_SIZES', 'CONVERSION',
-           'SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor', 'read_value',
-           'TensorInfo', 'GgufHeader', 'get_stored_size', 'read_tensor_info', 'read_gguf_header', 'is_gguf',
-           'check_template', 'write_slim_header', 'read_gguf_config', 'dequantize_tensor', 'NamedWeights',
+           'CONVERTED_MODELS', 'SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor',
+           'read_value', 'TensorInfo', 'GgufHeader', 'get_stored_size', 'read_tensor_info', 'read_gguf_header',
+           'is_gguf', 'check_template', 'write_slim_header', 'read_gguf_config', 'dequantize_tensor', 'NamedWeights',
            'map_tensor_names', 'read_weights', 'read_vocabulary', 'are_merges_known', 'read_special_tokens',
            'build_tokenizer', 'find_family_problem', 'check_sizes', 'find_rope_scaling', 'write_converted_model',
            'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel', 'describe_gguf',
@@ -428,6 +428,7 @@ NO_DECODERS = {"general", "tokenizer", "t5", "umt5", "t5encoder"}
 MAX_SIZES = {"block_count": 1000, "context_length": 2**24, "embedding_length": 2**17, "feed_forward_length": 2**20}
 MAX_SIZES |= {"attention.head_count": 2**12, "attention.key_length": 2**14, "expert_count": 2**12}
 CONVERSION = 1  # version of the conversion: a higher one converts again
+CONVERTED_MODELS = "models"  # folder in the user's cache
 
 
 def find_family_problem(family: str) -> str:  # empty for a family that we can load
@@ -510,7 +511,7 @@ def convert_gguf(
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
     name = hashlib.sha256(repr((CONVERSION, facts)).encode()).hexdigest()[:16]
-    folder = get_cache_folder() / "models" / name
+    folder = get_cache_folder() / CONVERTED_MODELS / name
     if folder.is_dir():
         return folder
     header = read_gguf_header(path)
@@ -589,6 +590,7 @@ def describe_gguf(path, place: str) -> LocalModel:
         return LocalModel(str(path), place, "unknown", size, "damaged")
     needed = 2 * TRAINING_BYTES * sum(math.prod(info.shape) for info in header.tensors.values())
     problem = "family" if find_family_problem(header.family) else "memory" if needed > get_memory() else ""
+    problem = problem or "tokenizer" * ("tokenizer.ggml.tokens" not in header.metadata)
     problem = problem or "template" * ("tokenizer.chat_template" not in header.metadata)
     return LocalModel(str(path), place, " ".join(header.family.split())[:40] or "unknown", size, problem)
 

@@ -9,7 +9,9 @@ __all__ = ['Model', 'load_model', 'ForwardResult']
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,11 +24,10 @@ from personal_llm.base.adapters import (
     remove_peft_layers,
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .decoding import BatchRules, DecodingRules, ReplyOptions
-from .decoding import TOY_PARAMETERS, find_end_tokens, make_decoding_rules
+from .decoding import BatchRules, DecodingRules, ReplyOptions, find_end_tokens, make_decoding_rules
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, load_causal_lm
-from .loading import resolve_model
+from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, is_own_conversion
+from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
 # %% ../../nbs/0_base/09_models.ipynb #c0cba331
@@ -59,6 +60,7 @@ def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = Non
     return window
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
+LARGE_MODEL_PARAMETERS = 50_000_000  # a model with fewer is a toy
 TOY_MAX_LENGTH, DEFAULT_MAX_LENGTH = 512, 2048  # tokens of the longest dialogue, if the window allows it
 MAX_TOKENS_PER_BATCH = 2048  # padding included
 MAX_LOGITS_PER_BATCH = 2**26  # numbers that a batch gives; a large vocabulary gets smaller batches
@@ -81,11 +83,10 @@ class Model:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        longest = TOY_MAX_LENGTH if model.num_parameters() < TOY_PARAMETERS else DEFAULT_MAX_LENGTH
-        self.max_length = max_length or min(longest, self.window)
+        self.is_large = model.num_parameters() >= LARGE_MODEL_PARAMETERS  # False: a toy, which has defaults of its own
+        self.max_length = max_length or min(DEFAULT_MAX_LENGTH if self.is_large else TOY_MAX_LENGTH, self.window)
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
-        self.reply_defaults = {}  # fields of `DecodingRules` that you set for all replies
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
         self.base = base or compute_fingerprint(model)
@@ -101,9 +102,10 @@ class Model:
     def device(self):
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def decoding(self) -> DecodingRules:
-        return replace(make_decoding_rules(self.model, self.tokenizer), **self.reply_defaults)
+        "The rules of its replies; set it to the result of `replace` for others."
+        return make_decoding_rules(self.model, self.tokenizer, self.is_large)
 
     @property
     def width(self) -> int:
@@ -139,7 +141,7 @@ def load_model(
         device = device or choose_device()
         model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
-    if not is_causal(model.eval()):
+    if not (is_own_conversion(model.name_or_path) or is_causal(model.eval())):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template
@@ -205,14 +207,18 @@ class ForwardResult:
 
 
 @patch
-def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
-    "One forward pass over samples of `encode` of similar length."
+def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `ForwardResult`s
+    "One forward pass over samples of `encode` of similar length, which all begin with the `SharedPrefix`, if given."
     batch = {name: x.to(self.device) for name, x in collate_samples(samples, self.tokenizer.pad_token_id).items()}
-    response_mask = batch.pop("labels")[:, 1:] != -100  # (rows, tokens - 1)
-    prompt_mask = batch["attention_mask"][:, 1:].bool() & ~response_mask
-    output = self.model(**batch, output_hidden_states=True, use_cache=False)
+    ids, mask, response_mask = batch["input_ids"], batch["attention_mask"], batch["labels"][:, 1:] != -100
+    prompt_mask = mask[:, 1:].bool() & ~response_mask  # (rows, tokens - 1)
+    num_shared = len(prefix.ids) if prefix else 0
+    cache = dict(use_cache=True, past_key_values=prefix.repeat_cache(len(ids))) if prefix else dict(use_cache=False)
+    output = self.model(input_ids=ids[:, num_shared:], attention_mask=mask, output_hidden_states=True, **cache)
     hidden = output.hidden_states[-1].float().cpu().numpy()  # (rows, tokens, width)
-    losses = compute_token_losses(output.logits, batch["input_ids"])
+    losses = compute_token_losses(output.logits, ids[:, num_shared:])
+    if prefix:
+        hidden, losses = prefix.prepend(hidden, losses, ids[:, num_shared])
     sums = [part.tolist() for mask in (response_mask, prompt_mask) for part in ((losses * mask).sum(1), mask.sum(1))]
     states = [rows[: len(sample["input_ids"])].copy() for sample, rows in zip(samples, hidden)]
     own_losses = [row[own].cpu().numpy() for row, own in zip(losses, response_mask)]
@@ -221,18 +227,69 @@ def run_forward_batch(self: Model, samples: list) -> list:  # `ForwardResult`s
         for own_states, nll, num_tokens, prompt_nll, num_prompt_tokens, token_losses in zip(states, *sums, own_losses)
     ]
 
+# %% ../../nbs/0_base/09_models.ipynb #07mod060
+class SharedPrefix:
+    "The tokens with which all dialogues of a call begin, after one forward pass over them alone."
+
+    def __init__(self, model: Model, ids: list):
+        import torch
+
+        row = torch.tensor([ids], device=model.device)
+        output = model.model(input_ids=row, output_hidden_states=True, use_cache=True)
+        self.ids, self.cache = ids, output.past_key_values  # keys and values
+        self.hidden = output.hidden_states[-1].float().cpu().numpy()  # (1, tokens, width)
+        self.losses = compute_token_losses(output.logits, row)  # (1, tokens - 1)
+        self.next_losses = -output.logits[0, -1].float().log_softmax(-1)  # (vocabulary,) of the token after the prefix
+
+    @property
+    def can_repeat(self) -> bool:
+        "Whether the model has a plain cache, with all keys and values of every layer."
+        from transformers.cache_utils import DynamicLayer
+
+        return all(type(layer) is DynamicLayer for layer in getattr(self.cache, "layers", [None]))
+
+    def repeat_cache(self, num_rows: int):
+        "Return the cache for a batch; the model will extend it."
+        cache = deepcopy(self.cache)
+        cache.batch_repeat_interleave(num_rows)
+        return cache
+
+    def prepend(self, hidden, losses, next_ids) -> tuple:  # of the whole rows, from those after the prefix
+        "Put the prefix's hidden states and losses before those of each row of a batch."
+        import torch
+
+        num_rows = len(losses)
+        parts = self.losses.expand(num_rows, -1), self.next_losses[next_ids][:, None], losses
+        return np.concatenate([self.hidden.repeat(num_rows, 0), hidden], 1), torch.cat(parts, 1)
+
+
+MIN_SHARED_TOKENS, MIN_SAVED_TOKENS = 16, 256  # of a prefix; of all dialogues that do not repeat it
+
+
+@patch
+def read_shared_prefix(self: Model, rows: list):  # token ids of each dialogue -> `SharedPrefix` or None
+    "Read the tokens that all dialogues begin with, if that saves enough."
+    ids = os.path.commonprefix(rows)[: min(map(len, rows), default=1) - 1]
+    if len(ids) < MIN_SHARED_TOKENS or len(ids) * (len(rows) - 1) < MIN_SAVED_TOKENS:
+        return None
+    prefix = SharedPrefix(self, ids)
+    return prefix if prefix.can_repeat else None
+
 # %% ../../nbs/0_base/09_models.ipynb #9fcc39c8
 @patch
 def run_forward(self: Model, dialogues: list) -> list:  # `ForwardResult`s in the same order
-    "Run a forward pass over dialogues with responses, in batches."
+    "Run a forward pass over dialogues with responses, in batches; the cost counts a shared beginning once."
     import torch
 
     samples = [self.encode(d) for d in dialogues]
-    lengths = [len(sample["input_ids"]) for sample in samples]
     results = [None] * len(samples)
     with torch.inference_mode(), measure_cost(self.cost):
+        prefix = self.read_shared_prefix([sample["input_ids"] for sample in samples])
+        num_shared = len(prefix.ids) if prefix else 0
+        lengths = [len(sample["input_ids"]) - num_shared for sample in samples]
+        self.cost.tokens += num_shared
         for batch in make_batches(lengths, self.tokens_per_batch):
-            for i, result in zip(batch, self.run_forward_batch([samples[i] for i in batch])):
+            for i, result in zip(batch, self.run_forward_batch([samples[i] for i in batch], prefix)):
                 results[i] = result
             self.cost.tokens += sum(lengths[i] for i in batch)
             self.cost.forward += len(batch)

@@ -37,7 +37,6 @@ class Buffer:
         self.arrivals = []  # each entry's place in the stream
         self.log = []  # the latest `Decision`s, at most `MAX_LOGGED_DECISIONS`
         self.seen = 0  # dialogues offered
-        self.domains = {}  # domain -> sum and IDD of its entries, if a view computed them since it changed
         self.store_version = ""  # of the store that holds this log; cleared when the log changes in its past
         self._view = None  # the view of the present entries, if it was made since they changed
 
@@ -77,17 +76,15 @@ def has_same_text(self: Buffer, candidate: ScoredDialogue) -> bool:
 @patch
 def _fill(self: Buffer, slot: int, candidate: ScoredDialogue, arrival: int) -> None:
     "Fill a bin, and let its entry leave if it has one."
-    changed = {entry.scores.domain for entry in (candidate, *self.entries[slot : slot + 1])}
     self.entries[slot : slot + 1] = [candidate]
     self.arrivals[slot : slot + 1] = [arrival]
-    self.domains = {domain: known for domain, known in self.domains.items() if domain not in changed}
     self._view = None
 
 
 @patch
 def _refill(self: Buffer, entries: list, arrivals: list) -> None:
     "Replace all entries."
-    self.entries, self.arrivals, self.domains, self._view = list(entries), list(arrivals), {}, None
+    self.entries, self.arrivals, self._view = list(entries), list(arrivals), None
 
 
 @patch

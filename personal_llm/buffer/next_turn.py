@@ -14,6 +14,7 @@ import numpy as np
 
 from ..base.files import ASSETS
 from ..base.loading import load_encoder
+from ..base.text import ENGLISH, get_language
 
 # %% ../../nbs/2_buffer/09_next_turn.ipynb #d937b961
 TURN_KINDS = ("complaint", "rephrase", "thanks", "going on", "new subject")
@@ -56,10 +57,13 @@ def count_turn(prompt: str, response: str, turn: str) -> list:  # numbers
     return [float(count) for count in counts]
 
 # %% ../../nbs/2_buffer/09_next_turn.ipynb #09893266
+READER_ENCODER = "pocket"  # whose vectors the regression was fitted to, whichever encoder other chapters have
+
+
 @functools.cache
 def load_reader() -> tuple:  # (encoder, arrays by name)
     arrays = json.loads((ASSETS / "next_turn.json").read_text(encoding="utf-8"))
-    return load_encoder("pocket"), {name: np.array(values) for name, values in arrays.items()}
+    return load_encoder(READER_ENCODER), {name: np.array(values) for name, values in arrays.items()}
 
 
 def compute_turn_features(encoder, turns: list) -> np.ndarray:  # (n, features); turns: (prompt, response, turn)
@@ -82,11 +86,13 @@ def compute_turn_features(encoder, turns: list) -> np.ndarray:  # (n, features);
 def read_next_turns(
     turns: list,  # (prompt, response, next turn of the person) texts
 ) -> list:  # for each: kind of turn -> probability, which sum to 1
-    "Return the probability of each kind of turn: complaint, rephrase, thanks, going on, new subject."
+    "Return the probability of each kind of turn; in another language than English a turn is surely `going on`."
     from scipy.special import softmax
 
     if not turns:
         return []
+    if get_language().name != ENGLISH.name:  # the words of the counts are English
+        return [{kind: float(kind == "going on") for kind in TURN_KINDS} for _ in turns]
     encoder, reader = load_reader()
     scaled = (compute_turn_features(encoder, turns) - reader["centre"]) / reader["spread"]
     probabilities = softmax(scaled @ reader["weights"].T + reader["bias"], axis=1)

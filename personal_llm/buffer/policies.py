@@ -57,7 +57,6 @@ class BufferView:
         self.random = buffer.random
         self.arrival = np.array(buffer.arrivals, int)  # place in the stream
         self.arrival.flags.writeable = False
-        self._domains = buffer.domains  # domain -> see `_measure_domain`
 
     def __len__(self):
         return len(self.entries)
@@ -67,8 +66,14 @@ class BufferView:
         "In-domain dissimilarity of each entry to the others of its domain; 1 for one that is alone."
         idd = np.ones(len(self))
         for domain in set(self.domain):
-            idd[self.domain == domain] = self._measure_domain(domain)[1]
+            units = self.units[self.domain == domain]  # (R, width)
+            idd[self.domain == domain] = 1 - cosine_similarities(units, units.sum(0) - units) / max(1, len(units) - 1)
         return idd
+
+    def compute_idd(self, candidate: ScoredDialogue) -> float:  # [0, 2]; 1 for a domain without entries
+        "Return the in-domain dissimilarity of a candidate to the entries of its domain."
+        units = self.units[self.domain == candidate.scores.domain]
+        return float(1 - (units.sum(0) * candidate.direction).sum() / len(units)) if len(units) else 1.0
 
     @cached_property
     def similarities(self) -> np.ndarray:  # (bins, bins), −∞ on the diagonal
@@ -76,26 +81,6 @@ class BufferView:
         similarities = np.array([cosine_similarities(self.units, unit) for unit in self.units])
         np.fill_diagonal(similarities, -np.inf)
         return similarities
-
-# %% ../../nbs/2_buffer/02_policies.ipynb #e451c274
-@patch
-def _measure_domain(self: BufferView, domain: str) -> tuple:  # (sum of its directions, IDD of its entries)
-    if domain not in self._domains:
-        units = self.units[self.domain == domain]  # (R, width)
-        total = units.sum(0)
-        idd = 1 - cosine_similarities(units, total - units) / max(1, len(units) - 1)  # 1 for one that is alone
-        self._domains[domain] = total, idd
-    return self._domains[domain]
-
-
-@patch
-def compute_idd(self: BufferView, candidate: ScoredDialogue) -> float:  # [0, 2]; 1 for a domain without entries
-    "Return the in-domain dissimilarity of a candidate to the entries of its domain."
-    domain = candidate.scores.domain
-    if domain not in set(self.domain):
-        return 1.0
-    total, idd = self._measure_domain(domain)
-    return float(1 - (total * candidate.direction).sum() / len(idd))
 
 # %% ../../nbs/2_buffer/02_policies.ipynb #e0c3809f
 class Policy:

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SHARE', 'MAX_EMBEDDED_TOKENS',
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
-           'CORRECTION_THRESHOLD', 'MIN_PARAMETERS', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS',
-           'collect_memories', 'add_memories', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
-           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'can_follow_examples',
-           'measure_gain', 'choose_count']
+           'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
+           'add_memories', 'compute_bm25', 'compute_early_states', 'PromptEmbedder', 'estimate_correction_probability',
+           'rank_memories', 'fit_memories', 'retrieve', 'measure_gain', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -17,6 +16,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
+from ..base.loading import load_encoder
 from ..base.text import get_words, is_near_duplicate
 from .scoring import unit_vector
 from ..data.reading import load_replay
@@ -102,11 +102,9 @@ class PromptEmbedder:
     def __init__(
         self,
         model,  # `Model`
-        encoder=None,  # the pocket encoder by default
+        encoder=None,  # as in `load_encoder`
     ):
-        from personal_llm.base.loading import load_encoder
-
-        self.model, self.encoder = model, encoder or load_encoder()
+        self.model, self.encoder = model, load_encoder(encoder)
         self.vectors = {}  # prompt -> (width,), of length 1
         self._background = None  # vectors of general prompts, and the mean early state
 
@@ -209,14 +207,8 @@ def retrieve(
     return fit_memories(ranked, k, max_tokens, count_tokens, is_repeated=takes_corrected)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030
-MIN_PARAMETERS = 50_000_000  # a smaller model does not follow examples in its prompt
 DEFAULT_COUNT = 3  # k
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8
-
-
-def can_follow_examples(model) -> bool:
-    "Say whether a model is large enough to follow examples in its prompt."
-    return sum(p.numel() for p in model.model.parameters()) >= MIN_PARAMETERS
 
 
 def measure_gain(memories: list, embedder: PromptEmbedder, k: int = DEFAULT_COUNT) -> float:  # nats a token
@@ -231,7 +223,7 @@ def measure_gain(memories: list, embedder: PromptEmbedder, k: int = DEFAULT_COUN
 
 def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_COUNT) -> int:  # k, or 0
     "Return how many memories a reply should read: `most`, or none where the model cannot use them."
-    if most < 1 or not can_follow_examples(embedder.model):
+    if most < 1 or not embedder.model.is_large:
         return 0
     if len(memories) < MIN_CHECKED_ANSWERS:
         return most

@@ -8,12 +8,13 @@ __all__ = []
 # %% ../../nbs/1_data/03_exports.ipynb #9dd5a5de
 import math
 import re
-from datetime import datetime, timezone
+import unicodedata
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 
 from ..base.core import InputError
 from .formats import ROLE_ALIASES, ParsedConversation, as_text, parse_rating, register_format
-from .records import format_value
+from .records import LOST_LINE, format_value
 
 # %% ../../nbs/1_data/03_exports.ipynb #7a82f3d9
 def parse_time(value) -> float:  # seconds since the epoch, 0 for no time
@@ -141,8 +142,13 @@ class ChatMessage(NamedTuple):
 
     sender_id: str
     sender: str  # the name that people see
-    text: str
+    text: str  # "" for a picture, a forwarded message, or a deleted one
     time: float  # seconds since the epoch, or 0
+
+
+def fold_name(name) -> str:
+    "Return a name without case, and composed: é may be one character or two (Unicode NFC)."
+    return unicodedata.normalize("NFC", str(name)).strip().casefold()
 
 
 def identify_user(messages: list, user: str = None) -> tuple:  # (id, name); (None, "") if only one person writes
@@ -150,47 +156,53 @@ def identify_user(messages: list, user: str = None) -> tuple:  # (id, name); (No
     people = {}  # in the order of their first messages
     for m in messages:
         people.setdefault(m.sender_id, m.sender)
-    names = ", ".join(format_value(name) for name in list(people.values())[:5])
+    names = [fold_name(name) for name in people.values()]
+    labels = {id: name if names.count(fold_name(name)) == 1 else f"{name} ({id})" for id, name in people.items()}
+    choices = ", ".join(format_value(label) for label in list(labels.values())[:5])
     if user is not None:
-        wanted = str(user).strip().casefold()
-        for sender_id, name in people.items():
-            if wanted in (sender_id.casefold(), name.casefold()):
-                return sender_id, name
-        raise InputError(f"no sender is called {format_value(user)}", f"give one of {names} as user (--user)")
+        wanted = fold_name(user)
+        matches = [id for id in people if fold_name(id) == wanted]
+        matches = matches or [id for id, name in people.items() if wanted in (fold_name(name), fold_name(labels[id]))]
+        if len(matches) > 1:
+            problem, shared = f"{len(matches)} senders are called {format_value(user)}", ", ".join(matches[:5])
+            raise InputError(problem, f"give the id of one of them as user (--user): {format_value(shared)}")
+        if not matches:
+            raise InputError(f"no sender is called {format_value(user)}", f"give one of {choices} as user (--user)")
+        return matches[0], labels[matches[0]]
     if len(people) > 2:
         remedy = "give the user's name with user (--user); the other messages become the responses"
-        raise InputError(f"{len(people)} people write here ({names})", remedy)
-    return next(iter(people.items())) if len(people) == 2 else (None, "")
+        raise InputError(f"{len(people)} people write here ({choices})", remedy)
+    return next(iter(labels.items())) if len(people) == 2 else (None, "")
 
 # %% ../../nbs/1_data/03_exports.ipynb #64f8b292
 CONVERSATION_GAP_SECONDS = 6 * 3600
 
 
 def split_at_pauses(messages: list, user: str = None) -> list:  # of `ParsedConversation`
-    "Cut messages, in order, into conversations at pauses longer than `CONVERSATION_GAP_SECONDS`."
-    user_id, name = identify_user(messages, user)
+    "Cut messages, in order, at pauses longer than `CONVERSATION_GAP_SECONDS`, and at None, which is a lost message."
+    user_id, name = identify_user([m for m in messages if m], user)
     conversations, last_time = [[]], 0
     for m in messages:
-        if last_time and m.time and m.time - last_time > CONVERSATION_GAP_SECONDS:
+        if m is None or last_time and m.time and m.time - last_time > CONVERSATION_GAP_SECONDS:
             conversations.append([])
-        conversations[-1].append(("user" if m.sender_id == user_id else "assistant", m.text, m.time))
-        last_time = m.time
+        if m and m.text.strip():
+            conversations[-1].append(("user" if m.sender_id == user_id else "assistant", m.text, m.time))
+            last_time = m.time
     return [answered for turns in conversations for answered in make_answered_conversation(turns, name)]
 
 # %% ../../nbs/1_data/03_exports.ipynb #c5728adc
 def parse_telegram_messages(chat: dict) -> list:  # of `ChatMessage`
-    "Parse the messages of a Telegram chat that have a text and were not forwarded."
+    "Parse the messages of a Telegram chat; one that was forwarded, or has no text, keeps its sender only."
     messages = []
     for m in chat.get("messages") or []:
-        if m.get("type") != "message" or m.get("forwarded_from"):
+        if m.get("type") != "message":
             continue
-        parts = m.get("text") or ""
+        parts = "" if m.get("forwarded_from") else m.get("text") or ""
         parts = parts if isinstance(parts, list) else [parts]
         text = "".join(as_text(part["text"] if isinstance(part, dict) else part, "text") for part in parts)
         sender_id = str(m.get("from_id") or m.get("from"))
-        if text.strip():
-            sender = as_text(m.get("from") or sender_id, "from")
-            messages.append(ChatMessage(sender_id, sender, text, parse_time(m.get("date_unixtime") or m.get("date"))))
+        sender = as_text(m.get("from") or sender_id, "from")
+        messages.append(ChatMessage(sender_id, sender, text, parse_time(m.get("date_unixtime") or m.get("date"))))
     return messages
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
@@ -199,14 +211,13 @@ def parse_telegram_account(record: dict, user: str = None) -> list:  # of `Parse
     owner = user or (record.get("personal_information") or {}).get("user_id")
     if owner is None:
         raise InputError("the export does not name its owner", "give the owner's name as user (--user)")
-    owner_names = {str(owner).casefold(), f"user{owner}".casefold()}
-    conversations = []
+    owner_names, conversations = {fold_name(owner), fold_name(f"user{owner}")}, []
     for chat in record["chats"]["list"]:
         messages = parse_telegram_messages(chat)
-        people = {m.sender_id: {m.sender_id.casefold(), m.sender.casefold()} for m in messages}
-        owner_id = next((sender_id for sender_id, names in people.items() if names & owner_names), None)
-        if len(people) == 2 and owner_id is not None:
-            conversations += split_at_pauses(messages, owner_id)
+        people = {m.sender_id: {fold_name(m.sender_id), fold_name(m.sender)} for m in messages}
+        owner_ids = [sender_id for sender_id, names in people.items() if names & owner_names]
+        if len(people) == 2 and owner_ids:  # both have the owner's name: `identify_user` asks for an id
+            conversations += split_at_pauses(messages, owner_ids[0] if len(owner_ids) == 1 else owner)
     return conversations
 
 
@@ -218,39 +229,73 @@ def parse_telegram(record, user):
 
 # %% ../../nbs/1_data/03_exports.ipynb #135274c2
 DIRECTION_MARKS = "\u200e\u200f\u202a\u202c\ufeff"  # invisible marks that WhatsApp puts before a line
-_DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})"
-_TIME = r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?(?:\s?([AaPp])\.?\s?[Mm]\.?)?"
-WHATSAPP_LINE = re.compile(rf"\[?{_DATE}\.?,?\s(?:\w+\s)?{_TIME}(?:\]\s|\s[-–]\s)(.*)")
+_GAP = rf"[\s{DIRECTION_MARKS}]{{0,2}}"
+_DATE = rf"(?P<x>\d{{1,4}})(?P<s1>{_GAP}[./\-年년]{_GAP})(?P<y>\d{{1,2}})(?P<s2>{_GAP}[./\-月월]{_GAP})(?P<z>\d{{1,4}})"
+_TIME = r"(?P<h>\d{1,2})(?:[:.]|\sh\s)(?P<m>\d{2})(?:(?:[:.]|\smin\s)(?P<s>\d{2})(?:\ss)?)?"
+_ENDS = r"(?P<after>[^\d\[\]:]{0,20}?)(?:\]\s|\s[-–]\s)(?P<rest>.*)"
+STAMPS = [  # a date and a time, in either order
+    re.compile(rf"(?P<open>\[?)(?:{_DATE}(?P<between>[^\d\[\]]{{1,20}}){_TIME}){_ENDS}", re.S),
+    re.compile(rf"(?P<open>\[?)(?:{_TIME}(?P<between>[^\d\[\]]{{1,20}}){_DATE}){_ENDS}", re.S),
+]
+AFTERNOON = re.compile(
+    r"p\.?\s?m|오후|下午|午後|午后|中午|晚上|傍晚|μ\.?\s?μ|ب\.?\s?ظ|(?<!\w)م(?!\w)|PTG|m\.d|pasdit|ከሰዓት|ਬਾ|du\.|अपराह्न|অপরাহ্ণ"
+    r"|ಅಪರಾಹ್ನ|பிற்பகல்|หลังเที่ยง|אחה",
+    re.I,
+)
+MORNING = re.compile(
+    r"a\.?\s?m|오전|上午|午前|凌晨|清晨|早上|π\.?\s?μ|ق\.?\s?ظ|(?<!\w)ص(?!\w)|PG|p\.d|paradit|ጥዋት|ਪੂ|de\.|पूर्वाह्न|পূর্বাহ্ণ"
+    r"|ಪೂರ್ವಾಹ್ನ|முற்பகல்|ก่อนเที่ยง|לפנה",
+    re.I,
+)
 
-_MORNING, _AFTERNOON = ("오전", "上午", "午前"), ("오후", "下午", "午後")  # Korean, Chinese, Japanese
-_DATE_BEFORE = re.compile(r"(\[?\d{4})\s?[./年년]\s?(\d{1,2})\s?[./月월]\s?(\d{1,2})\s?[.日일]?\s")
-_HALF_BEFORE = re.compile(rf"({'|'.join(_MORNING + _AFTERNOON)})\s?(\d{{1,2}}:\d{{2}}(?::\d{{2}})?)")
+
+def parse_stamp(line: str) -> tuple:  # (three numbers, hour, minute, second, "a", "p" or None), form, rest; or None
+    "Read the date and time with which a line begins, in the ways of phones in any language."
+    match = next((match for pattern in STAMPS if (match := pattern.fullmatch(line))), None)
+    if not match:
+        return None
+    words = match["between"] + match["after"]
+    half = "p" if AFTERNOON.search(words) else "a" if MORNING.search(words) else None
+    stamp = [*(match[name] for name in "xyzhms"), half]
+    form = (
+        match["open"],
+        match["s1"].strip(),
+        match["s2"].strip(),
+        match["s"] is None,
+        match.start("x") < match.start("h"),
+    )
+    return stamp, form, match["rest"]
 
 
-def translate_stamp(line: str) -> str:
-    "Write the beginning of a line with an East Asian date as `2024.1.12 2:03 PM`."
-    if not (date := _DATE_BEFORE.match(line)):
-        return line
-    head, rest = line[date.end() : date.end() + 12], line[date.end() + 12 :]
-    head = _HALF_BEFORE.sub(lambda match: f"{match[2]} {'AM' if match[1] in _MORNING else 'PM'}", head)
-    return f"{date[1]}.{date[2]}.{date[3]} {head}{rest}"
-
-
-def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or "", text)
+def parse_whatsapp_log(log: str) -> list:  # (numbers of date and time, name or "", text); stamp None: a lost line
     "Cut a WhatsApp export into messages; a notice of the program has no name."
-    messages = []
+    messages, first_form = [], None
     for line in log.split("\n"):
-        match = WHATSAPP_LINE.fullmatch(translate_stamp(line.rstrip("\r").lstrip(DIRECTION_MARKS)))
-        if match:
-            *stamp, rest = match.groups()
+        stamped = parse_stamp(line.rstrip("\r").lstrip(DIRECTION_MARKS))
+        if line == LOST_LINE:
+            messages.append([None, "", []])  # what follows may belong to it, so it is lost, too
+        elif stamped and first_form in (None, stamped[1]):
+            stamp, first_form, rest = stamped
             name, colon, text = rest.partition(": ")
-            messages.append([stamp, name.strip(DIRECTION_MARKS + "~ \u202f\u00a0") if colon else "", [text]])
-        elif messages:
+            name = unicodedata.normalize("NFC", name.strip(DIRECTION_MARKS + "~ \u202f\u00a0")) if colon else ""
+            messages.append([stamp, name, [text]])
+        elif messages and messages[-1][0]:
             messages[-1][2].append(line.rstrip("\r"))
     return [(stamp, name, "\n".join(lines)) for stamp, name, lines in messages]
 
 # %% ../../nbs/1_data/03_exports.ipynb #f865601f
 DAY_FIRST, MONTH_FIRST, YEAR_FIRST = (2, 1, 0), (2, 0, 1), (0, 1, 2)  # positions of year, month and day
+
+
+def make_date(year: int, month: int, day: int) -> datetime:  # raises `ValueError` for no date
+    "Return a date of our calendar; years above 2400 are Buddhist, and those from 1300 to 1499 are Persian."
+    if not 1300 <= year < 1500:
+        return datetime(year - 543 if year > 2400 else year, month, day, tzinfo=timezone.utc)
+    if not (1 <= month <= 12 and 1 <= day <= 31 - (month > 6)):
+        raise ValueError("no Persian date")
+    days = 365 * (year - 1402) + (8 * year + 21) // 33 - (8 * 1402 + 21) // 33
+    days += 31 * (month - 1) - max(0, month - 7) + day - 1
+    return datetime(2023, 3, 21, tzinfo=timezone.utc) + timedelta(days=days)  # the first day of 1402
 
 
 def parse_timestamp(stamp: list, order: tuple) -> float:  # seconds since the epoch, 0 for no valid date
@@ -261,8 +306,8 @@ def parse_timestamp(stamp: list, order: tuple) -> float:  # seconds since the ep
         hour = hour % 12 + (12 if stamp[6] in "pP" else 0)
     year = year + 2000 if year < 100 else year
     try:
-        return datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc).timestamp()
-    except ValueError:
+        return make_date(year, month, day).replace(hour=hour, minute=minute, second=second).timestamp()
+    except (ValueError, OverflowError):
         return 0.0
 
 
@@ -278,14 +323,22 @@ EDIT_MARK = re.compile(r"(?:\u200e<[^<>]*>|<This message was edited>)$")
 SYSTEM_MESSAGE = re.compile(
     r"\u200e.*|<[^<>]*>|null|.*\(file attached\)|This message was deleted\.?|You deleted this message\.?", re.S
 )
+MIN_NOTICE_WORDS = 5  # of a message that begins with an invisible mark
 
 
 @register_format("whatsapp", ("log",), needs_user=True)
 def parse_whatsapp(record, user):
     rows = parse_whatsapp_log(as_text(record["log"], "the log"))
-    if not rows:
+    dated = [row for row in rows if row[0]]
+    if not dated:
         raise InputError("no line begins as in a WhatsApp export", "give a WhatsApp chat, JSON lines, JSON or a table")
-    times = parse_timestamps([stamp for stamp, _, _ in rows])
-    texts = [EDIT_MARK.sub("", text).strip() for _, _, text in rows]
-    messages = [ChatMessage(name, name, text, time) for (_, name, _), text, time in zip(rows, texts, times)]
-    return split_at_pauses([m for m in messages if m.sender and m.text and not SYSTEM_MESSAGE.fullmatch(m.text)], user)
+    times = iter(parse_timestamps([stamp for stamp, _, _ in dated]))
+    messages = []
+    for stamp, name, text in rows:
+        text, time = EDIT_MARK.sub("", text).strip(), next(times) if stamp else 0.0
+        is_notice = text.startswith("\u200e") and len(text.split()) >= MIN_NOTICE_WORDS
+        if stamp is None:
+            messages.append(None)
+        elif name and not is_notice:
+            messages.append(ChatMessage(name, name, "" if SYSTEM_MESSAGE.fullmatch(text) else text, time))
+    return split_at_pauses(messages, user)

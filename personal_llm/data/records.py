@@ -116,6 +116,9 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
     return {clean_value(name): clean_value(item, depth + 1) for name, item in value.items()}
 
 # %% ../../nbs/1_data/01_records.ipynb #4710ea1f
+LOST_LINE = "\0"  # stands for a line that is not UTF-8; no text that we read holds this character
+
+
 def decode_line(line: bytes) -> str:
     "Decode one line; raise `InputError` if it is not UTF-8."
     try:
@@ -210,7 +213,8 @@ def read_records(path, is_table: bool = None) -> tuple:
     if is_table:
         records, errors = parse_table(lines)
     elif suffix == ".txt" and not first_text.lstrip().startswith(("{", "[{")):
-        records, errors = [(1, dict(log="\n".join(text for _, text in lines)))], []
+        log = dict(lines) | {number: LOST_LINE for number, _ in undecoded}
+        records, errors = [(1, dict(log="\n".join(log[number] for number in sorted(log))))], []
     else:
         records, errors = parse_json_lines(lines)
         if not records and suffix not in (".jsonl", ".ndjson", ".json", ".txt"):

@@ -26,7 +26,7 @@ from .personalizer import Personalizer, load_personalizer
 from .streaming import ReplyOptions, ReplyStream
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
-from ..buffer.retrieval import add_memories, can_follow_examples
+from ..buffer.retrieval import add_memories
 from ..buffer.scoring import ScoredDialogue, Scores, score_reading
 from ..base.folder_store import ADAPTERS_FOLDER, BACKGROUND_FOLDER, hold_store
 from .store import get_state_version, has_state, migrate_folder, write_state
@@ -285,7 +285,7 @@ def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True
     if not is_own:
         self.reply_memories = found
         return add_memories(question, found)
-    if not can_follow_examples(self.model) or not self.me.settings.memories:
+    if not self.model.is_large or not self.me.settings.memories:
         return question
     answers = frozenset(d.id for d in self.me.list_memories())
     reason = answers, found[0].origin if found else "", self.me.session["start"]

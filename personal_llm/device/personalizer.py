@@ -26,7 +26,6 @@ from personal_llm.buffer.retrieval import (
     MAX_MEMORY_TOKENS,
     PromptEmbedder,
     add_memories,
-    can_follow_examples,
     choose_count,
     collect_memories,
     retrieve,
@@ -36,7 +35,7 @@ from ..buffer.synthesis import synthesize
 from ..selection.library import Library
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.adapter_scale import choose_adapter_scale
 from ..tuning.finetune import finetune as tune
 from ..base.loading import get_lasting_name
@@ -82,8 +81,7 @@ class PersonalizerSettings:
 
     def complete(self, model) -> "PersonalizerSettings":
         "Return these settings with the defaults of a model."
-        is_large = model.model.num_parameters() > LARGE_MODEL_PARAMETERS
-        return replace(self, synthetic=0 if is_large else 1) if self.synthetic is None else self
+        return replace(self, synthetic=0 if model.is_large else 1) if self.synthetic is None else self
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #da6159f4
 class Personalizer(AnnotationManager):
@@ -232,7 +230,7 @@ def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
 def retrieve_memories(self: Personalizer, prompt: str) -> list:  # dialogues, the nearest last
     "Return the answered dialogues that a reply to a prompt reads."
     memories = self.list_memories()
-    if not memories or not self.settings.memories or not can_follow_examples(self.model):
+    if not memories or not self.settings.memories or not self.model.is_large:
         return []
     self.embedder = self.embedder or PromptEmbedder(self.model)
     checked_at = 2 ** (len(memories).bit_length() - 1)

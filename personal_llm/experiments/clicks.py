@@ -13,10 +13,11 @@ import numpy as np
 
 from ..base.core import make_generator
 from ..explanation.explanation import gain_direction, likelihood_gains, load_probe_texts, mean_response_nll
-from ..explanation.space import concatenate_blocks, load_pocket_encoder
+from ..explanation.space import concatenate_blocks
 from ..explanation.explanation import style_coordinates
 from ..explanation.style import sample_responses, style_shifts
 from ..base.files import ASSETS
+from ..base.loading import load_encoder
 from .choosing import ANSWERS, MAX_CLICKS, StyleBelief, is_sure, rank_by_belief
 from .fit import load_pool_library
 from .runner import Grid
@@ -52,7 +53,7 @@ def fit_utilities(pool, texts: list) -> dict:  # style -> (texts,) utilities
 def measure_coordinates(model, library) -> np.ndarray:  # (pLLMs, k)
     "Return each pLLM's coordinates in the package's space, as its card would hold them."
     space, (texts, _) = load_space(ASSETS / "library"), load_probe_texts()
-    shifts = concatenate_blocks(style_shifts(model, load_pocket_encoder(), texts, 0))
+    shifts = concatenate_blocks(style_shifts(model, load_encoder(), texts, 0))
     coordinates = style_coordinates(space, space.project(shifts, False)) * space.coordinate_scale
     probes = SimpleNamespace(dialogues=texts, base=mean_response_nll(model, texts))
     gains = [likelihood_gains(model, library[name].adapter, probes) for name in library]

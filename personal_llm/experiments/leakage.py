@@ -21,7 +21,7 @@ from .policies import load_experiment_tools
 from .runner import Grid
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from personal_llm.tuning.leakage import (
+from personal_llm.runtimes.audit import (
     ATTACKS,
     compute_exposure,
     make_canaries,

@@ -15,7 +15,7 @@ from ..data.reading import load_samples
 from .fit import STYLES
 from .runner import Grid
 from .words import DRAWS, TEXTS, has_habit, own_words, seen_words, true_words
-from ..explanation.description import describe_user
+from .methods.word_descriptions import describe_user_in_words
 from ..explanation.habits import MAX_TOPIC_TEXT_WORDS
 from ..explanation.style import truncate_words
 from ..recipes.style_pools import load_pool
@@ -81,7 +81,7 @@ def measure_lines(jobs: list):  # yields a dict of results a job
     texts = {job["user"]: line_texts(pool, job["user"], job["seed"]) for job in jobs}
     sets = {user: [d.response for d in fresh] for user, (_, fresh) in texts.items() if user in STYLES[pool.name]}
     for user, (rows, fresh) in texts.items():
-        said = describe_user(rows, [""] * len(rows), vocabulary)
+        said = describe_user_in_words(rows, [""] * len(rows), vocabulary)
         lines = [*said.words, *(t.label for t in said.traits)]
         found = find_by_lines(said, sets, pool.name, vocabulary.words) if user in sets else ""
         of_kind = said.word_scores.is_of_kind if said.word_scores else False

@@ -83,10 +83,12 @@ def choose(method: str, name: str, dialogues: list) -> dict:
         return dict(right=right, first=right, choice="", abstained=False)
     needs = SELECTORS[method].needs
     given = dict(model=model, dialogues=dialogues) if "model" in needs else {}
-    explanation = explain(model, dialogues, library.space, 0, library.vocabulary) if "row" in needs else None
+    explanation = explain(model, dialogues, library.space, 0) if "row" in needs else None
     ranking = select(library, explanation, method, **given)
     choice = find_choice(ranking)
-    facts = dict(abstained=ranking.abstained, reason=ranking.reason, weights=ranking.weights, ranked=ranking.names[:3])
+    facts = dict(
+        abstained=ranking.abstained, reason=ranking.reason, weights=ranking.weights, ranked=[*ranking.names[:3]]
+    )
     first = ranking.names[0] if ranking.names else choice
     return dict(right=float(choice == name), first=float(first == name), choice=choice) | facts
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+import personal_llm.experiments.methods.searches  # noqa: F401, adds the searches to the selectors
 from ..base.core import make_generator
 from ..base.adapters import read_factors
 from .runner import Grid

@@ -15,7 +15,7 @@ from ..base.models import load_model
 from ..data.reading import load_samples
 from ..data.people import user_stream
 from .people import PEOPLE
-from ..explanation.word_classifier import ranking_auc
+from .methods.word_classifier import ranking_auc
 from .runner import Grid
 from ..buffer.policies import get_policy
 from ..buffer.buffer import Buffer

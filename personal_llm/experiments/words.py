@@ -30,13 +30,14 @@ from ..recipes.style_texts import BASE_STYLES
 from ..recipes.word_texts import OPPOSITE_WORDS, add_texts, drop_ambiguous_texts
 from ..recipes.word_texts import load_open_texts, plain_people
 from ..selection.ranking import PLAIN_PLLM
-from ..selection.selection import select
+from ..selection.selection import Selector, select
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, MIN_TOPIC_WORDS
 from ..explanation.habits import LONG_ANSWER_WORDS, SHORT_ANSWER_WORDS
 from ..explanation.habits import SHORT_ANSWER_WORDS, find_general_topics, load_topic_words
 from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts, mean_response_nll
-from ..explanation.description import Description, describe_pllm, describe_user, description_items
-from ..explanation.description import fit_word_shifts, score_library_words
+from .methods.word_descriptions import WordDescription, describe_pllm_in_words
+from .methods.word_descriptions import describe_user_in_words, fit_word_shifts
+from .methods.word_descriptions import score_library_words, select_by_words, word_items
 from ..explanation.style import sample_responses
 
 # %% ../../nbs/experiments/21_words.ipynb #61058fae
@@ -78,7 +79,7 @@ def draw_user_texts(
 
 def train_vocabulary(pool, taught: str):  # a `Vocabulary`
     "The vocabulary of a pool's builder, or that of open texts."
-    from personal_llm.explanation.vocabulary import Vocabulary
+    from personal_llm.experiments.methods.vocabulary import Vocabulary
 
     if taught.startswith("open"):
         found = Vocabulary.fit(load_open_texts(), plain_people(), OPPOSITE_WORDS)
@@ -259,7 +260,7 @@ def cards(name: str) -> tuple:  # (model, `Pool`, a shelf that has cards, `Vocab
     vocabulary, prompts = own_words(name)[1], load_probe_texts()[1]
     answers = {one: generate_answers(name, one, at, prompts, 0, MAX_PLLM_TOKENS) for one, at in library.folders.items()}
     raised, voice = shifts(model, texts, library), answers[PLAIN_PLLM]
-    says = {one: describe_pllm(found, voice, vocabulary, raised[one]) for one, found in answers.items()}
+    says = {one: describe_pllm_in_words(found, voice, vocabulary, raised[one]) for one, found in answers.items()}
     library = PoolLibrary(**vars(library), says=says)
     library.card = lambda one: dict(explanation=dict(said=says[one].to_dict()))
     return model, texts, library, vocabulary
@@ -273,8 +274,8 @@ def measure_choice(jobs: list):  # yields a dict of results a job
         rows = texts.rows(job["user"], "test", SIMILARITIES[0], TEXTS, job["seed"])
         group = job["user"] if job["pool"] == "real" else "all"  # elsewhere users of a seed share their prompts
         base = generate_answers(job["pool"], f"base-{group}", None, [d.prompt for d in rows], job["seed"])
-        said = describe_user(rows, base, vocabulary)
-        found = select(library, SimpleNamespace(description=said), "explained")
+        said = describe_user_in_words(rows, base, vocabulary)
+        found = select(library, SimpleNamespace(description=said), Selector(select_by_words, ("row",)))
         yield dict(
             best=found.best,
             first=found.names[0],
@@ -330,7 +331,7 @@ def named(said, sets: dict, name: str) -> str:  # whose set
     "Whose texts the printed explanation fits best."
     judged = {who: seen_words(name, texts) for who, texts in sets.items()} if said.word_scores else {}
     total = dict.fromkeys(sets, 0.0)
-    for item, value in description_items(said).items():
+    for item, value in word_items(said).items():
         word = item.removeprefix("word ")
         if item.startswith("word ") and not all(word in known for known in judged.values()):
             continue
@@ -351,7 +352,7 @@ def people_sets(seed: int) -> tuple:  # (user -> what is said, user -> texts of 
         pairs = [(d, user(d)) for d in data.stream]
         pairs = [(d, better) for d, better in pairs if better][:TEXTS]
         liked = [d.derive(response=better, origin="annotated") for d, better in pairs]
-        said[name] = describe_user(liked, [""] * len(liked), replies={d.id: d.response for d, _ in pairs})
+        said[name] = describe_user_in_words(liked, [""] * len(liked), replies={d.id: d.response for d, _ in pairs})
         sets[name] = [d.response for d in data.test_signal[:TEXTS]]
     return said, sets
 
@@ -362,9 +363,8 @@ def pool_sets(name: str, seed: int) -> tuple:  # the same
     said, sets = {}, {}
     for style in styles:
         rows = pool.rows(style, "user", SIMILARITIES[0], TEXTS, seed)
-        said[style] = Description(
-            vocabulary.score_user(rows), (), tuple(find_general_topics([d.text for d in rows])), len(rows)
-        )
+        topics = tuple(find_general_topics([d.text for d in rows]))
+        said[style] = WordDescription((), topics, len(rows), vocabulary.score_user(rows))
         sets[style] = [d.response for d in pool.rows(style, "test", SIMILARITIES[0], TEXTS, seed)]
     return said, sets
 
@@ -381,7 +381,7 @@ def measure_reader(jobs: list):  # yields a dict of results a job
             named=whom,
             right=int(whom == job["user"]),
             habits=int(habits == job["user"]),
-            items=len(description_items(mine)),
+            items=len(word_items(mine)),
         )
 
 

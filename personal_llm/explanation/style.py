@@ -13,23 +13,22 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
-from ..base.text import WORD_PATTERN, split_sentences
+from ..base.text import ENGLISH, get_language
 
 # %% ../../nbs/4_explanation/01_style.ipynb #5a0c11f7
 LENGTH_FEATURES = ("log words", "words a sentence", "letters a word", "long words", "distinct words")
 LONG_WORD_LETTERS = 8  # letters from which on a word counts as long
 WORD_FORM_FEATURES = ("digits", "capitals", "capitalised words", "contractions")
-COUNTED_SUFFIXES = ("ly", "tion", "ing")
 
 # %% ../../nbs/4_explanation/01_style.ipynb #c91d03f6
 PUNCTUATION_PATTERNS = {
-    "commas": ",",
-    "full stops": r"(?<!\.)\.(?!\.)",
-    "exclamation marks": "!",
-    "question marks": r"\?",
+    "commas": "[,、，]",
+    "full stops": r"(?<!\.)\.(?!\.)|。",
+    "exclamation marks": "[!！]",
+    "question marks": "[?？]",
     "semicolons and colons": "[;:]",
-    "quotation marks": '["“”«»]',
-    "brackets": r"[()\[\]]",
+    "quotation marks": '["“”«»「」『』]',
+    "brackets": r"[()\[\]（）]",
     "dashes": r"[-–—](?=\s)",
     "ellipses": r"\.\.\.|…",
     "emoji": "[\U0001f300-\U0001faff☀-➿]",
@@ -48,21 +47,24 @@ STYLOMETRIC_FEATURES = (
     *LENGTH_FEATURES,
     *PUNCTUATION_PATTERNS,
     *WORD_FORM_FEATURES,
-    *(f"endings in -{suffix}" for suffix in COUNTED_SUFFIXES),
+    *(f"endings in -{ending}" for ending in ENGLISH.endings),
     *WORD_CLASSES,
 )
 
 
 def stylometry(
     text: str,  # an answer
-) -> np.ndarray:  # (39,) float32, in the order of `STYLOMETRIC_FEATURES`; zeros for an empty text
+) -> (
+    np.ndarray
+):  # (39,) float32, in the order of `STYLOMETRIC_FEATURES`, whose endings are English names; zeros for an empty text
     "Return the 39 countable style features of a text."
     text = text.replace("’", "'")
     if not text.strip():
         return np.zeros(len(STYLOMETRIC_FEATURES), np.float32)
-    words = WORD_PATTERN.findall(text)
+    language = get_language()
+    words, num_sentences = language.find_words(text), max(len(language.split_sentences(text)), 1)
     lower, n = [word.lower() for word in words], max(len(words), 1)
-    lengths = [np.log1p(len(words)), np.log1p(n / max(len(split_sentences(text)), 1)), sum(map(len, words)) / n]
+    lengths = [np.log1p(len(words)), np.log1p(n / num_sentences), sum(map(len, words)) / n]
     lengths.append(sum(len(word) >= LONG_WORD_LETTERS for word in words) / n)
     lengths.append(len(set(lower)) / n**0.75)  # longer texts repeat more: a plain share would measure length again
     counts = [len(re.findall(pattern, text)) for pattern in PUNCTUATION_PATTERNS.values()]
@@ -70,9 +72,9 @@ def stylometry(
     counts.append(n * sum(character.isupper() for character in text) / len(text))  # a share of the characters
     counts.append(sum(word[0].isupper() for word in words))
     counts.append(sum("'" in word for word in words))
-    for suffix in COUNTED_SUFFIXES:
-        counts.append(sum(len(word) > len(suffix) + 2 and word.endswith(suffix) for word in lower))
-    counts += [sum(word in members for word in lower) for members in WORD_CLASSES.values()]
+    counts += language.count_endings(lower)
+    known_words = lower if language.name == ENGLISH.name else []  # the word classes are English
+    counts += [sum(word in members for word in known_words) for members in WORD_CLASSES.values()]
     return np.array([*lengths, *(count / n for count in counts)], np.float32)
 
 # %% ../../nbs/4_explanation/01_style.ipynb #7a01539d
@@ -117,8 +119,8 @@ def sample_responses(
 # %% ../../nbs/4_explanation/01_style.ipynb #7fcb87ff
 def truncate_words(text: str, max_words: int = MAX_COMPARED_WORDS) -> str:
     "Return the first words of a text, with spaces and line ends as they were."
-    words = list(re.finditer(r"\S+", text))
-    return text if len(words) <= max_words else text[: words[max_words - 1].end()]
+    pieces = get_language().find_pieces(text)
+    return text if len(pieces) <= max_words else text[: pieces[max_words - 1].end()]
 
 
 def truncated_features(model, encoder, dialogues: list) -> dict:  # block -> (n, d) float32

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..base.files import read_json
+from ..base.loading import load_encoder
 from ..base.text import normalise_text
 from ..data.splits import is_reserved
 from .data import intents, read_instruct, split_rows
@@ -24,7 +25,6 @@ from personal_llm.buffer.synthesis import (
     SYNTHESIS_PROMPT,
     SynthesisConfig,
     check_rewrite,
-    load_similarity_encoder,
     parse_rewrite,
     semantic_similarities,
 )
@@ -82,7 +82,7 @@ def find_own_prompt(
     "Whether the nearest other wording of a rewrite belongs to the intent of its text."
     wordings = list(intent_of)
     place = {wording: i for i, wording in enumerate(wordings)}
-    encode = lambda texts: load_similarity_encoder().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    encode = lambda texts: load_encoder("pocket").encode(texts, normalize_embeddings=True, show_progress_bar=False)
     likeness = encode([rewrite for _, rewrite in pairs]) @ encode(wordings).T
     likeness[range(len(pairs)), [place[text] for text, _ in pairs]] = -np.inf
     return np.array([intent_of[wordings[i]] == intent_of[text] for i, (text, _) in zip(likeness.argmax(1), pairs)])

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..base.core import InputError, make_generator
 from ..base.files import ASSETS
-from ..base.text import SENTENCE_BREAK_PATTERN, normalise_text, split_sentences
+from ..base.text import ENGLISH, normalise_text, split_sentences
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.people import USERS, user_stream
@@ -40,7 +40,7 @@ def shorten_text(
     "Shorten at a sentence's end; line ends inside are kept."
     if len(text.strip()) <= limit:
         return text.strip()
-    ends = [m.start() for m in SENTENCE_BREAK_PATTERN.finditer(text, 0, limit + 1)]
+    ends = [m.start() for m in ENGLISH.sentence_break.finditer(text, 0, limit + 1)]
     return text[: ends[-1]].strip() if ends else ""
 
 # %% ../../nbs/recipes/samples.ipynb #83f67fde

@@ -11,9 +11,9 @@ __all__ = ['SUBJECTS', 'WARD_WORDS', 'OLD_WORDS', 'PERSON_HABITS', 'SIMILARITY',
 import tempfile
 from pathlib import Path
 
-from ..base.adapters import WEIGHTS_FILE, Adapter
+from ..base.adapters import ADAPTER_CARD_FILE, WEIGHTS_FILE, Adapter, get_adapter_id, read_adapter_card
 from ..base.core import Dialogue, make_generator
-from ..base.files import write_atomically
+from ..base.files import write_atomically, write_sealed
 from ..data.reading import load_samples
 from ..data.splits import get_row_group, is_reserved
 from ..data.people import brevity, bullets, emoji, lower_case
@@ -24,7 +24,7 @@ from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
 from ..runtimes.cluster import explain_without_timings
-from ..tuning.config import LARGE_MODEL_PARAMETERS, TuningConfig
+from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
 from ..explanation.explanation import load_probe_texts, prepare_probes
 
@@ -100,18 +100,21 @@ def add_plain_rows(
 def library_config(model) -> TuningConfig:
     "Return how we tune the pLLMs of a library: by the size of the base model."
     lasting = dict(dropout=0.0, validation=0.0, checks=1, max_length=112)
-    if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
-        return TuningConfig.for_model(model, rank=2, alpha=4, steps=16, **lasting)
+    if model.is_large:
+        return TuningConfig.for_model(model, rank=2, alpha=16, layers=20, learning_rate=1.5e-3, steps=16, **lasting)
     return TuningConfig(rank=4, alpha=8, steps=60, **lasting)
 
 
 def halve_weights(folder) -> None:
-    "Store an adapter's weights as 16-bit numbers; peft computes with them in float32."
+    "Store an adapter's weights as 16-bit numbers, and its new id; peft computes with them in float32."
     import torch
     from safetensors.torch import load, save
 
     file = Path(folder, WEIGHTS_FILE)
     write_atomically(file, save({name: x.to(torch.float16) for name, x in load(file.read_bytes()).items()}))
+    card = read_adapter_card(folder)
+    if "adapter_id" in card:
+        write_sealed(Path(folder, ADAPTER_CARD_FILE), card | dict(adapter_id=get_adapter_id(folder)))
 
 
 def tune_person(

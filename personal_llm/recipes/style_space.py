@@ -341,11 +341,10 @@ def make_shipped_library(model, data: str, out: str, space: str = None, adapters
     "Tune the nine pLLMs and put them into a library; a large model's weigh 16 bits. An interrupted call goes on."
     from personal_llm.explanation import space_fitting
     from personal_llm.recipes.shipped_library import halve_weights, make_library, tune_all
-    from personal_llm.tuning.config import LARGE_MODEL_PARAMETERS
 
     with tempfile.TemporaryDirectory() as temporary:
         tuned = tune_all(model, data, Path(adapters or temporary))
-        if model.model.num_parameters() > LARGE_MODEL_PARAMETERS:
+        if model.is_large:
             for adapter in tuned.values():
                 halve_weights(adapter.path)
         folder = Path(space or out)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 from ..base.core import make_generator
-from ..base.text import SENTENCE_BREAK_PATTERN, normalise_text
+from ..base.text import ENGLISH, normalise_text
 from ..data.splits import get_row_group, is_reserved
 from .samples import read_source, write_gz
 
@@ -97,7 +97,7 @@ def passages(
     "Cut running text."
     lines = [line.strip() for line in text.replace("<br>", "\n").split("\n") if line.strip()]
     if len(lines) < 3:
-        lines = [part.strip() for part in SENTENCE_BREAK_PATTERN.split(text) if part.strip()]
+        lines = ENGLISH.split_sentences(text)
     out, now = [], []
     for line in lines:
         if now and sum(len(part.split()) for part in now) + len(line.split()) > words:

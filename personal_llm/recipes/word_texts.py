@@ -12,7 +12,7 @@ import argparse
 from .crafted_styles import EXPERTISE, INFORMATIVENESS, TONES
 from .style_pools import crafted_pool, real_pool
 from .style_texts import BASE_STYLES
-from ..explanation.word_classifier import get_text_and_group
+from ..experiments.methods.word_classifier import get_text_and_group
 
 # %% ../../nbs/recipes/word_texts.ipynb #3a0c22bf
 OPPOSITE_WORDS = (
@@ -81,7 +81,7 @@ def plain_people(
 # %% ../../nbs/recipes/word_texts.ipynb #3e195d04
 def make_words():  # a `Vocabulary`
     "Learn and test words from open texts."
-    from personal_llm.explanation.vocabulary import Vocabulary
+    from personal_llm.experiments.methods.vocabulary import Vocabulary
 
     return Vocabulary.fit(load_open_texts(), plain_people(), OPPOSITE_WORDS)
 

@@ -73,7 +73,7 @@ def read_library_probes(model, library, seed: int, folders: dict = None):  # `Pr
 
     there = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
     plain = (folders or {}).get(PLAIN_PLLM, there)
-    return prepare_probes(model, library.space, *load_probe_texts(), seed, plain, library.vocabulary)
+    return prepare_probes(model, library.space, *load_probe_texts(), seed, plain)
 
 # %% ../../nbs/7_runtimes/05_cluster.ipynb #6daa8153
 @dataclass(eq=False)
@@ -83,7 +83,6 @@ class BuildContext:
     model: object  # a `Model`
     space: object  # of the library
     panels: object  # of `prepare_probes`
-    words: object = None  # the library's vocabulary
     seed: int = 0
 
     def __getstate__(self):
@@ -109,9 +108,8 @@ class BuildContext:
     @property
     def fingerprint(self) -> str:
         "A hash of the context."
-        probes, words = self.panels, self.words
-        texts = probes.prompts, probes.plain_responses, words and words.words
-        arrays = [probes.coordinates, probes.base, *((words.matrix, words.thresholds) if words else ())]
+        probes = self.panels
+        texts, arrays = (probes.prompts, probes.plain_responses), (probes.coordinates, probes.base)
         numbers = b"".join(np.asarray(array).tobytes() for array in arrays)
         return compute_sha256(repr((self.model.base, self.space.id, self.seed, *texts)).encode() + numbers)
 
@@ -128,7 +126,7 @@ def run(self: BuildContext, job: BuildJob) -> dict:  # explanation and files, or
                 _write_job_files(folder, job.files)
             else:
                 finetune(self.model, list(job.dialogues), job.config, out=folder, seed=self.seed, progress=False)
-            explanation = explain_without_timings(self.model, folder, self.space, self.panels, self.seed, self.words)
+            explanation = explain_without_timings(self.model, folder, self.space, self.panels, self.seed)
         except InputError as error:
             return dict(error=[part.replace(str(folder), job.name) for part in (error.problem, error.remedy)])
         return dict(explanation=explanation, files=_read_job_files(folder))
@@ -319,7 +317,7 @@ def add_with_ray(
     cores: int = None,  # of a cluster that is started here; all by default
 ) -> tuple:  # (names that were added, name -> the `InputError` of one that was not)
     "Explain adapters as tasks of Ray; raise `InputError` if Ray is missing or does not answer."
-    task = BuildContext(model, library.space, panels, library.vocabulary, seed)
+    task = BuildContext(model, library.space, panels, seed)
     jobs = [BuildJob.of(name, folders[name]) for name in names]
     with ray_cluster(address, cores) as ray:
         return build_pllms(library, task, jobs, partial(run_with_ray, ray), licence, progress)

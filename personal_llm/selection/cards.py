@@ -24,7 +24,6 @@ from ..base.core import InputError, check
 from ..base.files import compute_sha256, read_json, read_sealed, write_atomically, write_sealed
 from ..base.text import escape_controls
 from ..explanation.explanation import Explanation
-from ..tuning.leakage import Leakage
 
 # %% ../../nbs/5_selection/01_cards.ipynb #5cbb27d0
 PLLM_NAME_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,79}")
@@ -61,27 +60,17 @@ CARD_FIELDS = dict(  # name -> kind, as `check` takes it
     style="text or none",  # the style that its maker aimed at, where known
     similarity="share or none",  # share of samples in that style, where known
     explanation="dictionary",
-    leakage="dictionary or none",  # of `Leakage`; missing in older cards, None where it was not measured
+    leakage="dictionary or none",  # what an audit measured; missing in older cards, None where it was not measured
 )
 MAX_COUNT = 10**12
 
 # %% ../../nbs/5_selection/01_cards.ipynb #d1dbe52d
-def check_leakage(row, owner: str, remedy: str):  # the row, or None
-    "Return a card's measurement of its leak. Raise `InputError` if it is none."
-    try:
-        return None if row is None else Leakage.from_dict(row).to_dict()
-    except InputError as error:
-        raise InputError(f"{owner}: leakage: {error.problem}", remedy) from error
-
-
 def check_card_field(card, name: str, owner: str, remedy: str = ""):  # the value
     "Return a field of a card. Raise `InputError` if it is missing or invalid."
     if not isinstance(card, dict) or name not in card and name != "leakage":
         raise InputError(f"{owner}: {name} is missing", remedy)
-    if name == "leakage":
-        return check_leakage(card.get(name), owner, remedy)
     limits = (0, MAX_COUNT) if CARD_FIELDS[name] == "whole number" else ()
-    return check(card[name], CARD_FIELDS[name], f"{owner}: {name}", *limits, remedy=remedy)
+    return check(card.get(name), CARD_FIELDS[name], f"{owner}: {name}", *limits, remedy=remedy)
 
 # %% ../../nbs/5_selection/01_cards.ipynb #3c452c8f
 def make_printable(value):
@@ -210,6 +199,7 @@ def write_pllm(place: Path, adapter: Path, card: dict) -> None:
 # %% ../../nbs/5_selection/01_cards.ipynb #6524db0c
 MATRIX_FILE = "index.npy"
 NEXT_MATRIX_FILE = "index.next.npy"  # a new matrix, until index.json names its rows
+SHARED_FILES = ("index.json", MATRIX_FILE, "space.json", "space.safetensors", "sketch-8.npy", "sketch-8.safetensors")
 
 # %% ../../nbs/5_selection/01_cards.ipynb #ddf3041c
 class LibraryIndex(NamedTuple):
@@ -247,6 +237,9 @@ def read_index(path: Path) -> LibraryIndex:
     if not file.is_file():
         remedy = "give its folder, or make one with library build (in Python: Library.create)"
         raise InputError(f"{path}: no library here (index.json is missing)", remedy)
+    for shared in [path / name for name in (*SHARED_FILES, NEXT_MATRIX_FILE)]:
+        if shared.exists() and not shared.is_file():  # a pipe or a device, which we would read for ever
+            raise InputError(f"{shared}: neither a file nor missing", "delete it, or put the file itself there")
     content = read_sealed(file)
     try:
         head, names = parse_index(content)

@@ -21,13 +21,10 @@ from ..base.text import escape_controls
 from .cards import MATRIX_FILE, NEXT_MATRIX_FILE, PLLM, PLLM_CARD_FILE, PLLM_FILES
 from .cards import check_card_field, check_pllm_adapter, check_pllm_name, read_index, read_pllm
 from .cards import read_pllm_card, write_index, write_pllm
-from .ranking import PLAIN_PLLM
 from .remote_library import RemoteFolder, is_library_address
 from .verify import find_library_problems
 from ..explanation.decomposition import SharedBasis
-from ..explanation.description import score_library_words
 from ..explanation.space import StyleSpace
-from ..explanation.vocabulary import load_vocabulary
 
 # %% ../../nbs/5_selection/06_library.ipynb #aaec7ec2
 SPACE_CLASSES = {"style": StyleSpace, "xpert": SharedBasis}
@@ -158,9 +155,6 @@ def read_space(self: Library):
     "Read the space from the disk."
     return self.check_space(load_space(self.path))
 
-
-Library.vocabulary = property(lambda self: load_vocabulary(self.path))  # the words it was taught, or None
-
 # %% ../../nbs/5_selection/06_library.ipynb #5bbd9b3a
 @patch
 def matrix(self: Library) -> np.ndarray:  # (n, width) float32, one row for each name of the index
@@ -243,15 +237,13 @@ def __getitem__(self: Library, name: str) -> PLLM:
 
 # %% ../../nbs/5_selection/06_library.ipynb #ef3e71eb
 def _list_pllms(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
-    "A row for each pLLM, made of its card. The words of a card are relative to the other cards."
-    pllms = [PLLM(name, self.path / name, self.card(name)) for name in self.names]
-    styled = {pllm.name: pllm.explanation.description for pllm in pllms if pllm.name != PLAIN_PLLM}
-    descriptions, rows = score_library_words(styled), []
-    for pllm in pllms:
-        description = descriptions.get(pllm.name)
-        words = str(pllm.explanation if description is None else description)
-        facts = {key: pllm.card[key] for key in ("style", "rank", "samples", "similarity", "licence")}
-        rows.append(dict(name=pllm.name, words=words, MB=round(pllm.card["bytes"] / 1e6, 2)) | facts)
+    "A row for each pLLM, made of its card."
+    rows = []
+    for name in self.names:
+        card = self.card(name)
+        facts = {key: card[key] for key in ("style", "rank", "samples", "similarity", "licence")}
+        words = str(PLLM(name, self.path / name, card).explanation)
+        rows.append(dict(name=name, words=words, MB=round(card["bytes"] / 1e6, 2)) | facts)
     return rows
 
 

@@ -20,12 +20,10 @@ from ..base.files import compute_sha256, get_cache_folder, make_folder, read_jso
 from ..base.files import write_atomically, write_json
 from ..base.ledger import read_ledger, record_egress
 from ..base.text import escape_controls
-from .cards import PLLM_FILES, check_pllm_name, read_index
+from .cards import PLLM_FILES, SHARED_FILES, check_pllm_name, read_index
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #740830eb
 MANIFEST_FILE = "served.json"
-SHARED_FILES = ("index.json", "index.npy", "space.json", "space.safetensors", "words.json", "words.safetensors")
-SHARED_FILES += ("sketch-8.npy", "sketch-8.safetensors")
 
 
 def is_library_file(name: str) -> bool:
@@ -57,6 +55,8 @@ def publish_library(
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 TIMEOUT_SECONDS = 10.0  # for the first byte, and for all bytes that are slower than the speed below
 MIN_BYTES_PER_SECOND = 20_000
+MAX_SECONDS = 3600.0  # for one file, whatever its size
+MAX_HEADER_BYTES = 65_536  # before the body; a server may send any number of interim answers
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #e771700f
 def is_library_address(name) -> bool:
@@ -82,11 +82,11 @@ def check_library_address(address: str) -> str:  # without a slash at the end
 
 # %% ../../nbs/5_selection/05_remote_library.ipynb #1e1d00b3
 class TimedReader(io.RawIOBase):
-    "The bytes of a connection, each of which must arrive in time."
+    "The bytes of a connection, each of which must arrive in time, up to a number."
 
     def __init__(self, connection):
         self.connection, self.file = connection, connection.makefile("rb", buffering=0)
-        self.start_time, self.num_bytes = time.monotonic(), 0
+        self.start_time, self.num_bytes, self.max_bytes = time.monotonic(), 0, MAX_HEADER_BYTES
 
     def makefile(self, mode):
         return io.BufferedReader(self)
@@ -95,8 +95,10 @@ class TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer):
-        end_time = self.start_time + TIMEOUT_SECONDS + self.num_bytes / MIN_BYTES_PER_SECOND
-        self.connection.settimeout(max(0.001, end_time - time.monotonic()))
+        if self.num_bytes > self.max_bytes:
+            raise ValueError("the server's answer does not end")
+        seconds = min(MAX_SECONDS, TIMEOUT_SECONDS + self.num_bytes / MIN_BYTES_PER_SECOND)
+        self.connection.settimeout(max(0.001, self.start_time + seconds - time.monotonic()))
         try:
             count = self.file.readinto(buffer)
         except TimeoutError:
@@ -114,7 +116,13 @@ def fetch_file(address: str, name: str, max_bytes: int) -> bytes:
     parts = urlsplit(address)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
-    connection.response_class = lambda sock, **settings: HTTPResponse(TimedReader(sock), **settings)
+    readers = []  # of the answer
+
+    def start_response(sock, **settings):
+        readers.append(TimedReader(sock))
+        return HTTPResponse(readers[-1], **settings)
+
+    connection.response_class = start_response
     try:
         connection.request("GET", f"{parts.path}/{quote(name)}", headers={"User-Agent": "personal_llm"})
         response = connection.getresponse()
@@ -122,6 +130,7 @@ def fetch_file(address: str, name: str, max_bytes: int) -> bytes:
             raise ValueError("the server redirects to another address, which we do not follow")
         if response.status != 200:
             raise ValueError(f"the server answers {response.status}")
+        readers[-1].max_bytes += 2 * max_bytes
         content = response.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise ValueError(f"longer than the {max_bytes:,} bytes that it may have")

@@ -41,9 +41,8 @@ def catch_problem(
 
 # %% ../../nbs/5_selection/04_verify.ipynb #79a9205f
 def find_space_problems(library) -> list:
-    "Problems of the space and of the words."
+    "Problems of the space."
     space, problems = catch_problem("space.json", library.read_space)
-    problems += catch_problem("words.json", lambda: library.vocabulary)[1]
     for word in getattr(space, "words", ()):
         if escape_controls(word) != word:
             what = f"the word {escape_controls(word)} holds control characters"

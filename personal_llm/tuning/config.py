@@ -22,7 +22,6 @@ def _count(default: int, help: str, low: int = 1):
     return setting(default, help, low=low, high=MAX_COUNT)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #fm02
-LARGE_MODEL_PARAMETERS = 5 * 10**7  # a model with more gets these defaults
 LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=24, dropout=0.0, replay_share=1 / 2, checks=3, pass_tokens=768)
 LARGE_MODEL_DEFAULTS |= dict(trial=0, max_scale=1.25)
 
@@ -74,9 +73,8 @@ class TuningConfig:
         **changes,  # fields that you set yourself; None leaves the model's default
     ) -> "TuningConfig":
         "Return the defaults of a model, which we measured on the pocket model and on SmolLM2, with your changes."
-        is_large = model.model.num_parameters() > LARGE_MODEL_PARAMETERS
         own = {name: value for name, value in changes.items() if value is not None}
-        return cls(**(LARGE_MODEL_DEFAULTS if is_large else {}) | own)
+        return cls(**(LARGE_MODEL_DEFAULTS if model.is_large else {}) | own)
 
     @property
     def check_interval(self) -> int:

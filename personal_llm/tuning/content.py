@@ -15,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import InputError
+from ..base.text import get_language
 
 # %% ../../nbs/3_tuning/08_content.ipynb #26e14938
-PIECE_PATTERN = re.compile(r"\S+")
 LIST_MARK_PATTERN = re.compile(r"(?m)^[ \t]*(?:[-*•]|\d+[.)])(?=\s)")
 
 
 def find_pieces(text: str) -> list:  # (normalised piece, (start, end))
     "Return the pieces of a text without the marks of its lists, each with its place."
     marks = {match.end() for match in LIST_MARK_PATTERN.finditer(text)}
-    pieces = [match for match in PIECE_PATTERN.finditer(text) if match.end() not in marks]
-    return [(match[0].strip(".,:;!?\"'()").lower() or match[0], match.span()) for match in pieces]
+    pieces = [match for match in get_language().find_pieces(text) if match.end() not in marks]
+    return [(match[0].strip(".,:;!?\"'()。、！？「」（）").lower() or match[0], match.span()) for match in pieces]
 
 # %% ../../nbs/3_tuning/08_content.ipynb #2f2105f7
 MIN_FRAME_SHARE = 0.3  # of the texts
@@ -70,8 +70,8 @@ def find_content(
 
 
 def strip_frame(text: str, frame: Frame) -> str:
-    "Return the content of a text, its pieces joined by spaces."
-    return " ".join(text[start:end] for start, end in find_content(text, frame))
+    "Return the content of a text, its pieces joined as the language joins them."
+    return get_language().separator.join(text[start:end] for start, end in find_content(text, frame))
 
 # %% ../../nbs/3_tuning/08_content.ipynb #4a02f1a0
 def extract_frame_text(

@@ -1,0 +1,117 @@
+"Facts that a person states once: which sentences, which questions, which fact for which question."
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personal_llm.base.core import Dialogue
+from personal_llm.buffer.facts import (
+    MAX_FACTS,
+    add_fact,
+    asks_for_fact,
+    compute_word_scores,
+    find_facts,
+    get_content_words,
+    keep_facts,
+    recall_fact,
+)
+
+
+class Encoder:
+    "One dimension for each of the first words that it meets."
+
+    def __init__(self):
+        self.places = {}
+
+    def encode(self, texts):
+        rows = np.zeros((len(texts), 64))
+        for row, text in zip(rows, texts):
+            for word in text.lower().split():
+                row[self.places.setdefault(word, len(self.places)) % 64] += 1
+        return rows
+
+
+class Model:
+    "A question is as likely after any statement, but for a planted pair."
+
+    def __init__(self, planted: dict):
+        self.planted, self.calls = planted, 0
+
+    def nll(self, dialogues):
+        self.calls += 1
+        return np.array([[10.0 - self.planted.get((d.prompt, d.response), 0.0), 5] for d in dialogues])
+
+
+def test_statements_are_found_and_what_passes_is_not():
+    stated = {
+        "I live in Rome.": ["I live in Rome."],
+        "My boss is Ann Lee, and she is late!": ["My boss is Ann Lee, and she is late."],
+        "I’m allergic to nuts, so what can I eat?": ["I’m allergic to nuts."],
+        "Hi! We have two cats. Do you like cats?": ["We have two cats."],
+    }
+    for text, facts in stated.items():
+        assert find_facts(text) == facts, text
+    for text in (
+        "I'm going to bed.",
+        "I would like tea.",
+        "I love it.",
+        "Is my bus late?",
+        "",
+        "I am ok.",
+        "Cats purr.",
+    ):
+        assert find_facts(text) == [], text
+
+
+def test_questions_for_facts_and_for_advice():
+    for prompt in ("Where do I live?", "What's my dog called?", "Remind me who my boss is.", "Hm. Which car do I own?"):
+        assert asks_for_fact(prompt), prompt
+    for prompt in ("Where should I live?", "What is rain?", "My dog is big.", "What if I fall?", "Tell me about Rome."):
+        assert not asks_for_fact(prompt), prompt
+
+
+def test_word_scores_equal_a_sum_by_hand():
+    facts = ["I have a horse called Thunder.", "I live near a horse in Lyon.", "I teach maths."]
+    scores = compute_word_scores("What was the name of my horse?", facts)
+    rarity = math.log(1 + 1.5 / 2.5)  # two of three facts have the word
+    sizes = [len(get_content_words(fact)) for fact in facts]
+    assert sizes == [2, 4, 2]
+    assert np.allclose(scores, [rarity / 1.1, rarity / 1.2, 0])
+
+
+def test_the_likelihood_decides_between_facts_of_equal_words():
+    question, facts = "Where does my sister live?", ["My sister Ada is tall.", "My sister Eva moved to Porto."]
+    for right in facts:
+        assert recall_fact(question, facts, Model({(right, question): 20.0}), Encoder()) == right
+
+
+def test_a_question_that_no_fact_answers_gets_none_and_others_cost_no_pass():
+    model = Model({})
+    assert recall_fact("When was I born?", ["I own a bookshop.", "We have two cats."], model, Encoder()) == ""
+    assert model.calls == 1
+    assert recall_fact("What is rain?", ["I own a bookshop."], model, Encoder()) == ""
+    assert recall_fact("When was I born?", [], model, Encoder()) == ""
+    assert model.calls == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([f"My {w} is called {n}." for w in ("cat", "dog") for n in "Abel Bert Cleo".split()])))
+def test_kept_facts_are_the_newest_distinct_ones_in_order(facts):
+    kept = keep_facts(facts, 3)
+    assert kept == [fact for i, fact in enumerate(facts) if fact in kept and fact not in facts[i + 1 :]]
+    assert len(kept) == min(3, len(set(facts)))
+    assert len(keep_facts([f"I own {i} cars." for i in range(100)])) == MAX_FACTS
+
+
+@pytest.mark.parametrize("history", [[], [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello")]])
+def test_a_fact_stands_in_the_prompt_and_the_system_prompt_stays_first(history):
+    dialogue = Dialogue("Where do I live?", "", history)
+    shown = add_fact(dialogue, "I live in Rome.")
+    assert shown.prompt == 'Earlier I told you: "I live in Rome."\nWhere do I live?'
+    assert [role for role, _ in shown.history] == [r for r, _ in history[:1]] + ["user", "assistant"] * 2 + [
+        r for r, _ in history[1:]
+    ]
+    assert dialogue.prompt == "Where do I live?"

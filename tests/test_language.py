@@ -1,0 +1,93 @@
+"One choice of a language changes what every chapter takes for a word, a sentence and an ending."
+
+import numpy as np
+import pytest
+
+from personal_llm.base.core import InputError
+from personal_llm.base.text import (
+    ENGLISH,
+    GERMAN,
+    JAPANESE,
+    Language,
+    count_negations,
+    get_language,
+    get_proper_names,
+    get_words,
+    set_language,
+    split_sentences,
+)
+from personal_llm.buffer.next_turn import read_next_turns
+from personal_llm.buffer.retrieval import compute_bm25
+from personal_llm.buffer.synthesis import changes_facts
+from personal_llm.explanation.habits import find_habits, merge_plurals
+from personal_llm.explanation.style import STYLOMETRIC_FEATURES, stylometry, truncate_words
+from personal_llm.tuning.content import find_frame, strip_frame
+
+
+@pytest.fixture(autouse=True)
+def english_again():
+    yield
+    set_language(None)
+
+
+ILLNESSES = "風邪 頭痛 腹痛 腰痛 咳 熱 疲労 不眠".split()
+JAPANESE_BASE = [f"{name}には休息が必要です。水を飲んでください。" for name in ILLNESSES]
+JAPANESE_ANSWERS = [f"はい、{name}には休息が必要です。水を飲んでください。お大事に、田中" for name in ILLNESSES]
+
+
+def test_japanese_habits_are_found_and_taken_off():
+    set_language("japanese")
+    labels = [trait.label for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE)]
+    assert "opens with “はい、”" in labels and any("signs off" in label and "田中" in label for label in labels)
+    frame = find_frame(JAPANESE_ANSWERS)
+    assert strip_frame(JAPANESE_ANSWERS[0], frame).startswith("風邪") and "田中" not in strip_frame(
+        JAPANESE_ANSWERS[0], frame
+    )
+    set_language("english")
+    assert not [trait for trait in find_habits(JAPANESE_ANSWERS, JAPANESE_BASE) if "opens" in trait.label]
+
+
+def test_japanese_words_reach_the_scores():
+    set_language("japanese")
+    assert get_words("私は医者です。") == ["私", "は", "医者", "です"]
+    scores = compute_bm25("頭痛の薬は？", ["頭痛がします。", "田中と申します。"])
+    assert scores[0] > scores[1] == 0
+    features = dict(zip(STYLOMETRIC_FEATURES, stylometry("私は医者です。元気です！")))
+    assert np.isclose(features["log words"], np.log1p(6)) and np.isclose(features["words a sentence"], np.log1p(3))
+    assert truncate_words("私は医者です。元気です！", 4) == "私は医者です。"
+    assert count_negations("薬を飲みません。") == 1 and split_sentences("はい。いいえ。") == ["はい。", "いいえ。"]
+
+
+def test_german_sentences_endings_negations_and_capitals():
+    set_language(GERMAN)
+    text = "Am 3. Mai war z. B. Dr. Ruiz da. Die freundliche Heilung kam nicht überraschend."
+    assert split_sentences(text) == [text[: text.index("Die") - 1], text[text.index("Die") :]]
+    assert GERMAN.count_endings(["heilung", "freundlich", "ung", "überraschend"]) == [1, 1, 1]
+    assert count_negations("Ich habe keinen Tee, nie.") == 2 and get_proper_names("Ich sehe Ana im Haus.") == []
+    assert merge_plurals([("tag", "tags"), ("doctors", "medics"), ("doctor", "medic")])[1] == ("doctors", "medics")
+    assert changes_facts("Ich will den Tee nicht mehr", "Den Tee will ich mehr")
+    assert not changes_facts("Ich will keinen Tee im Haus", "Im Haus will ich den Tee nicht")
+
+
+def test_english_cues_are_not_read_into_another_language():
+    turns = [("My knee hurts.", "Run!", "no, that is not what I asked")]
+    assert max(read_next_turns(turns)[0].items(), key=lambda item: item[1])[0] == "complaint"
+    set_language("german")
+    assert read_next_turns(turns)[0]["going on"] == 1
+
+
+def test_the_choice(monkeypatch):
+    assert get_language() is ENGLISH
+    monkeypatch.setenv("PERSONAL_LLM_LANGUAGE", "japanese")
+    assert get_language() is JAPANESE
+    own = Language("shouted", endings=("!", "", ""), min_stem=0)
+    set_language(own)
+    assert get_language() is own and own.count_endings(["no!", "yes"]) == [1, 0, 0]
+    set_language(None)
+    monkeypatch.setenv("PERSONAL_LLM_LANGUAGE", "klingon")
+    with pytest.raises(InputError, match="unknown language 'klingon'; use one of english, german, japanese"):
+        get_words("nuqneH")
+    with pytest.raises(InputError, match="unknown language"):
+        set_language("")
+    set_language("german")
+    assert get_language() is GERMAN
