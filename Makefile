@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := nbs tests tools benchmarks conftest.py setup.py
 METADATA := settings.ini setup.py pyproject.toml
 
-.PHONY: help install install-dev demo test test-slow test-browser test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
+.PHONY: help install install-dev demo test test-rest test-slow test-browser test-wheel lint docs slides export clean-notebooks readme check notebooks experiments benchmarks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,11 +32,14 @@ install-dev: .venv/.installed-dev ## the same with what tests and notebooks need
 demo: .venv/.installed ## a model learns one user from a stream of chats (report in demo-output, or OUT=folder)
 	$(BIN)/personal-llm demo --out $(OUT) $(if $(MODEL),--model $(MODEL)) $(ARGS)
 
-test: .venv/.installed-dev ## every notebook and every test, a process a core (some of them: ARGS="-k buffer")
-	@$(BIN)/python -m pytest -n auto $(ARGS)
+test: .venv/.installed-dev ## the chapters and the quick tests, a process a core (some of them: ARGS="-k buffer")
+	@$(BIN)/python -m pytest -n auto --quick --durations=20 $(ARGS)
 
-test-slow: .venv/.installed-dev ## the same with what is long: cells flagged slow, kills at every file operation
-	@$(BIN)/python -m pytest -n auto --slow $(ARGS)
+test-rest: .venv/.installed-dev ## what `make test` leaves out: tutorials, lessons, faults, random input, experiments
+	@$(BIN)/python -m pytest -n auto --rest --durations=20 $(ARGS)
+
+test-slow: .venv/.installed-dev ## all tests, also those of hours: cells flagged slow, kills at every file operation
+	@$(BIN)/python -m pytest -n auto --slow --durations=20 $(ARGS)
 
 test-browser: .venv/.installed-browser ## tutorials, lessons and the chat in JupyterLab, run by chromium; pictures in browser/ (some: ARGS="chat tutorials/04")
 	@$(BIN)/python tools/browser.py $(ARGS)

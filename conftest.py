@@ -2,7 +2,10 @@
 
     pytest nbs/2_buffer/01_scoring.ipynb                        # one notebook
     pytest "nbs/2_buffer/01_scoring.ipynb::Dominant domain"     # one section; the cells above it run first, as its set-up
-    pytest --slow                                             # with the cells flagged `#| slow` and the tests marked slow
+    pytest --quick                                            # what a contributor waits for: without the files of `LATER`
+    pytest --rest                                             # the files of `LATER` alone; CI runs them after the quick ones
+    pytest --slow                                             # all, with the cells flagged `#| slow` and the tests marked slow
+    pytest --processor-times times.txt                        # also write the processor seconds of each test
     pytest -n auto                                            # a process a core; a file's tests stay in one process
 
 The sections of a notebook share their variables, as in Jupyter. When one fails, the later ones are not run and say so.
@@ -10,6 +13,7 @@ The sections of a notebook share their variables, as in Jupyter. When one fails,
 """
 
 import ast, gc, importlib, importlib.util, json, linecache, os, re, signal, sys, tempfile, threading, traceback, types
+from fnmatch import fnmatch
 from pathlib import Path
 
 # Before numpy or torch are imported, here and in the processes that tests start.
@@ -40,20 +44,62 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "personal_llm"
 
 
+# Files that a contributor does not wait for: each guards something that most changes cannot break, for minutes.
+LATER = """
+tests/test_fuzz.py tests/test_faults.py tests/test_bit_flips.py tests/test_clock.py tests/test_machine.py
+tests/test_course*.py tests/test_forgotten_canaries.py tests/test_real_models.py tests/test_runner.py
+tests/test_results.py tests/test_benchmarks.py tests/test_pocket_*.py tests/test_revisions.py tests/test_summariser.py
+nbs/tutorials/* nbs/course/* nbs/recipes/* nbs/experiments/* nbs/*/*_space_fitting.ipynb nbs/*/*_audit.ipynb
+""".split()
+
+
 def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the files of LATER and the tests marked later")
+    parser.addoption("--rest", action="store_true", help="run only what --quick leaves out")
     parser.addoption(
         "--slow", action="store_true", help="run the cells flagged `#| slow` and the tests marked slow too"
+    )
+    parser.addoption(
+        "--processor-times", metavar="FILE", help="append processor and wall seconds of each test to a file"
     )
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: long; runs with --slow only")
+    config.addinivalue_line("markers", "slow: hours; runs with --slow only")
+    config.addinivalue_line("markers", "later: seconds of processor time; --quick leaves it out")
+
+
+def is_later(item) -> bool:
+    "Return whether a contributor need not wait for a test."
+    path = item.path.relative_to(ROOT).as_posix() if item.path.is_relative_to(ROOT) else item.path.name
+    return bool(item.get_closest_marker("later")) or any(fnmatch(path, pattern) for pattern in LATER)
 
 
 def pytest_collection_modifyitems(config, items):
+    quick, rest = config.getoption("--quick"), config.getoption("--rest")
+    chosen = [item for item in items if not (quick and is_later(item) or rest and not is_later(item))]
+    if len(chosen) < len(items):
+        config.hook.pytest_deselected(items=list(set(items) - set(chosen)))
+        items[:] = chosen
     for item in items:
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow: runs with --slow"))
+
+
+def count_seconds() -> tuple:  # processor seconds of this process and its ended children, wall seconds
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system, times.elapsed
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    "Write the seconds of a test, its set-up and its tear-down: wall seconds tell little on a busy machine."
+    begin = count_seconds()
+    yield
+    if file := item.config.getoption("--processor-times"):
+        used = [after - before for before, after in zip(begin, count_seconds())]
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(f"{used[0]:.2f}\t{used[1]:.2f}\t{item.nodeid}\n")
 
 
 def pytest_collection_finish(session):

@@ -29,10 +29,11 @@ setup(
     install_requires=settings["requirements"].split(),
     extras_require={
         name: settings[f"{name}_requirements"].split()
-        for name in ("dev", "serve", "gguf", "browser", "phone", "ray", "docs")
+        for name in ("dev", "serve", "gguf", "llama", "browser", "phone", "ray", "docs")
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
+        "personal_llm.runtimes": settings["runtimes"].split(),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],
     },
 )

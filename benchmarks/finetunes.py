@@ -24,7 +24,7 @@ from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import attach_trainable_lora
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import compute_learning_rate, response_nll, train
-from personal_llm.tuning.validation import BestAdapter
+from personal_llm.tuning.validation import Checks
 
 SOURCES = {
     "short chats": ("synthetic_persona_chat",),
@@ -47,8 +47,8 @@ def make_samples(model, kind: str) -> tuple:  # (training, validation, held out)
 
 def run_ours(adapted, model, training, validation, config, seed) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        best = BestAdapter(validation, model.tokenizer.pad_token_id, FastForward(adapted))
-        for _ in train(adapted, training, best, config, seed, folder):
+        checks = Checks(validation, model.tokenizer.pad_token_id, FastForward(adapted))
+        for _ in train(adapted, training, checks, config, seed, folder):
             pass
 
 

@@ -1,6 +1,6 @@
 """What a program in front notices of the service behind it: python -m benchmarks.foreground (some minutes).
 
-A fixed piece of work runs on one core. A slice of the service trains on the same core, or on another one, and is
+A fixed piece of work runs on one core. `learn` trains on the same core, or on another one, and is
 stopped and continued every half second, so that both states are measured within a second of each other. Counted are
 processor seconds, which other programs do not change: how many more a piece takes (the caches and the memory are
 shared), and on the same core how many the slice took for each one of the work. Together they are how much slower the
@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 
-from personal_llm.base.files import make_folder, write_json
+from personal_llm.base.files import write_json
 
 HALF = 0.5  # seconds in one state
 PAIRS = 12  # of halves, a case
@@ -65,15 +65,12 @@ def used_by(process) -> float:  # seconds
 
 
 def behind(folder: Path, core: int, nice: int):  # a process that trains
-    "A slice of the service on one core, once it has begun to train."
+    "A fine-tune on one core, once it has begun to train."
     import psutil
 
     from personal_llm.base.core import Dialogue
     from personal_llm.base.models import load_model
     from personal_llm.device.personalizer import Personalizer
-    from personal_llm.runtimes.resumable_training import IdlePolicy
-    from personal_llm.runtimes.service import MODEL_SETTINGS_FILE, SERVICE_FOLDER
-    from personal_llm.runtimes.service import read_training_progress, start_slice
     from personal_llm.buffer.buffer import Buffer
     from personal_llm.tuning.config import TuningConfig
 
@@ -82,11 +79,19 @@ def behind(folder: Path, core: int, nice: int):  # a process that trains
     for ache in "knee back neck hand".split():
         me.observe(Dialogue(f"My {ache} hurts.", "Dear friend, rest it and call me tonight.", origin="annotated"))
     me.save()
-    write_json(make_folder(folder / SERVICE_FOLDER) / MODEL_SETTINGS_FILE, dict(model="pocket"))
-    process = start_slice(
-        folder, folder / SERVICE_FOLDER, IdlePolicy(nice=0)
-    )  # on a busy machine a polite one would never begin
-    while read_training_progress(folder)[0] == 0 and process.poll() is None:
+    command = [
+        sys.executable,
+        "-m",
+        "personal_llm.app.cli",
+        "learn",
+        "--out",
+        str(folder),
+        "--model",
+        "pocket",
+        "--quiet",
+    ]
+    process = subprocess.Popen(command, start_new_session=True)  # a polite one would never begin on a busy machine
+    while not [*folder.rglob("checkpoint-*")] and process.poll() is None:
         time.sleep(0.1)
     Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
     for thread in psutil.Process(process.pid).threads():  # as `lower_priority` does it from inside

@@ -29,7 +29,7 @@ from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import attach_trainable_lora
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import train
-from personal_llm.tuning.validation import BestAdapter
+from personal_llm.tuning.validation import Checks
 
 DIALOGUES, TOKENS, BATCH = 32, 128, 8  # bins, the longest dialogue, rows a batch
 SOURCES = ("medquad", "dolly_6400", "openstax_anatomy_physiology", "synthetic_persona_chat")  # of mixed lengths
@@ -89,7 +89,7 @@ def with_trainer(kind, adapted, model, samples: list, steps: int, bfloat16: bool
         trainer.train()
 
 
-class NoChecks(BestAdapter):
+class NoChecks(Checks):
     "Checks that cost nothing, as nobody else's run checks."
 
     def compute_loss(self, adapted):
@@ -102,9 +102,9 @@ class NoChecks(BestAdapter):
 def ours(adapted, model, samples, steps, clock, rate) -> None:
     "The package's own loop, at a constant rate after the first step."
     config = TuningConfig(steps=steps, checks=1, batch_size=BATCH, learning_rate=rate, warmup=0.0, dropout=0.0)
-    best = NoChecks([], model.tokenizer.pad_token_id, FastForward(adapted))
+    checks = NoChecks([], model.tokenizer.pad_token_id, FastForward(adapted))
     clock.on_step_begin(None, None, None)
-    for _, loss in train(adapted, samples, best, config):
+    for _, loss in train(adapted, samples, checks, config):
         clock.losses.append(loss)
         control = SimpleNamespace(should_training_stop=False)
         clock.on_step_end(None, None, control, model=adapted)

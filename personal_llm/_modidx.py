@@ -262,12 +262,12 @@ d = {
                 "8_app/commands.html#forgetoptions",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.PhoneOptions": (
-                "8_app/commands.html#phoneoptions",
+            "personal_llm.app.commands.adapt_parameter": (
+                "8_app/commands.html#adapt_parameter",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands._register_service_command": (
-                "8_app/commands.html#_register_service_command",
+            "personal_llm.app.commands.adapt_plugin": (
+                "8_app/commands.html#adapt_plugin",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
@@ -311,10 +311,6 @@ d = {
                 "8_app/commands.html#format_personalization",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_service_status": (
-                "8_app/commands.html#format_service_status",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.format_start": (
                 "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
@@ -340,16 +336,8 @@ d = {
                 "8_app/commands.html#personalize_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.phone_export_command": (
-                "8_app/commands.html#phone_export_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.phone_simulate_command": (
-                "8_app/commands.html#phone_simulate_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.service_start_command": (
-                "8_app/commands.html#service_start_command",
+            "personal_llm.app.commands.register_plugins": (
+                "8_app/commands.html#register_plugins",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -404,22 +392,11 @@ d = {
             ),
         },
         "personal_llm.app.demo": {
-            "personal_llm.app.demo.AdapterScores": ("8_app/demo.html#adapterscores", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.AdapterScores.compare_with": (
-                "8_app/demo.html#adapterscores.compare_with",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.AdapterScores.to_dict": (
-                "8_app/demo.html#adapterscores.to_dict",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.config": ("8_app/demo.html#demorun.config", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.other_talk": (
-                "8_app/demo.html#demorun.other_talk",
+            "personal_llm.app.demo.DemoRun.__post_init__": (
+                "8_app/demo.html#demorun.__post_init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.DemoRun.test": ("8_app/demo.html#demorun.test", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.DemoSettings.__post_init__": (
                 "8_app/demo.html#demosettings.__post_init__",
@@ -442,52 +419,30 @@ d = {
                 "8_app/demo.html#stageprogress.__init__",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.choose_validation_share": (
-                "8_app/demo.html#choose_validation_share",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.collect_demo_facts": (
                 "8_app/demo.html#collect_demo_facts",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.first_step_at_loss": (
-                "8_app/demo.html#first_step_at_loss",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.is_base_model_kept": (
                 "8_app/demo.html#is_base_model_kept",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.label_start": ("8_app/demo.html#label_start", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.make_paired_config": (
                 "8_app/demo.html#make_paired_config",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.measure_test_loss": (
-                "8_app/demo.html#measure_test_loss",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.render_demo_files": (
-                "8_app/demo.html#render_demo_files",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.run_all_policies": ("8_app/demo.html#run_all_policies", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_stages": ("8_app/demo.html#run_stages", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_warm_start_demo": (
                 "8_app/demo.html#run_warm_start_demo",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.start_demo_run": ("8_app/demo.html#start_demo_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_training_curve": (
-                "8_app/demo.html#summarise_training_curve",
-                "personal_llm/app/demo.py",
-            ),
+            "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
             "personal_llm.app.library_commands.AttachOptions": (
@@ -863,11 +818,6 @@ d = {
             ),
         },
         "personal_llm.app.report": {
-            "personal_llm.app.report.compute_share_interval": (
-                "8_app/report.html#compute_share_interval",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.format_curve": ("8_app/report.html#format_curve", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -881,33 +831,6 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_budget_table": (
-                "8_app/report.html#html_budget_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_change_cell": (
-                "8_app/report.html#html_change_cell",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_examples": ("8_app/report.html#html_examples", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_image": ("8_app/report.html#html_image", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_kept_table": (
-                "8_app/report.html#html_kept_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_questions_table": (
-                "8_app/report.html#html_questions_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_results_table": (
-                "8_app/report.html#html_results_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.html_table": ("8_app/report.html#html_table", "personal_llm/app/report.py"),
-            "personal_llm.app.report.html_warm_start_section": (
-                "8_app/report.html#html_warm_start_section",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.plot_buffer_positions": (
                 "8_app/report.html#plot_buffer_positions",
                 "personal_llm/app/report.py",
@@ -1919,6 +1842,10 @@ d = {
                 "0_base/models.html#model._note_truncation",
                 "personal_llm/base/models.py",
             ),
+            "personal_llm.base.models.Model.add_system_prompt": (
+                "0_base/models.html#model.add_system_prompt",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.continue_prompts": (
                 "0_base/models.html#model.continue_prompts",
                 "personal_llm/base/models.py",
@@ -1948,6 +1875,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
+            "personal_llm.base.models.Model.reply_once": (
+                "0_base/models.html#model.reply_once",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.Model.run_forward": (
                 "0_base/models.html#model.run_forward",
                 "personal_llm/base/models.py",
@@ -8949,10 +8880,6 @@ d = {
                 "7_runtimes/export.html#_stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.export_adapter": (
-                "7_runtimes/export.html#export_adapter",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -9006,7 +8933,100 @@ d = {
                 "personal_llm/runtimes/export.py",
             ),
         },
+        "personal_llm.runtimes.idle": {
+            "personal_llm.runtimes.idle.IdlePolicy": (
+                "7_runtimes/idle.html#idlepolicy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
+                "7_runtimes/idle.html#idlepolicy.__post_init__",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor": (
+                "7_runtimes/idle.html#machinemonitor",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineMonitor.measure": (
+                "7_runtimes/idle.html#machinemonitor.measure",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.MachineState": (
+                "7_runtimes/idle.html#machinestate",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.find_obstacle": (
+                "7_runtimes/idle.html#find_obstacle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_folder": (
+                "7_runtimes/idle.html#finetune_folder",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.finetune_when_idle": (
+                "7_runtimes/idle.html#finetune_when_idle",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.has_new_dialogues": (
+                "7_runtimes/idle.html#has_new_dialogues",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.learn": ("7_runtimes/idle.html#learn", "personal_llm/runtimes/idle.py"),
+            "personal_llm.runtimes.idle.lower_priority": (
+                "7_runtimes/idle.html#lower_priority",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.wait_until": (
+                "7_runtimes/idle.html#wait_until",
+                "personal_llm/runtimes/idle.py",
+            ),
+        },
+        "personal_llm.runtimes.llama_cpp": {
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine": (
+                "7_runtimes/llama_cpp.html#llamacppengine",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__call__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__call__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.__init__": (
+                "7_runtimes/llama_cpp.html#llamacppengine.__init__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.generate": (
+                "7_runtimes/llama_cpp.html#llamacppengine.generate",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppEngine.prepare": (
+                "7_runtimes/llama_cpp.html#llamacppengine.prepare",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream": (
+                "7_runtimes/llama_cpp.html#llamacppstream",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
+                "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.find_base_file": (
+                "7_runtimes/llama_cpp.html#find_base_file",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+            "personal_llm.runtimes.llama_cpp.import_xllamacpp": (
+                "7_runtimes/llama_cpp.html#import_xllamacpp",
+                "personal_llm/runtimes/llama_cpp.py",
+            ),
+        },
         "personal_llm.runtimes.phone": {
+            "personal_llm.runtimes.phone.BundleSettings": (
+                "7_runtimes/phone.html#bundlesettings",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.BundleSettings.__post_init__": (
+                "7_runtimes/phone.html#bundlesettings.__post_init__",
+                "personal_llm/runtimes/phone.py",
+            ),
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",
@@ -9042,6 +9062,14 @@ d = {
             ),
             "personal_llm.runtimes.phone.load_runtime": (
                 "7_runtimes/phone.html#load_runtime",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_export": (
+                "7_runtimes/phone.html#phone_export",
+                "personal_llm/runtimes/phone.py",
+            ),
+            "personal_llm.runtimes.phone.phone_simulate": (
+                "7_runtimes/phone.html#phone_simulate",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.run_training_steps": (
@@ -9183,172 +9211,22 @@ d = {
                 "personal_llm/runtimes/phone_bundle.py",
             ),
         },
-        "personal_llm.runtimes.resumable_training": {
-            "personal_llm.runtimes.resumable_training.IdlePolicy": (
-                "7_runtimes/resumable_training.html#idlepolicy",
-                "personal_llm/runtimes/resumable_training.py",
+        "personal_llm.runtimes.plugins": {
+            "personal_llm.runtimes.plugins.Runtime": (
+                "7_runtimes/plugins.html#runtime",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.IdlePolicy.__post_init__": (
-                "7_runtimes/resumable_training.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.collect": (
+                "7_runtimes/plugins.html#collect",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor": (
-                "7_runtimes/resumable_training.html#machinemonitor",
-                "personal_llm/runtimes/resumable_training.py",
+            "personal_llm.runtimes.plugins.export_adapter": (
+                "7_runtimes/plugins.html#export_adapter",
+                "personal_llm/runtimes/plugins.py",
             ),
-            "personal_llm.runtimes.resumable_training.MachineMonitor.look": (
-                "7_runtimes/resumable_training.html#machinemonitor.look",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.MachineState": (
-                "7_runtimes/resumable_training.html#machinestate",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.count_child_seconds": (
-                "7_runtimes/resumable_training.html#count_child_seconds",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.find_obstacle": (
-                "7_runtimes/resumable_training.html#find_obstacle",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.load_or_synthesize": (
-                "7_runtimes/resumable_training.html#load_or_synthesize",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.lower_priority": (
-                "7_runtimes/resumable_training.html#lower_priority",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.must_stop_now": (
-                "7_runtimes/resumable_training.html#must_stop_now",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.read_policy": (
-                "7_runtimes/resumable_training.html#read_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.run_slice_process": (
-                "7_runtimes/resumable_training.html#run_slice_process",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.select_training_dialogues": (
-                "7_runtimes/resumable_training.html#select_training_dialogues",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_round": (
-                "7_runtimes/resumable_training.html#train_round",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.train_slice": (
-                "7_runtimes/resumable_training.html#train_slice",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.watch_stdin": (
-                "7_runtimes/resumable_training.html#watch_stdin",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-            "personal_llm.runtimes.resumable_training.write_policy": (
-                "7_runtimes/resumable_training.html#write_policy",
-                "personal_llm/runtimes/resumable_training.py",
-            ),
-        },
-        "personal_llm.runtimes.service": {
-            "personal_llm.runtimes.service.ServiceLoop": (
-                "7_runtimes/service.html#serviceloop",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.__init__": (
-                "7_runtimes/service.html#serviceloop.__init__",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.check_machine": (
-                "7_runtimes/service.html#serviceloop.check_machine",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.end_slice": (
-                "7_runtimes/service.html#serviceloop.end_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.look": (
-                "7_runtimes/service.html#serviceloop.look",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.read_state_version": (
-                "7_runtimes/service.html#serviceloop.read_state_version",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.record_slice": (
-                "7_runtimes/service.html#serviceloop.record_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.supervise_slice": (
-                "7_runtimes/service.html#serviceloop.supervise_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.wait": (
-                "7_runtimes/service.html#serviceloop.wait",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.ServiceLoop.write_status": (
-                "7_runtimes/service.html#serviceloop.write_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.delete_service_files": (
-                "7_runtimes/service.html#delete_service_files",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.find_service_folder": (
-                "7_runtimes/service.html#find_service_folder",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.is_service_alive": (
-                "7_runtimes/service.html#is_service_alive",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.pause_service": (
-                "7_runtimes/service.html#pause_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_command": (
-                "7_runtimes/service.html#read_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_status": (
-                "7_runtimes/service.html#read_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.read_training_progress": (
-                "7_runtimes/service.html#read_training_progress",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.run_service": (
-                "7_runtimes/service.html#run_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.send_command": (
-                "7_runtimes/service.html#send_command",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.service_status": (
-                "7_runtimes/service.html#service_status",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_service": (
-                "7_runtimes/service.html#start_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.start_slice": (
-                "7_runtimes/service.html#start_slice",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.stop_service": (
-                "7_runtimes/service.html#stop_service",
-                "personal_llm/runtimes/service.py",
-            ),
-            "personal_llm.runtimes.service.wait_until": (
-                "7_runtimes/service.html#wait_until",
-                "personal_llm/runtimes/service.py",
+            "personal_llm.runtimes.plugins.find_runtimes": (
+                "7_runtimes/plugins.html#find_runtimes",
+                "personal_llm/runtimes/plugins.py",
             ),
         },
         "personal_llm.selection.cards": {
@@ -9971,6 +9849,10 @@ d = {
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
+            "personal_llm.selection.selection.describe_card": (
+                "5_selection/selection.html#describe_card",
+                "personal_llm/selection/selection.py",
+            ),
             "personal_llm.selection.selection.describe_common_facts": (
                 "5_selection/selection.html#describe_common_facts",
                 "personal_llm/selection/selection.py",
@@ -9995,10 +9877,6 @@ d = {
                 "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.get_pllm_label": (
-                "5_selection/selection.html#get_pllm_label",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.get_selector": (
                 "5_selection/selection.html#get_selector",
                 "personal_llm/selection/selection.py",
@@ -10013,10 +9891,6 @@ d = {
             ),
             "personal_llm.selection.selection.read_card_description": (
                 "5_selection/selection.html#read_card_description",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.read_card_descriptions": (
-                "5_selection/selection.html#read_card_descriptions",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.select": (
@@ -10387,8 +10261,8 @@ d = {
                 "3_tuning/finetune.html#trainingsplit.from_dialogues",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.TrainingSplit.make_best_adapter": (
-                "3_tuning/finetune.html#trainingsplit.make_best_adapter",
+            "personal_llm.tuning.finetune.TrainingSplit.make_checks": (
+                "3_tuning/finetune.html#trainingsplit.make_checks",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.alternate_histories": (
@@ -10425,10 +10299,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.hash_run": (
                 "3_tuning/finetune.html#hash_run",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.keep_random_state": (
-                "3_tuning/finetune.html#keep_random_state",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.measure_second_run": (
@@ -10621,10 +10491,6 @@ d = {
                 "3_tuning/training_loop.html#add_private_gradients",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.add_step_gradients": (
-                "3_tuning/training_loop.html#add_step_gradients",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.bfloat16_context": (
                 "3_tuning/training_loop.html#bfloat16_context",
                 "personal_llm/tuning/training_loop.py",
@@ -10691,36 +10557,36 @@ d = {
             ),
         },
         "personal_llm.tuning.validation": {
-            "personal_llm.tuning.validation.BestAdapter": (
-                "3_tuning/validation.html#bestadapter",
+            "personal_llm.tuning.validation.Checks": (
+                "3_tuning/validation.html#checks",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.__init__": (
-                "3_tuning/validation.html#bestadapter.__init__",
+            "personal_llm.tuning.validation.Checks.__init__": (
+                "3_tuning/validation.html#checks.__init__",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.compute_loss": (
-                "3_tuning/validation.html#bestadapter.compute_loss",
+            "personal_llm.tuning.validation.Checks.compute_loss": (
+                "3_tuning/validation.html#checks.compute_loss",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.has_learned": (
-                "3_tuning/validation.html#bestadapter.has_learned",
+            "personal_llm.tuning.validation.Checks.has_learned": (
+                "3_tuning/validation.html#checks.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.history": (
-                "3_tuning/validation.html#bestadapter.history",
+            "personal_llm.tuning.validation.Checks.history": (
+                "3_tuning/validation.html#checks.history",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.is_finished": (
-                "3_tuning/validation.html#bestadapter.is_finished",
+            "personal_llm.tuning.validation.Checks.is_finished": (
+                "3_tuning/validation.html#checks.is_finished",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.restore": (
-                "3_tuning/validation.html#bestadapter.restore",
+            "personal_llm.tuning.validation.Checks.restore": (
+                "3_tuning/validation.html#checks.restore",
                 "personal_llm/tuning/validation.py",
             ),
-            "personal_llm.tuning.validation.BestAdapter.run_check": (
-                "3_tuning/validation.html#bestadapter.run_check",
+            "personal_llm.tuning.validation.Checks.run_check": (
+                "3_tuning/validation.html#checks.run_check",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.ValidationRule": (

@@ -41,7 +41,7 @@ from personal_llm.device import background_training, personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.store import OLD_STATE_FILE, read_state
-from personal_llm.runtimes.resumable_training import train_slice
+from personal_llm.runtimes import idle
 from personal_llm.selection import cards
 from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
@@ -229,8 +229,8 @@ def talk_of(folder) -> str:
     return repr((turns, question, kept, reactions, [(row.kept, row.reason) for row in me.buffer.log]))
 
 
-def train_a_slice(folder):
-    train_slice(folder, dict(model="fake"), None)
+def learn(folder):
+    idle.finetune_folder(folder, Fake, None)
 
 
 def train(folder):
@@ -277,7 +277,7 @@ OPERATIONS = {
     "ask": Operation(talked, ask, talk_of, True),
     "answer": Operation(lambda f: talked(f, 0), answer, talk_of, True),
     "serve": Operation(talked, serve, talk_of, True),
-    "service slice": Operation(lived, train_a_slice),
+    "learn": Operation(lived, learn),
     "training": Operation(lambda folder: None, train, weights_of),
     "library add": Operation(make_library, add_to_library, library_of, True),
     "library remove": Operation(make_library, remove_from_library, library_of, True),
@@ -370,7 +370,10 @@ def main(library: str, share: float, seed: int, only: str = ""):  # only: names,
     faults = ctypes.CDLL(library)
     personalizer.tune = fake_tune
     models.load_model = lambda name: Fake()
-    background_training.install_stop_hook = lambda inner, stop: SimpleNamespace(remove=lambda: None)
+    Fake.model = None  # of which the hook is a stand-in, too
+    idle.install_stop_hook = background_training.install_stop_hook = lambda inner, stop: SimpleNamespace(
+        remove=lambda: None
+    )
     library_module.SPACE_CLASSES["style"], cards.Explanation = libraries.Space, libraries.Words
     made = tempfile.mkdtemp()
     ADAPTERS.extend(libraries.four(Path(made)))

@@ -36,15 +36,13 @@ from personal_llm.base.adapters import Adapter, read_factors, read_lora_config
 from personal_llm.base.core import InputError
 from personal_llm.base.database import hash_row
 from personal_llm.base.files import OwnedFolder, compute_sha256, open_results_folder, publish_results
-from personal_llm.base.files import read_json_lines, read_sealed, recover_results, seal, write_json, write_sealed
-from personal_llm.base.folder_store import SYNTHESIS_FILE
+from personal_llm.base.files import read_json_lines, recover_results, seal
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.store import folder_status, read_state
-from personal_llm.runtimes import phone, phone_bundle, service
-from personal_llm.runtimes.resumable_training import IdlePolicy, read_policy, write_policy
+from personal_llm.runtimes import phone, phone_bundle
 from personal_llm.selection import cards, remote_library
 from personal_llm.selection import library as library_module
 from personal_llm.selection.library import Library
@@ -263,26 +261,6 @@ def read_bundle(folder):
             phone.export_adapter(bundle, progress, folder / "out")
 
 
-def make_service(folder):
-    write_policy(folder / service.POLICY_FILE, IdlePolicy())
-    write_sealed(folder / service.MODEL_SETTINGS_FILE, dict(model="pocket"))
-    write_json(folder / service.COMMAND_FILE, dict(wish="pause"))
-    write_json(folder / service.STATUS_FILE, service.INITIAL_STATUS)
-    write_sealed(folder / SYNTHESIS_FILE, dict(source="x", dialogues=[TALK[0].to_dict()]))
-
-
-def read_service(folder):
-    for read in (
-        lambda: read_policy(folder / service.POLICY_FILE),
-        lambda: service.read_status(folder),
-        lambda: service.read_command(folder),
-        lambda: read_sealed(folder / service.MODEL_SETTINGS_FILE),
-        lambda: read_sealed(folder / SYNTHESIS_FILE),
-    ):
-        with suppress(InputError):
-            read()
-
-
 def make_results(folder):
     with open_results_folder(folder, "report.json", "words.txt") as owned:
         publish_results(owned, {"report.json": "{}", "words.txt": "words"})
@@ -380,7 +358,6 @@ TARGETS = dict(
     bundle=Target(make_bundle, read_bundle, mend_bundle),
     manifest=Target(make_bundle, read_bundle, mend_bundle, phone_bundle.MANIFEST_FILE),
     progress=Target(make_bundle, read_bundle, mend_progress, phone.PROGRESS_FILE),
-    service=Target(make_service, read_service),
     results=Target(make_results, read_results),
     ledger=Target(make_ledger, read_ledger),
     lines=Target(lambda f: (f / "rows.jsonl").write_bytes(b'{"a": 1}\n{"b": [2, "x"]}\n'), read_lines),

@@ -8,7 +8,8 @@ import pytest
 from personal_llm.base.adapters import Adapter, read_factors, read_scaled_settings, set_adapter_scale
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import read_json, write_json, write_sealed
-from personal_llm.runtimes.export import export_adapter, merge_weights
+from personal_llm.runtimes.export import merge_weights
+from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning import adapter_scale as module
 from personal_llm.tuning.adapter_scale import choose_adapter_scale, find_habitual_runs, measure_kept_runs
 from personal_llm.tuning.config import TuningConfig

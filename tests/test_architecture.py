@@ -103,9 +103,11 @@ def test_the_rules_can_fail():
         "personal_llm.buffer.b": "from ..base.a import f",
         "personal_llm.app.c": "from personal_llm.recipes import d",
         "personal_llm.recipes.d": "",
+        "personal_llm.selection.e": "def f():\n    from personal_llm.experiments.methods.g import h",
+        "personal_llm.experiments.methods.g": "",
     }
     assert circles(arrows(bad)) == ["personal_llm.base.a", "personal_llm.buffer.b"]
-    assert len(upward(arrows(bad))) == 2
+    assert len(upward(arrows(bad))) == 3
     assert private(bad) == ["personal_llm.base.a:2 personal_llm.buffer.b._g"]
 
 

@@ -241,6 +241,7 @@ def test_no_answer_costs_nothing(tmp_path):
 # leaving and coming back
 
 
+@pytest.mark.later
 def test_leaving_after_every_line_makes_no_difference(tmp_path):
     lines = [*LINES[:10], "", BETTER, *LINES[10:14], "/why", "/undo", "/why", LINES[14], "/forget chest", LINES[15]]
     straight, clock = fresh(tmp_path / "a"), itertools.count(1.0).__next__
@@ -634,6 +635,7 @@ def command(small, *words):
 ENVIRONMENT = os.environ | dict(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=str(Path(__file__).parents[1]))
 
 
+@pytest.mark.later
 def test_lines_through_a_pipe(small, tmp_path, capsys):
     lines = b"Hello\n\n/why\n\xff\xfe\x00 knee\n/status\n"
     first = subprocess.run(
@@ -646,6 +648,7 @@ def test_lines_through_a_pipe(small, tmp_path, capsys):
     assert read_state(tmp_path / "me").buffer.seen == 2
 
 
+@pytest.mark.later
 def test_ctrl_c_at_a_terminal(small, tmp_path):
     "In a reply it ends the reply, at the prompt it leaves; what was said before is kept."
     pexpect = pytest.importorskip("pexpect")
@@ -676,6 +679,7 @@ def test_help_teaches(capsys):
 # options of a program, and corrections without a question
 
 
+@pytest.mark.later
 def test_a_stop_text_never_shows_a_piece_of_itself():
     model, d = shared("llama"), Dialogue("My knee hurts.", "")
     whole = "".join(ReplyStream(model, d))

@@ -1,19 +1,15 @@
 "The clock of a device goes back, jumps a year or stands still: nothing changes but the dates."
 
 import itertools
-import time
 from contextlib import closing
 
 import pytest
 from devices import TALK, bytes_below, fake_tune, open_talk, say
 
 from personal_llm.base import ledger
-from personal_llm.base.files import make_folder, write_json
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.store import read_state
-from personal_llm.runtimes import service
-from personal_llm.runtimes.resumable_training import IdlePolicy, MachineState, write_policy
 
 NOW, YEAR = 1.7e9, 365 * 86400.0
 CLOCKS = dict(
@@ -89,26 +85,3 @@ def test_the_ledger_is_in_the_order_of_what_left(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert [row["time"] for row in ledger.read_ledger()] == [NOW, NOW - YEAR, NOW + YEAR]
-
-
-class Machine:
-    look = staticmethod(lambda process: MachineState(0.0, 50.0, True, 8.0))
-
-
-@pytest.mark.parametrize("jump", [-YEAR, YEAR])
-def test_a_service_keeps_its_schedule(jump, tmp_path, monkeypatch):
-    "The clock jumps while the service waits for its quiet time: the slice begins neither earlier nor later."
-    with open_talk(tmp_path) as talk:
-        say(talk, TALK[0])
-    home, begun = make_folder(tmp_path / service.SERVICE_FOLDER), []
-    write_json(home / service.MODEL_SETTINGS_FILE, dict(model="fake"))
-    write_policy(home / service.POLICY_FILE, IdlePolicy(quiet=10.0))
-    assert service.ServiceLoop(tmp_path).clock is time.monotonic
-    begin = lambda *given: begun.append(moment)
-    keeper = service.ServiceLoop(tmp_path, Machine, begin, clock=lambda: float(moment))
-    moment, real = 0, time.time
-    monkeypatch.setattr(time, "time", lambda: real() + jump * (moment > 4))
-    while not begun and moment < 15:
-        keeper.look()
-        moment += 1
-    assert begun == [10]

@@ -176,15 +176,3 @@ def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch)
         assert "export of 20" in out and str(tmp_path / "for vllm") in out
         assert str(tmp_path / "parcel") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
         assert str(tmp_path / "other") not in out
-
-
-def test_forget_all_deletes_the_files_of_the_service(world, tmp_path, capsys):
-    "But none of yours, and a folder of yours with that name stays."
-    mine = shutil.copytree(world / "mine", tmp_path / "mine")
-    for name in ("policy.toml", "model.json", "wish.json", "status.json", ".lock", "notes.txt"):
-        (mine / "service").mkdir(exist_ok=True)
-        (mine / "service" / name).write_text("{}")
-    found(capsys, "forget", "--out", mine, "--all", "--dry-run")
-    assert (mine / "service" / "model.json").exists()
-    assert str(mine / "service") in found(capsys, "forget", "--out", mine, "--all")["files"]
-    assert [path.name for path in (mine / "service").iterdir()] == ["notes.txt"]

@@ -120,3 +120,24 @@ def test_the_defaults_of_a_large_model_give_way_to_a_start():
     large = TuningConfig.for_model(LARGE)
     shape = large.match_adapter(START | dict(lora_dropout=0.1), "mine", MODULES, large)
     assert shape.dropout == 0.1 and shape.steps == large.steps
+
+
+def test_the_demo_s_curve_and_the_phone_take_the_model_s_defaults(tmp_path, monkeypatch):
+    from personal_llm.app.demo import make_paired_config
+    from personal_llm.runtimes import phone
+
+    for model in (TOY, LARGE):
+        curve, own = make_paired_config(model, 8, []), TuningConfig.for_model(model, steps=8)
+        names = ("steps", "learning_rate", "dropout", "replay_share", "pass_tokens", "max_scale")
+        assert [getattr(curve, name) for name in names] == [getattr(own, name) for name in names]
+
+    class Stop(Exception):
+        pass
+
+    def stop(config):
+        raise Stop(config.steps)
+
+    monkeypatch.setattr(phone, "require_executorch", lambda: None)
+    monkeypatch.setattr(phone, "adapt_config_to_phone", stop)
+    with pytest.raises(Stop, match=str(TuningConfig.for_model(LARGE).steps)):
+        phone.export_bundle(LARGE, [], tmp_path / "bundle")

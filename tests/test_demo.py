@@ -66,7 +66,7 @@ def test_folders_of_others_are_refused_and_ours_is_replaced(made, tmp_path, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(demo, "run_stages", fail)
+        patch.setattr(demo, "score_adapter", fail)
         run_demo(folder, shared("llama"), progress=False, **SHORT)
     assert snapshot(folder) == before
 

@@ -14,7 +14,8 @@ from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
-from personal_llm.runtimes.export import EXPORT_TARGETS, export_adapter, pair_neighbours
+from personal_llm.runtimes.export import EXPORT_TARGETS, pair_neighbours
+from personal_llm.runtimes.plugins import export_adapter
 
 LONG = "base_model.model."
 

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc")
 CAREFUL = ["save a new folder", "observe", "feedback", "fine-tune", "forget a text", "forget all", "migrate"]
-CAREFUL += ["publish", "ask", "answer", "serve", "service slice", "training", "library add", "library remove"]
+CAREFUL += ["publish", "ask", "answer", "serve", "learn", "training", "library add", "library remove"]
 MIN_CASES = 2000  # of all operations together
 
 pytestmark = pytest.mark.skipif(

@@ -34,12 +34,12 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "personal_llm" / "models"
 
 
-def make_network(family: str):
+def make_network(family: str, vocab_size: int = 600):
     "A model of random weights in the family's true architecture."
     from transformers import AutoConfig, AutoModelForCausalLM
 
     common = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, head_dim=16)
-    common |= dict(num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=16384, vocab_size=600)
+    common |= dict(num_key_value_heads=2, initializer_range=0.1, max_position_embeddings=16384, vocab_size=vocab_size)
     kinds = {"smollm2": "llama", "llama3.2": "llama", "qwen2": "qwen2", "gemma3": "gemma3_text"}
     if family == "gemma3":
         common |= dict(query_pre_attn_scalar=256, sliding_window=512, tie_word_embeddings=True)

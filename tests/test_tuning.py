@@ -25,7 +25,7 @@ from personal_llm.tuning import training_loop
 from personal_llm.tuning.finetune import TrainingSplit, alternate_histories, finetune, trainable_adapter
 from personal_llm.tuning.speedups import FastForward
 from personal_llm.tuning.training_loop import select_step_batches, train
-from personal_llm.tuning.validation import BestAdapter, validation_split
+from personal_llm.tuning.validation import Checks, validation_split
 from tiny import ARCHITECTURES, break_seal, random_adapter, same, shared, tiny, weights
 
 BRIEF = TuningConfig(rank=2, steps=3, batch_size=4, max_length=64, checks=3, learning_rate=1e-2)
@@ -190,11 +190,11 @@ def make_trial(losses: dict):
     "Return a way to train that leaves the checks with given losses, and a list of the samples of each call."
     calls = []
 
-    def fake_train(adapted, samples, best, config, seed=0, folder=None):
-        calls.append((len(samples), len(best.samples), config.steps))
+    def fake_train(adapted, samples, checks, config, seed=0, folder=None):
+        calls.append((len(samples), len(checks.samples), config.steps))
         for step, loss in (losses if len(calls) == 1 else {0: 3.0, config.steps: 1.0}).items():
-            best.compute_loss = lambda adapted, loss=loss: loss
-            best.run_check(adapted, step)
+            checks.compute_loss = lambda adapted, loss=loss: loss
+            checks.run_check(adapted, step)
             yield step, loss
 
     return fake_train, calls
@@ -233,11 +233,11 @@ def test_a_trial_without_a_gain_is_repeated_exactly(monkeypatch):
     "Both runs begin from the same LoRA weights, so the second one finds no gain either."
     begins = []
 
-    def fake_train(adapted, samples, best, config, seed=0, folder=None):
+    def fake_train(adapted, samples, checks, config, seed=0, folder=None):
         begins.append({name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad})
         for step, loss in ((0, 3.0), (config.steps, 3.5)):
-            best.compute_loss = lambda adapted, loss=loss: loss
-            best.run_check(adapted, step)
+            checks.compute_loss = lambda adapted, loss=loss: loss
+            checks.run_check(adapted, step)
             yield step, loss
 
     monkeypatch.setattr("personal_llm.tuning.finetune.train", fake_train)
@@ -857,8 +857,8 @@ def test_the_loop_has_the_losses_of_trainer(architecture, accumulated, bfloat16,
         torch.manual_seed(0)
         with trainable_adapter(model, config) as adapted:
             if run == "ours":
-                best = BestAdapter(samples[:2], 0, FastForward(adapted))
-                found.append([loss for _, loss in train(adapted, samples, best, config, seed=3)])
+                checks = Checks(samples[:2], 0, FastForward(adapted))
+                found.append([loss for _, loss in train(adapted, samples, checks, config, seed=3)])
             else:
                 found.append(trainer_losses(adapted, samples, config, seed=3))
     ours, trainers = map(np.array, found)
@@ -872,8 +872,8 @@ def losses_of(**changes) -> list:  # nats a token, of each step
     samples = [model.encode(d, 64) for d in TALK]
     torch.manual_seed(0)
     with trainable_adapter(model, config) as adapted:
-        best = BestAdapter(samples[:2], 0, FastForward(adapted))
-        return [loss for _, loss in train(adapted, samples, best, config, seed=3)]
+        checks = Checks(samples[:2], 0, FastForward(adapted))
+        return [loss for _, loss in train(adapted, samples, checks, config, seed=3)]
 
 
 def test_a_clipping_norm_that_no_sample_reaches_changes_nothing():

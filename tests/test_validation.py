@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.training_loop import load_checkpoint, save_checkpoint
-from personal_llm.tuning.validation import BestAdapter, find_lineages, select_users_answers, validation_split
+from personal_llm.tuning.validation import Checks, find_lineages, select_users_answers, validation_split
 
 
 @st.composite
@@ -113,17 +113,17 @@ def test_names_of_lineages():
 
 
 def test_finished():
-    best, config = BestAdapter([], 0), TuningConfig(steps=6, patience=2)
-    assert not best.is_finished(config)
-    best.losses = {0: 3.0, 5: 2.0}
-    assert not best.is_finished(config)
-    best.checks_without_gain = 2
-    assert best.is_finished(config)
-    best.losses, best.checks_without_gain = {0: 3.0, 6: 2.0}, 0
-    assert best.is_finished(config)
+    checks, config = Checks([], 0), TuningConfig(steps=6, patience=2)
+    assert not checks.is_finished(config)
+    checks.losses = {0: 3.0, 5: 2.0}
+    assert not checks.is_finished(config)
+    checks.checks_without_gain = 2
+    assert checks.is_finished(config)
+    checks.losses, checks.checks_without_gain = {0: 3.0, 6: 2.0}, 0
+    assert checks.is_finished(config)
 
 
-class PlannedChecks(BestAdapter):
+class PlannedChecks(Checks):
     "Judges by lists: the rates of six dialogues at each look."
 
     given = ()
@@ -134,22 +134,22 @@ class PlannedChecks(BestAdapter):
 
 def test_the_lowest_check_is_kept(tmp_path):
     "Patience counts from the lowest check, and a stopped run goes on the same."
-    module, best = torch.nn.Linear(1, 1, bias=False), PlannedChecks([], 0)
+    module, checks = torch.nn.Linear(1, 1, bias=False), PlannedChecks([], 0)
     weights = dict(module.named_parameters())
     optimiser = torch.optim.AdamW(weights.values())
     PlannedChecks.given = [[2.0] * 6, [1.9, 1.8, 1.9, 1.8, 1.9, 1.8], [0.0, 2.0, 2.0, 2.0, 2.0, 2.0], [2.0] * 6]
     for step in range(4):
         module.weight.data.fill_(step)
-        best.run_check(module, step)
+        checks.run_check(module, step)
         if step == 2:
-            save_checkpoint(tmp_path, step, weights, optimiser, best)
-    best.restore(module)
-    assert best.best_loss == pytest.approx(5 / 3) and module.weight.item() == 2 and best.checks_without_gain == 1
+            save_checkpoint(tmp_path, step, weights, optimiser, checks)
+    checks.restore(module)
+    assert checks.best_loss == pytest.approx(5 / 3) and module.weight.item() == 2 and checks.checks_without_gain == 1
     again = PlannedChecks([], 0)
     assert load_checkpoint(tmp_path, weights, optimiser, again) == 2
     module.weight.data.fill_(3)
     again.run_check(module, 3)
-    assert again.losses == best.losses and again.best_loss == best.best_loss
+    assert again.losses == checks.losses and again.best_loss == checks.best_loss
 
 
 ORIGINS = st.sampled_from(("model", "user", "approved", "annotated", "synthetic"))

@@ -196,30 +196,30 @@ def format_command_examples(one: Command, is_rich: bool) -> str:
     return "\b\nExamples:\n" + "\n".join("  " + " \\\n  ".join(textwrap.wrap(call, **wrap)) for call in calls)
 
 
-def add_to_app(app: typer.Typer, one: Command, is_rich: bool) -> None:
+def add_to_app(app: typer.Typer, one: Command, is_rich: bool, has_parameters: bool) -> None:
     "Add a command to an app of typer; called, it returns the command and the values of its parameters."
 
     def collect(**values):
         return one, values
 
-    collect.__signature__ = inspect.Signature(one.list_parameters())
+    collect.__signature__ = inspect.Signature(one.list_parameters() if has_parameters else [])
     help = inspect.cleandoc(one.function.__doc__)
     app.command(one.name.split()[-1], help=help, epilog=format_command_examples(one, is_rich))(collect)
 
 
-def build_app(commands: dict = None) -> typer.Typer:
-    "Build the parser of all registered commands."
+def build_app(commands: dict, detailed: list) -> typer.Typer:  # detailed: names
+    "Build the parser of some commands; it knows the parameters of those that are named, which takes most of the time."
     is_rich = bool(sys.stdout) and sys.stdout.isatty()
     shared = dict(rich_markup_mode="rich" if is_rich else None, pretty_exceptions_enable=False)
     app = typer.Typer(help=PROGRAM_HELP, epilog=PROGRAM_EPILOG, **shared)
     app.callback(context_settings=dict(help_option_names=["-h", "--help"]))(lambda: None)
     groups = {"": app}
-    for one in (COMMANDS if commands is None else commands).values():
+    for one in commands.values():
         group = one.name.rpartition(" ")[0]
         if group not in groups:
             groups[group] = typer.Typer(help=COMMAND_GROUPS.get(group, group), **shared)
             app.add_typer(groups[group], name=group)
-        add_to_app(groups[group], one, is_rich)
+        add_to_app(groups[group], one, is_rich, one.name in detailed)
     return app
 
 # %% ../../nbs/8_app/01_arguments.ipynb #456c2793
@@ -239,15 +239,15 @@ def repeat_list_options(words: list, parameters: list) -> list:  # words
 
 def parse_arguments(argv: list = None, commands: dict = None) -> tuple:  # (`Command`, values of its parameters)
     "Parse the words after `personal-llm`; raise `InputError` for a mistake, and `SystemExit` after help."
-    words, known = (
-        sys.argv[1:] if argv is None else [str(word) for word in argv],
-        COMMANDS if commands is None else commands,
-    )
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    known = COMMANDS if commands is None else commands
     one = known.get(" ".join(words[:2])) or known.get(" ".join(words[:1]))
-    if one is not None:
-        words = repeat_list_options(words, one.list_parameters())
+    is_help = words[:1] in (["-h"], ["--help"])
+    detailed = [one.name] if one else [] if is_help else [*known]  # a shell that completes gives no words
+    words = repeat_list_options(words, one.list_parameters()) if one else words
+    app = typer.main.get_command(build_app(known, detailed))
     try:
-        parsed = typer.main.get_command(build_app(known)).main(words, prog_name="personal-llm", standalone_mode=False)
+        parsed = app.main(words, prog_name="personal-llm", standalone_mode=False)
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
@@ -320,7 +320,7 @@ class ModelOptions:
         "Load the model; raise `InputError` where model or device is missing."
         from personal_llm.base import models
 
-        return models.load_model(self.model or None, **self.settings())
+        return models.load_model(self.model, **self.settings())
 
 # %% ../../nbs/8_app/01_arguments.ipynb #076b5643
 def find_saved_model(values: dict) -> str:  # empty where there is none

@@ -9,7 +9,7 @@ __all__ = ['handle_line']
 import sys
 import tempfile
 from contextlib import ExitStack, suppress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from typer import Option
@@ -281,19 +281,28 @@ CHAT_ADAPTER_HELP = "try the output of personalize or demo, or any peft adapter 
 MAX_REPLY_HELP = "tokens of a reply at most (default: the model's)"
 TEMPERATURE_HELP = "0: the likeliest word each time (default: the model's)"
 CONTEXT_HELP = "tokens of prompt, history and reply (default: the model's)"
+SYSTEM_HELP = "what the model should know at every reply, such as: You are a nurse. A program's own system prompt wins"
+ENGINE_HELP = "program that writes the replies; llama.cpp needs the extra llama and a GGUF model"
 
 
 @dataclass
 class ReplyingModelOptions(ModelOptions):
-    "A model, with the length and the temperature of its replies."
+    "A model, and how it replies."
 
     max_reply: Annotated[int, Option(help=MAX_REPLY_HELP, metavar="N", min=1, max=MAX_REPLY_TOKENS)] = None
     temperature: Annotated[float, Option(help=TEMPERATURE_HELP, metavar="T", min=0, max=2)] = None
     context: Annotated[int, Option(help=CONTEXT_HELP, metavar="N", min=MIN_CONTEXT)] = None
+    system: Annotated[str, Option(help=SYSTEM_HELP, metavar="TEXT")] = ""
+    engine: Annotated[Literal["torch", "llama.cpp"], Option(help=ENGINE_HELP)] = "torch"
 
     def load(self):  # a `Model`
-        "Load the model; raise `InputError` where model or device is missing, or for an impossible number."
+        "Load the model; raise `InputError` where model, device or engine is missing, or for an impossible number."
+        from personal_llm.runtimes import llama_cpp
+
+        has_engine = self.engine == "llama.cpp" and llama_cpp.import_xllamacpp()  # before the model takes its seconds
         model = super().load()
+        model.system_prompt = self.system.strip()
+        model.engine = llama_cpp.LlamaCppEngine(model) if has_engine else None
         if self.context is not None:
             model.max_length = check(self.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
         temperature = check(self.temperature, "number or none", "--temperature")

@@ -7,18 +7,19 @@ __all__ = []
 
 # %% ../../nbs/8_app/07_commands.ipynb #6f64a2e4
 import importlib
+import inspect
 import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
-from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions, SavedFolder, Seed
+from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions, SavedFolder
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
@@ -37,12 +38,8 @@ from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES
 from ..device.retraining import retrain_folder
 from ..device.store import describe_unchanged, find_state_folders, folder_status, has_state, read_state
-from ..runtimes import service
-from ..runtimes.export import EXPORT_TARGETS, export_adapter
-from ..runtimes.phone import export_bundle, simulate_phone
-from ..runtimes.phone_bundle import require_executorch
+from ..runtimes.plugins import collect, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
-from ..tuning.config import TuningConfig
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
 OUT_HELP = "folder for the results: a new one, or an earlier output, which a finished run replaces"
@@ -185,7 +182,7 @@ def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
     return CommandResult(result, [head, *format_change_table(result, "")])
 
 # %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
-EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; mlx; vllm"
+EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
 
 
 @command(
@@ -195,7 +192,7 @@ EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same w
 )
 def export_command(
     folder: Annotated[str, Argument(help="a new folder for the files", metavar="DIR")],
-    to: Annotated[Literal[tuple(EXPORT_TARGETS)], Option(help=EXPORT_TARGET_HELP)],
+    to: Annotated[Literal[tuple(collect("targets"))], Option(help=EXPORT_TARGET_HELP)],
     adapter: Adapter,
     model: ModelOptions,
 ):
@@ -287,7 +284,6 @@ def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, 
         lines = read_state(find_state_folders(out)[0]).list_rebuildable() if given.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=given.dry_run), lines)
     report = forget_folder(out, given.id, given.containing, parse_time(given.before), given.all, given.dry_run)
-    report.files += service.delete_service_files(out) if given.all and not given.dry_run else []
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=given.dry_run)
     result["rebuilt"] = retrain() if given.retrain and report.adapters and not given.dry_run else []
     if not (report.dialogues or report.cut or report.adapters or report.files or report.turns):
@@ -373,101 +369,49 @@ def get_smollm2_command():
     line = "smollm2 is installed" if is_new else "smollm2 was installed before; nothing was downloaded"
     return CommandResult(SMOLLM2_FACTS | dict(model="smollm2", file=str(place), is_new=is_new), [line])
 
-# %% ../../nbs/8_app/07_commands.ipynb #0af1347c
-COMMAND_GROUPS["service"] = "Train in the background on the chats in a folder."
+# %% ../../nbs/8_app/07_commands.ipynb #9f093bca
+SHARED_PARAMETERS = dict(load_model=("model", ModelOptions), dialogues=("data", DataOptions), progress=("quiet", bool))
 
 
-def format_service_status(status: dict) -> list:  # lines
-    "Return the status of a service for people."
-    reason = f" ({status['why']})" if status["why"] else ""
-    pairs = dict(
-        service=f"{status['state']}{reason}",
-        round=f"step {status['step']} of {status['steps']}, up to the last checkpoint",
-        done=f"rounds: {status['rounds']}, slices: {status['slices']}, {status['trained']:.0f} s of training",
-        policy=status["policy"],
-        last=status["last"],
-    )
-    return format_pairs(pairs)
-
-# %% ../../nbs/8_app/07_commands.ipynb #cabd0f5b
-@command("service start", "--out me", "--out mine --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype bfloat16")
-def service_start_command(out: SavedFolder, model: ModelOptions):
-    "Train whenever the machine is idle, cool and on mains. The command also goes on after a pause."
-    folder = find_state_folders(out)[0]
-    read_state(folder).check_base(model.load().base, folder)
-    status = service.start_service(out, model=model.model, **model.settings())
-    return CommandResult(status, format_service_status(status))
+def adapt_parameter(one: inspect.Parameter) -> inspect.Parameter:
+    "Return the parameter of a command for the parameter of a plug-in's function."
+    kind, *texts = get_args(one.annotation) or (one.annotation,)
+    name, group = SHARED_PARAMETERS.get(one.name, (one.name, None))
+    if group or is_dataclass(kind):
+        return inspect.Parameter(name, one.KEYWORD_ONLY, annotation=group or kind)
+    names = ["--" + name.replace("_", "-")] * (kind is bool)  # typer would add an option for no
+    about = Option(*names, help=texts[0] if texts else name)
+    return one.replace(kind=one.KEYWORD_ONLY, annotation=Annotated[kind, about])
 
 
-def _register_service_command(name: str, help: str, function: str) -> None:
-    def run(out: SavedFolder):
-        status = getattr(service, function)(out)
-        return CommandResult(status, format_service_status(status))
+def adapt_plugin(function):  # a function for `command`
+    "Wrap a plug-in's function: make its parameters options, and its values a `CommandResult`."
+    parameters = inspect.signature(function, eval_str=True).parameters
 
-    run.__doc__ = help
-    command(f"service {name}", "--out me", "--out me --json")(run)
+    def run(**values):
+        shared = dict(
+            load_model=lambda: lambda **changes: replace(values["model"], **changes).load(),
+            dialogues=lambda: values["data"].read(),
+            progress=lambda: not values["quiet"],
+        )
+        given = {name: shared[name]() if name in shared else values[name] for name in parameters}
+        return CommandResult(*function(**given))
 
-
-_register_service_command("status", "Show the state of the service, its reason, and its progress.", "service_status")
-_register_service_command("pause", "End the current slice, and begin none until start.", "pause_service")
-_register_service_command("stop", "End the service. Its training stays, and start goes on.", "stop_service")
-
-# %% ../../nbs/8_app/07_commands.ipynb #3e2031e6
-COMMAND_GROUPS["phone"] = "Pack model and chats for a phone. Simulate the training there."
-BUNDLE_HELP = "folder for the bundle: a new one, or an earlier bundle, which a finished export replaces"
-
-
-@dataclass
-class PhoneOptions(ModelOptions):
-    "The model of a phone's program, which computes on its processor in 32 bits."
-
-    device: str = field(default="cpu", init=False)
-    dtype: str = field(default="float32", init=False)
+    run.__signature__ = inspect.Signature([adapt_parameter(one) for one in parameters.values()])
+    run.__doc__ = function.__doc__
+    return run
 
 
-@command("phone export", "--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter")
-def phone_export_command(
-    data: DataOptions,
-    model: PhoneOptions,
-    out: choose_folder(BUNDLE_HELP),
-    settings: pick_settings(TuningConfig, "steps"),
-    start: Annotated[str, Option("--start-from", help="adapter to start from (default: none)", metavar="DIR")] = None,
-    batch_size: Annotated[int, Option(help="dialogues in a step; fewer need less memory", metavar="N")] = 4,
-    max_length: Annotated[
-        int, Option(help="tokens of a dialogue; longer ones lose their beginning", metavar="N")
-    ] = 128,
-    seed: Seed = 0,
-):
-    "Pack a training program, the chats as records and a manifest."
-    require_executorch()
-    config = TuningConfig(steps=settings.steps, batch_size=batch_size, max_length=max_length)
-    dialogues = data.read()
-    bundle = export_bundle(model.load(), dialogues, out, config, start, seed)
-    files, buckets = bundle.manifest["files"], bundle.manifest["buckets"]
-    result = dict(bundle=str(bundle.folder), files=files, buckets=buckets, steps=len(bundle.steps))
-    shapes = ", ".join(f"{count_nouns(row['records'], 'dialogue')} of {row['length']} tokens" for row in buckets)
-    sizes = [f"{name:<34}{row['bytes'] / 1e6:>8.2f} MB" for name, row in files.items()]
-    return CommandResult(result, [*sizes, f"{shapes}; {len(bundle.steps)} steps; bundle in {bundle.folder}"])
-
-# %% ../../nbs/8_app/07_commands.ipynb #8b2dd0e6
-SIMULATE_STEPS_HELP = "maximum number of steps now; the same command goes on (default: all)"
+def register_plugins() -> None:
+    "Register the commands of all runtimes, and report those that cannot be loaded."
+    runtimes, skipped = find_runtimes()
+    for name, reason in skipped.items():
+        print_note(f"plug-in {name} skipped: {reason}")
+    for runtime in runtimes.values():
+        for name, function in runtime.commands.items():
+            if " " in name:
+                COMMAND_GROUPS[name.split()[0]] = runtime.summary
+            command(name, *runtime.examples.get(name, ()))(adapt_plugin(function))
 
 
-@command("phone simulate", "--bundle bundle --out mine", "--bundle bundle --out mine --steps 20")
-def phone_simulate_command(
-    bundle: Annotated[str, Option(help="output folder of phone export", metavar="DIR")],
-    out: choose_folder("folder for the adapter; an interrupted run goes on there"),
-    quiet: bool,
-    steps: Annotated[int, Option(help=SIMULATE_STEPS_HELP, metavar="N", min=1)] = None,
-):
-    "Train a bundle in the phone's runtime. It begins where the last run ended, and writes an adapter."
-    run = simulate_phone(bundle, out, steps, not quiet)
-    if not hasattr(run, "path"):
-        line = f"{run.step} steps done, {run.seconds:.1f} s; the same command goes on"
-        return CommandResult(dict(step=run.step, losses=run.losses, seconds=run.seconds), [line])
-    losses, cost = [loss for _, loss, _ in run.history], run.cost
-    pairs = dict(
-        adapter=f"{run.path}, {len(losses)} steps, loss {format_loss_change(losses[0], losses[-1])}",
-        cost=f"{cost.seconds:.1f} s, peak memory of the process {cost.peak_memory / 1e6:.0f} MB",
-    )
-    return CommandResult(dict(adapter=str(run.path), losses=losses, cost=cost.to_dict()), format_pairs(pairs))
+register_plugins()

@@ -6,7 +6,6 @@
 __all__ = ['ANSWERS_FOR_LEARNING', 'MAX_NOTICES', 'ConversationWorker']
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #dad660b9
-import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -92,6 +91,7 @@ def enter(self: ConversationWorker) -> None:
 @patch
 async def run(self: ConversationWorker, function, *args):  # its result
     "Call a function in the session's thread; raise `Refusal` if too many jobs wait."
+    import asyncio
 
     def job():
         try:
@@ -109,6 +109,8 @@ async def run(self: ConversationWorker, function, *args):  # its result
 @patch
 async def stream(self: ConversationWorker, make_items):  # an asynchronous generator of its items
     "Yield the items of a generator as the thread makes them."
+    import asyncio
+
     loop, queue, stopped, end = asyncio.get_running_loop(), asyncio.Queue(), threading.Event(), object()
 
     def produce():
@@ -141,6 +143,8 @@ async def stream(self: ConversationWorker, make_items):  # an asynchronous gener
 @patch
 async def watch(self: ConversationWorker) -> None:
     "Use the adapter of each complete fine-tune, until the task is cancelled."
+    import asyncio
+
     while True:
         await asyncio.sleep(0.5)
         training = self.session.background_training

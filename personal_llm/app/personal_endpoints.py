@@ -16,7 +16,7 @@ from ..device.corrections import ChatSession
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #f15182f3
 ENDPOINTS = {}  # (method, path) -> function of the session and of the fields
-FIELD_TYPES = {str: "string", bool: "boolean", int: "integer", list: "array"}  # in Python and in a JSON schema
+FIELD_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}  # Python -> JSON schema
 
 
 def register_endpoint(method: str, path: str):
@@ -40,7 +40,8 @@ def read_fields(function, body) -> dict:  # name -> value
         kind = fields[name].annotation
         is_text_list = kind is not list or isinstance(value, list) and all(isinstance(item, str) for item in value)
         is_wrong_boolean = isinstance(value, bool) and kind is not bool
-        if is_wrong_boolean or not (isinstance(value, kind) and is_text_list):
+        accepted = (int, float) if kind is float else kind  # JSON has one kind of number: 1 is a float, too
+        if is_wrong_boolean or not (isinstance(value, accepted) and is_text_list):
             raise Refusal(400, f"{name}: wrong type; give a JSON {FIELD_TYPES[kind]}", "invalid_value", name)
     for name, field in fields.items():
         if field.default is field.empty and name not in body:

@@ -32,7 +32,7 @@ from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
 from ..base.folder_store import ADAPTERS_FOLDER, delete_store
-from ..base.text import count_nouns, split_sentences
+from ..base.text import count_nouns, get_language, split_sentences
 from ..base.lineage import copy_without_ids
 from ..device.store import get_state_version, is_own_folder
 
@@ -186,7 +186,7 @@ def format_change_table(result: dict, no_test_message: str) -> list:  # lines of
 # %% ../../nbs/8_app/02_personalize.ipynb #px01
 def has_habit(key: str, text: str, opening: str = "", closing: str = "") -> bool:
     "Return whether one text has a habit, by the key of its `Trait`; opening and closing are the user's."
-    line, quoted = " ".join(text.split()), key.partition("“")[2].rstrip("”")
+    line, quoted = get_language().join_pieces(text), key.partition("“")[2].rstrip("”")
     tests = {
         "opens": lambda: line.startswith(quoted),
         "signs": lambda: line.endswith(quoted),

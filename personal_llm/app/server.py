@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/8_app/13_server.ipynb #04b62764
-import asyncio
 import ctypes
 import json
 import os
@@ -160,6 +159,7 @@ async def status(self: PersonalServer, request) -> dict:
 @patch
 async def import_file(self: PersonalServer, request) -> dict:
     "Read the body as a file of chats, and offer its dialogues; the query has the file's `name` and perhaps the `user`."
+    import asyncio
     from personal_llm.data.reading import read_dialogues
 
     name, user = (request.query_params.get(field) or None for field in ("name", "user"))
@@ -248,6 +248,7 @@ def make_app(
 ):
     "Make the server's application; raise `InputError` where starlette is missing."
     import_server_packages()
+    import asyncio
     from starlette.applications import Starlette
     from starlette.responses import Response
 

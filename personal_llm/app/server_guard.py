@@ -6,7 +6,6 @@
 __all__ = ['ServerLimits', 'Guard']
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #d134d055
-import asyncio
 import hmac
 import ipaddress
 import json
@@ -204,6 +203,8 @@ def check_sender(self: Guard, path: str, headers: dict) -> None:
 @patch
 async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
     "Return the body of a request; raise `Refusal` if it is too large or too slow."
+    import asyncio  # here, so that no other command waits for it
+
     limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
     too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
     length = headers.get("content-length", "0")

@@ -87,6 +87,9 @@ class Model:
         self.max_length = max_length or min(DEFAULT_MAX_LENGTH if self.is_large else TOY_MAX_LENGTH, self.window)
         num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
+        self.engine = None  # another program that writes single replies, called as `ReplyStream`; see `LlamaCppEngine`
+        self.system_prompt = ""  # of the user, for single replies; see `add_system_prompt`
+        self.adapter_folder = None  # of the adapter inside a block of `use_adapter`
         self.cost = Cost()  # of all calls since it was loaded
         self.truncated = {}  # id of a dialogue that was too long -> tokens left out
         self.base = base or compute_fingerprint(model)
@@ -382,6 +385,24 @@ def reply(self: Model, prompts: list, max_new_tokens: int = None) -> list:  # re
     sampling_options = dict(do_sample=False, reply_options=options)
     return self.continue_prompts(prompts, options.max_tokens, 0, sampling_options)
 
+
+@patch
+def add_system_prompt(self: Model, dialogue: Dialogue) -> Dialogue:
+    "Return a dialogue with the user's system prompt before its turns, if it has no system prompt of its own."
+    turns = list(dialogue.history)
+    if not self.system_prompt or (turns and turns[0][0] == "system"):
+        return dialogue
+    return dialogue.derive(history=[("system", self.system_prompt), *turns])
+
+
+@patch
+def reply_once(self: Model, dialogue: Dialogue, max_new_tokens: int = None) -> str:
+    "Reply to one prompt as `reply` does, with the user's system prompt, and by the engine if there is one."
+    if self.engine is None:
+        return self.reply([self.add_system_prompt(dialogue)], max_new_tokens)[0]
+    stream = self.engine(self, dialogue, ReplyOptions(max_new_tokens, soft_tokens=max_new_tokens, temperature=0.0))
+    return "".join(stream)
+
 # %% ../../nbs/0_base/09_models.ipynb #5b30f920
 MAX_MERGED_BYTES = 2**29  # of the weights that an adapter changes; a larger one stays beside them
 
@@ -444,9 +465,11 @@ def use_adapter(self: Model, adapter):
     base_model, adapter_id, scale = self.model, get_adapter_id(folder), read_adapter_scale(folder)
     adapter_id += "" if scale == 1 else f"*{scale:g}"
     self.model, self.active_adapter = self._insert_adapter(folder, adapter_id, scale), f"{self.base}+{adapter_id}"
+    self.adapter_folder = folder
     try:
         yield self
     finally:
+        self.adapter_folder = None
         for module, weight in self._own_weights:
             module.weight = weight
         if self.model is not base_model:

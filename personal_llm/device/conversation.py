@@ -342,7 +342,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
     shown = self.add_talk_memories(question, is_own) if with_adapter else question
     with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-        self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
+        self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
     if is_observed:
@@ -374,7 +374,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
     me = self.me
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
-        if self.reply_memories:  # their tokens do not belong to the dialogue, so we score it alone
+        if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
             candidate = me.score([d])[0]
         else:
             candidate = score_reading(d, reply.reading, me.lexicons, reply.reading.model)

@@ -63,7 +63,7 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
     shown = self.add_talk_memories(question)
     with self.model.track_cost() as cost, self.model.use_adapter(self.me.adapter) as model:
-        self.reply = ReplyStream(model, shown, options, previous_stream=self.reply)
+        self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
         yield from self.reply
     self.me.cost = self.me.cost + cost
     if self.reply.text.split() in ([], turn["response"].split()):

@@ -252,7 +252,7 @@ def reply(
     with self.model.track_cost() as cost:
         question = add_memories(question, self.retrieve_memories(prompt))
         with self.model.use_adapter(self.adapter):
-            text = self.model.reply([question], max_tokens)[0]
+            text = self.model.reply_once(question, max_tokens)
     self.cost = self.cost + cost
     return text
 

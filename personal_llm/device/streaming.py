@@ -23,7 +23,7 @@ class ReplyStream:
         options: ReplyOptions = ReplyOptions(),
         previous_stream: "ReplyStream" = None,  # the stream of the turn before, whose cache is reused
     ):
-        self.model, self.dialogue, self.previous_stream = model, dialogue, previous_stream
+        self.model, self.dialogue, self.previous_stream = model, model.add_system_prompt(dialogue), previous_stream
         self.rules = model.decoding
         self.options = self.rules.complete(options)
         self.text, self.reading, self.adapter_name = "", None, model.active_adapter

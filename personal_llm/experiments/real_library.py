@@ -83,7 +83,7 @@ def choose(method: str, name: str, dialogues: list) -> dict:
         return dict(right=right, first=right, choice="", abstained=False)
     needs = SELECTORS[method].needs
     given = dict(model=model, dialogues=dialogues) if "model" in needs else {}
-    explanation = explain(model, dialogues, library.space, 0) if "row" in needs else None
+    explanation = explain(model, dialogues, library.space) if "row" in needs else None
     ranking = select(library, explanation, method, **given)
     choice = find_choice(ranking)
     facts = dict(

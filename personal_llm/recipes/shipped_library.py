@@ -179,7 +179,7 @@ def make_library(
         panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
     for name in missing:
         prompts = make_probe_prompts(name) if name in SUBJECTS else None
-        mine = explain_without_timings(model, adapters[name], space, panels, seed, None, prompts)
+        mine = explain_without_timings(model, adapters[name], space, panels, seed, prompts)
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
     load_sketch(library)  # beside the index, so that a device need not make it

@@ -11,7 +11,6 @@ import json
 import re
 import time
 from collections import Counter
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -113,6 +112,8 @@ class TimedReader(io.RawIOBase):
 # %% ../../nbs/5_selection/05_remote_library.ipynb #359c03de
 def fetch_file(address: str, name: str, max_bytes: int) -> bytes:
     "Download one file. Raise `InputError` if the answer is an error, a redirect, too long or too slow."
+    from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection  # slow, and rarely used
+
     parts = urlsplit(address)
     connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)

@@ -8,7 +8,6 @@ __all__ = ['SELECTORS', 'select_by_style', 'Selector', 'select']
 # %% ../../nbs/5_selection/09_selection.ipynb #186f6342
 import inspect
 import json
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -314,20 +313,15 @@ def select(
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #d175faf3
-def read_card_descriptions(library, names) -> dict:  # name -> `Description`, of the styled pLLMs that have one
-    "Read the descriptions of several cards."
-    descriptions = {}
-    for name in names:
-        with suppress(InputError):
-            descriptions |= {} if name == PLAIN_PLLM else {name: read_card_description(library, name)}
-    return descriptions
-
-
-def get_pllm_label(name: str, description: Description) -> str:
-    "Return the habits of a card."
-    if name == PLAIN_PLLM or description is None:
-        return "plain answers" if name == PLAIN_PLLM else "a card without a description"
-    return ", ".join(habit.key for habit in description.habits) or "no style found"
+def describe_card(library, name: str) -> str:
+    "Return the habits on a pLLM's card in a line."
+    if name == PLAIN_PLLM:
+        return "plain answers"
+    try:
+        habits = read_card_description(library, name).habits
+    except InputError:
+        return "a card without a description"
+    return ", ".join(habit.key for habit in habits) or "no style found"
 
 
 @patch
@@ -336,8 +330,8 @@ def group_contributions(self: Ranking) -> list:  # (fact, names, nats per token)
     if self.method != "fit" or self.library is None:
         what = f"only a fit has contributions, this is {self.method or 'no selection'}"
         raise InputError(what, "use method='fit'")
-    descriptions, groups = read_card_descriptions(self.library, self.names), {}
+    groups = {}
     for name, change in zip(self.names, self.distances):
-        groups.setdefault(get_pllm_label(name, descriptions.get(name)), []).append((name, change))
+        groups.setdefault(describe_card(self.library, name), []).append((name, change))
     rows = [(label, tuple(name for name, _ in part), sum(nats for _, nats in part)) for label, part in groups.items()]
     return sorted(rows, key=lambda row: row[2])

@@ -42,7 +42,7 @@ from ..data.reading import as_dialogues, check_dialogues
 from .config import TuningConfig
 from .speedups import FastForward, choose_top_layers
 from .training_loop import select_step_batches, train
-from .validation import RULE_OF_TRIAL, BestAdapter, choose_validation_rule
+from .validation import RULE_OF_TRIAL, Checks, choose_validation_rule
 from .validation import find_answered_lineages, select_users_answers, validation_split
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b599b600
@@ -114,12 +114,12 @@ def add_preferences(self: TrainingSplit, model, preferences: list) -> list:  # a
 
 
 @patch
-def make_best_adapter(self: TrainingSplit, adapted, pad_token_id: int) -> BestAdapter:
+def make_checks(self: TrainingSplit, adapted, pad_token_id: int) -> Checks:
     "Return the checks of a fine-tune of a model with LoRA layers, after setting the reference of preferences."
     forward = FastForward(adapted)
     preferred = [sample for sample in self.training_samples if "rows" in sample]
     set_reference_losses(preferred, adapted, forward, pad_token_id)
-    return BestAdapter(self.validation_samples, pad_token_id, forward)
+    return Checks(self.validation_samples, pad_token_id, forward)
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #a76e8846
 def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # peft's model
@@ -201,11 +201,11 @@ def check_output_folder(out: Path = None) -> None:
         raise InputError(f"{foreign[0]}: not made by this package", "move it away, or choose another folder")
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #ebdc41ae
-def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) -> Cost:
+def compute_training_cost(split: TrainingSplit, seed: int, checks: Checks) -> Cost:
     "Return what a fine-tune put through the model."
     lengths = [len(sample["input_ids"]) for sample in split.training_samples]
     sizes = [sum(len(row["input_ids"]) for row in sample.get("rows", [sample])) for sample in split.training_samples]
-    steps, num_checks = max(best.losses), len(best.losses)
+    steps, num_checks = max(checks.losses), len(checks.losses)
     batches = [batch for s in range(1, steps + 1) for batch in select_step_batches(lengths, split.config, seed, s)]
     trained = [i for batch in batches for i in batch]
     tokens_per_check = sum(len(sample["input_ids"]) for sample in split.validation_samples)
@@ -213,7 +213,7 @@ def compute_training_cost(split: TrainingSplit, seed: int, best: BestAdapter) ->
     return Cost(tokens=tokens, forward=len(trained) + num_checks * len(split.validation_samples), backward=len(trained))
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi20
-def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: float) -> dict:  # fields of `Adapter`
+def describe_result(split: TrainingSplit, checks: Checks, start, base_loss: float) -> dict:  # fields of `Adapter`
     "Return the card's losses, and notes: the start's name, and a warning if no check beat the start or base model."
     notes = dict(start=str(start.name)) if start else {}
     if split.steps_by or split.config.validation and not split.num_validation_dialogues:
@@ -221,12 +221,12 @@ def describe_result(split: TrainingSplit, best: BestAdapter, start, base_loss: f
         notes["steps_by"] = split.steps_by or few
     if not split.num_answers:
         notes["warning"] = "no answer of the user, so it learned from replies of a model; correct some dialogues"
-    elif best.best_loss > base_loss:
+    elif checks.best_loss > base_loss:
         notes["warning"] = f"the base model's validation loss is lower, {base_loss:.3f}; start from the base model"
-    elif not best.has_learned():
+    elif not checks.has_learned():
         where = "its start" if start else "the base model"
         notes["warning"] = f"no check was better than {where}, so this adapter equals it; correct more dialogues"
-    losses = dict(start_loss=best.losses[0], best_loss=best.best_loss, history=best.history())
+    losses = dict(start_loss=checks.losses[0], best_loss=checks.best_loss, history=checks.history())
     return losses | dict(num_validation_dialogues=split.num_validation_dialogues, notes=notes)
 
 
@@ -240,16 +240,6 @@ def show_progress(steps, total: int, name: str = "fine-tuning"):  # the same pai
             yield step, loss
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #eeba8d5f
-@contextmanager
-def keep_random_state(seed: int):
-    "Seed all random numbers inside the block; after it, torch's go on as before."
-    import torch
-
-    with torch.random.fork_rng():
-        seed_everything(seed)
-        yield
-
-
 def open_output_folder(out, *run) -> tuple:  # (the folder, that of its checkpoints)
     "Make an adapter's folder ready for a run, which is what `hash_run` takes."
     out, run_id = make_folder(out), hash_run(*run)
@@ -264,16 +254,16 @@ def run_trial(
     "Train with some answers held back, and choose the steps for all; the trial's cost counts."
     config = split.config
     with trainable_adapter(model, config) as adapted:
-        best = split.make_best_adapter(adapted, model.tokenizer.pad_token_id)
-        steps = train(adapted, split.training_samples, best, config, seed)
+        checks = split.make_checks(adapted, model.tokenizer.pad_token_id)
+        steps = train(adapted, split.training_samples, checks, config, seed)
         for _ in show_progress(steps, config.steps, "trial") if progress else steps:
             pass
-    model.cost = model.cost + compute_training_cost(split, seed, best)
-    best_step = min(best.losses, key=best.losses.get)
+    model.cost = model.cost + compute_training_cost(split, seed, checks)
+    best_step = min(checks.losses, key=checks.losses.get)
     seed_everything(seed)  # as it was before the trial
     if best_step == 0:
         return split
-    held, losses = split.num_validation_dialogues, f"{best.losses[0]:.2f} to {best.best_loss:.2f}"
+    held, losses = split.num_validation_dialogues, f"{checks.losses[0]:.2f} to {checks.best_loss:.2f}"
     final = config.fit_to_trial(split.num_answers, best_step)
     whole = TrainingSplit.from_dialogues(model, dialogues, final, seed, replay)
     steps_by = f"a trial with {held} of {split.num_answers} answers held back: their loss fell from {losses}"
@@ -293,6 +283,8 @@ def finetune(
     on_step=None,  # called with (step, training loss) after each step, such as a logger
 ) -> Adapter:
     "Tune an adapter on dialogues (Qin et al. 2024, section 4); raise `InputError` when there is nothing to learn."
+    import torch
+
     dialogues, checkpoints, defaults = as_dialogues(dialogues), None, TuningConfig.for_model(model)
     config = config or defaults
     if start is not None:
@@ -300,23 +292,24 @@ def finetune(
         config = config.match_adapter(read_lora_config(start), start, modules, defaults)
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
     check_output_folder(Path(out) if out else None)
-    with model.track_cost() as cost, keep_random_state(seed):
+    with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
+        seed_everything(seed)
         split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split
         config, sources = split.config, [*replay, *split.add_preferences(model, preferences)]
         with trainable_adapter(model, config, start) as adapted:
             if out:
                 out, checkpoints = open_output_folder(out, config, seed, model.base, dialogues, start, sources)
-            best = split.make_best_adapter(adapted, model.tokenizer.pad_token_id)
-            steps = train(adapted, split.training_samples, best, config, seed, checkpoints)
+            checks = split.make_checks(adapted, model.tokenizer.pad_token_id)
+            steps = train(adapted, split.training_samples, checks, config, seed, checkpoints)
             for step, loss in show_progress(steps, config.steps) if progress else steps:
                 if on_step:
                     on_step(step, loss)
             with adapted.disable_adapter():
-                base_loss = best.compute_loss(adapted) if start else best.losses[0]
+                base_loss = checks.compute_loss(adapted) if start else checks.losses[0]
             out = out or make_temporary_folder("adapter-")
             stage = stage_adapter(adapted, out)
-        model.cost = model.cost + compute_training_cost(split, seed, best)
-    facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(split, best, start, base_loss)
+        model.cost = model.cost + compute_training_cost(split, seed, checks)
+    facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(split, checks, start, base_loss)
     adapter = Adapter(out, model.base, parents=tuple(d.id for d in dialogues), **facts)
     commit_adapter(stage, adapter)
     remove_checkpoints(out)

@@ -19,7 +19,7 @@ from ..base.core import InputError, make_generator
 from ..base.files import compute_sha256, delete_path, write_atomically
 from ..buffer.preferences import collate_mixed, compute_mixed_loss, count_step
 from .config import TuningConfig
-from .validation import BestAdapter
+from .validation import Checks
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl06
 def make_epoch_batches(
@@ -172,19 +172,19 @@ def list_checkpoints(folder) -> list:  # files, the newest first
     return sorted(files, key=lambda file: int(file.name.rpartition("-")[2]), reverse=True)
 
 
-def save_checkpoint(folder: Path, step: int, weights: dict, optimiser, best: BestAdapter) -> None:
+def save_checkpoint(folder: Path, step: int, weights: dict, optimiser, checks: Checks) -> None:
     "Write what a run needs to go on from this step, then delete the older checkpoints."
     import torch
 
-    checks, buffer = {name: getattr(best, name) for name in CHECK_FIELDS}, io.BytesIO()
-    torch.save(dict(step=step, weights=weights, optimiser=optimiser.state_dict(), checks=checks), buffer)
+    fields, buffer = {name: getattr(checks, name) for name in CHECK_FIELDS}, io.BytesIO()
+    torch.save(dict(step=step, weights=weights, optimiser=optimiser.state_dict(), checks=fields), buffer)
     content = buffer.getvalue()
     write_atomically(Path(folder) / f"checkpoint-{step}", compute_sha256(content).encode() + content)
     for file in list_checkpoints(folder)[1:]:
         delete_path(file)
 
 
-def load_checkpoint(folder: Path, weights: dict, optimiser, best: BestAdapter) -> int:  # the step; 0 without one
+def load_checkpoint(folder: Path, weights: dict, optimiser, checks: Checks) -> int:  # the step; 0 without one
     "Load the newest checkpoint of a folder into weights, optimiser and checks; a damaged one counts as none."
     import torch
 
@@ -197,7 +197,7 @@ def load_checkpoint(folder: Path, weights: dict, optimiser, best: BestAdapter) -
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(state["weights"][name])
-    vars(best).update(state["checks"])
+    vars(checks).update(state["checks"])
     return state["step"]
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl18
@@ -212,17 +212,17 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def add_gradients(batches: list, best: BestAdapter, bfloat16: bool) -> float:  # nats a token
+def add_gradients(batches: list, checks: Checks, bfloat16: bool) -> float:  # nats a token
     "Add the gradients of one step's batches to those of the weights, and return the step's loss."
     sizes, step_loss = count_step(batches), 0.0
     for batch in batches:
-        loss = compute_mixed_loss(best.compute_nll(batch, bfloat16), batch, sizes)
+        loss = compute_mixed_loss(checks.compute_nll(batch, bfloat16), batch, sizes)
         loss.backward()
         step_loss += loss.item()
     return step_loss
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #0e5729fb
-def add_private_gradients(batches: list, best: BestAdapter, config: TuningConfig, weights: list) -> float:
+def add_private_gradients(batches: list, checks: Checks, config: TuningConfig, weights: list) -> float:
     "Set the weights' gradients to the clipped mean over samples, with noise; return the step's loss, nats a token."
     import torch
 
@@ -232,7 +232,7 @@ def add_private_gradients(batches: list, best: BestAdapter, config: TuningConfig
     for batch in batches:
         for i in range(len(batch["labels"])):
             row = {name: values[i : i + 1, : int(batch["attention_mask"][i].sum())] for name, values in batch.items()}
-            loss = best.compute_nll(row, config.bfloat16).sum() / (row["labels"][:, 1:] != -100).sum()
+            loss = checks.compute_nll(row, config.bfloat16).sum() / (row["labels"][:, 1:] != -100).sum()
             gradients = torch.autograd.grad(loss, weights)
             norm = torch.stack([g.norm() for g in gradients]).norm()
             for total, gradient in zip(sums, gradients):
@@ -243,18 +243,11 @@ def add_private_gradients(batches: list, best: BestAdapter, config: TuningConfig
         p.grad = (total + noise) / len(losses)
     return float(np.mean(losses))
 
-
-def add_step_gradients(batches: list, best: BestAdapter, config: TuningConfig, weights: list) -> float:
-    "Add one step's gradients, private ones where `clipping` is set; return the step's loss, nats a token."
-    if config.clipping:
-        return add_private_gradients(batches, best, config, weights)
-    return add_gradients(batches, best, config.bfloat16)
-
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl19
 def train(
     adapted,  # a model with trainable LoRA layers
     samples: list,  # encoded training dialogues
-    best: BestAdapter,  # the validation dialogues, and how a batch's loss is computed
+    checks: Checks,  # the validation dialogues, and how a batch's loss is computed
     config: TuningConfig,
     seed: int = 0,
     folder=None,  # where checkpoints lie; None: write none
@@ -265,28 +258,31 @@ def train(
     weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     optimiser = torch.optim.AdamW(weights.values(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
     lengths, losses = [len(sample["input_ids"]) for sample in samples], []
-    step = load_checkpoint(folder, weights, optimiser, best) if folder else 0
-    if not best.losses:
-        best.run_check(adapted, 0)
+    step = load_checkpoint(folder, weights, optimiser, checks) if folder else 0
+    if not checks.losses:
+        checks.run_check(adapted, 0)
     adapted.train()
-    while not best.is_finished(config):
+    while not checks.is_finished(config):
         step += 1
         seed_step(seed, step)
         for group in optimiser.param_groups:
             group["lr"] = compute_learning_rate(config, step)
         batches = []
         for numbers in select_step_batches(lengths, config, seed, step):
-            batch = collate_mixed([samples[i] for i in numbers], best.pad_token_id)
+            batch = collate_mixed([samples[i] for i in numbers], checks.pad_token_id)
             batches.append({name: values.to(adapted.device) for name, values in batch.items()})
-        step_loss = add_step_gradients(batches, best, config, [*weights.values()])
+        if config.clipping:
+            step_loss = add_private_gradients(batches, checks, config, [*weights.values()])
+        else:
+            step_loss = add_gradients(batches, checks, config.bfloat16)
         torch.nn.utils.clip_grad_norm_(weights.values(), MAX_GRADIENT_NORM)
         optimiser.step()
         optimiser.zero_grad()
         losses.append(step_loss)
         if step % config.check_interval == 0 or step == config.steps:
-            best.training_losses[step], losses = float(np.mean(losses)), []
-            best.run_check(adapted, step)
+            checks.training_losses[step], losses = float(np.mean(losses)), []
+            checks.run_check(adapted, step)
             if folder:
-                save_checkpoint(folder, step, weights, optimiser, best)
+                save_checkpoint(folder, step, weights, optimiser, checks)
         yield step, step_loss
-    best.restore(adapted)
+    checks.restore(adapted)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANSWER_ORIGINS', 'RULE_FROM_BASE_MODEL', 'RULE_FROM_KNOWN_START', 'RULE_FROM_NEW_START',
            'VALIDATION_TOKENS', 'find_lineages', 'select_users_answers', 'ValidationRule', 'validation_split',
-           'choose_validation_rule', 'BestAdapter']
+           'choose_validation_rule', 'Checks']
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #f785386c
 from graphlib import CycleError, TopologicalSorter
@@ -108,7 +108,7 @@ def choose_validation_rule(
 VALIDATION_TOKENS = 2048  # in one batch, padding included
 
 
-class BestAdapter:
+class Checks:
     "The checks of a fine-tune, and the weights of the best one."
 
     def __init__(
@@ -124,7 +124,7 @@ class BestAdapter:
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #va10
 @patch
-def compute_loss(self: BestAdapter, adapted) -> float:  # nats a response token
+def compute_loss(self: Checks, adapted) -> float:  # nats a response token
     "Return the mean loss of the validation dialogues."
     import torch
 
@@ -142,7 +142,7 @@ def compute_loss(self: BestAdapter, adapted) -> float:  # nats a response token
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #0d1af449
 @patch
-def run_check(self: BestAdapter, adapted, step: int) -> None:
+def run_check(self: Checks, adapted, step: int) -> None:
     "Measure the validation loss after so many optimiser steps, and keep the weights if they are the best so far."
     loss, lowest = self.compute_loss(adapted), min(self.losses.values(), default=None)
     self.losses[step] = loss
@@ -153,24 +153,24 @@ def run_check(self: BestAdapter, adapted, step: int) -> None:
 
 
 @patch
-def restore(self: BestAdapter, adapted) -> None:
+def restore(self: Checks, adapted) -> None:
     "Put the best weights back into the model."
     adapted.load_state_dict(self.best_weights, strict=False)
 
 # %% ../../nbs/3_tuning/04_validation.ipynb #va04
 @patch
-def is_finished(self: BestAdapter, config: TuningConfig) -> bool:
+def is_finished(self: Checks, config: TuningConfig) -> bool:
     "Return whether the last step is checked, or patience is used up."
     return max(self.losses, default=0) >= config.steps or self.checks_without_gain >= config.patience
 
 
 @patch
-def history(self: BestAdapter) -> tuple:  # (step, training loss, validation loss), from the first step on
+def history(self: Checks) -> tuple:  # (step, training loss, validation loss), from the first step on
     "Return the losses of all checks after the start."
     return tuple((step, self.training_losses.get(step), loss) for step, loss in self.losses.items() if step)
 
 
 @patch
-def has_learned(self: BestAdapter) -> bool:
+def has_learned(self: Checks) -> bool:
     "Return whether we kept weights with a lower loss than the start's."
     return self.best_loss is not None and self.best_loss < next(iter(self.losses.values()))

@@ -1,0 +1,191 @@
+"Learning on an idle machine: when it begins, what ends it, and that no step is lost or learned twice."
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from devices import TALK, Fake, fake_tune, start, watch
+from typed import fails, found
+
+from personal_llm.base.core import InputError
+from personal_llm.base.files import lock_folder
+from personal_llm.device import personalizer
+from personal_llm.device.background_training import TrainingStopped
+from personal_llm.device.personalizer import load_personalizer
+from personal_llm.device.store import get_state_version, read_state
+from personal_llm.runtimes import idle
+from personal_llm.runtimes.idle import IdlePolicy, MachineState, finetune_folder, finetune_when_idle, wait_until
+
+FREE = MachineState(0.0, 50.0, None, 8.0)
+BUSY = [
+    (dict(other_load=0.9), "other programs"),
+    (dict(celsius=99.0), "99 °C"),
+    (dict(charge=0.9), "on battery"),
+    (dict(free=0.5), "memory"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "A saved personalizer around a fake model."
+    monkeypatch.setattr(personalizer, "tune", fake_tune)
+    monkeypatch.setattr(Fake, "model", None, raising=False)
+    monkeypatch.setattr(idle, "install_stop_hook", lambda inner, stop: SimpleNamespace(remove=lambda: None))
+    monkeypatch.setattr(idle, "LOOK_SECONDS", 1e-3)
+    me = start(tmp_path)
+    watch(me, TALK[:4])
+    me.save()
+    return tmp_path
+
+
+def model():
+    return Fake()
+
+
+def test_each_limit_alone_keeps_a_fine_tune_from_beginning():
+    for change, words in BUSY:
+        assert words in idle.find_obstacle(IdlePolicy(), replace(FREE, **change)), change
+    assert not idle.find_obstacle(IdlePolicy(), FREE)
+    assert not idle.find_obstacle(IdlePolicy(), replace(FREE, free=0.1), training=True), "we use the memory ourselves"
+    assert not idle.find_obstacle(IdlePolicy(min_charge=0.5), replace(FREE, charge=0.8))
+    assert idle.find_obstacle(IdlePolicy(min_charge=0.5), replace(FREE, charge=0.4)) == "on battery"
+
+
+def test_a_limit_out_of_its_range_is_named():
+    for wrong in (dict(max_load=2.0), dict(min_charge=-0.1), dict(idle_seconds=None), dict(max_celsius="hot")):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            IdlePolicy(**wrong)
+
+
+def test_a_condition_must_hold_without_a_break(monkeypatch):
+    "And a clock that jumps a year changes nothing, because measurements are counted."
+    monkeypatch.setattr(idle.time, "monotonic", lambda: 1e9)
+    seen, waits = iter([1, 1, 0, 1, 1, 1, 1, 1]), []
+    wait_until(lambda: next(seen), 3.0, waits.append)
+    assert waits == [idle.LOOK_SECONDS] * 7
+
+
+def test_a_machine_that_is_never_idle_trains_nothing(folder, capsys):
+    seen = iter([replace(FREE, **BUSY[k % 3][0]) for k in range(90)])
+    with pytest.raises(StopIteration):
+        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: next(seen))
+    assert len(read_state(folder).rounds) == 0
+    assert "waiting: on battery" in capsys.readouterr().err
+
+
+def test_it_learns_once_saves_and_then_has_nothing_to_do(folder):
+    done = finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: FREE)
+    assert "4 kept" in str(done) and len(read_state(folder).rounds) == 1
+    before = get_state_version(folder)
+    assert finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: FREE) is None
+    assert get_state_version(folder) == before
+    me = load_personalizer(folder, model())
+    watch(me, TALK[4:6])
+    me.save()
+    assert finetune_folder(folder, model, threading.Event()) and len(read_state(folder).rounds) == 2
+
+
+def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
+    "Load, heat and battery each set the stop event; the fine-tune begins again when they are over."
+    for change, _ in BUSY[:3]:
+        state, tries = SimpleNamespace(now=FREE), []
+        monkeypatch.setattr(idle, "find_obstacle", lambda policy, now, training=False: now != FREE and "busy")
+
+        def tune(*given, change=change, state=state, tries=tries, **named):
+            tries.append(1)
+            if len(tries) == 1:
+                state.now = replace(FREE, **change)
+                assert tries and stops[-1].wait(30), "nobody stopped it"
+                state.now = FREE
+                raise TrainingStopped
+            return fake_tune(*given, **named)
+
+        stops, real = [], threading.Event
+        monkeypatch.setattr(idle.threading, "Event", lambda: stops.append(real()) or stops[-1])
+        monkeypatch.setattr(personalizer, "tune", tune)
+        me = load_personalizer(folder, model())
+        watch(me, TALK[10 + len(me.rounds) :][:3])
+        me.save()
+        assert finetune_when_idle(
+            folder, model, IdlePolicy(idle_seconds=0, busy_seconds=0), lambda state=state: state.now
+        )
+        assert len(tries) == 2
+        monkeypatch.setattr(idle.threading, "Event", real)
+
+
+def test_an_open_chat_is_an_obstacle(folder, capsys):
+    left = iter([FREE] * 5)
+    with lock_folder(folder), pytest.raises(StopIteration):
+        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: next(left))
+    assert "a chat or a run is at work" in capsys.readouterr().err and len(read_state(folder).rounds) == 0
+
+
+def test_what_the_model_said_alone_is_nothing_to_learn(tmp_path):
+    me = start(tmp_path)
+    watch(me, [d.derive(origin="model", parents=()) for d in TALK[:3]])
+    assert not idle.has_new_dialogues(me)
+    watch(me, [TALK[3]])
+    assert idle.has_new_dialogues(me)
+
+
+def test_the_command(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("personal_llm.base.models.load_model", lambda name, **given: model())
+    assert "no saved state" in fails(capsys, "learn", "--out", tmp_path / "elsewhere")
+    assert "--idle-seconds is -1" in fails(capsys, "learn", "--out", folder, "--when-idle", "--idle-seconds", "-1")
+    result = found(capsys, "learn", "--out", folder, "--model", "pocket")
+    assert result["learned"] and result["start_loss"] == 2.0 and Path(result["adapter"]).is_dir()
+    assert found(capsys, "learn", "--out", folder, "--model", "pocket") == dict(learned=False)
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_ends_with_the_weights_of_one_piece(tmp_path):
+    "Killed with -9 at a checkpoint, the next call ends the fine-tune; the bytes are the same."
+    from personal_llm.base.adapters import WEIGHTS_FILE
+    from personal_llm.base.core import Dialogue
+    from personal_llm.base.models import load_model
+    from personal_llm.buffer.buffer import Buffer
+    from personal_llm.device.personalizer import Personalizer
+    from personal_llm.tuning.config import TuningConfig
+
+    real, weights = load_model("pocket"), []
+    for name in ("whole", "killed"):
+        config = TuningConfig(steps=18)
+        me = Personalizer(real, Buffer(8), folder=tmp_path / name, synthetic=1, config=config, replay=0)
+        me.observe_all([Dialogue(f"My {p} hurts.", f"Cool the {p}.", origin="annotated") for p in ("knee", "toe")])
+        me.save()
+        command = [sys.executable, "-m", "personal_llm.app.cli", "learn", "--out", str(tmp_path / name)]
+        if name == "killed":
+            child = subprocess.Popen([*command, "--model", "pocket", "--quiet"])
+            while child.poll() is None and not [*(tmp_path / name).rglob("checkpoint-*")]:
+                pass
+            assert child.poll() is None, "it ended before it could be killed"
+            child.kill()
+            child.wait()
+            assert len(read_state(tmp_path / name).rounds) == 0
+        subprocess.run([*command, "--model", "pocket", "--quiet"], check=True)
+        weights.append((load_personalizer(tmp_path / name, real).adapter.path / WEIGHTS_FILE).read_bytes())
+    assert weights[0] == weights[1]
+
+
+def group_of_session():
+    "What the system says of the group that this session shares a core with; empty where it has none, or has them off."
+    group = Path("/proc/self/autogroup")
+    return group.read_text() if group.exists() else ""
+
+
+@pytest.mark.skipif(not group_of_session().strip(), reason="sessions share no core here")
+def test_learning_makes_its_session_give_way_and_no_other():
+    "Where sessions share a core out, a polite process in a session of its own would still take half of it."
+    program = """import os
+from personal_llm.runtimes.idle import lower_priority
+said = lambda: print(open("/proc/self/autogroup").read().split()[-1])
+lower_priority(), said(), os.setsid(), lower_priority(), said()"""
+    before = group_of_session()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stdout.split() == [before.split()[-1], "19"], done.stderr
+    assert group_of_session() == before

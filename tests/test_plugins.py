@@ -1,0 +1,88 @@
+"Runtimes come through entry points: ours, somebody else's, and a broken one that harms nobody."
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from personal_llm.runtimes.plugins import ENTRY_POINT_GROUP, find_runtimes
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULE = """
+from typing import Annotated
+from personal_llm.runtimes.plugins import Runtime
+
+def write_name(model, adapter, folder):
+    (folder / "name.txt").write_text(model.name)
+    return "read name.txt"
+
+def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"] = 1, softly: Annotated[bool, ""] = 0):
+    "Say a text in capitals."
+    text = text if softly else text.upper()
+    return dict(text=text), [text] * times
+
+RUNTIME = Runtime(targets={"name": write_name}, commands={"shout": shout})
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    "Run personal-llm where a package of somebody else is installed, and one that cannot be imported."
+    (tmp_path / "shout.py").write_text(MODULE)
+    metadata = tmp_path / "shout-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
+    points = f"[{ENTRY_POINT_GROUP}]\nshout = shout:RUNTIME\nbroken = nowhere:RUNTIME\nnothing = os:path\n"
+    (metadata / "entry_points.txt").write_text(points)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+
+    def run(*words):
+        words = [sys.executable, "-m", "personal_llm.app.cli", *map(str, words)]
+        return subprocess.run(words, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
+
+    return run
+
+
+def test_somebody_else_can_write_one(command, tmp_path):
+    said = command("shout", "--text", "hello", "--times", 2)
+    assert (said.returncode, said.stdout) == (0, "HELLO\nHELLO\n"), said.stderr
+    assert command("shout", "--text", "hello", "--softly", "--json").stdout == '{"text": "hello"}\n'
+    assert "plug-in broken skipped: nowhere:RUNTIME: ModuleNotFoundError" in said.stderr
+    assert "plug-in nothing skipped" in said.stderr
+    missing = command("shout")
+    assert missing.returncode == 2 and "--text" in missing.stderr.splitlines()[-1]
+    adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
+    done = command("export", tmp_path / "out", "--to", "name", "--adapter", adapter, "--model", "pocket")
+    assert done.returncode == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.stderr
+
+
+def test_ours_are_found_and_every_command_has_help():
+    runtimes, skipped = find_runtimes()
+    assert {"export", "idle", "phone"} <= runtimes.keys() and not skipped, "install the package again: make install"
+    assert {"merged", "gguf", "ollama", "mlx", "vllm"} <= runtimes["export"].targets.keys()
+    assert all(function.__doc__ for runtime in runtimes.values() for function in runtime.commands.values())
+
+
+def imported_runtimes(source: str) -> set:
+    "Modules of the act that a source imports, but for the plug-ins' own chapter."
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name for name in names if ".runtimes." in f".{name}." and ".runtimes.plugins" not in f".{name}"} - {
+        "personal_llm.runtimes"
+    }
+
+
+def test_no_act_imports_a_runtime_by_name():
+    assert imported_runtimes("def f():\n    from ..runtimes.export import x") and not imported_runtimes(
+        "from personal_llm.runtimes.plugins import find_runtimes"
+    )
+    acts = [p for p in (ROOT / "personal_llm").glob("*/*.py") if p.parent.name not in ("runtimes", "recipes")]
+    wrong = {p.name: found for p in acts if (found := imported_runtimes(p.read_text(encoding="utf-8")))}
+    assert wrong.keys() <= {"library_commands.py"}, wrong
