@@ -29,10 +29,11 @@ from personal_llm.base.core import (
 from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
-from ..base.loading import get_lasting_name
+from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
 from ..buffer.buffer import Buffer
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
+from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
 from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
@@ -387,16 +388,27 @@ class Personalizer:
         max_tokens = min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
         return retrieve(memories, prompt, self.embedder, self.memory_counts[checked_at], max_tokens)
 
+    def find_fact(self, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
+        "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
+        if not self.settings.memories or not self.model.is_large or not asks_for_fact(prompt):
+            return "", None
+        told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
+        sources = {fact: d for d in told for fact in find_facts(d.prompt)}  # the newest dialogue of a sentence
+        facts = keep_facts([fact for d in told for fact in find_facts(d.prompt)])
+        fact = recall_fact(prompt, facts, self.model, load_encoder())
+        return fact, sources.get(fact)
+
     def reply(
         self,
         prompt: str,
         history=(),  # turns before it: (role, text) pairs; a system prompt stays first
         max_tokens: int = None,  # of the reply; the model's own limit by default
     ) -> str:
-        "Reply to a prompt with the last adapter and with your answered dialogues before it; it is not observed."
+        "Reply to a prompt with the last adapter, and with a fact or your answered dialogues before it; not observed."
         question = Dialogue(prompt, "", history)
         with self.model.track_cost() as cost:
-            question = add_memories(question, self.retrieve_memories(prompt))
+            fact, _ = self.find_fact(prompt)
+            question = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt))
             with self.model.use_adapter(self.adapter):
                 text = self.model.reply_once(question, max_tokens)
         self.add_cost(cost)
