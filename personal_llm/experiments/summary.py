@@ -109,20 +109,20 @@ PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metr
         "memory, 8 corrections: habits where they do not belong",
     ),
     ("retrieval", ("default", 8), ("bare", 0), "other_loss", "memory, 8 corrections: loss on other talk"),
-    ("real-defaults-test", ("defaults", 24), ("bare", 24), "adherence", "weights, 24 answers: habits in replies"),
-    ("real-defaults-test", ("defaults", 24), ("bare", 24), "content_rouge1", "weights, 24 answers: content, ROUGE-1"),
-    ("real-defaults-test", ("defaults", 24), ("bare", 24), "other", "weights, 24 answers: loss on other talk"),
+    ("habit-defaults-test", ("centre", 24), ("bare", 24), "adherence", "weights, 24 answers: habits in replies"),
+    ("habit-defaults-test", ("centre", 24), ("bare", 24), "content_rouge1", "weights, 24 answers: content, ROUGE-1"),
+    ("habit-defaults-test", ("centre", 24), ("bare", 24), "other", "weights, 24 answers: loss on other talk"),
 )
 
 
 def read_person_values(grid: str, condition: tuple, metric: str) -> dict:  # person -> value
     "Return a metric of the people whom no setting was chosen on, under one condition."
-    from personal_llm.experiments import real_defaults, retrieval
+    from personal_llm.experiments import habit_defaults, retrieval
 
     people, names = (
         (retrieval.CHECKED, ("method", "corrected"))
         if grid == "retrieval"
-        else (real_defaults.INVENTED, ("setting", "answers"))
+        else (habit_defaults.NEW_PEOPLE, ("setting", "answers"))
     )
     rows = [row for row in read_rows(grid) if row["user"] in people and row.get("scale", 1) == 1]
     return {row["user"]: row[metric] for row in rows if tuple(row[name] for name in names) == condition}
