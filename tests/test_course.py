@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import case
 
 from personal_llm.course import check
 from personal_llm.course.checks import Task
@@ -17,13 +18,8 @@ from personal_llm.course.submissions import HANDED_OUT
 LESSONS = range(1, 10)
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in LESSONS}
-EACH = [pytest.param(task, id=f"{n}-{name}") for n in LESSONS for name, task in TASKS[n].items()]
-WRONG = [
-    pytest.param(task, wrong, id=f"{n}-{name}-{wrong.name}")
-    for n in LESSONS
-    for name, task in TASKS[n].items()
-    for wrong in task.wrongs
-]
+EACH = [task for n in LESSONS for task in TASKS[n].values()]
+WRONG = [(task, wrong) for task in EACH for wrong in task.wrongs]
 PARTS = (  # what every lesson has; headings, or words at the beginning
     "fterwards you can|fter this lesson you can",
     r"\*\*What it takes",
@@ -62,31 +58,33 @@ def shown(cell) -> str:
     return "\n".join("".join(part) for part in parts)
 
 
-@pytest.mark.parametrize("task", EACH)
-def test_right_answers_are_accepted(task):
-    verdict = check(task, task.value(task.right))
-    assert verdict and verdict.state == "right", verdict
+def test_right_answers_are_accepted():
+    for task in EACH:
+        with case(task.lesson, task.name):
+            verdict = check(task, task.value(task.right))
+            assert verdict and verdict.state == "right", verdict
 
 
-@pytest.mark.parametrize("task, wrong", WRONG)
-def test_named_mistakes_are_rejected_with_their_own_reason(task, wrong):
-    verdict = check(task, Task.value(wrong.answer))
-    assert not verdict and verdict.state == "wrong"
-    assert (verdict.wrong, verdict.reason) == (wrong.name, wrong.says)
+def test_named_mistakes_are_rejected_with_their_own_reason():
+    for task, wrong in WRONG:
+        with case(task.lesson, task.name, wrong.name):
+            verdict = check(task, Task.value(wrong.answer))
+            assert not verdict and verdict.state == "wrong"
+            assert (verdict.wrong, verdict.reason) == (wrong.name, wrong.says)
 
 
-@pytest.mark.parametrize("task", EACH)
-@pytest.mark.parametrize(
-    "answer", [None, object(), float("nan"), [[1, [2]]], "?", {}, b"x"], ids=lambda one: repr(one).split(" at ")[0]
-)
-def test_no_strange_answer_raises_or_is_right(task, answer):
-    verdict = check(task, answer)
-    assert verdict.state == "wrong" and verdict.reason and "\n" not in str(verdict)
+def test_no_strange_answer_raises_or_is_right():
+    for task in EACH:
+        for answer in [None, object(), float("nan"), [[1, [2]]], "?", {}, b"x"]:
+            with case(task.lesson, task.name, repr(answer)[:60]):
+                verdict = check(task, answer)
+                assert verdict.state == "wrong" and verdict.reason and "\n" not in str(verdict)
 
 
-@pytest.mark.parametrize("task", EACH)
-def test_an_open_answer_is_open(task):
-    assert check(task, ...).state == "open"
+def test_an_open_answer_is_open():
+    for task in EACH:
+        with case(task.lesson, task.name):
+            assert check(task, ...).state == "open"
 
 
 @pytest.mark.parametrize("n", LESSONS)
@@ -95,17 +93,20 @@ def test_five_named_mistakes_a_lesson(n):
     assert all(task.wrongs and task.lesson == n and task.name == name for name, task in TASKS[n].items())
 
 
-@pytest.mark.parametrize("task", EACH)
-def test_reasons_are_told_apart_and_do_not_give_the_answer_away(task):
-    said = [wrong.says for wrong in task.wrongs]
-    assert len(set(said)) == len(said) and all(0 < len(text) <= 120 and "\n" not in text for text in said)
-    right = task.value(task.right)
-    if task.kind == "choice":
-        assert not any(re.search(rf"\b{re.escape(right)}\b", text) for text in said)
-    if task.kind == "number":
-        spelled = {f"{right:.{digits}f}" for digits in range(5)} | {f"{right:.{digits}g}" for digits in range(2, 5)}
-        numbers = {x for text in said for x in re.findall(r"\d+(?:\.\d+)?", text)}
-        assert not numbers & spelled
+def test_reasons_are_told_apart_and_do_not_give_the_answer_away():
+    for task in EACH:
+        with case(task.lesson, task.name):
+            said = [wrong.says for wrong in task.wrongs]
+            assert len(set(said)) == len(said) and all(0 < len(text) <= 120 and "\n" not in text for text in said)
+            right = task.value(task.right)
+            if task.kind == "choice":
+                assert not any(re.search(rf"\b{re.escape(right)}\b", text) for text in said)
+            if task.kind == "number":
+                spelled = {f"{right:.{digits}f}" for digits in range(5)} | {
+                    f"{right:.{digits}g}" for digits in range(2, 5)
+                }
+                numbers = {x for text in said for x in re.findall(r"\d+(?:\.\d+)?", text)}
+                assert not numbers & spelled
 
 
 @pytest.mark.parametrize("n", LESSONS)

@@ -7,7 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
-import pytest
+from cases import case
 import torch
 from torch import nn
 
@@ -49,11 +49,12 @@ def styles_of(task) -> list:
     return []
 
 
-@pytest.mark.parametrize("n, name", EACH)
-def test_a_right_value_is_right_in_every_form(n, name):
-    task = TASKS[n][name]
-    refused = [(form, verdict) for form in styles_of(task) if not (verdict := check(task, form))]
-    assert refused == []
+def test_a_right_value_is_right_in_every_form():
+    for n, name in EACH:
+        with case(n, name):
+            task = TASKS[n][name]
+            refused = [(form, verdict) for form in styles_of(task) if not (verdict := check(task, form))]
+            assert refused == []
 
 
 def log_softmax(x):
@@ -184,11 +185,12 @@ STYLES = [
 ]
 
 
-@pytest.mark.parametrize("n, name, answer", STYLES)
-@pytest.mark.parametrize("seed", [0, 12345])
-def test_a_right_function_in_another_style_is_accepted(n, name, answer, seed):
-    verdict = check_plain(TASKS[n][name], plain(answer), seed)
-    assert verdict, verdict
+def test_a_right_function_in_another_style_is_accepted():
+    for n, name, answer in STYLES:
+        for seed in [0, 12345]:
+            with case(n, name, repr(answer)[:60], seed):
+                verdict = check_plain(TASKS[n][name], plain(answer), seed)
+                assert verdict, verdict
 
 
 def scaled_layer(scale):
@@ -257,11 +259,12 @@ WRONG = [  # (lesson, task, answer, the mistake's name)
 ]
 
 
-@pytest.mark.parametrize("n, name, answer, mistake", WRONG)
-@pytest.mark.parametrize("seed", [0, 777])
-def test_a_wrong_core_idea_is_refused_by_name(n, name, answer, mistake, seed):
-    verdict = check_plain(TASKS[n][name], plain(answer), seed)
-    assert verdict.state == "wrong" and (not mistake or verdict.wrong == mistake), verdict
+def test_a_wrong_core_idea_is_refused_by_name():
+    for n, name, answer, mistake in WRONG:
+        for seed in [0, 777]:
+            with case(n, name, repr(answer)[:60], mistake, seed):
+                verdict = check_plain(TASKS[n][name], plain(answer), seed)
+                assert verdict.state == "wrong" and (not mistake or verdict.wrong == mistake), verdict
 
 
 def gain_over(base, losses, times, ddof=1, root=True, bar=None):
@@ -271,20 +274,20 @@ def gain_over(base, losses, times, ddof=1, root=True, bar=None):
     return best if gain.mean() - times * spread >= (0.015 * base.mean() if bar is None else bar) else "nobody"
 
 
-@pytest.mark.parametrize(
-    "options, mistake",
-    [
+def test_the_start_is_chosen_by_two_standard_errors_over_a_share():
+    for options, mistake in [
         (dict(times=1), "one standard error"),
         (dict(times=2, root=False), "two standard deviations"),
         (dict(times=2, ddof=0), "n for n − 1"),
         (dict(times=2, bar=0.015), "an absolute bar"),
         (dict(times=2), ""),
-    ],
-)
-@pytest.mark.parametrize("seed", range(3))
-def test_the_start_is_chosen_by_two_standard_errors_over_a_share(options, mistake, seed):
-    verdict = check_plain(TASKS[8]["nobody"], plain(lambda base, losses: gain_over(base, losses, **options)), seed)
-    assert verdict.wrong == mistake and bool(verdict) == (not mistake), verdict
+    ]:
+        for seed in range(3):
+            with case(options, mistake, seed):
+                verdict = check_plain(
+                    TASKS[8]["nobody"], plain(lambda base, losses: gain_over(base, losses, **options)), seed
+                )
+                assert verdict.wrong == mistake and bool(verdict) == (not mistake), verdict
 
 
 def test_a_function_that_raises_in_some_cases_is_told_the_error():
@@ -302,23 +305,31 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("n, name", FUNCTIONS)
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_mutants_of_a_right_function_are_refused(n, name, mutant):
-    task = TASKS[n][name]
-    right = task.value(task.right)
-    if isinstance(right(*first_case(task)), (list, str)) and name != "interval function" or task.tolerance == 0:
-        pytest.skip("its results are no real numbers")
-    verdict = check_plain(task, plain(lambda *arguments: MUTANTS[mutant](np.asarray(right(*arguments), float))), 5)
-    assert verdict.state == "wrong" and verdict.reason
+def test_mutants_of_a_right_function_are_refused():
+    for n, name in FUNCTIONS:
+        for mutant in MUTANTS:
+            with case(n, name, mutant):
+                task = TASKS[n][name]
+                right = task.value(task.right)
+                if (
+                    isinstance(right(*first_case(task)), (list, str))
+                    and name != "interval function"
+                    or task.tolerance == 0
+                ):
+                    continue
+                verdict = check_plain(
+                    task, plain(lambda *arguments: MUTANTS[mutant](np.asarray(right(*arguments), float))), 5
+                )
+                assert verdict.state == "wrong" and verdict.reason
 
 
 def first_case(task):
     return task.value(task.tries)[0]
 
 
-@pytest.mark.parametrize("n, name", FUNCTIONS)
-def test_a_function_that_is_right_on_the_first_case_only_is_refused(n, name):
-    task = TASKS[n][name]
-    first = task.value(task.right)(*first_case(task))
-    assert check_plain(task, plain(lambda *arguments: first), 3).state == "wrong"
+def test_a_function_that_is_right_on_the_first_case_only_is_refused():
+    for n, name in FUNCTIONS:
+        with case(n, name):
+            task = TASKS[n][name]
+            first = task.value(task.right)(*first_case(task))
+            assert check_plain(task, plain(lambda *arguments: first), 3).state == "wrong"

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-import pytest
+from cases import case
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -22,16 +22,18 @@ def broken(folder: Path, text: str) -> list:
     return [one for one in targets(text) if not (folder / one).exists()]
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: f"{one.parent.name}/{one.stem}")
-def test_links_of_a_notebook(notebook):
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    assert broken(notebook.parent, prose) == []
+def test_links_of_a_notebook():
+    for notebook in NOTEBOOKS:
+        with case(notebook):
+            cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+            prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+            assert broken(notebook.parent, prose) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
-def test_links_at_the_top(name):
-    assert broken(ROOT, (ROOT / name).read_text(encoding="utf-8")) == []
+def test_links_at_the_top():
+    for name in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"]:
+        with case(name):
+            assert broken(ROOT, (ROOT / name).read_text(encoding="utf-8")) == []
 
 
 def test_what_a_link_is():

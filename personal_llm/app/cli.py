@@ -76,6 +76,7 @@ PYTHON_WORDS = {
     r"\b\w+(?:=\S+)? \((--[^)]+)\)": r"\1",
     r" \(in Python: [^)]+\)|, or an instance of a class [^;]+": "",
     r"\bTuningConfig: ": "",
+    r", or give a `Language` of your own to `set_language`": "",
     r"\bTuningConfig\b": "the command",
     r" load_model\b| with load_personalizer\b|open it with Library\([^)]*\), or ": "",
     r"give an instance of it: load_buffer\(.*": "it is a policy of your own: go on in Python",

@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.text import get_words, is_near_duplicate, split_sentences
+from ..base.text import get_words, normalise_text, split_sentences
 from .scoring import unit_vector
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00006
@@ -141,16 +141,15 @@ def recall_fact(
     return facts[best[i]] if known[best[i]] >= MIN_WORD_SCORE or gains[i] >= MIN_LIKELIHOOD_GAIN else ""
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00018
-MAX_FACTS = 64
+MAX_FACTS = 1024
 
 
 def keep_facts(facts: list, max_facts: int = MAX_FACTS) -> list:  # oldest first
-    "Return the newest facts without near-copies; `facts` are sentences, oldest first."
-    kept = []
+    "Return the newest facts, each wording once; `facts` are sentences, oldest first."
+    newest = {}  # words of a fact -> the fact, the newest first
     for fact in reversed(facts):
-        if len(kept) < max_facts and not any(is_near_duplicate(fact, other) for other in kept):
-            kept.append(fact)
-    return kept[::-1]
+        newest.setdefault(normalise_text(fact), fact)
+    return list(newest.values())[:max_facts][::-1]
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00021
 FACT_EXAMPLES = (
