@@ -226,7 +226,7 @@ def status_command(out: SavedFolder):
     finish_interrupted_run(out)
     status = folder_status(out)
     status["adapter"] = find_published_adapter(out, status["adapter"])
-    state = read_state(status["folder"], with_logs=False)
+    state = read_state(status["folder"])
     status |= dict(kind=describe_state(state, out), answers=count_answers(state.buffer.dialogues))
     pairs = dict(
         folder=status["kind"],

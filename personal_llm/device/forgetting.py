@@ -128,7 +128,7 @@ def _find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: s
         end += 1  # the answer to a deleted turn goes, too
     return end
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #445f36d5
+# %% ../../nbs/6_device/03_forgetting.ipynb #1a04abef
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
 COPIES_NOTE = "copies that were made elsewhere, of the adapter or of this folder"
 SOURCE_FILE_NOTE = "the file of chats that it was read from"
@@ -207,7 +207,9 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> Forget
     if question in cuts or question in memory.dialogues and not memory.dialogues[question].scores.model:
         roots = {*roots, question}
     memory.delete(roots)
-    counters = dict(seen=state.buffer.seen, has_imports=state.has_imports, cost=state.cost.to_dict())
+    counters = dict(
+        seen=state.buffer.seen, has_imports=state.has_imports, is_chat=state.is_chat, cost=state.cost.to_dict()
+    )
     given_up = 0 if request.everything else None
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
@@ -278,7 +280,7 @@ def _list_copies(report: ForgetReport) -> list:  # sentences
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
     return list(dict.fromkeys(notes))
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #e9c4a528
+# %% ../../nbs/6_device/03_forgetting.ipynb #16a75e7c
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete the files of forgotten dialogues, and write the memory; without a state, delete the leftovers of a run."
     report.unreachable += _list_copies(report)
@@ -331,9 +333,10 @@ def forget_folder(
             locks.enter_context(lock_folder(path))
         for run in runs:
             state = read_state(run) if get_state_version(run) else None
+            sources = list_sources(state)
             report = forget_dialogues(state, request) if state else ForgetReport()
             if request.everything:
-                report.unreachable += [note for note in list_sources(state) if note not in report.unreachable]
+                report.unreachable += [note for note in sources if note not in report.unreachable]
             if dry_run:
                 report.unreachable += _list_copies(report)
                 report.files += map(str, _find_published(run, request, report))

@@ -121,7 +121,7 @@ def count_rows(model, bar):
     finally:
         hook.remove()
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #b7e7d1c1
+# %% ../../nbs/6_device/04_personalizer.ipynb #3dfbf72e
 @dataclass(frozen=True)
 class PreparedRound:
     "The result of a fine-tune that the personalizer has not taken over yet."
@@ -680,7 +680,7 @@ class Personalizer:
                     out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
                     self.commit_round(self.train_adapter(dialogues, start, out, progress), event.number)
             else:
-                counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports)
+                counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports, is_chat=self.state.is_chat)
                 self.state.record("forgotten", **counters, adapters=[], given_up=event.number)
             counts = f"{len(dialogues)} of its {count_nouns(facts['kept'], 'dialogue')}"
             lines.append(f"adapter {name}: {'rebuilt on' if dialogues else 'gone, the memory holds'} {counts}")

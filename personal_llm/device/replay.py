@@ -71,7 +71,7 @@ def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the t
     first = ids.index(start) if start in ids else max(0, len(ids) - MAX_PROMPT_TURNS // 2)
     return first if len(ids) - first <= MAX_PROMPT_TURNS else len(ids) - MAX_PROMPT_TURNS // 2
 
-# %% ../../nbs/6_device/02_replay.ipynb #a11f8e2b
+# %% ../../nbs/6_device/02_replay.ipynb #f42c49b5
 class PersonalizerState:
     "How things stand after all events of a memory; change it by `record` only."
 
@@ -100,7 +100,7 @@ class PersonalizerState:
         self.rounds, self.tuned = [], []  # `TrainingRound`s and their `Event`s
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
-        self.has_imports = False
+        self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
 
@@ -183,8 +183,9 @@ class PersonalizerState:
         self.has_imports = True
 
     def _apply_offered(self, event: Event, facts: dict) -> None:
-        root, (d, scores) = event.dialogue, vars(self.memory.dialogues[event.dialogue]).values()
-        self.scores.setdefault(root, scores)
+        root, offered = event.dialogue, self.memory.dialogues[event.dialogue]
+        d = offered.dialogue
+        self.scores.setdefault(root, offered.scores)
         self.wants_question = False
         self.versions.pop(root, None)
         if self.memory.conversations[root] == "chat":
@@ -328,6 +329,7 @@ class PersonalizerState:
         if facts["given_up"] is not None:
             self._give_up(facts["given_up"])
         self.has_imports |= facts["has_imports"]
+        self.was_chat |= facts["is_chat"]
 
     def _give_up(self, number: int) -> None:
         "Drop the fine-tunes that can be rebuilt up to the one with a number; 0: drop all."
@@ -339,7 +341,7 @@ class PersonalizerState:
     @property
     def is_chat(self) -> bool:
         "Whether the memory is of a chat, and not of a file that a program read."
-        return self.has_imports or any(self.memory.conversations.values())
+        return self.has_imports or self.was_chat or any(self.memory.conversations.values())
 
     def check_base(self, base: str, place="the state") -> None:
         "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."
@@ -394,7 +396,7 @@ def record_scores(state: PersonalizerState, candidates: list) -> None:  # the bu
         state.memory.add("scored", root, dict(scores=scores_to_dict(candidate.scores)))
     state.buffer.rescore(candidates)
 
-# %% ../../nbs/6_device/02_replay.ipynb #6625b829
+# %% ../../nbs/6_device/02_replay.ipynb #03a7e8d8
 def read_state(
     folder,
     policy=None,  # the policy of the buffer, if it is not registered by name
@@ -408,7 +410,7 @@ def read_state(
             what = f"{folder}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
             raise InputError(what, "give an instance of it: load_personalizer(folder, model, policy=…)")
         buffer = Buffer(header["capacity"], policy or name, header["seed"])
-        buffer.policy.restore(header["policy_state"])
+        buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes, and the event stays
         buffer.random.bit_generator.state = header["random"]
         buffer.seen = header["seen"]
         state = PersonalizerState(memory, buffer)
