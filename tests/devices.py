@@ -37,6 +37,8 @@ def fill_disk(monkeypatch) -> None:
     def full(*given, **named):
         with real(*given, **named) as store:
             store.execute("PRAGMA max_page_count=1")
+            store.execute("CREATE TABLE filler (content)")
+            store.execute("INSERT INTO filler VALUES (zeroblob(100000))")  # pages that are half empty fill up, too
             yield store
 
     monkeypatch.setattr(memory, "open_database", full)

@@ -399,8 +399,8 @@ def test_a_full_disk_is_said_and_the_talk_goes_on(tmp_path, monkeypatch):
     reply(talk, LINES[0])
     fill_disk(monkeypatch)
     assert reply(talk, LINES[1]) and reply(talk, LINES[2])
-    assert "the disk is full" in talk.pop_messages()[0] and read_state(tmp_path / "me").buffer.seen < 3
     monkeypatch.undo()
+    assert "the disk is full" in talk.pop_messages()[0] and read_state(tmp_path / "me").buffer.seen == 1
     reply(talk, LINES[3])
     assert talk.pop_messages() == [] and read_state(tmp_path / "me").buffer.seen == 4
     talk.close()

@@ -29,6 +29,7 @@ from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
+from personal_llm.buffer.active import ActivePolicy
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.replay import read_state
 from personal_llm.tuning.config import TuningConfig
@@ -158,7 +159,7 @@ def test_what_a_program_asks_not_to_store_is_not_stored(served):
 
 
 def test_a_question_reaches_a_program_only_if_it_shows_it(served, monkeypatch):
-    monkeypatch.setattr(type(served.session.me), "should_ask", lambda self, candidate: True)
+    monkeypatch.setattr(ActivePolicy, "decide_question", lambda *given: (True, "it always asks"))
     body = dict(model="personal", messages=messages("My knee hurts."), max_tokens=4)
     assert ask(served, "POST", "/v1/chat/completions", body)[1]["personal"]["question"] is None
     asked = ask(served, "GET", "/personal/conversation")[1]["question"]
@@ -292,7 +293,7 @@ def test_an_import_that_fails_names_the_file_and_the_fields_of_the_page(served):
 
 
 def test_an_open_question_is_in_the_memory_and_can_be_forgotten(served, monkeypatch):
-    monkeypatch.setattr(type(served.session.me), "should_ask", lambda self, candidate: True)
+    monkeypatch.setattr(ActivePolicy, "decide_question", lambda *given: (True, "it always asks"))
     id = say(served, "My knee hurts.")["id"]
     memory = ask(served, "GET", "/personal/memory?q=KNEE")[1]
     (row,) = memory["dialogues"]
