@@ -4734,6 +4734,10 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._delete_store": (
+                "6_device/forgetting.html#_delete_store",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting._find_history_cut": (
                 "6_device/forgetting.html#_find_history_cut",
                 "personal_llm/device/forgetting.py",
@@ -4764,6 +4768,10 @@ d = {
             ),
             "personal_llm.device.forgetting._retire_scores": (
                 "6_device/forgetting.html#_retire_scores",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting._write_and_sweep": (
+                "6_device/forgetting.html#_write_and_sweep",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (

@@ -243,6 +243,19 @@ def test_an_adapter_from_elsewhere_brings_its_dialogues(tmp_path):
     assert "learned from a forgotten dialogue" in line and me.adapter is None and len(me.state.deleted) == 1
 
 
+def test_words_of_an_adapter_from_elsewhere_are_said_to_be_out_of_reach(tmp_path):
+    other = start(tmp_path / "other")
+    watch(other, TALK[:2])
+    me = start(tmp_path / "me", start=other.finetune(progress=False))
+    watch(me, TALK[4:6])
+    me.finetune(progress=False)
+    me.save()
+    note = "adapter 000 began from an adapter of another folder, and 2 dialogues of that one are known by their ids only"
+    assert note in str(forget_folder(tmp_path / "me", text="never said")), "no false all-clear"
+    assert note in str(forget_folder(tmp_path / "me", before=1e6, dry_run=True))
+    assert note not in str(forget_folder(tmp_path / "me", ids=["never seen"]))
+
+
 # ---- training again
 
 

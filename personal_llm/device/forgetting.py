@@ -280,7 +280,7 @@ def _list_copies(report: ForgetReport) -> list:  # sentences
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
     return list(dict.fromkeys(notes))
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #16a75e7c
+# %% ../../nbs/6_device/03_forgetting.ipynb #c1b529c7
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete the files of forgotten dialogues, and write the memory; without a state, delete the leftovers of a run."
     report.unreachable += _list_copies(report)
@@ -288,18 +288,27 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
         remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
         report.files += [str(path)] * (not (path / WEIGHTS_FILE).is_file())
         report.unreachable += _list_foreign([path])
-    dead = []
-    if state is not None:
-        state.memory.write(run)
-        dead = [event for event in state.memory.events if event.kind == "tuned" and event not in state.tuned]
-    live = [] if state is None else [round.adapter for round in state.rounds]
-    report.files += [path for path in sweep_folder(run, dead, live) if path not in report.adapters]
+    removed = _write_and_sweep(run, state)
+    report.files += [path for path in removed if path not in report.adapters]
     if request.everything:
-        for suffix in ("-wal", "-shm", ""):
-            delete_path(run / f"{STORE_FILE}{suffix}")
-        if (run / ADAPTERS_FOLDER).is_dir() and not any((run / ADAPTERS_FOLDER).iterdir()):
-            (run / ADAPTERS_FOLDER).rmdir()
+        _delete_store(run)
     report.unreachable += _list_foreign(report.adapters)
+
+
+def _write_and_sweep(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders
+    "Write the memory, if there is one, and delete the files that it no longer names."
+    if state is None:
+        return sweep_folder(run, [], [])
+    state.memory.write(run)
+    dead = [event for event in state.memory.events if event.kind == "tuned" and event not in state.tuned]
+    return sweep_folder(run, dead, [round.adapter for round in state.rounds])
+
+
+def _delete_store(run: Path) -> None:
+    for suffix in ("-wal", "-shm", ""):
+        delete_path(run / f"{STORE_FILE}{suffix}")
+    if (run / ADAPTERS_FOLDER).is_dir() and not any((run / ADAPTERS_FOLDER).iterdir()):
+        (run / ADAPTERS_FOLDER).rmdir()
 
 
 def _list_foreign(paths: list) -> list:  # lines
@@ -309,10 +318,12 @@ def _list_foreign(paths: list) -> list:  # lines
 
 
 def delete_memory(run) -> None:
-    "Delete the memory of a folder with all adapters that it names."
+    "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
     state = read_state(run) if get_state_version(run) else None
-    report = forget_dialogues(state, ForgetRequest(everything=True)) if state else ForgetReport()
-    apply_to_folder(Path(run), state, ForgetRequest(everything=True), report)
+    if state:
+        forget_dialogues(state, ForgetRequest(everything=True))
+    _write_and_sweep(Path(run), state)
+    _delete_store(Path(run))
 
 
 def forget_folder(
