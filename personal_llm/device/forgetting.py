@@ -8,7 +8,7 @@ __all__ = ['DERIVED_ADAPTERS_NOTE', 'COPIES_NOTE', 'SOURCE_FILE_NOTE', 'UNDATED_
            'list_training_ids', 'list_rebuildable', 'forget_dialogues', 'apply_to_folder', 'delete_memory',
            'forget_folder']
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #fd67c632
+# %% ../../nbs/6_device/03_forgetting.ipynb #dab70a41
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -21,8 +21,8 @@ from ..base.ledger import read_ledger
 from ..base.lineage import STORE_FILE, list_exchanges, normalize_text, read_training_ids
 from ..base.text import count_nouns
 from ..buffer.scoring import ScoredDialogue
-from .memory import ADAPTERS_FOLDER, RUN_FOLDER_PATTERN, find_run_folders, get_state_version
-from .memory import is_own_folder, remove_adapter, sweep_folder
+from .memory import ADAPTERS_FOLDER, RUN_FOLDER_PATTERN, Memory, find_run_folders
+from .memory import get_state_version, is_own_folder, remove_adapter, sweep_folder
 from .replay import PersonalizerState, read_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #d585b200
@@ -280,7 +280,7 @@ def _list_copies(report: ForgetReport) -> list:  # sentences
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
     return list(dict.fromkeys(notes))
 
-# %% ../../nbs/6_device/03_forgetting.ipynb #c1b529c7
+# %% ../../nbs/6_device/03_forgetting.ipynb #deedb829
 def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
     "Delete the files of forgotten dialogues, and write the memory; without a state, delete the leftovers of a run."
     report.unreachable += _list_copies(report)
@@ -288,10 +288,8 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
         remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
         report.files += [str(path)] * (not (path / WEIGHTS_FILE).is_file())
         report.unreachable += _list_foreign([path])
-    removed = _write_and_sweep(run, state)
+    removed = _delete_store(run, state) if request.everything else _write_and_sweep(run, state)
     report.files += [path for path in removed if path not in report.adapters]
-    if request.everything:
-        _delete_store(run)
     report.unreachable += _list_foreign(report.adapters)
 
 
@@ -304,11 +302,21 @@ def _write_and_sweep(run: Path, state: PersonalizerState) -> list:  # paths of d
     return sweep_folder(run, dead, [round.adapter for round in state.rounds])
 
 
-def _delete_store(run: Path) -> None:
+def _delete_store(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders
+    "Delete the rows of a memory, then its adapters, then its file; a killed call leaves the events of the adapters."
+    last = Memory.read(run) if get_state_version(run) else Memory()
+    last.delete({*last.dialogues})
+    last.events = [event for event in last.events if event.kind == "tuned"]
+    if last.num_stored:
+        last.write(run)
+    removed = sweep_folder(run, last.events, [])
+    if state is not None:
+        state.memory.num_stored = 0  # the file goes, so the next `write` stores all of what is left
     for suffix in ("-wal", "-shm", ""):
         delete_path(run / f"{STORE_FILE}{suffix}")
     if (run / ADAPTERS_FOLDER).is_dir() and not any((run / ADAPTERS_FOLDER).iterdir()):
         (run / ADAPTERS_FOLDER).rmdir()
+    return removed
 
 
 def _list_foreign(paths: list) -> list:  # lines
@@ -319,11 +327,7 @@ def _list_foreign(paths: list) -> list:  # lines
 
 def delete_memory(run) -> None:
     "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
-    state = read_state(run) if get_state_version(run) else None
-    if state:
-        forget_dialogues(state, ForgetRequest(everything=True))
-    _write_and_sweep(Path(run), state)
-    _delete_store(Path(run))
+    _delete_store(Path(run), None)
 
 
 def forget_folder(
@@ -343,7 +347,7 @@ def forget_folder(
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))
         for run in runs:
-            state = read_state(run) if get_state_version(run) else None
+            state = read_state(run) if get_state_version(run) and Memory.read(run).is_configured else None
             sources = list_sources(state)
             report = forget_dialogues(state, request) if state else ForgetReport()
             if request.everything:

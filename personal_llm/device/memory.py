@@ -9,12 +9,12 @@ __all__ = ['EVENT_KINDS', 'SCHEMA', 'MARK_FILE', 'ADAPTERS_FOLDER', 'BACKGROUND_
            'move_claimed_folder', 'remove_adapter', 'hash_adapter_files', 'load_adapter', 'remove_tuned',
            'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders', 'find_state_folders']
 
-# %% ../../nbs/6_device/01_memory.ipynb #d6660d9d
+# %% ../../nbs/6_device/01_memory.ipynb #16297f94
 import base64
 import hashlib
 import json
 import os
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, COMMITTED_ADAPTER, CONFIG_FILE
 from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import Dialogue, InputError
-from ..base.database import check_pages, connect_database, open_database, report_damage
+from ..base.database import EmptyDatabaseError, check_pages, connect_database, open_database, report_damage
 from ..base.files import compute_sha256, delete_path, lock_folder, make_folder, remove_temporary_files
 from ..base.lineage import APPLICATION_ID, OLD_STORE_FILES, STORE_FILE
 from ..buffer.scoring import ScoredDialogue, Scores
@@ -107,7 +107,7 @@ def _dialogue_from_row(row: tuple) -> ScoredDialogue:
     scores = json.loads(scores) | dict(embedding=base64.b64encode(embedding).decode())
     return ScoredDialogue(d, scores_from_dict(scores))
 
-# %% ../../nbs/6_device/01_memory.ipynb #08f6e041
+# %% ../../nbs/6_device/01_memory.ipynb #e475d663
 class Memory:
     "The dialogues and the events of one personalizer."
 
@@ -129,6 +129,11 @@ class Memory:
         self.dialogues[id], self.conversations[id] = candidate, conversation
         self.changed_ids.add(id)
         return id
+
+    @property
+    def is_configured(self) -> bool:
+        "Whether a personalizer wrote it; a killed deletion may leave a few other events."
+        return bool(self.events) and self.events[0].kind == "configured"
 
     def add(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
         "Append an event."
@@ -166,7 +171,7 @@ class Memory:
 
     @classmethod
     def read(cls, folder) -> "Memory":
-        "Read the memory of a folder; raise `InputError` for a damaged file, and for one without a memory."
+        "Read the memory of a folder; raise `InputError` for a damaged file, or none."
         memory = cls()
         with report_damage(Path(folder) / STORE_FILE), open_store(folder) as store:
             check_pages(store)
@@ -176,9 +181,7 @@ class Memory:
             for *values, checksum in store.execute("SELECT * FROM events ORDER BY number"):
                 _check_row(values, checksum)
                 memory.events.append(_event_from_row(values, folder, memory.dialogues))
-        if not memory.events or memory.events[0].kind != "configured":
-            raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
-        memory.number = memory.num_stored = memory.events[-1].number
+        memory.number = memory.num_stored = memory.events[-1].number if memory.events else 0
         memory.changed_ids.clear()
         return memory
 
@@ -226,7 +229,7 @@ def _event_from_row(values: list, folder, dialogues: dict) -> Event:
         raise ValueError(f"event {number} is about no stored dialogue")
     return Event(number, kind, dialogue or "", content)
 
-# %% ../../nbs/6_device/01_memory.ipynb #a6991e1f
+# %% ../../nbs/6_device/01_memory.ipynb #a250eb31
 def open_store(folder, writes: bool = False):  # a connection of `sqlite3`
     "Open the file of a memory for one transaction; a writer makes it first."
     file = Path(folder) / STORE_FILE
@@ -264,9 +267,11 @@ def get_state_version(folder) -> str:  # "" without a memory
     file = Path(folder) / STORE_FILE
     if not file.is_file() or file.stat().st_size == 0:
         return ""
-    with open_store(folder) as store:
-        row = store.execute("SELECT number || ' ' || checksum FROM events ORDER BY number DESC LIMIT 1").fetchone()
-    return row[0] if row else ""
+    newest = "SELECT number || ' ' || checksum FROM events ORDER BY number DESC LIMIT 1"
+    with suppress(EmptyDatabaseError), open_store(folder) as store:
+        if row := store.execute(newest).fetchone():
+            return row[0]
+    return ""
 
 
 def read_configuration(folder) -> dict:  # base, model, settings

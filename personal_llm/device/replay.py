@@ -396,13 +396,15 @@ def record_scores(state: PersonalizerState, candidates: list) -> None:  # the bu
         state.memory.add("scored", root, dict(scores=scores_to_dict(candidate.scores)))
     state.buffer.rescore(candidates)
 
-# %% ../../nbs/6_device/02_replay.ipynb #03a7e8d8
+# %% ../../nbs/6_device/02_replay.ipynb #1b51e3fd
 def read_state(
     folder,
     policy=None,  # the policy of the buffer, if it is not registered by name
 ) -> PersonalizerState:
     "Read a memory and replay it; raise `InputError` if it is missing or damaged."
     memory = Memory.read(folder)
+    if not memory.is_configured:
+        raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
     with report_damage(Path(folder) / STORE_FILE):
         header = memory.events[0].content["buffer"]
         name = str(header["policy"])
