@@ -222,5 +222,5 @@ def test_a_large_model_is_measured_on_less(monkeypatch):
     whole = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
     monkeypatch.setattr(model, "is_large", True)
     half = prepare_probes(model, space, asked, ["Why?", "What is a pot?"])
-    assert (len(whole.dialogues), len(whole.prompts)) == (12, 2) and (len(half.dialogues), len(half.prompts)) == (6, 1)
-    assert np.allclose(half.base, whole.base[::2]), "every second text, the same loss"
+    assert (len(whole.dialogues), len(whole.prompts)) == (12, 2) and (len(half.dialogues), len(half.prompts)) == (3, 1)
+    assert np.allclose(half.base, whole.base[::4]), "every fourth text, the same loss"

@@ -73,7 +73,8 @@ class RememberingSession(ChatSession):
             return
         self.reply, (reply, reading) = None, self.replies[key]
         yield reply
-        self.observe(Dialogue(text, "", history, time=self.clock()), SimpleNamespace(text=reply, reading=reading))
+        question = Dialogue(text, "", history, time=self.clock())
+        self.observe(question, SimpleNamespace(text=reply, reading=reading, dialogue=question))
 
 # %% ../../nbs/experiments/33_talk.ipynb #3125b42b
 def draw_action(session, user: SimulatedUser, d: Dialogue, condition: str) -> Reaction:  # or None
