@@ -5047,6 +5047,10 @@ d = {
                 "6_device/personalizer.html#personalizer.commit_round",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.find_fact": (
+                "6_device/personalizer.html#personalizer.find_fact",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.find_reply": (
                 "6_device/personalizer.html#personalizer.find_reply",
                 "personal_llm/device/personalizer.py",

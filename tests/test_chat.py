@@ -683,7 +683,7 @@ def test_ctrl_c_at_a_terminal(small, tmp_path):
 
 def test_help_teaches(capsys):
     code, out, err = invoke(capsys, "chat", "--help")
-    assert code == 0 and "--out" in out and "examples:" in out and "goes on" in out and err == ""
+    assert code == 0 and "--out" in out and "Examples:" in out and "goes on" in out and err == ""
 
 
 # options of a program, and corrections without a question

@@ -110,7 +110,7 @@ TOY, LARGE = SimpleNamespace(is_large=False), SimpleNamespace(is_large=True)
 def test_each_model_has_its_defaults():
     assert TuningConfig.for_model(TOY) == TuningConfig(), "the pocket model's stay"
     large = TuningConfig.for_model(LARGE)
-    assert (large.steps, large.layers, large.trial) == (24, 0, 0) and large.pass_tokens <= 1024
+    assert (large.steps, large.batch_size, large.layers, large.trial) == (48, 4, 0, 0) and large.pass_tokens <= 1024
     assert TuningConfig.for_model(LARGE, steps=5, layers=None).steps == 5
     with pytest.raises(InputError, match="steps"):
         TuningConfig.for_model(TOY, steps=0)

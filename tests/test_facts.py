@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
+from personal_llm.base.models import load_model
+from personal_llm.base.text import set_language
 from personal_llm.buffer.facts import (
     MAX_FACTS,
     add_fact,
@@ -18,6 +20,8 @@ from personal_llm.buffer.facts import (
     keep_facts,
     recall_fact,
 )
+from personal_llm.device.conversation import ChatSession
+from personal_llm.device.personalizer import Personalizer
 
 
 class Encoder:
@@ -115,3 +119,43 @@ def test_a_fact_stands_in_the_prompt_and_the_system_prompt_stays_first(history):
         r for r, _ in history[1:]
     ]
     assert dialogue.prompt == "Where do I live?"
+
+
+@pytest.fixture
+def large_model(monkeypatch):
+    model = load_model("pocket")
+    monkeypatch.setattr(model, "is_large", True)
+    return model
+
+
+def test_a_personalizer_finds_what_was_told_until_it_is_forgotten(large_model):
+    me = Personalizer(large_model)
+    me.observe_all([Dialogue("My dog is called Biscuit.", "Nice."), Dialogue("Boil an egg.", "Yes.")], progress=False)
+    question = "What is the name of my dog?"
+    fact, source = me.find_fact(question)
+    assert fact == "My dog is called Biscuit." and source.prompt == fact
+    assert me.find_fact("What is the name of the king?") == ("", None)
+    off = Personalizer(large_model, memories=0)
+    off.observe(Dialogue("My dog is called Biscuit.", "Nice."))
+    assert off.find_fact(question) == ("", None)
+    me.forget(text="Biscuit")
+    assert me.find_fact(question) == ("", None)
+
+
+def test_a_chat_says_which_fact_a_reply_read(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        for text in ("My dog is called Biscuit.", "What is the name of my dog?"):
+            list(session.say(text))
+        assert session.describe_memories() == 'from what you said: "My dog is called Biscuit."'
+        assert session.me.turns[-1]["prompt"] == "What is the name of my dog?"
+        list(session.say("Hello."))
+        assert session.describe_memories() == ""
+
+
+def test_other_languages_have_no_facts():
+    set_language("german")
+    try:
+        assert find_facts("I live in Rome.") == [] and not asks_for_fact("Where do I live?")
+    finally:
+        set_language(None)
+    assert find_facts("I live in Rome.") == ["I live in Rome."]

@@ -378,7 +378,7 @@ def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
 
 def test_chats_belong_to_an_adapter_of_their_name(world, tmp_path, capsys, monkeypatch):
     given, made = {}, Library(world / "lib")["loud"].explanation
-    known = lambda *all: given.update({Path(all[1]).name: all[6]}) or made
+    known = lambda *all: given.update({Path(all[1]).name: all[-1]}) or made
     monkeypatch.setattr(cluster, "explain_without_timings", known)
     build = ("library", "build", "--out", tmp_path / "lib", *building(world))
     few = write(tmp_path / "few.jsonl", chats("loud"))
@@ -441,7 +441,7 @@ def test_select_refuses(world, copy, capsys):
     data = ("select", "--data", world / "loud.jsonl")
     assert "unknown method 'best'" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
     unread = ["select", "--data", world / "none.jsonl", "--library", world / "lib"]
-    assert "shortlist is 0" in fails(capsys, *unread, "--shortlist", 0), "before anything is read or explained"
+    assert "'--shortlist'" in fails(capsys, *unread, "--shortlist", 0), "before anything is read or explained"
     assert "library is for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
     for name in WAYS:
         Library(copy).remove(name)

@@ -332,7 +332,7 @@ def test_encoders_have_ids():
 def test_one_choice_of_an_encoder_reaches_every_chapter(monkeypatch):
     from personal_llm.buffer.retrieval import PromptEmbedder
     from personal_llm.buffer.synthesis import semantic_similarities
-    from personal_llm.explanation.word_classifier import text_features
+    from personal_llm.experiments.methods.word_classifier import text_features
 
     class Vowels:
         calls = []

@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.text import get_words, normalise_text, split_sentences
+from ..base.text import ENGLISH, get_language, get_words, normalise_text, split_sentences
 from .scoring import unit_vector
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00006
@@ -44,7 +44,7 @@ QUESTION_PART_PATTERN = re.compile(r",\s*(?:so|what|which|how|any|where|can|coul
 def find_facts(text: str) -> list:  # sentences, in order
     "Return the statements of a text in which the user tells a lasting fact about themselves."
     facts = []
-    for sentence in split_sentences(text):
+    for sentence in split_sentences(text) if get_language() is ENGLISH else ():
         parts = QUESTION_PART_PATTERN.split(sentence)
         statement = parts[0] if len(parts) > 1 else sentence
         is_question = statement.endswith("?")
@@ -73,7 +73,7 @@ ADVICE_PATTERN = re.compile(
 def asks_for_fact(prompt: str) -> bool:
     "Return whether the last sentence of a prompt asks for something that only the user can have said."
     sentences = split_sentences(prompt)
-    if not sentences:
+    if not sentences or get_language() is not ENGLISH:
         return False
     return bool(FACT_QUESTION_PATTERN.search(sentences[-1])) and not ADVICE_PATTERN.search(sentences[-1])
 

@@ -21,6 +21,7 @@ from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
+from ..buffer.facts import add_fact
 from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from .background_training import BackgroundTraining, release_memory
@@ -96,6 +97,7 @@ class ChatSession:
         self.background_training, self.reply, self.active_reply = None, None, None
         self.talk_memories = None, []  # what they were chosen for, and the memories of this talk
         self.reply_memories = []  # dialogues that the newest reply read
+        self.reply_fact = ""  # what you once told the model, if the newest reply read it
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
         self.messages_to_user = []  # lines
         self.unsaved = ""  # why the last save failed; empty: all that was said is stored
@@ -167,6 +169,10 @@ class ChatSession:
 
     def add_talk_memories(self, question: Dialogue, is_own: bool = True) -> Dialogue:
         "Return a question with the memories of this talk before it; the question itself is what we store."
+        self.reply_fact, source = self.me.find_fact(question.prompt)
+        if self.reply_fact:
+            self.reply_memories = [source]
+            return add_fact(question.derive(history=self.correct_history(question.history)), self.reply_fact)
         found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
         if not is_own:
             self.reply_memories = found
@@ -182,7 +188,9 @@ class ChatSession:
         return add_memories(shown, self.reply_memories)
 
     def describe_memories(self) -> str:  # "" if the newest reply read none of your corrections
-        "Return a line about the corrections that the newest reply read."
+        "Return a line about the fact or the corrections that the newest reply read."
+        if self.reply_memories and self.reply_fact:
+            return f'from what you said: "{self.reply_fact}"'
         count = len({d.id for d in self.reply_memories if d.origin == "annotated"})
         return f"from {count} of your corrections" if count else ""
 

@@ -99,7 +99,7 @@ def add_plain_rows(
 # %% ../../nbs/recipes/shipped_library.ipynb #9c866066
 def library_config(model) -> TuningConfig:
     "Return how we tune the pLLMs of a library: by the size of the base model."
-    lasting = dict(dropout=0.0, validation=0.0, checks=1, max_length=112)
+    lasting = dict(batch_size=8, dropout=0.0, validation=0.0, checks=1, max_length=112)
     if model.is_large:
         return TuningConfig.for_model(model, rank=2, alpha=16, layers=20, learning_rate=1.5e-3, steps=16, **lasting)
     return TuningConfig(rank=4, alpha=8, steps=60, **lasting)

@@ -22,8 +22,8 @@ def _count(default: int, help: str, low: int = 1):
     return setting(default, help, low=low, high=MAX_COUNT)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #fm02
-LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=24, dropout=0.0, replay_share=1 / 2, checks=3, pass_tokens=768)
-LARGE_MODEL_DEFAULTS |= dict(trial=0, max_scale=1.25)
+LARGE_MODEL_DEFAULTS = dict(learning_rate=1e-3, steps=48, batch_size=4, dropout=0.0, replay_share=1 / 2, checks=3)
+LARGE_MODEL_DEFAULTS |= dict(trial=0, pass_tokens=768)
 
 # %% ../../nbs/3_tuning/02_config.ipynb #cf07
 @dataclass(frozen=True)
