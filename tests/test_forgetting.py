@@ -251,7 +251,7 @@ def test_words_of_an_adapter_from_elsewhere_are_said_to_be_out_of_reach(tmp_path
     me.finetune(progress=False)
     me.save()
     note = (
-        "adapter 000 began from an adapter of another folder, and 2 dialogues of that one are known by their ids only"
+        "adapter 000 began from an adapter of another folder, and 4 dialogues of that one are known by their ids only"
     )
     assert note in str(forget_folder(tmp_path / "me", text="never said")), "no false all-clear"
     assert note in str(forget_folder(tmp_path / "me", before=1e6, dry_run=True))
