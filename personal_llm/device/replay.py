@@ -410,7 +410,7 @@ def read_state(
         name = str(header["policy"])
         if policy.name != name if policy else name not in POLICIES:
             what = f"{folder}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-            raise InputError(what, "give an instance of it: load_personalizer(folder, model, policy=…)")
+            raise InputError(what, "open it in Python, with an instance of this policy")
         buffer = Buffer(header["capacity"], policy or name, header["seed"])
         buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes, and the event stays
         buffer.random.bit_generator.state = header["random"]
