@@ -83,7 +83,9 @@ def test_no_act_imports_a_runtime_by_name():
     assert imported_runtimes("def f():\n    from ..runtimes.export import x") and not imported_runtimes(
         "from personal_llm.runtimes.plugins import find_runtimes"
     )
-    acts = [p for p in (ROOT / "personal_llm").glob("*/*.py") if p.parent.name not in ("runtimes", "recipes", "experiments")]
+    acts = [
+        p for p in (ROOT / "personal_llm").glob("*/*.py") if p.parent.name not in ("runtimes", "recipes", "experiments")
+    ]
     wrong = {p.name: found for p in acts if (found := imported_runtimes(p.read_text(encoding="utf-8")))}
     inside_a_command = {"library_commands.py", "publishing.py", "chat.py"}  # cluster, audit, llama.cpp
     assert wrong.keys() <= inside_a_command, wrong
