@@ -2657,6 +2657,10 @@ d = {
                 "2_buffer/retrieval.html#compute_early_states",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.compute_rarity": (
+                "2_buffer/retrieval.html#compute_rarity",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.estimate_correction_probability": (
                 "2_buffer/retrieval.html#estimate_correction_probability",
                 "personal_llm/buffer/retrieval.py",
@@ -4800,6 +4804,10 @@ d = {
             ),
             "personal_llm.device.forgetting.list_training_ids": (
                 "6_device/forgetting.html#list_training_ids",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting.sweep_adapters": (
+                "6_device/forgetting.html#sweep_adapters",
                 "personal_llm/device/forgetting.py",
             ),
         },

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..base.core import Dialogue
 from ..base.text import ENGLISH, get_language, get_words, normalise_text, split_sentences
+from .retrieval import compute_rarity
 from .scoring import unit_vector
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00006
@@ -104,7 +105,7 @@ def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
     "Return the summed rarity of the words that a question shares with each fact, divided by the question's words."
     counts, asked = [Counter(get_content_words(fact)) for fact in facts], {*get_content_words(question)}
     frequency = Counter(word for count in counts for word in count)
-    rarity = {w: math.log(1 + (len(facts) - frequency[w] + 0.5) / (frequency[w] + 0.5)) for w in asked}
+    rarity = {word: compute_rarity(len(facts), frequency[word]) for word in asked}
     sums = [sum(rarity[word] for word in asked & {*count}) / (1 + LENGTH_DISCOUNT * count.total()) for count in counts]
     return np.array(sums) / max(1, len(asked))
 

@@ -6,8 +6,9 @@
 __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SHARE', 'MAX_EMBEDDED_TOKENS',
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
            'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
-           'add_memories', 'compute_bm25', 'compute_early_states', 'PromptEmbedder', 'estimate_correction_probability',
-           'rank_memories', 'fit_memories', 'retrieve', 'measure_gain', 'choose_count']
+           'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
+           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'measure_gain',
+           'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -42,6 +43,11 @@ def add_memories(dialogue: Dialogue, memories: list) -> Dialogue:
 BM25_SATURATION, BM25_LENGTH = 1.2, 0.75  # k₁ and b
 
 
+def compute_rarity(num_texts: int, num_with_word: int) -> float:  # nats
+    "Return how rare a word is that stands in some of the texts, as BM25 weighs it."
+    return math.log(1 + (num_texts - num_with_word + 0.5) / (num_with_word + 0.5))
+
+
 def compute_bm25(prompt: str, texts: list) -> np.ndarray:  # (texts,)
     "Return how well the words of each text match those of a prompt (BM25, Robertson and Zaragoza 2009)."
     counts = [Counter(get_words(text)) for text in texts]
@@ -51,7 +57,7 @@ def compute_bm25(prompt: str, texts: list) -> np.ndarray:  # (texts,)
     for word in set(get_words(prompt)):
         f = np.array([count[word] for count in counts], float)
         n_w = (f > 0).sum()
-        rarity = math.log(1 + (len(texts) - n_w + 0.5) / (n_w + 0.5))
+        rarity = compute_rarity(len(texts), n_w)
         scores += (
             rarity
             * f

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DERIVED_ADAPTERS_NOTE', 'COPIES_NOTE', 'SOURCE_FILE_NOTE', 'UNDATED_NOTE', 'ELSEWHERE_NOTE',
            'PUBLISHED_ADAPTER', 'RUN_REPORT_FILE', 'PUBLISH_STAGES', 'ForgetRequest', 'ForgetReport', 'list_sources',
-           'list_training_ids', 'list_rebuildable', 'forget_dialogues', 'apply_to_folder', 'delete_memory',
-           'forget_folder']
+           'list_training_ids', 'list_rebuildable', 'forget_dialogues', 'apply_to_folder', 'sweep_adapters',
+           'delete_memory', 'forget_folder']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #dab70a41
 from contextlib import ExitStack, suppress
@@ -293,13 +293,18 @@ def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest,
     report.unreachable += _list_foreign(report.adapters)
 
 
+def sweep_adapters(folder, state: PersonalizerState) -> list:  # paths of deleted folders
+    "Delete the adapters of a folder that a state names no more, and what killed fine-tunes left."
+    dead = [event for event in state.memory.events if event.kind == "tuned" and event not in state.tuned]
+    return sweep_folder(folder, dead, [round.adapter for round in state.rounds])
+
+
 def _write_and_sweep(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders
     "Write the memory, if there is one, and delete the files that it no longer names."
     if state is None:
         return sweep_folder(run, [], [])
     state.memory.write(run)
-    dead = [event for event in state.memory.events if event.kind == "tuned" and event not in state.tuned]
-    return sweep_folder(run, dead, [round.adapter for round in state.rounds])
+    return sweep_adapters(run, state)
 
 
 def _delete_store(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders

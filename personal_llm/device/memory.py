@@ -89,8 +89,8 @@ def scores_from_dict(row: dict) -> Scores:
 
 
 def _dialogue_to_row(candidate: ScoredDialogue, conversation: str) -> tuple:
-    d, scores = candidate.dialogue, scores_to_dict(candidate.scores)
-    embedding = base64.b64decode(scores.pop("embedding"))
+    d, scores = candidate.dialogue, dict(vars(candidate.scores))
+    embedding = scores.pop("embedding").astype("<f4").tobytes()
     texts = _encode_text(d.prompt), _encode_text(d.response), json.dumps(list(d.history))
     facts = d.time, d.origin, json.dumps(d.labels), embedding, json.dumps(scores)
     values = (d.id, json.dumps(d.parents), conversation, *texts, *facts)

@@ -43,10 +43,9 @@ from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import forget_dialogues, list_training_ids
+from .forgetting import forget_dialogues, list_training_ids, sweep_adapters
 from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
 from .memory import hash_adapter_files, load_adapter, lock_state, remove_tuned, scores_to_dict
-from .memory import sweep_folder
 from .replay import PersonalizerState, TrainingRound, place_candidate, read_state, record_scores
 from ..selection.library import Library
 from ..selection.ranking import Ranking
@@ -393,10 +392,9 @@ class Personalizer:
         if not self.settings.memories or not self.model.is_large or not asks_for_fact(prompt):
             return "", None
         told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
-        sources = {fact: d for d in told for fact in find_facts(d.prompt)}  # the newest dialogue of a sentence
-        facts = keep_facts([fact for d in told for fact in find_facts(d.prompt)])
-        fact = recall_fact(prompt, facts, self.model, load_encoder())
-        return fact, sources.get(fact)
+        facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
+        fact = recall_fact(prompt, keep_facts([fact for fact, _ in facts]), self.model, load_encoder())
+        return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
 
     def reply(
         self,
@@ -598,8 +596,7 @@ class Personalizer:
                 memory.events, memory.number = self.memory.events, self.memory.number
             memory.write(folder)
             if not is_training:
-                dead = [event for event in memory.events if event.kind == "tuned" and event not in self.state.tuned]
-                sweep_folder(folder, dead, [round.adapter for round in self.rounds])
+                sweep_adapters(folder, self.state)
         return folder
 
     def status(self) -> dict:  # plain values

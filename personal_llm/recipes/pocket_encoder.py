@@ -9,6 +9,7 @@ __all__ = ['SOURCE_SHARES', 'PARAPHRASES', 'MAX_TEXT_CHARACTERS', 'VOCABULARY', 
            'format_measures', 'build', 'main']
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #23fa4e41
+import copy
 import argparse
 import json
 import platform
@@ -223,7 +224,7 @@ def save_encoder(
     import torch
     from sentence_transformers import SentenceTransformer
 
-    encoder.to(torch.bfloat16).save_pretrained(str(out), create_model_card=False)
+    copy.deepcopy(encoder).to(torch.bfloat16).save_pretrained(str(out), create_model_card=False)
     Path(out, "model.safetensors").chmod(0o644)  # safetensors lets only the owner read
     return SentenceTransformer(str(out), device="cpu").float()
 
