@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,13 @@ from personal_llm.course.submissions import Submission, code_cells, learner_of, 
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 LESSON_2 = code_cells(COURSE / "lesson_2_streams.ipynb")
 NEEDS = [LESSON_2[0]]  # imports
+PACKAGE = Path(grading.__file__).parent
+SECRET_PATHS = (
+    PACKAGE / "tasks_2.py",
+    PACKAGE / "checks.py",
+    COURSE / "solution_2.ipynb",
+    COURSE.parents[1] / ".git" / "HEAD",
+)
 RIGHT = {
     "episode": 'check(TASKS["episode"], 1 / (1 - 0.9))',
     "lag 5": 'check(TASKS["lag 5"], 0.9**5)',
@@ -108,6 +114,36 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
     "wrong mistake": ([*NEEDS, 'check(TASKS["episode"], 9)'], 0, "the dialogue that begins the episode counts as well"),
     "lost check": ([*NEEDS, "mean_length = 10", "episodes_held = 2.5"], 2, ""),
     "two tries": ([*NEEDS, 'check(TASKS["leak"], 0.1)', RIGHT["leak"]], 1, ""),
+    "reads by PyTorch": (
+        [
+            *NEEDS,
+            "import torch\nimport personal_llm.course as c\npath = c.__path__[0] + '/tasks_2.py'",
+            "data = torch.UntypedStorage.from_file(path, False, 9999)\nanswer = eval(bytes(data).split(b'right=')[1])",
+            'check(TASKS["episode"], answer)',
+        ],
+        0,
+        "cell 3: RuntimeError",
+    ),
+    "reads by C": (
+        [
+            *NEEDS,
+            "import ctypes\nc = ctypes.CDLL(None)\n" + f"paths = {[str(path) for path in SECRET_PATHS]!r}",
+            "opened = [c.open(path.encode(), 0) for path in paths]\nassert max(opened) >= 0, 'all files are hidden'",
+        ],
+        0,
+        "all files are hidden",
+    ),
+    "writes by C": (
+        [
+            *NEEDS,
+            "import ctypes\nc = ctypes.CDLL(None)",
+            f"assert c.open({str(COURSE.parent / 'y.txt').encode()!r}, 65, 0o600) >= 0, 'it is read-only'",
+            RIGHT["leak"],
+        ],
+        1,
+        "it is read-only",
+    ),
+    "the solution": (code_cells(COURSE / "solution_2.ipynb"), 0, "every answer is that of our solution"),
     "magics": ([*NEEDS, "%matplotlib inline\n%time x = 1", RIGHT["leak"]], 1, ""),
 }
 
@@ -136,7 +172,8 @@ def graded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("class")
     for name, (cells, *_) in CLASS.items():
         hand_in(folder / name / "lesson_2.ipynb", cells)
-    shutil.copy(COURSE / "solution_3.ipynb", folder / "perfect" / "lesson_7.ipynb")
+    own = [source + "  # in my own words" for source in code_cells(COURSE / "solution_3.ipynb")]
+    hand_in(folder / "perfect" / "lesson_7.ipynb", own)
     marks = grade_class(folder, seed=2024, limits=Limits(cell=4, call=3, notebook=60), course=COURSE)
     write_table(marks, folder / "marks.csv")
     return marks, folder
@@ -171,7 +208,7 @@ def test_the_table_has_a_row_a_learner_and_reports_hold_no_answer(graded, tmp_pa
 
 
 def test_other_files_of_the_class_stay_as_they_were(graded):
-    assert not (COURSE / "x.txt").exists()
+    assert not (COURSE / "x.txt").exists() and not (COURSE.parent / "y.txt").exists()
 
 
 def test_of_two_notebooks_of_a_lesson_the_better_one_counts(tmp_path):

@@ -107,6 +107,7 @@ def probe_layer(
     start = module(x)
     trained = [p for p in module.parameters() if p.requires_grad]
     begun = [p.detach().clone() for p in trained]
+    other = make(nn.Linear(*shape), rank, 1000 * alpha)
     old = [p for p in module.parameters() if p.shape == weight.shape and torch.equal(p, weight)]
     if trained and start.requires_grad:
         start.square().sum().backward()
@@ -125,6 +126,7 @@ def probe_layer(
         change=change,
         trained=[p.detach() for p in trained],
         begun=begun,
+        other=[p.detach() for p in other.parameters() if p.requires_grad],
         off=off,
         takes_three=takes_three,
     )

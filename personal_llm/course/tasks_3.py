@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EOE_MISTAKES', 'EOE_FUNCTIONS', 'TOKENS', 'TASKS', 'SPREAD', 'COUNT', 'REASONS', 'DSS_NUMBERS', 'SCORES',
-           'NEW', 'KEPT', 'IDD_MISTAKES', 'IDD_FUNCTIONS', 'energies', 'entropy', 'share_without_words']
+           'NEW', 'KEPT', 'IDD_MISTAKES', 'IDD_FUNCTIONS', 'IDD_CASES', 'energies', 'entropy', 'share_without_words']
 
 # %% ../../nbs/course/tasks_3.ipynb #1b3b7f15
 from functools import cache
@@ -346,6 +346,10 @@ IDD_FUNCTIONS = (
 )
 
 # %% ../../nbs/course/tasks_3.ipynb #ed91d3eb
+IDD_CASES = [  # the same direction twice, and lengths of a thousand and of a thousandth
+    (NEW, np.array([[2.0, 0.0], [1.0, 0.0], [0.0, -3.0]])),
+    (NEW * 1000, np.array([[0.0, 0.001], [-2.0, 1.0], [500.0, 100.0]])),
+]
 TASKS["idd"] = Task(
     "idd",
     3,
@@ -363,7 +367,8 @@ TASKS["idd function"] = Task(
     kind="function",
     tolerance=0.001,
     draw=lambda random: _draw_embeddings(random),
-    tries=[(NEW, KEPT), (np.array([2.0, 0, 1]), _random_tokens(3, 5)[:, :3]), (np.ones(4), _random_tokens(4, 3))],
+    tries=[(NEW, KEPT), (np.array([2.0, 0, 1]), _random_tokens(3, 5)[:, :3]), (np.ones(4), _random_tokens(4, 3))]
+    + IDD_CASES,
 )
 
 # %% ../../nbs/course/tasks_3.ipynb #701e6106

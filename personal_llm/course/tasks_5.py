@@ -89,7 +89,13 @@ ROUGE_MORE = {  # name -> (function, sentence)
     "letters": (lambda a, b: _f(*_shared(a, b, words=_letters)), "letters were counted; count words"),
     "opposite": (lambda a, b: 1 - compute_rouge1(a, b), "that is large for texts that share nothing"),
 }
-WORDS = (("tea tea tea", "tea or milk"), ("Which tea?", "which Tea do you like"), ("no", "yes"), ("a b b", "b b c d"))
+WORDS = (
+    ("tea tea tea", "tea or milk"),
+    ("Which tea?", "which Tea do you like"),
+    ("no", "yes"),
+    ("a b b", "b b c d"),
+    ("book 7 seats", "Book 12 seats"),
+)
 
 # %% ../../nbs/course/tasks_5.ipynb #b64c37ed
 TASKS["rouge_function"] = Task(

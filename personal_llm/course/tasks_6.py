@@ -215,7 +215,18 @@ def _start_fault(facts: dict, shape: tuple, rank: int) -> str:
     if not facts["moves"]:
         return "both zero"
     larger = max(facts["begun"], key=lambda p: np.abs(p).max())
-    return "equal rows" if _has_equal_rows(larger, rank) else ""
+    return "equal rows" if _has_equal_rows(larger, rank) else _size_fault(larger, facts["other"])
+
+
+def _size_fault(factor, others: list) -> str:
+    "What is wrong with the first numbers of a factor, beside those of a second layer with a thousand times the α."
+    size = lambda p: float(np.sqrt(np.square(p).mean()))
+    other = np.asarray(max(others, key=size))
+    if np.array_equal(factor, other) and len(np.unique(factor)) > 2:
+        return "one seed"
+    if not 1e-6 < size(factor) < 20:
+        return "first factor too large or small"
+    return "first factor scaled" if not 0.05 < size(other) / size(factor) < 20 else ""
 
 
 def _has_equal_rows(factor, rank: int) -> bool:
@@ -242,12 +253,15 @@ def _layer(**change):
 
     class Layer(LoRALinear):
         def __init__(self, layer, r, alpha):
+            if "seed" in change:
+                torch.manual_seed(change["seed"])
             super().__init__(layer, r, alpha)
             self.scale = SCALES[change.get("scale", "")](alpha, r, layer.in_features, layer.out_features)
             if "B" in change:
                 torch.nn.init.constant_(self.B, change["B"])
             if "A" in change:
                 torch.nn.init.constant_(self.A, change["A"])
+            self.A.data *= change.get("times", lambda alpha: 1)(alpha)
             self.A.requires_grad_(change.get("train_A", True))
             self.layer.requires_grad_(change.get("train_W", False))
 
@@ -265,6 +279,9 @@ MISTAKES = {
     "one factor": dict(train_A=False),
     "both zero": dict(A=0.0),
     "equal rows": dict(A=0.02),
+    "one seed": dict(seed=0),
+    "first factor scaled": dict(times=lambda alpha: alpha),
+    "first factor too large or small": dict(times=lambda alpha: 1e4),
     "gradient cut": dict(cut=True),
     "two dimensions only": dict(two_only=True),
 } | {name: dict(scale=name) for name in SCALES if name}
@@ -389,8 +406,9 @@ TASKS["spectrum"] = Task(
             later(lambda: 1 - float(share_of_first(train_fully()[1])[15])),
             "read the height of the curve, not what is above it",
         ),
+        Wrong("one half", 0.5, "that is a round number; read the height on the axis to two digits"),
     ),
-    tolerance=0.05,
+    tolerance=0.03,
 )
 
 # %% ../../nbs/course/tasks_6.ipynb #3ad51146
