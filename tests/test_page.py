@@ -83,9 +83,9 @@ def open_page(browser, running):
 
 
 def talk(browser, text):
-    count = len(texts(browser, "#turns li"))
+    count = len(texts(browser, "#turns > li"))
     browser.find_element(By.ID, "line").send_keys(text + "\n")
-    until(lambda: len(texts(browser, "#turns li")) > count and texts(browser, "#turns li:last-child button"))
+    until(lambda: len(texts(browser, "#turns > li")) > count and texts(browser, "#turns > li:last-child button"))
 
 
 def axe_script():
@@ -149,21 +149,23 @@ def react(browser, running):
     for name, place in (("Good reply", 1), ("Bad reply", 2)):
         click(browser, name, place)
         until(lambda: name in texts(browser, "#turns [aria-pressed=true]"))
-    shown = texts(browser, "#turns li:last-child .reply")
+    shown = texts(browser, "#turns > li:last-child .reply")
     click(browser, "Try again")
     until(
-        lambda: texts(browser, "#turns li:last-child button") and texts(browser, "#turns li:last-child .reply") != shown
+        lambda: (
+            texts(browser, "#turns > li:last-child button") and texts(browser, "#turns > li:last-child .reply") != shown
+        )
     )
     click(browser, "Write a second reply")
     until(lambda: len(texts(browser, ".offer")) == 2)
     look(browser, "choice")
     first, second = texts(browser, ".offer .reply")
     click(browser, "Reply 2 is better")
-    until(lambda: texts(browser, "#turns li:last-child .reply") == [second])
+    until(lambda: texts(browser, "#turns > li:last-child .reply") == [second])
     assert [row["kind"] for row in running.session.me.feedback_rows] == ["edit", "thumb_up", "retry", "choice"]
     talk(browser, "Never mind.")
     click(browser, "Delete this turn")
-    until(lambda: len(texts(browser, "#turns li")) == 3)
+    until(lambda: len(texts(browser, "#turns > li")) == 3)
 
 
 def test_a_whole_day(browser, tmp_path):
@@ -201,7 +203,7 @@ def test_a_whole_day(browser, tmp_path):
         assert "My knee hurts." not in [d.prompt for d in running.session.me.buffer.dialogues]
         click(browser, "Chat")
         talk(browser, "And now?")
-        assert len(texts(browser, "#turns li")) == 4 and running.session.me.adapter is None
+        assert len(texts(browser, "#turns > li")) == 4 and running.session.me.adapter is None
     errors = [row["message"] for row in browser.get_log("browser") if row["level"] == "SEVERE"]
     assert [text for text in errors if "ERR_CONNECTION_REFUSED" not in text] == []
     events = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]
@@ -282,7 +284,7 @@ def test_the_keyboard_is_enough(browser, tmp_path):
 
         tab_to("line")
         ActionChains(browser).send_keys("My knee hurts.", Keys.ENTER).perform()
-        until(lambda: texts(browser, "#turns li:last-child button"))
+        until(lambda: texts(browser, "#turns > li:last-child button"))
         browser.execute_script("document.activeElement.blur()")
         tab_to("Good reply")
         ActionChains(browser).send_keys(Keys.SPACE).perform()
@@ -292,6 +294,200 @@ def test_the_keyboard_is_enough(browser, tmp_path):
             tab_to(view)
             ActionChains(browser).send_keys(Keys.ENTER).perform()
             until(lambda: browser.find_element(By.ID, view.lower()).is_displayed())
+
+
+def type_into(browser, selector, text):
+    field = until(lambda: next(iter(browser.find_elements(By.CSS_SELECTOR, selector)), None))
+    field.clear()
+    field.send_keys(text)
+
+
+def value(browser, selector):
+    script = "return document.querySelector(arguments[0])?.value"
+    return browser.execute_script(script, selector)
+
+
+def test_what_is_typed_survives_a_fine_tune_another_tab_and_a_reload(browser, tmp_path):
+    with chat_server(fresh(tmp_path / "me")) as running:
+        open_page(browser, running)
+        for line in ("My knee hurts.", "What shall I cook?"):
+            talk(browser, line)
+        click(browser, "Edit")
+        type_into(browser, "#turns textarea", "Dear friend, ")
+        field = browser.find_element(By.CSS_SELECTOR, "#turns textarea")
+        first, second = (turn["id"] for turn in running.session.turns)
+        loop = running.worker.executor
+        loop.submit(running.session.feedback, "better", second, "Soup.").result()  # another tab
+        loop.submit(running.worker.after_job).result()
+        until(lambda: "Soup." in texts(browser, "#turns .reply"))
+        field.send_keys("rest ")
+        for _ in range(3):
+            loop.submit(running.session.learn).result()
+            loop.submit(running.worker.after_job).result()
+            until(
+                lambda: (
+                    "learning from your answers" in texts(browser, "#state")[0]
+                    or not running.session.background_training
+                )
+            )
+            field.send_keys("and rest ")
+            until(lambda: running.session.background_training is None)
+        until(lambda: "new answer" in texts(browser, "#state")[0])
+        assert browser.execute_script("return document.activeElement === arguments[0]", field), "the focus stays, too"
+        better = "Dear friend, rest " + 3 * "and rest "
+        assert value(browser, "#turns textarea") == better
+        type_into(browser, "#line", "A draft")
+        browser.refresh()
+        until(lambda: value(browser, "#turns textarea") == better and value(browser, "#line") == "A draft")
+        click(browser, "Save")
+        until(lambda: better.strip() in texts(browser, "#turns .reply"))
+        assert running.session.me.state.versions[first].response == better.strip()
+        browser.refresh()
+        until(lambda: value(browser, "#line") == "A draft" and texts(browser, "#turns > li"))
+        assert value(browser, "#turns textarea") is None
+        loop.submit(running.session.forget, None, [second]).result()  # another tab
+        loop.submit(running.worker.after_job).result()
+        until(lambda: len(texts(browser, "#turns > li")) == 1)
+        click(browser, "Edit my message")
+        type_into(browser, "#turns textarea", "My elbow hurts.")
+        click(browser, "Send again")
+        until(lambda: [turn["prompt"] for turn in running.session.turns] == ["My elbow hurts."])
+
+
+def test_conversations_are_listed_searched_named_and_deleted(browser, tmp_path):
+    with chat_server(fresh(tmp_path / "me")) as running:
+        for number in range(30):
+            list(running.session.say(f"Message {number} about knees."))
+        running.session.open_conversation()
+        list(running.session.say("What shall I cook?"))
+        open_page(browser, running)
+        listed = lambda: texts(browser, "#conversations button")
+        shown = lambda: texts(browser, "#turns .own")
+        until(lambda: shown() == ["What shall I cook?"])
+        assert listed() == ["What shall I cook?", "Message 0 about knees."]
+        click(browser, "Message 0 about knees.")
+        until(lambda: shown()[-1:] == ["Message 29 about knees."])
+        assert len(shown()) == 20
+        browser.execute_script("document.getElementById('main').scrollTop = 0")
+        until(lambda: len(shown()) == 30)
+        assert shown() == [f"Message {number} about knees." for number in range(30)], "no gap"
+        type_into(browser, "#find-field", "message 7 ")
+        until(lambda: listed() == ["Message 0 about knees."])
+        click(browser, "New")
+        until(lambda: shown() == [])
+        click(browser, "Message 0 about knees.")
+        until(lambda: len(shown()) == 23 and shown()[0] == "Message 7 about knees.")
+        browser.find_element(By.ID, "find-field").clear()
+        browser.find_element(By.ID, "find-field").send_keys("k")
+        until(lambda: len(listed()) == 2)
+        click(browser, "New")
+        until(lambda: shown() == [])
+        type_into(browser, "#line", "A draft of the new one")
+        click(browser, "What shall I cook?")
+        until(lambda: shown() == ["What shall I cook?"] and value(browser, "#line") == "")
+        click(browser, "New")
+        until(lambda: value(browser, "#line") == "A draft of the new one")
+        click(browser, "What shall I cook?")
+        until(lambda: shown() == ["What shall I cook?"])
+        click(browser, "Rename")
+        type_into(browser, "#title-field", "Kitchen")
+        click(browser, "Rename", -1)
+        until(lambda: "Kitchen" in listed())
+        look(browser, "conversations")
+        click(browser, "Delete")
+        click(browser, "Delete", -1)
+        until(lambda: listed() == ["Message 0 about knees."] and len(shown()) == 20)
+        assert [*running.session.me.state.conversations] == [""]
+
+
+PAYLOADS = """<img src=x onerror="window.hit=1"> <script>window.hit=1</script> [x](javascript:window.hit=1)
+[y](data:text/html,<script>window.hit=1</script>) <svg onload="window.hit=1"> ![z](https://e.example/beacon.png)
+<iframe srcdoc="<script>parent.hit=1</script>"></iframe> <a href="javascript:window.hit=1">w</a>"""
+RICH = f"""**Rest**, *then*:
+
+- ice
+- [tea](https://example.org/)
+
+```
+ice(3)
+```
+
+{PAYLOADS}"""
+
+
+def test_markdown_is_shown_and_nothing_in_it_acts(browser, tmp_path, monkeypatch):
+    with chat_server(fresh(tmp_path / "me")) as running:
+        list(running.session.say(PAYLOADS))
+        running.session.feedback("edit", running.session.turns[-1]["id"], RICH)
+        running.session.rename_conversation("", '<img src=x onerror="window.hit=1">')
+        running.session.messages_to_user.append('<img src=x onerror="window.hit=1">')
+        open_page(browser, running)
+        until(lambda: texts(browser, "#turns .rich strong") == ["Rest"])
+        assert texts(browser, "#turns .rich li") == ["ice", "tea"] and "ice(3)" in texts(browser, "#turns .rich pre")[0]
+        links = "return [...document.querySelectorAll('#turns .rich a')].map(a => [a.href, a.rel])"
+        assert browser.execute_script(links) == [["https://example.org/", "noopener noreferrer"]]
+        active = "return document.querySelectorAll('main script, main iframe, main img, main svg:not(#plot)').length"
+        time.sleep(0.5)
+        assert browser.execute_script(active) == 0 and not browser.execute_script("return window.hit")
+        assert PAYLOADS.split("\n")[0][:40] in texts(browser, "#turns .own")[0]
+        browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+        click(browser, "Copy code")
+        until(lambda: browser.execute_script("return window.copied") == "ice(3)\n")
+        click(browser, "Copy")
+        until(lambda: browser.execute_script("return window.copied") == RICH)
+        script = axe_script()
+        assert violations(browser, script) == []
+
+
+def test_the_message_line_is_first_and_keys_and_commands_work(browser, tmp_path):
+    from selenium.webdriver import ActionChains, Keys
+
+    with chat_server(fresh(tmp_path / "me")) as running:
+        for number in range(12):
+            list(running.session.say(f"Message {number}."))
+        open_page(browser, running)
+        until(lambda: len(texts(browser, "#turns > li")) == 12)
+        assert browser.execute_script("return document.activeElement.id") == "line"
+        browser.refresh()
+        until(lambda: len(texts(browser, "#turns > li")) == 12)
+        fields = "return [...document.querySelectorAll('a, button, input, select, textarea, summary')]"
+        fields += ".filter(e => e.offsetParent && e.tabIndex === 0).map(e => e.id)"
+        assert browser.execute_script(fields)[:2] == ["line", "send"], "first in the order of Tab"
+        type_into(browser, "#line", "/help\n")
+        until(lambda: any("/search" in text for text in texts(browser, "#notices li")))
+        type_into(browser, "#line", "/nothing\n")
+        until(lambda: any("no command /nothing" in text for text in texts(browser, "#notices li")))
+        gate, say = threading.Event(), running.session.say
+
+        def say_slowly(*given, **named):
+            yield "A beginning that takes lines.\n" * 80
+            gate.wait(60)
+            yield from say(*given, **named)
+
+        running.session.say = say_slowly
+        type_into(browser, "#line", "Write much.\n")
+        until(lambda: any("A beginning" in text for text in texts(browser, "#turns .reply")))
+        browser.execute_script("document.getElementById('main').scrollTop = 300")
+        time.sleep(0.3)
+        browser.execute_script("document.getElementById('line').focus({preventScroll: true})")
+        ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+        until(lambda: any("stopped" in text for text in texts(browser, "#notices li")))
+        assert value(browser, "#line") == "Write much."
+        gate.set()
+        until(lambda: running.worker.num_waiting == 0)
+        gate.clear()
+        type_into(browser, "#line", "Go on.\n")
+        until(lambda: any("A beginning" in text for text in texts(browser, "#turns .reply")))
+        browser.execute_script("document.getElementById('main').scrollTop = 300")
+        gate.set()
+        until(lambda: "Go on." in [turn["prompt"] for turn in running.session.turns])
+        until(lambda: texts(browser, "#send") == ["Send"])
+        assert browser.execute_script("return document.getElementById('main').scrollTop") < 400, "no forced scrolling"
+        running.session.say = say
+        type_into(browser, "#line", "/new\n")
+        until(lambda: texts(browser, "#turns > li") == [])
+        type_into(browser, "#line", "x" * 100 + "\n")
+        until(lambda: len(running.session.me.state.conversations) == 2)
 
 
 class OnePage(SimpleHTTPRequestHandler):

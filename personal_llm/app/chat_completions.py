@@ -9,169 +9,206 @@ __all__ = []
 import json
 import secrets
 import time
-from dataclasses import dataclass
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+from starlette.exceptions import HTTPException
+
+from .arguments import print_note
+from .conversation_worker import ConversationWorker
 from .server_guard import Refusal
-from ..base.core import InputError, check
-from ..device.conversation import ChatSession, clean_text
+from ..base.core import InputError
 from ..base.decoding import ReplyOptions
+from ..device.conversation import QUESTION_TEXT, ChatSession, clean_text
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #2423f083
-MODEL_NAMES = ("personal", "base")
-DEFAULT_COMPLETION_TOKENS = 256  # tokens of a reply to a program that names no limit
-TEXT_ROLES = dict(system="system", developer="system", user="user", assistant="assistant")
-UNSUPPORTED_FIELDS = {  # field -> values that ask for nothing
-    "n": (None, 1),
-    "tools": (None, []),
-    "functions": (None, []),
-    "logprobs": (None, False),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-}
+Text = Annotated[str, Field(max_length=2**20)]  # a limit also makes pydantic refuse half of a surrogate pair
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    "A request for a reply."
+class Fields(BaseModel):
+    'The fields of a request. We convert nothing: "1" is no number, and NaN is none either.'
 
-    model: str  # one of `MODEL_NAMES`
-    prompt: str  # the last message
-    history: tuple = ()  # (role, text) pairs before it
-    options: ReplyOptions = ReplyOptions()
-    is_stream: bool = False
-    with_usage: bool = False  # a stream ends with the number of its tokens
-    is_observed: bool = True  # the turn is scored, and may be learned from
-    may_ask: bool = False  # the program shows questions to its user
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-def read_message(message, place: int) -> tuple:  # (role, text)
-    "Return a message of a request; raise `Refusal` for one that is no text."
-    name = f"messages[{place}]"
-    role = message.get("role") if isinstance(message, dict) else None
-    role = TEXT_ROLES.get(role) if isinstance(role, str) else None
-    if role is None:
-        raise Refusal(400, f"{name}: use the roles {', '.join(TEXT_ROLES)}", "invalid_value", name)
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [dict(type="text", text=content)]
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    if len(texts) < len(parts) or not all(isinstance(text, str) for text in texts):
-        raise Refusal(400, f"{name}: only text is supported", "invalid_value", name)
-    return role, "\n".join(texts)
+def only(*values):  # the type of a field
+    "Return the type of a field that we do not support; it takes the values that ask for nothing."
+
+    def check_value(value):
+        if not any(value == one and type(value) is type(one) for one in (None, *values)):
+            raise PydanticCustomError("unsupported_parameter", "this server does not support it; leave it out")
+        return value
+
+    return Annotated[Any, AfterValidator(check_value)]
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #0e0d042a
-def read_messages(messages) -> tuple:  # (history, prompt)
-    "Return the messages of a request, with one system message at their beginning."
-    if not isinstance(messages, list) or not messages:
-        raise Refusal(400, "messages: give a list with at least one message", "invalid_value", "messages")
-    turns = [read_message(message, place) for place, message in enumerate(messages)]
-    role, prompt = turns.pop()
-    if role != "user" or not clean_text(prompt, len(prompt))[0]:
-        raise Refusal(400, "messages: the last message must be text of the user", "invalid_value", "messages")
-    system = "\n\n".join(text for role, text in turns if role == "system")
-    own_turns = [turn for turn in turns if turn[0] != "system" and turn[1]]
-    return tuple([("system", system)] * bool(system) + own_turns), prompt
+class TextPart(Fields):
+    "A part of a message."
+
+    type: Literal["text"]
+    text: Text
+
+
+def split_content(content):
+    "Return the content of a message as a list of parts."
+    return [dict(type="text", text=content)] if isinstance(content, str) else content
+
+
+class Message(Fields):
+    "A message of a conversation."
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(split_content)]
+    tool_calls: only([]) = None
+
+    def get_text(self) -> str:
+        "Return the text of all parts, without spaces around it."
+        text = "\n".join(part.text for part in self.content)
+        return clean_text(text, len(text))[0]
+
+
+def check_messages(messages: list) -> list:
+    "Raise `ValueError` unless the last message has words of the user."
+    if not messages or messages[-1].role != "user" or not messages[-1].get_text():
+        raise ValueError("the last message must be text of the user")
+    return messages
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #681b3b08
-def read_number(body: dict, name: str, kind: str, default, low, high):
-    "Return a number of a request, or its default; raise `Refusal` for a value out of its range."
-    if body.get(name) is None:
-        return default
-    try:
-        return check(body[name], kind, name, low, high)
-    except InputError as error:
-        raise Refusal(400, str(error), "invalid_value", name) from None
-
-
-def read_flag(body: dict, name: str, default: bool = False) -> bool:
-    "Return a field of a request that is true, false or missing; raise `Refusal` for any other value."
-    value = body.get(name)
-    if not isinstance(value, (bool, type(None))):
-        raise Refusal(400, f"{name}: give true or false", "invalid_value", name)
-    return default if value is None else value
-
-
-def read_group(body: dict, name: str) -> dict:
-    "Return a field of a request that holds further fields; raise `Refusal` for any other value."
-    if not isinstance(body.get(name), (dict, type(None))):
-        raise Refusal(400, f"{name}: give a JSON object", "invalid_value", name)
-    return body.get(name) or {}
-
-# %% ../../nbs/8_app/11_chat_completions.ipynb #20da0cd3
+MODEL_NAMES = ("personal", "base")
+DEFAULT_COMPLETION_TOKENS = 256  # tokens of a reply to a program that names no limit
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200  # texts that end a reply; we compare each with the end of every piece
+Stop = Annotated[str, Field(max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(lambda x: [x] if isinstance(x, str) else x)]
+Count = Annotated[int, Field(ge=1)]
 
 
-def read_options(body: dict, max_tokens: int) -> ReplyOptions:
-    "Return the options of a reply; `max_tokens` is the most that the model's window allows."
-    stop = [] if body.get("stop") is None else body["stop"]
-    stop = [stop] * bool(stop) if isinstance(stop, str) else stop
-    is_short = lambda text: isinstance(text, str) and len(text) <= MAX_STOP_CHARACTERS
-    if not (isinstance(stop, list) and len(stop) <= MAX_STOPS and all(map(is_short, stop))):
-        limits = f"up to {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters"
-        raise Refusal(400, f"stop: give {limits}", "invalid_value", "stop")
-    limits = [
-        read_number(body, name, "whole number", None, 1, None) for name in ("max_completion_tokens", "max_tokens")
-    ]
-    count = min(limits[0] or limits[1] or DEFAULT_COMPLETION_TOKENS, max_tokens)
-    return ReplyOptions(
-        max_tokens=count,
-        soft_tokens=count,
-        temperature=read_number(body, "temperature", "number", None, 0, 2),
-        top_p=max(1e-6, read_number(body, "top_p", "number", 1.0, 0, 1)),
-        seed=read_number(body, "seed", "whole number", 0, None, None) % 2**63,
-        stop=tuple(text for text in stop if text),
-    )
+def check_model_name(name: str) -> str:
+    "Raise an error for a model that we do not serve."
+    if name not in MODEL_NAMES:
+        raise PydanticCustomError("model_not_found", f"no such model; use {' or '.join(MODEL_NAMES)}")
+    return name
+
+
+class StreamOptions(Fields):
+    "What a stream ends with."
+
+    include_usage: bool | None = None
+
+
+class PersonalOptions(Fields):
+    "Our own field of the protocol."
+
+    ask: bool | None = None  # the program shows questions to its user
+
+
+class CompletionRequest(Fields):
+    "A request for a reply, as the protocol names its fields; we ignore the fields that stand neither here nor below."
+
+    model: Annotated[Text, AfterValidator(check_model_name)]
+    messages: Annotated[list[Message], AfterValidator(check_messages)]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    seed: int | None = None
+    stop: Stops | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    personal: PersonalOptions | None = None
+    n: only(1) = None
+    tools: only([]) = None
+    tool_choice: only("none", "auto") = None
+    functions: only([]) = None
+    function_call: only("none", "auto") = None
+    logprobs: only(False) = None
+    top_logprobs: only(0) = None
+    logit_bias: only({}) = None
+    response_format: only({"type": "text"}) = None
+    modalities: only(["text"]) = None
+    audio: only() = None
+
+    def is_observed(self) -> bool:
+        "Return whether the turn is scored and may be learned from."
+        return self.model == "personal" and self.store is not False
+
+    def get_history(self) -> tuple:  # (role, text) pairs before the prompt
+        "Return the turns, after one system message."
+        turns = [(message.role, message.get_text()) for message in self.messages[:-1]]
+        own = [turn for turn in turns if turn[0] in ("user", "assistant") and turn[1]]
+        system = "\n\n".join(text for role, text in turns if role in ("system", "developer"))
+        return tuple([("system", system)] * bool(system) + own)
+
+    def get_options(self, max_tokens: int) -> ReplyOptions:  # max_tokens: what the model's window allows
+        "Return the options of the reply."
+        count = min(self.max_completion_tokens or self.max_tokens or DEFAULT_COMPLETION_TOKENS, max_tokens)
+        top_p, stop = 1.0 if self.top_p is None else max(1e-6, self.top_p), tuple(filter(None, self.stop or ()))
+        drawing = dict(temperature=self.temperature, top_p=top_p, seed=(self.seed or 0) % 2**63)
+        return ReplyOptions(max_tokens=count, soft_tokens=count, stop=stop, **drawing)
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #de9e5f41
-BODY_REMEDY = 'send a JSON object such as {"model": "personal", "messages": [{"role": "user", "content": "Hello"}]}'
+EXAMPLE = '{"model": "personal", "messages": [{"role": "user", "content": "Hello"}]}'
+UNKNOWN_ADDRESSES = {404: "there is nothing at this address", 405: "this address does not take this method"}
+FIELD_CODES = ("unsupported_parameter", "model_not_found")
 
 
-def read_request(body, max_tokens: int = DEFAULT_COMPLETION_TOKENS) -> ChatRequest:
-    "Read the body of a request; raise `Refusal` for one that we cannot serve."
-    if not isinstance(body, dict):
-        raise Refusal(400, f"the body is not a JSON object; {BODY_REMEDY}", "invalid_value")
-    for name in ("model", "messages"):
-        if body.get(name) is None:
-            raise Refusal(400, f"{name}: missing; {BODY_REMEDY}", "missing_required_parameter", name)
-    for name, allowed in UNSUPPORTED_FIELDS.items():
-        if not any(body.get(name) == value and type(body.get(name)) is type(value) for value in allowed):
-            raise Refusal(400, f"{name}: this server does not support it; leave it out", "unsupported_parameter", name)
-    if body.get("model") not in MODEL_NAMES:
-        raise Refusal(404, f"no such model; use {' or '.join(MODEL_NAMES)}", "model_not_found", "model")
-    history, prompt = read_messages(body.get("messages"))
-    is_observed = read_flag(body, "store", True) and body["model"] == "personal"
-    return ChatRequest(
-        body["model"],
-        prompt,
-        history,
-        read_options(body, max_tokens),
-        is_stream=read_flag(body, "stream"),
-        with_usage=read_flag(read_group(body, "stream_options"), "include_usage"),
-        is_observed=is_observed,
-        may_ask=read_flag(read_group(body, "personal"), "ask"),
-    )
+def refuse_field(problem: dict, path: str = "/v1") -> Refusal:
+    "Return the refusal of a field, from the first problem that pydantic reports."
+    keys = [key for key in problem["loc"] if key not in ("body", "query")]
+    text, kind = problem["msg"].removeprefix("Value error, "), problem["type"]
+    if not keys or kind == "json_invalid":
+        remedy = f"such as {EXAMPLE}" if path.startswith("/v1") else "with the fields of this endpoint"
+        return Refusal(400, f"the body is no JSON object; send one {remedy}, in UTF-8", "invalid_value")
+    name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[1:80]
+    code = kind if kind in FIELD_CODES else "missing_required_parameter" if kind == "missing" else "invalid_value"
+    status = 404 if kind == "model_not_found" else 400
+    return Refusal(status, f"{name}: {text[:1].lower()}{text[1:]}", code, name)
+
+
+def to_refusal(error: Exception, path: str = "/v1") -> Refusal:
+    "Return the refusal that the client of a failed request gets."
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, InputError):
+        return Refusal(400, str(error), "invalid_value")
+    if isinstance(error, RequestValidationError):
+        return refuse_field(error.errors()[0], path)
+    if isinstance(error, HTTPException) and error.status_code in UNKNOWN_ADDRESSES:
+        remedy = "programs use GET /v1/models and POST /v1/chat/completions"
+        return Refusal(error.status_code, f"{UNKNOWN_ADDRESSES[error.status_code]}; {remedy}", "not_found")
+    if isinstance(error, HTTPException):  # the body cannot be parsed
+        return refuse_field(dict(loc=(), msg="", type="json_invalid"), path)
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
+    print_note(f"{type(error).__name__} at {place}; please report it")
+    text = "an error of the server; part of this request may have been done. Look at the page before you try again"
+    return Refusal(500, text, "server_error")
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #35a7d22a
-def generate(session: ChatSession, request: ChatRequest):  # a generator of texts, and last of a dictionary
+def generate(session: ChatSession, request: CompletionRequest):  # a generator of texts, and last of a dictionary
     "Reply to a request, and then yield a summary of the turn."
-    is_personal = request.model == "personal"
-    options = dict(options=request.options, is_observed=request.is_observed, with_adapter=is_personal)
-    yield from session.say(request.prompt, request.history, **options)
-    yield summarise_reply(session, request.is_observed, request.may_ask)
+    options = request.get_options(session.model.max_length // 2)  # the other half is the prompt's
+    settings = dict(options=options, is_observed=request.is_observed(), with_adapter=request.model == "personal")
+    yield from session.say(request.messages[-1].get_text(), request.get_history(), **settings)
+    yield summarise_reply(session, request.is_observed(), bool(request.personal and request.personal.ask))
 
 
 def summarise_reply(session: ChatSession, is_observed: bool = True, may_ask: bool = True) -> dict:  # plain values
     "Return the reason of the end, the tokens, and the id of the last turn."
-    from personal_llm.device.conversation import QUESTION_TEXT
-
     reading = session.reply.reading
-    counts = dict(
-        prompt_tokens=reading.prompt_tokens + 1, completion_tokens=reading.tokens - 1
-    )  # without the end token
+    usage = dict(prompt_tokens=reading.prompt_tokens + 1, completion_tokens=reading.tokens - 1)  # without the end token
+    usage |= dict(total_tokens=sum(usage.values()))
     id = session.newest_id if is_observed and session.reply.text else None
     is_asked = may_ask and session.question is not None and session.question.dialogue.id == id
-    usage = counts | dict(total_tokens=sum(counts.values()))
-    unsaved = session.unsaved if is_observed else ""
-    question = QUESTION_TEXT if is_asked else None
+    question, unsaved = QUESTION_TEXT if is_asked else None, session.unsaved if is_observed else ""
     return dict(finish=session.reply.end_reason, usage=usage, id=id, question=question, unsaved=unsaved)
 
 # %% ../../nbs/8_app/11_chat_completions.ipynb #916a1800
@@ -182,7 +219,12 @@ def check_is_stored(unsaved: str) -> None:
         raise Refusal(507, text, "insufficient_storage")
 
 
-def make_answer(request: ChatRequest, text: str, summary: dict) -> dict:  # plain JSON types
+def make_head(request: CompletionRequest, kind: str) -> dict:
+    "Return the fields that all objects of one answer share."
+    return dict(id=f"chatcmpl-{secrets.token_hex(12)}", object=kind, created=int(time.time()), model=request.model)
+
+
+def make_answer(request: CompletionRequest, text: str, summary: dict) -> dict:  # plain JSON types
     "Return the answer to a request without a stream."
     check_is_stored(summary["unsaved"])
     choice = dict(index=0, message=dict(role="assistant", content=text), logprobs=None, finish_reason=summary["finish"])
@@ -190,39 +232,67 @@ def make_answer(request: ChatRequest, text: str, summary: dict) -> dict:  # plai
     return make_head(request, "chat.completion") | dict(choices=[choice], usage=summary["usage"], personal=own)
 
 
+def make_event(content) -> str:
+    "Return one event of a stream."
+    return f"data: {content if isinstance(content, str) else json.dumps(content)}\n\n"
+
+
+def make_item_events(request: CompletionRequest, head: dict, item) -> str:
+    "Return the event of a piece of `generate`, or the last events, which its summary gives."
+
+    def make_chunk(delta: dict, finish: str = None, **fields) -> str:
+        choice = dict(index=0, delta=delta, logprobs=None, finish_reason=finish)
+        return make_event(head | dict(choices=[choice]) | fields)
+
+    if not isinstance(item, dict):
+        return make_chunk(dict(content=item) if item else dict(role="assistant", content=""))
+    own = {name: item[name] for name in ("id", "question", "unsaved")}
+    has_usage = request.stream_options and request.stream_options.include_usage
+    usage = make_event(head | dict(choices=[], usage=item["usage"])) if has_usage else ""
+    return make_chunk({}, item["finish"], personal=own) + usage + make_event("[DONE]")
+
+# %% ../../nbs/8_app/11_chat_completions.ipynb #ccrout01
+async def stream_events(items, to_event, path: str, first: str = ""):
+    "Yield the events of a reply; an error becomes the last event."
+    try:
+        if first:
+            yield first
+        async with aclosing(items):
+            async for item in items:
+                yield to_event(item)
+    except Exception as error:
+        yield make_event(to_refusal(error, path).to_dict(path))
+
+
 async def collect_items(items, is_gone) -> list:  # is_gone: asynchronous, whether the client went away
     "Collect the items of a reply; end it, so that no turn is stored, if nobody waits for it any more."
     collected = []
-    async for item in items:
-        if await is_gone():
-            await items.aclose()
-            raise Refusal(400, "the client went away; send the request again", "client_closed")
-        collected.append(item)
+    async with aclosing(items):
+        async for item in items:
+            if await is_gone():
+                raise Refusal(400, "the client went away; send the request again", "client_closed")
+            collected.append(item)
     return collected
 
 
-def make_event(content) -> str:
-    "Return one event of a stream."
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return f"data: {text}\n\n"
+def make_completions_router(worker: ConversationWorker) -> APIRouter:
+    "Return the endpoints of the protocol."
+    router = APIRouter(prefix="/v1")
 
+    @router.get("/models")
+    async def list_models():
+        rows = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODEL_NAMES]
+        return dict(object="list", data=rows)
 
-def make_head(request: ChatRequest, kind: str) -> dict:
-    "Return the fields that all objects of one answer share."
-    id = f"chatcmpl-{secrets.token_hex(12)}"
-    return dict(id=id, object=kind, created=int(time.time()), model=request.model)
+    @router.post("/chat/completions")
+    async def complete(wanted: CompletionRequest, request: Request):
+        items = worker.stream(lambda: generate(worker.session, wanted))
+        if not wanted.stream:
+            *pieces, summary = await collect_items(items, request.is_disconnected)
+            return make_answer(wanted, "".join(pieces), summary)
+        head = make_head(wanted, "chat.completion.chunk")
+        to_events = lambda item: make_item_events(wanted, head, item)
+        first = to_events("") + to_events(await anext(items))  # a refusal still has its own status
+        return StreamingResponse(stream_events(items, to_events, "/v1", first), media_type="text/event-stream")
 
-
-def make_chunk(head: dict, delta: dict, finish: str = None, **fields) -> str:
-    "Return the event of a change to the message."
-    choice = dict(index=0, delta=delta, logprobs=None, finish_reason=finish)
-    return make_event(head | dict(choices=[choice]) | fields)
-
-
-def make_item_events(request: ChatRequest, head: dict, item) -> str:
-    "Return the event of a piece of `generate`, or the last events, which its summary gives."
-    if isinstance(item, str):
-        return make_chunk(head, dict(content=item))
-    own = {name: item[name] for name in ("id", "question", "unsaved")}
-    usage = make_event(head | dict(choices=[], usage=item["usage"])) if request.with_usage else ""
-    return make_chunk(head, {}, item["finish"], personal=own) + usage + make_event("[DONE]")
+    return router

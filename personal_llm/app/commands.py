@@ -285,7 +285,7 @@ def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, 
     report = forget_folder(out, given.id, given.containing, parse_time(given.before), given.all, given.dry_run)
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=given.dry_run)
     result["rebuilt"] = retrain() if given.retrain and report.adapters and not given.dry_run else []
-    if not (report.dialogues or report.cut or report.adapters or report.files or report.turns):
+    if not (report.dialogues or report.cut or report.adapters or report.files or report.turns or report.titles):
         raise InputError(NO_MATCH_MESSAGE, "; ".join(report.unreachable) or NO_MATCH_REMEDY)
     hint = [RETRAIN_HINT.format(shlex.quote(out))] * bool(report.rebuildable and not given.retrain)
     return CommandResult(result, [DRY_RUN_MESSAGE] * given.dry_run + [str(report), *result["rebuilt"], *hint])

@@ -7,16 +7,29 @@ __all__ = []
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #50a8929b
 import inspect
+import secrets
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.responses import StreamingResponse
+from markdown_it import MarkdownIt
+from pydantic import AfterValidator, ConfigDict, create_model
 
 from .chat import describe_chat_style
-from .server_guard import Refusal
-from ..base.core import InputError
-from ..device.conversation import QUESTION_TEXT
-from ..device.conversation import ChatSession
+from .chat_completions import Fields, Text, check_is_stored, make_event, stream_events, summarise_reply
+from .conversation_worker import ConversationWorker
+from ..base.core import Dialogue, InputError
+from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, Feedback, add_feedback
+from ..data.formats import MAX_TURN_CHARACTERS
+from ..data.records import format_value
+from ..device.conversation import QUESTION_TEXT, RETRY_OPTIONS, ChatSession, clean_text
+from ..device.replay import MAX_STORED_TURNS
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #f15182f3
 ENDPOINTS = {}  # (method, path) -> function of the session and of the fields
-FIELD_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}  # Python -> JSON schema
 
 
 def register_endpoint(method: str, path: str):
@@ -24,57 +37,179 @@ def register_endpoint(method: str, path: str):
     return lambda function: ENDPOINTS.setdefault((method, path), function)
 
 
-def get_fields(function) -> dict:  # name -> parameter
-    "Return the fields of an endpoint."
-    return dict([*inspect.signature(function).parameters.items()][1:])
+class OwnFields(Fields):
+    "The fields of an endpoint of ours, which takes no others."
+
+    model_config = ConfigDict(extra="forbid")
 
 
-def read_fields(function, body) -> dict:  # name -> value
-    "Return the fields of a request; raise `Refusal` for a missing, unknown or wrong field."
-    if not isinstance(body, dict):
-        raise Refusal(400, "the body is not a JSON object; send the fields of this endpoint in one", "invalid_value")
-    fields = get_fields(function)
-    for name, value in body.items():
-        if name not in fields:
-            raise Refusal(400, f"{name[:40]}: unknown; use {', '.join(fields) or 'none'}", "invalid_value", name[:40])
-        kind = fields[name].annotation
-        is_text_list = kind is not list or isinstance(value, list) and all(isinstance(item, str) for item in value)
-        is_wrong_boolean = isinstance(value, bool) and kind is not bool
-        accepted = (int, float) if kind is float else kind  # JSON has one kind of number: 1 is a float, too
-        if is_wrong_boolean or not (isinstance(value, accepted) and is_text_list):
-            raise Refusal(400, f"{name}: wrong type; give a JSON {FIELD_TYPES[kind]}", "invalid_value", name)
-    for name, field in fields.items():
-        if field.default is field.empty and name not in body:
-            raise Refusal(400, f"{name}: missing; send it in a JSON object", "invalid_value", name)
-    return body
+def make_fields(function) -> type:  # a class of pydantic
+    "Return the fields of an endpoint, which are the function's parameters after the session."
+    parameters = [*inspect.signature(function).parameters.values()][1:]
+    fields = {p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters}
+    return create_model(function.__name__, __base__=OwnFields, **fields)
+
+
+def check_line(text: str) -> str:
+    "Return a text without spaces around it; raise `ValueError` for one without words."
+    if not (line := clean_text(text, len(text))[0]):
+        raise ValueError("give the words of the user")
+    if len(line) > MAX_TURN_CHARACTERS:
+        raise ValueError(f"{len(line):,} characters are too many for one message; send at most {MAX_TURN_CHARACTERS:,}")
+    return line
+
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #pesay001
+NEW_CONVERSATION = "new"
+
+
+def open_conversation(session: ChatSession, key: str) -> None:
+    "Go on with a conversation, or begin a new one; None: stay where we are."
+    if key is not None:
+        session.open_conversation(None if key == NEW_CONVERSATION else key)
+
+
+def summarise_turn(session: ChatSession) -> dict:  # plain values
+    "Return the summary of the last reply, with the key of its conversation."
+    return summarise_reply(session) | dict(conversation=session.me.state.conversation)
+
+
+@register_endpoint("POST", "/personal/chat")
+def say_line(
+    session: ChatSession,
+    text: Annotated[Text, AfterValidator(check_line)],
+    conversation: Text = None,  # its key, or NEW_CONVERSATION; None: the one that goes on
+    replaces: Text = None,  # id of the last turn, which goes
+):
+    "Reply to a line, in events with a `piece` each; the last event is a summary of the turn."
+    open_conversation(session, conversation)
+    if replaces is not None:
+        if replaces != (session.turns[-1]["id"] if session.turns else ""):
+            raise InputError("only the last message can be changed", "delete the turns after it first")
+        session.undo()
+    yield from session.say(text)
+    yield summarise_turn(session)
+
+
+@register_endpoint("POST", "/personal/again")
+def say_again(session: ChatSession, keeps_both: bool = False, conversation: Text = None):
+    "Draw another reply to the last prompt, in place of the first one, or beside it for a choice; see `say_line`."
+    open_conversation(session, conversation)
+    options = replace(RETRY_OPTIONS, seed=secrets.randbelow(2**31))
+    yield from session.offer_choice(options) if keeps_both else session.retry(options)
+    yield summarise_turn(session)
+
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #pemd0002
+MARKDOWN = MarkdownIt("commonmark", dict(html=False)).enable(["table", "strikethrough"])
+LINK_STARTS = ("http://", "https://", "mailto:")
+LEAF_TAGS = dict(code_inline="code", fence="pre", code_block="pre", hr="hr", hardbreak="br")
+
+
+def make_tree(tokens) -> list:  # texts and [tag, children] or [tag, children, address]
+    "Return the tokens of `markdown-it-py` as a tree of plain lists."
+    stack = [[]]
+    for token in tokens:
+        if token.nesting == 1:
+            tag = "h3" if token.type == "heading_open" else "span" if token.hidden else token.tag
+            address = str(token.attrs.get("href", ""))
+            node = [tag, [], *([address] if address.lower().startswith(LINK_STARTS) else [])]
+            stack[-1].append(node)
+            stack.append(node[1])
+        elif token.nesting == -1:
+            stack.pop()
+        elif token.type == "inline":
+            stack[-1] += make_tree(token.children)
+        elif token.type in LEAF_TAGS:
+            stack[-1].append([LEAF_TAGS[token.type], [token.content] * bool(token.content)])
+        else:
+            stack[-1].append("\n" if token.type == "softbreak" else token.content)
+    return stack[0]
+
+
+def parse_markdown(text: str) -> list:
+    "Return the tree of a text in Markdown."
+    return make_tree(MARKDOWN.parse(text))
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #a7468ead
-@register_endpoint("GET", "/personal/conversation")
-def get_conversation(session: ChatSession) -> dict:
-    "Return the last turns with your corrections and thumbs, what the newest reply read, the open question and choice."
-    versions = {id: d for d in session.me.buffer.dialogues for id in (d.id, *d.parents)}
+NUM_TITLE_CHARACTERS = 60  # of a title that we make
+NUM_FOUND_CHARACTERS = 120  # of a text that was found
+
+
+def make_title(state, key: str) -> str:
+    "Return the title of a conversation: the one that you gave, or the beginning of your first message."
+    turns = state.conversations.get(key)
+    given = state.get_title(key)
+    return given or (" ".join(turns[0]["prompt"].split())[:NUM_TITLE_CHARACTERS] if turns else "")
+
+
+def find_in_turn(state, row: dict, words: str) -> str:  # "" for no match; words: casefolded
+    "Return the part of a turn, or of its correction, that holds words."
+    version = state.versions.get(row["id"])
+    for text in (row["prompt"], row["response"], version.response if version else ""):
+        if (place := text.casefold().find(words)) >= 0:
+            return text[max(0, place - 30) :][:NUM_FOUND_CHARACTERS]
+    return ""
+
+
+@register_endpoint("GET", "/personal/conversations")
+def list_conversations(session: ChatSession, q: Text = "") -> dict:
+    "Return the conversations, the newest first; with a text, those that hold it, and the newest turn that does."
+    state, words, rows = session.me.state, q.strip().casefold(), []
+    for key, turns in state.conversations.items():
+        row = dict(key=key, title=make_title(state, key), num_turns=len(turns), time=turns[-1]["time"])
+        matches = ((turn["id"], find_in_turn(state, turn, words)) for turn in reversed(turns)) if words else ()
+        id, text = next(((id, text) for id, text in matches if text), (None, ""))
+        if not words or text or words in row["title"].casefold():
+            rows.append(row | dict(found=id, text=text))
+    order = {id: place for place, id in enumerate(session.me.memory.dialogues)}
+    rows.sort(key=lambda row: order[state.conversations[row["key"]][-1]["id"]], reverse=True)
+    return dict(conversations=rows, current=state.conversation)
+
+
+@register_endpoint("POST", "/personal/rename")
+def rename_conversation(session: ChatSession, key: Text, title: Text) -> dict:
+    "Give a conversation a title; an empty one stands for the beginning of its first message."
+    session.rename_conversation(key, title)
+    return dict(title=make_title(session.me.state, key))
+
+
+def show_dialogue(d: Dialogue, **fields) -> dict:  # plain JSON types
+    "Return the texts of a dialogue, with further fields."
+    return dict(id=d.id, prompt=d.prompt, response=d.response) | fields
+
+
+def show_turns(session: ChatSession, rows: list) -> list:  # of plain JSON types
+    "Return turns with your corrections and thumbs, and with the tree of the Markdown of the better reply."
+    versions = session.me.state.versions
     thumbs = {row["dialogue_id"]: row["kind"] for row in session.me.feedback_rows if row["kind"].startswith("thumb")}
     turns = []
-    for row in session.turns:
+    for row in rows:
         version = versions.get(row["id"])
         better = version.response if version and version.response != row["response"] else None
-        turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better))
-    question = session.question and dict(
-        id=session.question.dialogue.id,
-        text=QUESTION_TEXT,
-        prompt=session.question.dialogue.prompt,
-        response=session.question.dialogue.response,
-    )
-    choice = session.choice and dict(
-        id=session.choice[0]["id"], replies=[session.choice[0]["response"], session.choice[1]]
-    )
-    read = {d.id: dict(id=d.id, prompt=d.prompt, response=d.response) for d in session.reply_memories}
-    memories = dict(text=session.describe_memories(), dialogues=[*read.values()])
-    return dict(turns=turns, question=question, choice=choice, memories=memories)
+        tree = parse_markdown(better or row["response"])
+        turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better, tree=tree))
+    return turns
+
+
+@register_endpoint("GET", "/personal/conversation")
+def get_conversation(session: ChatSession, key: Text = None, before: Text = None, since: Text = None) -> dict:
+    "Return the last turns of a conversation, those before a turn, or those since one; the open question and choice."
+    state = session.me.state
+    key = state.conversation if key is None else key
+    rows = state.conversations.get(key, [])
+    places = {row["id"]: place for place, row in enumerate(rows)}
+    end = places.get(before, len(rows))
+    first = max(0, min(places.get(since, end), end - MAX_STORED_TURNS))
+    question = session.question and show_dialogue(session.question.dialogue, text=QUESTION_TEXT)
+    turn, second = session.choice or (None, None)
+    choice = turn and dict(id=turn["id"], replies=[turn["response"], second])
+    read = {d.id: show_dialogue(d) for d in session.reply_memories} if key == state.conversation else {}
+    memories = dict(text=session.describe_memories() if read else "", dialogues=[*read.values()])
+    shown = dict(turns=show_turns(session, rows[first:end]), num_earlier=first)
+    return shown | dict(key=key, title=make_title(state, key), question=question, choice=choice, memories=memories)
 
 
 @register_endpoint("POST", "/personal/feedback")
-def give_feedback(session: ChatSession, id: str, kind: str = None, better: str = "") -> dict:
+def give_feedback(session: ChatSession, id: Text, kind: Text = None, better: Text = "") -> dict:
     "React to a turn, or answer its question: edit, better, thumb_up, thumb_down, retry, complaint, thanks, copy."
     session.feedback(("better" if better.strip() else "thumb_up") if kind is None else kind, id, better)
     return dict(new_answers=session.count_new_answers())
@@ -95,8 +230,9 @@ def skip_question(session: ChatSession) -> dict:
 
 
 @register_endpoint("POST", "/personal/undo")
-def undo_turn(session: ChatSession) -> dict:
+def undo_turn(session: ChatSession, conversation: Text = None) -> dict:
     "Delete the last turn and the adapters that learned from it; stop a fine-tune that runs."
+    open_conversation(session, conversation)
     return dict(prompt=session.undo())
 
 
@@ -119,12 +255,11 @@ QUESTION_REASON = "the policy decides about it after your answer"
 def make_memory_row(d, answer: str, reason: str, scores: dict, domain) -> dict:  # plain JSON types
     "Return a stored dialogue with the reason and the scores of its decision."
     scores = {name: round(float(scores[name]), 4) for name in ("eoe", "dss", "idd") if name in scores}
-    row = dict(id=d.id, prompt=d.prompt, response=d.response, time=d.time, answer=answer)
-    return row | dict(reason=reason, scores=scores, domain=domain)
+    return show_dialogue(d, time=d.time, answer=answer, reason=reason, scores=scores, domain=domain)
 
 
 @register_endpoint("GET", "/personal/memory")
-def list_memory(session: ChatSession, q: str = "") -> dict:
+def list_memory(session: ChatSession, q: Text = "") -> dict:
     "Return the open question and the buffer's dialogues that contain a text, the newest first, and why each was kept."
     buffer, question, rows = session.me.buffer, session.question, []
     decisions = {decision.id: decision for decision in buffer.log}
@@ -141,9 +276,16 @@ def list_memory(session: ChatSession, q: str = "") -> dict:
 
 
 @register_endpoint("POST", "/personal/forget")
-def forget_dialogues(session: ChatSession, text: str = None, ids: list = (), everything: bool = False) -> dict:
-    "Delete dialogues by a text or by ids, and all that was made of them; report what is out of reach."
-    report = session.forget(text, ids, everything)
+def forget_dialogues(
+    session: ChatSession,
+    text: Text = None,
+    ids: list[Text] = [],
+    everything: bool = False,
+    conversation: Text = None,  # a key: all of its turns
+) -> dict:
+    "Delete dialogues by a text, by ids or by conversation, and all that was made of them; report what is out of reach."
+    turns = session.me.state.conversations.get(conversation, []) if conversation is not None else []
+    report = session.forget(text, [*ids, *(turn["id"] for turn in turns)], everything)
     counts = dict(dialogues=report.dialogues, turns=report.turns, histories=report.cut, adapters=len(report.adapters))
     return counts | dict(unreachable=report.unreachable)
 
@@ -194,21 +336,114 @@ def compare_replies(session: ChatSession) -> dict:
         examples.append(dict(prompt=d.prompt, before=before, after=after, correction=answer))
     return dict(examples=examples)
 
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #peimp001
+IMPORT_PATH = "/personal/import"
+IMPORT_PART = 16  # dialogues that are scored in one job
+MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
+MAX_SUFFIX = 10  # characters of a file name's ending, such as .jsonl
+COMMAND_LINE_WORDS = {  # of errors, and their form for the page, which skips bad rows by itself
+    " and read it with skip_invalid (--skip-invalid)": "",
+    " with user (--user)": "",
+    "as user (--user)": "as your name",
+    "user (--user)": "your name",
+}
+
+
+def describe_import(dialogues, content: bytes) -> list:  # lines; dialogues: a `Dialogues`
+    "Say whose side was read as the user's, and what was left out."
+    notes, num_left_out = dialogues.notes(), len(dialogues) - MAX_IMPORTED_DIALOGUES
+    if num_left_out > 0:
+        notes.append(f"the oldest dialogues were left out: {num_left_out}")
+    num_lost = sum("\ufffd" in line.decode(errors="replace") for line in content.split(b"\n"))
+    if dialogues.format == "whatsapp" and num_lost:
+        notes.append(f"lines that are not UTF-8 were left out: {num_lost}")
+    for words, other in COMMAND_LINE_WORDS.items():
+        notes = [note.replace(words, other) for note in notes]
+    return notes
+
+
+def check_labels(dialogues: list) -> None:
+    "Raise `InputError` for a damaged label, before the first dialogue is stored."
+    for d in dialogues:
+        reactions = []
+        for row in d.labels.get("feedback", ()):
+            try:
+                details = dict(row)
+                kind = details.pop("kind")
+                text = d.response[:MAX_FEEDBACK_CHARACTERS] if kind == "choice" else ""
+                reactions = add_feedback(reactions, Feedback(kind, d.id, text, time=d.time, **details))
+            except (TypeError, ValueError, KeyError) as error:
+                what = f"the label feedback of dialogue {d.id} is damaged ({str(error)[:80]})"
+                raise InputError(what, "remove the label, or read the export anew") from error
+
+
+def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, notes)
+    "Read the content of a file; an error has the file's own name and the words of the page."
+    from personal_llm.data.reading import read_dialogues
+
+    suffixes = [one for one in Path(name).suffixes[-2:] if one[1:].isalnum() and len(one) <= MAX_SUFFIX]
+    with tempfile.TemporaryDirectory(prefix="import-") as folder:
+        file = Path(folder, f"imported-file{''.join(suffixes)}")
+        file.write_bytes(content)
+        try:
+            dialogues = read_dialogues(file, skip_invalid=True, user=user or None)
+            check_labels(dialogues)
+            return dialogues[-MAX_IMPORTED_DIALOGUES:], describe_import(dialogues, content)
+        except InputError as error:
+            text, shown = str(error), format_value(name or "the file")
+            for words, other in {str(file): shown, file.name: shown, **COMMAND_LINE_WORDS}.items():
+                text = text.replace(words, other)
+            raise InputError(text) from None
+
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #dcb2993f
-def make_openapi(endpoints: dict) -> dict:  # plain JSON types
-    "Return the OpenAPI document of endpoints."
-    paths, refused = {}, dict(description="refused: `error.message` names problem and remedy")
-    for (method, path), function in endpoints.items():
-        fields = get_fields(function)
-        types = {name: dict(type=FIELD_TYPES[field.annotation]) for name, field in fields.items()}
-        required = [name for name, field in fields.items() if field.default is field.empty]
-        operation = dict(summary=function.__doc__, responses={"200": dict(description="done"), "4XX": refused})
-        if method == "GET":
-            operation["parameters"] = [dict(name=name, schema=kind) | {"in": "query"} for name, kind in types.items()]
-        else:
-            schema = dict(type="object", properties=types, required=required)
-            operation["requestBody"] = dict(content={"application/json": dict(schema=schema)})
-        paths.setdefault(path, {})[method.lower()] = operation
-    token = dict(type="http", scheme="bearer", description="the token that personal-llm serve printed")
-    parts = dict(paths=paths, components=dict(securitySchemes=dict(token=token)), security=[dict(token=[])])
-    return dict(openapi="3.1.0", info=dict(title="personal_llm", version="1")) | parts
+def make_endpoint(worker: ConversationWorker, method: str, path: str):  # an asynchronous function for FastAPI
+    "Return the function that checks the fields of an endpoint, and calls its function in the session's thread."
+    function = ENDPOINTS[method, path]
+    fields = make_fields(function)
+    default = ... if any(field.is_required() for field in fields.model_fields.values()) else fields()
+    to_event = lambda item: make_event(dict(piece=item) if isinstance(item, str) else item)
+
+    async def answer(given: fields = Query() if method == "GET" else Body(default)):
+        call = lambda: function(worker.session, **{name: getattr(given, name) for name in fields.model_fields})
+        if inspect.isgeneratorfunction(function):
+            return StreamingResponse(stream_events(worker.stream(call), to_event, path), media_type="text/event-stream")
+        result = await worker.run(call)
+        check_is_stored(worker.session.unsaved if method == "POST" else "")
+        return result
+
+    return answer
+
+
+def make_personal_router(worker: ConversationWorker) -> APIRouter:
+    "Return the endpoints of the table, the status and the import."
+    router = APIRouter()
+    for method, path in ENDPOINTS:
+        summary = ENDPOINTS[method, path].__doc__
+        router.add_api_route(path, make_endpoint(worker, method, path), methods=[method], summary=summary)
+
+    @router.get("/personal/status", summary="Return the state in numbers, and the last messages for the user.")
+    async def get_status():
+        learns_at = worker.next_learning if worker.learn_every else None  # number of new answers
+        notices = dict(notices=worker.notices, num_notices=worker.num_notices, learns_at=learns_at)
+        return worker.status | notices | dict(is_busy=worker.num_waiting > 0)
+
+    @router.get("/personal/events", summary="Stream the parts that change, by whichever page or program.")
+    async def follow(request: Request):
+        async def is_over() -> bool:
+            return request.app.state.server.should_exit or await request.is_disconnected()
+
+        to_event = lambda changed: make_event(dict(changed=changed))
+        events = stream_events(worker.follow(is_over), to_event, "/personal/events")
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    @router.post(IMPORT_PATH, summary="Read the body as a file of chats, and offer its dialogues.")
+    async def import_file(request: Request, name: str = "", user: str = ""):
+        import asyncio
+
+        (dialogues, notes), kept = await asyncio.to_thread(read_import, await request.body(), name, user), 0
+        for start in range(0, len(dialogues), IMPORT_PART):
+            kept += await worker.run(worker.session.add_dialogues, dialogues[start : start + IMPORT_PART])
+            check_is_stored(worker.session.unsaved)
+        return dict(dialogues=len(dialogues), kept=kept, notes=notes)
+
+    return router

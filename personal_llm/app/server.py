@@ -11,9 +11,8 @@ import json
 import os
 import secrets
 import socket
-import tempfile
-from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -21,222 +20,27 @@ from typer import Option
 
 from .arguments import choose_folder, command, pick_settings, print_note, to_json
 from .chat import ReplyingModelOptions
-from .chat_completions import check_is_stored
-from .chat_completions import MODEL_NAMES, collect_items, generate, make_answer, make_chunk
-from .chat_completions import make_event, make_head, make_item_events, read_request, summarise_reply
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
-from .personal_endpoints import ENDPOINTS, make_openapi, read_fields
 from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
-from ..base.core import InputError, patch
-from ..base.files import ASSETS
-from ..data.records import format_value
-from ..device.conversation import RETRY_OPTIONS, ChatSession, clean_text
+from ..base.core import InputError
+from ..base.files import ASSETS, get_user_folder, write_atomically
+from ..device.conversation import ChatSession, check_session_folder
 
 # %% ../../nbs/8_app/13_server.ipynb #e2a48869
-def import_server_packages() -> tuple:  # the modules `starlette` and `uvicorn`
+def import_server_packages():  # the module `uvicorn`
     "Import the packages of the extra; raise `InputError` with the install command where they are missing."
     try:
-        import starlette
+        import fastapi  # noqa: F401
+        import markdown_it  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise InputError(
-            f"the server needs {error.name}, which is not installed", 'pip install "personal_llm[serve]"'
-        ) from error
-    return starlette, uvicorn
-
-# %% ../../nbs/8_app/13_server.ipynb #a2c6c1f3
-def say_line(session: ChatSession, text: str):  # a generator
-    "Reply to a line, in events with a `piece` each; the last event is a summary of the turn."
-    yield from session.say(text)
-    yield summarise_reply(session)
-
-
-def say_again(session: ChatSession, keeps_both: bool = False):  # a generator
-    "Draw another reply to the last prompt, in place of the first one, or beside it for a choice; see `say_line`."
-    options = replace(RETRY_OPTIONS, seed=secrets.randbelow(2**31))
-    yield from session.offer_choice(options) if keeps_both else session.retry(options)
-    yield summarise_reply(session)
-
-# %% ../../nbs/8_app/13_server.ipynb #ff316c2c
-def to_refusal(error: Exception) -> Refusal:
-    "Return the refusal that the client of a failed request gets."
-    if isinstance(error, Refusal):
-        return error
-    if isinstance(error, InputError):
-        return Refusal(400, str(error), "invalid_value")
-    frame = error.__traceback__
-    while frame.tb_next:
-        frame = frame.tb_next
-    place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
-    print_note(f"{type(error).__name__} at {place}; please report it")
-    text = "an error of the server; part of this request may have been done. Look at the page before you try again"
-    return Refusal(500, text, "server_error")
-
-
-def parse_body(body: bytes):  # plain JSON types
-    "Parse the JSON of a request; raise `Refusal` for any other bytes."
-    try:
-        return json.loads(body or b"{}")
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the body is not JSON; send one JSON object, in UTF-8", "invalid_value") from None
-
-# %% ../../nbs/8_app/13_server.ipynb #76d78056
-class PersonalServer:
-    "The answers of the server: each method takes a request, and returns a dictionary or a generator of events."
-
-    def __init__(self, worker: ConversationWorker):
-        self.worker, self.session = worker, worker.session
-        self.max_tokens = worker.session.model.max_length // 2  # the other half is the prompt's
-
-    async def stream_events(self, items, to_event, first: str = ""):
-        "Yield the events of a reply; an error becomes the last event."
-        try:
-            if first:
-                yield first
-            async with aclosing(items):
-                async for item in items:
-                    yield to_event(item)
-        except Exception as error:
-            yield make_event(to_refusal(error).to_dict())
-
-    async def complete(self, request):
-        wanted = read_request(parse_body(await request.body()), self.max_tokens)
-        items = self.worker.stream(lambda: generate(self.session, wanted))
-        if not wanted.is_stream:
-            parts = await collect_items(items, request.is_disconnected)
-            return make_answer(wanted, "".join(parts[:-1]), parts[-1])
-        head, begin = make_head(wanted, "chat.completion.chunk"), dict(role="assistant", content="")
-        to_events = lambda item: make_item_events(wanted, head, item)
-        first = to_events(await anext(items))  # a refusal still has its own status
-        return self.stream_events(items, to_events, make_chunk(head, begin) + first)
-
-    def stream_turn(self, make_items):
-        to_event = lambda item: make_event(dict(piece=item) if isinstance(item, str) else item)
-        return self.stream_events(self.worker.stream(lambda: make_items(self.session)), to_event)
-
-    async def chat(self, request):
-        text = read_fields(say_line, parse_body(await request.body()))["text"]
-        if not clean_text(text, len(text))[0]:
-            raise Refusal(400, "text: give the words of the user", "invalid_value", "text")
-        return self.stream_turn(lambda session: say_line(session, text))
-
-    async def chat_again(self, request):
-        fields = read_fields(say_again, parse_body(await request.body()))
-        return self.stream_turn(lambda session: say_again(session, **fields))
-
-# %% ../../nbs/8_app/13_server.ipynb #31244233
-COMMAND_LINE_WORDS = {  # of errors, and their form for the page, which skips bad rows by itself
-    " and read it with skip_invalid (--skip-invalid)": "",
-    " with user (--user)": "",
-    "as user (--user)": "as your name",
-    "user (--user)": "your name",
-}
-
-
-def reword_import_error(error: InputError, path: Path, name: str) -> InputError:
-    "Return an error of reading in the words of the page, with the name that the user's file has there."
-    text = str(error).replace(str(path), name).replace(path.name, name)
-    for words, other_words in COMMAND_LINE_WORDS.items():
-        text = text.replace(words, other_words)
-    return InputError(text)
-
-# %% ../../nbs/8_app/13_server.ipynb #51fa2c37
-IMPORT_PART = 16  # dialogues that are scored in one job
-MAX_IMPORTED_DIALOGUES = 2000  # the newest ones
-MAX_SUFFIX = 10  # characters of a file name's ending, such as .jsonl
-
-
-@patch
-async def status(self: PersonalServer, request) -> dict:
-    "Return the state in numbers, and the last messages for the user."
-    worker = self.worker
-    notices = dict(notices=worker.notices, num_notices=worker.num_notices)
-    notices["learns_at"] = worker.next_learning if worker.learn_every else None  # number of new answers
-    return worker.status | notices | dict(is_toy=worker.session.model.name == "pocket", is_busy=worker.num_waiting > 0)
-
-
-@patch
-async def import_file(self: PersonalServer, request) -> dict:
-    "Read the body as a file of chats, and offer its dialogues; the query has the file's `name` and perhaps the `user`."
-    import asyncio
-    from personal_llm.data.reading import read_dialogues
-
-    name, user = (request.query_params.get(field) or None for field in ("name", "user"))
-    content, suffixes = await request.body(), Path(name or "").suffixes[-2:]
-    suffix = "".join(one for one in suffixes if one[1:].isalnum() and len(one) <= MAX_SUFFIX)
-
-    def read() -> list:
-        with tempfile.TemporaryDirectory(prefix="import-") as folder:
-            file = Path(folder, f"imported-file{suffix}")
-            file.write_bytes(content)
-            try:
-                return read_dialogues(file, skip_invalid=True, user=user)
-            except InputError as error:
-                raise reword_import_error(error, file, format_value(name or "the file")) from None
-
-    dialogues = (await asyncio.to_thread(read))[-MAX_IMPORTED_DIALOGUES:]
-    kept = 0
-    for start in range(0, len(dialogues), IMPORT_PART):
-        kept += await self.worker.run(self.session.add_dialogues, dialogues[start : start + IMPORT_PART])
-        check_is_stored(self.session.unsaved)
-    return dict(dialogues=len(dialogues), kept=kept)
-
-# %% ../../nbs/8_app/13_server.ipynb #0ae3a17e
-@patch
-def make_endpoint(self: PersonalServer, method: str, function):  # an asynchronous function of a request
-    "Return the function that answers an endpoint of the table."
-
-    async def answer(request):
-        body = dict(request.query_params) if method == "GET" else parse_body(await request.body())
-        fields = read_fields(function, body)
-        result = await self.worker.run(lambda: function(self.session, **fields))
-        check_is_stored(self.session.unsaved if method == "POST" else "")
-        return result
-
-    return answer
+        remedy = 'pip install "personal_llm[serve]"'
+        raise InputError(f"the server needs {error.name}, which is not installed", remedy) from error
+    return uvicorn
 
 # %% ../../nbs/8_app/13_server.ipynb #995504ef
-PAGE_FILES = {"/": "index.html", "/page/page.css": "page.css", "/page/page.js": "page.js"}
 MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
-IMPORT_PATH = "/personal/import"
-MODELS = [dict(id=name, object="model", created=0, owned_by="personal_llm") for name in MODEL_NAMES]
-MODELS = dict(object="list", data=MODELS)
-
-
-def make_json(content: dict, status: int = 200):  # a `Response` of starlette
-    "Return a response in ASCII, since a text may hold half a surrogate pair."
-    from starlette.responses import Response
-
-    return Response(json.dumps(content), status, media_type="application/json")
-
-
-def make_route(method: str, path: str, answer):  # a `Route` of starlette
-    "Return the route to an answer; an error becomes a refusal."
-    from starlette.responses import Response, StreamingResponse
-    from starlette.routing import Route
-
-    async def respond(request):
-        try:
-            result = await answer(request)
-        except Exception as error:
-            refusal = to_refusal(error)
-            return make_json(refusal.to_dict(), refusal.status)
-        if isinstance(result, dict):
-            return make_json(result)
-        return result if isinstance(result, Response) else StreamingResponse(result, media_type="text/event-stream")
-
-    return Route(path, respond, methods=[method])
-
-# %% ../../nbs/8_app/13_server.ipynb #117e8029
-UNKNOWN_ADDRESSES = {404: "there is nothing at this address", 405: "this address does not take this method"}
-
-
-def make_refusal_handler(status: int):  # a function of starlette's (request, exception)
-    "Return the handler that words an unknown address as the protocol does."
-    remedy = "programs use GET /v1/models and POST /v1/chat/completions"
-    refusal = Refusal(status, f"{UNKNOWN_ADDRESSES[status]}; {remedy}", "not_found")
-    return lambda request, error: make_json(refusal.to_dict(), status)
 
 
 def make_app(
@@ -245,29 +49,16 @@ def make_app(
     host: str = "127.0.0.1",
     limits: ServerLimits = ServerLimits(),
     frame_sites: str = "'none'",  # sites that may show the page in a frame
-):
-    "Make the server's application; raise `InputError` where starlette is missing."
+) -> Guard:
+    "Make the server's application; raise `InputError` where the extra `serve` is missing."
     import_server_packages()
     import asyncio
-    from starlette.applications import Starlette
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
     from starlette.responses import Response
-
-    server = PersonalServer(worker)
-
-    def constant(value):
-        return lambda request: asyncio.sleep(0, value)
-
-    def read_page(name: str):
-        return Response((ASSETS / "page" / name).read_bytes(), media_type=MEDIA_TYPES[Path(name).suffix])
-
-    own = [("GET", "/v1/models", constant(MODELS)), ("POST", "/v1/chat/completions", server.complete)]
-    own += [("POST", "/personal/chat", server.chat), ("POST", "/personal/again", server.chat_again)]
-    special = {("POST", "/personal/chat"): say_line, ("POST", "/personal/again"): say_again}
-    special |= {("GET", "/personal/status"): server.status, ("POST", IMPORT_PATH): server.import_file}
-    own += [("GET", "/personal/status", server.status), ("POST", IMPORT_PATH, server.import_file)]
-    own += [("GET", "/personal/openapi.json", constant(make_openapi(ENDPOINTS | special)))]
-    own += [("GET", path, constant(read_page(name))) for path, name in PAGE_FILES.items()]
-    own += [(method, path, server.make_endpoint(method, function)) for (method, path), function in ENDPOINTS.items()]
+    from personal_llm.app.chat_completions import make_completions_router, to_refusal
+    from personal_llm.app.personal_endpoints import IMPORT_PATH, make_personal_router
 
     @asynccontextmanager
     async def run_watch(app):
@@ -276,8 +67,25 @@ def make_app(
         watching.cancel()
         await asyncio.to_thread(worker.close)
 
-    refuse = {status: make_refusal_handler(status) for status in UNKNOWN_ADDRESSES}
-    app = Starlette(routes=[make_route(*row) for row in own], lifespan=run_watch, exception_handlers=refuse)
+    class AsciiJson(Response):
+        "JSON in ASCII, since a text may hold half a surrogate pair."
+
+        media_type, render = "application/json", staticmethod(lambda content: json.dumps(content).encode())
+
+    def refuse(request, error):
+        refusal = to_refusal(error, request.url.path)
+        return AsciiJson(refusal.to_dict(request.url.path), refusal.status)
+
+    settings = dict(title="personal_llm", openapi_url="/personal/openapi.json", docs_url=None, redoc_url=None)
+    handlers = dict.fromkeys((Refusal, InputError, RequestValidationError, HTTPException, Exception), refuse)
+    settings |= dict(default_response_class=AsciiJson, strict_content_type=False, exception_handlers=handlers)
+    app = FastAPI(lifespan=run_watch, **settings)
+    app.include_router(make_completions_router(worker))
+    app.include_router(make_personal_router(worker))
+    for file in (ASSETS / "page").iterdir():
+        path = "/" if file.name == "index.html" else f"/page/{file.name}"
+        response = Response(file.read_bytes(), media_type=MEDIA_TYPES[file.suffix])
+        app.add_api_route(path, lambda response=response: response, include_in_schema=False)
     return Guard(app, token, host, limits, (IMPORT_PATH,), frame_sites)
 
 # %% ../../nbs/8_app/13_server.ipynb #9a41aed9
@@ -288,6 +96,9 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     class TimedProtocol(H11Protocol):
         timer = None
 
+        def start_timer(self):
+            self.timer = self.loop.call_later(seconds, self.transport.abort)
+
         def stop_timer(self):
             if self.timer is not None:
                 self.timer.cancel()
@@ -295,12 +106,12 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
 
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.timer = self.loop.call_later(seconds, transport.abort)
+            self.start_timer()
 
         def data_received(self, data):
             cycle = self.cycle
             if self.timer is None and (cycle is None or cycle.response_complete):
-                self.timer = self.loop.call_later(seconds, self.transport.abort)
+                self.start_timer()
             super().data_received(data)
             if self.cycle is not cycle:
                 self.stop_timer()
@@ -312,22 +123,14 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     return TimedProtocol
 
 
-def make_uvicorn(app, limits: ServerLimits):  # a `uvicorn.Server`
+def make_uvicorn(app: Guard, limits: ServerLimits):  # a `uvicorn.Server`
     "Return the server that runs an application; it writes no log."
-    uvicorn = import_server_packages()[1]
-    config = uvicorn.Config(
-        app,
-        http=make_http_protocol(limits.header_seconds),
-        ws="none",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        limit_concurrency=limits.connections,
-        timeout_graceful_shutdown=5,
-        server_header=False,
-        proxy_headers=False,
-    )
-    return uvicorn.Server(config)
+    uvicorn = import_server_packages()
+    quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
+    bounds = dict(limit_concurrency=limits.connections, timeout_graceful_shutdown=5)
+    protocol = make_http_protocol(limits.header_seconds)
+    app.app.state.server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **quiet, **bounds))
+    return app.app.state.server
 
 # %% ../../nbs/8_app/13_server.ipynb #6041e809
 def open_socket(host: str, port: int) -> socket.socket:  # listening
@@ -351,12 +154,34 @@ def share_arena() -> None:
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
+# %% ../../nbs/8_app/13_server.ipynb #svtok001
+def get_token_file() -> Path:
+    "Return the file of the token, in your folder for configuration."
+    return get_user_folder("XDG_CONFIG_HOME", ".config") / "token"
+
+
+def read_token(is_new: bool = False) -> str:
+    "Return the stored token; make one if there is none, it is weak, others can read it, or you want a new one."
+    file = get_token_file()
+    with suppress(OSError, ValueError, InputError):
+        token = file.read_text("ascii").strip()
+        check_token(token, "localhost")
+        if not is_new and (os.name == "nt" or not file.stat().st_mode & 0o077):
+            return token
+    token = secrets.token_urlsafe(24)
+    try:
+        write_atomically(file, token)
+    except InputError as error:
+        print_note(f"{error}. The token of this link holds until the server ends")
+    return token
+
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
 SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
 HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE}"
 LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
 LEARN_HELP = "new answers that start a fine-tune; 0: on request only"
+TOKEN_HELP = "make another token; the links, tabs and programs that use the stored one must connect again"
 
 
 @dataclass
@@ -367,17 +192,30 @@ class ServeOptions:
     host: Annotated[str, Option(help=HOST_HELP, metavar="HOST")] = "127.0.0.1"
     port: Annotated[int, Option(help="port to listen to; 0: any free one", metavar="N", min=0, max=65535)] = 8484
     learn_every: Annotated[int, Option(help=LEARN_HELP, metavar="N", min=0)] = ANSWERS_FOR_LEARNING
+    new_token: Annotated[bool, Option("--new-token", help=TOKEN_HELP)] = False
 
-
+# %% ../../nbs/8_app/13_server.ipynb #56598d9f
 def open_served_session(options: ReplyingModelOptions, out: str, library: str, settings: dict) -> ChatSession:
     "Open the conversation of a folder for a server."
     start, model = resolve_start(library), options.load()
-    learning = make_session_settings(model, PersonalizeSettings(start=library, **settings))
-    session = ChatSession(model, out, start=start, **learning)
-    session.me.start = start
-    return session
+    return ChatSession(
+        model, out, start=start, **make_session_settings(model, PersonalizeSettings(start=library, **settings))
+    )
 
-# %% ../../nbs/8_app/13_server.ipynb #56598d9f
+
+def print_link(host: str, port: int, token: str, as_json: bool, quiet: bool) -> None:
+    "Print the link to the page, and notes about the address."
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(to_json(dict(address=address, token=token)) if as_json else f"{address}/#token={token}", flush=True)
+    if not quiet:
+        print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
+    if not is_loopback(host):
+        risk = "a listener reads dialogues and token, without encryption"
+        print_note(f"others in the network can reach this server; {risk}")
+    if host in ("0.0.0.0", "::"):  # every address of this computer
+        print_note(f"from another computer: http://{socket.gethostname()}:{port}")
+
+
 @command("serve", "--out me", "--out me --model HuggingFaceTB/SmolLM2-360M-Instruct", "--out me --library pocket")
 def serve_command(
     out: choose_folder(SERVE_OUT_HELP),
@@ -388,31 +226,21 @@ def serve_command(
     quiet: bool,
 ) -> None:
     "Serve a page and the OpenAI protocol. The model behind them learns from you. The command prints a link."
-    from personal_llm.device.conversation import check_session_folder
-
     import_server_packages()
-    token, limits, host = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits(), given.host
-    check_token(token, host)
+    token, limits = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits()
+    check_token(token, given.host)
+    if token and given.new_token:
+        raise InputError(f"--new-token: the token stands in {TOKEN_VARIABLE}", "change it there, or unset the variable")
     check_session_folder(out)
-    with open_socket(host, given.port) as bound:
+    with open_socket(given.host, given.port) as bound:
         share_arena()
         if not quiet:
             print_note(f"loading the model {model.model}; a large one takes a minute or more")
         session = open_served_session(model, out, given.library, vars(settings))
-        token = token or secrets.token_urlsafe(24)
+        token = token or read_token(given.new_token)
         worker = ConversationWorker(session, given.learn_every, limits.waiting_requests)
-        server = make_uvicorn(make_app(worker, token, host, limits), limits)
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{bound.getsockname()[1]}"
-        print(to_json(dict(address=address, token=token)) if json else f"{address}/#token={token}", flush=True)
-        if not quiet:
-            print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
-        if not is_loopback(host):
-            print_note(
-                "others in the network can reach this server; a listener reads dialogues and token, without encryption"
-            )
-        if host in ("0.0.0.0", "::"):  # every address of this computer
-            print_note(f"from another computer: http://{socket.gethostname()}:{bound.getsockname()[1]}")
+        server = make_uvicorn(make_app(worker, token, given.host, limits), limits)
+        print_link(given.host, bound.getsockname()[1], token, json, quiet)
         with suppress(KeyboardInterrupt):
             server.run([bound])
         if session.unsaved:

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #e0367191
 def split_host(header: str) -> str:  # without port and brackets
@@ -65,15 +65,13 @@ class RateLimit:
     def __init__(self, limit: int, clock=time.monotonic):
         self.limit, self.clock, self.times = limit, clock, deque()
 
-    def is_reached(self) -> bool:
-        "Return whether no further event is allowed now."
+    def count(self) -> bool:
+        "Count an event, and return True; return False, and count nothing, if the limit is reached."
         while self.times and self.times[0] < self.clock() - 60:
             self.times.popleft()
-        return len(self.times) >= self.limit
-
-    def count(self) -> None:
-        "Count an event."
-        self.times.append(self.clock())
+        is_allowed = len(self.times) < self.limit
+        self.times.extend([self.clock()] * is_allowed)
+        return is_allowed
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #78a922a5
 class Refusal(Exception):
@@ -83,59 +81,38 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.parameter = status, message, code, parameter
 
-    def to_dict(self) -> dict:
-        "Return the refusal as the OpenAI protocol words an error."
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
-        kind = "server_error" if self.status >= 500 else kind
+    def to_dict(self, path: str) -> dict:
+        "Return the body of the answer: the error object of the OpenAI protocol, and a `detail` outside of `/v1`."
+        if not path.startswith("/v1"):
+            return dict(detail=self.message)
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")
         return dict(error=dict(message=self.message, type=kind, param=self.parameter, code=self.code))
 
 
-SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
-
-
-def make_security_headers(frame_sites: str = "'none'") -> dict:  # frame_sites: as the policy names them
-    "Return the headers of an answer; pages of `frame_sites` may show ours in a frame."
-    headers = {
-        name: value.replace("ancestors 'none'", f"ancestors {frame_sites}") for name, value in SECURITY_HEADERS.items()
-    }
-    if frame_sites != "'none'":
-        del headers["X-Frame-Options"]  # it knows no list of sites
-    return headers
-
-
-def encode_headers(headers: dict) -> list:  # pairs of bytes
-    "Return headers as ASGI takes them."
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-
-async def send_refusal(send, refusal: Refusal) -> None:
-    "Send a refusal, and close the connection."
-    body = json.dumps(refusal.to_dict()).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-    headers |= SECURITY_HEADERS | ({"Retry-After": "60"} if refusal.status == 429 else {})
-    await send(dict(type="http.response.start", status=refusal.status, headers=encode_headers(headers)))
-    await send(dict(type="http.response.body", body=body))
+def make_security_headers(frame_sites: str) -> dict:
+    "Return the headers of every answer; pages of `frame_sites` may show ours in a frame."
+    sources = "script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+    policy = f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors {frame_sites}"
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    headers |= {"Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
+    no_frames = {"X-Frame-Options": "DENY"} if frame_sites == "'none'" else {}  # this one knows no list of sites
+    return headers | no_frames | {"Cache-Control": "no-store"}
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #f9fa68c5
-PUBLIC_PATHS = ("/", "/page/page.css", "/page/page.js", "/favicon.ico")
 MIN_TOKEN_CHARACTERS = 16
+
+
+def is_public(path: str) -> bool:
+    "Return whether a path belongs to the page, which needs no token."
+    return path in ("/", "/favicon.ico") or path.startswith("/page/")
 
 
 def check_token(token: str, host: str) -> None:
     "Raise `InputError` for a weak token, and for a server in a network without a token."
     if token is None and not is_loopback(host):
-        remedy = (
-            f"set a token of {MIN_TOKEN_CHARACTERS} or more characters in the environment variable PERSONAL_LLM_TOKEN"
-        )
+        length = f"{MIN_TOKEN_CHARACTERS} or more characters"
+        remedy = f"set a token of {length} in the environment variable PERSONAL_LLM_TOKEN"
         raise InputError(f"--host {host}: others could reach this server", remedy)
     if token is not None and (len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable()):
         wrong = f"the token has fewer than {MIN_TOKEN_CHARACTERS} characters, or others than plain ASCII"
@@ -156,99 +133,93 @@ class Guard:
     ):
         self.app, self.token, self.host, self.limits, self.large_paths = app, token.encode(), host, limits, large_paths
         self.headers = make_security_headers(frame_sites)
-        self.requests = RateLimit(limits.requests_per_minute)
+        self.requests, self.public_requests = (
+            RateLimit(limits.requests_per_minute),
+            RateLimit(limits.requests_per_minute),
+        )
         self.wrong_tokens = RateLimit(limits.wrong_tokens_per_minute)
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #19c7b633
-@patch
-def check_site(self: Guard, scope: dict, headers: dict) -> None:
-    "Raise `Refusal` for another host, and for a page of another site."
-    host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
-    if not is_own_host(host, self.host):
-        raise Refusal(
-            403, "this server does not know that name; use its IP address, or start it with --host NAME", "wrong_host"
-        )
-    is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
-    is_navigation = is_read and scope["path"] in PUBLIC_PATHS
-    is_foreign = site in ("cross-site", "same-site") and not is_navigation
-    if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
-        raise Refusal(
-            403,
-            "pages of other sites may not use this server; open its own page, or ask from a program",
-            "wrong_origin",
-        )
+    def check_site(self, scope: dict, headers: dict) -> None:
+        "Raise `Refusal` for another host, and for a page of another site."
+        host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
+        if not is_own_host(host, self.host):
+            remedy = "use its IP address, or start it with --host NAME"
+            raise Refusal(403, f"this server does not know that name; {remedy}", "wrong_host")
+        is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
+        is_foreign = site in ("cross-site", "same-site") and not (is_read and is_public(scope["path"]))
+        if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
+            remedy = "open its own page, or ask from a program"
+            raise Refusal(403, f"pages of other sites may not use this server; {remedy}", "wrong_origin")
 
+    def check_sender(self, path: str, headers: dict) -> None:
+        "Raise `Refusal` for a wrong token, and for too many requests; a wrong token costs the owner no request."
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        is_own = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
+        if not is_own and not is_public(path):
+            if not self.wrong_tokens.count():
+                raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
+            remedy = "use the one of the link that personal-llm serve printed last"
+            raise Refusal(401, f"the token is missing or wrong; {remedy}", "invalid_api_key")
+        if not (self.requests if is_own else self.public_requests).count():
+            raise Refusal(429, "too many requests; wait a minute", "rate_limit_exceeded")
 
-@patch
-def check_sender(self: Guard, path: str, headers: dict) -> None:
-    "Raise `Refusal` for a wrong token, and for too many requests."
-    if self.requests.is_reached():
-        raise Refusal(429, "too many requests; wait a minute", "rate_limit_exceeded")
-    self.requests.count()
-    if path in PUBLIC_PATHS:
-        return
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token):
-        return
-    if self.wrong_tokens.is_reached():
-        raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
-    self.wrong_tokens.count()
-    raise Refusal(
-        401,
-        "the token is missing or wrong; use the one of the link that personal-llm serve printed last",
-        "invalid_api_key",
-    )
+    async def read_body(self, path: str, headers: dict, receive) -> bytes:
+        "Return the body of a request; raise `Refusal` if it is too large or too slow."
+        import asyncio  # here, so that no other command waits for it
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #fac99250
-@patch
-async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
-    "Return the body of a request; raise `Refusal` if it is too large or too slow."
-    import asyncio  # here, so that no other command waits for it
-
-    limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
-    too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
-    length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > limit:
-        raise too_large
-    parts, end = [], time.monotonic() + self.limits.body_seconds
-    while True:
-        try:
-            message = await asyncio.wait_for(receive(), max(0.01, end - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        parts.append(message.get("body", b""))
-        if sum(map(len, parts)) > limit:
+        limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
+        too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()) or len(length) > 20 or int(length) > limit:
             raise too_large
-        if not message.get("more_body"):
-            return b"".join(parts)
+        body, end, message = bytearray(), time.monotonic() + self.limits.body_seconds, dict(more_body=True)
+        while message.get("more_body"):
+            try:
+                message = await asyncio.wait_for(receive(), max(0.01, end - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
+            if message["type"] == "http.disconnect":
+                raise ConnectionResetError
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise too_large
+        return bytes(body)
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #7a6e8d3e
-@patch
-async def __call__(self: Guard, scope, receive, send):
-    "Serve one connection, as ASGI defines it."
-    if scope["type"] == "lifespan":
-        return await self.app(scope, receive, send)
-    if scope["type"] != "http":
-        return await send(dict(type="websocket.close", code=1008))
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    try:
-        self.check_site(scope, headers)
-        self.check_sender(scope["path"], headers)
-        body = await self.read_body(scope["path"], headers, receive)
-    except Refusal as refusal:
-        return await send_refusal(send, refusal)
-    except ConnectionResetError:
-        return
-    messages = iter([dict(type="http.request", body=body, more_body=False)])
+    async def send_refusal(self, path: str, refusal: Refusal, send) -> None:
+        "Send a refusal, and close the connection."
+        body = json.dumps(refusal.to_dict(path)).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        headers |= {"Retry-After": "60"} if refusal.status == 429 else {}
+        pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send(dict(type="http.response.start", status=refusal.status, headers=pairs))
+        await send(dict(type="http.response.body", body=body))
 
-    async def receive_once():
-        return next(messages, None) or await receive()
+    async def __call__(self, scope, receive, send):
+        "Serve one connection, as ASGI defines it."
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send(dict(type="websocket.close", code=1008))
+        path, pairs = scope["path"], scope["headers"]
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
 
-    async def send_with_headers(message):
-        if message["type"] == "http.response.start":
-            message = message | dict(headers=[*message.get("headers", ()), *encode_headers(self.headers)])
-        await send(message)
+        async def send_with_headers(message):
+            if message["type"] == "http.response.start":
+                own = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+                message = message | dict(headers=[*message.get("headers", ()), *own])
+            await send(message)
 
-    await self.app(scope, receive_once, send_with_headers)
+        try:
+            self.check_site(scope, headers)
+            self.check_sender(path, headers)
+            body = await self.read_body(path, headers, receive)
+        except Refusal as refusal:
+            return await self.send_refusal(path, refusal, send_with_headers)
+        except ConnectionResetError:
+            return
+        messages = iter([dict(type="http.request", body=body, more_body=False)])
+
+        async def receive_once():
+            return next(messages, None) or await receive()
+
+        await self.app(scope, receive_once, send_with_headers)

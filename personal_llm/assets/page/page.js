@@ -1,8 +1,11 @@
 const $ = (id) => document.getElementById(id);
 const TOKEN_KEY = "personal_llm.token", SETTINGS_KEY = "personal_llm.settings", TOY_KEY = "personal_llm.toy";
-const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, turns: [], working: false };
+const DRAFTS_KEY = "personal_llm.drafts", CONVERSATION_KEY = "personal_llm.conversation";
+const NEW = "new"; // the key of a conversation without a turn
+const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, working: false,
+  opening: null, key: null, turns: [], numEarlier: 0, sticks: true, isStale: false };
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again with the same folder, and open the link that it prints.";
-const WRONG_TOKEN = "The token is wrong. Without PERSONAL_LLM_TOKEN the server makes a new token at each start. Open the link "
+const WRONG_TOKEN = "The token is wrong, perhaps because the server was started with --new-token. Open the link "
   + "that personal-llm serve printed last, or paste the token from its end.";
 
 // small helpers
@@ -50,6 +53,34 @@ async function confirmLoss(text, verb) {
   return dialog.returnValue === "yes";
 }
 
+// drafts: what is typed stays in this tab until it is sent, also when the page is loaded again
+
+const drafts = JSON.parse(sessionStorage.getItem(DRAFTS_KEY) || "{}");
+
+function setDraft(name, text) {
+  if (text) drafts[name] = text;
+  else delete drafts[name];
+  sessionStorage.setItem(DRAFTS_KEY, JSON.stringify(drafts));
+}
+
+function dropDrafts({ text, ids, everything, conversation }) {
+  const isGone = (name) => everything || (ids || []).some((id) => name.endsWith(`:${id}`)) || name === `line:${conversation}`
+    || (text && drafts[name].toLowerCase().includes(text.trim().toLowerCase()));
+  for (const name of Object.keys(drafts).filter(isGone)) setDraft(name, "");
+  $("line").value = drafts[`line:${state.key}`] || "";
+}
+
+async function copyText(text) {
+  try { await navigator.clipboard.writeText(text); } catch { // only pages of this computer have a clipboard
+    const field = make("textarea", { value: text, className: "hidden" });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+  announce("Copied");
+}
+
 // the server
 
 async function send(method, path, body, signal) {
@@ -60,7 +91,7 @@ async function send(method, path, body, signal) {
   withdraw(NO_ANSWER);
   if (response.ok) return response;
   let message = `The server answered with error ${response.status}. Close other pages of it, and try again in a minute.`;
-  try { message = (await response.json()).error.message; } catch { /* no JSON */ }
+  try { message = (await response.json()).detail; } catch { /* no JSON */ }
   if (response.status === 401) showConnect(message = WRONG_TOKEN);
   throw new Error(message);
 }
@@ -115,8 +146,17 @@ async function connect(token) {
   sessionStorage.setItem(TOKEN_KEY, token);
   state.seenNotices = status.num_notices;
   showStatus(status);
+  const opened = openStored();
+  state.opening = opened.catch(() => null); // what is sent meanwhile waits for it
   showView("chat");
-  await loadConversation();
+  await opened;
+}
+
+async function openStored() {
+  const stored = sessionStorage.getItem(CONVERSATION_KEY), typed = $("line").value;
+  await loadConversations();
+  const isKnown = stored === NEW || [...$("conversations").querySelectorAll("button")].some((one) => one.dataset.key === stored);
+  await openConversation(isKnown ? stored : null, null, typed);
 }
 
 $("connect-form").addEventListener("submit", async (event) => {
@@ -135,8 +175,10 @@ function showView(name) {
     if (tab.dataset.view === name) tab.setAttribute("aria-current", "page");
     else tab.removeAttribute("aria-current");
   }
-  if (name === "chat") scrollDown();
-  else $("main").scrollTop = 0;
+  if (name === "chat") {
+    scrollDown();
+    $("line").focus();
+  } else $("main").scrollTop = 0;
 }
 
 for (const tab of document.querySelectorAll("nav button")) {
@@ -152,20 +194,50 @@ for (const tab of document.querySelectorAll("nav button")) {
 function showState() {
   if (!state.status || !state.token) return;
   const { model, is_learning, new_answers } = state.status;
-  const learning = is_learning ? "learning in the background" : count(new_answers, "new answer");
+  const left = state.status.learns_at === null ? "" : `, learns at ${state.status.learns_at}`;
+  const learning = is_learning ? "learning from your answers, you can go on" : count(new_answers, "new answer") + left;
   $("state").textContent = `${model} · ${state.working ? "working …" : learning}`;
 }
 
 function showStatus(status) {
-  const before = state.status;
   state.status = status;
   showState();
   $("toy").hidden = !status.is_toy || localStorage.getItem(TOY_KEY) === "known";
   for (const text of status.notices.slice(status.notices.length - (status.num_notices - state.seenNotices))) tell(text);
   state.seenNotices = status.num_notices;
-  const changed = before && (before.question !== status.question || before.rounds !== status.rounds
-    || before.is_learning !== status.is_learning);
-  if (changed && !state.reply) attempt(state.view === "learning" ? loadLearning : loadConversation);
+}
+
+// what other tabs, programs and fine-tunes change; nothing that is being typed is drawn anew
+
+let refreshing = null;
+async function refresh() {
+  if (state.reply || refreshing) { state.isStale = true; return; }
+  refreshing = (async () => {
+    do {
+      state.isStale = false;
+      showStatus(await get("/personal/status"));
+      await loadConversation();
+      await loadConversations();
+      if (state.view === "learning") await loadLearning();
+    } while (state.isStale && !state.reply && state.token);
+  })();
+  try { await attempt(() => refreshing); } finally { refreshing = null; }
+}
+
+async function followServer() {
+  let stream = null;
+  document.addEventListener("visibilitychange", () => { if (document.hidden) stream?.abort(); });
+  for (;;) {
+    await new Promise((done) => setTimeout(done, 500));
+    if (!state.token || document.hidden) continue;
+    stream = new AbortController();
+    try {
+      const response = await send("GET", "/personal/events", undefined, stream.signal);
+      for await (const { changed } of readEvents(response)) {
+        if (changed) await refresh(); // the first event is empty: what changed before it was not told
+      }
+    } catch { /* the status says so, and we try again */ }
+  }
 }
 
 async function watchStatus() {
@@ -179,16 +251,45 @@ async function watchStatus() {
 
 // chat
 
-function scrollDown() { $("main").scrollTop = $("main").scrollHeight; }
+function scrollDown() {
+  state.sticks = true;
+  $("main").scrollTop = $("main").scrollHeight;
+}
+
+function follow() { if (state.sticks && state.view === "chat") scrollDown(); }
+
+function noteScroll() {
+  const main = $("main");
+  if (state.view === "chat") state.sticks = main.scrollHeight - main.scrollTop - main.clientHeight < 60;
+}
+
+$("main").addEventListener("scroll", () => {
+  const main = $("main");
+  noteScroll();
+  if (main.scrollTop < 200 && state.view === "chat") loadEarlier();
+});
+
+const TAGS = new Set("p h3 span em strong s code pre hr br ul ol li blockquote table thead tbody tr th td a".split(" "));
+
+function showTree(nodes) {
+  return nodes.flatMap((node) => {
+    if (typeof node === "string") return [node];
+    const [tag, children, address] = node;
+    const element = make(TAGS.has(tag) ? tag : "span", {}, ...showTree(children));
+    if (tag === "pre") return [element, button("Copy code", () => copyText(element.textContent), "small copy")];
+    if (tag === "a" && address) Object.assign(element, { href: address, title: address, target: "_blank", rel: "noopener noreferrer" });
+    if (tag === "table") return [make("div", { className: "wide", tabIndex: 0, role: "region", "aria-label": "Table" }, element)];
+    return [element];
+  });
+}
 
 function showTurn(turn, isLast) {
-  const item = make("li");
-  item.append(make("p", { className: "message own", dir: "auto", textContent: turn.prompt }));
-  item.append(make("p", { className: turn.correction ? "message reply old" : "message reply", dir: "auto", textContent: turn.response }));
+  const parts = [make("p", { className: "message own", dir: "auto", textContent: turn.prompt })];
   if (turn.correction) {
-    item.append(make("p", { className: "note", textContent: "Your version:" }));
-    item.append(make("p", { className: "message reply", dir: "auto", textContent: turn.correction }));
+    parts.push(make("p", { className: "message reply old", dir: "auto", textContent: turn.response }),
+      make("p", { className: "note", textContent: "Your version:" }));
   }
+  parts.push(make("div", { className: "message reply rich", dir: "auto" }, ...showTree(turn.tree)));
   const about = turn.prompt.slice(0, 60);
   const tool = (text, action) => {
     const element = button(text, action);
@@ -201,18 +302,16 @@ function showTurn(turn, isLast) {
     return element;
   };
   const tools = make("p", { className: "row" }, thumb("thumb_up", "Good reply"), thumb("thumb_down", "Bad reply"),
-    tool("Edit", () => editReply(item, turn)));
+    tool("Edit", () => openEditor(turn, "edit")), tool("Copy", () => copyText(turn.correction || turn.response)));
   if (isLast) {
-    tools.append(tool("Try again", () => streamReply("/personal/again", {})),
-      tool("Write a second reply", () => streamReply("/personal/again", { keeps_both: true })), tool("Delete this turn", undo));
+    const again = (fields) => streamReply("/personal/again", { ...fields, conversation: state.key });
+    tools.append(tool("Try again", () => again({})), tool("Write a second reply", () => again({ keeps_both: true })),
+      tool("Edit my message", () => openEditor(turn, "message")), tool("Delete this turn", undo));
   }
-  item.append(tools);
-  return item;
+  return [...parts, tools];
 }
 
-function showChoice(choice) {
-  const item = $("turns").lastChild;
-  if (!choice || !item || state.turns[state.turns.length - 1].id !== choice.id) return;
+function showChoice(parts, choice) {
   const pick = (number) => attempt(async () => {
     await post("/personal/choose", { number });
     announce(`You chose reply ${number}`);
@@ -221,37 +320,57 @@ function showChoice(choice) {
   const offers = choice.replies.map((text, place) => make("div", { className: "offer" },
     make("p", { className: "message reply", dir: "auto", textContent: text }),
     button(`Reply ${place + 1} is better`, () => pick(place + 1))));
-  item.querySelectorAll(".reply, .row").forEach((part) => part.remove());
-  item.append(make("div", { className: "offers", role: "group", "aria-label": "Two replies: which one is better?" }, ...offers),
-    make("p", { className: "row" }, button("Neither", skip)));
+  return [parts[0], make("div", { className: "offers", role: "group", "aria-label": "Two replies: which one is better?" }, ...offers),
+    make("p", { className: "row" }, button("Neither", skip))];
 }
 
 function showMemories(memories) {
-  const item = $("turns").lastChild;
-  if (!memories.text || !item) return;
   const rows = memories.dialogues.map((d) => make("li", {}, make("p", { dir: "auto", textContent: `${d.prompt} → ${d.response}` }),
     button("Forget", () => forgetDialogues({ ids: [d.id] }, `Forget “${d.prompt.slice(0, 80)}”?`), "small danger")));
-  item.append(make("details", { className: "memories" }, make("summary", { textContent: memories.text }), make("ul", {}, ...rows)));
+  return make("details", { className: "memories" }, make("summary", { textContent: memories.text }), make("ul", {}, ...rows));
 }
 
-function editReply(item, turn) {
-  if (item.querySelector("form")) return;
-  const field = make("textarea", { rows: 3, value: turn.correction || turn.response, id: `edit-${turn.id}` });
-  const label = make("label", { htmlFor: field.id, textContent: "The reply that you would have liked" });
-  const form = make("form", {}, label, field, make("p", { className: "row" },
-    make("button", { className: "primary small", textContent: "Save" }), button("Cancel", () => form.remove())));
-  form.addEventListener("submit", (event) => {
+// an editor belongs to its turn, and stays when the turn above it is drawn anew
+
+const EDITORS = {
+  edit: ["The reply that you would have liked", "Save", (turn) => turn.correction || turn.response,
+    (turn, text) => giveFeedback(turn.id, { kind: "edit", better: text }, "Your version is stored")],
+  message: ["Your message; a new reply takes the place of this turn", "Send again", (turn) => turn.prompt,
+    (turn, text) => streamReply("/personal/chat", { text, replaces: turn.id, conversation: state.key })],
+};
+
+function findTurn(id) { return [...$("turns").children].find((item) => item.turnId === id); }
+
+function openEditor(turn, kind, hasFocus = true) {
+  const item = findTurn(turn.id), name = `${kind}:${turn.id}`, [words, verb, getText, submit] = EDITORS[kind];
+  if (item.querySelector(`form[data-kind=${kind}]`)) return;
+  const field = make("textarea", { rows: 3, value: drafts[name] ?? getText(turn), id: name });
+  const close = () => {
+    form.remove();
+    [...item.querySelectorAll("button")].find((one) => one.textContent === (kind === "edit" ? "Edit" : "Edit my message"))?.focus();
+  };
+  const cancel = button("Cancel", () => { setDraft(name, ""); close(); });
+  const form = make("form", {}, make("label", { htmlFor: name, textContent: words }), field,
+    make("p", { className: "row" }, make("button", { className: "primary small", textContent: verb }), cancel));
+  form.dataset.kind = kind;
+  field.addEventListener("input", () => setDraft(name, field.value));
+  form.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); }); // the draft stays
+  form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (field.value.trim()) giveFeedback(turn.id, { kind: "edit", better: field.value }, "Your version is stored");
+    if (!field.value.trim() || (kind === "message" && state.reply)) return;
+    if (!await submit(turn, field.value)) return;
+    setDraft(name, "");
+    form.remove();
   });
   item.append(form);
-  field.focus();
+  if (hasFocus) field.focus();
 }
 
-async function giveFeedback(id, fields, done) {
+async function giveFeedback(id, fields, done) { // whether it is stored
   const result = await attempt(() => post("/personal/feedback", { id, ...fields }));
-  await attempt(loadConversation);
   if (result) announce(done);
+  await attempt(loadConversation);
+  return Boolean(result);
 }
 
 async function skip() {
@@ -260,89 +379,285 @@ async function skip() {
 }
 
 async function undo() {
-  const undone = await attempt(() => post("/personal/undo"));
+  const undone = await attempt(() => post("/personal/undo", { conversation: state.key }));
   await attempt(loadConversation);
-  if (undone) $("line").value = undone.prompt;
+  if (undone && !$("line").value) $("line").value = undone.prompt;
+  await attempt(loadConversations);
 }
 
+// draws only the turns that differ from what is shown, and keeps editors and focus
 function showTurns() {
-  $("turns").replaceChildren(...state.turns.map((turn, place) => showTurn(turn, place === state.turns.length - 1)));
+  const list = $("turns"), last = state.turns.length - 1, focused = document.activeElement;
+  const items = new Map([...list.children].filter((item) => item.turnId).map((item) => [item.turnId, item]));
+  const wanted = state.turns.map((turn, place) => {
+    const choice = place === last && state.choice?.id === turn.id ? state.choice : null;
+    const memories = place === last && state.memories?.text ? state.memories : null;
+    const mark = JSON.stringify([turn, place === last, choice, memories]);
+    const item = items.get(turn.id) || make("li", {}, make("div", { className: "content" }));
+    if (item.mark === mark) return item;
+    const parts = showTurn(turn, place === last);
+    const label = item.contains(focused) && focused.getAttribute("aria-label");
+    item.firstChild.replaceChildren(...(choice ? showChoice(parts, choice) : parts), ...(memories ? [showMemories(memories)] : []));
+    if (label) [...item.querySelectorAll("button")].find((one) => one.getAttribute("aria-label") === label)?.focus();
+    return Object.assign(item, { turnId: turn.id, mark });
+  });
+  const kept = new Set(wanted);
+  for (const item of [...list.children]) if (!kept.has(item)) item.remove();
+  wanted.forEach((item, place) => { if (list.children[place] !== item) list.insertBefore(item, list.children[place] || null); });
+  for (const turn of state.turns) {
+    for (const kind of Object.keys(EDITORS)) {
+      if (drafts[`${kind}:${turn.id}`] && !state.restored.has(`${kind}:${turn.id}`)) openEditor(turn, kind, false);
+      state.restored.add(`${kind}:${turn.id}`);
+    }
+  }
 }
+state.restored = new Set(); // editors of turns that were shown already: a closed one stays closed
 
-async function loadConversation() {
-  const { turns, question, choice, memories } = await get("/personal/conversation");
-  state.turns = turns;
+function showConversation({ turns, question, choice, memories, num_earlier, key, title }) {
+  Object.assign(state, { turns, choice, memories, numEarlier: num_earlier });
+  if (state.key !== NEW || turns.length) setKey(key);
   showTurns();
   $("empty").hidden = turns.length > 0;
+  $("earlier").hidden = !num_earlier;
+  $("sidebar").querySelector("summary").textContent = title ? `Conversations: ${title}` : "Conversations";
+  $("rename").disabled = $("delete").disabled = !turns.length;
   showQuestion(question);
-  showChoice(choice);
-  showMemories(memories);
-  if (state.view === "chat") scrollDown();
+  follow();
 }
+
+function setKey(key) {
+  if (state.key !== key && state.key === NEW) setDraft(`line:${NEW}`, "");
+  if (state.key !== key) setDraft(`line:${key}`, $("line").value || drafts[`line:${key}`]);
+  state.key = key;
+  sessionStorage.setItem(CONVERSATION_KEY, key);
+}
+
+const conversationPath = (fields) => `/personal/conversation?${new URLSearchParams(fields)}`;
+
+async function loadConversation() {
+  if (state.reply) { state.isStale = true; return; }
+  const wanted = state.key;
+  if (wanted === NEW) return showConversation({ ...await get("/personal/conversation"), turns: [], memories: null, num_earlier: 0, title: "New" });
+  const fields = wanted === null ? {} : { key: wanted, ...(state.turns.length ? { since: state.turns[0].id } : {}) };
+  const shown = await get(conversationPath(fields));
+  if (state.key === wanted && !state.reply) showConversation(shown); // another one may have been opened meanwhile
+}
+
+async function openConversation(key, since, typed = "") {
+  if (state.reply) return tell("Stop the reply first, or wait for its end.");
+  Object.assign(state, { key, turns: [], sticks: !since });
+  $("turns").replaceChildren();
+  state.restored.clear();
+  if (key === null || key === NEW) await loadConversation();
+  else showConversation(await get(conversationPath({ key, ...(since ? { since } : {}) })));
+  const fresh = typed || drafts["line:null"] || ""; // typed before we knew the conversation
+  $("line").value = fresh || drafts[`line:${state.key}`] || "";
+  setDraft("line:null", "");
+  setDraft(`line:${state.key}`, $("line").value);
+  markConversation();
+  if (since) findTurn(since)?.scrollIntoView();
+  else scrollDown();
+}
+
+let isLoadingEarlier = false;
+async function loadEarlier() {
+  if (isLoadingEarlier || !state.numEarlier || !state.turns.length) return;
+  isLoadingEarlier = true;
+  const main = $("main"), { key } = state;
+  await attempt(async () => {
+    const { turns, num_earlier } = await get(conversationPath({ key, before: state.turns[0].id }));
+    if (state.key !== key) return;
+    const height = main.scrollHeight - main.scrollTop;
+    state.turns = [...turns, ...state.turns];
+    state.numEarlier = num_earlier;
+    $("earlier").hidden = !num_earlier;
+    showTurns();
+    main.scrollTop = main.scrollHeight - height;
+  });
+  isLoadingEarlier = false;
+}
+
+$("load-earlier").addEventListener("click", loadEarlier);
+
+// conversations
+
+async function loadConversations() {
+  const { conversations } = await get(`/personal/conversations?q=${encodeURIComponent($("find-field").value)}`);
+  const rows = conversations.map((row) => {
+    const open = button(row.title || "Without words", () => attempt(() => openConversation(row.key, row.found)), "small");
+    open.dataset.key = row.key;
+    return make("li", {}, open, ...(row.found ? [make("p", { className: "note", dir: "auto", textContent: row.text })] : []));
+  });
+  if (!rows.length) rows.push(make("li", { className: "note", textContent: $("find-field").value ? "No conversation has these words." : "None yet." }));
+  const focused = document.activeElement?.dataset?.key;
+  $("conversations").replaceChildren(...rows);
+  if (focused !== undefined) [...$("conversations").querySelectorAll("button")].find((one) => one.dataset.key === focused)?.focus();
+  markConversation();
+}
+
+function markConversation() {
+  for (const one of $("conversations").querySelectorAll("button")) {
+    if (one.dataset.key === state.key) one.setAttribute("aria-current", "true");
+    else one.removeAttribute("aria-current");
+  }
+}
+
+async function beginConversation() {
+  await attempt(() => openConversation(NEW));
+  if (matchMedia("(max-width: 64rem)").matches) $("sidebar").open = false;
+  $("line").focus();
+}
+
+async function renameConversation() {
+  const dialog = $("title-dialog");
+  $("title-field").value = $("conversations").querySelector("[aria-current]")?.textContent || "";
+  dialog.returnValue = "no";
+  dialog.showModal();
+  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  if (dialog.returnValue !== "yes") return;
+  await attempt(() => post("/personal/rename", { key: state.key, title: $("title-field").value }));
+  await attempt(loadConversations);
+  await attempt(loadConversation);
+}
+
+async function deleteConversation() {
+  const { key, turns, numEarlier } = state;
+  const question = `Delete this conversation? All of its ${count(turns.length + numEarlier, "turn")} are forgotten. ${ADAPTERS_GO}`;
+  if (!await confirmLoss(question, "Delete")) return;
+  if (!await attempt(() => post("/personal/forget", { conversation: key }))) return;
+  dropDrafts({ ids: turns.map((turn) => turn.id), conversation: key });
+  await loadConversations();
+  await attempt(() => openConversation($("conversations").querySelector("button")?.dataset.key ?? NEW));
+}
+
+let findTimer = 0;
+$("find-field").addEventListener("input", () => {
+  clearTimeout(findTimer);
+  findTimer = setTimeout(() => attempt(loadConversations), 200);
+});
+$("find").addEventListener("submit", (event) => { event.preventDefault(); attempt(loadConversations); });
+$("new").addEventListener("click", beginConversation);
+$("rename").addEventListener("click", renameConversation);
+$("delete").addEventListener("click", deleteConversation);
+
+// the question
 
 function showQuestion(question) {
   const box = $("question"), isNew = question && box.dataset.id !== question.id;
   box.hidden = !question;
   if (!question) { delete box.dataset.id; return; }
   const isOwn = state.turns.some((turn) => turn.id === question.id);
-  const about = isOwn ? "" : ` (In another program you wrote “${question.prompt}”, and the model replied “${question.response}”.)`;
+  const about = isOwn ? "" : ` (Elsewhere you wrote “${question.prompt}”, and the model replied “${question.response}”.)`;
   if (isNew) {
     $("question-text").textContent = question.text + about;
-    $("better").value = "";
+    $("better").value = drafts[`better:${question.id}`] || "";
     announce(question.text);
   }
   box.dataset.id = question.id;
 }
 
-$("question-form").addEventListener("submit", (event) => {
+const questionId = () => $("question").dataset.id;
+$("better").addEventListener("input", () => setDraft(`better:${questionId()}`, $("better").value));
+$("question-form").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const better = $("better").value;
-  if (better.trim()) giveFeedback($("question").dataset.id, { kind: "better", better }, "Your version is stored");
+  const better = $("better").value, id = questionId();
+  if (better.trim() && await giveFeedback(id, { kind: "better", better }, "Your version is stored")) setDraft(`better:${id}`, "");
 });
-$("question-fine").addEventListener("click", () => giveFeedback($("question").dataset.id, {}, "Thank you"));
+$("question-fine").addEventListener("click", () => giveFeedback(questionId(), {}, "Thank you"));
 $("question-skip").addEventListener("click", skip);
 
-async function streamReply(path, body) {
-  if (state.reply) return;
+async function streamReply(path, body) { // whether the turn is stored
+  if (state.reply) return false;
   state.reply = new AbortController();
   $("send").textContent = "Stop";
   $("question").hidden = true;
-  const parts = body.keeps_both ? ".row, form" : ".reply, .note, .row, form";
-  if (path.endsWith("again")) $("turns").lastChild?.querySelectorAll(parts).forEach((part) => part.remove());
-  else $("turns").append(make("li", {}, make("p", { className: "message own", dir: "auto", textContent: body.text })));
-  $("empty").hidden = true;
+  const item = path.endsWith("again") || body.replaces ? $("turns").lastChild : make("li");
+  const own = make("p", { className: "message own", dir: "auto", textContent: body.text });
   const shown = make("p", { className: "message reply", dir: "auto", textContent: "…" });
-  $("turns").lastChild.append(shown);
+  if (!item.parentNode) $("turns").append(item);
+  item.mark = ""; // so that it is drawn anew at the end
+  item.querySelector(".content")?.querySelectorAll(body.text ? "*" : body.keeps_both ? ".row" : ".reply, .note, .row").forEach((part) => part.remove());
+  item.querySelectorAll("form").forEach((form) => { form.hidden = true; });
+  item.append(...(body.text ? [own] : []), shown);
+  $("empty").hidden = true;
   scrollDown();
-  let text = "";
+  let text = "", isStored = false;
   try {
-    for await (const item of readEvents(await send("POST", path, body, state.reply.signal))) {
-      if (item.error) throw new Error(item.error.message);
-      if (item.piece) {
-        text += item.piece;
+    for await (const event of readEvents(await send("POST", path, body, state.reply.signal))) {
+      if (event.detail) throw new Error(event.detail);
+      if (event.unsaved) tell(event.unsaved);
+      if (event.conversation !== undefined) {
+        isStored = true;
+        setKey(event.conversation);
+      }
+      if (event.piece) {
+        text += event.piece;
+        noteScroll();
         shown.textContent = text;
-        scrollDown();
+        follow();
       }
     }
     announce(text);
   } catch (error) {
     tell(error.name === "AbortError" ? "stopped; this reply is not kept" : error.message);
-    if (body.text && !$("line").value) $("line").value = body.text;
-    showTurns();
+    if (body.text && !body.replaces && !$("line").value) $("line").value = body.text;
+    if (body.replaces) setDraft(`line:${state.key}`, $("line").value = $("line").value || body.text);
   }
+  noteScroll();
+  own.remove();
+  shown.remove();
+  item.querySelectorAll("form").forEach((form) => { form.hidden = false; });
+  if (!item.turnId) item.remove();
+  setDraft(`line:${state.key}`, $("line").value);
   state.reply = null;
   $("send").textContent = "Send";
-  if (state.token) await attempt(loadConversation);
+  if (state.token) await refresh();
+  return isStored;
 }
 
-function submitLine() {
+// the message line
+
+const COMMANDS = {
+  "/new": ["begin a conversation", beginConversation],
+  "/rename": ["give this conversation a title", renameConversation],
+  "/search": ["search the conversations for words", (words) => {
+    $("sidebar").open = true;
+    $("find-field").value = words;
+    return attempt(loadConversations);
+  }],
+  "/again": ["write another reply in place of the last one", () => streamReply("/personal/again", { conversation: state.key })],
+  "/undo": ["delete the last turn", undo],
+  "/learn": ["start a fine-tune on your answers", async () => {
+    const result = await attempt(() => post("/personal/learn"));
+    if (result) tell(result.message);
+  }],
+  "/forget": ["forget all that contains words", (words) => words && forgetDialogues({ text: words }, `Forget all dialogues with “${words}”?`)],
+  "/memory": ["show the memory", () => document.querySelector("nav [data-view=memory]").click()],
+  "/help": ["list the commands", () => tell(Object.entries(COMMANDS).map(([name, [words]]) => `${name}: ${words}`).join(" · "))],
+};
+
+function runCommand(line) { // whether the line was one
+  const [, name, words] = line.match(/^(\/[a-z]+)(?:\s+([^]*))?$/) || [];
+  if (!name) return false;
+  if (COMMANDS[name]) COMMANDS[name][1]((words || "").trim());
+  else tell(`There is no command ${name}. /help lists the commands.`);
+  return true;
+}
+
+async function submitLine() {
   if (state.reply) return state.reply.abort();
+  await state.opening;
   const text = $("line").value.trim();
   if (!text) return;
   $("line").value = "";
-  streamReply("/personal/chat", { text });
+  setDraft(`line:${state.key}`, "");
+  if (!runCommand(text)) streamReply("/personal/chat", { text, conversation: state.key });
 }
 
+$("line").addEventListener("input", () => setDraft(`line:${state.key}`, $("line").value));
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && state.reply && !document.querySelector("dialog[open]")) state.reply.abort();
+});
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); submitLine(); });
 $("line").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing || !$("enter").checked) return;
@@ -361,6 +676,7 @@ $("toy-close").addEventListener("click", () => {
 
 // memory
 
+const ADAPTERS_GO = "This also deletes every adapter that learned from it, and all later adapters.";
 const SCORE_NAMES = { eoe: "entropy of embedding", dss: "domain-specific score", idd: "in-domain dissimilarity" };
 
 function showDialogue(row) {
@@ -388,17 +704,18 @@ async function loadMemory() {
 }
 
 async function forgetDialogues(request, question) {
-  if (!await confirmLoss(`${question} This also deletes every adapter that learned from it, and all later adapters.`, "Forget")) return;
+  if (!await confirmLoss(`${question} ${ADAPTERS_GO}`, "Forget")) return;
   const before = state.status.is_learning ? "Stopping the fine-tune, then forgetting …" : "Forgetting …";
   $("forgotten").replaceChildren(make("p", { textContent: before }));
   const report = await attempt(() => post("/personal/forget", request));
   await attempt(loadMemory);
   if (!report) return $("forgotten").replaceChildren();
+  dropDrafts(request);
   const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
   $("forgotten").replaceChildren(make("p", { textContent: counts }),
     ...(rest.length ? [make("p", { textContent: "This program cannot reach:" }), make("ul", {}, ...rest)] : []));
-  await attempt(loadConversation);
+  await refresh();
 }
 
 $("search").addEventListener("submit", (event) => { event.preventDefault(); attempt(loadMemory); });
@@ -421,7 +738,8 @@ async function importFile(file) {
   const query = new URLSearchParams({ name: file.name, user: $("sender").value.trim() });
   const result = await attempt(() => post(`/personal/import?${query}`, file));
   $("import-result").textContent = result
-    ? `Read ${count(result.dialogues, "dialogue")}; ${result.kept} entered the memory.` : "The file was not imported.";
+    ? [`Read ${count(result.dialogues, "dialogue")}; ${result.kept} entered the memory.`, ...result.notes].join(" · ")
+    : "The file was not imported.";
   await attempt(loadMemory);
 }
 
@@ -565,5 +883,7 @@ function start() {
 
 applySettings(JSON.parse(localStorage.getItem(SETTINGS_KEY) || "{}"));
 window.addEventListener("hashchange", () => { if (location.hash.startsWith("#token=")) start(); });
+$("sidebar").open = matchMedia("(min-width: 64rem)").matches;
 start();
 watchStatus();
+followServer();
