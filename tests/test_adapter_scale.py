@@ -10,8 +10,8 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import read_json, write_json, write_sealed
 from personal_llm.runtimes.export import merge_weights
 from personal_llm.runtimes.plugins import export_adapter
-from personal_llm.tuning import adapter_scale as module
-from personal_llm.tuning.adapter_scale import choose_adapter_scale, find_habitual_runs, measure_kept_runs
+from personal_llm.experiments.methods import adapter_scale as module
+from personal_llm.experiments.methods.adapter_scale import choose_adapter_scale, find_habitual_runs, measure_kept_runs
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
 from tiny import shared

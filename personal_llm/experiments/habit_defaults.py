@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STREAM_SEED', 'LENGTH', 'REPLY_TOKENS', 'OTHERS', 'PROMPTS', 'TEST_PROMPTS', 'FIRST', 'SECOND', 'CENTRE',
-           'SETTINGS', 'NEW_PEOPLE', 'EVERYBODY', 'FIRST_TOKENS', 'LAST_TOKENS', 'JOBS', 'TEST_JOBS', 'GRIDS',
-           'wrapped', 'sentence_marks', 'bold_start', 'word_count', 'pause', 'own_lines', 'make_test_person',
+           'SETTINGS', 'NEW_PEOPLE', 'EVERYBODY', 'FIRST_TOKENS', 'LAST_TOKENS', 'JOBS', 'TEST_JOBS', 'FEW_JOBS',
+           'GRIDS', 'wrapped', 'sentence_marks', 'bold_start', 'word_count', 'pause', 'own_lines', 'make_test_person',
            'is_only_frame', 'load_texts', 'measure_replies', 'weigh_ends', 'weighted_ends', 'tune', 'measure',
            'make_job']
 
@@ -27,7 +27,6 @@ from .real_defaults import load_real_model, make_person, read_peak_memory, reset
 from .runner import Grid
 from ..selection.ranking import compute_mean_loss
 from ..tuning import speedups
-from ..tuning.adapter_scale import choose_adapter_scale
 from ..tuning.config import TuningConfig
 from ..tuning.content import find_frame, find_pieces
 from ..tuning.evaluation import make_items, score_replies
@@ -39,7 +38,7 @@ STREAM_SEED, LENGTH = 7, 800
 REPLY_TOKENS, OTHERS = 96, 12  # tokens of a reply; dialogues of other talk
 PROMPTS, TEST_PROMPTS = 12, 16  # replies of a person of development, and of the test
 FIRST, SECOND = ("skipper", "herald"), ("hostess", "reporter", "traveller", "pupil")
-CENTRE = dict(learning_rate=1e-3, steps=48, batch_size=4, replay_share=1 / 2, checks=3, max_scale=1.0)
+CENTRE = dict(learning_rate=1e-3, steps=48, batch_size=4, replay_share=1 / 2, checks=3)
 SETTINGS = {
     "centre": {},
     "rate 2e-3": dict(learning_rate=2e-3),
@@ -193,8 +192,6 @@ def tune(job: dict, out: Path) -> dict:  # processor seconds, peak memory, the l
     begin = time.process_time()
     with weighted_ends(weight):
         adapter = finetune(model, texts, config, None, out, seed=1, progress=False, replay=load_replay())
-    if config.max_scale > 1:
-        adapter = choose_adapter_scale(model, adapter, texts, load_replay(), config.max_scale)
     seconds = time.process_time() - begin
     losses = {0: adapter.start_loss} | {step: loss for step, _, loss in adapter.history}
     found = dict(processor_seconds=round(seconds, 1), peak_bytes=read_peak_memory(), losses=str(losses))
@@ -219,7 +216,9 @@ def make_job(user: str, setting: str, answers: int = 24) -> dict:
 JOBS = [make_job(user, setting) for setting in ("centre", "rate 2e-3", "replay 1/4") for user in FIRST]
 JOBS += [make_job("herald", "together")]
 TEST_JOBS = [make_job(user, setting) for setting in ("centre", "bare") for user in NEW_PEOPLE]
+FEW_JOBS = [make_job(user, "defaults", count) for count in (1, 3, 8) for user in NEW_PEOPLE]
 GRIDS = (
     Grid("habit-defaults", JOBS, measure, model="smollm2"),
     Grid("habit-defaults-test", TEST_JOBS, measure, model="smollm2"),
+    Grid("habit-defaults-few", FEW_JOBS, measure, model="smollm2"),
 )

@@ -6,10 +6,10 @@
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES',
            'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE',
            'FOURTH_PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan',
-           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'make_style_pairs', 'get_character_tests',
-           'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile', 'measure_memory',
-           'describe_run', 'measure_stream', 'measure', 'share_from_best_rival', 'read_rows', 'describe_progress',
-           'person_means', 'list_changed_jobs', 'read_changed_rows', 'read_covering_rows']
+           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'evaluate_conversation', 'make_style_pairs',
+           'get_character_tests', 'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile',
+           'measure_memory', 'describe_run', 'measure_stream', 'measure', 'share_from_best_rival', 'read_rows',
+           'describe_progress', 'person_means', 'list_changed_jobs', 'read_changed_rows', 'read_covering_rows']
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #97fdddec
 import functools
@@ -19,7 +19,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from ..base.core import InputError
+from ..base.core import InputError, check
 from ..buffer.active import MAX_UNCORRECTED_ANSWERS, QUESTION_RATE_FACTOR
 from ..buffer.buffer import Buffer
 from ..buffer.correction_model import PRIOR_MEAN, RELEVANCE_WEIGHTS
@@ -31,9 +31,9 @@ from .new_people import CHARACTERS, CHARACTERS_SHA256, NEW_PEOPLE, make_new_stre
 from .policies import load_experiment_tools
 from .runner import RESULTS, Grid, read_results, user_means
 from ..explanation.habits import find_habits
-from ..tuning.config import STEPS_PER_ROOT, TuningConfig
+from ..tuning.config import MAX_COUNT, STEPS_PER_ROOT, TuningConfig
 from ..tuning.content import measure_style_preference
-from ..tuning.evaluation import evaluate, evaluate_conversation, evaluate_floors, find_nearest_texts
+from ..tuning.evaluation import evaluate, evaluate_floors, find_nearest_texts
 from ..tuning.statistics import check_user_values, draw_resamples, widen_interval
 from ..tuning.validation import RULE_OF_TRIAL
 
@@ -154,6 +154,29 @@ def train(
         return me, me.finetune(progress=False)
     except InputError:
         return me, None
+
+# %% ../../nbs/experiments/26_new_people_grid.ipynb #09tal001
+def evaluate_conversation(
+    model,  # `Model`
+    dialogues: list,  # test `Dialogue`s of one user; each conversation takes `turns` of them, the rest is left out
+    habits: tuple,  # `Habit`s to look for in the replies
+    adapter=None,  # what is attached, as in `evaluate`
+    turns: int = 6,  # turns of a conversation
+    max_new_tokens: int = 96,  # upper bound of a reply
+) -> np.ndarray:  # (turns,) share of habits kept, mean over conversations
+    "Measure the habits of the replies at each turn of conversations; raise `InputError` without habits or dialogues."
+    count = len(dialogues) // check(turns, "whole number", "turns", low=1, high=MAX_COUNT)
+    if not count or not habits:
+        raise InputError(f"{len(dialogues)} dialogues, {len(habits)} habits", f"give {turns} dialogues and one habit")
+    histories, kept = [()] * count, []
+    with model.use_adapter(adapter):
+        for turn in range(turns):
+            asked = [dialogues[turn * count + i].derive(history=history) for i, history in enumerate(histories)]
+            replies = model.reply(asked, max_new_tokens)
+            turns_of = [(("user", d.prompt), ("assistant", reply)) for d, reply in zip(asked, replies)]
+            histories = [(*history, *pair) for history, pair in zip(histories, turns_of)]
+            kept.append(np.mean([habit.holds(reply) for reply in replies for habit in habits]))
+    return np.array(kept)
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #0197d494
 def make_style_pairs(name: str, test: list) -> tuple:  # (dialogues in the person's manner, plain or foreign texts)

@@ -20,9 +20,9 @@ import numpy as np
 from ..base.adapters import set_adapter_scale
 from ..data.people import USERS, Habit, SimulatedUser, emoji, opener, preferred_words, sign_off, user_stream
 from ..data.reading import load_replay, load_samples
+from .methods.adapter_scale import choose_adapter_scale
 from .runner import Grid
 from ..selection.ranking import compute_mean_loss
-from ..tuning.adapter_scale import choose_adapter_scale
 from ..tuning.config import TuningConfig
 from ..tuning.content import find_frame, measure_content_losses
 from ..tuning.evaluation import make_items, score_replies
@@ -195,9 +195,7 @@ def tune(job: dict, out: Path) -> dict:  # processor seconds, peak memory, the c
         model, answers[: job["answers"]], config, None, out, seed=1, progress=False, replay=load_replay()
     )
     if defaults:
-        adapter = choose_adapter_scale(
-            model, adapter, answers[: job["answers"]], load_replay(), TuningConfig.for_model(model).max_scale
-        )
+        adapter = choose_adapter_scale(model, adapter, answers[: job["answers"]], load_replay())
     seconds = time.process_time() - begin
     losses = {0: adapter.start_loss} | {step: loss for step, _, loss in adapter.history}
     best = min(losses, key=losses.get)

@@ -74,7 +74,7 @@ class RememberingSession(ChatSession):
         self.reply, (reply, reading) = None, self.replies[key]
         yield reply
         question = Dialogue(text, "", history, time=self.clock())
-        self.observe(question, SimpleNamespace(text=reply, reading=reading, dialogue=question))
+        self.observe(question, SimpleNamespace(text=reply, reading=reading, dialogue=question, plain=None))
 
 # %% ../../nbs/experiments/33_talk.ipynb #3125b42b
 def draw_action(session, user: SimulatedUser, d: Dialogue, condition: str) -> Reaction:  # or None

@@ -19,7 +19,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..base.adapters import attach_adapter, check_adapter, detach_adapter
+from ..base.adapters import attach_adapter, check_adapter
 from ..base.core import make_generator, seed_everything
 from ..base.files import ASSETS
 from ..base.tokens import collate_samples
@@ -121,7 +121,7 @@ def train_and_trace(
             *_, (step, tokens) = islice(taught, TEST_INTERVAL)
             found.append((step, compute_mean_loss(model.nll(test)), tokens))
     finally:
-        model.model = detach_adapter(model.model)
+        model.model = model.model.unload()
     places, losses, tokens = zip(*found)
     return dict(steps=list(places), losses=[round(float(loss), 4) for loss in losses], tokens=list(tokens))
 
