@@ -22,6 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["PERSONAL_LLM_MODEL"] = "pocket"  # the default model of the tests; cells flagged smollm2 name theirs
 os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="ledger-")  # the ledger of who runs the tests is not touched
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="config-")  # nor is the token of the server
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: one thread each
     os.environ["OMP_NUM_THREADS"] = str(max(1, cores // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", cores))))

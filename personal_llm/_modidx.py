@@ -180,12 +180,56 @@ d = {
             ),
         },
         "personal_llm.app.chat_completions": {
-            "personal_llm.app.chat_completions.ChatRequest": (
-                "8_app/chat_completions.html#chatrequest",
+            "personal_llm.app.chat_completions.CompletionRequest": (
+                "8_app/chat_completions.html#completionrequest",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.get_history": (
+                "8_app/chat_completions.html#completionrequest.get_history",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.get_options": (
+                "8_app/chat_completions.html#completionrequest.get_options",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.CompletionRequest.is_observed": (
+                "8_app/chat_completions.html#completionrequest.is_observed",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.Fields": (
+                "8_app/chat_completions.html#fields",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.Message": (
+                "8_app/chat_completions.html#message",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.Message.get_text": (
+                "8_app/chat_completions.html#message.get_text",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.PersonalOptions": (
+                "8_app/chat_completions.html#personaloptions",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.StreamOptions": (
+                "8_app/chat_completions.html#streamoptions",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.TextPart": (
+                "8_app/chat_completions.html#textpart",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.check_is_stored": (
                 "8_app/chat_completions.html#check_is_stored",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.check_messages": (
+                "8_app/chat_completions.html#check_messages",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.check_model_name": (
+                "8_app/chat_completions.html#check_model_name",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.collect_items": (
@@ -200,8 +244,8 @@ d = {
                 "8_app/chat_completions.html#make_answer",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.make_chunk": (
-                "8_app/chat_completions.html#make_chunk",
+            "personal_llm.app.chat_completions.make_completions_router": (
+                "8_app/chat_completions.html#make_completions_router",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.make_event": (
@@ -216,36 +260,28 @@ d = {
                 "8_app/chat_completions.html#make_item_events",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.read_flag": (
-                "8_app/chat_completions.html#read_flag",
+            "personal_llm.app.chat_completions.only": (
+                "8_app/chat_completions.html#only",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.read_group": (
-                "8_app/chat_completions.html#read_group",
+            "personal_llm.app.chat_completions.refuse_field": (
+                "8_app/chat_completions.html#refuse_field",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.read_message": (
-                "8_app/chat_completions.html#read_message",
+            "personal_llm.app.chat_completions.split_content": (
+                "8_app/chat_completions.html#split_content",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.read_messages": (
-                "8_app/chat_completions.html#read_messages",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.read_number": (
-                "8_app/chat_completions.html#read_number",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.read_options": (
-                "8_app/chat_completions.html#read_options",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.read_request": (
-                "8_app/chat_completions.html#read_request",
+            "personal_llm.app.chat_completions.stream_events": (
+                "8_app/chat_completions.html#stream_events",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.summarise_reply": (
                 "8_app/chat_completions.html#summarise_reply",
+                "personal_llm/app/chat_completions.py",
+            ),
+            "personal_llm.app.chat_completions.to_refusal": (
+                "8_app/chat_completions.html#to_refusal",
                 "personal_llm/app/chat_completions.py",
             ),
         },
@@ -358,10 +394,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.after_job",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.begin_learning": (
-                "8_app/conversation_worker.html#conversationworker.begin_learning",
-                "personal_llm/app/conversation_worker.py",
-            ),
             "personal_llm.app.conversation_worker.ConversationWorker.close": (
                 "8_app/conversation_worker.html#conversationworker.close",
                 "personal_llm/app/conversation_worker.py",
@@ -372,6 +404,14 @@ d = {
             ),
             "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
                 "8_app/conversation_worker.html#conversationworker.finish_training",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.follow": (
+                "8_app/conversation_worker.html#conversationworker.follow",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.learn_if_due": (
+                "8_app/conversation_worker.html#conversationworker.learn_if_due",
                 "personal_llm/app/conversation_worker.py",
             ),
             "personal_llm.app.conversation_worker.ConversationWorker.run": (
@@ -388,6 +428,10 @@ d = {
             ),
             "personal_llm.app.conversation_worker.get_chat_numbers": (
                 "8_app/conversation_worker.html#get_chat_numbers",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.get_marks": (
+                "8_app/conversation_worker.html#get_marks",
                 "personal_llm/app/conversation_worker.py",
             ),
         },
@@ -595,6 +639,18 @@ d = {
             ),
         },
         "personal_llm.app.personal_endpoints": {
+            "personal_llm.app.personal_endpoints.OwnFields": (
+                "8_app/personal_endpoints.html#ownfields",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.check_labels": (
+                "8_app/personal_endpoints.html#check_labels",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.check_line": (
+                "8_app/personal_endpoints.html#check_line",
+                "personal_llm/app/personal_endpoints.py",
+            ),
             "personal_llm.app.personal_endpoints.choose_reply": (
                 "8_app/personal_endpoints.html#choose_reply",
                 "personal_llm/app/personal_endpoints.py",
@@ -603,8 +659,16 @@ d = {
                 "8_app/personal_endpoints.html#compare_replies",
                 "personal_llm/app/personal_endpoints.py",
             ),
+            "personal_llm.app.personal_endpoints.describe_import": (
+                "8_app/personal_endpoints.html#describe_import",
+                "personal_llm/app/personal_endpoints.py",
+            ),
             "personal_llm.app.personal_endpoints.export_memory": (
                 "8_app/personal_endpoints.html#export_memory",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.find_in_turn": (
+                "8_app/personal_endpoints.html#find_in_turn",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.forget_dialogues": (
@@ -613,10 +677,6 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.get_conversation": (
                 "8_app/personal_endpoints.html#get_conversation",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.get_fields": (
-                "8_app/personal_endpoints.html#get_fields",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.get_learning_curve": (
@@ -631,24 +691,72 @@ d = {
                 "8_app/personal_endpoints.html#give_feedback",
                 "personal_llm/app/personal_endpoints.py",
             ),
+            "personal_llm.app.personal_endpoints.list_conversations": (
+                "8_app/personal_endpoints.html#list_conversations",
+                "personal_llm/app/personal_endpoints.py",
+            ),
             "personal_llm.app.personal_endpoints.list_memory": (
                 "8_app/personal_endpoints.html#list_memory",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.make_endpoint": (
+                "8_app/personal_endpoints.html#make_endpoint",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.make_fields": (
+                "8_app/personal_endpoints.html#make_fields",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.make_memory_row": (
                 "8_app/personal_endpoints.html#make_memory_row",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.make_openapi": (
-                "8_app/personal_endpoints.html#make_openapi",
+            "personal_llm.app.personal_endpoints.make_personal_router": (
+                "8_app/personal_endpoints.html#make_personal_router",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.read_fields": (
-                "8_app/personal_endpoints.html#read_fields",
+            "personal_llm.app.personal_endpoints.make_title": (
+                "8_app/personal_endpoints.html#make_title",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.make_tree": (
+                "8_app/personal_endpoints.html#make_tree",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.open_conversation": (
+                "8_app/personal_endpoints.html#open_conversation",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.parse_markdown": (
+                "8_app/personal_endpoints.html#parse_markdown",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.read_import": (
+                "8_app/personal_endpoints.html#read_import",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.register_endpoint": (
                 "8_app/personal_endpoints.html#register_endpoint",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.rename_conversation": (
+                "8_app/personal_endpoints.html#rename_conversation",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.say_again": (
+                "8_app/personal_endpoints.html#say_again",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.say_line": (
+                "8_app/personal_endpoints.html#say_line",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.show_dialogue": (
+                "8_app/personal_endpoints.html#show_dialogue",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.show_turns": (
+                "8_app/personal_endpoints.html#show_turns",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.skip_question": (
@@ -657,6 +765,10 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.start_learning": (
                 "8_app/personal_endpoints.html#start_learning",
+                "personal_llm/app/personal_endpoints.py",
+            ),
+            "personal_llm.app.personal_endpoints.summarise_turn": (
+                "8_app/personal_endpoints.html#summarise_turn",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.undo_fine_tune": (
@@ -845,47 +957,11 @@ d = {
             "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
         },
         "personal_llm.app.server": {
-            "personal_llm.app.server.PersonalServer": (
-                "8_app/server.html#personalserver",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.__init__": (
-                "8_app/server.html#personalserver.__init__",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.chat": (
-                "8_app/server.html#personalserver.chat",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.chat_again": (
-                "8_app/server.html#personalserver.chat_again",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.complete": (
-                "8_app/server.html#personalserver.complete",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.import_file": (
-                "8_app/server.html#personalserver.import_file",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.make_endpoint": (
-                "8_app/server.html#personalserver.make_endpoint",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.status": (
-                "8_app/server.html#personalserver.status",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.stream_events": (
-                "8_app/server.html#personalserver.stream_events",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.PersonalServer.stream_turn": (
-                "8_app/server.html#personalserver.stream_turn",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.ServeOptions": ("8_app/server.html#serveoptions", "personal_llm/app/server.py"),
+            "personal_llm.app.server.get_token_file": (
+                "8_app/server.html#get_token_file",
+                "personal_llm/app/server.py",
+            ),
             "personal_llm.app.server.import_server_packages": (
                 "8_app/server.html#import_server_packages",
                 "personal_llm/app/server.py",
@@ -895,28 +971,16 @@ d = {
                 "8_app/server.html#make_http_protocol",
                 "personal_llm/app/server.py",
             ),
-            "personal_llm.app.server.make_json": ("8_app/server.html#make_json", "personal_llm/app/server.py"),
-            "personal_llm.app.server.make_refusal_handler": (
-                "8_app/server.html#make_refusal_handler",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.make_route": ("8_app/server.html#make_route", "personal_llm/app/server.py"),
             "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
             "personal_llm.app.server.open_served_session": (
                 "8_app/server.html#open_served_session",
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
-            "personal_llm.app.server.parse_body": ("8_app/server.html#parse_body", "personal_llm/app/server.py"),
-            "personal_llm.app.server.reword_import_error": (
-                "8_app/server.html#reword_import_error",
-                "personal_llm/app/server.py",
-            ),
-            "personal_llm.app.server.say_again": ("8_app/server.html#say_again", "personal_llm/app/server.py"),
-            "personal_llm.app.server.say_line": ("8_app/server.html#say_line", "personal_llm/app/server.py"),
+            "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
+            "personal_llm.app.server.read_token": ("8_app/server.html#read_token", "personal_llm/app/server.py"),
             "personal_llm.app.server.serve_command": ("8_app/server.html#serve_command", "personal_llm/app/server.py"),
             "personal_llm.app.server.share_arena": ("8_app/server.html#share_arena", "personal_llm/app/server.py"),
-            "personal_llm.app.server.to_refusal": ("8_app/server.html#to_refusal", "personal_llm/app/server.py"),
         },
         "personal_llm.app.server_guard": {
             "personal_llm.app.server_guard.Guard": (
@@ -943,6 +1007,10 @@ d = {
                 "8_app/server_guard.html#guard.read_body",
                 "personal_llm/app/server_guard.py",
             ),
+            "personal_llm.app.server_guard.Guard.send_refusal": (
+                "8_app/server_guard.html#guard.send_refusal",
+                "personal_llm/app/server_guard.py",
+            ),
             "personal_llm.app.server_guard.RateLimit": (
                 "8_app/server_guard.html#ratelimit",
                 "personal_llm/app/server_guard.py",
@@ -953,10 +1021,6 @@ d = {
             ),
             "personal_llm.app.server_guard.RateLimit.count": (
                 "8_app/server_guard.html#ratelimit.count",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.RateLimit.is_reached": (
-                "8_app/server_guard.html#ratelimit.is_reached",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.Refusal": (
@@ -979,10 +1043,6 @@ d = {
                 "8_app/server_guard.html#check_token",
                 "personal_llm/app/server_guard.py",
             ),
-            "personal_llm.app.server_guard.encode_headers": (
-                "8_app/server_guard.html#encode_headers",
-                "personal_llm/app/server_guard.py",
-            ),
             "personal_llm.app.server_guard.is_loopback": (
                 "8_app/server_guard.html#is_loopback",
                 "personal_llm/app/server_guard.py",
@@ -991,16 +1051,16 @@ d = {
                 "8_app/server_guard.html#is_own_host",
                 "personal_llm/app/server_guard.py",
             ),
+            "personal_llm.app.server_guard.is_public": (
+                "8_app/server_guard.html#is_public",
+                "personal_llm/app/server_guard.py",
+            ),
             "personal_llm.app.server_guard.make_security_headers": (
                 "8_app/server_guard.html#make_security_headers",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.parse_address": (
                 "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.send_refusal": (
-                "8_app/server_guard.html#send_refusal",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.split_host": (
@@ -1046,16 +1106,8 @@ d = {
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.compress_adapter": (
-                "0_base/adapters.html#compress_adapter",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.concatenate_factors": (
                 "0_base/adapters.html#concatenate_factors",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.detach_adapter": (
-                "0_base/adapters.html#detach_adapter",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.discard_on_error": (
@@ -1075,10 +1127,6 @@ d = {
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.locked": ("0_base/adapters.html#locked", "personal_llm/base/adapters.py"),
-            "personal_llm.base.adapters.make_peft_settings": (
-                "0_base/adapters.html#make_peft_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.make_staging_folder": (
                 "0_base/adapters.html#make_staging_folder",
                 "personal_llm/base/adapters.py",
@@ -1121,10 +1169,6 @@ d = {
             ),
             "personal_llm.base.adapters.stage_adapter": (
                 "0_base/adapters.html#stage_adapter",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.truncate_factor_pair": (
-                "0_base/adapters.html#truncate_factor_pair",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.truncate_factors": (
@@ -1241,23 +1285,11 @@ d = {
                 "0_base/core.html#inputerror.__init__",
                 "personal_llm/base/core.py",
             ),
-            "personal_llm.base.core._check_dialogue": ("0_base/core.html#_check_dialogue", "personal_llm/base/core.py"),
-            "personal_llm.base.core._check_turn": ("0_base/core.html#_check_turn", "personal_llm/base/core.py"),
             "personal_llm.base.core._describe_wanted": (
                 "0_base/core.html#_describe_wanted",
                 "personal_llm/base/core.py",
             ),
-            "personal_llm.base.core._is_accepted": ("0_base/core.html#_is_accepted", "personal_llm/base/core.py"),
-            "personal_llm.base.core._is_list_of_texts": (
-                "0_base/core.html#_is_list_of_texts",
-                "personal_llm/base/core.py",
-            ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
-            "personal_llm.base.core._make_dialogue_id": (
-                "0_base/core.html#_make_dialogue_id",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core._show_value": ("0_base/core.html#_show_value", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_settings_fields": (
@@ -1280,7 +1312,6 @@ d = {
                 "0_base/database.html#emptydatabaseerror",
                 "personal_llm/base/database.py",
             ),
-            "personal_llm.base.database._migrate": ("0_base/database.html#_migrate", "personal_llm/base/database.py"),
             "personal_llm.base.database.check_pages": (
                 "0_base/database.html#check_pages",
                 "personal_llm/base/database.py",
@@ -1289,18 +1320,12 @@ d = {
                 "0_base/database.html#connect_database",
                 "personal_llm/base/database.py",
             ),
-            "personal_llm.base.database.hash_row": ("0_base/database.html#hash_row", "personal_llm/base/database.py"),
             "personal_llm.base.database.open_database": (
                 "0_base/database.html#open_database",
                 "personal_llm/base/database.py",
             ),
-            "personal_llm.base.database.read_rows": ("0_base/database.html#read_rows", "personal_llm/base/database.py"),
             "personal_llm.base.database.report_damage": (
                 "0_base/database.html#report_damage",
-                "personal_llm/base/database.py",
-            ),
-            "personal_llm.base.database.write_rows": (
-                "0_base/database.html#write_rows",
                 "personal_llm/base/database.py",
             ),
         },
@@ -1341,16 +1366,16 @@ d = {
                 "0_base/decoding.html#choose_next_token",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.contrast_logits": (
+                "0_base/decoding.html#contrast_logits",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.count_whole_tokens": (
                 "0_base/decoding.html#count_whole_tokens",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.draw_token": (
-                "0_base/decoding.html#draw_token",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.drop_numbers": (
@@ -1434,11 +1459,6 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files._list_files": ("0_base/files.html#_list_files", "personal_llm/base/files.py"),
-            "personal_llm.base.files._read_entries": ("0_base/files.html#_read_entries", "personal_llm/base/files.py"),
-            "personal_llm.base.files.append_json_line": (
-                "0_base/files.html#append_json_line",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.compute_sha256": (
                 "0_base/files.html#compute_sha256",
                 "personal_llm/base/files.py",
@@ -1467,7 +1487,6 @@ d = {
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.move_results": ("0_base/files.html#move_results", "personal_llm/base/files.py"),
             "personal_llm.base.files.open_results_folder": (
                 "0_base/files.html#open_results_folder",
                 "personal_llm/base/files.py",
@@ -1477,10 +1496,6 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.read_json": ("0_base/files.html#read_json", "personal_llm/base/files.py"),
-            "personal_llm.base.files.read_json_lines": (
-                "0_base/files.html#read_json_lines",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.read_sealed": ("0_base/files.html#read_sealed", "personal_llm/base/files.py"),
             "personal_llm.base.files.recover_results": (
                 "0_base/files.html#recover_results",
@@ -1550,7 +1565,6 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.check_shapes": ("0_base/gguf.html#check_shapes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_sizes": ("0_base/gguf.html#check_sizes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
@@ -1564,7 +1578,6 @@ d = {
                 "0_base/gguf.html#find_family_problem",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.find_gguf_files": ("0_base/gguf.html#find_gguf_files", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_ollama_files": (
                 "0_base/gguf.html#find_ollama_files",
                 "personal_llm/base/gguf.py",
@@ -1582,20 +1595,12 @@ d = {
                 "0_base/gguf.html#list_local_models",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.map_tensor_names": (
-                "0_base/gguf.html#map_tensor_names",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.read_gguf_config": (
                 "0_base/gguf.html#read_gguf_config",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.read_gguf_header": (
                 "0_base/gguf.html#read_gguf_header",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.read_special_tokens": (
-                "0_base/gguf.html#read_special_tokens",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.read_tensor_info": (
@@ -1620,6 +1625,7 @@ d = {
                 "0_base/ledger.html#get_ledger_file",
                 "personal_llm/base/ledger.py",
             ),
+            "personal_llm.base.ledger.hash_entry": ("0_base/ledger.html#hash_entry", "personal_llm/base/ledger.py"),
             "personal_llm.base.ledger.read_ledger": ("0_base/ledger.html#read_ledger", "personal_llm/base/ledger.py"),
             "personal_llm.base.ledger.record_egress": (
                 "0_base/ledger.html#record_egress",
@@ -1627,10 +1633,6 @@ d = {
             ),
         },
         "personal_llm.base.lineage": {
-            "personal_llm.base.lineage._read_cited_ids": (
-                "0_base/lineage.html#_read_cited_ids",
-                "personal_llm/base/lineage.py",
-            ),
             "personal_llm.base.lineage.collect_source_ids": (
                 "0_base/lineage.html#collect_source_ids",
                 "personal_llm/base/lineage.py",
@@ -1750,6 +1752,18 @@ d = {
             ),
         },
         "personal_llm.base.models": {
+            "personal_llm.base.models.ContrastProcessor": (
+                "0_base/models.html#contrastprocessor",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.ContrastProcessor.__call__": (
+                "0_base/models.html#contrastprocessor.__call__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.ContrastProcessor.__init__": (
+                "0_base/models.html#contrastprocessor.__init__",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -1830,16 +1844,8 @@ d = {
                 "0_base/models.html#sharedprefix.__init__",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.SharedPrefix.can_repeat": (
-                "0_base/models.html#sharedprefix.can_repeat",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.SharedPrefix.prepend": (
                 "0_base/models.html#sharedprefix.prepend",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.SharedPrefix.repeat_cache": (
-                "0_base/models.html#sharedprefix.repeat_cache",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.check_model_and_tokenizer": (
@@ -1905,10 +1911,6 @@ d = {
             "personal_llm.base.text.RecentTexts.add": ("0_base/text.html#recenttexts.add", "personal_llm/base/text.py"),
             "personal_llm.base.text.RecentTexts.find_duplicates": (
                 "0_base/text.html#recenttexts.find_duplicates",
-                "personal_llm/base/text.py",
-            ),
-            "personal_llm.base.text.RecentTexts.forget": (
-                "0_base/text.html#recenttexts.forget",
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text.RecentTexts.restore": (
@@ -2011,10 +2013,6 @@ d = {
                 "0_base/tokens.html#tokenize_messages",
                 "personal_llm/base/tokens.py",
             ),
-            "personal_llm.base.tokens.tokenize_pieces": (
-                "0_base/tokens.html#tokenize_pieces",
-                "personal_llm/base/tokens.py",
-            ),
             "personal_llm.base.tokens.tokenize_with_response": (
                 "0_base/tokens.html#tokenize_with_response",
                 "personal_llm/base/tokens.py",
@@ -2037,16 +2035,8 @@ d = {
                 "2_buffer/active.html#activepolicy._forget_traits",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.ActivePolicy._rank": (
-                "2_buffer/active.html#activepolicy._rank",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.ActivePolicy._sample": (
                 "2_buffer/active.html#activepolicy._sample",
-                "personal_llm/buffer/active.py",
-            ),
-            "personal_llm.buffer.active.ActivePolicy.after_erase": (
-                "2_buffer/active.html#activepolicy.after_erase",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.after_finetune": (
@@ -2133,10 +2123,6 @@ d = {
                 "2_buffer/active.html#_weigh_reaction",
                 "personal_llm/buffer/active.py",
             ),
-            "personal_llm.buffer.active.compute_covariance": (
-                "2_buffer/active.html#compute_covariance",
-                "personal_llm/buffer/active.py",
-            ),
             "personal_llm.buffer.active.expect_log_odds": (
                 "2_buffer/active.html#expect_log_odds",
                 "personal_llm/buffer/active.py",
@@ -2182,14 +2168,6 @@ d = {
             ),
             "personal_llm.buffer.buffer.Buffer.clear": (
                 "2_buffer/buffer.html#buffer.clear",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer.clear_embeddings": (
-                "2_buffer/buffer.html#buffer.clear_embeddings",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer.erase": (
-                "2_buffer/buffer.html#buffer.erase",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.has_same_text": (
@@ -2243,14 +2221,6 @@ d = {
                 "2_buffer/buffer.html#load_buffer",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.read_buffer_file": (
-                "2_buffer/buffer.html#read_buffer_file",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.restore_buffer": (
-                "2_buffer/buffer.html#restore_buffer",
-                "personal_llm/buffer/buffer.py",
-            ),
         },
         "personal_llm.buffer.correction_model": {
             "personal_llm.buffer.correction_model.Answer": (
@@ -2301,10 +2271,6 @@ d = {
                 "2_buffer/correction_model.html#estimate_relevance",
                 "personal_llm/buffer/correction_model.py",
             ),
-            "personal_llm.buffer.correction_model.make_prior_model": (
-                "2_buffer/correction_model.html#make_prior_model",
-                "personal_llm/buffer/correction_model.py",
-            ),
             "personal_llm.buffer.correction_model.neighbour_log_odds": (
                 "2_buffer/correction_model.html#neighbour_log_odds",
                 "personal_llm/buffer/correction_model.py",
@@ -2314,14 +2280,6 @@ d = {
             "personal_llm.buffer.facts.add_fact": ("2_buffer/facts.html#add_fact", "personal_llm/buffer/facts.py"),
             "personal_llm.buffer.facts.asks_for_fact": (
                 "2_buffer/facts.html#asks_for_fact",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_likelihood_gains": (
-                "2_buffer/facts.html#compute_likelihood_gains",
-                "personal_llm/buffer/facts.py",
-            ),
-            "personal_llm.buffer.facts.compute_meaning_scores": (
-                "2_buffer/facts.html#compute_meaning_scores",
                 "personal_llm/buffer/facts.py",
             ),
             "personal_llm.buffer.facts.compute_word_scores": (
@@ -2338,10 +2296,6 @@ d = {
                 "2_buffer/facts.html#recall_fact",
                 "personal_llm/buffer/facts.py",
             ),
-            "personal_llm.buffer.facts.remove_ending": (
-                "2_buffer/facts.html#remove_ending",
-                "personal_llm/buffer/facts.py",
-            ),
         },
         "personal_llm.buffer.feedback": {
             "personal_llm.buffer.feedback.Feedback": (
@@ -2352,20 +2306,12 @@ d = {
                 "2_buffer/feedback.html#feedback.__post_init__",
                 "personal_llm/buffer/feedback.py",
             ),
-            "personal_llm.buffer.feedback._check_texts": (
-                "2_buffer/feedback.html#_check_texts",
-                "personal_llm/buffer/feedback.py",
-            ),
             "personal_llm.buffer.feedback._get_slot": (
                 "2_buffer/feedback.html#_get_slot",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.add_feedback": (
                 "2_buffer/feedback.html#add_feedback",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.check_feedback_rows": (
-                "2_buffer/feedback.html#check_feedback_rows",
                 "personal_llm/buffer/feedback.py",
             ),
             "personal_llm.buffer.feedback.count_feedback": (
@@ -2382,10 +2328,6 @@ d = {
             ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
-                "personal_llm/buffer/feedback.py",
-            ),
-            "personal_llm.buffer.feedback.prune_feedback": (
-                "2_buffer/feedback.html#prune_feedback",
                 "personal_llm/buffer/feedback.py",
             ),
         },
@@ -2463,10 +2405,6 @@ d = {
             "personal_llm.buffer.policies.Policy": ("2_buffer/policies.html#policy", "personal_llm/buffer/policies.py"),
             "personal_llm.buffer.policies.Policy.__init_subclass__": (
                 "2_buffer/policies.html#policy.__init_subclass__",
-                "personal_llm/buffer/policies.py",
-            ),
-            "personal_llm.buffer.policies.Policy.after_erase": (
-                "2_buffer/policies.html#policy.after_erase",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.after_finetune": (
@@ -2571,10 +2509,6 @@ d = {
                 "2_buffer/preferences.html#preference",
                 "personal_llm/buffer/preferences.py",
             ),
-            "personal_llm.buffer.preferences._make_preference": (
-                "2_buffer/preferences.html#_make_preference",
-                "personal_llm/buffer/preferences.py",
-            ),
             "personal_llm.buffer.preferences.collate_mixed": (
                 "2_buffer/preferences.html#collate_mixed",
                 "personal_llm/buffer/preferences.py",
@@ -2645,6 +2579,10 @@ d = {
                 "2_buffer/retrieval.html#choose_count",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.choose_plain": (
+                "2_buffer/retrieval.html#choose_plain",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
@@ -2667,10 +2605,6 @@ d = {
             ),
             "personal_llm.buffer.retrieval.fit_memories": (
                 "2_buffer/retrieval.html#fit_memories",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.measure_gain": (
-                "2_buffer/retrieval.html#measure_gain",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.rank_memories": (
@@ -2803,24 +2737,12 @@ d = {
                 "2_buffer/synthesis.html#continue_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
-            "personal_llm.buffer.synthesis.count_shared": (
-                "2_buffer/synthesis.html#count_shared",
-                "personal_llm/buffer/synthesis.py",
-            ),
             "personal_llm.buffer.synthesis.draw_tokens": (
                 "2_buffer/synthesis.html#draw_tokens",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.find_first_tokens": (
                 "2_buffer/synthesis.html#find_first_tokens",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.find_loss_rises": (
-                "2_buffer/synthesis.html#find_loss_rises",
-                "personal_llm/buffer/synthesis.py",
-            ),
-            "personal_llm.buffer.synthesis.generate_rewrites": (
-                "2_buffer/synthesis.html#generate_rewrites",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
@@ -2889,6 +2811,10 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._is_number": ("course/checks.html#_is_number", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._is_rounded": (
+                "course/checks.html#_is_rounded",
+                "personal_llm/course/checks.py",
+            ),
             "personal_llm.course.checks._is_texts": ("course/checks.html#_is_texts", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._judge_function": (
                 "course/checks.html#_judge_function",
@@ -3045,6 +2971,10 @@ d = {
             ),
             "personal_llm.course.grading.handed_out_cells": (
                 "course/grading.html#handed_out_cells",
+                "personal_llm/course/grading.py",
+            ),
+            "personal_llm.course.grading.is_solution": (
+                "course/grading.html#is_solution",
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
@@ -3260,7 +3190,9 @@ d = {
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._by_row": ("course/tasks_2.html#_by_row", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._by_size": ("course/tasks_2.html#_by_size", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._chain": ("course/tasks_2.html#_chain", "personal_llm/course/tasks_2.py"),
+            "personal_llm.course.tasks_2._comb": ("course/tasks_2.html#_comb", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._corrcoef": (
                 "course/tasks_2.html#_corrcoef",
                 "personal_llm/course/tasks_2.py",
@@ -3284,6 +3216,10 @@ d = {
             ),
             "personal_llm.course.tasks_2._over_deviation": (
                 "course/tasks_2.html#_over_deviation",
+                "personal_llm/course/tasks_2.py",
+            ),
+            "personal_llm.course.tasks_2._with_first": (
+                "course/tasks_2.html#_with_first",
                 "personal_llm/course/tasks_2.py",
             ),
             "personal_llm.course.tasks_2._without_mean": (
@@ -3640,6 +3576,10 @@ d = {
                 "personal_llm/course/tasks_6.py",
             ),
             "personal_llm.course.tasks_6._set_ups": ("course/tasks_6.html#_set_ups", "personal_llm/course/tasks_6.py"),
+            "personal_llm.course.tasks_6._size_fault": (
+                "course/tasks_6.html#_size_fault",
+                "personal_llm/course/tasks_6.py",
+            ),
             "personal_llm.course.tasks_6._start_fault": (
                 "course/tasks_6.html#_start_fault",
                 "personal_llm/course/tasks_6.py",
@@ -3754,12 +3694,20 @@ d = {
             "personal_llm.course.tasks_8.stacked": ("course/tasks_8.html#stacked", "personal_llm/course/tasks_8.py"),
         },
         "personal_llm.course.tasks_8_planted": {
+            "personal_llm.course.tasks_8_planted._finds_the_angle": (
+                "course/tasks_8_planted.html#_finds_the_angle",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
             "personal_llm.course.tasks_8_planted._strengths": (
                 "course/tasks_8_planted.html#_strengths",
                 "personal_llm/course/tasks_8_planted.py",
             ),
             "personal_llm.course.tasks_8_planted.choices_of": (
                 "course/tasks_8_planted.html#choices_of",
+                "personal_llm/course/tasks_8_planted.py",
+            ),
+            "personal_llm.course.tasks_8_planted.clear_cases": (
+                "course/tasks_8_planted.html#clear_cases",
                 "personal_llm/course/tasks_8_planted.py",
             ),
             "personal_llm.course.tasks_8_planted.hits": (
@@ -4049,9 +3997,26 @@ d = {
                 "personal_llm/course/worker.py",
             ),
             "personal_llm.course.worker._reply": ("course/worker.html#_reply", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.call_kernel": (
+                "course/worker.html#call_kernel",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.find_answer_folders": (
+                "course/worker.html#find_answer_folders",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.hide_folders": (
+                "course/worker.html#hide_folders",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.leave_namespaces": (
+                "course/worker.html#leave_namespaces",
+                "personal_llm/course/worker.py",
+            ),
             "personal_llm.course.worker.limit": ("course/worker.html#limit", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.prepare": ("course/worker.html#prepare", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.serve": ("course/worker.html#serve", "personal_llm/course/worker.py"),
+            "personal_llm.course.worker.set_mount": ("course/worker.html#set_mount", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.strip_answers": (
                 "course/worker.html#strip_answers",
                 "personal_llm/course/worker.py",
@@ -4111,10 +4076,6 @@ d = {
             ),
             "personal_llm.data.exports.parse_telegram": (
                 "1_data/exports.html#parse_telegram",
-                "personal_llm/data/exports.py",
-            ),
-            "personal_llm.data.exports.parse_telegram_account": (
-                "1_data/exports.html#parse_telegram_account",
                 "personal_llm/data/exports.py",
             ),
             "personal_llm.data.exports.parse_telegram_messages": (
@@ -4416,10 +4377,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.collect": ("1_data/records.html#collect", "personal_llm/data/records.py"),
-            "personal_llm.data.records.decode_line": (
-                "1_data/records.html#decode_line",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.decode_lines": (
                 "1_data/records.html#decode_lines",
                 "personal_llm/data/records.py",
@@ -4648,8 +4605,20 @@ d = {
                 "6_device/conversation.html#chatsession.offer_choice",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.open_conversation": (
+                "6_device/conversation.html#chatsession.open_conversation",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.open_stream": (
+                "6_device/conversation.html#chatsession.open_stream",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
                 "6_device/conversation.html#chatsession.pop_messages",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.rename_conversation": (
+                "6_device/conversation.html#chatsession.rename_conversation",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.retry": (
@@ -4736,6 +4705,10 @@ d = {
             ),
             "personal_llm.device.forgetting.ForgetRequest.matches": (
                 "6_device/forgetting.html#forgetrequest.matches",
+                "personal_llm/device/forgetting.py",
+            ),
+            "personal_llm.device.forgetting._count_turns": (
+                "6_device/forgetting.html#_count_turns",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._delete_store": (
@@ -4834,6 +4807,10 @@ d = {
                 "6_device/memory.html#memory.is_configured",
                 "personal_llm/device/memory.py",
             ),
+            "personal_llm.device.memory.Memory.move": (
+                "6_device/memory.html#memory.move",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory.Memory.read": (
                 "6_device/memory.html#memory.read",
                 "personal_llm/device/memory.py",
@@ -4917,6 +4894,10 @@ d = {
                 "6_device/memory.html#is_own_folder",
                 "personal_llm/device/memory.py",
             ),
+            "personal_llm.device.memory.join_conversation": (
+                "6_device/memory.html#join_conversation",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory.load_adapter": (
                 "6_device/memory.html#load_adapter",
                 "personal_llm/device/memory.py",
@@ -4955,6 +4936,10 @@ d = {
             ),
             "personal_llm.device.memory.scores_to_dict": (
                 "6_device/memory.html#scores_to_dict",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory.split_conversation": (
+                "6_device/memory.html#split_conversation",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.sweep_folder": (
@@ -5329,12 +5314,20 @@ d = {
                 "6_device/replay.html#personalizerstate.find_slot",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.first_turn": (
+                "6_device/replay.html#personalizerstate.first_turn",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.get_candidate": (
                 "6_device/replay.html#personalizerstate.get_candidate",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.get_root": (
                 "6_device/replay.html#personalizerstate.get_root",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.get_title": (
+                "6_device/replay.html#personalizerstate.get_title",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.is_chat": (
@@ -5357,12 +5350,20 @@ d = {
                 "6_device/replay.html#personalizerstate.record",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.rename": (
+                "6_device/replay.html#personalizerstate.rename",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.replay": (
                 "6_device/replay.html#personalizerstate.replay",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.status": (
                 "6_device/replay.html#personalizerstate.status",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.turns": (
+                "6_device/replay.html#personalizerstate.turns",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.TrainingRound": (
@@ -5411,8 +5412,8 @@ d = {
                 "6_device/streaming.html#replystream.__iter__",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.ReplyStream.compute_reading": (
-                "6_device/streaming.html#replystream.compute_reading",
+            "personal_llm.device.streaming.ReplyStream.complete_reading": (
+                "6_device/streaming.html#replystream.complete_reading",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.decode_new_text": (
@@ -5425,6 +5426,10 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.feed_part": (
                 "6_device/streaming.html#replystream.feed_part",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.ReplyStream.read_prompt": (
+                "6_device/streaming.html#replystream.read_prompt",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
@@ -5523,6 +5528,48 @@ d = {
             "personal_llm.experiments.clicks.simulate": (
                 "experiments/clicks.html#simulate",
                 "personal_llm/experiments/clicks.py",
+            ),
+        },
+        "personal_llm.experiments.contrast": {
+            "personal_llm.experiments.contrast.aside": (
+                "experiments/contrast.html#aside",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.load_tools": (
+                "experiments/contrast.html#load_tools",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.lower_case": (
+                "experiments/contrast.html#lower_case",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.make_person": (
+                "experiments/contrast.html#make_person",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.make_person_data": (
+                "experiments/contrast.html#make_person_data",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.measure": (
+                "experiments/contrast.html#measure",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.measure_replies": (
+                "experiments/contrast.html#measure_replies",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.numbered": (
+                "experiments/contrast.html#numbered",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.tagged": (
+                "experiments/contrast.html#tagged",
+                "personal_llm/experiments/contrast.py",
+            ),
+            "personal_llm.experiments.contrast.titled": (
+                "experiments/contrast.html#titled",
+                "personal_llm/experiments/contrast.py",
             ),
         },
         "personal_llm.experiments.deciding": {
@@ -5910,6 +5957,32 @@ d = {
                 "personal_llm/experiments/lines.py",
             ),
         },
+        "personal_llm.experiments.methods.adapter_scale": {
+            "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (
+                "experiments/methods/adapter_scale.html#choose_adapter_scale",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.find_habitual_runs": (
+                "experiments/methods/adapter_scale.html#find_habitual_runs",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.is_affordable": (
+                "experiments/methods/adapter_scale.html#is_affordable",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.measure_kept_runs": (
+                "experiments/methods/adapter_scale.html#measure_kept_runs",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.measure_prices": (
+                "experiments/methods/adapter_scale.html#measure_prices",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.select_scale_answers": (
+                "experiments/methods/adapter_scale.html#select_scale_answers",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+        },
         "personal_llm.experiments.methods.searches": {
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
@@ -6291,6 +6364,10 @@ d = {
             ),
             "personal_llm.experiments.new_people_grid.describe_run": (
                 "experiments/new_people_grid.html#describe_run",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.evaluate_conversation": (
+                "experiments/new_people_grid.html#evaluate_conversation",
                 "personal_llm/experiments/new_people_grid.py",
             ),
             "personal_llm.experiments.new_people_grid.freeze_plan": (
@@ -6677,6 +6754,10 @@ d = {
                 "experiments/runner.html#grid",
                 "personal_llm/experiments/runner.py",
             ),
+            "personal_llm.experiments.runner.append_json_line": (
+                "experiments/runner.html#append_json_line",
+                "personal_llm/experiments/runner.py",
+            ),
             "personal_llm.experiments.runner.append_results": (
                 "experiments/runner.html#append_results",
                 "personal_llm/experiments/runner.py",
@@ -6687,6 +6768,10 @@ d = {
             ),
             "personal_llm.experiments.runner.check_grid": (
                 "experiments/runner.html#check_grid",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.check_revision": (
+                "experiments/runner.html#check_revision",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.find_missing_jobs": (
@@ -6707,6 +6792,10 @@ d = {
             ),
             "personal_llm.experiments.runner.provenance": (
                 "experiments/runner.html#provenance",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.read_json_lines": (
+                "experiments/runner.html#read_json_lines",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.read_result_lines": (
@@ -10245,32 +10334,6 @@ d = {
                 "personal_llm/selection/warm_start.py",
             ),
         },
-        "personal_llm.tuning.adapter_scale": {
-            "personal_llm.tuning.adapter_scale.choose_adapter_scale": (
-                "3_tuning/adapter_scale.html#choose_adapter_scale",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-            "personal_llm.tuning.adapter_scale.find_habitual_runs": (
-                "3_tuning/adapter_scale.html#find_habitual_runs",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-            "personal_llm.tuning.adapter_scale.is_affordable": (
-                "3_tuning/adapter_scale.html#is_affordable",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-            "personal_llm.tuning.adapter_scale.measure_kept_runs": (
-                "3_tuning/adapter_scale.html#measure_kept_runs",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-            "personal_llm.tuning.adapter_scale.measure_prices": (
-                "3_tuning/adapter_scale.html#measure_prices",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-            "personal_llm.tuning.adapter_scale.select_scale_answers": (
-                "3_tuning/adapter_scale.html#select_scale_answers",
-                "personal_llm/tuning/adapter_scale.py",
-            ),
-        },
         "personal_llm.tuning.config": {
             "personal_llm.tuning.config.TuningConfig": (
                 "3_tuning/config.html#tuningconfig",
@@ -10386,10 +10449,6 @@ d = {
                 "3_tuning/evaluation.html#evaluation.values",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.choose_best_constant": (
-                "3_tuning/evaluation.html#choose_best_constant",
-                "personal_llm/tuning/evaluation.py",
-            ),
             "personal_llm.tuning.evaluation.choose_typical_answer": (
                 "3_tuning/evaluation.html#choose_typical_answer",
                 "personal_llm/tuning/evaluation.py",
@@ -10400,10 +10459,6 @@ d = {
             ),
             "personal_llm.tuning.evaluation.evaluate": (
                 "3_tuning/evaluation.html#evaluate",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.evaluate_conversation": (
-                "3_tuning/evaluation.html#evaluate_conversation",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.evaluate_floors": (
@@ -10500,10 +10555,6 @@ d = {
                 "3_tuning/finetune.html#finetune",
                 "personal_llm/tuning/finetune.py",
             ),
-            "personal_llm.tuning.finetune.hash_run": (
-                "3_tuning/finetune.html#hash_run",
-                "personal_llm/tuning/finetune.py",
-            ),
             "personal_llm.tuning.finetune.measure_second_run": (
                 "3_tuning/finetune.html#measure_second_run",
                 "personal_llm/tuning/finetune.py",
@@ -10594,10 +10645,6 @@ d = {
                 "3_tuning/speedups.html#count_frozen_layers",
                 "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.speedups.find_rounded_layers": (
-                "3_tuning/speedups.html#find_rounded_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
             "personal_llm.tuning.speedups.get_layer_stack": (
                 "3_tuning/speedups.html#get_layer_stack",
                 "personal_llm/tuning/speedups.py",
@@ -10680,10 +10727,6 @@ d = {
                 "3_tuning/statistics.html#widen_interval",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.widening_factor": (
-                "3_tuning/statistics.html#widening_factor",
-                "personal_llm/tuning/statistics.py",
-            ),
         },
         "personal_llm.tuning.training_loop": {
             "personal_llm.tuning.training_loop.add_gradients": (
@@ -10734,10 +10777,6 @@ d = {
                 "3_tuning/training_loop.html#save_checkpoint",
                 "personal_llm/tuning/training_loop.py",
             ),
-            "personal_llm.tuning.training_loop.seed_step": (
-                "3_tuning/training_loop.html#seed_step",
-                "personal_llm/tuning/training_loop.py",
-            ),
             "personal_llm.tuning.training_loop.select_step_batches": (
                 "3_tuning/training_loop.html#select_step_batches",
                 "personal_llm/tuning/training_loop.py",
@@ -10770,10 +10809,6 @@ d = {
             ),
             "personal_llm.tuning.validation.Checks.compute_loss": (
                 "3_tuning/validation.html#checks.compute_loss",
-                "personal_llm/tuning/validation.py",
-            ),
-            "personal_llm.tuning.validation.Checks.has_learned": (
-                "3_tuning/validation.html#checks.has_learned",
                 "personal_llm/tuning/validation.py",
             ),
             "personal_llm.tuning.validation.Checks.history": (

@@ -34,15 +34,15 @@ from test_phone import parcel_in
 from personal_llm.base import ledger
 from personal_llm.base.adapters import Adapter, read_factors, read_lora_config
 from personal_llm.base.core import InputError
-from personal_llm.base.database import hash_row
 from personal_llm.base.files import OwnedFolder, compute_sha256, open_results_folder, publish_results
-from personal_llm.base.files import read_json_lines, recover_results, seal
+from personal_llm.base.files import recover_results, seal
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
 from personal_llm.device.memory import _hash_row
 from personal_llm.device.replay import folder_status, read_state
+from personal_llm.experiments.runner import read_json_lines
 from personal_llm.runtimes import phone, phone_bundle
 from personal_llm.selection import cards, remote_library
 from personal_llm.selection import library as library_module
@@ -112,7 +112,7 @@ def change_row(file: Path, draw: random.Random) -> str:  # the new row
         rows = [(t, *row) for t in names for row in store.execute(f"SELECT key, content FROM {t}")]
         table, key, content = draw.choice(rows)
         new = json.dumps(change_json(json.loads(content), draw))
-        given = new, hash_row(table, key, new), key
+        given = new, ledger.hash_entry(key, new), key
         with suppress(sqlite3.Error):  # a rule of the table refuses it
             store.execute(f"UPDATE {table} SET content = ?, checksum = ? WHERE key = ?", given)
             store.commit()

@@ -24,7 +24,6 @@ from personal_llm.base.adapters import (
     get_adapter_id,
     attach_adapter,
     check_adapter,
-    detach_adapter,
     finish_adapter_commit,
     parse_adapter_card,
     make_staging_folder,
@@ -192,14 +191,14 @@ def test_an_adapter_that_does_not_fit_leaves_the_model_bare(how, model, fitting,
         attach_adapter(model.model, folder)
     assert same(model, before) and [type(m) for m in model.model.modules()] == kinds
     assert not hasattr(model.model, "peft_config")
-    assert detach_adapter(attach_adapter(model.model, fitting)) is model.model and same(model, before)
+    assert attach_adapter(model.model, fitting).unload() is model.model and same(model, before)
 
 
 def test_trained_layers_are_staged_and_come_back(model, fitting, tmp_path):
     adapted = attach_adapter(model.model, fitting, trainable=True)
     assert any(p.requires_grad for p in adapted.parameters())
     stage = stage_adapter(adapted, tmp_path / "out")
-    assert detach_adapter(adapted) is model.model and not (tmp_path / "out" / WEIGHTS_FILE).exists()
+    assert adapted.unload() is model.model and not (tmp_path / "out" / WEIGHTS_FILE).exists()
     commit_adapter(stage, Adapter(tmp_path / "out", model.base))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
     one, other = load_file(fitting / WEIGHTS_FILE), load_file(tmp_path / "out" / WEIGHTS_FILE)
@@ -370,7 +369,7 @@ def test_only_the_owner_reads_it(model, fitting, tmp_path):
     out = tmp_path / "deep" / "adapter"
     adapted = attach_adapter(model.model, fitting)
     stage = stage_adapter(adapted, out)
-    detach_adapter(adapted)
+    adapted.unload()
     assert oct(stage.stat().st_mode & 0o777) == "0o700"
     commit_adapter(stage, Adapter(out, model.base))
     assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o600"}

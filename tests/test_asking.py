@@ -124,15 +124,6 @@ def test_directions_of_another_adapter_are_dropped():
     assert answers and all(np.isclose(buffer.view.units @ a.direction, 1).any() for a in answers), "computed anew"
 
 
-def test_nothing_is_left_of_what_was_erased():
-    buffer, _ = run(stream(200), buffer=Buffer(8, ActivePolicy(200)))
-    gone = buffer.dialogues[0]
-    buffer.erase({gone.id})
-    state = str(buffer.policy.state())
-    assert gone.id not in state and not any(parent in state for parent in gone.parents)
-    assert gone.prompt not in buffer.policy.recent_prompts, "its words may be said as if for the first time"
-
-
 def row(i, direction=(1.0, 0.0), origin="model", prompt=""):
     "One dialogue of no words in common with another."
     scores = Scores(0.5, 0.5, 0.1, "none", np.array(direction, np.float32), 1.0, 9, "base", 0.0)
@@ -214,12 +205,6 @@ def test_what_repeats_leaves_no_numbers():
         and len(policy.stream_statistics.columns["loss"]) == 1
         and policy.seen == 2
     )
-
-
-def test_nothing_at_all_is_left_when_all_was_erased():
-    buffer, _ = run(stream(100), buffer=Buffer(4, ActivePolicy(100)))
-    buffer.erase({d.id for d in buffer.dialogues})
-    assert buffer.policy.state() == ActivePolicy(100).state()
 
 
 def test_worth_is_remembered_for_bins_and_a_few_more():
@@ -370,8 +355,6 @@ def test_a_reaction_without_certainty_changes_no_belief():
     buffer.policy.learn_from_reaction(buffer.view, c, 0.5)
     assert (buffer.policy.correction_model.mean == mean).all()
     assert (buffer.policy.compute_relevance(buffer.entries) == before).all()
-    buffer.erase({c.dialogue.id})
-    assert not any((buffer.policy.reactions, buffer.policy.sample, buffer.policy.steps, buffer.policy.traits))
 
 
 def test_an_open_question_of_an_earlier_version_takes_its_answer():

@@ -128,7 +128,7 @@ def test_the_demo_s_curve_and_the_phone_take_the_model_s_defaults(tmp_path, monk
 
     for model in (TOY, LARGE):
         curve, own = make_paired_config(model, 8, []), TuningConfig.for_model(model, steps=8)
-        names = ("steps", "learning_rate", "dropout", "replay_share", "pass_tokens", "max_scale")
+        names = ("steps", "learning_rate", "dropout", "replay_share", "pass_tokens")
         assert [getattr(curve, name) for name in names] == [getattr(own, name) for name in names]
 
     class Stop(Exception):

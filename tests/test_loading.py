@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import random_adapter, tiny, tiny_tokenizer
 
 from personal_llm.base import loading
-from personal_llm.base.adapters import attach_adapter, detach_adapter
+from personal_llm.base.adapters import attach_adapter
 from personal_llm.base.check import check_model
 from personal_llm.base.core import InputError
 from personal_llm.base.files import ASSETS
@@ -276,9 +276,9 @@ def test_the_base_is_the_base_whatever_is_attached(tmp_path):
     adapted = attach_adapter(model.model, random_adapter(model, tmp_path / "a"))
     assert compute_fingerprint(adapted) == compute_fingerprint(adapted.get_base_model()) == model.base
     one = hash_attached_adapter(adapted)
-    detach_adapter(adapted)
+    adapted.unload()
     other = attach_adapter(model.model, random_adapter(model, tmp_path / "b", seed=2))
-    assert one != hash_attached_adapter(other) and hash_attached_adapter(detach_adapter(other)) == ""
+    assert one != hash_attached_adapter(other) and hash_attached_adapter(other.unload()) == ""
 
 
 def test_files_and_live_objects_agree(folder):

@@ -102,14 +102,14 @@ def test_nobody_is_kept_twice(kind):
 
 
 @every_policy
-def test_it_goes_on_after_a_fine_tune_and_after_forgetting(kind):
+def test_it_goes_on_after_a_fine_tune_and_after_a_removal(kind):
     buffer = filled(kind, stream(30))
     buffer.policy.after_finetune(buffer)
     assert len(buffer) == (0 if kind == "sdss-scripts" else 5)
     buffer.rescore([replace(c, scores=replace(c.scores, model="base+a")) for c in buffer.entries])
     for c in stream(90)[30:60]:
         buffer.add(replace(c, scores=replace(c.scores, model="base+a")))
-    buffer.erase({buffer.dialogues[0].id, buffer.dialogues[-1].id})
+    buffer.remove({0, len(buffer) - 1})
     assert len(buffer) == 3
     for c in stream(90)[60:]:
         buffer.add(replace(c, scores=replace(c.scores, model="base+a")))

@@ -18,7 +18,7 @@ import torch
 from personal_llm.app.server_guard import Guard, ServerLimits
 from personal_llm.base import ledger
 from personal_llm.base.core import Dialogue, InputError
-from personal_llm.base.database import open_database, write_rows
+from personal_llm.base.database import open_database
 from personal_llm.base.files import compute_sha256
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer, load_buffer
@@ -171,7 +171,8 @@ def test_a_row_of_the_ledger_that_is_none_is_one_line(row, tmp_path, monkeypatch
     with ledger.record_egress("export", tmp_path):
         pass
     with open_database(ledger.get_ledger_file(), ledger.LEDGER_ID, ledger.LEDGER_TABLE, writes=True) as store:
-        write_rows(store, "ledger", {1: row})
+        content = json.dumps(row)
+        store.execute("UPDATE ledger SET content = ?, checksum = ?", (content, ledger.hash_entry(1, content)))
     with pytest.raises(InputError, match="ledger.db: damaged"):
         ledger.read_ledger()
 
@@ -196,29 +197,61 @@ def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
 # ---- the server
 
 
-def send(guard: Guard, number: int) -> list:  # statuses
-    "Send a number of requests with the right token, without a network."
-    statuses = []
-    headers = [(b"host", b"127.0.0.1"), (b"authorization", b"Bearer token-of-this-test")]
-    scope = dict(type="http", method="GET", path="/v1/models", headers=headers)
+TOKEN = "token-of-this-test"
+
+
+async def answer_ok(scope, receive, send):
+    await send(dict(type="http.response.start", status=200, headers=[]))
+
+
+def send(guard: Guard, token: str = TOKEN, path: str = "/v1/models", chunks=(b"",)) -> int:  # the status
+    "Send a request to the guard without a network; `chunks` are the pieces of its body, and may have no end."
+    headers = [(b"host", b"127.0.0.1")] + [(b"authorization", f"Bearer {token}".encode())] * (token is not None)
+    scope, statuses, pieces = dict(type="http", method="GET", path=path, headers=headers), [], iter(chunks)
 
     async def receive():
-        return dict(type="http.request", body=b"", more_body=False)
+        piece = next(pieces, None)
+        return dict(type="http.request", body=piece or b"", more_body=piece not in (None, b""))
 
     async def collect(message):
         statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
 
-    for _ in range(number):
-        asyncio.run(guard(scope, receive, collect))
-    return statuses
+    asyncio.run(guard(scope, receive, collect))
+    return statuses[0]
 
 
 def test_requests_are_limited_also_with_the_token():
-    async def app(scope, receive, send):
-        await send(dict(type="http.response.start", status=200, headers=[]))
+    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(requests_per_minute=3))
+    assert [send(guard) for _ in range(5)] == [200, 200, 200, 429, 429]
 
-    guard = Guard(app, "token-of-this-test", limits=ServerLimits(requests_per_minute=3))
-    assert send(guard, 5) == [200, 200, 200, 429, 429]
+
+def test_requests_without_the_token_cost_the_owner_nothing():
+    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(requests_per_minute=3, wrong_tokens_per_minute=2))
+    wrong = [send(guard, token) for token in (None, "", "x", None)]
+    page = [send(guard, None, "/page/page.js") for _ in range(5)]
+    assert wrong == [401, 401, 429, 429] and page == [200, 200, 200, 429, 429]
+    assert [send(guard) for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_a_chunked_gigabyte_is_not_read():
+    "A body without a length is read up to the limit, and no piece further."
+    num_pieces = 0
+
+    def gigabyte():
+        nonlocal num_pieces
+        for num_pieces in range(1, 2**14 + 1):
+            yield b"x" * 2**16
+
+    guard = Guard(answer_ok, TOKEN, large_paths=("/personal/import",))
+    for path, limit in (("/personal/chat", 2**20), ("/personal/import", 2**25)):
+        assert send(guard, path=path, chunks=gigabyte()) == 413 and num_pieces == limit / 2**16 + 1
+
+
+def test_a_token_of_the_right_length_is_none():
+    guard = Guard(answer_ok, TOKEN, limits=ServerLimits(wrong_tokens_per_minute=10**6))
+    near = [TOKEN[:place] + chr(ord(letter) ^ 1) + TOKEN[place + 1 :] for place, letter in enumerate(TOKEN)]
+    near += [TOKEN[::-1], TOKEN.upper(), TOKEN[1:] + TOKEN[0], TOKEN[:-1], TOKEN + "n", "x" * len(TOKEN), ""]
+    assert {send(guard, token) for token in near} == {401} and send(guard) == 200
 
 
 # ---- the clock

@@ -66,7 +66,7 @@ def test_recent_texts_find_near_duplicates(a, b):
     assert (b in recent) == is_near_duplicate(a, b)
 
 
-def test_the_memory_is_bounded_saved_and_forgets():
+def test_the_memory_is_bounded_and_saved():
     recent = RecentTexts(size=3)
     for text in ("one thing", "another matter", "a third question", "the last of them"):
         recent.add(text)
@@ -74,9 +74,7 @@ def test_the_memory_is_bounded_saved_and_forgets():
     again = RecentTexts(size=3)
     again.restore(json.loads(json.dumps(recent.to_list())))
     assert list(again.signatures) == list(recent.signatures)
-    again.forget("another matter...")
-    assert len(again) == 2 and "another matter" not in again and "a third question" in again
-    assert "third" not in json.dumps(again.to_list())
+    assert "another matter" in again and "third" not in json.dumps(again.to_list())
 
 
 def test_negations():

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Adapter', 'read_adapter_scale', 'read_scaled_settings', 'set_adapter_scale', 'check_adapter',
-           'write_adapter', 'detach_adapter', 'attach_adapter', 'read_lora_config', 'read_factors',
-           'concatenate_factors', 'compress_adapter']
+           'write_adapter', 'attach_adapter', 'read_lora_config', 'read_factors', 'concatenate_factors']
 
 # %% ../../nbs/0_base/05_adapters.ipynb #895f7250
 import hashlib
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
-from .core import Cost, InputError, check, measure_cost
+from .core import Cost, InputError
 from .files import delete_path, get_temporary_path, make_folder, make_temporary_folder, read_json
 from .files import read_sealed, try_lock, write_json, write_sealed
 
@@ -248,14 +247,6 @@ def stage_adapter(adapted, out) -> Path:  # a folder for `commit_adapter`
         (stage / "README.md").unlink(missing_ok=True)
     return stage
 
-# %% ../../nbs/0_base/05_adapters.ipynb #04ada018
-def make_peft_settings(pairs: dict) -> dict:
-    "Return the settings under which peft uses computed matrices as they are."
-    rank = next(iter(pairs.values()))[0].shape[0]
-    names = sorted(module.removeprefix("base_model.model.") for module in pairs)
-    unused = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))
-    return unused | dict(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights=True, inference_mode=True)
-
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada046
 def write_adapter(
     pairs: dict,  # module -> (A, B), to be used with scale 1
@@ -269,10 +260,14 @@ def write_adapter(
     out = Path(out or make_temporary_folder("adapter-"))
     adapter = parse_adapter_card(out, card | dict(cost=asdict(card.get("cost", Cost()))))
     tensors = {f"{m}.lora_{name}.weight": x.contiguous() for m, pair in pairs.items() for name, x in zip("AB", pair)}
+    rank = next(iter(pairs.values()))[0].shape[0]
+    names = sorted(module.removeprefix("base_model.model.") for module in pairs)
+    settings = settings | dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern"))  # peft's filters
+    settings |= dict(r=rank, lora_alpha=rank, target_modules=names, init_lora_weights=True, inference_mode=True)
     stage = make_staging_folder(out)
     with discard_on_error(stage, out):
         save_file(tensors, stage / WEIGHTS_FILE, metadata=dict(format="pt"))
-        write_json(stage / CONFIG_FILE, settings | make_peft_settings(pairs))
+        write_json(stage / CONFIG_FILE, settings)
     return commit_adapter(stage, adapter)
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada050
@@ -296,11 +291,6 @@ def remove_peft_layers(base_model) -> None:
         if isinstance(layer, BaseTunerLayer):
             base_model.set_submodule(name, layer.get_base_layer())
     vars(base_model).pop("peft_config", None)
-
-# %% ../../nbs/0_base/05_adapters.ipynb #16d13aae
-def detach_adapter(adapted):  # the model without adapter
-    "Take an adapter out of a model of `attach_adapter`; the base weights are the same as before."
-    return adapted.unload()
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada023
 def attach_adapter(
@@ -402,38 +392,20 @@ def concatenate_factors(parts: list) -> dict:  # [(factors, any weight), ...] ->
         stacked[module] = torch.cat([A for A, _ in pairs]), torch.cat(weighted_B, 1)  # of rank sum(ranks)
     return stacked
 
-# %% ../../nbs/0_base/05_adapters.ipynb #05fac012
-def truncate_factor_pair(A, B, rank: int) -> tuple:
-    "Return the nearest product of a smaller rank; if the pair has a lower rank, the rest is zeros."
-    import torch
-
-    Q_B, R_B = torch.linalg.qr(B.double())
-    Q_A, R_A = torch.linalg.qr(A.T.double())
-    U, s, V = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
-    sqrt_values = s[:rank].sqrt()
-    small_A, small_B = torch.zeros(rank, A.shape[1]), torch.zeros(B.shape[0], rank)
-    small_A[: len(sqrt_values)] = sqrt_values[:, None] * (V[:rank] @ Q_A.T)
-    small_B[:, : len(sqrt_values)] = Q_B @ U[:, :rank] * sqrt_values
-    return small_A, small_B, (s[rank:] ** 2).sum().item(), (s**2).sum().item()
-
 # %% ../../nbs/0_base/05_adapters.ipynb #05fac018
 def truncate_factors(pairs: dict, rank: int) -> tuple:  # (module -> (A, B), relative error of the change, 0..1)
     "Return the nearest factors of a smaller rank, module by module, and their error in the Frobenius norm."
-    truncated = {module: truncate_factor_pair(A, B, min(rank, len(A))) for module, (A, B) in pairs.items()}
-    lost, whole = (sum(row[column] for row in truncated.values()) for column in (2, 3))
-    return {module: row[:2] for module, row in truncated.items()}, math.sqrt(lost / whole) if whole else 0.0
+    import torch
 
-# %% ../../nbs/0_base/05_adapters.ipynb #b111df6b
-def compress_adapter(
-    adapter,  # an `Adapter` or a folder
-    rank: int,  # of the result
-    out=None,  # folder for the adapter; a temporary one by default
-) -> tuple:  # (`Adapter`, relative error of the change, 0..1)
-    "Return the nearest adapter of a smaller rank, and its error in the Frobenius norm."
-    check(rank, "whole number", "rank", low=1)
-    folder, cost = check_adapter(adapter), Cost()
-    config, card = read_lora_config(folder), read_adapter_card(folder)
-    with measure_cost(cost):
-        pairs, error = truncate_factors(read_factors(folder), rank)
-    kept = dict(base=card.get("base"), parents=card.get("parents", ()))
-    return write_adapter(pairs, config, out, **kept, cost=cost, error=error), error
+    truncated, lost, whole = {}, 0.0, 0.0
+    for module, (A, B) in pairs.items():
+        Q_B, R_B = torch.linalg.qr(B.double())
+        Q_A, R_A = torch.linalg.qr(A.T.double())
+        U, s, V = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
+        kept, sqrt_values = min(rank, len(A)), s[:rank].sqrt()
+        small_A, small_B = torch.zeros(kept, A.shape[1]), torch.zeros(B.shape[0], kept)  # the rest stays zeros
+        small_A[: len(sqrt_values)] = sqrt_values[:, None] * (V[:rank] @ Q_A.T)
+        small_B[:, : len(sqrt_values)] = Q_B @ U[:, :rank] * sqrt_values
+        truncated[module] = small_A, small_B
+        lost, whole = lost + (s[rank:] ** 2).sum().item(), whole + (s**2).sum().item()
+    return truncated, math.sqrt(lost / whole) if whole else 0.0

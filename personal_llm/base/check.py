@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .adapters import detach_adapter
 from .core import Dialogue, InputError
 from .loading import find_linear_modules, is_causal
 from .models import Model, load_model
@@ -135,7 +134,7 @@ def measure_random_adapter(model: Model, folder: str) -> np.ndarray:  # (dialogu
         model.model.save_pretrained(folder)
         return model.nll(PADDING_DIALOGUES)[:, 0]
     finally:
-        model.model = detach_adapter(model.model)
+        model.model = model.model.unload()
 
 # %% ../../nbs/0_base/11_check.ipynb #7f4d10a7
 def _check_adapter_round_trip(model):

@@ -41,11 +41,6 @@ def _is_number(value) -> bool:
     return is_real and -sys.float_info.max <= value <= sys.float_info.max
 
 
-def _is_list_of_texts(value) -> bool:
-    "Say whether a value is a list or tuple of strings."
-    return isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value)
-
-
 VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
     "whole number": (lambda value: _is_number(value) and isinstance(value, (int, np.integer)), "a whole number"),
     "number": (_is_number, "a number"),
@@ -53,23 +48,16 @@ VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
     "share": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "text": (lambda value: isinstance(value, str), "text"),
     "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty"),
-    "list of texts": (_is_list_of_texts, "a list of texts"),
+    "list of texts": (
+        lambda value: isinstance(value, (tuple, list)) and all(isinstance(item, str) for item in value),
+        "a list of texts",
+    ),
     "yes or no": (lambda value: isinstance(value, (bool, np.bool_)), "True or False"),
     "dictionary": (lambda value: isinstance(value, dict), "a dictionary"),
     "function": (callable, "a function"),
 }
 
 # %% ../../nbs/0_base/01_core.ipynb #chk2
-def _is_accepted(value, kind, low, high, choices) -> bool:
-    "Say whether a value is of a kind and inside its range."
-    if choices is not None:
-        return any(type(value) is type(choice) and value == choice for choice in choices)
-    if isinstance(kind, type):
-        return isinstance(value, kind)
-    is_kind = VALUE_KINDS[kind][0]
-    return is_kind(value) and (low is None or value >= low) and (high is None or value <= high)
-
-
 def _describe_wanted(kind, low, high, choices) -> str:
     "Return the words for what would be accepted."
     if choices is not None:
@@ -80,14 +68,6 @@ def _describe_wanted(kind, low, high, choices) -> str:
     if low is not None:
         return f"give {wanted} of at least {low}"
     return f"give {wanted} of at most {high}" if high is not None else f"give {wanted}"
-
-
-def _show_value(value) -> str:
-    "Return a short form of a value for an error message: the text, the number, the list, or the type."
-    if isinstance(value, str):
-        return repr(value[:60])
-    is_short = isinstance(value, (int, float, np.generic, tuple, list, type(None)))
-    return str(value)[:60] if is_short else type(value).__name__
 
 # %% ../../nbs/0_base/01_core.ipynb #chk3
 def check(
@@ -104,9 +84,18 @@ def check(
         if value is None:
             return None
         kind = kind.removesuffix(" or none")
-    if not _is_accepted(value, kind, low, high, choices):
-        raise InputError(f"{name} is {_show_value(value)}", remedy or _describe_wanted(kind, low, high, choices))
-    return value.item() if isinstance(value, np.generic) else value
+    if choices is not None:
+        is_accepted = any(type(value) is type(choice) and value == choice for choice in choices)
+    elif isinstance(kind, type):
+        is_accepted = isinstance(value, kind)
+    else:
+        is_kind = VALUE_KINDS[kind][0](value)
+        is_accepted = is_kind and (low is None or value >= low) and (high is None or value <= high)
+    if is_accepted:
+        return value.item() if isinstance(value, np.generic) else value
+    is_short = isinstance(value, (int, float, np.generic, tuple, list, type(None)))
+    shown = repr(value[:60]) if isinstance(value, str) else str(value)[:60] if is_short else type(value).__name__
+    raise InputError(f"{name} is {shown}", remedy or _describe_wanted(kind, low, high, choices))
 
 # %% ../../nbs/0_base/01_core.ipynb #chk6
 def setting(
@@ -146,13 +135,6 @@ def patch(method):
     setattr(owner, method.__name__, method)
     return method
 
-# %% ../../nbs/0_base/01_core.ipynb #ce5b4bef
-def _check_turn(turn) -> tuple:
-    "A checked (role, text)."
-    if not (isinstance(turn, (tuple, list)) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
-        raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
-    return tuple(turn)
-
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
 class History(Sequence):
     "The first `count` turns of a conversation, each (role, text). Views of one conversation share its turns."
@@ -160,7 +142,12 @@ class History(Sequence):
     __slots__ = ("turns", "count", "digests")
 
     def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant"
-        self.turns = tuple(_check_turn(turn) for turn in turns)
+        turns = list(turns)
+        for turn in turns:
+            is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
+            if not is_pair or not all(isinstance(part, str) for part in turn):
+                raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
+        self.turns = tuple(map(tuple, turns))
         self.count = len(self.turns)
         self.digests = [""]  # of the first 0, 1, 2, … turns, as many as were needed so far
 
@@ -205,25 +192,6 @@ class History(Sequence):
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")
 NO_ANSWER = ""  # what an annotator returns if the user did not answer; None means that the response is acceptable
 
-
-def _check_dialogue(d: "Dialogue") -> None:
-    "Raise `InputError` unless every field has the right type."
-    if not isinstance(d.prompt, str) or not d.prompt.strip():
-        raise InputError("empty prompt", "a dialogue needs the user's words")
-    check(d.response, "text", "the response")
-    check(d.origin, "choice", "origin", choices=ORIGINS)
-    check(d.id, "text", "id", remedy="give text, or leave it out")
-    check(d.parents, "list of texts", "parents", remedy="give the ids of the dialogues it was made from")
-    check(d.time, "number", "the time", remedy="give seconds or the place in a stream")
-    check(d.labels, "dictionary", "labels", remedy="give names and values")
-
-# %% ../../nbs/0_base/01_core.ipynb #a29f5b48
-def _make_dialogue_id(d: "Dialogue") -> str:  # 16 hexadecimal digits
-    "Return a hash of a dialogue's content and time."
-    history = [d.history.digest] if len(d.history) else []
-    content = json.dumps([d.prompt, d.response, history, d.time, d.origin, d.parents], ensure_ascii=False)
-    return hashlib.sha1(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
 # %% ../../nbs/0_base/01_core.ipynb #df8d277d
 @dataclass(frozen=True)
 class Dialogue:
@@ -239,13 +207,23 @@ class Dialogue:
     labels: dict = field(default_factory=dict, compare=False)  # from a data set; never read by a policy
 
     def __post_init__(self):
-        _check_dialogue(self)
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise InputError("empty prompt", "a dialogue needs the user's words")
+        check(self.response, "text", "the response")
+        check(self.origin, "choice", "origin", choices=ORIGINS)
+        check(self.id, "text", "id", remedy="give text, or leave it out")
+        check(self.parents, "list of texts", "parents", remedy="give the ids of the dialogues it was made from")
+        time = check(self.time, "number", "the time", remedy="give seconds or the place in a stream")
+        check(self.labels, "dictionary", "labels", remedy="give names and values")
         history = self.history if isinstance(self.history, History) else History(self.history)
         object.__setattr__(self, "history", history)
         object.__setattr__(self, "parents", tuple(self.parents))
-        object.__setattr__(self, "time", check(self.time, "number", "the time"))
+        object.__setattr__(self, "time", time)
         if not self.id:
-            object.__setattr__(self, "id", _make_dialogue_id(self))
+            before = [history.digest] if len(history) else []
+            content = [self.prompt, self.response, before, self.time, self.origin, self.parents]
+            content = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            object.__setattr__(self, "id", hashlib.sha1(content).hexdigest()[:16])
         if self.id in self.parents:
             raise InputError(f"dialogue {self.id} is its own parent", "give the ids of other dialogues, or none")
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
-           'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_token_classes',
-           'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'draw_token', 'choose_next_token',
-           'split_units', 'is_in_code', 'drop_numbers', 'is_repeated', 'is_periodic', 'count_whole_tokens', 'find_loop',
-           'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'CONTRAST', 'MIN_PLAUSIBILITY', 'IMPLAUSIBLE', 'MIN_LOOP_WORDS',
+           'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules',
+           'TokenClasses', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition',
+           'choose_next_token', 'contrast_logits', 'split_units', 'is_in_code', 'drop_numbers', 'is_repeated',
+           'is_periodic', 'count_whole_tokens', 'find_loop', 'count_settled_tokens', 'is_sentence_end',
+           'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -120,24 +121,32 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
     return scores
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
-def draw_token(scores, temperature: float, top_p: float, generator) -> int:
-    "Draw a token at a temperature above 0."
-    import torch
-
-    scores = scores.double().cpu()  # float32 has no 1e-300
-    likely_first = ((scores - scores.max()) / temperature).softmax(-1).sort(descending=True)
-    probabilities = likely_first.values
-    probabilities[probabilities.cumsum(-1) - probabilities >= top_p] = 0.0  # the first one stays
-    return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
-
-
 def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
     "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
+    import torch
+
     options = rules.complete(options)
     scores = penalise_repetition(logits, reply_ids, rules, options.repetition_penalty)
-    if options.temperature > 0:
-        return draw_token(scores, options.temperature, options.top_p, generator)
-    return int(scores.argmax())
+    if options.temperature <= 0:
+        return int(scores.argmax())
+    scores = scores.double().cpu()  # float32 has no 1e-300
+    likely_first = ((scores - scores.max()) / options.temperature).softmax(-1).sort(descending=True)
+    probabilities = likely_first.values
+    probabilities[probabilities.cumsum(-1) - probabilities >= options.top_p] = 0.0  # the first one stays
+    return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
+
+# %% ../../nbs/0_base/08_decoding.ipynb #contra02
+CONTRAST = 0.5  # α
+MIN_PLAUSIBILITY = 0.1  # of the largest probability
+IMPLAUSIBLE = 1000.0  # nats; such a token comes only where no other may
+
+
+def contrast_logits(with_context, without_context, contrast: float = CONTRAST):  # (…, vocabulary) each -> float32
+    "Return logits that favour what a context makes likelier (Shi et al. 2024, equation 2), among plausible tokens."
+    logits = with_context.float()
+    p, q = logits.log_softmax(-1), without_context.float().log_softmax(-1)
+    is_plausible = p >= p.max(-1, keepdim=True).values + np.log(MIN_PLAUSIBILITY)
+    return (logits + contrast * (p - q)).where(is_plausible, logits - IMPLAUSIBLE)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decuni01
 def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'make_folder', 'get_temporary_path', 'write_atomically', 'read_json', 'write_json',
-           'append_json_line', 'read_json_lines', 'compute_sha256', 'OwnedFolder', 'lock_folder', 'publish_results',
-           'open_results_folder', 'recover_results']
+           'compute_sha256', 'OwnedFolder', 'lock_folder', 'publish_results', 'open_results_folder', 'recover_results']
 
 # %% ../../nbs/0_base/03_files.ipynb #58ef90fc
 import atexit
@@ -118,26 +117,6 @@ def write_json(path, value) -> None:
     "Write a value as JSON, in one step."
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
 
-# %% ../../nbs/0_base/03_files.ipynb #69af687e
-def append_json_line(path, row) -> None:
-    "Add plain JSON types as a line at the end of a file; it is on the disk when the call returns."
-    make_folder(Path(path).parent)
-    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b") as f:
-        f.seek(max(0, f.tell() - 1))
-        is_line_unfinished = f.read(1) not in (b"", b"\n")  # the line that a killed process left
-        f.write(b"\n" * is_line_unfinished + json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def read_json_lines(path) -> list:  # its rows, without unfinished lines
-    "Read the lines that `append_json_line` wrote; a missing file counts as empty."
-    rows = []
-    for line in Path(path).read_bytes().split(b"\n") if Path(path).exists() else ():
-        with suppress(ValueError, RecursionError):
-            rows.append(json.loads(line))
-    return rows
-
 # %% ../../nbs/0_base/03_files.ipynb #sha25602
 def compute_sha256(content: bytes) -> str:  # 64 hex digits
     "Return the SHA-256 of some bytes."
@@ -174,17 +153,6 @@ OWNERSHIP_FILE = ".personal_llm.json"  # the marker: the list of entries
 LOCK_FILE = ".lock"  # an empty file that a run locks
 
 
-def _read_entries(file: Path) -> dict:  # entry -> its files, or None while it is being made
-    "Read the list of entries; raise `InputError` when it is damaged."
-    content = read_sealed(file)
-    entries = content.get("made") if isinstance(content, dict) else None
-    has_names = isinstance(entries, dict) and all("/" not in name and name not in ("", ".", "..") for name in entries)
-    are_texts = lambda files: isinstance(files, list) and all(isinstance(file, str) for file in files)
-    if not has_names or not all(files is None or are_texts(files) for files in entries.values()):
-        raise InputError(f"{file}: damaged", "restore a copy, or choose a new folder")
-    return entries
-
-
 def _list_files(folder: Path) -> set:  # relative paths with forward slashes
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
 
@@ -201,7 +169,17 @@ class OwnedFolder:
         if names and OWNERSHIP_FILE not in names:
             problem = f"{self.path}: holds files that are not results of an earlier run ({', '.join(names[:3])})"
             raise InputError(problem, "choose a new or empty folder")
-        self.entries = _read_entries(self.path / OWNERSHIP_FILE) if names else {}  # entry -> its files, or None
+        self.entries = {}  # entry -> its files, or None while it is being made
+        if names:
+            file = self.path / OWNERSHIP_FILE
+            content = read_sealed(file)
+            self.entries = content.get("made") if isinstance(content, dict) else None
+            are_names = isinstance(self.entries, dict) and not any(
+                "/" in name or name in ("", ".", "..") for name in self.entries
+            )
+            are_texts = lambda files: isinstance(files, list) and all(isinstance(file, str) for file in files)
+            if not are_names or not all(files is None or are_texts(files) for files in self.entries.values()):
+                raise InputError(f"{file}: damaged", "restore a copy, or choose a new folder")
 
     def __repr__(self):
         return f"OwnedFolder({str(self.path)!r}: {', '.join(self.entries) or 'nothing made yet'})"
@@ -313,25 +291,23 @@ def write_entry(source, place: Path) -> None:
         write_atomically(place / name, content)
 
 # %% ../../nbs/0_base/03_files.ipynb #d6000cfa
-def move_results(owned: OwnedFolder, entries: list) -> None:
-    "Move finished entries to their places; raise `InputError` where a foreign file stands in the way."
-    names = [entry.name for entry in entries]
-    owned.check_entries(*names)
-    for name in names:
-        owned.claim(name)
-    files = [entry for entry in entries if not entry.is_dir()]
-    for file in files:
-        delete_path(owned.path / file.name)
-    for entry in [entry for entry in entries if entry.is_dir()] + files:
-        delete_path(owned.path / entry.name)
-        os.replace(entry, owned.path / entry.name)
-
-
 def finish_results(owned: OwnedFolder) -> None:
-    "Move committed results to their places, and remove results that were not committed."
+    """Move committed results to their places, and remove results that were not committed.
+
+    Raise `InputError` where a foreign file stands in the way.
+    """
     committed = owned.path / COMMITTED_RESULTS
     if COMMITTED_RESULTS in owned.entries and committed.is_dir():
-        move_results(owned, sorted(committed.iterdir()))
+        entries = sorted(committed.iterdir())
+        owned.check_entries(*[entry.name for entry in entries])
+        for entry in entries:
+            owned.claim(entry.name)
+        files = [entry for entry in entries if not entry.is_dir()]
+        for file in files:
+            delete_path(owned.path / file.name)
+        for entry in [entry for entry in entries if entry.is_dir()] + files:
+            delete_path(owned.path / entry.name)
+            os.replace(entry, owned.path / entry.name)
         claimed = [name for name, files in owned.entries.items() if files is None]
         hidden = (STAGED_RESULTS, COMMITTED_RESULTS)
         owned.record_files(*[name for name in claimed if name not in hidden and not name.startswith(RUN_FOLDER_PREFIX)])

@@ -10,10 +10,10 @@ __all__ = ['GGUF_MAGIC', 'MAX_HEADER_BYTES', 'MAX_ENTRIES', 'MAX_NAME_BYTES', 'M
            'CONVERTED_MODELS', 'SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'HeaderCursor',
            'read_value', 'TensorInfo', 'GgufHeader', 'get_stored_size', 'read_tensor_info', 'read_gguf_header',
            'is_gguf', 'check_template', 'write_slim_header', 'read_gguf_config', 'dequantize_tensor', 'NamedWeights',
-           'map_tensor_names', 'read_weights', 'read_vocabulary', 'are_merges_known', 'read_special_tokens',
-           'build_tokenizer', 'find_family_problem', 'check_sizes', 'find_rope_scaling', 'write_converted_model',
-           'check_shapes', 'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel', 'describe_gguf',
-           'get_memory', 'find_ollama_files', 'find_gguf_files', 'list_hub_models', 'list_local_models']
+           'read_weights', 'read_vocabulary', 'are_merges_known', 'build_tokenizer', 'find_family_problem',
+           'check_sizes', 'find_rope_scaling', 'write_converted_model', 'convert_gguf', 'find_smollm2',
+           'convert_smollm2', 'LocalModel', 'describe_gguf', 'get_memory', 'find_ollama_files', 'list_hub_models',
+           'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
 import hashlib
@@ -323,22 +323,16 @@ class NamedWeights:
         self.config, self.state_dict, self.named_children = model.config, model.state_dict, tuple
 
 
-def map_tensor_names(model, processor) -> dict:  # name in the GGUF file -> name in transformers
-    "Return the two names of each weight; files made of a model without its output layer have those of the inner model."
-    from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
-
-    prefix = model.base_model_prefix + "."
-    inner = get_gguf_hf_weights_map(NamedWeights(model.base_model), processor, qual_name=prefix)
-    return inner | get_gguf_hf_weights_map(NamedWeights(model), processor)
-
-
 def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transformers' name -> tensor
     "Read the tensors of a GGUF file under the names of a model of transformers, which may be on the device meta."
     import torch
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     processor = TENSOR_PROCESSORS.get(header.family, TensorProcessor)(config=config.to_dict())
-    names = map_tensor_names(model, processor)
+    # files made of a model without its output layer have the names of the inner model
+    prefix = model.base_model_prefix + "."
+    names = get_gguf_hf_weights_map(NamedWeights(model.base_model), processor, qual_name=prefix)
+    names |= get_gguf_hf_weights_map(NamedWeights(model), processor)
     parsed = dict(tensors={}, config=config.to_dict())
     file = np.memmap(header.path, mode="r", dtype=np.uint8)
     for name, info in header.tensors.items():
@@ -392,18 +386,6 @@ def are_merges_known(merges, tokens: set) -> bool:
     return all(len(pair) == 2 and {*pair, "".join(pair)} <= tokens for pair in pairs)
 
 
-def read_special_tokens(header: GgufHeader, tokens: list) -> dict:  # of transformers' tokenizers
-    "Return the tokens that begin, end, pad and replace; raise `InputError` for a number that is no token's."
-    roles = dict(bos_token="bos", eos_token="eos", unk_token="unknown", pad_token="padding")
-    special = {}
-    for role, name in roles.items():
-        number = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if number is not None and not (isinstance(number, int) and 0 <= number < len(tokens)):
-            raise InputError(f"{header.path}: {name}_token_id is {str(number)[:40]}, which is no token", GET_AGAIN)
-        special[role] = None if number is None else tokens[number]
-    return special
-
-
 def build_tokenizer(header: GgufHeader):  # a tokenizer of transformers
     "Build the tokenizer of a GGUF file with its chat template."
     from tokenizers import pre_tokenizers
@@ -417,7 +399,12 @@ def build_tokenizer(header: GgufHeader):  # a tokenizer of transformers
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     template = header.metadata.get("tokenizer.chat_template")
     check_template(template, header.path)
-    special = read_special_tokens(header, fields["tokens"])
+    special, tokens = {}, fields["tokens"]
+    for role, name in dict(bos_token="bos", eos_token="eos", unk_token="unknown", pad_token="padding").items():
+        number = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if number is not None and not (isinstance(number, int) and 0 <= number < len(tokens)):
+            raise InputError(f"{header.path}: {name}_token_id is {str(number)[:40]}, which is no token", GET_AGAIN)
+        special[role] = None if number is None else tokens[number]
     window = dict(model_max_length=int(header.metadata.get(f"{header.family}.context_length", 2**31)))
     return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special, **window)
 
@@ -467,7 +454,7 @@ def find_rope_scaling(header: GgufHeader):  # transformers' `rope_parameters` wi
 
 
 def write_converted_model(header: GgufHeader, folder: Path) -> None:
-    "Write a GGUF model into a folder as transformers reads it."
+    "Write a GGUF model into a folder as transformers reads it; raise `InputError` unless it gives every weight."
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -481,23 +468,17 @@ def write_converted_model(header: GgufHeader, folder: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     weights = read_weights(header, model, config, dtype)
-    check_shapes(header, model, weights)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, weight in model.state_dict().items():
+        if name not in weights and name not in tied:
+            raise InputError(f"{header.path}: the weight {name} is missing", GET_AGAIN)
+        if name in weights and weights[name].shape != weight.shape:
+            raise InputError(f"{header.path}: the weight {name} has the wrong shape", GET_AGAIN)
     config.dtype, config.architectures = dtype, [type(model).__name__]
     save_file(weights, folder / "model.safetensors", metadata=dict(format="pt"))
     config.save_pretrained(folder)
     GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def check_shapes(header: GgufHeader, model, weights: dict) -> None:
-    "Raise `InputError` unless the file gave every weight of the model, in its shape."
-    wanted = {name: tuple(x.shape) for name, x in model.state_dict().items()}
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
-    for name, shape in wanted.items():
-        if name not in weights and name not in tied:
-            raise InputError(f"{header.path}: the weight {name} is missing", GET_AGAIN)
-        if name in weights and tuple(weights[name].shape) != shape:
-            raise InputError(f"{header.path}: the weight {name} has the wrong shape", GET_AGAIN)
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_cache
 def convert_gguf(
@@ -615,18 +596,6 @@ def find_ollama_files() -> list:  # paths
     return [blob for blob in dict.fromkeys(blobs) if blob.is_file()]
 
 
-def find_gguf_files() -> dict:  # program -> paths
-    "Return the GGUF files of Ollama, LM Studio and llama.cpp on this machine."
-    home, files = Path.home(), dict(Ollama=find_ollama_files())
-    folders = {"LM Studio": [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]}
-    folders["llama.cpp"] = [Path(os.environ.get("LLAMA_CACHE") or home / ".cache" / "llama.cpp")]
-    for program, places in folders.items():
-        files[program] = sorted(
-            file for place in places for file in place.rglob("*.[gG][gG][uU][fF]") if file.is_file()
-        )
-    return files
-
-
 def list_hub_models() -> list:  # `LocalModel`s
     "Describe the models in the cache of the Hugging Face hub."
     from huggingface_hub import scan_cache_dir
@@ -658,6 +627,11 @@ def list_local_models() -> list:  # `LocalModel`s
     place = find_smollm2()
     if place:
         models.insert(0, LocalModel("smollm2", "personal_llm", "llama", place.stat().st_size))
-    for program, files in find_gguf_files().items():
+    models += [describe_gguf(file, "Ollama") for file in find_ollama_files()]
+    home, cache = Path.home(), os.environ.get("LLAMA_CACHE")
+    folders = {"LM Studio": [home / ".lmstudio" / "models", home / ".cache" / "lm-studio" / "models"]}
+    folders["llama.cpp"] = [Path(cache or home / ".cache" / "llama.cpp")]
+    for program, places in folders.items():
+        files = sorted(file for place in places for file in place.rglob("*.[gG][gG][uU][fF]") if file.is_file())
         models += [describe_gguf(file, program) for file in files]
     return models + list_hub_models()

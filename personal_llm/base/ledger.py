@@ -6,23 +6,29 @@
 __all__ = ['record_egress', 'read_ledger']
 
 # %% ../../nbs/0_base/14_ledger.ipynb #f7a4052c
+import hashlib
 import json
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from .database import hash_row, open_database, read_rows
+from .database import open_database
 from .files import get_user_folder
 
 # %% ../../nbs/0_base/14_ledger.ipynb #79bd7654
 LEDGER_FILE = "ledger.db"
 LEDGER_ID = 0x704C6564  # "pLed" in ASCII
-LEDGER_TABLE = ["CREATE TABLE ledger (key INTEGER PRIMARY KEY, content TEXT NOT NULL, checksum TEXT NOT NULL)"]
+LEDGER_TABLE = "CREATE TABLE ledger (key INTEGER PRIMARY KEY, content TEXT NOT NULL, checksum TEXT NOT NULL)"
 
 
 def get_ledger_file() -> Path:
     "Return the file of the ledger; raise `InputError` for a user without a home folder."
     return get_user_folder("XDG_DATA_HOME", ".local/share") / LEDGER_FILE
+
+
+def hash_entry(key: int, content: str) -> str:  # 32 hex digits
+    "Return the checksum of a row."
+    return hashlib.sha256(f"ledger|{key}|{content}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _write_entry(row: dict, key: int = None) -> int:  # the key
@@ -31,7 +37,7 @@ def _write_entry(row: dict, key: int = None) -> int:  # the key
         if key is None:
             key = (store.execute("SELECT max(key) FROM ledger").fetchone()[0] or 0) + 1
         content = json.dumps(row)
-        store.execute("REPLACE INTO ledger VALUES (?, ?, ?)", (key, content, hash_row("ledger", key, content)))
+        store.execute("REPLACE INTO ledger VALUES (?, ?, ?)", (key, content, hash_entry(key, content)))
     return key
 
 # %% ../../nbs/0_base/14_ledger.ipynb #500a1034
@@ -58,6 +64,9 @@ def read_ledger(
     if not file.is_file():
         return []
     with open_database(file, LEDGER_ID, LEDGER_TABLE) as store:
-        rows = read_rows(store, "ledger").values()
+        entries = store.execute("SELECT * FROM ledger ORDER BY key").fetchall()
+        if any(hash_entry(key, content) != checksum for key, content, checksum in entries):
+            raise ValueError("the checksum of a row of ledger is wrong")
+        rows = [json.loads(content) for _, content, _ in entries]
         [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]  # are whole
     return [row for row in rows if kind in (None, row["kind"]) and row["place"].startswith(place)]

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/0_base/13_lineage.ipynb #a5c3b51d
 import json
 import unicodedata
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from .adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, get_adapter_id, read_adapter_card
@@ -77,25 +77,22 @@ def read_training_ids(folder) -> set:  # ids of dialogues
     known = read_adapter_card(folder).get("parents")
     if known is not None:
         return {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
-    ids = set()
+    ids, adapter_id = set(), get_adapter_id(folder)
+    query = "SELECT kind, dialogue, content FROM events ORDER BY number"
     for store in Path(folder).absolute().parent.glob(f"{RUN_FOLDER_PREFIX}*/{STORE_FILE}"):
-        with suppress(InputError, OSError, *READ_ERRORS), report_damage(store):
-            ids |= _read_cited_ids(store, get_adapter_id(folder))
-    return ids
-
-
-def _read_cited_ids(store: Path, adapter_id: str) -> set:
-    "Return the ids that the fine-tunes of an adapter cite, from the events of a memory."
-    ids, is_same, connection = set(), False, connect_database(store)
-    try:
-        for kind, dialogue, content in connection.execute("SELECT kind, dialogue, content FROM events ORDER BY number"):
-            facts = json.loads(content)
-            if kind == "tuned":
-                place = store.parent / facts["adapter"]
-                is_same = (place / WEIGHTS_FILE).is_file() and get_adapter_id(place) == adapter_id
-                ids |= {*facts["elsewhere"]} if is_same else set()
-            elif kind == "learned" and is_same:
-                ids |= {dialogue, facts["version"]}
-    finally:
-        connection.close()
+        cited, is_same = set(), False
+        with (
+            suppress(InputError, OSError, *READ_ERRORS),
+            report_damage(store),
+            closing(connect_database(store)) as events,
+        ):
+            for kind, dialogue, content in events.execute(query):
+                facts = json.loads(content)
+                if kind == "tuned":
+                    place = store.parent / facts["adapter"]
+                    is_same = (place / WEIGHTS_FILE).is_file() and get_adapter_id(place) == adapter_id
+                    cited |= {*facts["elsewhere"]} if is_same else set()
+                elif kind == "learned" and is_same:
+                    cited |= {dialogue, facts["version"]}
+            ids |= cited
     return ids

@@ -258,11 +258,6 @@ class RecentTexts:
         self.signatures.append(make_text_signature(text))
         return has_duplicate
 
-    def forget(self, text: str) -> None:
-        "Take out a text and its near-duplicates."
-        for i in reversed(self.find_duplicates(text)):
-            del self.signatures[i]
-
     def to_list(self) -> list:  # of [sorted trigrams, hash], the oldest first, for JSON
         "Return the signatures for a file."
         return [[sorted(trigrams), meaning] for trigrams, meaning in self.signatures]

@@ -43,22 +43,18 @@ def get_special_strings(tokenizer) -> list:
     return sorted(set(added) | set(tokenizer.all_special_tokens))
 
 
-def tokenize_pieces(tokenizer, pieces: list) -> tuple:  # (token ids, owner of each token)
-    "Tokenise the pieces of `split_template` one after the other, contents without control tokens."
-    ids, token_owners = [], []
-    for text, owner in pieces:
-        new_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=owner is not None)["input_ids"]
-        ids += new_ids
-        token_owners += [-1 if owner is None else owner] * len(new_ids)
-    return ids, token_owners
-
-# %% ../../nbs/0_base/04_tokens.ipynb #5580bcf6
 def tokenize_messages(tokenizer, messages: list, add_generation_prompt: bool = False) -> tuple:
     "Tokenise a conversation, and return its token ids and the message of each: its index, or -1."
     pieces = split_template(tokenizer, messages, add_generation_prompt)
     specials = get_special_strings(tokenizer)
     if any(special in text for text, owner in pieces if owner is not None for special in specials):
-        return tokenize_pieces(tokenizer, pieces)
+        ids, token_owners = [], []  # a piece at a time, contents without control tokens
+        for text, owner in pieces:
+            options = dict(add_special_tokens=False, split_special_tokens=owner is not None)
+            new_ids = tokenizer(text, **options)["input_ids"]
+            ids += new_ids
+            token_owners += [-1 if owner is None else owner] * len(new_ids)
+        return ids, token_owners
     encoded = tokenizer("".join(text for text, _ in pieces), add_special_tokens=False, return_offsets_mapping=True)
     ends = np.cumsum([len(text) for text, _ in pieces])
     owners = np.array([-1 if owner is None else owner for _, owner in pieces])

@@ -16,6 +16,8 @@ from ..base.text import RecentTexts
 from personal_llm.buffer.correction_model import (
     BURST_DECAY_DIALOGUES,
     FEATURE_NAMES,
+    PRIOR_MEAN,
+    PRIOR_STANDARD_DEVIATION,
     RELEVANCE_WEIGHTS,
     WINDOW_SIZE,
     Answer,
@@ -23,7 +25,6 @@ from personal_llm.buffer.correction_model import (
     StreamStatistics,
     compute_answer_features,
     estimate_relevance,
-    make_prior_model,
 )
 from .policies import BufferView, Policy, register_policy
 from .scoring import ScoredDialogue
@@ -55,7 +56,8 @@ class ActivePolicy(Policy):
 
     def __init__(self, horizon: int = 800):
         self.horizon = horizon  # dialogues over which the questions are to last; counted again after a fine-tune
-        self.correction_model = make_prior_model()
+        prior = np.array(PRIOR_MEAN), np.eye(len(FEATURE_NAMES)) * PRIOR_STANDARD_DEVIATION**2
+        self.correction_model = CorrectionModel(*prior)
         self.stream_statistics = StreamStatistics()
         self.recent_prompts = RecentTexts()
         self.answers = {}  # id -> `Answer`
@@ -187,20 +189,14 @@ DIRECTION_VARIANCE, DIRECTION_RANGE = 2.25, 0.5  # range: the difference in cosi
 NO_TRAITS = np.array([1.0] + [0.0] * (len(RELEVANCE_WEIGHTS) - 1) + [-1e9])  # of an entry of an earlier version
 
 
-def compute_covariance(points: np.ndarray, others: np.ndarray) -> np.ndarray:  # rows: traits, direction
-    "Return how much we expect the log-odds of dialogues to vary together."
-    n = len(RELEVANCE_WEIGHTS)
-    similarities = points[:, n + 1 :] @ others[:, n + 1 :].T
-    in_direction = DIRECTION_VARIANCE * np.exp((similarities - 1) / DIRECTION_RANGE)
-    in_time = np.exp(-np.abs(points[:, n, None] - others[:, n]) / BURST_DECAY_DIALOGUES)
-    return points[:, :n] @ others[:, :n].T + in_direction + in_time
-
-
 def expect_log_odds(points: np.ndarray, num_new: int, targets: np.ndarray, noise: np.ndarray) -> np.ndarray:
     "Return the expected log-odds of the first points; the others have `targets`, with variances `noise`."
     prior = points[:, : len(RELEVANCE_WEIGHTS)] @ np.array(RELEVANCE_WEIGHTS)
     prior = PRIOR_WEIGHT * np.clip(prior, -MAX_PRIOR_LOG_ODDS, MAX_PRIOR_LOG_ODDS)
-    covariance = compute_covariance(points, points[num_new:])
+    n, others = len(RELEVANCE_WEIGHTS), points[num_new:]  # a row: traits, place in the stream, direction
+    in_direction = DIRECTION_VARIANCE * np.exp((points[:, n + 1 :] @ others[:, n + 1 :].T - 1) / DIRECTION_RANGE)
+    in_time = np.exp(-np.abs(points[:, n, None] - others[:, n]) / BURST_DECAY_DIALOGUES)
+    covariance = points[:, :n] @ others[:, :n].T + in_direction + in_time
     observed = covariance[num_new:] + np.diag(noise)
     return prior[:num_new] + covariance[:num_new] @ np.linalg.solve(observed, targets - prior[num_new:])
 
@@ -249,15 +245,6 @@ LEVELS = dict(annotated=CORRECTED, approved=APPROVED)  # by a dialogue's origin
 
 
 @patch
-def _rank(self: ActivePolicy, entries: list) -> list:  # of (level of feedback, relevance), to be compared
-    "Return the rank of each entry; an approval counts only for users who correct."
-    levels = [LEVELS.get(entry.dialogue.origin, 0) for entry in entries]
-    if not self.has_corrections():
-        levels = [0 if level == APPROVED else level for level in levels]
-    return list(zip(levels, self.compute_relevance(entries).tolist()))
-
-
-@patch
 def _forget_traits(self: ActivePolicy, ids) -> None:
     "Forget the traits of all dialogues but these, those with a reaction, and the sample."
     self.traits = {id: self.traits[id] for id in (*ids, *self.reactions, *self.sample) if id in self.traits}
@@ -286,7 +273,11 @@ def place(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tu
 @patch
 def choose(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue) -> tuple:
     "Return the slot of the lowest entry if the candidate ranks higher, and the reason."
-    *ranks, own = self._rank([*view.entries, candidate])
+    entries = [*view.entries, candidate]
+    levels = [LEVELS.get(entry.dialogue.origin, 0) for entry in entries]
+    if not self.has_corrections():  # an approval counts only for users who correct
+        levels = [0 if level == APPROVED else level for level in levels]
+    *ranks, own = zip(levels, self.compute_relevance(entries).tolist())
     lowest = min(ranks)
     if own[0] == lowest[0] == CORRECTED:
         pair = divmod(int(view.similarities.argmax()), len(view))
@@ -331,18 +322,6 @@ def after_rescore(self: ActivePolicy, view: BufferView) -> None:
     self.stream_statistics.num_directions = len(view)
     self.stream_statistics.last_directions = []
     self.current = None
-
-
-@patch
-def after_erase(self: ActivePolicy, buffer) -> None:
-    "Forget all texts, directions and answers but those of the entries; without entries, begin anew."
-    if not len(buffer):
-        self.__init__(self.horizon)
-        return
-    self.after_rescore(buffer.view)
-    self.recent_prompts, self.steps = RecentTexts(), {}
-    for dialogue in buffer.dialogues:
-        self.recent_prompts.add(dialogue.prompt)
 
 # %% ../../nbs/2_buffer/05_active.ipynb #ea8eb294
 @patch

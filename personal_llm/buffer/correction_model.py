@@ -142,11 +142,6 @@ PRIOR_MEAN = (-2.65, 0.22, -0.11, -0.02, 0.06, 0.02, -0.1, -0.37, 0.31, 1.73, -1
 RELEVANCE_WEIGHTS = (-2.02, 0.75, 0.08, -0.02, 0.38, 2.4, 0.58, 0.04, 0.8)  # of the first nine features
 
 
-def make_prior_model() -> CorrectionModel:
-    "Return the model before the first answer."
-    return CorrectionModel(np.array(PRIOR_MEAN), np.eye(len(FEATURE_NAMES)) * PRIOR_STANDARD_DEVIATION**2)
-
-
 def estimate_relevance(features: np.ndarray) -> float:  # in (0, 1)
     "Return the probability that a dialogue is of the user's subject, without any answer."
     from scipy.special import expit

@@ -6,8 +6,8 @@
 __all__ = ['MIN_FACT_WORDS', 'MAX_FACT_WORDS', 'STATE_PATTERN', 'PASSING_PATTERN', 'QUESTION_PART_PATTERN',
            'FACT_QUESTION_PATTERN', 'ADVICE_PATTERN', 'FREQUENT_WORDS', 'ENDINGS', 'LENGTH_DISCOUNT', 'MEANING_WEIGHT',
            'LIKELIHOOD_WEIGHT', 'MAX_LIKELIHOOD_FACTS', 'MIN_WORD_SCORE', 'MIN_LIKELIHOOD_GAIN', 'MAX_FACTS',
-           'FACT_EXAMPLES', 'find_facts', 'asks_for_fact', 'remove_ending', 'get_content_words', 'compute_word_scores',
-           'compute_meaning_scores', 'compute_likelihood_gains', 'recall_fact', 'keep_facts', 'add_fact']
+           'FACT_EXAMPLES', 'find_facts', 'asks_for_fact', 'get_content_words', 'compute_word_scores', 'recall_fact',
+           'keep_facts', 'add_fact']
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00003
 import math
@@ -90,15 +90,11 @@ MAX_LIKELIHOOD_FACTS = 8  # facts whose query likelihood we measure
 MIN_WORD_SCORE, MIN_LIKELIHOOD_GAIN = 0.3, 3.0  # a fact below both answers nothing
 
 
-def remove_ending(word: str) -> str:
-    "Return a word without its first ending of `ENDINGS`, if three letters stay."
-    return next((word[: -len(e)] for e in ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), word)
-
-
 def get_content_words(text: str) -> list:  # in order, with repetitions
-    "Return the words of a text without the most frequent ones, and without endings."
+    "Return the words of a text without the most frequent ones, each without its ending if three letters stay."
     words = get_words(text.replace("’", "'"))
-    return [remove_ending(word) for word in words if word not in FREQUENT_WORDS]
+    stem = lambda word: next((word[: -len(e)] for e in ENDINGS if word.endswith(e) and len(word) - len(e) >= 3), word)
+    return [stem(word) for word in words if word not in FREQUENT_WORDS]
 
 
 def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
@@ -110,33 +106,23 @@ def compute_word_scores(question: str, facts: list) -> np.ndarray:  # (facts,)
     return np.array(sums) / max(1, len(asked))
 
 # %% ../../nbs/2_buffer/11_facts.ipynb #fct00016
-def compute_meaning_scores(question: str, facts: list, encoder) -> np.ndarray:  # (facts,) in [-1, 1]
-    "Return the cosine of the vectors of a question and of each fact, by their content words."
-    texts = [" ".join(w for w in get_words(t) if w not in FREQUENT_WORDS) or t for t in (question, *facts)]
-    first, *others = [unit_vector(vector) for vector in np.asarray(encoder.encode(texts), np.float64)]
-    return np.array([other @ first for other in others])
-
-
-def compute_likelihood_gains(question: str, facts: list, model) -> np.ndarray:  # (facts,) nats
-    "Return how much more likely a question is after each fact than after a greeting."
-    dialogues = [Dialogue(text, question) for text in (*facts, "Hello.")]
-    log_likelihoods = -model.nll(dialogues)[:, 0]
-    return log_likelihoods[:-1] - log_likelihoods[-1]
-
-
 def recall_fact(
     prompt: str,
     facts: list,  # sentences, of `find_facts`, oldest first
     model,  # `Model`
     encoder,  # of `load_encoder`
 ) -> str:  # "" if the prompt asks for no fact, or none answers it
-    "Return the fact that answers a prompt."
+    "Return the fact that answers a prompt, by shared words, by meaning and by the question's likelihood."
     if not facts or not asks_for_fact(prompt):
         return ""
     question = split_sentences(prompt)[-1]
-    known = compute_word_scores(question, facts) + MEANING_WEIGHT * compute_meaning_scores(question, facts, encoder)
+    texts = [" ".join(w for w in get_words(t) if w not in FREQUENT_WORDS) or t for t in (question, *facts)]
+    first, *others = [unit_vector(vector) for vector in np.asarray(encoder.encode(texts), np.float64)]
+    meanings = np.array([other @ first for other in others])  # cosines
+    known = compute_word_scores(question, facts) + MEANING_WEIGHT * meanings
     best = np.argsort(-known.round(6), kind="stable")[:MAX_LIKELIHOOD_FACTS]
-    gains = compute_likelihood_gains(question, [facts[i] for i in best], model)
+    nats = model.nll([Dialogue(text, question) for text in (*(facts[i] for i in best), "Hello.")])[:, 0]
+    gains = nats[-1] - nats[:-1]  # how much likelier the question is after each fact than after a greeting
     scores = known[best] + LIKELIHOOD_WEIGHT * gains
     i = int(scores.argmax())
     return facts[best[i]] if known[best[i]] >= MIN_WORD_SCORE or gains[i] >= MIN_LIKELIHOOD_GAIN else ""

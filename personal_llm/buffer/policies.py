@@ -110,9 +110,6 @@ class Policy:
     def after_finetune(self, buffer) -> None:
         "React to an adapter that was trained on the entries."
 
-    def after_erase(self, buffer) -> None:
-        "Forget what you remember of dialogues that were erased."
-
     def expect(self, num_dialogues: int) -> None:
         "Plan for a stream of this many dialogues."
 

@@ -50,25 +50,24 @@ class Preference:
     weight: float = 1.0  # the probability of the reaction
 
 
-def _make_preference(row: dict, d: Dialogue) -> Preference:  # or None
-    "Return the preference in a row of feedback about a dialogue, if its replies are known."
-    if row["kind"] in TEXT_KINDS:
-        has_pair = row["text"] and row["rejected"]
-        replies = d.derive(response=row["text"]), d.derive(response=row["rejected"])
-        return Preference(*replies, row["probability"]) if has_pair else None
-    if row["kind"] == "retry":
-        return Preference(None, d.derive(response=row["rejected"]), row["probability"]) if row["rejected"] else None
-    if d.origin == "annotated":
-        return None  # the reply that the person saw is not stored
-    is_liked = DISSATISFACTION[row["kind"]] < 0.5
-    return Preference(d if is_liked else None, None if is_liked else d, row["probability"])
-
-
 def collect_preferences(rows: list, dialogues: list) -> list:  # `Preference`s
-    "Return the preferences in rows of feedback about dialogues that are stored."
-    stored = {get_first_id(d): d for d in dialogues}
-    found = [_make_preference(row, stored[row["dialogue_id"]]) for row in rows if row["dialogue_id"] in stored]
-    return [preference for preference in found if preference is not None]
+    "Return the preferences in rows of feedback about dialogues that are stored, if their replies are known."
+    stored, preferences = {get_first_id(d): d for d in dialogues}, []
+    for row in rows:
+        d, weight = stored.get(row["dialogue_id"]), row["probability"]
+        if d is None:
+            continue
+        if row["kind"] in TEXT_KINDS:
+            if row["text"] and row["rejected"]:
+                replies = d.derive(response=row["text"]), d.derive(response=row["rejected"])
+                preferences.append(Preference(*replies, weight))
+        elif row["kind"] == "retry":
+            if row["rejected"]:
+                preferences.append(Preference(None, d.derive(response=row["rejected"]), weight))
+        elif d.origin != "annotated":  # or the reply that the person saw is not stored
+            is_liked = DISSATISFACTION[row["kind"]] < 0.5
+            preferences.append(Preference(d if is_liked else None, None if is_liked else d, weight))
+    return preferences
 
 # %% ../../nbs/2_buffer/08_preferences.ipynb #6f3cf469
 ROLES = ("supervised", "liked of pair", "disliked of pair", "liked", "disliked", "mismatched")

@@ -7,8 +7,8 @@ __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SH
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
            'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
            'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
-           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'measure_gain',
-           'choose_count']
+           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'choose_count',
+           'choose_plain']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -217,20 +217,20 @@ DEFAULT_COUNT = 3  # k
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8
 
 
-def measure_gain(memories: list, embedder: PromptEmbedder, k: int = DEFAULT_COUNT) -> float:  # nats a token
-    "Return how much the loss of the newest answers falls when each reads the memories that the others give."
-    checked = memories[-MAX_CHECKED_ANSWERS:]
-    others = [[d for d in memories if d.id != own.id] for own in checked]
-    with_memories = [add_memories(d, retrieve(rest, d.prompt, embedder, k)) for d, rest in zip(checked, others)]
-    nll = embedder.model.nll([*checked, *with_memories])
-    losses = nll[:, 0] / nll[:, 1]
-    return float((losses[: len(checked)] - losses[len(checked) :]).mean())
-
-
 def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_COUNT) -> int:  # k, or 0
-    "Return how many memories a reply should read: `most`, or none where the model cannot use them."
+    "Return how many memories a reply should read: `most`, or none where they do not help the model."
     if most < 1 or not embedder.model.is_large:
         return 0
     if len(memories) < MIN_CHECKED_ANSWERS:
         return most
-    return most if measure_gain(memories, embedder, most) > 0 else 0
+    checked = memories[-MAX_CHECKED_ANSWERS:]
+    others = [[d for d in memories if d.id != own.id] for own in checked]
+    with_memories = [add_memories(d, retrieve(rest, d.prompt, embedder, most)) for d, rest in zip(checked, others)]
+    nll = embedder.model.nll([*checked, *with_memories])
+    without, informed = np.split(nll[:, 0] / nll[:, 1], 2)  # nats a token
+    return most if (without - informed).mean() > 0 else 0
+
+# %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00037
+def choose_plain(question: Dialogue, memories: list):  # the question, or None
+    "Return the question without memories, which a reply is contrasted with, if the user corrected one of them."
+    return question if any(d.origin == "annotated" for d in memories) else None

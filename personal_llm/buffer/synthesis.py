@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SYNTHESIS_PROMPT', 'EXAMPLES', 'REQUEST', 'EXAMPLES_DEFAULTS', 'parse_rewrite', 'make_request',
-           'clean_rewrite', 'SynthesisConfig', 'semantic_similarities', 'check_rewrite', 'SynthesisResult',
+           'clean_rewrite', 'SynthesisConfig', 'semantic_similarities', 'is_repeat', 'check_rewrite', 'SynthesisResult',
            'make_variants', 'synthesize']
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #d7817044
@@ -13,6 +13,7 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import repeat
+from os.path import commonprefix
 
 import numpy as np
 
@@ -133,6 +134,11 @@ def changes_form(rewrite: str, original: str) -> bool:
     )
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #4dc2c6f8
+def is_repeat(rewrite: str, others: list, config: SynthesisConfig) -> bool:
+    "Return whether a rewrite is nearly one that we accepted before."
+    return any(compute_rouge1(rewrite, other) > config.max_rouge1 for other in others)
+
+
 def check_rewrite(
     rewrite: str,  # "" for a reply without brackets
     original: str,
@@ -151,7 +157,7 @@ def check_rewrite(
         "another meaning": is_dissimilar or changes_facts(rewrite, original),
         "another form": config.strict and changes_form(rewrite, original),
         "unsure": config.max_surprise is not None and not surprise <= config.max_surprise,
-        "repeat": any(compute_rouge1(rewrite, other) > config.max_rouge1 for other in others),
+        "repeat": is_repeat(rewrite, others, config),
     }
     return next((reason for reason, applies in reasons.items() if applies), "")
 
@@ -254,13 +260,6 @@ def continue_rewrites(model, state, logits, limits: list, temperature: float, ba
 ROWS_PER_BATCH = 32
 
 
-def count_shared(encoded: list) -> int:  # tokens
-    "Count the tokens with which all rows begin; at least one token of each row stays."
-    shortest = min(map(len, encoded)) - 1
-    equal = (np.array([ids[:shortest] for ids in encoded]) == np.array(encoded[0][:shortest])).all(0)
-    return shortest if equal.all() else int(equal.argmin())
-
-
 def sample_rewrites(model, texts: list, temperature: float, seed: int, barred: list = None) -> list:
     "Ask once for each text with the examples, which the model reads once; return (reply, surprise in nats a token)."
     import torch
@@ -272,7 +271,8 @@ def sample_rewrites(model, texts: list, temperature: float, seed: int, barred: l
     limits = [min(limit, model.max_length // 3) for limit in limits]
     barred, results = barred or [[] for _ in texts], {}
     order = sorted(range(len(texts)), key=lambda i: (len(encoded[i]), i))
-    num_shared, cache = count_shared(encoded) if len(set(texts)) > 1 else 1, DynamicCache()
+    shared = commonprefix([ids[:-1] for ids in encoded])  # at least one token of each row stays
+    num_shared, cache = len(shared) if len(set(texts)) > 1 else 1, DynamicCache()
     with torch.inference_mode(), torch.random.fork_rng(), measure_cost(model.cost):
         torch.manual_seed(seed)
         model.model(
@@ -298,36 +298,18 @@ def find_first_tokens(tokenizer, text: str) -> list:
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #23a00007
 MAX_REJECTED_EXAMPLES = 20  # rejected rewrites that a result holds
 
-
-def generate_rewrites(model, texts: list, temperature: float, seed: int) -> list:  # one reply a text
-    "Ask the model once for each text; a reply may be a little longer than the longest text."
-    longest = max([24] + [len(model.tokenizer(text)["input_ids"]) for text in texts])
-    limit = min(model.max_length // 3, longest + 16)
-    prompts = [SYNTHESIS_PROMPT.format(text=text) for text in texts]
-    return model.generate(prompts, max_new_tokens=limit, temperature=temperature, seed=seed)
-
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #84ca0576
-def is_repeat(rewrite: str, others: list, config: SynthesisConfig) -> bool:
-    "Return whether a rewrite is nearly one that we accepted before."
-    return any(compute_rouge1(rewrite, other) > config.max_rouge1 for other in others)
-
-
 def propose_rewrites(model, texts: list, config: SynthesisConfig, seed: int, was_copy: list) -> list:
     "Ask once for each text, in the form of the settings; return (reply, rewrite, surprise)."
     if config.prompt == "paper":
-        return [
-            (reply, parse_rewrite(reply), 0.0) for reply in generate_rewrites(model, texts, config.temperature, seed)
-        ]
+        longest = max([24] + [len(model.tokenizer(text)["input_ids"]) for text in texts])
+        limit = min(model.max_length // 3, longest + 16)  # a reply may be a little longer than the longest text
+        prompts = [SYNTHESIS_PROMPT.format(text=text) for text in texts]
+        replies = model.generate(prompts, max_new_tokens=limit, temperature=config.temperature, seed=seed)
+        return [(reply, parse_rewrite(reply), 0.0) for reply in replies]
     barred = [find_first_tokens(model.tokenizer, text) if copy else [] for text, copy in zip(texts, was_copy)]
     replies = sample_rewrites(model, texts, config.temperature, seed, barred)
     return [(reply, clean_rewrite(reply), surprise) for reply, surprise in replies]
-
-
-def find_loss_rises(model, pairs: list) -> np.ndarray:  # of (dialogue, rewrite); nats a token
-    "Return by how much a rewrite of the prompt raises the loss of each response."
-    nats = model.nll([d for d, _ in pairs] + [d.derive(prompt=rewrite) for d, rewrite in pairs])
-    losses = nats[:, 0] / nats[:, 1]
-    return losses[len(pairs) :] - losses[: len(pairs)]
 
 
 def check_round(model, texts: list, dialogues: list, proposals: list, others: list, config) -> list:  # reasons
@@ -338,8 +320,10 @@ def check_round(model, texts: list, dialogues: list, proposals: list, others: li
     reasons = [check_rewrite(r, text, seen, s, config, surprise) for (_, r, surprise), text, seen, s in rows]
     passed = [i for i, reason in enumerate(reasons) if not reason]
     if passed and dialogues and config.max_loss_rise is not None:
-        rises = find_loss_rises(model, [(dialogues[i], rewrites[i]) for i in passed])
-        for i, rise in zip(passed, rises):
+        originals = [dialogues[i] for i in passed]
+        nats = model.nll(originals + [d.derive(prompt=rewrites[i]) for i, d in zip(passed, originals)])
+        before, after = np.split(nats[:, 0] / nats[:, 1], 2)  # nats a token
+        for i, rise in zip(passed, after - before):
             reasons[i] = "" if rise <= config.max_loss_rise else "another answer"
     return reasons
 

@@ -206,8 +206,11 @@ def parse_telegram_messages(chat: dict) -> list:  # of `ChatMessage`
     return messages
 
 # %% ../../nbs/1_data/03_exports.ipynb #c28de711
-def parse_telegram_account(record: dict, user: str = None) -> list:  # of `ParsedConversation`
-    "Parse an account's chats between two people, one of whom is its owner or the named user."
+@register_format("telegram", ("name", "type", "id", "messages"), ("chats",), needs_user=True)
+def parse_telegram(record, user):
+    "Parse one chat, or an account's chats between two people, one of whom is its owner or the named user."
+    if "chats" not in record:
+        return split_at_pauses(parse_telegram_messages(record), user)
     owner = user or (record.get("personal_information") or {}).get("user_id")
     if owner is None:
         raise InputError("the export does not name its owner", "give the owner's name as user (--user)")
@@ -219,13 +222,6 @@ def parse_telegram_account(record: dict, user: str = None) -> list:  # of `Parse
         if len(people) == 2 and owner_ids:  # both have the owner's name: `identify_user` asks for an id
             conversations += split_at_pauses(messages, owner_ids[0] if len(owner_ids) == 1 else owner)
     return conversations
-
-
-@register_format("telegram", ("name", "type", "id", "messages"), ("chats",), needs_user=True)
-def parse_telegram(record, user):
-    if "chats" in record:
-        return parse_telegram_account(record, user)
-    return split_at_pauses(parse_telegram_messages(record), user)
 
 # %% ../../nbs/1_data/03_exports.ipynb #135274c2
 DIRECTION_MARKS = "\u200e\u200f\u202a\u202c\ufeff"  # invisible marks that WhatsApp puts before a line

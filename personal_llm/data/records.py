@@ -119,17 +119,16 @@ def clean_value(value, depth: int = 0):  # depth: levels above it
 LOST_LINE = "\0"  # stands for a line that is not UTF-8; no text that we read holds this character
 
 
-def decode_line(line: bytes) -> str:
-    "Decode one line; raise `InputError` if it is not UTF-8."
-    try:
-        return line.decode("utf-8").replace("\0", "")
-    except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8 at byte {error.start + 1}", "save the file as UTF-8") from None
-
-
 def decode_lines(raw: bytes) -> tuple:  # ([(line number from 1, text)], [(line number, InputError)])
-    "Cut a file into lines and decode each by itself."
-    return collect(decode_line, enumerate(raw.split(b"\n" if b"\n" in raw else b"\r"), 1))
+    "Cut a file into lines and decode each by itself; a line that is not UTF-8 is an error of its own."
+    lines, errors = [], []
+    for number, line in enumerate(raw.split(b"\n" if b"\n" in raw else b"\r"), 1):
+        try:
+            lines.append((number, line.decode("utf-8").replace("\0", "")))
+        except UnicodeDecodeError as error:
+            problem = f"not UTF-8 at byte {error.start + 1}"
+            errors.append((number, InputError(problem, "save the file as UTF-8")))
+    return lines, errors
 
 # %% ../../nbs/1_data/01_records.ipynb #df7963ac
 def parse_json_lines(lines: list) -> tuple:  # ([(line number, value)], [(line number, InputError)])

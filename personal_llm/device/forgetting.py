@@ -78,11 +78,13 @@ class ForgetReport:
     ids: set = field(default_factory=set, repr=False)  # of all dialogues that were forgotten or cut
     turns: int = 0  # number of turns that a chat lost
     rebuildable: list = field(default_factory=list)  # sentences about the deleted adapters
+    titles: int = 0  # number of conversations that lost their title
 
     def __str__(self):
         counts = f"forgotten: {count_nouns(self.dialogues, 'dialogue')}, {count_nouns(len(self.adapters), 'adapter')}; "
         counts += f"{count_nouns(self.cut, 'history')} cut"
         counts += f"; {count_nouns(self.turns, 'turn')} of the talk" * bool(self.turns)
+        counts += f"; {count_nouns(self.titles, 'title')} of conversations" * bool(self.titles)
         files = [f"removed: {path}" for path in self.adapters + self.files]
         files += [f"can be rebuilt: {note}" for note in self.rebuildable]
         return "\n".join([counts, *files, *(f"out of reach: {note}" for note in self.unreachable)])
@@ -174,9 +176,13 @@ def list_rebuildable(state: PersonalizerState) -> list:  # sentences
     ]
 
 
+def _count_turns(state: PersonalizerState) -> int:
+    return sum(map(len, state.conversations.values()))
+
+
 def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> ForgetReport:
     "Delete all matching dialogues from a memory, and replay it; the caller stores it and deletes the files."
-    memory, size, turns = state.memory, len(state.buffer), len(state.turns)
+    memory, size, turns = state.memory, len(state.buffer), _count_turns(state)
     roots, limits, sources = _find_roots(state, request), _list_limits(state, request), list_sources(state)
     exchange_ids = state.list_exchange_ids()
     removed = [memory.dialogues[root].dialogue for root in roots] + [
@@ -195,7 +201,10 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> Forget
     }
     foreign = request.ids & {id for event in state.tuned for id in event.content["elsewhere"]}
     changed = {id for id, root in state.roots.items() if root in roots or root in cuts} | names | foreign
-    if not changed and not (request.everything and memory.dialogues):
+    titles = [key for key in state.conversations if request.is_in(state.get_title(key))]
+    for key in titles:
+        state.rename(key, "")
+    if not changed and not titles and not (request.everything and memory.dialogues):
         return ForgetReport(unreachable=limits)
     first = next((i for i, round in enumerate(state.rounds) if changed & {*round.parents}), len(state.rounds))
     adapters, gone = [str(round.adapter) for round in state.rounds[first:]], state.tuned[first:]
@@ -216,7 +225,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> Forget
     rebuildable = list_rebuildable(state) if adapters else []
     notes = sources + [DERIVED_ADAPTERS_NOTE] * bool(adapters) + limits
     lost = size - len(state.buffer), len(cuts.keys() - roots)
-    return ForgetReport(*lost, adapters, [], notes, changed, max(0, turns - len(state.turns)), rebuildable)
+    return ForgetReport(*lost, adapters, [], notes, changed, turns - _count_turns(state), rebuildable, len(titles))
 
 
 def _retire_scores(memory, cuts: dict, models: set = None) -> None:

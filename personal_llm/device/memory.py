@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EVENT_KINDS', 'SCHEMA', 'MARK_FILE', 'ADAPTERS_FOLDER', 'BACKGROUND_FOLDER', 'ADAPTER_FILES', 'OWN_NAMES',
-           'RUN_FOLDER_PATTERN', 'Event', 'Memory', 'open_store', 'hold_store', 'truncate_journal', 'get_state_version',
-           'read_configuration', 'lock_state', 'is_claimed', 'claim_folder', 'claim_adapter_folder',
-           'move_claimed_folder', 'remove_adapter', 'hash_adapter_files', 'load_adapter', 'remove_tuned',
-           'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders', 'find_state_folders']
+           'RUN_FOLDER_PATTERN', 'Event', 'join_conversation', 'split_conversation', 'Memory', 'open_store',
+           'hold_store', 'truncate_journal', 'get_state_version', 'read_configuration', 'lock_state', 'is_claimed',
+           'claim_folder', 'claim_adapter_folder', 'move_claimed_folder', 'remove_adapter', 'hash_adapter_files',
+           'load_adapter', 'remove_tuned', 'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders',
+           'find_state_folders']
 
 # %% ../../nbs/6_device/01_memory.ipynb #16297f94
 import base64
@@ -55,6 +56,17 @@ CREATE TABLE events (
     dialogue TEXT REFERENCES dialogues (id) ON DELETE CASCADE, content TEXT NOT NULL, checksum TEXT NOT NULL);
 CREATE INDEX events_of_a_dialogue ON events (dialogue)
 """
+
+# %% ../../nbs/6_device/01_memory.ipynb #mconv002
+def join_conversation(key: str, title: str = "") -> str:
+    "Return the column `conversation` of our own conversation with a key and a title."
+    return f"chat:{key}:{title}" if key or title else "chat"
+
+
+def split_conversation(conversation: str):  # (key, title), or None
+    "Return the key and the title of our own conversation, or None if a dialogue came from elsewhere."
+    kind, key, title = (conversation.split(":", 2) + ["", ""])[:3]
+    return (key, title) if kind == "chat" else None
 
 # %% ../../nbs/6_device/01_memory.ipynb #09d69705
 def _hash_row(values) -> str:  # 32 hex digits
@@ -113,7 +125,7 @@ class Memory:
 
     def __init__(self):
         self.dialogues = {}  # id -> `ScoredDialogue`, as it was offered
-        self.conversations = {}  # id -> "chat": our own talk; "client": of another program; "import"; "": no chat
+        self.conversations = {}  # id -> see `split_conversation`; "": no chat
         self.events = []  # `Event`s in the order of time
         self.number = 0  # of the last event
         self.num_stored = 0  # number of the last event that is in the file; 0: the file is not ours yet
@@ -129,6 +141,12 @@ class Memory:
         self.dialogues[id], self.conversations[id] = candidate, conversation
         self.changed_ids.add(id)
         return id
+
+    def move(self, ids, conversation: str) -> None:
+        "Put dialogues into a conversation, such as their own one under another title."
+        for id in ids:
+            self.conversations[id] = conversation
+            self.changed_ids.add(id)
 
     @property
     def is_configured(self) -> bool:
@@ -237,7 +255,7 @@ def open_store(folder, writes: bool = False):  # a connection of `sqlite3`
         raise InputError(f"{folder}: {old[0]} is of an earlier version", "start in a new folder")
     if not writes and not file.is_file():
         raise InputError(f"{folder}: no saved state here ({STORE_FILE} is missing)", "give the folder of a saved state")
-    return open_database(file, APPLICATION_ID, [SCHEMA], writes)
+    return open_database(file, APPLICATION_ID, SCHEMA, writes)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
+from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count, choose_plain
 from ..buffer.retrieval import collect_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
@@ -50,7 +50,6 @@ from .replay import PersonalizerState, TrainingRound, place_candidate, read_stat
 from ..selection.library import Library
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
-from ..tuning.adapter_scale import choose_adapter_scale
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune as tune
 
@@ -406,9 +405,10 @@ class Personalizer:
         question = Dialogue(prompt, "", history)
         with self.model.track_cost() as cost:
             fact, _ = self.find_fact(prompt)
-            question = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt))
+            memories = [] if fact else self.retrieve_memories(prompt)
+            shown = add_fact(question, fact) if fact else add_memories(question, memories)
             with self.model.use_adapter(self.adapter):
-                text = self.model.reply_once(question, max_tokens)
+                text = self.model.reply_once(shown, max_tokens, choose_plain(question, memories))
         self.add_cost(cost)
         return text
 
@@ -469,8 +469,6 @@ class Personalizer:
             replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
             preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
             adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
-            if self.config.max_scale > 1:
-                adapter = choose_adapter_scale(model, adapter, texts, replay, self.config.max_scale)
         return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
 
     def _name_start(self, prepared: PreparedRound) -> tuple:  # (name, ids of what an adapter from elsewhere learned)
@@ -716,7 +714,8 @@ def load_personalizer(
     state = read_state(folder, policy)
     state.check_base(model.base, folder)
     try:
-        settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
+        config = {name: x for name, x in state.settings["config"].items() if name != "max_scale"}  # a former setting
+        settings = state.settings | dict(config=TuningConfig(**config))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start, has_lock=has_lock)
         me = Personalizer(model, state=state, **parts, **settings)
     except READ_ERRORS as error:

@@ -21,7 +21,8 @@ from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, get_first_id
 from ..buffer.policies import POLICIES
 from ..buffer.scoring import ScoredDialogue
-from .memory import Event, Memory, find_state_folders, scores_from_dict, scores_to_dict
+from .memory import Event, Memory, find_state_folders, join_conversation
+from .memory import scores_from_dict, scores_to_dict, split_conversation
 
 # %% ../../nbs/6_device/02_replay.ipynb #a6f20172
 def describe_unchanged(start_loss: float, best_loss: float) -> str:  # "" if the loss changed
@@ -61,7 +62,7 @@ class TrainingRound:
 ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name != "parents"]
 
 # %% ../../nbs/6_device/02_replay.ipynb #c01f0c36
-MAX_STORED_TURNS = 20  # turns of a chat that you see in the next session
+MAX_STORED_TURNS = 20  # turns of a conversation that you see at once
 MAX_PROMPT_TURNS = 6  # turns in the prompt of the model; when there are more, we drop the older half
 
 
@@ -94,7 +95,8 @@ class PersonalizerState:
         self.roots = {}  # id of a version -> root
         self.asked_ids = set()  # roots that the user was asked about, or answered unasked
         self.feedback_rows = []  # see the chapter on feedback
-        self.turns, self.first_turn = [], ""  # of the chat; id of the first turn in the model's prompt
+        self.conversation, self.conversations = "", {}  # key of the one that goes on; key -> turns of each
+        self._first_turns = {}  # key -> id of the first turn in the model's prompt
         self.question_id = ""  # root of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was offered last
         self.rounds, self.tuned = [], []  # `TrainingRound`s and their `Event`s
@@ -106,11 +108,12 @@ class PersonalizerState:
 
     def replay(self) -> None:
         "Begin anew from the events, as after a forgetting."
-        policy, random, seen = self._first
+        (policy, random, seen), conversation = self._first, self.conversation
         self.buffer.restart(copy.deepcopy(policy), random, seen)
         self._reset()
         for event in self.memory.events:
             self.apply(event)
+        self.conversation = conversation
         self._drop_vacated()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
@@ -128,6 +131,27 @@ class PersonalizerState:
         getattr(self, f"_apply_{event.kind}")(event, event.content)
         if "cost" in event.content:
             self.cost = Cost(**event.content["cost"])
+
+    # --- conversations of ours
+
+    @property
+    def turns(self) -> list:  # rows with id, prompt, response and time
+        "The last turns of the conversation that goes on."
+        return self.conversations.get(self.conversation, [])[-MAX_STORED_TURNS:]
+
+    @property
+    def first_turn(self) -> str:
+        "The id of the first of these turns that the prompt of the model contains."
+        return self._first_turns.get(self.conversation, "")
+
+    def get_title(self, key: str) -> str:
+        "Return the title that the user gave a conversation, or an empty text."
+        turns = self.conversations.get(key)
+        return split_conversation(self.memory.conversations[turns[0]["id"]])[1] if turns else ""
+
+    def rename(self, key: str, title: str) -> None:
+        "Give a conversation another title."
+        self.memory.move([row["id"] for row in self.conversations[key]], join_conversation(key, title))
 
     # --- where a dialogue is
 
@@ -188,10 +212,12 @@ class PersonalizerState:
         self.scores.setdefault(root, offered.scores)
         self.wants_question = False
         self.versions.pop(root, None)
-        if self.memory.conversations[root] == "chat":
+        if own := split_conversation(self.memory.conversations[root]):
             row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
-            self.turns = [*self.turns, row][-MAX_STORED_TURNS:]
-            self.first_turn = self.turns[find_first_prompt_turn(self.turns, self.first_turn)]["id"]
+            self.conversation = own[0]
+            self.conversations.setdefault(own[0], []).append(row)
+            turns = self.turns
+            self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
         if facts["considered"]:
             left = self.questions_left(self.settings["max_questions"])
             policy = self.buffer.policy
@@ -261,7 +287,9 @@ class PersonalizerState:
         d = self.get_candidate(root).dialogue
         if d.origin == "model":
             self._set_version(root, replace(d, response=text))
-        self.turns = [row | dict(response=text) if row["id"] == root else row for row in self.turns]
+        if own := split_conversation(self.memory.conversations[root]):
+            turns = self.conversations[own[0]]
+            turns[:] = [row | dict(response=text) if row["id"] == root else row for row in turns]
         stale = "thumb_up", "thumb_down", "copy"
         is_stale = lambda row: row["dialogue_id"] == first_id and row["kind"] in stale
         self.feedback_rows = [row for row in self.feedback_rows if not is_stale(row)]

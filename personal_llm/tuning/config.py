@@ -52,9 +52,6 @@ class TuningConfig:
     trial: int = _count(8, "with fewer answers than this, a trial sets the number of steps; 0: never", low=0)
     checks: int = _count(6, "checks of the validation loss")
     patience: int = _count(3, "checks without progress before stopping")
-    max_scale: float = setting(
-        1.0, "largest adapter scale that a personalizer may choose after training; 1: no choice", "number", 1, 4
-    )
     clipping: float = setting(0.0, "largest gradient norm of one training sample, 0: no limit", low=0)
     noise: float = setting(0.0, "Gaussian noise on the gradients' sum, as a multiple of clipping", low=0)
 

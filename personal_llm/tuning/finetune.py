@@ -18,6 +18,7 @@ from pathlib import Path
 
 from personal_llm.base.adapters import (
     ADAPTER_CARD_FILE,
+    CHECKPOINTS_FOLDER,
     COMMITTED_ADAPTER,
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,15 +26,13 @@ from personal_llm.base.adapters import (
     attach_adapter,
     check_adapter,
     commit_adapter,
-    detach_adapter,
     finish_adapter_commit,
+    read_lora_config,
     stage_adapter,
 )
 from ..base.core import Cost, Dialogue, InputError, check_seed
 from ..base.core import get_peak_memory, measure_cost, patch, seed_everything
-from ..base.adapters import read_lora_config
 from ..base.files import delete_path, make_folder, make_temporary_folder
-from ..base.adapters import CHECKPOINTS_FOLDER
 from ..base.tokens import collate_samples
 from ..buffer.buffer import bin_bytes
 from ..buffer.preferences import make_preference_samples, set_reference_losses
@@ -166,16 +165,9 @@ def trainable_adapter(
         with plain_attention(model):
             yield adapted
     finally:
-        model.model = detach_adapter(adapted).eval()
+        model.model = adapted.unload().eval()
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #42dd0d45
-def hash_run(config, seed: int, base: str, dialogues: list, start: Path = None, replay: list = ()) -> str:  # hex
-    "Return a hash of everything that a fine-tune depends on."
-    content_parts = [d.to_dict() for d in dialogues], *[d.id for d in replay]
-    content = repr((config, seed, base, *content_parts)).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(content + ((start / WEIGHTS_FILE).read_bytes() if start else b"")).hexdigest()
-
-
 def remove_checkpoints(out: Path, keep: str = "") -> None:
     "Delete the checkpoints in an adapter's folder, but for those of one run; other files stay."
     folder = out / CHECKPOINTS_FOLDER
@@ -185,11 +177,21 @@ def remove_checkpoints(out: Path, keep: str = "") -> None:
     with suppress(OSError):  # other files are in it, or it is not there
         folder.rmdir()
 
+
+def open_output_folder(
+    out, config, seed: int, base: str, dialogues: list, start: Path = None, sources: list = ()
+) -> tuple:  # (the folder, that of its checkpoints)
+    "Make an adapter's folder ready for a run, which is known by a hash of everything that it depends on."
+    content = repr((config, seed, base, [d.to_dict() for d in dialogues], *[d.id for d in sources]))
+    content = content.encode("utf-8", "surrogatepass") + ((start / WEIGHTS_FILE).read_bytes() if start else b"")
+    out, run_id = make_folder(out), hashlib.sha256(content).hexdigest()
+    finish_adapter_commit(out)
+    remove_checkpoints(out, keep=run_id)
+    return out, out / CHECKPOINTS_FOLDER / run_id
+
 # %% ../../nbs/3_tuning/07_finetune.ipynb #fi11
-def check_output_folder(out: Path = None) -> None:
+def check_output_folder(out: Path) -> None:
     "Raise `InputError`, with nothing touched, where we may not write or would replace files of others."
-    if out is None:
-        return
     nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"{nearest}: not a folder that we may write to", "choose another folder")
@@ -223,7 +225,7 @@ def describe_result(split: TrainingSplit, checks: Checks, start, base_loss: floa
         notes["warning"] = "no answer of the user, so it learned from replies of a model; correct some dialogues"
     elif checks.best_loss > base_loss:
         notes["warning"] = f"the base model's validation loss is lower, {base_loss:.3f}; start from the base model"
-    elif not checks.has_learned():
+    elif checks.best_loss >= checks.losses[0]:
         where = "its start" if start else "the base model"
         notes["warning"] = f"no check was better than {where}, so this adapter equals it; correct more dialogues"
     losses = dict(start_loss=checks.losses[0], best_loss=checks.best_loss, history=checks.history())
@@ -238,14 +240,6 @@ def show_progress(steps, total: int, name: str = "fine-tuning"):  # the same pai
         for step, loss in steps:
             bar.update(step - bar.n)
             yield step, loss
-
-# %% ../../nbs/3_tuning/07_finetune.ipynb #eeba8d5f
-def open_output_folder(out, *run) -> tuple:  # (the folder, that of its checkpoints)
-    "Make an adapter's folder ready for a run, which is what `hash_run` takes."
-    out, run_id = make_folder(out), hash_run(*run)
-    finish_adapter_commit(out)
-    remove_checkpoints(out, keep=run_id)
-    return out, out / CHECKPOINTS_FOLDER / run_id
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #316a6b3c
 def run_trial(
@@ -291,7 +285,8 @@ def finetune(
         start, modules = check_adapter(start, model.base), [name for name, _ in model.model.named_modules()]
         config = config.match_adapter(read_lora_config(start), start, modules, defaults)
     split = TrainingSplit.from_dialogues(model, dialogues, config, check_seed(seed), replay, start)
-    check_output_folder(Path(out) if out else None)
+    if out:
+        check_output_folder(Path(out))
     with model.track_cost() as cost, torch.random.fork_rng():  # torch's random numbers go on as before
         seed_everything(seed)
         split = run_trial(model, split, dialogues, seed, replay, progress) if split.is_trial else split

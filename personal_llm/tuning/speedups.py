@@ -174,15 +174,6 @@ def make_frozen_layer_cache(adapted):  # a `FrozenLayerCache`, or None
     is_exact = is_exact and torch.allclose(whole[mask == 1], half[mask == 1], rtol=1e-3, atol=1e-3)
     return FrozenLayerCache(adapted, depth) if is_exact else None
 
-# %% ../../nbs/3_tuning/06_speedups.ipynb #sp21
-def find_rounded_layers(adapted) -> list:  # of peft's layers; empty for a model in float32
-    "Return the LoRA layers whose inputs are bfloat16, so that peft need not cast them."
-    import torch
-
-    if unwrap_peft(adapted).dtype != torch.bfloat16:
-        return []
-    return [layer for layer in adapted.modules() if hasattr(layer, "cast_input_dtype_enabled")]
-
 # %% ../../nbs/3_tuning/06_speedups.ipynb #sp06
 class FastForward:
     "Compute the response losses of a model with LoRA layers, with shared dropout and cached frozen layers."
@@ -191,9 +182,12 @@ class FastForward:
         self,
         adapted,  # peft's model; its dropout is changed in place
     ):
+        import torch
+
         self.adapted, self.partial_logits = adapted, supports_partial_logits(adapted)
         self.dropouts, self.frozen_layers = share_dropout(adapted), make_frozen_layer_cache(adapted)
-        self.rounded_layers = find_rounded_layers(adapted)
+        layers = adapted.modules() if unwrap_peft(adapted).dtype == torch.bfloat16 else ()
+        self.rounded_layers = [layer for layer in layers if hasattr(layer, "cast_input_dtype_enabled")]
 
     def __call__(
         self,

@@ -21,17 +21,12 @@ def draw_resamples(n: int, seed: int, resamples: int) -> np.ndarray:  # (resampl
     return make_generator(check_seed(seed), "bootstrap").integers(n, size=(resamples, n))
 
 # %% ../../nbs/3_tuning/03_statistics.ipynb #st04
-def widening_factor(n: int) -> float:  # w
-    "Return Student's factor for n values."
+def widen_interval(estimate: float, resampled: np.ndarray, n: int) -> tuple:  # (low, high)
+    "Return the percentile interval of the resampled values, widened by Student's factor for few samples."
     from scipy.special import stdtrit
 
-    return stdtrit(n - 1, 0.975) / 1.959964 * np.sqrt(n / (n - 1))
-
-
-def widen_interval(estimate: float, resampled: np.ndarray, n: int) -> tuple:  # (low, high)
-    "Return the percentile interval of the resampled values, widened for few samples."
     low, high = np.quantile(resampled, (0.025, 0.975))
-    w = widening_factor(n)
+    w = stdtrit(n - 1, 0.975) / 1.959964 * np.sqrt(n / (n - 1))
     return float(estimate + w * (low - estimate)), float(estimate + w * (high - estimate))
 
 # %% ../../nbs/3_tuning/03_statistics.ipynb #5192b953

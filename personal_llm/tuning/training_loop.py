@@ -204,14 +204,6 @@ def load_checkpoint(folder: Path, weights: dict, optimiser, checks: Checks) -> i
 MAX_GRADIENT_NORM = 1.0  # as in `Trainer`
 
 
-def seed_step(seed: int, step: int) -> None:
-    "Seed torch's generators from the run's seed and the step."
-    import torch
-
-    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 def add_gradients(batches: list, checks: Checks, bfloat16: bool) -> float:  # nats a token
     "Add the gradients of one step's batches to those of the weights, and return the step's loss."
     sizes, step_loss = count_step(batches), 0.0
@@ -264,7 +256,8 @@ def train(
     adapted.train()
     while not checks.is_finished(config):
         step += 1
-        seed_step(seed, step)
+        digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))  # of this step, wherever the run began
         for group in optimiser.param_groups:
             group["lr"] = compute_learning_rate(config, step)
         batches = []

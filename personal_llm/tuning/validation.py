@@ -168,9 +168,3 @@ def is_finished(self: Checks, config: TuningConfig) -> bool:
 def history(self: Checks) -> tuple:  # (step, training loss, validation loss), from the first step on
     "Return the losses of all checks after the start."
     return tuple((step, self.training_losses.get(step), loss) for step, loss in self.losses.items() if step)
-
-
-@patch
-def has_learned(self: Checks) -> bool:
-    "Return whether we kept weights with a lower loss than the start's."
-    return self.best_loss is not None and self.best_loss < next(iter(self.losses.values()))
