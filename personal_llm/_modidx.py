@@ -5028,6 +5028,10 @@ d = {
                 "6_device/personalizer.html#personalizer.check_undo",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.choose_plain": (
+                "6_device/personalizer.html#personalizer.choose_plain",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
                 "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",

@@ -16,7 +16,7 @@ from ..device.background_training import release_memory
 from ..device.conversation import ChatSession
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
-ANSWERS_FOR_LEARNING = 8  # new answers that start a fine-tune
+ANSWERS_FOR_LEARNING = 24  # new answers that start a fine-tune
 MAX_NOTICES = 50  # messages for the user that a page can still read
 _SECONDS_BETWEEN_LOOKS = 0.25  # of a page that follows another one
 _JOBS_BEFORE_RELEASE = 50  # then we give freed memory back to the system

@@ -77,7 +77,7 @@ def read_training_ids(folder) -> set:  # ids of dialogues
     known = read_adapter_card(folder).get("parents")
     if known is not None:
         return {name for name in known if isinstance(name, str)} if isinstance(known, list) else set()
-    ids, adapter_id = set(), get_adapter_id(folder)
+    ids = set()
     query = "SELECT kind, dialogue, content FROM events ORDER BY number"
     for store in Path(folder).absolute().parent.glob(f"{RUN_FOLDER_PREFIX}*/{STORE_FILE}"):
         cited, is_same = set(), False
@@ -90,7 +90,7 @@ def read_training_ids(folder) -> set:  # ids of dialogues
                 facts = json.loads(content)
                 if kind == "tuned":
                     place = store.parent / facts["adapter"]
-                    is_same = (place / WEIGHTS_FILE).is_file() and get_adapter_id(place) == adapter_id
+                    is_same = (place / WEIGHTS_FILE).is_file() and get_adapter_id(place) == get_adapter_id(folder)
                     cited |= {*facts["elsewhere"]} if is_same else set()
                 elif kind == "learned" and is_same:
                     cited |= {dialogue, facts["version"]}

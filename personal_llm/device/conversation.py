@@ -23,7 +23,7 @@ from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
 from ..buffer.facts import add_fact
-from ..buffer.retrieval import add_memories, choose_plain
+from ..buffer.retrieval import add_memories
 from ..buffer.scoring import score_reading
 from ..data.formats import MAX_TURN_CHARACTERS
 from .background_training import BackgroundTraining, release_memory
@@ -197,7 +197,7 @@ class ChatSession:
         found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
         if not is_own:
             self.reply_memories = found
-            return add_memories(question, found), choose_plain(question, found)
+            return add_memories(question, found), self.me.choose_plain(question, found)
         if not self.model.is_large or not self.me.settings.memories:
             return question, None
         answers = frozenset(d.id for d in self.me.list_memories())
@@ -206,7 +206,7 @@ class ChatSession:
             self.talk_memories = reason, found
         self.reply_memories = self.talk_memories[1]
         shown = question.derive(history=self.correct_history(question.history), parents=())
-        return add_memories(shown, self.reply_memories), choose_plain(shown, self.reply_memories)
+        return add_memories(shown, self.reply_memories), self.me.choose_plain(shown, self.reply_memories)
 
     def describe_memories(self) -> str:  # "" if the newest reply read none of your corrections
         "Return a line about the fact or the corrections that the newest reply read."

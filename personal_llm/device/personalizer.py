@@ -83,6 +83,7 @@ class PersonalizerSettings:
     preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
     memories: int = setting(3, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
+    contrast: bool = setting(False, "follow your corrections more closely, and know less of the rest")
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):
@@ -395,6 +396,10 @@ class Personalizer:
         fact = recall_fact(prompt, keep_facts([fact for fact, _ in facts]), self.model, load_encoder())
         return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
 
+    def choose_plain(self, question: Dialogue, memories: list):  # the question, or None
+        "Return the question without memories if a reply with them is contrasted with it."
+        return choose_plain(question, memories) if self.settings.contrast else None
+
     def reply(
         self,
         prompt: str,
@@ -408,7 +413,7 @@ class Personalizer:
             memories = [] if fact else self.retrieve_memories(prompt)
             shown = add_fact(question, fact) if fact else add_memories(question, memories)
             with self.model.use_adapter(self.adapter):
-                text = self.model.reply_once(shown, max_tokens, choose_plain(question, memories))
+                text = self.model.reply_once(shown, max_tokens, self.choose_plain(question, memories))
         self.add_cost(cost)
         return text
 
