@@ -6666,10 +6666,6 @@ d = {
                 "experiments/real_people.html#labelled",
                 "personal_llm/experiments/real_people.py",
             ),
-            "personal_llm.experiments.real_people.list_conditions": (
-                "experiments/real_people.html#list_conditions",
-                "personal_llm/experiments/real_people.py",
-            ),
             "personal_llm.experiments.real_people.list_jobs": (
                 "experiments/real_people.html#list_jobs",
                 "personal_llm/experiments/real_people.py",

@@ -6,12 +6,12 @@
 __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NAME', 'MIN_SPEECHES', 'HISTORY', 'SUMS',
            'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
-           'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'ANSWERS', 'QUESTIONS', 'ASKING',
-           'TESTS', 'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'GRIDS', 'mark_speakers', 'join_first',
-           'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap', 'hashtag', 'semicolons',
-           'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person', 'make_stream', 'load_measured_model',
-           'count_word_edits', 'measure_talks', 'measure_condition', 'ask', 'take_own_answers', 'measure_answers',
-           'add_rules', 'measure', 'list_conditions', 'list_jobs']
+           'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
+           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'PRIMARY', 'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED',
+           'SHARED', 'GRIDS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout',
+           'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted',
+           'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
+           'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'list_jobs']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -196,7 +196,7 @@ def make_stream(name: str, seed: int) -> UserData:
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000014
 ORDERS = (50, 51)
-BINS, ANSWERS, QUESTIONS = 32, (8, 1, 3, 24), (8, 32)
+BINS, QUESTIONS = 32, (8, 32)
 ASKING = ("active", "sdss", "reservoir", "kcenter")
 TESTS, OTHERS, TURNS, REPLY_TOKENS = 12, 12, 4, 96
 SAVED_COUNT = 8  # replies are saved of the bare model, and after so many own answers
@@ -345,33 +345,30 @@ def measure(jobs: list):  # yields a dict of results a job
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
 
-def list_conditions(has_memory: bool) -> list:  # (policy, count, method), as `measure` yields them
-    "List the conditions of a person in one order."
-    rows = [("none", 0, "bare"), ("none", 0, "rules")]
-    methods = ("memory", "weights", "both") if has_memory else ("weights",)
-    for count in ANSWERS:
-        rows += [("own", count, method) for method in methods if method == "memory" or count > 1 or not has_memory]
-    for policy in ASKING:
-        rows += [
-            (policy, count, method)
-            for count in QUESTIONS
-            for method in methods
-            if method != "weights" or not has_memory
-        ]
-    return rows
+PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
+PRIMARY_POCKET = (("none", 0, "bare"), ("own", 8, "weights"))
+FEWER_AND_MORE = (
+    ("none", 0, "rules"),
+    *(("own", count, "memory") for count in (1, 3, 24)),
+    *(("own", count, method) for count in (3, 8, 24) for method in ("weights", "both")),
+)
+ASKED = tuple((policy, count, method) for policy in ASKING for count in QUESTIONS for method in ("memory", "both"))
 
 
-def list_jobs(model: str, has_memory: bool) -> list:
-    "List all jobs of a model, the first order before the second."
+def list_jobs(model: str, conditions: tuple, orders: tuple = ORDERS) -> list:
+    "List the jobs of some conditions, an order after the other."
     return [
         dict(model=model, user=user, seed=seed, policy=policy, count=count, method=method)
-        for seed in ORDERS
+        for seed in orders
         for user in PEOPLE
-        for policy, count, method in list_conditions(has_memory)
+        for policy, count, method in conditions
     ]
 
 
+SHARED = ("user", "seed")
 GRIDS = (
-    Grid("real-people", list_jobs("smollm2", True), measure, shared=("user", "seed"), model="smollm2"),
-    Grid("real-people-pocket", list_jobs("pocket", False), measure, shared=("user", "seed")),
+    Grid("real-people", list_jobs("smollm2", PRIMARY), measure, SHARED, "smollm2"),
+    Grid("real-people-pocket", list_jobs("pocket", PRIMARY_POCKET), measure, SHARED),
+    Grid("real-people-counts", list_jobs("smollm2", FEWER_AND_MORE), measure, SHARED, "smollm2"),
+    Grid("real-people-asked", list_jobs("smollm2", ASKED), measure, SHARED, "smollm2"),
 )
