@@ -6634,6 +6634,10 @@ d = {
                 "experiments/real_people.html#bracketed",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.compare_conditions": (
+                "experiments/real_people.html#compare_conditions",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.count_word_edits": (
                 "experiments/real_people.html#count_word_edits",
                 "personal_llm/experiments/real_people.py",
@@ -6706,6 +6710,10 @@ d = {
                 "experiments/real_people.html#measure_talks",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.read_people": (
+                "experiments/real_people.html#read_people",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.recap": (
                 "experiments/real_people.html#recap",
                 "personal_llm/experiments/real_people.py",
@@ -6728,6 +6736,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.take_own_answers": (
                 "experiments/real_people.html#take_own_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.write_comparison": (
+                "experiments/real_people.html#write_comparison",
                 "personal_llm/experiments/real_people.py",
             ),
         },

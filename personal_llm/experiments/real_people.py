@@ -8,10 +8,11 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
            'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
            'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'PRIMARY', 'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED',
-           'SHARED', 'GRIDS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout',
-           'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted',
-           'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
-           'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'list_jobs']
+           'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted',
+           'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag',
+           'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
+           'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'list_jobs',
+           'read_people', 'compare_conditions', 'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -31,9 +32,10 @@ from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
 from .new_people import make_character_stream, read_characters
 from .new_people_grid import add_model_replies, choose_tests
-from .runner import Grid
+from .runner import Grid, read_results
 from ..selection.ranking import compute_mean_loss
 from ..tuning.content import find_frame, measure_content_preference, strip_frame
+from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000005
 CHARACTERS = {  # name -> (speaker in the text, work, number at Project Gutenberg)
@@ -372,3 +374,45 @@ GRIDS = (
     Grid("real-people-counts", list_jobs("smollm2", FEWER_AND_MORE), measure, SHARED, "smollm2"),
     Grid("real-people-asked", list_jobs("smollm2", ASKED), measure, SHARED, "smollm2"),
 )
+
+# %% ../../nbs/experiments/43_real_people.ipynb #ba1c2f57
+METRICS = {
+    "habits": "habits in the first reply",
+    "turn_4": "habits in the fourth turn of a talk",
+    "content": "content, ROUGE-1",
+    "edit": "word edits to the wished-for answer",
+    "preference": "right answer preferred",
+    "spill": "habits where they do not belong",
+    "loss": "loss on wished-for answers",
+    "other_loss": "loss on other talk",
+    "words": "words of a reply",
+    "prompt_tokens": "tokens of a prompt",
+}
+
+
+def read_people(grid: str, condition: tuple, metric: str) -> dict:  # person -> mean over the orders
+    "Return a metric of each person under a condition (policy, count, method)."
+    rows = [row for row in read_results(grid) if (row["policy"], row["count"], row["method"]) == condition]
+    values = {}
+    for row in rows:
+        if isinstance(row.get(metric), (int, float)):
+            values.setdefault(row["user"], []).append(row[metric])
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
+def compare_conditions(grid: str, condition: tuple, metric: str) -> tuple:  # (people, bare, with it, `MeanEstimate`)
+    "Compare a condition with the bare model, over the people who have the metric in both."
+    bare, found = (read_people(grid, one, metric) for one in (("none", 0, "bare"), condition))
+    people = sorted(bare.keys() & found.keys())
+    before, after = (np.array([values[name] for name in people]) for values in (bare, found))
+    return len(people), before.mean(), after.mean(), mean_over_users(after - before)
+
+
+def write_comparison(grid: str, condition: tuple) -> str:
+    "Write the table of a condition, a line for each metric."
+    lines = []
+    for metric, label in METRICS.items():
+        people, before, after, change = compare_conditions(grid, condition, metric)
+        interval = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        lines.append(f"{label:38}{people:>4}{before:>9.3f}{after:>9.3f}   {interval}")
+    return "\n".join([f"{'':38}people    bare  with it   change [95 % interval]", *lines])
