@@ -6312,6 +6312,10 @@ d = {
                 "experiments/new_people.html#make_character_dialogues",
                 "personal_llm/experiments/new_people.py",
             ),
+            "personal_llm.experiments.new_people.make_character_stream": (
+                "experiments/new_people.html#make_character_stream",
+                "personal_llm/experiments/new_people.py",
+            ),
             "personal_llm.experiments.new_people.make_new_stream": (
                 "experiments/new_people.html#make_new_stream",
                 "personal_llm/experiments/new_people.py",
@@ -6615,6 +6619,116 @@ d = {
             "personal_llm.experiments.real_library.tune_from": (
                 "experiments/real_library.html#tune_from",
                 "personal_llm/experiments/real_library.py",
+            ),
+        },
+        "personal_llm.experiments.real_people": {
+            "personal_llm.experiments.real_people.add_rules": (
+                "experiments/real_people.html#add_rules",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.ask": (
+                "experiments/real_people.html#ask",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.bracketed": (
+                "experiments/real_people.html#bracketed",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.count_word_edits": (
+                "experiments/real_people.html#count_word_edits",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.counted": (
+                "experiments/real_people.html#counted",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.dashes": (
+                "experiments/real_people.html#dashes",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.echo": (
+                "experiments/real_people.html#echo",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.find_longest_word": (
+                "experiments/real_people.html#find_longest_word",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.hashtag": (
+                "experiments/real_people.html#hashtag",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.join_first": (
+                "experiments/real_people.html#join_first",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.labelled": (
+                "experiments/real_people.html#labelled",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.list_jobs": (
+                "experiments/real_people.html#list_jobs",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.load_measured_model": (
+                "experiments/real_people.html#load_measured_model",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_habit": (
+                "experiments/real_people.html#make_habit",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_person": (
+                "experiments/real_people.html#make_person",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_stream": (
+                "experiments/real_people.html#make_stream",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.mark_speakers": (
+                "experiments/real_people.html#mark_speakers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure": (
+                "experiments/real_people.html#measure",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_answers": (
+                "experiments/real_people.html#measure_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_condition": (
+                "experiments/real_people.html#measure_condition",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_talks": (
+                "experiments/real_people.html#measure_talks",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.recap": (
+                "experiments/real_people.html#recap",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.semicolons": (
+                "experiments/real_people.html#semicolons",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.shout": (
+                "experiments/real_people.html#shout",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.shouted": (
+                "experiments/real_people.html#shouted",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.subject_tag": (
+                "experiments/real_people.html#subject_tag",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.take_own_answers": (
+                "experiments/real_people.html#take_own_answers",
+                "personal_llm/experiments/real_people.py",
             ),
         },
         "personal_llm.experiments.relevance": {
