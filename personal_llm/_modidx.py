@@ -6632,6 +6632,10 @@ d = {
                 "experiments/real_people.html#measure_condition",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.measure_counts": (
+                "experiments/real_people.html#measure_counts",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.measure_talks": (
                 "experiments/real_people.html#measure_talks",
                 "personal_llm/experiments/real_people.py",

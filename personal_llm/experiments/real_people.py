@@ -7,12 +7,13 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
            'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
-           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'PRIMARY', 'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED',
-           'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted',
-           'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag',
-           'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
-           'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'list_jobs',
-           'read_people', 'compare_conditions', 'write_comparison']
+           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY',
+           'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED', 'FIRST_JOBS', 'SHARED', 'GRIDS', 'METRICS', 'mark_speakers',
+           'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap', 'hashtag',
+           'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person', 'make_stream',
+           'load_measured_model', 'count_word_edits', 'measure_talks', 'measure_condition', 'ask', 'take_own_answers',
+           'measure_answers', 'add_rules', 'measure', 'measure_counts', 'list_jobs', 'read_people',
+           'compare_conditions', 'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -25,11 +26,12 @@ from ..base.core import NO_ANSWER, Dialogue, InputError
 from ..base.models import load_model
 from ..base.text import compute_rouge1, split_sentences
 from ..buffer.buffer import Buffer
-from ..buffer.retrieval import add_memories
+from ..buffer.retrieval import PromptEmbedder, add_memories, retrieve
 from ..buffer.scoring import score
 from ..data.people import Habit, SimulatedUser, UserData, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
+from .habit_defaults import EVERYBODY
 from .new_people import make_character_stream, read_characters
 from .new_people_grid import add_model_replies, choose_tests
 from .runner import Grid, read_results
@@ -347,6 +349,23 @@ def measure(jobs: list):  # yields a dict of results a job
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
 
+DEVELOPMENT, MEMORY_COUNTS = ("skipper", "herald", "hostess", "reporter"), (3, 6, 8)
+COUNT_JOBS = [dict(user=user, memories=k) for user in DEVELOPMENT for k in MEMORY_COUNTS]
+
+
+def measure_counts(jobs: list):  # yields a dict of results a job
+    "Measure how many memories help a person of development who gave eight answers."
+    model, user = load_measured_model("smollm2"), EVERYBODY[jobs[0]["user"]]
+    data, embedder = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=7), PromptEmbedder(model)
+    fresh = [d for d in data.stream if "copy_of" not in d.labels and d.response.strip()]
+    signal, other = ([d for d in fresh if (d.labels["kind"] == "signal") == wanted] for wanted in (True, False))
+    corrected = [d.derive(response=user.preferred_response(d), origin="annotated") for d in signal[:SAVED_COUNT]]
+    answered = [*corrected, *(d.derive(origin="approved") for d in other[:SAVED_COUNT])]
+    for job in jobs:
+        show = lambda d, prompt: add_memories(d, retrieve(answered, prompt, embedder, job["memories"]))
+        yield measure_condition(model, user, data.test_signal[:TESTS], data.test_retention[:OTHERS], show, None, True)
+
+
 PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
 PRIMARY_POCKET = (("none", 0, "bare"), ("own", 8, "weights"))
 FEWER_AND_MORE = (
@@ -367,8 +386,15 @@ def list_jobs(model: str, conditions: tuple, orders: tuple = ORDERS) -> list:
     ]
 
 
+FIRST_JOBS = [  # measured with three memories, before the default was six
+    dict(model="smollm2", user=user, seed=ORDERS[0], policy=policy, count=count, method=method)
+    for user in ("sir-peter", "lily", "crichton", "raina")
+    for policy, count, method in PRIMARY
+][:7]
 SHARED = ("user", "seed")
 GRIDS = (
+    Grid("memory-counts", COUNT_JOBS, measure_counts, ("user",), "smollm2"),
+    Grid("real-people-three", FIRST_JOBS, measure, SHARED, "smollm2"),
     Grid("real-people", list_jobs("smollm2", PRIMARY), measure, SHARED, "smollm2"),
     Grid("real-people-pocket", list_jobs("pocket", PRIMARY_POCKET), measure, SHARED),
     Grid("real-people-counts", list_jobs("smollm2", FEWER_AND_MORE), measure, SHARED, "smollm2"),
