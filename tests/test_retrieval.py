@@ -19,6 +19,7 @@ from personal_llm.buffer.retrieval import (
     collect_memories,
     compute_bm25,
     estimate_correction_probability,
+    fit_memories,
     rank_memories,
     retrieve,
 )
