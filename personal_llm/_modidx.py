@@ -1366,10 +1366,6 @@ d = {
                 "0_base/decoding.html#choose_next_token",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.contrast_logits": (
-                "0_base/decoding.html#contrast_logits",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
                 "personal_llm/base/decoding.py",
@@ -1752,18 +1748,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.ContrastProcessor": (
-                "0_base/models.html#contrastprocessor",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__call__": (
-                "0_base/models.html#contrastprocessor.__call__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__init__": (
-                "0_base/models.html#contrastprocessor.__init__",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -2577,10 +2561,6 @@ d = {
             ),
             "personal_llm.buffer.retrieval.choose_count": (
                 "2_buffer/retrieval.html#choose_count",
-                "personal_llm/buffer/retrieval.py",
-            ),
-            "personal_llm.buffer.retrieval.choose_plain": (
-                "2_buffer/retrieval.html#choose_plain",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.collect_memories": (
@@ -4689,10 +4669,6 @@ d = {
                 "6_device/conversation.html#chatsession.open_conversation",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.open_stream": (
-                "6_device/conversation.html#chatsession.open_stream",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
@@ -5108,10 +5084,6 @@ d = {
                 "6_device/personalizer.html#personalizer.check_undo",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_plain": (
-                "6_device/personalizer.html#personalizer.choose_plain",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
                 "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",
@@ -5512,10 +5484,6 @@ d = {
                 "6_device/streaming.html#replystream.feed_part",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.ReplyStream.read_prompt": (
-                "6_device/streaming.html#replystream.read_prompt",
-                "personal_llm/device/streaming.py",
-            ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
                 "6_device/streaming.html#replystream.reuse_cache",
                 "personal_llm/device/streaming.py",
@@ -5612,48 +5580,6 @@ d = {
             "personal_llm.experiments.clicks.simulate": (
                 "experiments/clicks.html#simulate",
                 "personal_llm/experiments/clicks.py",
-            ),
-        },
-        "personal_llm.experiments.contrast": {
-            "personal_llm.experiments.contrast.aside": (
-                "experiments/contrast.html#aside",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.load_tools": (
-                "experiments/contrast.html#load_tools",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.lower_case": (
-                "experiments/contrast.html#lower_case",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person": (
-                "experiments/contrast.html#make_person",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person_data": (
-                "experiments/contrast.html#make_person_data",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure": (
-                "experiments/contrast.html#measure",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure_replies": (
-                "experiments/contrast.html#measure_replies",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.numbered": (
-                "experiments/contrast.html#numbered",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.tagged": (
-                "experiments/contrast.html#tagged",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.titled": (
-                "experiments/contrast.html#titled",
-                "personal_llm/experiments/contrast.py",
             ),
         },
         "personal_llm.experiments.deciding": {
@@ -6392,6 +6318,10 @@ d = {
                 "experiments/new_people.html#make_character_dialogues",
                 "personal_llm/experiments/new_people.py",
             ),
+            "personal_llm.experiments.new_people.make_character_stream": (
+                "experiments/new_people.html#make_character_stream",
+                "personal_llm/experiments/new_people.py",
+            ),
             "personal_llm.experiments.new_people.make_new_stream": (
                 "experiments/new_people.html#make_new_stream",
                 "personal_llm/experiments/new_people.py",
@@ -6695,6 +6625,132 @@ d = {
             "personal_llm.experiments.real_library.tune_from": (
                 "experiments/real_library.html#tune_from",
                 "personal_llm/experiments/real_library.py",
+            ),
+        },
+        "personal_llm.experiments.real_people": {
+            "personal_llm.experiments.real_people.add_rules": (
+                "experiments/real_people.html#add_rules",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.ask": (
+                "experiments/real_people.html#ask",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.bracketed": (
+                "experiments/real_people.html#bracketed",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.compare_conditions": (
+                "experiments/real_people.html#compare_conditions",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.count_word_edits": (
+                "experiments/real_people.html#count_word_edits",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.counted": (
+                "experiments/real_people.html#counted",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.dashes": (
+                "experiments/real_people.html#dashes",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.echo": (
+                "experiments/real_people.html#echo",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.find_longest_word": (
+                "experiments/real_people.html#find_longest_word",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.hashtag": (
+                "experiments/real_people.html#hashtag",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.join_first": (
+                "experiments/real_people.html#join_first",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.labelled": (
+                "experiments/real_people.html#labelled",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.list_jobs": (
+                "experiments/real_people.html#list_jobs",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.load_measured_model": (
+                "experiments/real_people.html#load_measured_model",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_habit": (
+                "experiments/real_people.html#make_habit",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_person": (
+                "experiments/real_people.html#make_person",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_stream": (
+                "experiments/real_people.html#make_stream",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.mark_speakers": (
+                "experiments/real_people.html#mark_speakers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure": (
+                "experiments/real_people.html#measure",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_answers": (
+                "experiments/real_people.html#measure_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_condition": (
+                "experiments/real_people.html#measure_condition",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_counts": (
+                "experiments/real_people.html#measure_counts",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_talks": (
+                "experiments/real_people.html#measure_talks",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.read_people": (
+                "experiments/real_people.html#read_people",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.recap": (
+                "experiments/real_people.html#recap",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.semicolons": (
+                "experiments/real_people.html#semicolons",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.shout": (
+                "experiments/real_people.html#shout",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.shouted": (
+                "experiments/real_people.html#shouted",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.subject_tag": (
+                "experiments/real_people.html#subject_tag",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.take_own_answers": (
+                "experiments/real_people.html#take_own_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.write_comparison": (
+                "experiments/real_people.html#write_comparison",
+                "personal_llm/experiments/real_people.py",
             ),
         },
         "personal_llm.experiments.relevance": {

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASK_WHEN_CHOICES', 'OBSERVE_BATCH_SIZE', 'PersonalizerSettings', 'ask_at_terminal', 'count_rows',
-           'PreparedRound', 'Personalizer', 'load_personalizer', 'retrain_folder']
+           'Personalizer', 'PreparedRound', 'load_personalizer', 'retrain_folder']
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #586726a1
 import json
@@ -24,6 +24,7 @@ from personal_llm.base.core import (
     InputError,
     check,
     check_settings_fields,
+    patch,
     setting,
 )
 from ..base.database import READ_ERRORS
@@ -36,7 +37,7 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count, choose_plain
+from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
@@ -82,8 +83,7 @@ class PersonalizerSettings:
     )
     preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
-    memories: int = setting(3, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
-    contrast: bool = setting(False, "follow your corrections more closely, and know less of the rest")
+    memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):
@@ -120,19 +120,7 @@ def count_rows(model, bar):
     finally:
         hook.remove()
 
-# %% ../../nbs/6_device/04_personalizer.ipynb #3dfbf72e
-@dataclass(frozen=True)
-class PreparedRound:
-    "The result of a fine-tune that the personalizer has not taken over yet."
-
-    dialogues: list  # training dialogues of the buffer
-    synthesis: object  # `SynthesisResult`
-    adapter: Adapter
-    warm: dict  # the choice from a library, or None
-    cost: Cost  # of that choice
-    start: object = None  # the adapter or folder where it began; None: the base model
-
-
+# %% ../../nbs/6_device/04_personalizer.ipynb #998fb644
 class Personalizer:
     "Learns one user from a stream of dialogues; raises `InputError` for settings that cannot work."
 
@@ -186,524 +174,624 @@ class Personalizer:
     turns = property(lambda self: self.state.turns)  # of a chat
     question = property(lambda self: self.state.question)  # the open one: a `ScoredDialogue`, or None
 
-    # --- observe
+# %% ../../nbs/6_device/04_personalizer.ipynb #9a09c53e
+@patch
+def add_cost(self: Personalizer, cost: Cost) -> None:
+    "Count what a computation for this user cost."
+    self.state.cost = self.state.cost + cost
 
-    def score(self, dialogues: list) -> list:  # `ScoredDialogue`s
-        "Score dialogues with the current model, its adapter included."
-        with self.model.track_cost() as cost, self.model.use_adapter(self.adapter):
-            candidates = score_dialogues(self.model, dialogues, self.lexicons)
-        self.add_cost(cost)
-        return candidates
 
-    def add_cost(self, cost: Cost) -> None:
-        "Count what a computation for this user cost."
-        self.state.cost = self.state.cost + cost
+@patch
+def score(self: Personalizer, dialogues: list) -> list:  # `ScoredDialogue`s
+    "Score dialogues with the current model, its adapter included."
+    with self.model.track_cost() as cost, self.model.use_adapter(self.adapter):
+        candidates = score_dialogues(self.model, dialogues, self.lexicons)
+    self.add_cost(cost)
+    return candidates
 
-    def observe(self, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
-        "Score one dialogue and offer it to the buffer; fine-tune if `finetune_every` dialogues are complete."
-        return self.observe_all([dialogue], progress=False)[0]
 
-    def observe_all(
-        self,
-        dialogues,  # in their order in time: `Dialogue`s, or a source as `read_dialogues` takes it
-        progress: bool = True,
-        conversation: str = "",  # "import" for a file that a chat reads
-    ) -> list:  # `Decision`s
-        "Observe many dialogues, and fine-tune after every `finetune_every` of them."
-        from tqdm.auto import tqdm
+@patch
+def observe(self: Personalizer, dialogue: Dialogue):  # the newest dialogue -> the buffer's `Decision`
+    "Score one dialogue and offer it to the buffer; fine-tune if `finetune_every` dialogues are complete."
+    return self.observe_all([dialogue], progress=False)[0]
 
-        dialogues, decisions, every = as_dialogues(dialogues), [], self.settings.finetune_every
-        with tqdm(total=len(dialogues), desc="reading", unit="dialogue", disable=not progress, leave=False) as bar:
-            while len(decisions) < len(dialogues):
-                left = every - self.buffer.seen % every if every else OBSERVE_BATCH_SIZE
-                block = dialogues[len(decisions) : len(decisions) + min(OBSERVE_BATCH_SIZE, left)]
-                with count_rows(self.model, bar):
-                    candidates = self.score(block)
-                decisions += self.offer(candidates, conversation)
-                if every and self.buffer.seen % every == 0:
-                    self.finetune(progress=progress)
-        return decisions
 
-    def offer(self, candidates: list, conversation: str = "") -> list:  # `ScoredDialogue`s -> `Decision`s
-        "Offer scored dialogues to the buffer, with the questions that are due on arrival."
-        decisions = []
-        for candidate in candidates:
-            root = self.arrive(candidate, conversation, self.annotator is not None)
-            if self.state.wants_question:
-                self._ask(root)
-            decisions.append(place_candidate(self.state, root))
-            if decisions[-1].kept and self.ask_when == "arrival":
-                self._ask(root, is_learned=False)
-            self._apply_labels(candidate.dialogue)
-        return decisions
+@patch
+def observe_all(
+    self: Personalizer,
+    dialogues,  # in their order in time: `Dialogue`s, or a source as `read_dialogues` takes it
+    progress: bool = True,
+    conversation: str = "",  # "import" for a file that a chat reads
+) -> list:  # `Decision`s
+    "Observe many dialogues, and fine-tune after every `finetune_every` of them."
+    from tqdm.auto import tqdm
 
-    def arrive(self, candidate: ScoredDialogue, conversation: str = "", can_ask: bool = True) -> str:  # its id
-        "Remember a dialogue, and let the policy decide about a question; `state.wants_question` tells."
-        root = candidate.dialogue.id
-        known = self.memory.dialogues.get(root)
-        if known is None or known.dialogue != candidate.dialogue:
-            self.memory.remember(candidate, conversation)
-        elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
-            self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
-        considered = can_ask and self.ask_when == "policy" and bool(candidate.dialogue.response.strip())
-        self._configure()
-        self.state.record("offered", root, considered=considered)
-        return root
+    dialogues, decisions, every = as_dialogues(dialogues), [], self.settings.finetune_every
+    with tqdm(total=len(dialogues), desc="reading", unit="dialogue", disable=not progress, leave=False) as bar:
+        while len(decisions) < len(dialogues):
+            left = every - self.buffer.seen % every if every else OBSERVE_BATCH_SIZE
+            block = dialogues[len(decisions) : len(decisions) + min(OBSERVE_BATCH_SIZE, left)]
+            with count_rows(self.model, bar):
+                candidates = self.score(block)
+            decisions += self.offer(candidates, conversation)
+            if every and self.buffer.seen % every == 0:
+                self.finetune(progress=progress)
+    return decisions
 
-    def place(self, root: str):  # a `Decision`
-        "Offer a dialogue that arrived to the buffer."
-        return place_candidate(self.state, root)
 
-    def note_import(self) -> None:
-        "Record that a file is read, of which a copy may stay when its dialogues are forgotten."
-        self.state.record("imported")
+@patch
+def offer(self: Personalizer, candidates: list, conversation: str = "") -> list:  # `ScoredDialogue`s -> `Decision`s
+    "Offer scored dialogues to the buffer, with the questions that are due on arrival."
+    decisions = []
+    for candidate in candidates:
+        root = self.arrive(candidate, conversation, self.annotator is not None)
+        if self.state.wants_question:
+            self._ask(root)
+        decisions.append(place_candidate(self.state, root))
+        if decisions[-1].kept and self.ask_when == "arrival":
+            self._ask(root, is_learned=False)
+        self._apply_labels(candidate.dialogue)
+    return decisions
 
-    def questions_left(self) -> int:
-        "Return the number of questions that the budget still allows."
-        return self.state.questions_left(self.max_questions)
+# %% ../../nbs/6_device/04_personalizer.ipynb #f9d9d626
+@patch
+def arrive(
+    self: Personalizer, candidate: ScoredDialogue, conversation: str = "", can_ask: bool = True
+) -> str:  # its id
+    "Remember a dialogue, and let the policy decide about a question; `state.wants_question` tells."
+    root = candidate.dialogue.id
+    known = self.memory.dialogues.get(root)
+    if known is None or known.dialogue != candidate.dialogue:
+        self.memory.remember(candidate, conversation)
+    elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
+        self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
+    considered = can_ask and self.ask_when == "policy" and bool(candidate.dialogue.response.strip())
+    self._configure()
+    self.state.record("offered", root, considered=considered)
+    return root
 
-    def open_question(self, root: str) -> None:
-        "Leave a question open until the user answers it, or until the dialogue is placed."
-        self.state.record("asked", root, has_answer=None)
 
-    def _ask(self, root: str, is_learned: bool = True) -> None:
-        "Ask the annotator about a dialogue, unless it was asked before, there is no annotator, or the budget is spent."
-        is_spent = self.max_questions is not None and self.questions_left() < 1
-        if self.annotator is None or root in self.asked_ids or is_spent:
-            return
-        d = self.state.get_candidate(root).dialogue
+@patch
+def place(self: Personalizer, root: str):  # a `Decision`
+    "Offer a dialogue that arrived to the buffer."
+    return place_candidate(self.state, root)
+
+
+@patch
+def note_import(self: Personalizer) -> None:
+    "Record that a file is read, of which a copy may stay when its dialogues are forgotten."
+    self.state.record("imported")
+
+
+@patch
+def questions_left(self: Personalizer) -> int:
+    "Return the number of questions that the budget still allows."
+    return self.state.questions_left(self.max_questions)
+
+
+@patch
+def allow_questions(self: Personalizer, max_questions: int) -> None:
+    "Change the number of questions that the user may be asked in all; None: one a bin until the next fine-tune."
+    check(max_questions, "whole number or none", "max_questions", low=0)
+    self.max_questions = max_questions
+
+
+@patch
+def open_question(self: Personalizer, root: str) -> None:
+    "Leave a question open until the user answers it, or until the dialogue is placed."
+    self.state.record("asked", root, has_answer=None)
+
+
+@patch
+def _ask(self: Personalizer, root: str, is_learned: bool = True) -> None:
+    "Ask the annotator about a dialogue, unless it was asked before, there is no annotator, or the budget is spent."
+    is_spent = self.max_questions is not None and self.questions_left() < 1
+    if self.annotator is None or root in self.asked_ids or is_spent:
+        return
+    d = self.state.get_candidate(root).dialogue
+    try:
+        better = self.annotator(d)
+    except Exception as error:
+        message = f"the annotator raised {type(error).__name__}; the question is left for later"
+        warnings.warn(message, stacklevel=2)
+        return
+    if better == NO_ANSWER:
+        self.state.record("asked", root, has_answer=False)
+    else:
+        kind = "thumb_up" if better is None else "better"
+        self._record_reaction(root, kind, better or "", asked=True, is_learned=is_learned, time=d.time)
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #e9554857
+@patch
+def react(
+    self: Personalizer,
+    dialogue,  # a `Dialogue` that was observed, or its id
+    kind: str,  # one of `FEEDBACK_KINDS`
+    text: str = "",  # the preferred reply
+    asked: bool = False,  # True: this is the answer to a question
+    **details,  # rejected, time, is_given, probability: see `Feedback`
+) -> Feedback:
+    "Take a reaction to a reply and learn from it; raise `InputError`, with nothing changed, if that cannot be."
+    id = dialogue.id if isinstance(dialogue, Dialogue) else dialogue
+    root = self.find_reply(id)
+    is_open = root == self.state.question_id
+    asked = asked or is_open and kind in ("edit", "better", "thumb_up")
+    given = self._record_reaction(root, kind, text, asked=asked, **details)
+    is_new = root in self.state.versions or self.buffer.policy.can_ask
+    if self.state.find_slot(root) is None and is_new and (asked or not is_open):
+        place_candidate(self.state, root)
+    return given
+
+
+@patch
+def find_reply(self: Personalizer, id: str) -> str:  # its root
+    "Find a dialogue in the memory; raise `InputError` if it is not stored."
+    root = self.state.find_root(id) if isinstance(id, str) else ""
+    if not root:
+        what = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
+        raise InputError(what, "react to one of the last replies, or to one of the memory")
+    return root
+
+
+@patch
+def is_kept(self: Personalizer, id: str) -> bool:
+    "Return whether a dialogue is in the buffer; raise `InputError` if it is not stored."
+    return self.state.find_slot(self.find_reply(id)) is not None
+
+
+@patch
+def _record_reaction(
+    self: Personalizer,
+    root: str,
+    kind: str,
+    text: str,
+    asked: bool,
+    is_learned: bool = True,
+    response: str = "",
+    **details,
+) -> Feedback:
+    "Record a reaction; raise `InputError`, with nothing changed, if it is none or the same as before."
+    candidate, rejected = self.state.get_candidate(root), details.pop("rejected", None)
+    d = candidate.dialogue
+    if kind in ("edit", "better") and d.origin != "annotated" and text.split() == d.response.split():
+        kind, text = "thumb_up", ""
+    if rejected is None and d.origin == "annotated":
+        own = [row for row in self.feedback_rows if row["dialogue_id"] == get_first_id(d) and row["rejected"]]
+        rejected = own[-1]["rejected"] if own else ""
+    rejected = (d.response if rejected is None else rejected) if kind in (*TEXT_KINDS, "retry") else ""
+    given = Feedback(kind, get_first_id(d), text, rejected, **details)
+    if not asked:
+        add_feedback(self.feedback_rows, given)
+    self._rescore_alone(root, candidate)
+    facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
+    self._configure()
+    self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
+    return given
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
+@patch
+def _rescore_alone(self: Personalizer, root: str, candidate: ScoredDialogue) -> None:
+    "Score a dialogue again if it is outside of the buffer and an earlier adapter made its scores."
+    if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
+        self.rescore_dialogues([root])
+
+
+@patch
+def rescore_dialogues(self: Personalizer, roots: list) -> None:
+    "Score dialogues outside of the buffer again."
+    dialogues = [self.state.get_candidate(root).dialogue for root in roots]
+    for root, new in zip(roots, self.score(dialogues)):
+        self.state.record("scored", root, scores=scores_to_dict(new.scores))
+
+
+@patch
+def _apply_labels(self: Personalizer, d: Dialogue) -> None:
+    "React as the labels of an imported dialogue say; raise `InputError` if one is damaged."
+    for row in d.labels.get("feedback", ()):
         try:
-            better = self.annotator(d)
-        except Exception as error:
-            message = f"the annotator raised {type(error).__name__}; the question is left for later"
-            warnings.warn(message, stacklevel=2)
-            return
-        if better == NO_ANSWER:
-            self.state.record("asked", root, has_answer=False)
-        else:
-            kind = "thumb_up" if better is None else "better"
-            self._record_reaction(root, kind, better or "", asked=True, is_learned=is_learned, time=d.time)
+            details = dict(row)
+            kind = details.pop("kind")
+            text = d.response if kind == "choice" else ""
+            if len(text) <= MAX_FEEDBACK_CHARACTERS:
+                self.react(d.id, kind, text, time=d.time, **details)
+        except (TypeError, ValueError, KeyError) as error:
+            what = f"the label feedback of dialogue {d.id} is damaged ({str(error)[:80]})"
+            raise InputError(what, "remove the label, or read the export anew") from error
 
-    # --- react
+# %% ../../nbs/6_device/04_personalizer.ipynb #78b38c61
+@patch
+def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
+    "Return the answered dialogues that a reply may read: of the buffer, and corrections of a chat's last turns."
+    known = collect_memories(self.buffer.dialogues)
+    known_ids = {get_first_id(d) for d in known}
+    for turn in self.turns:
+        d = self.state.get_candidate(turn["id"]).dialogue
+        if d.origin == "annotated" and turn["id"] not in known_ids:
+            fields = dict(time=turn["time"], origin="annotated", parents=(turn["id"],))
+            known.append(Dialogue(turn["prompt"], d.response, **fields))
+    return known
 
-    def react(
-        self,
-        dialogue,  # a `Dialogue` that was observed, or its id
-        kind: str,  # one of `FEEDBACK_KINDS`
-        text: str = "",  # the preferred reply
-        asked: bool = False,  # True: this is the answer to a question
-        **details,  # rejected, time, is_given, probability: see `Feedback`
-    ) -> Feedback:
-        "Take a reaction to a reply and learn from it; raise `InputError`, with nothing changed, if that cannot be."
-        id = dialogue.id if isinstance(dialogue, Dialogue) else dialogue
-        root = self.find_reply(id)
-        is_open = root == self.state.question_id
-        asked = asked or is_open and kind in ("edit", "better", "thumb_up")
-        given = self._record_reaction(root, kind, text, asked=asked, **details)
-        is_new = root in self.state.versions or self.buffer.policy.can_ask
-        if self.state.find_slot(root) is None and is_new and (asked or not is_open):
-            place_candidate(self.state, root)
-        return given
 
-    def find_reply(self, id: str) -> str:  # its root
-        "Find a dialogue in the memory; raise `InputError` if it is not stored."
-        root = self.state.find_root(id) if isinstance(id, str) else ""
-        if not root:
-            what = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
-            raise InputError(what, "react to one of the last replies, or to one of the memory")
-        return root
+@patch
+def retrieve_memories(self: Personalizer, prompt: str) -> list:  # dialogues, the nearest last
+    "Return the answered dialogues that a reply to a prompt reads."
+    memories = self.list_memories()
+    if not memories or not self.settings.memories or not self.model.is_large:
+        return []
+    self.embedder = self.embedder or PromptEmbedder(self.model)
+    checked_at = 2 ** (len(memories).bit_length() - 1)
+    if checked_at not in self.memory_counts:
+        self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
+    max_tokens = min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+    return retrieve(memories, prompt, self.embedder, self.memory_counts[checked_at], max_tokens)
 
-    def is_kept(self, id: str) -> bool:
-        "Return whether a dialogue is in the buffer; raise `InputError` if it is not stored."
-        return self.state.find_slot(self.find_reply(id)) is not None
 
-    def _record_reaction(
-        self, root: str, kind: str, text: str, asked: bool, is_learned: bool = True, response: str = "", **details
-    ) -> Feedback:
-        "Record a reaction; raise `InputError`, with nothing changed, if it is none or the same as before."
-        candidate, rejected = self.state.get_candidate(root), details.pop("rejected", None)
-        d = candidate.dialogue
-        if kind in ("edit", "better") and d.origin != "annotated" and text.split() == d.response.split():
-            kind, text = "thumb_up", ""
-        if rejected is None and d.origin == "annotated":
-            own = [row for row in self.feedback_rows if row["dialogue_id"] == get_first_id(d) and row["rejected"]]
-            rejected = own[-1]["rejected"] if own else ""
-        rejected = (d.response if rejected is None else rejected) if kind in (*TEXT_KINDS, "retry") else ""
-        given = Feedback(kind, get_first_id(d), text, rejected, **details)
-        if not asked:
-            add_feedback(self.feedback_rows, given)
-        self._rescore_alone(root, candidate)
-        facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
-        self._configure()
-        self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
-        return given
+@patch
+def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
+    "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
+    if not self.settings.memories or not self.model.is_large or not asks_for_fact(prompt):
+        return "", None
+    told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
+    facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
+    fact = recall_fact(prompt, keep_facts([fact for fact, _ in facts]), self.model, load_encoder())
+    return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
 
-    def _rescore_alone(self, root: str, candidate: ScoredDialogue) -> None:
-        "Score a dialogue again if it is outside of the buffer and an earlier adapter made its scores."
-        if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
-            self.rescore_dialogues([root])
 
-    def rescore_dialogues(self, roots: list) -> None:
-        "Score dialogues outside of the buffer again."
-        dialogues = [self.state.get_candidate(root).dialogue for root in roots]
-        for root, new in zip(roots, self.score(dialogues)):
-            self.state.record("scored", root, scores=scores_to_dict(new.scores))
-
-    def _apply_labels(self, d: Dialogue) -> None:
-        "React as the labels of an imported dialogue say; raise `InputError` if one is damaged."
-        for row in d.labels.get("feedback", ()):
-            try:
-                details = dict(row)
-                kind = details.pop("kind")
-                text = d.response if kind == "choice" else ""
-                if len(text) <= MAX_FEEDBACK_CHARACTERS:
-                    self.react(d.id, kind, text, time=d.time, **details)
-            except (TypeError, ValueError, KeyError) as error:
-                what = f"the label feedback of dialogue {d.id} is damaged ({str(error)[:80]})"
-                raise InputError(what, "remove the label, or read the export anew") from error
-
-    # --- reply
-
-    def list_memories(self) -> list:  # dialogues, oldest first
-        "Return the answered dialogues that a reply may read: of the buffer, and corrections of a chat's last turns."
-        known = collect_memories(self.buffer.dialogues)
-        known_ids = {get_first_id(d) for d in known}
-        for turn in self.turns:
-            d = self.state.get_candidate(turn["id"]).dialogue
-            if d.origin == "annotated" and turn["id"] not in known_ids:
-                fields = dict(time=turn["time"], origin="annotated", parents=(turn["id"],))
-                known.append(Dialogue(turn["prompt"], d.response, **fields))
-        return known
-
-    def retrieve_memories(self, prompt: str) -> list:  # dialogues, the nearest last
-        "Return the answered dialogues that a reply to a prompt reads."
-        memories = self.list_memories()
-        if not memories or not self.settings.memories or not self.model.is_large:
-            return []
-        self.embedder = self.embedder or PromptEmbedder(self.model)
-        checked_at = 2 ** (len(memories).bit_length() - 1)
-        if checked_at not in self.memory_counts:
-            self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
-        max_tokens = min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
-        return retrieve(memories, prompt, self.embedder, self.memory_counts[checked_at], max_tokens)
-
-    def find_fact(self, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
-        "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
-        if not self.settings.memories or not self.model.is_large or not asks_for_fact(prompt):
-            return "", None
-        told = sorted((row.dialogue for row in self.memory.dialogues.values()), key=lambda d: d.time)
-        facts = [(fact, d) for d in told for fact in find_facts(d.prompt)]
-        fact = recall_fact(prompt, keep_facts([fact for fact, _ in facts]), self.model, load_encoder())
-        return fact, dict(facts).get(fact)  # the newest dialogue of the sentence
-
-    def choose_plain(self, question: Dialogue, memories: list):  # the question, or None
-        "Return the question without memories if a reply with them is contrasted with it."
-        return choose_plain(question, memories) if self.settings.contrast else None
-
-    def reply(
-        self,
-        prompt: str,
-        history=(),  # turns before it: (role, text) pairs; a system prompt stays first
-        max_tokens: int = None,  # of the reply; the model's own limit by default
-    ) -> str:
-        "Reply to a prompt with the last adapter, and with a fact or your answered dialogues before it; not observed."
-        question = Dialogue(prompt, "", history)
-        with self.model.track_cost() as cost:
-            fact, _ = self.find_fact(prompt)
-            memories = [] if fact else self.retrieve_memories(prompt)
-            shown = add_fact(question, fact) if fact else add_memories(question, memories)
-            with self.model.use_adapter(self.adapter):
-                text = self.model.reply_once(shown, max_tokens, self.choose_plain(question, memories))
-        self.add_cost(cost)
-        return text
-
-    # --- fine-tune
-
-    def finetune(
-        self,
-        start="last",  # "last", an adapter or its folder, a `Library`, a `Ranking`, or None: see the table above
-        out=None,  # folder of the adapter; by default in the personalizer's folder
-        progress: bool = True,
-    ) -> Adapter:
-        "Ask, choose a start, synthesise, tune, and score the buffer again (Qin et al. 2024, figure 1)."
-        with self.locked():
-            out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
-            self.commit_round(self.train_adapter(self.collect_training_dialogues(), start, out, progress))
-        return self.adapter
-
-    def select_trainable(self) -> list:
-        "Return the dialogues of the buffer with a response that the policy trains on."
-        with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
-        return self.buffer.policy.select_training_dialogues(with_response)
-
-    def collect_training_dialogues(self) -> list:
-        "Ask the questions that are due at the freeze, and return the dialogues with a response; `InputError` if none."
-        if self.ask_when != "arrival":
-            order = self.buffer.policy.order_questions(self.buffer.view)
-            for root in [self.state.get_root(self.buffer.dialogues[slot]) for slot in order]:
-                self._ask(root, is_learned=False)
-        dialogues = self.select_trainable()
-        if not dialogues:
-            reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
-            raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
-        return dialogues
-
-    def choose_start(self, start, dialogues: list, folder, model=None) -> tuple:
-        "Return the adapter or folder from which a fine-tune begins (or None), the choice (or None), and its `Cost`."
-        if isinstance(start, str) and start == "last":
-            start = self.adapter or self.start
-        if isinstance(start, Library):
-            choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
-            return choice.adapter, choice.to_dict(), choice.cost
-        if isinstance(start, Ranking):
-            weights = {start.best: 1.0} if start.best else start.weights
-            choice = dict(weights=weights, reason=start.reason, ranking=start.to_dict())
-            return get_start_adapter(start, folder), choice, Cost()
-        return start, None, Cost()
-
-    def train_adapter(
-        self, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None
-    ) -> PreparedRound:  # start and out as in `finetune`; the own model, and new synthetic dialogues, by default
-        "Choose a start, synthesise dialogues, and tune an adapter."
-        model, settings = model or self.model, self.settings
-        seed = settings.seed + len(self.rounds)
-        with tempfile.TemporaryDirectory(prefix="merge-") as folder:
-            start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
-            if synthesis is None:
-                synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
-            replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
-            preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
-            adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
-        return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
-
-    def _name_start(self, prepared: PreparedRound) -> tuple:  # (name, ids of what an adapter from elsewhere learned)
-        if prepared.warm or prepared.start is None:  # chosen from a library
-            return "library" if prepared.warm else "", []
-        place = Path(getattr(prepared.start, "path", prepared.start))
-        if self.adapter and place == Path(self.adapter.path):
-            return "last", []
-        return "other", sorted(read_training_ids(place))
-
-    def commit_round(self, prepared: PreparedRound, rebuilds: int = 0) -> TrainingRound:
-        "Record a new adapter with all that it cites, use it from now on, and score the buffer with it."
-        adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
-        start, elsewhere = self._name_start(prepared)
-        cost = prepared.cost + synthesis.cost + adapter.cost
-        self.add_cost(cost)
-        self._configure()
-        event = self.state.record(
-            "tuned",
-            seen=self.buffer.seen,
-            kept=len(dialogues),
-            synthetic=len(synthesis.dialogues),
-            rejected=dict(synthesis.rejected),
-            requests=self.cost.requests,
-            start_loss=adapter.start_loss,
-            best_loss=adapter.best_loss,
-            num_validation_dialogues=adapter.num_validation_dialogues,
-            steps=adapter.history[-1][0] if adapter.history else 0,
-            seconds=cost.seconds,
-            adapter=str(adapter.path),
-            start=start,
-            cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues),
-            warm=prepared.warm,
-            elsewhere=elsewhere,
-            files=hash_adapter_files(adapter.path),
-            rebuilds=rebuilds,
-        )
-        self._record_sources(dialogues)
-        self.adapter, self.synthesis = adapter, synthesis
-        event.content["model"] = self._get_model_name()
-        self.rescore_buffer()
-        return self.rounds[-1]
-
-    def _get_model_name(self) -> str:
-        "Return the name of the model with the present adapter, as scores carry it."
+@patch
+def reply(
+    self: Personalizer,
+    prompt: str,
+    history=(),  # turns before it: (role, text) pairs; a system prompt stays first
+    max_tokens: int = None,  # of the reply; the model's own limit by default
+) -> str:
+    "Reply to a prompt with the last adapter, and with a fact or your answered dialogues before it; not observed."
+    question = Dialogue(prompt, "", history)
+    with self.model.track_cost() as cost:
+        fact, _ = self.find_fact(prompt)
+        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt))
         with self.model.use_adapter(self.adapter):
-            return self.model.active_adapter
+            text = self.model.reply_once(shown, max_tokens)
+    self.add_cost(cost)
+    return text
 
-    def _record_sources(self, dialogues: list) -> None:
-        "Record what an adapter learned from: the dialogues, their earlier versions, and those in their histories."
-        roots = {name: self.state.get_root(d) for d in dialogues for name in (d.id, *d.parents)}
-        for name in collect_source_ids(dialogues, self.state.list_exchange_ids()):
-            root, is_direct = roots.get(name) or name, any(name == d.id for d in dialogues)
-            if root in self.memory.dialogues:
-                self.state.record("learned", root, version=name, is_direct=is_direct)
+# %% ../../nbs/6_device/04_personalizer.ipynb #d77d0c67
+@dataclass(frozen=True)
+class PreparedRound:
+    "The result of a fine-tune that the personalizer has not taken over yet."
 
-    def rescore_buffer(self) -> None:
-        "Score the buffer again, so that all its embeddings are of the current adapter."
-        record_scores(self.state, self.score(self.buffer.dialogues))
+    dialogues: list  # training dialogues of the buffer
+    synthesis: object  # `SynthesisResult`
+    adapter: Adapter
+    warm: dict  # the choice from a library, or None
+    cost: Cost  # of that choice
+    start: object = None  # the adapter or folder where it began; None: the base model
 
-    # --- store
 
-    @contextmanager
-    def locked(self):
-        "Lock the folder, if there is one; raise `InputError` if another process has it, or has changed it."
-        if self.folder is None or self.has_lock:
+@patch
+def finetune(
+    self: Personalizer,
+    start="last",  # "last", an adapter or its folder, a `Library`, a `Ranking`, or None: see the table above
+    out=None,  # folder of the adapter; by default in the personalizer's folder
+    progress: bool = True,
+) -> Adapter:
+    "Ask, choose a start, synthesise, tune, and score the buffer again (Qin et al. 2024, figure 1)."
+    with self.locked():
+        out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
+        self.commit_round(self.train_adapter(self.collect_training_dialogues(), start, out, progress))
+    return self.adapter
+
+
+@patch
+def select_trainable(self: Personalizer) -> list:
+    "Return the dialogues of the buffer with a response that the policy trains on."
+    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
+    return self.buffer.policy.select_training_dialogues(with_response)
+
+
+@patch
+def collect_training_dialogues(self: Personalizer) -> list:
+    "Ask the questions that are due at the freeze, and return the dialogues with a response; `InputError` if none."
+    if self.ask_when != "arrival":
+        order = self.buffer.policy.order_questions(self.buffer.view)
+        for root in [self.state.get_root(self.buffer.dialogues[slot]) for slot in order]:
+            self._ask(root, is_learned=False)
+    dialogues = self.select_trainable()
+    if not dialogues:
+        reason = "no kept dialogue has an answer" if len(self.buffer) else "the buffer is empty"
+        raise InputError(f"nothing to learn from: {reason}", "observe some dialogues first")
+    return dialogues
+
+
+@patch
+def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:
+    "Return the adapter or folder from which a fine-tune begins (or None), the choice (or None), and its `Cost`."
+    if isinstance(start, str) and start == "last":
+        start = self.adapter or self.start
+    if isinstance(start, Library):
+        choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
+        return choice.adapter, choice.to_dict(), choice.cost
+    if isinstance(start, Ranking):
+        weights = {start.best: 1.0} if start.best else start.weights
+        choice = dict(weights=weights, reason=start.reason, ranking=start.to_dict())
+        return get_start_adapter(start, folder), choice, Cost()
+    return start, None, Cost()
+
+
+@patch
+def train_adapter(
+    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None
+) -> PreparedRound:  # start and out as in `finetune`; the own model, and new synthetic dialogues, by default
+    "Choose a start, synthesise dialogues, and tune an adapter."
+    model, settings = model or self.model, self.settings
+    seed = settings.seed + len(self.rounds)
+    with tempfile.TemporaryDirectory(prefix="merge-") as folder:
+        start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
+        if synthesis is None:
+            synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+        replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
+        preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
+        adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
+    return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
+@patch
+def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0) -> TrainingRound:
+    "Record a new adapter with all that it cites, use it from now on, and score the buffer with it."
+    adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
+    start, elsewhere = self._name_start(prepared)
+    cost = prepared.cost + synthesis.cost + adapter.cost
+    self.add_cost(cost)
+    self._configure()
+    event = self.state.record(
+        "tuned",
+        seen=self.buffer.seen,
+        kept=len(dialogues),
+        synthetic=len(synthesis.dialogues),
+        rejected=dict(synthesis.rejected),
+        requests=self.cost.requests,
+        start_loss=adapter.start_loss,
+        best_loss=adapter.best_loss,
+        num_validation_dialogues=adapter.num_validation_dialogues,
+        steps=adapter.history[-1][0] if adapter.history else 0,
+        seconds=cost.seconds,
+        adapter=str(adapter.path),
+        start=start,
+        cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues),
+        warm=prepared.warm,
+        elsewhere=elsewhere,
+        files=hash_adapter_files(adapter.path),
+        rebuilds=rebuilds,
+    )
+    self._record_sources(dialogues)
+    self.adapter, self.synthesis = adapter, synthesis
+    event.content["model"] = self._get_model_name()
+    self.rescore_buffer()
+    return self.rounds[-1]
+
+
+@patch
+def _name_start(
+    self: Personalizer, prepared: PreparedRound
+) -> tuple:  # (name, ids of what an adapter from elsewhere learned)
+    if prepared.warm or prepared.start is None:  # chosen from a library
+        return "library" if prepared.warm else "", []
+    place = Path(getattr(prepared.start, "path", prepared.start))
+    if self.adapter and place == Path(self.adapter.path):
+        return "last", []
+    return "other", sorted(read_training_ids(place))
+
+
+@patch
+def _get_model_name(self: Personalizer) -> str:
+    "Return the name of the model with the present adapter, as scores carry it."
+    with self.model.use_adapter(self.adapter):
+        return self.model.active_adapter
+
+
+@patch
+def _record_sources(self: Personalizer, dialogues: list) -> None:
+    "Record what an adapter learned from: the dialogues, their earlier versions, and those in their histories."
+    roots = {name: self.state.get_root(d) for d in dialogues for name in (d.id, *d.parents)}
+    for name in collect_source_ids(dialogues, self.state.list_exchange_ids()):
+        root, is_direct = roots.get(name) or name, any(name == d.id for d in dialogues)
+        if root in self.memory.dialogues:
+            self.state.record("learned", root, version=name, is_direct=is_direct)
+
+
+@patch
+def rescore_buffer(self: Personalizer) -> None:
+    "Score the buffer again, so that all its embeddings are of the current adapter."
+    record_scores(self.state, self.score(self.buffer.dialogues))
+
+
+@patch
+def use_adapter(self: Personalizer, adapter) -> None:
+    "Reply and score with an adapter from elsewhere, until the next fine-tune."
+    self.adapter = adapter
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #22f70f3f
+@patch
+@contextmanager
+def locked(self: Personalizer):
+    "Lock the folder, if there is one; raise `InputError` if another process has it, or has changed it."
+    if self.folder is None or self.has_lock:
+        yield
+        return
+    with lock_state(self.folder, self.state_version):
+        try:
             yield
-            return
-        with lock_state(self.folder, self.state_version):
-            try:
-                yield
-            finally:
-                self.state_version = get_state_version(self.folder)
+        finally:
+            self.state_version = get_state_version(self.folder)
 
-    def release(self) -> None:
-        "Lock the folder for each single change from now on; the caller gives up its lock."
-        self.has_lock, self.state_version = False, get_state_version(self.folder)
 
-    def allow_questions(self, max_questions: int) -> None:
-        "Change the number of questions that the user may be asked in all; None: one a bin until the next fine-tune."
-        check(max_questions, "whole number or none", "max_questions", low=0)
-        self.max_questions = max_questions
+@patch
+def release(self: Personalizer) -> None:
+    "Lock the folder for each single change from now on; the caller gives up its lock."
+    self.has_lock, self.state_version = False, get_state_version(self.folder)
 
-    def use_adapter(self, adapter) -> None:
-        "Reply and score with an adapter from elsewhere, until the next fine-tune."
-        self.adapter = adapter
 
-    def _configure(self, buffer: Buffer = None) -> None:
-        "Record the settings when they are new; buffer: of a new memory, as it is before the first event."
-        settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
-        facts = dict(base=self.model.base, model=get_lasting_name(self.model.name))
-        facts |= dict(settings=json.loads(json.dumps(asdict(settings) | dict(config=asdict(self.config)))))
-        if buffer is not None:
-            header = dict(capacity=buffer.capacity, policy=buffer.policy.name, policy_state=buffer.policy.state())
-            facts["buffer"] = header | dict(
-                seed=buffer.seed, seen=buffer.seen, random=buffer.random.bit_generator.state
-            )
-        if buffer is not None or facts["settings"] != self.state.settings:
-            self.state.record("configured", **facts)
-        for entry, arrival in zip(buffer.entries, buffer.arrivals) if buffer is not None else ():
-            root = self.memory.remember(entry)
-            self.state.scores[root] = entry.scores
-            facts = dict(step=arrival, reason="it was in the buffer before", scores={}, is_prefilled=True)
-            self.memory.add("offered", root, dict(considered=False))
-            self.memory.add("kept", root, facts)
+@patch
+def _configure(self: Personalizer, buffer: Buffer = None) -> None:
+    "Record the settings when they are new; buffer: of a new memory, as it is before the first event."
+    settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
+    facts = dict(base=self.model.base, model=get_lasting_name(self.model.name))
+    facts |= dict(settings=json.loads(json.dumps(asdict(settings) | dict(config=asdict(self.config)))))
+    if buffer is not None:
+        header = dict(capacity=buffer.capacity, policy=buffer.policy.name, policy_state=buffer.policy.state())
+        facts["buffer"] = header | dict(seed=buffer.seed, seen=buffer.seen, random=buffer.random.bit_generator.state)
+    if buffer is not None or facts["settings"] != self.state.settings:
+        self.state.record("configured", **facts)
+    for entry, arrival in zip(buffer.entries, buffer.arrivals) if buffer is not None else ():
+        root = self.memory.remember(entry)
+        self.state.scores[root] = entry.scores
+        facts = dict(step=arrival, reason="it was in the buffer before", scores={}, is_prefilled=True)
+        self.memory.add("offered", root, dict(considered=False))
+        self.memory.add("kept", root, facts)
 
-    def save(
-        self,
-        folder=None,  # the personalizer's own folder by default
-        is_training: bool = False,  # delete no file now: a fine-tune is running in the folder
-    ) -> Path:
-        "Write the memory; on any failure the old one stays. Raise `InputError` if another process has or changed it."
-        folder = Path(folder) if folder else self.folder
-        if folder is None:
-            raise InputError("save: no folder", "give one here or to Personalizer")
-        self._configure()
-        is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
-        with self.locked() if is_own else lock_state(folder, get_state_version(folder)):
-            memory = self.memory
-            if not is_own:  # another folder gets all of it
-                memory = Memory()
-                memory.dialogues, memory.conversations = self.memory.dialogues, self.memory.conversations
-                memory.events, memory.number = self.memory.events, self.memory.number
-            memory.write(folder)
-            if not is_training:
-                sweep_adapters(folder, self.state)
-        return folder
 
-    def status(self) -> dict:  # plain values
-        "Describe the personalizer in numbers, without text of the dialogues."
-        return dict(model=self.model.name) | self.state.status()
+@patch
+def save(
+    self: Personalizer,
+    folder=None,  # the personalizer's own folder by default
+    is_training: bool = False,  # delete no file now: a fine-tune is running in the folder
+) -> Path:
+    "Write the memory; on any failure the old one stays. Raise `InputError` if another process has or changed it."
+    folder = Path(folder) if folder else self.folder
+    if folder is None:
+        raise InputError("save: no folder", "give one here or to Personalizer")
+    self._configure()
+    is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
+    with self.locked() if is_own else lock_state(folder, get_state_version(folder)):
+        memory = self.memory
+        if not is_own:  # another folder gets all of it
+            memory = Memory()
+            memory.dialogues, memory.conversations = self.memory.dialogues, self.memory.conversations
+            memory.events, memory.number = self.memory.events, self.memory.number
+        memory.write(folder)
+        if not is_training:
+            sweep_adapters(folder, self.state)
+    return folder
 
-    # --- take back
 
-    def forget(
-        self,
-        ids=(),  # ids of dialogues
-        text: str = None,  # part of a dialogue
-        before: float = None,  # a time: forget all earlier dialogues
-        everything: bool = False,
-    ) -> ForgetReport:
-        "Delete dialogues and all that was made of them, in memory and on the disk; other dialogues stay."
-        request = ForgetRequest(ids, text, before, everything)
-        with self.locked():
-            dead = list(self.state.tuned)
-            report = forget_dialogues(self.state, request)
-            if report.ids:
-                self._drop_caches(report.ids)
-            if report.adapters:
-                self.adapter = self._load_last()
-            self.rescore_stale()
-            if self.folder and get_state_version(self.folder):
-                apply_to_folder(self.folder, self.state, request, report)
-            else:
-                [remove_tuned(event) for event in dead if event not in self.state.tuned]
-        return report
+@patch
+def status(self: Personalizer) -> dict:  # plain values
+    "Describe the personalizer in numbers, without text of the dialogues."
+    return dict(model=self.model.name) | self.state.status()
 
-    def _drop_caches(self, ids: set) -> None:
-        "Drop texts and counts that were computed from dialogues that are gone."
-        self.synthesis, self.memory_counts = None, {}
-        if self.embedder is not None:
-            self.embedder.clear()  # it holds prompts
-        for name in ids:
-            self.model.truncated.pop(name, None)
+# %% ../../nbs/6_device/04_personalizer.ipynb #05f6bbd4
+@patch
+def forget(
+    self: Personalizer,
+    ids=(),  # ids of dialogues
+    text: str = None,  # part of a dialogue
+    before: float = None,  # a time: forget all earlier dialogues
+    everything: bool = False,
+) -> ForgetReport:
+    "Delete dialogues and all that was made of them, in memory and on the disk; other dialogues stay."
+    request = ForgetRequest(ids, text, before, everything)
+    with self.locked():
+        dead = list(self.state.tuned)
+        report = forget_dialogues(self.state, request)
+        if report.ids:
+            self._drop_caches(report.ids)
+        if report.adapters:
+            self.adapter = self._load_last()
+        self.rescore_stale()
+        if self.folder and get_state_version(self.folder):
+            apply_to_folder(self.folder, self.state, request, report)
+        else:
+            [remove_tuned(event) for event in dead if event not in self.state.tuned]
+    return report
 
-    def _load_last(self, num_undone: int = 0):  # an `Adapter`, or None
-        event = self.state.tuned[-1 - num_undone] if len(self.rounds) > num_undone else None
-        return load_adapter(event.content["adapter"], event.content["files"]) if event else None
 
-    def rescore_stale(self) -> None:
-        "Score the buffer and the open question again if a model that is gone made their scores."
-        name = self._get_model_name()
-        if any(entry.scores.model != name for entry in self.buffer.entries):
-            self.rescore_buffer()
-        if self.question and self.question.scores.model != name:
-            self.rescore_dialogues([self.state.question_id])
+@patch
+def _drop_caches(self: Personalizer, ids: set) -> None:
+    "Drop texts and counts that were computed from dialogues that are gone."
+    self.synthesis, self.memory_counts = None, {}
+    if self.embedder is not None:
+        self.embedder.clear()  # it holds prompts
+    for name in ids:
+        self.model.truncated.pop(name, None)
 
-    def check_undo(self) -> None:
-        "Raise `InputError` if there is no fine-tune to undo, or if the adapter before it cannot be loaded."
-        if not self.rounds:
-            raise InputError("there is no fine-tune to undo", "learn first")
-        self._load_last(1)
 
-    def undo_finetune(self) -> None:
-        "Use the adapter before the last fine-tune; the next `save` deletes the last one."
-        self.check_undo()
-        self.state.record("undone")
-        self.adapter, self.synthesis = self._load_last(), None
+@patch
+def _load_last(self: Personalizer, num_undone: int = 0):  # an `Adapter`, or None
+    event = self.state.tuned[-1 - num_undone] if len(self.rounds) > num_undone else None
+    return load_adapter(event.content["adapter"], event.content["files"]) if event else None
+
+
+@patch
+def rescore_stale(self: Personalizer) -> None:
+    "Score the buffer and the open question again if a model that is gone made their scores."
+    name = self._get_model_name()
+    if any(entry.scores.model != name for entry in self.buffer.entries):
         self.rescore_buffer()
+    if self.question and self.question.scores.model != name:
+        self.rescore_dialogues([self.state.question_id])
 
-    def retrain(self, progress: bool = True) -> list:  # a line for each deleted adapter
-        "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
-        lines = []
-        while self.state.deleted:
-            event = self.state.deleted[0]
-            name, facts = Path(event.content["adapter"]).name, event.content
-            if reason := self._find_rebuild_obstacle(event):
-                return [*lines, f"adapter {name}: not rebuilt; {reason}"]
-            own = list_training_ids(self.state, event)
-            dialogues = self._list_versions(own)
-            if dialogues:
-                start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
-                with self.locked():
-                    out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
-                    self.commit_round(self.train_adapter(dialogues, start, out, progress), event.number)
-            else:
-                counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports, is_chat=self.state.is_chat)
-                self.state.record("forgotten", **counters, adapters=[], given_up=event.number)
-            counts = f"{len(dialogues)} of its {count_nouns(facts['kept'], 'dialogue')}"
-            lines.append(f"adapter {name}: {'rebuilt on' if dialogues else 'gone, the memory holds'} {counts}")
-            if self.folder:
-                self.save()
-        return lines
 
-    def _list_versions(self, own: list) -> list:  # own: (root, version) pairs
-        "Return the dialogues that an adapter learned from, in the order in which it learned them."
-        dialogues = [self.state.get_candidate(root).dialogue for root, _ in own]
-        return [d for d in drop_disliked(dialogues, self.feedback_rows) if d.response.strip()]
+@patch
+def check_undo(self: Personalizer) -> None:
+    "Raise `InputError` if there is no fine-tune to undo, or if the adapter before it cannot be loaded."
+    if not self.rounds:
+        raise InputError("there is no fine-tune to undo", "learn first")
+    self._load_last(1)
 
-    def _find_rebuild_obstacle(self, event) -> str:  # empty: it can be rebuilt
-        "Return the reason why a deleted adapter cannot be trained again as it was."
-        facts = event.content
-        if facts["start"] == "library" and not isinstance(self.start, (Library, Ranking)):
-            return "it began from a library; give this library as the start"
-        if facts["start"] == "other":
-            if self.start is None or isinstance(self.start, (Library, Ranking)):
-                return "it began from another adapter; give this adapter as the start"
-            if not read_training_ids(getattr(self.start, "path", self.start)) <= {*facts["elsewhere"]}:
-                return "the adapter where it began learned from a forgotten dialogue; fine-tune without it"
-        return ""
+
+@patch
+def undo_finetune(self: Personalizer) -> None:
+    "Use the adapter before the last fine-tune; the next `save` deletes the last one."
+    self.check_undo()
+    self.state.record("undone")
+    self.adapter, self.synthesis = self._load_last(), None
+    self.rescore_buffer()
+
+# %% ../../nbs/6_device/04_personalizer.ipynb #4bb84d8c
+@patch
+def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for each deleted adapter
+    "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
+    lines = []
+    while self.state.deleted:
+        event = self.state.deleted[0]
+        name, facts = Path(event.content["adapter"]).name, event.content
+        if reason := self._find_rebuild_obstacle(event):
+            return [*lines, f"adapter {name}: not rebuilt; {reason}"]
+        own = list_training_ids(self.state, event)
+        dialogues = self._list_versions(own)
+        if dialogues:
+            start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
+            with self.locked():
+                out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
+                self.commit_round(self.train_adapter(dialogues, start, out, progress), event.number)
+        else:
+            counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports, is_chat=self.state.is_chat)
+            self.state.record("forgotten", **counters, adapters=[], given_up=event.number)
+        counts = f"{len(dialogues)} of its {count_nouns(facts['kept'], 'dialogue')}"
+        lines.append(f"adapter {name}: {'rebuilt on' if dialogues else 'gone, the memory holds'} {counts}")
+        if self.folder:
+            self.save()
+    return lines
+
+
+@patch
+def _list_versions(self: Personalizer, own: list) -> list:  # own: (root, version) pairs
+    "Return the dialogues that an adapter learned from, in the order in which it learned them."
+    dialogues = [self.state.get_candidate(root).dialogue for root, _ in own]
+    return [d for d in drop_disliked(dialogues, self.feedback_rows) if d.response.strip()]
+
+
+@patch
+def _find_rebuild_obstacle(self: Personalizer, event) -> str:  # empty: it can be rebuilt
+    "Return the reason why a deleted adapter cannot be trained again as it was."
+    facts = event.content
+    if facts["start"] == "library" and not isinstance(self.start, (Library, Ranking)):
+        return "it began from a library; give this library as the start"
+    if facts["start"] == "other":
+        if self.start is None or isinstance(self.start, (Library, Ranking)):
+            return "it began from another adapter; give this adapter as the start"
+        if not read_training_ids(getattr(self.start, "path", self.start)) <= {*facts["elsewhere"]}:
+            return "the adapter where it began learned from a forgotten dialogue; fine-tune without it"
+    return ""
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #eced028a
 def load_personalizer(

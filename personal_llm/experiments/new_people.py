@@ -7,7 +7,7 @@ __all__ = ['SPEAKER_PATTERN', 'DIRECTION_PATTERN', 'MIN_REPLY_WORDS', 'MAX_REPLY
            'CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'MAX_REPLIES', 'SCHOLARS_TALK', 'CITY_TALK',
            'ORDINARY', 'MORE_ORDINARY', 'LAZY_AND_CHANGING', 'DIFFICULT', 'SIMULATED', 'NEW_PEOPLE', 'BLOCK',
            'TESTED_REPLIES', 'CHARACTER_SHARE', 'parse_play', 'collect_replies', 'write_characters', 'read_characters',
-           'starred', 'stepped', 'make_character_dialogues', 'make_new_stream']
+           'starred', 'stepped', 'make_character_dialogues', 'make_character_stream', 'make_new_stream']
 
 # %% ../../nbs/experiments/25_new_people.ipynb #6634c98d
 import gzip
@@ -80,10 +80,10 @@ CHARACTERS_SHA256 = "1703cad6567fae4edb44ee81076d6db5e803d1314a0b77427ade21aa0bd
 MAX_REPLIES = 280  # of a character, the first in the work
 
 
-def write_characters(texts: dict, out) -> None:  # number at Project Gutenberg -> text
-    "Write the replies of all characters, one JSON line each."
+def write_characters(texts: dict, out, characters: dict = CHARACTERS) -> None:  # number at Project Gutenberg -> text
+    "Write the replies of characters, one JSON line each."
     lines = []
-    for name, (speaker, work, number) in CHARACTERS.items():
+    for name, (speaker, work, number) in characters.items():
         for prompt, response in collect_replies(parse_play(texts[number]), speaker)[:MAX_REPLIES]:
             row = dict(prompt=prompt, response=response, domain=name, source=work, licence="public domain")
             lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -91,19 +91,21 @@ def write_characters(texts: dict, out) -> None:  # number at Project Gutenberg -
         packed.write("".join(lines).encode())
 
 
-def read_characters() -> dict:  # name -> rows in the work's order
+def read_characters(
+    characters: dict = CHARACTERS, variable: str = CHARACTERS_VARIABLE, digest: str = CHARACTERS_SHA256
+) -> dict:  # name -> rows in the work's order
     "Read the replies of each character; raise `InputError` without the file, or if its content is another."
-    file = os.environ.get(CHARACTERS_VARIABLE, "")
+    file = os.environ.get(variable, "")
     if not Path(file).is_file():
         remedy = "make the file with write_characters from the texts of Project Gutenberg, and name it there"
-        raise InputError(f"no file of characters in {CHARACTERS_VARIABLE}", remedy)
+        raise InputError(f"no file of characters in {variable}", remedy)
     content = gzip.decompress(Path(file).read_bytes())
-    if hashlib.sha256(content).hexdigest() != CHARACTERS_SHA256:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(
             f"{Path(file).name}: its content is not that of the plan", "make it again with write_characters"
         )
     rows = [json.loads(line) for line in content.decode().splitlines()]
-    return {name: [row for row in rows if row["domain"] == name] for name in CHARACTERS}
+    return {name: [row for row in rows if row["domain"] == name] for name in characters}
 
 # %% ../../nbs/experiments/25_new_people.ipynb #65fbb263
 SCHOLARS_TALK = (
@@ -245,33 +247,41 @@ BLOCK, TESTED_REPLIES = 4, 48  # consecutive replies that stay on one side of th
 CHARACTER_SHARE = 0.12  # of the stream; a work has no more replies
 
 
-def make_character_dialogues(name: str) -> list:  # `Dialogue`s in the work's order
+def make_character_dialogues(name: str, rows: list) -> list:  # `Dialogue`s in the work's order
     "Return a character's replies as signal dialogues; a group is a block of consecutive replies."
     dialogues = []
-    for i, row in enumerate(read_characters()[name]):
+    for i, row in enumerate(rows):
         labels = {key: row[key] for key in ("domain", "source", "licence")}
         labels |= dict(kind="signal", reference=row["response"], group=f"{name} {i // BLOCK}")
         dialogues.append(Dialogue(row["prompt"], row["response"], time=float(i), labels=labels))
     return dialogues
 
 
-def make_new_stream(name: str, rows: list, length: int = 800, seed: int = 0) -> UserData:
-    "Make the stream and the tests of a new person; raise `InputError` where a character has too few replies."
-    user = NEW_PEOPLE[name]
-    if name not in CHARACTERS:
-        return user_stream(user, rows, length, seed=seed)
+def make_character_stream(
+    user: SimulatedUser, replies: list, rows: list, length: int, share: float, num_tests: int, seed: int
+) -> UserData:
+    "Make the stream and the tests of a character; raise `InputError` where it has too few replies."
     host = replace(user, signal_subjects=_TRAVEL, small_talk=CITY_TALK)
-    data = user_stream(host, rows, length, signal_share=CHARACTER_SHARE, seed=seed)
+    data = user_stream(host, rows, length, signal_share=share, seed=seed)
     pool, candidates = split_test_candidates(
-        make_character_dialogues(name), TESTED_REPLIES, make_generator(seed, "characters", name)
+        make_character_dialogues(user.name, replies), num_tests, make_generator(seed, "characters", user.name)
     )
     pool.sort(key=lambda d: d.time)
     places = [i for i, d in enumerate(data.stream) if d.labels["kind"] == "signal"]
     if len(places) > len(pool):
-        raise InputError(f"{name} has {len(pool)} replies, the stream needs {len(places)}", "shorten the stream")
+        raise InputError(f"{user.name} has {len(pool)} replies, the stream needs {len(places)}", "shorten the stream")
     stream = list(data.stream)
     for i, d in zip(places, pool):
         labels = d.labels | dict(episode=stream[i].labels["episode"])
         stream[i] = d.derive(response="…", origin="model", time=float(i), labels=labels, parents=())
     test = remove_leaks(candidates, [d.derive(response=d.labels.get("reference", d.response)) for d in stream])
-    return UserData(stream, test[:TESTED_REPLIES], data.test_rare, data.test_retention)
+    return UserData(stream, test[:num_tests], data.test_rare, data.test_retention)
+
+
+def make_new_stream(name: str, rows: list, length: int = 800, seed: int = 0) -> UserData:
+    "Make the stream and the tests of a new person."
+    user = NEW_PEOPLE[name]
+    if name not in CHARACTERS:
+        return user_stream(user, rows, length, seed=seed)
+    replies = read_characters()[name]
+    return make_character_stream(user, replies, rows, length, CHARACTER_SHARE, TESTED_REPLIES, seed)
