@@ -437,8 +437,8 @@ def test_saved_rows_answer_jobs_of_the_plan(grid):
     assert [line["job"] for line in lines if frozenset(line["job"]) not in fields] == []
 
 
-# Rows of 2026 that name no commit of the history: 1021 were saved before the runner refused them (15 commits were rewritten,
-# and a package had changed), and 43 of real-library-starts and habit-defaults-few on commits of a branch that was lost.
+# Rows of 2026 that name no commit of the history: 1021 were saved before the runner refused them (15 commits were
+# rewritten, and a package had changed), 43 of real-library-starts and habit-defaults-few on a branch that was lost.
 MOST_LOST, MOST_CHANGED = 1064, 1372
 
 
