@@ -1,6 +1,7 @@
 """What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, small models."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,6 +241,7 @@ def test_the_base_model_never_reads_memories(chat):
 
 
 def test_a_reply_that_reads_a_correction_is_contrasted_with_the_plain_prompt(chat):
+    chat.me.settings = replace(chat.me.settings, contrast=True)
     "".join(chat.say(ACHES[0]))
     assert chat.reply.plain is None, "nothing was corrected yet"
     chat.correct(chat.turns[-1]["id"], CORRECTION)
