@@ -1370,10 +1370,6 @@ d = {
                 "0_base/decoding.html#choose_next_token",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.contrast_logits": (
-                "0_base/decoding.html#contrast_logits",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
                 "personal_llm/base/decoding.py",
@@ -1756,18 +1752,6 @@ d = {
             ),
         },
         "personal_llm.base.models": {
-            "personal_llm.base.models.ContrastProcessor": (
-                "0_base/models.html#contrastprocessor",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__call__": (
-                "0_base/models.html#contrastprocessor.__call__",
-                "personal_llm/base/models.py",
-            ),
-            "personal_llm.base.models.ContrastProcessor.__init__": (
-                "0_base/models.html#contrastprocessor.__init__",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -2583,10 +2567,6 @@ d = {
                 "2_buffer/retrieval.html#choose_count",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.choose_plain": (
-                "2_buffer/retrieval.html#choose_plain",
-                "personal_llm/buffer/retrieval.py",
-            ),
             "personal_llm.buffer.retrieval.collect_memories": (
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
@@ -3180,6 +3160,86 @@ d = {
             "personal_llm.course.tasks_1.without_end": (
                 "course/tasks_1.html#without_end",
                 "personal_llm/course/tasks_1.py",
+            ),
+        },
+        "personal_llm.course.tasks_10": {
+            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._cosine": ("course/tasks_10.html#_cosine", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._draw_similarities": (
+                "course/tasks_10.html#_draw_similarities",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10._mix": ("course/tasks_10.html#_mix", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._of_means": (
+                "course/tasks_10.html#_of_means",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10.gate": ("course/tasks_10.html#gate", "personal_llm/course/tasks_10.py"),
+        },
+        "personal_llm.course.tasks_10_memory": {
+            "personal_llm.course.tasks_10_memory._change_choice": (
+                "course/tasks_10_memory.html#_change_choice",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._change_replay": (
+                "course/tasks_10_memory.html#_change_replay",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._from_the_start": (
+                "course/tasks_10_memory.html#_from_the_start",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._inside_words": (
+                "course/tasks_10_memory.html#_inside_words",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._keep_correction": (
+                "course/tasks_10_memory.html#_keep_correction",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._longest_run": (
+                "course/tasks_10_memory.html#_longest_run",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._nearest_alone": (
+                "course/tasks_10_memory.html#_nearest_alone",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._subsequence": (
+                "course/tasks_10_memory.html#_subsequence",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._without_budget": (
+                "course/tasks_10_memory.html#_without_budget",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._words": (
+                "course/tasks_10_memory.html#_words",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.choose": (
+                "course/tasks_10_memory.html#choose",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.copied": (
+                "course/tasks_10_memory.html#copied",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_choice": (
+                "course/tasks_10_memory.html#draw_choice",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_events": (
+                "course/tasks_10_memory.html#draw_events",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_texts": (
+                "course/tasks_10_memory.html#draw_texts",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.replay": (
+                "course/tasks_10_memory.html#replay",
+                "personal_llm/course/tasks_10_memory.py",
             ),
         },
         "personal_llm.course.tasks_2": {
@@ -4613,10 +4673,6 @@ d = {
                 "6_device/conversation.html#chatsession.open_conversation",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.open_stream": (
-                "6_device/conversation.html#chatsession.open_stream",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.pop_messages": (
                 "6_device/conversation.html#chatsession.pop_messages",
                 "personal_llm/device/conversation.py",
@@ -5032,10 +5088,6 @@ d = {
                 "6_device/personalizer.html#personalizer.check_undo",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.choose_plain": (
-                "6_device/personalizer.html#personalizer.choose_plain",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
                 "6_device/personalizer.html#personalizer.choose_start",
                 "personal_llm/device/personalizer.py",
@@ -5436,10 +5488,6 @@ d = {
                 "6_device/streaming.html#replystream.feed_part",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.ReplyStream.read_prompt": (
-                "6_device/streaming.html#replystream.read_prompt",
-                "personal_llm/device/streaming.py",
-            ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
                 "6_device/streaming.html#replystream.reuse_cache",
                 "personal_llm/device/streaming.py",
@@ -5536,48 +5584,6 @@ d = {
             "personal_llm.experiments.clicks.simulate": (
                 "experiments/clicks.html#simulate",
                 "personal_llm/experiments/clicks.py",
-            ),
-        },
-        "personal_llm.experiments.contrast": {
-            "personal_llm.experiments.contrast.aside": (
-                "experiments/contrast.html#aside",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.load_tools": (
-                "experiments/contrast.html#load_tools",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.lower_case": (
-                "experiments/contrast.html#lower_case",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person": (
-                "experiments/contrast.html#make_person",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.make_person_data": (
-                "experiments/contrast.html#make_person_data",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure": (
-                "experiments/contrast.html#measure",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.measure_replies": (
-                "experiments/contrast.html#measure_replies",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.numbered": (
-                "experiments/contrast.html#numbered",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.tagged": (
-                "experiments/contrast.html#tagged",
-                "personal_llm/experiments/contrast.py",
-            ),
-            "personal_llm.experiments.contrast.titled": (
-                "experiments/contrast.html#titled",
-                "personal_llm/experiments/contrast.py",
             ),
         },
         "personal_llm.experiments.deciding": {
@@ -6638,6 +6644,10 @@ d = {
                 "experiments/real_people.html#bracketed",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.compare_conditions": (
+                "experiments/real_people.html#compare_conditions",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.count_word_edits": (
                 "experiments/real_people.html#count_word_edits",
                 "personal_llm/experiments/real_people.py",
@@ -6706,8 +6716,16 @@ d = {
                 "experiments/real_people.html#measure_condition",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.measure_counts": (
+                "experiments/real_people.html#measure_counts",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.measure_talks": (
                 "experiments/real_people.html#measure_talks",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.read_people": (
+                "experiments/real_people.html#read_people",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.recap": (
@@ -6732,6 +6750,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.take_own_answers": (
                 "experiments/real_people.html#take_own_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.write_comparison": (
+                "experiments/real_people.html#write_comparison",
                 "personal_llm/experiments/real_people.py",
             ),
         },

@@ -137,7 +137,7 @@ def say(talk, d) -> None:
     "Let the fake model give the response of a dialogue."
     question = Dialogue(d.prompt, "", talk.history(), time=talk.clock())
     reading = talk.model.run_forward([question.derive(response=d.response)])[0]
-    talk.observe(question, SimpleNamespace(text=d.response, reading=reading, dialogue=question, plain=None))
+    talk.observe(question, SimpleNamespace(text=d.response, reading=reading, dialogue=question))
 
 
 def told(me):

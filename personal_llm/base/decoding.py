@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'CONTRAST', 'MIN_PLAUSIBILITY', 'IMPLAUSIBLE', 'MIN_LOOP_WORDS',
-           'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules',
-           'TokenClasses', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition',
-           'choose_next_token', 'contrast_logits', 'split_units', 'is_in_code', 'drop_numbers', 'is_repeated',
-           'is_periodic', 'count_whole_tokens', 'find_loop', 'count_settled_tokens', 'is_sentence_end',
-           'find_reply_end', 'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
+           'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_token_classes',
+           'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'choose_next_token', 'split_units',
+           'is_in_code', 'drop_numbers', 'is_repeated', 'is_periodic', 'count_whole_tokens', 'find_loop',
+           'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -134,19 +133,6 @@ def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=Rep
     probabilities = likely_first.values
     probabilities[probabilities.cumsum(-1) - probabilities >= options.top_p] = 0.0  # the first one stays
     return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
-
-# %% ../../nbs/0_base/08_decoding.ipynb #contra02
-CONTRAST = 0.5  # α
-MIN_PLAUSIBILITY = 0.1  # of the largest probability
-IMPLAUSIBLE = 1000.0  # nats; such a token comes only where no other may
-
-
-def contrast_logits(with_context, without_context, contrast: float = CONTRAST):  # (…, vocabulary) each -> float32
-    "Return logits that favour what a context makes likelier (Shi et al. 2024, equation 2), among plausible tokens."
-    logits = with_context.float()
-    p, q = logits.log_softmax(-1), without_context.float().log_softmax(-1)
-    is_plausible = p >= p.max(-1, keepdim=True).values + np.log(MIN_PLAUSIBILITY)
-    return (logits + contrast * (p - q)).where(is_plausible, logits - IMPLAUSIBLE)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decuni01
 def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete

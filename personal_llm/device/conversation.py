@@ -188,25 +188,25 @@ class ChatSession:
         texts = [answers.get(turns.get((prompt, reply)), reply) for (_, prompt), (_, reply) in pairs]
         return [turn for (own, (role, _)), text in zip(pairs, texts) for turn in (own, (role, text))]
 
-    def add_talk_memories(self, question: Dialogue, is_own: bool = True) -> tuple:  # (what the model reads, plain)
-        "Return a question with the memories of this talk before it, and without them if the reply is contrasted."
+    def add_talk_memories(self, question: Dialogue, is_own: bool = True) -> Dialogue:
+        "Return a question with the memories of this talk before it; the question itself is what we store."
         self.reply_fact, source = self.me.find_fact(question.prompt)
         if self.reply_fact:
             self.reply_memories = [source]
-            return add_fact(question.derive(history=self.correct_history(question.history)), self.reply_fact), None
+            return add_fact(question.derive(history=self.correct_history(question.history)), self.reply_fact)
         found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
         if not is_own:
             self.reply_memories = found
-            return add_memories(question, found), self.me.choose_plain(question, found)
+            return add_memories(question, found)
         if not self.model.is_large or not self.me.settings.memories:
-            return question, None
+            return question
         answers = frozenset(d.id for d in self.me.list_memories())
         reason = answers, found[0].origin if found else "", self.me.state.first_turn
         if self.talk_memories[0] != reason:
             self.talk_memories = reason, found
         self.reply_memories = self.talk_memories[1]
         shown = question.derive(history=self.correct_history(question.history), parents=())
-        return add_memories(shown, self.reply_memories), self.me.choose_plain(shown, self.reply_memories)
+        return add_memories(shown, self.reply_memories)
 
     def describe_memories(self) -> str:  # "" if the newest reply read none of your corrections
         "Return a line about the fact or the corrections that the newest reply read."
@@ -252,19 +252,13 @@ class ChatSession:
             self.history() if is_own else [(role, clean_text(text, self.max_characters)[0]) for role, text in history]
         )
         question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
-        shown, plain = self.add_talk_memories(question, is_own) if with_adapter else (question, None)
+        shown = self.add_talk_memories(question, is_own) if with_adapter else question
         with self.model.track_cost() as cost, self.model.use_adapter(adapter) as model:
-            self.reply = self.open_stream(model, shown, options, plain)
+            self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
             yield from self.reply
         self.me.add_cost(cost)
         if is_observed:
             self.observe(question, self.reply, is_own)
-
-    def open_stream(self, model, shown: Dialogue, options: ReplyOptions, plain: Dialogue) -> ReplyStream:
-        "Return the stream of a reply, by the engine if there is one; an engine cannot contrast two prompts."
-        if model.engine:
-            return model.engine(model, shown, options, previous_stream=self.reply)
-        return ReplyStream(model, shown, options, self.reply, plain)
 
     def observe(self, question: Dialogue, reply: ReplyStream, is_own: bool = True) -> None:
         "Score a turn from the forward passes that generated its reply, and let the policy decide; skip an empty reply."
@@ -273,12 +267,10 @@ class ChatSession:
             return
         with delay_interrupts():
             d = question.derive(response=reply.text, origin="model", parents=())
-            streams = [reply, *([reply.plain] if reply.plain is not None else [])]
-            own = [stream for stream in streams if tuple(stream.dialogue.history) == tuple(d.history)]
-            if own:
-                candidate = score_reading(d, own[0].reading, self.me.lexicons, own[0].reading.model)
-            else:  # the reply read other turns too: we score it alone
+            if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
                 candidate = self.me.score([d])[0]
+            else:
+                candidate = score_reading(d, reply.reading, self.me.lexicons, reply.reading.model)
             if is_own:
                 self.infer_feedback(d.prompt)
             state = self.me.state
@@ -363,9 +355,9 @@ class ChatSession:
         turn = self.turns[-1]
         options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
         question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
-        shown, plain = self.add_talk_memories(question)
+        shown = self.add_talk_memories(question)
         with self.model.track_cost() as cost, self.model.use_adapter(self.me.adapter) as model:
-            self.reply = self.open_stream(model, shown, options, plain)
+            self.reply = (model.engine or ReplyStream)(model, shown, options, previous_stream=self.reply)
             yield from self.reply
         self.me.add_cost(cost)
         if self.reply.text.split() in ([], turn["response"].split()):

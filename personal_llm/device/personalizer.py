@@ -37,8 +37,7 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
-from ..buffer.retrieval import choose_plain as choose_plain_question
+from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
@@ -84,8 +83,7 @@ class PersonalizerSettings:
     )
     preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
-    memories: int = setting(3, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
-    contrast: bool = setting(False, "follow your corrections more closely, and know less of the rest")
+    memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):
@@ -440,12 +438,6 @@ def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dial
 
 
 @patch
-def choose_plain(self: Personalizer, question: Dialogue, memories: list):  # the question, or None
-    "Return the question without memories if a reply with them is contrasted with it."
-    return choose_plain_question(question, memories) if self.settings.contrast else None
-
-
-@patch
 def reply(
     self: Personalizer,
     prompt: str,
@@ -456,10 +448,9 @@ def reply(
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
-        memories = [] if fact else self.retrieve_memories(prompt)
-        shown = add_fact(question, fact) if fact else add_memories(question, memories)
+        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt))
         with self.model.use_adapter(self.adapter):
-            text = self.model.reply_once(shown, max_tokens, self.choose_plain(question, memories))
+            text = self.model.reply_once(shown, max_tokens)
     self.add_cost(cost)
     return text
 

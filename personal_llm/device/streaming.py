@@ -9,8 +9,7 @@ __all__ = ['ReplyStream']
 import os
 
 from ..base.core import Dialogue, measure_cost, patch
-from ..base.decoding import ReplyOptions, choose_next_token, contrast_logits, count_settled_tokens
-from ..base.decoding import find_reply_end
+from ..base.decoding import ReplyOptions, choose_next_token, count_settled_tokens, find_reply_end
 from ..base.models import ForwardResult
 
 # %% ../../nbs/6_device/05_streaming.ipynb #913461c3
@@ -23,7 +22,6 @@ class ReplyStream:
         dialogue: Dialogue,  # its prompt and history
         options: ReplyOptions = ReplyOptions(),
         previous_stream: "ReplyStream" = None,  # the stream of the turn before, whose cache is reused
-        plain: Dialogue = None,  # the same without the context that the reply should follow closely
     ):
         self.model, self.dialogue, self.previous_stream = model, model.add_system_prompt(dialogue), previous_stream
         self.rules = model.decoding
@@ -35,8 +33,6 @@ class ReplyStream:
         self.next_logits = None  # (vocabulary,) of the token after the processed ones
         self.cache = None  # keys and values
         self.num_forward_passes = self.num_tokens_fed = 0  # passes, and tokens that they processed
-        before = previous_stream.plain if previous_stream is not None else None
-        self.plain = None if plain is None else ReplyStream(model, plain, options, before)
 
 # %% ../../nbs/6_device/05_streaming.ipynb #e07926f5
 MAX_LOGITS_PER_PASS = 2**24  # numbers; 341 tokens of a vocabulary of 49,152
@@ -123,29 +119,19 @@ def reuse_cache(self: ReplyStream, previous: ReplyStream, ids: list) -> None:  #
 
 # %% ../../nbs/6_device/05_streaming.ipynb #f0fc059b
 @patch
-def read_prompt(self: ReplyStream) -> int:  # number of its tokens
-    "Process the prompt, as far as the cache of the turn before does not hold it."
+def __iter__(self: ReplyStream):  # a generator of texts
+    "Yield the pieces of the reply; `reading` is set after the last piece."
+    import torch
+
     (ids,) = self.model.encode_prompts([self.dialogue], max(8, self.model.max_length - self.options.max_tokens))
     if self.previous_stream is not None and self.previous_stream.reading is not None:
         self.reuse_cache(self.previous_stream, ids)
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
-    return len(ids)
-
-
-@patch
-def __iter__(self: ReplyStream):  # a generator of texts
-    "Yield the pieces of the reply; `reading` is set after the last piece."
-    import torch
-
-    streams = [self] if self.plain is None else [self, self.plain]
-    lengths = [stream.read_prompt() for stream in streams]
     reply_ids, end_id = [], self.model.tokenizer.eos_token_id
     generator, tokenizer = torch.Generator().manual_seed(self.options.seed), self.model.tokenizer
     while not self.end_reason:
-        logits = [stream.next_logits[0] for stream in streams]
-        scores = contrast_logits(*logits) if self.plain is not None else logits[0]
-        reply_ids.append(choose_next_token(scores, reply_ids, self.rules, self.options, generator))
+        reply_ids.append(choose_next_token(self.next_logits[0], reply_ids, self.rules, self.options, generator))
         if reply_ids[-1] in self.rules.end_token_ids:
             end_id, self.end_reason = reply_ids.pop(), "stop"
         elif end := find_reply_end(reply_ids, self.rules, self.options):
@@ -154,19 +140,17 @@ def __iter__(self: ReplyStream):  # a generator of texts
             if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids)]):
                 yield piece
             if not self.end_reason:
-                [stream.feed(reply_ids[-1:]) for stream in streams]
+                self.feed(reply_ids[-1:])
     if piece := self.decode_new_text(reply_ids, is_complete=True):
         yield piece
-    for stream, length in zip(streams, lengths):
-        stream.complete_reading(length, [*reply_ids, end_id])
+    self.complete_reading([*ids, *reply_ids, end_id], len(ids))
 
 
 @patch
-def complete_reading(self: ReplyStream, num_prompt_tokens: int, reply_ids: list) -> None:  # with the end token
+def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> None:  # ids: with the end token
     "Process what is left of the reply, and set `reading`, the `ForwardResult` of the dialogue."
     import torch
 
-    ids = self.ids[:num_prompt_tokens] + reply_ids
     if len(self.ids) > len(ids) - 1:
         self.rewind(len(ids) - 1)
     self.feed(ids[len(self.ids) :])
