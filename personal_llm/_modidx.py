@@ -3158,6 +3158,86 @@ d = {
                 "personal_llm/course/tasks_1.py",
             ),
         },
+        "personal_llm.course.tasks_10": {
+            "personal_llm.course.tasks_10._after": ("course/tasks_10.html#_after", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._cosine": ("course/tasks_10.html#_cosine", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._draw_similarities": (
+                "course/tasks_10.html#_draw_similarities",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10._mix": ("course/tasks_10.html#_mix", "personal_llm/course/tasks_10.py"),
+            "personal_llm.course.tasks_10._of_means": (
+                "course/tasks_10.html#_of_means",
+                "personal_llm/course/tasks_10.py",
+            ),
+            "personal_llm.course.tasks_10.gate": ("course/tasks_10.html#gate", "personal_llm/course/tasks_10.py"),
+        },
+        "personal_llm.course.tasks_10_memory": {
+            "personal_llm.course.tasks_10_memory._change_choice": (
+                "course/tasks_10_memory.html#_change_choice",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._change_replay": (
+                "course/tasks_10_memory.html#_change_replay",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._from_the_start": (
+                "course/tasks_10_memory.html#_from_the_start",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._inside_words": (
+                "course/tasks_10_memory.html#_inside_words",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._keep_correction": (
+                "course/tasks_10_memory.html#_keep_correction",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._longest_run": (
+                "course/tasks_10_memory.html#_longest_run",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._nearest_alone": (
+                "course/tasks_10_memory.html#_nearest_alone",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._subsequence": (
+                "course/tasks_10_memory.html#_subsequence",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._without_budget": (
+                "course/tasks_10_memory.html#_without_budget",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._words": (
+                "course/tasks_10_memory.html#_words",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.choose": (
+                "course/tasks_10_memory.html#choose",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.copied": (
+                "course/tasks_10_memory.html#copied",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_choice": (
+                "course/tasks_10_memory.html#draw_choice",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_events": (
+                "course/tasks_10_memory.html#draw_events",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.draw_texts": (
+                "course/tasks_10_memory.html#draw_texts",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory.replay": (
+                "course/tasks_10_memory.html#replay",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+        },
         "personal_llm.course.tasks_2": {
             "personal_llm.course.tasks_2._around": ("course/tasks_2.html#_around", "personal_llm/course/tasks_2.py"),
             "personal_llm.course.tasks_2._block": ("course/tasks_2.html#_block", "personal_llm/course/tasks_2.py"),
@@ -6560,6 +6640,10 @@ d = {
                 "experiments/real_people.html#bracketed",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.compare_conditions": (
+                "experiments/real_people.html#compare_conditions",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.count_word_edits": (
                 "experiments/real_people.html#count_word_edits",
                 "personal_llm/experiments/real_people.py",
@@ -6628,8 +6712,16 @@ d = {
                 "experiments/real_people.html#measure_condition",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.measure_counts": (
+                "experiments/real_people.html#measure_counts",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.measure_talks": (
                 "experiments/real_people.html#measure_talks",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.read_people": (
+                "experiments/real_people.html#read_people",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.recap": (
@@ -6654,6 +6746,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.take_own_answers": (
                 "experiments/real_people.html#take_own_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.write_comparison": (
+                "experiments/real_people.html#write_comparison",
                 "personal_llm/experiments/real_people.py",
             ),
         },

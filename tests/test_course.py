@@ -15,7 +15,7 @@ from personal_llm.course import check
 from personal_llm.course.checks import Task
 from personal_llm.course.submissions import HANDED_OUT
 
-LESSONS = range(1, 10)
+LESSONS = range(1, 11)
 COURSE = Path(__file__).parent.parent / "nbs" / "course"
 TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in LESSONS}
 EACH = [task for n in LESSONS for task in TASKS[n].values()]

@@ -15,7 +15,7 @@ from personal_llm import Policy
 from personal_llm.course.checks import Task, check, check_plain
 from personal_llm.course.probes import plain
 
-TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in range(1, 10)}
+TASKS = {n: importlib.import_module(f"personal_llm.course.tasks_{n}").TASKS for n in range(1, 11)}
 EACH = [(n, name) for n in TASKS for name in TASKS[n]]
 
 

@@ -188,10 +188,10 @@ def test_a_trick_or_a_fault_gets_its_mark_and_its_reason(graded, name):
     assert sign in "; ".join(marks.notes(name)) + report_of(marks, name)
 
 
-def test_one_good_lesson_is_one_of_nine_and_a_wrong_number_is_named(graded):
+def test_one_good_lesson_is_one_of_ten_and_a_wrong_number_is_named(graded):
     marks, _ = graded
     assert marks.of("perfect")[2].right == 6 and marks.of("perfect")[3].right == 10
-    total = sum(len(course_tasks(n)) for n in range(1, 10))
+    total = sum(len(course_tasks(n)) for n in range(1, 11))
     assert marks.points("perfect") == pytest.approx(70 * 16 / total) and total >= 55
     assert "named lesson 7, and its tasks are of lesson 3" in "; ".join(marks.notes("perfect"))
 

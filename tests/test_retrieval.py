@@ -11,12 +11,15 @@ from personal_llm.base.tokens import encode_prompt
 from personal_llm.buffer import retrieval
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.retrieval import (
+    DEFAULT_COUNT,
+    PATTERN_TURNS,
     PromptEmbedder,
     add_memories,
     choose_count,
     collect_memories,
     compute_bm25,
     estimate_correction_probability,
+    fit_memories,
     rank_memories,
     retrieve,
 )
@@ -63,7 +66,19 @@ def test_only_answered_dialogues_are_memories_in_the_order_of_time():
 def test_a_planted_nearest_memory_comes_last(embedder):
     planted = memory("My dog Biscuit eats too much.")
     found = retrieve([planted, *map(memory, ACHES)], "What does my dog Biscuit eat?", embedder)
-    assert found[-1].id == planted.id and len({d.id for d in found}) == 3
+    assert found[-1].id == planted.id and len({d.id for d in found}) == 4
+
+
+def test_more_corrections_than_a_pattern_are_read_once_and_approvals_stay_few(embedder):
+    "Six of eight corrections stand in the prompt; one stands there three times; of approvals there are three."
+    texts = [f"My {part} hurts." for part in ("knee", "back", "ear", "hip", "toe", "arm", "neck", "foot")]
+    count = lambda text: 1
+    found = fit_memories([memory(text) for text in texts], DEFAULT_COUNT, 100, count, is_repeated=True)
+    assert [d.prompt for d in found] == texts[DEFAULT_COUNT - 1 :: -1]
+    assert len(fit_memories([memory(texts[0])], DEFAULT_COUNT, 100, count, is_repeated=True)) == PATTERN_TURNS
+    assert len(fit_memories([memory(texts[0])], 2, 100, count, is_repeated=True)) == 2
+    approved = [d.derive(origin="approved") for d in map(memory, texts)]
+    assert len(retrieve(approved, "My knee hurts.", embedder)) == PATTERN_TURNS
 
 
 def test_rare_words_decide_between_equal_similarities():
@@ -151,11 +166,11 @@ def test_a_small_model_gets_no_memories(pocket, embedder):
 def test_answers_that_do_not_predict_each_other_turn_memories_off(embedder, monkeypatch):
     monkeypatch.setattr(embedder.model, "is_large", True)
     memories = [memory(text, time=i) for i, text in enumerate([*ACHES, "My ear hurts."])]
-    for gain, k in ((0.1, 3), (-0.1, 0)):
+    for gain, k in ((0.1, DEFAULT_COUNT), (-0.1, 0)):
         nats = lambda rows: np.array([[1 - gain * (2 * i >= len(rows)), 1] for i in range(len(rows))])
         monkeypatch.setattr(embedder.model, "nll", nats)
         assert choose_count(memories, embedder) == k
-    assert choose_count(memories[:3], embedder) == 3 and choose_count(memories, embedder, most=0) == 0
+    assert choose_count(memories[:3], embedder) == DEFAULT_COUNT and choose_count(memories, embedder, most=0) == 0
 
 
 def test_withdrawn_and_forgotten_answers_are_never_retrieved(reading_pocket):

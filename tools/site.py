@@ -29,7 +29,7 @@ PARTS = {  # folder of nbs -> (heading, sentence), in reading order
     "8_app": ("8 · App", "The command line, the chat and the demo."),
     "experiments": ("Experiments", "Each experiment asks one question and answers it with a table and a figure."),
     "experiments/methods": ("Methods", "Methods that we tried and that did not become part of the package."),
-    "course": ("Course", "Nine lessons with exercises that check themselves."),
+    "course": ("Course", "Ten lessons with exercises that check themselves."),
     "recipes": ("Recipes", "How everything that ships was made."),
 }
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the top, which become pages

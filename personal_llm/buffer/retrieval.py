@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SHARE', 'MAX_EMBEDDED_TOKENS',
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
-           'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
-           'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
-           'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve', 'choose_count']
+           'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS',
+           'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states',
+           'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve',
+           'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -159,7 +160,8 @@ def estimate_correction_probability(
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00023
 WORDS_WEIGHT = 0.1  # of BM25 beside the similarity
-MAX_MEMORY_TOKENS = 600  # of all memories of a prompt
+MAX_MEMORY_TOKENS = 1200  # of all memories of a prompt
+PATTERN_TURNS = 3  # fewer corrections are repeated up to so many turns; of approved dialogues there are at most so many
 
 
 def rank_memories(memories: list, similarities: np.ndarray, prompt: str) -> list:  # the best first, no near-copies
@@ -174,11 +176,12 @@ def rank_memories(memories: list, similarities: np.ndarray, prompt: str) -> list
 
 
 def fit_memories(ranked: list, k: int, max_tokens: int, count_tokens, is_repeated: bool) -> list:  # the best last
-    "Return the k best memories that fit into the tokens together; too few are repeated."
+    "Return the k best memories that fit into the tokens together; if repeated, three turns at least."
     sizes = {d.id: count_tokens(d.prompt) + count_tokens(d.response) for d in ranked}
     chosen, left = [], max_tokens
     distinct = [d for d in ranked if sizes[d.id] <= max_tokens][:k]
-    for i in range(k if is_repeated and distinct else len(distinct)):
+    count = max(len(distinct), min(k, PATTERN_TURNS)) if is_repeated and distinct else len(distinct)
+    for i in range(count):
         d = distinct[i % len(distinct)]
         if sizes[d.id] <= left:
             chosen.append(d)
@@ -187,13 +190,14 @@ def fit_memories(ranked: list, k: int, max_tokens: int, count_tokens, is_repeate
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00026
 CORRECTION_THRESHOLD = 0.5  # probability of a correction from which the corrected dialogues are retrieved
+DEFAULT_COUNT = 6  # k
 
 
 def retrieve(
     memories: list,  # answered dialogues, of `collect_memories`
     prompt: str,
     embedder: PromptEmbedder,
-    k: int = 3,  # turns of memories; 0: none
+    k: int = DEFAULT_COUNT,  # turns of memories; 0: none
     max_tokens: int = MAX_MEMORY_TOKENS,  # of all of them
 ) -> list:  # dialogues, the nearest last; one may occur several times
     "Choose the answered dialogues that a reply to a prompt should read."
@@ -209,10 +213,10 @@ def retrieve(
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)
     tokenizer = embedder.model.tokenizer
     count_tokens = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return fit_memories(ranked, k, max_tokens, count_tokens, is_repeated=takes_corrected)
+    count = k if takes_corrected else min(k, PATTERN_TURNS)
+    return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030
-DEFAULT_COUNT = 3  # k
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..base.core import InputError
 
-LESSONS = range(1, 10)
+LESSONS = range(1, 11)
 HANDED_OUT = {  # lesson -> names that its notebook and its solution import from its tasks
     1: {"TASKS", "TEA", "without_end"},
     2: {"TASKS", "KNOWN", "WORDS"},
@@ -46,6 +46,13 @@ HANDED_OUT = {  # lesson -> names that its notebook and its solution import from
     9: {
         *("TASKS", "BASE_MEMBERS", "BASE_OTHERS", "BETA", "CANDIDATES", "DISLIKED", "FALSE_ALARM", "HIT", "LIKED"),
         *("MEMBERS", "OTHERS", "PLACES", "RANK", "RATE", "READINGS", "SHARES", "VALIDATIONS", "margins"),
+    },
+    10: {
+        *("TASKS", "ANSWERS_OF_MEMORY", "ANSWERS_OF_WEIGHTS", "APPROVED", "BATCH_SIZE", "CASES"),
+        *("CORRECTED", "EVENTS", "EVENTS_DIALOGUES", "FAILURES", "GENERAL", "HABITS_BY_MEMORY"),
+        *("HABITS_BY_WEIGHTS", "MEMORY_TOKENS", "NUM_MEMORIES", "PASSES", "PROMPT_TOKENS", "REPLY_TOKENS"),
+        *("SAMPLE_TOKENS", "SENTENCE_NEW", "SENTENCE_OLD", "SITUATIONS", "STATE_MEAN", "STATE_NEW"),
+        *("STATE_OLD", "STEPS"),
     },
 }
 

@@ -7,11 +7,13 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
            'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
-           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'PRIMARY', 'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED',
-           'SHARED', 'GRIDS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout',
-           'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted',
-           'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
-           'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'list_jobs']
+           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY',
+           'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED', 'FIRST_JOBS', 'SHARED', 'GRIDS', 'METRICS', 'mark_speakers',
+           'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap', 'hashtag',
+           'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person', 'make_stream',
+           'load_measured_model', 'count_word_edits', 'measure_talks', 'measure_condition', 'ask', 'take_own_answers',
+           'measure_answers', 'add_rules', 'measure', 'measure_counts', 'list_jobs', 'read_people',
+           'compare_conditions', 'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -24,16 +26,18 @@ from ..base.core import NO_ANSWER, Dialogue, InputError
 from ..base.models import load_model
 from ..base.text import compute_rouge1, split_sentences
 from ..buffer.buffer import Buffer
-from ..buffer.retrieval import add_memories
+from ..buffer.retrieval import PromptEmbedder, add_memories, retrieve
 from ..buffer.scoring import score
 from ..data.people import Habit, SimulatedUser, UserData, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from ..device.personalizer import Personalizer
+from .habit_defaults import EVERYBODY
 from .new_people import make_character_stream, read_characters
 from .new_people_grid import add_model_replies, choose_tests
-from .runner import Grid
+from .runner import Grid, read_results
 from ..selection.ranking import compute_mean_loss
 from ..tuning.content import find_frame, measure_content_preference, strip_frame
+from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000005
 CHARACTERS = {  # name -> (speaker in the text, work, number at Project Gutenberg)
@@ -345,6 +349,23 @@ def measure(jobs: list):  # yields a dict of results a job
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
 
+DEVELOPMENT, MEMORY_COUNTS = ("skipper", "herald", "hostess", "reporter"), (3, 6, 8)
+COUNT_JOBS = [dict(user=user, memories=k) for user in DEVELOPMENT for k in MEMORY_COUNTS]
+
+
+def measure_counts(jobs: list):  # yields a dict of results a job
+    "Measure how many memories help a person of development who gave eight answers."
+    model, user = load_measured_model("smollm2"), EVERYBODY[jobs[0]["user"]]
+    data, embedder = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=7), PromptEmbedder(model)
+    fresh = [d for d in data.stream if "copy_of" not in d.labels and d.response.strip()]
+    signal, other = ([d for d in fresh if (d.labels["kind"] == "signal") == wanted] for wanted in (True, False))
+    corrected = [d.derive(response=user.preferred_response(d), origin="annotated") for d in signal[:SAVED_COUNT]]
+    answered = [*corrected, *(d.derive(origin="approved") for d in other[:SAVED_COUNT])]
+    for job in jobs:
+        show = lambda d, prompt: add_memories(d, retrieve(answered, prompt, embedder, job["memories"]))
+        yield measure_condition(model, user, data.test_signal[:TESTS], data.test_retention[:OTHERS], show, None, True)
+
+
 PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
 PRIMARY_POCKET = (("none", 0, "bare"), ("own", 8, "weights"))
 FEWER_AND_MORE = (
@@ -365,10 +386,59 @@ def list_jobs(model: str, conditions: tuple, orders: tuple = ORDERS) -> list:
     ]
 
 
+FIRST_JOBS = [  # measured with three memories, before the default was six
+    dict(model="smollm2", user=user, seed=ORDERS[0], policy=policy, count=count, method=method)
+    for user in ("sir-peter", "lily", "crichton", "raina")
+    for policy, count, method in PRIMARY
+][:7]
 SHARED = ("user", "seed")
 GRIDS = (
+    Grid("memory-counts", COUNT_JOBS, measure_counts, ("user",), "smollm2"),
+    Grid("real-people-three", FIRST_JOBS, measure, SHARED, "smollm2"),
     Grid("real-people", list_jobs("smollm2", PRIMARY), measure, SHARED, "smollm2"),
     Grid("real-people-pocket", list_jobs("pocket", PRIMARY_POCKET), measure, SHARED),
     Grid("real-people-counts", list_jobs("smollm2", FEWER_AND_MORE), measure, SHARED, "smollm2"),
     Grid("real-people-asked", list_jobs("smollm2", ASKED), measure, SHARED, "smollm2"),
 )
+
+# %% ../../nbs/experiments/43_real_people.ipynb #ba1c2f57
+METRICS = {
+    "habits": "habits in the first reply",
+    "turn_4": "habits in the fourth turn of a talk",
+    "content": "content, ROUGE-1",
+    "edit": "word edits to the wished-for answer",
+    "preference": "right answer preferred",
+    "spill": "habits where they do not belong",
+    "loss": "loss on wished-for answers",
+    "other_loss": "loss on other talk",
+    "words": "words of a reply",
+    "prompt_tokens": "tokens of a prompt",
+}
+
+
+def read_people(grid: str, condition: tuple, metric: str) -> dict:  # person -> mean over the orders
+    "Return a metric of each person under a condition (policy, count, method)."
+    rows = [row for row in read_results(grid) if (row["policy"], row["count"], row["method"]) == condition]
+    values = {}
+    for row in rows:
+        if isinstance(row.get(metric), (int, float)):
+            values.setdefault(row["user"], []).append(row[metric])
+    return {name: float(np.mean(found)) for name, found in values.items()}
+
+
+def compare_conditions(grid: str, condition: tuple, metric: str) -> tuple:  # (people, bare, with it, `MeanEstimate`)
+    "Compare a condition with the bare model, over the people who have the metric in both."
+    bare, found = (read_people(grid, one, metric) for one in (("none", 0, "bare"), condition))
+    people = sorted(bare.keys() & found.keys())
+    before, after = (np.array([values[name] for name in people]) for values in (bare, found))
+    return len(people), before.mean(), after.mean(), mean_over_users(after - before)
+
+
+def write_comparison(grid: str, condition: tuple) -> str:
+    "Write the table of a condition, a line for each metric."
+    lines = []
+    for metric, label in METRICS.items():
+        people, before, after, change = compare_conditions(grid, condition, metric)
+        interval = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        lines.append(f"{label:38}{people:>4}{before:>9.3f}{after:>9.3f}   {interval}")
+    return "\n".join([f"{'':38}people    bare  with it   change [95 % interval]", *lines])

@@ -91,7 +91,7 @@ def make_person_data(name: str) -> tuple:  # (corrected, approved, tests of the 
 def choose_memories(prompt: str, corrected: list, approved: list, method: str, embedder) -> list:
     "Return the memories of a prompt by one of the compared methods."
     if method == "default":
-        return retrieve([*corrected, *approved], prompt, embedder)
+        return retrieve([*corrected, *approved], prompt, embedder, 3, 600)
     count_tokens = lambda text: len(embedder.model.tokenizer(text)["input_ids"])
     ranked = corrected
     if method == "mixed":
