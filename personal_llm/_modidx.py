@@ -1487,6 +1487,10 @@ d = {
                 "0_base/files.html#make_temporary_folder",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.open_lock_file": (
+                "0_base/files.html#open_lock_file",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.open_results_folder": (
                 "0_base/files.html#open_results_folder",
                 "personal_llm/base/files.py",
