@@ -15,9 +15,10 @@ from pathlib import Path  # noqa: E402
 import psutil  # noqa: E402
 import torch  # noqa: E402
 
+from personal_llm.app.library_commands import add_explained, explain_here  # noqa: E402
 from personal_llm.base.files import ASSETS, write_json  # noqa: E402
 from personal_llm.base.models import load_model  # noqa: E402
-from personal_llm.runtimes.cluster import BuildJob, BuildContext, add_with_ray, build_pllms, find_results_folder  # noqa: E402
+from personal_llm.runtimes.cluster import explain_with_ray, ray_cluster  # noqa: E402
 from personal_llm.selection.library import Library  # noqa: E402
 from personal_llm.explanation.explanation import load_probe_texts, prepare_probes  # noqa: E402
 
@@ -36,17 +37,17 @@ def workers() -> list:  # processes that are in a task now
     found = []
     for process in psutil.process_iter():
         try:
-            found += [process] * ("ray::run_job" in " ".join(process.cmdline()))
+            found += [process] * ("ray::explain_job" in " ".join(process.cmdline()))
         except psutil.Error:
             pass
     return found
 
 
-def kill_one(library: Library, found: list) -> None:
+def kill_one(folder: Path, found: list) -> None:
     "Kill a worker in its task, once a result is kept; tells how many were."
     until = time.monotonic() + 600
     while time.monotonic() < until:
-        kept, there = len(list(find_results_folder(library).glob("*/made.json"))), workers()
+        kept, there = len(list(folder.glob("*/card.json"))), workers()
         if kept and there:
             there[0].kill()
             found.append(kept)
@@ -71,14 +72,18 @@ def measure() -> dict:
         rows[-1] |= dict(kept_before_the_kill=killed[0]) if killed else {}
         print(rows[-1], flush=True)
 
-    task, jobs = BuildContext(model, shipped.space, panels), [BuildJob.of(name, folders[name]) for name in names]
-    here = lambda task, jobs: ((job, task.run(job)) for job in jobs)
-    timed("this process", lambda: build_pllms(new("this process"), task, jobs, here, LICENCE, progress=False))
+    work = model, shipped.space, panels, 0, folders
+    add = lambda way, results: add_explained(new(way), folders, results, LICENCE)
+    timed("this process", lambda: add("this process", explain_here(*work, {})))
+
+    def build(way, cores):
+        with ray_cluster(cores=cores) as ray:
+            add(way, explain_with_ray(ray, *work))
+
     for way, cores, kill in WAYS:
-        library, killed = new(way), []
-        threading.Thread(target=kill_one, args=(library, killed), daemon=True).start() if kill else None
-        given = library, names, folders, panels, model, LICENCE
-        timed(way, lambda: add_with_ray(*given, progress=False, cores=cores), killed)
+        killed = []
+        threading.Thread(target=kill_one, args=(place / way, killed), daemon=True).start() if kill else None
+        timed(way, lambda: build(way, cores), killed)
     return dict(pllms=PLLMS, texts=TEXTS, prompts=PROMPTS, cores=os.cpu_count(), rows=rows)
 
 

@@ -497,10 +497,6 @@ d = {
                 "8_app/library_commands.html#buildoptions",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.BuildOptions.cluster_address": (
-                "8_app/library_commands.html#buildoptions.cluster_address",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.SelectOptions": (
                 "8_app/library_commands.html#selectoptions",
                 "personal_llm/app/library_commands.py",
@@ -509,8 +505,8 @@ d = {
                 "8_app/library_commands.html#add_adapters",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_here": (
-                "8_app/library_commands.html#add_here",
+            "personal_llm.app.library_commands.add_explained": (
+                "8_app/library_commands.html#add_explained",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.build_command": (
@@ -559,6 +555,10 @@ d = {
             ),
             "personal_llm.app.library_commands.explain_dialogues": (
                 "8_app/library_commands.html#explain_dialogues",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.explain_here": (
+                "8_app/library_commands.html#explain_here",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explanation_to_dict": (
@@ -611,6 +611,10 @@ d = {
             ),
             "personal_llm.app.library_commands.open_own_library": (
                 "8_app/library_commands.html#open_own_library",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.read_library_probes": (
+                "8_app/library_commands.html#read_library_probes",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_prompts_by_adapter": (
@@ -1481,6 +1485,10 @@ d = {
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
                 "0_base/files.html#make_temporary_folder",
+                "personal_llm/base/files.py",
+            ),
+            "personal_llm.base.files.open_lock_file": (
+                "0_base/files.html#open_lock_file",
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.open_results_folder": (
@@ -7867,6 +7875,10 @@ d = {
                 "4_explanation/explanation.html#explanation.without_quotations",
                 "personal_llm/explanation/explanation.py",
             ),
+            "personal_llm.explanation.explanation.Explanation.without_timings": (
+                "4_explanation/explanation.html#explanation.without_timings",
+                "personal_llm/explanation/explanation.py",
+            ),
             "personal_llm.explanation.explanation.ProbeBudget": (
                 "4_explanation/explanation.html#probebudget",
                 "personal_llm/explanation/explanation.py",
@@ -9202,108 +9214,40 @@ d = {
             ),
         },
         "personal_llm.runtimes.cluster": {
-            "personal_llm.runtimes.cluster.BuildContext": (
-                "7_runtimes/cluster.html#buildcontext",
+            "personal_llm.runtimes.cluster._load_context": (
+                "7_runtimes/cluster.html#_load_context",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.BuildContext.__getstate__": (
-                "7_runtimes/cluster.html#buildcontext.__getstate__",
+            "personal_llm.runtimes.cluster._read_files": (
+                "7_runtimes/cluster.html#_read_files",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.BuildContext.__setstate__": (
-                "7_runtimes/cluster.html#buildcontext.__setstate__",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.BuildContext.fingerprint": (
-                "7_runtimes/cluster.html#buildcontext.fingerprint",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.BuildContext.run": (
-                "7_runtimes/cluster.html#buildcontext.run",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.BuildJob": (
-                "7_runtimes/cluster.html#buildjob",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.BuildJob.key": (
-                "7_runtimes/cluster.html#buildjob.key",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.BuildJob.of": (
-                "7_runtimes/cluster.html#buildjob.of",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster._read_job_files": (
-                "7_runtimes/cluster.html#_read_job_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster._write_job_files": (
-                "7_runtimes/cluster.html#_write_job_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.add_with_ray": (
-                "7_runtimes/cluster.html#add_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.build_pllms": (
-                "7_runtimes/cluster.html#build_pllms",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.check_ray": (
-                "7_runtimes/cluster.html#check_ray",
+            "personal_llm.runtimes.cluster._write_files": (
+                "7_runtimes/cluster.html#_write_files",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.check_ray_address": (
                 "7_runtimes/cluster.html#check_ray_address",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.delete_results": (
-                "7_runtimes/cluster.html#delete_results",
+            "personal_llm.runtimes.cluster.explain_job": (
+                "7_runtimes/cluster.html#explain_job",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.explain_without_timings": (
-                "7_runtimes/cluster.html#explain_without_timings",
+            "personal_llm.runtimes.cluster.explain_with_ray": (
+                "7_runtimes/cluster.html#explain_with_ray",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.find_results_folder": (
-                "7_runtimes/cluster.html#find_results_folder",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.load_context": (
-                "7_runtimes/cluster.html#load_context",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.load_result": (
-                "7_runtimes/cluster.html#load_result",
+            "personal_llm.runtimes.cluster.pack_model": (
+                "7_runtimes/cluster.html#pack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
             "personal_llm.runtimes.cluster.ray_cluster": (
                 "7_runtimes/cluster.html#ray_cluster",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster.read_library_probes": (
-                "7_runtimes/cluster.html#read_library_probes",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.require_ray": (
-                "7_runtimes/cluster.html#require_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.run_job": (
-                "7_runtimes/cluster.html#run_job",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.run_with_ray": (
-                "7_runtimes/cluster.html#run_with_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.start_ray": (
-                "7_runtimes/cluster.html#start_ray",
-                "personal_llm/runtimes/cluster.py",
-            ),
-            "personal_llm.runtimes.cluster.store_result": (
-                "7_runtimes/cluster.html#store_result",
+            "personal_llm.runtimes.cluster.unpack_model": (
+                "7_runtimes/cluster.html#unpack_model",
                 "personal_llm/runtimes/cluster.py",
             ),
         },
@@ -10387,10 +10331,6 @@ d = {
                 "5_selection/verify.html#find_pllm_problems",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.find_row_problems": (
-                "5_selection/verify.html#find_row_problems",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.find_settings_problems": (
                 "5_selection/verify.html#find_settings_problems",
                 "personal_llm/selection/verify.py",
@@ -10403,20 +10343,12 @@ d = {
                 "5_selection/verify.html#find_sketch_problems",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.find_space_problems": (
-                "5_selection/verify.html#find_space_problems",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.is_orthonormal": (
                 "5_selection/verify.html#is_orthonormal",
                 "personal_llm/selection/verify.py",
             ),
             "personal_llm.selection.verify.is_sketch_row_of": (
                 "5_selection/verify.html#is_sketch_row_of",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.try_adapter": (
-                "5_selection/verify.html#try_adapter",
                 "personal_llm/selection/verify.py",
             ),
         },

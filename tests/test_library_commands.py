@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from personal_llm import personalize
-from personal_llm.app import commands
+from personal_llm.app import commands, library_commands
 from personal_llm.app import personalize as module
 from personal_llm.selection import library as library_module
+from personal_llm.selection import warm_start
 from personal_llm.base import models
 from personal_llm.base.files import read_sealed
-from personal_llm.runtimes import cluster
 from personal_llm.selection.remote_library import publish_library
 from personal_llm.selection.library import Library
 from personal_llm.explanation import explanation
@@ -42,7 +42,8 @@ def quick():
     known = [*spoken(LOUD, 12), *spoken(BRIEF, 12), *spoken(str, 12)], ["Why?", "What is a pot?"]
     Letters.instead_of_the_encoder(patch)
     patch.setattr(models, "load_model", lambda name="pocket", **named: other if name == "other" else shared("llama"))
-    patch.setattr(explanation, "load_probe_texts", lambda: known)
+    patch.setattr(library_commands, "load_probe_texts", lambda: known)
+    patch.setattr(warm_start, "load_probe_texts", lambda: known)
     patch.setattr(module, "MAX_MEASURED_REPLY_TOKENS", 4)
     yield
     patch.undo()
@@ -300,7 +301,7 @@ def test_the_recipe_of_a_library_goes_on_where_it_stopped(world, tmp_path, monke
     from personal_llm.recipes import shipped_library
 
     adapters = dict(loud=tuned("loud").path, plain=tuned("brief").path)
-    space, explain_one = library_module.load_space(world / "space"), shipped_library.explain_without_timings
+    space, explain_one = library_module.load_space(world / "space"), shipped_library.explain_pllm
     explained = []
 
     def stop_at_the_second(model, adapter, *inputs):
@@ -309,7 +310,7 @@ def test_the_recipe_of_a_library_goes_on_where_it_stopped(world, tmp_path, monke
             raise KeyboardInterrupt
         return explain_one(model, adapter, *inputs)
 
-    monkeypatch.setattr(shipped_library, "explain_without_timings", stop_at_the_second)
+    monkeypatch.setattr(shipped_library, "explain_pllm", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         shipped_library.make_library(shared("llama"), adapters, tmp_path / "lib", space)
     assert Library(tmp_path / "lib").names == ["loud"]
@@ -379,7 +380,7 @@ def test_an_adapter_is_asked_what_the_chats_asked(world, capsys, monkeypatch):
 def test_chats_belong_to_an_adapter_of_their_name(world, tmp_path, capsys, monkeypatch):
     given, made = {}, Library(world / "lib")["loud"].explanation
     known = lambda *all: given.update({Path(all[1]).name: all[-1]}) or made
-    monkeypatch.setattr(cluster, "explain_without_timings", known)
+    monkeypatch.setattr(library_commands, "explain_pllm", known)
     build = ("library", "build", "--out", tmp_path / "lib", *building(world))
     few = write(tmp_path / "few.jsonl", chats("loud"))
     assert "no adapter is called 'few'" in fails(capsys, *build, "--prompts", few)

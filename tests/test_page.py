@@ -63,7 +63,9 @@ def click(browser, text, place=0):
 
     def press():
         try:
-            [one for one in browser.find_elements(By.XPATH, words) if one.is_displayed()][place].click()
+            element = [one for one in browser.find_elements(By.XPATH, words) if one.is_displayed()][place]
+            browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            element.click()
             return True
         except (StaleElementReferenceException, ElementClickInterceptedException):  # drawn anew, or scrolling still
             return False
@@ -294,6 +296,36 @@ def test_the_keyboard_is_enough(browser, tmp_path):
             tab_to(view)
             ActionChains(browser).send_keys(Keys.ENTER).perform()
             until(lambda: browser.find_element(By.ID, view.lower()).is_displayed())
+
+
+COVERED = """
+const main = document.getElementById("main"), isCovered = (element) => {
+  const box = element.getBoundingClientRect();
+  return !element.contains(document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2));
+};
+return [...document.querySelectorAll("#turns button")].filter((element) => {
+  for (const start of [0, main.scrollHeight, element.offsetTop - main.clientHeight + element.offsetHeight]) {
+    main.scrollTop = start;
+    document.getElementById("line").focus({preventScroll: true});
+    element.focus();
+    if (isCovered(element)) return true;
+  }
+}).map((element) => element.getAttribute("aria-label"));
+"""
+
+
+@pytest.mark.parametrize("width, height", [(1200, 600), (400, 700)])
+def test_no_focused_button_is_under_the_message_line(browser, tmp_path, width, height):
+    "Nor under the list of conversations, which stays at the top of a phone."
+    with chat_server(fresh(tmp_path / "me")) as running:
+        for number in range(8):
+            list(running.session.say(f"Message {number}."))
+        browser.set_window_size(width, height)
+        open_page(browser, running)
+        until(lambda: len(texts(browser, "#turns > li")) == 8)
+        assert browser.execute_script(COVERED) == []
+        type_into(browser, "#line", "A message of many lines. " * 40)
+        assert browser.execute_script(COVERED) == []
 
 
 def type_into(browser, selector, text):

@@ -26,7 +26,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from personal_llm.app import chat_completions, personal_endpoints, server
 from personal_llm.app.server_guard import ServerLimits
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import get_policy
@@ -61,6 +61,10 @@ def ask(running, method, path, body=None, **headers):
     text = response.read().decode()
     connection.close()
     return response.status, json.loads(text) if text.startswith("{") else text
+
+
+def read_files(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def events(text):
@@ -273,6 +277,17 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
     assert status == 200 and answer["dialogues"] == 20 and served.session.me.buffer.seen == 20
     status, answer = ask(served, "POST", "/personal/import?name=../../x.jsonl", b"\x00\xff")
     assert status == 400 and "/tmp" not in answer["detail"], answer
+
+
+@pytest.mark.parametrize("label", [dict(kind="shrug"), dict(kind="choice", probability="much"), "edit", 7, dict()])
+def test_a_damaged_label_of_one_row_stores_none_of_the_file(served, tmp_path, label):
+    rows = [Dialogue(f"What is thing {i}?", f"Thing {i} is small.", id=str(i)).to_dict() for i in range(20)]
+    rows[-1]["labels"] = dict(feedback=[dict(kind="thumb_up"), label])
+    before = read_files(tmp_path / "me")
+    status, answer = ask(served, "POST", "/personal/import?name=chats.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert status == 400 and "the label feedback of dialogue" in answer["detail"], answer
+    assert served.session.me.buffer.seen == 0 and not served.session.me.memory.dialogues
+    assert read_files(tmp_path / "me") == before
 
 
 def test_an_import_that_fails_names_the_file_and_the_fields_of_the_page(served):

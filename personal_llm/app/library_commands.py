@@ -9,6 +9,7 @@ __all__ = []
 import os
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -108,10 +109,15 @@ def complete_style(library, space, model, skip_invalid: bool) -> tuple:  # the s
     return library, space
 
 
+def read_library_probes(model, library, seed: int, folders: dict = None):  # `ProbePrompts`
+    "Return the probes of a library; its plain pLLM, added or about to be added, writes the reference responses."
+    own = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
+    plain = (folders or {}).get(PLAIN_PLLM, own)
+    return prepare_probes(model, library.space, *load_probe_texts(), seed, plain)
+
+
 def explain_adapter(model, adapter: Path, library, space, prompts, seed: int):  # an `Explanation`
     "Explain an adapter by its answers and, with a space, by texts of known style."
-    from personal_llm.runtimes.cluster import read_library_probes
-
     if library is not None:
         probes = read_library_probes(model, library, seed)
     else:
@@ -284,10 +290,6 @@ class BuildOptions:
     seed: Seed = 0
     quiet: bool = False
 
-    @property
-    def cluster_address(self):  # None without a cluster; "" starts one here
-        return "" if self.ray_address == "local" else self.ray_address
-
 
 def open_or_create_library(out: str, space):  # a `Library`
     "Open the library in a folder or create one; raise `InputError` for an address."
@@ -334,40 +336,50 @@ def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     return {name: str(error) for name, error in errors.items()}
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #31a57c83
-def add_here(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
-    "Explain adapters one by one and add them, then sketch the library; return (names added, name -> error)."
+PLLMS_PER_INDEX = 32  # an interrupted build loses at most these
+
+
+def explain_here(model, space, probes, seed: int, folders: dict, prompts: dict):
+    "Explain adapters one by one; yields (name, its `Explanation` or the `InputError`)."
+    for name, folder in folders.items():
+        try:
+            yield name, explain_pllm(model, folder, space, probes, seed, prompts.get(name)).without_timings()
+        except InputError as error:
+            yield name, error
+
+
+def add_explained(library, folders: dict, results, licence: str, quiet: bool = True) -> tuple:
+    "Add adapters with their results, in the order of both, and sketch the library; return (names, name -> error)."
     from tqdm.auto import tqdm
-    from personal_llm.runtimes.cluster import explain_without_timings
 
     added, errors = [], {}
-    with library.bulk_add():
-        for name in tqdm(folders, desc="explaining", unit="pLLM", disable=given.quiet, leave=False):
-            folder, inputs = folders[name], (given.seed, prompts.get(name))
-            try:
-                card = explain_without_timings(model, folder, library.space, probes, *inputs)
-                samples = len(read_training_ids(folder))
-                library.add(name, folder, card, licence=given.licence, samples=samples)
-                added.append(name)
-            except InputError as error:
-                if not given.skip_invalid:
-                    raise
-                errors[name] = error
+    results = iter(tqdm(results, "explaining", len(folders), unit="pLLM", disable=quiet, leave=False))
+    for _ in range(0, len(folders), PLLMS_PER_INDEX):
+        with library.bulk_add():
+            for name, result in islice(results, PLLMS_PER_INDEX):
+                try:
+                    if isinstance(result, InputError):
+                        raise result
+                    samples = len(read_training_ids(folders[name]))
+                    library.add(name, folders[name], result, licence=licence, samples=samples)
+                    added.append(name)
+                except InputError as error:
+                    errors[name] = error
     if len(library):
         load_sketch(library)
     return added, errors
 
 
-def add_adapters(library, folders: dict, model, prompts: dict, probes, given) -> tuple:
+def add_adapters(library, folders: dict, model, prompts: dict, probes, given, ray=None) -> tuple:
     "Explain adapters here or on a cluster and add them; probes that are None are read; the same result."
-    from personal_llm.runtimes.cluster import add_with_ray, read_library_probes
+    from personal_llm.runtimes.cluster import explain_with_ray
 
     missing = {name: folder for name, folder in folders.items() if name not in library}
     if missing and probes is None:
         probes = read_library_probes(model, library, given.seed, folders)
-    if given.ray_address is None or not missing:
-        return add_here(library, missing, model, prompts, probes, given)
-    cluster = given.licence, given.seed, given.cluster_address, not given.quiet
-    return add_with_ray(library, [*missing], folders, probes, model, *cluster)
+    work = model, library.space, probes, given.seed, missing
+    results = explain_here(*work, prompts) if ray is None or not missing else explain_with_ray(ray, *work)
+    return add_explained(library, missing, results, given.licence, given.quiet)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
 def make_space_here(model, seed: int, quiet: bool):  # (a `StyleSpace`, a line about the cost)
@@ -430,7 +442,7 @@ def build_plain_pllm(library, model, like, given: BuildOptions):  # `ProbePrompt
     return add_plain_pllm(library, model, like, given.seed, dialogues, given.licence)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc10
-def build_library(model, given: BuildOptions) -> CommandResult:
+def build_library(model, given: BuildOptions, ray=None) -> CommandResult:
     "Explain the adapters that the options name, and put them into the library."
     space = given.space and load_named_space(given.space, model)
     folders, errors = find_adapters(given.adapter, model.base)
@@ -446,7 +458,7 @@ def build_library(model, given: BuildOptions) -> CommandResult:
     known = [name for name in folders if name in library]
     if not (given.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
         probes, plain = build_plain_pllm(library, model, next(iter(folders.values())), given), [PLAIN_PLLM]
-    added, errors = add_adapters(library, folders, model, prompts, probes, given)
+    added, errors = add_adapters(library, folders, model, prompts, probes, given, ray)
     skipped, added = skipped | report_skipped(errors, given.skip_invalid), plain + added
     result = dict(library=given.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
@@ -465,10 +477,13 @@ def build_command(given: BuildOptions, model: ModelOptions):
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
     if given.plain and given.no_baseline:
         raise InputError("--plain with --no-baseline: no plain pLLM would be tuned", "leave one of the two out")
+    if given.ray_address is None:
+        return build_library(model.load(), given)
     from personal_llm.runtimes.cluster import ray_cluster
 
-    with ray_cluster(given.cluster_address):  # before the model is loaded: where Ray fails, nothing was spent
-        return build_library(model.load(), given)
+    address = None if given.ray_address == "local" else given.ray_address
+    with ray_cluster(address) as ray:  # before the model is loaded: where Ray fails, nothing was spent
+        return build_library(model.load(), given, ray)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #2179828f
 LibraryArgument = Annotated[str, Argument(help=LIBRARY_HELP, metavar="[LIB]")]

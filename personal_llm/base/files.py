@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'make_folder', 'get_temporary_path', 'write_atomically', 'read_json', 'write_json',
-           'compute_sha256', 'OwnedFolder', 'lock_folder', 'publish_results', 'open_results_folder', 'recover_results']
+           'compute_sha256', 'OwnedFolder', 'open_lock_file', 'lock_folder', 'publish_results', 'open_results_folder',
+           'recover_results']
 
 # %% ../../nbs/0_base/03_files.ipynb #58ef90fc
 import atexit
@@ -246,11 +247,23 @@ def try_lock(file, wait: bool = False) -> bool:
     return True
 
 # %% ../../nbs/0_base/03_files.ipynb #ea5d82a8
+def open_lock_file(path):  # a file object
+    "Open a file to lock it, and make it first; raise `InputError` for a pipe, a device, a folder, or no permission."
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file", "remove it, or choose another folder")
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # whoever waits for a pipe may wait for ever
+        return open(os.open(path, flags, 0o600), "r+b")
+    except OSError as error:
+        problem = f"{path}: cannot be opened ({error.strerror or error})"
+        raise InputError(problem, "check its permissions, or choose another folder") from error
+
+
 @contextmanager
 def lock_folder(path):
     "Hold a folder for one run; raise `InputError` when another run holds it."
-    file = make_folder(path) / LOCK_FILE
-    with open(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as f:
+    with open_lock_file(make_folder(path) / LOCK_FILE) as f:
         if not try_lock(f):
             remedy = "wait until it has ended, or choose another folder"
             raise InputError(f"{path}: another run is at work in this folder", remedy)

@@ -32,7 +32,7 @@ import numpy as np
 
 from .core import InputError
 from .files import ASSETS, delete_path, get_cache_folder, get_temporary_path, is_full_disk, make_folder
-from .files import remove_temporary_files, try_lock
+from .files import open_lock_file, remove_temporary_files, try_lock
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_read
 GGUF_MAGIC = b"GGUF"
@@ -499,7 +499,7 @@ def convert_gguf(
     problem = find_family_problem(header.family)
     if problem:
         raise InputError(f"{path}: {problem}", "choose a model of another family")
-    with open(os.open(make_folder(folder.parent) / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o600), "r+b") as lock:
+    with open_lock_file(make_folder(folder.parent) / f".{name}.lock") as lock:
         try_lock(lock, wait=True)
         if not folder.is_dir():  # another process may have been faster
             remove_temporary_files(folder.parent, [name])

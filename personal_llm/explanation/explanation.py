@@ -68,6 +68,10 @@ class Explanation:
         "Return the same without any words of the person."
         return replace(self, description=self.description and self.description.without_quotations())
 
+    def without_timings(self) -> "Explanation":
+        "Return the same without seconds and memory, which differ from machine to machine."
+        return replace(self, cost=Cost(tokens=self.cost.tokens, forward=self.cost.forward))
+
 # %% ../../nbs/4_explanation/05_explanation.ipynb #5e4a7a30
 NO_SPACE_LINE = "no style space of this base model is at hand; personal-llm library space --out DIR makes one"
 

@@ -23,10 +23,9 @@ from ..selection.gradient_match import load_sketch
 from ..selection.library import Library
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.warm_start import load_plain_dialogues, tune_plain_pllm
-from ..runtimes.cluster import explain_without_timings
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from ..explanation.explanation import load_probe_texts, prepare_probes
+from ..explanation.explanation import explain_pllm, load_probe_texts, prepare_probes
 
 # %% ../../nbs/recipes/shipped_library.ipynb #30de2261
 SUBJECTS = {  # name: (source, domain) pairs
@@ -179,7 +178,7 @@ def make_library(
         panels = prepare_probes(model, space, *load_probe_texts(), seed, adapters[PLAIN_PLLM])
     for name in missing:
         prompts = make_probe_prompts(name) if name in SUBJECTS else None
-        mine = explain_without_timings(model, adapters[name], space, panels, seed, prompts)
+        mine = explain_pllm(model, adapters[name], space, panels, seed, prompts).without_timings()
         facts = dict(samples=ROWS_PER_PLLM, similarity=SIMILARITY if name in SUBJECTS else None)
         library.add(name, adapters[name], mine, licence="CC BY-SA 4.0", style=describe_aim(name), **facts)
     load_sketch(library)  # beside the index, so that a device need not make it

@@ -39,42 +39,46 @@ def catch_problem(
     except InputError as error:
         return None, [LibraryProblem(name, error.problem, error.remedy)]
 
-# %% ../../nbs/5_selection/04_verify.ipynb #79a9205f
-def find_space_problems(library) -> list:
-    "Problems of the space."
+# %% ../../nbs/5_selection/04_verify.ipynb #8ce3ce78
+def find_file_problems(library):
+    "Yield problems of the space, and the files at the top of the library that do not belong there."
     space, problems = catch_problem("space.json", library.read_space)
+    yield from problems
     for word in getattr(space, "words", ()):
         if escape_controls(word) != word:
             what = f"the word {escape_controls(word)} holds control characters"
-            problems.append(LibraryProblem("space.json", what, "restore a copy"))
-    return problems
-
-# %% ../../nbs/5_selection/04_verify.ipynb #8ce3ce78
-def find_file_problems(library) -> list:
-    "Files and folders at the top of the library that do not belong there."
-    root, problems = library.path.resolve(), []
-    for file in sorted(library.path.iterdir()):
-        if file.name in library.row_numbers:
-            continue
+            yield LibraryProblem("space.json", what, "restore a copy")
+    root, remedy = library.path.resolve(), "delete it, or put the file itself there"
+    for file in sorted(path for path in library.path.iterdir() if path.name not in library.row_numbers):
         problem = describe_file_risk(file, root / file.name)
         if not problem and file.is_dir() and not file.name.startswith("."):
             problem = "a folder that the index does not name, left by an interrupted change; it is not used"
         if problem:
-            remedy = "delete it, or put the file itself there"
-            problems.append(LibraryProblem(escape_controls(file.name), problem, remedy))
-    return problems
+            yield LibraryProblem(escape_controls(file.name), problem, remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #746c1896
-def find_row_problems(pllm, row: np.ndarray) -> list:
-    "Problems of a pLLM's row of the index: it must be finite and agree with the card."
+def find_pllm_problems(pllm, row: np.ndarray = None, model=None):
+    "Yield problems of a pLLM's row of the index, of its settings, and of an attempt to attach it to a model."
     card_row, problems = catch_problem(pllm.name, lambda: pllm.explanation.row)
-    if not np.isfinite(row).all():
-        problem = "its row in the index is not finite"
-    elif problems or card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4):
-        return problems
-    else:
-        problem = "its row in the index is not that of its card"
-    return [LibraryProblem(pllm.name, problem, "remove it and add it anew")]
+    if row is not None and not np.isfinite(row).all():
+        yield LibraryProblem(pllm.name, "its row in the index is not finite", "remove it and add it anew")
+    elif row is not None:
+        yield from problems
+        if not problems and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
+            what = "its row in the index is not that of its card"
+            yield LibraryProblem(pllm.name, what, "remove it and add it anew")
+    config, remedy = read_json(pllm.adapter / CONFIG_FILE), "remove it and add it anew, which leaves that out"
+    base = config.get("base_model_name_or_path") or ""
+    if Path(base).is_absolute() or ".." in base or "\\" in base or base.startswith("~"):
+        yield LibraryProblem(pllm.name, f"{CONFIG_FILE} names a path, {escape_controls(base)[:90]!r}", remedy)
+    if config.get("auto_mapping"):
+        yield LibraryProblem(pllm.name, f"{CONFIG_FILE} names code to import (auto_mapping)", remedy)
+    if model is not None:
+        try:
+            with model.use_adapter(pllm.adapter):
+                pass
+        except InputError as error:
+            yield LibraryProblem(pllm.name, error.problem, error.remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #721af8f2
 def find_settings_problems(pllm) -> list:
@@ -98,17 +102,15 @@ def compute_update_norm(adapter) -> float:
     return factor_inner_product(factors, factors) ** 0.5
 
 
-def find_size_problems(sizes: dict) -> list:
-    "Changes (name -> length) that are much larger or smaller than the others, or zero."
+def find_size_problems(sizes: dict):
+    "Yield changes (name -> length) that are much larger or smaller than the others, or zero."
     median = float(np.median([*sizes.values()])) if len(sizes) >= 3 else None
-    problems = []
     for name, size in sizes.items():
         if size == 0:
-            problems.append(LibraryProblem(name, "its adapter changes nothing", "remove it"))
+            yield LibraryProblem(name, "its adapter changes nothing", "remove it")
         elif median and not median / MAX_SIZE_RATIO < size < median * MAX_SIZE_RATIO:
             what = f"its change has size {size:.3g}, the library's median is {median:.3g}"
-            problems.append(LibraryProblem(name, what, "make the adapter anew, or remove it"))
-    return problems
+            yield LibraryProblem(name, what, "make the adapter anew, or remove it")
 
 # %% ../../nbs/5_selection/04_verify.ipynb #f4aa56e8
 def is_orthonormal(side: np.ndarray) -> bool:
@@ -148,48 +150,33 @@ def describe_sketch_fault(library, readable_names, file: Path) -> str:  # "" whe
     return f"is not that of the adapters ({', '.join(wrong[:3])})" if wrong else ""
 
 
-def find_sketch_problems(library, readable_names) -> list:
-    "Problems of the sketches beside the index, compared with the adapters that can be read."
+def find_sketch_problems(library, readable_names):
+    "Yield problems of the sketches beside the index, compared with the adapters that can be read."
     files = sorted(file for file in library.path.glob("sketch-*.npy") if file.stem.removeprefix("sketch-").isdecimal())
     if len(library) and not files:
         remedy = "make it with personal_llm.selection.gradient_match.load_sketch(library), or select once"
-        return [LibraryProblem("sketch-8.npy", "missing: the first selection must read every adapter", remedy)]
+        yield LibraryProblem("sketch-8.npy", "missing: the first selection must read every adapter", remedy)
     remedy = "delete it and its .safetensors, the next selection makes them anew"
-    faults = {file.name: describe_sketch_fault(library, readable_names, file) for file in files}
-    return [LibraryProblem(name, fault, remedy) for name, fault in faults.items() if fault]
+    for file in files:
+        if fault := describe_sketch_fault(library, readable_names, file):
+            yield LibraryProblem(file.name, fault, remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #06e2959f
-def try_adapter(pllm, model) -> None:
-    "Attach a pLLM to the model, if there is one."
-    if model is not None:
-        with model.use_adapter(pllm.adapter):
-            pass
-
-
-def find_pllm_problems(library, model=None) -> list:
-    "Problems of the matrix, of each pLLM, and of the sketch."
-    matrix, problems = catch_problem(library.index.file.name, library.matrix)
-    sizes = {}
-    for name, row_number in library.row_numbers.items():
-        pllm, damage = catch_problem(name, lambda: library.check(name))
-        problems += damage
-        if damage:
-            continue
-        if matrix is not None:
-            problems += find_row_problems(pllm, matrix[row_number])
-        problems += find_settings_problems(pllm) + catch_problem(name, lambda: try_adapter(pllm, model))[1]
-        sizes[name] = compute_update_norm(pllm.adapter)
-    problems += find_size_problems(sizes)
-    if matrix is not None and np.isfinite(matrix).all() and len(library) == len(matrix):
-        problems += find_sketch_problems(library, sizes)
-    return problems
-
-# %% ../../nbs/5_selection/04_verify.ipynb #9c44bed3
 def find_library_problems(library, model=None) -> list:  # of `LibraryProblem`
     "List every problem of a library; with a model, attach every adapter to it."
-    problems = find_space_problems(library)
+    matrix, problems = catch_problem(library.index.file.name, library.matrix)
     if model is not None and model.base != library.base:
         what = f"made for base {library.base}, this model is {model.base}"
         problems.append(LibraryProblem("index.json", what, "load the model it was made for"))
         model = None
-    return problems + find_pllm_problems(library, model) + find_file_problems(library)
+    sizes = {}
+    for name, row_number in library.row_numbers.items():
+        pllm, damage = catch_problem(name, lambda: library.check(name))
+        problems += damage
+        if not damage:
+            problems += find_pllm_problems(pllm, None if matrix is None else matrix[row_number], model)
+            sizes[name] = compute_update_norm(pllm.adapter)
+    problems += find_size_problems(sizes)
+    if matrix is not None and np.isfinite(matrix).all() and len(library) == len(matrix):
+        problems += find_sketch_problems(library, sizes)
+    return problems + [*find_file_problems(library)]

@@ -164,11 +164,10 @@ def add_plain_pllm(
     with tempfile.TemporaryDirectory() as folder:
         adapter = tune_plain_pllm(model, Path(folder, PLAIN_PLLM), like, seed, dialogues=dialogues)
         probes = prepare_probes(model, library.space, *load_probe_texts(), seed, adapter)
-        explanation = explain_pllm(model, adapter, library.space, probes, seed)
-        cost = Cost(tokens=explanation.cost.tokens, forward=explanation.cost.forward)  # equal in every run
+        explanation = explain_pllm(model, adapter, library.space, probes, seed).without_timings()
         num_samples = len(load_plain_dialogues() if dialogues is None else dialogues)
         facts = dict(licence=licence, samples=num_samples, style="plain answers")
-        library.add(PLAIN_PLLM, adapter, replace(explanation, cost=cost), **facts)
+        library.add(PLAIN_PLLM, adapter, explanation, **facts)
     return replace(probes, plain=library[PLAIN_PLLM].adapter)
 
 

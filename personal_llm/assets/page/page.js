@@ -269,6 +269,13 @@ $("main").addEventListener("scroll", () => {
   if (main.scrollTop < 200 && state.view === "chat") loadEarlier();
 });
 
+// what gets the focus is never under the message line, nor under the conversations that stay at the top of a phone
+const covers = new ResizeObserver(() => {
+  const height = (id) => (getComputedStyle($(id)).position === "sticky" ? $(id).offsetHeight + 8 : 8);
+  $("main").style.scrollPadding = `${height("sidebar")}px 0 ${height("composer")}px`;
+});
+for (const id of ["sidebar", "composer"]) covers.observe($(id));
+
 const TAGS = new Set("p h3 span em strong s code pre hr br ul ol li blockquote table thead tbody tr th td a".split(" "));
 
 function showTree(nodes) {
