@@ -99,11 +99,9 @@ def as_markdown(
 # %% ../../nbs/experiments/00_summary.ipynb #sumperson2
 BARE, MEMORY = ("none", 0, "bare"), ("own", 8, "memory")  # policy, count, method
 PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metric, label
-    ("retrieval", ("default", 1), ("bare", 0), "own_habits", "memory, 1 correction: habits in replies"),
     ("real-people", MEMORY, BARE, "habits", "memory, 8 corrections: habits in the first reply"),
     ("real-people", MEMORY, BARE, "turn_4", "the same in the fourth turn of a talk"),
     ("real-people", MEMORY, BARE, "content", "memory, 8 corrections: content, ROUGE-1"),
-    ("real-people", MEMORY, BARE, "edit", "memory, 8 corrections: words to change in a reply, share"),
     ("real-people", MEMORY, BARE, "spill", "memory, 8 corrections: habits where they do not belong"),
     ("real-people", MEMORY, BARE, "other_loss", "memory, 8 corrections: loss on other talk"),
     ("habit-defaults-test", ("centre", 24), ("bare", 24), "adherence", "weights, 24 answers: habits in replies"),
@@ -114,18 +112,13 @@ PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metr
 
 def read_person_values(grid: str, condition: tuple, metric: str) -> dict:  # person -> value
     "Return a metric of the people whom no setting was chosen on, under one condition."
-    from personal_llm.experiments import habit_defaults, retrieval
+    from personal_llm.experiments.habit_defaults import NEW_PEOPLE
     from personal_llm.experiments.real_people import read_people
 
     if grid == "real-people":
         return read_people(grid, condition, metric)
-    people, names = (
-        (retrieval.CHECKED, ("method", "corrected"))
-        if grid == "retrieval"
-        else (habit_defaults.NEW_PEOPLE, ("setting", "answers"))
-    )
-    rows = [row for row in read_rows(grid) if row["user"] in people and row.get("scale", 1) == 1]
-    return {row["user"]: row[metric] for row in rows if tuple(row[name] for name in names) == condition}
+    rows = [row for row in read_rows(grid) if row["user"] in NEW_PEOPLE and row.get("scale", 1) == 1]
+    return {row["user"]: row[metric] for row in rows if (row["setting"], row["answers"]) == condition}
 
 
 def write_person_table() -> str:
