@@ -204,6 +204,7 @@ def test_a_whole_day(browser, tmp_path):
         look(browser, "forgotten")
         assert "My knee hurts." not in [d.prompt for d in running.session.me.buffer.dialogues]
         click(browser, "Chat")
+        until(lambda: len(texts(browser, "#turns > li")) == 3)  # `talk` counts from here
         talk(browser, "And now?")
         assert len(texts(browser, "#turns > li")) == 4 and running.session.me.adapter is None
     errors = [row["message"] for row in browser.get_log("browser") if row["level"] == "SEVERE"]
