@@ -5620,6 +5620,16 @@ d = {
                 "personal_llm/experiments/clicks.py",
             ),
         },
+        "personal_llm.experiments.consolidation": {
+            "personal_llm.experiments.consolidation.list_jobs": (
+                "experiments/consolidation.html#list_jobs",
+                "personal_llm/experiments/consolidation.py",
+            ),
+            "personal_llm.experiments.consolidation.measure": (
+                "experiments/consolidation.html#measure",
+                "personal_llm/experiments/consolidation.py",
+            ),
+        },
         "personal_llm.experiments.deciding": {
             "personal_llm.experiments.deciding.measure": (
                 "experiments/deciding.html#measure",
