@@ -4747,10 +4747,6 @@ d = {
                 "6_device/forgetting.html#forgetreport.__str__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetReport.add": (
-                "6_device/forgetting.html#forgetreport.add",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.ForgetRequest": (
                 "6_device/forgetting.html#forgetrequest",
                 "personal_llm/device/forgetting.py",
@@ -4771,16 +4767,8 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._count_turns": (
-                "6_device/forgetting.html#_count_turns",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._delete_store": (
-                "6_device/forgetting.html#_delete_store",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_history_cut": (
-                "6_device/forgetting.html#_find_history_cut",
+            "personal_llm.device.forgetting._cut_history": (
+                "6_device/forgetting.html#_cut_history",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_published": (
@@ -4791,28 +4779,12 @@ d = {
                 "6_device/forgetting.html#_find_roots",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._is_adapter_affected": (
-                "6_device/forgetting.html#_is_adapter_affected",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting._list_copies": (
                 "6_device/forgetting.html#_list_copies",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._list_foreign": (
-                "6_device/forgetting.html#_list_foreign",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting._list_limits": (
                 "6_device/forgetting.html#_list_limits",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._retire_scores": (
-                "6_device/forgetting.html#_retire_scores",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._write_and_sweep": (
-                "6_device/forgetting.html#_write_and_sweep",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (
@@ -4843,10 +4815,6 @@ d = {
                 "6_device/forgetting.html#list_training_ids",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.sweep_adapters": (
-                "6_device/forgetting.html#sweep_adapters",
-                "personal_llm/device/forgetting.py",
-            ),
         },
         "personal_llm.device.memory": {
             "personal_llm.device.memory.Event": ("6_device/memory.html#event", "personal_llm/device/memory.py"),
@@ -4867,14 +4835,6 @@ d = {
                 "6_device/memory.html#memory.delete",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.is_configured": (
-                "6_device/memory.html#memory.is_configured",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.Memory.move": (
-                "6_device/memory.html#memory.move",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.Memory.read": (
                 "6_device/memory.html#memory.read",
                 "personal_llm/device/memory.py",
@@ -4891,20 +4851,12 @@ d = {
                 "6_device/memory.html#_check_row",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._decode_text": (
-                "6_device/memory.html#_decode_text",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory._dialogue_from_row": (
                 "6_device/memory.html#_dialogue_from_row",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._dialogue_to_row": (
                 "6_device/memory.html#_dialogue_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._encode_text": (
-                "6_device/memory.html#_encode_text",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._event_from_row": (
@@ -4916,11 +4868,10 @@ d = {
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory._remove_empty": (
-                "6_device/memory.html#_remove_empty",
+            "personal_llm.device.memory._is_linked": (
+                "6_device/memory.html#_is_linked",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._upsert": ("6_device/memory.html#_upsert", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.claim_adapter_folder": (
                 "6_device/memory.html#claim_adapter_folder",
                 "personal_llm/device/memory.py",
@@ -4978,20 +4929,8 @@ d = {
                 "6_device/memory.html#open_store",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.read_configuration": (
-                "6_device/memory.html#read_configuration",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.relative_to_folder": (
-                "6_device/memory.html#relative_to_folder",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.remove_adapter": (
                 "6_device/memory.html#remove_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.remove_tuned": (
-                "6_device/memory.html#remove_tuned",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.scores_from_dict": (
@@ -5370,6 +5309,10 @@ d = {
                 "6_device/replay.html#personalizerstate.check_base",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.count_turns": (
+                "6_device/replay.html#personalizerstate.count_turns",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.find_root": (
                 "6_device/replay.html#personalizerstate.find_root",
                 "personal_llm/device/replay.py",
@@ -5396,6 +5339,10 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState.is_chat": (
                 "6_device/replay.html#personalizerstate.is_chat",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_counters": (
+                "6_device/replay.html#personalizerstate.list_counters",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (

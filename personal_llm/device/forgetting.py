@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['DERIVED_ADAPTERS_NOTE', 'COPIES_NOTE', 'SOURCE_FILE_NOTE', 'UNDATED_NOTE', 'ELSEWHERE_NOTE',
-           'PUBLISHED_ADAPTER', 'RUN_REPORT_FILE', 'PUBLISH_STAGES', 'ForgetRequest', 'ForgetReport', 'list_sources',
-           'list_training_ids', 'list_rebuildable', 'forget_dialogues', 'apply_to_folder', 'sweep_adapters',
-           'delete_memory', 'forget_folder']
+           'PUBLISHED_ADAPTER', 'RUN_REPORT_FILE', 'ForgetRequest', 'ForgetReport', 'list_sources', 'list_training_ids',
+           'list_rebuildable', 'forget_dialogues', 'delete_memory', 'apply_to_folder', 'forget_folder']
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #dab70a41
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
 from ..base.core import Dialogue, InputError, check
-from ..base.files import OwnedFolder, delete_path, lock_folder, read_json
+from ..base.files import COMMITTED_RESULTS, STAGED_RESULTS, OwnedFolder, delete_path, lock_folder, read_json
 from ..base.ledger import read_ledger
-from ..base.lineage import STORE_FILE, list_exchanges, normalize_text, read_training_ids
+from ..base.lineage import STORE_FILE, normalize_text, read_training_ids
 from ..base.text import count_nouns
 from ..buffer.scoring import ScoredDialogue
 from .memory import ADAPTERS_FOLDER, RUN_FOLDER_PATTERN, Memory, find_run_folders
@@ -31,23 +31,20 @@ class ForgetRequest:
     "Which dialogues to forget; raises `InputError` unless exactly one condition is given."
 
     ids: frozenset = frozenset()  # ids of dialogues
-    text: str = None  # part of a prompt, a response or an earlier turn
+    text: str = None  # part of a prompt, a response, a label or an earlier turn
     before: float = None  # a time as in `Dialogue.time`, above 0: forget all earlier dialogues
     everything: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "ids", frozenset([self.ids] if isinstance(self.ids, str) else self.ids))
-        for name in self.ids:
-            check(name, "text", "forget: an id", remedy="give the ids of dialogues")
-        check(self.text, "text or none", "forget: text", remedy="give words of a dialogue")
+        check(list(self.ids), "list of texts", "forget: ids", remedy="give the ids of dialogues")
+        check(self.text, "name or none", "forget: text", remedy="give words of a dialogue")
         times = "give seconds since 1970, or places in a stream"
         check(self.before, "positive number or none", "forget: before", remedy=times)
-        if self.text is not None and not self.text.strip():
-            raise InputError("forget: the text is empty", "give words of a dialogue")
-        conditions = [bool(self.ids), self.text is not None, self.before is not None, self.everything]
-        if sum(conditions) != 1:
-            wrong = "no condition" if not any(conditions) else "several conditions"
-            raise InputError(f"forget: {wrong}", "give one of ids, a text, a time, or everything")
+        count = bool(self.ids) + (self.text is not None) + (self.before is not None) + bool(self.everything)
+        if count != 1:
+            problem = "several conditions" if count else "no condition"
+            raise InputError(f"forget: {problem}", "give one of ids, a text, a time, or everything")
 
     def is_in(self, value) -> bool:
         "Return whether a text, or a text in a list or a dictionary, contains the text of the request."
@@ -85,33 +82,22 @@ class ForgetReport:
         counts += f"{count_nouns(self.cut, 'history')} cut"
         counts += f"; {count_nouns(self.turns, 'turn')} of the talk" * bool(self.turns)
         counts += f"; {count_nouns(self.titles, 'title')} of conversations" * bool(self.titles)
-        files = [f"removed: {path}" for path in self.adapters + self.files]
-        files += [f"can be rebuilt: {note}" for note in self.rebuildable]
-        return "\n".join([counts, *files, *(f"out of reach: {note}" for note in self.unreachable)])
-
-    def add(self, other: "ForgetReport") -> None:
-        "Add the report of another folder."
-        for f in fields(self):
-            mine, theirs = getattr(self, f.name), getattr(other, f.name)
-            new = [item for item in theirs if item not in mine] if isinstance(mine, list) else theirs
-            setattr(self, f.name, mine | new if isinstance(mine, set) else mine + new)
+        lines = [f"removed: {path}" for path in self.adapters + self.files]
+        lines += [f"can be rebuilt: {note}" for note in self.rebuildable]
+        return "\n".join([counts, *lines, *(f"out of reach: {note}" for note in self.unreachable)])
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #73c67dfb
 def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
     "Return the dialogues that a request matches, with their families."
-    memory, named = state.memory, {state.roots.get(id, id) for id in request.ids}
-    known = {root: row.dialogue for root, row in memory.dialogues.items()}
-    reactions = [event for event in memory.events if event.kind == "reacted"]
+    known = {root: row.dialogue for root, row in state.memory.dialogues.items()}
+    named = {state.roots.get(id, id) for id in request.ids}
     roots = {root for root, d in known.items() if root in named or request.matches(d)}
-    for event in reactions:
-        texts = [event.content[name] for name in ("text", "rejected", "response")]
-        if request.is_in(texts) or request.is_early(event.content["time"]):
-            roots.add(event.dialogue)
-    replies = {known[root].response for root in roots} | {state.versions[r].response for r in roots & {*state.versions}}
-    copies = {event.dialogue for event in reactions if not event.content["is_given"]}
-    roots |= {
-        event.dialogue for event in reactions if event.dialogue in copies and event.content["text"] in replies - {""}
-    }
+    reactions = [(event.dialogue, event.content) for event in state.memory.events if event.kind == "reacted"]
+    for root, facts in reactions:
+        if request.is_early(facts["time"]) or request.is_in([facts["text"], facts["rejected"], facts["response"]]):
+            roots.add(root)
+    replies = {d.response for root in roots for d in (known[root], state.versions.get(root, known[root]))} - {""}
+    roots |= {root for root, facts in reactions if not facts["is_given"] and facts["text"] in replies}
     size = -1
     while len(roots) > size:
         size, family = len(roots), {name for root in roots for name in (root, *known[root].parents)}
@@ -119,16 +105,15 @@ def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
     return roots
 
 
-def _find_history_cut(d: Dialogue, request: ForgetRequest, hashes: set, texts: set) -> int:  # number of turns
-    "Count the turns that a history loses from its beginning, for hashes and texts of exchanges that must go."
-    if request.before is not None and hashes and d.time != 0:
-        return len(d.history)
-    ends = [end for end, digest, pair in list_exchanges(d.history) if digest in hashes or not texts.isdisjoint(pair)]
-    ends += [place + 1 for place, (_, text) in enumerate(d.history) if text in texts or request.is_in(text)]
+def _cut_history(d: Dialogue, request: ForgetRequest, texts: set) -> tuple:  # the turns that stay
+    "Cut a history after its last turn that must go, and after the answer to that turn."
+    if request.before is not None and d.time != 0:
+        return ()
+    ends = [place for place, (_, text) in enumerate(d.history, 1) if text in texts or request.is_in(text)]
     end = max(ends, default=0)
     while 0 < end < len(d.history) and d.history[end][0] == "assistant":
-        end += 1  # the answer to a deleted turn goes, too
-    return end
+        end += 1
+    return tuple(d.history)[end:]
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #1a04abef
 DERIVED_ADAPTERS_NOTE = "merges and libraries that were made of a deleted adapter"
@@ -141,207 +126,155 @@ ELSEWHERE_NOTE = "adapter {} began from an adapter of another folder, and {} of 
 def list_sources(state: PersonalizerState = None) -> list:  # sentences; None: without a state we cannot know
     "Name the copies of the texts outside of the folder; a chat was read from no file unless you imported one."
     is_only_chat = state and state.is_chat and not state.has_imports
-    has_file = not is_only_chat or any(d.dialogue.origin == "user" for d in state.memory.dialogues.values())
+    has_file = not is_only_chat or any(row.dialogue.origin == "user" for row in state.memory.dialogues.values())
     return [COPIES_NOTE] + [SOURCE_FILE_NOTE] * has_file
 
 
 def _list_limits(state: PersonalizerState, request: ForgetRequest) -> list:  # sentences
     "Name the dialogues that a search for words or for a time cannot match."
-    notes = []
-    for event in state.tuned if request.text is not None or request.before is not None else ():
-        if event.content["elsewhere"]:
-            count = count_nouns(len(event.content["elsewhere"]), "dialogue")
-            notes.append(ELSEWHERE_NOTE.format(Path(event.content["adapter"]).name, count))
+    cited = [(Path(event.content["adapter"]).name, event.content["elsewhere"]) for event in state.tuned]
+    notes = [ELSEWHERE_NOTE.format(name, count_nouns(len(ids), "dialogue")) for name, ids in cited if ids]
     undated = sum(row.dialogue.time == 0 for row in state.memory.dialogues.values())
-    is_undated = bool(undated and request.before is not None)
-    return notes + [UNDATED_NOTE.format(count_nouns(undated, "stored dialogue"))] * is_undated
+    if undated and request.before is not None:
+        notes.append(UNDATED_NOTE.format(count_nouns(undated, "stored dialogue")))
+    return notes if request.text is not None or request.before is not None else []
 
 
 def list_training_ids(state: PersonalizerState, event) -> list:  # (root, version) of each training dialogue
     "Return what a fine-tune learned from directly, as far as it is not forgotten."
-    numbers = [row.number for row in state.memory.events if row.kind == "tuned" and row.number > event.number]
-    own = [
-        row for row in state.memory.events if event.number < row.number < min(numbers, default=state.memory.number + 1)
-    ]
+    following = [row for row in state.memory.events if row.number > event.number]
+    own = takewhile(lambda row: row.kind != "tuned", following)
     return [(row.dialogue, row.content["version"]) for row in own if row.kind == "learned" and row.content["is_direct"]]
 
 
 def list_rebuildable(state: PersonalizerState) -> list:  # sentences
     "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
     counts = [(event.content, len(list_training_ids(state, event))) for event in state.deleted]
-    return [
-        f"adapter {Path(facts['adapter']).name} on {count} of its {count_nouns(facts['kept'], 'dialogue')}"
-        for facts, count in counts
-        if count
-    ]
+    describe = lambda facts, count: f"{count} of its {count_nouns(facts['kept'], 'dialogue')}"
+    return [f"adapter {Path(facts['adapter']).name} on {describe(facts, count)}" for facts, count in counts if count]
 
 
-def _count_turns(state: PersonalizerState) -> int:
-    return sum(map(len, state.conversations.values()))
-
-
-def forget_dialogues(state: PersonalizerState, request: ForgetRequest) -> ForgetReport:
+def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: ForgetReport = None) -> ForgetReport:
     "Delete all matching dialogues from a memory, and replay it; the caller stores it and deletes the files."
-    memory, size, turns = state.memory, len(state.buffer), _count_turns(state)
-    roots, limits, sources = _find_roots(state, request), _list_limits(state, request), list_sources(state)
-    exchange_ids = state.list_exchange_ids()
-    removed = [memory.dialogues[root].dialogue for root in roots] + [
-        state.versions[r] for r in roots & {*state.versions}
-    ]
-    texts = {text for d in removed for text in (d.prompt, d.response)} - {""}
-    hashes = {digest for digest, root in exchange_ids.items() if root in roots}
-    cuts = {}
-    for root, row in memory.dialogues.items() if roots or request.text is not None else ():
-        if root not in roots and (count := _find_history_cut(row.dialogue, request, hashes, texts)):
-            cuts[root] = replace(row.dialogue, history=tuple(row.dialogue.history)[count:])
-    names = {
-        name
-        for root in {*roots, *cuts}
-        for name in (root, state.versions.get(root, memory.dialogues[root].dialogue).id)
-    }
+    report, memory = ForgetReport() if report is None else report, state.memory
+    size, turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
+    report.unreachable += _list_limits(state, request)
+    known, roots = {root: row.dialogue for root, row in memory.dialogues.items()}, _find_roots(state, request)
+    versions = [d for root in roots for d in (known[root], state.versions.get(root, known[root]))]
+    texts = {text for d in versions for text in (d.prompt, d.response)} - {""}
+    histories = {root: tuple(d.history) for root, d in known.items()}
+    if roots or request.text is not None:
+        histories = {root: _cut_history(d, request, texts) for root, d in known.items()}
+    cuts = {root for root, turns in histories.items() if len(turns) < len(known[root].history)} - roots
     foreign = request.ids & {id for event in state.tuned for id in event.content["elsewhere"]}
-    changed = {id for id, root in state.roots.items() if root in roots or root in cuts} | names | foreign
+    ids = {id for id, root in state.roots.items() if root in roots | cuts} | roots | cuts | foreign
     titles = [key for key in state.conversations if request.is_in(state.get_title(key))]
+    if not ids and not titles:
+        return report
     for key in titles:
         state.rename(key, "")
-    if not changed and not titles and not (request.everything and memory.dialogues):
-        return ForgetReport(unreachable=limits)
-    first = next((i for i, round in enumerate(state.rounds) if changed & {*round.parents}), len(state.rounds))
-    adapters, gone = [str(round.adapter) for round in state.rounds[first:]], state.tuned[first:]
-    models = {state.base, *(event.content["model"] for event in state.tuned[:first])}
+    num_left = next((n for n, round in enumerate(state.rounds) if ids & {*round.parents}), len(state.rounds))
+    gone, adapters = state.tuned[num_left:], [str(round.adapter) for round in state.rounds[num_left:]]
+    models = {state.base, *(event.content["model"] for event in state.tuned[:num_left])}
+    is_stale = lambda root, model: root in cuts or bool(gone) and model not in models
+    for root, row in memory.dialogues.items():
+        blank = dict(embedding=0 * row.scores.embedding, model="") if is_stale(root, row.scores.model) else {}
+        d = replace(row.dialogue, history=histories[root])  # which no longer shares its turns
+        memory.dialogues[root] = ScoredDialogue(d, replace(row.scores, **blank))
     for event in [event for event in memory.events if event.kind == "tuned"]:
         event.content["elsewhere"] = [id for id in event.content["elsewhere"] if id not in foreign]
-    question = state.question_id
-    _retire_scores(memory, cuts, models if gone else None)
-    if question in cuts or question in memory.dialogues and not memory.dialogues[question].scores.model:
-        roots = {*roots, question}
-    memory.delete(roots)
-    counters = dict(
-        seen=state.buffer.seen, has_imports=state.has_imports, is_chat=state.is_chat, cost=state.cost.to_dict()
-    )
+    is_read_again = lambda event: event.kind == "scored" and is_stale(event.dialogue, event.content["scores"]["model"])
+    memory.events = [event for event in memory.events if not is_read_again(event)]
+    question = memory.dialogues.get(state.question_id)  # without a score it cannot stay open
+    memory.delete(roots if question is None or question.scores.model else roots | {state.question_id})
     given_up = 0 if request.everything else None
+    counters = state.list_counters() | dict(cost=state.cost.to_dict())
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
-    rebuildable = list_rebuildable(state) if adapters else []
-    notes = sources + [DERIVED_ADAPTERS_NOTE] * bool(adapters) + limits
-    lost = size - len(state.buffer), len(cuts.keys() - roots)
-    return ForgetReport(*lost, adapters, [], notes, changed, turns - _count_turns(state), rebuildable, len(titles))
-
-
-def _retire_scores(memory, cuts: dict, models: set = None) -> None:
-    "Shorten histories, and set the scores of shortened dialogues, and of models that are gone, to zero."
-    blank = lambda scores: replace(scores, embedding=0 * scores.embedding, model="")
-    for root, row in list(memory.dialogues.items()):
-        is_stale = root in cuts or models is not None and row.scores.model not in models
-        d = cuts.get(root) or replace(row.dialogue, history=tuple(row.dialogue.history))  # no longer shared turns
-        memory.dialogues[root] = ScoredDialogue(d, blank(row.scores) if is_stale else row.scores)
-    is_old = lambda event: (
-        event.kind == "scored"
-        and (event.dialogue in cuts or models is not None and event.content["scores"]["model"] not in models)
-    )
-    memory.events = [event for event in memory.events if not is_old(event)]
+    report.dialogues, report.cut = report.dialogues + size - len(state.buffer), report.cut + len(cuts)
+    report.turns, report.titles = report.turns + turns - state.count_turns(), report.titles + len(titles)
+    report.adapters, report.ids = report.adapters + adapters, report.ids | ids
+    report.rebuildable += list_rebuildable(state) if adapters else []
+    report.unreachable += sources + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
+    return report
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #cf89d627
 PUBLISHED_ADAPTER = "adapter"  # in an output folder: a copy of the newest adapter
 RUN_REPORT_FILE = "personalize.json"  # in an output folder: the report of the run
-PUBLISH_STAGES = (".", ".next", ".committed")  # folders of the copy: published, being written, complete
 
 
-def _is_adapter_affected(folder: Path, report: ForgetReport) -> bool:
-    "Return whether an adapter learned from a forgotten dialogue, or whether we cannot read it and so cannot know."
-    try:
-        if report.ids.intersection(read_training_ids(folder)):
-            return True
-        adapter_id = get_adapter_id(check_adapter(folder))
-        return any(get_adapter_id(path) == adapter_id for path in report.adapters if Path(path).is_dir())
-    except (InputError, OSError, TypeError):
-        return True
-
-
-def _find_published(run: Path, request: ForgetRequest, report: ForgetReport) -> list:  # paths
-    "Return the published copy beside a run, and its report, if the adapter learned from a forgotten dialogue."
-    paths, recorded = [], set()
+def _find_published(run: Path, request: ForgetRequest, report: ForgetReport, adapter_ids: set) -> list:  # paths
+    "Return the copy of a forgotten adapter beside a run, with its report, and the unfinished copies of a killed run."
+    recorded, paths, out = set(), [], run.parent
     with suppress(InputError):
-        recorded = {*OwnedFolder(run.parent).entries} if run.match(RUN_FOLDER_PATTERN) else set()
-    for stage in [stage for stage in PUBLISH_STAGES if stage == "." and recorded or stage in recorded]:
-        adapter, run_report = run.parent / stage / PUBLISHED_ADAPTER, run.parent / stage / RUN_REPORT_FILE
-        is_affected = request.everything or adapter.is_dir() and _is_adapter_affected(adapter, report)
-        is_half = stage != "." and adapter.parent.is_dir() and not adapter.is_dir()
-        paths += [adapter] * (is_affected and adapter.is_dir() or is_half)
-        if run_report.is_file() and (is_affected or request.is_in(run_report.read_text(errors="replace"))):
-            paths.append(run_report)
-    whole = {path.parent if path.parent.name in recorded else path: None for path in paths}  # of an unfinished copy
-    return [path for path in whole if path.name in recorded]
+        recorded = {*OwnedFolder(out).entries} if run.match(RUN_FOLDER_PATTERN) else recorded
+    for stage in (".", STAGED_RESULTS, COMMITTED_RESULTS):
+        adapter, run_report = out / stage / PUBLISHED_ADAPTER, out / stage / RUN_REPORT_FILE
+        is_affected = request.everything or (stage != "." and not adapter.is_dir())
+        try:  # an adapter that we cannot read may have learned from it
+            if adapter.is_dir() and not is_affected:
+                is_affected = not report.ids.isdisjoint(read_training_ids(adapter))
+                is_affected |= get_adapter_id(check_adapter(adapter)) in adapter_ids
+        except (InputError, OSError, TypeError):
+            is_affected = True
+        is_named = run_report.is_file() and request.is_in(run_report.read_text(errors="replace"))
+        found = [adapter] * is_affected + [run_report] * (is_affected or is_named)
+        paths += found if stage == "." else [out / stage] * bool(found)
+    return [path for path in paths if path.name in recorded and path.exists()]
 
 
-def _list_copies(report: ForgetReport) -> list:  # sentences
+def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences
     "Name the copies in the ledger that hold a deleted adapter or a forgotten dialogue."
-    adapters = {get_adapter_id(path) for path in report.adapters if (Path(path) / CONFIG_FILE).is_file()}
     notes = []
-    for row in read_ledger() if report.ids or adapters else ():
-        manifest = Path(row["place"]) / "manifest.json"
-        is_copy = row["adapter"] in adapters
-        if row["kind"] == "parcel" and not is_copy:  # a parcel that we cannot read may hold it
-            with suppress(InputError, KeyError, TypeError):
-                is_copy = True
-                is_copy = not report.ids.isdisjoint(read_json(manifest)["card"]["parents"])
+    for row in read_ledger() if report.ids else ():
+        is_copy = row["adapter"] in adapter_ids
+        if row["kind"] == "parcel" and not is_copy:
+            try:
+                is_copy = not report.ids.isdisjoint(read_json(Path(row["place"]) / "manifest.json")["card"]["parents"])
+            except (InputError, KeyError, TypeError):
+                is_copy = True  # a parcel that we cannot read may hold it
         if is_copy:
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
-    return list(dict.fromkeys(notes))
+    return notes
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #deedb829
-def apply_to_folder(run: Path, state: PersonalizerState, request: ForgetRequest, report: ForgetReport) -> None:
-    "Delete the files of forgotten dialogues, and write the memory; without a state, delete the leftovers of a run."
-    report.unreachable += _list_copies(report)
-    for path in _find_published(run, request, report):
-        remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
-        report.files += [str(path)] * (not (path / WEIGHTS_FILE).is_file())
-        report.unreachable += _list_foreign([path])
-    removed = _delete_store(run, state) if request.everything else _write_and_sweep(run, state)
-    report.files += [path for path in removed if path not in report.adapters]
-    report.unreachable += _list_foreign(report.adapters)
-
-
-def sweep_adapters(folder, state: PersonalizerState) -> list:  # paths of deleted folders
-    "Delete the adapters of a folder that a state names no more, and what killed fine-tunes left."
-    dead = [event for event in state.memory.events if event.kind == "tuned" and event not in state.tuned]
-    return sweep_folder(folder, dead, [round.adapter for round in state.rounds])
-
-
-def _write_and_sweep(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders
-    "Write the memory, if there is one, and delete the files that it no longer names."
-    if state is None:
-        return sweep_folder(run, [], [])
-    state.memory.write(run)
-    return sweep_adapters(run, state)
-
-
-def _delete_store(run: Path, state: PersonalizerState) -> list:  # paths of deleted folders
-    "Delete the rows of a memory, then its adapters, then its file; a killed call leaves the events of the adapters."
-    last = Memory.read(run) if get_state_version(run) else Memory()
-    last.delete({*last.dialogues})
-    last.events = [event for event in last.events if event.kind == "tuned"]
-    if last.num_stored:
-        last.write(run)
-    removed = sweep_folder(run, last.events, [])
-    if state is not None:
-        state.memory.num_stored = 0  # the file goes, so the next `write` stores all of what is left
+def delete_memory(run: Path) -> list:  # paths of deleted folders
+    "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
+    removed = sweep_folder(run, Memory.read(run).events if get_state_version(run) else [], [])
     for suffix in ("-wal", "-shm", ""):
-        delete_path(run / f"{STORE_FILE}{suffix}")
-    if (run / ADAPTERS_FOLDER).is_dir() and not any((run / ADAPTERS_FOLDER).iterdir()):
-        (run / ADAPTERS_FOLDER).rmdir()
+        delete_path(Path(run) / f"{STORE_FILE}{suffix}")
+    with suppress(OSError):
+        (Path(run) / ADAPTERS_FOLDER).rmdir()  # unless it holds files of yours
     return removed
 
 
-def _list_foreign(paths: list) -> list:  # lines
-    "Say which adapters are still there, because we follow no link and delete no file that we did not record."
-    paths = [path for path in paths if (Path(path) / WEIGHTS_FILE).is_file()]
-    return [f"{path}: a link, or changed since we made it; delete it yourself" for path in paths]
-
-
-def delete_memory(run) -> None:
-    "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
-    _delete_store(Path(run), None)
+def apply_to_folder(
+    run: Path,
+    state: PersonalizerState,  # after `forget_dialogues`; None: a killed run left its files only
+    request: ForgetRequest,
+    report: ForgetReport,
+    dry_run: bool = False,
+) -> None:
+    "Delete copies, then rows, then the files that no row names, and say in the report which copies are out of reach."
+    adapter_ids = {get_adapter_id(path) for path in report.adapters if (Path(path) / CONFIG_FILE).is_file()}
+    published = _find_published(run, request, report, adapter_ids)
+    report.unreachable += _list_copies(report, adapter_ids)
+    removed, left = [], []
+    if not dry_run:
+        for path in published:
+            remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
+        if state is not None:
+            state.memory.write(run)
+        if request.everything:
+            removed = delete_memory(run)
+        else:
+            events, rounds = (state.memory.events, state.rounds) if state else ([], [])
+            removed = sweep_folder(run, events, [round.adapter for round in rounds])
+        if request.everything and state is not None:
+            state.memory.num_stored = 0  # the file is gone, so the next `write` stores all of what is left
+        left = [path for path in [*published, *report.adapters] if (Path(path) / WEIGHTS_FILE).is_file()]
+    report.files += [str(path) for path in [*published, *removed] if path not in [*left, *report.adapters]]
+    report.unreachable += [f"{path}: a link, or changed since we made it; delete it yourself" for path in left]
 
 
 def forget_folder(
@@ -353,7 +286,7 @@ def forget_folder(
     dry_run: bool = False,  # report what would be deleted, and delete nothing
 ) -> ForgetReport:
     "Forget in a saved folder without loading a model; raise `InputError` if there is no state, or a process uses it."
-    request, total = ForgetRequest(ids, text, before, everything), ForgetReport()
+    request, report = ForgetRequest(ids, text, before, everything), ForgetReport()
     runs = [run for run in find_run_folders(folder) if is_own_folder(run)]
     if not runs:
         raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
@@ -361,15 +294,10 @@ def forget_folder(
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))
         for run in runs:
-            state = read_state(run) if get_state_version(run) and Memory.read(run).is_configured else None
-            sources = list_sources(state)
-            report = forget_dialogues(state, request) if state else ForgetReport()
-            if request.everything:
-                report.unreachable += [note for note in sources if note not in report.unreachable]
-            if dry_run:
-                report.unreachable += _list_copies(report)
-                report.files += map(str, _find_published(run, request, report))
-            else:
-                apply_to_folder(run, state, request, report)
-            total.add(report)
-    return total
+            state = read_state(run) if get_state_version(run) else None
+            if state:
+                forget_dialogues(state, request, report)
+            report.unreachable += list_sources(state) if request.everything else []
+            apply_to_folder(run, state, request, report, dry_run)
+    report.files, report.unreachable = list(dict.fromkeys(report.files)), list(dict.fromkeys(report.unreachable))
+    return report

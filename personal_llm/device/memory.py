@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['EVENT_KINDS', 'SCHEMA', 'MARK_FILE', 'ADAPTERS_FOLDER', 'BACKGROUND_FOLDER', 'ADAPTER_FILES', 'OWN_NAMES',
            'RUN_FOLDER_PATTERN', 'Event', 'join_conversation', 'split_conversation', 'Memory', 'open_store',
-           'hold_store', 'truncate_journal', 'get_state_version', 'read_configuration', 'lock_state', 'is_claimed',
-           'claim_folder', 'claim_adapter_folder', 'move_claimed_folder', 'remove_adapter', 'hash_adapter_files',
-           'load_adapter', 'remove_tuned', 'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders',
-           'find_state_folders']
+           'hold_store', 'truncate_journal', 'get_state_version', 'lock_state', 'is_claimed', 'claim_folder',
+           'claim_adapter_folder', 'move_claimed_folder', 'hash_adapter_files', 'load_adapter', 'remove_adapter',
+           'sweep_folder', 'has_state', 'is_own_folder', 'find_run_folders', 'find_state_folders']
 
 # %% ../../nbs/6_device/01_memory.ipynb #16297f94
 import base64
@@ -73,16 +72,9 @@ def _hash_row(values) -> str:  # 32 hex digits
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _encode_text(text: str):  # text, or bytes for half a surrogate pair
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-    return text
-
-
-def _decode_text(value) -> str:
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+def _check_row(values: list, checksum: str) -> None:
+    if _hash_row(tuple(values)) != checksum:
+        raise ValueError(f"the checksum of row {str(values[0])[:20]} is wrong")
 
 
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON types, exact to the last bit
@@ -92,7 +84,9 @@ def scores_to_dict(scores: Scores) -> dict:  # plain JSON types, exact to the la
 
 def scores_from_dict(row: dict) -> Scores:
     "Return the scores of `scores_to_dict`; raise `TypeError` or `ValueError` for a damaged row."
-    scores = Scores(**row | dict(embedding=np.frombuffer(base64.b64decode(row["embedding"], validate=True), "<f4")))
+    content = row["embedding"]
+    content = content if isinstance(content, bytes) else base64.b64decode(content, validate=True)
+    scores = Scores(**row | dict(embedding=np.frombuffer(content, "<f4")))
     numbers = (scores.eoe, scores.eoe_scripts, scores.dss, scores.loss, scores.tokens, scores.prompt_loss)
     if not (np.isfinite(numbers).all() and np.isfinite(scores.embedding).all()):
         raise ValueError("a score is not finite")
@@ -103,21 +97,44 @@ def scores_from_dict(row: dict) -> Scores:
 def _dialogue_to_row(candidate: ScoredDialogue, conversation: str) -> tuple:
     d, scores = candidate.dialogue, dict(vars(candidate.scores))
     embedding = scores.pop("embedding").astype("<f4").tobytes()
-    texts = _encode_text(d.prompt), _encode_text(d.response), json.dumps(list(d.history))
-    facts = d.time, d.origin, json.dumps(d.labels), embedding, json.dumps(scores)
+    contents = [text.encode("utf-8", "surrogatepass") for text in (d.prompt, d.response)]
+    is_valid = lambda content: content.decode("utf-8", "ignore").encode() == content
+    texts = [content.decode() if is_valid(content) else content for content in contents]
+    facts = json.dumps(list(d.history)), d.time, d.origin, json.dumps(d.labels), embedding, json.dumps(scores)
     values = (d.id, json.dumps(d.parents), conversation, *texts, *facts)
     return (*values, _hash_row(values))
 
 
-def _dialogue_from_row(row: tuple) -> ScoredDialogue:
+def _dialogue_from_row(row: list) -> ScoredDialogue:
     id, parents, _, prompt, response, history, time, origin, labels, embedding, scores = row
-    texts = _decode_text(prompt), _decode_text(response), json.loads(history)
+    decode = lambda value: value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+    texts = decode(prompt), decode(response), json.loads(history)
     try:
         d = Dialogue(*texts, id, time, origin, json.loads(parents), json.loads(labels))
     except InputError as error:
         raise ValueError(str(error)) from error
-    scores = json.loads(scores) | dict(embedding=base64.b64encode(embedding).decode())
-    return ScoredDialogue(d, scores_from_dict(scores))
+    return ScoredDialogue(d, scores_from_dict(json.loads(scores) | dict(embedding=embedding)))
+
+
+def _event_to_row(event: Event, folder) -> tuple:
+    content = event.content
+    if "adapter" in content:  # relative to the folder, which may move
+        place, folder = Path(os.path.abspath(content["adapter"])), os.path.abspath(folder)  # which follows no link
+        is_inside = place.is_relative_to(folder)
+        content = content | dict(adapter=place.relative_to(folder).as_posix() if is_inside else str(place))
+    values = (event.number, event.kind, event.dialogue or None, json.dumps(content))
+    return (*values, _hash_row(values))
+
+
+def _event_from_row(values: list, folder, dialogues: dict) -> Event:
+    number, kind, dialogue, content = *values[:3], json.loads(values[3])
+    if "adapter" in content:
+        if ".." in Path(content["adapter"]).parts:
+            raise ValueError(f"the adapter {content['adapter'][:40]!r} is outside the folder")
+        content["adapter"] = str(Path(folder) / content["adapter"])
+    if dialogue is not None and dialogue not in dialogues or not isinstance(content, dict):
+        raise ValueError(f"event {number} is about no stored dialogue")
+    return Event(number, kind, dialogue or "", content)
 
 # %% ../../nbs/6_device/01_memory.ipynb #e475d663
 class Memory:
@@ -142,17 +159,6 @@ class Memory:
         self.changed_ids.add(id)
         return id
 
-    def move(self, ids, conversation: str) -> None:
-        "Put dialogues into a conversation, such as their own one under another title."
-        for id in ids:
-            self.conversations[id] = conversation
-            self.changed_ids.add(id)
-
-    @property
-    def is_configured(self) -> bool:
-        "Whether a personalizer wrote it; a killed deletion may leave a few other events."
-        return bool(self.events) and self.events[0].kind == "configured"
-
     def add(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
         "Append an event."
         self.number += 1
@@ -169,18 +175,19 @@ class Memory:
     def write(self, folder) -> None:
         "Store all that is new in one transaction; on any failure the old content stays."
         is_whole = self.is_rewritten or not self.num_stored
-        ids = self.dialogues if is_whole else [id for id in self.dialogues if id in self.changed_ids]
+        ids = [id for id in self.dialogues if is_whole or id in self.changed_ids]
         events = [event for event in self.events if is_whole or event.number > self.num_stored]
         rows = dict(dialogues=[_dialogue_to_row(self.dialogues[id], self.conversations[id]) for id in ids])
         rows |= dict(events=[_event_to_row(event, folder) for event in events])
         with open_store(folder, writes=True) as store:
-            for table, key in (("dialogues", "id"), ("events", "number")):
-                if is_whole:
-                    stale = {key for (key,) in store.execute(f"SELECT {key} FROM {table}")} - {
-                        r[0] for r in rows[table]
-                    }
-                    store.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(key,) for key in stale])
-                _upsert(store, table, rows[table])
+            for table, new in rows.items():
+                key, *others = [column[0] for column in store.execute(f"SELECT * FROM {table} LIMIT 0").description]
+                stored = {value for (value,) in store.execute(f"SELECT {key} FROM {table}")} if is_whole else set()
+                stale = stored - {row[0] for row in new}
+                store.executemany(f"DELETE FROM {table} WHERE {key} = ?", [(value,) for value in stale])
+                values, marks = ", ".join(f"{name} = excluded.{name}" for name in others), "?, " * len(others)
+                query = f"INSERT INTO {table} VALUES ({marks}?) ON CONFLICT ({key}) DO UPDATE SET {values}"
+                store.executemany(f"{query} WHERE {table}.checksum != excluded.checksum", new)
         self.num_stored = self.number
         self.changed_ids.clear()
         if is_whole:
@@ -202,50 +209,6 @@ class Memory:
         memory.number = memory.num_stored = memory.events[-1].number if memory.events else 0
         memory.changed_ids.clear()
         return memory
-
-# %% ../../nbs/6_device/01_memory.ipynb #d4977a3b
-COLUMNS = dict(
-    dialogues="id parents conversation prompt response history time origin labels embedding scores checksum".split(),
-    events="number kind dialogue content checksum".split(),
-)
-
-
-def _upsert(store, table: str, rows: list) -> None:
-    "Insert rows, or update those whose checksum differs."
-    key, *others = COLUMNS[table]
-    marks, values = ", ".join("?" * len(COLUMNS[table])), ", ".join(f"{name} = excluded.{name}" for name in others)
-    where = f"WHERE {table}.checksum != excluded.checksum"
-    store.executemany(f"INSERT INTO {table} VALUES ({marks}) ON CONFLICT ({key}) DO UPDATE SET {values} {where}", rows)
-
-
-def _check_row(values: list, checksum: str) -> None:
-    if _hash_row(tuple(values)) != checksum:
-        raise ValueError(f"the checksum of row {str(values[0])[:20]} is wrong")
-
-
-def relative_to_folder(path, folder) -> str:
-    "Return a path relative to a folder, or the absolute path if it lies outside."
-    path, folder = Path(path).resolve(), Path(folder).resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
-def _event_to_row(event: Event, folder) -> tuple:
-    content = event.content
-    if "adapter" in content:  # a folder may move
-        content = content | dict(adapter=relative_to_folder(content["adapter"], folder))
-    values = (event.number, event.kind, event.dialogue or None, json.dumps(content))
-    return (*values, _hash_row(values))
-
-
-def _event_from_row(values: list, folder, dialogues: dict) -> Event:
-    number, kind, dialogue, content = *values[:3], json.loads(values[3])
-    if "adapter" in content:
-        if ".." in Path(content["adapter"]).parts:
-            raise ValueError(f"the adapter {content['adapter'][:40]!r} is outside the folder")
-        content["adapter"] = str(Path(folder) / content["adapter"])
-    if dialogue is not None and dialogue not in dialogues or not isinstance(content, dict):
-        raise ValueError(f"event {number} is about no stored dialogue")
-    return Event(number, kind, dialogue or "", content)
 
 # %% ../../nbs/6_device/01_memory.ipynb #a250eb31
 def open_store(folder, writes: bool = False):  # a connection of `sqlite3`
@@ -292,17 +255,6 @@ def get_state_version(folder) -> str:  # "" without a memory
     return ""
 
 
-def read_configuration(folder) -> dict:  # base, model, settings
-    "Read the newest settings, without reading the rest; raise `InputError` for a damaged memory, or none."
-    with open_store(folder) as store:
-        newest = "SELECT * FROM events WHERE kind = 'configured' ORDER BY number DESC LIMIT 1"
-        row = store.execute(newest).fetchone()
-        if row is None:
-            raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
-        _check_row(row[:-1], row[-1])
-        return json.loads(row[3])
-
-
 @contextmanager
 def lock_state(folder, version: str):
     "Lock a folder; raise `InputError` if another process has it, or has saved since we read its state."
@@ -320,16 +272,20 @@ ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
 OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, MARK_FILE)
 
 
+def _is_linked(place: Path) -> bool:
+    return place.is_symlink() or place.parent.is_symlink()
+
+
 def is_claimed(place: Path) -> bool:
     "Return whether we made a folder; a link is none of ours."
-    return not (place.is_symlink() or place.parent.is_symlink()) and (place / MARK_FILE).is_file()
+    return not _is_linked(place) and (place / MARK_FILE).is_file()
 
 
 def claim_folder(place) -> Path:
     "Make a folder for new files; raise `InputError` if it holds files of others."
     place = Path(place)
     if not is_claimed(place):
-        if place.is_symlink() or place.parent.is_symlink() or place.is_dir() and any(place.iterdir()):
+        if _is_linked(place) or place.is_dir() and any(place.iterdir()):
             raise InputError(f"{place}: not made by this package", "move it away, or choose another folder")
         (make_folder(place) / MARK_FILE).touch(0o600)
     return place
@@ -355,19 +311,6 @@ def move_claimed_folder(folder, source: Path, number: int) -> Path:
     return place
 
 
-def remove_adapter(folder) -> list:  # the folder's path, if it was there
-    "Delete our files in the folder of an adapter, and the folder if that is empty then; never follow a link."
-    folder = Path(folder)
-    if not folder.is_dir() or folder.is_symlink() or folder.parent.is_symlink():
-        return []
-    remove_temporary_files(folder, ("adapter", *OWN_NAMES))
-    for name in OWN_NAMES:
-        delete_path(folder / name)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-    return [str(folder)]
-
-
 def hash_adapter_files(folder) -> dict:  # name -> SHA-256
     "Return the hashes of an adapter's files."
     files = [Path(folder) / name for name in ADAPTER_FILES]
@@ -383,39 +326,40 @@ def load_adapter(path, hashes: dict) -> Adapter:  # hashes: of `hash_adapter_fil
     return adapter
 
 
-def remove_tuned(event: Event) -> list:  # the path of a folder that is gone
-    "Delete the adapter of a fine-tune: a folder with our mark, elsewhere only files with the recorded hashes."
-    place = Path(event.content["adapter"])
-    if is_claimed(place):
-        return remove_adapter(place)
-    if not place.is_dir() or place.is_symlink() or place.parent.is_symlink():
+def remove_adapter(
+    folder,
+    hashes: dict = None,  # in a folder without our mark, we delete only the files with these hashes
+) -> list:  # the folder's path, if our files were there
+    "Delete our files in the folder of an adapter, and the folder if that is empty then; never follow a link."
+    folder, names = Path(folder), OWN_NAMES
+    if not folder.is_dir() or _is_linked(folder):
         return []
-    for name, digest in hash_adapter_files(place).items():
-        if event.content["files"].get(name) == digest:
-            delete_path(place / name)
-    return _remove_empty(place)
+    if hashes is None or is_claimed(folder):
+        remove_temporary_files(folder, ("adapter", *OWN_NAMES))
+    else:
+        names = [name for name, digest in hash_adapter_files(folder).items() if hashes.get(name) == digest]
+    for name in names:
+        delete_path(folder / name)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return [str(folder)] if names else []
 
 
-def _remove_empty(place: Path) -> list:  # its path, if it was empty
-    if place.is_symlink() or not place.is_dir() or any(place.iterdir()):
-        return []
-    place.rmdir()
-    return [str(place)]
-
-
-def sweep_folder(folder, dead: list, live: list) -> list:  # paths of deleted folders
-    "Delete the adapters of fine-tunes that are gone (`Event`s), and what killed ones left; `live`: adapters' folders."
+def sweep_folder(folder, events: list, live: list) -> list:  # paths of deleted folders
+    "Delete all adapters of fine-tunes (`Event`s) and of killed ones, but those in the folders `live`."
     live = {Path(path).resolve() for path in live}
-    is_live = lambda place: Path(place).resolve() in live
-    removed = [p for event in dead if not is_live(event.content["adapter"]) for p in remove_tuned(event)]
+    facts = [event.content for event in events if event.kind == "tuned"]
+    dead = [row for row in facts if Path(row["adapter"]).resolve() not in live]
+    removed = [path for row in dead for path in remove_adapter(row["adapter"], row["files"])]
     adapters = Path(folder, ADAPTERS_FOLDER)
     for place in [Path(folder) / BACKGROUND_FOLDER, *([] if adapters.is_symlink() else sorted(adapters.glob("*")))]:
-        if is_claimed(place) and is_live(place):
+        if is_claimed(place) and place.resolve() in live:
             delete_path(place / CHECKPOINTS_FOLDER)
         elif is_claimed(place):
             removed += remove_adapter(place)
-        elif place.name.isdigit():  # a kill left it empty
-            _remove_empty(place)
+        elif place.name.isdigit():
+            with suppress(OSError):
+                place.rmdir()  # a kill left it empty
     return removed
 
 # %% ../../nbs/6_device/01_memory.ipynb #27df9cf9

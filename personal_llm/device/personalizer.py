@@ -44,9 +44,16 @@ from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import forget_dialogues, list_training_ids, sweep_adapters
+from .forgetting import forget_dialogues, list_training_ids
 from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
-from .memory import hash_adapter_files, load_adapter, lock_state, remove_tuned, scores_to_dict
+from personal_llm.device.memory import (
+    hash_adapter_files,
+    load_adapter,
+    lock_state,
+    remove_adapter,
+    scores_to_dict,
+    sweep_folder,
+)
 from .replay import PersonalizerState, TrainingRound, place_candidate, read_state, record_scores
 from ..selection.library import Library
 from ..selection.ranking import Ranking
@@ -669,7 +676,7 @@ def save(
             memory.events, memory.number = self.memory.events, self.memory.number
         memory.write(folder)
         if not is_training:
-            sweep_adapters(folder, self.state)
+            sweep_folder(folder, self.memory.events, [round.adapter for round in self.rounds])
     return folder
 
 
@@ -700,7 +707,8 @@ def forget(
         if self.folder and get_state_version(self.folder):
             apply_to_folder(self.folder, self.state, request, report)
         else:
-            [remove_tuned(event) for event in dead if event not in self.state.tuned]
+            for event in [event for event in dead if event not in self.state.tuned]:
+                remove_adapter(event.content["adapter"], event.content["files"])
     return report
 
 
@@ -764,8 +772,7 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
                 out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
                 self.commit_round(self.train_adapter(dialogues, start, out, progress), event.number)
         else:
-            counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports, is_chat=self.state.is_chat)
-            self.state.record("forgotten", **counters, adapters=[], given_up=event.number)
+            self.state.record("forgotten", **self.state.list_counters(), adapters=[], given_up=event.number)
         counts = f"{len(dialogues)} of its {count_nouns(facts['kept'], 'dialogue')}"
         lines.append(f"adapter {name}: {'rebuilt on' if dialogues else 'gone, the memory holds'} {counts}")
         if self.folder:

@@ -151,7 +151,9 @@ class PersonalizerState:
 
     def rename(self, key: str, title: str) -> None:
         "Give a conversation another title."
-        self.memory.move([row["id"] for row in self.conversations[key]], join_conversation(key, title))
+        for row in self.conversations[key]:
+            candidate = self.memory.dialogues[row["id"]]
+            self.memory.remember(candidate, join_conversation(key, title))
 
     # --- where a dialogue is
 
@@ -192,6 +194,14 @@ class PersonalizerState:
         if max_questions is not None:
             return max_questions - self.cost.requests
         return self.buffer.capacity - self.cost.requests + (self.rounds[-1].requests if self.rounds else 0)
+
+    def count_turns(self) -> int:
+        "Count the turns of all conversations of ours."
+        return sum(map(len, self.conversations.values()))
+
+    def list_counters(self) -> dict:  # plain values
+        "Return the counts that go on after a forgetting."
+        return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
 
     def list_exchange_ids(self) -> dict:  # hash -> root
         "Return the hash of the exchange of each dialogue and of its newest version."
@@ -431,7 +441,7 @@ def read_state(
 ) -> PersonalizerState:
     "Read a memory and replay it; raise `InputError` if it is missing or damaged."
     memory = Memory.read(folder)
-    if not memory.is_configured:
+    if not memory.events or memory.events[0].kind != "configured":
         raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
     with report_damage(Path(folder) / STORE_FILE):
         header = memory.events[0].content["buffer"]
