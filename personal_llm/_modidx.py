@@ -1529,6 +1529,10 @@ d = {
                 "0_base/gguf.html#ggufheader.family",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.GgufHeader.num_weights": (
+                "0_base/gguf.html#ggufheader.num_weights",
+                "personal_llm/base/gguf.py",
+            ),
             "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.HeaderCursor.__init__": (
                 "0_base/gguf.html#headercursor.__init__",
@@ -1554,29 +1558,20 @@ d = {
                 "0_base/gguf.html#headercursor.read_text",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.NamedWeights": ("0_base/gguf.html#namedweights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.NamedWeights.__init__": (
-                "0_base/gguf.html#namedweights.__init__",
+            "personal_llm.base.gguf.HeaderCursor.read_value": (
+                "0_base/gguf.html#headercursor.read_value",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._add_once": ("0_base/gguf.html#_add_once", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._convert_into": ("0_base/gguf.html#_convert_into", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._find_data": ("0_base/gguf.html#_find_data", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.are_merges_known": (
                 "0_base/gguf.html#are_merges_known",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.check_sizes": ("0_base/gguf.html#check_sizes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.dequantize_tensor": (
-                "0_base/gguf.html#dequantize_tensor",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
@@ -1584,10 +1579,6 @@ d = {
             ),
             "personal_llm.base.gguf.find_ollama_files": (
                 "0_base/gguf.html#find_ollama_files",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.find_rope_scaling": (
-                "0_base/gguf.html#find_rope_scaling",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
@@ -1607,19 +1598,15 @@ d = {
                 "0_base/gguf.html#read_gguf_header",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_tensor_info": (
                 "0_base/gguf.html#read_tensor_info",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.read_value": ("0_base/gguf.html#read_value", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_vocabulary": ("0_base/gguf.html#read_vocabulary", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.write_slim_header": (
-                "0_base/gguf.html#write_slim_header",
                 "personal_llm/base/gguf.py",
             ),
         },
