@@ -1434,6 +1434,10 @@ d = {
                 "0_base/files.html#ownedfolder.__repr__",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.OwnedFolder._list_files": (
+                "0_base/files.html#ownedfolder._list_files",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.OwnedFolder._write_entries": (
                 "0_base/files.html#ownedfolder._write_entries",
                 "personal_llm/base/files.py",
@@ -1446,10 +1450,6 @@ d = {
                 "0_base/files.html#ownedfolder.claim",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder.find_foreign_files": (
-                "0_base/files.html#ownedfolder.find_foreign_files",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.OwnedFolder.record_files": (
                 "0_base/files.html#ownedfolder.record_files",
                 "personal_llm/base/files.py",
@@ -1458,7 +1458,6 @@ d = {
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files._list_files": ("0_base/files.html#_list_files", "personal_llm/base/files.py"),
             "personal_llm.base.files.compute_sha256": (
                 "0_base/files.html#compute_sha256",
                 "personal_llm/base/files.py",
