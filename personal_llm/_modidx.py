@@ -1316,10 +1316,6 @@ d = {
                 "0_base/database.html#emptydatabaseerror",
                 "personal_llm/base/database.py",
             ),
-            "personal_llm.base.database.check_pages": (
-                "0_base/database.html#check_pages",
-                "personal_llm/base/database.py",
-            ),
             "personal_llm.base.database.connect_database": (
                 "0_base/database.html#connect_database",
                 "personal_llm/base/database.py",
@@ -1639,10 +1635,6 @@ d = {
                 "0_base/lineage.html#hash_exchange",
                 "personal_llm/base/lineage.py",
             ),
-            "personal_llm.base.lineage.list_exchanges": (
-                "0_base/lineage.html#list_exchanges",
-                "personal_llm/base/lineage.py",
-            ),
             "personal_llm.base.lineage.normalize_text": (
                 "0_base/lineage.html#normalize_text",
                 "personal_llm/base/lineage.py",
@@ -1826,10 +1818,6 @@ d = {
                 "0_base/models.html#sharedprefix.prepend",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.check_model_and_tokenizer": (
-                "0_base/models.html#check_model_and_tokenizer",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
@@ -1900,10 +1888,6 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text._separate_character": (
-                "0_base/text.html#_separate_character",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.are_trigrams_similar": (
                 "0_base/text.html#are_trigrams_similar",
                 "personal_llm/base/text.py",
@@ -4120,10 +4104,6 @@ d = {
                 "1_data/exports.html#parse_openwebui",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_openwebui_message": (
-                "1_data/exports.html#parse_openwebui_message",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.parse_stamp": (
                 "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
@@ -4376,16 +4356,8 @@ d = {
                 "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.parse_saved_fields": (
-                "1_data/reading.html#parse_saved_fields",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_saved_row": (
                 "1_data/reading.html#parse_saved_row",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.parse_saved_turn": (
-                "1_data/reading.html#parse_saved_turn",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.parse_source": (
@@ -4507,16 +4479,8 @@ d = {
                 "1_data/streams.html#edit_prompt",
                 "personal_llm/data/streams.py",
             ),
-            "personal_llm.data.streams.normalise_shares": (
-                "1_data/streams.html#normalise_shares",
-                "personal_llm/data/streams.py",
-            ),
             "personal_llm.data.streams.paper_stream": (
                 "1_data/streams.html#paper_stream",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.repeat_dialogue": (
-                "1_data/streams.html#repeat_dialogue",
                 "personal_llm/data/streams.py",
             ),
             "personal_llm.data.streams.share_error": (

@@ -23,7 +23,7 @@ import numpy as np
 from ..base.adapters import ADAPTER_CARD_FILE, CHECKPOINTS_FOLDER, COMMITTED_ADAPTER, CONFIG_FILE
 from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import Dialogue, InputError
-from ..base.database import EmptyDatabaseError, check_pages, connect_database, open_database, report_damage
+from ..base.database import EmptyDatabaseError, connect_database, open_database, report_damage
 from ..base.files import compute_sha256, delete_path, lock_folder, make_folder, remove_temporary_files
 from ..base.lineage import APPLICATION_ID, OLD_STORE_FILES, STORE_FILE
 from ..buffer.scoring import ScoredDialogue, Scores
@@ -199,7 +199,8 @@ class Memory:
         "Read the memory of a folder; raise `InputError` for a damaged file, or none."
         memory = cls()
         with report_damage(Path(folder) / STORE_FILE), open_store(folder) as store:
-            check_pages(store)
+            if (problem := store.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise ValueError(problem)
             for *values, checksum in store.execute("SELECT * FROM dialogues ORDER BY rowid"):
                 _check_row(values, checksum)
                 memory.remember(_dialogue_from_row(values), values[2])
