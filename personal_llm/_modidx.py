@@ -4753,16 +4753,8 @@ d = {
                 "6_device/forgetting.html#forget_folder",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_rebuildable": (
-                "6_device/forgetting.html#list_rebuildable",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.list_sources": (
                 "6_device/forgetting.html#list_sources",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_training_ids": (
-                "6_device/forgetting.html#list_training_ids",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -5297,6 +5289,14 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (
                 "6_device/replay.html#personalizerstate.list_exchange_ids",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_rebuildable": (
+                "6_device/replay.html#personalizerstate.list_rebuildable",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_training_ids": (
+                "6_device/replay.html#personalizerstate.list_training_ids",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.question": (

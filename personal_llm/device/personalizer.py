@@ -44,7 +44,7 @@ from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import forget_dialogues, list_training_ids
+from .forgetting import forget_dialogues
 from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
 from personal_llm.device.memory import (
     hash_adapter_files,
@@ -764,7 +764,7 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
         name, facts = Path(event.content["adapter"]).name, event.content
         if reason := self._find_rebuild_obstacle(event):
             return [*lines, f"adapter {name}: not rebuilt; {reason}"]
-        own = list_training_ids(self.state, event)
+        own = self.state.list_training_ids(event)
         dialogues = self._list_versions(own)
         if dialogues:
             start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
