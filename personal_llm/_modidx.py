@@ -1703,10 +1703,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.is_own_conversion": (
-                "0_base/loading.html#is_own_conversion",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",

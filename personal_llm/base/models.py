@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,10 @@ from personal_llm.base.adapters import (
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
 from .decoding import BatchRules, DecodingRules, ReplyOptions, find_end_tokens, make_decoding_rules
+from .files import get_cache_folder
+from .gguf import CONVERTED_MODELS
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, is_own_conversion
+from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
 from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
@@ -138,7 +141,8 @@ def load_model(
         device = device or choose_device()
         model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
-    if not (is_own_conversion(model.name_or_path) or is_causal(model.eval())):
+    is_converted = Path(model.name_or_path).parent == get_cache_folder() / CONVERTED_MODELS  # from decoders only
+    if not (is_converted or is_causal(model.eval())):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template

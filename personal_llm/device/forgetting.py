@@ -140,7 +140,7 @@ def _list_limits(state: PersonalizerState, request: ForgetRequest) -> list:  # s
 def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: ForgetReport = None) -> ForgetReport:
     "Delete all matching dialogues from a memory, and replay it; the caller stores it and deletes the files."
     report, memory = ForgetReport() if report is None else report, state.memory
-    size, turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
+    size, num_turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
     known, roots = {root: row.dialogue for root, row in memory.dialogues.items()}, _find_roots(state, request)
     versions = [d for root in roots for d in (known[root], state.versions.get(root, known[root]))]
@@ -175,7 +175,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     memory.add("forgotten", content=counters | dict(adapters=[event.number for event in gone], given_up=given_up))
     state.replay()
     report.dialogues, report.cut = report.dialogues + size - len(state.buffer), report.cut + len(cuts)
-    report.turns, report.titles = report.turns + turns - state.count_turns(), report.titles + len(titles)
+    report.turns, report.titles = report.turns + num_turns - state.count_turns(), report.titles + len(titles)
     report.adapters, report.ids = report.adapters + adapters, report.ids | ids
     report.rebuildable += state.list_rebuildable() if adapters else []
     report.unreachable += sources + [DERIVED_ADAPTERS_NOTE] * bool(adapters)
@@ -221,14 +221,13 @@ def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences
     return notes
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #deedb829
-def delete_memory(run: Path) -> list:  # paths of deleted folders
+def delete_memory(run: Path) -> None:
     "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
-    removed = sweep_folder(run, Memory.read(run).events if get_state_version(run) else [], [])
+    sweep_folder(run, Memory.read(run).events if get_state_version(run) else [], [])
     for suffix in ("-wal", "-shm", ""):
         delete_path(Path(run) / f"{STORE_FILE}{suffix}")
     with suppress(OSError):
         (Path(run) / ADAPTERS_FOLDER).rmdir()  # unless it holds files of yours
-    return removed
 
 
 def apply_to_folder(
@@ -248,11 +247,10 @@ def apply_to_folder(
             remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
         if state is not None:
             state.memory.write(run)
+        events, rounds = (state.memory.events, state.rounds) if state else ([], [])
+        removed = sweep_folder(run, events, [round.adapter for round in rounds])
         if request.everything:
-            removed = delete_memory(run)
-        else:
-            events, rounds = (state.memory.events, state.rounds) if state else ([], [])
-            removed = sweep_folder(run, events, [round.adapter for round in rounds])
+            delete_memory(run)
         if request.everything and state is not None:
             state.memory.num_stored = 0  # the file is gone, so the next `write` stores all of what is left
         left = [path for path in [*published, *report.adapters] if (Path(path) / WEIGHTS_FILE).is_file()]

@@ -668,6 +668,7 @@ def save(
         raise InputError("save: no folder", "give one here or to Personalizer")
     self._configure()
     is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
+    folder = self.folder if is_own else folder  # however it is written
     with self.locked() if is_own else lock_state(folder, get_state_version(folder)):
         memory = self.memory
         if not is_own:  # another folder gets all of it
