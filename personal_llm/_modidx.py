@@ -4773,6 +4773,10 @@ d = {
                 "6_device/memory.html#memory.delete",
                 "personal_llm/device/memory.py",
             ),
+            "personal_llm.device.memory.Memory.is_configured": (
+                "6_device/memory.html#memory.is_configured",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory.Memory.read": (
                 "6_device/memory.html#memory.read",
                 "personal_llm/device/memory.py",

@@ -221,13 +221,19 @@ def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences
     return notes
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #deedb829
-def delete_memory(run: Path) -> None:
-    "Delete the memory of a folder with all adapters that it names; a published copy beside it stays."
-    sweep_folder(run, Memory.read(run).events if get_state_version(run) else [], [])
+def delete_memory(run: Path) -> list:  # paths of deleted folders
+    "Delete the rows of a memory, then its adapters, then its file; a killed call leaves the events of the adapters."
+    last = Memory.read(run) if get_state_version(run) else Memory()
+    last.delete({*last.dialogues})
+    last.events = [event for event in last.events if event.kind == "tuned"]
+    if last.num_stored:
+        last.write(run)
+    removed = sweep_folder(run, last.events, [])
     for suffix in ("-wal", "-shm", ""):
         delete_path(Path(run) / f"{STORE_FILE}{suffix}")
     with suppress(OSError):
         (Path(run) / ADAPTERS_FOLDER).rmdir()  # unless it holds files of yours
+    return removed
 
 
 def apply_to_folder(
@@ -245,12 +251,13 @@ def apply_to_folder(
     if not dry_run:
         for path in published:
             remove_adapter(path) if path.name == PUBLISHED_ADAPTER else delete_path(path)
-        if state is not None:
-            state.memory.write(run)
-        events, rounds = (state.memory.events, state.rounds) if state else ([], [])
-        removed = sweep_folder(run, events, [round.adapter for round in rounds])
         if request.everything:
-            delete_memory(run)
+            removed = delete_memory(run)
+        elif state is None:
+            removed = sweep_folder(run, [], [])
+        else:
+            state.memory.write(run)
+            removed = sweep_folder(run, state.memory.events, [round.adapter for round in state.rounds])
         if request.everything and state is not None:
             state.memory.num_stored = 0  # the file is gone, so the next `write` stores all of what is left
         left = [path for path in [*published, *report.adapters] if (Path(path) / WEIGHTS_FILE).is_file()]
@@ -275,7 +282,7 @@ def forget_folder(
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))
         for run in runs:
-            state = read_state(run) if get_state_version(run) else None
+            state = read_state(run) if get_state_version(run) and Memory.read(run).is_configured else None
             if state:
                 forget_dialogues(state, request, report)
             report.unreachable += list_sources(state) if request.everything else []

@@ -155,6 +155,11 @@ class Memory:
         self.changed_ids.add(id)
         return id
 
+    @property
+    def is_configured(self) -> bool:
+        "Whether a personalizer wrote it; a killed deletion may leave a few other events."
+        return bool(self.events) and self.events[0].kind == "configured"
+
     def add(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
         "Append an event."
         self.number += 1

@@ -456,7 +456,7 @@ def read_state(
 ) -> PersonalizerState:
     "Read a memory and replay it; raise `InputError` if it is missing or damaged."
     memory = Memory.read(folder)
-    if not memory.events or memory.events[0].kind != "configured":
+    if not memory.is_configured:
         raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
     with report_damage(Path(folder) / STORE_FILE):
         header = memory.events[0].content["buffer"]
