@@ -1,10 +1,10 @@
-"""How long the store takes in a folder of 100,000 dialogues: open, status, observe, forget; processor time of one thread.
+"""How long the memory takes in a folder of 10,000 dialogues: open, status, observe, forget; processor time of one thread.
 `durable` is a dialogue of a chat, scored by the stand-in, until the disk has it, in seconds of the clock; `durable cpu` in
 those of the processor.
 
     python -m benchmarks.store [--dialogues N] [--out FILE]
 
-The model is a stand-in, so the numbers are those of the store and of the loop around it."""
+The model is a stand-in, so the numbers are those of the memory, of its replay and of the loop around it."""
 
 import argparse
 import json
@@ -15,28 +15,24 @@ import time
 from pathlib import Path
 
 from personal_llm.base.core import Dialogue
-from personal_llm.base.folder_store import hold_store
-from personal_llm.buffer.buffer import Decision
+from personal_llm.buffer.scoring import ScoredDialogue
 from personal_llm.device.forgetting import forget_folder
-from personal_llm.base.lineage import hash_dialogue
+from personal_llm.device.memory import hold_store
 from personal_llm.device.personalizer import load_personalizer
-from personal_llm.device.store import folder_status, read_state, write_state
-
-BARS = dict(open=0.2, status=0.2, durable=0.005, forget=2.0)  # seconds
+from personal_llm.device.replay import folder_status, read_state
 
 
 def make_folder(place: Path, count: int, models) -> None:
-    "Write the state of a device that saw a number of dialogues, and trained once."
+    "Write the memory of a device that saw a number of dialogues, of which the buffer discarded the last ones."
     me = models.start(place, capacity=32)
     models.watch(me, models.TALK)
-    base = me.buffer.log[-1]
+    scores = me.buffer.entries[0].scores
     for n in range(len(models.TALK), count):
-        d = Dialogue(f"question {n}", f"answer {n}", time=n + 1.0)
-        me.exchange_hashes[d.id] = hash_dialogue(d)
-        if n >= count - 10_000:
-            me.buffer.log.append(Decision(n, d.id, False, "", base.reason, base.scores, d.time))
-    me.buffer.seen = count
-    write_state(place, me.state())
+        candidate = ScoredDialogue(Dialogue(f"question {n}", f"answer {n}", time=n + 1.0), scores)
+        root = me.memory.remember(candidate)
+        me.memory.add("offered", root, dict(considered=False))
+        me.memory.add("discarded", root, dict(step=n + 1, reason="its loss is low", scores={}))
+    me.save()
 
 
 def seconds(act, rounds: int = 5, clock=time.process_time) -> float:
@@ -68,7 +64,7 @@ def measure(count: int, models) -> dict:  # act -> seconds
 
         def observe_in_chat():  # a chat holds the folder, and saves after each turn
             me.observe(Dialogue(f"a new question {next(number)}", "a new answer", time=1e9))
-            write_state(place, me.state())
+            me.save()
 
         with hold_store(place):
             observe_in_chat()
@@ -88,12 +84,12 @@ if __name__ == "__main__":
     import devices
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.store", description=__doc__)
-    parser.add_argument("--dialogues", type=int, default=100_000)
+    parser.add_argument("--dialogues", type=int, default=10_000)
     parser.add_argument("--out", type=Path, help="a JSON file")
     given = parser.parse_args()
     large, small = measure(given.dialogues, devices), measure(1_000, devices)
     ratios = {name: round(large[name] / small[name], 2) for name in large}
-    result = dict(dialogues=given.dialogues, large=large, small=small, ratio=ratios, bars=BARS)
+    result = dict(dialogues=given.dialogues, large=large, small=small, ratio=ratios)
     for name in large:
         unit, scale = (" MB", 1e6) if name == "bytes" else (" ms", 1e-3)
         values = f"{large[name] / scale:10.1f}{unit}, of 1,000 dialogues {small[name] / scale:8.1f}{unit}"

@@ -1316,10 +1316,6 @@ d = {
                 "0_base/database.html#emptydatabaseerror",
                 "personal_llm/base/database.py",
             ),
-            "personal_llm.base.database.check_pages": (
-                "0_base/database.html#check_pages",
-                "personal_llm/base/database.py",
-            ),
             "personal_llm.base.database.connect_database": (
                 "0_base/database.html#connect_database",
                 "personal_llm/base/database.py",
@@ -1434,6 +1430,10 @@ d = {
                 "0_base/files.html#ownedfolder.__repr__",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.OwnedFolder._list_files": (
+                "0_base/files.html#ownedfolder._list_files",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.OwnedFolder._write_entries": (
                 "0_base/files.html#ownedfolder._write_entries",
                 "personal_llm/base/files.py",
@@ -1446,10 +1446,6 @@ d = {
                 "0_base/files.html#ownedfolder.claim",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files.OwnedFolder.find_foreign_files": (
-                "0_base/files.html#ownedfolder.find_foreign_files",
-                "personal_llm/base/files.py",
-            ),
             "personal_llm.base.files.OwnedFolder.record_files": (
                 "0_base/files.html#ownedfolder.record_files",
                 "personal_llm/base/files.py",
@@ -1458,7 +1454,6 @@ d = {
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
-            "personal_llm.base.files._list_files": ("0_base/files.html#_list_files", "personal_llm/base/files.py"),
             "personal_llm.base.files.compute_sha256": (
                 "0_base/files.html#compute_sha256",
                 "personal_llm/base/files.py",
@@ -1529,6 +1524,10 @@ d = {
                 "0_base/gguf.html#ggufheader.family",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.GgufHeader.num_weights": (
+                "0_base/gguf.html#ggufheader.num_weights",
+                "personal_llm/base/gguf.py",
+            ),
             "personal_llm.base.gguf.HeaderCursor": ("0_base/gguf.html#headercursor", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.HeaderCursor.__init__": (
                 "0_base/gguf.html#headercursor.__init__",
@@ -1554,29 +1553,20 @@ d = {
                 "0_base/gguf.html#headercursor.read_text",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.NamedWeights": ("0_base/gguf.html#namedweights", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.NamedWeights.__init__": (
-                "0_base/gguf.html#namedweights.__init__",
+            "personal_llm.base.gguf.HeaderCursor.read_value": (
+                "0_base/gguf.html#headercursor.read_value",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.LocalModel": ("0_base/gguf.html#localmodel", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.TensorInfo": ("0_base/gguf.html#tensorinfo", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._add_once": ("0_base/gguf.html#_add_once", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._convert_into": ("0_base/gguf.html#_convert_into", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf._find_data": ("0_base/gguf.html#_find_data", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.are_merges_known": (
                 "0_base/gguf.html#are_merges_known",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.check_sizes": ("0_base/gguf.html#check_sizes", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.dequantize_tensor": (
-                "0_base/gguf.html#dequantize_tensor",
-                "personal_llm/base/gguf.py",
-            ),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
@@ -1584,10 +1574,6 @@ d = {
             ),
             "personal_llm.base.gguf.find_ollama_files": (
                 "0_base/gguf.html#find_ollama_files",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.find_rope_scaling": (
-                "0_base/gguf.html#find_rope_scaling",
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
@@ -1607,19 +1593,15 @@ d = {
                 "0_base/gguf.html#read_gguf_header",
                 "personal_llm/base/gguf.py",
             ),
+            "personal_llm.base.gguf.read_tensor": ("0_base/gguf.html#read_tensor", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_tensor_info": (
                 "0_base/gguf.html#read_tensor_info",
                 "personal_llm/base/gguf.py",
             ),
-            "personal_llm.base.gguf.read_value": ("0_base/gguf.html#read_value", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_vocabulary": ("0_base/gguf.html#read_vocabulary", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.read_weights": ("0_base/gguf.html#read_weights", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.write_converted_model": (
                 "0_base/gguf.html#write_converted_model",
-                "personal_llm/base/gguf.py",
-            ),
-            "personal_llm.base.gguf.write_slim_header": (
-                "0_base/gguf.html#write_slim_header",
                 "personal_llm/base/gguf.py",
             ),
         },
@@ -1651,10 +1633,6 @@ d = {
             ),
             "personal_llm.base.lineage.hash_exchange": (
                 "0_base/lineage.html#hash_exchange",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.list_exchanges": (
-                "0_base/lineage.html#list_exchanges",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.normalize_text": (
@@ -1725,10 +1703,6 @@ d = {
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.is_causal": ("0_base/loading.html#is_causal", "personal_llm/base/loading.py"),
-            "personal_llm.base.loading.is_own_conversion": (
-                "0_base/loading.html#is_own_conversion",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.is_plain_linear": (
                 "0_base/loading.html#is_plain_linear",
                 "personal_llm/base/loading.py",
@@ -1840,10 +1814,6 @@ d = {
                 "0_base/models.html#sharedprefix.prepend",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.check_model_and_tokenizer": (
-                "0_base/models.html#check_model_and_tokenizer",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.choose_dtype": ("0_base/models.html#choose_dtype", "personal_llm/base/models.py"),
             "personal_llm.base.models.compute_token_losses": (
                 "0_base/models.html#compute_token_losses",
@@ -1914,10 +1884,6 @@ d = {
                 "personal_llm/base/text.py",
             ),
             "personal_llm.base.text._find_language": ("0_base/text.html#_find_language", "personal_llm/base/text.py"),
-            "personal_llm.base.text._separate_character": (
-                "0_base/text.html#_separate_character",
-                "personal_llm/base/text.py",
-            ),
             "personal_llm.base.text.are_trigrams_similar": (
                 "0_base/text.html#are_trigrams_similar",
                 "personal_llm/base/text.py",
@@ -4156,10 +4122,6 @@ d = {
                 "1_data/exports.html#parse_openwebui",
                 "personal_llm/data/exports.py",
             ),
-            "personal_llm.data.exports.parse_openwebui_message": (
-                "1_data/exports.html#parse_openwebui_message",
-                "personal_llm/data/exports.py",
-            ),
             "personal_llm.data.exports.parse_stamp": (
                 "1_data/exports.html#parse_stamp",
                 "personal_llm/data/exports.py",
@@ -4412,16 +4374,8 @@ d = {
                 "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.parse_saved_fields": (
-                "1_data/reading.html#parse_saved_fields",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_saved_row": (
                 "1_data/reading.html#parse_saved_row",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.parse_saved_turn": (
-                "1_data/reading.html#parse_saved_turn",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.parse_source": (
@@ -4543,16 +4497,8 @@ d = {
                 "1_data/streams.html#edit_prompt",
                 "personal_llm/data/streams.py",
             ),
-            "personal_llm.data.streams.normalise_shares": (
-                "1_data/streams.html#normalise_shares",
-                "personal_llm/data/streams.py",
-            ),
             "personal_llm.data.streams.paper_stream": (
                 "1_data/streams.html#paper_stream",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.repeat_dialogue": (
-                "1_data/streams.html#repeat_dialogue",
                 "personal_llm/data/streams.py",
             ),
             "personal_llm.data.streams.share_error": (
@@ -4769,10 +4715,6 @@ d = {
                 "6_device/forgetting.html#forgetreport.__str__",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.ForgetReport.add": (
-                "6_device/forgetting.html#forgetreport.add",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.ForgetRequest": (
                 "6_device/forgetting.html#forgetrequest",
                 "personal_llm/device/forgetting.py",
@@ -4793,16 +4735,8 @@ d = {
                 "6_device/forgetting.html#forgetrequest.matches",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._count_turns": (
-                "6_device/forgetting.html#_count_turns",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._delete_store": (
-                "6_device/forgetting.html#_delete_store",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._find_history_cut": (
-                "6_device/forgetting.html#_find_history_cut",
+            "personal_llm.device.forgetting._cut_history": (
+                "6_device/forgetting.html#_cut_history",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting._find_published": (
@@ -4813,28 +4747,12 @@ d = {
                 "6_device/forgetting.html#_find_roots",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._is_adapter_affected": (
-                "6_device/forgetting.html#_is_adapter_affected",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting._list_copies": (
                 "6_device/forgetting.html#_list_copies",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting._list_foreign": (
-                "6_device/forgetting.html#_list_foreign",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting._list_limits": (
                 "6_device/forgetting.html#_list_limits",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._retire_scores": (
-                "6_device/forgetting.html#_retire_scores",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting._write_and_sweep": (
-                "6_device/forgetting.html#_write_and_sweep",
                 "personal_llm/device/forgetting.py",
             ),
             "personal_llm.device.forgetting.apply_to_folder": (
@@ -4853,20 +4771,8 @@ d = {
                 "6_device/forgetting.html#forget_folder",
                 "personal_llm/device/forgetting.py",
             ),
-            "personal_llm.device.forgetting.list_rebuildable": (
-                "6_device/forgetting.html#list_rebuildable",
-                "personal_llm/device/forgetting.py",
-            ),
             "personal_llm.device.forgetting.list_sources": (
                 "6_device/forgetting.html#list_sources",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.list_training_ids": (
-                "6_device/forgetting.html#list_training_ids",
-                "personal_llm/device/forgetting.py",
-            ),
-            "personal_llm.device.forgetting.sweep_adapters": (
-                "6_device/forgetting.html#sweep_adapters",
                 "personal_llm/device/forgetting.py",
             ),
         },
@@ -4893,10 +4799,6 @@ d = {
                 "6_device/memory.html#memory.is_configured",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.Memory.move": (
-                "6_device/memory.html#memory.move",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.Memory.read": (
                 "6_device/memory.html#memory.read",
                 "personal_llm/device/memory.py",
@@ -4913,20 +4815,12 @@ d = {
                 "6_device/memory.html#_check_row",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._decode_text": (
-                "6_device/memory.html#_decode_text",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory._dialogue_from_row": (
                 "6_device/memory.html#_dialogue_from_row",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._dialogue_to_row": (
                 "6_device/memory.html#_dialogue_to_row",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory._encode_text": (
-                "6_device/memory.html#_encode_text",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._event_from_row": (
@@ -4938,11 +4832,10 @@ d = {
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
-            "personal_llm.device.memory._remove_empty": (
-                "6_device/memory.html#_remove_empty",
+            "personal_llm.device.memory._is_linked": (
+                "6_device/memory.html#_is_linked",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._upsert": ("6_device/memory.html#_upsert", "personal_llm/device/memory.py"),
             "personal_llm.device.memory.claim_adapter_folder": (
                 "6_device/memory.html#claim_adapter_folder",
                 "personal_llm/device/memory.py",
@@ -5000,20 +4893,8 @@ d = {
                 "6_device/memory.html#open_store",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.read_configuration": (
-                "6_device/memory.html#read_configuration",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.relative_to_folder": (
-                "6_device/memory.html#relative_to_folder",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.remove_adapter": (
                 "6_device/memory.html#remove_adapter",
-                "personal_llm/device/memory.py",
-            ),
-            "personal_llm.device.memory.remove_tuned": (
-                "6_device/memory.html#remove_tuned",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.scores_from_dict": (
@@ -5400,6 +5281,10 @@ d = {
                 "6_device/replay.html#personalizerstate.check_base",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.count_turns": (
+                "6_device/replay.html#personalizerstate.count_turns",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.find_root": (
                 "6_device/replay.html#personalizerstate.find_root",
                 "personal_llm/device/replay.py",
@@ -5428,8 +5313,20 @@ d = {
                 "6_device/replay.html#personalizerstate.is_chat",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.list_counters": (
+                "6_device/replay.html#personalizerstate.list_counters",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.list_exchange_ids": (
                 "6_device/replay.html#personalizerstate.list_exchange_ids",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_rebuildable": (
+                "6_device/replay.html#personalizerstate.list_rebuildable",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.list_training_ids": (
+                "6_device/replay.html#personalizerstate.list_training_ids",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.question": (

@@ -718,6 +718,18 @@ def test_a_link_is_not_followed_out_of_the_folder(link, everything, tmp_path):
     assert bytes_below(elsewhere) == before
 
 
+def test_a_link_is_not_followed_after_the_memory_was_written_again(tmp_path):
+    "The rows name the adapter by its place in the folder, not by the place to which a link leads."
+    me = published_run(tmp_path / "out")
+    place, elsewhere = tmp_path / "out" / "run-1" / "adapters", tmp_path / "elsewhere"
+    shutil.move(place, elsewhere)
+    place.symlink_to(elsewhere, target_is_directory=True)
+    before = bytes_below(elsewhere)
+    me.forget(text="question 3")
+    forget_folder(tmp_path / "out", text=CANARY)
+    assert bytes_below(elsewhere) == before
+
+
 def test_a_published_adapter_behind_a_link_is_said_to_be_there(tmp_path):
     "It is not deleted, so the report does not say that it was."
     published_run(tmp_path / "out")

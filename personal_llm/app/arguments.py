@@ -27,7 +27,7 @@ from ..base.text import count_nouns, escape_controls
 from ..buffer.policies import POLICIES
 from ..data.formats import FORMATS
 from ..data.reading import read_dialogues
-from ..device.memory import find_state_folders, read_configuration
+from ..device.memory import find_state_folders
 from ..device.replay import read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
@@ -331,7 +331,7 @@ def find_saved_model(values: dict) -> str:  # empty where there is none
     folders = [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]
     for folder in folders:
         with suppress(InputError, OSError):
-            return read_configuration(find_state_folders(folder)[0])["model"]
+            return read_state(find_state_folders(folder)[0]).model
     return ""
 
 

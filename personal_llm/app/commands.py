@@ -33,7 +33,7 @@ from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smol
 from ..base.ledger import read_ledger, record_egress
 from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
-from ..device.forgetting import forget_folder, list_rebuildable
+from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
 from ..device.memory import find_state_folders, has_state
 from ..device.replay import describe_unchanged, folder_status, read_state
@@ -280,7 +280,7 @@ def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, 
         raise InputError(f"{num_conditions or 'no'} conditions are given", "give --containing, --id, --before or --all")
     finish_interrupted_run(out)
     if not num_conditions:
-        lines = list_rebuildable(read_state(find_state_folders(out)[0])) if given.dry_run else retrain()
+        lines = read_state(find_state_folders(out)[0]).list_rebuildable() if given.dry_run else retrain()
         return CommandResult(dict(rebuilt=lines, dry_run=given.dry_run), lines)
     report = forget_folder(out, given.id, given.containing, parse_time(given.before), given.all, given.dry_run)
     result = {name: value for name, value in asdict(report).items() if name != "ids"} | dict(dry_run=given.dry_run)

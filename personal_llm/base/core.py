@@ -232,6 +232,10 @@ class Dialogue:
         "The prompt and the response, on two lines."
         return self.prompt + "\n" + self.response
 
+    def derive(self, **changes) -> "Dialogue":  # with a new id
+        "Return a dialogue with other fields, made from this one, which becomes its parent unless you give `parents`."
+        return replace(self, **(dict(parents=(self.id,), id="") | changes))
+
     @classmethod
     def from_dict(cls, row: dict) -> "Dialogue":  # a row that `to_dict` returned
         "Return the dialogue of a row; raise `InputError` for unknown fields."
@@ -249,12 +253,6 @@ class Dialogue:
         "Return the prompt, the response and the fields that are not empty, for a file."
         row = {f.name: getattr(self, f.name) for f in fields(self)} | dict(history=tuple(self.history))
         return {k: v for k, v in row.items() if v not in ((), {}, "") or k in ("prompt", "response")}
-
-# %% ../../nbs/0_base/01_core.ipynb #6ea9b182
-@patch
-def derive(self: Dialogue, **changes) -> Dialogue:  # with a new id
-    "Return a dialogue with other fields, made from this one, which becomes its parent unless you give `parents`."
-    return replace(self, **(dict(parents=(self.id,), id="") | changes))
 
 # %% ../../nbs/0_base/01_core.ipynb #b7fe5fe8
 def make_generator(seed: int, *names: str) -> np.random.Generator:

@@ -27,16 +27,6 @@ def hash_dialogue(d: Dialogue) -> str:  # hex
     return hash_exchange(d.history, d.prompt, d.response)
 
 
-def list_exchanges(history: History) -> list:  # (number of turns up to its end, hash, the two texts)
-    "Return the exchanges of a history: each user turn with the assistant turn after it."
-    exchanges, turns = [], list(history)
-    for place, (first, second) in enumerate(zip(turns, turns[1:])):
-        if (first[0], second[0]) == ("user", "assistant"):
-            texts = first[1], second[1]
-            exchanges.append((place + 2, hash_exchange(history.first(place), *texts), texts))
-    return exchanges
-
-
 def collect_source_ids(
     dialogues: list,
     exchange_ids: dict,  # hash of an exchange -> id, of all dialogues that are known
@@ -44,9 +34,11 @@ def collect_source_ids(
     "Return the ids of all sources of dialogues: their own, their parents', and those in their histories."
     source_ids = {name: None for d in dialogues for name in (d.id, *d.parents)}
     for d in dialogues:
-        source_ids |= {
-            exchange_ids[digest]: None for _, digest, _ in list_exchanges(d.history) if digest in exchange_ids
-        }
+        turns = list(d.history)
+        for place, ((role, prompt), (next_role, response)) in enumerate(zip(turns, turns[1:])):
+            digest = hash_exchange(d.history.first(place), prompt, response)
+            if (role, next_role) == ("user", "assistant") and digest in exchange_ids:
+                source_ids[exchange_ids[digest]] = None
     return tuple(source_ids)
 
 # %% ../../nbs/0_base/13_lineage.ipynb #6194e2c1

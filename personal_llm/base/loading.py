@@ -20,14 +20,7 @@ from weakref import WeakKeyDictionary
 
 from .core import InputError, check
 from .files import ASSETS, get_cache_folder, read_json, write_json
-from personal_llm.base.gguf import (
-    CONVERTED_MODELS,
-    GET_SMOLLM2,
-    convert_gguf,
-    convert_smollm2,
-    find_smollm2,
-    is_gguf,
-)
+from .gguf import GET_SMOLLM2, convert_gguf, convert_smollm2, find_smollm2, is_gguf
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
 DEFAULT_MODEL_VARIABLE = "PERSONAL_LLM_MODEL"
@@ -116,11 +109,6 @@ def is_causal(model) -> bool:
     with torch.inference_mode():
         first, second = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :3].float()
     return bool(torch.allclose(first, second, rtol=tolerance, atol=tolerance))
-
-
-def is_own_conversion(folder) -> bool:
-    "Return whether we converted a model into this folder, from a family of decoders; then `is_causal` costs in vain."
-    return Path(folder).parent == get_cache_folder() / CONVERTED_MODELS
 
 # %% ../../nbs/0_base/07_loading.ipynb #e4ec2ee2
 def is_plain_linear(module) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -25,8 +26,10 @@ from personal_llm.base.adapters import (
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
 from .decoding import BatchRules, DecodingRules, ReplyOptions, find_end_tokens, make_decoding_rules
+from .files import get_cache_folder
+from .gguf import CONVERTED_MODELS
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
-from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal, is_own_conversion
+from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
 from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
@@ -41,23 +44,6 @@ def prepare_libraries() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
-
-# %% ../../nbs/0_base/09_models.ipynb #07mod003
-def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = None) -> int:  # the window in tokens
-    "Return the window; raise `InputError` for a model, a tokenizer and a length that do not fit each other."
-    if not getattr(tokenizer, "chat_template", None):
-        remedy = 'pass chat_template="plain" (--chat-template plain) or a Jinja template'
-        raise InputError(f"model {name}: its tokenizer has no chat template", remedy)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        problem = f"model {name}: its tokenizer has {len(tokenizer)} tokens, the model knows {rows}"
-        raise InputError(problem, "give the tokenizer that belongs to it")
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-    remedy = "give a whole number of tokens, 1 or more"
-    check(max_length, "whole number or none", "max_length", low=1, remedy=remedy)
-    if max_length is not None and max_length > window:
-        raise InputError(f"model {name}: its window is {window} tokens, {max_length} were asked", "ask for less")
-    return window
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
 LARGE_MODEL_PARAMETERS = 50_000_000  # a model with fewer is a toy
@@ -77,7 +63,19 @@ class Model:
         max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
         base: str = None,  # its fingerprint, if it is known already
     ):
-        self.window = check_model_and_tokenizer(model, tokenizer, name, max_length)
+        if not getattr(tokenizer, "chat_template", None):
+            remedy = 'pass chat_template="plain" (--chat-template plain) or a Jinja template'
+            raise InputError(f"model {name}: its tokenizer has no chat template", remedy)
+        num_embeddings = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > num_embeddings:
+            problem = f"model {name}: its tokenizer has {len(tokenizer)} tokens, the model knows {num_embeddings}"
+            raise InputError(problem, "give the tokenizer that belongs to it")
+        self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        remedy = "give a whole number of tokens, 1 or more"
+        check(max_length, "whole number or none", "max_length", low=1, remedy=remedy)
+        if max_length is not None and max_length > self.window:
+            problem = f"model {name}: its window is {self.window} tokens, {max_length} were asked"
+            raise InputError(problem, "ask for less")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.model = model.eval()
@@ -85,7 +83,6 @@ class Model:
         self.name = name
         self.is_large = model.num_parameters() >= LARGE_MODEL_PARAMETERS  # False: a toy, which has defaults of its own
         self.max_length = max_length or min(DEFAULT_MAX_LENGTH if self.is_large else TOY_MAX_LENGTH, self.window)
-        num_embeddings = model.get_input_embeddings().weight.shape[0]
         self.tokens_per_batch = min(MAX_TOKENS_PER_BATCH, MAX_LOGITS_PER_BATCH // num_embeddings)
         self.engine = None  # another program that writes single replies, called as `ReplyStream`; see `LlamaCppEngine`
         self.system_prompt = ""  # of the user, for single replies; see `add_system_prompt`
@@ -144,7 +141,8 @@ def load_model(
         device = device or choose_device()
         model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
-    if not (is_own_conversion(model.name_or_path) or is_causal(model.eval())):
+    is_converted = Path(model.name_or_path).parent == get_cache_folder() / CONVERTED_MODELS  # from decoders only
+    if not (is_converted or is_causal(model.eval())):
         raise InputError(f"model {str(name)!r} looks ahead, as encoders do", "give a causal language model")
     if chat_template:
         tokenizer.chat_template = PLAIN_TEMPLATE if chat_template == "plain" else chat_template

@@ -268,17 +268,13 @@ class RecentTexts:
         self.signatures.extend((frozenset(trigrams), meaning) for trigrams, meaning in rows)
 
 # %% ../../nbs/0_base/02_text.ipynb #2e2fff85
-def _separate_character(character: str) -> str:
-    "Return a character itself, or with spaces around it, or a space in its place."
-    category = unicodedata.category(character)
-    if character.isalnum() or category in ("Mn", "Mc"):  # a mark belongs to the letter before it
-        return character
-    return f" {character} " if category == "So" else " "
-
-
 def split_rouge_words(text: str) -> list:  # lower-case words in order
     "Return the words that ROUGE compares, in any script."
-    spaced = "".join(map(_separate_character, unicodedata.normalize("NFC", text.lower())))
+    spaced = ""
+    for character in unicodedata.normalize("NFC", text.lower()):
+        category = unicodedata.category(character)
+        is_letter = character.isalnum() or category in ("Mn", "Mc")  # a mark belongs to the letter before it
+        spaced += character if is_letter else f" {character} " if category == "So" else " "
     return [word for word in split_normalised(spaced) if any(unicodedata.category(c)[0] in "LNS" for c in word)]
 
 # %% ../../nbs/0_base/02_text.ipynb #17bb515e

@@ -123,18 +123,16 @@ def parse_claude(record):
     return make_answered_conversation([parse_claude_message(message) for message in messages])
 
 # %% ../../nbs/1_data/03_exports.ipynb #5c551868
-def parse_openwebui_message(message: dict) -> tuple:  # a turn, or None
-    "Parse a message of Open WebUI's tree."
-    turn = make_turn(message.get("role"), as_text(message.get("content") or "", "content"), message.get("timestamp"))
-    rating = (message.get("annotation") or {}).get("rating")
-    return turn and add_reactions(turn, parse_rating(rating) if turn[0] == "assistant" else [])
-
-
 @register_format("openwebui", ("chat", "title"))
 def parse_openwebui(record):
+    def parse(message):
+        text = as_text(message.get("content") or "", "content")
+        turn = make_turn(message.get("role"), text, message.get("timestamp"))
+        rating = (message.get("annotation") or {}).get("rating")
+        return turn and add_reactions(turn, parse_rating(rating) if turn[0] == "assistant" else [])
+
     history = record["chat"]["history"]
-    nodes, last = history["messages"], history.get("currentId")
-    return make_answered_conversation(parse_branch(nodes, last, parse_openwebui_message, "parentId"))
+    return make_answered_conversation(parse_branch(history["messages"], history.get("currentId"), parse, "parentId"))
 
 # %% ../../nbs/1_data/03_exports.ipynb #d30800ba
 class ChatMessage(NamedTuple):

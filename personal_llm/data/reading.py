@@ -239,30 +239,21 @@ def write_dialogues(path: str, dialogues: list) -> None:
 NAME_LABELS = ("group", "source", "persona", "topic", "domain", "kind", "reference")  # labels that hold a name
 
 
-def parse_saved_turn(turn) -> tuple:  # (role, text)
-    "Check a turn of a saved history; raise `InputError`."
-    if not (isinstance(turn, list) and len(turn) == 2 and turn[0] in ("user", "assistant")):
-        raise InputError(f"a turn of the history is {format_value(turn)}", "give pairs of user or assistant, and text")
-    return turn[0], as_text(turn[1], "a turn's text")[:MAX_TURN_CHARACTERS]
-
-
-def parse_saved_fields(row: dict) -> dict:
-    "Check the fields of a saved row and return them without its history; raise `InputError`."
+def parse_saved_row(row: dict, ends: dict) -> tuple:  # (fields, turns, how many are its history, truncated texts)
+    "Parse a row and append its exchange to the turns it continues; `ends`: id -> the turns up to its response."
+    after, history = row.get("after"), row.get("history", [])
     fields = {name: value for name, value in row.items() if name not in ("history", "after")}
     for name in ("prompt", "response"):
         fields[name] = as_text(row[name], name)[:MAX_TURN_CHARACTERS]
     labels = Dialogue.from_dict(fields).labels
-    for name in NAME_LABELS:
-        if name in labels and not isinstance(labels[name], str):
-            raise InputError(f"the label {name} is {type(labels[name]).__name__}, not text", "give a name")
-    return fields
-
-# %% ../../nbs/1_data/04_reading.ipynb #00120a04
-def parse_saved_row(row: dict, ends: dict) -> tuple:  # (fields, turns, how many are its history, truncated texts)
-    "Parse a row and append its exchange to the turns it continues; `ends`: id -> the turns up to its response."
-    fields, after = parse_saved_fields(row), row.get("after")
+    for name in [name for name in NAME_LABELS if not isinstance(labels.get(name, ""), str)]:
+        raise InputError(f"the label {name} is {type(labels[name]).__name__}, not text", "give a name")
+    for turn in history:
+        if not (isinstance(turn, list) and len(turn) == 2 and turn[0] in ("user", "assistant")):
+            remedy = "give pairs of user or assistant, and text"
+            raise InputError(f"a turn of the history is {format_value(turn)}", remedy)
     if after is None:
-        turns = [parse_saved_turn(turn) for turn in row.get("history", [])]
+        turns = [(role, as_text(text, "a turn's text")[:MAX_TURN_CHARACTERS]) for role, text in history]
         count = len(turns)
     elif not isinstance(after, str) or after not in ends:
         problem = f"it continues dialogue {format_value(after)}, which is in no line above"
@@ -272,7 +263,7 @@ def parse_saved_row(row: dict, ends: dict) -> tuple:  # (fields, turns, how many
         turns = turns if len(turns) == count else turns[:count]
     turns += [("user", fields["prompt"]), ("assistant", fields["response"])]
     ends[fields["id"]] = (turns, count + 2)
-    texts = (row["prompt"], row["response"], *(text for _, text in row.get("history", [])))
+    texts = (row["prompt"], row["response"], *(text for _, text in history))
     return fields, turns, count, sum(len(text) > MAX_TURN_CHARACTERS for text in texts)
 
 # %% ../../nbs/1_data/04_reading.ipynb #a7b13e46

@@ -81,13 +81,8 @@ def remove_leaks(
     groups = {get_dialogue_group(d) for d in stream}
     prompts = {normalise_text(d.prompt) for d in stream}
     runs = collect_shingles([text for d in stream for text in (d.prompt, d.response)])
-
-    def is_leak(d):
-        if get_dialogue_group(d) in groups or normalise_text(d.prompt) in prompts:
-            return True
-        return bool(np.isin(collect_shingles((d.prompt, d.response)), runs).any())
-
-    return [d for d in candidates if not is_leak(d)]
+    others = [d for d in candidates if get_dialogue_group(d) not in groups and normalise_text(d.prompt) not in prompts]
+    return [d for d in others if not np.isin(collect_shingles((d.prompt, d.response)), runs).any()]
 
 # %% ../../nbs/1_data/05_splits.ipynb #sp01
 def split_test_dialogues(

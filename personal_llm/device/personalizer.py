@@ -45,9 +45,16 @@ from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
-from .forgetting import forget_dialogues, list_training_ids, sweep_adapters
+from .forgetting import forget_dialogues
 from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
-from .memory import hash_adapter_files, load_adapter, lock_state, remove_tuned, scores_to_dict
+from personal_llm.device.memory import (
+    hash_adapter_files,
+    load_adapter,
+    lock_state,
+    remove_adapter,
+    scores_to_dict,
+    sweep_folder,
+)
 from .replay import PersonalizerState, TrainingRound, place_candidate, read_state, record_scores
 from ..selection.library import Library
 from ..selection.ranking import Ranking
@@ -683,6 +690,7 @@ def save(
         raise InputError("save: no folder", "give one here or to Personalizer")
     self._configure()
     is_own = self.folder is not None and folder.resolve() == self.folder.resolve()
+    folder = self.folder if is_own else folder  # however it is written
     with self.locked() if is_own else lock_state(folder, get_state_version(folder)):
         memory = self.memory
         if not is_own:  # another folder gets all of it
@@ -691,7 +699,7 @@ def save(
             memory.events, memory.number = self.memory.events, self.memory.number
         memory.write(folder)
         if not is_training:
-            sweep_adapters(folder, self.state)
+            sweep_folder(folder, self.memory.events, [round.adapter for round in self.rounds])
     return folder
 
 
@@ -722,7 +730,8 @@ def forget(
         if self.folder and get_state_version(self.folder):
             apply_to_folder(self.folder, self.state, request, report)
         else:
-            [remove_tuned(event) for event in dead if event not in self.state.tuned]
+            for event in [event for event in dead if event not in self.state.tuned]:
+                remove_adapter(event.content["adapter"], event.content["files"])
     return report
 
 
@@ -778,7 +787,7 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
         name, facts = Path(event.content["adapter"]).name, event.content
         if reason := self._find_rebuild_obstacle(event):
             return [*lines, f"adapter {name}: not rebuilt; {reason}"]
-        own = list_training_ids(self.state, event)
+        own = self.state.list_training_ids(event)
         dialogues = self._list_versions(own)
         if dialogues:
             start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
@@ -786,8 +795,7 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
                 out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
                 self.commit_round(self.train_adapter(dialogues, start, out, progress), event.number)
         else:
-            counters = dict(seen=self.buffer.seen, has_imports=self.state.has_imports, is_chat=self.state.is_chat)
-            self.state.record("forgotten", **counters, adapters=[], given_up=event.number)
+            self.state.record("forgotten", **self.state.list_counters(), adapters=[], given_up=event.number)
         counts = f"{len(dialogues)} of its {count_nouns(facts['kept'], 'dialogue')}"
         lines.append(f"adapter {name}: {'rebuilt on' if dialogues else 'gone, the memory holds'} {counts}")
         if self.folder:

@@ -11,11 +11,13 @@ __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'describe_unc
 import copy
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from pathlib import Path
 
 from ..base.core import Cost, Dialogue, InputError
 from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
+from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, get_first_id
@@ -151,7 +153,9 @@ class PersonalizerState:
 
     def rename(self, key: str, title: str) -> None:
         "Give a conversation another title."
-        self.memory.move([row["id"] for row in self.conversations[key]], join_conversation(key, title))
+        for row in self.conversations[key]:
+            candidate = self.memory.dialogues[row["id"]]
+            self.memory.remember(candidate, join_conversation(key, title))
 
     # --- where a dialogue is
 
@@ -192,6 +196,27 @@ class PersonalizerState:
         if max_questions is not None:
             return max_questions - self.cost.requests
         return self.buffer.capacity - self.cost.requests + (self.rounds[-1].requests if self.rounds else 0)
+
+    def count_turns(self) -> int:
+        "Count the turns of all conversations of ours."
+        return sum(map(len, self.conversations.values()))
+
+    def list_counters(self) -> dict:  # plain values
+        "Return the counts that go on after a forgetting."
+        return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
+
+    def list_training_ids(self, tuned: Event) -> list:  # (root, version) of each training dialogue
+        "Return what a fine-tune learned from directly, as far as it is not forgotten."
+        following = [event for event in self.memory.events if event.number > tuned.number]
+        own = takewhile(lambda event: event.kind != "tuned", following)
+        direct = [event for event in own if event.kind == "learned" and event.content["is_direct"]]
+        return [(event.dialogue, event.content["version"]) for event in direct]
+
+    def list_rebuildable(self) -> list:  # sentences
+        "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
+        counts = [(event.content, len(self.list_training_ids(event))) for event in self.deleted]
+        describe = lambda facts, count: f"{count} of its {count_nouns(facts['kept'], 'dialogue')}"
+        return [f"adapter {Path(facts['adapter']).name} on {describe(facts, n)}" for facts, n in counts if n]
 
     def list_exchange_ids(self) -> dict:  # hash -> root
         "Return the hash of the exchange of each dialogue and of its newest version."
