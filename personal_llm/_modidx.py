@@ -9623,10 +9623,6 @@ d = {
                 "5_selection/cards.html#check_pllm_adapter",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.check_pllm_folder": (
-                "5_selection/cards.html#check_pllm_folder",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.check_pllm_name": (
                 "5_selection/cards.html#check_pllm_name",
                 "personal_llm/selection/cards.py",
@@ -9639,16 +9635,8 @@ d = {
                 "5_selection/cards.html#make_printable",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.parse_index": (
-                "5_selection/cards.html#parse_index",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.read_index": (
                 "5_selection/cards.html#read_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_matrix_shape": (
-                "5_selection/cards.html#read_matrix_shape",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.read_pllm": (
@@ -9783,14 +9771,6 @@ d = {
                 "5_selection/library.html#library.__repr__",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library._hide_damaged": (
-                "5_selection/library.html#library._hide_damaged",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library._is_leftover": (
-                "5_selection/library.html#library._is_leftover",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library._write_pllm": (
                 "5_selection/library.html#library._write_pllm",
                 "personal_llm/selection/library.py",
@@ -9815,14 +9795,6 @@ d = {
                 "5_selection/library.html#library.check",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.check_name_free": (
-                "5_selection/library.html#library.check_name_free",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.check_space": (
-                "5_selection/library.html#library.check_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.check_unchanged": (
                 "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
@@ -9835,8 +9807,8 @@ d = {
                 "5_selection/library.html#library.find_damaged_rows",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.get_explanation_row": (
-                "5_selection/library.html#library.get_explanation_row",
+            "personal_llm.selection.library.Library.ledger": (
+                "5_selection/library.html#library.ledger",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.matrix": (
@@ -9857,6 +9829,10 @@ d = {
             ),
             "personal_llm.selection.library.Library.skip_damaged": (
                 "5_selection/library.html#library.skip_damaged",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.Library.skipped": (
+                "5_selection/library.html#library.skipped",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.space": (
@@ -10315,10 +10291,6 @@ d = {
                 "5_selection/verify.html#compute_update_norm",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.describe_sketch_fault": (
-                "5_selection/verify.html#describe_sketch_fault",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.find_file_problems": (
                 "5_selection/verify.html#find_file_problems",
                 "personal_llm/selection/verify.py",
@@ -10329,10 +10301,6 @@ d = {
             ),
             "personal_llm.selection.verify.find_pllm_problems": (
                 "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_settings_problems": (
-                "5_selection/verify.html#find_settings_problems",
                 "personal_llm/selection/verify.py",
             ),
             "personal_llm.selection.verify.find_size_problems": (
