@@ -7703,10 +7703,6 @@ d = {
                 "4_explanation/decomposition.html#_from_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._pair_with_base_answers": (
-                "4_explanation/decomposition.html#_pair_with_base_answers",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._parse_first_word": (
                 "4_explanation/decomposition.html#_parse_first_word",
                 "personal_llm/explanation/decomposition.py",
@@ -7721,10 +7717,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._summary_prompt_ids": (
                 "4_explanation/decomposition.html#_summary_prompt_ids",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._truncate_tokens": (
-                "4_explanation/decomposition.html#_truncate_tokens",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -7899,10 +7891,6 @@ d = {
                 "4_explanation/explanation.html#bootstrap_indices",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.describe_adapter": (
-                "4_explanation/explanation.html#describe_adapter",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.explain": (
                 "4_explanation/explanation.html#explain",
                 "personal_llm/explanation/explanation.py",
@@ -7927,20 +7915,12 @@ d = {
                 "4_explanation/explanation.html#mean_response_nll",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.place_dialogues": (
-                "4_explanation/explanation.html#place_dialogues",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
                 "4_explanation/explanation.html#sample_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.select_user_dialogues": (
-                "4_explanation/explanation.html#select_user_dialogues",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sparse_explanation": (
@@ -8153,10 +8133,6 @@ d = {
                 "4_explanation/space_fitting.html#calibrate_strength",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.compute_shared_shifts": (
-                "4_explanation/space_fitting.html#compute_shared_shifts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.compute_shifts": (
                 "4_explanation/space_fitting.html#compute_shifts",
                 "personal_llm/explanation/space_fitting.py",
@@ -8197,24 +8173,12 @@ d = {
                 "4_explanation/space_fitting.html#measure_nats_per_unit",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.measure_probe_texts": (
-                "4_explanation/space_fitting.html#measure_probe_texts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.panel_means": (
                 "4_explanation/space_fitting.html#panel_means",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.plain_threshold": (
                 "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.show_progress": (
-                "4_explanation/space_fitting.html#show_progress",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.tune_reference_pllm": (
-                "4_explanation/space_fitting.html#tune_reference_pllm",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.whitening_matrix": (

@@ -219,6 +219,7 @@ def __getitem__(self: Library, name: str) -> PLLM:
         raise InputError(self._bad[name].problem, self._bad[name].remedy)
     return self.check(name)
 
+
 def _list_pllms(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
     "A row for each pLLM, made of its card."
     rows = []
