@@ -9186,10 +9186,6 @@ d = {
                 "7_runtimes/cluster.html#_read_files",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster._write_files": (
-                "7_runtimes/cluster.html#_write_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.check_ray_address": (
                 "7_runtimes/cluster.html#check_ray_address",
                 "personal_llm/runtimes/cluster.py",
@@ -9637,10 +9633,6 @@ d = {
                 "5_selection/gradient_match.html#compute_row_losses",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_sketch_slopes": (
-                "5_selection/gradient_match.html#compute_sketch_slopes",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.compute_sketch_stamp": (
                 "5_selection/gradient_match.html#compute_sketch_stamp",
                 "personal_llm/selection/gradient_match.py",
@@ -9673,10 +9665,6 @@ d = {
                 "5_selection/gradient_match.html#load_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.make_gradient_hook": (
-                "5_selection/gradient_match.html#make_gradient_hook",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.predict_labels": (
                 "5_selection/gradient_match.html#predict_labels",
                 "personal_llm/selection/gradient_match.py",
@@ -9695,10 +9683,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.select_by_gradient": (
                 "5_selection/gradient_match.html#select_by_gradient",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.write_new_sketch": (
-                "5_selection/gradient_match.html#write_new_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.write_sketch": (
@@ -9841,10 +9825,6 @@ d = {
                 "5_selection/merging.html#add_best_member",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.check_merge_weights": (
-                "5_selection/merging.html#check_merge_weights",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.combine_adapters": (
                 "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
@@ -9863,14 +9843,6 @@ d = {
             ),
             "personal_llm.selection.merging.fit_merge_weights": (
                 "5_selection/merging.html#fit_merge_weights",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.get_adapter_folder": (
-                "5_selection/merging.html#get_adapter_folder",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.get_common_base": (
-                "5_selection/merging.html#get_common_base",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.measure_mixture_loss": (
@@ -9955,14 +9927,6 @@ d = {
                 "5_selection/mixture.html#compute_losses_and_slopes",
                 "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.selection.mixture.cut_window": (
-                "5_selection/mixture.html#cut_window",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.describe_fit": (
-                "5_selection/mixture.html#describe_fit",
-                "personal_llm/selection/mixture.py",
-            ),
             "personal_llm.selection.mixture.estimate_weight_errors": (
                 "5_selection/mixture.html#estimate_weight_errors",
                 "personal_llm/selection/mixture.py",
@@ -9973,10 +9937,6 @@ d = {
             ),
             "personal_llm.selection.mixture.race_nearest_pllms": (
                 "5_selection/mixture.html#race_nearest_pllms",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.sample_labels": (
-                "5_selection/mixture.html#sample_labels",
                 "personal_llm/selection/mixture.py",
             ),
             "personal_llm.selection.mixture.select_by_fit": (
@@ -9999,10 +9959,6 @@ d = {
             ),
             "personal_llm.selection.ranking.PLLMLosses.__init__": (
                 "5_selection/ranking.html#pllmlosses.__init__",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.PLLMLosses._count_tokens": (
-                "5_selection/ranking.html#pllmlosses._count_tokens",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.PLLMLosses.copy_without_cost": (
@@ -10157,28 +10113,12 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.compute_coordinate_weights": (
-                "5_selection/selection.html#compute_coordinate_weights",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.compute_gain_weights": (
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.describe_card": (
-                "5_selection/selection.html#describe_card",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.describe_common_facts": (
-                "5_selection/selection.html#describe_common_facts",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.describe_loss": (
                 "5_selection/selection.html#describe_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.describe_weak_style": (
-                "5_selection/selection.html#describe_weak_style",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.find_common_facts": (
@@ -10187,10 +10127,6 @@ d = {
             ),
             "personal_llm.selection.selection.get_checked_row": (
                 "5_selection/selection.html#get_checked_row",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_default_method": (
-                "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.get_selector": (
@@ -10323,10 +10259,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.read_training_budget": (
-                "5_selection/warm_start.html#read_training_budget",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.tune_plain_pllm": (
