@@ -501,10 +501,6 @@ d = {
                 "8_app/library_commands.html#selectoptions",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_adapters": (
-                "8_app/library_commands.html#add_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.add_explained": (
                 "8_app/library_commands.html#add_explained",
                 "personal_llm/app/library_commands.py",
@@ -517,44 +513,16 @@ d = {
                 "8_app/library_commands.html#build_library",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.build_plain_pllm": (
-                "8_app/library_commands.html#build_plain_pllm",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.check_filled_library": (
-                "8_app/library_commands.html#check_filled_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.check_style_space": (
                 "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.complete_style": (
-                "8_app/library_commands.html#complete_style",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.describe_part": (
-                "8_app/library_commands.html#describe_part",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_adapter": (
-                "8_app/library_commands.html#explain_adapter",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_and_select": (
-                "8_app/library_commands.html#explain_and_select",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_dialogues": (
-                "8_app/library_commands.html#explain_dialogues",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_here": (
@@ -581,10 +549,6 @@ d = {
                 "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.format_strength": (
-                "8_app/library_commands.html#format_strength",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
@@ -597,28 +561,12 @@ d = {
                 "8_app/library_commands.html#make_space_here",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.needs_explanation": (
-                "8_app/library_commands.html#needs_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.open_named_style": (
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_or_create_library": (
-                "8_app/library_commands.html#open_or_create_library",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_own_library": (
-                "8_app/library_commands.html#open_own_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.read_library_probes": (
                 "8_app/library_commands.html#read_library_probes",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_prompts_by_adapter": (
-                "8_app/library_commands.html#read_prompts_by_adapter",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
