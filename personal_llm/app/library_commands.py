@@ -225,7 +225,7 @@ BUILD_HELP = dict(
     prompts="chats for prompts, one file for each adapter",
 )
 
-
+# %% ../../nbs/8_app/08_library_commands.ipynb #lc28s1
 @dataclass
 class BuildOptions:
     "Which adapters enter a library, and what is read beside them."
@@ -260,7 +260,7 @@ def find_adapters(adapters: list, base: str) -> tuple:  # (name -> folder of a v
             errors[name] = error
     return folders, errors
 
-
+# %% ../../nbs/8_app/08_library_commands.ipynb #8fe219s1
 def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     "Print a note about each invalid adapter, or raise the first error."
     for name, error in errors.items():

@@ -72,7 +72,7 @@ def feature_direction(
         raise InputError(message, f"use one of {', '.join(STYLOMETRIC_FEATURES[:4])} …")
     return normalise_rows(matrix[STYLOMETRIC_FEATURES.index(feature)] / coordinate_scale)
 
-
+# %% ../../nbs/4_explanation/07_space_fitting.ipynb #830853s1
 def blend_directions(
     parts: dict,  # word, or "@feature" -> weight
     known: dict,  # word -> vector

@@ -202,7 +202,7 @@ def load_sketch(
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5b8
 SKETCH_BLOCK_ROWS = 1024  # pLLMs whose sketch is in memory at a time
 
-
+# %% ../../nbs/5_selection/03_gradient_match.ipynb #5050d5s1
 def select_by_gradient(
     request: SelectionRequest,
     size: int = 8,  # of the sketch

@@ -59,7 +59,7 @@ def find_shipped_library(
         if (folder / "index.json").is_file() and read_index(folder).head["base"] == base:
             return folder
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #base1s1
 def check_library_base(
     library,  # a `Library`
     model,  # a `Model`
@@ -153,7 +153,7 @@ def matrix(self: Library) -> np.ndarray:  # (n, width) float32, one row for each
         self._matrix = np.lib.format.open_memmap(file, mode="r")
     return self._matrix
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #5bbd9bs1
 @patch
 def check_unchanged(self: Library) -> None:
     "Raise `InputError` if another program has written a new index since we opened the library."
@@ -182,7 +182,7 @@ def _get_rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `n
 
 Library.rows = property(_get_rows)
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
 @patch
 def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
     'One group of columns of all rows, such as "coordinates".'
@@ -375,7 +375,7 @@ def skip_damaged(self: Library) -> None:
             self._bad[name] = error
     self.reload_index()
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #b0b6bds1
 @patch
 def verify(
     self: Library,

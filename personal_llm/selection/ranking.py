@@ -148,7 +148,7 @@ def dialogue_losses(
         raise InputError(what, "remove that pLLM from the library")
     return values
 
-
+# %% ../../nbs/5_selection/02_ranking.ipynb #b97304s1
 @patch
 def mean_loss(
     self: PLLMLosses,

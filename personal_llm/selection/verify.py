@@ -107,7 +107,7 @@ def is_orthonormal(side: np.ndarray) -> bool:
     gram = side.astype(np.float64) @ side.T.astype(np.float64)  # (s, s)
     return bool(np.isfinite(gram).all() and np.allclose(gram, np.diag(np.diag(gram) > 0.5), atol=0.02))
 
-
+# %% ../../nbs/5_selection/04_verify.ipynb #c879e4s1
 SKETCH_ROW_TOLERANCE = 0.02  # allowed error of a row, whose length is at most 1
 
 

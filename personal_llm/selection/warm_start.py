@@ -38,7 +38,7 @@ def build_start_adapter(
         return library[next(iter(weights))].adapter
     return combine_adapters(library, weights, out, TuningConfig.rank)
 
-
+# %% ../../nbs/5_selection/10_warm_start.ipynb #d272bbs1
 def get_start_adapter(
     ranking: Ranking,  # of `select`
     out=None,  # folder for a merge; a temporary one by default
@@ -128,7 +128,7 @@ def load_plain_dialogues() -> list:  # of `Dialogue`
     rows = [row for row in rows if (row["style"], row["part"]) == ("plain", "train")]
     return [Dialogue(row["prompt"], row["response"], time=float(i)) for i, row in enumerate(rows)]
 
-
+# %% ../../nbs/5_selection/10_warm_start.ipynb #65b0f3s1
 def tune_plain_pllm(
     model,  # the base `Model`
     out,  # the adapter's folder
