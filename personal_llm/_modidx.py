@@ -501,10 +501,6 @@ d = {
                 "8_app/library_commands.html#selectoptions",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.add_adapters": (
-                "8_app/library_commands.html#add_adapters",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.add_explained": (
                 "8_app/library_commands.html#add_explained",
                 "personal_llm/app/library_commands.py",
@@ -517,44 +513,16 @@ d = {
                 "8_app/library_commands.html#build_library",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.build_plain_pllm": (
-                "8_app/library_commands.html#build_plain_pllm",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.check_filled_library": (
-                "8_app/library_commands.html#check_filled_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.check_style_space": (
                 "8_app/library_commands.html#check_style_space",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.complete_style": (
-                "8_app/library_commands.html#complete_style",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.describe_part": (
-                "8_app/library_commands.html#describe_part",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_adapter": (
-                "8_app/library_commands.html#explain_adapter",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_and_select": (
-                "8_app/library_commands.html#explain_and_select",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.explain_command": (
                 "8_app/library_commands.html#explain_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.explain_dialogues": (
-                "8_app/library_commands.html#explain_dialogues",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.explain_here": (
@@ -581,10 +549,6 @@ d = {
                 "8_app/library_commands.html#format_mixture",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.format_strength": (
-                "8_app/library_commands.html#format_strength",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
                 "personal_llm/app/library_commands.py",
@@ -597,28 +561,12 @@ d = {
                 "8_app/library_commands.html#make_space_here",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.needs_explanation": (
-                "8_app/library_commands.html#needs_explanation",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.open_named_style": (
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.open_or_create_library": (
-                "8_app/library_commands.html#open_or_create_library",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.open_own_library": (
-                "8_app/library_commands.html#open_own_library",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.read_library_probes": (
                 "8_app/library_commands.html#read_library_probes",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.read_prompts_by_adapter": (
-                "8_app/library_commands.html#read_prompts_by_adapter",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -7640,10 +7588,6 @@ d = {
                 "4_explanation/decomposition.html#_from_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition._pair_with_base_answers": (
-                "4_explanation/decomposition.html#_pair_with_base_answers",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition._parse_first_word": (
                 "4_explanation/decomposition.html#_parse_first_word",
                 "personal_llm/explanation/decomposition.py",
@@ -7658,10 +7602,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._summary_prompt_ids": (
                 "4_explanation/decomposition.html#_summary_prompt_ids",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._truncate_tokens": (
-                "4_explanation/decomposition.html#_truncate_tokens",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._unit_vectors": (
@@ -7836,10 +7776,6 @@ d = {
                 "4_explanation/explanation.html#bootstrap_indices",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.describe_adapter": (
-                "4_explanation/explanation.html#describe_adapter",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.explain": (
                 "4_explanation/explanation.html#explain",
                 "personal_llm/explanation/explanation.py",
@@ -7864,20 +7800,12 @@ d = {
                 "4_explanation/explanation.html#mean_response_nll",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.place_dialogues": (
-                "4_explanation/explanation.html#place_dialogues",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sample_topic_prompts": (
                 "4_explanation/explanation.html#sample_topic_prompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.select_user_dialogues": (
-                "4_explanation/explanation.html#select_user_dialogues",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.sparse_explanation": (
@@ -8090,10 +8018,6 @@ d = {
                 "4_explanation/space_fitting.html#calibrate_strength",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.compute_shared_shifts": (
-                "4_explanation/space_fitting.html#compute_shared_shifts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.compute_shifts": (
                 "4_explanation/space_fitting.html#compute_shifts",
                 "personal_llm/explanation/space_fitting.py",
@@ -8134,24 +8058,12 @@ d = {
                 "4_explanation/space_fitting.html#measure_nats_per_unit",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.measure_probe_texts": (
-                "4_explanation/space_fitting.html#measure_probe_texts",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.panel_means": (
                 "4_explanation/space_fitting.html#panel_means",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.plain_threshold": (
                 "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.show_progress": (
-                "4_explanation/space_fitting.html#show_progress",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.tune_reference_pllm": (
-                "4_explanation/space_fitting.html#tune_reference_pllm",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.whitening_matrix": (
@@ -9159,10 +9071,6 @@ d = {
                 "7_runtimes/cluster.html#_read_files",
                 "personal_llm/runtimes/cluster.py",
             ),
-            "personal_llm.runtimes.cluster._write_files": (
-                "7_runtimes/cluster.html#_write_files",
-                "personal_llm/runtimes/cluster.py",
-            ),
             "personal_llm.runtimes.cluster.check_ray_address": (
                 "7_runtimes/cluster.html#check_ray_address",
                 "personal_llm/runtimes/cluster.py",
@@ -9560,10 +9468,6 @@ d = {
                 "5_selection/cards.html#check_pllm_adapter",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.check_pllm_folder": (
-                "5_selection/cards.html#check_pllm_folder",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.check_pllm_name": (
                 "5_selection/cards.html#check_pllm_name",
                 "personal_llm/selection/cards.py",
@@ -9576,16 +9480,8 @@ d = {
                 "5_selection/cards.html#make_printable",
                 "personal_llm/selection/cards.py",
             ),
-            "personal_llm.selection.cards.parse_index": (
-                "5_selection/cards.html#parse_index",
-                "personal_llm/selection/cards.py",
-            ),
             "personal_llm.selection.cards.read_index": (
                 "5_selection/cards.html#read_index",
-                "personal_llm/selection/cards.py",
-            ),
-            "personal_llm.selection.cards.read_matrix_shape": (
-                "5_selection/cards.html#read_matrix_shape",
                 "personal_llm/selection/cards.py",
             ),
             "personal_llm.selection.cards.read_pllm": (
@@ -9622,10 +9518,6 @@ d = {
                 "5_selection/gradient_match.html#compute_row_losses",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_sketch_slopes": (
-                "5_selection/gradient_match.html#compute_sketch_slopes",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.compute_sketch_stamp": (
                 "5_selection/gradient_match.html#compute_sketch_stamp",
                 "personal_llm/selection/gradient_match.py",
@@ -9658,10 +9550,6 @@ d = {
                 "5_selection/gradient_match.html#load_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.make_gradient_hook": (
-                "5_selection/gradient_match.html#make_gradient_hook",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.predict_labels": (
                 "5_selection/gradient_match.html#predict_labels",
                 "personal_llm/selection/gradient_match.py",
@@ -9680,10 +9568,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.select_by_gradient": (
                 "5_selection/gradient_match.html#select_by_gradient",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.write_new_sketch": (
-                "5_selection/gradient_match.html#write_new_sketch",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.write_sketch": (
@@ -9720,14 +9604,6 @@ d = {
                 "5_selection/library.html#library.__repr__",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library._hide_damaged": (
-                "5_selection/library.html#library._hide_damaged",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library._is_leftover": (
-                "5_selection/library.html#library._is_leftover",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library._write_pllm": (
                 "5_selection/library.html#library._write_pllm",
                 "personal_llm/selection/library.py",
@@ -9752,14 +9628,6 @@ d = {
                 "5_selection/library.html#library.check",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.check_name_free": (
-                "5_selection/library.html#library.check_name_free",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.check_space": (
-                "5_selection/library.html#library.check_space",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.check_unchanged": (
                 "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
@@ -9772,8 +9640,8 @@ d = {
                 "5_selection/library.html#library.find_damaged_rows",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.get_explanation_row": (
-                "5_selection/library.html#library.get_explanation_row",
+            "personal_llm.selection.library.Library.ledger": (
+                "5_selection/library.html#library.ledger",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.matrix": (
@@ -9794,6 +9662,10 @@ d = {
             ),
             "personal_llm.selection.library.Library.skip_damaged": (
                 "5_selection/library.html#library.skip_damaged",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.Library.skipped": (
+                "5_selection/library.html#library.skipped",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.space": (
@@ -9838,10 +9710,6 @@ d = {
                 "5_selection/merging.html#add_best_member",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.check_merge_weights": (
-                "5_selection/merging.html#check_merge_weights",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.combine_adapters": (
                 "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
@@ -9860,14 +9728,6 @@ d = {
             ),
             "personal_llm.selection.merging.fit_merge_weights": (
                 "5_selection/merging.html#fit_merge_weights",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.get_adapter_folder": (
-                "5_selection/merging.html#get_adapter_folder",
-                "personal_llm/selection/merging.py",
-            ),
-            "personal_llm.selection.merging.get_common_base": (
-                "5_selection/merging.html#get_common_base",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.measure_mixture_loss": (
@@ -9952,14 +9812,6 @@ d = {
                 "5_selection/mixture.html#compute_losses_and_slopes",
                 "personal_llm/selection/mixture.py",
             ),
-            "personal_llm.selection.mixture.cut_window": (
-                "5_selection/mixture.html#cut_window",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.describe_fit": (
-                "5_selection/mixture.html#describe_fit",
-                "personal_llm/selection/mixture.py",
-            ),
             "personal_llm.selection.mixture.estimate_weight_errors": (
                 "5_selection/mixture.html#estimate_weight_errors",
                 "personal_llm/selection/mixture.py",
@@ -9970,10 +9822,6 @@ d = {
             ),
             "personal_llm.selection.mixture.race_nearest_pllms": (
                 "5_selection/mixture.html#race_nearest_pllms",
-                "personal_llm/selection/mixture.py",
-            ),
-            "personal_llm.selection.mixture.sample_labels": (
-                "5_selection/mixture.html#sample_labels",
                 "personal_llm/selection/mixture.py",
             ),
             "personal_llm.selection.mixture.select_by_fit": (
@@ -9996,10 +9844,6 @@ d = {
             ),
             "personal_llm.selection.ranking.PLLMLosses.__init__": (
                 "5_selection/ranking.html#pllmlosses.__init__",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.PLLMLosses._count_tokens": (
-                "5_selection/ranking.html#pllmlosses._count_tokens",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.PLLMLosses.copy_without_cost": (
@@ -10154,28 +9998,12 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.compute_coordinate_weights": (
-                "5_selection/selection.html#compute_coordinate_weights",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.compute_gain_weights": (
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.describe_card": (
-                "5_selection/selection.html#describe_card",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.describe_common_facts": (
-                "5_selection/selection.html#describe_common_facts",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.describe_loss": (
                 "5_selection/selection.html#describe_loss",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.describe_weak_style": (
-                "5_selection/selection.html#describe_weak_style",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.find_common_facts": (
@@ -10184,10 +10012,6 @@ d = {
             ),
             "personal_llm.selection.selection.get_checked_row": (
                 "5_selection/selection.html#get_checked_row",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.get_default_method": (
-                "5_selection/selection.html#get_default_method",
                 "personal_llm/selection/selection.py",
             ),
             "personal_llm.selection.selection.get_selector": (
@@ -10252,10 +10076,6 @@ d = {
                 "5_selection/verify.html#compute_update_norm",
                 "personal_llm/selection/verify.py",
             ),
-            "personal_llm.selection.verify.describe_sketch_fault": (
-                "5_selection/verify.html#describe_sketch_fault",
-                "personal_llm/selection/verify.py",
-            ),
             "personal_llm.selection.verify.find_file_problems": (
                 "5_selection/verify.html#find_file_problems",
                 "personal_llm/selection/verify.py",
@@ -10266,10 +10086,6 @@ d = {
             ),
             "personal_llm.selection.verify.find_pllm_problems": (
                 "5_selection/verify.html#find_pllm_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_settings_problems": (
-                "5_selection/verify.html#find_settings_problems",
                 "personal_llm/selection/verify.py",
             ),
             "personal_llm.selection.verify.find_size_problems": (
@@ -10328,10 +10144,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.load_plain_dialogues": (
                 "5_selection/warm_start.html#load_plain_dialogues",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.read_training_budget": (
-                "5_selection/warm_start.html#read_training_budget",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.tune_plain_pllm": (

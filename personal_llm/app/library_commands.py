@@ -58,24 +58,18 @@ def explanation_to_dict(explanation, space) -> dict:  # plain JSON types
     return dict(sentence=str(explanation), plain=plain) | words | rest
 
 
-def format_strength(explanation, space) -> str:
-    "Return a line on the strength of a style, or on the space that is missing."
-    if space is None:
-        return f"  strength: {NO_SPACE_LINE}"
-    verb = "cannot" if explanation.strength < space.threshold else "can"
-    meaning = f"{verb} be told from plain text (which has about 1; the threshold is {space.threshold:.2f})"
-    return f"  strength: {explanation.strength:.2f}, " + (
-        "standard errors" if explanation.counterpart == "panels" else meaning
-    )
-
-
 def format_explanation(explanation, space) -> list:  # lines
     "Return an explanation for people; the space may be None."
-    cost = explanation.cost
+    cost, strength = explanation.cost, NO_SPACE_LINE
+    if space is not None:
+        verb = "cannot" if explanation.strength < space.threshold else "can"
+        meaning = f"{verb} be told from plain text (which has about 1; the threshold is {space.threshold:.2f})"
+        meaning = "standard errors" if explanation.counterpart == "panels" else meaning
+        strength = f"{explanation.strength:.2f}, {meaning}"
     return [
         f"{explanation.samples} {COUNTERPART_HELP[explanation.counterpart]}",
         *explanation.lines(),
-        format_strength(explanation, space),
+        f"  strength: {strength}",
         f"  cost: {cost.tokens} tokens, {cost.forward} forward, {cost.seconds:.2f} s",
     ]
 
@@ -99,16 +93,6 @@ def open_named_style(name: str, skip_invalid: bool) -> tuple:  # (`Library` or N
     return library, check_style_space(library.space)
 
 
-def complete_style(library, space, model, skip_invalid: bool) -> tuple:  # the same; Nones without a space of this base
-    "Take the library in the package that was made for a model, if none was named; refuse a space of another base."
-    if space is None and find_shipped_library(model.base):
-        library = open_library(find_shipped_library(model.base), skip_invalid)
-        space = check_style_space(library.space)
-    if library is not None:
-        check_library_base(library, model)
-    return library, space
-
-
 def read_library_probes(model, library, seed: int, folders: dict = None):  # `ProbePrompts`
     "Return the probes of a library; its plain pLLM, added or about to be added, writes the reference responses."
     own = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
@@ -116,32 +100,14 @@ def read_library_probes(model, library, seed: int, folders: dict = None):  # `Pr
     return prepare_probes(model, library.space, *load_probe_texts(), seed, plain)
 
 
-def explain_adapter(model, adapter: Path, library, space, prompts, seed: int):  # an `Explanation`
-    "Explain an adapter by its answers and, with a space, by texts of known style."
-    if library is not None:
-        probes = read_library_probes(model, library, seed)
-    else:
-        probes = space and prepare_probes(model, space, *load_probe_texts(), seed)
-    return explain_pllm(model, adapter, space, probes, seed, prompts)
-
-
-def explain_dialogues(dialogues: list, model, library, space, seed: int):  # an `Explanation`
-    "Explain the latest dialogues of a file."
-    return explain(model, dialogues[-MAX_STYLE_DIALOGUES:], space, seed)
-
-
-def describe_input(file: str, folder: str, dialogues) -> dict:
-    "Return the number of dialogues in a file or a saved folder, and the number that we used."
-    numbers = dict(dialogues=len(dialogues), used=min(len(dialogues), MAX_STYLE_DIALOGUES))
+def describe_input(file: str, folder: str, dialogues) -> tuple:  # (a dict, one line or none)
+    "Return the number of dialogues in a file or a saved folder, and a line if we used a part of them only."
+    count, used = len(dialogues), min(len(dialogues), MAX_STYLE_DIALOGUES)
+    numbers = dict(dialogues=count, used=used)
+    note = [f"we read the style from the latest {used} of {count} dialogues"] * (used < count)
     if file is None:
-        return dict(folder=folder) | numbers
-    return dict(file=Path(file).name) | numbers | dict(skipped=len(dialogues.skipped))
-
-
-def describe_part(source: dict) -> list:  # one line or none
-    "Return a line if we used a part of the dialogues only."
-    used, count = source.get("used", 0), source.get("dialogues", 0)
-    return [f"we read the style from the latest {used} of {count} dialogues"] * (used < count)
+        return dict(folder=folder) | numbers, note
+    return dict(file=Path(file).name) | numbers | dict(skipped=len(dialogues.skipped)), note
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bec1ed4b
 EXPLAINED_FOLDER_HELP = "saved folder of personalize or chat, in place of --data"
@@ -170,19 +136,24 @@ def explain_command(
         adapter = check_adapter(find_adapter_folder(adapter), opened and opened.base)
     dialogues = read_saved_answers(out) if out else data.read() if data.data else None
     loaded = model.load()
-    opened, space = complete_style(opened, space, loaded, data.skip_invalid)
+    if space is None and (own := find_shipped_library(loaded.base)):
+        opened = open_library(own, data.skip_invalid)
+        space = check_style_space(opened.space)
+    if opened is not None:
+        check_library_base(opened, loaded)
     if adapter:
-        explanation, source = (
-            explain_adapter(loaded, adapter, opened, space, dialogues, seed),
-            dict(adapter=str(adapter)),
-        )
+        probes = read_library_probes(loaded, opened, seed) if opened is not None else None
+        if opened is None and space is not None:
+            probes = prepare_probes(loaded, space, *load_probe_texts(), seed)
+        explanation = explain_pllm(loaded, adapter, space, probes, seed, dialogues)
+        source, note = dict(adapter=str(adapter)), []
     else:
-        explanation = explain_dialogues(dialogues, loaded, opened, space, seed)
-        source = describe_input(data.data, out, dialogues)
+        explanation = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], space, seed)
+        source, note = describe_input(data.data, out, dialogues)
     if plot:
         write_atomically(plot, encode_png(explanation.plot().figure))
     result = dict(data=source, model=model.model, **explanation_to_dict(explanation, space))
-    return CommandResult(result, describe_part(source) + format_explanation(explanation, space))
+    return CommandResult(result, note + format_explanation(explanation, space))
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #15018882
 def format_mixture(ranking) -> list:  # lines
@@ -195,11 +166,6 @@ def format_mixture(ranking) -> list:  # lines
         return [f"mixture: {weights}" + (f", {rest:.2f} the bare model" if rest > 0.005 else "")]
     advice = "abstained: begin from the bare model (personalize --start-from none)"
     return [advice] if ranking.best is None else []
-
-
-def needs_explanation(method: str) -> bool:
-    "Return whether a method compares styles; `select` refuses an unknown one."
-    return method in (None, "fit", "match") or (method in SELECTORS and "row" in SELECTORS[method].needs)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
@@ -216,47 +182,33 @@ class SelectOptions:
     ] = 12
     seed: Seed = 0
 
-
-def explain_and_select(library, dialogues: list, model, given: SelectOptions):  # (`Explanation` or None, `Ranking`)
-    "Explain the dialogues if the method needs it, and select."
-    mine = None
-    if needs_explanation(given.method):
-        mine = explain_dialogues(dialogues, model, library, library.space, given.seed)
-    recent = dialogues[-MAX_LOSS_DIALOGUES:]
-    return mine, select(library, mine, given.method, model, recent, given.shortlist, given.seed)
-
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc05
-def check_filled_library(library) -> None:
-    "Raise `InputError` for a library that `select` cannot use."
-    check_style_space(library.space)
-    if not len(library):
-        raise InputError(f"{library.path}: the library is empty", "add pLLMs to it first (library build)")
-
-
-def open_own_library(model, skip_invalid: bool):  # a `Library`
-    "Open the library in the package that was made for a model; raise `InputError` where there is none."
-    folder = find_shipped_library(model.base)
-    if folder is None:
-        problem = f"the package has no library for {model.name} (base {model.base})"
-        raise InputError(problem, "make one from adapters of this model (library build), and name it with --library")
-    return open_library(folder, skip_invalid)
-
-
 @command("select", "--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match")
 def select_command(data: DataOptions, model: ModelOptions, given: SelectOptions, library: LibraryName = None):
     "Find the pLLMs of a library that write most like the chats."
     opened = library and open_library(library, data.skip_invalid)
     if opened is not None:
-        check_filled_library(opened)
+        check_style_space(opened.space)
+        if not len(opened):
+            raise InputError(f"{opened.path}: the library is empty", "add pLLMs to it first (library build)")
     dialogues, loaded = data.read(), model.load()
-    opened = opened or open_own_library(loaded, data.skip_invalid)
+    if opened is None:
+        own = find_shipped_library(loaded.base)
+        if own is None:
+            remedy = "make one from adapters of this model (library build), and name it with --library"
+            raise InputError(f"the package has no library for {loaded.name} (base {loaded.base})", remedy)
+        opened = open_library(own, data.skip_invalid)
     check_library_base(opened, loaded)
-    mine, ranking = explain_and_select(opened, dialogues, loaded, given)
+    mine, needs = None, SELECTORS[given.method].needs if given.method in SELECTORS else ()
+    if given.method in (None, "fit", "match") or "row" in needs:  # `select` refuses an unknown method
+        mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, given.seed)
+    recent = dialogues[-MAX_LOSS_DIALOGUES:]
+    ranking = select(opened, mine, given.method, loaded, recent, given.shortlist, given.seed)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
-    source = describe_input(data.data, None, dialogues)
+    source, note = describe_input(data.data, None, dialogues)
     result = dict(data=source, library=library or opened.path.name, skipped=sorted(opened.skipped), model=loaded.name)
     result |= dict(explanation=mine and explanation_to_dict(mine, opened.space)) | ranking.to_dict()
-    lines = describe_part(source) + format_explanation(mine, opened.space) if mine else []
+    lines = note + format_explanation(mine, opened.space) if mine else []
     lines += [str(ranking), *format_mixture(ranking)]
     lines += [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in contributions]
     return CommandResult(result | dict(why=contributions), lines)
@@ -273,7 +225,7 @@ BUILD_HELP = dict(
     prompts="chats for prompts, one file for each adapter",
 )
 
-
+# %% ../../nbs/8_app/08_library_commands.ipynb #lc28s1
 @dataclass
 class BuildOptions:
     "Which adapters enter a library, and what is read beside them."
@@ -289,24 +241,6 @@ class BuildOptions:
     skip_invalid: SkipInvalid = False
     seed: Seed = 0
     quiet: bool = False
-
-
-def open_or_create_library(out: str, space):  # a `Library`
-    "Open the library in a folder or create one; raise `InputError` for an address."
-    if is_library_address(out):
-        raise InputError(f"--out {out[:80]}: a library is built in a folder", "publish that folder when it is built")
-    return Library(out, space) if (Path(out) / "index.json").is_file() else Library.create(out, space)
-
-
-def read_prompts_by_adapter(files: list, names, skip_invalid: bool) -> dict:  # name -> `Dialogue`s
-    "Read the prompts of each adapter's own subject; raise `InputError` for a file without an adapter."
-    prompts = {}
-    for file in files:
-        name = Path(file.removesuffix(".gz")).stem
-        if name not in names:
-            raise InputError(f"{file}: no adapter is called {name!r}", "name chats like the adapter: ana.jsonl for ana")
-        prompts[name] = read_dialogues(file, skip_invalid=skip_invalid)
-    return prompts
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #8fe2199b
 COMMAND_GROUPS["library"] = "Build and maintain a library of personal models."
@@ -326,7 +260,7 @@ def find_adapters(adapters: list, base: str) -> tuple:  # (name -> folder of a v
             errors[name] = error
     return folders, errors
 
-
+# %% ../../nbs/8_app/08_library_commands.ipynb #8fe219s1
 def report_skipped(errors: dict, skip_invalid: bool) -> dict:  # name -> reason
     "Print a note about each invalid adapter, or raise the first error."
     for name, error in errors.items():
@@ -368,18 +302,6 @@ def add_explained(library, folders: dict, results, licence: str, quiet: bool = T
     if len(library):
         load_sketch(library)
     return added, errors
-
-
-def add_adapters(library, folders: dict, model, prompts: dict, probes, given, ray=None) -> tuple:
-    "Explain adapters here or on a cluster and add them; probes that are None are read; the same result."
-    from personal_llm.runtimes.cluster import explain_with_ray
-
-    missing = {name: folder for name, folder in folders.items() if name not in library}
-    if missing and probes is None:
-        probes = read_library_probes(model, library, given.seed, folders)
-    work = model, library.space, probes, given.seed, missing
-    results = explain_here(*work, prompts) if ray is None or not missing else explain_with_ray(ray, *work)
-    return add_explained(library, missing, results, given.licence, given.quiet)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #f34d2bb9
 def make_space_here(model, seed: int, quiet: bool):  # (a `StyleSpace`, a line about the cost)
@@ -428,37 +350,45 @@ def space_command(out: choose_folder("folder for the space"), model: ModelOption
     facts = dict(folder=out, base=space.base, space=space.id, words=len(space.words), threshold=space.threshold)
     return CommandResult(facts, [f"{line}; {len(space.words)} words in {out}", usage])
 
-# %% ../../nbs/8_app/08_library_commands.ipynb #ca49ea60
+# %% ../../nbs/8_app/08_library_commands.ipynb #lc10
 PLAIN_WARNING = "no --plain FILE: the package's short plain texts are used, and refusals are weaker for other kinds"
 
 
-def build_plain_pllm(library, model, like, given: BuildOptions):  # `ProbePrompts`
-    "Tune a library's plain pLLM on the dialogues of --plain, or on the package's texts with a warning."
-    print_note("tuning the plain pLLM; --no-baseline leaves it out")
-    if given.plain is None:
-        print_note(PLAIN_WARNING)
-        return add_plain_pllm(library, model, like, given.seed)
-    dialogues = list(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
-    return add_plain_pllm(library, model, like, given.seed, dialogues, given.licence)
-
-# %% ../../nbs/8_app/08_library_commands.ipynb #lc10
 def build_library(model, given: BuildOptions, ray=None) -> CommandResult:
-    "Explain the adapters that the options name, and put them into the library."
+    "Explain the adapters that the options name, here or on a cluster, and put them into the library."
+    from personal_llm.runtimes.cluster import explain_with_ray
+
     space = given.space and load_named_space(given.space, model)
     folders, errors = find_adapters(given.adapter, model.base)
     skipped = report_skipped(errors, given.skip_invalid)
     if not folders:
         raise InputError("no valid adapter is left", "nothing was built; give other folders")
-    prompts = read_prompts_by_adapter(given.prompts, [*folders, *skipped], given.skip_invalid)
+    prompts = {}  # of an adapter's own subject
+    for file in given.prompts:
+        name = Path(file.removesuffix(".gz")).stem
+        if name not in folders and name not in skipped:
+            raise InputError(f"{file}: no adapter is called {name!r}", "name chats like the adapter: ana.jsonl for ana")
+        prompts[name] = read_dialogues(file, skip_invalid=given.skip_invalid)
     if given.plain:
-        count = len(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
-        check_answer_count(count, f"plain dialogues in {Path(given.plain).name}")
+        unstyled = list(read_dialogues(given.plain, skip_invalid=given.skip_invalid))
+        check_answer_count(len(unstyled), f"plain dialogues in {Path(given.plain).name}")
     space = space or find_or_make_space(given.out, model, given.seed, given.quiet)
-    library, probes, plain = open_or_create_library(given.out, space), None, []
-    known = [name for name in folders if name in library]
+    is_known = (Path(given.out) / "index.json").is_file()
+    library = Library(given.out, space) if is_known else Library.create(given.out, space)
+    known, probes, plain = [name for name in folders if name in library], None, []
     if not (given.no_baseline or PLAIN_PLLM in library or PLAIN_PLLM in folders):
-        probes, plain = build_plain_pllm(library, model, next(iter(folders.values())), given), [PLAIN_PLLM]
-    added, errors = add_adapters(library, folders, model, prompts, probes, given, ray)
+        print_note("tuning the plain pLLM; --no-baseline leaves it out")
+        if given.plain is None:
+            print_note(PLAIN_WARNING)
+        own_texts = (unstyled, given.licence) if given.plain else ()
+        probes = add_plain_pllm(library, model, next(iter(folders.values())), given.seed, *own_texts)
+        plain = [PLAIN_PLLM]
+    missing, results = {name: folder for name, folder in folders.items() if name not in library}, ()
+    if missing:
+        probes = probes or read_library_probes(model, library, given.seed, folders)
+        work = model, library.space, probes, given.seed, missing
+        results = explain_here(*work, prompts) if ray is None else explain_with_ray(ray, *work)
+    added, errors = add_explained(library, missing, results, given.licence, given.quiet)
     skipped, added = skipped | report_skipped(errors, given.skip_invalid), plain + added
     result = dict(library=given.out, pllms=len(library), added=added, there=known, skipped=skipped)
     counts = f"{len(added)} added, {len(known)} there before, {len(skipped)} skipped"
@@ -473,6 +403,9 @@ def build_library(model, given: BuildOptions, ray=None) -> CommandResult:
 )
 def build_command(given: BuildOptions, model: ModelOptions):
     "Explain adapters and put them into a library. The work is done here or on a cluster."
+    if is_library_address(given.out):
+        problem = f"--out {given.out[:80]}: a library is built in a folder"
+        raise InputError(problem, "publish that folder when it is built")
     if given.prompts and given.ray_address is not None:
         raise InputError("--prompts with --ray-address: chats are not sent to workers", "leave one of the two out")
     if given.plain and given.no_baseline:

@@ -31,16 +31,13 @@ MIN_TEXT_TOKENS = 8  # tokens of each text that a summariser must be able to rea
 MAX_SUMMARISED_TOKENS = 48  # tokens of an answer at most
 
 
-def _summary_prompt_ids(summariser, question: str, first: str, second: str) -> list:  # token ids, up to its answer
-    content = SUMMARY_PROMPT.format(question=question, first=first, second=second)
-    message = dict(role="user", content=content)
-    return tokenize_messages(summariser.tokenizer, [message], add_generation_prompt=True)[0]
-
-
-def _truncate_tokens(summariser, text: str, num_tokens: int) -> str:
-    "Return a text's first tokens."
-    ids = summariser.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return summariser.tokenizer.decode(ids[:num_tokens])
+def _summary_prompt_ids(summariser, *texts: str, limit: int = None) -> list:  # token ids, up to its answer
+    "Write the prompt for a question and two responses, each cut to a number of tokens."
+    if limit:
+        ids = summariser.tokenizer([*texts], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        texts = [summariser.tokenizer.decode(row[:limit]) for row in ids]
+    content = SUMMARY_PROMPT.format(**dict(zip(("question", "first", "second"), texts)))
+    return tokenize_messages(summariser.tokenizer, [dict(role="user", content=content)], add_generation_prompt=True)[0]
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #b5f5da4b
 def _fit_summary_prompts(summariser, pairs: list) -> list:  # lists of token ids
@@ -58,7 +55,7 @@ def _fit_summary_prompts(summariser, pairs: list) -> list:  # lists of token ids
             raise InputError(f"pair {number} is {str(pair)[:60]!r}", remedy)
         row = _summary_prompt_ids(summariser, *pair)
         if len(row) > summariser.max_length:
-            row = _summary_prompt_ids(summariser, *(_truncate_tokens(summariser, text, limit) for text in pair))
+            row = _summary_prompt_ids(summariser, *pair, limit=limit)
         rows.append(row)
     return rows
 
@@ -342,18 +339,6 @@ def _from_prompts(cls, summariser, model, prompts: list, seed: int = 0) -> Share
 
 SharedBasis.from_prompts = classmethod(_from_prompts)
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #346f398e
-def _pair_with_base_answers(model, dialogues: list, answers: list) -> list:  # (question, response, base answer)
-    "Pair dialogues that have a response with the base model's greedy answers, which may be given."
-    if answers is not None and len(answers) != len(dialogues):
-        raise InputError(f"{len(answers)} answers for {len(dialogues)} dialogues", "give one a dialogue")
-    pairs = [(d, answer) for d, answer in zip(dialogues, answers or [None] * len(dialogues)) if d.response.strip()]
-    check_answer_count(len(pairs), "dialogues with a response")
-    if answers is None:
-        answers = model.generate([d for d, _ in pairs], max_new_tokens=MAX_SUMMARISED_TOKENS)
-        pairs = [(d, answer) for (d, _), answer in zip(pairs, answers)]
-    return [(d.prompt, d.response, answer) for d, answer in pairs]
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #321a528a
 def _project_shift(basis: SharedBasis, states: np.ndarray) -> dict:  # fields of `Explanation`
     "Return the words with positive projections, as shares of the shift's length, given centred states (n, d)."
@@ -379,13 +364,19 @@ def explain_as_published(
         message = f"the basis was made with summariser {basis.summariser} for base {basis.base}"
         remedy = "load those, or begin another basis"
         raise InputError(f"{message}, these are {summariser.base} and {model.base}", remedy)
+    if answers is not None and len(answers) != len(dialogues):
+        raise InputError(f"{len(answers)} answers for {len(dialogues)} dialogues", "give one a dialogue")
+    rows = [(d, answer) for d, answer in zip(dialogues, answers or [None] * len(dialogues)) if d.response.strip()]
+    check_answer_count(len(rows), "dialogues with a response")
     with summariser.track_cost() as cost, model.track_cost() as base_cost:
-        states = summary_states(summariser, _pair_with_base_answers(model, dialogues, answers)) - basis.centre
-    V = states.mean(0)
+        if answers is None:
+            written = model.generate([d for d, _ in rows], max_new_tokens=MAX_SUMMARISED_TOKENS)
+            rows = [(d, answer) for (d, _), answer in zip(rows, written)]
+        states = summary_states(summariser, [(d.prompt, d.response, answer) for d, answer in rows]) - basis.centre
     return Explanation(
         **_project_shift(basis, states),
-        strength=basis.strength(V, len(states)),
-        row=basis.coordinates(V),
+        strength=basis.strength(states.mean(0), len(states)),
+        row=basis.coordinates(states.mean(0)),
         samples=len(states),
         counterpart="answers",
         space=basis.id,

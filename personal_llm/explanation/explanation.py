@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_SPACE_LINE', 'MAX_TOPIC_PROMPTS', 'MAX_TOPIC_TOKENS', 'MAX_PLLM_TOKENS', 'Explanation',
-           'style_coordinates', 'place_dialogues', 'explain', 'load_probe_texts', 'ProbeBudget', 'ProbePrompts',
-           'mean_response_nll', 'prepare_probes', 'likelihood_gains', 'sample_topic_prompts', 'describe_adapter',
-           'explain_pllm']
+           'style_coordinates', 'explain', 'load_probe_texts', 'ProbeBudget', 'ProbePrompts', 'mean_response_nll',
+           'prepare_probes', 'likelihood_gains', 'sample_topic_prompts', 'explain_pllm']
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #b1c40431
 import gzip
@@ -140,15 +139,6 @@ def sparse_explanation(space: StyleSpace, target: np.ndarray, resampled: np.ndar
     words = tuple(space.words[i] for i in chosen)
     return dict(sparse_words=words, coefficients=coefficients, errors=errors, residual=residual)
 
-# %% ../../nbs/4_explanation/05_explanation.ipynb #a45b3c23
-def select_user_dialogues(dialogues: list) -> list:  # `Dialogue`s
-    "Return a person's own dialogues if there are enough, or else all; raises `InputError` for too few."
-    if dialogues and isinstance(dialogues[0], str):
-        dialogues = dialogues_from_texts(dialogues)
-    check_answer_count(len(dialogues), "dialogues")
-    own = [d for d in dialogues if d.origin in USER_ORIGINS]
-    return own if len(own) >= MIN_EXPLAINED_DIALOGUES else list(dialogues)
-
 # %% ../../nbs/4_explanation/05_explanation.ipynb #d2c1b0a9
 def style_coordinates(
     space: StyleSpace,
@@ -158,18 +148,6 @@ def style_coordinates(
     return rows[..., slice(*space.columns["coordinates"])]
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #5d4c3b2a
-def place_dialogues(model, space: StyleSpace, dialogues: list, answers: list, seed: int) -> dict:  # of `Explanation`
-    "Return the fields that need a space: row, strength and sparse code of dialogues, from the base model's answers."
-    is_model = all(d.origin == "model" for d in dialogues)
-    base_features = truncated_features(model, load_encoder(), answers)
-    shifts = style_shifts(model, load_encoder(), dialogues, base_features=base_features)
-    rows = space.project(concatenate_blocks(shifts), is_model)
-    z = style_coordinates(space, rows)
-    strength = float(np.linalg.norm(z.mean(0)) * len(z) ** 0.5 / space.plain_noise)
-    fields = sparse_explanation(space, z.mean(0), z[bootstrap_indices(len(z), seed)].mean(1))
-    return fields | dict(strength=strength, row=rows.mean(0), space=space.id)
-
-
 def explain(
     model,  # the base `Model`
     dialogues: list,  # a person's, or a pLLM's answers from `sample_responses`; strings for texts without prompts
@@ -180,10 +158,21 @@ def explain(
     "Explain how dialogues differ from the base model's answers; raises `InputError` for too few, or another base."
     if space is not None:
         space.check(model)
-    dialogues = select_user_dialogues(dialogues)
+    if dialogues and isinstance(dialogues[0], str):
+        dialogues = dialogues_from_texts(dialogues)
+    check_answer_count(len(dialogues), "dialogues")
+    own = [d for d in dialogues if d.origin in USER_ORIGINS]
+    dialogues, placed = own if len(own) >= MIN_EXPLAINED_DIALOGUES else list(dialogues), {}
     with model.track_cost() as cost:
         answers = sample_responses(model, None, dialogues, seed)
-        placed = {} if space is None else place_dialogues(model, space, dialogues, answers, seed)
+        if space is not None:
+            base_features = truncated_features(model, load_encoder(), answers)
+            shifts = style_shifts(model, load_encoder(), dialogues, base_features=base_features)
+            rows = space.project(concatenate_blocks(shifts), all(d.origin == "model" for d in dialogues))
+            z = style_coordinates(space, rows)
+            placed = sparse_explanation(space, z.mean(0), z[bootstrap_indices(len(z), seed)].mean(1))
+            strength = float(np.linalg.norm(z.mean(0)) * len(z) ** 0.5 / space.plain_noise)
+            placed |= dict(strength=strength, row=rows.mean(0), space=space.id)
     is_continuation = any(d.labels.get("counterpart") == "continuations" for d in dialogues)
     return Explanation(
         **placed,
@@ -307,22 +296,6 @@ def sample_topic_prompts(
     return [distinct[i] for i in make_generator(seed, "own prompts").permutation(len(distinct))[:count]]
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #1d7b3c5a
-def describe_adapter(model, adapter, prompts: list = None, seed: int = 0) -> Explanation:
-    "Describe a pLLM by its answers, beside the base model's to the same prompts; needs no space."
-    budget = ProbeBudget.for_model(model)
-    has_topic = prompts is not None
-    asked = sample_topic_prompts(prompts, seed, budget.topic_prompts) if has_topic else load_probe_texts()[1]
-    with model.track_cost() as cost:
-        answers, plain = (
-            sample_responses(model, one, asked, seed, budget.topic_tokens if has_topic else MAX_PLLM_TOKENS)
-            for one in (adapter, None)
-        )
-    topic_texts = [d.text for d in answers] if has_topic else None
-    responses, plain_responses = ([d.response for d in rows] for rows in (answers, plain))
-    description = describe_pllm(responses, plain_responses, topic_texts)
-    return Explanation(samples=len(answers), counterpart="prompts", cost=cost, description=description)
-
-
 def explain_pllm(
     model,  # the base `Model`
     adapter,  # a pLLM's folder, or an object with `.path`
@@ -332,32 +305,35 @@ def explain_pllm(
     prompts: list = None,  # of the pLLM's own subject, see `sample_topic_prompts`; None: general prompts only
 ) -> Explanation:
     "Explain a pLLM: coordinates from its gains in likelihood, the other columns and the description from its answers."
-    if space is None:
-        return describe_adapter(model, adapter, prompts, seed)
-    space.check(model)
-    budget = ProbeBudget.for_model(model)
-    topic_prompts = None if prompts is None else sample_topic_prompts(prompts, seed, budget.topic_prompts)
+    budget, has_topic, placed = ProbeBudget.for_model(model), prompts is not None, {}
+    if space is not None:
+        space.check(model)
+    asked = sample_topic_prompts(prompts, seed, budget.topic_prompts) if has_topic else None
+    limit, plain = budget.topic_tokens if has_topic else MAX_PLLM_TOKENS, None
     with model.track_cost() as cost:
-        gain = likelihood_gains(model, adapter, probes)
-        answers = sample_responses(model, adapter, probes.prompts, seed, MAX_PLLM_TOKENS)
-        shifts = style_shifts(model, load_encoder(), answers, base_features=probes.answers)
-        plain_responses, topic_texts = probes.plain_responses, None
-        if topic_prompts is not None:
-            answers = sample_responses(model, adapter, topic_prompts, seed, budget.topic_tokens)
-            plain_answers = sample_responses(model, probes.plain, topic_prompts, seed, budget.topic_tokens)
-            plain_responses, topic_texts = [d.response for d in plain_answers], [d.text for d in answers]
-    slopes = [gain_direction(probes.coordinates[i], gain[i]) for i in bootstrap_indices(len(gain), seed)]
-    resampled = np.stack(slopes) / space.nats_per_unit
-    z = gain_direction(probes.coordinates, gain) / space.nats_per_unit
-    answer_row = space.project(concatenate_blocks(shifts), True).mean(0)
-    responses = [d.response for d in answers]
+        if space is not None:
+            gain = likelihood_gains(model, adapter, probes)
+            answers = sample_responses(model, adapter, probes.prompts, seed, MAX_PLLM_TOKENS)
+            shifts = style_shifts(model, load_encoder(), answers, base_features=probes.answers)
+            slopes = [gain_direction(probes.coordinates[i], gain[i]) for i in bootstrap_indices(len(gain), seed)]
+            z = gain_direction(probes.coordinates, gain) / space.nats_per_unit
+            resampled = np.stack(slopes) / space.nats_per_unit
+            row = space.project(concatenate_blocks(shifts), True).mean(0)
+            placed = sparse_explanation(space, z, resampled)
+            strength = float(np.linalg.norm(z) / np.sqrt(((resampled - z) ** 2).sum(1).mean()))
+            placed |= dict(strength=strength, row=np.concatenate([z, row[len(z) :]]).astype(np.float32), space=space.id)
+            plain = probes.plain
+        if has_topic or space is None:
+            asked = asked or load_probe_texts()[1]
+            answers, plain_answers = (sample_responses(model, one, asked, seed, limit) for one in (adapter, plain))
+            plain_responses = [d.response for d in plain_answers]
+        else:
+            plain_responses = probes.plain_responses
+    topic_texts = [d.text for d in answers] if has_topic else None
     return Explanation(
-        **sparse_explanation(space, z, resampled),
-        strength=float(np.linalg.norm(z) / np.sqrt(((resampled - z) ** 2).sum(1).mean())),
-        row=np.concatenate([z, answer_row[len(z) :]]).astype(np.float32),
-        samples=len(gain),
-        counterpart="panels",
-        space=space.id,
+        **placed,
+        samples=len(answers) if space is None else len(gain),
+        counterpart="prompts" if space is None else "panels",
         cost=cost,
-        description=describe_pllm(responses, plain_responses, topic_texts),
+        description=describe_pllm([d.response for d in answers], plain_responses, topic_texts),
     )

@@ -6,16 +6,13 @@
 __all__ = ['COVARIANCE_SHRINKAGE', 'SHIFT_BATCH_SIZE', 'SHARED_BATCH_SIZE', 'DRAWS_PER_PERSON', 'TEXTS_PER_DRAW',
            'SPACE_TEXTS_FILE', 'READ_TOKENS_PER_WRITTEN', 'REFERENCE_STEPS', 'REFERENCE_BATCH', 'REFERENCE_TEXTS',
            'feature_scale', 'whitening_matrix', 'discriminant_axes', 'feature_direction', 'blend_directions',
-           'show_progress', 'compute_shifts', 'compute_shared_shifts', 'panel_means', 'fit_axes', 'build_word_vectors',
-           'plain_threshold', 'calibrate_strength', 'fit_space', 'measure_nats_per_unit', 'SpaceTexts',
-           'load_space_texts', 'estimate_space_cost', 'tune_reference_pllm', 'measure_probe_texts', 'make_space']
+           'compute_shifts', 'panel_means', 'fit_axes', 'build_word_vectors', 'plain_threshold', 'calibrate_strength',
+           'fit_space', 'measure_nats_per_unit', 'SpaceTexts', 'load_space_texts', 'estimate_space_cost', 'make_space']
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #300f6cb9
 import gzip
 import json
 import tempfile
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,7 +72,7 @@ def feature_direction(
         raise InputError(message, f"use one of {', '.join(STYLOMETRIC_FEATURES[:4])} …")
     return normalise_rows(matrix[STYLOMETRIC_FEATURES.index(feature)] / coordinate_scale)
 
-
+# %% ../../nbs/4_explanation/07_space_fitting.ipynb #830853s1
 def blend_directions(
     parts: dict,  # word, or "@feature" -> weight
     known: dict,  # word -> vector
@@ -93,27 +90,6 @@ SHIFT_BATCH_SIZE = 64  # texts between two steps of the bar
 SHARED_BATCH_SIZE = 16  # the same with shared answers, for large models
 
 
-@contextmanager
-def show_progress(total: int, description: str, unit: str, is_shown: bool = True):  # yields a bar of tqdm
-    "Show a progress bar whose clock moves every second, also inside a long batch."
-    from tqdm.auto import tqdm
-
-    has_ended = threading.Event()
-
-    def refresh_every_second():
-        while not has_ended.wait(1):
-            bar.refresh()
-
-    with tqdm(total=total, desc=description, unit=unit, disable=not is_shown) as bar:
-        thread = threading.Thread(target=refresh_every_second, daemon=True)
-        thread.start()
-        try:
-            yield bar
-        finally:
-            has_ended.set()
-            thread.join()
-
-
 def compute_shifts(
     model,  # the base `Model`
     dialogues: list,
@@ -122,36 +98,28 @@ def compute_shifts(
     share_answers: bool = False,  # whether texts of one prompt share one answer of the base model
 ) -> tuple:  # (dialogue id -> (D,) shift, features in each block)
     "Compute the paired shift of each text once."
-    distinct, shifts = list({d.id: d for d in dialogues}.values()), {}
-    if share_answers:
-        return compute_shared_shifts(model, distinct, seed, progress)
-    with show_progress(len(distinct), "shifts", "text", progress) as bar:
-        for start in range(0, len(distinct), SHIFT_BATCH_SIZE):
-            batch = distinct[start : start + SHIFT_BATCH_SIZE]
-            blocks = style_shifts(model, load_encoder(), batch, seed + start)
-            shifts |= dict(zip((d.id for d in batch), concatenate_blocks(blocks)))
-            bar.update(len(batch))
-    return shifts, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
+    from tqdm.auto import tqdm
 
-
-def compute_shared_shifts(model, dialogues: list, seed: int, progress: bool) -> tuple:  # as of `compute_shifts`
-    "Compute the shift of each text from the one base answer to its prompt."
-    encoder, size = load_encoder(), SHARED_BATCH_SIZE
-    prompts, features = list({d.prompt: d.derive(history=()) for d in dialogues}.values()), {}
-    base = {}
-    with show_progress(len(prompts) + len(dialogues), "shifts", "text", progress) as bar:
+    distinct, encoder, base, shifts = list({d.id: d for d in dialogues}.values()), load_encoder(), {}, {}
+    prompts = list({d.prompt: d.derive(history=()) for d in distinct}.values()) if share_answers else []
+    size = SHARED_BATCH_SIZE if share_answers else SHIFT_BATCH_SIZE
+    with tqdm(total=len(prompts) + len(distinct), desc="shifts", unit="text", disable=not progress) as bar:
         for start in range(0, len(prompts), size):
             batch = prompts[start : start + size]
-            answers = sample_responses(model, None, batch, seed + start)
-            blocks = truncated_features(model, encoder, answers)
+            blocks = truncated_features(model, encoder, sample_responses(model, None, batch, seed + start))
             base |= dict(zip((d.prompt for d in batch), concatenate_blocks(blocks)))
             bar.update(len(batch))
-        for start in range(0, len(dialogues), size):
-            batch = dialogues[start : start + size]
-            rows = concatenate_blocks(truncated_features(model, encoder, batch))
-            features |= {d.id: row - base[d.prompt] for d, row in zip(batch, rows)}
+        for start in range(0, len(distinct), size):
+            batch = distinct[start : start + size]
+            if share_answers:
+                blocks = truncated_features(model, encoder, batch)
+                rows = concatenate_blocks(blocks) - np.stack([base[d.prompt] for d in batch])
+            else:
+                blocks = style_shifts(model, encoder, batch, seed + start)
+                rows = concatenate_blocks(blocks)
+            shifts |= dict(zip((d.id for d in batch), rows))
             bar.update(len(batch))
-    return features, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
+    return shifts, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #762464e6
 def panel_means(
@@ -333,23 +301,6 @@ def estimate_space_cost(model, texts: SpaceTexts) -> dict:  # tokens read and wr
     return dict(read=read, written=written, seconds=(read + READ_TOKENS_PER_WRITTEN * written) / rate)
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #mk07
-def tune_reference_pllm(model, dialogues: list, folder, seed: int = 0):  # an `Adapter`
-    "Tune the pLLM that sets the unit of a space."
-    from personal_llm.tuning.config import TuningConfig
-    from personal_llm.tuning.finetune import finetune
-
-    shape = dict(rank=4, alpha=8, steps=REFERENCE_STEPS, batch_size=REFERENCE_BATCH, learning_rate=1e-3)
-    config = TuningConfig(**shape, dropout=0.0, validation=0.0, checks=1, max_length=96)
-    return finetune(model, dialogues, config, out=Path(folder, "reference"), seed=seed, progress=False)
-
-
-def measure_probe_texts(model, space: StyleSpace, shift: dict, dialogues: list) -> ProbePrompts:
-    "Return known texts with their coordinates and their loss, without prompts: enough to measure a unit."
-    rows = space.project(np.stack([shift[d.id] for d in dialogues]), False)
-    coordinates = style_coordinates(space, rows) * space.coordinate_scale
-    return ProbePrompts(dialogues, coordinates, mean_response_nll(model, dialogues), prompts=[], answers={})
-
-
 def make_space(
     model,  # the base `Model`
     seed: int = 0,
@@ -357,15 +308,25 @@ def make_space(
     texts: SpaceTexts = None,  # those of the package by default
 ) -> StyleSpace:
     "Make the style space of a base model: fit it on texts of known style, and measure its unit on one pLLM."
+    from tqdm.auto import tqdm
+
+    from personal_llm.tuning.config import TuningConfig
+    from personal_llm.tuning.finetune import finetune
+
     texts = texts or load_space_texts()
     probes, answers = load_probe_texts()[0], sample_responses(model, None, texts.plain, seed + 1)
     dialogues = [*texts.all_dialogues(), *probes, *answers]
     shifts = compute_shifts(model, dialogues, seed, progress, share_answers=True)
     given = dict(plain_model=answers, plain_people=texts.people, seed=seed, shifts=shifts)
     space = fit_space(model, texts.panels, texts.blends, texts.plain, **given)
-    measured = measure_probe_texts(model, space, shifts[0], probes)
-    with tempfile.TemporaryDirectory() as folder, show_progress(1, "unit", "pLLM", progress) as bar:
-        adapter = tune_reference_pllm(model, texts.reference, folder, seed)
+    rows = space.project(np.stack([shifts[0][d.id] for d in probes]), False)
+    coordinates = style_coordinates(space, rows) * space.coordinate_scale
+    measured = ProbePrompts(probes, coordinates, mean_response_nll(model, probes), prompts=[], answers={})
+    shape = dict(rank=4, alpha=8, steps=REFERENCE_STEPS, batch_size=REFERENCE_BATCH, learning_rate=1e-3)
+    config = TuningConfig(**shape, dropout=0.0, validation=0.0, checks=1, max_length=96)
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=1, desc="unit", unit="pLLM", disable=not progress) as bar:
+        out = Path(folder, "reference")
+        adapter = finetune(model, texts.reference, config, out=out, seed=seed, progress=False)
         known = [(adapter, texts.reference[:REFERENCE_TEXTS])]
         space = replace(space, nats_per_unit=measure_nats_per_unit(model, space, measured, known))
         bar.update()

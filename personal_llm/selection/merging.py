@@ -75,40 +75,6 @@ def fit_merge_weights(
         weights[members] = shares * length
     return weights / max(1, weights.sum())
 
-# %% ../../nbs/5_selection/07_merging.ipynb #5794eef6
-def check_merge_weights(weights: dict) -> dict:  # those above 0, as floats
-    "Return the shares above 0. Raise `InputError` for a value that is no share, or for a sum above 1 or of 0."
-    for name, share in weights.items():
-        if not (isinstance(share, (int, float, np.number)) and math.isfinite(share) and share >= 0):
-            raise InputError(f"weight {share!r} of {name!r}", "weights are numbers from 0 to 1")
-    total = sum(weights.values())
-    if total > 1 + 1e-6:
-        raise InputError(f"the weights sum to {total:.4g}, at most 1 is possible", "divide them by their sum")
-    if total == 0:
-        what = "no weights above 0: the mixture is the base model alone, which needs no adapter"
-        raise InputError(what, "fine-tune with start=None")
-    return {name: float(share) for name, share in weights.items() if share > 0}
-
-# %% ../../nbs/5_selection/07_merging.ipynb #c2819cfe
-def get_adapter_folder(library, name: str) -> Path:
-    "Return the folder of a pLLM's adapter. Raise `InputError` if there is none."
-    try:
-        entry = library[name]
-    except KeyError as error:
-        raise InputError(f"no pLLM {name!r} here", f"use one of {', '.join(map(str, [*library][:8]))}") from error
-    return check_adapter(getattr(entry, "adapter", entry))
-
-
-def get_common_base(library, folders: dict) -> str:  # fingerprint, None where unknown
-    "Return the base model of all adapters. Raise `InputError` if they have different ones."
-    library_base = getattr(library, "base", None)
-    bases = {name: read_adapter_card(folder).get("base") or library_base for name, folder in folders.items()}
-    known = {base for base in bases.values() if base}
-    if len(known) > 1:
-        listing = ", ".join(f"{name}: {base}" for name, base in bases.items())
-        raise InputError(f"adapters of different base models ({listing})", "merge those of one")
-    return next(iter(known), None)
-
 # %% ../../nbs/5_selection/07_merging.ipynb #55pace02
 START_ROW_NORM = 3.0  # length of the rows of A in a start; about 1.15 in a fresh adapter
 
@@ -130,17 +96,26 @@ def combine_adapters(
     weights = {name: float(weight) for name, weight in weights.items() if weight}
     if not weights or not np.isfinite([*weights.values()]).all():
         raise InputError("weights that are all 0, or no finite numbers", "fine-tune with start=None")
-    cost = Cost()
+    cost, folders, bases = Cost(), {}, {}
     with measure_cost(cost):
-        folders = {name: get_adapter_folder(library, name) for name in weights}
-        base = get_common_base(library, folders)
+        for name in weights:
+            try:
+                entry = library[name]
+            except KeyError as error:
+                remedy = f"use one of {', '.join(map(str, [*library][:8]))}"
+                raise InputError(f"no pLLM {name!r} here", remedy) from error
+            folders[name] = check_adapter(getattr(entry, "adapter", entry))
+            bases[name] = read_adapter_card(folders[name]).get("base") or getattr(library, "base", None)
+        if len({base for base in bases.values() if base}) > 1:
+            listing = ", ".join(f"{name}: {base}" for name, base in bases.items())
+            raise InputError(f"adapters of different base models ({listing})", "merge those of one")
         parts = [(read_factors(folders[name]), weight) for name, weight in weights.items()]
         factors, error = concatenate_factors(parts), 0.0
         if rank:
             largest_rank = max(len(A) for member, _ in parts for A, _ in member.values())
             factors, error = truncate_factors(factors, max(rank, largest_rank))
             factors = {module: equalize_row_norms(*pair) for module, pair in factors.items()}
-    settings = read_lora_config(next(iter(folders.values())))
+    settings, base = read_lora_config(next(iter(folders.values()))), next(filter(None, bases.values()), None)
     card = dict(base=base, parents=tuple(weights), cost=cost, weights=weights, error=error)
     return write_adapter(factors, settings, out, **card)
 
@@ -151,7 +126,16 @@ def merge(
     out=None,  # folder for the adapter; a temporary one by default
 ) -> Adapter:  # its parents are the names
     "Make one adapter out of shares of several (XPerT's merging). Raise `InputError` for weights that are no shares."
-    return combine_adapters(library, check_merge_weights(weights), out)
+    for name, share in weights.items():
+        if not (isinstance(share, (int, float, np.number)) and math.isfinite(share) and share >= 0):
+            raise InputError(f"weight {share!r} of {name!r}", "weights are numbers from 0 to 1")
+    total = sum(weights.values())
+    if total > 1 + 1e-6:
+        raise InputError(f"the weights sum to {total:.4g}, at most 1 is possible", "divide them by their sum")
+    if total == 0:
+        what = "no weights above 0: the mixture is the base model alone, which needs no adapter"
+        raise InputError(what, "fine-tune with start=None")
+    return combine_adapters(library, weights, out)
 
 # %% ../../nbs/5_selection/07_merging.ipynb #f75ceb7b
 def measure_mixture_loss(

@@ -95,14 +95,12 @@ class PLLMLosses:
         if self.num_dialogues < MIN_LOSS_DIALOGUES:
             what = f"{self.num_dialogues} personal dialogues: a loss needs at least {MIN_LOSS_DIALOGUES}"
             raise InputError(what, f"give {MIN_LOSS_DIALOGUES - self.num_dialogues} more")
-        self.lengths = self._count_tokens()
+        if model is not None and self.dialogues:
+            self.lengths = np.array([len(model.encode(d)["input_ids"]) for d in self.dialogues])  # tokens
+        else:  # a table knows the response's only
+            self.lengths = max(self.known_sums.values(), key=len)[:, 1].astype(int)
         self.requested_counts = {}  # name -> how many of the dialogues, from the first, were asked for
         self.cost = Cost()
-
-    def _count_tokens(self) -> np.ndarray:  # (n,) of each dialogue; a table knows the response's only
-        if self.model is not None and self.dialogues:
-            return np.array([len(self.model.encode(d)["input_ids"]) for d in self.dialogues])
-        return max(self.known_sums.values(), key=len)[:, 1].astype(int)
 
     def copy_without_cost(self) -> "PLLMLosses":
         "Return an object with the same losses and a cost of zero."
@@ -150,7 +148,7 @@ def dialogue_losses(
         raise InputError(what, "remove that pLLM from the library")
     return values
 
-
+# %% ../../nbs/5_selection/02_ranking.ipynb #b97304s1
 @patch
 def mean_loss(
     self: PLLMLosses,

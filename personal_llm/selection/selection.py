@@ -95,22 +95,6 @@ def get_checked_row(request: SelectionRequest, part: str) -> np.ndarray:  # (wid
         raise InputError("the explanation holds a NaN or an infinity", "explain the dialogues anew")
     return row
 
-# %% ../../nbs/5_selection/09_selection.ipynb #7544cbab
-def compute_coordinate_weights(library, row: np.ndarray, near: list) -> dict:  # name -> share
-    "Return the shares of a merge of near pLLMs whose coordinates match the user's."
-    columns = slice(*library.space.columns["coordinates"])
-    shares = fit_merge_weights(np.asarray(library.columns("coordinates")[near]), row[columns])
-    return {library.names[i]: float(share) for i, share in zip(near, shares) if share > 0}
-
-
-def describe_weak_style(request: SelectionRequest) -> str:  # "" for a clear style
-    "Explain why we abstain for a user whose text looks like default text."
-    strength, threshold = request.explanation.strength, request.library.space.threshold
-    if strength >= threshold:
-        return ""
-    what = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
-    return f"{what}; start from the base"
-
 # %% ../../nbs/5_selection/09_selection.ipynb #417ee618
 def select_by_style(
     request: SelectionRequest,
@@ -123,9 +107,13 @@ def select_by_style(
     near = find_nearest(distances, library.names)
     order = [(library.names[i], float(distances[i])) for i in near]
     cost = Cost(bytes_moved=4 * int(np.prod(library.rows.shape)))
-    if weak := describe_weak_style(request):
-        return make_abstention(order, weak, cost=cost)
-    weights = compute_coordinate_weights(library, row, near)
+    strength, threshold = request.explanation.strength, library.space.threshold
+    if strength < threshold:
+        weak = f"the text cannot be told from default text: strength {strength:.2f}, the threshold is {threshold:.2f}"
+        return make_abstention(order, f"{weak}; start from the base", cost=cost)
+    z = row[slice(*library.space.columns["coordinates"])]
+    shares = fit_merge_weights(np.asarray(library.columns("coordinates")[near]), z)
+    weights = {library.names[i]: float(share) for i, share in zip(near, shares) if share > 0}
     if losses is None:
         cost.bytes_moved += get_download_bytes(library, order[0][0])
         return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(library)}", cost=cost)
@@ -155,12 +143,6 @@ def find_common_facts(own: dict, card: dict) -> list:  # names
     "List the facts that the user and a pLLM share, the weightiest first."
     return sorted((fact for fact in own if own[fact] * card.get(fact, 0) > 0), key=lambda fact: -own[fact] * card[fact])
 
-
-def describe_common_facts(own: dict, card: dict) -> str:  # "" for none
-    "Describe the facts that the user and a pLLM share, with both numbers."
-    common = find_common_facts(own, card)[:MAX_COMMON_FACTS]
-    return ", ".join(f"{fact} ({own[fact]:.2f}; the card {card[fact]:+.2f})" for fact in common)
-
 # %% ../../nbs/5_selection/09_selection.ipynb #5e16a464
 def select_by_explanation(
     request: SelectionRequest,
@@ -179,9 +161,11 @@ def select_by_explanation(
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
     passed = passed_items(description)
-    if is_informative(find_common_facts(passed, cards[best])):
+    facts = find_common_facts(passed, cards[best])
+    if is_informative(facts):
         cost.bytes_moved += get_download_bytes(library, best)
-        common = describe_common_facts(passed, cards[best])
+        numbers = [f"{fact} ({passed[fact]:.2f}; the card {cards[best][fact]:+.2f})" for fact in facts]
+        common = ", ".join(numbers[:MAX_COMMON_FACTS])
         reason = f"its card has the most similar description, of {len(styled)}; common facts: {common}"
         return Ranking(best, *zip(*order), {best: 1.0}, reason=reason, cost=cost)
     start = "the plain pLLM" if PLAIN_PLLM in library else "the base: the library has no plain pLLM"
@@ -275,19 +259,11 @@ def prepare_losses(selector: Selector, name: str, library, losses, model, dialog
         raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
     return losses
 
-# %% ../../nbs/5_selection/09_selection.ipynb #1d5fd937
-def get_default_method(library, explanation, has_dialogues: bool) -> str:  # "style", "single" or "fit"
-    "Return the default: `style` without dialogues to measure, `single` at an address, and `fit` in a folder."
-    is_described = getattr(explanation, "description", None) is not None
-    if not has_dialogues:
-        return "style"
-    return "single" if is_described and getattr(library, "address", None) else "fit"
-
 # %% ../../nbs/5_selection/09_selection.ipynb #49bee888
 def select(
     library,  # `Library`
     explanation=None,  # the user's `Explanation`; only for methods that compare rows or descriptions
-    method=None,  # one of `SELECTORS`, or your own; see `get_default_method`
+    method=None,  # one of `SELECTORS`, or your own; by default "fit", "single" or "style"
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
     shortlist: int = SHORTLIST_SIZE,  # pLLMs whose true loss "match" and "style" measure
@@ -296,7 +272,11 @@ def select(
     **options,  # of the selector
 ) -> Ranking:
     "Select the pLLM to start from, or none. Raise `InputError` if library, explanation and model do not fit."
-    method = method or get_default_method(library, explanation, model is not None and dialogues is not None)
+    if method is None:  # a fit, but one download at an address, and none without dialogues to measure
+        is_described = getattr(explanation, "description", None) is not None
+        one_download = is_described and getattr(library, "address", None)
+        has_dialogues = model is not None and dialogues is not None
+        method = "style" if not has_dialogues else "single" if one_download else "fit"
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
     selector, model = get_selector(method, options), model or getattr(losses, "model", None)
     if not len(library):
@@ -313,17 +293,6 @@ def select(
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #d175faf3
-def describe_card(library, name: str) -> str:
-    "Return the habits on a pLLM's card in a line."
-    if name == PLAIN_PLLM:
-        return "plain answers"
-    try:
-        habits = read_card_description(library, name).habits
-    except InputError:
-        return "a card without a description"
-    return ", ".join(habit.key for habit in habits) or "no style found"
-
-
 @patch
 def group_contributions(self: Ranking) -> list:  # (fact, names, nats per token), the largest help first
     "Return the contributions of a fit, grouped by the facts of the cards. Raise `InputError` for other methods."
@@ -332,6 +301,13 @@ def group_contributions(self: Ranking) -> list:  # (fact, names, nats per token)
         raise InputError(what, "use method='fit'")
     groups = {}
     for name, change in zip(self.names, self.distances):
-        groups.setdefault(describe_card(self.library, name), []).append((name, change))
+        label = "plain answers"
+        if name != PLAIN_PLLM:
+            try:
+                habits = read_card_description(self.library, name).habits
+                label = ", ".join(habit.key for habit in habits) or "no style found"
+            except InputError:
+                label = "a card without a description"
+        groups.setdefault(label, []).append((name, change))
     rows = [(label, tuple(name for name, _ in part), sum(nats for _, nats in part)) for label, part in groups.items()]
     return sorted(rows, key=lambda row: row[2])

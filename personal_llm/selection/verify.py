@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.adapters import CONFIG_FILE
+from ..base.adapters import CONFIG_FILE, factor_inner_product, read_factors
 from ..base.core import InputError
-from ..base.adapters import read_factors, factor_inner_product
 from ..base.files import read_json
 from ..base.text import escape_controls
 from .cards import describe_file_risk
-from .gradient_match import SKETCH_SAMPLE_SIZE, project_update, read_sketch
-from .gradient_match import compute_sketch_stamp, read_update
+from .gradient_match import SKETCH_SAMPLE_SIZE, compute_sketch_stamp, project_update, read_sketch
+from .gradient_match import read_update
 
 # %% ../../nbs/5_selection/04_verify.ipynb #e7ea9216
 class LibraryProblem(NamedTuple):
@@ -48,49 +47,39 @@ def find_file_problems(library):
         if escape_controls(word) != word:
             what = f"the word {escape_controls(word)} holds control characters"
             yield LibraryProblem("space.json", what, "restore a copy")
-    root, remedy = library.path.resolve(), "delete it, or put the file itself there"
     for file in sorted(path for path in library.path.iterdir() if path.name not in library.row_numbers):
-        problem = describe_file_risk(file, root / file.name)
+        problem = describe_file_risk(file, library.path.resolve() / file.name)
         if not problem and file.is_dir() and not file.name.startswith("."):
             problem = "a folder that the index does not name, left by an interrupted change; it is not used"
         if problem:
+            remedy = "delete it, or put the file itself there"
             yield LibraryProblem(escape_controls(file.name), problem, remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #746c1896
 def find_pllm_problems(pllm, row: np.ndarray = None, model=None):
     "Yield problems of a pLLM's row of the index, of its settings, and of an attempt to attach it to a model."
-    card_row, problems = catch_problem(pllm.name, lambda: pllm.explanation.row)
+    card_row, problems = catch_problem(pllm.name, lambda: np.asarray(pllm.explanation.row))
+    remedy = "remove it and add it anew"
     if row is not None and not np.isfinite(row).all():
-        yield LibraryProblem(pllm.name, "its row in the index is not finite", "remove it and add it anew")
+        yield LibraryProblem(pllm.name, "its row in the index is not finite", remedy)
     elif row is not None:
         yield from problems
         if not problems and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
-            what = "its row in the index is not that of its card"
-            yield LibraryProblem(pllm.name, what, "remove it and add it anew")
-    config, remedy = read_json(pllm.adapter / CONFIG_FILE), "remove it and add it anew, which leaves that out"
+            yield LibraryProblem(pllm.name, "its row in the index is not that of its card", remedy)
+    config = read_json(pllm.adapter / CONFIG_FILE)
     base = config.get("base_model_name_or_path") or ""
     if Path(base).is_absolute() or ".." in base or "\\" in base or base.startswith("~"):
-        yield LibraryProblem(pllm.name, f"{CONFIG_FILE} names a path, {escape_controls(base)[:90]!r}", remedy)
+        what = f"{CONFIG_FILE} names a path, {escape_controls(base)[:90]!r}"
+        yield LibraryProblem(pllm.name, what, f"{remedy}, which leaves that out")
     if config.get("auto_mapping"):
-        yield LibraryProblem(pllm.name, f"{CONFIG_FILE} names code to import (auto_mapping)", remedy)
+        what = f"{CONFIG_FILE} names code to import (auto_mapping)"
+        yield LibraryProblem(pllm.name, what, f"{remedy}, which leaves that out")
     if model is not None:
         try:
             with model.use_adapter(pllm.adapter):
                 pass
         except InputError as error:
             yield LibraryProblem(pllm.name, error.problem, error.remedy)
-
-# %% ../../nbs/5_selection/04_verify.ipynb #721af8f2
-def find_settings_problems(pllm) -> list:
-    "Machine paths and names of code in a pLLM's settings."
-    config = read_json(pllm.adapter / CONFIG_FILE)
-    base_path, problems = config.get("base_model_name_or_path") or "", []
-    if Path(base_path).is_absolute() or ".." in base_path or "\\" in base_path or base_path.startswith("~"):
-        problems.append(f"names a path, {escape_controls(base_path)[:90]!r}")
-    if config.get("auto_mapping"):
-        problems.append("names code to import (auto_mapping)")
-    remedy = "remove it and add it anew, which leaves that out"
-    return [LibraryProblem(pllm.name, f"{CONFIG_FILE} {problem}", remedy) for problem in problems]
 
 # %% ../../nbs/5_selection/04_verify.ipynb #15398c24
 MAX_SIZE_RATIO = 5.0  # largest size over the median, and the median over the smallest size
@@ -112,13 +101,13 @@ def find_size_problems(sizes: dict):
             what = f"its change has size {size:.3g}, the library's median is {median:.3g}"
             yield LibraryProblem(name, what, "make the adapter anew, or remove it")
 
-# %% ../../nbs/5_selection/04_verify.ipynb #f4aa56e8
+# %% ../../nbs/5_selection/04_verify.ipynb #c879e49f
 def is_orthonormal(side: np.ndarray) -> bool:
     "Whether the directions (s, d) have length 1 and are at right angles; rows of zeros stand for missing ones."
     gram = side.astype(np.float64) @ side.T.astype(np.float64)  # (s, s)
     return bool(np.isfinite(gram).all() and np.allclose(gram, np.diag(np.diag(gram) > 0.5), atol=0.02))
 
-# %% ../../nbs/5_selection/04_verify.ipynb #c879e49f
+# %% ../../nbs/5_selection/04_verify.ipynb #c879e4s1
 SKETCH_ROW_TOLERANCE = 0.02  # allowed error of a row, whose length is at most 1
 
 
@@ -133,33 +122,28 @@ def is_sketch_row_of(change: dict, row: np.ndarray, directions: dict) -> bool:
     return bool(np.linalg.norm(expected.astype(np.float32) - row) <= SKETCH_ROW_TOLERANCE)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #21f36774
-def describe_sketch_fault(library, readable_names, file: Path) -> str:  # "" when there is none
-    "Say why a sketch is wrong."
-    size = int(file.stem.removeprefix("sketch-"))
-    sketch = read_sketch(file, compute_sketch_stamp(library), len(library), size)
-    if sketch is None:
-        return "is damaged, or of the library before a change"
-    rows, directions = sketch
-    if not np.isfinite(rows).all():
-        return "holds values that are not finite"
-    if not all(is_orthonormal(side) for pair in directions.values() for side in pair):
-        return "its directions are not orthonormal"
-    sample = [*readable_names][:: max(1, -(-len(readable_names) // SKETCH_SAMPLE_SIZE))]
-    is_own = lambda name: is_sketch_row_of(read_update(library, name), rows[library.row_numbers[name]], directions)
-    wrong = [name for name in sample if not is_own(name)]
-    return f"is not that of the adapters ({', '.join(wrong[:3])})" if wrong else ""
-
-
 def find_sketch_problems(library, readable_names):
     "Yield problems of the sketches beside the index, compared with the adapters that can be read."
     files = sorted(file for file in library.path.glob("sketch-*.npy") if file.stem.removeprefix("sketch-").isdecimal())
     if len(library) and not files:
         remedy = "make it with personal_llm.selection.gradient_match.load_sketch(library), or select once"
         yield LibraryProblem("sketch-8.npy", "missing: the first selection must read every adapter", remedy)
-    remedy = "delete it and its .safetensors, the next selection makes them anew"
+    sample = [*readable_names][:: max(1, -(-len(readable_names) // SKETCH_SAMPLE_SIZE))]
     for file in files:
-        if fault := describe_sketch_fault(library, readable_names, file):
-            yield LibraryProblem(file.name, fault, remedy)
+        size = int(file.stem.removeprefix("sketch-"))
+        rows, directions = read_sketch(file, compute_sketch_stamp(library), len(library), size) or (None, {})
+        if rows is None:
+            fault = "is damaged, or of the library before a change"
+        elif not np.isfinite(rows).all():
+            fault = "holds values that are not finite"
+        elif not all(is_orthonormal(side) for pair in directions.values() for side in pair):
+            fault = "its directions are not orthonormal"
+        else:
+            changes = ((name, read_update(library, name), rows[library.row_numbers[name]]) for name in sample)
+            wrong = [name for name, change, row in changes if not is_sketch_row_of(change, row, directions)]
+            fault = f"is not that of the adapters ({', '.join(wrong[:3])})" if wrong else ""
+        if fault:
+            yield LibraryProblem(file.name, fault, "delete it and its .safetensors, the next selection makes them anew")
 
 # %% ../../nbs/5_selection/04_verify.ipynb #06e2959f
 def find_library_problems(library, model=None) -> list:  # of `LibraryProblem`

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['build_start_adapter', 'get_start_adapter', 'describe_weights', 'WarmStart', 'warm_start',
-           'load_plain_dialogues', 'read_training_budget', 'tune_plain_pllm', 'add_plain_pllm',
-           'describe_missing_plain']
+           'load_plain_dialogues', 'tune_plain_pllm', 'add_plain_pllm', 'describe_missing_plain']
 
 # %% ../../nbs/5_selection/10_warm_start.ipynb #d8eff2f2
 import gzip
@@ -39,7 +38,7 @@ def build_start_adapter(
         return library[next(iter(weights))].adapter
     return combine_adapters(library, weights, out, TuningConfig.rank)
 
-
+# %% ../../nbs/5_selection/10_warm_start.ipynb #d272bbs1
 def get_start_adapter(
     ranking: Ranking,  # of `select`
     out=None,  # folder for a merge; a temporary one by default
@@ -129,13 +128,7 @@ def load_plain_dialogues() -> list:  # of `Dialogue`
     rows = [row for row in rows if (row["style"], row["part"]) == ("plain", "train")]
     return [Dialogue(row["prompt"], row["response"], time=float(i)) for i, row in enumerate(rows)]
 
-
-def read_training_budget(folder) -> dict:  # fields of a `TuningConfig`; none for an adapter of another program
-    "Return the steps, rate, batch and length with which an adapter was trained."
-    config = read_adapter_card(folder).get("config") or {}
-    return {name: config[name] for name in BUDGET_FIELDS if name in config}
-
-
+# %% ../../nbs/5_selection/10_warm_start.ipynb #65b0f3s1
 def tune_plain_pllm(
     model,  # the base `Model`
     out,  # the adapter's folder
@@ -148,7 +141,9 @@ def tune_plain_pllm(
     dialogues = load_plain_dialogues() if dialogues is None else dialogues
     check_answer_count(len(dialogues), "plain dialogues")
     if like is not None:
-        config = replace(config, **read_adapter_shape(read_lora_config(like), like), **read_training_budget(like))
+        own = read_adapter_card(like).get("config") or {}  # nothing for an adapter of another program
+        budget = {name: own[name] for name in BUDGET_FIELDS if name in own}
+        config = replace(config, **read_adapter_shape(read_lora_config(like), like), **budget)
     return finetune(model, dialogues, config, out=Path(out), seed=seed, progress=False)
 
 # %% ../../nbs/5_selection/10_warm_start.ipynb #c7cd8996
