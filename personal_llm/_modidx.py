@@ -9314,18 +9314,6 @@ d = {
                 "7_runtimes/idle.html#idlepolicy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
-                "7_runtimes/idle.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor": (
-                "7_runtimes/idle.html#machinemonitor",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor.measure": (
-                "7_runtimes/idle.html#machinemonitor.measure",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.MachineState": (
                 "7_runtimes/idle.html#machinestate",
                 "personal_llm/runtimes/idle.py",
@@ -9342,13 +9330,13 @@ d = {
                 "7_runtimes/idle.html#finetune_when_idle",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.has_new_dialogues": (
-                "7_runtimes/idle.html#has_new_dialogues",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.learn": ("7_runtimes/idle.html#learn", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.lower_priority": (
                 "7_runtimes/idle.html#lower_priority",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.measure_machine": (
+                "7_runtimes/idle.html#measure_machine",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.wait_until": (
