@@ -437,8 +437,9 @@ d = {
         },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.__post_init__": (
-                "8_app/demo.html#demorun.__post_init__",
+            "personal_llm.app.demo.DemoRun.__init__": ("8_app/demo.html#demorun.__init__", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoRun.show_stage": (
+                "8_app/demo.html#demorun.show_stage",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
@@ -454,26 +455,10 @@ d = {
                 "8_app/demo.html#demosettings.make_buffers",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.StageProgress": ("8_app/demo.html#stageprogress", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.StageProgress.__call__": (
-                "8_app/demo.html#stageprogress.__call__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.StageProgress.__init__": (
-                "8_app/demo.html#stageprogress.__init__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.collect_demo_facts": (
-                "8_app/demo.html#collect_demo_facts",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.is_base_model_kept": (
-                "8_app/demo.html#is_base_model_kept",
-                "personal_llm/app/demo.py",
-            ),
+            "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.make_paired_config": (
                 "8_app/demo.html#make_paired_config",
                 "personal_llm/app/demo.py",
@@ -485,7 +470,6 @@ d = {
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
@@ -897,6 +881,10 @@ d = {
                 "8_app/personalize.html#make_tuning_config",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.open_model": (
+                "8_app/personalize.html#open_model",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
@@ -934,6 +922,8 @@ d = {
             ),
         },
         "personal_llm.app.report": {
+            "personal_llm.app.report.add_texts": ("8_app/report.html#add_texts", "personal_llm/app/report.py"),
+            "personal_llm.app.report.fill_template": ("8_app/report.html#fill_template", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -947,13 +937,7 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_buffer_positions": (
-                "8_app/report.html#plot_buffer_positions",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_example": ("8_app/report.html#plot_example", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_habits": ("8_app/report.html#plot_habits", "personal_llm/app/report.py"),
             "personal_llm.app.report.plot_warm_start": (
                 "8_app/report.html#plot_warm_start",
                 "personal_llm/app/report.py",
@@ -9387,10 +9371,6 @@ d = {
                 "7_runtimes/phone.html#bundlesettings",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.BundleSettings.__post_init__": (
-                "7_runtimes/phone.html#bundlesettings.__post_init__",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",
@@ -9403,7 +9383,6 @@ d = {
                 "7_runtimes/phone.html#adapt_config_to_phone",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.child": ("7_runtimes/phone.html#child", "personal_llm/runtimes/phone.py"),
             "personal_llm.runtimes.phone.encode_dialogues": (
                 "7_runtimes/phone.html#encode_dialogues",
                 "personal_llm/runtimes/phone.py",
@@ -9414,10 +9393,6 @@ d = {
             ),
             "personal_llm.runtimes.phone.export_bundle": (
                 "7_runtimes/phone.html#export_bundle",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.follow_child": (
-                "7_runtimes/phone.html#follow_child",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.load_progress": (
@@ -9514,22 +9489,6 @@ d = {
                 "7_runtimes/phone_bundle.html#export_error",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.phone_bundle.export_program": (
-                "7_runtimes/phone_bundle.html#export_program",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.find_bucket": (
-                "7_runtimes/phone_bundle.html#find_bucket",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.find_missing_kernels": (
-                "7_runtimes/phone_bundle.html#find_missing_kernels",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.hash_file": (
-                "7_runtimes/phone_bundle.html#hash_file",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
             "personal_llm.runtimes.phone_bundle.hash_manifest": (
                 "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
@@ -9556,10 +9515,6 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.require_executorch": (
                 "7_runtimes/phone_bundle.html#require_executorch",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.shuffle_batches": (
-                "7_runtimes/phone_bundle.html#shuffle_batches",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.simplify_frozen_matmuls": (

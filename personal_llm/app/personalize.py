@@ -81,6 +81,13 @@ def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty
     buffer.policy.expect(length)
     return buffer
 
+
+def open_model(model):  # a `Model`; model: one, a name of `load_model`, a function that loads one, or None
+    "Load a model, unless it is loaded."
+    from personal_llm.base import models
+
+    return model if hasattr(model, "nll") else model() if callable(model) else models.load_model(model)
+
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
 def find_adapter_folder(folder: str) -> Path:
     "Return the folder of an adapter."
@@ -404,15 +411,12 @@ def personalize(
     **settings,  # fields of `PersonalizeSettings`
 ) -> dict:  # the content of personalize.json; `examples` beside it holds texts, and no file has it
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
-    from personal_llm.base import models
-
     settings, options = PersonalizeSettings(**settings), reading_options or {}
     OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
     dialogues = read_dialogues(data, **options)
     start = resolve_start(settings.start, options.get("skip_invalid", False))
     check_dialogue_count(settings, start, dialogues)
-    if not hasattr(model, "nll"):
-        model = model() if callable(model) else models.load_model(model)
+    model = open_model(model)
     check_start_base(start, model)
     check_earlier_model(out, model)
     run = PersonalizeRun(model, settings, dialogues, start, annotator, progress)
