@@ -9,10 +9,6 @@ d = {
                 "8_app/arguments.html#command.list_parameters",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.Command.make_parameter": (
-                "8_app/arguments.html#command.make_parameter",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.Command.run": (
                 "8_app/arguments.html#command.run",
                 "personal_llm/app/arguments.py",
@@ -45,10 +41,6 @@ d = {
                 "8_app/arguments.html#optionaldataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.add_to_app": (
-                "8_app/arguments.html#add_to_app",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.annotate_setting": (
                 "8_app/arguments.html#annotate_setting",
                 "personal_llm/app/arguments.py",
@@ -65,14 +57,6 @@ d = {
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.complete_from": (
                 "8_app/arguments.html#complete_from",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.find_saved_model": (
-                "8_app/arguments.html#find_saved_model",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.format_command_examples": (
-                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -144,7 +128,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.format_chat_help": ("8_app/chat.html#format_chat_help", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.format_chat_status": (
                 "8_app/chat.html#format_chat_status",
                 "personal_llm/app/chat.py",
@@ -155,7 +138,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
@@ -298,17 +280,8 @@ d = {
                 "8_app/commands.html#forgetoptions",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.adapt_parameter": (
-                "8_app/commands.html#adapt_parameter",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.adapt_plugin": (
                 "8_app/commands.html#adapt_plugin",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
-            "personal_llm.app.commands.count_training_overlap": (
-                "8_app/commands.html#count_training_overlap",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.demo_command": (
@@ -323,10 +296,6 @@ d = {
                 "8_app/commands.html#export_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.find_published_adapter": (
-                "8_app/commands.html#find_published_adapter",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.finish_interrupted_run": (
                 "8_app/commands.html#finish_interrupted_run",
                 "personal_llm/app/commands.py",
@@ -335,20 +304,8 @@ d = {
                 "8_app/commands.html#forget_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_egress": (
-                "8_app/commands.html#format_egress",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_last_loss": (
-                "8_app/commands.html#format_last_loss",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.format_personalization": (
                 "8_app/commands.html#format_personalization",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_start": (
-                "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.get_smollm2_command": (
@@ -370,10 +327,6 @@ d = {
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.register_plugins": (
-                "8_app/commands.html#register_plugins",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -805,10 +758,6 @@ d = {
                 "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_start_base": (
-                "8_app/personalize.html#check_start_base",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.collect_examples": (
                 "8_app/personalize.html#collect_examples",
                 "personal_llm/app/personalize.py",
@@ -845,20 +794,12 @@ d = {
                 "8_app/personalize.html#format_answers",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.format_change": (
-                "8_app/personalize.html#format_change",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.format_change_table": (
                 "8_app/personalize.html#format_change_table",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.format_examples": (
                 "8_app/personalize.html#format_examples",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_loss_change": (
-                "8_app/personalize.html#format_loss_change",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.has_habit": (
@@ -903,7 +844,6 @@ d = {
             ),
         },
         "personal_llm.app.publishing": {
-            "personal_llm.app.publishing.confirm": ("8_app/publishing.html#confirm", "personal_llm/app/publishing.py"),
             "personal_llm.app.publishing.describe_leaks": (
                 "8_app/publishing.html#describe_leaks",
                 "personal_llm/app/publishing.py",
