@@ -9,10 +9,6 @@ d = {
                 "8_app/arguments.html#command.list_parameters",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.Command.make_parameter": (
-                "8_app/arguments.html#command.make_parameter",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.Command.run": (
                 "8_app/arguments.html#command.run",
                 "personal_llm/app/arguments.py",
@@ -45,10 +41,6 @@ d = {
                 "8_app/arguments.html#optionaldataoptions",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.add_to_app": (
-                "8_app/arguments.html#add_to_app",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.annotate_setting": (
                 "8_app/arguments.html#annotate_setting",
                 "personal_llm/app/arguments.py",
@@ -65,14 +57,6 @@ d = {
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
             "personal_llm.app.arguments.complete_from": (
                 "8_app/arguments.html#complete_from",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.find_saved_model": (
-                "8_app/arguments.html#find_saved_model",
-                "personal_llm/app/arguments.py",
-            ),
-            "personal_llm.app.arguments.format_command_examples": (
-                "8_app/arguments.html#format_command_examples",
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.format_pairs": (
@@ -144,7 +128,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.forget_text": ("8_app/chat.html#forget_text", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.format_chat_help": ("8_app/chat.html#format_chat_help", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.format_chat_status": (
                 "8_app/chat.html#format_chat_status",
                 "personal_llm/app/chat.py",
@@ -155,7 +138,6 @@ d = {
                 "personal_llm/app/chat.py",
             ),
             "personal_llm.app.chat.pop_notes": ("8_app/chat.html#pop_notes", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.print_pieces": ("8_app/chat.html#print_pieces", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.read_line": ("8_app/chat.html#read_line", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_chat_command": ("8_app/chat.html#run_chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
@@ -298,17 +280,8 @@ d = {
                 "8_app/commands.html#forgetoptions",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.adapt_parameter": (
-                "8_app/commands.html#adapt_parameter",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.adapt_plugin": (
                 "8_app/commands.html#adapt_plugin",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.ask_here": ("8_app/commands.html#ask_here", "personal_llm/app/commands.py"),
-            "personal_llm.app.commands.count_training_overlap": (
-                "8_app/commands.html#count_training_overlap",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.demo_command": (
@@ -323,10 +296,6 @@ d = {
                 "8_app/commands.html#export_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.find_published_adapter": (
-                "8_app/commands.html#find_published_adapter",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.finish_interrupted_run": (
                 "8_app/commands.html#finish_interrupted_run",
                 "personal_llm/app/commands.py",
@@ -335,20 +304,8 @@ d = {
                 "8_app/commands.html#forget_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.format_egress": (
-                "8_app/commands.html#format_egress",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_last_loss": (
-                "8_app/commands.html#format_last_loss",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.format_personalization": (
                 "8_app/commands.html#format_personalization",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.format_start": (
-                "8_app/commands.html#format_start",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.get_smollm2_command": (
@@ -370,10 +327,6 @@ d = {
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.register_plugins": (
-                "8_app/commands.html#register_plugins",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -437,8 +390,9 @@ d = {
         },
         "personal_llm.app.demo": {
             "personal_llm.app.demo.DemoRun": ("8_app/demo.html#demorun", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.DemoRun.__post_init__": (
-                "8_app/demo.html#demorun.__post_init__",
+            "personal_llm.app.demo.DemoRun.__init__": ("8_app/demo.html#demorun.__init__", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.DemoRun.show_stage": (
+                "8_app/demo.html#demorun.show_stage",
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.DemoSettings": ("8_app/demo.html#demosettings", "personal_llm/app/demo.py"),
@@ -454,26 +408,10 @@ d = {
                 "8_app/demo.html#demosettings.make_buffers",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.StageProgress": ("8_app/demo.html#stageprogress", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.StageProgress.__call__": (
-                "8_app/demo.html#stageprogress.__call__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.StageProgress.__init__": (
-                "8_app/demo.html#stageprogress.__init__",
-                "personal_llm/app/demo.py",
-            ),
-            "personal_llm.app.demo.collect_demo_facts": (
-                "8_app/demo.html#collect_demo_facts",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.is_base_model_kept": (
-                "8_app/demo.html#is_base_model_kept",
-                "personal_llm/app/demo.py",
-            ),
+            "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.make_paired_config": (
                 "8_app/demo.html#make_paired_config",
                 "personal_llm/app/demo.py",
@@ -485,7 +423,6 @@ d = {
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.summarise_policy": ("8_app/demo.html#summarise_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
@@ -769,10 +706,6 @@ d = {
                 "8_app/personalize.html#check_earlier_model",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.check_start_base": (
-                "8_app/personalize.html#check_start_base",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.collect_examples": (
                 "8_app/personalize.html#collect_examples",
                 "personal_llm/app/personalize.py",
@@ -809,20 +742,12 @@ d = {
                 "8_app/personalize.html#format_answers",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.format_change": (
-                "8_app/personalize.html#format_change",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.format_change_table": (
                 "8_app/personalize.html#format_change_table",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.format_examples": (
                 "8_app/personalize.html#format_examples",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.format_loss_change": (
-                "8_app/personalize.html#format_loss_change",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.has_habit": (
@@ -845,6 +770,10 @@ d = {
                 "8_app/personalize.html#make_tuning_config",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.open_model": (
+                "8_app/personalize.html#open_model",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.personalize": (
                 "8_app/personalize.html#personalize",
                 "personal_llm/app/personalize.py",
@@ -863,7 +792,6 @@ d = {
             ),
         },
         "personal_llm.app.publishing": {
-            "personal_llm.app.publishing.confirm": ("8_app/publishing.html#confirm", "personal_llm/app/publishing.py"),
             "personal_llm.app.publishing.describe_leaks": (
                 "8_app/publishing.html#describe_leaks",
                 "personal_llm/app/publishing.py",
@@ -882,6 +810,8 @@ d = {
             ),
         },
         "personal_llm.app.report": {
+            "personal_llm.app.report.add_texts": ("8_app/report.html#add_texts", "personal_llm/app/report.py"),
+            "personal_llm.app.report.fill_template": ("8_app/report.html#fill_template", "personal_llm/app/report.py"),
             "personal_llm.app.report.format_demo_table": (
                 "8_app/report.html#format_demo_table",
                 "personal_llm/app/report.py",
@@ -895,13 +825,7 @@ d = {
                 "personal_llm/app/report.py",
             ),
             "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_buffer_positions": (
-                "8_app/report.html#plot_buffer_positions",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_example": ("8_app/report.html#plot_example", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_habits": ("8_app/report.html#plot_habits", "personal_llm/app/report.py"),
             "personal_llm.app.report.plot_warm_start": (
                 "8_app/report.html#plot_warm_start",
                 "personal_llm/app/report.py",
@@ -9159,18 +9083,6 @@ d = {
                 "7_runtimes/idle.html#idlepolicy",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.IdlePolicy.__post_init__": (
-                "7_runtimes/idle.html#idlepolicy.__post_init__",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor": (
-                "7_runtimes/idle.html#machinemonitor",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.MachineMonitor.measure": (
-                "7_runtimes/idle.html#machinemonitor.measure",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.MachineState": (
                 "7_runtimes/idle.html#machinestate",
                 "personal_llm/runtimes/idle.py",
@@ -9187,13 +9099,13 @@ d = {
                 "7_runtimes/idle.html#finetune_when_idle",
                 "personal_llm/runtimes/idle.py",
             ),
-            "personal_llm.runtimes.idle.has_new_dialogues": (
-                "7_runtimes/idle.html#has_new_dialogues",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.learn": ("7_runtimes/idle.html#learn", "personal_llm/runtimes/idle.py"),
             "personal_llm.runtimes.idle.lower_priority": (
                 "7_runtimes/idle.html#lower_priority",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.measure_machine": (
+                "7_runtimes/idle.html#measure_machine",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.wait_until": (
@@ -9244,10 +9156,6 @@ d = {
                 "7_runtimes/phone.html#bundlesettings",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.BundleSettings.__post_init__": (
-                "7_runtimes/phone.html#bundlesettings.__post_init__",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.PhoneProgress": (
                 "7_runtimes/phone.html#phoneprogress",
                 "personal_llm/runtimes/phone.py",
@@ -9260,7 +9168,6 @@ d = {
                 "7_runtimes/phone.html#adapt_config_to_phone",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.child": ("7_runtimes/phone.html#child", "personal_llm/runtimes/phone.py"),
             "personal_llm.runtimes.phone.encode_dialogues": (
                 "7_runtimes/phone.html#encode_dialogues",
                 "personal_llm/runtimes/phone.py",
@@ -9271,10 +9178,6 @@ d = {
             ),
             "personal_llm.runtimes.phone.export_bundle": (
                 "7_runtimes/phone.html#export_bundle",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.follow_child": (
-                "7_runtimes/phone.html#follow_child",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.load_progress": (
@@ -9371,22 +9274,6 @@ d = {
                 "7_runtimes/phone_bundle.html#export_error",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.phone_bundle.export_program": (
-                "7_runtimes/phone_bundle.html#export_program",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.find_bucket": (
-                "7_runtimes/phone_bundle.html#find_bucket",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.find_missing_kernels": (
-                "7_runtimes/phone_bundle.html#find_missing_kernels",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.hash_file": (
-                "7_runtimes/phone_bundle.html#hash_file",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
             "personal_llm.runtimes.phone_bundle.hash_manifest": (
                 "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
@@ -9413,10 +9300,6 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.require_executorch": (
                 "7_runtimes/phone_bundle.html#require_executorch",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.shuffle_batches": (
-                "7_runtimes/phone_bundle.html#shuffle_batches",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.simplify_frozen_matmuls": (

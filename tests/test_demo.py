@@ -1,6 +1,7 @@
 "The demo: its settings, its folder, its report, and its second half."
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from personal_llm.app.arguments import ModelOptions
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
 from personal_llm.base.decoding import TOY_REPETITION_PENALTY
+from personal_llm.device import personalizer
 from tiny import random_adapter, shared
 from typed import fails, found, snapshot
 
@@ -45,7 +47,9 @@ def test_who_keeps_the_bare_model_is_not_measured_again(tmp_path, monkeypatch):
     "Nothing was learned: the same numbers, without a second look."
     looks, real = [], demo.score_adapter
     monkeypatch.setattr(demo, "score_adapter", lambda run, adapter=None: looks.append(adapter) or real(run))
-    monkeypatch.setattr(demo, "is_base_model_kept", lambda adapter: True)
+    tune = personalizer.tune
+    worse = lambda adapter: replace(adapter, best_loss=adapter.start_loss)
+    monkeypatch.setattr(personalizer, "tune", lambda *given, **named: worse(tune(*given, **named)))
     monkeypatch.setattr(personalize, "MAX_MEASURED_REPLY_TOKENS", 4)
     small = SHORT | dict(policies=("fifo",), length=12, capacity=4, tests=2)
     result = run_demo(tmp_path / "out", shared("llama"), progress=False, **small)
@@ -134,7 +138,7 @@ def test_what_the_demo_says_of_a_user_is_true_line_by_line(name, count):
     bill = dict(forward=1, tokens=1, bytes_moved=0, seconds=1)
     curve = dict(judged_on=1, steps_to_goal=None, test_before=2, test_after=1, rank=4, cost=bill)
     rest = dict(library=8, weights={}, reason="", selection=bill, curves={"from scratch": curve})
-    lines = report.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict())))
+    lines = report.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict()))).splitlines()
     assert [line.strip(" -") for line in lines[1 : 1 + len(said.traits)]] == [str(fact) for fact in said.traits]
     assert not any("mostly *" in line for line in lines)
 

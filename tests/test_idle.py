@@ -126,12 +126,15 @@ def test_an_open_chat_is_an_obstacle(folder, capsys):
     assert "a chat or a run is at work" in capsys.readouterr().err and len(read_state(folder).rounds) == 0
 
 
-def test_what_the_model_said_alone_is_nothing_to_learn(tmp_path):
-    me = start(tmp_path)
+def test_what_the_model_said_alone_is_nothing_to_learn(folder, tmp_path):
+    me = start(tmp_path / "alone")
     watch(me, [d.derive(origin="model", parents=()) for d in TALK[:3]])
-    assert not idle.has_new_dialogues(me)
+    me.save()
+    assert finetune_folder(tmp_path / "alone", model, threading.Event()) is None
+    me = load_personalizer(tmp_path / "alone", model())
     watch(me, [TALK[3]])
-    assert idle.has_new_dialogues(me)
+    me.save()
+    assert finetune_folder(tmp_path / "alone", model, threading.Event())
 
 
 def test_the_command(folder, monkeypatch, capsys, tmp_path):

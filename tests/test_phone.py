@@ -27,11 +27,9 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.runtimes import phone
 from personal_llm.runtimes.phone import (
     PROGRESS_FILE,
-    PhoneProgress,
     export_bundle,
     load_progress,
     simulate_phone,
-    save_progress,
     run_training_steps,
 )
 from personal_llm.runtimes.phone_bundle import (
@@ -291,12 +289,16 @@ def test_without_the_extra_there_is_one_line(parcel, tmp_path, monkeypatch, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_child_that_dies_is_said_with_its_step(parcel, tmp_path, monkeypatch):
-    save_progress(tmp_path / "out" / PROGRESS_FILE, parcel, PhoneProgress(np.zeros((3, 8), "f4"), [1.0] * 4))
+def test_a_run_goes_on_where_the_last_one_ended_and_alone(parcel, tmp_path, monkeypatch):
     monkeypatch.setattr(phone, "require_executorch", lambda: None)
-    monkeypatch.setattr(phone, "CHILD_COMMAND", "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(InputError, match="died at step 4.*goes on from there"):
+    monkeypatch.setattr(phone, "load_runtime", lambda file: pull)
+    with files.lock_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
         simulate_phone(parcel.folder, tmp_path / "out", progress=False)
+    assert simulate_phone(parcel.folder, tmp_path / "out", steps=5, progress=False).step == 5
+    adapter = simulate_phone(parcel.folder, tmp_path / "out", progress=False)
+    whole = run_training_steps(parcel, tmp_path / "whole", pull)
+    assert [loss for _, loss, _ in adapter.history] == whole.losses and adapter.cost.peak_memory > 1e6
+    assert not (tmp_path / "out" / PROGRESS_FILE).exists()
 
 
 # with the extra
@@ -317,15 +319,14 @@ def made(tmp_path_factory):
 def test_a_hundred_steps_in_executorch_are_pytorchs(made, tmp_path):
     "Stopped twice and killed once on the way; the adapter is peft's."
     simulate_phone(made.folder, tmp_path / "out", steps=20, progress=False)
-    command = [sys.executable, "-c", phone.CHILD_COMMAND, str(made.folder), str(tmp_path / "out"), ""]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path))
-    )
-    while json.loads(child.stdout.readline())["step"] < 35:
-        time.sleep(0)
+    file, words = tmp_path / "out" / PROGRESS_FILE, ["phone", "simulate", "--bundle", str(made.folder), "--out"]
+    command = [sys.executable, "-m", "personal_llm.app.cli", *words, str(tmp_path / "out"), "--quiet"]
+    child = subprocess.Popen(command, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
+    while load_progress(file, made).step < 30:
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert 30 <= load_progress(tmp_path / "out" / PROGRESS_FILE, made).step < 100
+    assert 30 <= load_progress(file, made).step < 100
     adapter = simulate_phone(made.folder, tmp_path / "out", progress=False)
     model = tiny("llama")
     with trainable_adapter(model, TuningConfig(**made.manifest["card"]["config"]), made.folder / "adapter") as adapted:
@@ -362,9 +363,3 @@ def test_an_operator_without_a_kernel_is_named():
 def test_what_is_no_program_is_refused(parcel, tmp_path):
     with pytest.raises(InputError, match=PROGRAM_FILE):
         simulate_phone(parcel.folder, tmp_path / "out", progress=False)
-
-
-def test_a_number_among_the_childs_lines_is_a_line():
-    "A library that prints 7 does not end the run."
-    program = "import sys; print('{\"step\": 2}', flush=True); print(7, file=sys.stderr); print('no JSON')"
-    assert phone.follow_child([sys.executable, "-c", program], 3, 0, False) == (dict(step=2), ["7", "no JSON"])

@@ -139,22 +139,18 @@ class Command:
 
     def list_parameters(self) -> list:  # `inspect.Parameter`s, each an argument or an option
         "List the parameters of the function, with the fields of its groups, and the options of every command."
-        flat = []
+        known, empty = {}, inspect.Parameter.empty  # name -> (annotation, default)
         for one in inspect.signature(self.function).parameters.values():
             if is_dataclass(one.annotation):
-                flat += [
-                    self.make_parameter(f) for f in fields(one.annotation) if f.init and f.name not in OUTPUT_OPTIONS
-                ]
-            elif one.name not in OUTPUT_OPTIONS:
-                flat.append(one.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        keyword = dict(kind=inspect.Parameter.KEYWORD_ONLY, default=False)
-        return flat + [inspect.Parameter(name, annotation=kind, **keyword) for name, kind in OUTPUT_OPTIONS.items()]
-
-    def make_parameter(self, one: field) -> inspect.Parameter:
-        "Make a parameter of a field: of a setting, or of a field that is annotated for typer."
-        default = inspect.Parameter.empty if one.default is MISSING else one.default
-        kind = annotate_setting(one) if "help" in one.metadata else one.type
-        return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+                for f in filter(lambda f: f.init, fields(one.annotation)):
+                    annotation = annotate_setting(f) if "help" in f.metadata else f.type
+                    known[f.name] = annotation, empty if f.default is MISSING else f.default
+            else:
+                known[one.name] = one.annotation, one.default
+        known = {name: known[name] for name in known if name not in OUTPUT_OPTIONS}
+        known |= {name: (annotation, False) for name, annotation in OUTPUT_OPTIONS.items()}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return [inspect.Parameter(name, keyword, annotation=kind, default=d) for name, (kind, d) in known.items()]
 
     def run(self, values: dict):  # a `CommandResult` or None; values: of all parameters
         "Call the function, with an instance for each group."
@@ -188,39 +184,28 @@ PROGRAM_HELP = "Personalise a language model on your own device: the program sen
 PROGRAM_EPILOG = "personal-llm COMMAND --help shows options and examples of a command."
 
 
-def format_command_examples(one: Command, is_rich: bool) -> str:
-    "Return the examples of a command, at most 78 characters a line, as typer does not fill them again."
-    wrap = dict(width=72, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    calls = [f"personal-llm {one.name} {example}".rstrip() for example in one.examples]
-    if is_rich:  # an empty line ends a line there
-        return "\n\n".join(["Examples:", *calls])
-    return "\b\nExamples:\n" + "\n".join("  " + " \\\n  ".join(textwrap.wrap(call, **wrap)) for call in calls)
-
-
-def add_to_app(app: typer.Typer, one: Command, is_rich: bool, has_parameters: bool) -> None:
-    "Add a command to an app of typer; called, it returns the command and the values of its parameters."
-
-    def collect(**values):
-        return one, values
-
-    collect.__signature__ = inspect.Signature(one.list_parameters() if has_parameters else [])
-    help = inspect.cleandoc(one.function.__doc__)
-    app.command(one.name.split()[-1], help=help, epilog=format_command_examples(one, is_rich))(collect)
-
-
 def build_app(commands: dict, detailed: list) -> typer.Typer:  # detailed: names
-    "Build the parser of some commands; it knows the parameters of those that are named, which takes most of the time."
+    """Build the parser of some commands. It knows the parameters of those that are named, which takes most of the
+    time. A command that is called returns the `Command` and the values of its parameters."""
     is_rich = bool(sys.stdout) and sys.stdout.isatty()
     shared = dict(rich_markup_mode="rich" if is_rich else None, pretty_exceptions_enable=False)
     app = typer.Typer(help=PROGRAM_HELP, epilog=PROGRAM_EPILOG, **shared)
     app.callback(context_settings=dict(help_option_names=["-h", "--help"]))(lambda: None)
-    groups = {"": app}
+    groups, wrap = {"": app}, dict(width=72, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     for one in commands.values():
-        group = one.name.rpartition(" ")[0]
+        group, _, word = one.name.rpartition(" ")
         if group not in groups:
             groups[group] = typer.Typer(help=COMMAND_GROUPS.get(group, group), **shared)
             app.add_typer(groups[group], name=group)
-        add_to_app(groups[group], one, is_rich, one.name in detailed)
+        calls = [f"personal-llm {one.name} {example}".rstrip() for example in one.examples]
+        lines = ["  " + " \\\n  ".join(textwrap.wrap(call, **wrap)) for call in calls]  # typer does not fill them again
+        epilog = "\n\n".join(["Examples:", *calls]) if is_rich else "\n".join(["\b", "Examples:", *lines])
+
+        def collect(one=one, **values):
+            return one, values
+
+        collect.__signature__ = inspect.Signature(one.list_parameters() if one.name in detailed else [])
+        groups[group].command(word, help=inspect.cleandoc(one.function.__doc__), epilog=epilog)(collect)
     return app
 
 # %% ../../nbs/8_app/01_arguments.ipynb #456c2793
@@ -324,21 +309,16 @@ class ModelOptions:
         return models.load_model(self.model, **self.settings())
 
 # %% ../../nbs/8_app/01_arguments.ipynb #076b5643
-def find_saved_model(values: dict) -> str:  # empty where there is none
-    "Return the name of the model in the state that the values of a command name by a folder."
+def choose_model_argument(values: dict) -> None:
+    "Name the model for a command that got no name: the one of the state in a folder among its values, or the default."
+    if "model" not in values or values["model"] is not None:
+        return
     out, adapter = values.get("out"), values.get("adapter")
     adapters = adapter if isinstance(adapter, list) else [adapter] * bool(adapter)  # library build takes several
-    folders = [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]
-    for folder in folders:
+    for folder in [out] * bool(out) + [place for one in adapters for place in (one, Path(one).parent)]:
         with suppress(InputError, OSError):
-            return read_state(find_state_folders(folder)[0]).model
-    return ""
-
-
-def choose_model_argument(values: dict) -> None:
-    "Put the model's name into the values of a command that has the option and got none."
-    if "model" in values and values["model"] is None:
-        values["model"] = find_saved_model(values) or choose_model_name()
+            values["model"] = values["model"] or read_state(find_state_folders(folder)[0]).model
+    values["model"] = values["model"] or choose_model_name()
 
 # %% ../../nbs/8_app/01_arguments.ipynb #7d8ff532
 @dataclass

@@ -158,22 +158,17 @@ CHAT_COMMANDS = {  # name -> (function of the session and of the argument if the
 }
 
 # %% ../../nbs/8_app/05_chat.ipynb #cb11a324
-def format_chat_help() -> str:
-    "List all commands, one a line."
-    rows = [(f"{name} {argument}".strip(), summary) for name, (_, argument, summary) in CHAT_COMMANDS.items()]
-    return "\n".join(f"{name:<19}{text}" for name, text in [*rows, ("/help", "this list"), ("/quit", "leave")])
-
-
 def run_chat_command(session, line: str):  # a generator of pieces of the output
     "Run a command; a mistake becomes one line with its remedy."
     name, _, text = line.strip().partition(" ")
     function, argument, _ = CHAT_COMMANDS.get(name, (None, "", ""))
-    is_optional = argument == "[#N]"
     if name == "/help":
-        yield format_chat_help()
+        rows = {f"{name} {argument}".strip(): text for name, (_, argument, text) in CHAT_COMMANDS.items()}
+        rows |= {"/help": "this list", "/quit": "leave"}
+        yield "\n".join(f"{call:<19}{text}" for call, text in rows.items())
     elif function is None:
         yield f"{name[:40]} is no command; /help lists them"
-    elif bool(argument) != bool(text.strip()) and not is_optional:
+    elif bool(argument) != bool(text.strip()) and argument != "[#N]":
         yield f"write {name} {argument}" if argument else f"{name} takes no argument"
     else:
         try:
@@ -212,24 +207,18 @@ def read_line(prompt: str = "> "):  # a line, or None at the end, and where ther
     return sys.stdin and sys.stdin.readline() or None
 
 
-def print_pieces(line: str, pieces, as_json: bool = False) -> None:
-    "Print pieces of text as they come, and a line end; or one JSON object with all of them."
-    shown = ""
-    for piece in pieces:
-        shown += piece
-        if not as_json:
-            print(escape_controls(piece), end="", flush=True)
-    if as_json:
-        print(to_json(dict(line=line.rstrip("\n"), output=shown)), flush=True)
-    elif shown:
-        print(flush=True)
-
-# %% ../../nbs/8_app/05_chat.ipynb #2e801bfb
 def run_turn(session, line: str, as_json: bool = False) -> None:
-    "Print the reply to a line; Ctrl-C stops it."
-    session.reply, pieces = None, handle_line(session, line)
+    "Print the reply to a line as it comes, or one JSON object with all of it; Ctrl-C stops it."
+    session.reply, pieces, shown = None, handle_line(session, line), ""
     try:
-        print_pieces(line, pieces, as_json)
+        for piece in pieces:
+            shown += piece
+            if not as_json:
+                print(escape_controls(piece), end="", flush=True)
+        if as_json:
+            print(to_json(dict(line=line.rstrip("\n"), output=shown)), flush=True)
+        elif shown:
+            print(flush=True)
     except KeyboardInterrupt:
         pieces.close()
         session.stop_reply()

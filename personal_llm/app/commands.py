@@ -21,10 +21,11 @@ from typer import Argument, Option
 
 from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions, SavedFolder
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
+from .chat import read_line
 from .demo import DemoSettings, run_demo
 from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
-from .personalize import find_adapter_folder, format_answers, format_change_table, format_loss_change
+from .personalize import find_adapter_folder, format_answers, format_change_table
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
@@ -64,55 +65,34 @@ ASK_WHEN_HELP = (
     "(default: no questions)"
 )
 
-
-def ask_here(dialogue):  # a better response, or None
-    "Ask the user about a dialogue at the terminal."
-    from personal_llm.app.chat import read_line
-
-    return ask_at_terminal(dialogue, lambda text: read_line(text) or "")
-
-# %% ../../nbs/8_app/07_commands.ipynb #8ea86443
-def format_start(start: str, warm: dict) -> dict:  # pairs; warm: the choice from a library, or None
-    "Return the start of the first fine-tune and the style that led to it."
-    if not warm:
-        return dict(start="" if start == "none" else start)
-    chosen = describe_weights(warm["weights"]) or "the bare model"
-    return dict(style=warm["style"], start=f"{chosen} ({warm['reason']})")
-
-
-def format_last_loss(last: dict) -> str:
-    "Return the steps and the losses of the last fine-tune, with the kind of loss."
-    before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
-    kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"
-    unchanged = describe_unchanged(before, after)
-    return f"{last['steps']} steps; {kind} {format_loss_change(before, after)}{unchanged}"
-
 # %% ../../nbs/8_app/07_commands.ipynb #c2a2a8c5
 NO_TEST_MESSAGE = "no before and after: fewer than 50 dialogues, or all of one conversation"
 
 
 def format_personalization(result: dict) -> list:  # lines
     "Return the result of a run for people."
-    data, settings, learned = result["data"], result["settings"], ""
+    data, settings, warm, last = result["data"], result["settings"], result["warm"], result["finetunes"][-1]
     rejected = ", ".join(f"{count} {why}" for why, count in result["rejected"].items()) or "none"
-    if result["learned_from"] < result["kept"]:
-        learned = f"from {result['learned_from']} of them; the others have no answer, or we did not ask about them"
+    learned = f"from {result['learned_from']} of them; the others have no answer, or we did not ask about them"
+    start = dict(start="" if settings["start"] == "none" else settings["start"])
+    if warm:  # the choice from a library
+        chosen = describe_weights(warm["weights"]) or "the bare model"
+        start = dict(style=warm["style"], start=f"{chosen} ({warm['reason']})")
+    before, after, count = last["start_loss"], last["best_loss"], last["judged_on"]
+    kind = f"validation loss on {count_nouns(count, 'dialogue')}" if count else "training loss"
     pairs = dict(
         chats=f"{count_nouns(data['dialogues'], 'dialogue')}, {data['skipped']} invalid, {data['held_out']} held out",
         kept=f"{result['kept']} of {result['seen']} ({settings['policy']}, {settings['capacity']} bins)",
         asked=format_answers(result["requests"], result["answers"]),
-        learned=learned,
-        **format_start(settings["start"], result["warm"]),
+        learned=learned if result["learned_from"] < result["kept"] else "",
+        **start,
         synthetic=f"{result['synthetic']}; rejected: {rejected}",
-        tuned=format_last_loss(result["finetunes"][-1]),
+        tuned=f"{last['steps']} steps; {kind} {before:.3f} -> {after:.3f} nats a token"
+        + describe_unchanged(before, after),
         adapter=f"{result['adapter']} ({result['adapter_bytes'] / 1e6:.1f} MB), {result['seconds']:.0f} s",
     )
-    table = format_change_table(result, NO_TEST_MESSAGE)
-    return [
-        *format_pairs(pairs),
-        *table,
-        *format_examples(result.get("examples") or dict(num=0, habits=[], replies=[])),
-    ]
+    examples = format_examples(result["examples"]) if "examples" in result else []
+    return [*format_pairs(pairs), *format_change_table(result, NO_TEST_MESSAGE), *examples]
 
 # %% ../../nbs/8_app/07_commands.ipynb #a8150244
 RUN_FIELDS = ("policy", "capacity", "synthetic", "steps", "max_questions", "replay", "finetune_every", "start", "seed")
@@ -139,7 +119,7 @@ def personalize_command(
         data.data,
         out,
         model.load,
-        annotator=ask_when and ask_here,
+        annotator=ask_when and (lambda dialogue: ask_at_terminal(dialogue, lambda text: read_line(text) or "")),
         progress=not quiet,
         on_note=print_note,
         reading_options=dict(format=data.format, skip_invalid=data.skip_invalid, user=data.user),
@@ -155,29 +135,19 @@ Adapter = Annotated[
 ]
 
 
-def count_training_overlap(adapter: Path, dialogues: list) -> int:
-    "Count the dialogues that an adapter was trained on, and print a note; raise `InputError` for a damaged card."
-    count = len(read_training_ids(adapter) & {d.id for d in dialogues})
-    if count:
-        print_note(
-            f"the adapter was trained on {count} of {count_nouns(len(dialogues), 'dialogue')}: the numbers are too good"
-        )
-    return count
-
-
 @command("evaluate", "--data new-chats.jsonl --adapter mine", "--data new-chats.jsonl --adapter mine/adapter --json")
 def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
     "Measure loss and replies on chats. Once without and once with an adapter."
     recover_results(adapter)
     adapter, dialogues = check_adapter(find_adapter_folder(adapter)), data.read()
-    model = model.load()
-    known = count_training_overlap(check_adapter(adapter, model.base), dialogues)
-    facts = dict(
-        file=Path(data.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped), learned_from=known
-    )
+    model, count = model.load(), count_nouns(len(dialogues), "dialogue")
+    known = len(read_training_ids(check_adapter(adapter, model.base)) & {d.id for d in dialogues})
+    if known:
+        print_note(f"the adapter was trained on {known} of {count}: the numbers are too good")
+    facts = dict(file=Path(data.data).name, dialogues=len(dialogues), skipped=len(dialogues.skipped))
     comparison = compare_evaluations(evaluate_replies(model, dialogues), evaluate_replies(model, dialogues, adapter))
-    result = dict(data=facts, model=model.name, adapter=str(adapter)) | comparison
-    head = f"{count_nouns(len(dialogues), 'dialogue')}; before: {model.name}, after: with {adapter}"
+    result = dict(data=facts | dict(learned_from=known), model=model.name, adapter=str(adapter)) | comparison
+    head = f"{count}; before: {model.name}, after: with {adapter}"
     return CommandResult(result, [head, *format_change_table(result, "")])
 
 # %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
@@ -213,19 +183,13 @@ def finish_interrupted_run(folder: str) -> None:
             pass
 
 # %% ../../nbs/8_app/07_commands.ipynb #99946051
-def find_published_adapter(folder: str, adapter: str):  # a path
-    "Return the copy of the state's adapter in an output folder, or the adapter itself."
-    published = Path(folder) / "adapter"
-    is_same = adapter and published.is_dir() and get_adapter_id(published) == get_adapter_id(adapter)
-    return str(published) if is_same else adapter
-
-
 @command("status", "--out mine")
 def status_command(out: SavedFolder):
     "Show the state in a folder in numbers. No text of the chats is shown."
     finish_interrupted_run(out)
-    status = folder_status(out)
-    status["adapter"] = find_published_adapter(out, status["adapter"])
+    status, published = folder_status(out), Path(out) / "adapter"
+    if status["adapter"] and published.is_dir() and get_adapter_id(published) == get_adapter_id(status["adapter"]):
+        status["adapter"] = str(published)  # a copy of the state's own
     state = read_state(status["folder"])
     status |= dict(kind=describe_state(state, out), answers=count_answers(state.buffer.dialogues))
     pairs = dict(
@@ -291,17 +255,16 @@ def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, 
     return CommandResult(result, [DRY_RUN_MESSAGE] * given.dry_run + [str(report), *result["rebuilt"], *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d8e6dc21
-def format_egress(row: dict) -> str:
-    "Return a line of the ledger for people."
-    size = "not finished" if row["bytes"] is None else f"{row['bytes']:,} bytes"
-    return f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
-
-
 @command("ledger", "", "--json")
 def ledger_command():
     "List what left this device. Each line is a request, an upload, an export or a parcel."
-    rows = read_ledger()
-    return CommandResult(dict(ledger=rows), [*map(format_egress, rows)] or ["nothing has left this device"])
+    rows, lines = read_ledger(), []
+    for row in rows:
+        size = "not finished" if row["bytes"] is None else f"{row['bytes']:,} bytes"
+        lines.append(
+            f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
+        )
+    return CommandResult(dict(ledger=rows), lines or ["nothing has left this device"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getmodel
 MODEL_PROBLEMS = dict(family="no: family", memory="no: memory", damaged="no: damaged", safetensors="no: safetensors")
@@ -372,20 +335,16 @@ def get_smollm2_command():
 SHARED_PARAMETERS = dict(load_model=("model", ModelOptions), dialogues=("data", DataOptions), progress=("quiet", bool))
 
 
-def adapt_parameter(one: inspect.Parameter) -> inspect.Parameter:
-    "Return the parameter of a command for the parameter of a plug-in's function."
-    kind, *texts = get_args(one.annotation) or (one.annotation,)
-    name, group = SHARED_PARAMETERS.get(one.name, (one.name, None))
-    if group or is_dataclass(kind):
-        return inspect.Parameter(name, one.KEYWORD_ONLY, annotation=group or kind)
-    names = ["--" + name.replace("_", "-")] * (kind is bool)  # typer would add an option for no
-    about = Option(*names, help=texts[0] if texts else name)
-    return one.replace(kind=one.KEYWORD_ONLY, annotation=Annotated[kind, about])
-
-
 def adapt_plugin(function):  # a function for `command`
     "Wrap a plug-in's function: make its parameters options, and its values a `CommandResult`."
-    parameters = inspect.signature(function, eval_str=True).parameters
+    parameters, adapted = inspect.signature(function, eval_str=True).parameters, []
+    for one in parameters.values():
+        kind, *texts = get_args(one.annotation) or (one.annotation,)
+        name, group = SHARED_PARAMETERS.get(one.name, (one.name, kind if is_dataclass(kind) else None))
+        names = ["--" + name.replace("_", "-")] * (kind is bool)  # typer would add an option for no
+        option = Annotated[kind, Option(*names, help=texts[0] if texts else name)]
+        default = inspect.Parameter.empty if group else one.default
+        adapted.append(inspect.Parameter(name, one.KEYWORD_ONLY, annotation=group or option, default=default))
 
     def run(**values):
         shared = dict(
@@ -393,24 +352,17 @@ def adapt_plugin(function):  # a function for `command`
             dialogues=lambda: values["data"].read(),
             progress=lambda: not values["quiet"],
         )
-        given = {name: shared[name]() if name in shared else values[name] for name in parameters}
-        return CommandResult(*function(**given))
+        return CommandResult(*function(**{name: shared.get(name, lambda: values[name])() for name in parameters}))
 
-    run.__signature__ = inspect.Signature([adapt_parameter(one) for one in parameters.values()])
-    run.__doc__ = function.__doc__
+    run.__signature__, run.__doc__ = inspect.Signature(adapted), function.__doc__
     return run
 
 
-def register_plugins() -> None:
-    "Register the commands of all runtimes, and report those that cannot be loaded."
-    runtimes, skipped = find_runtimes()
-    for name, reason in skipped.items():
-        print_note(f"plug-in {name} skipped: {reason}")
-    for runtime in runtimes.values():
-        for name, function in runtime.commands.items():
-            if " " in name:
-                COMMAND_GROUPS[name.split()[0]] = runtime.summary
-            command(name, *runtime.examples.get(name, ()))(adapt_plugin(function))
-
-
-register_plugins()
+runtimes, skipped = find_runtimes()
+for plugin, reason in skipped.items():
+    print_note(f"plug-in {plugin} skipped: {reason}")
+for runtime in runtimes.values():
+    for words, function in runtime.commands.items():
+        if " " in words:
+            COMMAND_GROUPS[words.split()[0]] = runtime.summary
+        command(words, *runtime.examples.get(words, ()))(adapt_plugin(function))

@@ -25,7 +25,7 @@ from ..base.files import ASSETS, open_results_folder, publish_results
 from ..buffer.scoring import load_lexicons, score
 from ..data.people import USERS, user_stream
 from ..data.reading import load_samples
-from ..device.personalizer import PersonalizerSettings, count_rows
+from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.explanation import MIN_EXPLAINED_DIALOGUES
 from ..selection.library import Library
 from ..selection.warm_start import warm_start
@@ -78,43 +78,34 @@ class DemoSettings:
         make = personalize.make_buffer
         return {policy: make(policy, self.capacity, self.seed, self.length) for policy in self.policies}
 
-# %% ../../nbs/8_app/04_demo.ipynb #eaf37f38
-class StageProgress:
-    "A progress bar for each of a run's stages, with the seconds of each kind."
-
-    def __init__(self, count: int, progress: bool = True):
-        self.count, self.place, self.progress = count, 0, progress
-        self.seconds, self.model = Counter(), None  # the model, once it is loaded, moves the bars
-
-    @contextmanager
-    def __call__(self, kind: str, detail: str = ""):
-        "Run one stage: show how many rows the model has read in it, and add its seconds to its kind."
-        from tqdm.auto import tqdm
-
-        start, self.place = time.perf_counter(), self.place + 1
-        name = f"stage {self.place} of {self.count}: {kind} {detail}".strip()
-        with tqdm(desc=name, unit=" rows", disable=not self.progress, leave=False) as bar:
-            with count_rows(self.model, bar) if self.model else nullcontext():
-                yield
-        self.seconds[kind] += time.perf_counter() - start
-
 # %% ../../nbs/8_app/04_demo.ipynb #dm07
-@dataclass
 class DemoRun:
-    "The inputs that the stages of a demo share."
+    "The inputs that the stages of a demo share, and the seconds of each kind of stage."
 
-    settings: DemoSettings
-    model: object
-    folder: Path  # a temporary folder
-
-    def __post_init__(self):
-        self.settings = self.settings.complete(self.model.is_large)
+    def __init__(self, settings: DemoSettings, model, folder: Path, progress: bool = False):  # folder: a temporary one
+        self.folder, self.progress, self.seconds, self.place, self.model = folder, progress, Counter(), 0, None
+        with self.show_stage("loading the model"):
+            model = personalize.open_model(model)
+        self.model, self.settings = model, settings.complete(model.is_large)
         self.user = USERS[self.settings.user]  # a `SimulatedUser`
         data = user_stream(self.user, load_samples(), self.settings.length, seed=self.settings.seed)
         self.stream, tests = data.stream, self.settings.tests
         self.test = data.test_signal[:tests]  # the user's own questions, with the preferred answers
         self.other_talk = data.test_retention[:: max(1, SMALL_MODEL_DEMO["tests"] // tests)]
-        self.config = TuningConfig.for_model(self.model, steps=self.settings.steps)  # of each fine-tune
+        self.config = TuningConfig.for_model(model, steps=self.settings.steps)  # of each fine-tune
+
+    @contextmanager
+    def show_stage(self, kind: str, detail: str = ""):
+        "Show how many rows the model reads in a stage, and add its seconds to its kind."
+        from tqdm.auto import tqdm
+
+        start, self.place = time.perf_counter(), self.place + 1
+        count = f" of {4 + 2 * len(self.settings.policies)}" if self.model else ""
+        name = f"stage {self.place}{count}: {kind} {detail}".strip()
+        with tqdm(desc=name, unit=" rows", disable=not self.progress, leave=False) as bar:
+            with count_rows(self.model, bar) if self.model else nullcontext():
+                yield
+        self.seconds[kind] += time.perf_counter() - start
 
 # %% ../../nbs/8_app/04_demo.ipynb #ac9191f8
 DEMO_METRICS = ("loss", "rouge1", "rougeL", "adherence")
@@ -140,60 +131,52 @@ def compare_scores(after: tuple, before: tuple) -> dict:  # metric -> change wit
     return changes | dict(keep_loss=after[1].compare(before[1]).to_dict())
 
 # %% ../../nbs/8_app/04_demo.ipynb #bd9bf8d9
-def run_policy(run: DemoRun, policy: str, buffer, candidates: list) -> tuple:
-    "Fill a buffer, ask the user, make synthetic dialogues, fine-tune; return the personalizer and what happened."
-    from personal_llm.device.personalizer import Personalizer
-
-    questions = []
+def run_policy(run: DemoRun, policy: str, candidates: list, before: tuple) -> tuple:
+    "Fill a buffer, ask the user, fine-tune and evaluate; return the personalizer, its scores, and plain values."
+    buffer, questions = run.settings.make_buffers()[policy], []
 
     def answer(dialogue):  # the user's answer, which we note
         better = run.user(dialogue)
         questions.append(dict(place=int(dialogue.time), prompt=dialogue.prompt, reply=dialogue.response, answer=better))
         return better
 
-    options = dict(synthetic=run.settings.synthetic, max_questions=buffer.capacity, seed=run.settings.seed)
-    me = Personalizer(run.model, buffer, answer, config=run.config, folder=run.folder / policy, **options)
-    reasons = {int(decision.time): decision.reason for decision in me.offer(candidates) if decision.kept}
-    kept = sorted(int(d.time) for d in buffer.dialogues)
-    me.finetune(progress=False)
-    return me, dict(kept=kept, reasons=[reasons[place] for place in kept], questions=questions)
-
-# %% ../../nbs/8_app/04_demo.ipynb #1ebac323
-def is_base_model_kept(adapter) -> bool:
-    "Return whether no step was better than the bare model, so that the adapter changes nothing."
-    return adapter.best_loss >= adapter.start_loss
-
-# %% ../../nbs/8_app/04_demo.ipynb #375535c1
-def summarise_policy(run: DemoRun, me, events: dict, before: tuple, after: tuple) -> dict:  # plain values
-    "Return the scores, the buffer and the costs of one policy."
-    kept = [run.stream[i] for i in events["kept"]]
-    return events | dict(
-        after=summarise_scores(after),
-        change=compare_scores(after, before),
-        prompts=[d.prompt for d in kept],
-        signal_share=sum(d.labels["kind"] == "signal" for d in kept) / len(kept),
-        requests=me.cost.requests,
-        learned_from=me.rounds[-1].kept,
-        synthetic=len(me.synthesis.dialogues),
-        rejected=dict(me.synthesis.rejected),
-        seconds=round(me.rounds[-1].seconds, 2),
-        cost=me.cost.to_dict(),
-        judged_on=me.adapter.num_validation_dialogues,
-        answers=sum(d.origin == "annotated" for d in me.buffer.dialogues),
+    with run.show_stage("fine-tuning", policy):
+        options = dict(synthetic=run.settings.synthetic, max_questions=buffer.capacity, seed=run.settings.seed)
+        me = Personalizer(run.model, buffer, answer, config=run.config, folder=run.folder / policy, **options)
+        reasons = {int(decision.time): decision.reason for decision in me.offer(candidates) if decision.kept}
+        kept = sorted(int(d.time) for d in buffer.dialogues)
+        me.finetune(progress=False)
+    with run.show_stage("evaluating", policy):
+        has_learned = me.adapter.best_loss < me.adapter.start_loss  # else it is the bare model
+        after = score_adapter(run, me.adapter) if has_learned else before
+    return (
+        me,
+        after,
+        dict(
+            kept=kept,
+            reasons=[reasons[place] for place in kept],
+            questions=questions,
+            after=summarise_scores(after),
+            change=compare_scores(after, before),
+            prompts=[run.stream[place].prompt for place in kept],
+            signal_share=sum(run.stream[place].labels["kind"] == "signal" for place in kept) / len(kept),
+            requests=me.cost.requests,
+            learned_from=me.rounds[-1].kept,
+            synthetic=len(me.synthesis.dialogues),
+            rejected=dict(me.synthesis.rejected),
+            seconds=round(me.rounds[-1].seconds, 2),
+            cost=me.cost.to_dict(),
+            judged_on=me.adapter.num_validation_dialogues,
+            answers=sum(d.origin == "annotated" for d in me.buffer.dialogues),
+        ),
     )
 
 # %% ../../nbs/8_app/04_demo.ipynb #6e01908a
-MIN_VALIDATION_SHARE = 0.2  # of the lineages
-NUM_VALIDATION_CHECKS = 8  # points of each curve
-
-
 def make_paired_config(model, steps: int, dialogues: list, start=None):  # a `TuningConfig`
     "Make the configuration of both runs, with the model's defaults, one validation share, and the rank of the start."
     roots = {root for root, d in zip(find_lineages(dialogues), dialogues) if d.origin != "synthetic"}
-    share = min(0.5, RULE_FROM_NEW_START.min_validation_lineages / max(1, len(roots)))
-    checks, share = NUM_VALIDATION_CHECKS, max(MIN_VALIDATION_SHARE, share)
-    changes = dict(validation=share, trial=0, checks=checks, patience=checks)
-    config = TuningConfig.for_model(model, steps=steps, **changes)
+    share = max(0.2, min(0.5, RULE_FROM_NEW_START.min_validation_lineages / max(1, len(roots))))
+    config = TuningConfig.for_model(model, steps=steps, validation=share, trial=0, checks=8, patience=8)
     if start is None:
         return config
     folder = check_adapter(start)
@@ -202,21 +185,18 @@ def make_paired_config(model, steps: int, dialogues: list, start=None):  # a `Tu
 # %% ../../nbs/8_app/04_demo.ipynb #a02f52b9
 def compare_starts(model, dialogues: list, test: list, starts: dict, steps: int, seed: int = 0) -> dict:
     "Run the same fine-tune from scratch and from other starts; return label -> curve, test losses and cost."
-    config, curves = make_paired_config(model, steps, dialogues, next(iter(starts.values()), None)), {}
+    config, curves, goal = make_paired_config(model, steps, dialogues, next(iter(starts.values()), None)), {}, None
     for label, start in {FROM_SCRATCH: None, **starts}.items():
         adapter = finetune(model, dialogues, config, start, seed=seed, progress=False)
-        points = [(0, adapter.start_loss)] + [(step, loss) for step, _, loss in adapter.history if loss is not None]
-        curve = dict(zip(("steps", "losses"), map(list, zip(*points))))
+        points = {0: adapter.start_loss} | {step: loss for step, _, loss in adapter.history if loss is not None}
+        goal = min(points.values()) if goal is None else goal
+        curve = curves[label] = dict(steps=[*points], losses=[*points.values()])
         for name, used in dict(test_before=start, test_after=adapter).items():
             with model.use_adapter(used):
                 nats, tokens = model.nll(test).sum(0)
             curve[name] = float(nats / tokens)
         curve |= dict(judged_on=adapter.num_validation_dialogues, rank=config.rank, cost=adapter.cost.to_dict())
-        curves[label] = curve
-    goal = min(curves[FROM_SCRATCH]["losses"])
-    for curve in curves.values():
-        reached = (step for step, loss in zip(curve["steps"], curve["losses"]) if loss <= goal)
-        curve["steps_to_goal"] = next(reached, None)
+        curve["steps_to_goal"] = next((step for step, loss in points.items() if loss <= goal), None)
     return curves
 
 # %% ../../nbs/8_app/04_demo.ipynb #f06f5ec9
@@ -227,33 +207,26 @@ def run_warm_start_demo(
     steps: int = 40,
     seed: int = 0,
     replies: dict = None,  # id of a dialogue -> the reply before the user's correction
-) -> dict:  # plain values; None without a library of the model or with too few dialogues
+) -> dict:  # plain values; empty without a library of the model or with too few dialogues
     "Explain, select, and fine-tune from scratch and from the selected start."
     library, real = Library(ASSETS / "library"), [d for d in dialogues if d.origin != "synthetic"]
     if library.base != model.base or len(real) < MIN_EXPLAINED_DIALOGUES:
-        return None
+        return {}
     found = warm_start(model, library, real, seed=seed, replies=replies)
     largest, more = max(found.weights, key=found.weights.get, default=""), len(found.weights) - 1
     label = f"from {largest}" + f" and {more} more" * (more > 0)
-    curves = compare_starts(
-        model, dialogues, test, {label: found.adapter} if found.adapter is not None else {}, steps, seed
-    )
-    result = found.to_dict() | dict(explanation=found.explanation.to_dict(), said=found.explanation.lines())
-    result |= dict(library=len(library), curves=curves, goal=min(curves[FROM_SCRATCH]["losses"]))
-    return result | dict(selection=found.cost.to_dict())
+    starts = {label: found.adapter} if found.adapter is not None else {}
+    curves = compare_starts(model, dialogues, test, starts, steps, seed)
+    style = dict(explanation=found.explanation.to_dict(), said=found.explanation.lines(), library=len(library))
+    goal = min(curves[FROM_SCRATCH]["losses"])
+    return found.to_dict() | style | dict(curves=curves, goal=goal, selection=found.cost.to_dict())
 
 # %% ../../nbs/8_app/04_demo.ipynb #444945d7
-NUM_EXAMPLES = 6  # dialogues in the report
-
-
-def collect_demo_facts(run: DemoRun, before: tuple, after: tuple) -> dict:  # plain values
+def describe_run(run: DemoRun, before: tuple, after: tuple) -> dict:  # plain values
     "Return settings, user, stream and replies."
-    own, settings, keys = before[0], run.settings, dict(prompt="prompt", reference="reference", before="reply")
-    pairs = list(zip(own.items, after[0].items))[:NUM_EXAMPLES]
+    own, settings = before[0], run.settings
     more = dict(
-        learning_rate=run.config.learning_rate,
-        rank=run.config.rank,
-        steps=run.config.steps,
+        {name: getattr(run.config, name) for name in ("learning_rate", "rank", "steps")},
         model=run.model.name,
         parameters=run.model.model.num_parameters(),
         reply_tokens=own.settings["max_new_tokens"],
@@ -262,12 +235,15 @@ def collect_demo_facts(run: DemoRun, before: tuple, after: tuple) -> dict:  # pl
         keep_tests=len(before[1]),
         policies=list(settings.policies),
     )
+    talks = list(zip(own.items, after[0].items))[:6]
     return dict(
         settings=asdict(settings) | more,
         user=dict(name=settings.user, about=run.user.description, habits=[h.name for h in run.user.habits]),
         stream=[(kind, len(list(group))) for kind, group in groupby(d.labels["kind"] for d in run.stream)],
         before=summarise_scores(before),
-        examples=[{name: b[key] for name, key in keys.items()} | dict(after=a["reply"]) for b, a in pairs],
+        examples=[
+            {n: b[n] for n in ("prompt", "reference")} | dict(before=b["reply"], after=a["reply"]) for b, a in talks
+        ],
     )
 
 # %% ../../nbs/8_app/04_demo.ipynb #7b5dbe3a
@@ -281,39 +257,28 @@ def run_demo(
     **settings,  # fields of `DemoSettings`
 ) -> dict:  # the content of demo.json
     "Personalise a model for one simulated user under several policies; raise `InputError` for impossible settings."
-    from personal_llm.base import models
-
-    begin, settings, stages = time.perf_counter(), DemoSettings(**settings), StageProgress(9, progress)
+    begin, settings = time.perf_counter(), DemoSettings(**settings)
     with open_results_folder(out, *DEMO_FILES) as owned, tempfile.TemporaryDirectory(prefix="personal-llm-") as work:
-        with stages("loading the model"):
-            if not hasattr(model, "nll"):
-                model = model() if callable(model) else models.load_model(model)
-        stages.model, run = model, DemoRun(settings, model, Path(work))
-        stages.count = 4 + 2 * len(run.settings.policies)
-        with stages("evaluating", "before"):
+        run = DemoRun(settings, model, Path(work), progress)
+        with run.show_stage("evaluating", "before"):
             before = score_adapter(run)
-        with stages("reading the stream"):
-            candidates = score(model, run.stream, load_lexicons())
-        outcomes, first = {}, None
-        for policy, buffer in run.settings.make_buffers().items():
-            with stages("fine-tuning", policy):
-                me, events = run_policy(run, policy, buffer, candidates)
-            with stages("evaluating", policy):
-                after = before if is_base_model_kept(me.adapter) else score_adapter(run, me.adapter)
-            outcomes[policy] = summarise_policy(run, me, events, before, after)
-            first = first or (me, after)
-        me, after = first
-        result = collect_demo_facts(run, before, after) | dict(policies=outcomes, adapter_bytes=me.adapter.nbytes)
-        with stages("warm start"):
+        with run.show_stage("reading the stream"):
+            candidates = score(run.model, run.stream, load_lexicons())
+        runs = {policy: run_policy(run, policy, candidates, before) for policy in run.settings.policies}
+        me, after, _ = next(iter(runs.values()))
+        policies = {policy: outcome for policy, (_, _, outcome) in runs.items()}
+        result = describe_run(run, before, after) | dict(policies=policies, adapter_bytes=me.adapter.nbytes)
+        with run.show_stage("warm start"):
             answered = [d for d in me.buffer.dialogues if d.response.strip()]
             dialogues = me.buffer.policy.select_training_dialogues(answered) + me.synthesis.dialogues
             replies, steps = {d.id: d.response for d in run.stream}, max(1, run.config.steps // 2)
-            warm = run_warm_start_demo(model, dialogues, run.test, steps, run.settings.seed, replies)
-        result |= dict(warm=warm) if warm else {}
-        result["seconds"] = {kind: round(seconds, 2) for kind, seconds in stages.seconds.items()}
-        result["seconds"]["total"] = round(time.perf_counter() - begin, 2)
-        files = {"figure.png": plot_demo(result)} | ({"warm.png": plot_warm_start(warm)} if warm else {})
-        files |= {"report.html": render_report(result, files["figure.png"]), "adapter": Path(me.adapter.path)}
-        files |= {"demo.json": json.dumps(result, indent=1, ensure_ascii=False)}
-        publish_results(owned, files | {"buffer.safetensors": me.buffer.to_bytes()})
+            warm = run_warm_start_demo(run.model, dialogues, run.test, steps, run.settings.seed, replies)
+        seconds = dict(run.seconds) | dict(total=time.perf_counter() - begin)
+        result |= dict(
+            seconds={kind: round(value, 2) for kind, value in seconds.items()}, **(dict(warm=warm) if warm else {})
+        )
+        files = {"figure.png": plot_demo(result), "adapter": Path(me.adapter.path)}
+        files |= {"warm.png": plot_warm_start(warm)} if warm else {}
+        files |= {"report.html": render_report(result, files["figure.png"]), "buffer.safetensors": me.buffer.to_bytes()}
+        publish_results(owned, files | {"demo.json": json.dumps(result, indent=1, ensure_ascii=False)})
     return result

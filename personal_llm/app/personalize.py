@@ -81,6 +81,13 @@ def make_buffer(policy: str, capacity: int, seed: int, length: int):  # an empty
     buffer.policy.expect(length)
     return buffer
 
+
+def open_model(model):  # a `Model`; model: one, a name of `load_model`, a function that loads one, or None
+    "Load a model, unless it is loaded."
+    from personal_llm.base import models
+
+    return model if hasattr(model, "nll") else model() if callable(model) else models.load_model(model)
+
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
 def find_adapter_folder(folder: str) -> Path:
     "Return the folder of an adapter."
@@ -101,14 +108,6 @@ def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, 
         return check_adapter(find_adapter_folder(name))
     remedy = "give a folder that library build or fine-tuning wrote, pocket, or none"
     raise InputError(f"start {name}: neither a library nor an adapter", remedy)
-
-# %% ../../nbs/8_app/02_personalize.ipynb #px12
-def check_start_base(start, model) -> None:
-    "Raise `InputError` for a start of another base model, before the model reads anything."
-    if hasattr(start, "space"):
-        check_library_base(start, model)
-    elif start is not None:
-        check_adapter(start, model.base)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #16b09b9b
 MIN_TRAINING_DIALOGUES = 8
@@ -158,29 +157,17 @@ def compare_evaluations(before, after) -> dict:  # plain values; None without a 
     return means | dict(change=changes, replies=before.settings)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #20611bef
-def format_loss_change(before: float, after: float) -> str:
-    "Return a fall of the loss in words."
-    return f"{before:.3f} -> {after:.3f} nats a token"
-
-
-def format_change(name: str, before: float, after: float, change: dict = None) -> str:
-    "Return one row of the table of changes."
-    line = f"{name:28}{before:>9.3f}{after:>9.3f}"
-    if not change:
-        return line
-    return line + "   {difference:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}".format(**change)
-
-
 def format_change_table(result: dict, no_test_message: str) -> list:  # lines of a table
     "Return the comparison before and after as a table for people."
     if not result["before"]:
         return [no_test_message] if no_test_message else []
     lines = [f"{'':28}{'before':>9}{'after':>9}   change [95 % interval]"]
     for metric, name in REPORTED_METRICS.items():
-        change = (result["change"] or {}).get(metric)
-        lines.append(format_change(name, result["before"][metric], result["after"][metric], change))
-    reply_settings = result["replies"]
-    limit, penalty = reply_settings["max_new_tokens"], reply_settings["repetition_penalty"]
+        line = f"{name:28}{result['before'][metric]:>9.3f}{result['after'][metric]:>9.3f}"
+        if change := (result["change"] or {}).get(metric):
+            line += "   {difference:+.3f} [{low:+.3f}, {high:+.3f}] {verdict}".format(**change)
+        lines.append(line)
+    limit, penalty = result["replies"]["max_new_tokens"], result["replies"]["repetition_penalty"]
     return lines + [f"replies of at most {limit} tokens, greedy, repetition penalty {penalty}"]
 
 # %% ../../nbs/8_app/02_personalize.ipynb #px01
@@ -385,12 +372,9 @@ def check_earlier_model(out, model) -> None:
     with suppress(InputError):  # none is there, or a damaged one, which a run replaces
         earlier = read_json(Path(out) / "personalize.json")
     if isinstance(earlier, dict) and earlier.get("base") != model.base:
-        problem = (
-            f"{out}: the results of {earlier.get('model')} (base {earlier.get('base')}), this model is {model.name}"
-        )
-        raise InputError(
-            problem, f"give another folder, or --model {earlier.get('model')}, or delete these results first"
-        )
+        name, base = earlier.get("model"), earlier.get("base")
+        problem = f"{out}: the results of {name} (base {base}), this model is {model.name}"
+        raise InputError(problem, f"give another folder, or --model {name}, or delete these results first")
 
 
 def personalize(
@@ -404,16 +388,16 @@ def personalize(
     **settings,  # fields of `PersonalizeSettings`
 ) -> dict:  # the content of personalize.json; `examples` beside it holds texts, and no file has it
     "Learn one user from chats; raise `InputError` for impossible inputs, before anything is written."
-    from personal_llm.base import models
-
     settings, options = PersonalizeSettings(**settings), reading_options or {}
     OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
     dialogues = read_dialogues(data, **options)
     start = resolve_start(settings.start, options.get("skip_invalid", False))
     check_dialogue_count(settings, start, dialogues)
-    if not hasattr(model, "nll"):
-        model = model() if callable(model) else models.load_model(model)
-    check_start_base(start, model)
+    model = open_model(model)
+    if hasattr(start, "space"):
+        check_library_base(start, model)
+    elif start is not None:
+        check_adapter(start, model.base)
     check_earlier_model(out, model)
     run = PersonalizeRun(model, settings, dialogues, start, annotator, progress)
     for line in run.collect_notes() if on_note else ():

@@ -60,26 +60,12 @@ def describe_leaks(library) -> tuple:  # (name -> measurement or None, lines)
     "Return the measurement on each card of a library, and a line for each."
     from personal_llm.runtimes.audit import Leakage
 
-    leaks = {name: library.card(name).get("leakage") for name in library.names}
-    lines = []
+    leaks, lines = {name: library.card(name).get("leakage") for name in library.names}, []
     for name, row in leaks.items():
-        if row is None:
-            lines.append(f"{name}: leak not measured; see library measure --help")
-        else:
-            leakage = Leakage.from_dict(row)
-            lines.append(f"{name}: {'HIGH ' if leakage.is_high() else ''}{leakage.summary()}")
+        leakage = None if row is None else Leakage.from_dict(row)
+        summary = leakage.summary() if leakage else "leak not measured; see library measure --help"
+        lines.append(f"{name}: {'HIGH ' if leakage and leakage.is_high() else ''}{summary}")
     return leaks, lines
-
-
-def confirm(question: str, yes: bool) -> None:
-    "Ask a question on the terminal; raise `InputError` unless the answer is yes."
-    if yes:
-        return
-    if not sys.stdin or not sys.stdin.isatty():
-        raise InputError(f"{question} There is no terminal to answer", "read the lines above, then add --yes")
-    print(question, "[y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise InputError("your answer was not yes", "nothing was published")
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb12
 @command("library publish", "others", "others --yes --json")
@@ -95,7 +81,15 @@ def publish_command(
     leaks, notes = describe_leaks(opened)
     for line in notes:
         print_note(line)
-    confirm(f"Publish {count_nouns(len(opened), 'pLLM')}? You cannot take back what others have fetched.", yes)
+    question = f"Publish {count_nouns(len(opened), 'pLLM')}? You cannot take back what others have fetched."
+    if not yes:
+        if not sys.stdin or not sys.stdin.isatty():
+            raise InputError(f"{question} There is no terminal to answer", "read the lines above, then add --yes")
+        print(
+            question, "[y/N] ", end="", file=sys.stderr, flush=True
+        )  # typer would write to stdout, which is for results
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise InputError("your answer was not yes", "nothing was published")
     sha256 = publish_library(opened.path)
     lines = [
         f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {library}",

@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,13 +32,10 @@ class IdlePolicy:
     max_celsius: float = setting(80.0, "°C of the warmest sensor; without a sensor there is no limit", low=0, high=200)
     min_charge: float = setting(1.0, "share of the battery that must be left; 1: only while plugged in", low=0, high=1)
     min_memory: float = setting(2.0, "GB that must be free before training begins", low=0, high=10_000)
-    idle_seconds: float = setting(
-        30.0, "seconds for which all limits must hold before training begins", low=0, high=86_400
-    )
+    idle_seconds: float = setting(30.0, "seconds within all limits before training begins", low=0, high=86_400)
     busy_seconds: float = setting(3.0, "seconds with a limit broken that end the training", low=0, high=86_400)
 
-    def __post_init__(self):
-        check_settings_fields(self)
+    __post_init__ = check_settings_fields
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #17ff524d
 @dataclass(frozen=True)
@@ -50,24 +48,16 @@ class MachineState:
     free: float = None  # GB of memory
 
 
-class MachineMonitor:
-    "Measures this machine with psutil."
+def measure_machine(process) -> MachineState:  # process: ours, a `psutil.Process` that remembers the last call
+    "Return the state; the load is the mean since the last measurement, without this process."
+    import psutil
 
-    previous = 0.0, 0.0  # monotonic and processor seconds at the last measurement
-
-    def measure(self) -> MachineState:
-        "Return the state; the load is the mean since the last measurement, without this process."
-        import psutil
-
-        now = time.monotonic(), time.process_time()
-        elapsed, used = (new - old for new, old in zip(now, self.previous))
-        self.previous = now
-        other_load = max(0.0, psutil.cpu_percent() / 100 - used / (elapsed * psutil.cpu_count() or 1))
-        groups = getattr(psutil, "sensors_temperatures", dict)().values()
-        celsius = max((sensor.current for group in groups for sensor in group if sensor.current), default=None)
-        battery = getattr(psutil, "sensors_battery", lambda: None)()
-        charge = battery.percent / 100 if battery and not battery.power_plugged else None
-        return MachineState(other_load, celsius, charge, psutil.virtual_memory().available / 1e9)
+    other_load = max(0.0, psutil.cpu_percent() - process.cpu_percent() / psutil.cpu_count()) / 100
+    groups = getattr(psutil, "sensors_temperatures", dict)().values()
+    celsius = max((sensor.current for group in groups for sensor in group if sensor.current), default=None)
+    battery = getattr(psutil, "sensors_battery", lambda: None)()
+    charge = battery.percent / 100 if battery and not battery.power_plugged else None
+    return MachineState(other_load, celsius, charge, psutil.virtual_memory().available / 1e9)
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #c3db97b3
 def find_obstacle(policy: IdlePolicy, now: MachineState, training: bool = False) -> str:
@@ -94,21 +84,14 @@ def wait_until(holds, seconds: float, sleep=time.sleep) -> None:
         held = held + LOOK_SECONDS if holds() else 0.0
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #9b8cb5d0
-def has_new_dialogues(me) -> bool:  # of a `Personalizer`
-    "Return whether the next fine-tune would learn from a new dialogue, and from one that the user answered."
-    try:
-        dialogues = me.collect_training_dialogues()
-    except InputError:  # the buffer holds no response
-        return False
-    known = set(me.rounds[-1].parents) if me.rounds else set()
-    return any(d.id not in known for d in dialogues) and any(d.origin != "model" for d in dialogues)
-
-
 def finetune_folder(out, load_model, stop: threading.Event, progress: bool = False):
     "Begin or resume a fine-tune and save the state; return the `TrainingRound`, or None if there is nothing new."
     model = load_model()
     me = load_personalizer(find_state_folders(out)[0], model)
-    if not has_new_dialogues(me):
+    known, dialogues = set(me.rounds[-1].parents) if me.rounds else set(), []
+    with suppress(InputError):  # the buffer holds no response
+        dialogues = me.collect_training_dialogues()
+    if all(d.id in known for d in dialogues) or all(d.origin == "model" for d in dialogues):
         return None
     hook = install_stop_hook(model.model, stop)
     try:
@@ -134,18 +117,21 @@ def lower_priority() -> None:
 # %% ../../nbs/7_runtimes/03_idle.ipynb #56d6d14c
 def finetune_when_idle(out, load_model, policy=IdlePolicy(), measure=None, sleep=time.sleep, progress=False):
     "Fine-tune whenever the machine is idle, until it is done; return as `finetune_folder`."
-    folder, measure, reasons = find_state_folders(out)[0], measure or MachineMonitor().measure, [""]
+    import psutil
+
+    folder, measure, last_reason = find_state_folders(out)[0], measure or partial(measure_machine, psutil.Process()), ""
 
     def is_idle() -> bool:
+        nonlocal last_reason
         reason = find_obstacle(policy, measure())
         try:
             with lock_folder(folder):
                 pass
         except InputError:
             reason = reason or "a chat or a run is at work in the folder"
-        if reason and reason != reasons[-1]:
+        if reason and reason != last_reason:
             print(f"waiting: {reason}", file=sys.stderr, flush=True)
-        reasons.append(reason or reasons[-1])
+        last_reason = reason or last_reason
         return not reason
 
     while True:
@@ -158,7 +144,7 @@ def finetune_when_idle(out, load_model, policy=IdlePolicy(), measure=None, sleep
         try:
             return finetune_folder(out, load_model, stop, progress)
         except TrainingStopped:
-            reasons.append("")
+            last_reason = ""
         finally:
             stop.set()
             watcher.join()
@@ -179,7 +165,7 @@ def learn(
         done = finetune_folder(out, load_model, threading.Event(), progress)
     if done is None:
         return dict(learned=False), ["nothing new to learn"]
-    numbers = dict(adapter=done.adapter, steps=done.steps, start_loss=done.start_loss, best_loss=done.best_loss)
+    numbers = {name: getattr(done, name) for name in ("adapter", "steps", "start_loss", "best_loss")}
     return dict(learned=True) | numbers, [str(done)]
 
 

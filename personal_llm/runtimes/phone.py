@@ -7,12 +7,8 @@ __all__ = ['SAVE_EVERY_STEPS', 'export_bundle', 'run_training_steps', 'export_ad
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #1bc66adc
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -29,9 +25,9 @@ from ..base.files import write_atomically
 from ..base.ledger import record_egress
 from ..base.text import count_nouns
 from .plugins import Runtime
-from .phone_bundle import PROGRAM_FILE, START_FOLDER, PhoneBundle, choose_buckets, encode_record
-from .phone_bundle import export_program, find_bucket, open_bundle, read_adapter_layout
-from .phone_bundle import require_executorch, write_bundle
+from .phone_bundle import PROGRAM_FILE, START_FOLDER, PhoneBundle, choose_buckets
+from .phone_bundle import compile_program, encode_record, open_bundle, read_adapter_layout
+from .phone_bundle import require_executorch, trace_training_graph, write_bundle
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import check_output_folder, trainable_adapter
 
@@ -52,7 +48,7 @@ def encode_dialogues(model, dialogues: list, config: TuningConfig) -> tuple:  # 
     buckets = choose_buckets([len(sample["input_ids"]) for sample in samples], config.batch_size)
     rows = [[] for _ in buckets]
     for sample in samples:
-        number = find_bucket(len(sample["input_ids"]), buckets)
+        number = next(i for i, bucket in enumerate(buckets) if len(sample["input_ids"]) <= bucket.length)
         rows[number].append(encode_record(sample, buckets[number].length, model.tokenizer.pad_token_id))
     return buckets, rows
 
@@ -82,7 +78,9 @@ def export_bundle(
         seed_everything(check_seed(seed))
         with trainable_adapter(model, config, start) as adapted:
             adapted.save_pretrained(work, safe_serialization=True)
-            program = export_program(adapted, read_adapter_layout(Path(work) / WEIGHTS_FILE), buckets)
+            layout = read_adapter_layout(Path(work) / WEIGHTS_FILE)
+            adapted.float()
+            program = compile_program({b.name: trace_training_graph(adapted, layout, b) for b in buckets})
         model.model.to(original_dtype)
         with record_egress("parcel", out, get_adapter_id(start) if start else "") as row:
             bundle = write_bundle(out, program, buckets, rows, work, config, seed, card)
@@ -211,50 +209,6 @@ def load_runtime(file: Path):  # program.pte -> what `run_training_steps` calls 
 
     return execute
 
-
-def child(folder: str, out: str, steps: str) -> int:  # steps: at most so many, "" for all; an exit code
-    "Train in the child process, and print one line of JSON for each step, or for an `InputError`."
-
-    def say(**row):
-        print(json.dumps(row), flush=True)
-
-    try:
-        with lock_folder(out):
-            parcel = open_bundle(folder)
-            execute, count = load_runtime(parcel.folder / PROGRAM_FILE), int(steps) if steps else None
-            run_training_steps(parcel, Path(out) / PROGRESS_FILE, execute, count, lambda p: say(step=p.step))
-    except InputError as error:
-        say(error=[error.problem, error.remedy])
-        return 2
-    say(memory=get_peak_memory())
-    return 0
-
-# %% ../../nbs/7_runtimes/06_phone.ipynb #ph0ne28a
-CHILD_COMMAND = "import sys; from personal_llm.runtimes.phone import child; sys.exit(child(*sys.argv[1:]))"
-CHILD_ENVIRONMENT = dict(PYTHONWARNINGS="ignore", TOKENIZERS_PARALLELISM="false")  # for the child
-
-
-def follow_child(command: list, total: int, done: int, progress: bool) -> tuple:  # total and done: steps
-    "Run the child, show its steps, and return its last JSON and last lines; it ends with this process."
-    from tqdm.auto import tqdm
-
-    last, lines, pipe = {}, deque(maxlen=3), subprocess.PIPE
-    bar = tqdm(total=total, initial=done, desc="training", unit="step", leave=False, disable=not progress)
-    environment = os.environ | CHILD_ENVIRONMENT
-    with bar, subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment) as process:
-        try:
-            for line in process.stdout:
-                try:
-                    row = json.loads(line)
-                    bar.update(row.get("step", bar.n) - bar.n)
-                    last = row
-                except (ValueError, AttributeError):  # no JSON, or none of ours
-                    lines.append(line.strip())
-            process.wait()
-        finally:
-            process.kill()
-    return last, list(lines)
-
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f0c8d710
 def simulate_phone(
     folder,  # the parcel
@@ -262,20 +216,18 @@ def simulate_phone(
     steps: int = None,  # at most so many now; the next call goes on
     progress: bool = True,  # a progress bar on stderr
 ):  # an `Adapter`, or the `PhoneProgress` of a run that is not at its end
-    "Train in ExecuTorch, the online phase of XPerT; raise `InputError` if the bundle, the disk or the process fails."
+    "Train in ExecuTorch, the online phase of XPerT; raise `InputError` if the bundle or the disk fails."
+    from tqdm.auto import tqdm
+
     require_executorch()
     parcel, out = open_bundle(folder), make_folder(out)
     check_output_folder(out)
-    done = load_progress(out / PROGRESS_FILE, parcel).step
-    command = [sys.executable, "-c", CHILD_COMMAND, str(folder), str(out), "" if steps is None else str(steps)]
-    last, errors = follow_child(command, len(parcel.steps), done, progress)
-    if "error" in last:
-        raise InputError(*last["error"])
-    now = load_progress(out / PROGRESS_FILE, parcel)
-    if "memory" not in last:
-        what = f"the process that trains has died at step {now.step} ({' '.join(errors)[-120:]})"
-        raise InputError(what, "the same call goes on from there")
-    return export_adapter(parcel, now, out, last["memory"]) if now.step == len(parcel.steps) else now
+    with lock_folder(out):
+        file, execute = out / PROGRESS_FILE, load_runtime(parcel.folder / PROGRAM_FILE)
+        look = dict(desc="training", unit="step", leave=False, disable=not progress)
+        with tqdm(total=len(parcel.steps), initial=load_progress(file, parcel).step, **look) as bar:
+            now = run_training_steps(parcel, file, execute, steps, lambda one: bar.update(one.step - bar.n))
+    return export_adapter(parcel, now, out, get_peak_memory()) if now.step == len(parcel.steps) else now
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 @dataclass(frozen=True)
@@ -288,8 +240,7 @@ class BundleSettings:
     max_length: int = setting(128, "tokens of a dialogue; longer ones lose their beginning", low=8)
     seed: int = setting(0, "seed of all random choices", low=0)
 
-    def __post_init__(self):
-        check_settings_fields(self)
+    __post_init__ = check_settings_fields
 
 
 def phone_export(
