@@ -281,6 +281,11 @@ def _list_copies(report: ForgetReport) -> list:  # sentences
     for row in read_ledger() if report.ids or adapters else ():
         manifest = Path(row["place"]) / "manifest.json"
         is_copy = row["adapter"] in adapters
+        if row.get("id_file") and not is_copy:  # examples beside an adapter; what we cannot read may hold them
+            with suppress(OSError):
+                is_copy = True
+                text = (Path(row["place"]) / row["id_file"]).read_text(errors="replace")
+                is_copy = any(name in text for name in report.ids)
         if row["kind"] == "parcel" and not is_copy:  # a parcel that we cannot read may hold it
             with suppress(InputError, KeyError, TypeError):
                 is_copy = True
