@@ -1415,6 +1415,10 @@ d = {
                 "0_base/decoding.html#drop_numbers",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_circle": (
+                "0_base/decoding.html#find_circle",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_copy_costs": (
                 "0_base/decoding.html#find_copy_costs",
                 "personal_llm/base/decoding.py",
@@ -2758,6 +2762,10 @@ d = {
                 "2_buffer/synthesis.html#changes_form",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.changes_request": (
+                "2_buffer/synthesis.html#changes_request",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
                 "personal_llm/buffer/synthesis.py",
@@ -2780,6 +2788,10 @@ d = {
             ),
             "personal_llm.buffer.synthesis.find_first_tokens": (
                 "2_buffer/synthesis.html#find_first_tokens",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.get_content": (
+                "2_buffer/synthesis.html#get_content",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.is_repeat": (

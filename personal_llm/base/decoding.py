@@ -6,11 +6,12 @@
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
            'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD',
            'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD',
-           'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_token_classes',
-           'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'ReplyWords', 'split_words', 'is_in_code',
-           'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus', 'avoid_copies', 'choose_next_token',
-           'find_unit_ends', 'split_units', 'drop_numbers', 'is_repeated', 'is_periodic', 'count_whole_tokens',
-           'find_loop', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'ReplyOptions',
+           'DecodingRules', 'TokenClasses', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
+           'penalise_repetition', 'ReplyWords', 'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs',
+           'compute_end_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'drop_numbers',
+           'is_repeated', 'is_periodic', 'find_circle', 'count_whole_tokens', 'find_loop', 'count_settled_tokens',
+           'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -187,10 +188,10 @@ def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
 def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of writing the last words once more."
     words, count = reply.words, len(reply.words)
-    if words[-2:-1] == words[-1:]:
+    if count > 1 and words[-2] == words[-1]:
         yield reply.tokens[-1], COPY_COST
     for size in range(2, MAX_NEIGHBOUR_WORDS + 1):
-        for done in range(max(0, min(size, count - size + 1))):
+        for done in range(size):
             start = count - size - done
             if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.marks):
                 yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
@@ -319,6 +320,21 @@ def is_periodic(ids: list) -> bool:
             return True
     return False
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decvar02
+CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
+
+
+def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
+    "Return where a reply ends that has hardly any new words."
+    classes = find_token_classes(tokenizer)
+    is_unit_end = find_unit_ends(tokenizer, ids)[-1:] == [len(ids)]
+    if not ids or not (is_unit_end or "," in classes.texts[ids[-1]]):
+        return None
+    words = split_words(tokenizer, ids).words[-CIRCLE_WORDS:]
+    if len(words) < CIRCLE_WORDS or len({*words}) > (FEW_WORDS if is_unit_end else FEWEST_WORDS):
+        return None
+    return len(ids) if is_unit_end else len(ids) - 1
+
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
 def count_whole_tokens(units: list) -> int:
     "Count the tokens up to the last unit with letters; all if there is none."
@@ -331,6 +347,8 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
     "Find a repeated unit at the end of a reply."
     if is_periodic(ids):
         return len(ids)
+    if not is_in_code(tokenizer, ids) and (kept := find_circle(tokenizer, ids)) is not None:
+        return kept
     if not ids or find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]:
         return None
     *before, (_, words) = split_units(tokenizer, ids)
