@@ -296,6 +296,14 @@ d = {
                 "8_app/commands.html#export_command",
                 "personal_llm/app/commands.py",
             ),
+            "personal_llm.app.commands.find_newest_adapter": (
+                "8_app/commands.html#find_newest_adapter",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.find_state_of_adapter": (
+                "8_app/commands.html#find_state_of_adapter",
+                "personal_llm/app/commands.py",
+            ),
             "personal_llm.app.commands.finish_interrupted_run": (
                 "8_app/commands.html#finish_interrupted_run",
                 "personal_llm/app/commands.py",
@@ -327,6 +335,10 @@ d = {
             "personal_llm.app.commands.parse_time": ("8_app/commands.html#parse_time", "personal_llm/app/commands.py"),
             "personal_llm.app.commands.personalize_command": (
                 "8_app/commands.html#personalize_command",
+                "personal_llm/app/commands.py",
+            ),
+            "personal_llm.app.commands.read_state_answers": (
+                "8_app/commands.html#read_state_answers",
                 "personal_llm/app/commands.py",
             ),
             "personal_llm.app.commands.status_command": (
@@ -1230,14 +1242,35 @@ d = {
                 "0_base/decoding.html#replyoptions",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.ReplyWords": (
+                "0_base/decoding.html#replywords",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.TokenClasses": (
                 "0_base/decoding.html#tokenclasses",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.avoid_copies": (
+                "0_base/decoding.html#avoid_copies",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.choose_next_token": (
                 "0_base/decoding.html#choose_next_token",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.compute_end_bonus": (
+                "0_base/decoding.html#compute_end_bonus",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_neighbours": (
+                "0_base/decoding.html#cost_neighbours",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_parts": (
+                "0_base/decoding.html#cost_parts",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
                 "personal_llm/base/decoding.py",
@@ -1250,17 +1283,33 @@ d = {
                 "0_base/decoding.html#drop_numbers",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_circle": (
+                "0_base/decoding.html#find_circle",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_copy_costs": (
+                "0_base/decoding.html#find_copy_costs",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_end_tokens": (
                 "0_base/decoding.html#find_end_tokens",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.find_repeated_mark": (
+                "0_base/decoding.html#find_repeated_mark",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_reply_end": (
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.find_token_classes": (
                 "0_base/decoding.html#find_token_classes",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_unit_ends": (
+                "0_base/decoding.html#find_unit_ends",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_in_code": (
@@ -1289,6 +1338,10 @@ d = {
             ),
             "personal_llm.base.decoding.split_units": (
                 "0_base/decoding.html#split_units",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.split_words": (
+                "0_base/decoding.html#split_words",
                 "personal_llm/base/decoding.py",
             ),
         },
@@ -2569,6 +2622,10 @@ d = {
                 "2_buffer/synthesis.html#changes_form",
                 "personal_llm/buffer/synthesis.py",
             ),
+            "personal_llm.buffer.synthesis.changes_request": (
+                "2_buffer/synthesis.html#changes_request",
+                "personal_llm/buffer/synthesis.py",
+            ),
             "personal_llm.buffer.synthesis.check_rewrite": (
                 "2_buffer/synthesis.html#check_rewrite",
                 "personal_llm/buffer/synthesis.py",
@@ -2591,6 +2648,10 @@ d = {
             ),
             "personal_llm.buffer.synthesis.find_first_tokens": (
                 "2_buffer/synthesis.html#find_first_tokens",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.get_content": (
+                "2_buffer/synthesis.html#get_content",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.is_repeat": (
@@ -9025,6 +9086,18 @@ d = {
                 "7_runtimes/export.html#_stage_upload",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.choose_examples": (
+                "7_runtimes/export.html#choose_examples",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.describe_loss": (
+                "7_runtimes/export.html#describe_loss",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.format_messages": (
+                "7_runtimes/export.html#format_messages",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.format_model_card": (
                 "7_runtimes/export.html#format_model_card",
                 "personal_llm/runtimes/export.py",
@@ -9057,6 +9130,10 @@ d = {
                 "7_runtimes/export.html#render_gaps",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.write_examples": (
+                "7_runtimes/export.html#write_examples",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.write_gguf": (
                 "7_runtimes/export.html#write_gguf",
                 "personal_llm/runtimes/export.py",
@@ -9071,6 +9148,10 @@ d = {
             ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
+                "personal_llm/runtimes/export.py",
+            ),
+            "personal_llm.runtimes.export.write_system_prompt": (
+                "7_runtimes/export.html#write_system_prompt",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.write_vllm": (

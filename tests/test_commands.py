@@ -1,13 +1,15 @@
 "Evaluate, check and chat on the command line."
 
 import io
+import itertools
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
-from personal_llm import personalize, read_dialogues
+from personal_llm import Buffer, Dialogue, Personalizer, TuningConfig, personalize, read_dialogues
 from personal_llm.app import personalize as module
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import decoding, models
@@ -15,6 +17,7 @@ from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
 from personal_llm.base.files import OwnedFolder, delete_path, write_json
 from personal_llm.base.ledger import get_ledger_file, record_egress
 from personal_llm.base.lineage import read_training_ids
+from personal_llm.device.memory import remove_adapter
 from personal_llm.device.replay import read_state
 from tiny import shared, tiny
 from typed import fails, found, invoke, rows, snapshot, write
@@ -176,3 +179,43 @@ def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch)
         assert "export of 20" in out and str(tmp_path / "for vllm") in out
         assert str(tmp_path / "parcel") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
         assert str(tmp_path / "other") not in out
+
+
+@pytest.fixture
+def talk(tmp_path, quick):
+    "The saved folder of a personalizer with four corrections."
+    folder, clock = tmp_path / "talk", itertools.count(1.0).__next__
+    me = Personalizer(models.load_model(), Buffer(8, "fifo"), folder=folder, synthetic=0, config=TuningConfig(steps=1))
+    for n, word in enumerate("sea moon tea bread rain song glass hill".split()):
+        me.observe(d := Dialogue(f"What is the {word}?", f"It is a {word}.", time=clock()))
+        if n % 2:
+            me.react(d, "better", f"Dear friend, a {word}.")
+    me.finetune(progress=False)
+    me.save()
+    return folder
+
+
+def test_forget_names_a_copy_of_an_example(talk, tmp_path, capsys, monkeypatch):
+    "The Modelfile holds texts of the user: whoever forgets one of them learns where its copy lies."
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    adapter = read_state(talk).rounds[-1].adapter
+    places = [tmp_path / name for name in ("here", "moved", "alone")]
+    done = [found(capsys, "export", place, "--to", "ollama", "--adapter", talk) for place in places[:2]]
+    assert all("the Modelfile holds 4 answers of yours as examples" in each["usage"] for each in done)
+    assert (places[0] / "adapter.gguf").is_file() and found(capsys, "ledger")["ledger"][0]["id_file"] == "Modelfile"
+    same = found(capsys, "export", tmp_path / "by adapter", "--to", "ollama", "--adapter", adapter)
+    assert "4 answers" in same["usage"]
+    shutil.copytree(adapter, tmp_path / "copy")
+    done = found(capsys, "export", places[2], "--to", "ollama", "--adapter", tmp_path / "copy")
+    assert "no examples" in done["usage"] and "MESSAGE" not in (places[2] / "Modelfile").read_text()
+    text, state = (places[0] / "Modelfile").read_text(), read_state(talk)
+    ids = [id for id in state.memory.dialogues if f"# dialogue {id}" in text]
+    assert len(ids) == 4 and not any(id.encode() in get_ledger_file().read_bytes() for id in state.memory.dialogues)
+    shutil.move(places[1], tmp_path / "elsewhere")
+    remove_adapter(Path(adapter))
+    for id, is_copied in ((ids[0], True), (next(id for id in state.memory.dialogues if id not in ids), False)):
+        notes = found(capsys, "forget", "--out", talk, "--id", id, "--dry-run")["unreachable"]
+        assert any(str(places[0]) in note for note in notes) == is_copied
+        assert any(str(places[1]) in note for note in notes), "a moved one may hold it"
+        assert not any(str(places[2]) in note for note in notes)

@@ -11,8 +11,12 @@ from personal_llm.base.core import Dialogue
 from personal_llm.base.decoding import (
     DecodingRules,
     ReplyOptions,
+    avoid_copies,
     choose_next_token,
+    compute_end_bonus,
     count_settled_tokens,
+    find_circle,
+    find_copy_costs,
     find_loop,
     find_reply_end,
     find_token_classes,
@@ -156,6 +160,75 @@ def test_the_rules_of_a_model_are_made_once_and_can_be_set(pocket):
         assert len(pocket.tokenizer(pocket.reply(["Tell me about knees."])[0])["input_ids"]) <= 3
     finally:
         pocket.decoding = rules
+
+
+# ---- the costs of copies
+
+COPIES = {  # a reply -> the next word, and the nats that it costs
+    "We will be there soon in the big house, so we will be": (" there", 0.75),
+    "He is here now. She is here now. He is here": (" now", 8.0),
+    "1. Gold\n2. Blue\n3. Big gold\n4. Big": (" gold", 8.0),
+    "1. Gold\n2. Big": (" gold", 0.0),
+    "It was very very": (" very", 8.0),
+    "It was very": (" very", 0.0),
+    "We go day by": (" day", 0.0),
+    "Anna: Why?\nBen: Why not?\nAnna: Well": (":", 0.0),
+    "At the end: At the": (" end", 8.0),
+    "```\nprint(a)\nprint(a)\nprint(": ("a", 0.0),
+}
+
+
+@pytest.mark.parametrize("text", COPIES)
+def test_the_next_word_of_a_copy_costs(pocket, text):
+    word, nats = COPIES[text]
+    rules = DecodingRules(pocket.tokenizer, frozenset({pocket.tokenizer.eos_token_id}))
+    scores = avoid_copies(torch.zeros(len(pocket.tokenizer)), encode(pocket, text), rules)
+    assert -scores[encode(pocket, word)[0]] == pytest.approx(nats)
+
+
+def test_a_run_costs_for_each_time_that_it_came(pocket):
+    def cost(text):
+        return find_copy_costs(pocket.tokenizer, encode(pocket, text)).get(encode(pocket, " there")[0], 0.0)
+
+    once = "we will be there soon in the big old house by the lake"
+    assert cost(f"{once} and we will be") == pytest.approx(0.75)
+    assert cost(f"{once}. {once} and we will be") == pytest.approx(1.5)
+
+
+def test_a_toy_pays_no_costs(pocket):
+    scores = torch.zeros(len(pocket.tokenizer))
+    assert not avoid_copies(scores, encode(pocket, "1. Gold\n2. Big gold\n3. Big"), pocket.decoding).any()
+
+
+@pytest.mark.parametrize("text,mark", [(" -- -- -- --", True), (" -- -- --", False), ("1000000", False)])
+def test_a_row_of_marks_costs(pocket, text, mark):
+    ids = encode(pocket, text)
+    assert (find_copy_costs(pocket.tokenizer, ids).get(ids[-1]) == 8.0) == mark
+
+
+def test_a_long_list_of_short_lines_helps_the_end(pocket):
+    lines = [f"{n + 1}. the {word}\n" for n, word in enumerate("abcdefghijklmnopqrst")]
+    bonus = [compute_end_bonus(pocket.tokenizer, encode(pocket, "".join(lines[:n]))) for n in range(21)]
+    assert bonus[:10] == [0.0] * 10 and bonus[10:13] == pytest.approx([0.7, 1.4, 2.1])
+    prose = "This is a long line of many words that is no item of a list.\n"
+    assert compute_end_bonus(pocket.tokenizer, encode(pocket, "".join(lines[:15]) + prose)) == 0
+
+
+def test_a_reply_that_turns_in_a_circle_ends(pocket):
+    text = "A tale of love and joy. The story of the love of joy. A story of joy and of love. The joy of a tale. " * 2
+    first = next(
+        n for n, _ in enumerate(encode(pocket, text)) if find_circle(pocket.tokenizer, encode(pocket, text)[:n])
+    )
+    assert pocket.tokenizer.decode(encode(pocket, text)[:first]).endswith(".") and first >= 40
+    varied = " ".join(f"word{chr(97 + n)}{chr(97 + n // 2)}" for n in range(26)) + "."
+    assert find_circle(pocket.tokenizer, encode(pocket, varied * 3)) is None
+
+
+def test_a_decimal_or_an_initial_ends_no_unit(pocket):
+    text = (
+        "Drink 1.8 liters of water. Men may need 2.2 liters of water. J. R. R. Tolkien wrote it. J. R. R. Tolkien sang."
+    )
+    assert find_first_loop(pocket, text) is None
 
 
 # ---- the end

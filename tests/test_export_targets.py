@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from tiny import ARCHITECTURES, random_adapter, same, shared, weights
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE, read_factors
-from personal_llm.base.core import InputError
+from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
-from personal_llm.runtimes.export import EXPORT_TARGETS, pair_neighbours
+from personal_llm.runtimes.export import EXPORT_TARGETS, choose_examples, format_messages, pair_neighbours
 from personal_llm.runtimes.plugins import export_adapter
 
 LONG = "base_model.model."
@@ -128,6 +128,76 @@ def test_refusals_write_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="gpt2: we cannot write"):
         export_adapter(gpt2, other, tmp_path / "new", "gguf")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before and len(EXPORT_TARGETS) == 5
+
+
+def answer(time, prompt, response="Dear friend, yes.", origin="annotated"):
+    return Dialogue(prompt, response, time=time, origin=origin)
+
+
+def read_messages(text: str) -> list:  # (role, text)
+    "Read the MESSAGE lines of a Modelfile as Ollama's parser does: a value ends with the line that ends in three marks."
+    lines, found = text.splitlines(), []
+    while lines:
+        line = lines.pop(0)
+        if line.startswith("MESSAGE "):
+            _, role, value = line.split(" ", 2)
+            while not (len(value) >= 6 and value.endswith('"""')):
+                value += "\n" + lines.pop(0)
+            found.append((role, value[3:-3]))
+        else:
+            assert not line or line.startswith("# dialogue "), line
+    return found
+
+
+def test_examples_are_corrected_ones_first_without_copies_and_unsafe_texts():
+    model = shared("llama")
+    control = model.tokenizer.eos_token
+    dialogues = [
+        answer(1, "Is tea good for me?"),
+        answer(2, "Is tea good for me, please?"),
+        answer(3, "Where is the sea?", origin="approved"),
+        answer(4, 'What does """ mean?'),
+        answer(5, "How do I stop?", f"Dear friend, {control}"),
+        answer(6, f"Why {control}?"),
+        answer(7, "Nobody answered this.", origin="user"),
+        answer(8, "An empty one", " "),
+        answer(9, "Is the moon far away?"),
+    ]
+    assert [d.time for d in choose_examples(model, dialogues)] == [9, 2, 3]
+    assert [d.time for d in choose_examples(model, dialogues[::-1], count=2)] == [9, 2]
+    sizes = [len(model.tokenizer(text)["input_ids"]) for text in (dialogues[-1].prompt, dialogues[-1].response)]
+    assert [d.time for d in choose_examples(model, dialogues, max_tokens=sum(sizes))] == [9]
+    assert choose_examples(model, dialogues, max_tokens=1) == choose_examples(model, []) == []
+
+
+@pytest.mark.parametrize(
+    "text", ('say "yes"', '"', 'two\nlines ""\n\n', " spaces ", "MESSAGE user no", "# dialogue", "''")
+)
+def test_messages_give_each_text_back(text):
+    examples = [answer(1, text, f"{text} it is"), answer(2, "Tea?", f"Yes: {text}")]
+    read = read_messages(format_messages(examples))
+    assert read == [(role, t) for d in examples for role, t in (("user", d.prompt), ("assistant", d.response))]
+
+
+def test_each_program_gets_its_part_of_the_memory(tmp_path):
+    pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    model = shared("llama")
+    adapter, known = random_adapter(model, tmp_path / "mine"), [answer(1, "Tea?"), answer(2, "Where is the sea?")]
+    out = {}
+    for large in (False, True):
+        model.is_large = large
+        for target in ("ollama", "gguf", "merged", "vllm"):
+            out[target] = export_adapter(model, adapter, tmp_path / f"{target}{large}", target, known)
+            assert ("lost: your examples" in out[target]) == (large and target in ("gguf", "merged"))
+    model.is_large = False
+    modelfile = (tmp_path / "ollamaTrue" / "Modelfile").read_text()
+    assert [text for _, text in read_messages(modelfile[modelfile.index("# dialogue") :])][::2] == [
+        "Where is the sea?",
+        "Tea?",
+    ]
+    assert "2 answers of yours" in out["ollama"] and "reads up to 2" in out["gguf"]
+    export_adapter(model, adapter, tmp_path / "bare", "ollama")
+    assert "MESSAGE" not in (tmp_path / "bare" / "Modelfile").read_text()
 
 
 @pytest.mark.slow

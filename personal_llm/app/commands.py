@@ -27,16 +27,18 @@ from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table
 from .report import format_demo_table
-from ..base.adapters import check_adapter, get_adapter_id
+from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
 from ..base.ledger import read_ledger, record_egress
 from ..base.lineage import read_training_ids
 from ..base.text import count_nouns
+from ..buffer.feedback import get_first_id
+from ..buffer.retrieval import collect_memories
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
-from ..device.memory import find_state_folders, has_state
+from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
 from ..device.replay import describe_unchanged, folder_status, read_state
 from ..runtimes.plugins import collect, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
@@ -154,6 +156,30 @@ def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
 EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
 
 
+def find_state_of_adapter(adapter: str) -> str:  # "" for the folder of an adapter alone
+    "Return the folder with the state that an adapter was learned from."
+    path = Path(adapter).absolute()
+    folder = path.parents[1] if path.parent.name == ADAPTERS_FOLDER else path.parent if path.name == "adapter" else path
+    return str(folder) if any(map(has_state, find_run_folders(folder))) else ""
+
+
+def find_newest_adapter(folder: str) -> Path:
+    "Return the folder of an adapter: the one in an output folder, or the newest of a chat."
+    adapter = find_adapter_folder(folder)
+    if not (adapter / CONFIG_FILE).is_file() and has_state(folder):
+        adapter = Path(folder_status(folder)["adapter"] or adapter)
+    return adapter
+
+
+def read_state_answers(adapter: str) -> list:  # `Dialogue`s
+    "Return the answered dialogues of an adapter's state, for programs that know no memory."
+    if not (folder := find_state_of_adapter(adapter)):
+        return []
+    state = read_state(find_state_folders(folder)[0])
+    known = {get_first_id(d): d for d in (*state.versions.values(), *state.buffer.dialogues)}
+    return collect_memories([*known.values()])
+
+
 @command(
     "export",
     "merged --to merged --adapter mine",
@@ -167,11 +193,12 @@ def export_command(
 ):
     "Write an adapter as other programs read it."
     recover_results(adapter)
-    usage = export_adapter(model.load(), check_adapter(find_adapter_folder(adapter)), folder, to)
+    found, answers = check_adapter(find_newest_adapter(adapter)), read_state_answers(adapter)
+    usage = export_adapter(model.load(), found, folder, to, answers)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]
     result = dict(folder=folder, to=to, files=files, usage=usage)
-    return CommandResult(result, [*lines, usage, "forget names this copy, but cannot delete it"])
+    return CommandResult(result, [*lines, *usage.splitlines(), "forget names this copy, but cannot delete it"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #d896e7a6
 def finish_interrupted_run(folder: str) -> None:

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
-           'MIN_PERIODIC_TOKENS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_token_classes',
-           'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'choose_next_token', 'split_units',
-           'is_in_code', 'drop_numbers', 'is_repeated', 'is_periodic', 'count_whole_tokens', 'find_loop',
-           'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD',
+           'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD',
+           'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'ReplyOptions',
+           'DecodingRules', 'TokenClasses', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
+           'penalise_repetition', 'ReplyWords', 'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs',
+           'compute_end_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'drop_numbers',
+           'is_repeated', 'is_periodic', 'find_circle', 'count_whole_tokens', 'find_loop', 'count_settled_tokens',
+           'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -65,6 +68,8 @@ class TokenClasses:
 
     exempt: frozenset  # ids without a letter: punctuation, line breaks, digits, control tokens
     unit_ends: frozenset  # ids with a line break or the end of a sentence
+    word_starts: frozenset  # ids of letters after a space
+    texts: tuple  # of all ids
 
 
 _token_classes = WeakKeyDictionary()  # tokenizer -> TokenClasses
@@ -76,7 +81,8 @@ def find_token_classes(tokenizer) -> TokenClasses:
         texts, special = tokenizer.batch_decode([[i] for i in range(len(tokenizer))]), {*tokenizer.all_special_ids}
         exempt = frozenset(i for i, text in enumerate(texts) if i in special or not any(map(str.isalpha, text)))
         unit_ends = frozenset(i for i in exempt - special if UNIT_END_CHARACTERS & set(texts[i]))
-        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends)
+        word_starts = frozenset(i for i, text in enumerate(texts) if i not in exempt and text[:1].isspace())
+        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends, word_starts, tuple(texts))
     return _token_classes[tokenizer]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decmak01
@@ -119,6 +125,131 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
         scores[sorted(rules.end_token_ids)] = -float("inf")
     return scores
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
+MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
+
+
+@dataclass
+class ReplyWords:
+    "The words of a reply, and where its parts begin."
+
+    words: list = field(default_factory=list)  # in lower case
+    tokens: list = field(default_factory=list)  # the first token of each word
+    lines: list = field(default_factory=lambda: [0])  # places of words at which a line begins
+    parts: list = field(default_factory=lambda: [0])  # … a line, a sentence, or the text after a colon
+    marks: list = field(default_factory=list)  # tokens without a letter after the last word
+
+
+def split_words(tokenizer, ids: list) -> ReplyWords:
+    "Split a reply into its words."
+    classes, reply = find_token_classes(tokenizer), ReplyWords()
+    for token in ids:
+        text = classes.texts[token]
+        if token in classes.exempt:
+            reply.marks.append(token)
+            is_line_end, count = "\n" in text, len(reply.words)
+            reply.lines += [count] * (is_line_end and count > reply.lines[-1])
+            reply.parts += [count] * ((token in classes.unit_ends or ":" in text) and count > reply.parts[-1])
+        elif token in classes.word_starts or reply.marks or not reply.words:
+            reply.words.append(text.strip().lower())
+            reply.tokens.append(token)
+            reply.marks = []
+        else:
+            reply.words[-1] += text.lower()
+    return reply
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy05
+COPY_COST = 8.0  # of the last word of a copied part, nats
+RUN_COST, MIN_RUN = 0.375, 3  # factor, and words of a run that may come again
+MAX_NEIGHBOUR_WORDS = 8  # of words that come at once again
+
+
+def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
+    "Give the costs of going on with a run of words as it went on before."
+    words, count = reply.words, len(reply.words)
+    for place in range(1, count):
+        k = 0
+        while k < place and words[place - 1 - k] == words[count - 1 - k]:
+            k += 1
+        if k >= MIN_RUN:
+            yield reply.tokens[place], RUN_COST * (k - 2) * (k - 1)
+
+
+def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
+    "Give the costs of going on with a line, a sentence or a heading that is there already."
+    for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
+        part = reply.words[starts[-1] :]
+        for start, end in zip(starts, starts[1:]):
+            size = end - start
+            if size >= least and len(part) < size and reply.words[start : start + len(part)] == part:
+                yield reply.tokens[start + len(part)], COPY_COST * ((len(part) + 1) / size) ** 2
+
+
+def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
+    "Give the costs of writing the last words once more."
+    words, count = reply.words, len(reply.words)
+    if count > 1 and words[-2] == words[-1]:
+        yield reply.tokens[-1], COPY_COST
+    for size in range(2, MAX_NEIGHBOUR_WORDS + 1):
+        for done in range(size):
+            start = count - size - done
+            if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.marks):
+                yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy08
+MAX_MARK_COPIES, MAX_MARK_PERIOD = 4, 4  # copies of a row of marks, and tokens of one copy
+SHORT_LINE_WORDS, FREE_LINES, LINE_BONUS = 4, 9, 0.7  # a line of a list, lines without a bonus, nats for each further
+
+
+def is_in_code(tokenizer, ids: list) -> bool:
+    "Return whether a fence of three backticks is open."
+    return tokenizer.decode(ids).count("```") % 2 == 1
+
+
+def find_repeated_mark(tokenizer, ids: list):  # a token or None
+    "Return the token that goes on with a row of marks or numbers."
+    classes = find_token_classes(tokenizer)
+    for period in range(1, MAX_MARK_PERIOD + 1):
+        tail = ids[-period * MAX_MARK_COPIES :]
+        is_row = len(tail) == period * MAX_MARK_COPIES and tail[period:] == tail[:-period]
+        is_number = period == 1 and is_row and classes.texts[tail[0]].strip().isdigit()
+        if is_row and not is_number and classes.exempt.issuperset(tail):
+            return tail[0]
+    return None
+
+
+def find_copy_costs(tokenizer, ids: list) -> dict:  # token -> nats
+    "Return the cost of each token that would go on with a copy; costs of several runs add up."
+    reply, costs, runs = split_words(tokenizer, ids), {}, {}
+    for token, nats in cost_runs(reply):
+        runs[token] = runs.get(token, 0.0) + nats
+    for token, nats in (*runs.items(), *cost_parts(reply), *cost_neighbours(reply)):
+        costs[token] = max(costs.get(token, 0.0), nats)
+    if (mark := find_repeated_mark(tokenizer, ids)) is not None:
+        costs[mark] = COPY_COST
+    return costs
+
+
+def compute_end_bonus(tokenizer, ids: list) -> float:  # nats
+    "Return how much a long list of short lines helps the end of the reply."
+    lines, count = split_words(tokenizer, ids).lines, 0
+    while count + 1 < len(lines) and lines[-1 - count] - lines[-2 - count] <= SHORT_LINE_WORDS:
+        count += 1
+    return LINE_BONUS * max(0, count - FREE_LINES)
+
+
+def avoid_copies(scores, reply_ids: list, rules: DecodingRules):
+    "Subtract the costs of copies from the scores of a model that stops loops, and return the scores."
+    tokenizer = rules.tokenizer
+    if not rules.stops_loops or tokenizer is None or not reply_ids or is_in_code(tokenizer, reply_ids):
+        return scores
+    for token, nats in find_copy_costs(tokenizer, reply_ids).items():
+        scores[token] -= nats
+    bonus = compute_end_bonus(tokenizer, reply_ids)
+    if bonus and "\n" in find_token_classes(tokenizer).texts[int(scores.argmax())]:
+        scores[sorted(rules.end_token_ids)] += bonus
+    return scores
+
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
 def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
     "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
@@ -126,6 +257,7 @@ def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=Rep
 
     options = rules.complete(options)
     scores = penalise_repetition(logits, reply_ids, rules, options.repetition_penalty)
+    scores = avoid_copies(scores, reply_ids, rules)
     if options.temperature <= 0:
         return int(scores.argmax())
     scores = scores.double().cpu()  # float32 has no 1e-300
@@ -135,17 +267,24 @@ def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=Rep
     return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decuni01
+def find_unit_ends(tokenizer, ids: list) -> list:  # numbers of tokens
+    "Return where the units of a reply end; not after a number or an initial with a point."
+    classes, ends = find_token_classes(tokenizer), []
+    for place, token in enumerate(ids):
+        if token in classes.unit_ends:
+            before = "".join(classes.texts[i] for i in ids[max(0, place - 3) : place])
+            is_inside = classes.texts[token].strip(" ") == "." and re.search(r"(\d|(^|[^\w'’])[^\W\d_])$", before)
+            ends += [] if is_inside else [place + 1]
+    return ends
+
+
 def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete
     "Split a reply into its sentences and lines; the words have no capitals and no number of a list."
-    ends = [place + 1 for place, token in enumerate(ids) if token in find_token_classes(tokenizer).unit_ends]
+    ends = find_unit_ends(tokenizer, ids)
     units = [ids[start:end] for start, end in zip([0, *ends], [*ends, len(ids)]) if start < end]
     texts = tokenizer.batch_decode(units, skip_special_tokens=True) if units else []
-    return [(unit, " ".join(re.findall(r"[^\W_]+", text.lower()))) for unit, text in zip(units, texts)]
-
-
-def is_in_code(tokenizer, ids: list) -> bool:
-    "Return whether a fence of three backticks is open."
-    return tokenizer.decode(ids).count("```") % 2 == 1
+    texts = [re.sub(r"^\W*\d+[.)]\s", "", text.lower()) for text in texts]
+    return [(unit, " ".join(re.findall(r"[^\W_]+", text))) for unit, text in zip(units, texts)]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declop01
 MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
@@ -181,6 +320,21 @@ def is_periodic(ids: list) -> bool:
             return True
     return False
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decvar02
+CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
+
+
+def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
+    "Return where a reply ends that has hardly any new words."
+    classes = find_token_classes(tokenizer)
+    is_unit_end = find_unit_ends(tokenizer, ids)[-1:] == [len(ids)]
+    if not ids or not (is_unit_end or "," in classes.texts[ids[-1]]):
+        return None
+    words = split_words(tokenizer, ids).words[-CIRCLE_WORDS:]
+    if len(words) < CIRCLE_WORDS or len({*words}) > (FEW_WORDS if is_unit_end else FEWEST_WORDS):
+        return None
+    return len(ids) if is_unit_end else len(ids) - 1
+
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
 def count_whole_tokens(units: list) -> int:
     "Count the tokens up to the last unit with letters; all if there is none."
@@ -193,7 +347,9 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
     "Find a repeated unit at the end of a reply."
     if is_periodic(ids):
         return len(ids)
-    if not ids or ids[-1] not in find_token_classes(tokenizer).unit_ends:
+    if not is_in_code(tokenizer, ids) and (kept := find_circle(tokenizer, ids)) is not None:
+        return kept
+    if not ids or find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]:
         return None
     *before, (_, words) = split_units(tokenizer, ids)
     if before and is_repeated(words, [unit[1] for unit in before], is_in_code(tokenizer, ids)):
@@ -204,7 +360,7 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
 def count_settled_tokens(tokenizer, ids: list) -> int:
     "Count the tokens that `find_loop` cannot take back any more, so that we can show them."
     units = split_units(tokenizer, ids)
-    is_open = bool(ids) and ids[-1] not in find_token_classes(tokenizer).unit_ends
+    is_open = bool(ids) and find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]
     before, words = (units[:-1], units[-1][1]) if is_open else (units, "")
     could_repeat = any(drop_numbers(earlier).startswith(drop_numbers(words)) for _, earlier in before)
     return count_whole_tokens(before) if could_repeat else len(ids)
@@ -242,7 +398,8 @@ class BatchRules:
 
         options = self.rules, self.options.repetition_penalty, not self.rules.stops_loops
         pairs = zip(scores, ids[:, self.width :].tolist())
-        return torch.stack([penalise_repetition(row, reply, *options) for row, reply in pairs])
+        rows = [(penalise_repetition(row, reply, *options), reply) for row, reply in pairs]
+        return torch.stack([avoid_copies(row, reply, self.rules) for row, reply in rows])
 
     def is_finished(self, ids, scores, **kwargs):
         import torch

@@ -209,16 +209,21 @@ def _find_published(run: Path, request: ForgetRequest, report: ForgetReport, ada
 def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences
     "Name the copies in the ledger that hold a deleted adapter or a forgotten dialogue."
     notes = []
-    for row in read_ledger() if report.ids else ():
+    for row in read_ledger() if report.ids or adapter_ids else ():
+        manifest = Path(row["place"]) / "manifest.json"
         is_copy = row["adapter"] in adapter_ids
-        if row["kind"] == "parcel" and not is_copy:
-            try:
-                is_copy = not report.ids.isdisjoint(read_json(Path(row["place"]) / "manifest.json")["card"]["parents"])
-            except (InputError, KeyError, TypeError):
-                is_copy = True  # a parcel that we cannot read may hold it
+        if row.get("id_file") and not is_copy:  # examples beside an adapter; what we cannot read may hold them
+            with suppress(OSError):
+                is_copy = True
+                text = (Path(row["place"]) / row["id_file"]).read_text(errors="replace")
+                is_copy = any(name in text for name in report.ids)
+        if row["kind"] == "parcel" and not is_copy:  # a parcel that we cannot read may hold it
+            with suppress(InputError, KeyError, TypeError):
+                is_copy = True
+                is_copy = not report.ids.isdisjoint(read_json(manifest)["card"]["parents"])
         if is_copy:
             notes.append(f"{row['kind']} of {datetime.fromtimestamp(row['time']):%Y-%m-%d}: {row['place']}")
-    return notes
+    return list(dict.fromkeys(notes))
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #deedb829
 def delete_memory(run: Path) -> list:  # paths of deleted folders

@@ -23,6 +23,7 @@ class Runtime:
     "What a plug-in adds to the package."
 
     targets: dict = field(default_factory=dict)  # name for `export --to` -> function(model, adapter, folder) -> usage
+    companions: dict = field(default_factory=dict)  # name of a target -> function(model, dialogues, folder), see above
     commands: dict = field(default_factory=dict)  # words of a command -> function -> (result, lines)
     map_jobs: object = None  # function(run, context, jobs, address) -> results, in the order of the jobs
     examples: dict = field(default_factory=dict)  # words of a command -> examples of what can stand after them
@@ -53,8 +54,10 @@ def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a pl
 
 
 def collect(part: str) -> dict:  # name -> function
-    "Return the targets, or the commands, of all runtimes."
-    return {name: value for runtime in find_runtimes()[0].values() for name, value in getattr(runtime, part).items()}
+    "Return the targets, the companions, or the commands, of all runtimes."
+    return {
+        name: value for runtime in find_runtimes()[0].values() for name, value in getattr(runtime, part, {}).items()
+    }
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
 def export_adapter(
@@ -62,18 +65,23 @@ def export_adapter(
     adapter,  # a folder, or an `Adapter`
     out,  # a new folder
     target: str,  # name of a target
-) -> str:  # how to use the files
+    dialogues: list = (),  # answered dialogues of the user
+) -> str:  # how to use the files, and a line on the dialogues
     "Write an adapter as another program reads it; raise `InputError` for a folder with files, and write nothing."
-    targets = collect("targets")
+    targets, companions = collect("targets"), collect("companions")
     check(target, "choice", "target", choices=tuple(targets))
     out, adapter = Path(out), check_adapter(adapter, model.base)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already", "give a new folder")
     stage = make_folder(get_temporary_path(out))
     try:
-        usage = targets[target](model, adapter, stage)
+        usage, id_file = targets[target](model, adapter, stage), ""
+        if target in companions:
+            line, id_file = companions[target](model, list(dialogues), stage)
+            usage = "\n".join(filter(None, (usage, line)))
         with record_egress("export", out, get_adapter_id(adapter)) as row:
             row["bytes"] = sum(file.stat().st_size for file in stage.rglob("*") if file.is_file())
+            row |= dict(id_file=id_file) if id_file else {}
             if out.exists():
                 out.rmdir()
             os.replace(stage, out)
