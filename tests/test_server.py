@@ -279,6 +279,50 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
     assert status == 400 and "/tmp" not in answer["detail"], answer
 
 
+def test_an_import_is_stored_whole_or_not_at_all(served, tmp_path, monkeypatch):
+    "An error in its middle, a queue that fills up, and a full disk."
+    content = "".join(json.dumps(dict(prompt=f"What is thing {i}?", response="Small.")) + "\n" for i in range(40))
+    send, me, before = (
+        lambda: ask(served, "POST", "/personal/import?name=x.jsonl", content.encode()),
+        served.session.me,
+        0,
+    )
+    score, run, num_calls = type(me).score, served.worker.run, itertools.count()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(me), "score", lambda *given: 1 / 0 if next(num_calls) else score(*given))
+        before = read_files(tmp_path / "me")
+        assert send()[0] == 500 and not me.memory.dialogues and read_files(tmp_path / "me") == before
+    with monkeypatch.context() as busy:
+        refusal, num_calls = chat_completions.Refusal(429, "busy", "rate_limit_exceeded"), itertools.count()
+
+        async def run_once(*given):
+            if next(num_calls):
+                raise refusal
+            return await run(*given)
+
+        busy.setattr(served.worker, "run", run_once)
+        assert send()[0] == 429 and not me.memory.dialogues and read_files(tmp_path / "me") == before
+    with monkeypatch.context() as full:
+        fill_disk(full)
+        assert send()[0] == 507 and read_files(tmp_path / "me") == before
+    assert say(served, "My knee hurts.")["id"] and len(read_state(tmp_path / "me").memory.dialogues) == 41
+
+
+def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path):
+    "One chat of 60,000 turns: each of the last 2,000 dialogues would hold all turns before it."
+    turns = [dict(role=("user", "assistant")[i % 2], content=f"Turn {i}.") for i in range(60_000)]
+    begin = time.monotonic()
+    status, answer = ask(served, "POST", "/personal/import?name=x.json", json.dumps([dict(messages=turns)]).encode())
+    assert status == 200 and answer["dialogues"] == 2000 and time.monotonic() - begin < 120
+    dialogues, window = read_state(tmp_path / "me").memory.dialogues, served.session.model.max_length
+    for row in dialogues.values():
+        history = row.dialogue.history
+        assert 0 < len(history) <= window and history[0][0] == "user"
+        number = int(row.dialogue.prompt.split()[1].strip("."))
+        assert history[-1] == ("assistant", f"Turn {number - 1}.")
+    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e8
+
+
 @pytest.mark.parametrize("label", [dict(kind="shrug"), dict(kind="choice", probability="much"), "edit", 7, dict()])
 def test_a_damaged_label_of_one_row_stores_none_of_the_file(served, tmp_path, label):
     rows = [Dialogue(f"What is thing {i}?", f"Thing {i} is small.", id=str(i)).to_dict() for i in range(20)]
@@ -412,6 +456,34 @@ def test_tabs_follow_each_other(tmp_path):
         begin = time.monotonic()
     reader.join(10)
     assert not reader.is_alive() and time.monotonic() - begin < 5
+
+
+def test_a_search_does_not_wait_for_a_reply(served):
+    "Nor for the requests that wait for the model; it is answered between two pieces."
+    first, gate, real = say(served, f"I live in {SECRET}."), threading.Event(), served.session.say
+
+    def say_slowly(*given, **named):
+        yield "A beginning. "
+        while not gate.wait(0.05):
+            yield "And on. "
+        yield from real(*given, **named)
+
+    served.session.say = say_slowly
+    replies = [threading.Thread(target=say, args=(served, f"Write {i}.")) for i in range(4)]
+    for thread in replies:
+        thread.start()
+    until(lambda: served.worker.num_waiting == 4)
+    begin = time.monotonic()
+    found = ask(served, "GET", f"/personal/conversations?q={SECRET.lower()}")[1]["conversations"]
+    assert [row["found"] for row in found] == [first["id"]]
+    for path in ("conversation", "memory", "learning", "export", "status"):
+        assert ask(served, "GET", f"/personal/{path}")[0] == 200
+    assert time.monotonic() - begin < 10 and served.worker.num_waiting == 4 and len(served.session.turns) == 1
+    assert ask(served, "GET", "/personal/conversation?key=nowhere")[1]["turns"] == []
+    gate.set()
+    for thread in replies:
+        thread.join()
+    assert len(served.session.turns) == 5
 
 
 def test_freed_memory_goes_back_to_the_system_now_and_then(served, monkeypatch):

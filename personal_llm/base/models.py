@@ -41,6 +41,7 @@ def prepare_libraries() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
+    warnings.filterwarnings("ignore", message="`past_key_values` is deprecated")  # `cache` since transformers 5.24
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod003
 def check_model_and_tokenizer(model, tokenizer, name: str, max_length: int = None) -> int:  # the window in tokens
