@@ -163,7 +163,7 @@ async function* readEvents(response) {
 
 function showConnect(reason) {
   state.token = "";
-  sessionStorage.removeItem(TOKEN_KEY);
+  if (reason === WRONG_TOKEN) sessionStorage.removeItem(TOKEN_KEY); // any other error may be one of a page that is loaded again
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== "connect";
   if (reason) $("connect-reason").textContent = reason;
   $("state").textContent = "not connected";
