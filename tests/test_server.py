@@ -1017,6 +1017,50 @@ def test_each_value_of_the_official_client_is_supported_or_refused_by_name(serve
     assert chunks[-1].choices[0].finish_reason and not any(chunk.usage for chunk in chunks)
 
 
+CLIENT_VALUES = dict(  # with which the tests of the official client fill each field
+    audio=dict(format="wav", voice="alloy"),
+    frequency_penalty=-2,
+    function_call="none",
+    functions=[dict(name="name", description="description", parameters=dict(foo="bar"))],
+    logit_bias=dict(foo=0),
+    logprobs=True,
+    max_completion_tokens=0,
+    max_tokens=0,
+    metadata=dict(foo="string"),
+    modalities=["text", "audio"],
+    n=1,
+    parallel_tool_calls=True,
+    prediction=dict(content="string", type="content"),
+    presence_penalty=-2,
+    response_format=dict(type="text"),
+    seed=-9007199254740991,
+    service_tier="auto",
+    stop="string",
+    store=True,
+    stream_options=dict(include_usage=True),
+    temperature=1,
+    tool_choice="none",
+    tools=[dict(type="function", function=dict(name="name", parameters=dict(foo="bar"), strict=True))] * 3,
+    top_logprobs=0,
+    top_p=1,
+    user="user-1234",
+)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+def test_the_values_of_the_clients_own_tests(served, is_stream):
+    "One by one; together they ask for sound, functions and no token, and the first of these is named."
+    refused = set("audio functions logit_bias logprobs max_completion_tokens max_tokens modalities tools".split())
+    base = dict(model="personal", messages=messages("string"), stream=is_stream) | dict(max_tokens=2)
+    for name, given in CLIENT_VALUES.items():
+        status, answer = ask(served, "POST", "/v1/chat/completions", base | {name: given})
+        assert status == (400 if name in refused else 200), (name, answer)
+        assert status == 200 or answer["error"]["param"].startswith(name), answer
+    for body in (base | CLIENT_VALUES, base | dict(messages=[dict(role="system", content="string", name="name")])):
+        assert ask(served, "POST", "/v1/chat/completions", body)[0] == 400
+    assert ask(served, "POST", "/v1/chat/completions", base | dict(model="gpt-4o"))[0] == 404
+
+
 @pytest.mark.parametrize("tail", [" ", "\x07", "\n"], ids=["spaces", "control characters", "line ends"])
 def test_words_before_a_long_empty_tail_are_read(served, tail):
     "The tail is longer than all that the model reads of a turn."
