@@ -3,8 +3,8 @@
     python tests/promise_mutants.py                 all of them, one after the other
     python tests/promise_mutants.py 3 "A dry run"   those whose row begins with a text, or by number
 
-Each line of the output is a JSON object. We copy the project into a temporary folder, change one line there, and run the
-tests of the row until the first one fails. Tests that need a browser are left out.
+Each line of the output is a JSON object. We copy the project into a temporary folder, change one line there, and run
+the tests of the row until the first one fails. Tests that need a browser are left out.
 """
 
 import json
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 300  # of the tests of a row
+SECONDS = 60  # of the tests of a row; a broken server may run for ever
 MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     ("Only this computer", "app/server_guard.py", "if token is None and not is_loopback(host):", "if False:"),
     (

@@ -71,7 +71,7 @@ def list_holders(word: str) -> list:  # descriptions
 
 
 def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch):
-    "Turns, titles, corrections, choices, programs, imports, an open question, fine-tunes, caches and answers of the server."
+    "Turns, titles, corrections, choices, programs, imports, an open question, fine-tunes, caches and answers."
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     from servers import chat_server
     from test_server import ask, fresh, messages, say, until
