@@ -18,6 +18,7 @@ import torch
 
 from personal_llm.app.server_guard import Guard, ServerLimits
 from personal_llm.base import ledger
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.database import open_database
 from personal_llm.base.files import compute_sha256
@@ -25,6 +26,7 @@ from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
 from personal_llm.device.conversation import ChatSession
+from personal_llm.device.memory import remove_adapter
 from personal_llm.tuning.training_loop import load_checkpoint
 from tiny import shared, tiny
 
@@ -194,6 +196,17 @@ def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
         except InputError:
             num_refused += 1
     assert num_refused > 100
+
+
+def test_a_link_in_place_of_an_adapter_or_of_its_folder_is_not_followed(tmp_path):
+    theirs = tmp_path / "theirs" / "000" / WEIGHTS_FILE
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"not ours")
+    (tmp_path / "adapter").symlink_to(theirs.parent)
+    (tmp_path / "adapters").symlink_to(tmp_path / "theirs")
+    for place in (tmp_path / "adapter", tmp_path / "adapters" / "000"):
+        assert remove_adapter(place) == [] and theirs.read_bytes() == b"not ours"
+    assert remove_adapter(theirs.parent) and not theirs.exists()
 
 
 READ_ONLY = """
