@@ -363,6 +363,10 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.close",
                 "personal_llm/app/conversation_worker.py",
             ),
+            "personal_llm.app.conversation_worker.ConversationWorker.do_reads": (
+                "8_app/conversation_worker.html#conversationworker.do_reads",
+                "personal_llm/app/conversation_worker.py",
+            ),
             "personal_llm.app.conversation_worker.ConversationWorker.enter": (
                 "8_app/conversation_worker.html#conversationworker.enter",
                 "personal_llm/app/conversation_worker.py",
@@ -377,6 +381,10 @@ d = {
             ),
             "personal_llm.app.conversation_worker.ConversationWorker.learn_if_due": (
                 "8_app/conversation_worker.html#conversationworker.learn_if_due",
+                "personal_llm/app/conversation_worker.py",
+            ),
+            "personal_llm.app.conversation_worker.ConversationWorker.read": (
+                "8_app/conversation_worker.html#conversationworker.read",
                 "personal_llm/app/conversation_worker.py",
             ),
             "personal_llm.app.conversation_worker.ConversationWorker.run": (
@@ -4502,6 +4510,10 @@ d = {
                 "6_device/conversation.html#chatsession.add_dialogues",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.add_scored": (
+                "6_device/conversation.html#chatsession.add_scored",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.add_talk_memories": (
                 "6_device/conversation.html#chatsession.add_talk_memories",
                 "personal_llm/device/conversation.py",
@@ -4596,6 +4608,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.say": (
                 "6_device/conversation.html#chatsession.say",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.score_imported": (
+                "6_device/conversation.html#chatsession.score_imported",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.settle_pending": (

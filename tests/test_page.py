@@ -24,8 +24,11 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from personal_llm.app.chat_cell import ChatCell
+from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.scoring import ScoredDialogue
 from personal_llm.device.conversation import ChatSession
+from personal_llm.device.memory import join_conversation
 from personal_llm.tuning.config import TuningConfig
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
@@ -387,6 +390,52 @@ def test_what_is_typed_survives_a_fine_tune_another_tab_and_a_reload(browser, tm
         until(lambda: [turn["prompt"] for turn in running.session.turns] == ["My elbow hurts."])
 
 
+def test_a_click_is_not_lost_when_the_page_is_drawn_meanwhile(browser, tmp_path):
+    "Between press and release the page redraws nothing; a button that needs words asks for them."
+    from selenium.webdriver import ActionChains
+
+    with chat_server(fresh(tmp_path / "me")) as running:
+        open_page(browser, running)
+        talk(browser, "My knee hurts.")
+        state, session, loop = running.session.me.state, running.session, running.worker.executor
+        named = lambda text: next(one for one in browser.find_elements(By.TAG_NAME, "button") if one.text == text)
+        ActionChains(browser).click_and_hold(named("Good reply")).perform()
+        loop.submit(session.feedback, "edit", session.turns[0]["id"], BETTER).result()  # another tab
+        loop.submit(session.messages_to_user.extend, ["One line.", "Another line."]).result()
+        loop.submit(running.worker.after_job).result()
+        time.sleep(1.2)
+        ActionChains(browser).release().perform()
+        until(lambda: [row["kind"] for row in state.feedback_rows] == ["edit", "thumb_up"])
+        until(lambda: BETTER in texts(browser, "#turns .reply") and len(texts(browser, "#notices li")) == 2)
+        click(browser, "Edit")
+        browser.find_element(By.CSS_SELECTOR, "#turns textarea").clear()
+        click(browser, "Save")
+        until(lambda: any("Write what you would have liked" in text for text in texts(browser, "#notices li")))
+
+
+def test_forgotten_words_leave_the_drafts_of_every_tab(browser, tmp_path):
+    drafts = lambda: browser.execute_script("return sessionStorage.getItem('personal_llm.drafts')")
+    with chat_server(fresh(tmp_path / "me")) as running:
+        open_page(browser, running)
+        talk(browser, "My knee hurts.")
+        talk(browser, "What shall I cook?")
+        click(browser, "Edit", 1)
+        type_into(browser, "#turns textarea", "Rest your Zanzibar knee.")
+        type_into(browser, "#line", "And Zanzibar?")
+        first = browser.current_window_handle
+        assert drafts().count("Zanzibar") == 2
+        browser.switch_to.new_window("tab")
+        open_page(browser, running)
+        click(browser, "Memory")
+        browser.find_element(By.ID, "search-field").send_keys("zanzibar\n")
+        click(browser, "Forget all with “zanzibar”")
+        click(browser, "Forget", -1)
+        until(lambda: any("Forgotten: 0 dialogues" in text for text in texts(browser, "#forgotten")))
+        browser.switch_to.window(first)
+        until(lambda: "Zanzibar" not in drafts() and value(browser, "#line") == "")
+        assert value(browser, "#turns textarea") is None, "the open editor goes, too"
+
+
 def test_conversations_are_listed_searched_named_and_deleted(browser, tmp_path):
     with chat_server(fresh(tmp_path / "me")) as running:
         for number in range(30):
@@ -431,6 +480,58 @@ def test_conversations_are_listed_searched_named_and_deleted(browser, tmp_path):
         click(browser, "Delete", -1)
         until(lambda: listed() == ["Message 0 about knees."] and len(shown()) == 20)
         assert [*running.session.me.state.conversations] == [""]
+
+
+def add_turns(session, num_turns, num_conversations):
+    "Store turns without a model: numbered ones in each conversation, in turn."
+    scores = session.me.score([Dialogue("Tea?", "Yes.")])[0].scores
+    for number in range(num_turns):
+        d = Dialogue(
+            f"Message {number} " + "about my knee " * 8, "Rest it well. " * 20, time=number + 1.0, origin="model"
+        )
+        key = join_conversation(f"c{number % num_conversations}")
+        session.me.place(session.me.arrive(ScoredDialogue(d, scores), key))
+    session.save()
+
+
+FIND = """
+const done = arguments[1], field = document.getElementById("find-field"), begin = performance.now();
+const list = document.getElementById("conversations");
+new MutationObserver(() => done(performance.now() - begin)).observe(list, {childList: true});
+field.value = arguments[0];
+field.dispatchEvent(new Event("input"));
+"""
+
+
+@pytest.mark.later
+def test_ten_thousand_turns_in_three_hundred_conversations(browser, tmp_path):
+    "Open within a second, search within .2 seconds, and scroll to the first turn without a gap."
+    session = fresh(tmp_path / "me")
+    add_turns(session, 10_000, 300)
+    with chat_server(session) as running:
+        open_page(browser, running)
+        seconds = []
+        for _ in range(5):
+            begin = time.monotonic()
+            browser.refresh()  # the first time perhaps before it is connected
+            until(
+                lambda: len(texts(browser, "#turns > li")) >= 20 and len(texts(browser, "#conversations button")) == 300
+            )
+            seconds.append(time.monotonic() - begin)
+        words = ("message 1234 ", "message 9999 ", "nothing of this", "knee", "")
+        searches = [browser.execute_async_script(FIND, text) / 1000 for text in words]
+        print("open", sorted(seconds), "search", searches)
+        assert min(seconds) <= 1 and sorted(searches)[2] <= 0.2
+        type_into(browser, "#find-field", "message 99 about")
+        until(lambda: len(texts(browser, "#conversations button")) == 1)
+        browser.find_element(By.CSS_SELECTOR, "#conversations button").click()
+        until(lambda: any("Message 99 " in text for text in texts(browser, "#turns .own")))
+        shown = lambda: [text.split()[1] for text in texts(browser, "#turns .own")]
+        while browser.find_element(By.ID, "earlier").is_displayed():
+            count = len(shown())
+            browser.execute_script("document.getElementById('main').scrollTop = 0")
+            until(lambda: len(shown()) > count)
+        assert shown() == [str(number) for number in range(99, 10_000, 300)]
 
 
 PAYLOADS = """<img src=x onerror="window.hit=1"> <script>window.hit=1</script> [x](javascript:window.hit=1)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,17 @@ import torch
 
 from personal_llm.app.server_guard import Guard, ServerLimits
 from personal_llm.base import ledger
+from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.database import open_database
 from personal_llm.base.files import compute_sha256
 from personal_llm.base.models import load_model
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device.conversation import ChatSession
+from personal_llm.device.memory import remove_adapter
 from personal_llm.tuning.training_loop import load_checkpoint
-from tiny import tiny
+from tiny import shared, tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
@@ -192,6 +196,39 @@ def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
         except InputError:
             num_refused += 1
     assert num_refused > 100
+
+
+def test_a_link_in_place_of_an_adapter_or_of_its_folder_is_not_followed(tmp_path):
+    theirs = tmp_path / "theirs" / "000" / WEIGHTS_FILE
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"not ours")
+    (tmp_path / "adapter").symlink_to(theirs.parent)
+    (tmp_path / "adapters").symlink_to(tmp_path / "theirs")
+    for place in (tmp_path / "adapter", tmp_path / "adapters" / "000"):
+        assert remove_adapter(place) == [] and theirs.read_bytes() == b"not ours"
+    assert remove_adapter(theirs.parent) and not theirs.exists()
+
+
+READ_ONLY = """
+import os, sys
+from personal_llm import folder_status
+os.setuid(65534)
+print(folder_status(sys.argv[1])["seen"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another account")
+def test_a_folder_that_nobody_can_write_is_read():
+    "Such as a backup on a disk that is read-only."
+    with tempfile.TemporaryDirectory() as place:
+        with ChatSession(shared("llama"), Path(place, "me"), buffer=Buffer(4, "fifo"), synthetic=0) as session:
+            list(session.say("My knee hurts."))
+        for path in (Path(place), *Path(place).rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        names = sorted(Path(place).rglob("*"))
+        command = [sys.executable, "-c", READ_ONLY, str(Path(place, "me"))]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+        assert done.stdout == "1\n" and sorted(Path(place).rglob("*")) == names, done.stderr[-500:]
 
 
 # ---- the server

@@ -279,6 +279,50 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
     assert status == 400 and "/tmp" not in answer["detail"], answer
 
 
+def test_an_import_is_stored_whole_or_not_at_all(served, tmp_path, monkeypatch):
+    "An error in its middle, a queue that fills up, and a full disk."
+    content = "".join(json.dumps(dict(prompt=f"What is thing {i}?", response="Small.")) + "\n" for i in range(40))
+    send, me, before = (
+        lambda: ask(served, "POST", "/personal/import?name=x.jsonl", content.encode()),
+        served.session.me,
+        0,
+    )
+    score, run, num_calls = type(me).score, served.worker.run, itertools.count()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(me), "score", lambda *given: 1 / 0 if next(num_calls) else score(*given))
+        before = read_files(tmp_path / "me")
+        assert send()[0] == 500 and not me.memory.dialogues and read_files(tmp_path / "me") == before
+    with monkeypatch.context() as busy:
+        refusal, num_calls = chat_completions.Refusal(429, "busy", "rate_limit_exceeded"), itertools.count()
+
+        async def run_once(*given):
+            if next(num_calls):
+                raise refusal
+            return await run(*given)
+
+        busy.setattr(served.worker, "run", run_once)
+        assert send()[0] == 429 and not me.memory.dialogues and read_files(tmp_path / "me") == before
+    with monkeypatch.context() as full:
+        fill_disk(full)
+        assert send()[0] == 507 and read_files(tmp_path / "me") == before
+    assert say(served, "My knee hurts.")["id"] and len(read_state(tmp_path / "me").memory.dialogues) == 41
+
+
+def test_the_turns_before_an_imported_one_are_stored_as_far_as_the_model_reads_them(served, tmp_path):
+    "One chat of 60,000 turns: each of the last 2,000 dialogues would hold all turns before it."
+    turns = [dict(role=("user", "assistant")[i % 2], content=f"Turn {i}.") for i in range(60_000)]
+    begin = time.monotonic()
+    status, answer = ask(served, "POST", "/personal/import?name=x.json", json.dumps([dict(messages=turns)]).encode())
+    assert status == 200 and answer["dialogues"] == 2000 and time.monotonic() - begin < 120
+    dialogues, window = read_state(tmp_path / "me").memory.dialogues, served.session.model.max_length
+    for row in dialogues.values():
+        history = row.dialogue.history
+        assert 0 < len(history) <= window and history[0][0] == "user"
+        number = int(row.dialogue.prompt.split()[1].strip("."))
+        assert history[-1] == ("assistant", f"Turn {number - 1}.")
+    assert sum(path.stat().st_size for path in (tmp_path / "me").rglob("*")) < 2e8
+
+
 @pytest.mark.parametrize("label", [dict(kind="shrug"), dict(kind="choice", probability="much"), "edit", 7, dict()])
 def test_a_damaged_label_of_one_row_stores_none_of_the_file(served, tmp_path, label):
     rows = [Dialogue(f"What is thing {i}?", f"Thing {i} is small.", id=str(i)).to_dict() for i in range(20)]
@@ -412,6 +456,34 @@ def test_tabs_follow_each_other(tmp_path):
         begin = time.monotonic()
     reader.join(10)
     assert not reader.is_alive() and time.monotonic() - begin < 5
+
+
+def test_a_search_does_not_wait_for_a_reply(served):
+    "Nor for the requests that wait for the model; it is answered between two pieces."
+    first, gate, real = say(served, f"I live in {SECRET}."), threading.Event(), served.session.say
+
+    def say_slowly(*given, **named):
+        yield "A beginning. "
+        while not gate.wait(0.05):
+            yield "And on. "
+        yield from real(*given, **named)
+
+    served.session.say = say_slowly
+    replies = [threading.Thread(target=say, args=(served, f"Write {i}.")) for i in range(4)]
+    for thread in replies:
+        thread.start()
+    until(lambda: served.worker.num_waiting == 4)
+    begin = time.monotonic()
+    found = ask(served, "GET", f"/personal/conversations?q={SECRET.lower()}")[1]["conversations"]
+    assert [row["found"] for row in found] == [first["id"]]
+    for path in ("conversation", "memory", "learning", "export", "status"):
+        assert ask(served, "GET", f"/personal/{path}")[0] == 200
+    assert time.monotonic() - begin < 10 and served.worker.num_waiting == 4 and len(served.session.turns) == 1
+    assert ask(served, "GET", "/personal/conversation?key=nowhere")[1]["turns"] == []
+    gate.set()
+    for thread in replies:
+        thread.join()
+    assert len(served.session.turns) == 5
 
 
 def test_freed_memory_goes_back_to_the_system_now_and_then(served, monkeypatch):
@@ -943,6 +1015,50 @@ def test_each_value_of_the_official_client_is_supported_or_refused_by_name(serve
         assert named in places or "messages" not in change
     chunks = [*client.chat.completions.create(**base, stream=True, stream_options=dict(include_usage=False))]
     assert chunks[-1].choices[0].finish_reason and not any(chunk.usage for chunk in chunks)
+
+
+CLIENT_VALUES = dict(  # with which the tests of the official client fill each field
+    audio=dict(format="wav", voice="alloy"),
+    frequency_penalty=-2,
+    function_call="none",
+    functions=[dict(name="name", description="description", parameters=dict(foo="bar"))],
+    logit_bias=dict(foo=0),
+    logprobs=True,
+    max_completion_tokens=0,
+    max_tokens=0,
+    metadata=dict(foo="string"),
+    modalities=["text", "audio"],
+    n=1,
+    parallel_tool_calls=True,
+    prediction=dict(content="string", type="content"),
+    presence_penalty=-2,
+    response_format=dict(type="text"),
+    seed=-9007199254740991,
+    service_tier="auto",
+    stop="string",
+    store=True,
+    stream_options=dict(include_usage=True),
+    temperature=1,
+    tool_choice="none",
+    tools=[dict(type="function", function=dict(name="name", parameters=dict(foo="bar"), strict=True))] * 3,
+    top_logprobs=0,
+    top_p=1,
+    user="user-1234",
+)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
+def test_the_values_of_the_clients_own_tests(served, is_stream):
+    "One by one; together they ask for sound, functions and no token, and the first of these is named."
+    refused = set("audio functions logit_bias logprobs max_completion_tokens max_tokens modalities tools".split())
+    base = dict(model="personal", messages=messages("string"), stream=is_stream) | dict(max_tokens=2)
+    for name, given in CLIENT_VALUES.items():
+        status, answer = ask(served, "POST", "/v1/chat/completions", base | {name: given})
+        assert status == (400 if name in refused else 200), (name, answer)
+        assert status == 200 or answer["error"]["param"].startswith(name), answer
+    for body in (base | CLIENT_VALUES, base | dict(messages=[dict(role="system", content="string", name="name")])):
+        assert ask(served, "POST", "/v1/chat/completions", body)[0] == 400
+    assert ask(served, "POST", "/v1/chat/completions", base | dict(model="gpt-4o"))[0] == 404
 
 
 @pytest.mark.parametrize("tail", [" ", "\x07", "\n"], ids=["spaces", "control characters", "line ends"])

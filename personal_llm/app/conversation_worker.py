@@ -7,7 +7,8 @@ __all__ = ['ANSWERS_FOR_LEARNING', 'MAX_NOTICES', 'get_chat_numbers', 'get_marks
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #dad660b9
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from .server_guard import Refusal
@@ -53,7 +54,7 @@ class ConversationWorker:
     ):
         self.session, self.learn_every, self.max_waiting = session, learn_every, max_waiting
         self.executor = ThreadPoolExecutor(1, "conversation")
-        self.num_waiting, self.num_jobs = 0, 0
+        self.num_waiting, self.num_jobs, self.reads = 0, 0, deque()
         self.notices, self.num_notices = [], 0  # last messages for the user; number of all since the start
         self.next_learning = learn_every  # number of new answers
         self.after_job()
@@ -93,6 +94,7 @@ class ConversationWorker:
 
         def job():
             try:
+                self.do_reads()
                 return function(*args)
             finally:
                 self.after_job()
@@ -102,6 +104,25 @@ class ConversationWorker:
             return await asyncio.get_running_loop().run_in_executor(self.executor, job)
         finally:
             self.num_waiting -= 1
+
+    def do_reads(self) -> None:
+        "Do the reads that wait; the thread runs this."
+        while self.reads:
+            future, function = self.reads.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+
+    async def read(self, function):  # its result
+        "Call a function that changes nothing, before the jobs that wait, and between two pieces of a reply."
+        import asyncio
+
+        future = Future()
+        self.reads.append((future, function))
+        self.executor.submit(self.do_reads)
+        return await asyncio.wrap_future(future)
 
     async def stream(self, make_items):  # an asynchronous generator of its items
         "Yield the items of a generator as the thread makes them."
@@ -113,11 +134,13 @@ class ConversationWorker:
             put = lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)
             try:
                 items = () if stopped.is_set() else make_items()
+                self.do_reads()
                 for item in items:
                     if stopped.is_set():
                         items.close()
                         break
                     put(item)
+                    self.do_reads()
                 self.after_job()
             except Exception as error:
                 put(error)

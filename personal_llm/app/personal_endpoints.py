@@ -396,6 +396,9 @@ def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, n
             raise InputError(text) from None
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #dcb2993f
+MODEL_PATHS = ("/personal/style", "/personal/examples")  # they need the model, so they wait for a reply that is written
+
+
 def make_endpoint(worker: ConversationWorker, method: str, path: str):  # an asynchronous function for FastAPI
     "Return the function that checks the fields of an endpoint, and calls its function in the session's thread."
     function = ENDPOINTS[method, path]
@@ -407,6 +410,8 @@ def make_endpoint(worker: ConversationWorker, method: str, path: str):  # an asy
         call = lambda: function(worker.session, **{name: getattr(given, name) for name in fields.model_fields})
         if inspect.isgeneratorfunction(function):
             return StreamingResponse(stream_events(worker.stream(call), to_event, path), media_type="text/event-stream")
+        if method == "GET" and path not in MODEL_PATHS:
+            return await worker.read(call)
         result = await worker.run(call)
         check_is_stored(worker.session.unsaved if method == "POST" else "")
         return result
@@ -440,10 +445,13 @@ def make_personal_router(worker: ConversationWorker) -> APIRouter:
     async def import_file(request: Request, name: str = "", user: str = ""):
         import asyncio
 
-        (dialogues, notes), kept = await asyncio.to_thread(read_import, await request.body(), name, user), 0
+        dialogues, notes = await asyncio.to_thread(read_import, await request.body(), name, user)
+        candidates = []
         for start in range(0, len(dialogues), IMPORT_PART):
-            kept += await worker.run(worker.session.add_dialogues, dialogues[start : start + IMPORT_PART])
-            check_is_stored(worker.session.unsaved)
+            part = dialogues[start : start + IMPORT_PART]
+            candidates += await worker.run(worker.session.score_imported, part)
+        kept = await worker.run(worker.session.add_scored, candidates)
+        check_is_stored(worker.session.unsaved)
         return dict(dialogues=len(dialogues), kept=kept, notes=notes)
 
     return router

@@ -51,7 +51,10 @@ def connect_database(file, writes: bool = False):  # a connection of `sqlite3`
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     if 0 < Path(file).stat().st_size < 100:  # SQLite would take it for a new file
         raise sqlite3.DatabaseError("file is not a database")
-    address = f"file:{quote(str(Path(file).absolute()))}?mode=rw"
+    journal = Path(f"{file}-wal")
+    has_new_rows = journal.exists() and journal.stat().st_size
+    is_fixed = not (writes or has_new_rows or os.access(Path(file).parent, os.W_OK))  # a disk that is read-only
+    address = f"file:{quote(str(Path(file).absolute()))}?mode={'ro&immutable=1' if is_fixed else 'rw'}"
     settings = dict(uri=True, isolation_level=None, timeout=WAIT_SECONDS, check_same_thread=False)
     return sqlite3.connect(address, **settings)
 

@@ -44,6 +44,7 @@ def prepare_libraries() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
+    warnings.filterwarnings("ignore", message="`past_key_values` is deprecated")  # `cache` since transformers 5.24
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
 LARGE_MODEL_PARAMETERS = 50_000_000  # a model with fewer is a toy

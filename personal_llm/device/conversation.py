@@ -19,7 +19,7 @@ from zlib import crc32
 from ..base.core import Dialogue, History, InputError, check
 from ..base.files import LOCK_FILE, is_full_disk, lock_folder, make_folder
 from ..base.text import CONTROL_CHARACTERS, count_nouns
-from ..base.tokens import MAX_CHARACTERS_PER_TOKEN
+from ..base.tokens import MAX_CHARACTERS_PER_TOKEN, find_first_turn
 from ..buffer.feedback import get_first_id
 from ..buffer.next_turn import find_reactions, read_next_turns
 from ..buffer.facts import add_fact
@@ -74,10 +74,15 @@ def check_session_folder(folder) -> None:
         raise InputError(f"{folder}: holds no talk, but {', '.join(sorted(foreign)[:3])}", remedy)
 
 
-def adopt_imported(dialogues: list) -> list:
-    "Give imported dialogues, and the parents that they name, ids that no turn of this folder can have."
-    rename = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16]
-    return [d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents))) for d in dialogues]
+def adopt_imported(dialogues: list, max_tokens: int) -> list:  # max_tokens: that the model reads
+    "Give imported dialogues, and their parents, ids that no turn of this folder has; keep the turns that can be read."
+    rename, adopted = lambda name: hashlib.sha256(f"imported {name}".encode()).hexdigest()[:16], []
+    for d in dialogues:
+        first, turns = find_first_turn(d.history, max_tokens), d.history
+        system = [turns[0]] if first and turns[0][0] == "system" else []
+        turns = (*system, *(turns[place] for place in range(first, len(turns)))) if first else turns
+        adopted.append(d.derive(id=rename(d.id), parents=tuple(map(rename, d.parents)), history=turns))
+    return adopted
 
 # %% ../../nbs/6_device/07_conversation.ipynb #08afc9a4
 QUESTION_TEXT = "Was this reply acceptable, and if not, what would you have liked?"
@@ -391,10 +396,19 @@ class ChatSession:
         dialogues: list,  # in the order in which they happened
     ) -> int:  # number of dialogues that the buffer kept
         "Offer dialogues of an earlier time to the buffer, such as those of an export, under ids of their own."
+        return self.add_scored(self.score_imported(dialogues))
+
+    def score_imported(self, dialogues: list) -> list:  # `ScoredDialogue`s
+        "Score dialogues of an earlier time for `add_scored`; nothing is stored yet."
+        return self.me.score(adopt_imported(dialogues, self.model.max_length))
+
+    def add_scored(self, candidates: list) -> int:  # number of dialogues that the buffer kept
+        "Offer dialogues of `score_imported` to the buffer, and store all of them or none."
         self.settle_pending()
         with delay_interrupts():
             self.me.note_import()  # so that `forget` names their file
-            decisions = self.me.observe_all(adopt_imported(dialogues), progress=False, conversation="import")
+            decisions = self.me.offer(candidates, "import")
+            self.me.rescore_stale()  # an adapter may be new since they were scored
             self.save()
         return sum(decision.kept for decision in decisions)
 

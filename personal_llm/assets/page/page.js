@@ -5,6 +5,7 @@ const NEW = "new"; // the key of a conversation without a turn
 const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, working: false,
   opening: null, key: null, turns: [], numEarlier: 0, sticks: true, isStale: false };
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again with the same folder, and open the link that it prints.";
+const NO_WORDS = "Write what you would have liked first.", STILL_WRITING = "Stop the reply first, or wait for its end.";
 const WRONG_TOKEN = "The token is wrong, perhaps because the server was started with --new-token. Open the link "
   + "that personal-llm serve printed last, or paste the token from its end.";
 
@@ -31,12 +32,30 @@ const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function announce(text) { $("announcement").textContent = text; }
 
-function tell(text) {
+// what is drawn between press and release moves the button away, and its click is lost: so it waits
+let pressTimer = 0;
+const waiting = [];
+function whenReleased(action) {
+  if (pressTimer) waiting.push(action);
+  else action();
+}
+function endPress() {
+  clearTimeout(pressTimer);
+  pressTimer = 0;
+  for (const action of waiting.splice(0)) action();
+}
+addEventListener("pointerdown", () => {
+  clearTimeout(pressTimer);
+  pressTimer = setTimeout(endPress, 2000);
+}, true);
+for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => setTimeout(endPress, 0), true);
+
+const tell = (text) => whenReleased(() => {
   if (!$("notices-bar").hidden && $("notices").lastChild?.textContent === text) return;
   $("notices-bar").hidden = false;
   $("notices").append(make("li", { textContent: text }));
   while ($("notices").children.length > 3) $("notices").firstChild.remove();
-}
+});
 
 function withdraw(text) {
   for (const item of [...$("notices").children]) if (item.textContent === text) item.remove();
@@ -66,8 +85,19 @@ function setDraft(name, text) {
 function dropDrafts({ text, ids, everything, conversation }) {
   const isGone = (name) => everything || (ids || []).some((id) => name.endsWith(`:${id}`)) || name === `line:${conversation}`
     || (text && drafts[name].toLowerCase().includes(text.trim().toLowerCase()));
-  for (const name of Object.keys(drafts).filter(isGone)) setDraft(name, "");
+  for (const name of Object.keys(drafts).filter(isGone)) {
+    setDraft(name, "");
+    $(name)?.closest("form").remove(); // an editor
+    if (name === `better:${questionId()}`) $("better").value = "";
+  }
   $("line").value = drafts[`line:${state.key}`] || "";
+}
+
+const tabs = new BroadcastChannel("personal_llm"); // of this browser, and this server
+tabs.addEventListener("message", ({ data }) => dropDrafts(data));
+function dropAllDrafts(request) {
+  dropDrafts(request);
+  tabs.postMessage(request);
 }
 
 async function copyText(text) {
@@ -133,7 +163,7 @@ async function* readEvents(response) {
 
 function showConnect(reason) {
   state.token = "";
-  sessionStorage.removeItem(TOKEN_KEY);
+  if (reason === WRONG_TOKEN) sessionStorage.removeItem(TOKEN_KEY); // any other error may be one of a page that is loaded again
   for (const section of document.querySelectorAll("main > section")) section.hidden = section.id !== "connect";
   if (reason) $("connect-reason").textContent = reason;
   $("state").textContent = "not connected";
@@ -142,8 +172,8 @@ function showConnect(reason) {
 
 async function connect(token) {
   state.token = token;
+  sessionStorage.setItem(TOKEN_KEY, token); // first, so that the page may be loaded again at once
   const status = await get("/personal/status");
-  sessionStorage.setItem(TOKEN_KEY, token);
   state.seenNotices = status.num_notices;
   showStatus(status);
   const opened = openStored();
@@ -256,7 +286,7 @@ function scrollDown() {
   $("main").scrollTop = $("main").scrollHeight;
 }
 
-function follow() { if (state.sticks && state.view === "chat") scrollDown(); }
+function follow() { if (state.sticks && state.view === "chat" && !pressTimer) scrollDown(); }
 
 function noteScroll() {
   const main = $("main");
@@ -364,7 +394,8 @@ function openEditor(turn, kind, hasFocus = true) {
   form.addEventListener("keydown", (event) => { if (event.key === "Escape") close(); }); // the draft stays
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!field.value.trim() || (kind === "message" && state.reply)) return;
+    if (!field.value.trim()) return tell(NO_WORDS);
+    if (kind === "message" && state.reply) return tell(STILL_WRITING);
     if (!await submit(turn, field.value)) return;
     setDraft(name, "");
     form.remove();
@@ -447,11 +478,13 @@ async function loadConversation() {
   if (wanted === NEW) return showConversation({ ...await get("/personal/conversation"), turns: [], memories: null, num_earlier: 0, title: "New" });
   const fields = wanted === null ? {} : { key: wanted, ...(state.turns.length ? { since: state.turns[0].id } : {}) };
   const shown = await get(conversationPath(fields));
-  if (state.key === wanted && !state.reply) showConversation(shown); // another one may have been opened meanwhile
+  whenReleased(() => {
+    if (state.key === wanted && !state.reply) showConversation(shown); // another one may have been opened meanwhile
+  });
 }
 
 async function openConversation(key, since, typed = "") {
-  if (state.reply) return tell("Stop the reply first, or wait for its end.");
+  if (state.reply) return tell(STILL_WRITING);
   Object.assign(state, { key, turns: [], sticks: !since });
   $("turns").replaceChildren();
   state.restored.clear();
@@ -496,10 +529,12 @@ async function loadConversations() {
     return make("li", {}, open, ...(row.found ? [make("p", { className: "note", dir: "auto", textContent: row.text })] : []));
   });
   if (!rows.length) rows.push(make("li", { className: "note", textContent: $("find-field").value ? "No conversation has these words." : "None yet." }));
-  const focused = document.activeElement?.dataset?.key;
-  $("conversations").replaceChildren(...rows);
-  if (focused !== undefined) [...$("conversations").querySelectorAll("button")].find((one) => one.dataset.key === focused)?.focus();
-  markConversation();
+  whenReleased(() => {
+    const focused = document.activeElement?.dataset?.key;
+    $("conversations").replaceChildren(...rows);
+    if (focused !== undefined) [...$("conversations").querySelectorAll("button")].find((one) => one.dataset.key === focused)?.focus();
+    markConversation();
+  });
 }
 
 function markConversation() {
@@ -532,7 +567,7 @@ async function deleteConversation() {
   const question = `Delete this conversation? All of its ${count(turns.length + numEarlier, "turn")} are forgotten. ${ADAPTERS_GO}`;
   if (!await confirmLoss(question, "Delete")) return;
   if (!await attempt(() => post("/personal/forget", { conversation: key }))) return;
-  dropDrafts({ ids: turns.map((turn) => turn.id), conversation: key });
+  dropAllDrafts({ ids: turns.map((turn) => turn.id), conversation: key });
   await loadConversations();
   await attempt(() => openConversation($("conversations").querySelector("button")?.dataset.key ?? NEW));
 }
@@ -540,7 +575,7 @@ async function deleteConversation() {
 let findTimer = 0;
 $("find-field").addEventListener("input", () => {
   clearTimeout(findTimer);
-  findTimer = setTimeout(() => attempt(loadConversations), 200);
+  findTimer = setTimeout(() => attempt(loadConversations), 80);
 });
 $("find").addEventListener("submit", (event) => { event.preventDefault(); attempt(loadConversations); });
 $("new").addEventListener("click", beginConversation);
@@ -568,13 +603,14 @@ $("better").addEventListener("input", () => setDraft(`better:${questionId()}`, $
 $("question-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const better = $("better").value, id = questionId();
-  if (better.trim() && await giveFeedback(id, { kind: "better", better }, "Your version is stored")) setDraft(`better:${id}`, "");
+  if (!better.trim()) return tell(NO_WORDS);
+  if (await giveFeedback(id, { kind: "better", better }, "Your version is stored")) setDraft(`better:${id}`, "");
 });
 $("question-fine").addEventListener("click", () => giveFeedback(questionId(), {}, "Thank you"));
 $("question-skip").addEventListener("click", skip);
 
 async function streamReply(path, body) { // whether the turn is stored
-  if (state.reply) return false;
+  if (state.reply) return tell(STILL_WRITING);
   state.reply = new AbortController();
   $("send").textContent = "Stop";
   $("question").hidden = true;
@@ -717,7 +753,7 @@ async function forgetDialogues(request, question) {
   const report = await attempt(() => post("/personal/forget", request));
   await attempt(loadMemory);
   if (!report) return $("forgotten").replaceChildren();
-  dropDrafts(request);
+  dropAllDrafts(request);
   const counts = `Forgotten: ${count(report.dialogues, "dialogue")}, ${count(report.turns, "turn")} of the chat, ${count(report.adapters, "adapter")}.`;
   const rest = report.unreachable.map((text) => make("li", { textContent: text }));
   $("forgotten").replaceChildren(make("p", { textContent: counts }),
@@ -808,7 +844,8 @@ async function loadLearning() {
   const { rounds } = await get("/personal/learning");
   const { new_answers: fresh, is_learning: learning, learns_at: limit } = state.status;
   const start = limit ? `At ${limit} new answers a fine-tune starts by itself.` : "A fine-tune starts when you press the button.";
-  $("learning-state").textContent = learning ? "A fine-tune is running. You can go on chatting."
+  const last = rounds.length ? ` The last one took ${rounds[rounds.length - 1].seconds.toFixed(0)} seconds.` : "";
+  $("learning-state").textContent = learning ? `A fine-tune is running.${last} You can go on chatting.`
     : `${outcome}New answers since the last fine-tune: ${fresh}. ${start} Fine-tunes so far: ${rounds.length}.`;
   $("learn").disabled = learning;
   $("compare").disabled = $("unlearn").disabled = !rounds.length;
