@@ -2813,6 +2813,7 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._number_of": ("course/checks.html#_number_of", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._opposite": ("course/checks.html#_opposite", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._plain_value": (
                 "course/checks.html#_plain_value",
                 "personal_llm/course/checks.py",
@@ -3191,6 +3192,10 @@ d = {
             ),
             "personal_llm.course.tasks_10_memory._from_the_start": (
                 "course/tasks_10_memory.html#_from_the_start",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._in_any_order": (
+                "course/tasks_10_memory.html#_in_any_order",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory._inside_words": (
