@@ -4078,6 +4078,10 @@ d = {
                 "course/worker.html#find_answer_folders",
                 "personal_llm/course/worker.py",
             ),
+            "personal_llm.course.worker.forbid_processes": (
+                "course/worker.html#forbid_processes",
+                "personal_llm/course/worker.py",
+            ),
             "personal_llm.course.worker.hide_folders": (
                 "course/worker.html#hide_folders",
                 "personal_llm/course/worker.py",
@@ -4092,6 +4096,10 @@ d = {
             "personal_llm.course.worker.set_mount": ("course/worker.html#set_mount", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.strip_answers": (
                 "course/worker.html#strip_answers",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.watch_calls": (
+                "course/worker.html#watch_calls",
                 "personal_llm/course/worker.py",
             ),
         },
