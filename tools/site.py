@@ -423,9 +423,12 @@ def module_entries(module: Path, classes: set) -> list:
             lines += entry(node.name, node, source, link, "###")
         elif method_owner(node) in classes and not node.name.startswith("_"):
             lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in public:
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             comment = source[node.end_lineno - 1].partition("  # ")[2]
-            constants.append(f"| [`{node.targets[0].id}`]({link}) | {escape(comment).replace('|', '&#124;')} |")
+            for one in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if getattr(one, "id", "") in public:
+                    constants.append(f"| [`{one.id}`]({link}) | {escape(comment).replace('|', '&#124;')} |")
     if constants:
         lines += ["| constant | meaning |", "|---|---|", *constants, ""]
     if not lines:
