@@ -2742,6 +2742,7 @@ d = {
                 "personal_llm/course/checks.py",
             ),
             "personal_llm.course.checks._number_of": ("course/checks.html#_number_of", "personal_llm/course/checks.py"),
+            "personal_llm.course.checks._opposite": ("course/checks.html#_opposite", "personal_llm/course/checks.py"),
             "personal_llm.course.checks._plain_value": (
                 "course/checks.html#_plain_value",
                 "personal_llm/course/checks.py",
@@ -3120,6 +3121,10 @@ d = {
             ),
             "personal_llm.course.tasks_10_memory._from_the_start": (
                 "course/tasks_10_memory.html#_from_the_start",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._in_any_order": (
+                "course/tasks_10_memory.html#_in_any_order",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory._inside_words": (
@@ -4002,6 +4007,10 @@ d = {
                 "course/worker.html#find_answer_folders",
                 "personal_llm/course/worker.py",
             ),
+            "personal_llm.course.worker.forbid_processes": (
+                "course/worker.html#forbid_processes",
+                "personal_llm/course/worker.py",
+            ),
             "personal_llm.course.worker.hide_folders": (
                 "course/worker.html#hide_folders",
                 "personal_llm/course/worker.py",
@@ -4016,6 +4025,10 @@ d = {
             "personal_llm.course.worker.set_mount": ("course/worker.html#set_mount", "personal_llm/course/worker.py"),
             "personal_llm.course.worker.strip_answers": (
                 "course/worker.html#strip_answers",
+                "personal_llm/course/worker.py",
+            ),
+            "personal_llm.course.worker.watch_calls": (
+                "course/worker.html#watch_calls",
                 "personal_llm/course/worker.py",
             ),
         },

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from attempts import LINES, read_attempts
 
 from personal_llm.base.core import InputError
 from personal_llm.course import grading
@@ -166,13 +167,26 @@ def hand_in(path: Path, cells) -> None:
     path.write_text(cells, encoding="utf-8")
 
 
+def own_answers(lesson: int) -> list:  # sources of cells
+    "The first right answer to each task of a lesson that its author wrote without our solutions."
+    first = {}
+    for attempt in read_attempts(LINES.with_name("course_attempts_unseen.txt")):
+        if attempt.lesson == lesson and attempt.is_right:
+            first.setdefault(attempt.task, attempt.source)
+    cells = ["import math\nimport numpy as np"]
+    for task, source in first.items():
+        name = source.split("(")[0].split()[1] if source.startswith(("def ", "class ")) else ""
+        cells.append(f'{source}\ncheck(TASKS["{task}"], {name})' if name else f'check(TASKS["{task}"], {source})')
+    return cells
+
+
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
     "The class above, graded once."
     folder = tmp_path_factory.mktemp("class")
     for name, (cells, *_) in CLASS.items():
         hand_in(folder / name / "lesson_2.ipynb", cells)
-    own = [source + "  # in my own words" for source in code_cells(COURSE / "solution_3.ipynb")]
+    own = [*code_cells(next(COURSE.glob("lesson_3_*.ipynb")))[:1], *own_answers(3)]
     hand_in(folder / "perfect" / "lesson_7.ipynb", own)
     marks = grade_class(folder, seed=2024, limits=Limits(cell=4, call=3, notebook=60), course=COURSE)
     write_table(marks, folder / "marks.csv")

@@ -1,7 +1,12 @@
 "The site is made of the notebooks: pages, formulas, reference."
 
+import json
+import os
 import re
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +57,63 @@ def test_links_to_notebooks_lead_to_pages(site):
     text = "[a](../2_buffer/01_scoring.ipynb#x) [b](https://e.org/c.ipynb) [c](../recipes) [d](../LICENSE)"
     wanted = "[a](../2_buffer/01_scoring.md#x) [b](https://e.org/c.ipynb) [c](../recipes/index.md) [d](/LICENSE)"
     assert site["as_pages"](text) == wanted
+
+
+def test_the_course_page_has_the_lessons_in_order_with_minutes(site):
+    rows = re.findall(r"(?m)^\| (\d+) · \[[^]]+\]\(lesson_(\d+)_\w+\.md\) \| (.+) \| (\d+) \|$", site["course_page"]())
+    assert [row[:2] for row in rows] == [(str(n), str(n)) for n in range(1, 11)]
+    assert all(len(promise) > 40 and int(minutes) <= 90 for *_, promise, minutes in rows)
+
+
+def test_the_experiments_page_has_a_question_and_its_answer_in_one_line(site):
+    rows = re.findall(r"(?m)^\| \[([^]]+)\]\([\w.]+\) \| (.*) \|$", site["experiments_page"]())
+    answered = [question for question, answer in rows if len(answer) > 20]
+    assert len(rows) >= 30 and len(answered) >= 20, [question for question, answer in rows if len(answer) <= 20]
+    assert "runner" not in "".join(question for question, _ in rows).lower()
+
+
+ASKED = {  # typed into the search -> page among the first three results
+    "how do I import my chats": "02_your_own_chats",
+    "import whatsapp": "02_your_own_chats",
+    "did it help": "02_your_own_chats",
+    "how to delete my data": "08_forget_me",
+    "export to ollama": "11_elsewhere",
+    "use my own model": "12_your_own_model",
+    "fewer questions": "07_ask_well",
+    "why was this kept": "06_why_kept",
+    "start from another user": "03_never_from_scratch",
+    "learn from thumbs": "13_without_asking",
+}
+SEARCH = """
+const fs = require('fs'), [script, index, ...queries] = process.argv.slice(2);
+let heard, answers = [];
+globalThis.self = globalThis; globalThis.importScripts = () => {}; globalThis.location = {href: 'http://x/a/b'};
+globalThis.addEventListener = (kind, function_) => { if (kind === 'message') heard = function_; };
+globalThis.postMessage = message => answers.push(message);
+(0, eval)(fs.readFileSync(script, 'utf8'));
+(async () => {
+  const data = JSON.parse(fs.readFileSync(index)); data.options = {suggest: false};
+  await heard({data: {type: 0, data}});
+  for (const query of queries) { await heard({data: {type: 2, data: query}}); }
+  const places = answers.filter(one => one.type === 3).map(one => one.data.items.map(page => page.map(part => part.location)));
+  console.log(JSON.stringify(places));
+})();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("node"), reason="the theme's own search runs in node")
+def test_ten_questions_find_their_tutorial_among_the_first_three(tmp_path):
+    import material
+
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
+    folder = Path(material.__file__).parent / "templates" / "assets" / "javascripts" / "workers"
+    (tmp_path / "search.cjs").write_text(SEARCH, encoding="utf-8")
+    words = ["node", "search.cjs", str(next(folder.glob("search.*.js"))), "site/search/search_index.json", *ASKED]
+    told = subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    for (question, wanted), pages in zip(ASKED.items(), json.loads(told), strict=True):
+        assert any(wanted in page[0] for page in pages[:3]), (question, [page[0] for page in pages[:3]])
+    for page in (tmp_path / "site").rglob("*.html"):
+        text = re.sub(r"(?s)<(code|pre|script|math|annotation)\b.*?</\1>", "", page.read_text(encoding="utf-8"))
+        assert not re.search(r"\\(?:frac|lVert|sum|cdot|mathrm)\b|\$\$", text), f"{page.name} shows raw TeX"

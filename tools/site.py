@@ -139,8 +139,105 @@ def with_alternatives(text: str, cell) -> str:
     return text
 
 
+QUESTIONS = {  # tutorial -> questions as people type them; each becomes a heading that the search finds
+    "01_first_steps": ("How do I start? A quick start for beginners",),
+    "02_your_own_chats": (
+        "How do I import my chats from ChatGPT, WhatsApp or a JSON file?",
+        "How do I know whether fine-tuning helped?",
+    ),
+    "03_never_from_scratch": ("How do I start from another user's model instead of from scratch?",),
+    "04_chat": ("How do I chat with the model in a notebook, and correct a wrong reply?",),
+    "05_one_dialogue": ("How does it work, step by step?",),
+    "06_why_kept": ("Why was this dialogue kept or discarded?",),
+    "07_ask_well": ("How often does it ask me questions, and can I have fewer questions?",),
+    "08_forget_me": ("How do I delete my data, and make the model forget something?",),
+    "09_a_week": ("How long until it learns, and when does it train at night?",),
+    "10_library": ("How do I build a library of models for several people?",),
+    "11_elsewhere": ("How do I export my adapter to Ollama, llama.cpp or transformers?",),
+    "12_your_own_model": ("How do I use my own model, a GGUF file or a model of Hugging Face?",),
+    "13_without_asking": ("Does it learn from thumbs, edits and feedback without asking?",),
+}
+BOOST = dict(tutorials="---\nsearch:\n  boost: 20\n---\n\n")  # the search shows tutorials before chapters
+MINUTES = re.compile(r"(\d+) minutes")
+CONCLUSIONS = ("What we conclude", "In short", "Summary", "The answer", "What came out", "What we see", "What follows")
+
+
+def questions_of(notebook: Path) -> str:
+    "The questions that a tutorial answers, as headings at the end of its page."
+    questions = QUESTIONS.get(notebook.stem, ()) if notebook.parent.name == "tutorials" else ()
+    answer = f"This tutorial answers it: [{title_of(notebook)}]({notebook.stem}.md). {summary_of(notebook)}"
+    return "".join(f"\n\n## {question}\n\n{answer}" for question in questions)
+
+
+def promise_of(notebook: Path) -> str:
+    "What a notebook teaches: the quotation below its title, or its first sentence."
+    for cell in visible_cells(notebook):
+        if found := re.search(r"^> (.+(?:\n> .+)*)", cell["source"], re.MULTILINE):
+            return " ".join(found[1].replace("\n> ", " ").split())
+    return summary_of(notebook)
+
+
+def conclusion_of(notebook: Path) -> str:
+    "The answer of an experiment in one line: the first sentence of its conclusion."
+    text = "\n\n".join(cell["source"] for cell in visible_cells(notebook) if cell["cell_type"] == "markdown")
+    for heading in CONCLUSIONS:
+        if found := re.search(rf"^## {heading}\s*\n+(.+?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL):
+            first = re.sub(r"^(?:[-*]|\d\.) ", "", found[1]).split("\n- ")[0].split("\n2. ")[0]
+            if not first.startswith(("|", "#", "```")):
+                return re.split(r"(?<=[.?!])\s+(?=[A-Z])", " ".join(first.split()))[0]
+    return ""
+
+
+def in_cell(text: str) -> str:
+    "A text for a cell of a table, with links to pages."
+    text = re.sub(r"\]\((?![a-z]+:)([^)#]+)\.ipynb", r"](\1.md", text).replace("|", "\\|")
+    return keep_formulas(text)
+
+
+def course_page() -> str:
+    "The page of the course: lessons in order with what each teaches and its minutes; then the rest by reader."
+    heading, sentence = PARTS["course"]
+    folder = ROOT / "nbs" / "course"
+    lessons = sorted(folder.glob("lesson_*.ipynb"), key=lambda path: int(path.stem.split("_")[1]))
+    rows = [f"# {heading}", "", sentence, "", "| lesson | what you learn | minutes |", "|---|---|---|"]
+    for path in lessons:
+        text = "\n".join(cell["source"] for cell in visible_cells(path))
+        title = title_of(path).partition(": ")[2]
+        number = path.stem.split("_")[1]
+        rows.append(
+            f"| {number} · [{title}]({path.stem}.md) | {in_cell(promise_of(path))} | {MINUTES.search(text)[1]} |"
+        )
+    readers = {
+        "For learners": ("glossary", "exam", "report_template", "sample_reports"),
+        "For teachers": ("00_course", "instructor_notes", "00_commands"),
+        "How the grading works": ("00_checks", "00_figures", "00_grading", "00_submissions", "00_worker", "00_probes"),
+    }
+    for reader, names in readers.items():
+        rows += ["", f"## {reader}", ""]
+        for name in names:
+            path = folder / f"{name}.ipynb"
+            rows.append(f"- [{title_of(path)}]({name}.md): {in_cell(summary_of(path))}")
+    return "\n".join(rows)
+
+
+def experiments_page() -> str:
+    "The page of the experiments: each by its question, with the answer in one line; the tools stand below."
+    heading, sentence = PARTS["experiments"]
+    rows = [f"# {heading}", "", sentence, "", "| question | answer |", "|---|---|"]
+    tools = []
+    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb")):
+        title, answer = title_of(path), conclusion_of(path)
+        if title.startswith("Experiment: "):
+            rows.append(f"| [{title.removeprefix('Experiment: ').capitalize()}]({path.stem}.md) | {in_cell(answer)} |")
+        else:
+            tools.append(f"- [{title}]({path.stem}.md): {in_cell(summary_of(path))}")
+    return "\n".join([*rows, "", "## How we measure", "", *tools])
+
+
 def index_page(folder: str) -> str:
     "The page of a part: every notebook with its first sentence."
+    if folder in ("course", "experiments"):
+        return course_page() if folder == "course" else experiments_page()
     heading, sentence = PARTS[folder]
     rows = [f"# {heading}", "", sentence, "", "| | |", "|---|---|"]
     for notebook in sorted((ROOT / "nbs" / folder).glob("*.ipynb")):
@@ -163,7 +260,9 @@ def copy_notebooks(to: Path) -> None:
         if one.suffix == ".ipynb" and shown_on_site(one):
             page = place.with_suffix(".md")
             page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(as_pages(as_markdown(one, page)), encoding="utf-8")
+            page.write_text(
+                BOOST.get(one.parent.name, "") + as_pages(as_markdown(one, page) + questions_of(one)), encoding="utf-8"
+            )
         elif one.suffix in (".png", ".svg", ".md"):
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(one, place)
@@ -324,9 +423,12 @@ def module_entries(module: Path, classes: set) -> list:
             lines += entry(node.name, node, source, link, "###")
         elif method_owner(node) in classes and not node.name.startswith("_"):
             lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in public:
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             comment = source[node.end_lineno - 1].partition("  # ")[2]
-            constants.append(f"| [`{node.targets[0].id}`]({link}) | {escape(comment).replace('|', '&#124;')} |")
+            for one in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if getattr(one, "id", "") in public:
+                    constants.append(f"| [`{one.id}`]({link}) | {escape(comment).replace('|', '&#124;')} |")
     if constants:
         lines += ["| constant | meaning |", "|---|---|", *constants, ""]
     if not lines:

@@ -3,7 +3,7 @@
 make slides      # writes site/slides/; arrow keys turn
 """
 
-import base64, html, json, math, re, runpy, sys
+import html, json, math, re, runpy, sys
 from pathlib import Path
 
 import nbformat
@@ -15,21 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = runpy.run_path(str(ROOT / "tools" / "site.py"))  # `site` is the name of a module of Python's own
 readable, title_of = SITE["readable"], SITE["title_of"]
 MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?(?:\n[^$\n]+?)?)\$", re.DOTALL)
-LINE, CODE_LINE = 29.4, 18.2  # pixels, of text and of code
-ROOM = 600.0  # pixels of a page of 1280 × 720 without its margins
-WIDTH = 92  # characters of a line of text
-LEAST_ZOOM = 0.6  # of what does not fit on a page in its own size
+POINTS = 28  # of all text on a page of 1280 × 720 pixels, which is 960 × 540 points
+SIZE = POINTS * 4 / 3  # pixels
+LINE, CODE_LINE = 1.25 * SIZE, 1.2 * SIZE  # pixels, of text and of code
+ROOM = 590.0  # pixels of a page of 1280 × 720 without its margins
+WIDTH, CODE_WIDTH = 60, 50  # characters of a line
 LOOK = """
-body { margin: 0; font: 21px/1.4 sans-serif; color: #111; background: #fff; }
-section { display: none; box-sizing: border-box; min-height: 100vh; padding: 20px 6vw 40px; max-width: 1280px; margin: auto; }
+body { margin: 0; font: 37.4px/1.25 sans-serif; color: #111; background: #fff; }
+section { display: none; box-sizing: border-box; min-height: 100vh; padding: 20px 50px 30px; max-width: 1280px; margin: auto; }
 section.now { display: block; }
 h1, h2, h3 { margin: 0 0 .4em; line-height: 1.2; } p { margin: .5em 0; } ul, ol { margin: .4em 0; }
-pre { font-size: 14px; line-height: 1.3; background: #f4f4f4; padding: .6em; margin: .5em 0; white-space: pre-wrap; }
+h1, h2, h3 { font-size: 1.1em; } math { font-size: 1em; }
+pre, code { font-size: 37.4px; line-height: 1.2; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { background: #f4f4f4; padding: 0 .3em; margin: .2em 0; }
 .jp-OutputPrompt, .jp-InputPrompt, .anchor-link, .prompt { display: none; }
-img { max-width: 100%; } table { border-collapse: collapse; font-size: 18px; }
+img { display: block; width: 100%; max-height: 500px; object-fit: contain; } table { border-collapse: collapse; font-size: 37.4px; }
 td, th { padding: .15em .7em; border-bottom: 1px solid #ccc; text-align: left; }
-pre.mermaid { background: none; white-space: pre; text-align: center; } pre.mermaid svg { max-height: 380px; }
-footer { position: fixed; right: 1em; bottom: .5em; color: #767676; font-size: 14px; background: #fff; }
+pre.mermaid { background: none; white-space: pre-wrap; text-align: center; } pre.mermaid svg { max-height: 480px; width: 100%; }
+footer { position: fixed; right: 1em; bottom: 0; color: #595959; font-size: 37.4px; line-height: 1; background: #fff; }
 @media print { section { display: block; page-break-after: always; } footer { display: none; } }
 """
 TURN = """
@@ -88,42 +91,95 @@ def is_setup(source: str) -> bool:
     return source.lstrip().startswith(("import ", "from "))
 
 
-def blocks_of(cells: list) -> list:  # cells: a heading, a paragraph, a table, a diagram, code with output, a picture
-    "What a page is made of. A picture stands without its code, and imports are left out."
+def split_text(source: str) -> list:  # Markdown, each at most half a page
+    "Split a paragraph at its items, or at its sentences; a table at its rows, under the same head."
+    if source.startswith(("#", "```")):
+        return [source]
+    rows = source.split("\n")
+    if source.startswith("|"):
+        head, body = rows[:2], rows[2:]
+        pages = [[]]
+        for row in body:
+            if pages[-1] and text_height("\n".join([*head, *pages[-1], row])) > ROOM - 2 * LINE:
+                pages.append([])
+            pages[-1].append(row)
+        return ["\n".join([*head, *page]) for page in pages]
+    parts = re.split(r"\n(?=\s*(?:[-*]|\d+\.) )|(?<=[.?!:])\s+(?=[A-Z*`>(])", source)
+    pieces = [parts[0]]
+    for part in parts[1:]:
+        is_item = bool(re.match(r"\s*(?:[-*]|\d+\.) ", part))
+        longer = pieces[-1] + ("\n" if is_item else " ") + part
+        if text_height(longer) > ROOM / 2:
+            pieces.append(part)
+        else:
+            pieces[-1] = longer
+    return pieces
+
+
+def wrapped(text: str) -> int:
+    "Lines of a text in the type of code."
+    return sum(math.ceil(max(1, len(line)) / CODE_WIDTH) for line in text.strip("\n").split("\n"))
+
+
+MOST_LINES = 10  # of code or of its output on a page
+
+
+def code_blocks(cell: dict) -> list:
+    "The code, if it is short enough to read from the back row, and the first lines of what it printed."
+    source, blocks = "".join(cell["source"]), []
+    if wrapped(source) <= MOST_LINES:
+        blocks.append(dict(cell, outputs=[]))
+    for output in cell["outputs"]:
+        if not (text := "".join(output.get("text", "")).strip("\n")):
+            continue
+        lines = text.split("\n")
+        while wrapped("\n".join(lines)) > MOST_LINES and len(lines) > 1:
+            lines = [*lines[: -2 if lines[-1] == "…" else -1], "…"]
+        blocks.append(dict(cell, source="", outputs=[dict(output, text="\n".join(lines)[: CODE_WIDTH * MOST_LINES])]))
+    return blocks
+
+
+def blocks_of(cells: list) -> list:  # cells: a heading, a piece of text, a table, a diagram, code, an output, a picture
+    "What pages are made of. A picture stands without its code, and imports and long code are left out."
     blocks = []
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            blocks += [dict(cell, source=text) for text in paragraphs(source)]
+            blocks += [dict(cell, source=piece) for text in paragraphs(source) for piece in split_text(text)]
         elif picture_of(cell):
-            blocks.append(dict(cell, source=""))
+            shown = [one for one in cell["outputs"] if "image/png" in one.get("data", {})]
+            blocks.append(dict(cell, source="", outputs=shown[:1]))
         elif cell["outputs"] or not is_setup(source):
-            blocks.append(cell)
+            blocks += code_blocks(cell)
     return blocks
 
 
-def height_of(block: dict) -> float:  # pixels, estimated
-    "How high a block is on a page of 1280 pixels."
-    source = "".join(block["source"])
-    if block["cell_type"] == "code":
-        if picture := picture_of(block):
-            return min(int.from_bytes(base64.b64decode(picture[:48])[20:24], "big"), 460) + 20
-        texts = [source] * bool(source)
-        for output in block.get("outputs", []):
-            texts.append("".join(output.get("text") or output.get("data", {}).get("text/plain", "")).strip("\n"))
-        lines = sum(math.ceil(max(1, len(line)) / 122) for text in texts for line in text.split("\n"))
-        return lines * CODE_LINE + 34 * len(texts)
-    if source.startswith("```"):
-        return 400.0
-    if source.startswith("#"):
-        return (2.0 if source.startswith("# ") else 1.6) * LINE
+def text_height(source: str) -> float:  # pixels, estimated
+    "How high a piece of Markdown is."
     rows = source.split("\n")
     if source.startswith("|"):
-        return sum(33 * math.ceil(len(row) / 105) for row in rows if not set(row) <= set("|-: ")) + 10
+        cells = [re.sub(r"FORMULA\d+X", "x" * 14, re.sub(r"[*`]|\]\([^)]*\)", "", row)) for row in rows]
+        return sum(1.25 * LINE * math.ceil(len(row) / 52) for row in cells if not set(row) <= set("|-: "))
     marked = re.split(r"\n(?=\s*(?:[-*]|\d\.) )", source)
     words = [re.sub(r"FORMULA\d+X", "x" * 14, re.sub(r"[*`>]|\]\([^)]*\)", "", part)) for part in marked]
     alone = len(re.findall(r"(?m)^FORMULA\d+X", source))
-    return sum(math.ceil(len(" ".join(part.split())) / WIDTH) for part in words) * LINE + 16 + 60 * alone
+    return sum(math.ceil(len(" ".join(part.split())) / WIDTH) for part in words) * LINE + 40 + 110 * alone
+
+
+def height_of(block: dict) -> float:  # pixels, estimated
+    "How high a block is on a page of 1280 × 720 pixels."
+    source = "".join(block["source"])
+    if block["cell_type"] == "code":
+        if picture_of(block):
+            return 520.0
+        texts = [source] * bool(source)
+        texts += ["".join(output.get("text", "")) for output in block.get("outputs", [])]
+        return sum(wrapped(text) * CODE_LINE + 20 for text in texts if text)
+    if source.startswith("```"):
+        return 500.0
+    if source.startswith("#"):
+        return 1.6 * LINE * math.ceil(len(source) / 52)
+    return text_height(source)
 
 
 def pages_of(cells: list) -> list:  # lists of blocks; the first is the heading
@@ -136,18 +192,15 @@ def pages_of(cells: list) -> list:  # lists of blocks; the first is the heading
             continue
         page = pages[-1]
         is_full = sum(map(height_of, page)) + height_of(block) > ROOM
+        is_full |= bool(picture_of(block)) or any(map(picture_of, page))  # one figure a page, alone
         if len(page) > 1 and (is_full or source.startswith("**Exercise")):
-            leads = [page.pop()] if len(page) > 2 and "".join(page[-1]["source"]).endswith(":") else []
+            is_lead = len(page) > 2 and "".join(page[-1]["source"]).endswith(":")
+            is_lead &= sum(map(height_of, [page[0], page[-1], block])) <= ROOM
+            leads = [page.pop()] if is_lead else []
             pages.append([page[0], *leads, block])
         else:
             page.append(block)
     return [page for page in pages if len(page) > 1 or "".join(page[0]["source"]).startswith("# ")]
-
-
-def zoom_of(page: list) -> float:  # at most 1
-    "How much smaller the blocks of a page must be to fit."
-    title = height_of(page[0])
-    return min(1.0, (ROOM - title) / max(1.0, sum(map(height_of, page)) - title))
 
 
 def lesson_pages(notebook: Path) -> tuple:  # (notebook as a dictionary, pages, formulas)
@@ -158,12 +211,13 @@ def lesson_pages(notebook: Path) -> tuple:  # (notebook as a dictionary, pages, 
 
 
 def draw_page(whole: dict, page: list, exporter) -> str:
-    "The HTML of one page."
+    "The HTML of one page, all in one size."
     cells = [dict(cell, id=f"{cell['id'][:40]}-{place}") for place, cell in enumerate(page)]
     one = nbformat.reads(json.dumps(whole | dict(cells=cells)), 4)
-    body, zoom = exporter.from_notebook_node(one)[0], zoom_of(page)
-    if zoom < 1:
-        body = f'<div style="zoom: {zoom:.2f}">{body}</div>'
+    body = exporter.from_notebook_node(one)[0]
+    body = re.sub(
+        r'<div class="[^"]*highlight[^"]*"><pre><span></span>\s*</pre></div>', "", body
+    )  # code that is not shown
     return f"<section>{body}</section>"
 
 

@@ -88,7 +88,8 @@ LEARNER_PAGE = """# A course on models that learn their user
 1. Install Python 3.10 or newer. In this folder type `pip install personal_llm jupyterlab`, then `jupyter lab`.
 2. Open the first lesson, `{first}`, and choose *Run all*. All tasks are open.
 3. Answer a task in its cell and run the cell. `check` says whether it is right, or which mistake it looks like.
-4. Save the notebook, and hand in the file under its own name.
+4. Write each function yourself: the grader refuses a call of the library's own function.
+5. Save the notebook, and hand in the file under its own name.
 
 You need no network and no graphics card. The words of the field stand in `glossary.ipynb`.
 """
@@ -117,7 +118,7 @@ def run_grade(options: argparse.Namespace) -> int:
     from personal_llm.course.grading import Limits, grade_class, write_reports, write_table
 
     lessons, start = parse_lessons(options.lessons), time.monotonic()
-    seed = options.seed if options.seed is not None else secrets.randbelow(2**20)
+    seed = options.seed if options.seed is not None else secrets.randbelow(2**40)
     limits = Limits(cell=options.cell_seconds, memory=options.memory)
     if not options.out.parent.is_dir():
         raise InputError(f"{options.out}: no such folder", "make the folder of the table first")

@@ -232,7 +232,7 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
         return f"{shown}; does it have a `return`?"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
-    return f"{shown}, which is not right; {_relation(got, right, fits, task.tolerance) or task.hint}"
+    return f"{shown}, which is not right; {_opposite(task, got, right) or _relation(got, right, fits, task.tolerance) or task.hint}"
 
 
 def _unwrap(value, like):
@@ -282,8 +282,6 @@ def _relation_of_numbers(x: np.ndarray, y: np.ndarray, tolerance: float) -> str:
         return "all results are off by the same factor: is a factor missing, or one too many?"
     if len(y) > 2 and np.isfinite(x).all() and (x - y).std() < 1e-6 + tolerance / 10:
         return "all results are off by the same amount"
-    if near(1 - x):
-        return "your results and the right ones add up to 1: is it the opposite?"
     return "only the rounding is too coarse: give more digits" if _is_rounded(x, y, tolerance) else ""
 
 
@@ -320,6 +318,7 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
     if task.kind in ("number", "numbers"):
         return (
             _relation_of_numbers(given, right, task.tolerance)
+            or _opposite(task, [given], [right])
             or _plausible(task, given, right)
             or f"not right; {task.hint}"
         )
@@ -327,6 +326,20 @@ def _judge_value(task: Task, answer) -> str:  # "", the name of a wrong one, or 
 
 # %% ../../nbs/course/00_checks.ipynb #8ce0d5c1
 SHARES = re.compile(r"\b(share|probability|chance|AUC|ROUGE)")  # in questions whose answer is at most 1
+
+
+def _opposite(task: Task, given: list, right: list) -> str:
+    "Whether shares or probabilities are one minus the right ones."
+    pairs = [(as_array(x), as_array(y)) for x, y in zip(given, right)]
+    if "ROUGE" in task.question or not SHARES.search(task.question):
+        return ""
+    if any(x is None or y is None or x.shape != y.shape for x, y in pairs):
+        return ""
+    if any((y < 0).any() or (y > 1).any() for _, y in pairs) or not all(
+        same(1 - x, y, task.tolerance) for x, y in pairs
+    ):
+        return ""
+    return "your results and the right ones add up to 1: is it the opposite?"
 
 
 def _plausible(task: Task, given: np.ndarray, right: np.ndarray) -> str:

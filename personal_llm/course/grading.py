@@ -28,6 +28,8 @@ from .checks import Verdict, check_plain
 from .probes import Answer, AnswerError, decode, plain
 from personal_llm.course.submissions import (
     HANDED_OUT,
+    LIBRARY_ANSWERS,
+    LEAST_TOKENS,
     LESSONS,
     Submission,
     code_cells,
@@ -154,7 +156,7 @@ class Process:
         return json.loads(self.connection.recv_bytes(2**28))
 
 # %% ../../nbs/course/00_grading.ipynb #8f2310cf
-def read_answer(process: Process, data):
+def read_answer(process: Process, data, forbidden: tuple = ()):  # library functions that may not be called
     "Return the plain value of a reply; its functions are asked through the process."
 
     def make_answer(found):
@@ -162,7 +164,7 @@ def read_answer(process: Process, data):
 
     def ask(place: int, probe: Callable, arguments: tuple):
         try:
-            reply = process.ask(process.limits.call, "ask", place, probe, arguments)
+            reply = process.ask(process.limits.call, "ask", place, probe, arguments, forbidden)
         except Died as error:
             raise AnswerError("TimeoutError", str(error)) from error
         if "error" in reply:
@@ -254,6 +256,8 @@ def _attempt(submission: Submission, handed_out: list, needed: list, skipped: di
             return _judge(submission.lesson, process, answers, seed), None
     except Died as error:
         return {}, (place, str(error))
+    except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        return {}, (place, f"its process sent a forged reply ({type(error).__name__})")
 
 
 def _lost_answers(process: Process, submission: Submission, handed_out: list) -> dict:
@@ -271,7 +275,7 @@ def _judge(lesson: int, process: Process, answers: dict, seed: int) -> dict:  # 
     tasks, verdicts = course_tasks(lesson), {}
     for name, data in answers.items():
         if name in tasks:
-            verdicts[name] = check_plain(tasks[name], read_answer(process, data), seed)
+            verdicts[name] = check_plain(tasks[name], read_answer(process, data, LIBRARY_ANSWERS.get(name, ())), seed)
     return verdicts
 
 # %% ../../nbs/course/00_grading.ipynb #b0afe3ca
@@ -331,11 +335,12 @@ MIN_SOLUTION_CELLS = 3  # cells with answers; fewer may be alike by chance
 
 
 def is_solution(cells: list, solution: list, handed_out: set) -> bool:
-    "Return whether every answer of a notebook is a cell of our solution, character by character but for spaces."
-    squeeze = lambda source: "".join(source.split())
-    known = {squeeze(source) for source in solution}
-    own = [squeeze(source) for source in cells if source.strip() not in handed_out and tasks_in(source)]
-    return len(own) >= MIN_SOLUTION_CELLS and set(own) <= known
+    "Return whether every answer of a notebook is a cell of our solution, but for comments, spaces and names."
+    rows_of = lambda source: frozenset(shingles([source], handed_out).items())
+    known = {rows_of(source) for source in solution}
+    own = [source for source in cells if source.strip() not in handed_out and tasks_in(source)]
+    is_long = sum(sum(shingles([source], handed_out).values()) for source in own) >= LEAST_TOKENS
+    return len(own) >= MIN_SOLUTION_CELLS and is_long and {rows_of(source) for source in own} <= known
 
 # %% ../../nbs/course/00_grading.ipynb #5c7934ce
 def grade_class(

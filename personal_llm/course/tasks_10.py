@@ -371,6 +371,7 @@ TASKS["copied"] = Task(
         ("", "Rest it."),
         ("Rest it.", "Arrest it now."),
         ("No.", "Yes."),
+        ("Two days of rest do it.", "Rest it for two days."),
     ],
     draw=draw_texts,
 )

@@ -199,6 +199,14 @@ def _subsequence(reply: str, memory: str) -> int:
     return int(table[-1, -1])
 
 
+def _in_any_order(reply: str, memory: str) -> int:
+    best, run, known = 0, 0, set(_words(memory))
+    for word in _words(reply):
+        run = run + 1 if word in known else 0
+        best = max(best, run)
+    return best
+
+
 def _from_the_start(reply: str, memory: str) -> int:
     run = 0
     for a, b in zip(_words(reply), _words(memory)):
@@ -222,6 +230,7 @@ COPIED_MISTAKES = (
     ),
     ("characters", lambda r, m: _longest_run(list(r.lower()), list(m.lower())), "characters were counted, not words"),
     ("not in a row", _subsequence, "the words must follow each other in both texts, without a gap"),
+    ("in any order", _in_any_order, "the words must stand in the same order in the memory, too"),
     ("from the start", _from_the_start, "a run can begin anywhere in each text"),
     (
         "capitals",

@@ -236,7 +236,7 @@ TASKS["leak"] = Task(
 # %% ../../nbs/course/tasks_2.ipynb #011931fa
 SIDES = {
     "split by row": "some group has rows on both sides: near-copies of what is learned stand in the test",
-    "the first fifth": "every seed gives the same test: the order of the file decides, and it has its own order",
+    "the first fifth": "every seed gives the same test: draw the groups at random, with `seed`",
     "nothing reserved": "the test set is empty",
     "sides exchanged": "most rows are in the test: True is to mark the reserved ones",
     "half": "about a fifth of the groups is to be reserved",

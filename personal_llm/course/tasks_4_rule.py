@@ -84,7 +84,7 @@ RULES = {  # the mistake's name -> (rule, sentence)
 RULES |= {
     "nobody leaves": (
         lambda s, t, own, r: _draw(np.array([], int), r),
-        "the newcomer is always discarded, even when it beats an entry",
+        "the newcomer is discarded although it beats an entry",
     ),
     "somebody leaves": (
         lambda s, t, own, r: sdss_rule(s, t, own, r) if (s < own).all(1).any() else int(r.integers(len(t))),

@@ -295,7 +295,11 @@ TASKS["spend"] = Task(
             fixed_bar(0.5),
             "one fixed threshold: it fails as soon as all probabilities are lower or higher",
         ),
-        Wrong("blind", evenly, "it does no better than asking every so often: the chance is not used"),
+        Wrong(
+            "blind",
+            evenly,
+            "it does no better than asking every so often: is a question spent where the chance is high?",
+        ),
     ),
     "function",
     judge=judge_spending,

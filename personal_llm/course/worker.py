@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORBIDDEN', 'CHANGES', 'SECRETS', 'NEW_USER', 'NEW_NETWORK', 'NEW_MOUNTS', 'READ_ONLY', 'BIND', 'RECURSIVE',
-           'PRIVATE', 'MOUNT_SETATTR', 'NO_NEW_RIGHTS', 'AT_RECURSIVE', 'HERE', 'CAPABILITY_VERSION', 'TaskName',
-           'TaskNames', 'Recorded', 'strip_answers', 'Guard', 'limit', 'call_kernel', 'leave_namespaces', 'set_mount',
-           'hide_folders', 'Notebook', 'prepare', 'find_answer_folders', 'serve']
+           'PRIVATE', 'MOUNT_SETATTR', 'NO_NEW_RIGHTS', 'AT_RECURSIVE', 'HERE', 'CAPABILITY_VERSION', 'SECCOMP',
+           'CLONE_3', 'CLONE_THREAD', 'REFUSED', 'UNKNOWN', 'ALLOWED', 'TaskName', 'TaskNames', 'Recorded',
+           'strip_answers', 'Guard', 'limit', 'call_kernel', 'leave_namespaces', 'set_mount', 'hide_folders',
+           'Notebook', 'prepare', 'forbid_processes', 'find_answer_folders', 'serve', 'watch_calls']
 
 # %% ../../nbs/course/00_worker.ipynb #2e52adce
 import ast
@@ -15,7 +16,9 @@ import ctypes
 import importlib
 import io
 import json
+import gc
 import os
+import struct
 import sys
 import tempfile
 import types
@@ -251,8 +254,36 @@ def prepare(lesson: int, wanted: set) -> None:
         sys.modules[f"personal_llm.course.{name}"] = None  # its import raises an error
         if hasattr(package, name):
             delattr(package, name)
+    gc.collect()  # functions of those modules would be found in memory
 
 # %% ../../nbs/course/00_worker.ipynb #071e7d84
+SECCOMP = {  # machine -> (audit number, system calls: seccomp, clone, then those that are refused)
+    "x86_64": (0xC000003E, 317, 56, (57, 58, 59, 322)),
+    "aarch64": (0xC00000B7, 277, 220, (221, 281)),
+}
+CLONE_3, CLONE_THREAD, REFUSED, UNKNOWN, ALLOWED = 435, 0x10000, 0x50001, 0x50026, 0x7FFF0000
+
+
+def forbid_processes() -> bool:  # False where the kernel has no such filter
+    "Let this process start threads, but no process and no program, whichever library asks for it."
+    number, seccomp, clone, refused = SECCOMP.get(os.uname().machine if hasattr(os, "uname") else "", (0, 0, 0, ()))
+    rows = [(0x20, 0, 0, 4), (0x15, 1, 0, number), (0x06, 0, 0, REFUSED), (0x20, 0, 0, 0)]  # load, compare, return
+    for call in refused:
+        rows += [(0x15, 0, 1, call), (0x06, 0, 0, REFUSED)]
+    rows += [(0x15, 0, 1, CLONE_3), (0x06, 0, 0, UNKNOWN)]  # the C library then takes `clone`
+    rows += [(0x15, 0, 3, clone), (0x20, 0, 0, 16), (0x45, 1, 0, CLONE_THREAD), (0x06, 0, 0, REFUSED)]
+    rows.append((0x06, 0, 0, ALLOWED))
+    program = b"".join(struct.pack("HBBI", *row) for row in rows)
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.addressof(buffer)))
+    try:
+        call_kernel("prctl", NO_NEW_RIGHTS, 1, 0, 0, 0)
+        call_kernel("syscall", seccomp, 1, 1, header)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
 def find_answer_folders() -> list:
     "Return the folders of this installation that hold answers: the modules, the solutions, and their history."
     package = Path(__file__).parent
@@ -268,6 +299,7 @@ def serve(connection, lesson: int, wanted: set, folder: str, memory: float, secr
     prepare(lesson, wanted)
     notebook = Notebook()
     is_hidden = has_namespaces and hide_folders([*find_answer_folders(), *secret_folders], folder)
+    forbid_processes()
     limit(folder, memory, secret_folders)
     connection.send_bytes(json.dumps(is_hidden).encode())
     while True:
@@ -281,6 +313,30 @@ def serve(connection, lesson: int, wanted: set, folder: str, memory: float, secr
         connection.send_bytes(json.dumps(reply).encode())
 
 
+@contextlib.contextmanager
+def watch_calls(forbidden: tuple):  # of (end of a file's path, name of a function or "" for all)
+    "Raise `AnswerError` afterwards if one of these functions was called."
+    called = []
+
+    def look(frame, event, _):
+        if event == "call":
+            path, name = frame.f_code.co_filename, frame.f_code.co_name
+            called.extend(name for end, wanted in forbidden if path.endswith(end) and wanted in ("", name))
+
+    if not forbidden:
+        yield
+        return
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        is_on = sys.getprofile() is look
+        sys.setprofile(None)
+    if called or not is_on:
+        name = f" `{called[0]}`" if called else ""
+        raise AnswerError("PermissionError", f"it calls the library's own function{name}; write it yourself")
+
+
 def _reply(notebook: Notebook, kind: str, *arguments):
     if kind == "cell":
         error = notebook.run(*arguments)
@@ -288,8 +344,9 @@ def _reply(notebook: Notebook, kind: str, *arguments):
         return dict(error=error, answers=answers)
     if kind == "evaluate":
         return dict(error=notebook.evaluate(*arguments), answers=notebook.answers)
-    place, probe, values = arguments
+    place, probe, values, forbidden = arguments
     try:
-        return dict(value=run_probe(probe, notebook.callables[place], values, notebook.callables))
+        with watch_calls(forbidden):
+            return dict(value=run_probe(probe, notebook.callables[place], values, notebook.callables))
     except AnswerError as error:
         return dict(error=[error.kind, error.message])
