@@ -135,7 +135,7 @@ def answer(time, prompt, response="Dear friend, yes.", origin="annotated"):
 
 
 def read_messages(text: str) -> list:  # (role, text)
-    "Read the MESSAGE lines of a Modelfile as Ollama's parser does: a value ends with the line that ends in three marks."
+    "Read the MESSAGE lines of a Modelfile as Ollama does: a value ends with the line that ends in three marks."
     lines, found = text.splitlines(), []
     while lines:
         line = lines.pop(0)

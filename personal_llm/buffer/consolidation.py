@@ -7,8 +7,6 @@ __all__ = ['MAX_PROMPTS', 'MAX_WRITTEN_TOKENS', 'DEFAULT_REPLIES', 'ENOUGH_CORRE
            'check_reply', 'consolidate']
 
 # %% ../../nbs/2_buffer/12_consolidation.ipynb #cons0003
-from collections import Counter
-
 from ..base.text import is_near_duplicate
 from ..base.core import Dialogue
 from personal_llm.buffer.retrieval import (
@@ -81,13 +79,12 @@ def consolidate(
         k = choose_count(memories, embedder, k)
         chosen = choose_prompts(dialogues, memories, embedder, most) if k else []
         found = [retrieve(memories, d.prompt, embedder, k, max_tokens) for d in chosen]
-        replies = model.reply([add_memories(Dialogue(d.prompt, ""), m) for d, m in zip(chosen, found)], MAX_WRITTEN_TOKENS)
-    rejected = Counter()
+        shown = [add_memories(Dialogue(d.prompt, ""), m) for d, m in zip(chosen, found)]
+        replies = model.reply(shown, MAX_WRITTEN_TOKENS)
     for d, read, reply in zip(chosen, found, replies):
         reason = check_reply(reply, len(model.tokenizer(reply)["input_ids"]), read)
         if reason or not read:
-            rejected[reason or "no memory"] += 1
+            result.rejected[reason or "no memory"] += 1
         else:
             result.dialogues.append(Dialogue(d.prompt, reply, origin="synthetic", parents=(read[-1].id, d.id)))
-    result.rejected = rejected
     return result

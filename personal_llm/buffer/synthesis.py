@@ -157,7 +157,8 @@ PLAIN_WORDS = frozenset(  # words that a rewrite may add or drop: those of gramm
 )
 QUESTION_WORDS = frozenset("who whom whose when where why how until which many much whether".split())
 ASKING = re.compile(
-    r"\b(?:tell|give|get|bring|show|for|let) me\b|\b(?:can|could|would|will|do|may) (?:you|i)\b|\bi'?m (?:afraid|sorry)\b|\bi'?d\b"
+    r"\b(?:tell|give|get|bring|show|for|let) me\b|\b(?:can|could|would|will|do|may) (?:you|i)\b"
+    r"|\bi'?m (?:afraid|sorry)\b|\bi'?d\b"
 )
 
 
@@ -168,7 +169,7 @@ def get_content(text: str) -> list:  # beginnings of words, so that endings do n
 
 
 def changes_request(rewrite: str, original: str) -> bool:
-    "Return whether a rewrite adds or loses what the original talks about, its question word, its yes or no, or its person."
+    "Return whether a rewrite adds or loses a subject, a question word, a yes or no, or a person of the original."
     own, new = get_content(original), get_content(rewrite)
     lost = sum(word not in new for word in own)
     if any(word not in own for word in new) or lost > len(own) // 6:
