@@ -1,7 +1,7 @@
 """Answers that were written before the checks were read: how many wrong ones pass, how many right ones do not.
 
-`course_attempts_unseen.txt` holds 1,038 answers to all 93 tasks. Their author read the lessons only, and gave each answer
-its verdict. The file was committed before the checks were opened, and its verdicts stay as they were.
+`course_attempts_unseen.txt` holds 1,038 answers to all 93 tasks. Their author read the lessons only, and gave each
+answer its verdict. The file was committed before the checks were opened, and its verdicts stay as they were.
 """
 
 import collections

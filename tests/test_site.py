@@ -95,7 +95,8 @@ globalThis.postMessage = message => answers.push(message);
   const data = JSON.parse(fs.readFileSync(index)); data.options = {suggest: false};
   await heard({data: {type: 0, data}});
   for (const query of queries) { await heard({data: {type: 2, data: query}}); }
-  const places = answers.filter(one => one.type === 3).map(one => one.data.items.map(page => page.map(part => part.location)));
+  const found = answers.filter(one => one.type === 3);
+  const places = found.map(one => one.data.items.map(page => page.map(part => part.location)));
   console.log(JSON.stringify(places));
 })();
 """

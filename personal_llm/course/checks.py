@@ -232,7 +232,8 @@ def _judge_function(task: Task, answer: Answer, seed: int) -> str:  # "", the na
         return f"{shown}; does it have a `return`?"
     if (array := as_array(got[place])) is not None and np.isnan(array).any():
         return f"{shown}; is something divided by zero, or the log of zero taken?"
-    return f"{shown}, which is not right; {_opposite(task, got, right) or _relation(got, right, fits, task.tolerance) or task.hint}"
+    hint = _opposite(task, got, right) or _relation(got, right, fits, task.tolerance) or task.hint
+    return f"{shown}, which is not right; {hint}"
 
 
 def _unwrap(value, like):
