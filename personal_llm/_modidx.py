@@ -5480,12 +5480,24 @@ d = {
             ),
         },
         "personal_llm.experiments.consolidation": {
+            "personal_llm.experiments.consolidation.compare_methods": (
+                "experiments/consolidation.html#compare_methods",
+                "personal_llm/experiments/consolidation.py",
+            ),
             "personal_llm.experiments.consolidation.list_jobs": (
                 "experiments/consolidation.html#list_jobs",
                 "personal_llm/experiments/consolidation.py",
             ),
+            "personal_llm.experiments.consolidation.list_measured": (
+                "experiments/consolidation.html#list_measured",
+                "personal_llm/experiments/consolidation.py",
+            ),
             "personal_llm.experiments.consolidation.measure": (
                 "experiments/consolidation.html#measure",
+                "personal_llm/experiments/consolidation.py",
+            ),
+            "personal_llm.experiments.consolidation.read_first_order": (
+                "experiments/consolidation.html#read_first_order",
                 "personal_llm/experiments/consolidation.py",
             ),
         },
