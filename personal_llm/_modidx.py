@@ -2214,6 +2214,20 @@ d = {
                 "personal_llm/buffer/buffer.py",
             ),
         },
+        "personal_llm.buffer.consolidation": {
+            "personal_llm.buffer.consolidation.check_reply": (
+                "2_buffer/consolidation.html#check_reply",
+                "personal_llm/buffer/consolidation.py",
+            ),
+            "personal_llm.buffer.consolidation.choose_prompts": (
+                "2_buffer/consolidation.html#choose_prompts",
+                "personal_llm/buffer/consolidation.py",
+            ),
+            "personal_llm.buffer.consolidation.consolidate": (
+                "2_buffer/consolidation.html#consolidate",
+                "personal_llm/buffer/consolidation.py",
+            ),
+        },
         "personal_llm.buffer.correction_model": {
             "personal_llm.buffer.correction_model.Answer": (
                 "2_buffer/correction_model.html#answer",
@@ -2575,6 +2589,10 @@ d = {
                 "2_buffer/retrieval.html#collect_memories",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.compare_with_memories": (
+                "2_buffer/retrieval.html#compare_with_memories",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.compute_bm25": (
                 "2_buffer/retrieval.html#compute_bm25",
                 "personal_llm/buffer/retrieval.py",
@@ -2695,6 +2713,10 @@ d = {
             ),
             "personal_llm.buffer.synthesis.SynthesisResult": (
                 "2_buffer/synthesis.html#synthesisresult",
+                "personal_llm/buffer/synthesis.py",
+            ),
+            "personal_llm.buffer.synthesis.SynthesisResult.__add__": (
+                "2_buffer/synthesis.html#synthesisresult.__add__",
                 "personal_llm/buffer/synthesis.py",
             ),
             "personal_llm.buffer.synthesis.SynthesisResult.__str__": (
@@ -5128,6 +5150,10 @@ d = {
                 "6_device/personalizer.html#personalizer.list_memories",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.list_stream": (
+                "6_device/personalizer.html#personalizer.list_stream",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.locked": (
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
@@ -5218,6 +5244,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.use_adapter": (
                 "6_device/personalizer.html#personalizer.use_adapter",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.write_replies": (
+                "6_device/personalizer.html#personalizer.write_replies",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.PersonalizerSettings": (
@@ -5588,6 +5618,16 @@ d = {
             "personal_llm.experiments.clicks.simulate": (
                 "experiments/clicks.html#simulate",
                 "personal_llm/experiments/clicks.py",
+            ),
+        },
+        "personal_llm.experiments.consolidation": {
+            "personal_llm.experiments.consolidation.list_jobs": (
+                "experiments/consolidation.html#list_jobs",
+                "personal_llm/experiments/consolidation.py",
+            ),
+            "personal_llm.experiments.consolidation.measure": (
+                "experiments/consolidation.html#measure",
+                "personal_llm/experiments/consolidation.py",
             ),
         },
         "personal_llm.experiments.deciding": {
@@ -10421,6 +10461,10 @@ d = {
             ),
             "personal_llm.tuning.config.TuningConfig.fit_to_answers": (
                 "3_tuning/config.html#tuningconfig.fit_to_answers",
+                "personal_llm/tuning/config.py",
+            ),
+            "personal_llm.tuning.config.TuningConfig.fit_to_consolidation": (
+                "3_tuning/config.html#tuningconfig.fit_to_consolidation",
                 "personal_llm/tuning/config.py",
             ),
             "personal_llm.tuning.config.TuningConfig.fit_to_trial": (

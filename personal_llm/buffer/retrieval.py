@@ -7,8 +7,8 @@ __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SH
            'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
            'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS',
            'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states',
-           'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories', 'retrieve',
-           'choose_count']
+           'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
+           'compare_with_memories', 'retrieve', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -193,6 +193,14 @@ CORRECTION_THRESHOLD = 0.5  # probability of a correction from which the correct
 DEFAULT_COUNT = 6  # k
 
 
+def compare_with_memories(memories: list, prompt: str, embedder: PromptEmbedder) -> tuple:
+    "Return the probability that the user would correct the reply to a prompt, and its similarity to each memory."
+    vector, *vectors = embedder.embed([prompt, *(d.prompt for d in memories)])
+    similarities, is_corrected = np.array(vectors) @ vector, np.array([d.origin == "annotated" for d in memories])
+    near = similarities[is_corrected], similarities[~is_corrected], embedder.background @ vector
+    return estimate_correction_probability(*near), similarities
+
+
 def retrieve(
     memories: list,  # answered dialogues, of `collect_memories`
     prompt: str,
@@ -203,11 +211,9 @@ def retrieve(
     "Choose the answered dialogues that a reply to a prompt should read."
     if k < 1 or not memories:
         return []
-    vector, *vectors = embedder.embed([prompt, *(d.prompt for d in memories)])
-    similarities, is_corrected = np.array(vectors) @ vector, np.array([d.origin == "annotated" for d in memories])
-    near = similarities[is_corrected], similarities[~is_corrected], embedder.background @ vector
-    takes_corrected = estimate_correction_probability(*near) >= CORRECTION_THRESHOLD
-    pool = [i for i, own in enumerate(is_corrected) if own == takes_corrected]
+    probability, similarities = compare_with_memories(memories, prompt, embedder)
+    takes_corrected = probability >= CORRECTION_THRESHOLD
+    pool = [i for i, d in enumerate(memories) if (d.origin == "annotated") == takes_corrected]
     if not pool:
         return []
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)

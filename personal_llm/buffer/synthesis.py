@@ -175,6 +175,10 @@ class SynthesisResult:
         counts = ", ".join(f"{n} {reason}" for reason, n in self.rejected.most_common()) or "none"
         return f"{len(self.dialogues)} synthetic dialogues; rejected: {counts}"
 
+    def __add__(self, other: "SynthesisResult") -> "SynthesisResult":
+        examples, rejected = self.examples + other.examples, self.rejected + other.rejected
+        return SynthesisResult(self.dialogues + other.dialogues, rejected, examples, self.cost + other.cost)
+
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #syn00011
 @dataclass
 class RewriteState:

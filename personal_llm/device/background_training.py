@@ -54,7 +54,7 @@ class BackgroundTraining:
         self,
         me: Personalizer,  # with a folder
     ):
-        self.me, self.dialogues = me, me.collect_training_dialogues()
+        self.me, self.dialogues, self.stream = me, me.collect_training_dialogues(), me.list_stream()
         self.stop_event, self.prepared, self.error = threading.Event(), None, None
         inner, tokenizer = copy.deepcopy((me.model.model, me.model.tokenizer))
         install_stop_hook(inner, self.stop_event)
@@ -66,7 +66,8 @@ class BackgroundTraining:
     def run(self) -> None:
         "Tune the copy; the thread runs this method."
         try:
-            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, self.model)
+            parts = dict(model=self.model, stream=self.stream)
+            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, **parts)
         except TrainingStopped:
             pass
         except Exception as error:

@@ -33,6 +33,7 @@ from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, rea
 from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
 from ..buffer.buffer import Buffer
+from ..buffer.consolidation import DEFAULT_REPLIES, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
@@ -84,6 +85,9 @@ class PersonalizerSettings:
     preferences: bool = setting(False, "also learn from choices and thumbs, as preferences between replies")
     replay: int = setting(320, "dialogues of general conversation mixed into each fine-tune; 0: none", low=0)
     memories: int = setting(DEFAULT_COUNT, "most answered dialogues that a reply reads; 0: none", low=0, high=8)
+    consolidation: int = setting(
+        DEFAULT_REPLIES, "most replies with memories that a fine-tune learns, too; 0: none", low=0, high=1000
+    )
     seed: int = setting(0, "seed of all random numbers", low=0, high=MAX_SEED)
 
     def __post_init__(self):
@@ -518,19 +522,36 @@ def choose_start(self: Personalizer, start, dialogues: list, folder, model=None)
 
 
 @patch
+def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
+    "Return all stored dialogues, whose prompts consolidation uses."
+    return [self.state.versions.get(root, row.dialogue) for root, row in self.memory.dialogues.items()]
+
+
+@patch
+def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # `SynthesisResult`
+    "Let a model reply to prompts of the stream with the answered ones of the training dialogues as memories."
+    most, k = self.settings.consolidation, self.settings.memories
+    max_tokens = min(MAX_MEMORY_TOKENS, model.max_length // 2)
+    return consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
+
+
+@patch
 def train_adapter(
-    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None
-) -> PreparedRound:  # start and out as in `finetune`; the own model, and new synthetic dialogues, by default
+    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None, stream=None
+) -> PreparedRound:  # start and out as in `finetune`; own model, new synthetic dialogues, stored stream by default
     "Choose a start, synthesise dialogues, and tune an adapter."
-    model, settings = model or self.model, self.settings
+    model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     with tempfile.TemporaryDirectory(prefix="merge-") as folder:
         start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
         if synthesis is None:
             synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+        written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
+        if written.dialogues:
+            synthesis, config = synthesis + written, config.fit_to_consolidation()
         replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
         preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
-        adapter = tune(model, texts, self.config, start_adapter, out, seed, progress, replay, preferences)
+        adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
     return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
@@ -562,7 +583,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
     )
-    self._record_sources(dialogues)
+    self._record_sources(dialogues, synthesis.dialogues)
     self.adapter, self.synthesis = adapter, synthesis
     event.content["model"] = self._get_model_name()
     self.rescore_buffer()
@@ -589,11 +610,12 @@ def _get_model_name(self: Personalizer) -> str:
 
 
 @patch
-def _record_sources(self: Personalizer, dialogues: list) -> None:
-    "Record what an adapter learned from: the dialogues, their earlier versions, and those in their histories."
+def _record_sources(self: Personalizer, dialogues: list, synthetic: list) -> None:
+    "Record what an adapter learned from: dialogues, their versions and histories, and parents of synthetic ones."
     roots = {name: self.state.get_root(d) for d in dialogues for name in (d.id, *d.parents)}
-    for name in collect_source_ids(dialogues, self.state.list_exchange_ids()):
-        root, is_direct = roots.get(name) or name, any(name == d.id for d in dialogues)
+    sources = collect_source_ids(dialogues, self.state.list_exchange_ids())
+    for name in dict.fromkeys([*sources, *(parent for d in synthetic for parent in d.parents)]):
+        root, is_direct = roots.get(name) or self.state.roots.get(name, name), any(name == d.id for d in dialogues)
         if root in self.memory.dialogues:
             self.state.record("learned", root, version=name, is_direct=is_direct)
 

@@ -278,9 +278,9 @@ def ask(model, user: SimulatedUser, candidates: list, policy: str, count: int, s
     return me
 
 
-def take_own_answers(model, user: SimulatedUser, candidates: list, count: int, seed: int) -> Personalizer:
+def take_own_answers(model, user: SimulatedUser, candidates: list, count: int, seed: int, **settings) -> Personalizer:
     "Offer a scored stream to a new personalizer; the user corrects and approves the first replies unasked."
-    me, num_given = Personalizer(model, Buffer(BINS, "active", seed), seed=seed), Counter()
+    me, num_given = Personalizer(model, Buffer(BINS, "active", seed), seed=seed, **settings), Counter()
     for candidate in candidates:
         me.offer([candidate])
         d, better = candidate.dialogue, user(candidate.dialogue)

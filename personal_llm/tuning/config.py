@@ -119,6 +119,15 @@ def fit_to_trial(
     is_rule = best_step > LATE * self.steps
     return replace(self if is_rule else self.fit_to_answers(num_answers), validation=0.0)
 
+# %% ../../nbs/3_tuning/02_config.ipynb #cfgcons2
+CONSOLIDATION_STEPS = 3 / 2  # of the steps without the model's own replies
+
+
+@patch
+def fit_to_consolidation(self: TuningConfig) -> TuningConfig:
+    "Return the settings for a fine-tune that also learns the model's own replies with memories."
+    return replace(self, steps=round(CONSOLIDATION_STEPS * self.steps), validation=0.0)
+
 # %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
 def selects_same_modules(first: str, second: str, modules: list) -> bool:
     "Say whether two lists of names, joined by commas, are equal or select the same of a model's modules."

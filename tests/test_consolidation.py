@@ -1,0 +1,113 @@
+"""Replies with memories become training dialogues: which prompts, which replies, and what forgetting reaches."""
+
+import pytest
+
+from personal_llm.base.core import Dialogue
+from personal_llm.base.models import load_model
+from personal_llm.buffer import retrieval
+from personal_llm.buffer.buffer import Buffer
+from personal_llm.buffer.consolidation import check_reply, choose_prompts, consolidate
+from personal_llm.buffer.retrieval import PromptEmbedder
+from personal_llm.device.personalizer import Personalizer
+from personal_llm.tuning.config import TuningConfig
+
+ACHES = ["My back aches at night.", "I have a pain in my elbow.", "My hip hurts when I walk.", "My ear hurts."]
+CORRECTION = Dialogue("My knee hurts after a run.", "In short: rest it.", origin="annotated")
+JOKE = Dialogue("Tell me a joke about hens.", "Why did the hen cross the road?", origin="approved")
+MEMORIES = [CORRECTION, JOKE]
+
+
+@pytest.fixture
+def reading_pocket(monkeypatch):
+    "A pocket model that counts as one that reads memories, and whose replies are planted."
+    model = load_model("pocket")
+    monkeypatch.setattr(model, "is_large", True)
+    monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
+    shown = []
+    monkeypatch.setattr(model, "reply", lambda prompts, *limits: shown.extend(prompts) or plant(prompts))
+    return model, shown
+
+
+def plant(prompts: list) -> list:
+    return [f"In short: mind {d.prompt.split()[-1]}" for d in prompts]
+
+
+def test_only_prompts_that_the_user_would_correct_are_chosen_and_answered_ones_are_not():
+    embedder = PromptEmbedder(load_model("pocket"))
+    stream = [Dialogue(text, "See a doctor.") for text in (*ACHES, "Tell me a joke about cows.")]
+    answered = Dialogue("My toe hurts.", "In short: cool it.", origin="annotated")
+    chosen = [d.prompt for d in choose_prompts([*stream, answered], MEMORIES, embedder, 10)]
+    assert chosen and set(chosen) <= set(ACHES)
+    assert [d.prompt for d in choose_prompts(stream, MEMORIES, embedder, 1)] == chosen[:1]
+    assert choose_prompts(stream, [JOKE], embedder, 10) == []
+
+
+def test_near_copies_of_a_prompt_or_of_a_memory_count_once():
+    embedder = PromptEmbedder(load_model("pocket"))
+    stream = [Dialogue(text, "") for text in (ACHES[0], ACHES[0] + " ", CORRECTION.prompt, ACHES[1])]
+    assert len(choose_prompts(stream, MEMORIES, embedder, 10)) == 2
+
+
+def test_the_model_reads_memories_and_the_new_dialogues_do_not(reading_pocket):
+    model, shown = reading_pocket
+    stream = [Dialogue(text, "See a doctor.", history=[("user", "Hello."), ("assistant", "Hi.")]) for text in ACHES]
+    made = consolidate(model, stream, MEMORIES).dialogues
+    assert len(made) >= 2 and all(("assistant", CORRECTION.response) in d.history for d in shown)
+    by_prompt = {d.prompt: d for d in stream}
+    for d in made:
+        assert d.response.startswith("In short: mind") and not d.history and d.origin == "synthetic"
+        assert d.parents == (CORRECTION.id, by_prompt[d.prompt].id)
+
+
+def test_without_a_correction_or_with_a_model_that_reads_no_memories_nothing_is_written(reading_pocket):
+    model, shown = reading_pocket
+    stream = [Dialogue(text, "") for text in ACHES]
+    assert consolidate(model, stream, [JOKE]).dialogues == consolidate(model, stream, MEMORIES, most=0).dialogues == []
+    assert consolidate(model, stream, MEMORIES, k=0).dialogues == [] and not shown
+
+
+@pytest.mark.parametrize(
+    ("reply", "num_tokens", "reason"),
+    [
+        ("", 0, "empty"),
+        ("\n ", 1, "empty"),
+        ("So long.", 128, "cut"),
+        ("In short, rest it!", 5, "copy"),
+        ("Yes.", 2, ""),
+    ],
+)
+def test_replies_that_would_teach_a_mistake_are_rejected(reply, num_tokens, reason):
+    assert check_reply(reply, num_tokens, [CORRECTION]) == reason
+
+
+def make_personalizer(model, folder, **settings) -> Personalizer:
+    config = TuningConfig.for_model(model, steps=2, checks=1)
+    me = Personalizer(model, Buffer(2, "active"), config=config, folder=folder, replay=0, synthetic=0, **settings)
+    for number, text in enumerate([CORRECTION.prompt, JOKE.prompt, *ACHES]):
+        d = Dialogue(text, "See a doctor.", origin="model", time=float(number), id=f"d{number}")
+        me.observe(d)
+        if number < 2:
+            me.react(d, "better", CORRECTION.response) if number == 0 else me.react(d, "thumb_up")
+    return me
+
+
+def test_forgetting_a_prompt_that_left_the_buffer_deletes_the_adapter_that_learned_from_it(reading_pocket, tmp_path):
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    adapter = me.finetune(progress=False)
+    written = {parent for d in me.synthesis.dialogues for parent in d.parents}
+    kept = {me.state.get_root(d) for d in me.buffer.dialogues}
+    (outside, *_) = sorted(written & {f"d{n}" for n in range(2, 6)} - kept)
+    assert outside in me.rounds[-1].parents
+    me.save()
+    report = me.forget(ids=[outside])
+    assert len(report.adapters) == 1 and not adapter.path.exists() and me.adapter is None
+    me.retrain(progress=False)
+    assert me.adapter and outside not in me.rounds[-1].parents
+
+
+def test_consolidation_can_be_turned_off(reading_pocket, tmp_path):
+    model, shown = reading_pocket
+    me = make_personalizer(model, tmp_path / "me", consolidation=0)
+    me.finetune(progress=False)
+    assert not me.synthesis.dialogues and not shown
