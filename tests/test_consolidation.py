@@ -66,6 +66,12 @@ def test_without_a_correction_or_with_a_model_that_reads_no_memories_nothing_is_
     assert consolidate(model, stream, MEMORIES, k=0).dialogues == [] and not shown
 
 
+def test_many_corrections_need_no_exercises(reading_pocket):
+    model, shown = reading_pocket
+    many = [Dialogue(f"My toe {n} hurts.", "In short: rest it.", origin="annotated") for n in range(20)]
+    assert consolidate(model, [Dialogue(ACHES[0], "")], many).dialogues == [] and not shown
+
+
 @pytest.mark.parametrize(
     ("reply", "num_tokens", "reason"),
     [

@@ -34,7 +34,7 @@ def measure(jobs: list):  # yields a dict of results a job
     model, user, data = load_measured_model("smollm2"), PEOPLE[name], make_stream(name, seed)
     tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
     candidates = score(model, add_model_replies(model, user, data.stream))
-    me = take_own_answers(model, user, candidates, SAVED_COUNT, seed, consolidation=jobs[0]["replies"])
+    me = take_own_answers(model, user, candidates, SAVED_COUNT, seed, consolidation=jobs[0]["most"])
     begin = time.process_time()
     adapter = me.finetune(progress=False)
     facts = dict(processor_seconds=round(time.process_time() - begin, 1), steps=adapter.history[-1][0])
@@ -49,10 +49,10 @@ def measure(jobs: list):  # yields a dict of results a job
 CORRECTING = [user.name for user in (*INVENTED, *DIFFICULT) if user.name != "quiet"]
 
 
-def list_jobs(replies: int, methods: tuple) -> list:
-    "List the jobs of some methods, for so many replies with memories in a fine-tune."
+def list_jobs(most: int, methods: tuple) -> list:
+    "List the jobs of some methods, for at most so many replies with memories in a fine-tune."
     return [
-        dict(user=user, seed=ORDERS[0], count=SAVED_COUNT, replies=replies, method=method)
+        dict(user=user, seed=ORDERS[0], count=SAVED_COUNT, most=most, method=method)
         for user in CORRECTING
         for method in methods
     ]
