@@ -104,19 +104,25 @@ PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metr
     ("real-people", MEMORY, BARE, "content", "memory, 8 corrections: content, ROUGE-1"),
     ("real-people", MEMORY, BARE, "spill", "memory, 8 corrections: habits where they do not belong"),
     ("real-people", MEMORY, BARE, "other_loss", "memory, 8 corrections: loss on other talk"),
+    ("consolidation", "weights", "bare", "habits", "weights after consolidation, 8 corrections: habits"),
+    ("consolidation", "both", "bare", "habits", "the same and memory: habits in the first reply"),
+    ("consolidation", "both", "bare", "turn_4", "the same in the fourth turn of a talk"),
+    ("consolidation", "both", "bare", "content", "the same: content, ROUGE-1"),
     ("habit-defaults-test", ("centre", 24), ("bare", 24), "adherence", "weights, 24 answers: habits in replies"),
-    ("habit-defaults-test", ("centre", 24), ("bare", 24), "content_rouge1", "weights, 24 answers: content, ROUGE-1"),
     ("habit-defaults-test", ("centre", 24), ("bare", 24), "other", "weights, 24 answers: loss on other talk"),
 )
 
 
 def read_person_values(grid: str, condition: tuple, metric: str) -> dict:  # person -> value
     "Return a metric of the people whom no setting was chosen on, under one condition."
+    from personal_llm.experiments.consolidation import list_measured, read_first_order
     from personal_llm.experiments.habit_defaults import NEW_PEOPLE
     from personal_llm.experiments.real_people import read_people
 
     if grid == "real-people":
         return read_people(grid, condition, metric)
+    if grid == "consolidation":
+        return {name: value for name, value in read_first_order(condition, metric).items() if name in list_measured()}
     rows = [row for row in read_rows(grid) if row["user"] in NEW_PEOPLE and row.get("scale", 1) == 1]
     return {row["user"]: row[metric] for row in rows if (row["setting"], row["answers"]) == condition}
 
