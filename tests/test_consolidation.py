@@ -3,11 +3,13 @@
 import pytest
 
 from personal_llm.base.core import Dialogue
+from personal_llm.base.lineage import read_training_ids
 from personal_llm.base.models import load_model
 from personal_llm.buffer import retrieval
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.consolidation import check_reply, choose_prompts, consolidate
 from personal_llm.buffer.retrieval import PromptEmbedder
+from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.tuning.config import TuningConfig
 
@@ -23,6 +25,7 @@ def reading_pocket(monkeypatch):
     model = load_model("pocket")
     monkeypatch.setattr(model, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
+    monkeypatch.setattr(personalizer, "MIN_WRITTEN_REPLIES", 1)
     shown = []
     monkeypatch.setattr(model, "reply", lambda prompts, *limits: shown.extend(prompts) or plant(prompts))
     return model, shown
@@ -34,7 +37,7 @@ def plant(prompts: list) -> list:
 
 def test_only_prompts_that_the_user_would_correct_are_chosen_and_answered_ones_are_not():
     embedder = PromptEmbedder(load_model("pocket"))
-    stream = [Dialogue(text, "See a doctor.") for text in (*ACHES, "Tell me a joke about cows.")]
+    stream = [Dialogue(text, "See a doctor.", origin="model") for text in (*ACHES, "Tell me a joke about cows.")]
     answered = Dialogue("My toe hurts.", "In short: cool it.", origin="annotated")
     chosen = [d.prompt for d in choose_prompts([*stream, answered], MEMORIES, embedder, 10)]
     assert chosen and set(chosen) <= set(ACHES)
@@ -44,24 +47,25 @@ def test_only_prompts_that_the_user_would_correct_are_chosen_and_answered_ones_a
 
 def test_near_copies_of_a_prompt_or_of_a_memory_count_once():
     embedder = PromptEmbedder(load_model("pocket"))
-    stream = [Dialogue(text, "") for text in (ACHES[0], ACHES[0] + " ", CORRECTION.prompt, ACHES[1])]
+    stream = [Dialogue(text, "", origin="model") for text in (ACHES[0], ACHES[0] + " ", CORRECTION.prompt, ACHES[1])]
     assert len(choose_prompts(stream, MEMORIES, embedder, 10)) == 2
 
 
 def test_the_model_reads_memories_and_the_new_dialogues_do_not(reading_pocket):
     model, shown = reading_pocket
-    stream = [Dialogue(text, "See a doctor.", history=[("user", "Hello."), ("assistant", "Hi.")]) for text in ACHES]
+    before = [("system", "Be kind."), ("user", "Hello."), ("assistant", "Hi.")]
+    stream = [Dialogue(text, "See a doctor.", before, origin="model") for text in ACHES]
     made = consolidate(model, stream, MEMORIES).dialogues
     assert len(made) >= 2 and all(("assistant", CORRECTION.response) in d.history for d in shown)
     by_prompt = {d.prompt: d for d in stream}
     for d in made:
-        assert d.response.startswith("In short: mind") and not d.history and d.origin == "synthetic"
+        assert d.response.startswith("In short: mind") and [*d.history] == before[:1] and d.origin == "synthetic"
         assert d.parents == (CORRECTION.id, by_prompt[d.prompt].id)
 
 
 def test_without_a_correction_or_with_a_model_that_reads_no_memories_nothing_is_written(reading_pocket):
     model, shown = reading_pocket
-    stream = [Dialogue(text, "") for text in ACHES]
+    stream = [Dialogue(text, "", origin="model") for text in ACHES]
     assert consolidate(model, stream, [JOKE]).dialogues == consolidate(model, stream, MEMORIES, most=0).dialogues == []
     assert consolidate(model, stream, MEMORIES, k=0).dialogues == [] and not shown
 
@@ -69,7 +73,7 @@ def test_without_a_correction_or_with_a_model_that_reads_no_memories_nothing_is_
 def test_many_corrections_need_no_exercises(reading_pocket):
     model, shown = reading_pocket
     many = [Dialogue(f"My toe {n} hurts.", "In short: rest it.", origin="annotated") for n in range(20)]
-    assert consolidate(model, [Dialogue(ACHES[0], "")], many).dialogues == [] and not shown
+    assert consolidate(model, [Dialogue(ACHES[0], "", origin="model")], many).dialogues == [] and not shown
 
 
 @pytest.mark.parametrize(
@@ -110,6 +114,26 @@ def test_forgetting_a_prompt_that_left_the_buffer_deletes_the_adapter_that_learn
     assert len(report.adapters) == 1 and not adapter.path.exists() and me.adapter is None
     me.retrain(progress=False)
     assert me.adapter and outside not in me.rounds[-1].parents
+
+
+def test_an_adapter_that_began_from_another_is_forgotten_with_a_prompt_of_its_start(reading_pocket, tmp_path):
+    "The card of an adapter names the prompts of the written replies, too."
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    me.finetune(progress=False)
+    written = {parent for d in me.synthesis.dialogues for parent in d.parents}
+    assert written <= set(read_training_ids(me.adapter.path))
+
+
+def test_few_written_replies_and_prompts_of_other_programs_teach_nothing(reading_pocket, tmp_path, monkeypatch):
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    monkeypatch.setattr(personalizer, "MIN_WRITTEN_REPLIES", 9)
+    me.finetune(progress=False)
+    assert not me.synthesis.dialogues
+    root = next(iter(me.memory.dialogues))
+    me.memory.conversations[root] = "client"
+    assert root not in {me.state.get_root(d) for d in me.list_stream()}
 
 
 def test_consolidation_can_be_turned_off(reading_pocket, tmp_path):

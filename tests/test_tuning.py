@@ -221,7 +221,8 @@ def test_a_trial_decides_how_long_all_answers_teach(losses, steps, monkeypatch):
 
 def test_a_trial_without_a_gain_leaves_the_model_as_it_was():
     "A wrecking rate: no check of the trial is better than the base model, so the adapter equals it, with a warning."
-    model, config = shared("llama"), TuningConfig(rank=2, steps=6, batch_size=2, learning_rate=30.0, max_length=64)
+    model, rate = shared("llama"), 1.0
+    config = TuningConfig(rank=2, steps=6, batch_size=2, learning_rate=rate, max_length=64, checks=1)
     before = model.nll(TEST)
     adapter = finetune(model, TALK[:4], config, progress=False)
     assert "no check was better" in adapter.notes["warning"] and adapter.num_validation_dialogues == 2

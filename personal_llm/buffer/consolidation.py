@@ -10,7 +10,6 @@ __all__ = ['MAX_PROMPTS', 'MAX_WRITTEN_TOKENS', 'DEFAULT_REPLIES', 'ENOUGH_CORRE
 from ..base.text import is_near_duplicate
 from ..base.core import Dialogue
 from personal_llm.buffer.retrieval import (
-    ANSWERED_ORIGINS,
     CORRECTION_THRESHOLD,
     DEFAULT_COUNT,
     MAX_MEMORY_TOKENS,
@@ -34,7 +33,7 @@ def choose_prompts(
 ) -> list:  # dialogues, the likeliest correction first
     "Return the unanswered dialogues whose replies the user would correct, without near-copies."
     rated, known = [], [d.prompt for d in memories]
-    for d in [d for d in dialogues if d.origin not in ANSWERED_ORIGINS][-MAX_PROMPTS:]:
+    for d in [d for d in dialogues if d.origin == "model"][-MAX_PROMPTS:]:
         probability, _ = compare_with_memories(memories, d.prompt, embedder)
         if probability >= CORRECTION_THRESHOLD:
             rated.append((probability, d))
@@ -53,7 +52,7 @@ def check_reply(reply: str, num_tokens: int, memories: list) -> str:  # "" if it
     "Return the reason not to learn from a reply that read memories, or an empty text."
     if not reply.split():
         return "empty"
-    if num_tokens >= MAX_WRITTEN_TOKENS:
+    if num_tokens >= MAX_WRITTEN_TOKENS - 2:  # counted anew, without the white space at the end
         return "cut"
     return "copy" if any(is_near_duplicate(reply, d.response) for d in memories) else ""
 
@@ -72,19 +71,24 @@ def consolidate(
 ) -> SynthesisResult:
     "Let a model reply with memories; return its replies under the bare prompts (context distillation)."
     result, num_corrected = SynthesisResult([]), sum(d.origin == "annotated" for d in memories)
-    if not most or not 0 < num_corrected < ENOUGH_CORRECTIONS:
+    if not most or not k or not model.is_large or not 0 < num_corrected < ENOUGH_CORRECTIONS:
         return result
     with model.track_cost() as result.cost:
         embedder = PromptEmbedder(model)
         k = choose_count(memories, embedder, k)
         chosen = choose_prompts(dialogues, memories, embedder, most) if k else []
+        if not chosen:
+            return result
         found = [retrieve(memories, d.prompt, embedder, k, max_tokens) for d in chosen]
-        shown = [add_memories(Dialogue(d.prompt, ""), m) for d, m in zip(chosen, found)]
+        bare = [Dialogue(d.prompt, "", [turn for turn in d.history if turn[0] == "system"]) for d in chosen]
+        shown = [add_memories(d, m) for d, m in zip(bare, found)]
         replies = model.reply(shown, MAX_WRITTEN_TOKENS)
-    for d, read, reply in zip(chosen, found, replies):
-        reason = check_reply(reply, len(model.tokenizer(reply)["input_ids"]), read)
-        if reason or not read:
-            result.rejected[reason or "no memory"] += 1
+    for d, asked, read, reply in zip(chosen, bare, found, replies):
+        num_tokens = len(model.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        reason = check_reply(reply, num_tokens, read) if read else "no memory"
+        if reason:
+            result.rejected[reason] += 1
         else:
-            result.dialogues.append(Dialogue(d.prompt, reply, origin="synthetic", parents=(read[-1].id, d.id)))
+            written = asked.derive(response=reply, origin="synthetic", parents=(read[-1].id, d.id))
+            result.dialogues.append(written)
     return result

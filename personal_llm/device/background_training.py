@@ -66,8 +66,8 @@ class BackgroundTraining:
     def run(self) -> None:
         "Tune the copy; the thread runs this method."
         try:
-            parts = dict(model=self.model, stream=self.stream)
-            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, **parts)
+            parts = self.model, None, self.stream
+            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *parts)
         except TrainingStopped:
             pass
         except Exception as error:

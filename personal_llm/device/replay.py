@@ -205,12 +205,12 @@ class PersonalizerState:
         "Return the counts that go on after a forgetting."
         return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
 
-    def list_training_ids(self, tuned: Event) -> list:  # (root, version) of each training dialogue
-        "Return what a fine-tune learned from directly, as far as it is not forgotten."
+    def list_training_ids(self, tuned: Event, is_direct: bool = True) -> list:  # (root, version) of each dialogue
+        "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
         following = [event for event in self.memory.events if event.number > tuned.number]
         own = takewhile(lambda event: event.kind != "tuned", following)
-        direct = [event for event in own if event.kind == "learned" and event.content["is_direct"]]
-        return [(event.dialogue, event.content["version"]) for event in direct]
+        learned = [event for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
+        return [(event.dialogue, event.content["version"]) for event in learned]
 
     def list_rebuildable(self) -> list:  # sentences
         "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."

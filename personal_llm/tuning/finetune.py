@@ -305,7 +305,8 @@ def finetune(
             stage = stage_adapter(adapted, out)
         model.cost = model.cost + compute_training_cost(split, seed, checks)
     facts = dict(config=asdict(config), seed=seed, cost=cost) | describe_result(split, checks, start, base_loss)
-    adapter = Adapter(out, model.base, parents=tuple(d.id for d in dialogues), **facts)
+    names = [name for d in dialogues for name in ((d.id, *d.parents) if d.origin == "synthetic" else (d.id,))]
+    adapter = Adapter(out, model.base, parents=tuple(dict.fromkeys(names)), **facts)
     commit_adapter(stage, adapter)
     remove_checkpoints(out)
     return adapter
