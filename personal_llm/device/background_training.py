@@ -81,6 +81,7 @@ class BackgroundTraining:
         "End the fine-tune within one step, and delete its folder."
         self.stop_event.set()
         self.thread.join()
+        self.dialogues, self.stream = [], []  # a text may be forgotten next
         remove_adapter(self.folder)
 
     def collect(self):  # the `TrainingRound`
