@@ -82,7 +82,8 @@ def read_first_order(method: str, metric: str) -> dict:  # person -> value
 
 def list_measured() -> list:  # names
     "Return the people who are measured in all conditions."
-    return [name for name in CORRECTING if all(name in read_first_order(method, "habits") for method in METHODS)]
+    measured = [read_first_order(method, "habits").keys() for method in METHODS]
+    return [name for name in CORRECTING if all(name in names for names in measured)]
 
 
 def compare_methods(first: str, second: str, metric: str):  # `MeanEstimate` of the change from the first to the second

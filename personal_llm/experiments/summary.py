@@ -122,7 +122,8 @@ def read_person_values(grid: str, condition: tuple, metric: str) -> dict:  # per
     if grid == "real-people":
         return read_people(grid, condition, metric)
     if grid == "consolidation":
-        return {name: value for name, value in read_first_order(condition, metric).items() if name in list_measured()}
+        values = read_first_order(condition, metric)
+        return {name: values[name] for name in list_measured()}
     rows = [row for row in read_rows(grid) if row["user"] in NEW_PEOPLE and row.get("scale", 1) == 1]
     return {row["user"]: row[metric] for row in rows if (row["setting"], row["answers"]) == condition}
 
