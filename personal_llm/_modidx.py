@@ -4303,16 +4303,8 @@ d = {
                 "1_data/reading.html#check_dialogues",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.continues_conversation": (
-                "1_data/reading.html#continues_conversation",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.dialogues_from_texts": (
                 "1_data/reading.html#dialogues_from_texts",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.find_cyclic_ids": (
-                "1_data/reading.html#find_cyclic_ids",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.group_rows": ("1_data/reading.html#group_rows", "personal_llm/data/reading.py"),
@@ -4328,10 +4320,6 @@ d = {
                 "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.parse_saved_row": (
-                "1_data/reading.html#parse_saved_row",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_source": (
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
@@ -4344,10 +4332,6 @@ d = {
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.read_saved_dialogues": (
-                "1_data/reading.html#read_saved_dialogues",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -4358,10 +4342,6 @@ d = {
             ),
             "personal_llm.data.reading.to_json_value": (
                 "1_data/reading.html#to_json_value",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.write_dialogues": (
-                "1_data/reading.html#write_dialogues",
                 "personal_llm/data/reading.py",
             ),
         },

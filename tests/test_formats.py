@@ -112,7 +112,7 @@ def test_records(name, record, want):
 def test_every_format_is_tested():
     exports = {name for name, one in FORMATS.items() if one.parse.__module__ == "personal_llm.data.exports"}
     assert exports >= {"chatgpt", "claude", "telegram", "whatsapp"}
-    elsewhere = {"dialogue", "empathetic"} | exports
+    elsewhere = {"empathetic"} | exports
     assert {name for name, *_ in RECORDS} | elsewhere == set(FORMATS)
     assert reading.FORMATS is FORMATS
 

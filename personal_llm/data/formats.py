@@ -77,7 +77,6 @@ class RecordFormat:
     parse: Callable  # record -> list of `ParsedConversation`
     group_by: str = ""  # the field that rows of one conversation share; `parse` then takes their list
     needs_user: bool = False  # a chat between people; `parse` then takes the user's name as well
-    parses_whole_file: bool = False  # `parse` takes all (number, record) and returns dialogues itself
 
 
 FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
@@ -86,7 +85,7 @@ FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
 def register_format(
     name: str,  # the name that users give
     *required_fields: tuple,  # alternatives, each a tuple of fields in lower case
-    **options,  # `group_by`, `needs_user` or `parses_whole_file` of `RecordFormat`
+    **options,  # `group_by` or `needs_user` of `RecordFormat`
 ) -> Callable:  # a decorator
     "Register a function that parses the records of one format."
 
