@@ -990,14 +990,6 @@ d = {
                 "0_base/adapters.html#check_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.check_matrices": (
-                "0_base/adapters.html#check_matrices",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.check_scale": (
-                "0_base/adapters.html#check_scale",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.commit_adapter": (
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
@@ -1039,10 +1031,6 @@ d = {
                 "0_base/adapters.html#read_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_adapter_scale": (
-                "0_base/adapters.html#read_adapter_scale",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.read_factors": (
                 "0_base/adapters.html#read_factors",
                 "personal_llm/base/adapters.py",
@@ -1051,16 +1039,8 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_scaled_settings": (
-                "0_base/adapters.html#read_scaled_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.set_adapter_scale": (
-                "0_base/adapters.html#set_adapter_scale",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
@@ -4373,10 +4353,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.parse_json_lines": (
-                "1_data/records.html#parse_json_lines",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
             "personal_llm.data.records.parse_table": (
                 "1_data/records.html#parse_table",
@@ -4393,11 +4369,6 @@ d = {
             ),
         },
         "personal_llm.data.splits": {
-            "personal_llm.data.splits._choose_test_indices": (
-                "1_data/splits.html#_choose_test_indices",
-                "personal_llm/data/splits.py",
-            ),
-            "personal_llm.data.splits.audit_leaks": ("1_data/splits.html#audit_leaks", "personal_llm/data/splits.py"),
             "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
             "personal_llm.data.splits.get_dialogue_group": (
                 "1_data/splits.html#get_dialogue_group",
@@ -4429,14 +4400,6 @@ d = {
             ),
             "personal_llm.data.streams.edit_prompt": (
                 "1_data/streams.html#edit_prompt",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.paper_stream": (
-                "1_data/streams.html#paper_stream",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.share_error": (
-                "1_data/streams.html#share_error",
                 "personal_llm/data/streams.py",
             ),
         },
@@ -5702,7 +5665,11 @@ d = {
             "personal_llm.experiments.formats.measure": (
                 "experiments/formats.html#measure",
                 "personal_llm/experiments/formats.py",
-            )
+            ),
+            "personal_llm.experiments.formats.paper_stream": (
+                "experiments/formats.html#paper_stream",
+                "personal_llm/experiments/formats.py",
+            ),
         },
         "personal_llm.experiments.habit_defaults": {
             "personal_llm.experiments.habit_defaults.bold_start": (
@@ -5889,6 +5856,10 @@ d = {
             ),
             "personal_llm.experiments.methods.adapter_scale.select_scale_answers": (
                 "experiments/methods/adapter_scale.html#select_scale_answers",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.set_adapter_scale": (
+                "experiments/methods/adapter_scale.html#set_adapter_scale",
                 "personal_llm/experiments/methods/adapter_scale.py",
             ),
         },
@@ -7716,10 +7687,6 @@ d = {
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.passed_items": (
-                "4_explanation/description.html#passed_items",
-                "personal_llm/explanation/description.py",
-            ),
         },
         "personal_llm.explanation.explanation": {
             "personal_llm.explanation.explanation.Explanation": (
@@ -7732,6 +7699,10 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
                 "4_explanation/explanation.html#explanation.format_sparse_words",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.from_dict": (
+                "4_explanation/explanation.html#explanation.from_dict",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.habits": (
@@ -7772,10 +7743,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.ProbePrompts": (
                 "4_explanation/explanation.html#probeprompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation._from_dict": (
-                "4_explanation/explanation.html#_from_dict",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.bootstrap_indices": (
@@ -7938,6 +7905,10 @@ d = {
                 "4_explanation/space.html#storedarrays.id",
                 "personal_llm/explanation/space.py",
             ),
+            "personal_llm.explanation.space.StoredArrays.load": (
+                "4_explanation/space.html#storedarrays.load",
+                "personal_llm/explanation/space.py",
+            ),
             "personal_llm.explanation.space.StoredArrays.save": (
                 "4_explanation/space.html#storedarrays.save",
                 "personal_llm/explanation/space.py",
@@ -7974,14 +7945,6 @@ d = {
                 "4_explanation/space.html#stylespace.width",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space._load": (
-                "4_explanation/space.html#_load",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.as_tuples": (
-                "4_explanation/space.html#as_tuples",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.check_encoder": (
                 "4_explanation/space.html#check_encoder",
                 "personal_llm/explanation/space.py",
@@ -8012,16 +7975,8 @@ d = {
                 "4_explanation/space_fitting.html#spacetexts.all_dialogues",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.blend_directions": (
-                "4_explanation/space_fitting.html#blend_directions",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.build_word_vectors": (
                 "4_explanation/space_fitting.html#build_word_vectors",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.calibrate_strength": (
-                "4_explanation/space_fitting.html#calibrate_strength",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.compute_shifts": (
@@ -8034,10 +7989,6 @@ d = {
             ),
             "personal_llm.explanation.space_fitting.estimate_space_cost": (
                 "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.feature_direction": (
-                "4_explanation/space_fitting.html#feature_direction",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.feature_scale": (
@@ -8070,10 +8021,6 @@ d = {
             ),
             "personal_llm.explanation.space_fitting.plain_threshold": (
                 "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.whitening_matrix": (
-                "4_explanation/space_fitting.html#whitening_matrix",
                 "personal_llm/explanation/space_fitting.py",
             ),
         },
@@ -8224,6 +8171,7 @@ d = {
                 "recipes/data.html#leakdetector.hits",
                 "personal_llm/recipes/data.py",
             ),
+            "personal_llm.recipes.data.audit_leaks": ("recipes/data.html#audit_leaks", "personal_llm/recipes/data.py"),
             "personal_llm.recipes.data.edited_pairs": (
                 "recipes/data.html#edited_pairs",
                 "personal_llm/recipes/data.py",
@@ -9059,10 +9007,6 @@ d = {
                 "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.response_losses": (
-                "7_runtimes/audit.html#response_losses",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.score_membership": (
                 "7_runtimes/audit.html#score_membership",
                 "personal_llm/runtimes/audit.py",
@@ -9507,10 +9451,6 @@ d = {
                 "5_selection/gradient_match.html#compute_sketch_stamp",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_slope": (
-                "5_selection/gradient_match.html#compute_slope",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
                 "5_selection/gradient_match.html#find_leading_eigenvectors",
                 "personal_llm/selection/gradient_match.py",
@@ -9521,10 +9461,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.get_sketch_file": (
-                "5_selection/gradient_match.html#get_sketch_file",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.learn_sketch_directions": (
@@ -9621,12 +9557,20 @@ d = {
                 "5_selection/library.html#library.columns",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.create": (
+                "5_selection/library.html#library.create",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.find_damaged_rows": (
                 "5_selection/library.html#library.find_damaged_rows",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.ledger": (
                 "5_selection/library.html#library.ledger",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.Library.list": (
+                "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.matrix": (
@@ -9645,6 +9589,10 @@ d = {
                 "5_selection/library.html#library.remove",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.rows": (
+                "5_selection/library.html#library.rows",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.skip_damaged": (
                 "5_selection/library.html#library.skip_damaged",
                 "personal_llm/selection/library.py",
@@ -9659,18 +9607,6 @@ d = {
             ),
             "personal_llm.selection.library.Library.verify": (
                 "5_selection/library.html#library.verify",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._create_library": (
-                "5_selection/library.html#_create_library",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._get_rows": (
-                "5_selection/library.html#_get_rows",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._list_pllms": (
-                "5_selection/library.html#_list_pllms",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.check_library_base": (
@@ -9841,10 +9777,6 @@ d = {
             ),
             "personal_llm.selection.ranking.PLLMLosses.mean_loss": (
                 "5_selection/ranking.html#pllmlosses.mean_loss",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.PLLMLosses.measure_sums": (
-                "5_selection/ranking.html#pllmlosses.measure_sums",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.Ranking": (

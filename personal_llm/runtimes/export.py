@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
-from ..base.adapters import read_adapter_card, read_factors, read_scaled_settings
+from ..base.adapters import read_adapter_card, read_factors
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.ledger import record_egress
@@ -60,7 +60,7 @@ def _stage_upload(adapter, repo: str, base: str, licence: str, place: Path) -> l
     "Write weights, settings without paths, and the model card to a folder; raise `InputError` for a damaged adapter."
     folder = Path(check_adapter(adapter))
     write_atomically(place / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
-    write_json(place / CONFIG_FILE, read_scaled_settings(folder) | dict(base_model_name_or_path=base))
+    write_json(place / CONFIG_FILE, read_json(folder / CONFIG_FILE) | dict(base_model_name_or_path=base))
     write_atomically(place / "README.md", format_model_card(folder, repo, base, licence))
     return sorted(file.name for file in place.iterdir())
 
@@ -246,7 +246,7 @@ def write_mlx(model, adapter: Path, out: Path) -> str:  # how to use the files
 
 def write_vllm(model, adapter: Path, out: Path) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card."
-    settings = read_scaled_settings(adapter) | dict(base_model_name_or_path=model.name)
+    settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=model.name)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
     rank = settings["r"]
