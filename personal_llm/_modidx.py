@@ -4125,31 +4125,11 @@ d = {
                 "1_data/formats.html#normalise_record",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_consultation": (
-                "1_data/formats.html#parse_consultation",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_consultation_turn": (
-                "1_data/formats.html#parse_consultation_turn",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_conversations": (
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_empathetic": (
-                "1_data/formats.html#parse_empathetic",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_openorca": (
-                "1_data/formats.html#parse_openorca",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.parse_prosocial": (
-                "1_data/formats.html#parse_prosocial",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_rating": (
                 "1_data/formats.html#parse_rating",
                 "personal_llm/data/formats.py",
@@ -5668,6 +5648,26 @@ d = {
             ),
             "personal_llm.experiments.formats.paper_stream": (
                 "experiments/formats.html#paper_stream",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_consultation": (
+                "experiments/formats.html#parse_consultation",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_consultation_turn": (
+                "experiments/formats.html#parse_consultation_turn",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_empathetic": (
+                "experiments/formats.html#parse_empathetic",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_openorca": (
+                "experiments/formats.html#parse_openorca",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_prosocial": (
+                "experiments/formats.html#parse_prosocial",
                 "personal_llm/experiments/formats.py",
             ),
         },
@@ -9047,10 +9047,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.export": {
-            "personal_llm.runtimes.export._stage_upload": (
-                "7_runtimes/export.html#_stage_upload",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.choose_examples": (
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",

@@ -216,7 +216,7 @@ PYTHON_ONLY = "get_latest_messages _place group_rows_by_subject check_dialogues 
 PYTHON_ONLY = {*PYTHON_ONLY.split(), "get_selector", "select", "__post_init__"}
 PYTHON_NAME = re.compile(r"\w+\(|\b[a-z]+_[a-z_]+\b|\b[A-Z][a-z]+[A-Z]\w*|\b[a-z]\w*=\S|\bpersonal_llm\.")
 OTHER_NAMES = re.compile(
-    r"\w+\.json\b|adapter_scale|token_embd|lora_alpha|peft_type|num_hidden_layers|personal_llm\[\w+\]|NaN|LoRA"
+    r"\w+\.json\b|token_embd|lora_alpha|peft_type|num_hidden_layers|personal_llm\[\w+\]|NaN|LoRA"
 )
 PRODUCTS = re.compile("WhatsApp|ExecuTorch|SmolLM2|HuggingFaceTB")
 

@@ -6,6 +6,7 @@ import pytest
 
 from personal_llm.base.core import History, InputError
 from personal_llm.data import reading  # registers every format
+from personal_llm.experiments import formats as paper_formats  # noqa: F401 (it registers the paper's)
 from personal_llm.data.formats import (
     FORMATS,
     MAX_TURN_CHARACTERS,

@@ -7,7 +7,10 @@ __all__ = ['DATASETS', 'STREAM_LENGTH', 'POLICIES_ON_FORMATS', 'JOBS', 'GRIDS', 
 
 # %% ../../nbs/experiments/15_formats.ipynb #62c24835
 from ..base.core import InputError, check, check_seed
+from ..data.formats import FORMATS, ParsedConversation, as_name, as_text, make_exchange
+from ..data.formats import parse_pair, register_format
 from ..data.reading import load_samples
+from ..data.records import format_value
 from ..data.splits import remove_leaks
 from ..data.people import row_to_dialogue
 from ..device.personalizer import Personalizer
@@ -30,6 +33,72 @@ DATASETS = {  # the paper's name -> what stands in for it
 }
 STREAM_LENGTH = 240  # rows of the stream
 POLICIES_ON_FORMATS = ("random", "fifo", "kcenter", "sdss", "active")
+
+# %% ../../nbs/experiments/15_formats.ipynb #47a02a17
+SPEAKER_ROLES = {"patient": "user", "0": "user", "doctor": "assistant", "1": "assistant"}
+CONSULTATION_PAIRS = (("patient_message", "doctor_response"), ("input", "output"))
+
+
+def parse_consultation_turn(turn) -> tuple:  # (role, text)
+    "Parse a turn of a consultation; raise `InputError` for an unknown speaker."
+    if isinstance(turn, dict):
+        speaker, text = str(turn.get("speaker")), as_text(turn.get("utterance"), "utterance")
+    else:
+        speaker, _, text = as_text(turn, "utterance").partition(":")
+    role = SPEAKER_ROLES.get(speaker.strip().lower())
+    if role is None:
+        raise InputError(f"unknown speaker {format_value(speaker)!r}", "use patient or doctor")
+    return role, text.strip()
+
+
+@register_format("meddialog", ("utterances",), ("dialogue_turns",), *CONSULTATION_PAIRS)
+def parse_consultation(record):
+    field = next((name for name in ("utterances", "dialogue_turns") if name in record), None)
+    if field is None:
+        return parse_pair(record, CONSULTATION_PAIRS)
+    turns = record[field]
+    if isinstance(turns, dict):
+        columns = zip(turns.get("speaker", []), turns.get("utterance", []))
+        turns = [dict(speaker=speaker, utterance=utterance) for speaker, utterance in columns]
+    if not isinstance(turns, list):
+        raise InputError(f"the turns are {type(turns).__name__}, not a list")
+    return [ParsedConversation([parse_consultation_turn(turn) for turn in turns])]
+
+# %% ../../nbs/experiments/15_formats.ipynb #e6bf11d9
+@register_format("empathetic", ("conv_id", "utterance_idx", "utterance"), group_by="conv_id")
+def parse_empathetic(rows):
+    turns = []
+    for row in sorted(rows, key=lambda row: int(row["utterance_idx"])):
+        text = as_text(row["utterance"], "utterance").replace("_comma_", ",")
+        if not text.strip():
+            raise InputError("empty utterance")
+        turns.append(("user" if int(row["utterance_idx"]) % 2 else "assistant", text))
+    return [ParsedConversation(turns, group=as_name(rows[0]["conv_id"], "conv_id"))]
+
+# %% ../../nbs/experiments/15_formats.ipynb #pf05
+PAPER_FORMATS = ("prosocial", "meddialog", "openorca", "empathetic")
+
+
+@register_format("prosocial", ("context", "response"))
+def parse_prosocial(record):
+    (conversation,) = parse_pair(record, (("context", "response"),))
+    if record.get("dialogue_id") is not None:
+        conversation.group = as_name(record["dialogue_id"], "dialogue_id")
+    return [conversation]
+
+
+@register_format("openorca", ("question", "response"))
+def parse_openorca(record):
+    question = as_text(record["question"], "question")
+    if not question.strip():
+        raise InputError("empty prompt")
+    system = as_text(record.get("system_prompt") or "", "system_prompt")
+    prompt = f"{system}\n\n{question}" if system else question
+    return make_exchange(prompt, as_text(record["response"], "response"))
+
+
+own_formats = {name: FORMATS.pop(name) for name in [*FORMATS] if name not in PAPER_FORMATS}
+FORMATS |= own_formats  # they come last, so they win where two formats fit
 
 # %% ../../nbs/experiments/15_formats.ipynb #aca7e589
 def paper_stream(
