@@ -1479,7 +1479,6 @@ d = {
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
@@ -7541,6 +7540,10 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
+                "4_explanation/decomposition.html#sharedbasis.from_prompts",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
@@ -7559,10 +7562,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._fit_summary_prompts": (
                 "4_explanation/decomposition.html#_fit_summary_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._from_prompts": (
-                "4_explanation/decomposition.html#_from_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._parse_first_word": (
