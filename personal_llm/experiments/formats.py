@@ -50,7 +50,7 @@ def parse_consultation_turn(turn) -> tuple:  # (role, text)
         raise InputError(f"unknown speaker {format_value(speaker)!r}", "use patient or doctor")
     return role, text.strip()
 
-
+# %% ../../nbs/experiments/15_formats.ipynb #47a02as1
 @register_format("meddialog", ("utterances",), ("dialogue_turns",), *CONSULTATION_PAIRS)
 def parse_consultation(record):
     field = next((name for name in ("utterances", "dialogue_turns") if name in record), None)
@@ -86,7 +86,7 @@ def parse_prosocial(record):
         conversation.group = as_name(record["dialogue_id"], "dialogue_id")
     return [conversation]
 
-
+# %% ../../nbs/experiments/15_formats.ipynb #pf05s1
 @register_format("openorca", ("question", "response"))
 def parse_openorca(record):
     question = as_text(record["question"], "question")
@@ -96,7 +96,7 @@ def parse_openorca(record):
     prompt = f"{system}\n\n{question}" if system else question
     return make_exchange(prompt, as_text(record["response"], "response"))
 
-
+# %% ../../nbs/experiments/15_formats.ipynb #pf05s2
 own_formats = {name: FORMATS.pop(name) for name in [*FORMATS] if name not in PAPER_FORMATS}
 FORMATS |= own_formats  # they come last, so they win where two formats fit
 

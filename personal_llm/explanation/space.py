@@ -65,7 +65,7 @@ def save(self: StoredArrays, folder) -> None:
     write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
     write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
 
-
+# %% ../../nbs/4_explanation/02_space.ipynb #371d47s1
 @patch
 @classmethod
 def load(cls: StoredArrays, folder):  # a value of this class

@@ -178,7 +178,7 @@ def find_damaged_rows(self: Library) -> list:
     is_finite = np.isfinite(self.matrix()).all(1)
     return [name for name, row in self.row_numbers.items() if not is_finite[row]]
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
 @patch
 @property
 def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
@@ -216,7 +216,7 @@ def card(self: Library, name: str) -> dict:
         self.remote.fetch_pllm(name, [PLLM_CARD_FILE])
     return read_pllm_card(self.path / name, self.base, self.index.head["space"])
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #4f8b1ds1
 @patch
 def __getitem__(self: Library, name: str) -> PLLM:
     "Read and check a pLLM. Raise `InputError` if the name is unknown or the pLLM is damaged."

@@ -59,7 +59,7 @@ def set_adapter_scale(folder, scale: float) -> None:
     write_json(folder / CONFIG_FILE, settings | dict(lora_alpha=alpha))
     write_sealed(folder / ADAPTER_CARD_FILE, card | dict(adapter_scale=scale, adapter_id=get_adapter_id(folder)))
 
-
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s1
 def measure_prices(model, answers: list, others: list, frame) -> tuple:  # (content loss, loss on other talk)
     "Return the two losses that a scale may not raise; nats a token, 0 for an empty list."
     readings = model.run_forward(answers)
@@ -72,13 +72,13 @@ def is_affordable(prices: tuple, bare: tuple) -> bool:
     "Return whether a scale's losses on content and on other talk stay within their bounds."
     return prices[0] <= bare[0] and prices[1] <= bare[1] + MAX_LOSS_OF_OTHER_TALK
 
-
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s2
 def select_scale_answers(dialogues: list, validation: float, seed: int) -> list:
     "Return the answers that a fine-tune held back; where it held back none, some that it learned from."
     held_back = validation_split(dialogues, validation, seed, RULE_FROM_BASE_MODEL)[1]
     return (held_back or select_users_answers(dialogues))[:PROMPTS]
 
-
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s3
 def choose_adapter_scale(
     model,  # `Model`
     adapter: Adapter,  # of a fine-tune; its settings get the scale
