@@ -13,9 +13,9 @@ _ROOMS = {
     "base.models": "Model load_model",
     "base.adapters": "Adapter",
     "base.check": "check_model",
-    "data.reading": "read_dialogues load_samples write_dialogues",
-    "data.splits": "audit_leaks remove_leaks split_test_dialogues",
-    "data.streams": "correlated_stream paper_stream",
+    "data.reading": "read_dialogues load_samples",
+    "data.splits": "remove_leaks split_test_dialogues",
+    "data.streams": "correlated_stream",
     "data.people": "user_stream",
     "buffer.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score "
     "Lexicons load_lexicons",

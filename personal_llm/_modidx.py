@@ -990,14 +990,6 @@ d = {
                 "0_base/adapters.html#check_adapter",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.check_matrices": (
-                "0_base/adapters.html#check_matrices",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.check_scale": (
-                "0_base/adapters.html#check_scale",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.commit_adapter": (
                 "0_base/adapters.html#commit_adapter",
                 "personal_llm/base/adapters.py",
@@ -1039,10 +1031,6 @@ d = {
                 "0_base/adapters.html#read_adapter_card",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_adapter_scale": (
-                "0_base/adapters.html#read_adapter_scale",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.read_factors": (
                 "0_base/adapters.html#read_factors",
                 "personal_llm/base/adapters.py",
@@ -1051,16 +1039,8 @@ d = {
                 "0_base/adapters.html#read_lora_config",
                 "personal_llm/base/adapters.py",
             ),
-            "personal_llm.base.adapters.read_scaled_settings": (
-                "0_base/adapters.html#read_scaled_settings",
-                "personal_llm/base/adapters.py",
-            ),
             "personal_llm.base.adapters.remove_peft_layers": (
                 "0_base/adapters.html#remove_peft_layers",
-                "personal_llm/base/adapters.py",
-            ),
-            "personal_llm.base.adapters.set_adapter_scale": (
-                "0_base/adapters.html#set_adapter_scale",
                 "personal_llm/base/adapters.py",
             ),
             "personal_llm.base.adapters.stage_adapter": (
@@ -1499,7 +1479,6 @@ d = {
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.convert_smollm2": ("0_base/gguf.html#convert_smollm2", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
                 "0_base/gguf.html#find_family_problem",
@@ -4145,31 +4124,11 @@ d = {
                 "1_data/formats.html#normalise_record",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_consultation": (
-                "1_data/formats.html#parse_consultation",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_consultation_turn": (
-                "1_data/formats.html#parse_consultation_turn",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_conversations": (
                 "1_data/formats.html#parse_conversations",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.parse_empathetic": (
-                "1_data/formats.html#parse_empathetic",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.parse_openorca": (
-                "1_data/formats.html#parse_openorca",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_pair": ("1_data/formats.html#parse_pair", "personal_llm/data/formats.py"),
-            "personal_llm.data.formats.parse_prosocial": (
-                "1_data/formats.html#parse_prosocial",
-                "personal_llm/data/formats.py",
-            ),
             "personal_llm.data.formats.parse_rating": (
                 "1_data/formats.html#parse_rating",
                 "personal_llm/data/formats.py",
@@ -4303,16 +4262,8 @@ d = {
                 "1_data/reading.html#check_dialogues",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.continues_conversation": (
-                "1_data/reading.html#continues_conversation",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.dialogues_from_texts": (
                 "1_data/reading.html#dialogues_from_texts",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.find_cyclic_ids": (
-                "1_data/reading.html#find_cyclic_ids",
                 "personal_llm/data/reading.py",
             ),
             "personal_llm.data.reading.group_rows": ("1_data/reading.html#group_rows", "personal_llm/data/reading.py"),
@@ -4328,10 +4279,6 @@ d = {
                 "1_data/reading.html#match_format",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.parse_saved_row": (
-                "1_data/reading.html#parse_saved_row",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.parse_source": (
                 "1_data/reading.html#parse_source",
                 "personal_llm/data/reading.py",
@@ -4344,10 +4291,6 @@ d = {
                 "1_data/reading.html#read_dialogues",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.read_saved_dialogues": (
-                "1_data/reading.html#read_saved_dialogues",
-                "personal_llm/data/reading.py",
-            ),
             "personal_llm.data.reading.records_in_memory": (
                 "1_data/reading.html#records_in_memory",
                 "personal_llm/data/reading.py",
@@ -4358,10 +4301,6 @@ d = {
             ),
             "personal_llm.data.reading.to_json_value": (
                 "1_data/reading.html#to_json_value",
-                "personal_llm/data/reading.py",
-            ),
-            "personal_llm.data.reading.write_dialogues": (
-                "1_data/reading.html#write_dialogues",
                 "personal_llm/data/reading.py",
             ),
         },
@@ -4393,10 +4332,6 @@ d = {
                 "personal_llm/data/records.py",
             ),
             "personal_llm.data.records.parse_json": ("1_data/records.html#parse_json", "personal_llm/data/records.py"),
-            "personal_llm.data.records.parse_json_lines": (
-                "1_data/records.html#parse_json_lines",
-                "personal_llm/data/records.py",
-            ),
             "personal_llm.data.records.parse_row": ("1_data/records.html#parse_row", "personal_llm/data/records.py"),
             "personal_llm.data.records.parse_table": (
                 "1_data/records.html#parse_table",
@@ -4413,11 +4348,6 @@ d = {
             ),
         },
         "personal_llm.data.splits": {
-            "personal_llm.data.splits._choose_test_indices": (
-                "1_data/splits.html#_choose_test_indices",
-                "personal_llm/data/splits.py",
-            ),
-            "personal_llm.data.splits.audit_leaks": ("1_data/splits.html#audit_leaks", "personal_llm/data/splits.py"),
             "personal_llm.data.splits.count_leaks": ("1_data/splits.html#count_leaks", "personal_llm/data/splits.py"),
             "personal_llm.data.splits.get_dialogue_group": (
                 "1_data/splits.html#get_dialogue_group",
@@ -4449,14 +4379,6 @@ d = {
             ),
             "personal_llm.data.streams.edit_prompt": (
                 "1_data/streams.html#edit_prompt",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.paper_stream": (
-                "1_data/streams.html#paper_stream",
-                "personal_llm/data/streams.py",
-            ),
-            "personal_llm.data.streams.share_error": (
-                "1_data/streams.html#share_error",
                 "personal_llm/data/streams.py",
             ),
         },
@@ -5722,7 +5644,31 @@ d = {
             "personal_llm.experiments.formats.measure": (
                 "experiments/formats.html#measure",
                 "personal_llm/experiments/formats.py",
-            )
+            ),
+            "personal_llm.experiments.formats.paper_stream": (
+                "experiments/formats.html#paper_stream",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_consultation": (
+                "experiments/formats.html#parse_consultation",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_consultation_turn": (
+                "experiments/formats.html#parse_consultation_turn",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_empathetic": (
+                "experiments/formats.html#parse_empathetic",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_openorca": (
+                "experiments/formats.html#parse_openorca",
+                "personal_llm/experiments/formats.py",
+            ),
+            "personal_llm.experiments.formats.parse_prosocial": (
+                "experiments/formats.html#parse_prosocial",
+                "personal_llm/experiments/formats.py",
+            ),
         },
         "personal_llm.experiments.habit_defaults": {
             "personal_llm.experiments.habit_defaults.bold_start": (
@@ -5909,6 +5855,10 @@ d = {
             ),
             "personal_llm.experiments.methods.adapter_scale.select_scale_answers": (
                 "experiments/methods/adapter_scale.html#select_scale_answers",
+                "personal_llm/experiments/methods/adapter_scale.py",
+            ),
+            "personal_llm.experiments.methods.adapter_scale.set_adapter_scale": (
+                "experiments/methods/adapter_scale.html#set_adapter_scale",
                 "personal_llm/experiments/methods/adapter_scale.py",
             ),
         },
@@ -7590,6 +7540,10 @@ d = {
                 "4_explanation/decomposition.html#sharedbasis.coordinates",
                 "personal_llm/explanation/decomposition.py",
             ),
+            "personal_llm.explanation.decomposition.SharedBasis.from_prompts": (
+                "4_explanation/decomposition.html#sharedbasis.from_prompts",
+                "personal_llm/explanation/decomposition.py",
+            ),
             "personal_llm.explanation.decomposition.SharedBasis.grow": (
                 "4_explanation/decomposition.html#sharedbasis.grow",
                 "personal_llm/explanation/decomposition.py",
@@ -7608,10 +7562,6 @@ d = {
             ),
             "personal_llm.explanation.decomposition._fit_summary_prompts": (
                 "4_explanation/decomposition.html#_fit_summary_prompts",
-                "personal_llm/explanation/decomposition.py",
-            ),
-            "personal_llm.explanation.decomposition._from_prompts": (
-                "4_explanation/decomposition.html#_from_prompts",
                 "personal_llm/explanation/decomposition.py",
             ),
             "personal_llm.explanation.decomposition._parse_first_word": (
@@ -7736,10 +7686,6 @@ d = {
                 "4_explanation/description.html#is_informative",
                 "personal_llm/explanation/description.py",
             ),
-            "personal_llm.explanation.description.passed_items": (
-                "4_explanation/description.html#passed_items",
-                "personal_llm/explanation/description.py",
-            ),
         },
         "personal_llm.explanation.explanation": {
             "personal_llm.explanation.explanation.Explanation": (
@@ -7752,6 +7698,10 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.format_sparse_words": (
                 "4_explanation/explanation.html#explanation.format_sparse_words",
+                "personal_llm/explanation/explanation.py",
+            ),
+            "personal_llm.explanation.explanation.Explanation.from_dict": (
+                "4_explanation/explanation.html#explanation.from_dict",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.habits": (
@@ -7792,10 +7742,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.ProbePrompts": (
                 "4_explanation/explanation.html#probeprompts",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation._from_dict": (
-                "4_explanation/explanation.html#_from_dict",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.bootstrap_indices": (
@@ -7958,6 +7904,10 @@ d = {
                 "4_explanation/space.html#storedarrays.id",
                 "personal_llm/explanation/space.py",
             ),
+            "personal_llm.explanation.space.StoredArrays.load": (
+                "4_explanation/space.html#storedarrays.load",
+                "personal_llm/explanation/space.py",
+            ),
             "personal_llm.explanation.space.StoredArrays.save": (
                 "4_explanation/space.html#storedarrays.save",
                 "personal_llm/explanation/space.py",
@@ -7994,14 +7944,6 @@ d = {
                 "4_explanation/space.html#stylespace.width",
                 "personal_llm/explanation/space.py",
             ),
-            "personal_llm.explanation.space._load": (
-                "4_explanation/space.html#_load",
-                "personal_llm/explanation/space.py",
-            ),
-            "personal_llm.explanation.space.as_tuples": (
-                "4_explanation/space.html#as_tuples",
-                "personal_llm/explanation/space.py",
-            ),
             "personal_llm.explanation.space.check_encoder": (
                 "4_explanation/space.html#check_encoder",
                 "personal_llm/explanation/space.py",
@@ -8032,16 +7974,8 @@ d = {
                 "4_explanation/space_fitting.html#spacetexts.all_dialogues",
                 "personal_llm/explanation/space_fitting.py",
             ),
-            "personal_llm.explanation.space_fitting.blend_directions": (
-                "4_explanation/space_fitting.html#blend_directions",
-                "personal_llm/explanation/space_fitting.py",
-            ),
             "personal_llm.explanation.space_fitting.build_word_vectors": (
                 "4_explanation/space_fitting.html#build_word_vectors",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.calibrate_strength": (
-                "4_explanation/space_fitting.html#calibrate_strength",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.compute_shifts": (
@@ -8054,10 +7988,6 @@ d = {
             ),
             "personal_llm.explanation.space_fitting.estimate_space_cost": (
                 "4_explanation/space_fitting.html#estimate_space_cost",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.feature_direction": (
-                "4_explanation/space_fitting.html#feature_direction",
                 "personal_llm/explanation/space_fitting.py",
             ),
             "personal_llm.explanation.space_fitting.feature_scale": (
@@ -8090,10 +8020,6 @@ d = {
             ),
             "personal_llm.explanation.space_fitting.plain_threshold": (
                 "4_explanation/space_fitting.html#plain_threshold",
-                "personal_llm/explanation/space_fitting.py",
-            ),
-            "personal_llm.explanation.space_fitting.whitening_matrix": (
-                "4_explanation/space_fitting.html#whitening_matrix",
                 "personal_llm/explanation/space_fitting.py",
             ),
         },
@@ -8244,6 +8170,7 @@ d = {
                 "recipes/data.html#leakdetector.hits",
                 "personal_llm/recipes/data.py",
             ),
+            "personal_llm.recipes.data.audit_leaks": ("recipes/data.html#audit_leaks", "personal_llm/recipes/data.py"),
             "personal_llm.recipes.data.edited_pairs": (
                 "recipes/data.html#edited_pairs",
                 "personal_llm/recipes/data.py",
@@ -9079,10 +9006,6 @@ d = {
                 "7_runtimes/audit.html#measure_overlap",
                 "personal_llm/runtimes/audit.py",
             ),
-            "personal_llm.runtimes.audit.response_losses": (
-                "7_runtimes/audit.html#response_losses",
-                "personal_llm/runtimes/audit.py",
-            ),
             "personal_llm.runtimes.audit.score_membership": (
                 "7_runtimes/audit.html#score_membership",
                 "personal_llm/runtimes/audit.py",
@@ -9123,10 +9046,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.export": {
-            "personal_llm.runtimes.export._stage_upload": (
-                "7_runtimes/export.html#_stage_upload",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.choose_examples": (
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",
@@ -9527,10 +9446,6 @@ d = {
                 "5_selection/gradient_match.html#compute_sketch_stamp",
                 "personal_llm/selection/gradient_match.py",
             ),
-            "personal_llm.selection.gradient_match.compute_slope": (
-                "5_selection/gradient_match.html#compute_slope",
-                "personal_llm/selection/gradient_match.py",
-            ),
             "personal_llm.selection.gradient_match.find_leading_eigenvectors": (
                 "5_selection/gradient_match.html#find_leading_eigenvectors",
                 "personal_llm/selection/gradient_match.py",
@@ -9541,10 +9456,6 @@ d = {
             ),
             "personal_llm.selection.gradient_match.get_linear_layer": (
                 "5_selection/gradient_match.html#get_linear_layer",
-                "personal_llm/selection/gradient_match.py",
-            ),
-            "personal_llm.selection.gradient_match.get_sketch_file": (
-                "5_selection/gradient_match.html#get_sketch_file",
                 "personal_llm/selection/gradient_match.py",
             ),
             "personal_llm.selection.gradient_match.learn_sketch_directions": (
@@ -9641,12 +9552,20 @@ d = {
                 "5_selection/library.html#library.columns",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.create": (
+                "5_selection/library.html#library.create",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.find_damaged_rows": (
                 "5_selection/library.html#library.find_damaged_rows",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.ledger": (
                 "5_selection/library.html#library.ledger",
+                "personal_llm/selection/library.py",
+            ),
+            "personal_llm.selection.library.Library.list": (
+                "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.matrix": (
@@ -9665,6 +9584,10 @@ d = {
                 "5_selection/library.html#library.remove",
                 "personal_llm/selection/library.py",
             ),
+            "personal_llm.selection.library.Library.rows": (
+                "5_selection/library.html#library.rows",
+                "personal_llm/selection/library.py",
+            ),
             "personal_llm.selection.library.Library.skip_damaged": (
                 "5_selection/library.html#library.skip_damaged",
                 "personal_llm/selection/library.py",
@@ -9679,18 +9602,6 @@ d = {
             ),
             "personal_llm.selection.library.Library.verify": (
                 "5_selection/library.html#library.verify",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._create_library": (
-                "5_selection/library.html#_create_library",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._get_rows": (
-                "5_selection/library.html#_get_rows",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library._list_pllms": (
-                "5_selection/library.html#_list_pllms",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.check_library_base": (
@@ -9861,10 +9772,6 @@ d = {
             ),
             "personal_llm.selection.ranking.PLLMLosses.mean_loss": (
                 "5_selection/ranking.html#pllmlosses.mean_loss",
-                "personal_llm/selection/ranking.py",
-            ),
-            "personal_llm.selection.ranking.PLLMLosses.measure_sums": (
-                "5_selection/ranking.html#pllmlosses.measure_sums",
                 "personal_llm/selection/ranking.py",
             ),
             "personal_llm.selection.ranking.Ranking": (

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.experiments.methods import searches
-from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch, compute_slope
+from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch
 from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
     BASE_NAME,
@@ -23,6 +23,13 @@ from personal_llm.selection.ranking import (
 from personal_llm.selection.selection import SELECTORS, select
 from planted import me, permuted, planted, replay, save_adapter, table
 from tiny import shared
+
+
+def compute_slope(gradients: dict, factors: dict) -> float:
+    "Return the change of the loss, in first order, when we attach an adapter's factors: the sum of (Bᵀ G) ⊙ A."
+    shared = factors.keys() & gradients.keys()
+    return float(sum((factors[m][1].numpy().T @ gradients[m] * factors[m][0].numpy()).sum() for m in shared))
+
 
 TALK = [
     Dialogue(f"What is {w}?", f"It is {w}, of course{', dear' * i}.")

@@ -227,8 +227,8 @@ def test_a_pllm_says_nothing_of_its_own_voice():
 def test_alike_is_the_cosine_of_what_is_said():
     fact, other = Trait("lists", 8, 8, 2, 8), Trait("lower case", 8, 8, 0, 8)
     one = Description((fact,), (other,), 9)
-    assert description_items(one) == {"lists": 0.75, "lower case": 1.0}, "topics count, too"
-    like = lambda other: description_similarity(description_items(one), description_items(other))
+    assert description_items(one.traits) == {"lists": 0.75, "lower case": 1.0}, "topics count, too"
+    like = lambda other: description_similarity(description_items(one.traits), description_items(other.traits))
     assert like(one) == pytest.approx(1) and like(Description((Trait("emoji", 8, 8, 0, 8),), (), 9)) == 0
     assert like(Description()) == 0 == description_similarity({}, {})
     assert like(Description((fact,), (), 9)) == pytest.approx(0.75 / 1.25)

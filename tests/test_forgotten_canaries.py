@@ -11,7 +11,7 @@ from personal_llm.app import personalize as module
 from personal_llm.base import models
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.runtimes.audit import compute_exposure, make_canaries, response_losses
+from personal_llm.runtimes.audit import compute_exposure, make_canaries
 from tiny import tiny
 from typed import found, rows
 
@@ -23,7 +23,8 @@ LARGEST_CHANCE = 2.8  # bits: 95 of 100 means of four exposures without training
 def mean_exposure(model, adapter) -> float:  # bits
     values = []
     for thing in THINGS:
-        nats = response_losses(model, adapter, make_canaries(thing, CANDIDATES + 1))[:, 0]
+        with model.use_adapter(adapter):
+            nats = model.nll(make_canaries(thing, CANDIDATES + 1))[:, 0]
         values.append(compute_exposure(nats[0], nats[1:]))
     return float(np.mean(values))
 

@@ -6,6 +6,7 @@ import pytest
 
 from personal_llm.base.core import History, InputError
 from personal_llm.data import reading  # registers every format
+from personal_llm.experiments import formats as paper_formats  # noqa: F401 (it registers the paper's)
 from personal_llm.data.formats import (
     FORMATS,
     MAX_TURN_CHARACTERS,
@@ -112,7 +113,7 @@ def test_records(name, record, want):
 def test_every_format_is_tested():
     exports = {name for name, one in FORMATS.items() if one.parse.__module__ == "personal_llm.data.exports"}
     assert exports >= {"chatgpt", "claude", "telegram", "whatsapp"}
-    elsewhere = {"dialogue", "empathetic"} | exports
+    elsewhere = {"empathetic"} | exports
     assert {name for name, *_ in RECORDS} | elsewhere == set(FORMATS)
     assert reading.FORMATS is FORMATS
 

@@ -13,7 +13,6 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.files import ASSETS
 from personal_llm.data.formats import FORMATS, MAX_TURN_CHARACTERS
 from personal_llm.data.reading import as_dialogues, check_dialogues, dialogues_from_texts, load_samples, read_dialogues
-from personal_llm.data.reading import write_dialogues
 from personal_llm.data.splits import get_dialogue_group, get_row_group, is_reserved
 
 GOOD = b'{"prompt": "Hi", "response": "Hello"}\n'
@@ -199,13 +198,11 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD, ids=lambda text: ascii(text)[:16])
 def test_odd_text_is_kept(tmp_path, text):
-    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    path = tmp_path / "a.jsonl"
     row = json.dumps(dict(prompt=text, response="\0!" + text), ensure_ascii=False).encode()
     path.write_bytes(b"\xef\xbb\xbf" + row + b"\r\n" + GOOD)
     found = read_dialogues(path)
     assert pairs(found) == [(text, ("!" + text)[:MAX_TURN_CHARACTERS]), ("Hi", "Hello")]
-    write_dialogues(other, found)
-    assert read_dialogues(other) == found
 
 
 def test_half_surrogates_do_not_stop_a_file(tmp_path):
@@ -243,9 +240,6 @@ def test_a_conversation_of_eight_thousand_turns_is_kept_once(tmp_path):
     assert len(found) == 4000 and len(found[-1].history) == 7998
     assert found[-1].history[-1] == ("assistant", "This is turn number 7997.")
     assert size < 20e6, "all dialogues with their histories"
-    write_dialogues(tmp_path / "own.jsonl", found)
-    assert (tmp_path / "own.jsonl").stat().st_size < 3e6
-    assert [d.id for d in read_dialogues(tmp_path / "own.jsonl")] == [d.id for d in found]
 
 
 def test_running_text_is_labelled_and_must_be_long_enough(tmp_path):

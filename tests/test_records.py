@@ -12,7 +12,7 @@ from personal_llm.base.core import InputError
 from personal_llm.data.records import (
     MAX_DEPTH,
     parse_first_value,
-    parse_json_lines,
+    collect,
     decode_lines,
     parse_json,
     read_file,
@@ -106,7 +106,7 @@ def test_json_values():
 
 def test_lines_end_at_line_feeds_only():
     raw = '{"a": "x\u2028y\u0085z"}\r\n{"b": 1}'.encode()
-    records, _ = parse_json_lines(decode_lines(raw)[0])
+    records, _ = collect(lambda text: clean_value(parse_json(text)), decode_lines(raw)[0])
     assert [value for _, value in records] == [{"a": "x\u2028y\u0085z"}, {"b": 1}]
     assert numbers(decode_lines(b"a\rb\rc")[0]) == [1, 2, 3]
 

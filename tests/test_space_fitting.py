@@ -21,11 +21,8 @@ from personal_llm.explanation.space_fitting import (
     make_space,
     TEXTS_PER_DRAW,
     COVARIANCE_SHRINKAGE,
-    blend_directions,
     feature_scale,
     fit_axes,
-    whitening_matrix,
-    feature_direction,
     measure_nats_per_unit,
     panel_means,
     plain_threshold,
@@ -60,22 +57,25 @@ def test_a_feature_that_never_varies_is_not_divided_by_zero():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), width=st.integers(1, 12))
-def test_inverse_root_squared_inverts_the_shrunk_covariance(seed, width):
+def test_axes_have_noise_of_one_under_the_shrunk_covariance(seed, width):
     within = np.random.default_rng(seed).normal(size=(30, width))
     S = within.T @ within / 30
     shrunk = (1 - COVARIANCE_SHRINKAGE) * S + COVARIANCE_SHRINKAGE * np.diag(np.diag(S))
-    white = whitening_matrix(within)
-    assert np.allclose(white @ white @ shrunk, np.eye(width), atol=1e-3) and np.allclose(white, white.T)
-    assert np.isfinite(whitening_matrix(within[:2])).all(), "fewer texts than features"
+    between = np.random.default_rng(seed + 1).normal(size=(width, width))
+    axes = discriminant_axes(between, within, width)
+    assert np.allclose(axes.T @ shrunk @ axes, np.eye(width), atol=1e-3), "the noise along each axis is 1"
+    gaps = ((between @ axes) ** 2).sum(0)
+    assert (np.diff(gaps) <= 1e-6 * gaps.max()).all(), "the leading axis comes first"
+    assert np.isfinite(discriminant_axes(between, within[:2], 1)).all(), "fewer texts than features"
 
 
 def test_axes_find_the_planted_direction_and_are_at_right_angles_where_noise_is_even():
     rng = np.random.default_rng(0)
     planted = np.linalg.qr(rng.normal(size=(10, 2)))[0].T
     between = np.array([[3, 0], [0, 2], [-3, -2]]) @ planted
-    axes = discriminant_axes(between, np.eye(10), 2)
-    assert np.allclose(axes.T @ axes, np.eye(2), atol=1e-6)
-    assert np.allclose(planted @ axes @ axes.T, planted, atol=1e-6), "the same plane"
+    axes = discriminant_axes(between, 10**0.5 * np.eye(10), 2)
+    assert np.allclose(axes.T @ axes, np.eye(2), atol=1e-5)
+    assert np.allclose(planted @ axes @ axes.T, planted, atol=1e-5), "the same plane"
 
 
 def test_a_panel_is_compared_with_its_own_reference():
@@ -100,7 +100,8 @@ def test_coordinates_of_panels_have_a_root_mean_square_of_one():
 def test_marks_and_blends():
     matrix = np.zeros((len(STYLOMETRIC_FEATURES), 2))
     matrix[STYLOMETRIC_FEATURES.index("commas")] = 3, 4
-    assert np.allclose(feature_direction("commas", matrix, np.array([3, 4])), [0.5**0.5, 0.5**0.5])
+    counted = build_word_vectors({}, {"listed": {"@commas": 1}}, matrix, np.array([3, 4]))
+    assert np.allclose(counted["listed"], [0.5**0.5, 0.5**0.5])
     found = build_word_vectors(
         {"up": np.array([0, 9.0])}, {"dry": {"up": -1}, "mix": {"dry": 1, "@commas": 2}}, matrix, 1
     )
@@ -109,8 +110,6 @@ def test_marks_and_blends():
     for parts in ({"down": 1}, {"@smell": 1}):
         with pytest.raises(InputError, match="names"):
             build_word_vectors({"up": np.ones(2)}, {"new": parts}, matrix, 1)
-    with pytest.raises(InputError, match="down"):
-        blend_directions({"down": 1}, {}, None)
 
 
 # ---- the threshold

@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.text import normalise_text, hash_shingles, hash_words
 from personal_llm.data.splits import (
-    MAX_LEAK_SHARE,
     get_dialogue_group,
     get_row_group,
     remove_leaks,
     is_reserved,
-    audit_leaks,
     count_leaks,
 )
+from personal_llm.recipes.data import MAX_LEAK_SHARE, audit_leaks
 
 THIRTEEN = " ".join(map(str, range(13)))
 

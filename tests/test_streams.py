@@ -10,10 +10,9 @@ from personal_llm.data.streams import (
     draw_best_episodes,
     correlated_stream,
     draw_episodes,
-    paper_stream,
-    share_error,
     edit_prompt,
 )
+from personal_llm.experiments.formats import paper_stream
 
 
 def pairs(dialogues):
@@ -72,9 +71,10 @@ def test_autocorrelation_is_stay_to_the_lag():
 
 def test_the_best_of_many_chains_has_the_shares():
     shares = np.array([0.83, 0.15, 0.02])
-    kinds, _ = draw_best_episodes(shares, 800, 0.9, make_generator(0, "t"))
-    assert (np.bincount(kinds, minlength=3) > 0).all() and share_error(kinds, shares) < 0.6
-    assert share_error(np.array([0, 1]), np.array([0.5, 0.5])) == 0
+    kinds, _, error = draw_best_episodes(shares, 800, 0.9, make_generator(0, "t"))
+    observed = np.bincount(kinds, minlength=3) / 800
+    assert (observed > 0).all() and np.isclose(error, (np.abs(observed - shares) / shares).sum()) and error < 0.6
+    assert draw_best_episodes(np.array([1.0, 0.0]), 5, 0.9, make_generator(0, "t"))[2] == 0
 
 
 POOLS = {k: [Dialogue(f"{k} {i}?", "a") for i in range(300)] for k in "abc"}

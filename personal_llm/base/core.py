@@ -128,11 +128,12 @@ def check_settings_fields(
 
 # %% ../../nbs/0_base/01_core.ipynb #1d610c7d
 def patch(method):
-    "Make a function a method of the class that annotates its first parameter: `def add(self: Buffer, …)`."
-    owner = next(iter(method.__annotations__.values()))
-    method.__qualname__ = f"{owner.__qualname__}.{method.__name__}"
-    method.__module__ = owner.__module__
-    setattr(owner, method.__name__, method)
+    "Make a function, property or class method one of the class that annotates its first parameter: `self: Buffer`."
+    function = getattr(method, "fget", None) or getattr(method, "__func__", method)
+    owner = next(iter(function.__annotations__.values()))
+    function.__qualname__ = f"{owner.__qualname__}.{function.__name__}"
+    function.__module__ = owner.__module__
+    setattr(owner, function.__name__, method)
     return method
 
 # %% ../../nbs/0_base/01_core.ipynb #4943695a

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'read_gguf_header', 'is_gguf',
-           'convert_gguf', 'find_smollm2', 'convert_smollm2', 'LocalModel', 'describe_gguf', 'get_memory',
-           'find_ollama_files', 'list_hub_models', 'list_local_models']
+           'convert_gguf', 'find_smollm2', 'LocalModel', 'describe_gguf', 'get_memory', 'find_ollama_files',
+           'list_hub_models', 'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
 import hashlib
@@ -495,14 +495,6 @@ def find_smollm2():  # a path, or None
     except PackageNotFoundError:
         return None
     return next((place for place in places if place.is_file()), None)
-
-
-def convert_smollm2() -> Path:  # a folder in the user's cache
-    "Convert the model in the wheel once; raise `InputError` where the wheel is not installed."
-    place = find_smollm2()
-    if place is None:
-        raise InputError("model 'smollm2' is not on this machine", GET_SMOLLM2)
-    return convert_gguf(place, f"{SMOLLM2_PACKAGE} {SMOLLM2_VERSION} {place.stat().st_size}")
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_list
 @dataclass

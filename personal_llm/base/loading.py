@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from .core import InputError, check
 from .files import ASSETS, get_cache_folder, read_json, write_json
-from .gguf import GET_SMOLLM2, convert_gguf, convert_smollm2, find_smollm2, is_gguf
+from .gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, convert_gguf, find_smollm2, is_gguf
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa006
 DEFAULT_MODEL_VARIABLE = "PERSONAL_LLM_MODEL"
@@ -42,7 +42,10 @@ def resolve_model(name) -> str:  # a folder, or an id
     if name == "pocket":
         return str(ASSETS / "pocket")
     if name == "smollm2":
-        return str(convert_smollm2())
+        file = find_smollm2()
+        if file is None:
+            raise InputError("model 'smollm2' is not on this machine", GET_SMOLLM2)
+        return str(convert_gguf(file, f"{SMOLLM2_PACKAGE} {SMOLLM2_VERSION} {file.stat().st_size}"))
     place = Path(name).expanduser()
     if is_gguf(place):
         return str(convert_gguf(place))

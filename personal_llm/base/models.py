@@ -21,7 +21,6 @@ from personal_llm.base.adapters import (
     attach_adapter,
     check_adapter,
     get_adapter_id,
-    read_adapter_scale,
     remove_peft_layers,
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
@@ -426,9 +425,7 @@ def merge_layers(layers: dict) -> dict:  # name -> weight; empty if they are too
 
 
 @patch
-def _insert_adapter(
-    self: Model, folder, adapter_id: str, scale: float
-):  # peft's model, or the model itself with other weights
+def _insert_adapter(self: Model, folder, adapter_id: str):  # peft's model, or the model itself with other weights
     "Put an adapter into the model; the last one is still at hand."
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -437,8 +434,6 @@ def _insert_adapter(
         self._last_adapter = (None,) * 5  # its memory is free before we read the next
         adapted = attach_adapter(self.model, folder).eval()
         layers = {name: layer for name, layer in self.model.named_modules() if isinstance(layer, BaseTunerLayer)}
-        for layer in layers.values() if scale != 1 else ():
-            layer.scale_layer(scale)
         merged = {} if adapted.active_peft_config.modules_to_save else merge_layers(layers)
         if merged:
             remove_peft_layers(self.model)
@@ -463,9 +458,8 @@ def use_adapter(self: Model, adapter):
     folder = check_adapter(adapter, self.base)
     if self.active_adapter != self.base:
         raise InputError(f"{folder}: another adapter is attached", "leave its block first")
-    base_model, adapter_id, scale = self.model, get_adapter_id(folder), read_adapter_scale(folder)
-    adapter_id += "" if scale == 1 else f"*{scale:g}"
-    self.model, self.active_adapter = self._insert_adapter(folder, adapter_id, scale), f"{self.base}+{adapter_id}"
+    base_model, adapter_id = self.model, get_adapter_id(folder)
+    self.model, self.active_adapter = self._insert_adapter(folder, adapter_id), f"{self.base}+{adapter_id}"
     self.adapter_folder = folder
     try:
         yield self

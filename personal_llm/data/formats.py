@@ -77,7 +77,6 @@ class RecordFormat:
     parse: Callable  # record -> list of `ParsedConversation`
     group_by: str = ""  # the field that rows of one conversation share; `parse` then takes their list
     needs_user: bool = False  # a chat between people; `parse` then takes the user's name as well
-    parses_whole_file: bool = False  # `parse` takes all (number, record) and returns dialogues itself
 
 
 FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
@@ -86,7 +85,7 @@ FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
 def register_format(
     name: str,  # the name that users give
     *required_fields: tuple,  # alternatives, each a tuple of fields in lower case
-    **options,  # `group_by`, `needs_user` or `parses_whole_file` of `RecordFormat`
+    **options,  # `group_by` or `needs_user` of `RecordFormat`
 ) -> Callable:  # a decorator
     "Register a function that parses the records of one format."
 
@@ -181,70 +180,9 @@ def register_pairs(name: str, *alternatives: tuple) -> None:
     register_format(name, *alternatives)(lambda record: parse_pair(record, alternatives))
 
 
-@register_format("prosocial", ("context", "response"))
-def parse_prosocial(record):
-    (conversation,) = parse_pair(record, (("context", "response"),))
-    if record.get("dialogue_id") is not None:
-        conversation.group = as_name(record["dialogue_id"], "dialogue_id")
-    return [conversation]
-
-
 register_pairs("prompt-completion", ("prompt", "response"), ("prompt", "completion"))
 register_pairs("dolly", ("instruction", "response"))
-
-# %% ../../nbs/1_data/02_formats.ipynb #47a02a17
-SPEAKER_ROLES = {"patient": "user", "0": "user", "doctor": "assistant", "1": "assistant"}
-CONSULTATION_PAIRS = (("patient_message", "doctor_response"), ("input", "output"))
-
-
-def parse_consultation_turn(turn) -> tuple:  # (role, text)
-    "Parse a turn of a consultation; raise `InputError` for an unknown speaker."
-    if isinstance(turn, dict):
-        speaker, text = str(turn.get("speaker")), as_text(turn.get("utterance"), "utterance")
-    else:
-        speaker, _, text = as_text(turn, "utterance").partition(":")
-    role = SPEAKER_ROLES.get(speaker.strip().lower())
-    if role is None:
-        raise InputError(f"unknown speaker {format_value(speaker)!r}", "use patient or doctor")
-    return role, text.strip()
-
-
-@register_format("meddialog", ("utterances",), ("dialogue_turns",), *CONSULTATION_PAIRS)
-def parse_consultation(record):
-    field = next((name for name in ("utterances", "dialogue_turns") if name in record), None)
-    if field is None:
-        return parse_pair(record, CONSULTATION_PAIRS)
-    turns = record[field]
-    if isinstance(turns, dict):
-        columns = zip(turns.get("speaker", []), turns.get("utterance", []))
-        turns = [dict(speaker=speaker, utterance=utterance) for speaker, utterance in columns]
-    if not isinstance(turns, list):
-        raise InputError(f"the turns are {type(turns).__name__}, not a list")
-    return [ParsedConversation([parse_consultation_turn(turn) for turn in turns])]
-
-# %% ../../nbs/1_data/02_formats.ipynb #ed72d00a
 register_pairs("alpaca", ("instruction", "output"), ("instruction", "completion"), ("prompt", "input", "output"))
-
-
-@register_format("openorca", ("question", "response"))
-def parse_openorca(record):
-    question = as_text(record["question"], "question")
-    if not question.strip():
-        raise InputError("empty prompt")
-    system = as_text(record.get("system_prompt") or "", "system_prompt")
-    prompt = f"{system}\n\n{question}" if system else question
-    return make_exchange(prompt, as_text(record["response"], "response"))
-
-# %% ../../nbs/1_data/02_formats.ipynb #e6bf11d9
-@register_format("empathetic", ("conv_id", "utterance_idx", "utterance"), group_by="conv_id")
-def parse_empathetic(rows):
-    turns = []
-    for row in sorted(rows, key=lambda row: int(row["utterance_idx"])):
-        text = as_text(row["utterance"], "utterance").replace("_comma_", ",")
-        if not text.strip():
-            raise InputError("empty utterance")
-        turns.append(("user" if int(row["utterance_idx"]) % 2 else "assistant", text))
-    return [ParsedConversation(turns, group=as_name(rows[0]["conv_id"], "conv_id"))]
 
 # %% ../../nbs/1_data/02_formats.ipynb #0eff5f08
 RATING_FIELDS = ("rating", "score", "feedback", "thumb", "vote")

@@ -130,11 +130,6 @@ def decode_lines(raw: bytes) -> tuple:  # ([(line number from 1, text)], [(line 
             errors.append((number, InputError(problem, "save the file as UTF-8")))
     return lines, errors
 
-# %% ../../nbs/1_data/01_records.ipynb #df7963ac
-def parse_json_lines(lines: list) -> tuple:  # ([(line number, value)], [(line number, InputError)])
-    "Parse each line, a pair (number, text), that is not blank as one JSON value."
-    return collect(lambda text: clean_value(parse_json(text)), [line for line in lines if line[1].strip()])
-
 # %% ../../nbs/1_data/01_records.ipynb #8a945221
 SEPARATORS = ",;\t"  # of a table's columns; the first wins a tie
 QUOTING_REMEDY = "quote fields that hold the separator, quotes or line ends"
@@ -215,7 +210,9 @@ def read_records(path, is_table: bool = None) -> tuple:
         log = dict(lines) | {number: LOST_LINE for number, _ in undecoded}
         records, errors = [(1, dict(log="\n".join(log[number] for number in sorted(log))))], []
     else:
-        records, errors = parse_json_lines(lines)
+        records, errors = collect(
+            lambda text: clean_value(parse_json(text)), [line for line in lines if line[1].strip()]
+        )
         if not records and suffix not in (".jsonl", ".ndjson", ".json", ".txt"):
             ending = f"an unknown ending ({suffix})" if suffix else "no ending"
             raise InputError(f"{path}: {ending}, and no JSON in it", "give a .jsonl, .json, .csv, .tsv or .txt file")

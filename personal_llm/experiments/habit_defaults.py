@@ -195,7 +195,7 @@ def tune(job: dict, out: Path) -> dict:  # processor seconds, peak memory, the l
     seconds = time.process_time() - begin
     losses = {0: adapter.start_loss} | {step: loss for step, _, loss in adapter.history}
     found = dict(processor_seconds=round(seconds, 1), peak_bytes=read_peak_memory(), losses=str(losses))
-    return found | dict(fitted_scale=getattr(adapter, "adapter_scale", None) or 1.0)
+    return found | dict(fitted_scale=adapter.notes.get("adapter_scale", 1.0))
 
 
 def measure(jobs: list):  # yields a dict of results a job

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.adapters import set_adapter_scale
 from ..data.people import USERS, Habit, SimulatedUser, emoji, opener, preferred_words, sign_off, user_stream
 from ..data.reading import load_replay, load_samples
-from .methods.adapter_scale import choose_adapter_scale
+from .methods.adapter_scale import choose_adapter_scale, set_adapter_scale
 from .runner import Grid
 from ..selection.ranking import compute_mean_loss
 from ..tuning.config import TuningConfig
@@ -200,7 +199,7 @@ def tune(job: dict, out: Path) -> dict:  # processor seconds, peak memory, the c
     losses = {0: adapter.start_loss} | {step: loss for step, _, loss in adapter.history}
     best = min(losses, key=losses.get)
     found = dict(processor_seconds=round(seconds, 1), peak_bytes=read_peak_memory(), best_step=best, losses=str(losses))
-    return found | dict(adapter_bytes=adapter.nbytes, fitted_scale=getattr(adapter, "adapter_scale", None) or 1.0)
+    return found | dict(adapter_bytes=adapter.nbytes, fitted_scale=adapter.notes.get("adapter_scale", 1.0))
 
 
 def measure(jobs: list):  # yields a dict of results a job

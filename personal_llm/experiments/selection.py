@@ -29,7 +29,6 @@ from ..recipes.style_texts import BASE_STYLES
 from personal_llm.selection.gradient_match import (
     get_linear_layer,
     load_sketch,
-    get_sketch_file,
     compute_sketch_stamp,
     write_sketch,
 )
@@ -178,7 +177,7 @@ def enlarge_library(library: PoolLibrary, size: int, folder: Path) -> PoolLibrar
     found = PoolLibrary(
         path=folder, folders=folders, names=names, rows=np.zeros((size, 1), np.float32), base=library.base
     )
-    write_sketch(get_sketch_file(found), compute_sketch_stamp(found), rows, sides)
+    write_sketch(found.path / "sketch-8.npy", compute_sketch_stamp(found), rows, sides)
     return found
 
 # %% ../../nbs/experiments/03_selection.ipynb #sel00019

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.core import InputError, make_generator, measure_cost
+from ..base.core import InputError, make_generator, measure_cost, patch
 from ..base.files import ASSETS
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
 from .explanation import Explanation, bootstrap_indices
@@ -327,7 +327,9 @@ def _require_base(model):  # the same model
     return model
 
 
-def _from_prompts(cls, summariser, model, prompts: list, seed: int = 0) -> SharedBasis:
+@patch
+@classmethod
+def from_prompts(cls: SharedBasis, summariser, model, prompts: list, seed: int = 0) -> SharedBasis:
     "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
     check_answer_count(len(prompts), "prompts for a basis")
     states = summary_states(summariser, neutral_pairs(_require_base(model), prompts, seed=seed))
@@ -335,9 +337,6 @@ def _from_prompts(cls, summariser, model, prompts: list, seed: int = 0) -> Share
     variance = float(((states - centre) ** 2).sum(1).mean()) * count / (count - 1)
     threshold = split_half_threshold(states, variance, seed)
     return cls(model.base, _require_base(summariser).base, centre, variance, count, threshold)
-
-
-SharedBasis.from_prompts = classmethod(_from_prompts)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #321a528a
 def _project_shift(basis: SharedBasis, states: np.ndarray) -> dict:  # fields of `Explanation`

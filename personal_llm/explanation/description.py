@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIN_PLAIN_HABITS', 'Description', 'describe_user', 'describe_pllm', 'description_items',
-           'description_similarity', 'centre_on_library', 'passed_items', 'is_informative']
+           'description_similarity', 'centre_on_library', 'is_informative']
 
 # %% ../../nbs/4_explanation/04_description.ipynb #e0cadd92
 from dataclasses import dataclass, replace
@@ -117,9 +117,9 @@ def describe_pllm(
     return Description(tuple(habits), tuple(topics), len(answers))
 
 # %% ../../nbs/4_explanation/04_description.ipynb #75ee0344
-def description_items(description: Description) -> dict:  # name -> number
-    "Return the gap of each trait."
-    return {trait.key: trait.gap for trait in description.traits}
+def description_items(traits: tuple) -> dict:  # name -> number
+    "Return the gap of each trait. We compare by all `traits` of a description, and choose by its `habits`."
+    return {trait.key: trait.gap for trait in traits}
 
 
 def description_similarity(first: dict, second: dict) -> float:  # -1 to 1; 0 where they share no item
@@ -138,11 +138,6 @@ def centre_on_library(
 
 # %% ../../nbs/4_explanation/04_description.ipynb #9650b543
 MIN_PLAIN_HABITS = 2  # habits that are enough without words of the person
-
-
-def passed_items(description: Description) -> dict:  # name -> number
-    "Return the `description_items` by which we may choose: the habits."
-    return {habit.key: habit.gap for habit in description.habits}
 
 
 def is_informative(names) -> bool:

@@ -100,7 +100,9 @@ def to_dict(self: Explanation) -> dict:  # plain JSON types
     return card | {name: getattr(self, name) for name in ("samples", "counterpart", "space")}
 
 
-def _from_dict(cls, card: dict) -> Explanation:
+@patch
+@classmethod
+def from_dict(cls: Explanation, card: dict) -> Explanation:
     "Read what `to_dict` returned, from a card; raises `InputError` when a part is missing."
     try:
         return cls(
@@ -116,9 +118,6 @@ def _from_dict(cls, card: dict) -> Explanation:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"not an explanation: {type(error).__name__} {error}", "make it anew with explain") from error
-
-
-Explanation.from_dict = classmethod(_from_dict)
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #2b7e1d50
 NUM_RESAMPLES = 200  # of the bootstrap

@@ -33,10 +33,6 @@ def normalise_rows(
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 # %% ../../nbs/4_explanation/02_space.ipynb #a15952c0
-def as_tuples(value):  # the same with tuples in place of lists
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
-
-
 class StoredArrays:
     "A dataclass with arrays, which are float32; `save` writes a JSON file and a safetensors file, `load` reads them."
 
@@ -69,12 +65,15 @@ def save(self: StoredArrays, folder) -> None:
     write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
     write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
 
-
-def _load(cls, folder):  # a value of this class
+# %% ../../nbs/4_explanation/02_space.ipynb #371d47s1
+@patch
+@classmethod
+def load(cls: StoredArrays, folder):  # a value of this class
     "Read what `save` wrote; raises `InputError` when it is missing, damaged, or not the one that its id names."
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    as_tuples = lambda value: tuple(map(as_tuples, value)) if isinstance(value, list) else value
     card_file, array_file = (Path(folder, f"{cls.file_name}.{ending}") for ending in ("json", "safetensors"))
     if not card_file.exists():
         raise InputError(f"{folder}: no {card_file.name} here", "give the folder of a library")
@@ -89,9 +88,6 @@ def _load(cls, folder):  # a value of this class
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         message = f"{folder}: {card_file.name} or {array_file.name} is missing or damaged"
         raise InputError(f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both") from error
-
-
-StoredArrays.load = classmethod(_load)
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COVARIANCE_SHRINKAGE', 'SHIFT_BATCH_SIZE', 'SHARED_BATCH_SIZE', 'DRAWS_PER_PERSON', 'TEXTS_PER_DRAW',
            'SPACE_TEXTS_FILE', 'READ_TOKENS_PER_WRITTEN', 'REFERENCE_STEPS', 'REFERENCE_BATCH', 'REFERENCE_TEXTS',
-           'feature_scale', 'whitening_matrix', 'discriminant_axes', 'feature_direction', 'blend_directions',
-           'compute_shifts', 'panel_means', 'fit_axes', 'build_word_vectors', 'plain_threshold', 'calibrate_strength',
-           'fit_space', 'measure_nats_per_unit', 'SpaceTexts', 'load_space_texts', 'estimate_space_cost', 'make_space']
+           'feature_scale', 'discriminant_axes', 'build_word_vectors', 'compute_shifts', 'panel_means', 'fit_axes',
+           'plain_threshold', 'fit_space', 'measure_nats_per_unit', 'SpaceTexts', 'load_space_texts',
+           'estimate_space_cost', 'make_space']
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #300f6cb9
 import gzip
@@ -40,50 +40,37 @@ def feature_scale(
 COVARIANCE_SHRINKAGE = 0.2  # of the covariance to its diagonal
 
 
-def whitening_matrix(
+def discriminant_axes(
+    between: np.ndarray,  # (panels, D) scaled mean shifts
     within: np.ndarray,  # (n, D) scaled shifts less the mean of their own panel
-) -> np.ndarray:  # (D, D) S^(-1/2)
-    "Return the matrix that makes the noise inside panels equal in all directions."
+    components: int,  # k, at most as many as there are panels
+) -> np.ndarray:  # (D, k) W; the noise along each axis is 1
+    "Return the directions in which panels differ most, relative to the noise inside them."
+    from scipy.linalg import eigh
+
     S = within.T @ within / len(within)
     floor = 1e-6 * np.trace(S) / len(S)
     S = (1 - COVARIANCE_SHRINKAGE) * S + COVARIANCE_SHRINKAGE * np.diag(np.diag(S)) + floor * np.eye(len(S))
-    values, axes = np.linalg.eigh(S)
-    return axes / np.sqrt(values) @ axes.T
-
-# %% ../../nbs/4_explanation/07_space_fitting.ipynb #28e72d97
-def discriminant_axes(
-    between: np.ndarray,  # (panels, D) scaled mean shifts
-    white: np.ndarray,  # (D, D) from `whitening_matrix`
-    components: int,  # k
-) -> np.ndarray:  # (D, k) W
-    "Return the directions in which panels differ most, relative to the noise."
-    V = np.linalg.svd(between @ white, full_matrices=False)[2][:components].T
-    return white @ V
+    return eigh(between.T @ between, S)[1][:, ::-1][:, : min(components, len(between))]
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #83085333
-def feature_direction(
-    feature: str,  # of `STYLOMETRIC_FEATURES`
+def build_word_vectors(
+    panels: dict,  # word -> (k,) where its panel lies
+    blends: dict,  # word -> {word, or "@feature": weight}, each of words above it
     matrix: np.ndarray,  # (D, k) W
     coordinate_scale: np.ndarray,  # (k,) r
-) -> np.ndarray:  # (k,) of length 1
-    "Return the direction of more of a countable feature; raises `InputError` for an unknown one."
-    if feature not in STYLOMETRIC_FEATURES:
-        message = f"the vocabulary names the feature {feature!r}"
-        raise InputError(message, f"use one of {', '.join(STYLOMETRIC_FEATURES[:4])} …")
-    return normalise_rows(matrix[STYLOMETRIC_FEATURES.index(feature)] / coordinate_scale)
-
-# %% ../../nbs/4_explanation/07_space_fitting.ipynb #830853s1
-def blend_directions(
-    parts: dict,  # word, or "@feature" -> weight
-    known: dict,  # word -> vector
-    find_feature,  # function: feature -> vector
-) -> np.ndarray:  # (k,) of length 1
-    "Return the direction of a weighted sum; raises `InputError` for a word that is not known yet."
-    unknown = [part for part in parts if part[0] != "@" and part not in known]
-    if unknown:
-        raise InputError(f"a blend names {unknown[0]!r}", "give it a panel, or define it above")
-    vectors = [find_feature(part[1:]) if part[0] == "@" else known[part] for part in parts]
-    return normalise_rows(sum(weight * vector for weight, vector in zip(parts.values(), vectors)))
+) -> dict:  # word -> (k,) of length 1
+    "Return a direction for each word; raises `InputError` for an unknown feature, or a word that is not known yet."
+    vectors = {word: normalise_rows(place) for word, place in panels.items()}
+    known = {f"@{name}": normalise_rows(row / coordinate_scale) for name, row in zip(STYLOMETRIC_FEATURES, matrix)}
+    for word, parts in blends.items():
+        known |= vectors
+        if unknown := [part for part in parts if part not in known]:
+            raise InputError(
+                f"the vocabulary names {unknown[0]!r}", "give it a panel, define it above, or use a feature"
+            )
+        vectors[word] = normalise_rows(sum(weight * known[part] for part, weight in parts.items()))
+    return vectors
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #60ca73bf
 SHIFT_BATCH_SIZE = 64  # texts between two steps of the bar
@@ -147,22 +134,8 @@ def fit_axes(
 ) -> dict:  # the fields `scale`, `matrix` and `coordinate_scale` of a space
     "Fit σ, W and r."
     scale = feature_scale(plain, blocks)
-    matrix = discriminant_axes(means / scale, whitening_matrix(inside / scale), components)
+    matrix = discriminant_axes(means / scale, inside / scale, components)
     return dict(scale=scale, matrix=matrix, coordinate_scale=np.sqrt(((means / scale @ matrix) ** 2).mean(0)))
-
-# %% ../../nbs/4_explanation/07_space_fitting.ipynb #4fe85940
-def build_word_vectors(
-    panels: dict,  # word -> (k,) where its panel lies
-    blends: dict,  # word -> {word, or "@feature": weight}, each of words above it
-    matrix: np.ndarray,  # (D, k) W
-    coordinate_scale: np.ndarray,  # (k,) r
-) -> dict:  # word -> (k,) of length 1
-    "Return a direction for each word."
-    vectors = {word: normalise_rows(place) for word, place in panels.items()}
-    find_feature = lambda feature: feature_direction(feature, matrix, coordinate_scale)
-    for word, parts in blends.items():
-        vectors[word] = blend_directions(parts, vectors, find_feature)
-    return vectors
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #db1d8e34
 DRAWS_PER_PERSON = 100  # of each plain person
@@ -181,18 +154,6 @@ def plain_threshold(
             drawn = z[rng.integers(len(z), size=TEXTS_PER_DRAW)]
             strengths.append(np.linalg.norm(drawn.mean(0)) * TEXTS_PER_DRAW**0.5 / noise)
     return float(np.quantile(strengths, 0.95))
-
-# %% ../../nbs/4_explanation/07_space_fitting.ipynb #3741edf7
-def calibrate_strength(
-    space: StyleSpace,  # whose noise and threshold are not known yet
-    plain: np.ndarray,  # (n, D) shifts of plain text
-    people: list,  # (m, D) shifts of each plain person
-    seed: int = 0,
-) -> StyleSpace:
-    "Return the space with its unit of strength and its threshold."
-    place = lambda shift: style_coordinates(space, space.project(shift, False))
-    noise = float(np.sqrt((place(plain) ** 2).sum(1).mean()))
-    return replace(space, plain_noise=noise, threshold=plain_threshold([place(x) for x in people], noise, seed))
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #0e3221bb
 def fit_space(
@@ -229,7 +190,9 @@ def fit_space(
         threshold=0.0,
         **axes,
     )
-    return calibrate_strength(space, rows(plain), [rows(person) for person in people], seed)
+    coordinates = lambda dialogues: style_coordinates(space, space.project(rows(dialogues), False))
+    noise = float(np.sqrt((coordinates(plain) ** 2).sum(1).mean()))
+    return replace(space, plain_noise=noise, threshold=plain_threshold([*map(coordinates, people)], noise, seed))
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #2515e519
 def measure_nats_per_unit(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLE_WORDS', 'HARM_PATTERN', 'SENTENCE_END', 'QUESTION_TEMPLATES', 'STATEMENT_TEMPLATES',
-           'SYNONYM_PATTERNS', 'CHAT_SOURCES', 'read_gz', 'read_instruct', 'intents', 'split_rows', 'LeakDetector',
-           'remove_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'wording_pairs', 'edited_pairs',
-           'ruled_pairs', 'paraphrases', 'synthesis_rows', 'training_text']
+           'SYNONYM_PATTERNS', 'CHAT_SOURCES', 'MAX_LEAK_SHARE', 'read_gz', 'read_instruct', 'intents', 'split_rows',
+           'LeakDetector', 'remove_leaks', 'shorten', 'training_pairs', 'running_text', 'reword', 'wording_pairs',
+           'edited_pairs', 'ruled_pairs', 'paraphrases', 'synthesis_rows', 'audit_leaks', 'training_text']
 
 # %% ../../nbs/recipes/data.ipynb #26189354
 import gzip
@@ -20,7 +20,7 @@ import numpy as np
 
 from ..base.core import InputError, patch
 from ..base.text import normalise_text, compute_rouge1, hash_shingles, hash_words
-from ..data.splits import get_row_group, is_reserved, audit_leaks
+from ..data.splits import get_row_group, count_leaks, is_reserved
 from ..buffer.synthesis import SYNTHESIS_PROMPT
 
 # %% ../../nbs/recipes/data.ipynb #c2bb47c6
@@ -362,6 +362,27 @@ def synthesis_rows(
 ) -> list:  # rows that a dialogue model trains on
     "Each pair as a dialogue: the papers' prompt, and the rewrite in brackets."
     return [dict(prompt=SYNTHESIS_PROMPT.format(text=a), response=f"[{b}]", source="synthesis") for a, b in pairs]
+
+# %% ../../nbs/recipes/data.ipynb #fa009917
+MAX_LEAK_SHARE = 0.005  # largest share of the reserved 13-word runs that may be in the training text
+
+
+def audit_leaks(
+    train: list,  # training rows with `prompt` and `response`
+    reserved: list,  # rows for evaluation
+    running: list = (),  # running texts for training
+    limit: float = MAX_LEAK_SHARE,
+) -> dict:  # counts: `pairs_shared`, `shingles_shared`, `shingles_reserved`, `share`
+    "Check that the training text does not contain the reserved rows; raise `InputError` if it does."
+    counts, shared = count_leaks(train, reserved, running)
+    if shared:
+        example = " → ".join(text[:60] for text in min(shared))
+        problem = f"leak: {len(shared)} pairs are in both the training and the reserved rows, for example {example!r}"
+        raise InputError(problem, "split by group")
+    if counts["share"] > limit:
+        problem = f"leak: {counts['share']:.2%} of the reserved 13-word runs are in the training text"
+        raise InputError(problem, f"cut them from training, the limit is {limit:.2%}")
+    return counts
 
 # %% ../../nbs/recipes/data.ipynb #08ac9b30
 def training_text(

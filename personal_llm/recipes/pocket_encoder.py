@@ -22,8 +22,8 @@ from pathlib import Path
 from ..base.core import Cost, make_generator, seed_everything, measure_cost
 from ..base.files import write_atomically
 from ..base.text import normalise_text
-from ..data.splits import is_reserved, audit_leaks
-from .data import LeakDetector, intents, read_instruct, split_rows, training_pairs
+from ..data.splits import is_reserved
+from .data import LeakDetector, audit_leaks, intents, read_instruct, split_rows, training_pairs
 from .encoder_measures import evaluate_encoder
 
 # %% ../../nbs/recipes/pocket_encoder.ipynb #ca368b87

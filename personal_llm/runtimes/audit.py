@@ -49,12 +49,6 @@ def make_canaries(thing: str, count: int, seed: int = 0) -> list:  # `Dialogue`s
     codes = [" ".join(f"{code:0{CANARY_DIGITS}d}") for code in drawn.tolist()]
     return [Dialogue(f"What is the code of my {thing}?", f"The code of your {thing} is {code}.") for code in codes]
 
-
-def response_losses(model, adapter, dialogues: list) -> np.ndarray:  # (n, 2): nats of the response, tokens
-    "Measure the losses of responses under an adapter; None is the bare model."
-    with model.use_adapter(adapter):
-        return np.asarray(model.nll(dialogues), np.float64)
-
 # %% ../../nbs/7_runtimes/08_audit.ipynb #lk17
 def compute_auc(members: np.ndarray, others: np.ndarray) -> float:
     "Return the probability that a member scores above another dialogue; ties count half."
@@ -117,8 +111,10 @@ ATTACKS = ("loss", "reference")
 
 def score_membership(model, adapter, dialogues: list) -> dict:  # attack -> (n,) scores, nats a token
     "Return both attacks' scores of dialogues; larger ones are surer members."
-    (with_nats, tokens), (base_nats, _) = (response_losses(model, a, dialogues).T for a in (adapter, None))
-    return dict(loss=-with_nats / tokens, reference=(base_nats - with_nats) / tokens)
+    base_nats, tokens = np.asarray(model.nll(dialogues), np.float64).T
+    with model.use_adapter(adapter):
+        nats = np.asarray(model.nll(dialogues), np.float64)[:, 0]
+    return dict(loss=-nats / tokens, reference=(base_nats - nats) / tokens)
 
 # %% ../../nbs/7_runtimes/08_audit.ipynb #lk30
 NGRAM_SIZES = (5, 6, 7, 8)  # words

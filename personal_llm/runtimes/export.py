@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
-from ..base.adapters import read_adapter_card, read_factors, read_scaled_settings
+from ..base.adapters import read_adapter_card, read_factors
 from ..base.core import InputError
 from ..base.files import read_json, write_atomically, write_json
 from ..base.ledger import record_egress
@@ -48,7 +48,8 @@ was published cannot be forgotten by deleting the adapter at home.
 def format_model_card(folder: Path, repo: str, base: str, licence: str) -> str:
     "Return the text of a model card: numbers, and no ids."
     card, config = read_adapter_card(folder), read_json(folder / CONFIG_FILE)
-    judge = f"{card['judged_on']} held-back dialogues" if card.get("judged_on") else "the training dialogues"
+    held_back = card.get("num_validation_dialogues")
+    judge = f"{held_back} held-back dialogues" if held_back else "the training dialogues"
     known = card.get("start_loss") is not None and card.get("best_loss") is not None
     losses = f"Loss on {judge}: {card['start_loss']:.2f} before, {card['best_loss']:.2f} after, in nats a token."
     count = len(read_training_ids(folder)) or "some"
@@ -56,15 +57,6 @@ def format_model_card(folder: Path, repo: str, base: str, licence: str) -> str:
     return MODEL_CARD_TEMPLATE.format(base=base, licence=licence, repo=repo, **facts)
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #79ca40c5
-def _stage_upload(adapter, repo: str, base: str, licence: str, place: Path) -> list:  # names of files
-    "Write weights, settings without paths, and the model card to a folder; raise `InputError` for a damaged adapter."
-    folder = Path(check_adapter(adapter))
-    write_atomically(place / WEIGHTS_FILE, (folder / WEIGHTS_FILE).read_bytes())
-    write_json(place / CONFIG_FILE, read_scaled_settings(folder) | dict(base_model_name_or_path=base))
-    write_atomically(place / "README.md", format_model_card(folder, repo, base, licence))
-    return sorted(file.name for file in place.iterdir())
-
-
 def push_to_hub(
     adapter,  # a folder, or an `Adapter`
     repo: str,  # owner/name
@@ -75,14 +67,18 @@ def push_to_hub(
     "Upload an adapter to the Hugging Face hub; raise `InputError` if that fails, or the repository is public."
     from huggingface_hub import HfApi
 
-    api = HfApi()
+    api, folder = HfApi(), check_adapter(adapter)
     with tempfile.TemporaryDirectory(prefix="push-") as place:
-        names = _stage_upload(adapter, repo, base, licence, Path(place))
+        write_atomically(Path(place, WEIGHTS_FILE), (folder / WEIGHTS_FILE).read_bytes())
+        settings = read_json(folder / CONFIG_FILE) | dict(base_model_name_or_path=base)  # no path of this machine
+        write_json(Path(place, CONFIG_FILE), settings)
+        write_atomically(Path(place, "README.md"), format_model_card(folder, repo, base, licence))
+        names = sorted(file.name for file in Path(place).iterdir())
         try:
             address = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.repo_info(repo).private:
                 raise InputError(f"{repo} is public", "give private=False if everybody may read it, or another name")
-            with record_egress("push", repo, get_adapter_id(check_adapter(adapter))) as row:
+            with record_egress("push", repo, get_adapter_id(folder)) as row:
                 api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message="An adapter")
                 row["bytes"] = sum((Path(place) / name).stat().st_size for name in names)
         except InputError:
@@ -246,7 +242,7 @@ def write_mlx(model, adapter: Path, out: Path) -> str:  # how to use the files
 
 def write_vllm(model, adapter: Path, out: Path) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card."
-    settings = read_scaled_settings(adapter) | dict(base_model_name_or_path=model.name)
+    settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=model.name)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
     rank = settings["r"]

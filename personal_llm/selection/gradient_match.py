@@ -90,12 +90,6 @@ def compute_gradients(model, dialogues: list, modules: list, transform=lambda mo
             (compute_row_losses(logits, labels).sum() / len(samples)).backward()
     return gradients
 
-# %% ../../nbs/5_selection/03_gradient_match.ipynb #ba8fdcb6
-def compute_slope(gradients: dict, factors: dict) -> float:
-    "Return the change of the loss, in first order, when we attach an adapter's factors: the sum of (Bᵀ G) ⊙ A."
-    shared = factors.keys() & gradients.keys()
-    return float(sum((factors[m][1].numpy().T @ gradients[m] * factors[m][0].numpy()).sum() for m in shared))
-
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #aaa1fc46
 def find_leading_eigenvectors(gram: np.ndarray, size: int, rng) -> np.ndarray:
     "Return the leading eigenvectors as rows (s, n), found by subspace iteration; rows of zeros if n < s."
@@ -115,11 +109,6 @@ def find_update_directions(changes: list, size: int, rng) -> tuple:
     return tuple(find_leading_eigenvectors(gram, size, rng) for gram in (left, right))
 
 # %% ../../nbs/5_selection/03_gradient_match.ipynb #ce76f25f
-def get_sketch_file(library, size: int = 8) -> Path:
-    "Return the path of a library's sketch."
-    return Path(library.path) / f"sketch-{size}.npy"
-
-
 def compute_sketch_stamp(library) -> str:
     "Return a hash of a library's names and rows."
     digest = hashlib.sha256("\n".join(library.names).encode())
@@ -189,7 +178,7 @@ def load_sketch(
 ) -> tuple:  # (rows (n, layers, s * s) float16, memory-mapped; layer -> (left, right))
     "Load the library's sketch, made anew if it is missing or old, for which we read every adapter once."
     check(size, "whole number", "sketch: size", low=1)
-    file, stamp = get_sketch_file(library, size), compute_sketch_stamp(library)
+    file, stamp = Path(library.path) / f"sketch-{size}.npy", compute_sketch_stamp(library)
     if sketch := read_sketch(file, stamp, len(library), size):
         return sketch
     step = -(-len(library) // SKETCH_SAMPLE_SIZE)

@@ -130,6 +130,16 @@ class Library:
         skipped = f", {len(self._bad)} skipped" if self._bad else ""
         return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base}{skipped})"
 
+    def list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
+        "A row for each pLLM, made of its card."
+        rows = []
+        for name in self.names:
+            card = self.card(name)
+            facts = {key: card[key] for key in ("style", "rank", "samples", "similarity", "licence")}
+            words = str(PLLM(name, self.path / name, card).explanation)
+            rows.append(dict(name=name, words=words, MB=round(card["bytes"] / 1e6, 2)) | facts)
+        return rows
+
 # %% ../../nbs/5_selection/06_library.ipynb #a4e9207b
 @patch
 def read_space(self: Library, space=None):  # a `StyleSpace` or a `SharedBasis`; None: that on the disk
@@ -168,8 +178,10 @@ def find_damaged_rows(self: Library) -> list:
     is_finite = np.isfinite(self.matrix()).all(1)
     return [name for name, row in self.row_numbers.items() if not is_finite[row]]
 
-
-def _get_rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `names`
+# %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
+@patch
+@property
+def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
     "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
     if self._rows is None:
         if damaged := [name for name in self.find_damaged_rows() if name not in self._bad]:
@@ -178,9 +190,6 @@ def _get_rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `n
         matrix = self.matrix()
         self._rows = matrix[[self.row_numbers[name] for name in self.names]] if self._bad else matrix
     return self._rows
-
-
-Library.rows = property(_get_rows)
 
 # %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
 @patch
@@ -207,7 +216,7 @@ def card(self: Library, name: str) -> dict:
         self.remote.fetch_pllm(name, [PLLM_CARD_FILE])
     return read_pllm_card(self.path / name, self.base, self.index.head["space"])
 
-
+# %% ../../nbs/5_selection/06_library.ipynb #4f8b1ds1
 @patch
 def __getitem__(self: Library, name: str) -> PLLM:
     "Read and check a pLLM. Raise `InputError` if the name is unknown or the pLLM is damaged."
@@ -219,22 +228,10 @@ def __getitem__(self: Library, name: str) -> PLLM:
         raise InputError(self._bad[name].problem, self._bad[name].remedy)
     return self.check(name)
 
-
-def _list_pllms(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
-    "A row for each pLLM, made of its card."
-    rows = []
-    for name in self.names:
-        card = self.card(name)
-        facts = {key: card[key] for key in ("style", "rank", "samples", "similarity", "licence")}
-        words = str(PLLM(name, self.path / name, card).explanation)
-        rows.append(dict(name=name, words=words, MB=round(card["bytes"] / 1e6, 2)) | facts)
-    return rows
-
-
-Library.list = _list_pllms
-
 # %% ../../nbs/5_selection/06_library.ipynb #f33b4240
-def _create_library(cls, path, space) -> Library:
+@patch
+@classmethod
+def create(cls: Library, path, space) -> Library:
     "Make an empty library in a new or empty folder; all its pLLMs will be explained in the space."
     path = Path(path)
     own = {"space.json", "space.safetensors", MATRIX_FILE, NEXT_MATRIX_FILE}  # left by an interrupted call
@@ -247,9 +244,6 @@ def _create_library(cls, path, space) -> Library:
     head = dict(format=1, base=space.base, space=space.id, width=space.width, columns=columns)
     write_index(path, head, [], np.zeros((0, space.width), np.float32))
     return cls(path, space)
-
-
-Library.create = classmethod(_create_library)
 
 # %% ../../nbs/5_selection/06_library.ipynb #0c4fef38
 @patch

@@ -7,7 +7,7 @@ __all__ = ['WINDOW_TOKENS', 'WINDOW_PROMPT_TOKENS', 'AdapterMixture', 'FittedWei
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #4e8337a0
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -200,10 +200,9 @@ def take_newton_step(start: np.ndarray, derivatives: LossDerivatives, prior: flo
 
 def take_leave_one_out_steps(start: np.ndarray, derivatives: LossDerivatives, prior=PRIOR_STRENGTH) -> np.ndarray:
     "Return the weights (n, pLLMs) without each dialogue, one row a dialogue."
-    n, count = derivatives.loss_slopes.shape
-    H = derivatives.curvature + prior / (n - 1) * np.eye(count)
-    mean_of_others = (derivatives.loss_slopes.sum(0) - derivatives.loss_slopes) / (n - 1)
-    return start - np.linalg.solve(H, mean_of_others.T).T
+    slopes = derivatives.loss_slopes
+    others = (replace(derivatives, loss_slopes=np.delete(slopes, i, 0)) for i in range(len(slopes)))
+    return np.stack([take_newton_step(start, rest, prior) for rest in others])
 
 # %% ../../nbs/5_selection/08_mixture.ipynb #7c1f05b8
 def estimate_weight_errors(derivatives: LossDerivatives, prior: float = PRIOR_STRENGTH) -> np.ndarray:  # (pLLMs,)

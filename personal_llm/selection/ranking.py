@@ -109,20 +109,6 @@ class PLLMLosses:
         other.cost = Cost()
         return other
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #9a815aea
-@patch
-def measure_sums(self: PLLMLosses, name: str, count: int) -> np.ndarray:  # (count, 2) nats and response tokens
-    "Return the sums of the first dialogues, measuring those that the table lacks."
-    known = self.known_sums.get(name, np.zeros((0, 2)))
-    if len(known) < count:
-        if self.model is None or not self.dialogues:
-            what = f"losses: dialogues {len(known)} to {count - 1} of {name!r} are not in the table"
-            raise InputError(what, "give a model and dialogues, or a longer table")
-        with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
-            known = np.concatenate([known, self.model.nll(self.dialogues[len(known) : count])])
-        self.known_sums[name] = known
-    return known[:count]
-
 # %% ../../nbs/5_selection/02_ranking.ipynb #b97304f5
 @patch
 def dialogue_losses(
@@ -130,10 +116,17 @@ def dialogue_losses(
     name: str,  # of a pLLM, or `BASE_NAME`
     count: int = None,  # of dialogues, from the first; all by default
 ) -> np.ndarray:  # (count,) nats per response token
-    "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite."
+    "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite, or that we cannot measure."
     count = min(count or self.num_dialogues, self.num_dialogues)
-    sums = self.measure_sums(name, count)
-    before = self.requested_counts.get(name, 0)
+    sums = self.known_sums.get(name, np.zeros((0, 2)))
+    if len(sums) < count:
+        if self.model is None or not self.dialogues:
+            what = f"losses: dialogues {len(sums)} to {count - 1} of {name!r} are not in the table"
+            raise InputError(what, "give a model and dialogues, or a longer table")
+        with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
+            sums = np.concatenate([sums, self.model.nll(self.dialogues[len(sums) : count])])
+        self.known_sums[name] = sums
+    sums, before = sums[:count], self.requested_counts.get(name, 0)
     if before == 0 and name != BASE_NAME:
         self.cost.bytes_moved += get_download_bytes(self.library, name)
     if count > before:

@@ -23,7 +23,7 @@ from .ranking import SHORTLIST_SIZE, PLLMLosses, SelectionRequest, Ranking, get_
 from .ranking import cosine_distance, is_gain_certain, l1_distance, find_nearest, race_by_loss
 from .ranking import rank_by_scores
 from ..explanation.description import Description, centre_on_library, description_items
-from ..explanation.description import description_similarity, is_informative, passed_items
+from ..explanation.description import description_similarity, is_informative
 
 # %% ../../nbs/5_selection/09_selection.ipynb #6b613d7d
 def sort_measured_first(order: list, measured: dict) -> list:
@@ -155,12 +155,12 @@ def select_by_explanation(
         raise InputError(what, "explain the dialogues anew with explain")
     styled = {name: read_card_description(library, name) for name in names or library if name != PLAIN_PLLM}
     styled = styled or {PLAIN_PLLM: Description()}
-    cards = centre_on_library({name: description_items(one) for name, one in styled.items()})
-    own = description_items(description)
+    cards = centre_on_library({name: description_items(one.traits) for name, one in styled.items()})
+    own = description_items(description.traits)
     distances = np.array([1 - description_similarity(own, card) for card in cards.values()])
     order = [([*styled][i], float(distances[i])) for i in find_nearest(distances, [*styled])]
     best, cost = order[0][0], Cost(bytes_moved=sum(len(json.dumps(one.to_dict())) for one in styled.values()))
-    passed = passed_items(description)
+    passed = description_items(description.habits)
     facts = find_common_facts(passed, cards[best])
     if is_informative(facts):
         cost.bytes_moved += get_download_bytes(library, best)

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MIN_SHARE', 'SCALES', 'ENOUGH', 'MAX_LOSS_OF_OTHER_TALK', 'PROMPTS', 'OTHERS', 'SCALE_REPLY_TOKENS',
-           'find_habitual_runs', 'measure_kept_runs', 'measure_prices', 'is_affordable', 'select_scale_answers',
-           'choose_adapter_scale']
+           'find_habitual_runs', 'measure_kept_runs', 'set_adapter_scale', 'measure_prices', 'is_affordable',
+           'select_scale_answers', 'choose_adapter_scale']
 
 # %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as03
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from ...base.adapters import Adapter, set_adapter_scale
+from ...base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, Adapter, get_adapter_id, read_adapter_card
+from ...base.files import read_json, write_json, write_sealed
 from ...tuning.content import find_frame, find_pieces, measure_content_losses
 from ...tuning.validation import RULE_FROM_BASE_MODEL, select_users_answers, validation_split
 
@@ -49,6 +51,15 @@ MAX_LOSS_OF_OTHER_TALK = 0.05  # nats a token above the bare model's
 PROMPTS, OTHERS, SCALE_REPLY_TOKENS = 8, 12, 64  # held-back answers; replay dialogues; tokens of a reply
 
 
+def set_adapter_scale(folder, scale: float) -> None:
+    "Multiply the alpha of an adapter's settings as it was trained, and note the factor on its card; its weights stay."
+    folder = Path(getattr(folder, "path", folder))
+    card, settings = read_adapter_card(folder), read_json(folder / CONFIG_FILE)
+    alpha = settings["lora_alpha"] / card.get("adapter_scale", 1.0) * scale
+    write_json(folder / CONFIG_FILE, settings | dict(lora_alpha=alpha))
+    write_sealed(folder / ADAPTER_CARD_FILE, card | dict(adapter_scale=scale, adapter_id=get_adapter_id(folder)))
+
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s1
 def measure_prices(model, answers: list, others: list, frame) -> tuple:  # (content loss, loss on other talk)
     "Return the two losses that a scale may not raise; nats a token, 0 for an empty list."
     readings = model.run_forward(answers)
@@ -61,20 +72,20 @@ def is_affordable(prices: tuple, bare: tuple) -> bool:
     "Return whether a scale's losses on content and on other talk stay within their bounds."
     return prices[0] <= bare[0] and prices[1] <= bare[1] + MAX_LOSS_OF_OTHER_TALK
 
-
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s2
 def select_scale_answers(dialogues: list, validation: float, seed: int) -> list:
     "Return the answers that a fine-tune held back; where it held back none, some that it learned from."
     held_back = validation_split(dialogues, validation, seed, RULE_FROM_BASE_MODEL)[1]
     return (held_back or select_users_answers(dialogues))[:PROMPTS]
 
-
+# %% ../../../nbs/experiments/methods/05_adapter_scale.ipynb #as09s3
 def choose_adapter_scale(
     model,  # `Model`
-    adapter: Adapter,  # of a fine-tune; its card gets the scale
+    adapter: Adapter,  # of a fine-tune; its settings get the scale
     dialogues: list,  # what it learned from and was validated on
     replay: list = (),  # general dialogues, for the bound on other talk
     max_scale: float = 2.0,  # the largest scale to try
-) -> Adapter:  # with its scale
+) -> Adapter:  # with its scale in the notes
     "Choose the smallest scale at which replies keep the frame of a person's answers, within the two bounds."
     texts = [d.response for d in select_users_answers(dialogues)]
     config = adapter.config or {}
@@ -96,4 +107,4 @@ def choose_adapter_scale(
             bare = bare or measure_prices(model, answers, others, frame)
         best = max(kept, key=kept.get)
     set_adapter_scale(adapter, best)
-    return replace(adapter, adapter_scale=best, cost=adapter.cost + cost)
+    return replace(adapter, notes=adapter.notes | dict(adapter_scale=best), cost=adapter.cost + cost)

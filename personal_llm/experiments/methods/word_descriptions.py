@@ -18,7 +18,6 @@ from .vocabulary import WordScores
 from .word_classifier import axis_ends, axis_targets, exceeds_threshold, word_axes
 from ...explanation.description import Description, centre_on_library, describe_pllm, describe_user
 from ...explanation.description import description_items, description_similarity, is_informative
-from ...explanation.description import passed_items
 from ...explanation.explanation import OPEN_PROMPT, mean_response_nll
 from ...explanation.habits import USER_ORIGINS
 from ...explanation.style import MIN_EXPLAINED_DIALOGUES
@@ -156,13 +155,13 @@ def score_library_words(
 def word_items(description: WordDescription) -> dict:  # name -> number
     "Return the scores of the words, and the gap of each trait."
     scores = description.word_scores.scores if description.word_scores else {}
-    return {f"word {word}": score for word, (score, _, _) in scores.items()} | description_items(description)
+    return {f"word {word}": score for word, (score, _, _) in scores.items()} | description_items(description.traits)
 
 
 def passed_word_items(description: WordDescription) -> dict:  # name -> number
     "Return the `word_items` that passed their test: the listed words, and the habits."
     listed = {f"word {word}": description.word_scores.scores[word][0] for word in description.words}
-    return listed | passed_items(description)
+    return listed | description_items(description.habits)
 
 
 def compare_word_descriptions(descriptions: dict) -> dict:  # name -> `word_items`, less the mean of the library
