@@ -4591,6 +4591,10 @@ d = {
                 "6_device/conversation.html#chatsession.learn",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.note_length": (
+                "6_device/conversation.html#chatsession.note_length",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.observe": (
                 "6_device/conversation.html#chatsession.observe",
                 "personal_llm/device/conversation.py",
@@ -4641,6 +4645,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.stop_reply": (
                 "6_device/conversation.html#chatsession.stop_reply",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.stream_reply": (
+                "6_device/conversation.html#chatsession.stream_reply",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.undo": (

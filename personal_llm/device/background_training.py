@@ -66,8 +66,8 @@ class BackgroundTraining:
     def run(self) -> None:
         "Tune the copy; the thread runs this method."
         try:
-            parts = self.model, None, self.stream
-            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *parts)
+            own = self.model, self.stream
+            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *own)
         except TrainingStopped:
             pass
         except Exception as error:
