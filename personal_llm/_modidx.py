@@ -4489,10 +4489,6 @@ d = {
                 "6_device/background_training.html#trainingstopped",
                 "personal_llm/device/background_training.py",
             ),
-            "personal_llm.device.background_training.install_adapter": (
-                "6_device/background_training.html#install_adapter",
-                "personal_llm/device/background_training.py",
-            ),
             "personal_llm.device.background_training.install_stop_hook": (
                 "6_device/background_training.html#install_stop_hook",
                 "personal_llm/device/background_training.py",
@@ -4781,10 +4777,6 @@ d = {
                 "6_device/memory.html#memory.write",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._check_row": (
-                "6_device/memory.html#_check_row",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory._dialogue_from_row": (
                 "6_device/memory.html#_dialogue_from_row",
                 "personal_llm/device/memory.py",
@@ -4804,6 +4796,10 @@ d = {
             "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
             "personal_llm.device.memory._is_linked": (
                 "6_device/memory.html#_is_linked",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._read_rows": (
+                "6_device/memory.html#_read_rows",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.claim_adapter_folder": (
