@@ -4411,10 +4411,6 @@ d = {
                 "6_device/background_training.html#trainingstopped",
                 "personal_llm/device/background_training.py",
             ),
-            "personal_llm.device.background_training.install_adapter": (
-                "6_device/background_training.html#install_adapter",
-                "personal_llm/device/background_training.py",
-            ),
             "personal_llm.device.background_training.install_stop_hook": (
                 "6_device/background_training.html#install_stop_hook",
                 "personal_llm/device/background_training.py",
@@ -4513,6 +4509,10 @@ d = {
                 "6_device/conversation.html#chatsession.learn",
                 "personal_llm/device/conversation.py",
             ),
+            "personal_llm.device.conversation.ChatSession.note_length": (
+                "6_device/conversation.html#chatsession.note_length",
+                "personal_llm/device/conversation.py",
+            ),
             "personal_llm.device.conversation.ChatSession.observe": (
                 "6_device/conversation.html#chatsession.observe",
                 "personal_llm/device/conversation.py",
@@ -4563,6 +4563,10 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.stop_reply": (
                 "6_device/conversation.html#chatsession.stop_reply",
+                "personal_llm/device/conversation.py",
+            ),
+            "personal_llm.device.conversation.ChatSession.stream_reply": (
+                "6_device/conversation.html#chatsession.stream_reply",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.undo": (
@@ -4695,10 +4699,6 @@ d = {
                 "6_device/memory.html#memory.write",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory._check_row": (
-                "6_device/memory.html#_check_row",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory._dialogue_from_row": (
                 "6_device/memory.html#_dialogue_from_row",
                 "personal_llm/device/memory.py",
@@ -4718,6 +4718,10 @@ d = {
             "personal_llm.device.memory._hash_row": ("6_device/memory.html#_hash_row", "personal_llm/device/memory.py"),
             "personal_llm.device.memory._is_linked": (
                 "6_device/memory.html#_is_linked",
+                "personal_llm/device/memory.py",
+            ),
+            "personal_llm.device.memory._read_rows": (
+                "6_device/memory.html#_read_rows",
                 "personal_llm/device/memory.py",
             ),
             "personal_llm.device.memory.claim_adapter_folder": (

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..base.core import InputError
 from ..base.models import Model
-from .personalizer import Personalizer, PreparedRound
+from .personalizer import Personalizer
 from .memory import BACKGROUND_FOLDER, claim_folder, move_claimed_folder, remove_adapter
 
 # %% ../../nbs/6_device/06_background_training.ipynb #52fa0139
@@ -32,12 +32,6 @@ def install_stop_hook(inner, stop: threading.Event):  # the hook's handle; its `
             raise TrainingStopped
 
     return inner.get_input_embeddings().register_forward_pre_hook(raise_if_stopped)
-
-
-def install_adapter(me: Personalizer, folder: Path, prepared: PreparedRound):  # the `TrainingRound`
-    "Move a new adapter from a folder to the personalizer's other adapters, and use it from now on."
-    place = move_claimed_folder(me.folder, folder, len(me.rounds))
-    return me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
 
 # %% ../../nbs/6_device/06_background_training.ipynb #91f17b96
 def release_memory() -> None:
@@ -66,8 +60,8 @@ class BackgroundTraining:
     def run(self) -> None:
         "Tune the copy; the thread runs this method."
         try:
-            parts = self.model, None, self.stream
-            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *parts)
+            own = self.model, self.stream
+            self.prepared = self.me.train_adapter(self.dialogues, "last", self.folder, False, *own)
         except TrainingStopped:
             pass
         except Exception as error:
@@ -92,4 +86,6 @@ class BackgroundTraining:
             raise self.error or InputError("learning was stopped", "begin it again")
         self.me.model.truncated |= self.model.truncated
         self.model = None
-        return install_adapter(self.me, self.folder, self.prepared)
+        place = move_claimed_folder(self.me.folder, self.folder, len(self.me.rounds))
+        adapter = replace(self.prepared.adapter, path=Path(place))
+        return self.me.commit_round(replace(self.prepared, adapter=adapter))

@@ -68,9 +68,12 @@ def _hash_row(values) -> str:  # 32 hex digits
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _check_row(values: list, checksum: str) -> None:
-    if _hash_row(tuple(values)) != checksum:
-        raise ValueError(f"the checksum of row {str(values[0])[:20]} is wrong")
+def _read_rows(store, table: str):
+    "Yield the rows of a table without their checksums, in order; raise `ValueError` for a damaged one."
+    for *values, checksum in store.execute(f"SELECT * FROM {table} ORDER BY rowid"):
+        if _hash_row(tuple(values)) != checksum:
+            raise ValueError(f"the checksum of row {str(values[0])[:20]} is wrong")
+        yield values
 
 
 def scores_to_dict(scores: Scores) -> dict:  # plain JSON types, exact to the last bit
@@ -202,11 +205,9 @@ class Memory:
         with report_damage(Path(folder) / STORE_FILE), open_store(folder) as store:
             if (problem := store.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise ValueError(problem)
-            for *values, checksum in store.execute("SELECT * FROM dialogues ORDER BY rowid"):
-                _check_row(values, checksum)
+            for values in _read_rows(store, "dialogues"):
                 memory.remember(_dialogue_from_row(values), values[2])
-            for *values, checksum in store.execute("SELECT * FROM events ORDER BY number"):
-                _check_row(values, checksum)
+            for values in _read_rows(store, "events"):
                 memory.events.append(_event_from_row(values, folder, memory.dialogues))
         memory.number = memory.num_stored = memory.events[-1].number if memory.events else 0
         memory.changed_ids.clear()
@@ -292,7 +293,7 @@ def claim_folder(place) -> Path:
         (make_folder(place) / MARK_FILE).touch(0o600)
     return place
 
-
+# %% ../../nbs/6_device/01_memory.ipynb #4345da9d
 def claim_adapter_folder(folder, number: int) -> Path:
     "Claim the folder of the adapter with a number, or with the next number that no file of yours has."
     adapters = Path(folder) / ADAPTERS_FOLDER
@@ -312,7 +313,7 @@ def move_claimed_folder(folder, source: Path, number: int) -> Path:
     os.replace(source, place)
     return place
 
-
+# %% ../../nbs/6_device/01_memory.ipynb #e52525c9
 def hash_adapter_files(folder) -> dict:  # name -> SHA-256
     "Return the hashes of an adapter's files."
     files = [Path(folder) / name for name in ADAPTER_FILES]
@@ -327,7 +328,7 @@ def load_adapter(path, hashes: dict) -> Adapter:  # hashes: of `hash_adapter_fil
         raise InputError(problem, "restore a copy, or forget the dialogues of this fine-tune")
     return adapter
 
-
+# %% ../../nbs/6_device/01_memory.ipynb #d99d5490
 def remove_adapter(
     folder,
     hashes: dict = None,  # in a folder without our mark, we delete only the files with these hashes

@@ -466,18 +466,6 @@ def reply(
     return text
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #d77d0c67
-@dataclass(frozen=True)
-class PreparedRound:
-    "The result of a fine-tune that the personalizer has not taken over yet."
-
-    dialogues: list  # training dialogues of the buffer
-    synthesis: object  # `SynthesisResult`
-    adapter: Adapter
-    warm: dict  # the choice from a library, or None
-    cost: Cost  # of that choice
-    start: object = None  # the adapter or folder where it began; None: the base model
-
-
 @patch
 def finetune(
     self: Personalizer,
@@ -527,6 +515,18 @@ def choose_start(self: Personalizer, start, dialogues: list, folder, model=None)
         return get_start_adapter(start, folder), choice, Cost()
     return start, None, Cost()
 
+# %% ../../nbs/6_device/04_personalizer.ipynb #cfe424ff
+@dataclass(frozen=True)
+class PreparedRound:
+    "The result of a fine-tune that the personalizer has not taken over yet."
+
+    dialogues: list  # training dialogues of the buffer
+    synthesis: object  # `SynthesisResult`
+    adapter: Adapter
+    warm: dict  # the choice from a library, or None
+    cost: Cost  # of that choice
+    start: object = None  # the adapter or folder where it began; None: the base model
+
 
 @patch
 def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
@@ -549,15 +549,14 @@ def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # 
 
 @patch
 def train_adapter(
-    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, synthesis=None, stream=None
-) -> PreparedRound:  # start and out as in `finetune`; own model, new synthetic dialogues, stored stream by default
+    self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
+) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
     "Choose a start, synthesise dialogues, and tune an adapter."
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     with tempfile.TemporaryDirectory(prefix="merge-") as folder:
         start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
-        if synthesis is None:
-            synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+        synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
         written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
         if len(written.dialogues) < MIN_WRITTEN_REPLIES:
             written.dialogues = []

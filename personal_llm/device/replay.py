@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
 
-from ..base.core import Cost, Dialogue, InputError
+from ..base.core import Cost, Dialogue, InputError, patch
 from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
 from ..base.text import count_nouns
@@ -108,16 +108,6 @@ class PersonalizerState:
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
 
-    def replay(self) -> None:
-        "Begin anew from the events, as after a forgetting."
-        (policy, random, seen), conversation = self._first, self.conversation
-        self.buffer.restart(copy.deepcopy(policy), random, seen)
-        self._reset()
-        for event in self.memory.events:
-            self.apply(event)
-        self.conversation = conversation
-        self._drop_vacated()
-
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
         "Append an event to the memory, and apply it."
         event = self.memory.add(kind, dialogue, content)
@@ -134,8 +124,6 @@ class PersonalizerState:
         if "cost" in event.content:
             self.cost = Cost(**event.content["cost"])
 
-    # --- conversations of ours
-
     @property
     def turns(self) -> list:  # rows with id, prompt, response and time
         "The last turns of the conversation that goes on."
@@ -146,42 +134,6 @@ class PersonalizerState:
         "The id of the first of these turns that the prompt of the model contains."
         return self._first_turns.get(self.conversation, "")
 
-    def get_title(self, key: str) -> str:
-        "Return the title that the user gave a conversation, or an empty text."
-        turns = self.conversations.get(key)
-        return split_conversation(self.memory.conversations[turns[0]["id"]])[1] if turns else ""
-
-    def rename(self, key: str, title: str) -> None:
-        "Give a conversation another title."
-        for row in self.conversations[key]:
-            candidate = self.memory.dialogues[row["id"]]
-            self.memory.remember(candidate, join_conversation(key, title))
-
-    # --- where a dialogue is
-
-    def get_root(self, d: Dialogue) -> str:
-        "Return the id under which the memory knows a dialogue or a version of it; empty if it does not."
-        return next((id for id in (d.id, *reversed(d.parents)) if id in self.memory.dialogues), "")
-
-    def find_root(self, id: str) -> str:
-        "Return the root of a dialogue, of a version, or of a parent that an import named; empty if it is not stored."
-        if id in self.memory.dialogues:
-            return id
-        named = (self.get_root(d) for d in self.buffer.dialogues if id in d.parents)
-        return self.roots.get(id) or next(named, "")
-
-    def find_slot(self, root: str):  # None: not in the buffer
-        "Return the slot of a dialogue in the buffer."
-        return next((slot for slot, d in enumerate(self.buffer.dialogues) if self.get_root(d) == root), None)
-
-    def get_candidate(self, root: str) -> ScoredDialogue:
-        "Return the newest version of a dialogue with its newest scores."
-        slot = self.find_slot(root)
-        return self.buffer.entries[slot] if slot is not None else self._get_offered(root)
-
-    def _get_offered(self, root: str) -> ScoredDialogue:
-        return ScoredDialogue(self.versions.get(root, self.memory.dialogues[root].dialogue), self.scores[root])
-
     @property
     def question(self) -> ScoredDialogue:  # or None
         "The dialogue that the user is asked about."
@@ -191,238 +143,147 @@ class PersonalizerState:
     def adapter(self):  # the folder of the last fine-tune's adapter, or None
         return self.rounds[-1].adapter if self.rounds else None
 
-    def questions_left(self, max_questions: int = None) -> int:
-        "Return the number of questions that the budget still allows; by default one a bin until the next fine-tune."
-        if max_questions is not None:
-            return max_questions - self.cost.requests
-        return self.buffer.capacity - self.cost.requests + (self.rounds[-1].requests if self.rounds else 0)
-
-    def count_turns(self) -> int:
-        "Count the turns of all conversations of ours."
-        return sum(map(len, self.conversations.values()))
-
-    def list_counters(self) -> dict:  # plain values
-        "Return the counts that go on after a forgetting."
-        return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
-
-    def list_training_ids(self, tuned: Event, is_direct: bool = True) -> list:  # (root, version) of each dialogue
-        "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
-        following = [event for event in self.memory.events if event.number > tuned.number]
-        own = takewhile(lambda event: event.kind != "tuned", following)
-        learned = [event for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
-        return [(event.dialogue, event.content["version"]) for event in learned]
-
-    def list_rebuildable(self) -> list:  # sentences
-        "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
-        counts = [(event.content, len(self.list_training_ids(event))) for event in self.deleted]
-        describe = lambda facts, count: f"{count} of its {count_nouns(facts['kept'], 'dialogue')}"
-        return [f"adapter {Path(facts['adapter']).name} on {describe(facts, n)}" for facts, n in counts if n]
-
-    def list_exchange_ids(self) -> dict:  # hash -> root
-        "Return the hash of the exchange of each dialogue and of its newest version."
-        known = {hash_dialogue(row.dialogue): root for root, row in self.memory.dialogues.items()}
-        return known | {hash_dialogue(d): root for root, d in self.versions.items()}
-
-    # --- what each event changes
-
-    def _apply_configured(self, event: Event, facts: dict) -> None:
-        self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
-
-    def _apply_imported(self, event: Event, facts: dict) -> None:
-        self.has_imports = True
-
-    def _apply_offered(self, event: Event, facts: dict) -> None:
-        root, offered = event.dialogue, self.memory.dialogues[event.dialogue]
-        d = offered.dialogue
-        self.scores.setdefault(root, offered.scores)
-        self.wants_question = False
-        self.versions.pop(root, None)
-        if own := split_conversation(self.memory.conversations[root]):
-            row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
-            self.conversation = own[0]
-            self.conversations.setdefault(own[0], []).append(row)
-            turns = self.turns
-            self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
-        if facts["considered"]:
-            left = self.questions_left(self.settings["max_questions"])
-            policy = self.buffer.policy
-            self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
-
-    def _apply_asked(self, event: Event, facts: dict) -> None:
-        if facts["has_answer"] is None:
-            self.question_id = event.dialogue
-        else:
-            self._count_question(event.dialogue)
-
-    def _count_question(self, root: str) -> None:
-        self.cost.requests += 1
-        self.asked_ids.add(root)
-
-    def _apply_reacted(self, event: Event, facts: dict) -> None:
-        root, candidate = event.dialogue, self.get_candidate(event.dialogue)
-        details = {f.name: facts[f.name] for f in fields(Feedback) if f.name != "dialogue_id"}
-        given = Feedback(dialogue_id=get_first_id(candidate.dialogue), **details)
-        if facts["asked"]:
-            self._count_question(root)
-            self._close_question(root)
-        with suppress(InputError) if facts["asked"] else nullcontext():  # an answer may repeat an earlier thumb
-            self.feedback_rows = add_feedback(self.feedback_rows, given)
-        if facts["is_learned"]:
-            self._learn(given, candidate, facts["asked"])
-        new = self._revise(given, candidate.dialogue, facts["asked"])
-        if new is not None:
-            self.asked_ids.add(root)
-            self._set_version(root, new)
-        if facts["response"]:
-            self._replace_reply(root, given.dialogue_id, facts["response"])
-
-    def _learn(self, given: Feedback, candidate: ScoredDialogue, asked: bool) -> None:
-        "Let the policy learn from a reaction: from a correction or an approval once, whoever asked for it."
-        policy, view = self.buffer.policy, self.buffer.view
-        if policy.can_ask and self._is_answer(given, candidate.dialogue):
-            policy.learn_from_answer(view, candidate, given.kind != "thumb_up")
-        if not asked:
-            rows = [row for row in self.feedback_rows if row["dialogue_id"] == given.dialogue_id]
-            policy.learn_from_reaction(view, candidate, estimate_dissatisfaction(rows)[given.dialogue_id])
-
-    def _is_answer(self, given: Feedback, d: Dialogue) -> bool:
-        return given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
-
-    def _revise(self, given: Feedback, d: Dialogue, asked: bool):  # a `Dialogue`, or None
-        "Return the version of a dialogue after a reaction, or None if the dialogue stays as it is."
-        family = dict(parents=(*d.parents, d.id))
-        if given.kind == "choice" and given.is_given and d.origin != "annotated":
-            return d.derive(response=given.text, origin="approved", **family)
-        if given.kind in ("edit", "better"):
-            return d.derive(response=given.text, origin="annotated", **family)
-        if self._is_answer(given, d) and (self.buffer.policy.can_ask or not asked):
-            return d.derive(origin="approved", **family)
-        if given.kind == "thumb_down" and d.origin == "approved":
-            return d.derive(origin="model", **family)
-
-    def _set_version(self, root: str, d: Dialogue) -> None:
-        self.versions[root] = d
-        self.roots[d.id] = root
-        slot = self.find_slot(root)
-        if slot is not None:
-            self.buffer.replace_dialogue(slot, d)
-
-    def _replace_reply(self, root: str, first_id: str, text: str) -> None:
-        "Put another reply in the place of a turn's reply, unless the user corrected or approved it; its thumb goes."
-        d = self.get_candidate(root).dialogue
-        if d.origin == "model":
-            self._set_version(root, replace(d, response=text))
-        if own := split_conversation(self.memory.conversations[root]):
-            turns = self.conversations[own[0]]
-            turns[:] = [row | dict(response=text) if row["id"] == root else row for row in turns]
-        stale = "thumb_up", "thumb_down", "copy"
-        is_stale = lambda row: row["dialogue_id"] == first_id and row["kind"] in stale
-        self.feedback_rows = [row for row in self.feedback_rows if not is_stale(row)]
-
-    def _apply_evicted(self, event: Event, facts: dict) -> None:
-        self._vacated = event.number, self.find_slot(event.dialogue)
-
-    def _drop_vacated(self) -> None:
-        "Empty the bin of an eviction whose successor was forgotten."
-        if self._vacated and self._vacated[1] is not None:
-            self.buffer.remove({self._vacated[1]})
-        self._vacated = None
-
-    def _apply_kept(self, event: Event, facts: dict) -> None:
-        slot, self._vacated = self._vacated[1] if self._vacated else None, None
-        slot = len(self.buffer) if slot is None else slot
-        if slot < self.buffer.capacity:
-            self.buffer.replay(self._get_offered(event.dialogue), slot, facts)
-        self._close_question(event.dialogue)
-
-    def _apply_discarded(self, event: Event, facts: dict) -> None:
-        self.buffer.replay(self._get_offered(event.dialogue), None, facts)
-        self._close_question(event.dialogue)
-
-    def _close_question(self, root: str) -> None:
-        self.question_id = "" if self.question_id == root else self.question_id
-
-    def _apply_scored(self, event: Event, facts: dict) -> None:
-        root, scores = event.dialogue, scores_from_dict(facts["scores"])
-        self.scores[root] = scores
-        if self.find_slot(root) is not None:
-            self._pending[root] = scores
-        if len(self._pending) >= len(self.buffer):
-            entries = [
-                (entry.dialogue, self._pending.get(self.get_root(entry.dialogue))) for entry in self.buffer.entries
-            ]
-            if entries and all(scores for _, scores in entries):
-                self.buffer.rescore([ScoredDialogue(*entry) for entry in entries])
-                self._pending = {}
-
-    def _apply_tuned(self, event: Event, facts: dict) -> None:
-        self.rounds.append(
-            TrainingRound(**{name: facts[name] for name in ROUND_FIELDS}, parents=tuple(facts["elsewhere"]))
-        )
-        self.tuned.append(event)
-        self._give_up(facts["rebuilds"])
-        self.buffer.policy.after_finetune(self.buffer)
-
-    def _apply_learned(self, event: Event, facts: dict) -> None:
-        elsewhere = self.tuned[-1].content["elsewhere"]
-        own = self.rounds[-1].parents[: len(self.rounds[-1].parents) - len(elsewhere)]
-        self.rounds[-1] = replace(self.rounds[-1], parents=(*own, facts["version"], *elsewhere))
-        self.roots.setdefault(facts["version"], event.dialogue)
-
-    def _apply_undone(self, event: Event, facts: dict) -> None:
-        self.undone_ids |= {*self.rounds[-1].parents}
-        del self.rounds[-1:], self.tuned[-1:]
-
-    def _apply_forgotten(self, event: Event, facts: dict) -> None:
-        self.buffer.seen = max(self.buffer.seen, facts["seen"])
-        gone = [row for row in self.tuned if row.number in facts["adapters"]]
-        self.rounds = self.rounds[: len(self.rounds) - len(gone)]
-        self.tuned = self.tuned[: len(self.rounds)]
-        self.deleted = gone + self.deleted
-        if facts["given_up"] is not None:
-            self._give_up(facts["given_up"])
-        self.has_imports |= facts["has_imports"]
-        self.was_chat |= facts["is_chat"]
-
-    def _give_up(self, number: int) -> None:
-        "Drop the fine-tunes that can be rebuilt up to the one with a number; 0: drop all."
-        numbers = [row.number for row in self.deleted]
-        self.deleted = self.deleted[numbers.index(number) + 1 if number in numbers else len(numbers) :]
-
-    # --- what a program asks
-
     @property
     def is_chat(self) -> bool:
         "Whether the memory is of a chat, and not of a file that a program read."
         return self.has_imports or self.was_chat or any(self.memory.conversations.values())
 
-    def check_base(self, base: str, place="the state") -> None:
-        "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."
-        if self.base != base:
-            name = f"{self.model}, " * bool(self.model)
-            wrong = f"{place}: saved with base {name}{self.base}, this model is {base}"
-            remedy = (
-                "leave the model out, or choose another folder" if self.model else "load the model it was made with"
-            )
-            raise InputError(wrong, remedy)
+# %% ../../nbs/6_device/02_replay.ipynb #6dcdb9f9
+@patch
+def get_root(self: PersonalizerState, d: Dialogue) -> str:
+    "Return the id under which the memory knows a dialogue or a version of it; empty if it does not."
+    return next((id for id in (d.id, *reversed(d.parents)) if id in self.memory.dialogues), "")
 
-    def status(self) -> dict:  # plain values
-        "Describe the state in numbers, without text of the dialogues."
-        warm = next((round.warm for round in reversed(self.rounds) if round.warm), None)
-        return dict(
-            base=self.base,
-            policy=self.buffer.policy.name,
-            bins=f"{len(self.buffer)}/{self.buffer.capacity}",
-            seen=self.buffer.seen,
-            requests=self.cost.requests,
-            feedback=count_feedback(self.feedback_rows),
-            buffer_bytes=self.buffer.nbytes,
-            adapter=str(self.adapter) if self.adapter else None,
-            finetunes=len(self.rounds),
-            last=str(self.rounds[-1]) if self.rounds else None,
-            warm=warm and {name: warm.get(name, "") for name in ("weights", "style", "reason")},
-            cost=self.cost.to_dict(),
-        )
+
+@patch
+def find_root(self: PersonalizerState, id: str) -> str:
+    "Return the root of a dialogue, of a version, or of a parent that an import named; empty if it is not stored."
+    if id in self.memory.dialogues:
+        return id
+    named = (self.get_root(d) for d in self.buffer.dialogues if id in d.parents)
+    return self.roots.get(id) or next(named, "")
+
+
+@patch
+def find_slot(self: PersonalizerState, root: str):  # None: not in the buffer
+    "Return the slot of a dialogue in the buffer."
+    return next((slot for slot, d in enumerate(self.buffer.dialogues) if self.get_root(d) == root), None)
+
+
+@patch
+def get_candidate(self: PersonalizerState, root: str) -> ScoredDialogue:
+    "Return the newest version of a dialogue with its newest scores."
+    slot = self.find_slot(root)
+    return self.buffer.entries[slot] if slot is not None else self._get_offered(root)
+
+
+@patch
+def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
+    return ScoredDialogue(self.versions.get(root, self.memory.dialogues[root].dialogue), self.scores[root])
+
+# %% ../../nbs/6_device/02_replay.ipynb #e6d59583
+@patch
+def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
+
+
+@patch
+def _apply_imported(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.has_imports = True
+
+
+@patch
+def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
+    root, offered = event.dialogue, self.memory.dialogues[event.dialogue]
+    d = offered.dialogue
+    self.scores.setdefault(root, offered.scores)
+    self.wants_question = False
+    self.versions.pop(root, None)
+    if own := split_conversation(self.memory.conversations[root]):
+        row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
+        self.conversation = own[0]
+        self.conversations.setdefault(own[0], []).append(row)
+        turns = self.turns
+        self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
+    if facts["considered"]:
+        left = self.questions_left(self.settings["max_questions"])
+        policy = self.buffer.policy
+        self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
+
+# %% ../../nbs/6_device/02_replay.ipynb #44819ade
+@patch
+def questions_left(self: PersonalizerState, max_questions: int = None) -> int:
+    "Return the number of questions that the budget still allows; by default one a bin until the next fine-tune."
+    if max_questions is not None:
+        return max_questions - self.cost.requests
+    return self.buffer.capacity - self.cost.requests + (self.rounds[-1].requests if self.rounds else 0)
+
+
+@patch
+def count_turns(self: PersonalizerState) -> int:
+    "Count the turns of all conversations of ours."
+    return sum(map(len, self.conversations.values()))
+
+# %% ../../nbs/6_device/02_replay.ipynb #96aabde7
+@patch
+def get_title(self: PersonalizerState, key: str) -> str:
+    "Return the title that the user gave a conversation, or an empty text."
+    turns = self.conversations.get(key)
+    return split_conversation(self.memory.conversations[turns[0]["id"]])[1] if turns else ""
+
+
+@patch
+def rename(self: PersonalizerState, key: str, title: str) -> None:
+    "Give a conversation another title."
+    for row in self.conversations[key]:
+        candidate = self.memory.dialogues[row["id"]]
+        self.memory.remember(candidate, join_conversation(key, title))
+
+# %% ../../nbs/6_device/02_replay.ipynb #e2e0f3dc
+@patch
+def _apply_evicted(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self._vacated = event.number, self.find_slot(event.dialogue)
+
+
+@patch
+def _drop_vacated(self: PersonalizerState) -> None:
+    "Empty the bin of an eviction whose successor was forgotten."
+    if self._vacated and self._vacated[1] is not None:
+        self.buffer.remove({self._vacated[1]})
+    self._vacated = None
+
+
+@patch
+def _apply_kept(self: PersonalizerState, event: Event, facts: dict) -> None:
+    slot, self._vacated = self._vacated[1] if self._vacated else None, None
+    slot = len(self.buffer) if slot is None else slot
+    if slot < self.buffer.capacity:
+        self.buffer.replay(self._get_offered(event.dialogue), slot, facts)
+    self._close_question(event.dialogue)
+
+
+@patch
+def _apply_discarded(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.buffer.replay(self._get_offered(event.dialogue), None, facts)
+    self._close_question(event.dialogue)
+
+
+@patch
+def _close_question(self: PersonalizerState, root: str) -> None:
+    self.question_id = "" if self.question_id == root else self.question_id
+
+# %% ../../nbs/6_device/02_replay.ipynb #b79afa3d
+@patch
+def _apply_scored(self: PersonalizerState, event: Event, facts: dict) -> None:
+    root, scores = event.dialogue, scores_from_dict(facts["scores"])
+    self.scores[root] = scores
+    if self.find_slot(root) is not None:
+        self._pending[root] = scores
+    if len(self._pending) >= len(self.buffer):
+        entries = [(entry.dialogue, self._pending.get(self.get_root(entry.dialogue))) for entry in self.buffer.entries]
+        if entries and all(scores for _, scores in entries):
+            self.buffer.rescore([ScoredDialogue(*entry) for entry in entries])
+            self._pending = {}
 
 # %% ../../nbs/6_device/02_replay.ipynb #49edec14
 def place_candidate(state: PersonalizerState, root: str) -> Decision:
@@ -448,6 +309,209 @@ def record_scores(state: PersonalizerState, candidates: list) -> None:  # the bu
         state.scores[root] = candidate.scores
         state.memory.add("scored", root, dict(scores=scores_to_dict(candidate.scores)))
     state.buffer.rescore(candidates)
+
+# %% ../../nbs/6_device/02_replay.ipynb #53ae565c
+@patch
+def _apply_asked(self: PersonalizerState, event: Event, facts: dict) -> None:
+    if facts["has_answer"] is None:
+        self.question_id = event.dialogue
+    else:
+        self._count_question(event.dialogue)
+
+
+@patch
+def _count_question(self: PersonalizerState, root: str) -> None:
+    self.cost.requests += 1
+    self.asked_ids.add(root)
+
+# %% ../../nbs/6_device/02_replay.ipynb #f3453bd4
+@patch
+def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
+    root, candidate = event.dialogue, self.get_candidate(event.dialogue)
+    details = {f.name: facts[f.name] for f in fields(Feedback) if f.name != "dialogue_id"}
+    given = Feedback(dialogue_id=get_first_id(candidate.dialogue), **details)
+    if facts["asked"]:
+        self._count_question(root)
+        self._close_question(root)
+    with suppress(InputError) if facts["asked"] else nullcontext():  # an answer may repeat an earlier thumb
+        self.feedback_rows = add_feedback(self.feedback_rows, given)
+    if facts["is_learned"]:
+        self._learn(given, candidate, facts["asked"])
+    new = self._revise(given, candidate.dialogue, facts["asked"])
+    if new is not None:
+        self.asked_ids.add(root)
+        self._set_version(root, new)
+    if facts["response"]:
+        self._replace_reply(root, given.dialogue_id, facts["response"])
+
+# %% ../../nbs/6_device/02_replay.ipynb #89c44989
+@patch
+def _learn(self: PersonalizerState, given: Feedback, candidate: ScoredDialogue, asked: bool) -> None:
+    "Let the policy learn from a reaction: from a correction or an approval once, whoever asked for it."
+    policy, view = self.buffer.policy, self.buffer.view
+    if policy.can_ask and self._is_answer(given, candidate.dialogue):
+        policy.learn_from_answer(view, candidate, given.kind != "thumb_up")
+    if not asked:
+        rows = [row for row in self.feedback_rows if row["dialogue_id"] == given.dialogue_id]
+        policy.learn_from_reaction(view, candidate, estimate_dissatisfaction(rows)[given.dialogue_id])
+
+
+@patch
+def _is_answer(self: PersonalizerState, given: Feedback, d: Dialogue) -> bool:
+    return given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
+
+# %% ../../nbs/6_device/02_replay.ipynb #37d511ae
+@patch
+def _revise(self: PersonalizerState, given: Feedback, d: Dialogue, asked: bool):  # a `Dialogue`, or None
+    "Return the version of a dialogue after a reaction, or None if the dialogue stays as it is."
+    family = dict(parents=(*d.parents, d.id))
+    if given.kind == "choice" and given.is_given and d.origin != "annotated":
+        return d.derive(response=given.text, origin="approved", **family)
+    if given.kind in ("edit", "better"):
+        return d.derive(response=given.text, origin="annotated", **family)
+    if self._is_answer(given, d) and (self.buffer.policy.can_ask or not asked):
+        return d.derive(origin="approved", **family)
+    if given.kind == "thumb_down" and d.origin == "approved":
+        return d.derive(origin="model", **family)
+
+# %% ../../nbs/6_device/02_replay.ipynb #bf667963
+@patch
+def _set_version(self: PersonalizerState, root: str, d: Dialogue) -> None:
+    self.versions[root] = d
+    self.roots[d.id] = root
+    slot = self.find_slot(root)
+    if slot is not None:
+        self.buffer.replace_dialogue(slot, d)
+
+
+@patch
+def _replace_reply(self: PersonalizerState, root: str, first_id: str, text: str) -> None:
+    "Put another reply in the place of a turn's reply, unless the user corrected or approved it; its thumb goes."
+    d = self.get_candidate(root).dialogue
+    if d.origin == "model":
+        self._set_version(root, replace(d, response=text))
+    if own := split_conversation(self.memory.conversations[root]):
+        turns = self.conversations[own[0]]
+        turns[:] = [row | dict(response=text) if row["id"] == root else row for row in turns]
+    stale = "thumb_up", "thumb_down", "copy"
+    is_stale = lambda row: row["dialogue_id"] == first_id and row["kind"] in stale
+    self.feedback_rows = [row for row in self.feedback_rows if not is_stale(row)]
+
+# %% ../../nbs/6_device/02_replay.ipynb #d80712a0
+@patch
+def _apply_tuned(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.rounds.append(TrainingRound(**{name: facts[name] for name in ROUND_FIELDS}, parents=tuple(facts["elsewhere"])))
+    self.tuned.append(event)
+    self._give_up(facts["rebuilds"])
+    self.buffer.policy.after_finetune(self.buffer)
+
+
+@patch
+def _apply_learned(self: PersonalizerState, event: Event, facts: dict) -> None:
+    elsewhere = self.tuned[-1].content["elsewhere"]
+    own = self.rounds[-1].parents[: len(self.rounds[-1].parents) - len(elsewhere)]
+    self.rounds[-1] = replace(self.rounds[-1], parents=(*own, facts["version"], *elsewhere))
+    self.roots.setdefault(facts["version"], event.dialogue)
+
+# %% ../../nbs/6_device/02_replay.ipynb #b7395c67
+@patch
+def _apply_undone(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.undone_ids |= {*self.rounds[-1].parents}
+    del self.rounds[-1:], self.tuned[-1:]
+
+
+@patch
+def _apply_forgotten(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.buffer.seen = max(self.buffer.seen, facts["seen"])
+    gone = [row for row in self.tuned if row.number in facts["adapters"]]
+    self.rounds = self.rounds[: len(self.rounds) - len(gone)]
+    self.tuned = self.tuned[: len(self.rounds)]
+    self.deleted = gone + self.deleted
+    if facts["given_up"] is not None:
+        self._give_up(facts["given_up"])
+    self.has_imports |= facts["has_imports"]
+    self.was_chat |= facts["is_chat"]
+
+# %% ../../nbs/6_device/02_replay.ipynb #e708340f
+@patch
+def _give_up(self: PersonalizerState, number: int) -> None:
+    "Drop the fine-tunes that can be rebuilt up to the one with a number; 0: drop all."
+    numbers = [row.number for row in self.deleted]
+    self.deleted = self.deleted[numbers.index(number) + 1 if number in numbers else len(numbers) :]
+
+
+@patch
+def list_counters(self: PersonalizerState) -> dict:  # plain values
+    "Return the counts that go on after a forgetting."
+    return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
+
+# %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
+@patch
+def list_training_ids(
+    self: PersonalizerState, tuned: Event, is_direct: bool = True
+) -> list:  # (root, version) of each dialogue
+    "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
+    following = [event for event in self.memory.events if event.number > tuned.number]
+    own = takewhile(lambda event: event.kind != "tuned", following)
+    learned = [event for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
+    return [(event.dialogue, event.content["version"]) for event in learned]
+
+
+@patch
+def list_rebuildable(self: PersonalizerState) -> list:  # sentences
+    "Say on how many of its dialogues each deleted adapter can be trained again, where any are left."
+    counts = [(event.content, len(self.list_training_ids(event))) for event in self.deleted]
+    describe = lambda facts, count: f"{count} of its {count_nouns(facts['kept'], 'dialogue')}"
+    return [f"adapter {Path(facts['adapter']).name} on {describe(facts, n)}" for facts, n in counts if n]
+
+
+@patch
+def list_exchange_ids(self: PersonalizerState) -> dict:  # hash -> root
+    "Return the hash of the exchange of each dialogue and of its newest version."
+    known = {hash_dialogue(row.dialogue): root for root, row in self.memory.dialogues.items()}
+    return known | {hash_dialogue(d): root for root, d in self.versions.items()}
+
+# %% ../../nbs/6_device/02_replay.ipynb #eaa063cd
+@patch
+def check_base(self: PersonalizerState, base: str, place="the state") -> None:
+    "Raise `InputError` if the state of a place belongs to another base model than that of a fingerprint."
+    if self.base != base:
+        name = f"{self.model}, " * bool(self.model)
+        wrong = f"{place}: saved with base {name}{self.base}, this model is {base}"
+        remedy = "leave the model out, or choose another folder" if self.model else "load the model it was made with"
+        raise InputError(wrong, remedy)
+
+# %% ../../nbs/6_device/02_replay.ipynb #7ff9f665
+@patch
+def status(self: PersonalizerState) -> dict:  # plain values
+    "Describe the state in numbers, without text of the dialogues."
+    warm = next((round.warm for round in reversed(self.rounds) if round.warm), None)
+    return dict(
+        base=self.base,
+        policy=self.buffer.policy.name,
+        bins=f"{len(self.buffer)}/{self.buffer.capacity}",
+        seen=self.buffer.seen,
+        requests=self.cost.requests,
+        feedback=count_feedback(self.feedback_rows),
+        buffer_bytes=self.buffer.nbytes,
+        adapter=str(self.adapter) if self.adapter else None,
+        finetunes=len(self.rounds),
+        last=str(self.rounds[-1]) if self.rounds else None,
+        warm=warm and {name: warm.get(name, "") for name in ("weights", "style", "reason")},
+        cost=self.cost.to_dict(),
+    )
+
+# %% ../../nbs/6_device/02_replay.ipynb #e550c59b
+@patch
+def replay(self: PersonalizerState) -> None:
+    "Begin anew from the events, as after a forgetting."
+    (policy, random, seen), conversation = self._first, self.conversation
+    self.buffer.restart(copy.deepcopy(policy), random, seen)
+    self._reset()
+    for event in self.memory.events:
+        self.apply(event)
+    self.conversation = conversation
+    self._drop_vacated()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1b51e3fd
 def read_state(
