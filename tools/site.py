@@ -413,7 +413,7 @@ def public_classes() -> set:
 
 
 def module_entries(module: Path, classes: set) -> list:
-    "The reference of one module, with the methods that it adds to public classes; constants stand in one table."
+    "The reference of one module: public names, methods of classes, also of those to which it adds one; constants."
     source = module.read_text(encoding="utf-8").splitlines()
     tree = ast.parse("\n".join(source))
     public, lines, constants = public_names(tree), [], []
@@ -421,6 +421,10 @@ def module_entries(module: Path, classes: set) -> list:
         link = cell_above(source, getattr(node, "lineno", 1))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
             lines += entry(node.name, node, source, link, "###")
+            for method in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    place = cell_above(source, method.lineno)
+                    lines += entry(f"{node.name}.{method.name}", method, source, place, "####")
         elif method_owner(node) in classes and not node.name.startswith("_"):
             lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
