@@ -89,11 +89,31 @@ def test_the_course_page_has_the_lessons_in_order_with_minutes(site):
     assert all(len(promise) > 40 and int(minutes) <= 90 for *_, promise, minutes in rows)
 
 
-def test_the_experiments_page_has_a_question_and_its_answer_in_one_line(site):
-    rows = re.findall(r"(?m)^\| \[([^]]+)\]\([\w.]+\) \| (.*) \|$", site["experiments_page"]())
-    answered = [question for question, answer in rows if len(answer) > 20]
-    assert len(rows) >= 30 and len(answered) >= 20, [question for question, answer in rows if len(answer) <= 20]
-    assert "runner" not in "".join(question for question, _ in rows).lower()
+EXPERIMENTS = [
+    path
+    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+    if "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).startswith("# Experiment: ")
+]
+
+
+def test_the_experiments_page_has_each_question_with_its_answer_in_one_line(site):
+    rows = re.findall(r"(?m)^\| \[([^]]+)\]\((\w+)\.md\) \| (.*) \|$", site["experiments_page"]())
+    assert len(EXPERIMENTS) >= 36 and [name for _, name, _ in rows] == [path.stem for path in EXPERIMENTS]
+    assert not [name for _, name, answer in rows if not 40 <= len(answer) <= 200 or "\n" in answer]
+    assert len({answer for *_, answer in rows}) == len(rows)
+    assert "runner" not in "".join(question for question, *_ in rows).lower()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_numbers_of_a_one_line_answer_stand_in_its_notebook(site, path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells] + [json.dumps(cell.get("outputs", "")) for cell in cells]
+    answer = site["conclusion_of"](path)
+    rest = " ".join(re.sub(r"(?s)\*\*In one line\.\*\*.+?\n\n", "", "\n".join(texts), count=1).split())
+    assert answer
+    assert [
+        x for x in re.findall(r"\d*\.?\d+", answer) if not re.search(rf"(?<![\d.]){re.escape(x)}(?!\d)", rest)
+    ] == []
 
 
 ASKED = {  # typed into the search -> page among the first three results
