@@ -2870,10 +2870,6 @@ d = {
                 "course/grading.html#handed_out_cells",
                 "personal_llm/course/grading.py",
             ),
-            "personal_llm.course.grading.is_solution": (
-                "course/grading.html#is_solution",
-                "personal_llm/course/grading.py",
-            ),
             "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
             "personal_llm.course.grading.read_answer": (
                 "course/grading.html#read_answer",
@@ -2984,12 +2980,20 @@ d = {
                 "course/submissions.html#_token",
                 "personal_llm/course/submissions.py",
             ),
+            "personal_llm.course.submissions._without_docstrings": (
+                "course/submissions.html#_without_docstrings",
+                "personal_llm/course/submissions.py",
+            ),
             "personal_llm.course.submissions.code_cells": (
                 "course/submissions.html#code_cells",
                 "personal_llm/course/submissions.py",
             ),
             "personal_llm.course.submissions.find_submissions": (
                 "course/submissions.html#find_submissions",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.is_copy_of": (
+                "course/submissions.html#is_copy_of",
                 "personal_llm/course/submissions.py",
             ),
             "personal_llm.course.submissions.learner_of": (
@@ -3000,8 +3004,16 @@ d = {
                 "course/submissions.html#lesson_of",
                 "personal_llm/course/submissions.py",
             ),
+            "personal_llm.course.submissions.long_statements": (
+                "course/submissions.html#long_statements",
+                "personal_llm/course/submissions.py",
+            ),
             "personal_llm.course.submissions.needed_cells": (
                 "course/submissions.html#needed_cells",
+                "personal_llm/course/submissions.py",
+            ),
+            "personal_llm.course.submissions.parse_cell": (
+                "course/submissions.html#parse_cell",
                 "personal_llm/course/submissions.py",
             ),
             "personal_llm.course.submissions.shingles": (

@@ -144,7 +144,7 @@ CLASS = {  # learner -> (cells, or the text of the file), right tasks, a part of
         1,
         "it is read-only",
     ),
-    "the solution": (code_cells(COURSE / "solution_2.ipynb"), 0, "every answer is that of our solution"),
+    "the solution": (code_cells(COURSE / "solution_2.ipynb"), 0, "nearly all of its code is that of our solution"),
     "magics": ([*NEEDS, "%matplotlib inline\n%time x = 1", RIGHT["leak"]], 1, ""),
 }
 

@@ -1,5 +1,6 @@
 "The site is made of the notebooks: pages, formulas, reference."
 
+import ast
 import json
 import os
 import re
@@ -39,15 +40,38 @@ def test_the_reference_lists_exactly_the_public_names(site):
         assert page.count("[defined here](../") >= len(re.findall(r"(?m)^### ", page))
 
 
-def test_the_reference_has_methods_of_later_chapters(site):
-    "`ChatSession` has its own chapter, and the next one adds `undo_learning`."
-    page = site["reference_page"]("6_device")
-    assert page.count("#### ChatSession.undo_learning {") == 1 and "#### ChatSession._" not in page
+def public_methods(site, act: str) -> set:
+    "`Class.method` of an act: in the class, or added to a public class by `patch`."
+    classes, methods = site["public_classes"](), set()
+    for module in (ROOT / "personal_llm" / act).glob("*.py"):
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        public = set(site["public_names"](tree))
+        for node in tree.body:
+            owner = site["method_owner"](node)
+            if isinstance(node, ast.ClassDef) and node.name in public:
+                methods |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, ast.FunctionDef)}
+            elif owner in classes:
+                methods.add(f"{owner}.{node.name}")
+    return {one for one in methods if not one.partition(".")[2].startswith("_")}
+
+
+@pytest.mark.parametrize("act", ["2_buffer", "5_selection", "6_device"])
+def test_the_reference_has_every_public_method(site, act):
+    page = site["reference_page"](act)
+    listed = re.findall(r"(?m)^#### (\w+\.\w+) \{", page)
+    wanted = public_methods(site, act[2:])
+    assert len(wanted) >= 20 and sorted(listed) == sorted(wanted)
+    assert act != "6_device" or "ChatSession.undo_learning" in wanted
+
+
+def test_a_method_of_a_later_chapter_is_in_the_reference(site, tmp_path):
+    module = tmp_path / "later.py"
+    module.write_text('@patch\ndef more(self: "Chat", times: int = 2):\n    "Do more."\n\n\ndef _rest(): ...\n')
+    lines = site["module_entries"](module, {"Chat"})
+    assert "#### Chat.more { #Chat.more }" in lines and not any("_rest" in line for line in lines)
 
 
 def test_parameters_have_type_default_and_meaning(site):
-    import ast
-
     source = ["def f(", "    a: int,  # of them", "    b=2,  # times", "):", "    pass"]
     node = ast.parse("\n".join(source)).body[0]
     assert site["parameters"](node, source) == [("a", "int", "", "of them"), ("b", "", "2", "times")]
@@ -65,11 +89,31 @@ def test_the_course_page_has_the_lessons_in_order_with_minutes(site):
     assert all(len(promise) > 40 and int(minutes) <= 90 for *_, promise, minutes in rows)
 
 
-def test_the_experiments_page_has_a_question_and_its_answer_in_one_line(site):
-    rows = re.findall(r"(?m)^\| \[([^]]+)\]\([\w.]+\) \| (.*) \|$", site["experiments_page"]())
-    answered = [question for question, answer in rows if len(answer) > 20]
-    assert len(rows) >= 30 and len(answered) >= 20, [question for question, answer in rows if len(answer) <= 20]
-    assert "runner" not in "".join(question for question, _ in rows).lower()
+EXPERIMENTS = [
+    path
+    for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb"))
+    if "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).startswith("# Experiment: ")
+]
+
+
+def test_the_experiments_page_has_each_question_with_its_answer_in_one_line(site):
+    rows = re.findall(r"(?m)^\| \[([^]]+)\]\((\w+)\.md\) \| (.*) \|$", site["experiments_page"]())
+    assert len(EXPERIMENTS) >= 36 and [name for _, name, _ in rows] == [path.stem for path in EXPERIMENTS]
+    assert not [name for _, name, answer in rows if not 40 <= len(answer) <= 200 or "\n" in answer]
+    assert len({answer for *_, answer in rows}) == len(rows)
+    assert "runner" not in "".join(question for question, *_ in rows).lower()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_numbers_of_a_one_line_answer_stand_in_its_notebook(site, path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells] + [json.dumps(cell.get("outputs", "")) for cell in cells]
+    answer = site["conclusion_of"](path)
+    rest = " ".join(re.sub(r"(?s)\*\*In one line\.\*\*.+?\n\n", "", "\n".join(texts), count=1).split())
+    assert answer
+    assert [
+        x for x in re.findall(r"\d*\.?\d+", answer) if not re.search(rf"(?<![\d.]){re.escape(x)}(?!\d)", rest)
+    ] == []
 
 
 ASKED = {  # typed into the search -> page among the first three results

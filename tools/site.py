@@ -159,7 +159,6 @@ QUESTIONS = {  # tutorial -> questions as people type them; each becomes a headi
 }
 BOOST = dict(tutorials="---\nsearch:\n  boost: 20\n---\n\n")  # the search shows tutorials before chapters
 MINUTES = re.compile(r"(\d+) minutes")
-CONCLUSIONS = ("What we conclude", "In short", "Summary", "The answer", "What came out", "What we see", "What follows")
 
 
 def questions_of(notebook: Path) -> str:
@@ -178,14 +177,9 @@ def promise_of(notebook: Path) -> str:
 
 
 def conclusion_of(notebook: Path) -> str:
-    "The answer of an experiment in one line: the first sentence of its conclusion."
-    text = "\n\n".join(cell["source"] for cell in visible_cells(notebook) if cell["cell_type"] == "markdown")
-    for heading in CONCLUSIONS:
-        if found := re.search(rf"^## {heading}\s*\n+(.+?)(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL):
-            first = re.sub(r"^(?:[-*]|\d\.) ", "", found[1]).split("\n- ")[0].split("\n2. ")[0]
-            if not first.startswith(("|", "#", "```")):
-                return re.split(r"(?<=[.?!])\s+(?=[A-Z])", " ".join(first.split()))[0]
-    return ""
+    "The answer of an experiment in one line, which stands below its title as `**In one line.** …`."
+    found = re.search(r"^\*\*In one line\.\*\* (.+?)(?:\n\n|\Z)", visible_cells(notebook)[0]["source"], re.M | re.S)
+    return " ".join(found[1].split()) if found else ""
 
 
 def in_cell(text: str) -> str:
@@ -220,6 +214,11 @@ def course_page() -> str:
     return "\n".join(rows)
 
 
+def first_capital(text: str) -> str:
+    "The text with a capital at its beginning; other capitals stay."
+    return text[:1].upper() + text[1:]
+
+
 def experiments_page() -> str:
     "The page of the experiments: each by its question, with the answer in one line; the tools stand below."
     heading, sentence = PARTS["experiments"]
@@ -228,7 +227,7 @@ def experiments_page() -> str:
     for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb")):
         title, answer = title_of(path), conclusion_of(path)
         if title.startswith("Experiment: "):
-            rows.append(f"| [{title.removeprefix('Experiment: ').capitalize()}]({path.stem}.md) | {in_cell(answer)} |")
+            rows.append(f"| [{first_capital(title.removeprefix('Experiment: '))}]({path.stem}.md) | {in_cell(answer)} |")
         else:
             tools.append(f"- [{title}]({path.stem}.md): {in_cell(summary_of(path))}")
     return "\n".join([*rows, "", "## How we measure", "", *tools])
@@ -413,7 +412,7 @@ def public_classes() -> set:
 
 
 def module_entries(module: Path, classes: set) -> list:
-    "The reference of one module, with the methods that it adds to public classes; constants stand in one table."
+    "The reference of one module: public names, methods of classes, also of those to which it adds one; constants."
     source = module.read_text(encoding="utf-8").splitlines()
     tree = ast.parse("\n".join(source))
     public, lines, constants = public_names(tree), [], []
@@ -421,6 +420,10 @@ def module_entries(module: Path, classes: set) -> list:
         link = cell_above(source, getattr(node, "lineno", 1))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in public:
             lines += entry(node.name, node, source, link, "###")
+            for method in getattr(node, "body", []) if isinstance(node, ast.ClassDef) else []:
+                if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
+                    place = cell_above(source, method.lineno)
+                    lines += entry(f"{node.name}.{method.name}", method, source, place, "####")
         elif method_owner(node) in classes and not node.name.startswith("_"):
             lines += entry(f"{method_owner(node)}.{node.name}", node, source, link, "####")
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):

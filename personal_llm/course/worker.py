@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORBIDDEN', 'CHANGES', 'SECRETS', 'NEW_USER', 'NEW_NETWORK', 'NEW_MOUNTS', 'READ_ONLY', 'BIND', 'RECURSIVE',
            'PRIVATE', 'MOUNT_SETATTR', 'NO_NEW_RIGHTS', 'AT_RECURSIVE', 'HERE', 'CAPABILITY_VERSION', 'SECCOMP',
-           'CLONE_3', 'CLONE_THREAD', 'REFUSED', 'UNKNOWN', 'ALLOWED', 'TaskName', 'TaskNames', 'Recorded',
+           'GUARDS', 'CLONE_3', 'CLONE_THREAD', 'REFUSED', 'UNKNOWN', 'ALLOWED', 'TaskName', 'TaskNames', 'Recorded',
            'strip_answers', 'Guard', 'limit', 'call_kernel', 'leave_namespaces', 'set_mount', 'hide_folders',
            'Notebook', 'prepare', 'forbid_processes', 'find_answer_folders', 'serve', 'watch_calls']
 
@@ -151,7 +151,9 @@ CAPABILITY_VERSION = 0x20080522
 
 
 def call_kernel(name: str, *arguments) -> None:
-    "Call a function of the C library; raise `OSError` if it fails."
+    "Call a function of the C library; raise `OSError` if it fails, or on another system than Linux."
+    if sys.platform != "linux":
+        raise OSError(0, f"{name}: only Linux has it")
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
         raise OSError(ctypes.get_errno(), name)
 
@@ -258,15 +260,18 @@ def prepare(lesson: int, wanted: set) -> None:
 
 # %% ../../nbs/course/00_worker.ipynb #071e7d84
 SECCOMP = {  # machine -> (audit number, system calls: seccomp, clone, then those that are refused)
-    "x86_64": (0xC000003E, 317, 56, (57, 58, 59, 322)),
+    "x86_64": (0xC000003E, 317, 56, (57, 58, 59, 322)),  # the only one that we could test
     "aarch64": (0xC00000B7, 277, 220, (221, 281)),
 }
+GUARDS = ("hidden files", "no processes")  # of the kernel
 CLONE_3, CLONE_THREAD, REFUSED, UNKNOWN, ALLOWED = 435, 0x10000, 0x50001, 0x50026, 0x7FFF0000
 
 
 def forbid_processes() -> bool:  # False where the kernel has no such filter
     "Let this process start threads, but no process and no program, whichever library asks for it."
-    number, seccomp, clone, refused = SECCOMP.get(os.uname().machine if hasattr(os, "uname") else "", (0, 0, 0, ()))
+    if sys.platform != "linux" or os.uname().machine not in SECCOMP:
+        return False
+    number, seccomp, clone, refused = SECCOMP[os.uname().machine]
     rows = [(0x20, 0, 0, 4), (0x15, 1, 0, number), (0x06, 0, 0, REFUSED), (0x20, 0, 0, 0)]  # load, compare, return
     for call in refused:
         rows += [(0x15, 0, 1, call), (0x06, 0, 0, REFUSED)]
@@ -292,16 +297,17 @@ def find_answer_folders() -> list:
 
 
 def serve(connection, lesson: int, wanted: set, folder: str, memory: float, secret_folders: list) -> None:
-    "Answer the grader's requests until it closes the connection; the first reply is whether the answers are hidden."
+    "Answer the grader's requests until it closes the connection; the first reply lists its guards."
     has_namespaces = leave_namespaces()
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     prepare(lesson, wanted)
     notebook = Notebook()
     is_hidden = has_namespaces and hide_folders([*find_answer_folders(), *secret_folders], folder)
-    forbid_processes()
+    has_filter = forbid_processes()
     limit(folder, memory, secret_folders)
-    connection.send_bytes(json.dumps(is_hidden).encode())
+    guards = [name for name, works in zip(GUARDS, (is_hidden, has_filter)) if works]
+    connection.send_bytes(json.dumps(guards).encode())
     while True:
         try:
             request = connection.recv()
