@@ -446,7 +446,6 @@ class ChatSession:
         if self.background_training is not None:
             training, self.background_training = self.background_training, None
             training.stop()
-            training.model = None
             release_memory()
             self.was_stopped = True
             self.messages_to_user.append("learning was stopped; nothing of it stays")
@@ -478,7 +477,7 @@ class ChatSession:
         self.stop_learning()
         self.skip()
         self.talk_memories, self.reply_memories = (None, []), []
-        self.reply, self.choice = None, None  # they hold the forgotten text
+        self.reply, self.choice, self.reply_fact = None, None, ""  # they hold the forgotten text
         with delay_interrupts():
             report = self.me.forget(ids, text, everything=everything)
             self.save()
