@@ -4407,6 +4407,10 @@ d = {
                 "6_device/background_training.html#backgroundtraining.collect",
                 "personal_llm/device/background_training.py",
             ),
+            "personal_llm.device.background_training.BackgroundTraining.drop_dialogues": (
+                "6_device/background_training.html#backgroundtraining.drop_dialogues",
+                "personal_llm/device/background_training.py",
+            ),
             "personal_llm.device.background_training.BackgroundTraining.is_done": (
                 "6_device/background_training.html#backgroundtraining.is_done",
                 "personal_llm/device/background_training.py",

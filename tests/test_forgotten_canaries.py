@@ -71,9 +71,12 @@ def list_holders(word: str) -> list:  # descriptions
     return holders
 
 
-@pytest.mark.slow  # objects that wait for the garbage collector make it fail in one run of four
-def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch):
-    "Turns, titles, corrections, choices, programs, imports, an open question, fine-tunes, caches and answers."
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch, is_complete):
+    """Turns, titles, corrections, choices, programs, imports, an open question, fine-tunes, caches and answers.
+
+    A fine-tune runs, or is complete and not in use yet; we hold it, as the server's watching task does for a while.
+    """
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     from servers import chat_server
     from test_server import ask, fresh, messages, say, until
@@ -86,11 +89,13 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch)
     before = len(list_holders(CANARY))
     with chat_server(fresh(tmp_path / "me")) as running:
         post, session = lambda path, **body: ask(running, "POST", path, body), running.session
+        monkeypatch.setattr(session.model, "is_large", True)  # it reads facts and corrections
         say(running, "My knee hurts.")
         first = say(running, f"I live in {word}.")["id"]
         assert post("/personal/feedback", id=first, kind="edit", better=f"Dear friend of {word}, rest.")[0] == 200
         assert post("/personal/rename", key="", title=f"About {word}")[0] == 200
-        second = say(running, "Where do I live?")["id"]  # reads a fact, or a correction
+        second = say(running, "Where do I live?")["id"]
+        assert word in session.reply_fact
         replies = dict(rejected=f"{word}?", response=f"In {word}.")
         running.worker.executor.submit(lambda: session.me.react(second, "choice", f"In {word}.", **replies)).result()
         post("/personal/learn")
@@ -112,9 +117,18 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch)
             assert word in json.dumps(ask(running, "GET", f"/personal/{path}?q={CANARY}")[1])
         monkeypatch.setattr(ActivePolicy, "decide_question", lambda *given: (True, "it always asks"))
         assert post("/v1/chat/completions", **body, messages=talk)[0] == 200 and session.question
+        own = [dict(role="user", content=f"I live in {word}. Where do I live?")]
+        assert post("/v1/chat/completions", **body, messages=own, store=False)[0] == 200
+        assert session.question and word in session.reply_fact and session.me.embedder is not None
         assert CANARY.encode() in bytes_below(tmp_path).lower() and len(list_holders(CANARY)) > before + 10
-        post("/personal/learn")
-        talk = body = labels = rows = content = other = replies = None
+        running.worker.finish_training = lambda: None  # a complete fine-tune waits
+        session.me.config = TuningConfig(steps=2 if is_complete else 1000)
+        assert post("/personal/learn")[0] == 200
+        training = session.background_training
+        if is_complete:
+            training.thread.join()
+        assert bool(training.prepared) == is_complete
+        talk = body = labels = rows = content = other = replies = own = None
         report = post("/personal/forget", text=word)[1]
         assert report["dialogues"] and report["adapters"] == 1, report
         assert CANARY.encode() not in bytes_below(tmp_path).lower()
@@ -122,5 +136,5 @@ def test_no_place_of_a_served_chat_keeps_a_forgotten_word(tmp_path, monkeypatch)
             assert CANARY not in json.dumps(ask(running, "GET", f"/personal/{path}")[1]).lower(), path
         assert [turn["prompt"] for turn in session.turns][0] == "My knee hurts."
         own = "cell:", "SplitResult:", "list: ['\"A planted code"  # of this test, its client and its source
-        assert [text for text in list_holders(CANARY) if not text.startswith(own)] == []
+        assert [text for text in list_holders(CANARY) if not text.startswith(own)] == [] and training.is_done()
     assert CANARY.encode() not in bytes_below(tmp_path).lower()

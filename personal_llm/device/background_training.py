@@ -75,17 +75,21 @@ class BackgroundTraining:
         "End the fine-tune within one step, and delete its folder."
         self.stop_event.set()
         self.thread.join()
-        self.dialogues, self.stream = [], []  # a text may be forgotten next
+        self.drop_dialogues()
         remove_adapter(self.folder)
+
+    def drop_dialogues(self) -> None:
+        "Hold no dialogue and no model any more; who watches this fine-tune may hold it for a while."
+        self.dialogues, self.stream, self.prepared, self.error, self.model = [], [], None, None, None
 
     def collect(self):  # the `TrainingRound`
         "Wait for the end, and use the new adapter; if the fine-tune failed, raise its error and change nothing."
         self.thread.join()
-        if self.prepared is None:
+        prepared, error, truncated = self.prepared, self.error, self.model.truncated if self.model else {}
+        self.drop_dialogues()
+        if prepared is None:
             remove_adapter(self.folder)
-            raise self.error or InputError("learning was stopped", "begin it again")
-        self.me.model.truncated |= self.model.truncated
-        self.model = None
+            raise error or InputError("learning was stopped", "begin it again")
+        self.me.model.truncated |= truncated
         place = move_claimed_folder(self.me.folder, self.folder, len(self.me.rounds))
-        adapter = replace(self.prepared.adapter, path=Path(place))
-        return self.me.commit_round(replace(self.prepared, adapter=adapter))
+        return self.me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))

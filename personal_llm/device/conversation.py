@@ -493,7 +493,6 @@ def stop_learning(self: ChatSession) -> None:
     if self.background_training is not None:
         training, self.background_training = self.background_training, None
         training.stop()
-        training.model = None
         release_memory()
         self.was_stopped = True
         self.messages_to_user.append("learning was stopped; nothing of it stays")
@@ -529,7 +528,7 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_learning()
     self.skip()
     self.talk_memories, self.reply_memories = (None, []), []
-    self.reply, self.choice = None, None  # they hold the forgotten text
+    self.reply, self.choice, self.reply_fact = None, None, ""  # they hold the forgotten text
     with delay_interrupts():
         report = self.me.forget(ids, text, everything=everything)
         self.save()
