@@ -5887,6 +5887,22 @@ d = {
             ),
         },
         "personal_llm.experiments.locomo": {
+            "personal_llm.experiments.locomo.NovelPolicy": (
+                "experiments/locomo.html#novelpolicy",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.__init__": (
+                "experiments/locomo.html#novelpolicy.__init__",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.choose": (
+                "experiments/locomo.html#novelpolicy.choose",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.remember": (
+                "experiments/locomo.html#novelpolicy.remember",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.Retriever": (
                 "experiments/locomo.html#retriever",
                 "personal_llm/experiments/locomo.py",
@@ -5951,6 +5967,10 @@ d = {
                 "experiments/locomo.html#grade_reply",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.join_content_words": (
+                "experiments/locomo.html#join_content_words",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.keep_dialogues": (
                 "experiments/locomo.html#keep_dialogues",
                 "personal_llm/experiments/locomo.py",
@@ -5979,6 +5999,10 @@ d = {
                 "experiments/locomo.html#measure_fact_store",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.measure_novel": (
+                "experiments/locomo.html#measure_novel",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.measure_recall": (
                 "experiments/locomo.html#measure_recall",
                 "personal_llm/experiments/locomo.py",
@@ -6001,6 +6025,10 @@ d = {
             ),
             "personal_llm.experiments.locomo.sample_questions": (
                 "experiments/locomo.html#sample_questions",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.score_by_hybrid": (
+                "experiments/locomo.html#score_by_hybrid",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.score_conversation": (

@@ -6,11 +6,13 @@
 __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'NO_RESPONSE', 'BUDGET', 'FOUND', 'SEEDS',
            'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION',
            'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS',
-           'ANSWER_JOBS', 'GRIDS', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence', 'load_tools',
-           'add_fact_domain', 'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts', 'embed_facts',
-           'compute_recall', 'average_categories', 'measure_retrieval', 'measure_fact_store', 'score_conversation',
-           'measure_recall', 'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions',
-           'write_request', 'write_prompt', 'write_prompts', 'measure_answers', 'read_values', 'compare_values']
+           'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT', 'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT',
+           'HYBRID_MEANING_WEIGHT', 'NEW_POLICIES', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence',
+           'load_tools', 'add_fact_domain', 'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts',
+           'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval', 'measure_fact_store',
+           'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply',
+           'sample_questions', 'write_request', 'write_prompt', 'write_prompts', 'measure_answers', 'NovelPolicy',
+           'score_by_hybrid', 'join_content_words', 'measure_novel', 'read_values', 'compare_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -32,7 +34,8 @@ from ..base.loading import load_encoder
 from ..base.models import load_model
 from ..base.text import get_words
 from ..buffer.buffer import Buffer
-from ..buffer.facts import FREQUENT_WORDS, MEANING_WEIGHT, compute_word_scores, find_facts
+from ..buffer.facts import FREQUENT_WORDS, MEANING_WEIGHT, compute_word_scores, find_facts, get_content_words
+from ..buffer.policies import Policy
 from ..buffer.retrieval import WORDS_WEIGHT, PromptEmbedder, compute_bm25
 from personal_llm.buffer.scoring import (
     Lexicons,
@@ -122,7 +125,8 @@ def keep_dialogues(policy: str, candidates: list, seed: int) -> list:  # `Dialog
     if policy == "everything":
         return [c.dialogue for c in candidates]
     offered = add_fact_domain(candidates) if policy.endswith("-facts") else candidates
-    buffer = Buffer(BUDGET, policy.removesuffix("-facts"), seed)
+    chosen = NovelPolicy() if policy == "novel" else policy.removesuffix("-facts")  # of the second plan
+    buffer = Buffer(BUDGET, chosen, seed)
     for candidate in offered:
         buffer.add(candidate)
     return sorted(buffer.dialogues, key=lambda d: d.time)
@@ -206,11 +210,11 @@ def average_categories(values: list, questions: list, name: str) -> dict:
     return means | {f"{name}_{c}": float(part.mean()) for c, part in parts.items() if len(part)}
 
 
-def measure_retrieval(kept: list, questions: list) -> dict:
+def measure_retrieval(kept: list, questions: list, ways: tuple) -> dict:
     "Return the recall of the evidence in the buffer, and in what each way of retrieval finds."
     retriever, evidence = Retriever(kept), [find_evidence(q) for q in questions]
     values = average_categories([compute_recall(kept, own) for own in evidence], questions, "kept")
-    for how in RETRIEVALS:
+    for how in ways:
         found = [compute_recall(retriever.rank(how, q["question"]), own) for q, own in zip(questions, evidence)]
         values |= average_categories(found, questions, how)
     return values
@@ -240,7 +244,7 @@ def score_conversation(name: str) -> list:  # `ScoredDialogue`s
     return score(load_tools()[0], pair_turns(read_conversations()[name]))
 
 
-def measure_recall(jobs: list):  # yields a dict of results a job
+def measure_recall(jobs: list, ways: tuple = RETRIEVALS):  # yields a dict of results a job
     "Measure policies on one conversation, whose dialogues are scored once."
     candidates = score_conversation(jobs[0]["user"])
     questions = [q for q in read_conversations()[jobs[0]["user"]]["questions"] if find_evidence(q)]
@@ -249,7 +253,7 @@ def measure_recall(jobs: list):  # yields a dict of results a job
         if job["kept"] == "fact-store":
             values = measure_fact_store([c.dialogue for c in candidates], questions)
         else:
-            values = measure_retrieval(keep_dialogues(job["kept"], candidates, job["seed"]), questions)
+            values = measure_retrieval(keep_dialogues(job["kept"], candidates, job["seed"]), questions, ways)
         counts = dict(dialogues=len(candidates), questions=len(questions))
         yield values | counts | dict(processor_seconds=round(time.process_time() - begin, 1))
 
@@ -295,6 +299,7 @@ def grade_reply(reply: str, question: dict) -> float:  # in [0, 1]
 SAMPLE_SEED, SAMPLE_SIZE, REPLY_TOKENS = 45, 4, 32
 ANSWER_KEPT = dict(newest=("fifo", "newest"), bm25=("everything", "bm25"), memory=("active", "memory"))
 ANSWER_KEPT |= {"bm25-64": ("reservoir", "bm25"), "facts": ("sdss-facts", "facts")}
+ANSWER_KEPT |= dict(novel=("novel", "hybrid"), hybrid=("everything", "hybrid"))  # of the second plan
 CONDITIONS = ("bare", "newest", "bm25", "bm25-64", "memory", "facts", "oracle")
 
 
@@ -364,6 +369,86 @@ ANSWER_JOBS = [dict(user=user, condition=condition) for user in CONVERSATIONS fo
 GRIDS = (
     Grid("locomo", RECALL_JOBS, measure_recall, ("user",), "smollm2"),
     Grid("locomo-answers", ANSWER_JOBS, measure_answers, ("user",), "smollm2"),
+)
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00031
+NEW_WORD_WEIGHT, TIME_WEIGHT = 1 / 5, 2.0
+TIME_WORDS = frozenset(
+    """yesterday today tonight tomorrow ago recently just last next week weekend month year years
+monday tuesday wednesday thursday friday saturday sunday""".split()
+)
+
+
+class NovelPolicy(Policy):
+    "Keeps the dialogues with the most words that are new in the stream, and with words about time."
+
+    def __init__(self):
+        self.words, self.values = set(), {}  # content words of the stream; id -> value
+
+    def remember(self, view, candidate) -> None:
+        "Value a candidate by its new words, and add them to those of the stream."
+        dialogue = candidate.dialogue
+        words, times = {*get_content_words(dialogue.text)}, TIME_WORDS & {*get_words(dialogue.text)}
+        new = len(words - self.words) * (1 + view.seen) ** 0.5
+        self.values[dialogue.id] = NEW_WORD_WEIGHT * new + TIME_WEIGHT * len(times)
+        self.words |= words
+
+    def choose(self, view, candidate) -> tuple:  # (slot or None, the reason in words)
+        "Let the entry of the lowest value leave."
+        *values, own = [self.values[d.id] for d in (*view.dialogues, candidate.dialogue)]
+        slot = int(np.argmin(values))
+        if own <= values[slot]:
+            return None, "no entry has a lower value"
+        return slot, f"value {own:.1f}, and {values[slot]:.1f} leaves"
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00032
+NEIGHBOUR_WEIGHT, HYBRID_MEANING_WEIGHT = 0.25, 0.6
+
+
+def score_by_hybrid(retriever: Retriever, question: str) -> np.ndarray:  # (dialogues,)
+    "Score dialogues by content words, by those of their neighbours in the conversation, and by meaning."
+    join = lambda text: " ".join(get_content_words(text))
+    own = compute_bm25(join(question), [join_content_words(text) for text in retriever.texts])
+    words, times = own.copy(), [d.time for d in retriever.dialogues]
+    for i in range(len(times) - 1):
+        if times[i + 1] - times[i] == 1:
+            words[i : i + 2] += NEIGHBOUR_WEIGHT * own[i : i + 2][::-1]
+    vectors = embed_facts([question, *retriever.texts], retriever.encoder)
+    return (words / max(own.max(), 1e-9) + HYBRID_MEANING_WEIGHT * vectors[1:] @ vectors[0]).round(6)
+
+
+@functools.cache
+def join_content_words(text: str) -> str:
+    return " ".join(get_content_words(text))
+
+
+Retriever.score_by_hybrid = score_by_hybrid
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00033
+NEW_POLICIES = ("novel", *RIVALS, "everything")
+
+
+def measure_novel(jobs: list):  # yields a dict of results a job
+    "Measure policies on one conversation with BM25 and `hybrid`."
+    yield from measure_recall(jobs, ("bm25", "hybrid"))
+
+
+GRIDS += (
+    Grid(
+        "locomo-novel",
+        list_recall_jobs(("random", "reservoir"), SEEDS)
+        + list_recall_jobs(("novel", "fifo", "kcenter", "everything"), SEEDS[:1]),
+        measure_novel,
+        ("user",),
+        "smollm2",
+    ),
+    Grid(
+        "locomo-answers-novel",
+        [dict(user=user, condition=condition) for user in CONVERSATIONS for condition in ("novel", "hybrid")],
+        measure_answers,
+        ("user",),
+        "smollm2",
+    ),
 )
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00023
