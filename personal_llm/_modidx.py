@@ -5903,6 +5903,26 @@ d = {
                 "experiments/locomo.html#novelpolicy.remember",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.RarePolicy": (
+                "experiments/locomo.html#rarepolicy",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.__init__": (
+                "experiments/locomo.html#rarepolicy.__init__",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.choose": (
+                "experiments/locomo.html#rarepolicy.choose",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.rate": (
+                "experiments/locomo.html#rarepolicy.rate",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.remember": (
+                "experiments/locomo.html#rarepolicy.remember",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.Retriever": (
                 "experiments/locomo.html#retriever",
                 "personal_llm/experiments/locomo.py",

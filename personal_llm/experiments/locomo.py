@@ -7,12 +7,12 @@ __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'N
            'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION',
            'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS',
            'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT', 'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT',
-           'HYBRID_MEANING_WEIGHT', 'NEW_POLICIES', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence',
+           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence',
            'load_tools', 'add_fact_domain', 'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts',
            'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval', 'measure_fact_store',
            'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply',
            'sample_questions', 'write_request', 'write_prompt', 'write_prompts', 'measure_answers', 'NovelPolicy',
-           'score_by_hybrid', 'join_content_words', 'measure_novel', 'read_values', 'compare_values']
+           'score_by_hybrid', 'join_content_words', 'measure_novel', 'RarePolicy', 'read_values', 'compare_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -125,7 +125,8 @@ def keep_dialogues(policy: str, candidates: list, seed: int) -> list:  # `Dialog
     if policy == "everything":
         return [c.dialogue for c in candidates]
     offered = add_fact_domain(candidates) if policy.endswith("-facts") else candidates
-    chosen = NovelPolicy() if policy == "novel" else policy.removesuffix("-facts")  # of the second plan
+    own = OWN_POLICIES.get(policy)  # of the later plans
+    chosen = own() if own else policy.removesuffix("-facts")
     buffer = Buffer(BUDGET, chosen, seed)
     for candidate in offered:
         buffer.add(candidate)
@@ -299,7 +300,9 @@ def grade_reply(reply: str, question: dict) -> float:  # in [0, 1]
 SAMPLE_SEED, SAMPLE_SIZE, REPLY_TOKENS = 45, 4, 32
 ANSWER_KEPT = dict(newest=("fifo", "newest"), bm25=("everything", "bm25"), memory=("active", "memory"))
 ANSWER_KEPT |= {"bm25-64": ("reservoir", "bm25"), "facts": ("sdss-facts", "facts")}
-ANSWER_KEPT |= dict(novel=("novel", "hybrid"), hybrid=("everything", "hybrid"))  # of the second plan
+ANSWER_KEPT |= dict(
+    novel=("novel", "hybrid"), hybrid=("everything", "hybrid"), rare=("rare", "hybrid")
+)  # of the later plans
 CONDITIONS = ("bare", "newest", "bm25", "bm25-64", "memory", "facts", "oracle")
 
 
@@ -425,9 +428,6 @@ def join_content_words(text: str) -> str:
 Retriever.score_by_hybrid = score_by_hybrid
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00033
-NEW_POLICIES = ("novel", *RIVALS, "everything")
-
-
 def measure_novel(jobs: list):  # yields a dict of results a job
     "Measure policies on one conversation with BM25 and `hybrid`."
     yield from measure_recall(jobs, ("bm25", "hybrid"))
@@ -445,6 +445,46 @@ GRIDS += (
     Grid(
         "locomo-answers-novel",
         [dict(user=user, condition=condition) for user in CONVERSATIONS for condition in ("novel", "hybrid")],
+        measure_answers,
+        ("user",),
+        "smollm2",
+    ),
+)
+
+# %% ../../nbs/experiments/45_locomo.ipynb #lcm00037
+class RarePolicy(Policy):
+    "Keeps the dialogues with the rarest words of the stream so far, and with words about time."
+
+    def __init__(self):
+        self.counts, self.words = Counter(), {}  # dialogues with a word; id -> (content words, words about time)
+
+    def remember(self, view, candidate) -> None:
+        "Count the words of a candidate."
+        dialogue = candidate.dialogue
+        own = {*get_content_words(dialogue.text)}
+        self.words[dialogue.id] = own, len(TIME_WORDS & {*get_words(dialogue.text)})
+        self.counts.update(own)
+
+    def rate(self, dialogue) -> float:
+        "Return the present value of a dialogue."
+        words, times = self.words[dialogue.id]
+        return sum(1 / self.counts[word] for word in sorted(words)) + TIME_WEIGHT * times
+
+    def choose(self, view, candidate) -> tuple:  # (slot or None, the reason in words)
+        "Let the entry of the lowest value leave."
+        *values, own = [self.rate(d) for d in (*view.dialogues, candidate.dialogue)]
+        slot = int(np.argmin(values))
+        if own <= values[slot]:
+            return None, "no entry has a lower value"
+        return slot, f"value {own:.1f}, and {values[slot]:.1f} leaves"
+
+
+OWN_POLICIES = dict(novel=NovelPolicy, rare=RarePolicy)
+GRIDS += (
+    Grid("locomo-rare", list_recall_jobs(("rare",), SEEDS[:1]), measure_novel, ("user",), "smollm2"),
+    Grid(
+        "locomo-answers-rare",
+        [dict(user=user, condition="rare") for user in CONVERSATIONS],
         measure_answers,
         ("user",),
         "smollm2",
