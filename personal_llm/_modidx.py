@@ -5852,6 +5852,192 @@ d = {
                 "personal_llm/experiments/lines.py",
             ),
         },
+        "personal_llm.experiments.locomo": {
+            "personal_llm.experiments.locomo.NovelPolicy": (
+                "experiments/locomo.html#novelpolicy",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.__init__": (
+                "experiments/locomo.html#novelpolicy.__init__",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.choose": (
+                "experiments/locomo.html#novelpolicy.choose",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.NovelPolicy.remember": (
+                "experiments/locomo.html#novelpolicy.remember",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy": (
+                "experiments/locomo.html#rarepolicy",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.__init__": (
+                "experiments/locomo.html#rarepolicy.__init__",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.choose": (
+                "experiments/locomo.html#rarepolicy.choose",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.rate": (
+                "experiments/locomo.html#rarepolicy.rate",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.RarePolicy.remember": (
+                "experiments/locomo.html#rarepolicy.remember",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever": (
+                "experiments/locomo.html#retriever",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.__init__": (
+                "experiments/locomo.html#retriever.__init__",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.rank": (
+                "experiments/locomo.html#retriever.rank",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.score_by_bm25": (
+                "experiments/locomo.html#retriever.score_by_bm25",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.score_by_facts": (
+                "experiments/locomo.html#retriever.score_by_facts",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.score_by_memory": (
+                "experiments/locomo.html#retriever.score_by_memory",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.Retriever.score_facts": (
+                "experiments/locomo.html#retriever.score_facts",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.add_fact_domain": (
+                "experiments/locomo.html#add_fact_domain",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.average_categories": (
+                "experiments/locomo.html#average_categories",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.compare_stems": (
+                "experiments/locomo.html#compare_stems",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.compare_values": (
+                "experiments/locomo.html#compare_values",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.compute_recall": (
+                "experiments/locomo.html#compute_recall",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.embed_facts": (
+                "experiments/locomo.html#embed_facts",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.find_evidence": (
+                "experiments/locomo.html#find_evidence",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.find_facts_once": (
+                "experiments/locomo.html#find_facts_once",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.grade_reply": (
+                "experiments/locomo.html#grade_reply",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.join_content_words": (
+                "experiments/locomo.html#join_content_words",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.keep_dialogues": (
+                "experiments/locomo.html#keep_dialogues",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.list_facts": (
+                "experiments/locomo.html#list_facts",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.list_recall_jobs": (
+                "experiments/locomo.html#list_recall_jobs",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.list_stems": (
+                "experiments/locomo.html#list_stems",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.load_tools": (
+                "experiments/locomo.html#load_tools",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_answers": (
+                "experiments/locomo.html#measure_answers",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_fact_store": (
+                "experiments/locomo.html#measure_fact_store",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_novel": (
+                "experiments/locomo.html#measure_novel",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_recall": (
+                "experiments/locomo.html#measure_recall",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_retrieval": (
+                "experiments/locomo.html#measure_retrieval",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.pair_turns": (
+                "experiments/locomo.html#pair_turns",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.read_conversations": (
+                "experiments/locomo.html#read_conversations",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.read_values": (
+                "experiments/locomo.html#read_values",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.sample_questions": (
+                "experiments/locomo.html#sample_questions",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.score_by_hybrid": (
+                "experiments/locomo.html#score_by_hybrid",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.score_conversation": (
+                "experiments/locomo.html#score_conversation",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_prompt": (
+                "experiments/locomo.html#write_prompt",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_prompts": (
+                "experiments/locomo.html#write_prompts",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_request": (
+                "experiments/locomo.html#write_request",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.write_turn": (
+                "experiments/locomo.html#write_turn",
+                "personal_llm/experiments/locomo.py",
+            ),
+        },
         "personal_llm.experiments.methods.adapter_scale": {
             "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (
                 "experiments/methods/adapter_scale.html#choose_adapter_scale",
