@@ -39,16 +39,36 @@ def test_only_prompts_that_the_user_would_correct_are_chosen_and_answered_ones_a
     embedder = PromptEmbedder(load_model("pocket"))
     stream = [Dialogue(text, "See a doctor.", origin="model") for text in (*ACHES, "Tell me a joke about cows.")]
     answered = Dialogue("My toe hurts.", "In short: cool it.", origin="annotated")
-    chosen = [d.prompt for d in choose_prompts([*stream, answered], MEMORIES, embedder, 10)]
-    assert chosen and set(chosen) <= set(ACHES)
-    assert [d.prompt for d in choose_prompts(stream, MEMORIES, embedder, 1)] == chosen[:1]
-    assert choose_prompts(stream, [JOKE], embedder, 10) == []
+    chosen, kept = choose_prompts([*stream, answered], MEMORIES, embedder, 10)
+    assert chosen and {d.prompt for d in chosen} <= set(ACHES)
+    assert {d.prompt for d in kept} == {d.prompt for d in stream} - {d.prompt for d in chosen}
+    assert choose_prompts(stream, MEMORIES, embedder, 1)[0] == chosen[:1]
+    assert choose_prompts(stream, [JOKE], embedder, 10)[0] == []
+
+
+def test_replies_of_other_talk_train_as_they_are_and_forgetting_one_deletes_the_adapter(reading_pocket, tmp_path):
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    other = [
+        Dialogue(f"Tell me a joke about {animal}.", f"A {animal} laughs.", origin="model", id=animal)
+        for animal in ("cows", "owls")
+    ]
+    for d in other:
+        me.observe(d)
+    adapter = me.finetune(progress=False)
+    kept = {d.prompt: d.response for d in me.synthesis.uncorrected}
+    assert kept == {d.prompt: d.response for d in other}
+    outside = [root for root, row in me.memory.dialogues.items() if row.dialogue.prompt in kept]
+    assert set(outside) <= set(me.rounds[-1].parents) and set(outside) <= set(read_training_ids(adapter.path))
+    me.save()
+    me.forget(ids=outside[:1])
+    assert not adapter.path.exists() and me.adapter is None
 
 
 def test_near_copies_of_a_prompt_or_of_a_memory_count_once():
     embedder = PromptEmbedder(load_model("pocket"))
     stream = [Dialogue(text, "", origin="model") for text in (ACHES[0], ACHES[0] + " ", CORRECTION.prompt, ACHES[1])]
-    assert len(choose_prompts(stream, MEMORIES, embedder, 10)) == 2
+    assert sum(map(len, choose_prompts(stream, MEMORIES, embedder, 10))) == 2
 
 
 def test_the_model_reads_memories_and_the_new_dialogues_do_not(reading_pocket):

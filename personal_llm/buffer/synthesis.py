@@ -223,6 +223,7 @@ class SynthesisResult:
     rejected: Counter = field(default_factory=Counter)  # reason -> count
     examples: list = field(default_factory=list)  # (reason, original, reply) of the first rejected ones
     cost: Cost = field(default_factory=Cost)
+    uncorrected: list = field(default_factory=list)  # stored dialogues that train as they are, of `consolidate`
 
     def __str__(self):
         counts = ", ".join(f"{n} {reason}" for reason, n in self.rejected.most_common()) or "none"
@@ -230,7 +231,8 @@ class SynthesisResult:
 
     def __add__(self, other: "SynthesisResult") -> "SynthesisResult":
         examples, rejected = self.examples + other.examples, self.rejected + other.rejected
-        return SynthesisResult(self.dialogues + other.dialogues, rejected, examples, self.cost + other.cost)
+        uncorrected, cost = self.uncorrected + other.uncorrected, self.cost + other.cost
+        return SynthesisResult(self.dialogues + other.dialogues, rejected, examples, cost, uncorrected)
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #syn00011
 @dataclass

@@ -33,7 +33,7 @@ from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, rea
 from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
 from ..buffer.buffer import Buffer
-from ..buffer.consolidation import DEFAULT_REPLIES, consolidate
+from ..buffer.consolidation import DEFAULT_REPLIES, MAX_UNCORRECTED, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import get_first_id
@@ -559,10 +559,12 @@ def train_adapter(
         synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
         written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
         if len(written.dialogues) < MIN_WRITTEN_REPLIES:
-            written.dialogues = []
+            written.dialogues, written.uncorrected = [], []
         config = config.fit_to_consolidation() if written.dialogues else config
         synthesis = synthesis + written
-        replay, texts = load_replay(settings.replay), dialogues + synthesis.dialogues
+        num_replay = MAX_UNCORRECTED - len(written.uncorrected) if written.dialogues else settings.replay
+        replay = load_replay(min(settings.replay, num_replay))
+        texts = dialogues + synthesis.dialogues + synthesis.uncorrected
         preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
         adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
     return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
@@ -590,13 +592,13 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         seconds=cost.seconds,
         adapter=str(adapter.path),
         start=start,
-        cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues),
+        cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues + synthesis.uncorrected),
         warm=prepared.warm,
         elsewhere=elsewhere,
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
     )
-    self._record_sources(dialogues, synthesis.dialogues)
+    self._record_sources(dialogues, synthesis)
     self.adapter, self.synthesis = adapter, synthesis
     event.content["model"] = self._get_model_name()
     self.rescore_buffer()
@@ -623,11 +625,11 @@ def _get_model_name(self: Personalizer) -> str:
 
 
 @patch
-def _record_sources(self: Personalizer, dialogues: list, synthetic: list) -> None:
+def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
     "Record what an adapter learned from: dialogues, their versions and histories, and parents of synthetic ones."
     roots = {name: self.state.get_root(d) for d in dialogues for name in (d.id, *d.parents)}
-    sources = collect_source_ids(dialogues, self.state.list_exchange_ids())
-    for name in dict.fromkeys([*sources, *(parent for d in synthetic for parent in d.parents)]):
+    sources = collect_source_ids(dialogues + synthesis.uncorrected, self.state.list_exchange_ids())
+    for name in dict.fromkeys([*sources, *(parent for d in synthesis.dialogues for parent in d.parents)]):
         root, is_direct = roots.get(name) or self.state.roots.get(name, name), any(name == d.id for d in dialogues)
         if root in self.memory.dialogues:
             self.state.record("learned", root, version=name, is_direct=is_direct)
