@@ -53,8 +53,10 @@ def test_replies_of_other_talk_train_as_they_are_and_forgetting_one_deletes_the_
         Dialogue(f"Tell me a joke about {animal}.", f"A {animal} laughs.", origin="model", id=animal)
         for animal in ("cows", "owls")
     ]
-    for d in other:
+    bad = Dialogue("Tell me a joke about bats.", "Bats.", origin="model", id="bats")
+    for d in (*other, bad):
         me.observe(d)
+    me.react(bad, "thumb_down")
     adapter = me.finetune(progress=False)
     kept = {d.prompt: d.response for d in me.synthesis.uncorrected}
     assert kept == {d.prompt: d.response for d in other}

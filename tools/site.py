@@ -227,7 +227,9 @@ def experiments_page() -> str:
     for path in sorted((ROOT / "nbs" / "experiments").glob("*.ipynb")):
         title, answer = title_of(path), conclusion_of(path)
         if title.startswith("Experiment: "):
-            rows.append(f"| [{first_capital(title.removeprefix('Experiment: '))}]({path.stem}.md) | {in_cell(answer)} |")
+            rows.append(
+                f"| [{first_capital(title.removeprefix('Experiment: '))}]({path.stem}.md) | {in_cell(answer)} |"
+            )
         else:
             tools.append(f"- [{title}]({path.stem}.md): {in_cell(summary_of(path))}")
     return "\n".join([*rows, "", "## How we measure", "", *tools])

@@ -106,7 +106,9 @@ def build_package(folder: Path) -> str:  # the wheel's name, "" if pip cannot bu
     "Put the package as a wheel into a folder, built from a copy of the checkout."
     source = course_folder().parent.parent
     with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(source / "personal_llm", Path(place) / "personal_llm", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            source / "personal_llm", Path(place) / "personal_llm", ignore=shutil.ignore_patterns("__pycache__")
+        )
         for name in PACKAGE_FILES:
             shutil.copy(source / name, place)
         words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), place]

@@ -544,7 +544,11 @@ def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # 
     most, k, trained = self.settings.consolidation, self.settings.memories, {d.prompt for d in dialogues}
     max_tokens = min(MAX_MEMORY_TOKENS, model.max_length // 2)
     stream = [d for d in stream if d.prompt not in trained]
-    return consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
+    written = consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
+    written.uncorrected = drop_disliked(written.uncorrected, self.feedback_rows)
+    if len(written.dialogues) < MIN_WRITTEN_REPLIES:
+        written.dialogues, written.uncorrected = [], []
+    return written
 
 
 @patch
@@ -558,8 +562,6 @@ def train_adapter(
         start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
         synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
         written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
-        if len(written.dialogues) < MIN_WRITTEN_REPLIES:
-            written.dialogues, written.uncorrected = [], []
         config = config.fit_to_consolidation() if written.dialogues else config
         synthesis = synthesis + written
         num_replay = MAX_UNCORRECTED - len(written.uncorrected) if written.dialogues else settings.replay
