@@ -191,7 +191,7 @@ def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each o
         self._rows = matrix[[self.row_numbers[name] for name in self.names]] if self._bad else matrix
     return self._rows
 
-# %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
+# %% ../../nbs/5_selection/06_library.ipynb #9f7a9bx1
 @patch
 def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
     'One group of columns of all rows, such as "coordinates".'
