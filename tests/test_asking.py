@@ -1,8 +1,10 @@
 "The policy `active`: its model against numbers, the pace of questions, repeated prompts, silent users, memory."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from devices import start
+from devices import open_talk, say, start
 
 from personal_llm.base.core import NO_ANSWER, Dialogue
 from personal_llm.buffer.active import (
@@ -23,6 +25,7 @@ from personal_llm.buffer.correction_model import (
     estimate_relevance,
 )
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device.conversation import ChatSession
 
 
 def stream(n, seed=0, subject=0.15):
@@ -472,3 +475,32 @@ def test_a_large_model_asks_early_and_the_toy_does_not():
     )
     assert most(True) == EARLY_QUESTIONS == 4 and most(False) == 0
     assert most(True, early_questions=0) == 0 and most(False, early_questions=2) == 2
+
+
+def test_an_unanswered_question_of_a_chat_lowers_asking(tmp_path):
+    talk = open_talk(tmp_path / "me")
+    talk.me.settings = replace(talk.me.settings, early_questions=4)
+    rows = [c.dialogue for c, _ in stream(9)]
+    for d in rows[:3]:
+        say(talk, d)
+    assert talk.question.dialogue.prompt == rows[2].prompt and talk.me.buffer.policy.num_unanswered == 0
+    say_next = lambda d: (talk.settle_pending(), say(talk, d))
+    say_next(rows[3])
+    assert talk.question is None and talk.me.buffer.policy.num_unanswered == 1 and talk.me.cost.requests == 0
+    talk.feedback("better", text="Better")
+    assert talk.me.buffer.policy.num_unanswered == 0, "an answer, though unasked"
+    talk.close()
+    with ChatSession(talk.model, tmp_path / "me", early_questions=0) as again:
+        say(again, rows[4])
+        assert again.me.buffer.policy.early_questions == 0, "turned off for a stored chat"
+
+
+def test_a_thumb_down_at_a_question_is_no_silence(tmp_path):
+    talk = open_talk(tmp_path / "me")
+    talk.me.settings = replace(talk.me.settings, early_questions=4)
+    for c, _ in stream(3):
+        say(talk, c.dialogue)
+    talk.feedback("thumb_down")
+    talk.settle_pending()
+    assert talk.question is None and talk.me.buffer.policy.num_unanswered == 0
+    talk.close()
