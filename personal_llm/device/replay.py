@@ -78,7 +78,7 @@ def find_first_prompt_turn(turns: list, start: str) -> int:  # an index of the t
 
 # %% ../../nbs/6_device/02_replay.ipynb #ask00012
 CHARACTERS_PER_TOKEN = 4  # of English text, about
-MEASURED_COST = "two to three minutes of one processor core with SmolLM2-135M"
+MEASURED_COST = "two to three minutes of one processor core (SmolLM2-135M)"
 
 
 def estimate_memory_tokens(dialogues: list, most: int = DEFAULT_COUNT) -> int:
@@ -94,22 +94,20 @@ def estimate_memory_tokens(dialogues: list, most: int = DEFAULT_COUNT) -> int:
 
 def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
     "Say in one line what a fine-tune would cost, and what it would bring beside memory."
-    answered = collect_memories(state.buffer.dialogues)
-    last = state.rounds[-1] if state.rounds else None
-    cost = f"about {last.seconds:.0f} seconds, as the last one did" if last else f"about {MEASURED_COST}"
+    answered, last = collect_memories(state.buffer.dialogues), state.rounds[-1] if state.rounds else None
+    minutes = round(last.seconds / 60) if last else 0
+    cost = f"about {count_nouns(minutes, 'minute')}" if minutes else "less than a minute" if last else MEASURED_COST
+    most = state.settings.get("memories", DEFAULT_COUNT) if state.is_large else 0
+    if not most:
+        return "Replies read no memories here: your answers act through a fine-tune only."
     if not answered:
-        return "Nothing to learn yet: correct a reply first."
-    tokens = estimate_memory_tokens(answered, state.settings.get("memories", DEFAULT_COUNT)) if state.is_large else 0
-    if not tokens:
-        price = f" It takes {cost}." if last else ""
-        return f"Replies read no memories here, so your answers act through a fine-tune only.{price}"
-    memory = f"memory already (about {tokens} tokens a reply)"
+        return "No answers yet: correct a reply, and the next one reads it at once."
+    memory = f"memory already (about {estimate_memory_tokens(answered, most)} tokens a reply)"
     if last and all(d.id in last.parents for d in answered):
         return f"Your answers act through the last fine-tune, and through {memory}: another one brings nothing new."
-    brings = "little beside memory (.80 of your habits against .78, measured with 8 corrections)"
     return (
-        f"Your answers act through {memory}. A fine-tune would take {cost}, and bring {brings}; "
-        "it pays for replies without memory, such as those of an exported model (.70)."
+        f"Your answers act through {memory}. A fine-tune takes {cost}, and adds little to that: it kept .80 of the "
+        "habits in place of .78, with 8 corrections. It pays for replies without memory, as of an exported model (.70)."
     )
 
 # %% ../../nbs/6_device/02_replay.ipynb #f42c49b5
