@@ -1897,6 +1897,10 @@ d = {
                 "2_buffer/active.html#activepolicy.__init__",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy._compare_probability": (
+                "2_buffer/active.html#activepolicy._compare_probability",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy._find_step": (
                 "2_buffer/active.html#activepolicy._find_step",
                 "personal_llm/buffer/active.py",
@@ -1937,8 +1941,16 @@ d = {
                 "2_buffer/active.html#activepolicy.expect",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.find_wait": (
+                "2_buffer/active.html#activepolicy.find_wait",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.has_corrections": (
                 "2_buffer/active.html#activepolicy.has_corrections",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.is_early_question_due": (
+                "2_buffer/active.html#activepolicy.is_early_question_due",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_answer": (
@@ -1947,6 +1959,10 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.learn_from_reaction": (
                 "2_buffer/active.html#activepolicy.learn_from_reaction",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.learn_from_silence": (
+                "2_buffer/active.html#activepolicy.learn_from_silence",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
@@ -2309,6 +2325,10 @@ d = {
             ),
             "personal_llm.buffer.policies.Policy.learn_from_reaction": (
                 "2_buffer/policies.html#policy.learn_from_reaction",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.learn_from_silence": (
+                "2_buffer/policies.html#policy.learn_from_silence",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.order_questions": (
@@ -5269,8 +5289,16 @@ d = {
                 "6_device/replay.html#traininground.__str__",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.describe_training_benefit": (
+                "6_device/replay.html#describe_training_benefit",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.describe_unchanged": (
                 "6_device/replay.html#describe_unchanged",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.estimate_memory_tokens": (
+                "6_device/replay.html#estimate_memory_tokens",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.find_first_prompt_turn": (
@@ -5349,6 +5377,44 @@ d = {
             "personal_llm.experiments.all.select_grids": (
                 "experiments/all.html#select_grids",
                 "personal_llm/experiments/all.py",
+            ),
+        },
+        "personal_llm.experiments.asking": {
+            "personal_llm.experiments.asking.CoveringPolicy": (
+                "experiments/asking.html#coveringpolicy",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.CoveringPolicy.__init__": (
+                "experiments/asking.html#coveringpolicy.__init__",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.CoveringPolicy.compute_gain": (
+                "experiments/asking.html#coveringpolicy.compute_gain",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.CoveringPolicy.decide_question": (
+                "experiments/asking.html#coveringpolicy.decide_question",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.CoveringPolicy.is_early_question_due": (
+                "experiments/asking.html#coveringpolicy.is_early_question_due",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.count_questions": (
+                "experiments/asking.html#count_questions",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.hold_talk": (
+                "experiments/asking.html#hold_talk",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.measure": (
+                "experiments/asking.html#measure",
+                "personal_llm/experiments/asking.py",
+            ),
+            "personal_llm.experiments.asking.measure_development": (
+                "experiments/asking.html#measure_development",
+                "personal_llm/experiments/asking.py",
             ),
         },
         "personal_llm.experiments.bins": {

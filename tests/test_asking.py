@@ -1,11 +1,20 @@
 "The policy `active`: its model against numbers, the pace of questions, repeated prompts, silent users, memory."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from devices import start
+from devices import open_talk, say, start
 
 from personal_llm.base.core import NO_ANSWER, Dialogue
-from personal_llm.buffer.active import MAX_UNCORRECTED_ANSWERS, NO_TRAITS, ActivePolicy, expect_log_odds
+from personal_llm.buffer.active import (
+    EARLY_CORRECTIONS,
+    EARLY_QUESTION_GAP,
+    MAX_UNCORRECTED_ANSWERS,
+    NO_TRAITS,
+    ActivePolicy,
+    expect_log_odds,
+)
 from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.buffer.correction_model import (
     Answer,
@@ -16,6 +25,7 @@ from personal_llm.buffer.correction_model import (
     estimate_relevance,
 )
 from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.device.conversation import ChatSession
 
 
 def stream(n, seed=0, subject=0.15):
@@ -367,3 +377,130 @@ def test_an_open_question_of_an_earlier_version_takes_its_answer():
     )
     opened.learn_from_answer(buffer.view, asked, True)
     assert opened.answers[asked.dialogue.id].step == opened.seen - 1 == len(rows)
+
+
+def hold_talk(answer, num_dialogues=60, capacity=32, early=4, max_questions=None, seed=0):
+    "Offer a stream to a personalizer; `answer` takes the number of a question. Places of the questions, and it."
+    asked, place = [], 0
+
+    def user(dialogue):
+        asked.append(place)
+        return answer(len(asked))
+
+    settings = dict(early_questions=early, max_questions=max_questions)
+    me = start(None, capacity, "active", user, **settings)
+    for place, (candidate, _) in enumerate(stream(num_dialogues, seed)):
+        me.offer([candidate])
+    return asked, me
+
+
+CORRECTS, APPROVES, IS_SILENT = lambda number: "Better", lambda number: None, lambda number: NO_ANSWER
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("answer", [CORRECTS, APPROVES, IS_SILENT, lambda n: [None, "Better", NO_ANSWER][n % 3]])
+def test_at_most_one_question_in_five_turns_while_a_bin_is_free(answer, seed):
+    asked, me = hold_talk(answer, 32, seed=seed)
+    assert asked and asked[0] == 2 and (np.diff(asked) >= EARLY_QUESTION_GAP).all()
+    assert sum(place < 20 for place in asked) in (2, 3, 4) and me.buffer.policy.num_early <= 4
+
+
+def test_the_budget_of_questions_holds_for_early_ones_too():
+    for most in (0, 1, 2):
+        asked, me = hold_talk(APPROVES, max_questions=most)
+        assert len(asked) == me.cost.requests <= most and (len(asked) == most)
+    asked, me = hold_talk(APPROVES, 8, early=1)
+    assert asked == [2] and me.buffer.policy.num_early == 1
+
+
+def test_without_early_questions_all_is_as_before():
+    "The decisions are those of a policy that never heard of them, whatever the user leaves without an answer."
+    rows = [c for c, _ in stream(200, seed=3)]
+    _, plain = hold_talk(IS_SILENT, 200, early=0, max_questions=20, seed=3)
+    policy, view, asked = ActivePolicy(), Buffer(32).view, 0
+    for c in rows:
+        asked += policy.decide_question(view, c, 20 - asked)[0]
+    assert asked == plain.cost.requests and plain.buffer.policy.num_early == 0
+
+
+def test_corrections_that_nobody_asked_for_end_the_early_questions():
+    asked, place, me = [], 0, start(None, 32, "active", lambda d: asked.append(place), early_questions=4)
+    for place, (c, _) in enumerate(stream(8)):
+        me.offer([c])
+        if place < EARLY_CORRECTIONS and place != 2:
+            me.react(c.dialogue, "better", "Better")
+    assert asked == [2, 7]
+    me.react(c.dialogue, "better", "Better")
+    assert not me.buffer.policy.is_early_question_due(me.buffer.view), "three are known"
+
+
+def test_silence_doubles_the_pause_and_an_answer_ends_that():
+    asked, _ = hold_talk(IS_SILENT, 80, capacity=99, early=9)
+    assert asked == [2, 12, 32, 72]
+    asked, _ = hold_talk(lambda n: NO_ANSWER if n == 1 else None, 25, capacity=99, early=9)
+    assert asked == [2, 12, 17, 22]
+
+
+def test_no_early_question_when_the_bins_are_full():
+    policy, buffer = ActivePolicy(), Buffer(2, "active")
+    policy.early_questions, policy.seen = 4, 9
+    assert policy.is_early_question_due(buffer.view) and policy.find_wait(buffer.view) == EARLY_QUESTION_GAP
+    for i in range(2):
+        buffer.add(row(i))
+    assert not policy.is_early_question_due(buffer.view) and policy.find_wait(buffer.view) == 1
+
+
+def test_early_questions_are_replayed_and_saved(tmp_path):
+    from personal_llm.device.replay import PersonalizerState
+
+    asked, me = hold_talk(lambda n: [None, "Better", NO_ANSWER][n % 3], 50)
+    again = PersonalizerState(me.memory, Buffer(32, "active"))
+    assert again.buffer.policy.state() == me.buffer.policy.state() and me.buffer.policy.num_early > 1
+    policy = ActivePolicy()
+    policy.restore(me.buffer.policy.state())
+    assert policy.state() == me.buffer.policy.state()
+    early = ("early_questions", "num_early", "num_unanswered", "last_question")
+    old = {name: value for name, value in me.buffer.policy.state().items() if name not in early}
+    policy.restore(old)
+    assert policy.early_questions == 0 and policy.find_wait(Buffer(2).view) == 1, "a policy of an earlier version"
+
+
+def test_a_large_model_asks_early_and_the_toy_does_not():
+    from types import SimpleNamespace
+
+    from personal_llm.device.personalizer import EARLY_QUESTIONS, PersonalizerSettings
+
+    most = lambda is_large, **given: (
+        PersonalizerSettings(**given).complete(SimpleNamespace(is_large=is_large)).early_questions
+    )
+    assert most(True) == EARLY_QUESTIONS == 4 and most(False) == 0
+    assert most(True, early_questions=0) == 0 and most(False, early_questions=2) == 2
+
+
+def test_an_unanswered_question_of_a_chat_lowers_asking(tmp_path):
+    talk = open_talk(tmp_path / "me")
+    talk.me.settings = replace(talk.me.settings, early_questions=4)
+    rows = [c.dialogue for c, _ in stream(9)]
+    for d in rows[:3]:
+        say(talk, d)
+    assert talk.question.dialogue.prompt == rows[2].prompt and talk.me.buffer.policy.num_unanswered == 0
+    say_next = lambda d: (talk.settle_pending(), say(talk, d))
+    say_next(rows[3])
+    assert talk.question is None and talk.me.buffer.policy.num_unanswered == 1 and talk.me.cost.requests == 0
+    talk.feedback("better", text="Better")
+    assert talk.me.buffer.policy.num_unanswered == 0, "an answer, though unasked"
+    talk.close()
+    with ChatSession(talk.model, tmp_path / "me", early_questions=0) as again:
+        say(again, rows[4])
+        assert again.me.buffer.policy.early_questions == 0, "turned off for a stored chat"
+
+
+def test_a_thumb_down_at_a_question_is_no_silence(tmp_path):
+    talk = open_talk(tmp_path / "me")
+    talk.me.settings = replace(talk.me.settings, early_questions=4)
+    for c, _ in stream(3):
+        say(talk, c.dialogue)
+    talk.feedback("thumb_down")
+    talk.settle_pending()
+    assert talk.question is None and talk.me.buffer.policy.num_unanswered == 0
+    talk.close()

@@ -16,7 +16,13 @@ from typer import Option
 
 from .arguments import CommandResult, ModelOptions, choose_folder, command, format_pairs
 from .arguments import pick_settings, print_note, to_json
-from .personalize import TUNING_FIELDS, PersonalizeSettings, count_answers, find_adapter_folder
+from personal_llm.app.personalize import (
+    QUESTION_FIELDS,
+    TUNING_FIELDS,
+    PersonalizeSettings,
+    count_answers,
+    find_adapter_folder,
+)
 from .personalize import make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.core import Dialogue, InputError, check
@@ -77,6 +83,7 @@ def format_chat_status(session) -> str:
         answers=f"{answers['corrected']} corrected, {answers['called_fine']} approved, in the buffer",
         questions=f"{status['requests']} asked, at most {left} more before the next training",
         trained=count_nouns(status["finetunes"], "time") + f"; last: {status['last']}" * bool(status["last"]),
+        benefit=status["benefit"],
         training="" if training is None or training.is_done() else "in progress",
     )
     return "\n".join(format_pairs(pairs))
@@ -304,7 +311,7 @@ class ReplyingModelOptions(ModelOptions):
 @command("chat", "--out me", "--out me --max-questions 10", "--adapter mine", "--out me < lines.txt")
 def chat_command(
     model: ReplyingModelOptions,
-    settings: pick_settings(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
+    settings: pick_settings(PersonalizeSettings, *QUESTION_FIELDS, *TUNING_FIELDS),
     json: bool,
     quiet: bool,
     out: choose_folder(CHAT_OUT_HELP) = None,

@@ -97,7 +97,18 @@ def format_personalization(result: dict) -> list:  # lines
     return [*format_pairs(pairs), *format_change_table(result, NO_TEST_MESSAGE), *examples]
 
 # %% ../../nbs/8_app/07_commands.ipynb #a8150244
-RUN_FIELDS = ("policy", "capacity", "synthetic", "steps", "max_questions", "replay", "finetune_every", "start", "seed")
+RUN_FIELDS = (
+    "policy",
+    "capacity",
+    "synthetic",
+    "steps",
+    "max_questions",
+    "early_questions",
+    "replay",
+    "finetune_every",
+    "start",
+    "seed",
+)
 
 
 @command(
@@ -226,6 +237,7 @@ def status_command(out: SavedFolder):
         asked=format_answers(status["requests"], status["answers"]),
         adapter=f"{status['adapter'] or 'none'}, {count_nouns(status['finetunes'], 'fine-tune')}",
         last=status["last"],
+        benefit=status["benefit"],
     )
     return CommandResult(status, format_pairs(pairs))
 

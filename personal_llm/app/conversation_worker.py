@@ -15,6 +15,7 @@ from .server_guard import Refusal
 from ..base.core import InputError
 from ..device.background_training import release_memory
 from ..device.conversation import ChatSession
+from ..device.replay import describe_training_benefit
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
 ANSWERS_FOR_LEARNING = 24  # new answers that start a fine-tune
@@ -24,10 +25,11 @@ _JOBS_BEFORE_RELEASE = 50  # then we give freed memory back to the system
 
 
 def get_chat_numbers(session: ChatSession) -> dict:  # plain values
-    "Return the state of a session in numbers, with the open question's id."
+    "Return the state of a session in numbers, with the open question's id and a line about the benefit of training."
     me, question = session.me, session.question.dialogue.id if session.question else None
     memory = dict(kept=len(me.buffer), capacity=me.buffer.capacity, seen=me.buffer.seen, policy=me.buffer.policy.name)
     counts = dict(questions_left=max(0, me.questions_left()), new_answers=session.count_new_answers())
+    counts |= dict(benefit=describe_training_benefit(me.state))
     model = dict(model=session.model.name, is_toy=session.model.name == "pocket", rounds=len(me.rounds))
     return memory | counts | model | dict(is_learning=session.background_training is not None, question=question)
 

@@ -245,6 +245,7 @@ def delete_other_runs(owned: OwnedFolder, run: str) -> None:
             owned.remove(name)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #pe08
+QUESTION_FIELDS = ("max_questions", "early_questions")
 TUNING_FIELDS = ("layers", "target_modules", "batch_size", "dropout")  # fields that a large model may need to change
 
 
@@ -255,8 +256,10 @@ def make_tuning_config(model, settings: PersonalizeSettings):  # a `TuningConfig
 
 def make_session_settings(model, settings: PersonalizeSettings) -> dict:  # of a `ChatSession`
     "Return the settings of a chat that learns; without a number of questions, a stored chat keeps its own."
-    limit = {} if settings.max_questions is None else dict(max_questions=settings.max_questions)
-    return limit | dict(config=make_tuning_config(model, settings))
+    questions = {name: getattr(settings, name) for name in QUESTION_FIELDS}
+    return {name: x for name, x in questions.items() if x is not None} | dict(
+        config=make_tuning_config(model, settings)
+    )
 
 # %% ../../nbs/8_app/02_personalize.ipynb #bdc3949b
 @dataclass(frozen=True)

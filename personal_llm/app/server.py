@@ -21,7 +21,8 @@ from typer import Option
 from .arguments import choose_folder, command, pick_settings, print_note, to_json
 from .chat import ReplyingModelOptions
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
-from .personalize import TUNING_FIELDS, PersonalizeSettings, make_session_settings, resolve_start
+from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
+from .personalize import make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
 from ..base.core import InputError
 from ..base.files import ASSETS, get_user_folder, write_atomically
@@ -221,7 +222,7 @@ def serve_command(
     out: choose_folder(SERVE_OUT_HELP),
     model: ReplyingModelOptions,
     given: ServeOptions,
-    settings: pick_settings(PersonalizeSettings, "max_questions", *TUNING_FIELDS),
+    settings: pick_settings(PersonalizeSettings, *QUESTION_FIELDS, *TUNING_FIELDS),
     json: bool,
     quiet: bool,
 ) -> None:

@@ -70,6 +70,11 @@ class ActivePolicy(Policy):
         self.episode_corrections = 0
         self.last_correction = -99  # step of the last correction
         self.current = None  # `CandidateFeatures` of the last candidate
+        self.early_questions = 0  # most early questions, see below
+        self.num_early = self.num_unanswered = (
+            0  # early questions asked; questions without an answer since the last one
+        )
+        self.last_question = -99  # number of dialogues seen then
 
     def expect(self, num_dialogues: int) -> None:
         "Make the questions last for this many dialogues."
@@ -148,6 +153,27 @@ def discount_probability(self: ActivePolicy, observed: CandidateFeatures) -> flo
         self.episode_corrections = 0
     return observed.correction_probability * EPISODE_DISCOUNT**self.episode_corrections
 
+# %% ../../nbs/2_buffer/05_active.ipynb #ask00002
+EARLY_QUESTION_GAP = 5  # dialogues from one question to the next, while a bin is free
+FIRST_EARLY_QUESTION = 3  # number of the first dialogue that we may ask about
+EARLY_CORRECTIONS = 3  # known corrections that end the early questions
+
+
+@patch
+def find_wait(self: ActivePolicy, view: BufferView) -> int:
+    "Return the smallest number of dialogues from the last question to the next one."
+    if not self.early_questions:
+        return 1
+    return (EARLY_QUESTION_GAP if len(view) < view.capacity else 1) * 2**self.num_unanswered
+
+
+@patch
+def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
+    "Return whether few answers are known, and early questions are left."
+    num_corrections = sum(bool(answer.corrected) for answer in self.answers.values())
+    is_young = len(view) < view.capacity and self.seen >= FIRST_EARLY_QUESTION
+    return is_young and self.num_early < self.early_questions and num_corrections < EARLY_CORRECTIONS
+
 # %% ../../nbs/2_buffer/05_active.ipynb #75cdcb17
 @patch
 def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialogue, questions_left: int) -> tuple:
@@ -159,6 +185,19 @@ def decide_question(self: ActivePolicy, view: BufferView, candidate: ScoredDialo
     self.recent_probabilities = [*recent, probability][-WINDOW_SIZE:]
     if questions_left < 1:
         return False, "no question is left"
+    if self.seen - self.last_question < self.find_wait(view):
+        return False, f"fewer than {self.find_wait(view)} dialogues came after the last question"
+    if self.is_early_question_due(view):
+        self.num_early, self.last_question = self.num_early + 1, self.seen
+        return True, "an early answer serves all replies after it"
+    should_ask, reason = self._compare_probability(observed, probability, recent, questions_left)
+    self.last_question = self.seen if should_ask else self.last_question
+    return should_ask, reason
+
+
+@patch
+def _compare_probability(self: ActivePolicy, observed, probability: float, recent: list, questions_left: int) -> tuple:
+    "Decide whether a discounted probability is among the highest of the recent ones; return the reason, too."
     if self.seen <= MIN_DIALOGUES_BEFORE_QUESTION:
         return False, f"fewer than {MIN_DIALOGUES_BEFORE_QUESTION} dialogues came before"
     if len(self.answers) >= MAX_UNCORRECTED_ANSWERS and not self.has_corrections():
@@ -176,9 +215,16 @@ def learn_from_answer(self: ActivePolicy, view: BufferView, candidate: ScoredDia
     observed, step = self.observe_candidate(candidate), self._find_step(candidate.dialogue)
     self.correction_model.update(observed.features, corrected)
     self.answers[observed.id] = Answer(step, observed.direction, bool(corrected), observed.id)
+    self.num_unanswered = 0
     if corrected:
         self.episode_corrections += self.seen - 1 - step <= EPISODE_GAP_DIALOGUES
         self.last_correction = max(self.last_correction, step)
+
+
+@patch
+def learn_from_silence(self: ActivePolicy) -> None:
+    "Learn that the user left a question without an answer: the next one comes later."
+    self.num_unanswered += 1
 
 # %% ../../nbs/2_buffer/05_active.ipynb #d7d45ec5
 REACTION_LOG_ODDS = 2.0  # y, in absolute value
@@ -344,7 +390,8 @@ def _to_arrays(row: dict) -> dict:
 @patch
 def restore(self: ActivePolicy, state: dict) -> None:
     "Restore what `state` returned; raises `ValueError`, `TypeError` or `KeyError` for a damaged state."
-    state = dict(reactions={}, sample={}, steps={}, traits={}) | state  # which earlier versions did not have
+    early = dict(early_questions=0, num_early=0, num_unanswered=0, last_question=-99)
+    state = dict(reactions={}, sample={}, steps={}, traits={}) | early | state  # which earlier versions did not have
     model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
     if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
         raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")

@@ -120,6 +120,9 @@ class Policy:
     def learn_from_reaction(self, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float) -> None:
         "Learn from a reaction to a reply: the probability that the reply did not satisfy."
 
+    def learn_from_silence(self) -> None:
+        "Learn that the user left a question without an answer."
+
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."
         return dialogues

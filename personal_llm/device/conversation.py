@@ -106,6 +106,8 @@ class ChatSession:
                 self.me = load_personalizer(self.folder, model, start=settings.get("start"), has_lock=True)
                 if "max_questions" in settings:
                     self.me.allow_questions(settings["max_questions"])
+                if "early_questions" in settings:
+                    self.me.settings = replace(self.me.settings, early_questions=settings["early_questions"])
             else:
                 self.me = Personalizer(model, folder=self.folder, has_lock=True, **settings)
             self.open_locks = open_locks.pop_all()

@@ -847,6 +847,7 @@ async function loadLearning() {
   const last = rounds.length ? ` The last one took ${rounds[rounds.length - 1].seconds.toFixed(0)} seconds.` : "";
   $("learning-state").textContent = learning ? `A fine-tune is running.${last} You can go on chatting.`
     : `${outcome}New answers since the last fine-tune: ${fresh}. ${start} Fine-tunes so far: ${rounds.length}.`;
+  $("benefit").textContent = state.status.benefit;
   $("learn").disabled = learning;
   $("compare").disabled = $("unlearn").disabled = !rounds.length;
   $("curve").hidden = $("rounds").hidden = !rounds.length;
