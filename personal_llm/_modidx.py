@@ -7283,6 +7283,10 @@ d = {
                 "experiments/summary.html#asking_claims",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.benchmark_claims": (
+                "experiments/summary.html#benchmark_claims",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.decide_verdict": (
                 "experiments/summary.html#decide_verdict",
                 "personal_llm/experiments/summary.py",

@@ -7,12 +7,13 @@ __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'N
            'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION',
            'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS',
            'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT', 'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT',
-           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'read_conversations', 'write_turn', 'pair_turns', 'find_evidence',
-           'load_tools', 'add_fact_domain', 'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts',
-           'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval', 'measure_fact_store',
-           'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply',
-           'sample_questions', 'write_request', 'write_prompt', 'write_prompts', 'measure_answers', 'NovelPolicy',
-           'score_by_hybrid', 'join_content_words', 'measure_novel', 'RarePolicy', 'read_values', 'compare_values']
+           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'CHOSEN_ON', 'CHECKED', 'read_conversations', 'write_turn',
+           'pair_turns', 'find_evidence', 'load_tools', 'add_fact_domain', 'keep_dialogues', 'Retriever',
+           'find_facts_once', 'list_facts', 'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval',
+           'measure_fact_store', 'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems',
+           'compare_stems', 'grade_reply', 'sample_questions', 'write_request', 'write_prompt', 'write_prompts',
+           'measure_answers', 'NovelPolicy', 'score_by_hybrid', 'join_content_words', 'measure_novel', 'RarePolicy',
+           'read_values', 'compare_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -492,6 +493,9 @@ GRIDS += (
 )
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00023
+CHOSEN_ON, CHECKED = CONVERSATIONS[:2], CONVERSATIONS[2:]  # of the later plans
+
+
 def read_values(kept: str, metric: str, grid: str = "locomo") -> dict:  # conversation -> value
     "Return a metric of a policy, or of a condition of the answers, as the mean over its seeds."
     values, name = {}, "condition" if "answers" in grid else "kept"
@@ -501,7 +505,7 @@ def read_values(kept: str, metric: str, grid: str = "locomo") -> dict:  # conver
     return {user: float(np.mean(values[user])) for user in CONVERSATIONS if user in values}
 
 
-def compare_values(first: tuple, second: tuple, users: tuple = CONVERSATIONS):  # `MeanEstimate` of second minus first
+def compare_values(first: tuple, second: tuple):  # `MeanEstimate` of second minus first
     "Compare two (policy, metric, grid), paired by conversation."
     before, after = read_values(*first), read_values(*second)
-    return mean_over_users(np.array([after[user] - before[user] for user in users]))
+    return mean_over_users(np.array([after[user] - before[user] for user in before if user in after]))
