@@ -5951,6 +5951,10 @@ d = {
                 "experiments/locomo.html#retriever.score_facts",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.Retriever.vectors": (
+                "experiments/locomo.html#retriever.vectors",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.add_fact_domain": (
                 "experiments/locomo.html#add_fact_domain",
                 "personal_llm/experiments/locomo.py",
@@ -6021,6 +6025,10 @@ d = {
             ),
             "personal_llm.experiments.locomo.measure_novel": (
                 "experiments/locomo.html#measure_novel",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_rare": (
+                "experiments/locomo.html#measure_rare",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
