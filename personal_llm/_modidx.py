@@ -5983,6 +5983,10 @@ d = {
                 "experiments/locomo.html#retriever.score_facts",
                 "personal_llm/experiments/locomo.py",
             ),
+            "personal_llm.experiments.locomo.Retriever.vectors": (
+                "experiments/locomo.html#retriever.vectors",
+                "personal_llm/experiments/locomo.py",
+            ),
             "personal_llm.experiments.locomo.add_fact_domain": (
                 "experiments/locomo.html#add_fact_domain",
                 "personal_llm/experiments/locomo.py",
@@ -6053,6 +6057,10 @@ d = {
             ),
             "personal_llm.experiments.locomo.measure_novel": (
                 "experiments/locomo.html#measure_novel",
+                "personal_llm/experiments/locomo.py",
+            ),
+            "personal_llm.experiments.locomo.measure_rare": (
+                "experiments/locomo.html#measure_rare",
                 "personal_llm/experiments/locomo.py",
             ),
             "personal_llm.experiments.locomo.measure_recall": (
@@ -7317,6 +7325,10 @@ d = {
             ),
             "personal_llm.experiments.summary.asking_claims": (
                 "experiments/summary.html#asking_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.benchmark_claims": (
+                "experiments/summary.html#benchmark_claims",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.decide_verdict": (
