@@ -8383,6 +8383,16 @@ d = {
                 "personal_llm/recipes/asking_prior.py",
             ),
         },
+        "personal_llm.recipes.course_replies": {
+            "personal_llm.recipes.course_replies.make_replies": (
+                "recipes/course_replies.html#make_replies",
+                "personal_llm/recipes/course_replies.py",
+            ),
+            "personal_llm.recipes.course_replies.read_replies": (
+                "recipes/course_replies.html#read_replies",
+                "personal_llm/recipes/course_replies.py",
+            ),
+        },
         "personal_llm.recipes.crafted_styles": {
             "personal_llm.recipes.crafted_styles._elementary": (
                 "recipes/crafted_styles.html#_elementary",

@@ -202,6 +202,25 @@ def test_a_slide_holds_one_idea_and_does_not_overflow(n):
     assert {h for h in re.findall(r"(?m)^#{2,3} .+$", text)} <= shown
 
 
+def width_of(formula: str) -> int:
+    "About how many letters wide a formula is; a fraction is as wide as its longer part."
+    part = r"((?:[^{}]|\{[^{}]*\})*)"
+    formula = re.sub(r"\\(?:text|mathrm|operatorname)\{([^}]*)\}", r"\1", formula)
+    formula = re.sub(rf"\\frac\{{{part}\}}\{{{part}\}}", lambda found: max(found.groups(), key=len), formula)
+    formula = re.sub(r"\\(?:left|right|[Bb]ig|[,;!])", "", formula).replace("\\qquad", "xx")
+    return len(re.sub(r"[{}_^\\\s]", "", re.sub(r"\\[a-zA-Z]+", "x", formula)))
+
+
+def test_no_formula_is_wider_than_a_page():
+    "Of 28 points; in chromium one of 50 letters fits a page of 1280 pixels, and one of 52 did not."
+    cells = [cell for n in LESSONS for cell in notebook(f"lesson_{n}_*.ipynb") if cell["cell_type"] == "markdown"]
+    formulas = [formula for cell in cells for formula in re.findall(r"(?s)\$\$(.+?)\$\$", source(cell))]
+    assert len(formulas) >= 20 and not [formula for formula in formulas if width_of(formula) > 51]
+    assert (
+        width_of(r"\text{exposure} = \log_2 (\text{number of candidates}) - \log_2 (\text{rank of the canary}).") > 51
+    )
+
+
 def test_a_full_page_goes_on_under_the_same_heading():
     pytest.importorskip("latex2mathml")
     pytest.importorskip("mkdocs")

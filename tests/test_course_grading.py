@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from attempts import LINES, read_attempts
 
 from personal_llm.base.core import InputError
-from personal_llm.course import grading
+from personal_llm.course import grading, worker
+from personal_llm.course.__main__ import main
 from personal_llm.course.grading import Limits, course_tasks, grade_class, report_of, write_reports, write_table
 from personal_llm.course.checks import Verdict
 from personal_llm.course.submissions import Submission, code_cells, learner_of, similar_pairs, shingles
@@ -299,3 +301,36 @@ def test_the_command_grades_a_folder(tmp_path):
         "eve,60.0,6 of 7" in (tmp_path / "marks.csv").read_text() and (tmp_path / "marks_reports" / "eve.md").exists()
     )
     assert subprocess.run([*command[:4], str(tmp_path / "no")], capture_output=True).returncode == 2
+
+
+def test_a_guard_that_the_system_lacks_is_named(tmp_path, monkeypatch, capsys):
+    submission = Submission(tmp_path / "eve.ipynb", "eve", 2)
+    hand_in(submission.path, ALL)
+    for guards, count in (((), 2), (("hidden files",), 1), (worker.GUARDS, 0)):
+        marks = grading.ClassMarks([grading.Marked(submission, {}, guards=guards)], [2], [], 0)
+        monkeypatch.setattr(grading, "grade_class", lambda *_, **__: marks)
+        assert main(["grade", str(tmp_path), "--lessons", "2", "--out", str(tmp_path / "marks.csv")]) == 0
+        assert capsys.readouterr().out.count("note: this system cannot") == count
+
+
+def test_other_systems_have_no_filter_and_raise_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not worker.forbid_processes() and not worker.leave_namespaces() and not worker.hide_folders([], ".")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(worker.os, "uname", lambda: type("Names", (), dict(machine="riscv64")), raising=False)
+    assert not worker.forbid_processes()
+
+
+def test_the_report_of_a_copy_says_why_it_has_no_points(graded):
+    report = report_of(graded[0], "the solution")
+    assert "This notebook has no points: nearly all of its code is that of our solution." in report
+    assert "**episode**: right" not in report
+
+
+@pytest.mark.slow
+def test_the_hand_out_brings_a_package_that_pip_can_install(tmp_path):
+    assert main(["handout", str(tmp_path / "class"), "--lessons", "1"]) == 0
+    (wheel,) = (tmp_path / "class").glob("*.whl")
+    assert f"pip install ./{wheel.name}" in (tmp_path / "class" / "README.md").read_text(encoding="utf-8")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "personal_llm/course/tasks_1.py" in names and not [name for name in names if "solution" in name]

@@ -88,8 +88,9 @@ def main(arguments: list = None) -> int:  # exit code
 LEARNER_FILES = ("glossary.ipynb", "report_template.ipynb")
 LEARNER_PAGE = """# A course on models that learn their user
 
-1. Install Python 3.10 or newer. In this folder type `pip install {package} jupyterlab`. On Linux without a graphics card,
-   type `pip install torch --index-url https://download.pytorch.org/whl/cpu` before: it is a tenth of the download.
+1. Install Python 3.10 or newer. In this folder type `pip install {package} jupyterlab`.
+   On Linux without a graphics card, type before: `pip install torch --index-url https://download.pytorch.org/whl/cpu`.
+   It is a tenth of the download.
 2. Type `personal-llm get smollm2` (93 MB), for the cells of lessons 1, 5, 7 and 10 with a model that speaks. Then type
    `jupyter lab`. From here on you need no network, and you never need a graphics card.
 3. Open the first lesson, `{first}`, and choose *Run all*. All tasks are open.
@@ -106,9 +107,8 @@ def build_package(folder: Path) -> str:  # the wheel's name, "" if pip cannot bu
     "Put the package as a wheel into a folder, built from a copy of the checkout."
     source = course_folder().parent.parent
     with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(
-            source / "personal_llm", Path(place) / "personal_llm", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        caches = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source / "personal_llm", Path(place) / "personal_llm", ignore=caches)
         for name in PACKAGE_FILES:
             shutil.copy(source / name, place)
         words = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), place]
