@@ -3,7 +3,7 @@
     python tests/served_load.py kills smollm2 20      kill it 20 times while it replies, stores reactions and learns
     python tests/served_load.py soak smollm2 5 600    five clients for 600 seconds
 
-The output is a JSON object. A turn or reaction counts as acknowledged when its answer is 200 and says that it is stored.
+The output is a JSON object. A turn or reaction is acknowledged when its answer is 200 and says that it is stored.
 """
 
 import contextlib
