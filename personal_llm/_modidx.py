@@ -4671,6 +4671,10 @@ d = {
                 "6_device/forgetting.html#_find_roots",
                 "personal_llm/device/forgetting.py",
             ),
+            "personal_llm.device.forgetting._holds_only_yours": (
+                "6_device/forgetting.html#_holds_only_yours",
+                "personal_llm/device/forgetting.py",
+            ),
             "personal_llm.device.forgetting._list_copies": (
                 "6_device/forgetting.html#_list_copies",
                 "personal_llm/device/forgetting.py",
@@ -4877,6 +4881,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._get_model_name": (
                 "6_device/personalizer.html#personalizer._get_model_name",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._is_import": (
+                "6_device/personalizer.html#personalizer._is_import",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (

@@ -45,6 +45,16 @@ def test_forget_a_text(out, capsys):
     assert f"personal-llm forget --out {out} --retrain trains" in shown and "the file of chats" in shown
 
 
+def test_a_folder_that_stays_is_called_removed_once(out, capsys):
+    "It holds a file of yours; the second call deletes nothing there, and neither would a third."
+    (out / "adapter" / "mine.txt").write_text("yours")
+    forget = lambda *words: invoke(capsys, "forget", "--out", out, "--containing", *words)[1]
+    assert f"removed: {out / 'adapter'}\n" in forget(CANARY)
+    assert f"removed: {out / 'adapter'}\n" not in forget("thing 1", "--dry-run")
+    assert f"removed: {out / 'adapter'}\n" not in forget("thing 1")
+    assert [path.name for path in (out / "adapter").iterdir()] == ["mine.txt"]
+
+
 def test_forget_with_retrain_names_no_retrain(out, capsys, monkeypatch):
     monkeypatch.setattr(ModelOptions, "load", lambda self: shared("llama"))
     shown = invoke(capsys, "forget", "--out", out, "--containing", CANARY, "--retrain", "--quiet")[1]

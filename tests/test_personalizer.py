@@ -1,6 +1,9 @@
 "The loop on a fake model: budgets, where fine-tunes begin, what is refused."
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +11,7 @@ import pytest
 from devices import LEXICONS, TALK, Fake, User, begun_from, fake_tune, start, told, watch, weights_hash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import ended
 
 from personal_llm.base.adapters import WEIGHTS_FILE
 from personal_llm.base.core import Cost, Dialogue, InputError
@@ -235,6 +239,42 @@ def test_a_warm_start_that_fails_changes_nothing(monkeypatch, tmp_path):
     shelf.base = "other"
     with pytest.raises(InputError, match="library is for base other, this model is base"):
         start(start=shelf)
+
+
+def test_a_fine_tune_that_is_killed_leaves_no_merge(monkeypatch, tmp_path):
+    "Without one it makes no folder for one; the next process deletes the merge, and no folder of yours."
+    temporary, shelf = tmp_path / "temporary", Shelf(tmp_path / "shelf")
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    merge = tmp_path / "me" / "adapters" / "000" / "merge"
+
+    def write_merge(found, out=None):
+        shutil.copytree(shelf["a"].adapter, out)
+        return out
+
+    def kill(begin) -> int:
+        me = start(tmp_path / "me", replaces=True)
+        watch(me, TALK[:5])
+        me.save()
+        with monkeypatch.context() as patch:
+            patch.setattr(personalizer, "get_start_adapter", write_merge)
+            patch.setattr(personalizer, "tune", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
+            if not (child := os.fork()):
+                me.finetune(start=begin, progress=False)
+            return ended(child)
+
+    list_temporary = lambda: [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
+    assert kill(None) == -signal.SIGKILL and not list_temporary() and not merge.exists()
+    assert kill(ranking(shelf, None, dict(a=0.5, b=0.3))) == -signal.SIGKILL and merge.is_dir()
+    yours = tmp_path / "me" / "adapters" / "mine" / "merge"
+    yours.mkdir(parents=True)
+    me = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS)
+    me.save()
+    assert not merge.parent.exists() and yours.is_dir() and not list_temporary()
+    monkeypatch.setattr(personalizer, "get_start_adapter", write_merge)
+    monkeypatch.setattr(personalizer, "Library", Shelf)
+    me.finetune(start=ranking(shelf, None, dict(a=0.5, b=0.3)), progress=False)
+    assert merge.parent.is_dir() and not merge.exists()
 
 
 def ranking(shelf, best, weights):

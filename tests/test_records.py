@@ -194,9 +194,11 @@ def test_no_bytes_make_anything_but_an_input_error(tmp_path_factory, content, na
             assert numbers(rows) == sorted(numbers(rows))
 
 
-def test_a_gzip_bomb_is_one_line_and_takes_no_memory(tmp_path):
-    "700 MB of zeros in 700 kB; we stop at the limit."
+def test_a_gzip_bomb_is_one_line_and_takes_no_memory(tmp_path, monkeypatch):
+    "300 MB of zeros in 1.3 MB; we stop at the limit, whatever it is."
     import tracemalloc
+
+    from personal_llm.data import records
 
     file = write(tmp_path / "bomb.gz", gzip.compress(bytes(100), 9))
     with gzip.open(file, "wb", 1) as f:
@@ -206,6 +208,11 @@ def test_a_gzip_bomb_is_one_line_and_takes_no_memory(tmp_path):
     with pytest.raises(InputError, match="more than 200 MB"):
         read_file(file)
     assert tracemalloc.get_traced_memory()[1] < 10**9
+    monkeypatch.setattr(records, "MAX_UNZIPPED_BYTES", 10**6)
+    tracemalloc.reset_peak()
+    with pytest.raises(InputError, match="more than 1 MB"):
+        read_file(file)
+    assert tracemalloc.get_traced_memory()[1] < 10**8
     tracemalloc.stop()
 
 

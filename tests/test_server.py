@@ -279,6 +279,25 @@ def test_an_export_of_chats_is_imported(served, tmp_path):
     assert status == 400 and "/tmp" not in answer["detail"], answer
 
 
+def test_imported_chats_train_after_the_first_thumb_too(served):
+    "But not a dialogue that you dislike, and of your own turns only those that you answered."
+    rows = [dict(prompt=f"What is thing {i}?", response=f"Thing {i} is small.") for i in range(6)]
+    content = "\n".join(map(json.dumps, rows)).encode()
+    assert ask(served, "POST", "/personal/import?name=x.jsonl", content)[1]["dialogues"] == 6
+    me, first, second = served.session.me, say(served, "My knee hurts.")["id"], say(served, "What now?")["id"]
+    imported = {d.prompt: d.id for d in me.buffer.dialogues if d.origin == "user"}
+    trained = lambda: {d.prompt for d in me.select_trainable()}
+    assert len(imported) == 6 and second
+    assert ask(served, "POST", "/personal/feedback", dict(id=first, kind="thumb_up"))[0] == 200
+    assert trained() == {*imported, "My knee hurts."}
+    disliked = dict(id=imported["What is thing 0?"], kind="thumb_down")
+    assert ask(served, "POST", "/personal/feedback", disliked)[0] == 200
+    assert trained() == {*imported, "My knee hurts."} - {"What is thing 0?"}
+    assert "6 dialogues" in ask(served, "POST", "/personal/learn")[1]["message"]
+    until(lambda: ask(served, "GET", "/personal/status")[1]["rounds"] == 1)
+    assert {imported[f"What is thing {i}?"] for i in range(1, 6)} < {*me.rounds[0].parents}
+
+
 def test_an_import_is_stored_whole_or_not_at_all(served, tmp_path, monkeypatch):
     "An error in its middle, a queue that fills up, and a full disk."
     content = "".join(json.dumps(dict(prompt=f"What is thing {i}?", response="Small.")) + "\n" for i in range(40))

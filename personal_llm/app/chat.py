@@ -91,8 +91,7 @@ def format_chat_status(session) -> str:
 
 def describe_chat_style(session) -> str:
     "Describe your preferred answers in words and counts; raise `InputError` for too few different answers."
-    dialogues = session.me.buffer.policy.select_training_dialogues(session.me.buffer.dialogues)
-    dialogues = [d for d in dialogues if d.origin in USER_ORIGINS]
+    dialogues = [d for d in session.me.select_trainable() if d.origin in USER_ORIGINS]
     if not dialogues:
         raise InputError("no reply was corrected or approved yet", "correct or approve a reply first")
     num_different = len({tuple(get_words(d.response)) for d in dialogues})

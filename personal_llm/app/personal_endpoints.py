@@ -324,7 +324,7 @@ def compare_replies(session: ChatSession) -> dict:
     "Reply to three prompts of the buffer, before and after the last fine-tune."
     me, examples = session.me, []
     adapters = [None, *(one.adapter for one in me.rounds)][-2:]
-    dialogues = me.buffer.policy.select_training_dialogues(me.buffer.dialogues)[-NUM_EXAMPLES:]
+    dialogues = me.select_trainable()[-NUM_EXAMPLES:]
     if not me.rounds or not dialogues:
         return dict(examples=[])
     replies = []

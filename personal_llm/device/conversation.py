@@ -464,7 +464,7 @@ def learn(self: ChatSession) -> str:  # a message for the user
     self.settle_pending()
     if self.background_training is not None:
         raise InputError("a fine-tune is running", "you get a message when it is complete")
-    dialogues = self.me.buffer.policy.select_training_dialogues(self.me.buffer.dialogues)
+    dialogues = self.me.select_trainable()
     if all(d.origin == "model" for d in dialogues):
         raise InputError(NO_ANSWERS_MESSAGE, "correct or approve a reply first")
     self.background_training = BackgroundTraining(self.me)

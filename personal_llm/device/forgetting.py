@@ -18,7 +18,7 @@ from ..base.ledger import read_ledger
 from ..base.lineage import STORE_FILE, normalize_text, read_training_ids
 from ..base.text import count_nouns
 from ..buffer.scoring import ScoredDialogue
-from .memory import ADAPTERS_FOLDER, RUN_FOLDER_PATTERN, Memory, find_run_folders
+from .memory import ADAPTERS_FOLDER, OWN_NAMES, RUN_FOLDER_PATTERN, Memory, find_run_folders
 from .memory import get_state_version, is_own_folder, remove_adapter, sweep_folder
 from .replay import PersonalizerState, read_state
 
@@ -203,7 +203,14 @@ def _find_published(run: Path, request: ForgetRequest, report: ForgetReport, ada
         is_named = run_report.is_file() and request.is_in(run_report.read_text(errors="replace"))
         found = [adapter] * is_affected + [run_report] * (is_affected or is_named)
         paths += found if stage == "." else [out / stage] * bool(found)
-    return [path for path in paths if path.name in recorded and path.exists()]
+    is_left = lambda path: path.exists() and not (path.name == PUBLISHED_ADAPTER and _holds_only_yours(path))
+    return [path for path in paths if path.name in recorded and is_left(path)]
+
+
+def _holds_only_yours(folder: Path) -> bool:
+    "Return whether a folder of an adapter has files, and none of them is ours."
+    names = {path.name for path in folder.iterdir()}
+    return bool(names) and names.isdisjoint(OWN_NAMES) and not any(name.endswith(".tmp") for name in names)
 
 
 def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences

@@ -271,8 +271,9 @@ def lock_state(folder, version: str):
 MARK_FILE = ".made-by-personal-llm"
 ADAPTERS_FOLDER = "adapters"  # the adapters of all fine-tunes
 BACKGROUND_FOLDER = "learning"  # a fine-tune that is still running
+MERGE_FOLDER = "merge"  # in the folder of an adapter: the merge where its fine-tune begins
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
-OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, MARK_FILE)
+OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, MERGE_FOLDER, MARK_FILE)
 
 
 def _is_linked(place: Path) -> bool:
@@ -332,7 +333,7 @@ def load_adapter(path, hashes: dict) -> Adapter:  # hashes: of `hash_adapter_fil
 def remove_adapter(
     folder,
     hashes: dict = None,  # in a folder without our mark, we delete only the files with these hashes
-) -> list:  # the folder's path, if our files were there
+) -> list:  # the folder's path, if we deleted a file there
     "Delete our files in the folder of an adapter, and the folder if that is empty then; never follow a link."
     folder, names = Path(folder), OWN_NAMES
     if not folder.is_dir() or _is_linked(folder):
@@ -341,11 +342,12 @@ def remove_adapter(
         remove_temporary_files(folder, ("adapter", *OWN_NAMES))
     else:
         names = [name for name, digest in hash_adapter_files(folder).items() if hashes.get(name) == digest]
-    for name in names:
-        delete_path(folder / name)
+    own = [folder / name for name in names if (folder / name).exists()]
+    for path in own:
+        delete_path(path)
     if not any(folder.iterdir()):
         folder.rmdir()
-    return [str(folder)] if names else []
+    return [str(folder)] if any(not path.exists() for path in own) else []
 
 
 def sweep_folder(folder, events: list, live: list) -> list:  # paths of deleted folders

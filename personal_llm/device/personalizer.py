@@ -10,7 +10,6 @@ __all__ = ['ASK_WHEN_CHOICES', 'EARLY_QUESTIONS', 'SMALL_MODEL_DEFAULTS', 'OBSER
 # %% ../../nbs/6_device/04_personalizer.ipynb #586726a1
 import json
 import sys
-import tempfile
 import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from personal_llm.base.core import (
     setting,
 )
 from ..base.database import READ_ERRORS
-from ..base.files import OWNERSHIP_FILE, open_results_folder, publish_results
+from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
 from ..base.loading import get_lasting_name, load_encoder
 from ..base.text import count_nouns, escape_controls
@@ -37,7 +36,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, MAX_UNCORRECTED, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
-from ..buffer.feedback import get_first_id
+from ..buffer.feedback import estimate_dissatisfaction, get_first_id
 from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, retrieve
@@ -49,7 +48,9 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to
 from .forgetting import forget_dialogues
 from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
 from personal_llm.device.memory import (
+    MERGE_FOLDER,
     hash_adapter_files,
+    is_claimed,
     load_adapter,
     lock_state,
     remove_adapter,
@@ -492,9 +493,17 @@ def finetune(
 
 @patch
 def select_trainable(self: Personalizer) -> list:
-    "Return the dialogues of the buffer with a response that the policy trains on."
+    "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
     with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
-    return self.buffer.policy.select_training_dialogues(with_response)
+    chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
+    disliked = {id for id, chance in estimate_dissatisfaction(self.feedback_rows).items() if chance > 0.5}
+    return [d for d in with_response if d.id in chosen or self._is_import(d) and get_first_id(d) not in disliked]
+
+
+@patch
+def _is_import(self: Personalizer, d: Dialogue) -> bool:
+    "Return whether a dialogue is from a file that a chat read, and neither corrected nor approved since."
+    return d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
 
 
 @patch
@@ -568,17 +577,19 @@ def train_adapter(
     "Choose a start, synthesise dialogues, and tune an adapter."
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
-    with tempfile.TemporaryDirectory(prefix="merge-") as folder:
-        start_adapter, warm, cost = self.choose_start(start, dialogues, folder, model)
-        synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
-        written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
-        config = config.fit_to_consolidation() if written.dialogues else config
-        synthesis = synthesis + written
-        num_replay = MAX_UNCORRECTED - len(written.uncorrected) if written.dialogues else settings.replay
-        replay = load_replay(min(settings.replay, num_replay))
-        texts = dialogues + synthesis.dialogues + synthesis.uncorrected
-        preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
-        adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
+    merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
+    start_adapter, warm, cost = self.choose_start(start, dialogues, merge, model)
+    synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
+    written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
+    config = config.fit_to_consolidation() if written.dialogues else config
+    synthesis = synthesis + written
+    num_replay = MAX_UNCORRECTED - len(written.uncorrected) if written.dialogues else settings.replay
+    replay = load_replay(min(settings.replay, num_replay))
+    texts = dialogues + synthesis.dialogues + synthesis.uncorrected
+    preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
+    adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
+    if merge:
+        delete_path(merge)
     return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
