@@ -1270,6 +1270,14 @@ d = {
                 "0_base/decoding.html#compute_end_bonus",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.compute_stop_bonus": (
+                "0_base/decoding.html#compute_stop_bonus",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_heads": (
+                "0_base/decoding.html#cost_heads",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.cost_neighbours": (
                 "0_base/decoding.html#cost_neighbours",
                 "personal_llm/base/decoding.py",
@@ -1279,8 +1287,20 @@ d = {
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.cost_starts": (
+                "0_base/decoding.html#cost_starts",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_finished_tokens": (
+                "0_base/decoding.html#count_finished_tokens",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_tokens_at_limit": (
+                "0_base/decoding.html#count_tokens_at_limit",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.count_whole_tokens": (
@@ -1303,6 +1323,10 @@ d = {
                 "0_base/decoding.html#find_end_tokens",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_fragments": (
+                "0_base/decoding.html#find_fragments",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_repeated_mark": (
                 "0_base/decoding.html#find_repeated_mark",
@@ -1312,6 +1336,15 @@ d = {
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_restatement": (
+                "0_base/decoding.html#find_restatement",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_short_verse": (
+                "0_base/decoding.html#find_short_verse",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_stem": ("0_base/decoding.html#find_stem", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_token_classes": (
                 "0_base/decoding.html#find_token_classes",
                 "personal_llm/base/decoding.py",
@@ -1320,8 +1353,16 @@ d = {
                 "0_base/decoding.html#find_unit_ends",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_whole_from": (
+                "0_base/decoding.html#find_whole_from",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.is_in_code": (
                 "0_base/decoding.html#is_in_code",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_in_list": (
+                "0_base/decoding.html#is_in_list",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_periodic": (
@@ -1336,8 +1377,17 @@ d = {
                 "0_base/decoding.html#is_sentence_end",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.make_decoding_rules": (
                 "0_base/decoding.html#make_decoding_rules",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.mark_copied_words": (
+                "0_base/decoding.html#mark_copied_words",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.may_restate": (
+                "0_base/decoding.html#may_restate",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.penalise_repetition": (
@@ -5885,6 +5935,12 @@ d = {
                 "experiments/lines.html#read_median",
                 "personal_llm/experiments/lines.py",
             ),
+        },
+        "personal_llm.experiments.loops": {
+            "personal_llm.experiments.loops.measure": (
+                "experiments/loops.html#measure",
+                "personal_llm/experiments/loops.py",
+            )
         },
         "personal_llm.experiments.methods.adapter_scale": {
             "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (

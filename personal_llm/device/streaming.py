@@ -10,6 +10,7 @@ import os
 
 from ..base.core import Dialogue, measure_cost, patch
 from ..base.decoding import ReplyOptions, choose_next_token, count_settled_tokens, find_reply_end
+from ..base.decoding import find_whole_from
 from ..base.models import ForwardResult
 
 # %% ../../nbs/6_device/05_streaming.ipynb #913461c3
@@ -129,6 +130,7 @@ def __iter__(self: ReplyStream):  # a generator of texts
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
     reply_ids, end_id = [], self.model.tokenizer.eos_token_id
+    whole_from = find_whole_from(self.rules, self.options)
     generator, tokenizer = torch.Generator().manual_seed(self.options.seed), self.model.tokenizer
     while not self.end_reason:
         reply_ids.append(choose_next_token(self.next_logits[0], reply_ids, self.rules, self.options, generator))
@@ -137,7 +139,7 @@ def __iter__(self: ReplyStream):  # a generator of texts
         elif end := find_reply_end(reply_ids, self.rules, self.options):
             reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
         else:
-            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids)]):
+            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids, whole_from)]):
                 yield piece
             if not self.end_reason:
                 self.feed(reply_ids[-1:])
