@@ -1661,6 +1661,7 @@ d = {
                 "0_base/loading.html#find_weight_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_cached_fingerprint": (
                 "0_base/loading.html#get_cached_fingerprint",
                 "personal_llm/base/loading.py",
@@ -1702,6 +1703,7 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
