@@ -13,8 +13,8 @@ __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY'
            'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'ReplyWords',
            'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
            'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'is_in_list',
-           'drop_numbers', 'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse', 'find_fragments',
-           'mark_copied_words', 'may_restate', 'find_restatement', 'count_whole_tokens', 'find_loop', 'is_whole',
+           'drop_numbers', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse',
+           'find_fragments', 'mark_copied_words', 'may_restate', 'find_restatement', 'find_loop', 'is_whole',
            'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens',
            'is_sentence_end', 'find_reply_end', 'BatchRules']
 
@@ -372,6 +372,13 @@ def drop_numbers(words: str) -> str:
     return " ".join(re.findall(r"[^\W\d_]+", words))
 
 
+def count_whole_tokens(units: list) -> int:
+    "Count the tokens up to the last unit with letters; all if there is none."
+    lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
+    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
+    return (whole or lengths or [0])[-1]
+
+
 def is_repeated(words: str, earlier: list, in_code: bool = False) -> bool:
     "Return whether a finished unit repeats earlier ones, all given as words."
     earlier, letters = [unit for unit in earlier if drop_numbers(unit)], drop_numbers(words)
@@ -478,13 +485,6 @@ def find_restatement(units: list, is_item: bool = False):  # "before" or "after"
     return "before" if is_copy else "after" if sum(marks[-RECENT_WORDS:]) >= MOST_COPIED_ITEMS else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def count_whole_tokens(units: list) -> int:
-    "Count the tokens up to the last unit with letters; all if there is none."
-    lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
-    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
-    return (whole or lengths or [0])[-1]
-
-
 def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or None
     "Find a repeated or restated unit at the end of a reply."
     if is_periodic(ids):
