@@ -247,24 +247,27 @@ def test_a_decimal_or_an_initial_ends_no_unit(pocket):
 REFRAIN = "Roll on, roll on, my river wide."
 WANTED = {
     "a sign-off": "Take the pills at noon. Rest for a day or two. Drink plenty of water. Take care of yourself, Ana.",
-    "a word that every sentence has": "Arr, the ship is old. Arr, bring more rope to me. Arr, we sail at dawn. Arr, hoist it.",
-    "a refrain of few words": "The night is dark and cold\nRoll on, river!\nThe stars look down on me\nRoll on, river!\n",
+    "a word that every sentence has": "Arr, the ship is old. Arr, bring rope to me. Arr, we sail at dawn. Arr, go.",
+    "a refrain of few words": "The night is dark\nRoll on, river!\nThe stars look down on me\nRoll on, river!\n",
     "code": "```\n" + "".join(f"x = find_all(rows, {n})\nprint(x)\n" for n in "abc") + "```\n",
     "items of one pattern": "".join(
         f"- {n} cups of fresh {x}\n" for n, x in enumerate("apple milk bread oil".split(), 1)
     ),
     "a table": "".join(f"7 x {n} = {7 * n}\n" for n in range(1, 13)),
-    "lines with commas": "The moon is high above the silent town,\nThe wind is low,\nThe river runs along,\nAnd nobody is here,\n",
+    "lines with commas": "The moon is high above the town,\nThe wind is low,\nThe river runs along,\nNobody is here,\n",
 }
 RESTATED = {
-    "sentences of the same words": "The bees use a special tool called a comb. A comb is used to store the food that they eat. "
+    "sentences of the same words": "The bees use a special tool called a comb. "
+    "A comb is used to store the food that they eat. "
     "They need a place to store the food. They use a comb to store the food that they eat. "
     "They need a place where a comb is used to store the food that they eat.",
-    "one cup": "It was a big event that was held in Rome. The big event that was held in Rome was a big event that was held in Rome, a big event.",
+    "one cup": "It was a big event that was held in Rome. "
+    "The big event that was held in Rome was a big event that was held in Rome, a big event.",
     "items of the same words": "1. Lake Nero: A lake that lies in the north of Italy.\n"
     "2. Lake Vero: A lake that lies in the north of Italy, a lake that lies there.\n"
     "3. Lake Tero: A lake that lies in the north of Italy, a lake that lies there now.\n",
-    "a verse of fragments": "The rain is falling on the hill,\nA gift of light and quiet sound,\nA gift, a light,\nA gift,\nA sound,\nThe rain,\n",
+    "a verse of fragments": "The rain is on the hill,\nA gift of light and sound,\n"
+    "A gift, a light,\nA gift,\nA sound,\nThe rain,\n",
     "items without a word": "Take these:\n* Mint\n* Sage\n*\n*\n*\n",
 }
 

@@ -67,7 +67,7 @@ def complete(self: DecodingRules, options: ReplyOptions) -> ReplyOptions:
 # %% ../../nbs/0_base/08_decoding.ipynb #deccls01
 UNIT_END_CHARACTERS = frozenset(".!?…。！？\n")
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsb1
 @dataclass(frozen=True)
 class TokenClasses:
     "The tokens of a vocabulary that the rules of decoding treat in their own way."
@@ -82,13 +82,13 @@ class TokenClasses:
 
 _token_classes = WeakKeyDictionary()  # tokenizer -> TokenClasses
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsc1
 def find_stem(word: str) -> str:
     "Return a word in lower case and without a plural *s*."
     word = word.strip().lower()
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsd1
 def find_token_classes(tokenizer) -> TokenClasses:
     "Return the token classes of a tokenizer; computed once for each."
     if tokenizer not in _token_classes:
@@ -146,7 +146,7 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
 MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
 ITEM_MARK = re.compile(r"[ \t]*(\d+[.)]|[-*•+])[ \t*_\"“]*$")  # what stands before the words of an item
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb2
 @dataclass
 class ReplyWords:
     "The words of a reply, and where its parts begin."
@@ -159,7 +159,7 @@ class ReplyWords:
     marks: list = field(default_factory=list)  # tokens without a letter after the last word
     before: str = ""  # marks before the first word of the newest line
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc2
 def split_words(tokenizer, ids: list) -> ReplyWords:
     "Split a reply into its words."
     classes, reply = find_token_classes(tokenizer), ReplyWords()
@@ -190,7 +190,7 @@ PAIR_COST, START_COST = 0.4, 0.5  # of the third word after a pair, and of a sen
 MAX_NEIGHBOUR_WORDS = 8  # of words that come at once again
 MAX_HEAD_WORDS = 6  # a longer head of an item is a sentence
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb5
 def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of going on with a run of words as it went on before; of two words, from the third time on."
     words, count, pairs = reply.words, len(reply.words), Counter()
@@ -203,7 +203,7 @@ def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
         pairs[reply.tokens[place]] += k == MIN_RUN - 1
     yield from ((token, PAIR_COST * (copies - 1)) for token, copies in pairs.items() if copies > 1)
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc5
 def cost_starts(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of beginning a part as the parts before: a third one with the same word, or two words again."
     words, count, starts = reply.words, len(reply.words), [place for place in reply.parts if place < len(reply.words)]
@@ -215,7 +215,7 @@ def cost_starts(reply: ReplyWords):  # a generator of (token, nats)
         again = [place for place in starts[:-1] if words[place] == words[-1]]
         yield from ((token, START_COST * n) for token, n in Counter(reply.tokens[place + 1] for place in again).items())
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyd5
 def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of going on with a line, a sentence or a heading that is there already."
     for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
@@ -225,7 +225,7 @@ def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
             if size >= least and len(part) < size and reply.words[start : start + len(part)] == part:
                 yield reply.tokens[start + len(part)], COPY_COST * ((len(part) + 1) / size) ** 2
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpye5
 def cost_heads(reply: ReplyWords, forms: dict):  # a generator of (token, nats)
     "Give the costs of going on with the head of an earlier item, in the singular or the plural."
     if not reply.heads or reply.heads[-1][1] is not None:
@@ -238,7 +238,7 @@ def cost_heads(reply: ReplyWords, forms: dict):  # a generator of (token, nats)
             for token in {reply.tokens[start + len(part)], *forms.get(stems[start + len(part)], ())}:
                 yield token, COPY_COST * ((len(part) + 1) / size) ** 2
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf5
 def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of writing the last words once more."
     words, count = reply.words, len(reply.words)
@@ -257,12 +257,12 @@ PLACEHOLDER = re.compile(r"\W*\[[^\]\n]+\]\W*")  # a line such as "[Your Name]"
 FREE_PLACEHOLDERS, PLACEHOLDER_BONUS = 5, 2.0  # lines without a bonus, and nats for each further
 LONG_SENTENCE, WORD_BONUS = 40, 0.1  # words of a sentence without a bonus, and nats for each further
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb8
 def is_in_code(tokenizer, ids: list) -> bool:
     "Return whether a fence of three backticks is open."
     return tokenizer.decode(ids).count("```") % 2 == 1
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc8
 def find_repeated_mark(tokenizer, ids: list):  # a token or None
     "Return the token that goes on with a row of marks or numbers."
     classes = find_token_classes(tokenizer)
@@ -274,7 +274,7 @@ def find_repeated_mark(tokenizer, ids: list):  # a token or None
             return tail[0]
     return None
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyd8
 def find_copy_costs(tokenizer, ids: list) -> dict:  # token -> nats
     "Return the cost of each token that would go on with a copy; costs of several runs add up."
     reply, costs, runs = split_words(tokenizer, ids), {}, {}
@@ -287,7 +287,7 @@ def find_copy_costs(tokenizer, ids: list) -> dict:  # token -> nats
         costs[mark] = COPY_COST
     return costs
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpye8
 def compute_end_bonus(tokenizer, ids: list) -> float:  # nats
     "Return how much a long list of short lines or of placeholders helps the end of the reply."
     lines, count = split_words(tokenizer, ids).lines, 0
@@ -297,13 +297,13 @@ def compute_end_bonus(tokenizer, ids: list) -> float:  # nats
     placeholders = next((n for n, line in enumerate(reversed(texts)) if not PLACEHOLDER.fullmatch(line)), len(texts))
     return max(0, LINE_BONUS * (count - FREE_LINES), PLACEHOLDER_BONUS * (placeholders - FREE_PLACEHOLDERS))
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf8
 def compute_stop_bonus(tokenizer, ids: list) -> float:  # nats
     "Return how much a long sentence helps its full stop."
     reply = split_words(tokenizer, ids)
     return WORD_BONUS * max(0, len(reply.words) - reply.parts[-1] - LONG_SENTENCE)
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyg8
 def avoid_copies(scores, reply_ids: list, rules: DecodingRules):
     "Subtract the costs of copies from the scores of a model that stops loops, and return the scores."
     tokenizer = rules.tokenizer
@@ -346,7 +346,7 @@ def find_unit_ends(tokenizer, ids: list) -> list:  # numbers of tokens
             ends += [] if is_inside else [place + 1]
     return ends
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decunib1
 def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete
     "Split a reply into its sentences and lines; the words have no capitals and no number of a list."
     ends = find_unit_ends(tokenizer, ids)
@@ -355,7 +355,7 @@ def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; 
     texts = [re.sub(r"^\W*\d+[.)]\s", "", text.lower()) for text in texts]
     return [(unit, " ".join(re.findall(r"[^\W_]+", text))) for unit, text in zip(units, texts)]
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decunic1
 def is_in_list(tokenizer, ids: list, max_items: int = 10**6) -> bool:
     "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
     *_, line = tokenizer.decode(ids).rstrip().rpartition("\n")
@@ -366,19 +366,19 @@ def is_in_list(tokenizer, ids: list, max_items: int = 10**6) -> bool:
 MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
 MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #declopb1
 def drop_numbers(words: str) -> str:
     "Return the words of letters, so that item 1 and item 2 of a list are compared by their texts."
     return " ".join(re.findall(r"[^\W\d_]+", words))
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #declopc1
 def count_whole_tokens(units: list) -> int:
     "Count the tokens up to the last unit with letters; all if there is none."
     lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
     whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
     return (whole or lengths or [0])[-1]
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #declopd1
 def is_repeated(words: str, earlier: list, in_code: bool = False) -> bool:
     "Return whether a finished unit repeats earlier ones, all given as words."
     earlier, letters = [unit for unit in earlier if drop_numbers(unit)], drop_numbers(words)
@@ -406,7 +406,7 @@ def is_periodic(ids: list) -> bool:
 # %% ../../nbs/0_base/08_decoding.ipynb #decvar02
 CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarb2
 def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
     "Return where a reply ends that has hardly any new words."
     classes = find_token_classes(tokenizer)
@@ -422,7 +422,7 @@ def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
 VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
 EMPTY_ITEMS = re.compile(r"(\n[ \t]*[-*•+][ \t]*){2,}\n?$")
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
 def find_short_verse(tokenizer, units: list):  # the number of units before it, or None
     "Return where the last lines of a verse begin: at most four, short, each with a comma at its end and before it."
     places = [place for place, (_, words) in enumerate(units) if drop_numbers(words)]
@@ -436,7 +436,7 @@ def find_short_verse(tokenizer, units: list):  # the number of units before it, 
         start = place
     return start
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvard2
 def find_fragments(tokenizer, ids: list):  # the number of tokens to keep, or None
     "Return where a reply ends whose last lines are known words in short lines, or items without a word."
     units = split_units(tokenizer, ids)
@@ -456,7 +456,7 @@ RUN_WORDS = 3  # words that came before in this order are copied
 RECENT_WORDS, MOST_COPIED, MOST_COPIED_ITEMS = 30, 16, 21  # the last words, and how many copied ones are too many
 COPIED_SHARE = 0.6  # of a sentence that restates
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstb2
 def mark_copied_words(words: list) -> list:  # a boolean for each word
     "Mark the words that stand in a run of three which came before."
     marks, runs = [False] * len(words), set()
@@ -467,13 +467,13 @@ def mark_copied_words(words: list) -> list:  # a boolean for each word
         runs.add(run)
     return marks
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
 def may_restate(marks: list) -> bool:
-    "Return whether a sentence is hardly new so far: at each of its words, at most two and a third of the words are new."
+    "Return whether at most two words and a third of a sentence are new, at each of its words."
     new = [place for place, is_copied in enumerate(marks) if not is_copied]
     return all(count <= 2 + (place + RUN_WORDS) / 3 for count, place in enumerate(new, 1))
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
 def find_restatement(units: list, is_item: bool = False):  # "before" or "after" the newest unit, or None
     "Return where a reply ends whose newest sentence or item says again what the reply has said."
     words = [text.split() for _, text in units]
@@ -505,27 +505,27 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
 # %% ../../nbs/0_base/08_decoding.ipynb #decwho01
 LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhob1
 def is_whole(tokenizer, unit: list, words: str) -> bool:
     "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
     text = tokenizer.decode(unit, skip_special_tokens=True).strip()
     has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(r"(\d\.|\b\w\.|:[*_]*)$", text)
     return bool(has_letters) and not is_announcement
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
 def count_finished_tokens(tokenizer, ids: list) -> int:
     "Count the tokens up to the last whole sentence or item."
     units, ends = split_units(tokenizer, ids), find_unit_ends(tokenizer, ids)
     whole = [end for end, unit in zip(ends, units) if is_whole(tokenizer, *unit)]
     return (whole or [0])[-1]
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhod1
 def find_whole_from(rules: DecodingRules, options: ReplyOptions) -> int:  # tokens
     "Return the length from which on a stream shows whole sentences only, so that the limit cuts none."
     limit = options.max_tokens
     return max(limit - LAST_TOKENS, limit // 2) if rules.stops_loops else limit
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhoe1
 def count_tokens_at_limit(ids: list, rules: DecodingRules, options: ReplyOptions) -> int:
     "Count the tokens that a reply keeps at its limit: whole sentences, if one ends where a stream waits for them."
     finished = count_finished_tokens(rules.tokenizer, ids) if rules.stops_loops else 0
@@ -558,7 +558,7 @@ def is_sentence_end(tokenizer, ids: list) -> bool:
 
 MAX_ITEMS = 9  # a list goes on beyond `soft_tokens` to its tenth item
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decendb1
 def find_reply_end(ids: list, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
     "Return where a reply without its end token ends: before a loop, after a sentence, or at `max_tokens`."
     tokenizer = rules.tokenizer
