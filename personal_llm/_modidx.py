@@ -1250,6 +1250,14 @@ d = {
                 "0_base/decoding.html#compute_end_bonus",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.compute_stop_bonus": (
+                "0_base/decoding.html#compute_stop_bonus",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_heads": (
+                "0_base/decoding.html#cost_heads",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.cost_neighbours": (
                 "0_base/decoding.html#cost_neighbours",
                 "personal_llm/base/decoding.py",
@@ -1259,8 +1267,20 @@ d = {
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.cost_starts": (
+                "0_base/decoding.html#cost_starts",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_finished_tokens": (
+                "0_base/decoding.html#count_finished_tokens",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.count_settled_tokens": (
                 "0_base/decoding.html#count_settled_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.count_tokens_at_limit": (
+                "0_base/decoding.html#count_tokens_at_limit",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.count_whole_tokens": (
@@ -1283,6 +1303,10 @@ d = {
                 "0_base/decoding.html#find_end_tokens",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_fragments": (
+                "0_base/decoding.html#find_fragments",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_repeated_mark": (
                 "0_base/decoding.html#find_repeated_mark",
@@ -1292,6 +1316,15 @@ d = {
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_restatement": (
+                "0_base/decoding.html#find_restatement",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_short_verse": (
+                "0_base/decoding.html#find_short_verse",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_stem": ("0_base/decoding.html#find_stem", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_token_classes": (
                 "0_base/decoding.html#find_token_classes",
                 "personal_llm/base/decoding.py",
@@ -1300,8 +1333,16 @@ d = {
                 "0_base/decoding.html#find_unit_ends",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_whole_from": (
+                "0_base/decoding.html#find_whole_from",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.is_in_code": (
                 "0_base/decoding.html#is_in_code",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.is_in_list": (
+                "0_base/decoding.html#is_in_list",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_periodic": (
@@ -1316,8 +1357,17 @@ d = {
                 "0_base/decoding.html#is_sentence_end",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.is_whole": ("0_base/decoding.html#is_whole", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.make_decoding_rules": (
                 "0_base/decoding.html#make_decoding_rules",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.mark_copied_words": (
+                "0_base/decoding.html#mark_copied_words",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.may_restate": (
+                "0_base/decoding.html#may_restate",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.penalise_repetition": (
@@ -1590,6 +1640,7 @@ d = {
                 "0_base/loading.html#find_weight_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.get_cache": ("0_base/loading.html#get_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.get_cached_fingerprint": (
                 "0_base/loading.html#get_cached_fingerprint",
                 "personal_llm/base/loading.py",
@@ -1631,6 +1682,7 @@ d = {
                 "0_base/loading.html#load_from_files",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.name_cache": ("0_base/loading.html#name_cache", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.quote_name": ("0_base/loading.html#quote_name", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.resolve_model": (
                 "0_base/loading.html#resolve_model",
@@ -6119,6 +6171,12 @@ d = {
                 "experiments/locomo.html#write_turn",
                 "personal_llm/experiments/locomo.py",
             ),
+        },
+        "personal_llm.experiments.loops": {
+            "personal_llm.experiments.loops.measure": (
+                "experiments/loops.html#measure",
+                "personal_llm/experiments/loops.py",
+            )
         },
         "personal_llm.experiments.methods.adapter_scale": {
             "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (

@@ -14,12 +14,16 @@ from personal_llm.base.decoding import (
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
+    compute_stop_bonus,
     count_settled_tokens,
     find_circle,
     find_copy_costs,
     find_loop,
     find_reply_end,
     find_token_classes,
+    find_whole_from,
+    mark_copied_words,
+    may_restate,
     penalise_repetition,
 )
 from personal_llm.base.models import load_model
@@ -165,7 +169,14 @@ def test_the_rules_of_a_model_are_made_once_and_can_be_set(pocket):
 # ---- the costs of copies
 
 COPIES = {  # a reply -> the next word, and the nats that it costs
-    "We will be there soon in the big house, so we will be": (" there", 0.75),
+    "We will be there soon in the big house, so we will be": (" there", 1.5),
+    "Once the cat is old, we go home and sleep a lot. I hope that her cat sees it. So the cat is well now, "
+    "and all of them like to eat fish with us. Why should the cat": (" is", 0.4),
+    "Once the cat is old, we go home and sleep a lot, as all of you do. Why should the cat": (" is", 0.0),
+    "Old dogs like to run in the park each day. Old dogs do not eat much of it at night. Old": (" dogs", 1.0),
+    "We like to sit here in the sun all day long. We do not go home before the night is there.": (" We", 0.5),
+    "1. Gold:\n2. Red gold: It is\n3. Red": (" gold", 8.0),
+    "1. Red dogs\n2. Blue dog\n3. Red": (" dog", 8.0),
     "He is here now. She is here now. He is here": (" now", 8.0),
     "1. Gold\n2. Blue\n3. Big gold\n4. Big": (" gold", 8.0),
     "1. Gold\n2. Big": (" gold", 0.0),
@@ -191,8 +202,8 @@ def test_a_run_costs_for_each_time_that_it_came(pocket):
         return find_copy_costs(pocket.tokenizer, encode(pocket, text)).get(encode(pocket, " there")[0], 0.0)
 
     once = "we will be there soon in the big old house by the lake"
-    assert cost(f"{once} and we will be") == pytest.approx(0.75)
-    assert cost(f"{once}. {once} and we will be") == pytest.approx(1.5)
+    assert cost(f"{once} and we will be") == pytest.approx(1.5)
+    assert cost(f"{once}. {once} and we will be") == pytest.approx(3.0)
 
 
 def test_a_toy_pays_no_costs(pocket):
@@ -231,7 +242,109 @@ def test_a_decimal_or_an_initial_ends_no_unit(pocket):
     assert find_first_loop(pocket, text) is None
 
 
+# ---- sentences that say again what was said
+
+REFRAIN = "Roll on, roll on, my river wide."
+WANTED = {
+    "a sign-off": "Take the pills at noon. Rest for a day or two. Drink plenty of water. Take care of yourself, Ana.",
+    "a word that every sentence has": "Arr, the ship is old. Arr, bring rope to me. Arr, we sail at dawn. Arr, go.",
+    "a refrain of few words": "The night is dark\nRoll on, river!\nThe stars look down on me\nRoll on, river!\n",
+    "code": "```\n" + "".join(f"x = find_all(rows, {n})\nprint(x)\n" for n in "abc") + "```\n",
+    "items of one pattern": "".join(
+        f"- {n} cups of fresh {x}\n" for n, x in enumerate("apple milk bread oil".split(), 1)
+    ),
+    "a table": "".join(f"7 x {n} = {7 * n}\n" for n in range(1, 13)),
+    "lines with commas": "The moon is high above the town,\nThe wind is low,\nThe river runs along,\nNobody is here,\n",
+}
+RESTATED = {
+    "sentences of the same words": "The bees use a special tool called a comb. "
+    "A comb is used to store the food that they eat. "
+    "They need a place to store the food. They use a comb to store the food that they eat. "
+    "They need a place where a comb is used to store the food that they eat.",
+    "one cup": "It was a big event that was held in Rome. "
+    "The big event that was held in Rome was a big event that was held in Rome, a big event.",
+    "items of the same words": "1. Lake Nero: A lake that lies in the north of Italy.\n"
+    "2. Lake Vero: A lake that lies in the north of Italy, a lake that lies there.\n"
+    "3. Lake Tero: A lake that lies in the north of Italy, a lake that lies there now.\n",
+    "a verse of fragments": "The rain is on the hill,\nA gift of light and sound,\n"
+    "A gift, a light,\nA gift,\nA sound,\nThe rain,\n",
+    "items without a word": "Take these:\n* Mint\n* Sage\n*\n*\n*\n",
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_what_people_want_twice_stays(pocket, name):
+    assert find_first_loop(pocket, WANTED[name]) is None
+
+
+@pytest.mark.parametrize("name", RESTATED)
+def test_a_reply_ends_where_it_restates_itself(pocket, name):
+    kept, text = find_first_loop(pocket, RESTATED[name]), RESTATED[name]
+    assert kept and text.startswith(kept) and len(kept) < len(text.strip())
+
+
+@pytest.mark.parametrize("name", RESTATED)
+def test_a_stream_shows_nothing_that_a_restatement_takes_back(pocket, name):
+    ids = encode(pocket, RESTATED[name])
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
+    shown = max(count_settled_tokens(pocket.tokenizer, ids[:n]) for n in range(1, first))
+    assert shown <= find_loop(pocket.tokenizer, ids[:first])
+
+
+def test_words_in_a_run_of_three_are_copied():
+    words = "a b c d a b c e".split()
+    assert mark_copied_words(words) == [False] * 4 + [True] * 3 + [False]
+    assert may_restate([True, True, False, True]) and not may_restate([False] * 9)
+
+
+def test_a_long_sentence_helps_its_full_stop(pocket):
+    words = " ".join(["fish"] * 39)
+    assert compute_stop_bonus(pocket.tokenizer, encode(pocket, words)) == 0
+    assert compute_stop_bonus(pocket.tokenizer, encode(pocket, words + " and" * 11)) == pytest.approx(1.0)
+
+
+def test_placeholders_help_the_end(pocket):
+    letter = "Dear you,\n\nI am ill.\n\n" + "".join(
+        f"[Your {word}]\n" for word in "Name Street Town Land Mail Cat Dog".split()
+    )
+    assert compute_end_bonus(pocket.tokenizer, encode(pocket, letter)) == pytest.approx(4.0)
+
+
 # ---- the end
+
+
+def make_rules(model):
+    return DecodingRules(model.tokenizer, frozenset({model.tokenizer.eos_token_id}))
+
+
+def test_the_limit_cuts_no_sentence(pocket):
+    ids = encode(pocket, "It is late now. We have to go home before the rain begins and the")
+    whole = len(encode(pocket, "It is late now."))
+    limit = ReplyOptions(max_tokens=len(ids), soft_tokens=len(ids))
+    rules = make_rules(pocket)
+    assert find_reply_end(ids, rules, limit) == ((whole if whole >= len(ids) // 2 else len(ids)), "length")
+    longer = encode(pocket, "We have to go home before the rain begins. It is")
+    limit = ReplyOptions(max_tokens=len(longer), soft_tokens=len(longer))
+    kept, reason = find_reply_end(longer, rules, limit)
+    assert reason == "length" and pocket.tokenizer.decode(longer[:kept]).endswith("begins.")
+    assert find_reply_end(longer, pocket.decoding, limit) == (len(longer), "length")  # a toy is cut
+
+
+def test_a_stream_shows_nothing_that_the_limit_takes_back(pocket):
+    ids, rules = encode(pocket, "We go home. It is late. The rain begins to fall on the"), make_rules(pocket)
+    for limit in range(4, len(ids) + 1):
+        options = ReplyOptions(max_tokens=limit, soft_tokens=limit)
+        start = find_whole_from(rules, options)
+        shown = max(count_settled_tokens(pocket.tokenizer, ids[:n], start) for n in range(1, limit))
+        assert shown <= find_reply_end(ids[:limit], rules, options)[0]
+
+
+def test_a_list_goes_on_beyond_the_soft_limit(pocket):
+    rules, options = make_rules(pocket), ReplyOptions(max_tokens=500, soft_tokens=5)
+    items = encode(pocket, "Take these:\n1. Red apples.\n2. Brown bread.")
+    assert find_reply_end(items, rules, options) is None
+    assert find_reply_end([*items, *encode(pocket, "\nThat is all.")], rules, options)[1] == "stop"
+    assert find_reply_end(encode(pocket, "9. Old cheese.\n10. Red apples."), rules, options)[1] == "stop"
 
 
 def test_a_reply_never_ends_empty():

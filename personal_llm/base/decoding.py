@@ -4,17 +4,23 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD',
-           'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD',
-           'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'ReplyOptions',
-           'DecodingRules', 'TokenClasses', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
-           'penalise_repetition', 'ReplyWords', 'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs',
-           'compute_end_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'drop_numbers',
-           'is_repeated', 'is_periodic', 'find_circle', 'count_whole_tokens', 'find_loop', 'count_settled_tokens',
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_PART_WORDS', 'ITEM_MARK', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD',
+           'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS',
+           'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
+           'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'VERSE_LINES', 'VERSE_WORDS',
+           'EMPTY_ITEMS', 'RUN_WORDS', 'RECENT_WORDS', 'MOST_COPIED', 'MOST_COPIED_ITEMS', 'COPIED_SHARE',
+           'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem',
+           'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'ReplyWords',
+           'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
+           'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'is_in_list',
+           'drop_numbers', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse',
+           'find_fragments', 'mark_copied_words', 'may_restate', 'find_restatement', 'find_loop', 'is_whole',
+           'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens',
            'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -61,7 +67,7 @@ def complete(self: DecodingRules, options: ReplyOptions) -> ReplyOptions:
 # %% ../../nbs/0_base/08_decoding.ipynb #deccls01
 UNIT_END_CHARACTERS = frozenset(".!?…。！？\n")
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsb1
 @dataclass(frozen=True)
 class TokenClasses:
     "The tokens of a vocabulary that the rules of decoding treat in their own way."
@@ -69,12 +75,20 @@ class TokenClasses:
     exempt: frozenset  # ids without a letter: punctuation, line breaks, digits, control tokens
     unit_ends: frozenset  # ids with a line break or the end of a sentence
     word_starts: frozenset  # ids of letters after a space
+    full_stops: list  # ids of a full stop alone
     texts: tuple  # of all ids
+    forms: dict  # a word without capitals and plural s -> its ids
 
 
 _token_classes = WeakKeyDictionary()  # tokenizer -> TokenClasses
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsc1
+def find_stem(word: str) -> str:
+    "Return a word in lower case and without a plural *s*."
+    word = word.strip().lower()
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsd1
 def find_token_classes(tokenizer) -> TokenClasses:
     "Return the token classes of a tokenizer; computed once for each."
     if tokenizer not in _token_classes:
@@ -82,7 +96,10 @@ def find_token_classes(tokenizer) -> TokenClasses:
         exempt = frozenset(i for i, text in enumerate(texts) if i in special or not any(map(str.isalpha, text)))
         unit_ends = frozenset(i for i in exempt - special if UNIT_END_CHARACTERS & set(texts[i]))
         word_starts = frozenset(i for i, text in enumerate(texts) if i not in exempt and text[:1].isspace())
-        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends, word_starts, tuple(texts))
+        forms, full_stops = {}, [i for i, text in enumerate(texts) if text.strip() == "."]
+        for i, text in enumerate(texts):
+            forms.setdefault(find_stem(text), []).append(i)
+        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends, word_starts, full_stops, tuple(texts), forms)
     return _token_classes[tokenizer]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decmak01
@@ -127,8 +144,9 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
 MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
+ITEM_MARK = re.compile(r"[ \t]*(\d+[.)]|[-*•+])[ \t*_\"“]*$")  # what stands before the words of an item
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb2
 @dataclass
 class ReplyWords:
     "The words of a reply, and where its parts begin."
@@ -137,44 +155,67 @@ class ReplyWords:
     tokens: list = field(default_factory=list)  # the first token of each word
     lines: list = field(default_factory=lambda: [0])  # places of words at which a line begins
     parts: list = field(default_factory=lambda: [0])  # … a line, a sentence, or the text after a colon
+    heads: list = field(default_factory=list)  # [first word, end] of the heads of items; the last end may be None
     marks: list = field(default_factory=list)  # tokens without a letter after the last word
+    before: str = ""  # marks before the first word of the newest line
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc2
 def split_words(tokenizer, ids: list) -> ReplyWords:
     "Split a reply into its words."
     classes, reply = find_token_classes(tokenizer), ReplyWords()
     for token in ids:
-        text = classes.texts[token]
+        text, count = classes.texts[token], len(reply.words)
         if token in classes.exempt:
             reply.marks.append(token)
-            is_line_end, count = "\n" in text, len(reply.words)
+            is_line_end, is_head_end = "\n" in text, "\n" in text or ":" in text
             reply.lines += [count] * (is_line_end and count > reply.lines[-1])
             reply.parts += [count] * ((token in classes.unit_ends or ":" in text) and count > reply.parts[-1])
+            reply.before = (reply.before + text).rpartition("\n")[2]
+            if reply.heads and reply.heads[-1][1] is None and is_head_end and count > reply.heads[-1][0]:
+                reply.heads[-1][1] = count
+            elif reply.lines[-1] == count and ITEM_MARK.match(reply.before) and [count, None] not in reply.heads:
+                reply.heads.append([count, None])
         elif token in classes.word_starts or reply.marks or not reply.words:
             reply.words.append(text.strip().lower())
             reply.tokens.append(token)
-            reply.marks = []
+            reply.marks, reply.before = [], ""
         else:
             reply.words[-1] += text.lower()
     return reply
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy05
 COPY_COST = 8.0  # of the last word of a copied part, nats
-RUN_COST, MIN_RUN = 0.375, 3  # factor, and words of a run that may come again
+RUN_COST, MIN_RUN = 0.75, 3  # factor, and words of a run that may come again
+PAIR_COST, START_COST = 0.4, 0.5  # of the third word after a pair, and of a sentence's first two words, nats a copy
 MAX_NEIGHBOUR_WORDS = 8  # of words that come at once again
+MAX_HEAD_WORDS = 6  # a longer head of an item is a sentence
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb5
 def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
-    "Give the costs of going on with a run of words as it went on before."
-    words, count = reply.words, len(reply.words)
+    "Give the costs of going on with a run of words as it went on before; of two words, from the third time on."
+    words, count, pairs = reply.words, len(reply.words), Counter()
     for place in range(1, count):
         k = 0
         while k < place and words[place - 1 - k] == words[count - 1 - k]:
             k += 1
         if k >= MIN_RUN:
             yield reply.tokens[place], RUN_COST * (k - 2) * (k - 1)
+        pairs[reply.tokens[place]] += k == MIN_RUN - 1
+    yield from ((token, PAIR_COST * (copies - 1)) for token, copies in pairs.items() if copies > 1)
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc5
+def cost_starts(reply: ReplyWords):  # a generator of (token, nats)
+    "Give the costs of beginning a part as the parts before: a third one with the same word, or two words again."
+    words, count, starts = reply.words, len(reply.words), [place for place in reply.parts if place < len(reply.words)]
+    if starts and reply.parts[-1] == count:
+        first = words[starts[-1]]
+        copies = next((n for n, place in enumerate(reversed(starts)) if words[place] != first), len(starts))
+        yield reply.tokens[starts[-1]], START_COST * max(0, copies - 1)
+    elif starts and starts[-1] == count - 1:
+        again = [place for place in starts[:-1] if words[place] == words[-1]]
+        yield from ((token, START_COST * n) for token, n in Counter(reply.tokens[place + 1] for place in again).items())
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyd5
 def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of going on with a line, a sentence or a heading that is there already."
     for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
@@ -184,7 +225,20 @@ def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
             if size >= least and len(part) < size and reply.words[start : start + len(part)] == part:
                 yield reply.tokens[start + len(part)], COPY_COST * ((len(part) + 1) / size) ** 2
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpye5
+def cost_heads(reply: ReplyWords, forms: dict):  # a generator of (token, nats)
+    "Give the costs of going on with the head of an earlier item, in the singular or the plural."
+    if not reply.heads or reply.heads[-1][1] is not None:
+        return
+    stems = [*map(find_stem, reply.words)]
+    part = stems[reply.heads[-1][0] :]
+    for start, end in reply.heads[:-1]:
+        size = end - start
+        if len(part) < size <= MAX_HEAD_WORDS and stems[start : start + len(part)] == part:
+            for token in {reply.tokens[start + len(part)], *forms.get(stems[start + len(part)], ())}:
+                yield token, COPY_COST * ((len(part) + 1) / size) ** 2
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf5
 def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
     "Give the costs of writing the last words once more."
     words, count = reply.words, len(reply.words)
@@ -199,13 +253,16 @@ def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy08
 MAX_MARK_COPIES, MAX_MARK_PERIOD = 4, 4  # copies of a row of marks, and tokens of one copy
 SHORT_LINE_WORDS, FREE_LINES, LINE_BONUS = 4, 9, 0.7  # a line of a list, lines without a bonus, nats for each further
+PLACEHOLDER = re.compile(r"\W*\[[^\]\n]+\]\W*")  # a line such as "[Your Name]"
+FREE_PLACEHOLDERS, PLACEHOLDER_BONUS = 5, 2.0  # lines without a bonus, and nats for each further
+LONG_SENTENCE, WORD_BONUS = 40, 0.1  # words of a sentence without a bonus, and nats for each further
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb8
 def is_in_code(tokenizer, ids: list) -> bool:
     "Return whether a fence of three backticks is open."
     return tokenizer.decode(ids).count("```") % 2 == 1
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc8
 def find_repeated_mark(tokenizer, ids: list):  # a token or None
     "Return the token that goes on with a row of marks or numbers."
     classes = find_token_classes(tokenizer)
@@ -217,27 +274,36 @@ def find_repeated_mark(tokenizer, ids: list):  # a token or None
             return tail[0]
     return None
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyd8
 def find_copy_costs(tokenizer, ids: list) -> dict:  # token -> nats
     "Return the cost of each token that would go on with a copy; costs of several runs add up."
     reply, costs, runs = split_words(tokenizer, ids), {}, {}
     for token, nats in cost_runs(reply):
         runs[token] = runs.get(token, 0.0) + nats
-    for token, nats in (*runs.items(), *cost_parts(reply), *cost_neighbours(reply)):
+    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply, find_token_classes(tokenizer).forms))
+    for token, nats in (*runs.items(), *others, *cost_neighbours(reply)):
         costs[token] = max(costs.get(token, 0.0), nats)
     if (mark := find_repeated_mark(tokenizer, ids)) is not None:
         costs[mark] = COPY_COST
     return costs
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpye8
 def compute_end_bonus(tokenizer, ids: list) -> float:  # nats
-    "Return how much a long list of short lines helps the end of the reply."
+    "Return how much a long list of short lines or of placeholders helps the end of the reply."
     lines, count = split_words(tokenizer, ids).lines, 0
     while count + 1 < len(lines) and lines[-1 - count] - lines[-2 - count] <= SHORT_LINE_WORDS:
         count += 1
-    return LINE_BONUS * max(0, count - FREE_LINES)
+    texts = [line for line in tokenizer.decode(ids).split("\n") if line.strip()] if count > FREE_PLACEHOLDERS else []
+    placeholders = next((n for n, line in enumerate(reversed(texts)) if not PLACEHOLDER.fullmatch(line)), len(texts))
+    return max(0, LINE_BONUS * (count - FREE_LINES), PLACEHOLDER_BONUS * (placeholders - FREE_PLACEHOLDERS))
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf8
+def compute_stop_bonus(tokenizer, ids: list) -> float:  # nats
+    "Return how much a long sentence helps its full stop."
+    reply = split_words(tokenizer, ids)
+    return WORD_BONUS * max(0, len(reply.words) - reply.parts[-1] - LONG_SENTENCE)
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyg8
 def avoid_copies(scores, reply_ids: list, rules: DecodingRules):
     "Subtract the costs of copies from the scores of a model that stops loops, and return the scores."
     tokenizer = rules.tokenizer
@@ -245,9 +311,12 @@ def avoid_copies(scores, reply_ids: list, rules: DecodingRules):
         return scores
     for token, nats in find_copy_costs(tokenizer, reply_ids).items():
         scores[token] -= nats
-    bonus = compute_end_bonus(tokenizer, reply_ids)
-    if bonus and "\n" in find_token_classes(tokenizer).texts[int(scores.argmax())]:
+    classes = find_token_classes(tokenizer)
+    likeliest = classes.texts[int(scores.argmax())]
+    if "\n" in likeliest and (bonus := compute_end_bonus(tokenizer, reply_ids)):
         scores[sorted(rules.end_token_ids)] += bonus
+    if likeliest.strip() == "," and (bonus := compute_stop_bonus(tokenizer, reply_ids)):
+        scores[classes.full_stops] += bonus
     return scores
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
@@ -277,7 +346,7 @@ def find_unit_ends(tokenizer, ids: list) -> list:  # numbers of tokens
             ends += [] if is_inside else [place + 1]
     return ends
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decunib1
 def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete
     "Split a reply into its sentences and lines; the words have no capitals and no number of a list."
     ends = find_unit_ends(tokenizer, ids)
@@ -286,16 +355,30 @@ def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; 
     texts = [re.sub(r"^\W*\d+[.)]\s", "", text.lower()) for text in texts]
     return [(unit, " ".join(re.findall(r"[^\W_]+", text))) for unit, text in zip(units, texts)]
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decunic1
+def is_in_list(tokenizer, ids: list, max_items: int = 10**6) -> bool:
+    "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
+    *_, line = tokenizer.decode(ids).rstrip().rpartition("\n")
+    item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", line)
+    return bool(item) and int(item[2] or 0) <= max_items
+
 # %% ../../nbs/0_base/08_decoding.ipynb #declop01
 MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
 MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #declopb1
 def drop_numbers(words: str) -> str:
     "Return the words of letters, so that item 1 and item 2 of a list are compared by their texts."
     return " ".join(re.findall(r"[^\W\d_]+", words))
 
+# %% ../../nbs/0_base/08_decoding.ipynb #declopc1
+def count_whole_tokens(units: list) -> int:
+    "Count the tokens up to the last unit with letters; all if there is none."
+    lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
+    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
+    return (whole or lengths or [0])[-1]
 
+# %% ../../nbs/0_base/08_decoding.ipynb #declopd1
 def is_repeated(words: str, earlier: list, in_code: bool = False) -> bool:
     "Return whether a finished unit repeats earlier ones, all given as words."
     earlier, letters = [unit for unit in earlier if drop_numbers(unit)], drop_numbers(words)
@@ -323,7 +406,7 @@ def is_periodic(ids: list) -> bool:
 # %% ../../nbs/0_base/08_decoding.ipynb #decvar02
 CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarb2
 def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
     "Return where a reply ends that has hardly any new words."
     classes = find_token_classes(tokenizer)
@@ -335,55 +418,159 @@ def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
         return None
     return len(ids) if is_unit_end else len(ids) - 1
 
+
+VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
+EMPTY_ITEMS = re.compile(r"(\n[ \t]*[-*•+][ \t]*){2,}\n?$")
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
+def find_short_verse(tokenizer, units: list):  # the number of units before it, or None
+    "Return where the last lines of a verse begin: at most four, short, each with a comma at its end and before it."
+    places = [place for place, (_, words) in enumerate(units) if drop_numbers(words)]
+    has_comma = lambda place: tokenizer.decode(units[place][0]).endswith((",\n", ", \n", ",\n\n"))
+    start = None
+    for before, place in reversed([*zip(places, places[1:])][-VERSE_LINES:]):
+        size = sum(len(words.split()) for _, words in units[place:])
+        is_open = place == places[-1] and not tokenizer.decode(units[place][0]).endswith("\n")
+        if not has_comma(before) or size > VERSE_WORDS or not (is_open or has_comma(place)):
+            break
+        start = place
+    return start
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decvard2
+def find_fragments(tokenizer, ids: list):  # the number of tokens to keep, or None
+    "Return where a reply ends whose last lines are known words in short lines, or items without a word."
+    units = split_units(tokenizer, ids)
+    if EMPTY_ITEMS.search(tokenizer.decode(ids)):
+        return count_whole_tokens(units)
+    start = find_short_verse(tokenizer, units)
+    if start is None or sum(bool(drop_numbers(words)) for _, words in units[start:]) < VERSE_LINES:
+        return None
+    known, words = {*" ".join(words for _, words in units[:start]).split()}, []
+    for word in " ".join(words for _, words in units[start:]).split():
+        words.append(word in known)
+        known.add(word)
+    return count_whole_tokens(units[:start]) if sum(words) >= len(words) / 2 else None
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrst02
+RUN_WORDS = 3  # words that came before in this order are copied
+RECENT_WORDS, MOST_COPIED, MOST_COPIED_ITEMS = 30, 16, 21  # the last words, and how many copied ones are too many
+COPIED_SHARE = 0.6  # of a sentence that restates
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstb2
+def mark_copied_words(words: list) -> list:  # a boolean for each word
+    "Mark the words that stand in a run of three which came before."
+    marks, runs = [False] * len(words), set()
+    for end in range(RUN_WORDS, len(words) + 1):
+        run = (*words[end - RUN_WORDS : end],)
+        if run in runs:
+            marks[end - RUN_WORDS : end] = [True] * RUN_WORDS
+        runs.add(run)
+    return marks
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
+def may_restate(marks: list) -> bool:
+    "Return whether at most two words and a third of a sentence are new, at each of its words."
+    new = [place for place, is_copied in enumerate(marks) if not is_copied]
+    return all(count <= 2 + (place + RUN_WORDS) / 3 for count, place in enumerate(new, 1))
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
+def find_restatement(units: list, is_item: bool = False):  # "before" or "after" the newest unit, or None
+    "Return where a reply ends whose newest sentence or item says again what the reply has said."
+    words = [text.split() for _, text in units]
+    marks = mark_copied_words([word for text in words for word in text])
+    newest = marks[len(marks) - len(words[-1]) :]
+    if sum(marks[-RECENT_WORDS:]) < (MOST_COPIED_ITEMS if is_item else MOST_COPIED) or not any(newest):
+        return None
+    is_copy = may_restate(newest) and sum(newest) >= COPIED_SHARE * len(newest)
+    return "before" if is_copy else "after" if sum(marks[-RECENT_WORDS:]) >= MOST_COPIED_ITEMS else None
+
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def count_whole_tokens(units: list) -> int:
-    "Count the tokens up to the last unit with letters; all if there is none."
-    lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
-    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
-    return (whole or lengths or [0])[-1]
-
-
 def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or None
-    "Find a repeated unit at the end of a reply."
+    "Find a repeated or restated unit at the end of a reply."
     if is_periodic(ids):
         return len(ids)
-    if not is_in_code(tokenizer, ids) and (kept := find_circle(tokenizer, ids)) is not None:
-        return kept
-    if not ids or find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]:
-        return None
-    *before, (_, words) = split_units(tokenizer, ids)
-    if before and is_repeated(words, [unit[1] for unit in before], is_in_code(tokenizer, ids)):
-        return count_whole_tokens(before)
-    return None
+    in_code = is_in_code(tokenizer, ids)
+    if ids and find_unit_ends(tokenizer, ids)[-1:] == [len(ids)]:
+        units = split_units(tokenizer, ids)
+        *before, (_, words) = units
+        if before and is_repeated(words, [unit[1] for unit in before], in_code):
+            return count_whole_tokens(before)
+        if not in_code and (kept := find_fragments(tokenizer, ids)) is not None:
+            return kept
+        place = None if in_code or not before else find_restatement(units, is_in_list(tokenizer, ids))
+        if place:
+            return count_whole_tokens(before if place == "before" else units)
+    return None if in_code else find_circle(tokenizer, ids)
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwho01
+LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhob1
+def is_whole(tokenizer, unit: list, words: str) -> bool:
+    "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
+    text = tokenizer.decode(unit, skip_special_tokens=True).strip()
+    has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(r"(\d\.|\b\w\.|:[*_]*)$", text)
+    return bool(has_letters) and not is_announcement
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
+def count_finished_tokens(tokenizer, ids: list) -> int:
+    "Count the tokens up to the last whole sentence or item."
+    units, ends = split_units(tokenizer, ids), find_unit_ends(tokenizer, ids)
+    whole = [end for end, unit in zip(ends, units) if is_whole(tokenizer, *unit)]
+    return (whole or [0])[-1]
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhod1
+def find_whole_from(rules: DecodingRules, options: ReplyOptions) -> int:  # tokens
+    "Return the length from which on a stream shows whole sentences only, so that the limit cuts none."
+    limit = options.max_tokens
+    return max(limit - LAST_TOKENS, limit // 2) if rules.stops_loops else limit
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwhoe1
+def count_tokens_at_limit(ids: list, rules: DecodingRules, options: ReplyOptions) -> int:
+    "Count the tokens that a reply keeps at its limit: whole sentences, if one ends where a stream waits for them."
+    finished = count_finished_tokens(rules.tokenizer, ids) if rules.stops_loops else 0
+    return finished if finished >= find_whole_from(rules, options) else len(ids)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decset01
-def count_settled_tokens(tokenizer, ids: list) -> int:
-    "Count the tokens that `find_loop` cannot take back any more, so that we can show them."
+def count_settled_tokens(tokenizer, ids: list, whole_from: int = 2**31) -> int:
+    "Count the tokens that the end of a reply cannot take back; only whole sentences from `whole_from` tokens on."
     units = split_units(tokenizer, ids)
     is_open = bool(ids) and find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]
     before, words = (units[:-1], units[-1][1]) if is_open else (units, "")
     could_repeat = any(drop_numbers(earlier).startswith(drop_numbers(words)) for _, earlier in before)
-    return count_whole_tokens(before) if could_repeat else len(ids)
+    if not could_repeat and before and is_open and not is_in_code(tokenizer, ids):
+        marks = mark_copied_words([word for _, text in units for word in text.split()])
+        newest = marks[len(marks) - len(words.split()) :]
+        could_repeat = may_restate(newest[: max(0, len(newest) - RUN_WORDS + 1)])
+    count, verse = count_whole_tokens(before) if could_repeat else len(ids), find_short_verse(tokenizer, units)
+    count = count if verse is None else min(count, count_whole_tokens(units[:verse]))
+    if re.search(r"\n[ \t]*[-*•+][ \t]*\n?$", tokenizer.decode(ids)):  # an item without a word
+        count = min(count, count_whole_tokens(before))
+    return min(count, max(whole_from, count_finished_tokens(tokenizer, ids))) if count > whole_from else count
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decend01
 def is_sentence_end(tokenizer, ids: list) -> bool:
     "Return whether a reply may end here: after a sentence or an item, not after a number, an initial or a colon."
     if not ids or ids[-1] not in find_token_classes(tokenizer).unit_ends or is_in_code(tokenizer, ids):
         return False
-    unit, words = split_units(tokenizer, ids)[-1]
-    text = tokenizer.decode(unit, skip_special_tokens=True).strip()
-    has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(r"(\d\.|\b\w\.|:[*_]*)$", text)
-    return bool(has_letters) and not is_announcement
+    return is_whole(tokenizer, *split_units(tokenizer, ids)[-1])
 
 
+MAX_ITEMS = 9  # a list goes on beyond `soft_tokens` to its tenth item
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decendb1
 def find_reply_end(ids: list, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
     "Return where a reply without its end token ends: before a loop, after a sentence, or at `max_tokens`."
-    kept = find_loop(rules.tokenizer, ids) if rules.stops_loops else None
+    tokenizer = rules.tokenizer
+    kept = find_loop(tokenizer, ids) if rules.stops_loops else None
     if kept is not None:
         return kept, "stop"
-    if len(ids) >= options.soft_tokens and is_sentence_end(rules.tokenizer, ids):
-        return len(ids), "stop"
-    return (len(ids), "length") if len(ids) >= options.max_tokens else None
+    if len(ids) >= options.soft_tokens and is_sentence_end(tokenizer, ids):
+        if not rules.stops_loops or not is_in_list(tokenizer, ids, MAX_ITEMS):
+            return len(ids), "stop"
+    if len(ids) < options.max_tokens:
+        return None
+    return count_tokens_at_limit(ids, rules, options), "length"
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decbat01
 class BatchRules:

@@ -9,6 +9,7 @@ __all__ = ['ENCODER_VARIABLE', 'choose_model_name', 'get_lasting_name', 'choose_
 # %% ../../nbs/0_base/07_loading.ipynb #06loa003
 import difflib
 import hashlib
+import inspect
 import os
 import re
 import sys
@@ -276,6 +277,19 @@ def find_weight_files(name: str) -> list:
         found = try_to_load_from_cache(name, "config.json")
         place = Path(found).parent if isinstance(found, str) else place
     return sorted(place.glob("*.safetensors"))
+
+# %% ../../nbs/0_base/07_loading.ipynb #pkv00002
+def name_cache(model, cache) -> dict:
+    "Return the cache of keys and values under the name that a model of transformers knows."
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # below peft's model
+    names = inspect.signature(getattr(base, "forward", base)).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
+
+
+def get_cache(output):  # keys and values
+    "Return the cache of a model's output under either name."
+    cache = getattr(output, "cache", None)
+    return output.past_key_values if cache is None else cache
 
 # %% ../../nbs/0_base/07_loading.ipynb #6b486c33
 ENCODER_VARIABLE = "PERSONAL_LLM_ENCODER"

@@ -29,6 +29,7 @@ from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
+from .loading import get_cache, name_cache
 from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
@@ -43,7 +44,6 @@ def prepare_libraries() -> None:
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # peft asks transformers in an old way
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft corrects that itself
-    warnings.filterwarnings("ignore", message="`past_key_values` is deprecated")  # `cache` since transformers 5.24
 
 # %% ../../nbs/0_base/09_models.ipynb #6ce7eaea
 LARGE_MODEL_PARAMETERS = 50_000_000  # a model with fewer is a toy
@@ -221,8 +221,8 @@ def run_forward_batch(self: Model, samples: list, prefix=None) -> list:  # `Forw
         input_ids=ids[:, num_shared:],
         attention_mask=mask,
         output_hidden_states=True,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **name_cache(self.model, cache),
     )
     hidden = output.hidden_states[-1].float().cpu().numpy()  # (rows, tokens, width)
     losses = compute_token_losses(output.logits, ids[:, num_shared:])
@@ -245,7 +245,7 @@ class SharedPrefix:
 
         row = torch.tensor([ids], device=model.device)
         output = model.model(input_ids=row, output_hidden_states=True, use_cache=True)
-        self.ids, self.cache = ids, output.past_key_values  # keys and values
+        self.ids, self.cache = ids, get_cache(output)  # keys and values
         self.hidden = output.hidden_states[-1].float().cpu().numpy()  # (1, tokens, width)
         self.losses = compute_token_losses(output.logits, row)  # (1, tokens - 1)
         self.next_losses = -output.logits[0, -1].float().log_softmax(-1)  # (vocabulary,) of the token after the prefix

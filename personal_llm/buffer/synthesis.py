@@ -19,7 +19,7 @@ import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, check, check_seed, check_settings_fields, measure_cost
 from ..base.core import setting
-from ..base.loading import load_encoder
+from ..base.loading import load_encoder, name_cache
 from ..base.text import compute_rouge1, count_negations, get_numbers, get_proper_names, get_words
 from ..base.text import split_sentences
 from ..base.tokens import encode_prompt, pad_rows
@@ -269,7 +269,7 @@ def start_rewrites(model, rows: list, encoded: list, shared_cache, num_shared: i
 
 def run_cached(model, ids, state: RewriteState, positions):  # (rows, vocabulary) float32
     "Return the logits of the next token of each row."
-    options = dict(attention_mask=state.mask, position_ids=positions, past_key_values=state.cache)
+    options = dict(attention_mask=state.mask, position_ids=positions, **name_cache(model.model, state.cache))
     return model.model(ids, **options, use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
 # %% ../../nbs/2_buffer/06_synthesis.ipynb #syn00012
@@ -335,7 +335,9 @@ def sample_rewrites(model, texts: list, temperature: float, seed: int, barred=No
     with torch.inference_mode(), torch.random.fork_rng(), measure_cost(model.cost):
         torch.manual_seed(seed)
         model.model(
-            torch.tensor([encoded[0][:num_shared]], device=model.device), past_key_values=cache, logits_to_keep=1
+            torch.tensor([encoded[0][:num_shared]], device=model.device),
+            logits_to_keep=1,
+            **name_cache(model.model, cache),
         )
         for start in range(0, len(order), ROWS_PER_BATCH):
             state, logits = start_rewrites(model, order[start : start + ROWS_PER_BATCH], encoded, cache, num_shared)

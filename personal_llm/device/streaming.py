@@ -10,6 +10,8 @@ import os
 
 from ..base.core import Dialogue, measure_cost, patch
 from ..base.decoding import ReplyOptions, choose_next_token, count_settled_tokens, find_reply_end
+from ..base.decoding import find_whole_from
+from ..base.loading import get_cache, name_cache
 from ..base.models import ForwardResult
 
 # %% ../../nbs/6_device/05_streaming.ipynb #913461c3
@@ -59,13 +61,13 @@ def feed_part(self: ReplyStream, ids: list) -> None:
     try:
         with torch.inference_mode(), measure_cost(self.model.cost):
             row = torch.tensor([ids], device=self.model.device)
-            output = model(input_ids=row, past_key_values=self.cache, use_cache=True)
+            output = model(input_ids=row, use_cache=True, **name_cache(model, self.cache))
             logits = output.logits[0] if self.next_logits is None else torch.cat([self.next_logits, output.logits[0]])
             known_ids = row[0, len(ids) - len(logits) + 1 :]  # the first token of all has no prediction
             losses = torch.nn.functional.cross_entropy(logits[:-1].float(), known_ids, reduction="none")
     finally:
         hook.remove()
-    self.cache, self.next_logits = output.past_key_values, logits[-1:].clone()
+    self.cache, self.next_logits = get_cache(output), logits[-1:].clone()
     self.losses += losses.tolist()
     self.hidden.append(hidden_states[0])
     self.ids = self.ids + ids
@@ -129,6 +131,7 @@ def __iter__(self: ReplyStream):  # a generator of texts
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
     reply_ids, end_id = [], self.model.tokenizer.eos_token_id
+    whole_from = find_whole_from(self.rules, self.options)
     generator, tokenizer = torch.Generator().manual_seed(self.options.seed), self.model.tokenizer
     while not self.end_reason:
         reply_ids.append(choose_next_token(self.next_logits[0], reply_ids, self.rules, self.options, generator))
@@ -137,7 +140,7 @@ def __iter__(self: ReplyStream):  # a generator of texts
         elif end := find_reply_end(reply_ids, self.rules, self.options):
             reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
         else:
-            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids)]):
+            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids, whole_from)]):
                 yield piece
             if not self.end_reason:
                 self.feed(reply_ids[-1:])

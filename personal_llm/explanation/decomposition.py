@@ -14,6 +14,7 @@ import numpy as np
 
 from ..base.core import InputError, make_generator, measure_cost, patch
 from ..base.files import ASSETS
+from ..base.loading import get_cache, name_cache
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
 from .explanation import Explanation, bootstrap_indices
 from .space import StoredArrays, normalise_rows
@@ -136,10 +137,10 @@ def _continue_greedily(summariser, row: list, num_first_tokens: int) -> tuple:  
         output = summariser.model(input_ids=prompt, use_cache=True, logits_to_keep=1)
         limit = min(num_first_tokens, output.logits.shape[-1])
         value, token = output.logits[0, -1].float().log_softmax(0).topk(limit)
-        tokens, values, cache = [token], [value], output.past_key_values
+        tokens, values, cache = [token], [value], get_cache(output)
         cache.batch_repeat_interleave(len(token))
         for _ in range(MAX_CONTINUATION_TOKENS):
-            output = summariser.model(input_ids=token[:, None], past_key_values=cache, use_cache=True)
+            output = summariser.model(input_ids=token[:, None], use_cache=True, **name_cache(summariser.model, cache))
             value, token = output.logits[:, -1].float().log_softmax(-1).max(-1)
             tokens.append(token)
             values.append(value)

@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check, patch
-from ..base.decoding import ReplyOptions, count_settled_tokens, find_reply_end
+from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
+from ..base.decoding import find_reply_end, find_whole_from
 from ..base.gguf import find_smollm2, is_gguf
 from ..device.streaming import ReplyStream
 from .export import write_gguf
@@ -124,15 +125,18 @@ class LlamaCppStream(ReplyStream):
         model, tokenizer = self.model, self.model.tokenizer
         model.engine.prepare(model)
         (ids,) = model.encode_prompts([self.dialogue], max(8, model.max_length - self.options.max_tokens))
-        text, reply_ids = "", []
+        text, reply_ids, whole_from = "", [], find_whole_from(self.rules, self.options)
         with closing(model.engine.generate(ids, self.options)) as pieces:
             for piece, reason in pieces:
                 text += piece
                 reply_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
                 end = find_reply_end(reply_ids, self.rules, self.options)
+                num_settled = count_settled_tokens(tokenizer, reply_ids, whole_from)
                 if end and end[1] == "stop":  # llama.cpp itself counts up to `max_tokens`
                     reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
-                elif new_text := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids)]):
+                elif reason == "length":
+                    reply_ids = reply_ids[: count_tokens_at_limit(reply_ids, self.rules, self.options)]
+                elif new_text := self.decode_new_text(reply_ids[:num_settled]):
                     yield new_text
                 self.end_reason = self.end_reason or reason or ""
                 if self.end_reason:
