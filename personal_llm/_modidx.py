@@ -296,14 +296,6 @@ d = {
                 "8_app/commands.html#export_command",
                 "personal_llm/app/commands.py",
             ),
-            "personal_llm.app.commands.find_newest_adapter": (
-                "8_app/commands.html#find_newest_adapter",
-                "personal_llm/app/commands.py",
-            ),
-            "personal_llm.app.commands.find_state_of_adapter": (
-                "8_app/commands.html#find_state_of_adapter",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.finish_interrupted_run": (
                 "8_app/commands.html#finish_interrupted_run",
                 "personal_llm/app/commands.py",
@@ -452,10 +444,6 @@ d = {
             ),
             "personal_llm.app.library_commands.BuildOptions": (
                 "8_app/library_commands.html#buildoptions",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.SelectOptions": (
-                "8_app/library_commands.html#selectoptions",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.add_explained": (
@@ -868,10 +856,6 @@ d = {
                 "personal_llm/app/server.py",
             ),
             "personal_llm.app.server.make_uvicorn": ("8_app/server.html#make_uvicorn", "personal_llm/app/server.py"),
-            "personal_llm.app.server.open_served_session": (
-                "8_app/server.html#open_served_session",
-                "personal_llm/app/server.py",
-            ),
             "personal_llm.app.server.open_socket": ("8_app/server.html#open_socket", "personal_llm/app/server.py"),
             "personal_llm.app.server.print_link": ("8_app/server.html#print_link", "personal_llm/app/server.py"),
             "personal_llm.app.server.read_token": ("8_app/server.html#read_token", "personal_llm/app/server.py"),

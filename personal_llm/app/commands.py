@@ -27,7 +27,7 @@ from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table
 from .report import format_demo_table
-from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
+from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
 from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
 from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
@@ -167,24 +167,11 @@ def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
 EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
 
 
-def find_state_of_adapter(adapter: str) -> str:  # "" for the folder of an adapter alone
-    "Return the folder with the state that an adapter was learned from."
+def read_state_answers(adapter: str) -> list:  # `Dialogue`s
+    "Return the answered dialogues of the state that an adapter was learned from, for programs that know no memory."
     path = Path(adapter).absolute()
     folder = path.parents[1] if path.parent.name == ADAPTERS_FOLDER else path.parent if path.name == "adapter" else path
-    return str(folder) if any(map(has_state, find_run_folders(folder))) else ""
-
-
-def find_newest_adapter(folder: str) -> Path:
-    "Return the folder of an adapter: the one in an output folder, or the newest of a chat."
-    adapter = find_adapter_folder(folder)
-    if not (adapter / CONFIG_FILE).is_file() and has_state(folder):
-        adapter = Path(folder_status(folder)["adapter"] or adapter)
-    return adapter
-
-
-def read_state_answers(adapter: str) -> list:  # `Dialogue`s
-    "Return the answered dialogues of an adapter's state, for programs that know no memory."
-    if not (folder := find_state_of_adapter(adapter)):
+    if not any(map(has_state, find_run_folders(folder))):
         return []
     state = read_state(find_state_folders(folder)[0])
     known = {get_first_id(d): d for d in (*state.versions.values(), *state.buffer.dialogues)}
@@ -204,7 +191,7 @@ def export_command(
 ):
     "Write an adapter as other programs read it."
     recover_results(adapter)
-    found, answers = check_adapter(find_newest_adapter(adapter)), read_state_answers(adapter)
+    found, answers = check_adapter(find_adapter_folder(adapter)), read_state_answers(adapter)
     usage = export_adapter(model.load(), found, folder, to, answers)
     files = {str(f.relative_to(folder)): f.stat().st_size for f in sorted(Path(folder).rglob("*"))}
     lines = [f"{name:<34}{size / 1e6:>8.2f} MB" for name, size in files.items()]

@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from .server_guard import Refusal
-from ..base.core import InputError
+from ..base.core import InputError, patch
 from ..device.background_training import release_memory
 from ..device.conversation import ChatSession
 from ..device.replay import describe_training_benefit
 
-# %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #461c99c9
 ANSWERS_FOR_LEARNING = 24  # new answers that start a fine-tune
 MAX_NOTICES = 50  # messages for the user that a page can still read
 _SECONDS_BETWEEN_LOOKS = 0.25  # of a page that follows another one
@@ -33,18 +33,20 @@ def get_chat_numbers(session: ChatSession) -> dict:  # plain values
     model = dict(model=session.model.name, is_toy=session.model.name == "pocket", rounds=len(me.rounds))
     return memory | counts | model | dict(is_learning=session.background_training is not None, question=question)
 
-
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #7abc9f59
 def get_marks(session: ChatSession) -> dict:  # part of the page -> a value that changes with it
     "Return marks by which a page sees what another one changed; they hold no text."
     status, mark = get_chat_numbers(session), lambda rows: (len(rows), hash(str(rows[-1:])))
-    marks = dict(
-        question=(status["question"], session.choice is not None), learning=(status["is_learning"], status["rounds"])
-    )
     conversations = session.me.memory.conversations
-    marks |= dict(turns=(len(conversations), session.newest_id), titles=hash(tuple(conversations.values())))
-    return marks | dict(reactions=mark(session.me.feedback_rows))
+    return dict(
+        question=(status["question"], session.choice is not None),
+        learning=(status["is_learning"], status["rounds"]),
+        turns=(len(conversations), session.newest_id),
+        titles=hash(tuple(conversations.values())),
+        reactions=mark(session.me.feedback_rows),
+    )
 
-
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
 class ConversationWorker:
     "Runs a chat session in one thread for many clients."
 
@@ -61,141 +63,163 @@ class ConversationWorker:
         self.next_learning = learn_every  # number of new answers
         self.after_job()
 
-    def after_job(self) -> None:
-        "Begin a fine-tune if it is time, collect messages, and note numbers for the status; the thread runs this."
-        session, self.num_jobs = self.session, self.num_jobs + 1
-        if self.num_jobs % _JOBS_BEFORE_RELEASE == 0:
-            release_memory()
-        if session.background_training is None and session.question is None and self.learn_every:
-            self.learn_if_due(session.count_new_answers())
-        new = session.pop_messages()
-        self.notices, self.num_notices = [*self.notices, *new][-MAX_NOTICES:], self.num_notices + len(new)
-        self.status, self.marks = get_chat_numbers(session), get_marks(session)
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #e05c3c3a
+@patch
+def after_job(self: ConversationWorker) -> None:
+    "Begin a fine-tune if it is time, collect messages, and note numbers for the status; the thread runs this."
+    session, self.num_jobs = self.session, self.num_jobs + 1
+    if self.num_jobs % _JOBS_BEFORE_RELEASE == 0:
+        release_memory()
+    if session.background_training is None and session.question is None and self.learn_every:
+        self.learn_if_due(session.count_new_answers())
+    new = session.pop_messages()
+    self.notices, self.num_notices = [*self.notices, *new][-MAX_NOTICES:], self.num_notices + len(new)
+    self.status, self.marks = get_chat_numbers(session), get_marks(session)
 
-    def learn_if_due(self, num_new_answers: int) -> None:
-        "Begin a fine-tune on enough new answers; a failure becomes a message, and the conversation goes on."
-        session = self.session
-        if session.was_stopped:
-            self.next_learning, session.was_stopped = self.learn_every, False
-        if num_new_answers >= self.next_learning:
-            self.next_learning = num_new_answers + self.learn_every  # one that fails is not begun again at once
-            try:
-                session.messages_to_user.append(session.learn())
-            except (InputError, OSError, RuntimeError) as error:
-                session.messages_to_user.append(f"learning could not begin: {error}")
-
-    def enter(self) -> None:
-        "Count a job that waits; raise `Refusal` if there are too many."
-        if self.num_waiting >= self.max_waiting:
-            raise Refusal(429, "too many requests wait for the model; try again in a minute", "rate_limit_exceeded")
-        self.num_waiting += 1
-
-    async def run(self, function, *args):  # its result
-        "Call a function in the session's thread; raise `Refusal` if too many jobs wait."
-        import asyncio
-
-        def job():
-            try:
-                self.do_reads()
-                return function(*args)
-            finally:
-                self.after_job()
-
-        self.enter()
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #24dfc411
+@patch
+def learn_if_due(self: ConversationWorker, num_new_answers: int) -> None:
+    "Begin a fine-tune on enough new answers; a failure becomes a message, and the conversation goes on."
+    session = self.session
+    if session.was_stopped:
+        self.next_learning, session.was_stopped = self.learn_every, False
+    if num_new_answers >= self.next_learning:
+        self.next_learning = num_new_answers + self.learn_every  # one that fails is not begun again at once
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.executor, job)
+            session.messages_to_user.append(session.learn())
+        except (InputError, OSError, RuntimeError) as error:
+            session.messages_to_user.append(f"learning could not begin: {error}")
+
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #6cf3ba50
+@patch
+def enter(self: ConversationWorker) -> None:
+    "Count a job that waits; raise `Refusal` if there are too many."
+    if self.num_waiting >= self.max_waiting:
+        raise Refusal(429, "too many requests wait for the model; try again in a minute", "rate_limit_exceeded")
+    self.num_waiting += 1
+
+
+@patch
+async def run(self: ConversationWorker, function, *args):  # its result
+    "Call a function in the session's thread; raise `Refusal` if too many jobs wait."
+    import asyncio
+
+    def job():
+        try:
+            self.do_reads()
+            return function(*args)
         finally:
-            self.num_waiting -= 1
+            self.after_job()
 
-    def do_reads(self) -> None:
-        "Do the reads that wait; the thread runs this."
-        while self.reads:
-            future, function = self.reads.popleft()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except Exception as error:
-                    future.set_exception(error)
+    self.enter()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(self.executor, job)
+    finally:
+        self.num_waiting -= 1
 
-    async def read(self, function):  # its result
-        "Call a function that changes nothing, before the jobs that wait, and between two pieces of a reply."
-        import asyncio
-
-        future = Future()
-        self.reads.append((future, function))
-        self.executor.submit(self.do_reads)
-        return await asyncio.wrap_future(future)
-
-    async def stream(self, make_items):  # an asynchronous generator of its items
-        "Yield the items of a generator as the thread makes them."
-        import asyncio
-
-        loop, queue, stopped, end = asyncio.get_running_loop(), asyncio.Queue(), threading.Event(), object()
-
-        def produce():
-            put = lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #bbed534a
+@patch
+def do_reads(self: ConversationWorker) -> None:
+    "Do the reads that wait; the thread runs this."
+    while self.reads:
+        future, function = self.reads.popleft()
+        if future.set_running_or_notify_cancel():
             try:
-                items = () if stopped.is_set() else make_items()
-                self.do_reads()
-                for item in items:
-                    if stopped.is_set():
-                        items.close()
-                        break
-                    put(item)
-                    self.do_reads()
-                self.after_job()
+                future.set_result(function())
             except Exception as error:
-                put(error)
-            finally:
-                put(end)
+                future.set_exception(error)
 
-        self.enter()
-        self.executor.submit(produce)
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #335af6f6
+@patch
+async def read(self: ConversationWorker, function):  # its result
+    "Call a function that changes nothing, before the jobs that wait, and between two pieces of a reply."
+    import asyncio
+
+    future = Future()
+    self.reads.append((future, function))
+    self.executor.submit(self.do_reads)
+    return await asyncio.wrap_future(future)
+
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #9f201dbb
+@patch
+async def stream(self: ConversationWorker, make_items):  # an asynchronous generator of its items
+    "Yield the items of a generator as the thread makes them."
+    import asyncio
+
+    loop, queue, stopped, end = asyncio.get_running_loop(), asyncio.Queue(), threading.Event(), object()
+
+    def produce():
+        put = lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)
         try:
-            while (item := await queue.get()) is not end:
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+            items = () if stopped.is_set() else make_items()
+            self.do_reads()
+            for item in items:
+                if stopped.is_set():
+                    items.close()
+                    break
+                put(item)
+                self.do_reads()
+            self.after_job()
+        except Exception as error:
+            put(error)
         finally:
-            stopped.set()
-            self.num_waiting -= 1
+            put(end)
 
-    async def watch(self) -> None:
-        "Use the adapter of each complete fine-tune, until the task is cancelled."
-        import asyncio
+    self.enter()
+    self.executor.submit(produce)
+    try:
+        while (item := await queue.get()) is not end:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        self.num_waiting -= 1
 
-        while True:
-            await asyncio.sleep(0.5)
-            training = self.session.background_training
-            if training is not None and training.is_done():
-                with suppress(Refusal):  # too many jobs wait: half a second later
-                    await self.run(self.finish_training)
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #251585e7
+@patch
+def finish_training(self: ConversationWorker) -> None:
+    "Use the adapter of a complete fine-tune; the thread runs this."
+    rounds = len(self.session.me.rounds)
+    try:
+        self.session.finish_training()
+    except Exception as error:  # of ours; the conversation goes on
+        remedy = "nothing changed; learn again, and report it if it fails again"
+        self.session.messages_to_user.append(f"the fine-tune failed ({type(error).__name__}); {remedy}")
+    if len(self.session.me.rounds) > rounds:
+        self.next_learning = self.learn_every
 
-    async def follow(self, is_over):  # is_over: asynchronous; an asynchronous generator of lists
-        "Yield the parts that changed, each time that some did: turns, titles, reactions, question, learning."
-        import asyncio
 
-        seen = self.marks
-        yield []
-        while not await is_over():
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-            now = self.marks
-            if changed := [part for part in now if now[part] != seen[part]]:
-                yield changed
-            seen = now
+@patch
+async def watch(self: ConversationWorker) -> None:
+    "Use the adapter of each complete fine-tune, until the task is cancelled."
+    import asyncio
 
-    def finish_training(self) -> None:
-        "Use the adapter of a complete fine-tune; the thread runs this."
-        rounds = len(self.session.me.rounds)
-        try:
-            self.session.finish_training()
-        except Exception as error:  # of ours; the conversation goes on
-            remedy = "nothing changed; learn again, and report it if it fails again"
-            self.session.messages_to_user.append(f"the fine-tune failed ({type(error).__name__}); {remedy}")
-        if len(self.session.me.rounds) > rounds:
-            self.next_learning = self.learn_every
+    while True:
+        await asyncio.sleep(0.5)
+        training = self.session.background_training
+        if training is not None and training.is_done():
+            with suppress(Refusal):  # too many jobs wait: half a second later
+                await self.run(self.finish_training)
 
-    def close(self) -> None:
-        "Wait for the job at work, and close the session."
-        self.executor.submit(self.session.close).result()
-        self.executor.shutdown()
+
+@patch
+def close(self: ConversationWorker) -> None:
+    "Wait for the job at work, and close the session."
+    self.executor.submit(self.session.close).result()
+    self.executor.shutdown()
+
+# %% ../../nbs/8_app/10_conversation_worker.ipynb #d925e2d0
+@patch
+async def follow(self: ConversationWorker, is_over):  # is_over: asynchronous; an asynchronous generator of lists
+    "Yield the parts that changed, each time that some did: turns, titles, reactions, question, learning."
+    import asyncio
+
+    seen = self.marks
+    yield []
+    while not await is_over():
+        await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+        now = self.marks
+        if changed := [part for part in now if now[part] != seen[part]]:
+            yield changed
+        seen = now

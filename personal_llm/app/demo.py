@@ -274,11 +274,11 @@ def run_demo(
             replies, steps = {d.id: d.response for d in run.stream}, max(1, run.config.steps // 2)
             warm = run_warm_start_demo(run.model, dialogues, run.test, steps, run.settings.seed, replies)
         seconds = dict(run.seconds) | dict(total=time.perf_counter() - begin)
-        result |= dict(
-            seconds={kind: round(value, 2) for kind, value in seconds.items()}, **(dict(warm=warm) if warm else {})
-        )
+        result |= dict(seconds={kind: round(value, 2) for kind, value in seconds.items()})
+        result |= dict(warm=warm) if warm else {}
         files = {"figure.png": plot_demo(result), "adapter": Path(me.adapter.path)}
         files |= {"warm.png": plot_warm_start(warm)} if warm else {}
-        files |= {"report.html": render_report(result, files["figure.png"]), "buffer.safetensors": me.buffer.to_bytes()}
+        page = render_report(result, files["figure.png"], files.get("warm.png"))
+        files |= {"report.html": page, "buffer.safetensors": me.buffer.to_bytes()}
         publish_results(owned, files | {"demo.json": json.dumps(result, indent=1, ensure_ascii=False)})
     return result

@@ -170,21 +170,18 @@ def format_mixture(ranking) -> list:  # lines
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
 METHOD_HELP = "method, such as fit, match, single; a wrong name lists all (default: fit; at an address single)"
+SHORTLIST_HELP = "nearest pLLMs whose true loss match and style compare"
 
 
-@dataclass
-class SelectOptions:
-    "How to select."
-
-    method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME", autocompletion=complete_from(SELECTORS))] = None
-    shortlist: Annotated[
-        int, Option(help="nearest pLLMs whose true loss match and style compare", metavar="N", min=1)
-    ] = 12
-    seed: Seed = 0
-
-# %% ../../nbs/8_app/08_library_commands.ipynb #lc05
 @command("select", "--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match")
-def select_command(data: DataOptions, model: ModelOptions, given: SelectOptions, library: LibraryName = None):
+def select_command(
+    data: DataOptions,
+    model: ModelOptions,
+    method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME", autocompletion=complete_from(SELECTORS))] = None,
+    shortlist: Annotated[int, Option(help=SHORTLIST_HELP, metavar="N", min=1)] = 12,
+    seed: Seed = 0,
+    library: LibraryName = None,
+):
     "Find the pLLMs of a library that write most like the chats."
     opened = library and open_library(library, data.skip_invalid)
     if opened is not None:
@@ -199,11 +196,11 @@ def select_command(data: DataOptions, model: ModelOptions, given: SelectOptions,
             raise InputError(f"the package has no library for {loaded.name} (base {loaded.base})", remedy)
         opened = open_library(own, data.skip_invalid)
     check_library_base(opened, loaded)
-    mine, needs = None, SELECTORS[given.method].needs if given.method in SELECTORS else ()
-    if given.method in (None, "fit", "match") or "row" in needs:  # `select` refuses an unknown method
-        mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, given.seed)
+    mine, needs = None, SELECTORS[method].needs if method in SELECTORS else ()
+    if method in (None, "fit", "match") or "row" in needs:  # `select` refuses an unknown method
+        mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, seed)
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
-    ranking = select(opened, mine, given.method, loaded, recent, given.shortlist, given.seed)
+    ranking = select(opened, mine, method, loaded, recent, shortlist, seed)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
     source, note = describe_input(data.data, None, dialogues)
     result = dict(data=source, library=library or opened.path.name, skipped=sorted(opened.skipped), model=loaded.name)

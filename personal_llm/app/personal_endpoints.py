@@ -171,7 +171,7 @@ def rename_conversation(session: ChatSession, key: Text, title: Text) -> dict:
     session.rename_conversation(key, title)
     return dict(title=make_title(session.me.state, key))
 
-
+# %% ../../nbs/8_app/12_personal_endpoints.ipynb #8d292031
 def show_dialogue(d: Dialogue, **fields) -> dict:  # plain JSON types
     "Return the texts of a dialogue, with further fields."
     return dict(id=d.id, prompt=d.prompt, response=d.response) | fields

@@ -34,7 +34,8 @@ from ..tuning.evaluation import evaluate
 from ..base.text import count_nouns, get_language, split_sentences
 from ..base.lineage import copy_without_ids
 from ..device.forgetting import delete_memory
-from ..device.memory import ADAPTERS_FOLDER, is_own_folder
+from ..device.memory import ADAPTERS_FOLDER, has_state, is_own_folder
+from ..device.replay import folder_status
 
 # %% ../../nbs/8_app/02_personalize.ipynb #81728a31
 def tuning_setting(name: str):  # a field with the default None
@@ -90,9 +91,12 @@ def open_model(model):  # a `Model`; model: one, a name of `load_model`, a funct
 
 # %% ../../nbs/8_app/02_personalize.ipynb #8a6c2be2
 def find_adapter_folder(folder: str) -> Path:
-    "Return the folder of an adapter."
-    inner = Path(folder) / "adapter"
-    return inner if inner.is_dir() else Path(folder)
+    "Return the folder of an adapter: this one, the one in an output folder, or the newest of a chat."
+    folder = Path(folder)
+    if (folder / "adapter").is_dir():
+        return folder / "adapter"
+    is_chat = not (folder / CONFIG_FILE).is_file() and has_state(folder)
+    return Path(is_chat and folder_status(folder)["adapter"] or folder)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #18218510
 def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, or an adapter's folder

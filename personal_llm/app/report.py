@@ -147,9 +147,10 @@ def plot_warm_start(result: dict) -> bytes:  # a PNG
 def render_report(
     result: dict,  # of `run_demo`
     picture: bytes,  # the figure as PNG
+    warm_picture: bytes = None,  # the figure of the warm start, if there is one
 ) -> str:  # HTML
     "Return the results as one page for people, with all text escaped."
-    pictures = dict(figure=picture) | (dict(warm_figure=plot_warm_start(result["warm"])) if "warm" in result else {})
-    encoded = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+    pictures = dict(figure=picture, warm_figure=warm_picture)
+    encoded = {name: base64.b64encode(content or b"").decode() for name, content in pictures.items()}
     kinds = [kind for kind, count in result["stream"] for _ in range(count)]
     return fill_template("report.html", dict(warm=None, kinds=kinds) | add_texts(result) | encoded)

@@ -196,14 +196,6 @@ class ServeOptions:
     new_token: Annotated[bool, Option("--new-token", help=TOKEN_HELP)] = False
 
 # %% ../../nbs/8_app/13_server.ipynb #56598d9f
-def open_served_session(options: ReplyingModelOptions, out: str, library: str, settings: dict) -> ChatSession:
-    "Open the conversation of a folder for a server."
-    start, model = resolve_start(library), options.load()
-    return ChatSession(
-        model, out, start=start, **make_session_settings(model, PersonalizeSettings(start=library, **settings))
-    )
-
-
 def print_link(host: str, port: int, token: str, as_json: bool, quiet: bool) -> None:
     "Print the link to the page, and notes about the address."
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -237,7 +229,9 @@ def serve_command(
         share_arena()
         if not quiet:
             print_note(f"loading the model {model.model}; a large one takes a minute or more")
-        session = open_served_session(model, out, given.library, vars(settings))
+        start, loaded = resolve_start(given.library), model.load()
+        options = make_session_settings(loaded, PersonalizeSettings(start=given.library, **vars(settings)))
+        session = ChatSession(loaded, out, start=start, **options)
         token = token or read_token(given.new_token)
         worker = ConversationWorker(session, given.learn_every, limits.waiting_requests)
         server = make_uvicorn(make_app(worker, token, given.host, limits), limits)

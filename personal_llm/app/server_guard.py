@@ -14,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from ..base.core import InputError
+from ..base.core import InputError, patch
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #e0367191
 def split_host(header: str) -> str:  # without port and brackets
@@ -133,93 +133,100 @@ class Guard:
     ):
         self.app, self.token, self.host, self.limits, self.large_paths = app, token.encode(), host, limits, large_paths
         self.headers = make_security_headers(frame_sites)
-        self.requests, self.public_requests = (
-            RateLimit(limits.requests_per_minute),
-            RateLimit(limits.requests_per_minute),
-        )
+        self.requests, self.public_requests = (RateLimit(limits.requests_per_minute) for _ in range(2))
         self.wrong_tokens = RateLimit(limits.wrong_tokens_per_minute)
 
-    def check_site(self, scope: dict, headers: dict) -> None:
-        "Raise `Refusal` for another host, and for a page of another site."
-        host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
-        if not is_own_host(host, self.host):
-            remedy = "use its IP address, or start it with --host NAME"
-            raise Refusal(403, f"this server does not know that name; {remedy}", "wrong_host")
-        is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
-        is_foreign = site in ("cross-site", "same-site") and not (is_read and is_public(scope["path"]))
-        if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
-            remedy = "open its own page, or ask from a program"
-            raise Refusal(403, f"pages of other sites may not use this server; {remedy}", "wrong_origin")
+# %% ../../nbs/8_app/09_server_guard.ipynb #81efa53d
+@patch
+def check_site(self: Guard, scope: dict, headers: dict) -> None:
+    "Raise `Refusal` for another host, and for a page of another site."
+    host, origin, site = (headers.get(name, "") for name in ("host", "origin", "sec-fetch-site"))
+    if not is_own_host(host, self.host):
+        remedy = "use its IP address, or start it with --host NAME"
+        raise Refusal(403, f"this server does not know that name; {remedy}", "wrong_host")
+    is_read = (scope["method"], headers.get("sec-fetch-mode")) == ("GET", "navigate")
+    is_foreign = site in ("cross-site", "same-site") and not (is_read and is_public(scope["path"]))
+    if is_foreign or origin not in ("", f"{scope.get('scheme', 'http')}://{host}"):
+        remedy = "open its own page, or ask from a program"
+        raise Refusal(403, f"pages of other sites may not use this server; {remedy}", "wrong_origin")
 
-    def check_sender(self, path: str, headers: dict) -> None:
-        "Raise `Refusal` for a wrong token, and for too many requests; a wrong token costs the owner no request."
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        is_own = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
-        if not is_own and not is_public(path):
-            if not self.wrong_tokens.count():
-                raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
-            remedy = "use the one of the link that personal-llm serve printed last"
-            raise Refusal(401, f"the token is missing or wrong; {remedy}", "invalid_api_key")
-        if not (self.requests if is_own else self.public_requests).count():
-            raise Refusal(429, "too many requests; wait a minute", "rate_limit_exceeded")
+# %% ../../nbs/8_app/09_server_guard.ipynb #8cd28f78
+@patch
+def check_sender(self: Guard, path: str, headers: dict) -> None:
+    "Raise `Refusal` for a wrong token, and for too many requests; a wrong token costs the owner no request."
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    is_own = scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
+    if not is_own and not is_public(path):
+        if not self.wrong_tokens.count():
+            raise Refusal(429, "too many wrong tokens; wait a minute", "rate_limit_exceeded")
+        remedy = "use the one of the link that personal-llm serve printed last"
+        raise Refusal(401, f"the token is missing or wrong; {remedy}", "invalid_api_key")
+    if not (self.requests if is_own else self.public_requests).count():
+        raise Refusal(429, "too many requests; wait a minute", "rate_limit_exceeded")
 
-    async def read_body(self, path: str, headers: dict, receive) -> bytes:
-        "Return the body of a request; raise `Refusal` if it is too large or too slow."
-        import asyncio  # here, so that no other command waits for it
+# %% ../../nbs/8_app/09_server_guard.ipynb #768f3834
+@patch
+async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
+    "Return the body of a request; raise `Refusal` if it is too large or too slow."
+    import asyncio  # here, so that no other command waits for it
 
-        limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
-        too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or len(length) > 20 or int(length) > limit:
-            raise too_large
-        body, end, message = bytearray(), time.monotonic() + self.limits.body_seconds, dict(more_body=True)
-        while message.get("more_body"):
-            try:
-                message = await asyncio.wait_for(receive(), max(0.01, end - time.monotonic()))
-            except asyncio.TimeoutError:
-                raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
-            if message["type"] == "http.disconnect":
-                raise ConnectionResetError
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise too_large
-        return bytes(body)
-
-    async def send_refusal(self, path: str, refusal: Refusal, send) -> None:
-        "Send a refusal, and close the connection."
-        body = json.dumps(refusal.to_dict(path)).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-        headers |= {"Retry-After": "60"} if refusal.status == 429 else {}
-        pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send(dict(type="http.response.start", status=refusal.status, headers=pairs))
-        await send(dict(type="http.response.body", body=body))
-
-    async def __call__(self, scope, receive, send):
-        "Serve one connection, as ASGI defines it."
-        if scope["type"] == "lifespan":
-            return await self.app(scope, receive, send)
-        if scope["type"] != "http":
-            return await send(dict(type="websocket.close", code=1008))
-        path, pairs = scope["path"], scope["headers"]
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
-
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                own = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
-                message = message | dict(headers=[*message.get("headers", ()), *own])
-            await send(message)
-
+    limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
+    too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
+    length = headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()) or len(length) > 20 or int(length) > limit:
+        raise too_large
+    body, end, message = bytearray(), time.monotonic() + self.limits.body_seconds, dict(more_body=True)
+    while message.get("more_body"):
         try:
-            self.check_site(scope, headers)
-            self.check_sender(path, headers)
-            body = await self.read_body(path, headers, receive)
-        except Refusal as refusal:
-            return await self.send_refusal(path, refusal, send_with_headers)
-        except ConnectionResetError:
-            return
-        messages = iter([dict(type="http.request", body=body, more_body=False)])
+            message = await asyncio.wait_for(receive(), max(0.01, end - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
+        if message["type"] == "http.disconnect":
+            raise ConnectionResetError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
 
-        async def receive_once():
-            return next(messages, None) or await receive()
+# %% ../../nbs/8_app/09_server_guard.ipynb #25e5b677
+@patch
+async def send_refusal(self: Guard, path: str, refusal: Refusal, send) -> None:
+    "Send a refusal, and close the connection."
+    body = json.dumps(refusal.to_dict(path)).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+    headers |= {"Retry-After": "60"} if refusal.status == 429 else {}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send(dict(type="http.response.start", status=refusal.status, headers=pairs))
+    await send(dict(type="http.response.body", body=body))
 
-        await self.app(scope, receive_once, send_with_headers)
+# %% ../../nbs/8_app/09_server_guard.ipynb #c943d04c
+@patch
+async def __call__(self: Guard, scope, receive, send):
+    "Serve one connection, as ASGI defines it."
+    if scope["type"] == "lifespan":
+        return await self.app(scope, receive, send)
+    if scope["type"] != "http":
+        return await send(dict(type="websocket.close", code=1008))
+    path, pairs = scope["path"], scope["headers"]
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
+
+    async def send_with_headers(message):
+        if message["type"] == "http.response.start":
+            own = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+            message = message | dict(headers=[*message.get("headers", ()), *own])
+        await send(message)
+
+    try:
+        self.check_site(scope, headers)
+        self.check_sender(path, headers)
+        body = await self.read_body(path, headers, receive)
+    except Refusal as refusal:
+        return await self.send_refusal(path, refusal, send_with_headers)
+    except ConnectionResetError:
+        return
+    messages = iter([dict(type="http.request", body=body, more_body=False)])
+
+    async def receive_once():
+        return next(messages, None) or await receive()
+
+    await self.app(scope, receive_once, send_with_headers)
