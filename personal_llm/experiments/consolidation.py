@@ -65,7 +65,8 @@ def list_jobs(most: int, methods: tuple) -> list:
 SHARED = ("user", "seed")
 GRIDS = (
     Grid("consolidation", list_jobs(48, ("weights", "both")), measure, SHARED, "smollm2"),
-    Grid("consolidation-uncorrected", list_jobs(48, ("weights", "both")), measure, SHARED, "smollm2"),
+    Grid("consolidation-uncorrected", list_jobs(48, ("weights", "both")), measure, SHARED, "smollm2"),  # stopped
+    Grid("consolidation-sure", list_jobs(48, ("weights", "both")), measure, SHARED, "smollm2"),
 )
 PLANNED_GRIDS = (  # of the plan, without a row yet: whoever measures it moves it to GRIDS
     Grid("consolidation-plain", list_jobs(0, ("plain",)), measure, SHARED, "smollm2"),
