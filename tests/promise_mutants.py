@@ -274,7 +274,7 @@ def run_mutant(place: Path, number: int) -> dict:
         done = subprocess.run(command, cwd=place, env=settings, capture_output=True, timeout=SECONDS)
         is_killed, code = done.returncode == 1, done.returncode
     except subprocess.TimeoutExpired:
-        is_killed, code = True, "timeout"
+        is_killed, code = None, "timeout"  # look yourself: a slow machine, or a server that never ends
     source.write_text(text, encoding="utf-8")
     seconds = round(time.monotonic() - begin, 1)
     return dict(number=number, promise=beginning, killed=is_killed, code=code, seconds=seconds)
