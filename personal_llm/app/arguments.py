@@ -247,8 +247,8 @@ def parse_arguments(argv: list = None, commands: dict = None) -> tuple:  # (`Com
 
 # %% ../../nbs/8_app/01_arguments.ipynb #22c33256
 MODEL_HELP = (
-    "smollm2, pocket, a folder, a GGUF file, or a Hugging Face id to download (default: the model of --out if it holds "
-    "a state, else smollm2 where it is installed, else pocket)"
+    "smollm2, pocket, a folder, a GGUF file, or a Hugging Face id to download (default: the model of a stored "
+    "state or adapter, else smollm2 where it is installed, else pocket)"
 )
 TEMPLATE_HELP = "plain, or a file with a Jinja template, for models that have none"
 LIBRARY_HELP = "a library's folder, its https address, or the name of a model with one in the package (pocket)"

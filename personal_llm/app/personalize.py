@@ -317,8 +317,8 @@ def describe_state(state, folder) -> str:
     "Return what a saved state is, and for a chat the command that goes on with it."
     if not state.is_chat:
         return "the output of personalize"
-    turns = count_nouns(len(state.turns), "turn")
-    return f"a saved chat with its last {turns}; personal-llm chat --out {shlex.quote(str(folder))} goes on"
+    turns = f" with its last {count_nouns(len(state.turns), 'turn')}" if state.turns else ""
+    return f"a saved chat{turns}; personal-llm chat --out {shlex.quote(str(folder))} goes on"
 
 # %% ../../nbs/8_app/02_personalize.ipynb #fc092b6d
 # key in personalize.json -> field of `TrainingRound`

@@ -295,7 +295,7 @@ def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, nam
     examples, file = choose_examples(model, dialogues), folder / "Modelfile"
     if not examples:
         return (
-            "the Modelfile holds no examples: for them, --adapter names a folder of personalize or chat with answers",
+            "the Modelfile holds no examples: this folder has no answers of yours (correct or approve replies first)",
             "",
         )
     write_atomically(file, file.read_text(encoding="utf-8") + format_messages(examples))
