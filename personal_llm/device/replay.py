@@ -106,7 +106,7 @@ def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
     if last and all(d.id in last.parents for d in answered):
         return f"Your answers act through the last fine-tune, and through {memory}: another one brings nothing new."
     return (
-        f"Your answers act through {memory}. A fine-tune takes {cost}, and adds little to that: it kept .80 of the "
+        f"Your answers act through {memory}. A fine-tune takes {cost}, with no clear gain: it kept .80 of the "
         "habits in place of .78, with 8 corrections. It pays for replies without memory, as of an exported model (.70)."
     )
 

@@ -101,14 +101,15 @@ def as_markdown(
 BARE, MEMORY = ("none", 0, "bare"), ("own", 8, "memory")  # policy, count, method
 PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metric, label
     ("real-people", MEMORY, BARE, "habits", "memory, 8 corrections: habits in the first reply"),
-    ("real-people", MEMORY, BARE, "turn_4", "the same in the fourth turn of a talk"),
+    ("real-people", MEMORY, BARE, "turn_4", "memory, 8 corrections: habits in the fourth turn of a talk"),
     ("real-people", MEMORY, BARE, "content", "memory, 8 corrections: content, ROUGE-1"),
     ("real-people", MEMORY, BARE, "spill", "memory, 8 corrections: habits where they do not belong"),
     ("real-people", MEMORY, BARE, "other_loss", "memory, 8 corrections: loss on other talk"),
-    ("consolidation", "weights", "bare", "habits", "weights after consolidation, 8 corrections: habits"),
-    ("consolidation", "both", "bare", "habits", "the same and memory: habits in the first reply"),
-    ("consolidation", "both", "bare", "turn_4", "the same in the fourth turn of a talk"),
-    ("consolidation", "both", "bare", "content", "the same: content, ROUGE-1"),
+    ("consolidation-sure", "weights", "bare", "habits", "consolidation, 8 corrections: habits, without memory"),
+    ("consolidation-sure", "weights", "bare", "spill", "consolidation, 8 corrections: habits where they do not belong"),
+    ("consolidation-sure", "both", "bare", "habits", "consolidation and memory: habits in the first reply"),
+    ("consolidation-sure", "both", "bare", "turn_4", "consolidation and memory: habits in the fourth turn"),
+    ("consolidation-sure", "both", "bare", "content", "consolidation and memory: content, ROUGE-1"),
     ("habit-defaults-test", ("centre", 24), ("bare", 24), "adherence", "weights, 24 answers: habits in replies"),
     ("habit-defaults-test", ("centre", 24), ("bare", 24), "other", "weights, 24 answers: loss on other talk"),
 )
@@ -122,7 +123,7 @@ def read_person_values(grid: str, condition: tuple, metric: str) -> dict:  # per
 
     if grid == "real-people":
         return read_people(grid, condition, metric)
-    if grid == "consolidation":
+    if grid == "consolidation-sure":
         values = read_first_order(condition, metric)
         return {name: values[name] for name in list_measured()}
     rows = [row for row in read_rows(grid) if row["user"] in NEW_PEOPLE and row.get("scale", 1) == 1]
