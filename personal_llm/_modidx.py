@@ -540,10 +540,6 @@ d = {
                 "8_app/personal_endpoints.html#ownfields",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.check_labels": (
-                "8_app/personal_endpoints.html#check_labels",
-                "personal_llm/app/personal_endpoints.py",
-            ),
             "personal_llm.app.personal_endpoints.check_line": (
                 "8_app/personal_endpoints.html#check_line",
                 "personal_llm/app/personal_endpoints.py",
@@ -4921,6 +4917,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._is_import": (
                 "6_device/personalizer.html#personalizer._is_import",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer._is_own_talk": (
+                "6_device/personalizer.html#personalizer._is_own_talk",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (

@@ -163,3 +163,24 @@ def test_consolidation_can_be_turned_off(reading_pocket, tmp_path):
     me = make_personalizer(model, tmp_path / "me", consolidation=0)
     me.finetune(progress=False)
     assert not me.synthesis.dialogues and not shown
+
+
+def test_no_reply_of_another_program_and_no_imported_one_is_an_exercise(reading_pocket, tmp_path):
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    foreign = Dialogue(
+        "Tell me a joke about cows.", "A cow laughs.", (("system", "You are ACME."),), origin="model", id="c"
+    )
+    me.observe(foreign)
+    root = me.state.get_root(foreign)
+    assert root in {me.state.get_root(d) for d in me.list_stream()}
+    for place in ("client", "import"):
+        me.memory.conversations[root] = place
+        assert root not in {me.state.get_root(d) for d in me.list_stream()}
+
+
+def test_a_prompt_that_asks_for_a_fact_and_an_empty_reply_teach_nothing():
+    embedder = PromptEmbedder(load_model("pocket"))
+    asked = Dialogue("What is my dog called?", "Your dog is called Rex.", origin="model")
+    empty = Dialogue("Tell me a joke about cows.", " ", origin="model")
+    assert choose_prompts([asked, empty], MEMORIES, embedder, 10) == ([], [])

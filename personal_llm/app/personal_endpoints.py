@@ -22,7 +22,6 @@ from .chat import describe_chat_style
 from .chat_completions import Fields, Text, check_is_stored, make_event, stream_events, summarise_reply
 from .conversation_worker import ConversationWorker
 from ..base.core import Dialogue, InputError
-from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, Feedback, add_feedback
 from ..data.formats import MAX_TURN_CHARACTERS
 from ..data.records import format_value
 from ..device.conversation import QUESTION_TEXT, RETRY_OPTIONS, ChatSession, clean_text
@@ -362,21 +361,6 @@ def describe_import(dialogues, content: bytes) -> list:  # lines; dialogues: a `
     return notes
 
 
-def check_labels(dialogues: list) -> None:
-    "Raise `InputError` for a damaged label, before the first dialogue is stored."
-    for d in dialogues:
-        reactions = []
-        for row in d.labels.get("feedback", ()):
-            try:
-                details = dict(row)
-                kind = details.pop("kind")
-                text = d.response[:MAX_FEEDBACK_CHARACTERS] if kind == "choice" else ""
-                reactions = add_feedback(reactions, Feedback(kind, d.id, text, time=d.time, **details))
-            except (TypeError, ValueError, KeyError) as error:
-                what = f"the label feedback of dialogue {d.id} is damaged ({str(error)[:80]})"
-                raise InputError(what, "remove the label, or read the export anew") from error
-
-
 def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, notes)
     "Read the content of a file; an error has the file's own name and the words of the page."
     from personal_llm.data.reading import read_dialogues
@@ -387,7 +371,6 @@ def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, n
         file.write_bytes(content)
         try:
             dialogues = read_dialogues(file, skip_invalid=True, user=user or None)
-            check_labels(dialogues)
             return dialogues[-MAX_IMPORTED_DIALOGUES:], describe_import(dialogues, content)
         except InputError as error:
             text, shown = str(error), format_value(name or "the file")

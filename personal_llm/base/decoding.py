@@ -9,9 +9,9 @@ __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY'
            'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
            'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'VERSE_LINES', 'VERSE_WORDS',
            'EMPTY_ITEMS', 'RUN_WORDS', 'RECENT_WORDS', 'MOST_COPIED', 'MOST_COPIED_ITEMS', 'COPIED_SHARE',
-           'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem',
-           'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'ReplyWords',
-           'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
+           'LAST_TOKENS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses',
+           'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition',
+           'ReplyWords', 'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
            'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'is_in_list',
            'drop_numbers', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse',
            'find_fragments', 'mark_copied_words', 'may_restate', 'find_restatement', 'find_loop', 'is_whole',
@@ -506,10 +506,14 @@ def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or
 LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhob1
+ABBREVIATIONS = "dr|mr|mrs|ms|st|prof|nr|ca|bzw|usw|vs|etc|inc|www"
+ANNOUNCEMENT = re.compile(rf"(\d\.|\b(\w|{ABBREVIATIONS})\.|:[*_]*)$", re.I)
+
+
 def is_whole(tokenizer, unit: list, words: str) -> bool:
     "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
     text = tokenizer.decode(unit, skip_special_tokens=True).strip()
-    has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(r"(\d\.|\b\w\.|:[*_]*)$", text)
+    has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(ANNOUNCEMENT, text)
     return bool(has_letters) and not is_announcement
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
@@ -529,7 +533,7 @@ def find_whole_from(rules: DecodingRules, options: ReplyOptions) -> int:  # toke
 def count_tokens_at_limit(ids: list, rules: DecodingRules, options: ReplyOptions) -> int:
     "Count the tokens that a reply keeps at its limit: whole sentences, if one ends where a stream waits for them."
     finished = count_finished_tokens(rules.tokenizer, ids) if rules.stops_loops else 0
-    return finished if finished >= find_whole_from(rules, options) else len(ids)
+    return finished if finished and finished >= find_whole_from(rules, options) else len(ids)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decset01
 def count_settled_tokens(tokenizer, ids: list, whole_from: int = 2**31) -> int:

@@ -9,6 +9,8 @@ __all__ = ['MAX_PROMPTS', 'MAX_UNCORRECTED', 'EXERCISE_THRESHOLD', 'MAX_WRITTEN_
 # %% ../../nbs/2_buffer/12_consolidation.ipynb #cons0003
 from ..base.text import is_near_duplicate
 from ..base.core import Dialogue
+from ..base.decoding import LAST_TOKENS
+from .facts import asks_for_fact
 from personal_llm.buffer.retrieval import (
     CORRECTION_THRESHOLD,
     DEFAULT_COUNT,
@@ -35,22 +37,22 @@ def choose_prompts(
 ) -> tuple:  # (these dialogues, and those whose replies the user let stand), the likeliest correction first
     "Divide the unanswered dialogues of a stream, without near-copies."
     rated, known = [], [d.prompt for d in memories]
-    for d in [d for d in dialogues if d.origin == "model"][-MAX_PROMPTS:]:
+    asked = [d for d in dialogues if d.origin == "model" and not asks_for_fact(d.prompt)]  # a fact may be forgotten
+    for d in asked[-MAX_PROMPTS:]:
         probability, _ = compare_with_memories(memories, d.prompt, embedder)
         rated.append((probability, d))
     corrected, uncorrected = [], []
     for probability, d in sorted(rated, key=lambda row: -row[0]):
-        is_uncertain = CORRECTION_THRESHOLD <= probability < EXERCISE_THRESHOLD
-        is_corrected = probability >= EXERCISE_THRESHOLD
-        chosen, limit = (corrected, most) if is_corrected else (uncorrected, MAX_UNCORRECTED)
-        if (
-            not is_uncertain
-            and len(chosen) < limit
-            and not any(is_near_duplicate(d.prompt, prompt) for prompt in known)
-        ):
+        if probability >= EXERCISE_THRESHOLD:
+            chosen, limit = corrected, most
+        elif probability < CORRECTION_THRESHOLD and d.response.strip():
+            chosen, limit = uncorrected, MAX_UNCORRECTED
+        else:
+            continue
+        if len(chosen) < limit and not any(is_near_duplicate(d.prompt, prompt) for prompt in known):
             chosen.append(d)
             known.append(d.prompt)
-    return corrected, [d for d in uncorrected if d.response.strip()]
+    return corrected, uncorrected
 
 # %% ../../nbs/2_buffer/12_consolidation.ipynb #cons0010
 MAX_WRITTEN_TOKENS = 128  # limit of a reply; longer ones are rejected
@@ -90,7 +92,7 @@ def consolidate(
         found = [retrieve(memories, d.prompt, embedder, k, max_tokens) for d in chosen]
         bare = [Dialogue(d.prompt, "", [turn for turn in d.history if turn[0] == "system"]) for d in chosen]
         shown = [add_memories(d, m) for d, m in zip(bare, found)]
-        replies = model.reply(shown, MAX_WRITTEN_TOKENS)
+        replies = model.reply(shown, MAX_WRITTEN_TOKENS + LAST_TOKENS)  # a reply that is cut there stays too long
     for d, asked, read, reply in zip(chosen, bare, found, replies):
         num_tokens = len(model.tokenizer(reply, add_special_tokens=False)["input_ids"])
         reason = check_reply(reply, num_tokens, read) if read else "no memory"

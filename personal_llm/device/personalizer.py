@@ -548,9 +548,15 @@ class PreparedRound:
 
 
 @patch
+def _is_own_talk(self: Personalizer, root: str) -> bool:
+    "Return whether a dialogue is neither another program's nor from an imported file."
+    return self.memory.conversations.get(root) not in ("client", "import")
+
+
+@patch
 def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
     "Return the stored dialogues, whose prompts consolidation uses, without those of other programs."
-    kept = [root for root in self.memory.dialogues if self.memory.conversations.get(root) != "client"]
+    kept = [root for root in self.memory.dialogues if self._is_own_talk(root)]
     return [self.state.versions.get(root, self.memory.dialogues[root].dialogue) for root in kept]
 
 
@@ -563,8 +569,9 @@ def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # 
     most, k, trained = self.settings.consolidation, self.settings.memories, {d.prompt for d in dialogues}
     max_tokens = min(MAX_MEMORY_TOKENS, model.max_length // 2)
     stream = [d for d in stream if d.prompt not in trained]
+    liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}
+    stream = [d if d.id in liked else replace(d, response="") for d in stream]  # the prompt may be an exercise
     written = consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
-    written.uncorrected = drop_disliked(written.uncorrected, self.feedback_rows)
     if len(written.dialogues) < MIN_WRITTEN_REPLIES:
         written.dialogues, written.uncorrected = [], []
     return written
@@ -824,7 +831,8 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
             start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
             with self.locked():
                 out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
-                stream = self._list_versions(self.state.list_training_ids(event, is_direct=False))
+                cited = self.state.list_training_ids(event, is_direct=False)
+                stream = self._list_versions([row for row in cited if self._is_own_talk(row[0])])
                 prepared = self.train_adapter(dialogues, start, out, progress, stream=stream)
                 self.commit_round(prepared, event.number)
         else:

@@ -99,14 +99,14 @@ def describe_training_benefit(state) -> str:  # state: a `PersonalizerState`
     cost = f"about {count_nouns(minutes, 'minute')}" if minutes else "less than a minute" if last else MEASURED_COST
     most = state.settings.get("memories", DEFAULT_COUNT) if state.is_large else 0
     if not most:
-        return "Replies read no memories here: your answers act through a fine-tune only."
+        return "Replies read no memories here: your corrections act through a fine-tune only."
     if not answered:
-        return "No answers yet: correct a reply, and the next one reads it at once."
+        return "No corrections yet: correct a reply, and the next one reads it at once."
     memory = f"memory already (about {estimate_memory_tokens(answered, most)} tokens a reply)"
     if last and all(d.id in last.parents for d in answered):
-        return f"Your answers act through the last fine-tune, and through {memory}: another one brings nothing new."
+        return f"Your corrections act through the last fine-tune, and through {memory}: another one brings nothing new."
     return (
-        f"Your answers act through {memory}. A fine-tune takes {cost}, with no clear gain: it kept .80 of the "
+        f"Your corrections act through {memory}. A fine-tune takes {cost}, with no clear gain: it kept .80 of the "
         "habits in place of .78, with 8 corrections. It pays for replies without memory, as of an exported model (.70)."
     )
 
@@ -474,6 +474,10 @@ def _apply_forgotten(self: PersonalizerState, event: Event, facts: dict) -> None
     self.deleted = gone + self.deleted
     if facts["given_up"] is not None:
         self._give_up(facts["given_up"])
+    if "num_early" in facts and self.buffer.policy.can_ask:
+        policy = self.buffer.policy
+        policy.num_early = max(policy.num_early, facts["num_early"])
+        policy.last_question = max(policy.last_question, policy.seen - facts["since_question"])
     self.has_imports |= facts["has_imports"]
     self.was_chat |= facts["is_chat"]
 
@@ -488,7 +492,13 @@ def _give_up(self: PersonalizerState, number: int) -> None:
 @patch
 def list_counters(self: PersonalizerState) -> dict:  # plain values
     "Return the counts that go on after a forgetting."
-    return dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
+    policy, counters = (
+        self.buffer.policy,
+        dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat),
+    )
+    if policy.can_ask:
+        counters |= dict(num_early=policy.num_early, since_question=policy.seen - policy.last_question)
+    return counters
 
 # %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
 @patch

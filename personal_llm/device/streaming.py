@@ -102,6 +102,7 @@ def decode_new_text(self: ReplyStream, reply_ids: list, is_complete: bool = Fals
     elif not is_complete:
         beginnings = [stop[:n] for stop in self.options.stop for n in range(1, len(stop))]
         text = text[: len(text) - max((len(part) for part in beginnings if text.endswith(part)), default=0)]
+    text = text.rstrip("\ufffd").rstrip() if is_complete else text  # a character that the limit has cut
     if (text.endswith("\ufffd") and not ends) or not text.startswith(self.text):
         return ""
     piece, self.text = text[len(self.text) :], text
