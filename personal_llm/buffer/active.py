@@ -154,7 +154,6 @@ def discount_probability(self: ActivePolicy, observed: CandidateFeatures) -> flo
     return observed.correction_probability * EPISODE_DISCOUNT**self.episode_corrections
 
 # %% ../../nbs/2_buffer/05_active.ipynb #ask00002
-MAX_DOUBLINGS = 5  # of the pause, after as many silences
 EARLY_QUESTION_GAP = 5  # dialogues from one question to the next, while a bin is free
 FIRST_EARLY_QUESTION = 3  # number of the first dialogue that we may ask about
 EARLY_CORRECTIONS = 3  # known corrections that end the early questions
@@ -165,7 +164,9 @@ def find_wait(self: ActivePolicy, view: BufferView) -> int:
     "Return the smallest number of dialogues from the last question to the next one."
     if not self.early_questions:
         return 1
-    return (EARLY_QUESTION_GAP if len(view) < view.capacity else 1) * 2 ** min(self.num_unanswered, MAX_DOUBLINGS)
+    return (EARLY_QUESTION_GAP if len(view) < view.capacity else 1) * 2 ** min(
+        self.num_unanswered, 5
+    )  # doubled five times at most
 
 
 @patch

@@ -104,7 +104,6 @@ PERSON_ROWS = (  # grid, condition of the row, condition of the bare model, metr
     ("real-people", MEMORY, BARE, "turn_4", "memory, 8 corrections: habits in the fourth turn of a talk"),
     ("real-people", MEMORY, BARE, "content", "memory, 8 corrections: content, ROUGE-1"),
     ("real-people", MEMORY, BARE, "spill", "memory, 8 corrections: habits where they do not belong"),
-    ("real-people", MEMORY, BARE, "other_loss", "memory, 8 corrections: loss on other talk"),
     ("consolidation-sure", "weights", "bare", "habits", "consolidation, 8 corrections: habits, without memory"),
     ("consolidation-sure", "weights", "bare", "spill", "consolidation, 8 corrections: habits where they do not belong"),
     ("consolidation-sure", "both", "bare", "habits", "consolidation and memory: habits in the first reply"),
