@@ -154,7 +154,8 @@ def write_demo_paragraph() -> str:
         f"up from {share(before)} ({format_interval(change['adherence'])}). ROUGE-1, the share of words in common",
         "with her",
         f"preferred answer, goes from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on other talk from",
-        f"{before['keep_loss']:.2f} to {after['keep_loss']:.2f} nats a token. One user and one seed do not tell which policy is best.",
+        f"{before['keep_loss']:.2f} to {after['keep_loss']:.2f} nats a token.",
+        "One user and one seed do not tell which policy is best.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #smp00002
