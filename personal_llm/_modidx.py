@@ -5532,6 +5532,10 @@ d = {
             ),
         },
         "personal_llm.experiments.consolidation": {
+            "personal_llm.experiments.consolidation.check_claims": (
+                "experiments/consolidation.html#check_claims",
+                "personal_llm/experiments/consolidation.py",
+            ),
             "personal_llm.experiments.consolidation.compare_methods": (
                 "experiments/consolidation.html#compare_methods",
                 "personal_llm/experiments/consolidation.py",
@@ -5550,6 +5554,10 @@ d = {
             ),
             "personal_llm.experiments.consolidation.read_first_order": (
                 "experiments/consolidation.html#read_first_order",
+                "personal_llm/experiments/consolidation.py",
+            ),
+            "personal_llm.experiments.consolidation.write_changes": (
+                "experiments/consolidation.html#write_changes",
                 "personal_llm/experiments/consolidation.py",
             ),
         },
