@@ -6619,10 +6619,6 @@ d = {
                 "experiments/new_people_grid.html#measure",
                 "personal_llm/experiments/new_people_grid.py",
             ),
-            "personal_llm.experiments.new_people_grid.measure_manner": (
-                "experiments/new_people_grid.html#measure_manner",
-                "personal_llm/experiments/new_people_grid.py",
-            ),
             "personal_llm.experiments.new_people_grid.measure_memory": (
                 "experiments/new_people_grid.html#measure_memory",
                 "personal_llm/experiments/new_people_grid.py",
@@ -6633,6 +6629,10 @@ d = {
             ),
             "personal_llm.experiments.new_people_grid.measure_stream": (
                 "experiments/new_people_grid.html#measure_stream",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
+            "personal_llm.experiments.new_people_grid.measure_style": (
+                "experiments/new_people_grid.html#measure_style",
                 "personal_llm/experiments/new_people_grid.py",
             ),
             "personal_llm.experiments.new_people_grid.person_means": (

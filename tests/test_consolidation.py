@@ -92,7 +92,7 @@ def test_without_a_correction_or_with_a_model_that_reads_no_memories_nothing_is_
     assert consolidate(model, stream, MEMORIES, k=0).dialogues == [] and not shown
 
 
-def test_many_corrections_need_no_exercises(reading_pocket):
+def test_many_corrections_need_no_synthetic_replies(reading_pocket):
     model, shown = reading_pocket
     many = [Dialogue(f"My toe {n} hurts.", "In short: rest it.", origin="annotated") for n in range(20)]
     assert consolidate(model, [Dialogue(ACHES[0], "", origin="model")], many).dialogues == [] and not shown
@@ -165,7 +165,7 @@ def test_consolidation_can_be_turned_off(reading_pocket, tmp_path):
     assert not me.synthesis.dialogues and not shown
 
 
-def test_no_reply_of_another_program_and_no_imported_one_is_an_exercise(reading_pocket, tmp_path):
+def test_no_reply_of_another_program_and_no_imported_one_is_used_in_synthesis(reading_pocket, tmp_path):
     model, _ = reading_pocket
     me = make_personalizer(model, tmp_path / "me")
     foreign = Dialogue(

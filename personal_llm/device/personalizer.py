@@ -570,7 +570,7 @@ def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # 
     max_tokens = min(MAX_MEMORY_TOKENS, model.max_length // 2)
     stream = [d for d in stream if d.prompt not in trained]
     liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}
-    stream = [d if d.id in liked else replace(d, response="") for d in stream]  # the prompt may be an exercise
+    stream = [d if d.id in liked else replace(d, response="") for d in stream]  # the prompt may be used in synthesis
     written = consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
     if len(written.dialogues) < MIN_WRITTEN_REPLIES:
         written.dialogues, written.uncorrected = [], []

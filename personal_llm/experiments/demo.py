@@ -295,7 +295,7 @@ def compare_defaults(grid, again: list) -> tuple:  # sentences
 
 # %% ../../nbs/experiments/18_demo.ipynb #dbc6f2f6
 def describe_content(grid, rows: list) -> tuple:  # sentences
-    "Say what the adapter of `active` changes in content, beside manners."
+    "Say what the adapter of `active` changes in content, beside style."
     changes = []
     for metric in ("content_preference", "content_rouge1"):
         before, after = (grid.person_means(rows, f"{metric}{end}") for end in ("_bare", ""))
@@ -349,8 +349,8 @@ def write_new_people_paragraph() -> str:
         f"{streams} of {len(grid.ORDERS)} streams a person, measured with the present defaults,",
         *describe_share(grid, rows),
         "For simulated people with habits, the adapter gives a lower loss to the user's",
-        f"manner than to a plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the",
-        f"characters it prefers their manner to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}).",
+        f"style than to a plain answer in {style[0][1]:.0%} of the cases (before: {style[0][0]:.0%}). For the",
+        f"characters it prefers their style to another character's in {style[1][1]:.0%} (before: {style[1][0]:.0%}).",
         *describe_content(grid, rows),
         "([plan and rows](experiments/26_new_people_grid.ipynb)).",
         *compare_defaults(grid, rows),

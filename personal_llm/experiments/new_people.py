@@ -230,7 +230,7 @@ DIFFICULT = (
     ),
     SimulatedUser(
         "contradictory",
-        "wants one of two manners, by chance",
+        "wants one of two styles, by chance",
         _MEDICAL,
         _HISTORY,
         (opener("Friend, listen:"), sign_off("With patience, Mo")),

@@ -7,7 +7,7 @@ __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'B
            'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE',
            'FOURTH_PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan',
            'check_plan', 'add_model_replies', 'choose_tests', 'train', 'evaluate_conversation', 'make_style_pairs',
-           'get_character_tests', 'measure_manner', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile',
+           'get_character_tests', 'measure_style', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile',
            'measure_memory', 'describe_run', 'measure_stream', 'measure', 'share_from_best_rival', 'read_rows',
            'describe_progress', 'person_means', 'list_changed_jobs', 'read_changed_rows', 'read_covering_rows']
 
@@ -179,7 +179,7 @@ def evaluate_conversation(
     return np.array(kept)
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #0197d494
-def make_style_pairs(name: str, test: list) -> tuple:  # (dialogues in the person's manner, plain or foreign texts)
+def make_style_pairs(name: str, test: list) -> tuple:  # (dialogues in the person's style, plain or foreign texts)
     "Return what a style preference compares; nothing for a person without a style."
     user = NEW_PEOPLE.get(name)
     if name not in CHARACTERS:
@@ -200,7 +200,7 @@ def get_character_tests(name: str) -> tuple:
     return tuple(make_new_stream(name, load_experiment_tools()[2], LENGTH, ORDERS[0]).test_signal)
 
 
-def measure_manner(model, user: SimulatedUser, items: list, test: list, adapter) -> dict:
+def measure_style(model, user: SimulatedUser, items: list, test: list, adapter) -> dict:
     "Measure habits, of each side where there are two, and over the turns of a conversation."
     asked, found = {d.id: d for d in test}, {}
     for k, side in enumerate(user.sides):
@@ -226,7 +226,7 @@ def measure_person(model, user: SimulatedUser, data, adapter) -> dict:  # name -
     own, plain = make_style_pairs(user.name, test)
     if plain:
         found["style_preference"] = float(measure_style_preference(model, own, plain, adapter).mean())
-    return found | measure_manner(model, user, replies.items, test, adapter)
+    return found | measure_style(model, user, replies.items, test, adapter)
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #9bf05651
 RETRIEVED = 3  # dialogues

@@ -85,7 +85,7 @@ def measure_without_rewrites(jobs: list):  # yields a dict of results a job
 
 # %% ../../nbs/experiments/32_sizes.ipynb #3476c476
 TAUGHT = 32  # answers of a person that a pLLM learns from
-PLAIN_TAUGHT = 4  # answers without manners, of each person, that the plain pLLM learns from
+PLAIN_TAUGHT = 4  # answers without habits, of each person, that the plain pLLM learns from
 
 
 def list_answers(user: SimulatedUser, stream: list) -> list:  # dialogues with the user's replies
@@ -96,7 +96,7 @@ def list_answers(user: SimulatedUser, stream: list) -> list:  # dialogues with t
 
 @functools.cache
 def train_sized_pllms(size: int) -> PoolLibrary:
-    "Train one pLLM on the answers of each person, and a plain one on answers without manners."
+    "Train one pLLM on the answers of each person, and a plain one on answers without habits."
     model, answers, plain = load_sized_model(size), {}, []
     for user in SIZED_PEOPLE:
         answers[user] = list_answers(NEW_PEOPLE[user], make_sized_stream(user).stream)

@@ -399,7 +399,7 @@ GROWING = (  # claim, metric of `sizes`, the sign of better
         -1,
     ),
     ("ours: a larger model gains more by `active` (share of the gap from reservoir)", "share of the gap by active", 1),
-    ("ours: a larger model learns more manner (style preference)", "style preference", 1),
+    ("ours: a larger model learns more style (style preference)", "style preference", 1),
     ("ours: a larger model keeps more habits", "habits", 1),
     ("ours: a larger model learns more content (content preference)", "content preference", 1),
     ("ours: a larger model learns more content (ROUGE-1 without the frame)", "ROUGE-1 of the content", 1),
