@@ -7,13 +7,13 @@ __all__ = ['LOCOMO_VARIABLE', 'LOCOMO_SHA256', 'CONVERSATIONS', 'CATEGORIES', 'N
            'FACT_WORDS', 'DRAWING', 'DECIDING', 'RIVALS', 'OURS', 'RETRIEVALS', 'ARTICLES', 'NO_PUNCTUATION',
            'REFUSALS', 'SAMPLE_SEED', 'SAMPLE_SIZE', 'REPLY_TOKENS', 'ANSWER_KEPT', 'CONDITIONS', 'RECALL_JOBS',
            'ANSWER_JOBS', 'GRIDS', 'NEW_WORD_WEIGHT', 'TIME_WEIGHT', 'TIME_WORDS', 'NEIGHBOUR_WEIGHT',
-           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'NO_SCORES', 'PLANNED_GRIDS', 'CHOSEN_ON', 'CHECKED',
-           'read_conversations', 'write_turn', 'pair_turns', 'find_evidence', 'load_tools', 'add_fact_domain',
-           'keep_dialogues', 'Retriever', 'find_facts_once', 'list_facts', 'embed_facts', 'compute_recall',
-           'average_categories', 'measure_retrieval', 'measure_fact_store', 'score_conversation', 'measure_recall',
-           'list_recall_jobs', 'list_stems', 'compare_stems', 'grade_reply', 'sample_questions', 'write_request',
-           'write_prompt', 'write_prompts', 'measure_answers', 'NovelPolicy', 'score_by_hybrid', 'join_content_words',
-           'measure_novel', 'RarePolicy', 'measure_rare', 'read_values', 'compare_values']
+           'HYBRID_MEANING_WEIGHT', 'OWN_POLICIES', 'NO_SCORES', 'CHOSEN_ON', 'CHECKED', 'read_conversations',
+           'write_turn', 'pair_turns', 'find_evidence', 'load_tools', 'add_fact_domain', 'keep_dialogues', 'Retriever',
+           'find_facts_once', 'list_facts', 'embed_facts', 'compute_recall', 'average_categories', 'measure_retrieval',
+           'measure_fact_store', 'score_conversation', 'measure_recall', 'list_recall_jobs', 'list_stems',
+           'compare_stems', 'grade_reply', 'sample_questions', 'write_request', 'write_prompt', 'write_prompts',
+           'measure_answers', 'NovelPolicy', 'score_by_hybrid', 'join_content_words', 'measure_novel', 'RarePolicy',
+           'measure_rare', 'read_values', 'compare_values']
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00003
 import functools
@@ -252,9 +252,9 @@ def score_conversation(name: str) -> list:  # `ScoredDialogue`s
     return score(load_tools()[0], pair_turns(read_conversations()[name]))
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00014f
-def measure_recall(jobs: list, ways: tuple = RETRIEVALS):  # yields a dict of results a job
-    "Measure policies on one conversation, whose dialogues are scored once."
-    candidates = score_conversation(jobs[0]["user"])
+def measure_recall(jobs: list, ways: tuple = RETRIEVALS, candidates: list = None):  # yields a dict of results a job
+    "Measure policies on one conversation; the candidates are its scored dialogues."
+    candidates = candidates or score_conversation(jobs[0]["user"])
     questions = [q for q in read_conversations()[jobs[0]["user"]]["questions"] if find_evidence(q)]
     for job in jobs:
         begin = time.process_time()
@@ -492,16 +492,11 @@ NO_SCORES = Scores(0.0, 0.0, 0.0, NO_DOMAIN, np.ones(1, np.float32), 0.0, 0, "")
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00037b
 def measure_rare(jobs: list):  # yields a dict of results a job
     "Measure `rare` on one conversation; it reads words only, so no model scores the dialogues."
-    conversation = read_conversations()[jobs[0]["user"]]
-    candidates = [ScoredDialogue(d, NO_SCORES) for d in pair_turns(conversation)]
-    questions = [q for q in conversation["questions"] if find_evidence(q)]
-    for job in jobs:
-        kept = keep_dialogues(job["kept"], candidates, job["seed"])
-        values = measure_retrieval(kept, questions, ("bm25", "hybrid"))
-        yield values | dict(dialogues=len(candidates), questions=len(questions))
+    dialogues = pair_turns(read_conversations()[jobs[0]["user"]])
+    yield from measure_recall(jobs, ("bm25", "hybrid"), [ScoredDialogue(d, NO_SCORES) for d in dialogues])
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00037c
-PLANNED_GRIDS = (  # of the third plan, without a row yet: whoever measures it moves it to GRIDS
+GRIDS += (  # of the third plan
     Grid("locomo-rare", list_recall_jobs(("rare",), SEEDS[:1]), measure_rare, ("user",), "smollm2"),
     Grid(
         "locomo-answers-rare",
