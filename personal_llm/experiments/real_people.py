@@ -221,7 +221,7 @@ def count_word_edits(reply: str, wished: str) -> float:  # from 0 to 1
             before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
     return row[-1] / max(len(a), len(b), 1)
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0001
 def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> float:  # share of habits in the last turn
     "Hold talks of several turns, with the memories of the first prompt, and measure the last replies."
     talks = [tests[i::TURNS] for i in range(TURNS)]
@@ -237,7 +237,7 @@ def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> flo
     lasts = [(user.choose_side(talk[-1]), reply) for talk, reply in zip(talks, replies)]
     return float(np.mean([side.adherence(reply) for side, reply in lasts]))
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0002
 def measure_condition(model, user: SimulatedUser, tests: list, other: list, show, adapter=None, has_talk=False) -> dict:
     "Measure replies, losses and preferences of one condition."
     every, mean = [*tests, *other], lambda values: float(np.mean(list(values)))
@@ -266,7 +266,7 @@ def measure_condition(model, user: SimulatedUser, tests: list, other: list, show
             found["turn_4"] = measure_talks(model, user, tests, show, adapter)
     return found | dict(replies=own)
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0003
 def ask(model, user: SimulatedUser, candidates: list, policy: str, count: int, seed: int) -> Personalizer:
     "Offer a scored stream to a new personalizer, and let it spend its questions."
     me = Personalizer(model, Buffer(BINS, policy, seed), user, max_questions=count, seed=seed)
@@ -290,7 +290,7 @@ def take_own_answers(model, user: SimulatedUser, candidates: list, count: int, s
             me.react(d, kind, better or "")
     return me
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0004
 def measure_answers(model, user, tests, other, candidates, job: dict, methods: set):  # yields (method, results)
     "Ask, and measure memory, then a fine-tune without and with it."
     own = (model, user, candidates)
@@ -318,14 +318,14 @@ def measure_answers(model, user, tests, other, candidates, job: dict, methods: s
         if "both" in methods:
             yield "both", facts | measured(recalled, adapter)
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0005
 def add_rules(user: SimulatedUser):  # a function as `measure_condition` takes it
     "Put the names of the habits before a prompt, as a system prompt."
     rules = "; ".join(habit.name for side in user.sides for habit in side.habits)
     text = f"Answer as this user likes it: {rules}." if rules else f"Answer as somebody of {user.description}."
     return lambda d, prompt: d.derive(history=(("system", text), *d.history))
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0006
 def measure(jobs: list):  # yields a dict of results a job
     "Measure the conditions of one person in one order; replies are saved for the first order only."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
@@ -348,7 +348,7 @@ def measure(jobs: list):  # yields a dict of results a job
             is_saved = seed == ORDERS[0] and policy in ("none", "own") and count in (0, SAVED_COUNT)
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0007
 DEVELOPMENT, MEMORY_COUNTS = ("skipper", "herald", "hostess", "reporter"), (3, 6, 8)
 COUNT_JOBS = [dict(user=user, memories=k) for user in DEVELOPMENT for k in MEMORY_COUNTS]
 
@@ -365,7 +365,7 @@ def measure_counts(jobs: list):  # yields a dict of results a job
         show = lambda d, prompt: add_memories(d, retrieve(answered, prompt, embedder, job["memories"]))
         yield measure_condition(model, user, data.test_signal[:TESTS], data.test_retention[:OTHERS], show, None, True)
 
-
+# %% ../../nbs/experiments/43_real_people.ipynb #rpcd0008
 PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
 PRIMARY_POCKET = (("none", 0, "bare"), ("own", 8, "weights"))
 FEWER_AND_MORE = (
