@@ -1297,10 +1297,6 @@ d = {
                 "0_base/decoding.html#count_whole_tokens",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.find_circle": (
-                "0_base/decoding.html#find_circle",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.find_copy_costs": (
                 "0_base/decoding.html#find_copy_costs",
                 "personal_llm/base/decoding.py",
@@ -1356,8 +1352,8 @@ d = {
                 "0_base/decoding.html#make_decoding_rules",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.mark_copied_words": (
-                "0_base/decoding.html#mark_copied_words",
+            "personal_llm.base.decoding.mark_known_words": (
+                "0_base/decoding.html#mark_known_words",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.may_restate": (

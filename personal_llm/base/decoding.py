@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NUMBER_OR_INITIAL', 'MIN_PART_WORDS', 'MAX_MARK_COPIES',
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NO_END', 'MIN_PART_WORDS', 'MAX_MARK_COPIES',
            'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER', 'FREE_PLACEHOLDERS',
-           'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD',
-           'MIN_COPIES', 'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'VERSE_LINES',
-           'VERSE_WORDS', 'EMPTY_ITEMS', 'RUN_WORDS', 'RECENT_WORDS', 'MOST_COPIED', 'MOST_COPIED_ITEMS',
-           'COPIED_SHARE', 'LAST_TOKENS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules',
+           'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS',
+           'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS', 'VERSE_LINES', 'VERSE_WORDS',
+           'EMPTY_ITEMS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS',
+           'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules',
            'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
            'penalise_repetition', 'Unit', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
            'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
-           'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse', 'find_fragments', 'mark_copied_words',
-           'may_restate', 'find_restatement', 'find_loop', 'is_whole', 'count_finished_tokens', 'find_whole_from',
+           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
+           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
            'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
@@ -143,7 +143,7 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decred01
 ITEM_MARK = re.compile(r"[ \t]*(\d+[.)]|[-*•+])[ \t*_\"“]*$")  # what stands before the words of an item
-NUMBER_OR_INITIAL = re.compile(r"(\d|(^|[^\w'’])[^\W\d_])$")  # before a point that ends no unit
+NO_END = re.compile(r"(\d|(^|[^\w'’])[^\W\d_]|(\bwww|://|@)\S*)$")  # before a point inside a number, initial or link
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ def add(self: ReplyText, token: int) -> None:
         self.words[-1] += text.lower()
     self.ids.append(token)
     if is_unit_end:
-        before = "".join(classes.texts[i] for i in self.ids[-4:-1])
-        is_inside = text.strip(" ") == "." and NUMBER_OR_INITIAL.search(before)
+        before = "".join(classes.texts[i] for i in self.ids[-16:-1])
+        is_inside = text.strip(" ") == "." and NO_END.search(before)
         self.ends += [] if is_inside else [len(self.ids)]
 
 
@@ -403,6 +403,7 @@ def choose_next_token(logits, reply: ReplyText, rules: DecodingRules, options=Re
 # %% ../../nbs/0_base/08_decoding.ipynb #declop01
 MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
 MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
+MIN_SUM_NUMBERS = 2  # sentences that differ in so many numbers are sums
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declopc1
 def count_whole_tokens(units: list) -> int:
@@ -411,48 +412,38 @@ def count_whole_tokens(units: list) -> int:
     return (whole or [0])[-1]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declopd1
-def is_repeated(unit: Unit, earlier: list, in_code: bool = False) -> bool:
+def is_repeated(unit: Unit, earlier: list) -> bool:
     "Return whether a finished unit repeats earlier ones."
-    words, earlier = unit.words, [one for one in earlier if one.letters]
+    words, letters = unit.words, unit.letters
+    if not words:  # a row of symbols
+        return not unit.text.isascii() and unit.text.strip() in [one.text.strip() for one in earlier]
+    earlier = [one for one in earlier if one.letters]
     texts = [one.words for one in earlier]
-    if len(unit.letters.replace(" ", "")) < MIN_LOOP_LETTERS:
+    if len(letters.replace(" ", "")) < MIN_LOOP_LETTERS:
         return False
-    count, similar = texts.count(words), [one.letters for one in earlier].count(unit.letters)
-    if in_code:
-        return count >= 3
+    is_sum = len(re.findall(r"\d+", words)) >= MIN_SUM_NUMBERS
+    count, similar = texts.count(words), 0 if is_sum else [one.letters for one in earlier].count(letters)
     is_long = words.count(" ") >= MIN_LOOP_WORDS - 1
     is_same_pair = (texts[-1], words) in zip(texts, texts[1:]) if texts else False
     return count >= (1 if is_long else 2) or similar >= 2 or is_same_pair or texts[-1:] == [words]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decper01
-MAX_PERIOD, MIN_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 24
+MAX_PERIOD, MIN_COPIES, MIN_CODE_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 16, 24
 
 
-def is_periodic(ids: list) -> bool:
-    "Return whether a reply ends in four or more copies of the same few tokens."
+def is_periodic(ids: list, min_copies: int = MIN_COPIES) -> bool:
+    "Return whether a reply ends in so many copies of the same few tokens."
     for period in range(1, MAX_PERIOD + 1):
-        size = max(MIN_PERIODIC_TOKENS, MIN_COPIES * period)
+        size = max(MIN_PERIODIC_TOKENS, min_copies * period)
         if len(ids) >= size and ids[-size:-period] == ids[-size + period :]:
             return True
     return False
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decvar02
-CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decvarb2
-def find_circle(reply: ReplyText):  # the number of tokens to keep, or None
-    "Return where a reply ends that has hardly any new words."
-    is_unit_end, words = reply.is_unit_end(), reply.words[-CIRCLE_WORDS:]
-    if len(words) < CIRCLE_WORDS or len({*words}) > (FEW_WORDS if is_unit_end else FEWEST_WORDS):
-        return None
-    is_comma = "," in find_token_classes(reply.tokenizer).texts[reply.ids[-1]]
-    return len(reply.ids) if is_unit_end else len(reply.ids) - 1 if is_comma else None
-
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
 VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
 EMPTY_ITEMS = re.compile(r"(\n[ \t]*[-*•+][ \t]*){2,}\n?$")
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
+
 def find_short_verse(units: list):  # the number of units before it, or None
     "Return where the last lines of a verse begin: at most four, short, each with a comma at its end and before it."
     places = [place for place, unit in enumerate(units) if unit.letters]
@@ -482,65 +473,73 @@ def find_fragments(reply: ReplyText):  # the number of tokens to keep, or None
     return count_whole_tokens(units[:start]) if sum(words) >= len(words) / 2 else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrst02
-RUN_WORDS = 3  # words that came before in this order are copied
-RECENT_WORDS, MOST_COPIED, MOST_COPIED_ITEMS = 30, 16, 21  # the last words, and how many copied ones are too many
-COPIED_SHARE = 0.6  # of a sentence that restates
+CONTENT_LETTERS, STEM_LETTERS = 4, 6  # of a content word at least, and those that we compare
+MIN_KNOWN_WORDS, KNOWN_SHARE = 6, 0.5  # content words of a sentence that restates, and known ones among them
+RECENT_WORDS, CIRCLE_WORDS = 20, 15  # the last content words, and known ones among them that make a circle
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decrstb2
-def mark_copied_words(words: list) -> list:  # a boolean for each word
-    "Mark the words that stand in a run of three which came before."
-    marks, runs = [False] * len(words), set()
-    for end in range(RUN_WORDS, len(words) + 1):
-        run = (*words[end - RUN_WORDS : end],)
-        if run in runs:
-            marks[end - RUN_WORDS : end] = [True] * RUN_WORDS
-        runs.add(run)
-    return marks
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
-def may_restate(marks: list) -> bool:
-    "Return whether at most two words and a third of a sentence are new, at each of its words."
-    new = [place for place, is_copied in enumerate(marks) if not is_copied]
-    return all(count <= 2 + (place + RUN_WORDS) / 3 for count, place in enumerate(new, 1))
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
-def find_restatement(units: list, is_item: bool = False):  # "before" or "after" the newest unit, or None
-    "Return where a reply ends whose newest sentence or item says again what the reply has said."
-    marks, size = mark_copied_words(" ".join(unit.words for unit in units).split()), len(units[-1].words.split())
-    newest = marks[len(marks) - size :]
-    if sum(marks[-RECENT_WORDS:]) < (MOST_COPIED_ITEMS if is_item else MOST_COPIED) or not any(newest):
-        return None
-    is_copy = may_restate(newest) and sum(newest) >= COPIED_SHARE * len(newest)
-    return "before" if is_copy else "after" if sum(marks[-RECENT_WORDS:]) >= MOST_COPIED_ITEMS else None
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def find_loop(reply: ReplyText):  # the number of tokens before the loop, or None
-    "Find a repeated or restated unit at the end of a reply."
-    if is_periodic(reply.ids):
-        return len(reply.ids)
-    in_code, units = reply.is_in_code(), reply.split_units()
-    if units and reply.is_unit_end():
-        before = units[:-1]
-        if is_repeated(units[-1], before, in_code):
-            return count_whole_tokens(before)
-        if not in_code and (kept := find_fragments(reply)) is not None:
-            return kept
-        place = None if in_code or not before else find_restatement(units, reply.is_in_list())
-        if place:
-            return count_whole_tokens(before if place == "before" else units)
-    return None if in_code else find_circle(reply)
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decwho01
-LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decwhob1
-ABBREVIATIONS = "dr|mr|mrs|ms|st|prof|nr|ca|bzw|usw|vs|etc|inc|www"
+# %% ../../nbs/0_base/08_decoding.ipynb #decrsta2
+ABBREVIATIONS = "dr|mr|mrs|ms|st|prof|nr|ca|bzw|usw|vs|etc|inc"
 ANNOUNCEMENT = re.compile(rf"(\d\.|\b(\w|{ABBREVIATIONS})\.|:[*_]*)$", re.I)
 
 
 def is_whole(unit: Unit) -> bool:
     "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
     return bool(unit.letters) and not re.search(ANNOUNCEMENT, unit.text.strip())
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstb2
+def mark_known_words(units: list) -> list:  # a list of booleans for each unit
+    "Mark the content words that came before."
+    known, marks = set(), []
+    for unit in units:
+        marks.append([])
+        for word in unit.letters.split():
+            if len(word) >= CONTENT_LETTERS:
+                marks[-1].append(word[:STEM_LETTERS] in known)
+                known.add(word[:STEM_LETTERS])
+    return marks
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
+def may_restate(marks: list) -> bool:
+    "Return whether at most two words and half of a sentence are new, at each of its content words."
+    new = [place for place, is_known in enumerate(marks, 1) if not is_known]
+    return all(count <= 2 + place * KNOWN_SHARE for count, place in enumerate(new, 1))
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
+def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
+    "Return where a reply ends whose newest words say again what it has said."
+    units, size = reply.split_units(), len(reply.ids)
+    marks = mark_known_words(units)
+    if not reply.is_unit_end():
+        is_comma = "," in find_token_classes(reply.tokenizer).texts[reply.ids[-1]]
+        return size - 1 if is_comma and sum(marks[-1][-RECENT_WORDS:]) >= CIRCLE_WORDS else None
+    before, newest = [unit for unit in units[:-1] if unit.letters], marks[-1]
+    is_sum, can_end = units[-1].words != units[-1].letters, is_whole(units[-1])
+    if not before or not newest or is_sum or not can_end or not is_whole(before[-1]):
+        return None
+    is_circle = sum(sum(marks, [])[-RECENT_WORDS:]) >= CIRCLE_WORDS
+    is_prose = not reply.heads and ",\n" not in reply.get_text()
+    if may_restate(newest) and sum(newest) >= KNOWN_SHARE * len(newest):
+        if is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS):
+            return before[-1].end
+    return size if is_circle else None
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decfin01
+def find_loop(reply: ReplyText):  # the number of tokens before the loop, or None
+    "Find a repeated or restated unit at the end of a reply."
+    in_code, units = reply.is_in_code(), reply.split_units()
+    if is_periodic(reply.ids, MIN_CODE_COPIES if in_code else MIN_COPIES):
+        return len(reply.ids)
+    if in_code or not units:
+        return None
+    if reply.is_unit_end():
+        if is_repeated(units[-1], units[:-1]):
+            return count_whole_tokens(units[:-1])
+        if (kept := find_fragments(reply)) is not None:
+            return kept
+    return find_restatement(reply)
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwho01
+LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
 def count_finished_tokens(reply: ReplyText) -> int:
@@ -567,9 +566,7 @@ def count_settled_tokens(reply: ReplyText, whole_from: int = 2**31) -> int:
     before, newest = units[: len(reply.ends)], units[-1] if is_open else Unit(size, "", "", "")
     could_repeat = any(unit.letters.startswith(newest.letters) for unit in before)
     if not could_repeat and before and is_open and not reply.is_in_code():
-        marks = mark_copied_words(" ".join(unit.words for unit in units).split())
-        count = len(newest.words.split())
-        could_repeat = may_restate(marks[len(marks) - count :][: max(0, count - RUN_WORDS + 1)])
+        could_repeat = may_restate(mark_known_words(units)[-1][:-1])  # the last word may be incomplete
     count, verse = count_whole_tokens(before) if could_repeat else size, find_short_verse(units)
     count = count if verse is None else min(count, count_whole_tokens(units[:verse]))
     if re.search(r"\n[ \t]*[-*•+][ \t]*\n?$", reply.get_text()):  # an item without a word
