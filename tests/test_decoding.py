@@ -120,8 +120,8 @@ NO_LOOPS = {
     "a times table in words": "".join(f"{n} times 7 is {7 * n}.\n" for n in range(1, 10)),
     "rows of marks": "One\n---\nTwo\n---\nThree\n---\n",
     "steps of a sum": "Six eggs and eight eggs make 14 eggs now. So 14 eggs less eight eggs make 6 eggs now.",
-    "a letter": "Dear Mrs Lee,\n\nThank you for the lovely party with your family. I hope your family had lovely weather too. "
-    "Thank you for the lovely weather with your family.\n\nYours, Ana\n",
+    "a letter": "Dear Mrs Lee,\n\nThank you for the lovely party with your family. "
+    "I hope your family had lovely weather too. Thank you for the lovely weather with your family.\n\nYours, Ana\n",
     "numbers": "1.\n2.\n3.\n4.\n5.\n6.\n7.\n8.\n",
 }
 
