@@ -1198,6 +1198,10 @@ d = {
                 "0_base/decoding.html#batchrules.process",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.BatchRules.read": (
+                "0_base/decoding.html#batchrules.read",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.DecodingRules": (
                 "0_base/decoding.html#decodingrules",
                 "personal_llm/base/decoding.py",
@@ -1210,14 +1214,40 @@ d = {
                 "0_base/decoding.html#replyoptions",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.ReplyWords": (
-                "0_base/decoding.html#replywords",
+            "personal_llm.base.decoding.ReplyText": ("0_base/decoding.html#replytext", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.ReplyText.add": (
+                "0_base/decoding.html#replytext.add",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.add_mark": (
+                "0_base/decoding.html#replytext.add_mark",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.get_text": (
+                "0_base/decoding.html#replytext.get_text",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.is_in_code": (
+                "0_base/decoding.html#replytext.is_in_code",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.is_in_list": (
+                "0_base/decoding.html#replytext.is_in_list",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.is_unit_end": (
+                "0_base/decoding.html#replytext.is_unit_end",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.ReplyText.split_units": (
+                "0_base/decoding.html#replytext.split_units",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.TokenClasses": (
                 "0_base/decoding.html#tokenclasses",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.Unit": ("0_base/decoding.html#unit", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.avoid_copies": (
                 "0_base/decoding.html#avoid_copies",
                 "personal_llm/base/decoding.py",
@@ -1267,14 +1297,6 @@ d = {
                 "0_base/decoding.html#count_whole_tokens",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.drop_numbers": (
-                "0_base/decoding.html#drop_numbers",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.find_circle": (
-                "0_base/decoding.html#find_circle",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.find_copy_costs": (
                 "0_base/decoding.html#find_copy_costs",
                 "personal_llm/base/decoding.py",
@@ -1309,20 +1331,8 @@ d = {
                 "0_base/decoding.html#find_token_classes",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.find_unit_ends": (
-                "0_base/decoding.html#find_unit_ends",
-                "personal_llm/base/decoding.py",
-            ),
             "personal_llm.base.decoding.find_whole_from": (
                 "0_base/decoding.html#find_whole_from",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_in_code": (
-                "0_base/decoding.html#is_in_code",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.is_in_list": (
-                "0_base/decoding.html#is_in_list",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.is_periodic": (
@@ -1342,8 +1352,8 @@ d = {
                 "0_base/decoding.html#make_decoding_rules",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.mark_copied_words": (
-                "0_base/decoding.html#mark_copied_words",
+            "personal_llm.base.decoding.mark_known_words": (
+                "0_base/decoding.html#mark_known_words",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.may_restate": (
@@ -1354,12 +1364,8 @@ d = {
                 "0_base/decoding.html#penalise_repetition",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.split_units": (
-                "0_base/decoding.html#split_units",
-                "personal_llm/base/decoding.py",
-            ),
-            "personal_llm.base.decoding.split_words": (
-                "0_base/decoding.html#split_words",
+            "personal_llm.base.decoding.read_reply": (
+                "0_base/decoding.html#read_reply",
                 "personal_llm/base/decoding.py",
             ),
         },

@@ -35,7 +35,7 @@ from personal_llm.base.lineage import STORE_FILE
 from personal_llm.device.memory import BACKGROUND_FOLDER, claim_folder
 from personal_llm.device.memory import get_state_version
 from personal_llm.device.replay import read_state
-from personal_llm.base.decoding import ReplyOptions, choose_next_token
+from personal_llm.base.decoding import ReplyOptions, choose_next_token, read_reply
 from personal_llm.device.streaming import ReplyStream
 from personal_llm.buffer.policies import get_policy
 from personal_llm.buffer.buffer import Buffer
@@ -176,7 +176,8 @@ def test_the_penalty_counts_the_reply_only():
         for place, token in enumerate(reply_ids):
             with torch.inference_mode():
                 logits = model.model(torch.tensor([stream.ids[: len(prompt_ids) + place]])).logits[0, -1]
-            assert choose_next_token(logits, reply_ids[:place], stream.rules) == token, turn
+            reply = read_reply(model.tokenizer, reply_ids[:place])
+            assert choose_next_token(logits, reply, stream.rules) == token, turn
             repeated = [t for t in reply_ids[:place]]
             best = int(logits.argmax())
             assert token == best or best in repeated or place == 0, "a word of an earlier turn is free"

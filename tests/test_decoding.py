@@ -11,20 +11,21 @@ from personal_llm.base.core import Dialogue
 from personal_llm.base.decoding import (
     DecodingRules,
     ReplyOptions,
+    ReplyText,
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
     compute_stop_bonus,
     count_settled_tokens,
-    find_circle,
     find_copy_costs,
     find_loop,
     find_reply_end,
     find_token_classes,
     find_whole_from,
-    mark_copied_words,
+    mark_known_words,
     may_restate,
     penalise_repetition,
+    read_reply,
 )
 from personal_llm.base.models import load_model
 from personal_llm.device.streaming import ReplyStream
@@ -52,6 +53,10 @@ def encode(model, text: str) -> list:  # tokens
     return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def read(model, text: str) -> ReplyText:
+    return read_reply(model.tokenizer, encode(model, text))
+
+
 def naive_scores(logits, reply: list, exempt: set, penalty: float) -> list:
     "The penalty word by word, in plain Python."
     scores = [float(z) for z in logits]
@@ -65,16 +70,18 @@ def naive_scores(logits, reply: list, exempt: set, penalty: float) -> list:
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.05, 1.3])
-def test_the_penalty_is_that_of_a_naive_twin(penalty):
+def test_the_penalty_is_that_of_a_naive_twin(pocket, penalty):
     random = np.random.default_rng(0)
     for _ in range(50):
         logits = torch.tensor(random.normal(0, 3, 12), dtype=torch.float32)
         reply = random.integers(0, 12, random.integers(1, 20)).tolist()
         exempt = {*random.integers(0, 12, 3).tolist()}
-        rules = DecodingRules(None, frozenset({11}), exempt_ids=frozenset(exempt))
+        rules = DecodingRules(None, frozenset({11}), exempt_ids=frozenset(exempt), stops_loops=False)
         scores = penalise_repetition(logits, reply, rules, penalty)
         assert np.allclose(scores.tolist(), naive_scores(logits, reply, exempt, penalty), atol=1e-6)
-        best = choose_next_token(logits, reply, rules, ReplyOptions(repetition_penalty=penalty))
+        best = choose_next_token(
+            logits, read_reply(pocket.tokenizer, reply), rules, ReplyOptions(repetition_penalty=penalty)
+        )
         assert best == int(np.argmax(naive_scores(logits, reply, exempt, penalty)))
 
 
@@ -99,7 +106,8 @@ LOOPS = {
     "a short sentence for the third time": "Yes, dear. Tea? Yes, dear. Milk? Yes, dear.",
     "a pair of lines": "Anna: Why?\nBen: Because.\nAnna: Why?\nBen: Because.\n",
     "a heading before it": SENTENCE + "\n\nMore tips:\n\n1. " + SENTENCE,
-    "a line of code for the fourth time": "```\n" + "print(a)\nb = 1\n" * 4 + "```\n",
+    "two lines of code again and again": "```\n" + "print(a)\nb = 1\n" * 20 + "```\n",
+    "rows of one emoji": "Well:\n" + "☀☀☀☀\n" * 2,
     "the same sentence with other numbers": "Take 1 egg now. Take 2 egg now. Take 3 egg now.",
 }
 NO_LOOPS = {
@@ -107,6 +115,13 @@ NO_LOOPS = {
     "a sign-off": "Dear Dr Lee,\n\nI am ill. I stay at home today.\n\nYours truly,\nAnna Lee\n\nYours truly, Ben.\n",
     "short words": "Yes! No. Well, yes! I do. Oh, no. Maybe.",
     "code": "```\nfor a in b:\n    print(a)\nfor c in d:\n    print(a)\n```\n",
+    "equal lines of code": "```\n" + "print(a)\n" * 5 + "```\n",
+    "links": "See www.eggs.example. for eggs.\nSee www.milk.example. for milk.\nSee www.rice.example. for rice.\n",
+    "a times table in words": "".join(f"{n} times 7 is {7 * n}.\n" for n in range(1, 10)),
+    "rows of marks": "One\n---\nTwo\n---\nThree\n---\n",
+    "steps of a sum": "Six eggs and eight eggs make 14 eggs now. So 14 eggs less eight eggs make 6 eggs now.",
+    "a letter": "Dear Mrs Lee,\n\nThank you for the lovely party with your family. "
+    "I hope your family had lovely weather too. Thank you for the lovely weather with your family.\n\nYours, Ana\n",
     "numbers": "1.\n2.\n3.\n4.\n5.\n6.\n7.\n8.\n",
 }
 
@@ -114,7 +129,7 @@ NO_LOOPS = {
 def find_first_loop(model, text: str):  # the text that stays, or None
     "Read a text token by token, as a reply is written."
     ids = encode(model, text)
-    kept = [end for n in range(1, len(ids) + 1) if (end := find_loop(model.tokenizer, ids[:n])) is not None]
+    kept = [end for n in range(1, len(ids) + 1) if (end := find_loop(read_reply(model.tokenizer, ids[:n]))) is not None]
     return model.tokenizer.decode(ids[: kept[0]]).strip() if kept else None
 
 
@@ -132,7 +147,7 @@ def test_the_repeated_sentence_itself_is_not_kept(pocket):
 @pytest.mark.parametrize("period", [1, 3, 12])
 def test_the_same_tokens_again_and_again_end(pocket, period):
     ids = encode(pocket, "a b c d e f g h i j k l m n o p q")[:period] * 24
-    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(read_reply(pocket.tokenizer, ids[:n])) is not None)
     assert first == max(24, 4 * period)
 
 
@@ -144,16 +159,16 @@ def test_what_is_no_loop_goes_on(pocket, name):
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_stream_shows_nothing_that_a_loop_takes_back(pocket, name):
     ids = encode(pocket, LOOPS[name])
-    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
-    shown = max(count_settled_tokens(pocket.tokenizer, ids[:n]) for n in range(1, first))
-    assert shown <= find_loop(pocket.tokenizer, ids[:first])
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(read_reply(pocket.tokenizer, ids[:n])) is not None)
+    shown = max(count_settled_tokens(read_reply(pocket.tokenizer, ids[:n])) for n in range(1, first))
+    assert shown <= find_loop(read_reply(pocket.tokenizer, ids[:first]))
 
 
 def test_a_toy_has_no_rule_against_loops(pocket):
     ids, options = encode(pocket, LOOPS["a sentence"].strip()), ReplyOptions(max_tokens=200, soft_tokens=200)
     rules = pocket.decoding
-    assert not rules.stops_loops and find_reply_end(ids, rules, options) is None
-    assert find_reply_end(ids, replace(rules, stops_loops=True), options)[1] == "stop"
+    assert not rules.stops_loops and find_reply_end(read_reply(pocket.tokenizer, ids), rules, options) is None
+    assert find_reply_end(read_reply(pocket.tokenizer, ids), replace(rules, stops_loops=True), options)[1] == "stop"
 
 
 def test_the_rules_of_a_model_are_made_once_and_can_be_set(pocket):
@@ -193,13 +208,13 @@ COPIES = {  # a reply -> the next word, and the nats that it costs
 def test_the_next_word_of_a_copy_costs(pocket, text):
     word, nats = COPIES[text]
     rules = DecodingRules(pocket.tokenizer, frozenset({pocket.tokenizer.eos_token_id}))
-    scores = avoid_copies(torch.zeros(len(pocket.tokenizer)), encode(pocket, text), rules)
+    scores = avoid_copies(torch.zeros(len(pocket.tokenizer)), read(pocket, text), rules)
     assert -scores[encode(pocket, word)[0]] == pytest.approx(nats)
 
 
 def test_a_run_costs_for_each_time_that_it_came(pocket):
     def cost(text):
-        return find_copy_costs(pocket.tokenizer, encode(pocket, text)).get(encode(pocket, " there")[0], 0.0)
+        return find_copy_costs(read(pocket, text)).get(encode(pocket, " there")[0], 0.0)
 
     once = "we will be there soon in the big old house by the lake"
     assert cost(f"{once} and we will be") == pytest.approx(1.5)
@@ -208,31 +223,31 @@ def test_a_run_costs_for_each_time_that_it_came(pocket):
 
 def test_a_toy_pays_no_costs(pocket):
     scores = torch.zeros(len(pocket.tokenizer))
-    assert not avoid_copies(scores, encode(pocket, "1. Gold\n2. Big gold\n3. Big"), pocket.decoding).any()
+    assert not avoid_copies(scores, read(pocket, "1. Gold\n2. Big gold\n3. Big"), pocket.decoding).any()
 
 
 @pytest.mark.parametrize("text,mark", [(" -- -- -- --", True), (" -- -- --", False), ("1000000", False)])
 def test_a_row_of_marks_costs(pocket, text, mark):
     ids = encode(pocket, text)
-    assert (find_copy_costs(pocket.tokenizer, ids).get(ids[-1]) == 8.0) == mark
+    assert (find_copy_costs(read(pocket, text)).get(ids[-1]) == 8.0) == mark
 
 
 def test_a_long_list_of_short_lines_helps_the_end(pocket):
     lines = [f"{n + 1}. the {word}\n" for n, word in enumerate("abcdefghijklmnopqrst")]
-    bonus = [compute_end_bonus(pocket.tokenizer, encode(pocket, "".join(lines[:n]))) for n in range(21)]
+    bonus = [compute_end_bonus(read(pocket, "".join(lines[:n]))) for n in range(21)]
     assert bonus[:10] == [0.0] * 10 and bonus[10:13] == pytest.approx([0.7, 1.4, 2.1])
     prose = "This is a long line of many words that is no item of a list.\n"
-    assert compute_end_bonus(pocket.tokenizer, encode(pocket, "".join(lines[:15]) + prose)) == 0
+    assert compute_end_bonus(read(pocket, "".join(lines[:15]) + prose)) == 0
 
 
 def test_a_reply_that_turns_in_a_circle_ends(pocket):
-    text = "A tale of love and joy. The story of the love of joy. A story of joy and of love. The joy of a tale. " * 2
-    first = next(
-        n for n, _ in enumerate(encode(pocket, text)) if find_circle(pocket.tokenizer, encode(pocket, text)[:n])
-    )
-    assert pocket.tokenizer.decode(encode(pocket, text)[:first]).endswith(".") and first >= 40
-    varied = " ".join(f"word{chr(97 + n)}{chr(97 + n // 2)}" for n in range(26)) + "."
-    assert find_circle(pocket.tokenizer, encode(pocket, varied * 3)) is None
+    text = "A tale of love and doing. The story of the love of flowers. A story of flowers and of love. " * 4
+    kept = find_first_loop(pocket, text)
+    assert kept and kept.endswith(".") and len(kept) < len(text) / 2
+    fruits = "Take apples, lemons, grapes, cherries, apricots, " * 6
+    assert find_first_loop(pocket, fruits).endswith(("apples", "lemons", "grapes", "cherries", "apricots"))
+    varied = ", ".join(f"word{chr(97 + n)}{chr(97 + n // 2)}" for n in range(26)) + "."
+    assert find_first_loop(pocket, varied) is None
 
 
 def test_a_decimal_or_an_initial_ends_no_unit(pocket):
@@ -286,28 +301,28 @@ def test_a_reply_ends_where_it_restates_itself(pocket, name):
 @pytest.mark.parametrize("name", RESTATED)
 def test_a_stream_shows_nothing_that_a_restatement_takes_back(pocket, name):
     ids = encode(pocket, RESTATED[name])
-    first = next(n for n in range(1, len(ids) + 1) if find_loop(pocket.tokenizer, ids[:n]) is not None)
-    shown = max(count_settled_tokens(pocket.tokenizer, ids[:n]) for n in range(1, first))
-    assert shown <= find_loop(pocket.tokenizer, ids[:first])
+    first = next(n for n in range(1, len(ids) + 1) if find_loop(read_reply(pocket.tokenizer, ids[:n])) is not None)
+    shown = max(count_settled_tokens(read_reply(pocket.tokenizer, ids[:n])) for n in range(1, first))
+    assert shown <= find_loop(read_reply(pocket.tokenizer, ids[:first]))
 
 
-def test_words_in_a_run_of_three_are_copied():
-    words = "a b c d a b c e".split()
-    assert mark_copied_words(words) == [False] * 4 + [True] * 3 + [False]
-    assert may_restate([True, True, False, True]) and not may_restate([False] * 9)
+def test_content_words_that_came_before_are_known(pocket):
+    units = read(pocket, "Old bears eat. The bears are painting, and the painters eat bears.").split_units()
+    assert mark_known_words(units) == [[False], [True, False, False, True]]
+    assert may_restate([True, True, False, True]) and not may_restate([False] * 5)
 
 
 def test_a_long_sentence_helps_its_full_stop(pocket):
     words = " ".join(["fish"] * 39)
-    assert compute_stop_bonus(pocket.tokenizer, encode(pocket, words)) == 0
-    assert compute_stop_bonus(pocket.tokenizer, encode(pocket, words + " and" * 11)) == pytest.approx(1.0)
+    assert compute_stop_bonus(read(pocket, words)) == 0
+    assert compute_stop_bonus(read(pocket, words + " and" * 11)) == pytest.approx(1.0)
 
 
 def test_placeholders_help_the_end(pocket):
     letter = "Dear you,\n\nI am ill.\n\n" + "".join(
         f"[Your {word}]\n" for word in "Name Street Town Land Mail Cat Dog".split()
     )
-    assert compute_end_bonus(pocket.tokenizer, encode(pocket, letter)) == pytest.approx(4.0)
+    assert compute_end_bonus(read(pocket, letter)) == pytest.approx(4.0)
 
 
 # ---- the end
@@ -322,12 +337,18 @@ def test_the_limit_cuts_no_sentence(pocket):
     whole = len(encode(pocket, "It is late now."))
     limit = ReplyOptions(max_tokens=len(ids), soft_tokens=len(ids))
     rules = make_rules(pocket)
-    assert find_reply_end(ids, rules, limit) == ((whole if whole >= len(ids) // 2 else len(ids)), "length")
+    assert find_reply_end(read_reply(pocket.tokenizer, ids), rules, limit) == (
+        (whole if whole >= len(ids) // 2 else len(ids)),
+        "length",
+    )
     longer = encode(pocket, "We have to go home before the rain begins. It is")
     limit = ReplyOptions(max_tokens=len(longer), soft_tokens=len(longer))
-    kept, reason = find_reply_end(longer, rules, limit)
+    kept, reason = find_reply_end(read_reply(pocket.tokenizer, longer), rules, limit)
     assert reason == "length" and pocket.tokenizer.decode(longer[:kept]).endswith("begins.")
-    assert find_reply_end(longer, pocket.decoding, limit) == (len(longer), "length")  # a toy is cut
+    assert find_reply_end(read_reply(pocket.tokenizer, longer), pocket.decoding, limit) == (
+        len(longer),
+        "length",
+    )  # a toy is cut
 
 
 def test_a_stream_shows_nothing_that_the_limit_takes_back(pocket):
@@ -335,22 +356,27 @@ def test_a_stream_shows_nothing_that_the_limit_takes_back(pocket):
     for limit in range(4, len(ids) + 1):
         options = ReplyOptions(max_tokens=limit, soft_tokens=limit)
         start = find_whole_from(rules, options)
-        shown = max(count_settled_tokens(pocket.tokenizer, ids[:n], start) for n in range(1, limit))
-        assert shown <= find_reply_end(ids[:limit], rules, options)[0]
+        shown = max(count_settled_tokens(read_reply(pocket.tokenizer, ids[:n]), start) for n in range(1, limit))
+        assert shown <= find_reply_end(read_reply(pocket.tokenizer, ids[:limit]), rules, options)[0]
 
 
 def test_a_list_goes_on_beyond_the_soft_limit(pocket):
     rules, options = make_rules(pocket), ReplyOptions(max_tokens=500, soft_tokens=5)
     items = encode(pocket, "Take these:\n1. Red apples.\n2. Brown bread.")
-    assert find_reply_end(items, rules, options) is None
-    assert find_reply_end([*items, *encode(pocket, "\nThat is all.")], rules, options)[1] == "stop"
-    assert find_reply_end(encode(pocket, "9. Old cheese.\n10. Red apples."), rules, options)[1] == "stop"
+    assert find_reply_end(read_reply(pocket.tokenizer, items), rules, options) is None
+    assert (
+        find_reply_end(read_reply(pocket.tokenizer, [*items, *encode(pocket, "\nThat is all.")]), rules, options)[1]
+        == "stop"
+    )
+    assert find_reply_end(read(pocket, "9. Old cheese.\n10. Red apples."), rules, options)[1] == "stop"
 
 
-def test_a_reply_never_ends_empty():
+def test_a_reply_never_ends_empty(pocket):
+    empty = ReplyText(pocket.tokenizer)
     rules, logits = DecodingRules(None, frozenset({1, 3}), stops_loops=True), torch.tensor([0.0, 9.0, 1.0, 8.0])
-    assert choose_next_token(logits, [], rules) == 2 and choose_next_token(logits, [2], rules) == 1
-    drawn = [choose_next_token(logits, [], rules, ReplyOptions(temperature=2.0, seed=s)) for s in range(50)]
+    assert choose_next_token(logits, empty, rules) == 2
+    assert choose_next_token(logits, read_reply(pocket.tokenizer, [2]), rules) == 1
+    drawn = [choose_next_token(logits, empty, rules, ReplyOptions(temperature=2.0, seed=s)) for s in range(50)]
     assert not {*drawn} & {1, 3}
 
 

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'MIN_PART_WORDS', 'ITEM_MARK', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD',
-           'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS',
-           'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES',
-           'MIN_PERIODIC_TOKENS', 'CIRCLE_WORDS', 'FEW_WORDS', 'FEWEST_WORDS', 'VERSE_LINES', 'VERSE_WORDS',
-           'EMPTY_ITEMS', 'RUN_WORDS', 'RECENT_WORDS', 'MOST_COPIED', 'MOST_COPIED_ITEMS', 'COPIED_SHARE',
-           'LAST_TOKENS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses',
-           'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition',
-           'ReplyWords', 'split_words', 'is_in_code', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
-           'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'find_unit_ends', 'split_units', 'is_in_list',
-           'drop_numbers', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_circle', 'find_short_verse',
-           'find_fragments', 'mark_copied_words', 'may_restate', 'find_restatement', 'find_loop', 'is_whole',
-           'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens',
-           'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NO_END', 'MIN_PART_WORDS', 'MAX_MARK_COPIES',
+           'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER', 'FREE_PLACEHOLDERS',
+           'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS',
+           'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS', 'VERSE_LINES', 'VERSE_WORDS',
+           'EMPTY_ITEMS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS',
+           'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules',
+           'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
+           'penalise_repetition', 'Unit', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
+           'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
+           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
+           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
+           'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -142,46 +141,118 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
         scores[sorted(rules.end_token_ids)] = -float("inf")
     return scores
 
-# %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
-MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
+# %% ../../nbs/0_base/08_decoding.ipynb #decred01
 ITEM_MARK = re.compile(r"[ \t]*(\d+[.)]|[-*•+])[ \t*_\"“]*$")  # what stands before the words of an item
+NO_END = re.compile(r"(\d|(^|[^\w'’])[^\W\d_]|(\bwww|://|@)\S*)$")  # before a point inside a number, initial or link
 
-# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb2
+
+@dataclass(frozen=True)
+class Unit:
+    "A sentence or a line of a reply."
+
+    end: int  # number of tokens of the reply up to here
+    text: str
+    words: str  # without capitals, marks and the number of an item
+    letters: str  # the words without numbers
+
+
 @dataclass
-class ReplyWords:
-    "The words of a reply, and where its parts begin."
+class ReplyText:
+    "A reply as the rules read it: its words, where its parts begin, and its units."
 
+    tokenizer: object = field(repr=False)
+    ids: list = field(default_factory=list)  # tokens
     words: list = field(default_factory=list)  # in lower case
     tokens: list = field(default_factory=list)  # the first token of each word
     lines: list = field(default_factory=lambda: [0])  # places of words at which a line begins
     parts: list = field(default_factory=lambda: [0])  # … a line, a sentence, or the text after a colon
     heads: list = field(default_factory=list)  # [first word, end] of the heads of items; the last end may be None
-    marks: list = field(default_factory=list)  # tokens without a letter after the last word
+    has_mark: bool = False  # whether a token without a letter follows the last word
     before: str = ""  # marks before the first word of the newest line
+    ends: list = field(default_factory=list)  # numbers of tokens at which units end
+    units: list = field(default_factory=list, repr=False)  # as `split_units` read them last
+    num_finished: int = 0  # units among them that no further token changes
 
-# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc2
-def split_words(tokenizer, ids: list) -> ReplyWords:
-    "Split a reply into its words."
-    classes, reply = find_token_classes(tokenizer), ReplyWords()
+# %% ../../nbs/0_base/08_decoding.ipynb #decred02
+@patch
+def add(self: ReplyText, token: int) -> None:
+    "Read one more token."
+    classes = find_token_classes(self.tokenizer)
+    text, is_unit_end = classes.texts[token], token in classes.unit_ends
+    if token in classes.exempt:
+        self.add_mark(text, is_unit_end)
+    elif token in classes.word_starts or self.has_mark or not self.words:
+        self.words.append(text.strip().lower())
+        self.tokens.append(token)
+        self.has_mark, self.before = False, ""
+    else:
+        self.words[-1] += text.lower()
+    self.ids.append(token)
+    if is_unit_end:
+        before = "".join(classes.texts[i] for i in self.ids[-16:-1])
+        is_inside = text.strip(" ") == "." and NO_END.search(before)
+        self.ends += [] if is_inside else [len(self.ids)]
+
+
+@patch
+def add_mark(self: ReplyText, text: str, is_unit_end: bool) -> None:  # text of a token without a letter
+    count, is_line_end, is_head_end = len(self.words), "\n" in text, "\n" in text or ":" in text
+    self.lines += [count] * (is_line_end and count > self.lines[-1])
+    self.parts += [count] * ((is_unit_end or ":" in text) and count > self.parts[-1])
+    self.has_mark, self.before = True, (self.before + text).rpartition("\n")[2]
+    if self.heads and self.heads[-1][1] is None and is_head_end and count > self.heads[-1][0]:
+        self.heads[-1][1] = count
+    elif self.lines[-1] == count and ITEM_MARK.match(self.before) and [count, None] not in self.heads:
+        self.heads.append([count, None])
+
+
+def read_reply(tokenizer, ids: list) -> ReplyText:
+    "Read all tokens of a reply."
+    reply = ReplyText(tokenizer)
     for token in ids:
-        text, count = classes.texts[token], len(reply.words)
-        if token in classes.exempt:
-            reply.marks.append(token)
-            is_line_end, is_head_end = "\n" in text, "\n" in text or ":" in text
-            reply.lines += [count] * (is_line_end and count > reply.lines[-1])
-            reply.parts += [count] * ((token in classes.unit_ends or ":" in text) and count > reply.parts[-1])
-            reply.before = (reply.before + text).rpartition("\n")[2]
-            if reply.heads and reply.heads[-1][1] is None and is_head_end and count > reply.heads[-1][0]:
-                reply.heads[-1][1] = count
-            elif reply.lines[-1] == count and ITEM_MARK.match(reply.before) and [count, None] not in reply.heads:
-                reply.heads.append([count, None])
-        elif token in classes.word_starts or reply.marks or not reply.words:
-            reply.words.append(text.strip().lower())
-            reply.tokens.append(token)
-            reply.marks, reply.before = [], ""
-        else:
-            reply.words[-1] += text.lower()
+        reply.add(token)
     return reply
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decred03
+@patch
+def is_unit_end(self: ReplyText) -> bool:
+    return not self.ids or self.ends[-1:] == [len(self.ids)]
+
+
+@patch
+def split_units(self: ReplyText) -> list:  # of `Unit`s; the last one may be incomplete
+    "Split a reply into its sentences and lines; each is read once."
+    if not self.units or self.units[-1].end < len(self.ids):
+        ends = self.ends if self.is_unit_end() else [*self.ends, len(self.ids)]
+        del self.units[self.num_finished :]
+        for start, end in [*zip([0, *ends], ends)][self.num_finished :]:
+            text = self.tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
+            words = re.findall(r"[^\W_]+", re.sub(r"^\W*\d+[.)]\s", "", text.lower()))
+            letters = re.findall(r"[^\W\d_]+", " ".join(words))
+            self.units.append(Unit(end, text, " ".join(words), " ".join(letters)))
+        self.num_finished = len(self.ends)
+    return self.units
+
+
+@patch
+def get_text(self: ReplyText) -> str:
+    return "".join(unit.text for unit in self.split_units())
+
+
+@patch
+def is_in_code(self: ReplyText) -> bool:
+    "Return whether a fence of three backticks is open."
+    return self.get_text().count("```") % 2 == 1
+
+
+@patch
+def is_in_list(self: ReplyText, max_items: int = 10**6) -> bool:
+    "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
+    item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", self.get_text().rstrip().rpartition("\n")[2])
+    return bool(item) and int(item[2] or 0) <= max_items
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
+MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy05
 COPY_COST = 8.0  # of the last word of a copied part, nats
@@ -191,7 +262,7 @@ MAX_NEIGHBOUR_WORDS = 8  # of words that come at once again
 MAX_HEAD_WORDS = 6  # a longer head of an item is a sentence
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyb5
-def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
+def cost_runs(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of going on with a run of words as it went on before; of two words, from the third time on."
     words, count, pairs = reply.words, len(reply.words), Counter()
     for place in range(1, count):
@@ -204,7 +275,7 @@ def cost_runs(reply: ReplyWords):  # a generator of (token, nats)
     yield from ((token, PAIR_COST * (copies - 1)) for token, copies in pairs.items() if copies > 1)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyc5
-def cost_starts(reply: ReplyWords):  # a generator of (token, nats)
+def cost_starts(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of beginning a part as the parts before: a third one with the same word, or two words again."
     words, count, starts = reply.words, len(reply.words), [place for place in reply.parts if place < len(reply.words)]
     if starts and reply.parts[-1] == count:
@@ -216,7 +287,7 @@ def cost_starts(reply: ReplyWords):  # a generator of (token, nats)
         yield from ((token, START_COST * n) for token, n in Counter(reply.tokens[place + 1] for place in again).items())
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyd5
-def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
+def cost_parts(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of going on with a line, a sentence or a heading that is there already."
     for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
         part = reply.words[starts[-1] :]
@@ -226,10 +297,11 @@ def cost_parts(reply: ReplyWords):  # a generator of (token, nats)
                 yield reply.tokens[start + len(part)], COPY_COST * ((len(part) + 1) / size) ** 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpye5
-def cost_heads(reply: ReplyWords, forms: dict):  # a generator of (token, nats)
+def cost_heads(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of going on with the head of an earlier item, in the singular or the plural."
     if not reply.heads or reply.heads[-1][1] is not None:
         return
+    forms = find_token_classes(reply.tokenizer).forms
     stems = [*map(find_stem, reply.words)]
     part = stems[reply.heads[-1][0] :]
     for start, end in reply.heads[:-1]:
@@ -239,7 +311,7 @@ def cost_heads(reply: ReplyWords, forms: dict):  # a generator of (token, nats)
                 yield token, COPY_COST * ((len(part) + 1) / size) ** 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyf5
-def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
+def cost_neighbours(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of writing the last words once more."
     words, count = reply.words, len(reply.words)
     if count > 1 and words[-2] == words[-1]:
@@ -247,7 +319,7 @@ def cost_neighbours(reply: ReplyWords):  # a generator of (token, nats)
     for size in range(2, MAX_NEIGHBOUR_WORDS + 1):
         for done in range(size):
             start = count - size - done
-            if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.marks):
+            if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.has_mark):
                 yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy08
@@ -257,15 +329,10 @@ PLACEHOLDER = re.compile(r"\W*\[[^\]\n]+\]\W*")  # a line such as "[Your Name]"
 FREE_PLACEHOLDERS, PLACEHOLDER_BONUS = 5, 2.0  # lines without a bonus, and nats for each further
 LONG_SENTENCE, WORD_BONUS = 40, 0.1  # words of a sentence without a bonus, and nats for each further
 
-# %% ../../nbs/0_base/08_decoding.ipynb #deccpyb8
-def is_in_code(tokenizer, ids: list) -> bool:
-    "Return whether a fence of three backticks is open."
-    return tokenizer.decode(ids).count("```") % 2 == 1
-
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyc8
-def find_repeated_mark(tokenizer, ids: list):  # a token or None
+def find_repeated_mark(reply: ReplyText):  # a token or None
     "Return the token that goes on with a row of marks or numbers."
-    classes = find_token_classes(tokenizer)
+    ids, classes = reply.ids, find_token_classes(reply.tokenizer)
     for period in range(1, MAX_MARK_PERIOD + 1):
         tail = ids[-period * MAX_MARK_COPIES :]
         is_row = len(tail) == period * MAX_MARK_COPIES and tail[period:] == tail[:-period]
@@ -275,58 +342,56 @@ def find_repeated_mark(tokenizer, ids: list):  # a token or None
     return None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyd8
-def find_copy_costs(tokenizer, ids: list) -> dict:  # token -> nats
+def find_copy_costs(reply: ReplyText) -> dict:  # token -> nats
     "Return the cost of each token that would go on with a copy; costs of several runs add up."
-    reply, costs, runs = split_words(tokenizer, ids), {}, {}
+    costs, runs = {}, {}
     for token, nats in cost_runs(reply):
         runs[token] = runs.get(token, 0.0) + nats
-    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply, find_token_classes(tokenizer).forms))
+    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply))
     for token, nats in (*runs.items(), *others, *cost_neighbours(reply)):
         costs[token] = max(costs.get(token, 0.0), nats)
-    if (mark := find_repeated_mark(tokenizer, ids)) is not None:
+    if (mark := find_repeated_mark(reply)) is not None:
         costs[mark] = COPY_COST
     return costs
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpye8
-def compute_end_bonus(tokenizer, ids: list) -> float:  # nats
+def compute_end_bonus(reply: ReplyText) -> float:  # nats
     "Return how much a long list of short lines or of placeholders helps the end of the reply."
-    lines, count = split_words(tokenizer, ids).lines, 0
+    lines, count = reply.lines, 0
     while count + 1 < len(lines) and lines[-1 - count] - lines[-2 - count] <= SHORT_LINE_WORDS:
         count += 1
-    texts = [line for line in tokenizer.decode(ids).split("\n") if line.strip()] if count > FREE_PLACEHOLDERS else []
+    texts = [line for line in reply.get_text().split("\n") if line.strip()] if count > FREE_PLACEHOLDERS else []
     placeholders = next((n for n, line in enumerate(reversed(texts)) if not PLACEHOLDER.fullmatch(line)), len(texts))
     return max(0, LINE_BONUS * (count - FREE_LINES), PLACEHOLDER_BONUS * (placeholders - FREE_PLACEHOLDERS))
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyf8
-def compute_stop_bonus(tokenizer, ids: list) -> float:  # nats
+def compute_stop_bonus(reply: ReplyText) -> float:  # nats
     "Return how much a long sentence helps its full stop."
-    reply = split_words(tokenizer, ids)
     return WORD_BONUS * max(0, len(reply.words) - reply.parts[-1] - LONG_SENTENCE)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyg8
-def avoid_copies(scores, reply_ids: list, rules: DecodingRules):
+def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
     "Subtract the costs of copies from the scores of a model that stops loops, and return the scores."
-    tokenizer = rules.tokenizer
-    if not rules.stops_loops or tokenizer is None or not reply_ids or is_in_code(tokenizer, reply_ids):
+    if not rules.stops_loops or not reply.ids or reply.is_in_code():
         return scores
-    for token, nats in find_copy_costs(tokenizer, reply_ids).items():
+    for token, nats in find_copy_costs(reply).items():
         scores[token] -= nats
-    classes = find_token_classes(tokenizer)
+    classes = find_token_classes(reply.tokenizer)
     likeliest = classes.texts[int(scores.argmax())]
-    if "\n" in likeliest and (bonus := compute_end_bonus(tokenizer, reply_ids)):
+    if "\n" in likeliest and (bonus := compute_end_bonus(reply)):
         scores[sorted(rules.end_token_ids)] += bonus
-    if likeliest.strip() == "," and (bonus := compute_stop_bonus(tokenizer, reply_ids)):
+    if likeliest.strip() == "," and (bonus := compute_stop_bonus(reply)):
         scores[classes.full_stops] += bonus
     return scores
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
-def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
+def choose_next_token(logits, reply: ReplyText, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
     "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
     import torch
 
     options = rules.complete(options)
-    scores = penalise_repetition(logits, reply_ids, rules, options.repetition_penalty)
-    scores = avoid_copies(scores, reply_ids, rules)
+    scores = penalise_repetition(logits, reply.ids, rules, options.repetition_penalty)
+    scores = avoid_copies(scores, reply, rules)
     if options.temperature <= 0:
         return int(scores.argmax())
     scores = scores.double().cpu()  # float32 has no 1e-300
@@ -335,192 +400,151 @@ def choose_next_token(logits, reply_ids: list, rules: DecodingRules, options=Rep
     probabilities[probabilities.cumsum(-1) - probabilities >= options.top_p] = 0.0  # the first one stays
     return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decuni01
-def find_unit_ends(tokenizer, ids: list) -> list:  # numbers of tokens
-    "Return where the units of a reply end; not after a number or an initial with a point."
-    classes, ends = find_token_classes(tokenizer), []
-    for place, token in enumerate(ids):
-        if token in classes.unit_ends:
-            before = "".join(classes.texts[i] for i in ids[max(0, place - 3) : place])
-            is_inside = classes.texts[token].strip(" ") == "." and re.search(r"(\d|(^|[^\w'’])[^\W\d_])$", before)
-            ends += [] if is_inside else [place + 1]
-    return ends
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decunib1
-def split_units(tokenizer, ids: list) -> list:  # (tokens, words) of each unit; the last one may be incomplete
-    "Split a reply into its sentences and lines; the words have no capitals and no number of a list."
-    ends = find_unit_ends(tokenizer, ids)
-    units = [ids[start:end] for start, end in zip([0, *ends], [*ends, len(ids)]) if start < end]
-    texts = tokenizer.batch_decode(units, skip_special_tokens=True) if units else []
-    texts = [re.sub(r"^\W*\d+[.)]\s", "", text.lower()) for text in texts]
-    return [(unit, " ".join(re.findall(r"[^\W_]+", text))) for unit, text in zip(units, texts)]
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decunic1
-def is_in_list(tokenizer, ids: list, max_items: int = 10**6) -> bool:
-    "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
-    *_, line = tokenizer.decode(ids).rstrip().rpartition("\n")
-    item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", line)
-    return bool(item) and int(item[2] or 0) <= max_items
-
 # %% ../../nbs/0_base/08_decoding.ipynb #declop01
 MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
 MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
-
-# %% ../../nbs/0_base/08_decoding.ipynb #declopb1
-def drop_numbers(words: str) -> str:
-    "Return the words of letters, so that item 1 and item 2 of a list are compared by their texts."
-    return " ".join(re.findall(r"[^\W\d_]+", words))
+MIN_SUM_NUMBERS = 2  # sentences that differ in so many numbers are sums
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declopc1
 def count_whole_tokens(units: list) -> int:
     "Count the tokens up to the last unit with letters; all if there is none."
-    lengths = np.cumsum([len(ids) for ids, _ in units]).tolist()
-    whole = [end for end, (_, words) in zip(lengths, units) if drop_numbers(words)]
-    return (whole or lengths or [0])[-1]
+    whole = [unit.end for unit in units if unit.letters] or [unit.end for unit in units]
+    return (whole or [0])[-1]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declopd1
-def is_repeated(words: str, earlier: list, in_code: bool = False) -> bool:
-    "Return whether a finished unit repeats earlier ones, all given as words."
-    earlier, letters = [unit for unit in earlier if drop_numbers(unit)], drop_numbers(words)
+def is_repeated(unit: Unit, earlier: list) -> bool:
+    "Return whether a finished unit repeats earlier ones."
+    words, letters = unit.words, unit.letters
+    if not words:  # a row of symbols
+        return not unit.text.isascii() and unit.text.strip() in [one.text.strip() for one in earlier]
+    earlier = [one for one in earlier if one.letters]
+    texts = [one.words for one in earlier]
     if len(letters.replace(" ", "")) < MIN_LOOP_LETTERS:
         return False
-    count, similar = earlier.count(words), [*map(drop_numbers, earlier)].count(letters)
-    if in_code:
-        return count >= 3
+    is_sum = len(re.findall(r"\d+", words)) >= MIN_SUM_NUMBERS
+    count, similar = texts.count(words), 0 if is_sum else [one.letters for one in earlier].count(letters)
     is_long = words.count(" ") >= MIN_LOOP_WORDS - 1
-    is_same_pair = (earlier[-1], words) in zip(earlier, earlier[1:]) if earlier else False
-    return count >= (1 if is_long else 2) or similar >= 2 or is_same_pair or earlier[-1:] == [words]
+    is_same_pair = (texts[-1], words) in zip(texts, texts[1:]) if texts else False
+    return count >= (1 if is_long else 2) or similar >= 2 or is_same_pair or texts[-1:] == [words]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decper01
-MAX_PERIOD, MIN_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 24
+MAX_PERIOD, MIN_COPIES, MIN_CODE_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 16, 24
 
 
-def is_periodic(ids: list) -> bool:
-    "Return whether a reply ends in four or more copies of the same few tokens."
+def is_periodic(ids: list, min_copies: int = MIN_COPIES) -> bool:
+    "Return whether a reply ends in so many copies of the same few tokens."
     for period in range(1, MAX_PERIOD + 1):
-        size = max(MIN_PERIODIC_TOKENS, MIN_COPIES * period)
+        size = max(MIN_PERIODIC_TOKENS, min_copies * period)
         if len(ids) >= size and ids[-size:-period] == ids[-size + period :]:
             return True
     return False
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decvar02
-CIRCLE_WORDS, FEW_WORDS, FEWEST_WORDS = 40, 16, 12  # words that we look at, and different ones among them
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decvarb2
-def find_circle(tokenizer, ids: list):  # the number of tokens to keep, or None
-    "Return where a reply ends that has hardly any new words."
-    classes = find_token_classes(tokenizer)
-    is_unit_end = find_unit_ends(tokenizer, ids)[-1:] == [len(ids)]
-    if not ids or not (is_unit_end or "," in classes.texts[ids[-1]]):
-        return None
-    words = split_words(tokenizer, ids).words[-CIRCLE_WORDS:]
-    if len(words) < CIRCLE_WORDS or len({*words}) > (FEW_WORDS if is_unit_end else FEWEST_WORDS):
-        return None
-    return len(ids) if is_unit_end else len(ids) - 1
-
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
 VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
 EMPTY_ITEMS = re.compile(r"(\n[ \t]*[-*•+][ \t]*){2,}\n?$")
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
-def find_short_verse(tokenizer, units: list):  # the number of units before it, or None
+
+def find_short_verse(units: list):  # the number of units before it, or None
     "Return where the last lines of a verse begin: at most four, short, each with a comma at its end and before it."
-    places = [place for place, (_, words) in enumerate(units) if drop_numbers(words)]
-    has_comma = lambda place: tokenizer.decode(units[place][0]).endswith((",\n", ", \n", ",\n\n"))
+    places = [place for place, unit in enumerate(units) if unit.letters]
+    has_comma = lambda place: units[place].text.endswith((",\n", ", \n", ",\n\n"))
     start = None
     for before, place in reversed([*zip(places, places[1:])][-VERSE_LINES:]):
-        size = sum(len(words.split()) for _, words in units[place:])
-        is_open = place == places[-1] and not tokenizer.decode(units[place][0]).endswith("\n")
+        size = sum(len(unit.words.split()) for unit in units[place:])
+        is_open = place == places[-1] and not units[place].text.endswith("\n")
         if not has_comma(before) or size > VERSE_WORDS or not (is_open or has_comma(place)):
             break
         start = place
     return start
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decvard2
-def find_fragments(tokenizer, ids: list):  # the number of tokens to keep, or None
+def find_fragments(reply: ReplyText):  # the number of tokens to keep, or None
     "Return where a reply ends whose last lines are known words in short lines, or items without a word."
-    units = split_units(tokenizer, ids)
-    if EMPTY_ITEMS.search(tokenizer.decode(ids)):
+    units = reply.split_units()
+    if EMPTY_ITEMS.search(reply.get_text()):
         return count_whole_tokens(units)
-    start = find_short_verse(tokenizer, units)
-    if start is None or sum(bool(drop_numbers(words)) for _, words in units[start:]) < VERSE_LINES:
+    start = find_short_verse(units)
+    if start is None or sum(bool(unit.letters) for unit in units[start:]) < VERSE_LINES:
         return None
-    known, words = {*" ".join(words for _, words in units[:start]).split()}, []
-    for word in " ".join(words for _, words in units[start:]).split():
+    known, words = {*" ".join(unit.words for unit in units[:start]).split()}, []
+    for word in " ".join(unit.words for unit in units[start:]).split():
         words.append(word in known)
         known.add(word)
     return count_whole_tokens(units[:start]) if sum(words) >= len(words) / 2 else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrst02
-RUN_WORDS = 3  # words that came before in this order are copied
-RECENT_WORDS, MOST_COPIED, MOST_COPIED_ITEMS = 30, 16, 21  # the last words, and how many copied ones are too many
-COPIED_SHARE = 0.6  # of a sentence that restates
+CONTENT_LETTERS, STEM_LETTERS = 4, 6  # of a content word at least, and those that we compare
+MIN_KNOWN_WORDS, KNOWN_SHARE = 6, 0.5  # content words of a sentence that restates, and known ones among them
+RECENT_WORDS, CIRCLE_WORDS = 20, 15  # the last content words, and known ones among them that make a circle
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decrsta2
+ABBREVIATIONS = "dr|mr|mrs|ms|st|prof|nr|ca|bzw|usw|vs|etc|inc"
+ANNOUNCEMENT = re.compile(rf"(\d\.|\b(\w|{ABBREVIATIONS})\.|:[*_]*)$", re.I)
+
+
+def is_whole(unit: Unit) -> bool:
+    "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
+    return bool(unit.letters) and not re.search(ANNOUNCEMENT, unit.text.strip())
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrstb2
-def mark_copied_words(words: list) -> list:  # a boolean for each word
-    "Mark the words that stand in a run of three which came before."
-    marks, runs = [False] * len(words), set()
-    for end in range(RUN_WORDS, len(words) + 1):
-        run = (*words[end - RUN_WORDS : end],)
-        if run in runs:
-            marks[end - RUN_WORDS : end] = [True] * RUN_WORDS
-        runs.add(run)
+def mark_known_words(units: list) -> list:  # a list of booleans for each unit
+    "Mark the content words that came before."
+    known, marks = set(), []
+    for unit in units:
+        marks.append([])
+        for word in unit.letters.split():
+            if len(word) >= CONTENT_LETTERS:
+                marks[-1].append(word[:STEM_LETTERS] in known)
+                known.add(word[:STEM_LETTERS])
     return marks
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
 def may_restate(marks: list) -> bool:
-    "Return whether at most two words and a third of a sentence are new, at each of its words."
-    new = [place for place, is_copied in enumerate(marks) if not is_copied]
-    return all(count <= 2 + (place + RUN_WORDS) / 3 for count, place in enumerate(new, 1))
+    "Return whether at most two words and half of a sentence are new, at each of its content words."
+    new = [place for place, is_known in enumerate(marks, 1) if not is_known]
+    return all(count <= 2 + place * KNOWN_SHARE for count, place in enumerate(new, 1))
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
-def find_restatement(units: list, is_item: bool = False):  # "before" or "after" the newest unit, or None
-    "Return where a reply ends whose newest sentence or item says again what the reply has said."
-    words = [text.split() for _, text in units]
-    marks = mark_copied_words([word for text in words for word in text])
-    newest = marks[len(marks) - len(words[-1]) :]
-    if sum(marks[-RECENT_WORDS:]) < (MOST_COPIED_ITEMS if is_item else MOST_COPIED) or not any(newest):
+def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
+    "Return where a reply ends whose newest words say again what it has said."
+    units, size = reply.split_units(), len(reply.ids)
+    marks = mark_known_words(units)
+    if not reply.is_unit_end():
+        is_comma = "," in find_token_classes(reply.tokenizer).texts[reply.ids[-1]]
+        return size - 1 if is_comma and sum(marks[-1][-RECENT_WORDS:]) >= CIRCLE_WORDS else None
+    before, newest = [unit for unit in units[:-1] if unit.letters], marks[-1]
+    is_sum, can_end = units[-1].words != units[-1].letters, is_whole(units[-1])
+    if not before or not newest or is_sum or not can_end or not is_whole(before[-1]):
         return None
-    is_copy = may_restate(newest) and sum(newest) >= COPIED_SHARE * len(newest)
-    return "before" if is_copy else "after" if sum(marks[-RECENT_WORDS:]) >= MOST_COPIED_ITEMS else None
+    is_circle = sum(sum(marks, [])[-RECENT_WORDS:]) >= CIRCLE_WORDS
+    is_prose = not reply.heads and ",\n" not in reply.get_text()
+    if may_restate(newest) and sum(newest) >= KNOWN_SHARE * len(newest):
+        if is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS):
+            return before[-1].end
+    return size if is_circle else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def find_loop(tokenizer, ids: list):  # the number of tokens before the loop, or None
+def find_loop(reply: ReplyText):  # the number of tokens before the loop, or None
     "Find a repeated or restated unit at the end of a reply."
-    if is_periodic(ids):
-        return len(ids)
-    in_code = is_in_code(tokenizer, ids)
-    if ids and find_unit_ends(tokenizer, ids)[-1:] == [len(ids)]:
-        units = split_units(tokenizer, ids)
-        *before, (_, words) = units
-        if before and is_repeated(words, [unit[1] for unit in before], in_code):
-            return count_whole_tokens(before)
-        if not in_code and (kept := find_fragments(tokenizer, ids)) is not None:
+    in_code, units = reply.is_in_code(), reply.split_units()
+    if is_periodic(reply.ids, MIN_CODE_COPIES if in_code else MIN_COPIES):
+        return len(reply.ids)
+    if in_code or not units:
+        return None
+    if reply.is_unit_end():
+        if is_repeated(units[-1], units[:-1]):
+            return count_whole_tokens(units[:-1])
+        if (kept := find_fragments(reply)) is not None:
             return kept
-        place = None if in_code or not before else find_restatement(units, is_in_list(tokenizer, ids))
-        if place:
-            return count_whole_tokens(before if place == "before" else units)
-    return None if in_code else find_circle(tokenizer, ids)
+    return find_restatement(reply)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwho01
 LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decwhob1
-ABBREVIATIONS = "dr|mr|mrs|ms|st|prof|nr|ca|bzw|usw|vs|etc|inc|www"
-ANNOUNCEMENT = re.compile(rf"(\d\.|\b(\w|{ABBREVIATIONS})\.|:[*_]*)$", re.I)
-
-
-def is_whole(tokenizer, unit: list, words: str) -> bool:
-    "Return whether a reply may end with this unit: it has letters, and ends in no number, initial or colon."
-    text = tokenizer.decode(unit, skip_special_tokens=True).strip()
-    has_letters, is_announcement = re.search(r"[^\W\d_]", words), re.search(ANNOUNCEMENT, text)
-    return bool(has_letters) and not is_announcement
-
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
-def count_finished_tokens(tokenizer, ids: list) -> int:
+def count_finished_tokens(reply: ReplyText) -> int:
     "Count the tokens up to the last whole sentence or item."
-    units, ends = split_units(tokenizer, ids), find_unit_ends(tokenizer, ids)
-    whole = [end for end, unit in zip(ends, units) if is_whole(tokenizer, *unit)]
+    whole = [unit.end for unit in reply.split_units()[: len(reply.ends)] if is_whole(unit)]
     return (whole or [0])[-1]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhod1
@@ -530,51 +554,46 @@ def find_whole_from(rules: DecodingRules, options: ReplyOptions) -> int:  # toke
     return max(limit - LAST_TOKENS, limit // 2) if rules.stops_loops else limit
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhoe1
-def count_tokens_at_limit(ids: list, rules: DecodingRules, options: ReplyOptions) -> int:
+def count_tokens_at_limit(reply: ReplyText, rules: DecodingRules, options: ReplyOptions) -> int:
     "Count the tokens that a reply keeps at its limit: whole sentences, if one ends where a stream waits for them."
-    finished = count_finished_tokens(rules.tokenizer, ids) if rules.stops_loops else 0
-    return finished if finished and finished >= find_whole_from(rules, options) else len(ids)
+    finished = count_finished_tokens(reply) if rules.stops_loops else 0
+    return finished if finished and finished >= find_whole_from(rules, options) else len(reply.ids)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decset01
-def count_settled_tokens(tokenizer, ids: list, whole_from: int = 2**31) -> int:
+def count_settled_tokens(reply: ReplyText, whole_from: int = 2**31) -> int:
     "Count the tokens that the end of a reply cannot take back; only whole sentences from `whole_from` tokens on."
-    units = split_units(tokenizer, ids)
-    is_open = bool(ids) and find_unit_ends(tokenizer, ids)[-1:] != [len(ids)]
-    before, words = (units[:-1], units[-1][1]) if is_open else (units, "")
-    could_repeat = any(drop_numbers(earlier).startswith(drop_numbers(words)) for _, earlier in before)
-    if not could_repeat and before and is_open and not is_in_code(tokenizer, ids):
-        marks = mark_copied_words([word for _, text in units for word in text.split()])
-        newest = marks[len(marks) - len(words.split()) :]
-        could_repeat = may_restate(newest[: max(0, len(newest) - RUN_WORDS + 1)])
-    count, verse = count_whole_tokens(before) if could_repeat else len(ids), find_short_verse(tokenizer, units)
+    units, is_open, size = reply.split_units(), not reply.is_unit_end(), len(reply.ids)
+    before, newest = units[: len(reply.ends)], units[-1] if is_open else Unit(size, "", "", "")
+    could_repeat = any(unit.letters.startswith(newest.letters) for unit in before)
+    if not could_repeat and before and is_open and not reply.is_in_code():
+        could_repeat = may_restate(mark_known_words(units)[-1][:-1])  # the last word may be incomplete
+    count, verse = count_whole_tokens(before) if could_repeat else size, find_short_verse(units)
     count = count if verse is None else min(count, count_whole_tokens(units[:verse]))
-    if re.search(r"\n[ \t]*[-*•+][ \t]*\n?$", tokenizer.decode(ids)):  # an item without a word
+    if re.search(r"\n[ \t]*[-*•+][ \t]*\n?$", reply.get_text()):  # an item without a word
         count = min(count, count_whole_tokens(before))
-    return min(count, max(whole_from, count_finished_tokens(tokenizer, ids))) if count > whole_from else count
+    return min(count, max(whole_from, count_finished_tokens(reply))) if count > whole_from else count
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decend01
-def is_sentence_end(tokenizer, ids: list) -> bool:
+def is_sentence_end(reply: ReplyText) -> bool:
     "Return whether a reply may end here: after a sentence or an item, not after a number, an initial or a colon."
-    if not ids or ids[-1] not in find_token_classes(tokenizer).unit_ends or is_in_code(tokenizer, ids):
-        return False
-    return is_whole(tokenizer, *split_units(tokenizer, ids)[-1])
+    ends = find_token_classes(reply.tokenizer).unit_ends
+    return bool(reply.ids) and reply.ids[-1] in ends and not reply.is_in_code() and is_whole(reply.split_units()[-1])
 
 
 MAX_ITEMS = 9  # a list goes on beyond `soft_tokens` to its tenth item
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decendb1
-def find_reply_end(ids: list, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
+def find_reply_end(reply: ReplyText, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
     "Return where a reply without its end token ends: before a loop, after a sentence, or at `max_tokens`."
-    tokenizer = rules.tokenizer
-    kept = find_loop(tokenizer, ids) if rules.stops_loops else None
+    size, kept = len(reply.ids), find_loop(reply) if rules.stops_loops else None
     if kept is not None:
         return kept, "stop"
-    if len(ids) >= options.soft_tokens and is_sentence_end(tokenizer, ids):
-        if not rules.stops_loops or not is_in_list(tokenizer, ids, MAX_ITEMS):
-            return len(ids), "stop"
-    if len(ids) < options.max_tokens:
+    if size >= options.soft_tokens and is_sentence_end(reply):
+        if not rules.stops_loops or not reply.is_in_list(MAX_ITEMS):
+            return size, "stop"
+    if size < options.max_tokens:
         return None
-    return count_tokens_at_limit(ids, rules, options), "length"
+    return count_tokens_at_limit(reply, rules, options), "length"
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decbat01
 class BatchRules:
@@ -583,21 +602,28 @@ class BatchRules:
     def __init__(self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int):
         self.rules, self.options, self.width = rules, rules.complete(options), num_prompt_tokens
         self.kept = {}  # row -> number of its tokens, if a rule ended it
+        self.replies = []  # `ReplyText` of each row
+
+    def read(self, ids) -> dict:  # row -> `ReplyText` of each row that goes on
+        self.replies = self.replies or [ReplyText(self.rules.tokenizer) for _ in ids]
+        rows = {row: reply for row, reply in enumerate(self.replies) if row not in self.kept}
+        for row, reply in rows.items():
+            for token in ids[row, self.width + len(reply.ids) :].tolist():
+                reply.add(token)
+        return rows
 
     def process(self, ids, scores):  # (rows, tokens), (rows, vocabulary)
-        import torch
-
-        options = self.rules, self.options.repetition_penalty, not self.rules.stops_loops
-        pairs = zip(scores, ids[:, self.width :].tolist())
-        rows = [(penalise_repetition(row, reply, *options), reply) for row, reply in pairs]
-        return torch.stack([avoid_copies(row, reply, self.rules) for row, reply in rows])
+        penalty, may_be_empty = self.options.repetition_penalty, not self.rules.stops_loops
+        for row, reply in self.read(ids).items():
+            changed = penalise_repetition(scores[row], reply.ids, self.rules, penalty, may_be_empty)
+            scores[row] = avoid_copies(changed, reply, self.rules)
+        return scores
 
     def is_finished(self, ids, scores, **kwargs):
         import torch
 
-        for row, reply in enumerate(ids[:, self.width :].tolist()):
-            if row not in self.kept:
-                has_ended = reply[-1] in self.rules.end_token_ids
-                end = (len(reply) - 1, "stop") if has_ended else find_reply_end(reply, self.rules, self.options)
-                self.kept |= {row: end[0]} if end else {}
+        for row, reply in self.read(ids).items():
+            has_ended = reply.ids[-1] in self.rules.end_token_ids
+            end = (len(reply.ids) - 1, "stop") if has_ended else find_reply_end(reply, self.rules, self.options)
+            self.kept |= {row: end[0]} if end else {}
         return torch.tensor([row in self.kept for row in range(len(ids))], device=ids.device)

@@ -9,8 +9,8 @@ __all__ = ['ReplyStream']
 import os
 
 from ..base.core import Dialogue, measure_cost, patch
-from ..base.decoding import ReplyOptions, choose_next_token, count_settled_tokens, find_reply_end
-from ..base.decoding import find_whole_from
+from ..base.decoding import ReplyOptions, ReplyText, choose_next_token, count_settled_tokens
+from ..base.decoding import find_reply_end, find_whole_from
 from ..base.loading import get_cache, name_cache
 from ..base.models import ForwardResult
 
@@ -131,20 +131,22 @@ def __iter__(self: ReplyStream):  # a generator of texts
         self.reuse_cache(self.previous_stream, ids)
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
-    reply_ids, end_id = [], self.model.tokenizer.eos_token_id
-    whole_from = find_whole_from(self.rules, self.options)
-    generator, tokenizer = torch.Generator().manual_seed(self.options.seed), self.model.tokenizer
+    reply, end_id = ReplyText(self.model.tokenizer), self.model.tokenizer.eos_token_id
+    reply_ids, whole_from = reply.ids, find_whole_from(self.rules, self.options)
+    generator = torch.Generator().manual_seed(self.options.seed)
     while not self.end_reason:
-        reply_ids.append(choose_next_token(self.next_logits[0], reply_ids, self.rules, self.options, generator))
-        if reply_ids[-1] in self.rules.end_token_ids:
-            end_id, self.end_reason = reply_ids.pop(), "stop"
-        elif end := find_reply_end(reply_ids, self.rules, self.options):
-            reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
+        token = choose_next_token(self.next_logits[0], reply, self.rules, self.options, generator)
+        if token in self.rules.end_token_ids:
+            end_id, self.end_reason = token, "stop"
+            break
+        reply.add(token)
+        if end := find_reply_end(reply, self.rules, self.options):
+            reply_ids, self.end_reason = reply.ids[: end[0]], end[1]
         else:
-            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(tokenizer, reply_ids, whole_from)]):
+            if piece := self.decode_new_text(reply_ids[: count_settled_tokens(reply, whole_from)]):
                 yield piece
             if not self.end_reason:
-                self.feed(reply_ids[-1:])
+                self.feed([token])
     if piece := self.decode_new_text(reply_ids, is_complete=True):
         yield piece
     self.complete_reading([*ids, *reply_ids, end_id], len(ids))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.core import Dialogue, InputError, check, patch
 from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
-from ..base.decoding import find_reply_end, find_whole_from
+from ..base.decoding import find_reply_end, find_whole_from, read_reply
 from ..base.gguf import find_smollm2, is_gguf
 from ..device.streaming import ReplyStream
 from .export import write_gguf
@@ -130,12 +130,15 @@ class LlamaCppStream(ReplyStream):
             for piece, reason in pieces:
                 text += piece
                 reply_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-                end = find_reply_end(reply_ids, self.rules, self.options)
-                num_settled = count_settled_tokens(tokenizer, reply_ids, whole_from)
+                reply = read_reply(tokenizer, reply_ids)
+                end, num_settled = (
+                    find_reply_end(reply, self.rules, self.options),
+                    count_settled_tokens(reply, whole_from),
+                )
                 if end and end[1] == "stop":  # llama.cpp itself counts up to `max_tokens`
                     reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
                 elif reason == "length":
-                    reply_ids = reply_ids[: count_tokens_at_limit(reply_ids, self.rules, self.options)]
+                    reply_ids = reply_ids[: count_tokens_at_limit(reply, self.rules, self.options)]
                 elif new_text := self.decode_new_text(reply_ids[:num_settled]):
                     yield new_text
                 self.end_reason = self.end_reason or reason or ""
