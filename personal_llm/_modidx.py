@@ -359,10 +359,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.do_reads",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.enter": (
-                "8_app/conversation_worker.html#conversationworker.enter",
-                "personal_llm/app/conversation_worker.py",
-            ),
             "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
                 "8_app/conversation_worker.html#conversationworker.finish_training",
                 "personal_llm/app/conversation_worker.py",
@@ -871,6 +867,10 @@ d = {
                 "8_app/server_guard.html#guard.__init__",
                 "personal_llm/app/server_guard.py",
             ),
+            "personal_llm.app.server_guard.Guard.admit": (
+                "8_app/server_guard.html#guard.admit",
+                "personal_llm/app/server_guard.py",
+            ),
             "personal_llm.app.server_guard.Guard.check_sender": (
                 "8_app/server_guard.html#guard.check_sender",
                 "personal_llm/app/server_guard.py",
@@ -881,10 +881,6 @@ d = {
             ),
             "personal_llm.app.server_guard.Guard.read_body": (
                 "8_app/server_guard.html#guard.read_body",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.send_refusal": (
-                "8_app/server_guard.html#guard.send_refusal",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.RateLimit": (
@@ -937,10 +933,6 @@ d = {
             ),
             "personal_llm.app.server_guard.parse_address": (
                 "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.split_host": (
-                "8_app/server_guard.html#split_host",
                 "personal_llm/app/server_guard.py",
             ),
         },

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #50a8929b
+import asyncio
 import inspect
 import secrets
 import tempfile
@@ -426,8 +427,6 @@ def make_personal_router(worker: ConversationWorker) -> APIRouter:
 
     @router.post(IMPORT_PATH, summary="Read the body as a file of chats, and offer its dialogues.")
     async def import_file(request: Request, name: str = "", user: str = ""):
-        import asyncio
-
         dialogues, notes = await asyncio.to_thread(read_import, await request.body(), name, user)
         candidates = []
         for start in range(0, len(dialogues), IMPORT_PART):

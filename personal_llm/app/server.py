@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/13_server.ipynb #04b62764
+import asyncio
 import ctypes
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Annotated
 from typer import Option
 
 from .arguments import choose_folder, command, pick_settings, print_note, to_json
-from .chat import ReplyingModelOptions
+from .chat import CHAT_OUT_HELP, ReplyingModelOptions
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
 from .personalize import make_session_settings, resolve_start
@@ -53,7 +54,6 @@ def make_app(
 ) -> Guard:
     "Make the server's application; raise `InputError` where the extra `serve` is missing."
     import_server_packages()
-    import asyncio
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
@@ -95,31 +95,16 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class TimedProtocol(H11Protocol):
-        timer = None
-
-        def start_timer(self):
-            self.timer = self.loop.call_later(seconds, self.transport.abort)
-
-        def stop_timer(self):
-            if self.timer is not None:
-                self.timer.cancel()
-            self.timer = None
-
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.start_timer()
+            self.loop.call_later(seconds, self.close_if_waiting, None)
 
-        def data_received(self, data):
-            cycle = self.cycle
-            if self.timer is None and (cycle is None or cycle.response_complete):
-                self.start_timer()
-            super().data_received(data)
-            if self.cycle is not cycle:
-                self.stop_timer()
-
-        def connection_lost(self, exc):
-            self.stop_timer()
-            super().connection_lost(exc)
+        def close_if_waiting(self, earlier):  # earlier: the request at the last look
+            is_waiting = self.cycle is None or self.cycle.response_complete
+            if self.cycle is earlier and is_waiting:
+                self.transport.abort()
+            elif not self.transport.is_closing():
+                self.loop.call_later(seconds, self.close_if_waiting, self.cycle)
 
     return TimedProtocol
 
@@ -178,7 +163,6 @@ def read_token(is_new: bool = False) -> str:
 
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
-SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
 HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE}"
 LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
 LEARN_HELP = "new answers that start a fine-tune; 0: on request only"
@@ -211,7 +195,7 @@ def print_link(host: str, port: int, token: str, as_json: bool, quiet: bool) -> 
 
 @command("serve", "--out me", "--out me --model HuggingFaceTB/SmolLM2-360M-Instruct", "--out me --library pocket")
 def serve_command(
-    out: choose_folder(SERVE_OUT_HELP),
+    out: choose_folder(CHAT_OUT_HELP),
     model: ReplyingModelOptions,
     given: ServeOptions,
     settings: pick_settings(PersonalizeSettings, *QUESTION_FIELDS, *TUNING_FIELDS),
