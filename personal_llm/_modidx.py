@@ -506,8 +506,8 @@ d = {
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.read_library_probes": (
-                "8_app/library_commands.html#read_library_probes",
+            "personal_llm.app.library_commands.read_probes": (
+                "8_app/library_commands.html#read_probes",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -594,10 +594,6 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.make_fields": (
                 "8_app/personal_endpoints.html#make_fields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_memory_row": (
-                "8_app/personal_endpoints.html#make_memory_row",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.make_personal_router": (

@@ -161,10 +161,10 @@ def compare_evaluations(before, after) -> dict:  # plain values; None without a 
     return means | dict(change=changes, replies=before.settings)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #20611bef
-def format_change_table(result: dict, no_test_message: str) -> list:  # lines of a table
+def format_change_table(result: dict) -> list:  # lines of a table; none without a test set
     "Return the comparison before and after as a table for people."
     if not result["before"]:
-        return [no_test_message] if no_test_message else []
+        return []
     lines = [f"{'':28}{'before':>9}{'after':>9}   change [95 % interval]"]
     for metric, name in REPORTED_METRICS.items():
         line = f"{name:28}{result['before'][metric]:>9.3f}{result['after'][metric]:>9.3f}"
