@@ -746,10 +746,6 @@ d = {
                 "8_app/personalize.html#format_examples",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.has_habit": (
-                "8_app/personalize.html#has_habit",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.make_buffer": (
                 "8_app/personalize.html#make_buffer",
                 "personal_llm/app/personalize.py",

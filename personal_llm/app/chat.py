@@ -235,13 +235,13 @@ def pop_notes(session) -> list:  # lines
     return session.pop_messages() + [LEARN_AGAIN_MESSAGE] * was_stopped
 
 
-def run_conversation(session, read=read_line, as_json: bool = False) -> None:
-    "Chat until `read` returns None."
+def run_conversation(session, as_json: bool = False) -> None:
+    "Chat until the user ends it, or there are no more lines."
     while True:
         for line in pop_notes(session):
             print_note(line)
         try:
-            line = read(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
+            line = read_line(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return
