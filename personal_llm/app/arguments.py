@@ -31,8 +31,7 @@ from ..device.memory import find_state_folders
 from ..device.replay import read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import Library, find_library_folder
-from ..selection.remote_library import is_library_address
+from ..selection.library import Library
 
 # %% ../../nbs/8_app/01_arguments.ipynb #038b0aa2
 @dataclass
@@ -142,7 +141,7 @@ class Command:
         known, empty = {}, inspect.Parameter.empty  # name -> (annotation, default)
         for one in inspect.signature(self.function).parameters.values():
             if is_dataclass(one.annotation):
-                for f in filter(lambda f: f.init, fields(one.annotation)):
+                for f in fields(one.annotation):
                     annotation = annotate_setting(f) if "help" in f.metadata else f.type
                     known[f.name] = annotation, empty if f.default is MISSING else f.default
             else:
@@ -154,13 +153,10 @@ class Command:
 
     def run(self, values: dict):  # a `CommandResult` or None; values: of all parameters
         "Call the function, with an instance for each group."
-        given = {}
-        for name, one in inspect.signature(self.function).parameters.items():
-            if is_dataclass(group := one.annotation):
-                given[name] = group(**{f.name: values[f.name] for f in fields(group) if f.init})
-            else:
-                given[name] = values[name]
-        return self.function(**given)
+        parameters = inspect.signature(self.function).parameters
+        groups = {name: one.annotation for name, one in parameters.items() if is_dataclass(one.annotation)}
+        made = {name: group(**{f.name: values[f.name] for f in fields(group)}) for name, group in groups.items()}
+        return self.function(**{name: (values | made)[name] for name in parameters})
 
 # %% ../../nbs/8_app/01_arguments.ipynb #f325efca
 COMMANDS = {}  # name -> `Command`, in the order of the help
@@ -356,7 +352,7 @@ def read_saved_answers(folder: str) -> list:  # `Dialogue`s
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
 def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
-    library = Library(name if is_library_address(name) else find_library_folder(name), skip_invalid=skip_invalid)
+    library = Library(name, skip_invalid=skip_invalid)
     if library.address:
         print_note(f"{library.address}: fetched over the network; personal-llm ledger lists each request")
     for pllm, reason in library.skipped.items():

@@ -301,12 +301,12 @@ LOCAL_COLUMNS = {
 @command("models", "", "--json")
 def models_command():
     "List the models on this machine. You see size, family, and whether they can be personalised here."
-    models = list_local_models()
-    rows = [asdict(model) | dict(fits=MODEL_PROBLEMS.get(model.problem, "yes")) for model in models]
-    one_line = lambda name: shlex.quote(name).replace("\n", "\\n")
-    shown = [row | dict(size=f"{row['num_bytes'] / 1e6:,.0f} MB", name=one_line(row["name"])) for row in rows]
+    rows, shown = [asdict(model) for model in list_local_models()], []
+    for row in rows:
+        name, size = shlex.quote(row["name"]).replace("\n", "\\n"), f"{row['num_bytes'] / 1e6:,.0f} MB"
+        shown.append(row | dict(name=name, size=size, fits=MODEL_PROBLEMS.get(row["problem"], "yes")))
     hint = [] if find_smollm2() else [GET_SMOLLM2]
-    return CommandResult(dict(models=[asdict(model) for model in models]), [*format_table(shown, LOCAL_COLUMNS), *hint])
+    return CommandResult(dict(models=rows), [*format_table(shown, LOCAL_COLUMNS), *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getsmol2
 COMMAND_GROUPS["get"] = "Download a model that the package knows."

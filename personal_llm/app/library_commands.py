@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from .arguments import COMMAND_GROUPS, LIBRARY_HELP, CommandResult, DataOptions, LibraryName
 from .arguments import ModelOptions, OptionalDataOptions, Seed, SkipInvalid, choose_folder, command
-from .arguments import complete_from, find_library_folder, format_table, open_library, print_note
+from .arguments import complete_from, format_table, open_library, print_note
 from .arguments import read_saved_answers
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_factors
@@ -32,7 +32,8 @@ from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space_fitting import estimate_space_cost, load_space_texts, make_space
 from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
-from ..selection.library import Library, check_library_base, find_shipped_library, load_space
+from ..selection.library import Library, check_library_base, find_library_folder
+from ..selection.library import find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .arguments import find_library_folder, open_library
+from .arguments import open_library
 from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
 from ..base.core import InputError, check, patch, setting
 from ..base.files import OwnedFolder, LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
@@ -27,7 +27,7 @@ from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import check_library_base
+from ..selection.library import check_library_base, find_library_folder
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
