@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from .server_guard import Refusal
+from .server_guard import Refusal, ServerLimits
 from ..base.core import InputError, patch
 from ..device.background_training import release_memory
 from ..device.conversation import ChatSession
@@ -55,7 +55,7 @@ class ConversationWorker:
         self,
         session: ChatSession,
         learn_every: int = ANSWERS_FOR_LEARNING,  # new answers that start a fine-tune; 0: only on request
-        max_waiting: int = 100,  # jobs that may wait
+        max_waiting: int = ServerLimits.waiting_requests,  # jobs that may wait
     ):
         self.session, self.learn_every, self.max_waiting = session, learn_every, max_waiting
         self.executor = ThreadPoolExecutor(1, "conversation")

@@ -109,12 +109,12 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     return TimedProtocol
 
 
-def make_uvicorn(app: Guard, limits: ServerLimits):  # a `uvicorn.Server`
+def make_uvicorn(app: Guard):  # a `uvicorn.Server`
     "Return the server that runs an application; it writes no log."
     uvicorn = import_server_packages()
     quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
-    bounds = dict(limit_concurrency=limits.connections, timeout_graceful_shutdown=5)
-    protocol = make_http_protocol(limits.header_seconds)
+    bounds = dict(limit_concurrency=app.limits.connections, timeout_graceful_shutdown=5)
+    protocol = make_http_protocol(app.limits.header_seconds)
     app.app.state.server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **quiet, **bounds))
     return app.app.state.server
 
@@ -204,7 +204,7 @@ def serve_command(
 ) -> None:
     "Serve a page and the OpenAI protocol. The model behind them learns from you. The command prints a link."
     import_server_packages()
-    token, limits = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits()
+    token = os.environ.get(TOKEN_VARIABLE) or None
     check_token(token, given.host)
     if token and given.new_token:
         raise InputError(f"--new-token: the token stands in {TOKEN_VARIABLE}", "change it there, or unset the variable")
@@ -217,8 +217,7 @@ def serve_command(
         options = make_session_settings(loaded, PersonalizeSettings(start=given.library, **vars(settings)))
         session = ChatSession(loaded, out, start=start, **options)
         token = token or read_token(given.new_token)
-        worker = ConversationWorker(session, given.learn_every, limits.waiting_requests)
-        server = make_uvicorn(make_app(worker, token, given.host, limits), limits)
+        server = make_uvicorn(make_app(ConversationWorker(session, given.learn_every), token, given.host))
         print_link(given.host, bound.getsockname()[1], token, json, quiet)
         with suppress(KeyboardInterrupt):
             server.run([bound])
