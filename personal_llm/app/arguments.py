@@ -97,7 +97,9 @@ def pick_settings(
     *names: str,  # of fields
 ) -> type:  # a dataclass
     "Make a dataclass of the named fields, for a command that takes only these."
-    return make_dataclass(settings_class.__name__, [(n, object, reuse_setting(settings_class, n)) for n in names])
+    known = settings_class.__dataclass_fields__
+    picked = [(name, known[name].type, reuse_setting(settings_class, name)) for name in names]
+    return make_dataclass(settings_class.__name__, picked)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #37861b87
 def complete_from(names):  # a function of the incomplete word
@@ -105,19 +107,15 @@ def complete_from(names):  # a function of the incomplete word
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
 def annotate_setting(one: field):  # an annotation for typer
     "Return type, option, help and range of a field that `setting` made."
-    facts, kind = one.metadata, str(one.metadata["kind"]).removesuffix(" or none")
-    name, limits = OTHER_OPTION_NAMES.get(one.name) or "--" + one.name.replace("_", "-"), {}
-    value_type, metavar = str, "NAME"
-    if facts["choices"]:
-        value_type, metavar = Literal[tuple(facts["choices"])], None
-    elif kind == "whole number":
-        value_type, metavar, limits = int, "N", dict(min=facts["low"], max=facts["high"])
-    elif kind in ("share", "number", "positive number"):
-        value_type, metavar = float, "X"
-    elif kind == "yes or no":
-        value_type, metavar = bool, None
+    facts, name = one.metadata, OTHER_OPTION_NAMES.get(one.name) or "--" + one.name.replace("_", "-")
+    value_type = Literal[tuple(facts["choices"])] if facts["choices"] else one.type
+    limits = dict(min=facts["low"], max=facts["high"]) if one.type is int else {}
+    metavar = METAVARS.get(value_type)
     completion = COMPLETIONS.get(one.name) and complete_from(COMPLETIONS[one.name])
     return Annotated[value_type, Option(name, help=facts["help"], metavar=metavar, autocompletion=completion, **limits)]
 
