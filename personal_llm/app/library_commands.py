@@ -95,7 +95,7 @@ def open_named_style(name: str, skip_invalid: bool) -> tuple:  # (`Library` or N
 
 
 def read_probes(model, space, library, seed: int, folders: dict = {}):  # `ProbePrompts`; library: one, or None
-    "Return the probes of a space; the library's plain pLLM, added or about to be added, writes the reference responses."
+    "Return the probes of a space; the library's plain pLLM, added or soon to be, writes the reference responses."
     own = library[PLAIN_PLLM].adapter if library and PLAIN_PLLM in library else None
     return prepare_probes(model, space, *load_probe_texts(), seed, folders.get(PLAIN_PLLM, own))
 
