@@ -359,10 +359,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.do_reads",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.enter": (
-                "8_app/conversation_worker.html#conversationworker.enter",
-                "personal_llm/app/conversation_worker.py",
-            ),
             "personal_llm.app.conversation_worker.ConversationWorker.finish_training": (
                 "8_app/conversation_worker.html#conversationworker.finish_training",
                 "personal_llm/app/conversation_worker.py",
@@ -510,8 +506,8 @@ d = {
                 "8_app/library_commands.html#open_named_style",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.read_library_probes": (
-                "8_app/library_commands.html#read_library_probes",
+            "personal_llm.app.library_commands.read_probes": (
+                "8_app/library_commands.html#read_probes",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.report_skipped": (
@@ -598,10 +594,6 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.make_fields": (
                 "8_app/personal_endpoints.html#make_fields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.make_memory_row": (
-                "8_app/personal_endpoints.html#make_memory_row",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.make_personal_router": (
@@ -754,10 +746,6 @@ d = {
                 "8_app/personalize.html#format_examples",
                 "personal_llm/app/personalize.py",
             ),
-            "personal_llm.app.personalize.has_habit": (
-                "8_app/personalize.html#has_habit",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.make_buffer": (
                 "8_app/personalize.html#make_buffer",
                 "personal_llm/app/personalize.py",
@@ -871,6 +859,10 @@ d = {
                 "8_app/server_guard.html#guard.__init__",
                 "personal_llm/app/server_guard.py",
             ),
+            "personal_llm.app.server_guard.Guard.admit": (
+                "8_app/server_guard.html#guard.admit",
+                "personal_llm/app/server_guard.py",
+            ),
             "personal_llm.app.server_guard.Guard.check_sender": (
                 "8_app/server_guard.html#guard.check_sender",
                 "personal_llm/app/server_guard.py",
@@ -881,10 +873,6 @@ d = {
             ),
             "personal_llm.app.server_guard.Guard.read_body": (
                 "8_app/server_guard.html#guard.read_body",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.Guard.send_refusal": (
-                "8_app/server_guard.html#guard.send_refusal",
                 "personal_llm/app/server_guard.py",
             ),
             "personal_llm.app.server_guard.RateLimit": (
@@ -937,10 +925,6 @@ d = {
             ),
             "personal_llm.app.server_guard.parse_address": (
                 "8_app/server_guard.html#parse_address",
-                "personal_llm/app/server_guard.py",
-            ),
-            "personal_llm.app.server_guard.split_host": (
-                "8_app/server_guard.html#split_host",
                 "personal_llm/app/server_guard.py",
             ),
         },

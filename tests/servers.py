@@ -34,7 +34,7 @@ def chat_server(session, learn_every=0, limits=None, token="token-of-this-test",
     limits = limits or app.ServerLimits()
     worker = ConversationWorker(session, learn_every, limits.waiting_requests)
     bound = app.open_socket("127.0.0.1", port)
-    running = app.make_uvicorn(app.make_app(worker, token, limits=limits), limits)
+    running = app.make_uvicorn(app.make_app(worker, token, limits=limits))
     thread = threading.Thread(target=running.run, args=([bound],), daemon=True)
     thread.start()
     while not running.started:

@@ -243,6 +243,7 @@ async def answer_ok(scope, receive, send):
 
 def send(guard: Guard, token: str = TOKEN, path: str = "/v1/models", chunks=(b"",)) -> int:  # the status
     "Send a request to the guard without a network; `chunks` are the pieces of its body, and may have no end."
+    pytest.importorskip("starlette", reason="the extra `serve` is not installed")
     headers = [(b"host", b"127.0.0.1")] + [(b"authorization", f"Bearer {token}".encode())] * (token is not None)
     scope, statuses, pieces = dict(type="http", method="GET", path=path, headers=headers), [], iter(chunks)
 

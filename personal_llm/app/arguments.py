@@ -31,8 +31,7 @@ from ..device.memory import find_state_folders
 from ..device.replay import read_state
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import Library, find_library_folder
-from ..selection.remote_library import is_library_address
+from ..selection.library import Library
 
 # %% ../../nbs/8_app/01_arguments.ipynb #038b0aa2
 @dataclass
@@ -98,7 +97,9 @@ def pick_settings(
     *names: str,  # of fields
 ) -> type:  # a dataclass
     "Make a dataclass of the named fields, for a command that takes only these."
-    return make_dataclass(settings_class.__name__, [(n, object, reuse_setting(settings_class, n)) for n in names])
+    known = settings_class.__dataclass_fields__
+    picked = [(name, known[name].type, reuse_setting(settings_class, name)) for name in names]
+    return make_dataclass(settings_class.__name__, picked)
 
 # %% ../../nbs/8_app/01_arguments.ipynb #37861b87
 def complete_from(names):  # a function of the incomplete word
@@ -106,19 +107,15 @@ def complete_from(names):  # a function of the incomplete word
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
+METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
 def annotate_setting(one: field):  # an annotation for typer
     "Return type, option, help and range of a field that `setting` made."
-    facts, kind = one.metadata, str(one.metadata["kind"]).removesuffix(" or none")
-    name, limits = OTHER_OPTION_NAMES.get(one.name) or "--" + one.name.replace("_", "-"), {}
-    value_type, metavar = str, "NAME"
-    if facts["choices"]:
-        value_type, metavar = Literal[tuple(facts["choices"])], None
-    elif kind == "whole number":
-        value_type, metavar, limits = int, "N", dict(min=facts["low"], max=facts["high"])
-    elif kind in ("share", "number", "positive number"):
-        value_type, metavar = float, "X"
-    elif kind == "yes or no":
-        value_type, metavar = bool, None
+    facts, name = one.metadata, OTHER_OPTION_NAMES.get(one.name) or "--" + one.name.replace("_", "-")
+    value_type = Literal[tuple(facts["choices"])] if facts["choices"] else one.type
+    limits = dict(min=facts["low"], max=facts["high"]) if one.type is int else {}
+    metavar = METAVARS.get(value_type)
     completion = COMPLETIONS.get(one.name) and complete_from(COMPLETIONS[one.name])
     return Annotated[value_type, Option(name, help=facts["help"], metavar=metavar, autocompletion=completion, **limits)]
 
@@ -142,7 +139,7 @@ class Command:
         known, empty = {}, inspect.Parameter.empty  # name -> (annotation, default)
         for one in inspect.signature(self.function).parameters.values():
             if is_dataclass(one.annotation):
-                for f in filter(lambda f: f.init, fields(one.annotation)):
+                for f in fields(one.annotation):
                     annotation = annotate_setting(f) if "help" in f.metadata else f.type
                     known[f.name] = annotation, empty if f.default is MISSING else f.default
             else:
@@ -154,13 +151,10 @@ class Command:
 
     def run(self, values: dict):  # a `CommandResult` or None; values: of all parameters
         "Call the function, with an instance for each group."
-        given = {}
-        for name, one in inspect.signature(self.function).parameters.items():
-            if is_dataclass(group := one.annotation):
-                given[name] = group(**{f.name: values[f.name] for f in fields(group) if f.init})
-            else:
-                given[name] = values[name]
-        return self.function(**given)
+        parameters = inspect.signature(self.function).parameters
+        groups = {name: one.annotation for name, one in parameters.items() if is_dataclass(one.annotation)}
+        made = {name: group(**{f.name: values[f.name] for f in fields(group)}) for name, group in groups.items()}
+        return self.function(**{name: (values | made)[name] for name in parameters})
 
 # %% ../../nbs/8_app/01_arguments.ipynb #f325efca
 COMMANDS = {}  # name -> `Command`, in the order of the help
@@ -356,7 +350,7 @@ def read_saved_answers(folder: str) -> list:  # `Dialogue`s
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
 def open_library(name: str, skip_invalid: bool = False):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
-    library = Library(name if is_library_address(name) else find_library_folder(name), skip_invalid=skip_invalid)
+    library = Library(name, skip_invalid=skip_invalid)
     if library.address:
         print_note(f"{library.address}: fetched over the network; personal-llm ledger lists each request")
     for pllm, reason in library.skipped.items():

@@ -8,7 +8,10 @@ __all__ = ['handle_line']
 # %% ../../nbs/8_app/05_chat.ipynb #7963a43c
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Annotated, Literal
 
 import numpy as np
@@ -16,31 +19,21 @@ from typer import Option
 
 from .arguments import CommandResult, ModelOptions, choose_folder, command, format_pairs
 from .arguments import pick_settings, print_note, to_json
-from personal_llm.app.personalize import (
-    QUESTION_FIELDS,
-    TUNING_FIELDS,
-    PersonalizeSettings,
-    count_answers,
-    find_adapter_folder,
-)
-from .personalize import make_session_settings, make_tuning_config
+from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings, count_answers
+from .personalize import find_adapter_folder, make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
+from ..base.check import check_model
 from ..base.core import Dialogue, InputError, check
 from ..base.files import recover_results
+from ..base.loading import resolve_model
 from ..base.text import count_nouns, escape_controls, get_words
 from ..buffer.scoring import NO_DOMAIN
-from ..device.conversation import QUESTION_TEXT, check_session_folder
-from ..device.conversation import ChatSession
+from ..device.conversation import QUESTION_TEXT, ChatSession, check_session_folder
+from ..device.streaming import ReplyOptions, ReplyStream
 from ..explanation.description import describe_user
 from ..explanation.habits import USER_ORIGINS
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES, sample_responses
-from ..base.check import check_model
-from ..base.loading import resolve_model
-from ..device.streaming import ReplyOptions, ReplyStream
 from ..tuning.finetune import SAMPLE_DIALOGUE, check_tuning_step, estimate_cost
-import time
-from dataclasses import asdict, dataclass, replace
-from math import isfinite
 
 # %% ../../nbs/8_app/05_chat.ipynb #c1b94045
 SCORE_SENTENCES = dict(
@@ -242,13 +235,13 @@ def pop_notes(session) -> list:  # lines
     return session.pop_messages() + [LEARN_AGAIN_MESSAGE] * was_stopped
 
 
-def run_conversation(session, read=read_line, as_json: bool = False) -> None:
-    "Chat until `read` returns None."
+def run_conversation(session, as_json: bool = False) -> None:
+    "Chat until the user ends it, or there are no more lines."
     while True:
         for line in pop_notes(session):
             print_note(line)
         try:
-            line = read(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
+            line = read_line(f"{QUESTION_TEXT}\n{ANSWER_PROMPT}" if session.question else "> ")
         except KeyboardInterrupt:
             print(file=sys.stderr)
             return
@@ -381,10 +374,11 @@ def check_revision(model) -> tuple:  # (True: it is a property and no failure, d
     nats, tokens = model.nll(rows).T
     complaint, neutral, alone = (nats / tokens).reshape(-1, 3).mean(0)
     revises = complaint < min(neutral, alone)
+    answer = "yes" if revises else "no"
     gains = (
         f"{neutral - complaint:+.2f} nats a token over a neutral turn, {alone - complaint:+.2f} over the prompt alone"
     )
-    return True, f"{'yes' if revises else 'no'}: a complaint gains {gains}"
+    return True, f"{answer}: a complaint gains {gains}"
 
 # %% ../../nbs/8_app/05_chat.ipynb #d950f80c
 @command("check", "--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain")

@@ -11,7 +11,6 @@ import threading
 
 from .conversation_worker import ConversationWorker
 from .server import import_server_packages, make_app, make_uvicorn, open_socket
-from .server_guard import ServerLimits
 
 # %% ../../nbs/8_app/14_chat_cell.ipynb #cc06
 NOTEBOOK_SITES = "http://127.0.0.1:* http://localhost:*"
@@ -27,10 +26,9 @@ class ChatCell:
     ):
         import_server_packages()
         self.session, self.height = session, height
-        self.token, limits, bound = secrets.token_urlsafe(24), ServerLimits(), open_socket("127.0.0.1", 0)
-        worker = ConversationWorker(session, max_waiting=limits.waiting_requests)
-        app = make_app(worker, self.token, limits=limits, frame_sites=NOTEBOOK_SITES)
-        self.address, self.server = f"http://127.0.0.1:{bound.getsockname()[1]}", make_uvicorn(app, limits)
+        self.token, bound = secrets.token_urlsafe(24), open_socket("127.0.0.1", 0)
+        app = make_app(ConversationWorker(session), self.token, frame_sites=NOTEBOOK_SITES)
+        self.address, self.server = f"http://127.0.0.1:{bound.getsockname()[1]}", make_uvicorn(app)
         self.thread = threading.Thread(target=self.server.run, args=([bound],), daemon=True)
         self.thread.start()
 

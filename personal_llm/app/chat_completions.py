@@ -9,6 +9,7 @@ __all__ = []
 import json
 import secrets
 import time
+import traceback
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -184,10 +185,8 @@ def to_refusal(error: Exception, path: str = "/v1") -> Refusal:
         return Refusal(error.status_code, f"{UNKNOWN_ADDRESSES[error.status_code]}; {remedy}", "not_found")
     if isinstance(error, HTTPException):  # the body cannot be parsed
         return refuse_field(dict(loc=(), msg="", type="json_invalid"), path)
-    frame = error.__traceback__
-    while frame.tb_next:
-        frame = frame.tb_next
-    place = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}"
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
     print_note(f"{type(error).__name__} at {place}; please report it")
     text = "an error of the server; part of this request may have been done. Look at the page before you try again"
     return Refusal(500, text, "server_error")

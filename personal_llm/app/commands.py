@@ -23,7 +23,13 @@ from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions,
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .chat import read_line
 from .demo import DemoSettings, run_demo
-from .personalize import TUNING_FIELDS, PersonalizeSettings, compare_evaluations, count_answers
+from personal_llm.app.personalize import (
+    QUESTION_FIELDS,
+    TUNING_FIELDS,
+    PersonalizeSettings,
+    compare_evaluations,
+    count_answers,
+)
 from .personalize import describe_state, evaluate_replies, format_examples, personalize, resolve_start
 from .personalize import find_adapter_folder, format_answers, format_change_table
 from .report import format_demo_table
@@ -94,21 +100,10 @@ def format_personalization(result: dict) -> list:  # lines
         adapter=f"{result['adapter']} ({result['adapter_bytes'] / 1e6:.1f} MB), {result['seconds']:.0f} s",
     )
     examples = format_examples(result["examples"]) if "examples" in result else []
-    return [*format_pairs(pairs), *format_change_table(result, NO_TEST_MESSAGE), *examples]
+    return [*format_pairs(pairs), *(format_change_table(result) or [NO_TEST_MESSAGE]), *examples]
 
 # %% ../../nbs/8_app/07_commands.ipynb #a8150244
-RUN_FIELDS = (
-    "policy",
-    "capacity",
-    "synthetic",
-    "steps",
-    "max_questions",
-    "early_questions",
-    "replay",
-    "finetune_every",
-    "start",
-    "seed",
-)
+RUN_FIELDS = ("policy", "capacity", "synthetic", "steps", *QUESTION_FIELDS, "replay", "finetune_every", "start", "seed")
 
 
 @command(
@@ -161,7 +156,7 @@ def evaluate_command(data: DataOptions, model: ModelOptions, adapter: Adapter):
     comparison = compare_evaluations(evaluate_replies(model, dialogues), evaluate_replies(model, dialogues, adapter))
     result = dict(data=facts | dict(learned_from=known), model=model.name, adapter=str(adapter)) | comparison
     head = f"{count}; before: {model.name}, after: with {adapter}"
-    return CommandResult(result, [head, *format_change_table(result, "")])
+    return CommandResult(result, [head, *format_change_table(result)])
 
 # %% ../../nbs/8_app/07_commands.ipynb #9f2c8f94
 EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same with a Modelfile; or another target here"
@@ -287,9 +282,8 @@ def ledger_command():
     rows, lines = read_ledger(), []
     for row in rows:
         size = "not finished" if row["bytes"] is None else f"{row['bytes']:,} bytes"
-        lines.append(
-            f"{datetime.fromtimestamp(row['time']):%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}"
-        )
+        time = datetime.fromtimestamp(row["time"])
+        lines.append(f"{time:%Y-%m-%d %H:%M}  {row['kind']:<8}{size:>18}  {row['place']}")
     return CommandResult(dict(ledger=rows), lines or ["nothing has left this device"])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getmodel
@@ -307,12 +301,12 @@ LOCAL_COLUMNS = {
 @command("models", "", "--json")
 def models_command():
     "List the models on this machine. You see size, family, and whether they can be personalised here."
-    models = list_local_models()
-    rows = [asdict(model) | dict(fits=MODEL_PROBLEMS.get(model.problem, "yes")) for model in models]
-    one_line = lambda name: shlex.quote(name).replace("\n", "\\n")
-    shown = [row | dict(size=f"{row['num_bytes'] / 1e6:,.0f} MB", name=one_line(row["name"])) for row in rows]
+    rows, shown = [asdict(model) for model in list_local_models()], []
+    for row in rows:
+        name, size = shlex.quote(row["name"]).replace("\n", "\\n"), f"{row['num_bytes'] / 1e6:,.0f} MB"
+        shown.append(row | dict(name=name, size=size, fits=MODEL_PROBLEMS.get(row["problem"], "yes")))
     hint = [] if find_smollm2() else [GET_SMOLLM2]
-    return CommandResult(dict(models=[asdict(model) for model in models]), [*format_table(shown, LOCAL_COLUMNS), *hint])
+    return CommandResult(dict(models=rows), [*format_table(shown, LOCAL_COLUMNS), *hint])
 
 # %% ../../nbs/8_app/07_commands.ipynb #getsmol2
 COMMAND_GROUPS["get"] = "Download a model that the package knows."

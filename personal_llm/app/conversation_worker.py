@@ -6,12 +6,13 @@
 __all__ = ['ANSWERS_FOR_LEARNING', 'MAX_NOTICES', 'get_chat_numbers', 'get_marks', 'ConversationWorker']
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #dad660b9
+import asyncio
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from .server_guard import Refusal
+from .server_guard import Refusal, ServerLimits
 from ..base.core import InputError, patch
 from ..device.background_training import release_memory
 from ..device.conversation import ChatSession
@@ -54,7 +55,7 @@ class ConversationWorker:
         self,
         session: ChatSession,
         learn_every: int = ANSWERS_FOR_LEARNING,  # new answers that start a fine-tune; 0: only on request
-        max_waiting: int = 100,  # jobs that may wait
+        max_waiting: int = ServerLimits.waiting_requests,  # jobs that may wait
     ):
         self.session, self.learn_every, self.max_waiting = session, learn_every, max_waiting
         self.executor = ThreadPoolExecutor(1, "conversation")
@@ -90,33 +91,6 @@ def learn_if_due(self: ConversationWorker, num_new_answers: int) -> None:
         except (InputError, OSError, RuntimeError) as error:
             session.messages_to_user.append(f"learning could not begin: {error}")
 
-# %% ../../nbs/8_app/10_conversation_worker.ipynb #6cf3ba50
-@patch
-def enter(self: ConversationWorker) -> None:
-    "Count a job that waits; raise `Refusal` if there are too many."
-    if self.num_waiting >= self.max_waiting:
-        raise Refusal(429, "too many requests wait for the model; try again in a minute", "rate_limit_exceeded")
-    self.num_waiting += 1
-
-
-@patch
-async def run(self: ConversationWorker, function, *args):  # its result
-    "Call a function in the session's thread; raise `Refusal` if too many jobs wait."
-    import asyncio
-
-    def job():
-        try:
-            self.do_reads()
-            return function(*args)
-        finally:
-            self.after_job()
-
-    self.enter()
-    try:
-        return await asyncio.get_running_loop().run_in_executor(self.executor, job)
-    finally:
-        self.num_waiting -= 1
-
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #bbed534a
 @patch
 def do_reads(self: ConversationWorker) -> None:
@@ -133,8 +107,6 @@ def do_reads(self: ConversationWorker) -> None:
 @patch
 async def read(self: ConversationWorker, function):  # its result
     "Call a function that changes nothing, before the jobs that wait, and between two pieces of a reply."
-    import asyncio
-
     future = Future()
     self.reads.append((future, function))
     self.executor.submit(self.do_reads)
@@ -143,30 +115,34 @@ async def read(self: ConversationWorker, function):  # its result
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #9f201dbb
 @patch
 async def stream(self: ConversationWorker, make_items):  # an asynchronous generator of its items
-    "Yield the items of a generator as the thread makes them."
-    import asyncio
-
+    "Yield the items of a generator as the thread makes them; raise `Refusal` if too many jobs wait."
     loop, queue, stopped, end = asyncio.get_running_loop(), asyncio.Queue(), threading.Event(), object()
+    put = lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)
 
-    def produce():
-        put = lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)
-        try:
-            items = () if stopped.is_set() else make_items()
+    def make_all():
+        self.do_reads()
+        items = () if stopped.is_set() else make_items()
+        for item in items:
+            if stopped.is_set():
+                return items.close()
+            put(item)
             self.do_reads()
-            for item in items:
-                if stopped.is_set():
-                    items.close()
-                    break
-                put(item)
-                self.do_reads()
-            self.after_job()
+
+    def job():
+        try:
+            try:
+                make_all()
+            finally:
+                self.after_job()
         except Exception as error:
             put(error)
         finally:
             put(end)
 
-    self.enter()
-    self.executor.submit(produce)
+    if self.num_waiting >= self.max_waiting:
+        raise Refusal(429, "too many requests wait for the model; try again in a minute", "rate_limit_exceeded")
+    self.num_waiting += 1
+    self.executor.submit(job)
     try:
         while (item := await queue.get()) is not end:
             if isinstance(item, Exception):
@@ -175,6 +151,17 @@ async def stream(self: ConversationWorker, make_items):  # an asynchronous gener
     finally:
         stopped.set()
         self.num_waiting -= 1
+
+
+@patch
+async def run(self: ConversationWorker, function, *args):  # its result
+    "Call a function in the session's thread; raise `Refusal` if too many jobs wait."
+
+    def make_result():
+        yield function(*args)
+
+    (result,) = [item async for item in self.stream(make_result)]
+    return result
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #251585e7
 @patch
@@ -193,8 +180,6 @@ def finish_training(self: ConversationWorker) -> None:
 @patch
 async def watch(self: ConversationWorker) -> None:
     "Use the adapter of each complete fine-tune, until the task is cancelled."
-    import asyncio
-
     while True:
         await asyncio.sleep(0.5)
         training = self.session.background_training
@@ -213,8 +198,6 @@ def close(self: ConversationWorker) -> None:
 @patch
 async def follow(self: ConversationWorker, is_over):  # is_over: asynchronous; an asynchronous generator of lists
     "Yield the parts that changed, each time that some did: turns, titles, reactions, question, learning."
-    import asyncio
-
     seen = self.marks
     yield []
     while not await is_over():

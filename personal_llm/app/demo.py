@@ -149,27 +149,24 @@ def run_policy(run: DemoRun, policy: str, candidates: list, before: tuple) -> tu
     with run.show_stage("evaluating", policy):
         has_learned = me.adapter.best_loss < me.adapter.start_loss  # else it is the bare model
         after = score_adapter(run, me.adapter) if has_learned else before
-    return (
-        me,
-        after,
-        dict(
-            kept=kept,
-            reasons=[reasons[place] for place in kept],
-            questions=questions,
-            after=summarise_scores(after),
-            change=compare_scores(after, before),
-            prompts=[run.stream[place].prompt for place in kept],
-            signal_share=sum(run.stream[place].labels["kind"] == "signal" for place in kept) / len(kept),
-            requests=me.cost.requests,
-            learned_from=me.rounds[-1].kept,
-            synthetic=len(me.synthesis.dialogues),
-            rejected=dict(me.synthesis.rejected),
-            seconds=round(me.rounds[-1].seconds, 2),
-            cost=me.cost.to_dict(),
-            judged_on=me.adapter.num_validation_dialogues,
-            answers=sum(d.origin == "annotated" for d in me.buffer.dialogues),
-        ),
+    outcome = dict(
+        kept=kept,
+        reasons=[reasons[place] for place in kept],
+        questions=questions,
+        after=summarise_scores(after),
+        change=compare_scores(after, before),
+        prompts=[run.stream[place].prompt for place in kept],
+        signal_share=sum(run.stream[place].labels["kind"] == "signal" for place in kept) / len(kept),
+        requests=me.cost.requests,
+        learned_from=me.rounds[-1].kept,
+        synthetic=len(me.synthesis.dialogues),
+        rejected=dict(me.synthesis.rejected),
+        seconds=round(me.rounds[-1].seconds, 2),
+        cost=me.cost.to_dict(),
+        judged_on=me.adapter.num_validation_dialogues,
+        answers=sum(d.origin == "annotated" for d in me.buffer.dialogues),
     )
+    return me, after, outcome
 
 # %% ../../nbs/8_app/04_demo.ipynb #6e01908a
 def make_paired_config(model, steps: int, dialogues: list, start=None):  # a `TuningConfig`

@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from .arguments import COMMAND_GROUPS, LIBRARY_HELP, CommandResult, DataOptions, LibraryName
 from .arguments import ModelOptions, OptionalDataOptions, Seed, SkipInvalid, choose_folder, command
-from .arguments import complete_from, find_library_folder, format_table, open_library, print_note
+from .arguments import complete_from, format_table, open_library, print_note
 from .arguments import read_saved_answers
 from .personalize import find_adapter_folder
 from ..base.adapters import check_adapter, read_factors
@@ -32,7 +32,8 @@ from ..explanation.explanation import load_probe_texts, prepare_probes
 from ..explanation.space_fitting import estimate_space_cost, load_space_texts, make_space
 from ..explanation.style import check_answer_count
 from ..selection.gradient_match import load_sketch
-from ..selection.library import Library, check_library_base, find_shipped_library, load_space
+from ..selection.library import Library, check_library_base, find_library_folder
+from ..selection.library import find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
 from ..selection.selection import SELECTORS, select
@@ -93,11 +94,10 @@ def open_named_style(name: str, skip_invalid: bool) -> tuple:  # (`Library` or N
     return library, check_style_space(library.space)
 
 
-def read_library_probes(model, library, seed: int, folders: dict = None):  # `ProbePrompts`
-    "Return the probes of a library; its plain pLLM, added or about to be added, writes the reference responses."
-    own = library[PLAIN_PLLM].adapter if PLAIN_PLLM in library else None
-    plain = (folders or {}).get(PLAIN_PLLM, own)
-    return prepare_probes(model, library.space, *load_probe_texts(), seed, plain)
+def read_probes(model, space, library, seed: int, folders: dict = {}):  # `ProbePrompts`; library: one, or None
+    "Return the probes of a space; the library's plain pLLM, added or soon to be, writes the reference responses."
+    own = library[PLAIN_PLLM].adapter if library and PLAIN_PLLM in library else None
+    return prepare_probes(model, space, *load_probe_texts(), seed, folders.get(PLAIN_PLLM, own))
 
 
 def describe_input(file: str, folder: str, dialogues) -> tuple:  # (a dict, one line or none)
@@ -110,7 +110,6 @@ def describe_input(file: str, folder: str, dialogues) -> tuple:  # (a dict, one 
     return dict(file=Path(file).name) | numbers | dict(skipped=len(dialogues.skipped)), note
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #bec1ed4b
-EXPLAINED_FOLDER_HELP = "saved folder of personalize or chat, in place of --data"
 EXPLAINED_ADAPTER_HELP = "adapter to explain; it answers the prompts of --data, if given"
 
 
@@ -120,7 +119,7 @@ def explain_command(
     model: ModelOptions,
     library: LibraryName = None,
     seed: Seed = 0,
-    out: choose_folder(EXPLAINED_FOLDER_HELP) = None,
+    out: choose_folder("saved folder of personalize or chat, in place of --data") = None,
     adapter: Annotated[str, Option(help=EXPLAINED_ADAPTER_HELP, metavar="DIR")] = None,
     plot: Annotated[str, Option(help="file for a bar chart, as PNG", metavar="FILE")] = None,
 ):
@@ -136,15 +135,12 @@ def explain_command(
         adapter = check_adapter(find_adapter_folder(adapter), opened and opened.base)
     dialogues = read_saved_answers(out) if out else data.read() if data.data else None
     loaded = model.load()
-    if space is None and (own := find_shipped_library(loaded.base)):
-        opened = open_library(own, data.skip_invalid)
-        space = check_style_space(opened.space)
+    if space is None:
+        opened, space = open_named_style(find_shipped_library(loaded.base), data.skip_invalid)
     if opened is not None:
         check_library_base(opened, loaded)
     if adapter:
-        probes = read_library_probes(loaded, opened, seed) if opened is not None else None
-        if opened is None and space is not None:
-            probes = prepare_probes(loaded, space, *load_probe_texts(), seed)
+        probes = read_probes(loaded, space, opened, seed) if space is not None else None
         explanation = explain_pllm(loaded, adapter, space, probes, seed, dialogues)
         source, note = dict(adapter=str(adapter)), []
     else:
@@ -170,7 +166,6 @@ def format_mixture(ranking) -> list:  # lines
 # %% ../../nbs/8_app/08_library_commands.ipynb #62c22490
 MAX_LOSS_DIALOGUES = 24  # the latest dialogues, whose loss we measure
 METHOD_HELP = "method, such as fit, match, single; a wrong name lists all (default: fit; at an address single)"
-SHORTLIST_HELP = "nearest pLLMs whose true loss match and style compare"
 
 
 @command("select", "--data chats.jsonl", "--data chats.jsonl --library https://example.org/others --method match")
@@ -178,7 +173,9 @@ def select_command(
     data: DataOptions,
     model: ModelOptions,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME", autocompletion=complete_from(SELECTORS))] = None,
-    shortlist: Annotated[int, Option(help=SHORTLIST_HELP, metavar="N", min=1)] = 12,
+    shortlist: Annotated[
+        int, Option(help="nearest pLLMs whose true loss match and style compare", metavar="N", min=1)
+    ] = 12,
     seed: Seed = 0,
     library: LibraryName = None,
 ):
@@ -211,30 +208,25 @@ def select_command(
     return CommandResult(result | dict(why=contributions), lines)
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc28
-BUILD_HELP = dict(
-    out="a new folder, or a library to complete",
-    adapter="peft adapters, named by their folders",
-    licence="licence of the adapters",
-    space="library or folder with the style space (default: the library's own, or one made now)",
-    ray_address="explain on a Ray cluster: host:port, auto, or local for a cluster that is started here",
-    plain="chats without a style, of your users' kind, for the plain pLLM",
-    no_baseline="tune no plain pLLM, the baseline of every selection",
-    prompts="chats for prompts, one file for each adapter",
-)
+SPACE_HELP = "library or folder with the style space (default: the library's own, or one made now)"
+RAY_HELP = "explain on a Ray cluster: host:port, auto, or local for a cluster that is started here"
+PLAIN_HELP = "chats without a style, of your users' kind, for the plain pLLM"
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #lc28s1
 @dataclass
 class BuildOptions:
     "Which adapters enter a library, and what is read beside them."
 
-    out: choose_folder(BUILD_HELP["out"])
-    adapter: Annotated[list[str], Option(help=BUILD_HELP["adapter"], metavar="DIR")]
-    licence: Annotated[str, Option(help=BUILD_HELP["licence"], metavar="NAME")]
-    space: Annotated[str, Option(help=BUILD_HELP["space"], metavar="LIB")] = None
-    ray_address: Annotated[str, Option(help=BUILD_HELP["ray_address"], metavar="ADDRESS")] = None
-    plain: Annotated[str, Option(help=BUILD_HELP["plain"], metavar="FILE")] = None
-    no_baseline: Annotated[bool, Option("--no-baseline", help=BUILD_HELP["no_baseline"])] = False
-    prompts: Annotated[list[str], Option(help=BUILD_HELP["prompts"], metavar="FILE")] = ()
+    out: choose_folder("a new folder, or a library to complete")
+    adapter: Annotated[list[str], Option(help="peft adapters, named by their folders", metavar="DIR")]
+    licence: Annotated[str, Option(help="licence of the adapters", metavar="NAME")]
+    space: Annotated[str, Option(help=SPACE_HELP, metavar="LIB")] = None
+    ray_address: Annotated[str, Option(help=RAY_HELP, metavar="ADDRESS")] = None
+    plain: Annotated[str, Option(help=PLAIN_HELP, metavar="FILE")] = None
+    no_baseline: Annotated[
+        bool, Option("--no-baseline", help="tune no plain pLLM, the baseline of every selection")
+    ] = False
+    prompts: Annotated[list[str], Option(help="chats for prompts, one file for each adapter", metavar="FILE")] = ()
     skip_invalid: SkipInvalid = False
     seed: Seed = 0
     quiet: bool = False
@@ -382,7 +374,7 @@ def build_library(model, given: BuildOptions, ray=None) -> CommandResult:
         plain = [PLAIN_PLLM]
     missing, results = {name: folder for name, folder in folders.items() if name not in library}, ()
     if missing:
-        probes = probes or read_library_probes(model, library, given.seed, folders)
+        probes = probes or read_probes(model, library.space, library, given.seed, folders)
         work = model, library.space, probes, given.seed, missing
         results = explain_here(*work, prompts) if ray is None else explain_with_ray(ray, *work)
     added, errors = add_explained(library, missing, results, given.licence, given.quiet)

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/12_personal_endpoints.ipynb #50a8929b
+import asyncio
 import inspect
 import secrets
 import tempfile
@@ -251,26 +252,25 @@ ANSWER_LABELS = dict(annotated="corrected", approved="approved", model="no answe
 QUESTION_REASON = "the policy decides about it after your answer"
 
 
-def make_memory_row(d, answer: str, reason: str, scores: dict, domain) -> dict:  # plain JSON types
-    "Return a stored dialogue with the reason and the scores of its decision."
-    scores = {name: round(float(scores[name]), 4) for name in ("eoe", "dss", "idd") if name in scores}
-    return show_dialogue(d, time=d.time, answer=answer, reason=reason, scores=scores, domain=domain)
-
-
 @register_endpoint("GET", "/personal/memory")
 def list_memory(session: ChatSession, q: Text = "") -> dict:
     "Return the open question and the buffer's dialogues that contain a text, the newest first, and why each was kept."
     buffer, question, rows = session.me.buffer, session.question, []
     decisions = {decision.id: decision for decision in buffer.log}
+
+    def add_row(d, answer: str, reason: str, scores: dict, domain):
+        if q.casefold() in d.text.casefold():
+            scores = {name: round(float(scores[name]), 4) for name in ("eoe", "dss", "idd") if name in scores}
+            rows.append(show_dialogue(d, time=d.time, answer=answer, reason=reason, scores=scores, domain=domain))
+
     if question is not None:
         scores = question.scores
-        rows.append((question.dialogue, "open question", QUESTION_REASON, vars(scores), scores.domain))
+        add_row(question.dialogue, "open question", QUESTION_REASON, vars(scores), scores.domain)
     for slot in buffer.view.arrival.argsort(kind="stable")[::-1]:
         d, domain = buffer.dialogues[slot], buffer.entries[slot].scores.domain
         decision = next((decisions[id] for id in (d.id, *d.parents[::-1]) if id in decisions), None)
         reason, scores = (decision.reason, decision.scores) if decision else ("", {})
-        rows.append((d, ANSWER_LABELS.get(d.origin, d.origin), reason, scores, domain))
-    rows = [make_memory_row(*row) for row in rows if q.casefold() in row[0].text.casefold()]
+        add_row(d, ANSWER_LABELS.get(d.origin, d.origin), reason, scores, domain)
     return dict(dialogues=rows, kept=len(buffer), capacity=buffer.capacity, seen=buffer.seen)
 
 
@@ -426,8 +426,6 @@ def make_personal_router(worker: ConversationWorker) -> APIRouter:
 
     @router.post(IMPORT_PATH, summary="Read the body as a file of chats, and offer its dialogues.")
     async def import_file(request: Request, name: str = "", user: str = ""):
-        import asyncio
-
         dialogues, notes = await asyncio.to_thread(read_import, await request.body(), name, user)
         candidates = []
         for start in range(0, len(dialogues), IMPORT_PART):

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .arguments import find_library_folder, open_library
+from .arguments import open_library
 from ..base.adapters import CONFIG_FILE, check_adapter, get_adapter_id
 from ..base.core import InputError, check, patch, setting
 from ..base.files import OwnedFolder, LOCK_FILE, RUN_FOLDER_PREFIX, delete_path
@@ -27,7 +27,7 @@ from ..data.splits import split_test_dialogues
 from ..device.personalizer import Personalizer, PersonalizerSettings, count_rows
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, find_habits, strip_frame
 from ..explanation.style import MIN_EXPLAINED_DIALOGUES
-from ..selection.library import check_library_base
+from ..selection.library import check_library_base, find_library_folder
 from ..selection.remote_library import is_library_address
 from ..tuning.config import TuningConfig
 from ..tuning.evaluation import evaluate
@@ -140,8 +140,8 @@ REPORTED_METRICS = dict(
 )
 
 
-def evaluate_replies(model, test: list, adapter=None, progress: bool = False, **options):
-    "Measure losses and replies on a test set, with options of `evaluate`; return an `Evaluation`, or None without one."
+def evaluate_replies(model, test: list, adapter=None, progress: bool = False):
+    "Measure losses and replies on a test set; return an `Evaluation`, or None without a test set."
     from tqdm.auto import tqdm
 
     if not test:
@@ -149,7 +149,7 @@ def evaluate_replies(model, test: list, adapter=None, progress: bool = False, **
     name, rows = "replies after" if adapter else "replies before", len(test) * (1 + MAX_MEASURED_REPLY_TOKENS)
     with tqdm(total=rows, desc=name, unit="token", disable=not progress, leave=False) as bar, count_rows(model, bar):
         limit = MAX_MEASURED_REPLY_TOKENS
-        return evaluate(model, test, adapter, max_new_tokens=limit, preference=False, **options)
+        return evaluate(model, test, adapter, max_new_tokens=limit, preference=False)
 
 
 def compare_evaluations(before, after) -> dict:  # plain values; None without a test set
@@ -161,10 +161,10 @@ def compare_evaluations(before, after) -> dict:  # plain values; None without a 
     return means | dict(change=changes, replies=before.settings)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #20611bef
-def format_change_table(result: dict, no_test_message: str) -> list:  # lines of a table
+def format_change_table(result: dict) -> list:  # lines of a table; none without a test set
     "Return the comparison before and after as a table for people."
     if not result["before"]:
-        return [no_test_message] if no_test_message else []
+        return []
     lines = [f"{'':28}{'before':>9}{'after':>9}   change [95 % interval]"]
     for metric, name in REPORTED_METRICS.items():
         line = f"{name:28}{result['before'][metric]:>9.3f}{result['after'][metric]:>9.3f}"
@@ -175,34 +175,28 @@ def format_change_table(result: dict, no_test_message: str) -> list:  # lines of
     return lines + [f"replies of at most {limit} tokens, greedy, repetition penalty {penalty}"]
 
 # %% ../../nbs/8_app/02_personalize.ipynb #px01
-def has_habit(key: str, text: str, opening: str = "", closing: str = "") -> bool:
-    "Return whether one text has a habit, by the key of its `Trait`; opening and closing are the user's."
-    line, quoted = get_language().join_pieces(text), key.partition("“")[2].rstrip("”")
-    tests = {
-        "opens": lambda: line.startswith(quoted),
-        "signs": lambda: line.endswith(quoted),
-        "one": lambda: len(split_sentences(strip_frame(text, opening, closing))) == 1,
-        "lower": lambda: text == text.lower(),
-        "emoji": lambda: bool(EMOJI_PATTERN.search(text)),
-        "lists": lambda: bool(LIST_PATTERN.search(text)),
-    }
-    return tests[key.partition(" ")[0]]()
+# first word of a habit's key -> whether a text has it, with the opening and the sign-off of the user
+HABIT_TESTS = dict(
+    opens=lambda text, opening, closing: get_language().join_pieces(text).startswith(opening),
+    signs=lambda text, opening, closing: get_language().join_pieces(text).endswith(closing),
+    one=lambda text, opening, closing: len(split_sentences(strip_frame(text, opening, closing))) == 1,
+    lower=lambda text, *frame: text == text.lower(),
+    emoji=lambda text, *frame: bool(EMOJI_PATTERN.search(text)),
+    lists=lambda text, *frame: bool(LIST_PATTERN.search(text)),
+)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #px05
-COUNTED_HABITS = ("opens", "signs", "one", "lower", "emoji", "lists")  # first word of the habits that one text shows
-
-
 def count_habits(before, after) -> list:  # (`Trait`, counts in answers, replies before and replies after)
     "Find the habits of the answers in two evaluations, and count them in answers and replies."
     if before is None or len(before) < MIN_EXPLAINED_DIALOGUES:
         return []
     answers, replies = ([item[name] for item in before.items] for name in ("reference", "reply"))
-    traits = [t for t in find_habits(answers, replies) if t.key.partition(" ")[0] in COUNTED_HABITS]
-    frame = [
-        next((t.key.split("“")[1][:-1] for t in traits if t.key.startswith(word)), "") for word in ("opens", "signs")
-    ]
-    texts = (answers, replies, [item["reply"] for item in after.items])
-    return [(t, [sum(has_habit(t.key, text, *frame) for text in group) for group in texts]) for t in traits]
+    traits = {t.key.partition(" ")[0]: t for t in find_habits(answers, replies)}
+    frame = [traits[word].key.split("“")[1][:-1] if word in traits else "" for word in ("opens", "signs")]
+    texts, counted = (answers, replies, [item["reply"] for item in after.items]), []
+    for word in filter(HABIT_TESTS.get, traits):
+        counted.append((traits[word], [sum(HABIT_TESTS[word](text, *frame) for text in group) for group in texts]))
+    return counted
 
 # %% ../../nbs/8_app/02_personalize.ipynb #px09
 NUM_EXAMPLES, MAX_EXAMPLE_CHARACTERS = 3, 260  # prompts that we show; characters of each text

@@ -21,16 +21,14 @@ from ..selection.remote_library import is_library_address, publish_library
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb05
 LocalLibrary = Annotated[str, Argument(help="a library's folder", metavar="DIR")]
-PRIVATE_HELP = "chats that trained the pLLM, 8 or more"
-UNSEEN_HELP = "chats of the same person that did not train it, 8 or more"
 
 
 @command("library measure", "others ana --private trained.jsonl --unseen kept.jsonl")
 def measure_command(
     library: LocalLibrary,
     name: Annotated[str, Argument(help="name of the pLLM", metavar="NAME")],
-    private: Annotated[str, Option(help=PRIVATE_HELP, metavar="FILE")],
-    unseen: Annotated[str, Option(help=UNSEEN_HELP, metavar="FILE")],
+    private: Annotated[str, Option(help="chats that trained the pLLM, 8 or more", metavar="FILE")],
+    unseen: Annotated[str, Option(help="chats of the same person that did not train it, 8 or more", metavar="FILE")],
     model: ModelOptions,
 ):
     "Measure how much of its training texts a pLLM gives away. The result is written on the card."
@@ -85,9 +83,7 @@ def publish_command(
     if not yes:
         if not sys.stdin or not sys.stdin.isatty():
             raise InputError(f"{question} There is no terminal to answer", "read the lines above, then add --yes")
-        print(
-            question, "[y/N] ", end="", file=sys.stderr, flush=True
-        )  # typer would write to stdout, which is for results
+        print(question, "[y/N] ", end="", file=sys.stderr, flush=True)  # not on stdout, which is for results
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise InputError("your answer was not yes", "nothing was published")
     sha256 = publish_library(opened.path)

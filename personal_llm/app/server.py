@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/8_app/13_server.ipynb #04b62764
+import asyncio
 import ctypes
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Annotated
 from typer import Option
 
 from .arguments import choose_folder, command, pick_settings, print_note, to_json
-from .chat import ReplyingModelOptions
+from .chat import CHAT_OUT_HELP, ReplyingModelOptions
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
 from .personalize import make_session_settings, resolve_start
@@ -53,7 +54,6 @@ def make_app(
 ) -> Guard:
     "Make the server's application; raise `InputError` where the extra `serve` is missing."
     import_server_packages()
-    import asyncio
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
     from starlette.exceptions import HTTPException
@@ -95,41 +95,26 @@ def make_http_protocol(seconds: float):  # a protocol class of uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class TimedProtocol(H11Protocol):
-        timer = None
-
-        def start_timer(self):
-            self.timer = self.loop.call_later(seconds, self.transport.abort)
-
-        def stop_timer(self):
-            if self.timer is not None:
-                self.timer.cancel()
-            self.timer = None
-
         def connection_made(self, transport):
             super().connection_made(transport)
-            self.start_timer()
+            self.loop.call_later(seconds, self.close_if_waiting, None)
 
-        def data_received(self, data):
-            cycle = self.cycle
-            if self.timer is None and (cycle is None or cycle.response_complete):
-                self.start_timer()
-            super().data_received(data)
-            if self.cycle is not cycle:
-                self.stop_timer()
-
-        def connection_lost(self, exc):
-            self.stop_timer()
-            super().connection_lost(exc)
+        def close_if_waiting(self, earlier):  # earlier: the request at the last look
+            is_waiting = self.cycle is None or self.cycle.response_complete
+            if self.cycle is earlier and is_waiting:
+                self.transport.abort()
+            elif not self.transport.is_closing():
+                self.loop.call_later(seconds, self.close_if_waiting, self.cycle)
 
     return TimedProtocol
 
 
-def make_uvicorn(app: Guard, limits: ServerLimits):  # a `uvicorn.Server`
+def make_uvicorn(app: Guard):  # a `uvicorn.Server`
     "Return the server that runs an application; it writes no log."
     uvicorn = import_server_packages()
     quiet = dict(log_config=None, log_level="critical", access_log=False, server_header=False, proxy_headers=False)
-    bounds = dict(limit_concurrency=limits.connections, timeout_graceful_shutdown=5)
-    protocol = make_http_protocol(limits.header_seconds)
+    bounds = dict(limit_concurrency=app.limits.connections, timeout_graceful_shutdown=5)
+    protocol = make_http_protocol(app.limits.header_seconds)
     app.app.state.server = uvicorn.Server(uvicorn.Config(app, http=protocol, ws="none", **quiet, **bounds))
     return app.app.state.server
 
@@ -178,7 +163,6 @@ def read_token(is_new: bool = False) -> str:
 
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
-SERVE_OUT_HELP = "folder that stores the chat and its training: a new one, or one of an earlier chat, which goes on"
 HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE}"
 LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
 LEARN_HELP = "new answers that start a fine-tune; 0: on request only"
@@ -211,7 +195,7 @@ def print_link(host: str, port: int, token: str, as_json: bool, quiet: bool) -> 
 
 @command("serve", "--out me", "--out me --model HuggingFaceTB/SmolLM2-360M-Instruct", "--out me --library pocket")
 def serve_command(
-    out: choose_folder(SERVE_OUT_HELP),
+    out: choose_folder(CHAT_OUT_HELP),
     model: ReplyingModelOptions,
     given: ServeOptions,
     settings: pick_settings(PersonalizeSettings, *QUESTION_FIELDS, *TUNING_FIELDS),
@@ -220,7 +204,7 @@ def serve_command(
 ) -> None:
     "Serve a page and the OpenAI protocol. The model behind them learns from you. The command prints a link."
     import_server_packages()
-    token, limits = os.environ.get(TOKEN_VARIABLE) or None, ServerLimits()
+    token = os.environ.get(TOKEN_VARIABLE) or None
     check_token(token, given.host)
     if token and given.new_token:
         raise InputError(f"--new-token: the token stands in {TOKEN_VARIABLE}", "change it there, or unset the variable")
@@ -233,8 +217,7 @@ def serve_command(
         options = make_session_settings(loaded, PersonalizeSettings(start=given.library, **vars(settings)))
         session = ChatSession(loaded, out, start=start, **options)
         token = token or read_token(given.new_token)
-        worker = ConversationWorker(session, given.learn_every, limits.waiting_requests)
-        server = make_uvicorn(make_app(worker, token, given.host, limits), limits)
+        server = make_uvicorn(make_app(ConversationWorker(session, given.learn_every), token, given.host))
         print_link(given.host, bound.getsockname()[1], token, json, quiet)
         with suppress(KeyboardInterrupt):
             server.run([bound])

@@ -6,9 +6,9 @@
 __all__ = ['ServerLimits', 'Guard']
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #d134d055
+import asyncio
 import hmac
 import ipaddress
-import json
 import socket
 import time
 from collections import deque
@@ -17,12 +17,6 @@ from dataclasses import dataclass
 from ..base.core import InputError, patch
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #e0367191
-def split_host(header: str) -> str:  # without port and brackets
-    "Return the host of a `Host` header in lower case."
-    host, _, port = header.rpartition(":")
-    return (host if host and port.isdigit() else header).strip("[]").lower()
-
-
 def parse_address(host: str):  # an address of `ipaddress`, or None for a name
     "Return the address that a host stands for in numbers."
     try:
@@ -39,7 +33,8 @@ def is_loopback(host: str) -> bool:
 
 def is_own_host(header: str, bound_host: str) -> bool:
     "Return whether a `Host` header names this server."
-    host = split_host(header)
+    host, _, port = header.rpartition(":")
+    host = (host if host and port.isdigit() else header).strip("[]").lower()
     if is_loopback(bound_host):
         return is_loopback(host)
     return parse_address(host) is not None or host in ("localhost", bound_host.lower(), socket.gethostname().lower())
@@ -166,38 +161,29 @@ def check_sender(self: Guard, path: str, headers: dict) -> None:
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #768f3834
 @patch
-async def read_body(self: Guard, path: str, headers: dict, receive) -> bytes:
-    "Return the body of a request; raise `Refusal` if it is too large or too slow."
-    import asyncio  # here, so that no other command waits for it
-
-    limit = self.limits.import_bytes if path in self.large_paths else self.limits.body_bytes
+async def read_body(self: Guard, request) -> bytes:  # request: a `Request` of Starlette
+    "Return the body of a request; raise `Refusal` if it is too large."
+    limit = self.limits.import_bytes if request.scope["path"] in self.large_paths else self.limits.body_bytes
     too_large = Refusal(413, f"the request is larger than {limit / 2**20:g} MB", "request_too_large")
-    length = headers.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()) or len(length) > 20 or int(length) > limit:
+    if int(request.headers.get("content-length", 0)) > limit:
         raise too_large
-    body, end, message = bytearray(), time.monotonic() + self.limits.body_seconds, dict(more_body=True)
-    while message.get("more_body"):
-        try:
-            message = await asyncio.wait_for(receive(), max(0.01, end - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        body += message.get("body", b"")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
         if len(body) > limit:
             raise too_large
     return bytes(body)
 
-# %% ../../nbs/8_app/09_server_guard.ipynb #25e5b677
+
 @patch
-async def send_refusal(self: Guard, path: str, refusal: Refusal, send) -> None:
-    "Send a refusal, and close the connection."
-    body = json.dumps(refusal.to_dict(path)).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-    headers |= {"Retry-After": "60"} if refusal.status == 429 else {}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send(dict(type="http.response.start", status=refusal.status, headers=pairs))
-    await send(dict(type="http.response.body", body=body))
+async def admit(self: Guard, request) -> bytes:  # the body
+    "Check a request, and read its body; raise `Refusal` if it may not be served, or is too slow."
+    self.check_site(request.scope, request.headers)
+    self.check_sender(request.scope["path"], request.headers)
+    try:
+        return await asyncio.wait_for(self.read_body(request), self.limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise Refusal(408, "the request did not arrive in time", "request_timeout") from None
 
 # %% ../../nbs/8_app/09_server_guard.ipynb #c943d04c
 @patch
@@ -207,22 +193,22 @@ async def __call__(self: Guard, scope, receive, send):
         return await self.app(scope, receive, send)
     if scope["type"] != "http":
         return await send(dict(type="websocket.close", code=1008))
-    path, pairs = scope["path"], scope["headers"]
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in pairs}
+    from starlette.datastructures import MutableHeaders
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse
 
     async def send_with_headers(message):
         if message["type"] == "http.response.start":
-            own = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
-            message = message | dict(headers=[*message.get("headers", ()), *own])
+            MutableHeaders(scope=message).update(self.headers)
         await send(message)
 
     try:
-        self.check_site(scope, headers)
-        self.check_sender(path, headers)
-        body = await self.read_body(path, headers, receive)
+        body = await self.admit(Request(scope, receive))
     except Refusal as refusal:
-        return await self.send_refusal(path, refusal, send_with_headers)
-    except ConnectionResetError:
+        closing = {"Connection": "close"} | ({"Retry-After": "60"} if refusal.status == 429 else {})
+        answer = JSONResponse(refusal.to_dict(scope["path"]), refusal.status, closing)
+        return await answer(scope, receive, send_with_headers)
+    except ClientDisconnect:
         return
     messages = iter([dict(type="http.request", body=body, more_body=False)])
 
