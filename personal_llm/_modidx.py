@@ -1194,6 +1194,11 @@ d = {
                 "0_base/decoding.html#decodingrules.complete",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.Example": ("0_base/decoding.html#example", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.Example.add": (
+                "0_base/decoding.html#example.add",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.ReplyOptions": (
                 "0_base/decoding.html#replyoptions",
                 "personal_llm/base/decoding.py",
@@ -1248,6 +1253,10 @@ d = {
                 "0_base/decoding.html#compute_stop_bonus",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.cost_examples": (
+                "0_base/decoding.html#cost_examples",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.cost_heads": (
                 "0_base/decoding.html#cost_heads",
                 "personal_llm/base/decoding.py",
@@ -1279,6 +1288,10 @@ d = {
             ),
             "personal_llm.base.decoding.count_whole_tokens": (
                 "0_base/decoding.html#count_whole_tokens",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.encode_examples": (
+                "0_base/decoding.html#encode_examples",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.find_copy_costs": (

@@ -205,7 +205,7 @@ class Dialogue:
     time: float = 0.0  # seconds since the epoch, or the place in a stream
     origin: str = "user"  # where the response came from, one of `ORIGINS`
     parents: tuple = ()  # ids of the dialogues it was made from
-    labels: dict = field(default_factory=dict, compare=False)  # from a data set; never read by a policy
+    labels: dict = field(default_factory=dict, compare=False)  # of a data set, or for one reply; no policy reads them
 
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():

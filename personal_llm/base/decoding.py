@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NO_END', 'MIN_PART_WORDS', 'MAX_MARK_COPIES',
-           'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER', 'FREE_PLACEHOLDERS',
-           'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS',
-           'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS', 'VERSE_LINES', 'VERSE_WORDS',
-           'EMPTY_ITEMS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS',
-           'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules',
-           'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
-           'penalise_repetition', 'Unit', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
-           'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
-           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
-           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
-           'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN', 'MIN_PART_WORDS',
+           'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER',
+           'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS',
+           'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS',
+           'VERSE_LINES', 'VERSE_WORDS', 'EMPTY_ITEMS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS',
+           'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS',
+           'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens',
+           'make_decoding_rules', 'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply',
+           'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies',
+           'choose_next_token', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_short_verse',
+           'find_fragments', 'is_whole', 'mark_known_words', 'may_restate', 'find_restatement', 'find_loop',
+           'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens',
+           'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -156,11 +157,30 @@ class Unit:
     letters: str  # the words without numbers
 
 
+FREE_RUN, FREE_RUN_AGAIN = 5, 2  # tokens of an example that a reply may copy in a row; after a longer copy
+
+
+@dataclass
+class Example:
+    "A response in the prompt, and how far the end of the reply copies it."
+
+    ids: list  # tokens
+    runs: list = field(default_factory=list, repr=False)  # tokens of the copy that ends at each place
+    has_copy: bool = False  # whether the reply holds a copy longer than `FREE_RUN`
+
+    def add(self, token: int) -> None:
+        "Go on with each run by the reply's next token."
+        before = [0, *(self.runs or [0] * len(self.ids))]
+        self.runs = [run + 1 if own == token else 0 for run, own in zip(before, self.ids)]
+        self.has_copy = self.has_copy or max(self.runs, default=0) > FREE_RUN
+
+
 @dataclass
 class ReplyText:
     "A reply as the rules read it: its words, where its parts begin, and its units."
 
     tokenizer: object = field(repr=False)
+    examples: list = field(default_factory=list, repr=False)  # `Example`s that it must not repeat
     ids: list = field(default_factory=list)  # tokens
     words: list = field(default_factory=list)  # in lower case
     tokens: list = field(default_factory=list)  # the first token of each word
@@ -188,6 +208,8 @@ def add(self: ReplyText, token: int) -> None:
     else:
         self.words[-1] += text.lower()
     self.ids.append(token)
+    for example in self.examples:
+        example.add(token)
     if is_unit_end:
         before = "".join(classes.texts[i] for i in self.ids[-16:-1])
         is_inside = text.strip(" ") == "." and NO_END.search(before)
@@ -322,6 +344,35 @@ def cost_neighbours(reply: ReplyText):  # a generator of (token, nats)
             if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.has_mark):
                 yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyg5
+EXAMPLE_COST = 1.5  # nats for each token of a run that is not free
+MAX_SIGN_OFF_TOKENS = 12
+
+
+def cost_examples(reply: ReplyText):  # a generator of (token, nats)
+    "Give the costs of a word that goes on with a run of one example alone; a frame of several costs nothing."
+    costs, word_starts = {}, find_token_classes(reply.tokenizer).word_starts  # token -> nats of each example
+    for example in reply.examples:
+        free = FREE_RUN_AGAIN if example.has_copy else FREE_RUN
+        for run, token in zip(example.runs, example.ids[1:]):
+            if run >= free and token in word_starts:
+                costs.setdefault(token, {})[id(example)] = EXAMPLE_COST * (run - free + 1)
+    yield from ((token, *own.values()) for token, own in costs.items() if len(own) == 1)
+
+
+EXAMPLES = "examples"  # label of a dialogue: responses in its prompt that the reply must not repeat
+
+
+def encode_examples(tokenizer, dialogue) -> list:  # `Example`s; dialogue: or a text, without any
+    "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off."
+    examples = []
+    for response in getattr(dialogue, "labels", {}).get(EXAMPLES, ()):
+        ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
+        has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
+        examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))
+    return examples
+
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy08
 MAX_MARK_COPIES, MAX_MARK_PERIOD = 4, 4  # copies of a row of marks, and tokens of one copy
 SHORT_LINE_WORDS, FREE_LINES, LINE_BONUS = 4, 9, 0.7  # a line of a list, lines without a bonus, nats for each further
@@ -347,7 +398,7 @@ def find_copy_costs(reply: ReplyText) -> dict:  # token -> nats
     costs, runs = {}, {}
     for token, nats in cost_runs(reply):
         runs[token] = runs.get(token, 0.0) + nats
-    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply))
+    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply), *cost_examples(reply))
     for token, nats in (*runs.items(), *others, *cost_neighbours(reply)):
         costs[token] = max(costs.get(token, 0.0), nats)
     if (mark := find_repeated_mark(reply)) is not None:
@@ -599,10 +650,10 @@ def find_reply_end(reply: ReplyText, rules: DecodingRules, options: ReplyOptions
 class BatchRules:
     "The rules for a batch of replies: `process` and `is_finished` are hooks of transformers' `generate`."
 
-    def __init__(self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int):
+    def __init__(self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int, examples: list = ()):
         self.rules, self.options, self.width = rules, rules.complete(options), num_prompt_tokens
         self.kept = {}  # row -> number of its tokens, if a rule ended it
-        self.replies = []  # `ReplyText` of each row
+        self.replies = [ReplyText(rules.tokenizer, own) for own in examples]  # of each row
 
     def read(self, ids) -> dict:  # row -> `ReplyText` of each row that goes on
         self.replies = self.replies or [ReplyText(self.rules.tokenizer) for _ in ids]

@@ -24,7 +24,8 @@ from personal_llm.base.adapters import (
     remove_peft_layers,
 )
 from .core import Cost, Dialogue, InputError, check, measure_cost, patch
-from .decoding import BatchRules, DecodingRules, ReplyOptions, find_end_tokens, make_decoding_rules
+from .decoding import BatchRules, DecodingRules, ReplyOptions
+from .decoding import encode_examples, find_end_tokens, make_decoding_rules
 from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
 from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
@@ -316,14 +317,14 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
 @patch
-def generate_tokens(self: Model, rows: list, **sampling_options) -> list:
+def generate_tokens(self: Model, rows: list, examples: list = (), **sampling_options) -> list:
     "Continue one batch of tokenised prompts, each up to the end token; options of transformers' `generate`."
     from transformers import RepetitionPenaltyLogitsProcessor
 
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
     ends, width = find_end_tokens(self.model, self.tokenizer), ids.shape[1]
     penalty, options = float(sampling_options.pop("penalty", 1.0)), sampling_options.pop("reply_options", None)
-    batch = BatchRules(self.decoding, options, width) if options else None
+    batch = BatchRules(self.decoding, options, width, examples) if options else None
     penalties = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
     new_ids = self.model.generate(
         input_ids=ids.to(self.device),
@@ -367,7 +368,9 @@ def continue_prompts(self: Model, prompts: list, max_new_tokens: int, seed: int,
     with torch.inference_mode(), torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
         for batch in make_batches([len(row) + max_new_tokens for row in rows], self.tokens_per_batch):
-            for i, new_ids in zip(batch, self.generate_tokens([rows[i] for i in batch], **sampling_options)):
+            own_examples = [encode_examples(self.tokenizer, prompts[i]) for i in batch]
+            batch_rows = [rows[i] for i in batch]
+            for i, new_ids in zip(batch, self.generate_tokens(batch_rows, own_examples, **sampling_options)):
                 responses[i] = self.tokenizer.decode(new_ids, skip_special_tokens=True).strip()
                 self.cost.tokens += len(rows[i]) + len(new_ids)
                 self.cost.forward += 1

@@ -17,6 +17,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
+from ..base.decoding import EXAMPLES
 from ..base.loading import load_encoder
 from ..base.text import get_words, is_near_duplicate
 from .scoring import unit_vector
@@ -34,10 +35,14 @@ def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest fir
 
 def add_memories(dialogue: Dialogue, memories: list) -> Dialogue:
     "Return a dialogue with memories as turns before its history, but after a system prompt; for a reply, not to store."
+    if not memories:
+        return dialogue
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
+    others = [d.response for d in memories if not is_near_duplicate(d.prompt, dialogue.prompt)]
+    labels = dialogue.labels | {EXAMPLES: [*dict.fromkeys(others)]}  # the reply takes their style, not their words
     history = list(dialogue.history)
     first = 1 if history and history[0][0] == "system" else 0
-    return dialogue.derive(history=[*history[:first], *turns, *history[first:]]) if memories else dialogue
+    return dialogue.derive(history=[*history[:first], *turns, *history[first:]], labels=labels)
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00010
 BM25_SATURATION, BM25_LENGTH = 1.2, 0.75  # k₁ and b

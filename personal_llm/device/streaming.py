@@ -10,7 +10,7 @@ import os
 
 from ..base.core import Dialogue, measure_cost, patch
 from ..base.decoding import ReplyOptions, ReplyText, choose_next_token, count_settled_tokens
-from ..base.decoding import find_reply_end, find_whole_from
+from ..base.decoding import encode_examples, find_reply_end, find_whole_from
 from ..base.loading import get_cache, name_cache
 from ..base.models import ForwardResult
 
@@ -131,7 +131,8 @@ def __iter__(self: ReplyStream):  # a generator of texts
         self.reuse_cache(self.previous_stream, ids)
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
-    reply, end_id = ReplyText(self.model.tokenizer), self.model.tokenizer.eos_token_id
+    tokenizer = self.model.tokenizer
+    reply, end_id = ReplyText(tokenizer, encode_examples(tokenizer, self.dialogue)), tokenizer.eos_token_id
     reply_ids, whole_from = reply.ids, find_whole_from(self.rules, self.options)
     generator = torch.Generator().manual_seed(self.options.seed)
     while not self.end_reason:
