@@ -1953,6 +1953,10 @@ d = {
                 "2_buffer/active.html#activepolicy.after_rescore",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.allow_early_questions": (
+                "2_buffer/active.html#activepolicy.allow_early_questions",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.choose": (
                 "2_buffer/active.html#activepolicy.choose",
                 "personal_llm/buffer/active.py",
@@ -1997,6 +2001,10 @@ d = {
                 "2_buffer/active.html#activepolicy.learn_from_silence",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.list_counters": (
+                "2_buffer/active.html#activepolicy.list_counters",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
                 "2_buffer/active.html#activepolicy.observe_candidate",
                 "personal_llm/buffer/active.py",
@@ -2007,6 +2015,10 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.place": (
                 "2_buffer/active.html#activepolicy.place",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.raise_counters": (
+                "2_buffer/active.html#activepolicy.raise_counters",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.remember": (
@@ -2137,6 +2149,10 @@ d = {
             "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
             "personal_llm.buffer.buffer.load_buffer": (
                 "2_buffer/buffer.html#load_buffer",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.open_buffer": (
+                "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",
             ),
         },
@@ -2347,6 +2363,10 @@ d = {
                 "2_buffer/policies.html#policy.after_rescore",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies.Policy.allow_early_questions": (
+                "2_buffer/policies.html#policy.allow_early_questions",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.Policy.choose": (
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
@@ -2363,12 +2383,20 @@ d = {
                 "2_buffer/policies.html#policy.learn_from_silence",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies.Policy.list_counters": (
+                "2_buffer/policies.html#policy.list_counters",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.Policy.order_questions": (
                 "2_buffer/policies.html#policy.order_questions",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.raise_counters": (
+                "2_buffer/policies.html#policy.raise_counters",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.remember": (
@@ -4915,10 +4943,6 @@ d = {
                 "6_device/personalizer.html#personalizer._get_model_name",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._is_import": (
-                "6_device/personalizer.html#personalizer._is_import",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._is_own_talk": (
                 "6_device/personalizer.html#personalizer._is_own_talk",
                 "personal_llm/device/personalizer.py",
@@ -4941,10 +4965,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._record_sources": (
                 "6_device/personalizer.html#personalizer._record_sources",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._rescore_alone": (
-                "6_device/personalizer.html#personalizer._rescore_alone",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.add_cost": (
@@ -5007,10 +5027,6 @@ d = {
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.note_import": (
-                "6_device/personalizer.html#personalizer.note_import",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -5025,10 +5041,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.open_question": (
                 "6_device/personalizer.html#personalizer.open_question",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.place": (
-                "6_device/personalizer.html#personalizer.place",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.questions_left": (
@@ -5047,12 +5059,12 @@ d = {
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
-                "6_device/personalizer.html#personalizer.rescore_buffer",
+            "personal_llm.device.personalizer.Personalizer.rescore": (
+                "6_device/personalizer.html#personalizer.rescore",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_dialogues": (
-                "6_device/personalizer.html#personalizer.rescore_dialogues",
+            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
+                "6_device/personalizer.html#personalizer.rescore_buffer",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.rescore_stale": (
@@ -5141,6 +5153,10 @@ d = {
                 "6_device/replay.html#personalizerstate.__init__",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState._apply_all": (
+                "6_device/replay.html#personalizerstate._apply_all",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState._apply_asked": (
                 "6_device/replay.html#personalizerstate._apply_asked",
                 "personal_llm/device/replay.py",
@@ -5223,10 +5239,6 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState._replace_reply": (
                 "6_device/replay.html#personalizerstate._replace_reply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._reset": (
-                "6_device/replay.html#personalizerstate._reset",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState._revise": (
@@ -5359,10 +5371,6 @@ d = {
             ),
             "personal_llm.device.replay.read_state": (
                 "6_device/replay.html#read_state",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.record_scores": (
-                "6_device/replay.html#record_scores",
                 "personal_llm/device/replay.py",
             ),
         },

@@ -63,7 +63,7 @@ def test_saved_and_loaded_goes_on_the_same_way(policy, tmp_path):
     me.save()
     again = load(tmp_path, User())
     assert told(again) == told(me) and again.state.settings == me.state.settings
-    assert again.config == me.config and again.ask_when == "arrival"
+    assert again.config == me.config and again.settings.ask_when == "arrival"
     for one in (me, again):
         watch(one, TALK[14:])
     assert told(again) == told(me) and again.status()["requests"] == me.status()["requests"]

@@ -31,7 +31,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .memory import ADAPTERS_FOLDER, BACKGROUND_FOLDER, get_state_version, has_state, hold_store
 from .memory import join_conversation
 from .personalizer import Personalizer, load_personalizer
-from .replay import find_first_prompt_turn
+from .replay import find_first_prompt_turn, place_candidate
 from .streaming import ReplyOptions, ReplyStream
 
 # %% ../../nbs/6_device/07_conversation.ipynb #79b8c6bf
@@ -104,10 +104,8 @@ class ChatSession:
             open_locks.enter_context(hold_store(self.folder))
             if get_state_version(self.folder):
                 self.me = load_personalizer(self.folder, model, start=settings.get("start"), has_lock=True)
-                if "max_questions" in settings:
-                    self.me.allow_questions(settings["max_questions"])
-                if "early_questions" in settings:
-                    self.me.settings = replace(self.me.settings, early_questions=settings["early_questions"])
+                given = {name: settings[name] for name in ("max_questions", "early_questions") if name in settings}
+                self.me.settings = replace(self.me.settings, **given)
             else:
                 self.me = Personalizer(model, folder=self.folder, has_lock=True, **settings)
             self.open_locks = open_locks.pop_all()
@@ -288,10 +286,10 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
         state = self.me.state
         own = join_conversation(state.conversation, state.get_title(state.conversation))
         root = self.me.arrive(candidate, own if is_own else "client")
-        if self.me.state.wants_question and self.me.questions_left() > 0:
+        if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:
-            self.me.place(root)
+            place_candidate(state, root)
         self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #369b219a
@@ -326,7 +324,7 @@ def skip(self: ChatSession) -> None:
     "Drop the open question without an answer, if there is one."
     if self.question is not None:
         with delay_interrupts():
-            self.me.place(self.me.state.question_id)
+            place_candidate(self.me.state, self.me.state.question_id)
             self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #7afd54f8
@@ -448,7 +446,7 @@ def add_scored(self: ChatSession, candidates: list) -> int:  # number of dialogu
     "Offer dialogues of `score_imported` to the buffer, and store all of them or none."
     self.settle_pending()
     with delay_interrupts():
-        self.me.note_import()  # so that `forget` names their file
+        self.me.state.record("imported")  # so that `forget` names their file
         decisions = self.me.offer(candidates, "import")
         self.me.rescore_stale()  # an adapter may be new since they were scored
         self.save()

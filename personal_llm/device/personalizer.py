@@ -16,17 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..base.adapters import Adapter
-from personal_llm.base.core import (
-    MAX_SEED,
-    NO_ANSWER,
-    Cost,
-    Dialogue,
-    InputError,
-    check,
-    check_settings_fields,
-    patch,
-    setting,
-)
+from ..base.core import MAX_SEED, NO_ANSWER, Cost, Dialogue, InputError, check
+from ..base.core import check_settings_fields, patch, setting
 from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
@@ -46,18 +37,10 @@ from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
 from .forgetting import forget_dialogues
-from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
-from personal_llm.device.memory import (
-    MERGE_FOLDER,
-    hash_adapter_files,
-    is_claimed,
-    load_adapter,
-    lock_state,
-    remove_adapter,
-    scores_to_dict,
-    sweep_folder,
-)
-from .replay import PersonalizerState, TrainingRound, place_candidate, read_state, record_scores
+from .memory import MERGE_FOLDER, Memory, claim_adapter_folder, find_state_folders
+from .memory import get_state_version, hash_adapter_files, is_claimed, load_adapter, lock_state
+from .memory import remove_adapter, scores_to_dict, sweep_folder
+from .replay import PersonalizerState, TrainingRound, place_candidate, read_state
 from ..selection.library import Library
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
@@ -110,9 +93,13 @@ class PersonalizerSettings:
     def __post_init__(self):
         check_settings_fields(self)
 
-    def complete(self, model) -> "PersonalizerSettings":
-        "Return these settings with the defaults of a model."
+    def complete(self, model, policy) -> "PersonalizerSettings":
+        "Return these settings with the defaults of a model and a policy; `InputError` if this policy cannot ask."
         defaults = dict(synthetic=0, early_questions=EARLY_QUESTIONS) if model.is_large else SMALL_MODEL_DEFAULTS
+        defaults = defaults | dict(ask_when="policy" if policy.can_ask else "freeze")
+        if self.ask_when == "policy" and not policy.can_ask:
+            remedy = 'use ask_when="freeze", or the policy active'
+            raise InputError(f"policy {policy.name} does not say what to ask about", remedy)
         return replace(self, **{name: x for name, x in defaults.items() if getattr(self, name) is None})
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #a86fa35a
@@ -163,17 +150,12 @@ class Personalizer:
     ):
         self.model, self.config = model, check(config or TuningConfig.for_model(model), TuningConfig, "config")
         settings = check(settings or PersonalizerSettings(), PersonalizerSettings, "settings")
-        self.settings = settings = replace(settings, **changes).complete(model)
         buffer = check(state.buffer if state else Buffer() if buffer is None else buffer, Buffer, "buffer")
+        self.settings = replace(settings, **changes).complete(model, buffer.policy)
         self.annotator = check(annotator, "function or none", "annotator")
-        self.ask_when = settings.ask_when or ("policy" if buffer.policy.can_ask else "freeze")
-        if self.ask_when == "policy" and not buffer.policy.can_ask:
-            remedy = 'use ask_when="freeze", or the policy active'
-            raise InputError(f"policy {buffer.policy.name} does not say what to ask about", remedy)
         if isinstance(start, Library) and start.base != model.base:
             what = f"the library is for base {start.base}, this model is {model.base}"
             raise InputError(what, "load the model it was made for, or another library")
-        self.max_questions = settings.max_questions
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
@@ -187,6 +169,7 @@ class Personalizer:
     def __repr__(self):
         return f"Personalizer({self.buffer!r}, fine-tunes: {len(self.rounds)}, questions: {self.cost.requests})"
 
+    max_questions = property(lambda self: self.settings.max_questions)
     buffer = property(lambda self: self.state.buffer)
     memory = property(lambda self: self.state.memory)
     rounds = property(lambda self: self.state.rounds)  # `TrainingRound`s
@@ -250,7 +233,7 @@ def offer(self: Personalizer, candidates: list, conversation: str = "") -> list:
         if self.state.wants_question:
             self._ask(root)
         decisions.append(place_candidate(self.state, root))
-        if decisions[-1].kept and self.ask_when == "arrival":
+        if decisions[-1].kept and self.settings.ask_when == "arrival":
             self._ask(root, is_learned=False)
         self._apply_labels(candidate.dialogue)
     return decisions
@@ -267,22 +250,10 @@ def arrive(
         self.memory.remember(candidate, conversation)
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
-    considered = can_ask and self.ask_when == "policy" and bool(candidate.dialogue.response.strip())
+    considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
     self._configure()
     self.state.record("offered", root, considered=considered)
     return root
-
-
-@patch
-def place(self: Personalizer, root: str):  # a `Decision`
-    "Offer a dialogue that arrived to the buffer."
-    return place_candidate(self.state, root)
-
-
-@patch
-def note_import(self: Personalizer) -> None:
-    "Record that a file is read, of which a copy may stay when its dialogues are forgotten."
-    self.state.record("imported")
 
 
 @patch
@@ -294,8 +265,7 @@ def questions_left(self: Personalizer) -> int:
 @patch
 def allow_questions(self: Personalizer, max_questions: int) -> None:
     "Change the number of questions that the user may be asked in all; None: one a bin until the next fine-tune."
-    check(max_questions, "whole number or none", "max_questions", low=0)
-    self.max_questions = max_questions
+    self.settings = replace(self.settings, max_questions=max_questions)
 
 
 @patch
@@ -384,7 +354,8 @@ def _record_reaction(
     given = Feedback(kind, get_first_id(d), text, rejected, **details)
     if not asked:
         add_feedback(self.feedback_rows, given)
-    self._rescore_alone(root, candidate)
+    if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
+        self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
     self._configure()
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
@@ -392,15 +363,8 @@ def _record_reaction(
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
 @patch
-def _rescore_alone(self: Personalizer, root: str, candidate: ScoredDialogue) -> None:
-    "Score a dialogue again if it is outside of the buffer and an earlier adapter made its scores."
-    if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
-        self.rescore_dialogues([root])
-
-
-@patch
-def rescore_dialogues(self: Personalizer, roots: list) -> None:
-    "Score dialogues outside of the buffer again."
+def rescore(self: Personalizer, roots: list) -> None:
+    "Score dialogues again with the current adapter: all of the buffer, or one outside of it."
     dialogues = [self.state.get_candidate(root).dialogue for root in roots]
     for root, new in zip(roots, self.score(dialogues)):
         self.state.record("scored", root, scores=scores_to_dict(new.scores))
@@ -494,22 +458,18 @@ def finetune(
 @patch
 def select_trainable(self: Personalizer) -> list:
     "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
-    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
+    chances = estimate_dissatisfaction(self.feedback_rows)
+    is_liked = lambda d: chances.get(get_first_id(d), 0.0) <= 0.5
+    with_response = [d for d in self.buffer.dialogues if d.response.strip() and (d.origin != "model" or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
-    disliked = {id for id, chance in estimate_dissatisfaction(self.feedback_rows).items() if chance > 0.5}
-    return [d for d in with_response if d.id in chosen or self._is_import(d) and get_first_id(d) not in disliked]
-
-
-@patch
-def _is_import(self: Personalizer, d: Dialogue) -> bool:
-    "Return whether a dialogue is from a file that a chat read, and neither corrected nor approved since."
-    return d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
+    is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
+    return [d for d in with_response if d.id in chosen or is_import(d) and is_liked(d)]
 
 
 @patch
 def collect_training_dialogues(self: Personalizer) -> list:
     "Ask the questions that are due at the freeze, and return the dialogues with a response; `InputError` if none."
-    if self.ask_when != "arrival":
+    if self.settings.ask_when != "arrival":
         order = self.buffer.policy.order_questions(self.buffer.view)
         for root in [self.state.get_root(self.buffer.dialogues[slot]) for slot in order]:
             self._ask(root, is_learned=False)
@@ -668,7 +628,7 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
 @patch
 def rescore_buffer(self: Personalizer) -> None:
     "Score the buffer again, so that all its embeddings are of the current adapter."
-    record_scores(self.state, self.score(self.buffer.dialogues))
+    self.rescore([self.state.get_root(d) for d in self.buffer.dialogues])
 
 
 @patch
@@ -700,12 +660,10 @@ def release(self: Personalizer) -> None:
 @patch
 def _configure(self: Personalizer, buffer: Buffer = None) -> None:
     "Record the settings when they are new; buffer: of a new memory, as it is before the first event."
-    settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
     facts = dict(base=self.model.base, model=get_lasting_name(self.model.name), is_large=self.model.is_large)
-    facts |= dict(settings=json.loads(json.dumps(asdict(settings) | dict(config=asdict(self.config)))))
+    facts |= dict(settings=json.loads(json.dumps(asdict(self.settings) | dict(config=asdict(self.config)))))
     if buffer is not None:
-        header = dict(capacity=buffer.capacity, policy=buffer.policy.name, policy_state=buffer.policy.state())
-        facts["buffer"] = header | dict(seed=buffer.seed, seen=buffer.seen, random=buffer.random.bit_generator.state)
+        facts["buffer"] = buffer.header()
     if buffer is not None or facts["settings"] != self.state.settings:
         self.state.record("configured", **facts)
     for entry, arrival in zip(buffer.entries, buffer.arrivals) if buffer is not None else ():
@@ -796,23 +754,22 @@ def rescore_stale(self: Personalizer) -> None:
     if any(entry.scores.model != name for entry in self.buffer.entries):
         self.rescore_buffer()
     if self.question and self.question.scores.model != name:
-        self.rescore_dialogues([self.state.question_id])
+        self.rescore([self.state.question_id])
 
 
 @patch
-def check_undo(self: Personalizer) -> None:
+def check_undo(self: Personalizer):  # the `Adapter` before the last fine-tune, or None
     "Raise `InputError` if there is no fine-tune to undo, or if the adapter before it cannot be loaded."
     if not self.rounds:
         raise InputError("there is no fine-tune to undo", "learn first")
-    self._load_last(1)
+    return self._load_last(1)
 
 
 @patch
 def undo_finetune(self: Personalizer) -> None:
     "Use the adapter before the last fine-tune; the next `save` deletes the last one."
-    self.check_undo()
+    self.adapter, self.synthesis = self.check_undo(), None
     self.state.record("undone")
-    self.adapter, self.synthesis = self._load_last(), None
     self.rescore_buffer()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #4bb84d8c

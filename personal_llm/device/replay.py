@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
            'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn', 'estimate_memory_tokens',
-           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'record_scores', 'read_state',
-           'folder_status']
+           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'read_state', 'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -19,14 +18,13 @@ from ..base.core import Cost, Dialogue, InputError, patch
 from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
 from ..base.text import count_nouns
-from ..buffer.buffer import Buffer, Decision
+from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, get_first_id
-from ..buffer.policies import POLICIES
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
 from ..buffer.scoring import ScoredDialogue
 from .memory import Event, Memory, find_state_folders, join_conversation
-from .memory import scores_from_dict, scores_to_dict, split_conversation
+from .memory import scores_from_dict, split_conversation
 
 # %% ../../nbs/6_device/02_replay.ipynb #a6f20172
 def describe_unchanged(start_loss: float, best_loss: float) -> str:  # "" if the loss changed
@@ -121,11 +119,9 @@ class PersonalizerState:
     ):
         self.memory, self.buffer = memory, buffer
         self._first = copy.deepcopy(buffer.policy), buffer.random.bit_generator.state, buffer.seen
-        self._reset()
-        for event in memory.events:
-            self.apply(event)
+        self._apply_all()
 
-    def _reset(self) -> None:
+    def _apply_all(self) -> None:
         self.base, self.model, self.settings, self.is_large = "", "", {}, False
         self.cost = Cost()
         self.scores = {}  # root -> the newest `Scores`
@@ -143,6 +139,10 @@ class PersonalizerState:
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
+        for event in self.memory.events:
+            self.apply(event)
+        if self._vacated:
+            self._drop_vacated()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
         "Append an event to the memory, and apply it."
@@ -222,8 +222,7 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
     self.is_large = facts.get("is_large", self.model != "pocket")
-    if self.buffer.policy.can_ask:
-        self.buffer.policy.early_questions = self.settings.get("early_questions") or 0
+    self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 
 
 @patch
@@ -287,7 +286,7 @@ def _apply_evicted(self: PersonalizerState, event: Event, facts: dict) -> None:
 @patch
 def _drop_vacated(self: PersonalizerState) -> None:
     "Empty the bin of an eviction whose successor was forgotten."
-    if self._vacated and self._vacated[1] is not None:
+    if self._vacated[1] is not None:
         self.buffer.remove({self._vacated[1]})
     self._vacated = None
 
@@ -344,15 +343,6 @@ def place_candidate(state: PersonalizerState, root: str) -> Decision:
     memory.add("kept" if decision.kept else "discarded", root, facts)
     state._close_question(root)
     return decision
-
-
-def record_scores(state: PersonalizerState, candidates: list) -> None:  # the buffer's dialogues, in order
-    "Replace the scores of the buffer by those of another adapter."
-    for candidate in candidates:
-        root = state.get_root(candidate.dialogue)
-        state.scores[root] = candidate.scores
-        state.memory.add("scored", root, dict(scores=scores_to_dict(candidate.scores)))
-    state.buffer.rescore(candidates)
 
 # %% ../../nbs/6_device/02_replay.ipynb #53ae565c
 @patch
@@ -474,10 +464,7 @@ def _apply_forgotten(self: PersonalizerState, event: Event, facts: dict) -> None
     self.deleted = gone + self.deleted
     if facts["given_up"] is not None:
         self._give_up(facts["given_up"])
-    if "num_early" in facts and self.buffer.policy.can_ask:
-        policy = self.buffer.policy
-        policy.num_early = max(policy.num_early, facts["num_early"])
-        policy.last_question = max(policy.last_question, policy.seen - facts["since_question"])
+    self.buffer.policy.raise_counters(facts)
     self.has_imports |= facts["has_imports"]
     self.was_chat |= facts["is_chat"]
 
@@ -492,13 +479,8 @@ def _give_up(self: PersonalizerState, number: int) -> None:
 @patch
 def list_counters(self: PersonalizerState) -> dict:  # plain values
     "Return the counts that go on after a forgetting."
-    policy, counters = (
-        self.buffer.policy,
-        dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat),
-    )
-    if policy.can_ask:
-        counters |= dict(num_early=policy.num_early, since_question=policy.seen - policy.last_question)
-    return counters
+    counters = dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
+    return counters | self.buffer.policy.list_counters()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
 @patch
@@ -563,11 +545,8 @@ def replay(self: PersonalizerState) -> None:
     "Begin anew from the events, as after a forgetting."
     (policy, random, seen), conversation = self._first, self.conversation
     self.buffer.restart(copy.deepcopy(policy), random, seen)
-    self._reset()
-    for event in self.memory.events:
-        self.apply(event)
+    self._apply_all()
     self.conversation = conversation
-    self._drop_vacated()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1b51e3fd
 def read_state(
@@ -579,17 +558,7 @@ def read_state(
     if not memory.is_configured:
         raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
     with report_damage(Path(folder) / STORE_FILE):
-        header = memory.events[0].content["buffer"]
-        name = str(header["policy"])
-        if policy.name != name if policy else name not in POLICIES:
-            what = f"{folder}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-            raise InputError(what, "open it in Python, with an instance of this policy")
-        buffer = Buffer(header["capacity"], policy or name, header["seed"])
-        buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes, and the event stays
-        buffer.random.bit_generator.state = header["random"]
-        buffer.seen = header["seen"]
-        state = PersonalizerState(memory, buffer)
-        state._drop_vacated()
+        state = PersonalizerState(memory, open_buffer(memory.events[0].content["buffer"], policy, folder))
         str(state.status()) + state.base + state.model
         return state
 
