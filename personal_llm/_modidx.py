@@ -4533,10 +4533,6 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.add_dialogues": (
-                "6_device/conversation.html#chatsession.add_dialogues",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.add_scored": (
                 "6_device/conversation.html#chatsession.add_scored",
                 "personal_llm/device/conversation.py",
@@ -4603,10 +4599,6 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.learn": (
                 "6_device/conversation.html#chatsession.learn",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.note_length": (
-                "6_device/conversation.html#chatsession.note_length",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.observe": (
@@ -4929,10 +4921,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer._configure": (
                 "6_device/personalizer.html#personalizer._configure",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._drop_caches": (
-                "6_device/personalizer.html#personalizer._drop_caches",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (

@@ -464,9 +464,9 @@ def test_every_model_has_a_style(architecture, tmp_path):
     "The description needs no library, so it is not for the model in the package only."
     with ChatSession(shared(architecture), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         rows = [Dialogue(line, f"Dear friend, {line.lower()}", origin="annotated") for line in LINES[:10]]
-        talk.add_dialogues(rows[:7])
+        talk.add_scored(talk.score_imported(rows[:7]))
         assert "7 different texts" in reply(talk, "/style") and "a style needs 8" in reply(talk, "/style")
-        talk.add_dialogues(rows[7:])
+        talk.add_scored(talk.score_imported(rows[7:]))
         style = reply(talk, "/style")
         assert "opens with “Dear friend," in style and "10 of 10" in style
 
@@ -476,7 +476,7 @@ def test_equal_corrections_are_no_style(tmp_path):
     with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         texts = ["Aye, fine it is, mate.", "aye fine it is mate!"]
         rows = [Dialogue(line, texts[i % 2], origin="annotated") for i, line in enumerate(LINES[:10])]
-        talk.add_dialogues(rows)
+        talk.add_scored(talk.score_imported(rows))
         assert reply(talk, "/style").startswith("1 different text among the replies")
 
 
@@ -486,7 +486,7 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
     with ChatSession(shared("llama"), folder, buffer=Buffer(16), **QUICK) as talk:
         reply(talk, LINES[0])
         rows = [Dialogue(line, f"Dear friend, {line}", origin="annotated") for line in LINES[1:9]]
-        talk.add_dialogues(rows[:7])
+        talk.add_scored(talk.score_imported(rows[:7]))
         reply(talk, LINES[10])
     shown = invoke(capsys, "status", "--out", folder)[1]
     assert "a saved chat with its last 2 turns" in shown and f"personal-llm chat --out '{folder}' goes on" in shown
@@ -495,7 +495,7 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
     assert "7 dialogues with an answer of yours; 8 are needed" in line
     assert "give --out DIR alone" in fails(capsys, "explain", "--out", folder, "--data", "a")
     with ChatSession(shared("llama"), folder) as talk:
-        talk.add_dialogues(rows[7:])
+        talk.add_scored(talk.score_imported(rows[7:]))
     assert {d.response for d in read_saved_answers(folder)} == {d.response for d in rows}
 
 
@@ -526,7 +526,7 @@ def test_only_an_import_has_a_file_of_chats(tmp_path):
     with ChatSession(shared("llama"), tmp_path / "me", **QUICK) as talk:
         reply(talk, LINES[0])
         reply(talk, LINES[1])
-        talk.add_dialogues([])
+        talk.add_scored(talk.score_imported([]))
         assert SOURCE_FILE_NOTE in reply(talk, "/forget head")
     with ChatSession(shared("llama"), tmp_path / "other", **QUICK) as talk:
         reply(talk, LINES[0])
@@ -593,7 +593,7 @@ def test_an_import_cannot_name_itself_after_a_stored_turn(tmp_path):
         Dialogue("Theirs", "a foreign text", id=turn["id"], origin="user"),
         Dialogue("Theirs too", "another one", parents=(turn["id"],), origin="annotated"),
     ]
-    talk.add_dialogues(rows)
+    talk.add_scored(talk.score_imported(rows))
     mine = [d for d in talk.me.buffer.dialogues if turn["id"] in (d.id, *d.parents)]
     assert not any("foreign" in d.response or "another" in d.response for d in mine)
     talk.forget(text="Theirs")

@@ -238,7 +238,12 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
         return
     self.reply_memories = []
     self.settle_pending(drops_question=is_observed)
-    self.note_length(len(prompt), num_dropped)
+    if num_dropped:
+        message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
+        self.messages_to_user.append(message)
+    elif len(prompt) > self.max_characters:
+        message = f"the message is stored, but the model reads at most its last {self.max_characters:,} characters"
+        self.messages_to_user.append(message)
     is_own = history is None
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.history() if is_own else given
@@ -247,17 +252,6 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     yield from self.stream_reply(shown, options, adapter)
     if is_observed:
         self.observe(question, self.reply, is_own)
-
-# %% ../../nbs/6_device/07_conversation.ipynb #3c8f715c
-@patch
-def note_length(self: ChatSession, num_characters: int, num_dropped: int) -> None:
-    "Add a message for the user if a prompt is longer than the model reads, or than we store."
-    if num_dropped:
-        message = f"only the last {num_characters:,} characters were read, {num_dropped:,} were left out"
-        self.messages_to_user.append(message)
-    elif num_characters > self.max_characters:
-        message = f"the message is stored, but the model reads at most its last {self.max_characters:,} characters"
-        self.messages_to_user.append(message)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #fde88fa5
 @patch
@@ -427,17 +421,8 @@ def adopt_imported(dialogues: list, max_tokens: int) -> list:  # max_tokens: tha
 
 # %% ../../nbs/6_device/07_conversation.ipynb #c6afdfe5
 @patch
-def add_dialogues(
-    self: ChatSession,
-    dialogues: list,  # in the order in which they happened
-) -> int:  # number of dialogues that the buffer kept
-    "Offer dialogues of an earlier time to the buffer, such as those of an export, under ids of their own."
-    return self.add_scored(self.score_imported(dialogues))
-
-
-@patch
 def score_imported(self: ChatSession, dialogues: list) -> list:  # `ScoredDialogue`s
-    "Score dialogues of an earlier time for `add_scored`; nothing is stored yet."
+    "Score dialogues of an earlier time, such as those of an export, under ids of their own; nothing is stored yet."
     return self.me.score(adopt_imported(dialogues, self.model.max_length))
 
 # %% ../../nbs/6_device/07_conversation.ipynb #33718a1d

@@ -41,7 +41,7 @@ from .memory import MERGE_FOLDER, Memory, claim_adapter_folder, find_state_folde
 from .memory import get_state_version, hash_adapter_files, is_claimed, load_adapter, lock_state
 from .memory import remove_adapter, scores_to_dict, sweep_folder
 from .replay import PersonalizerState, TrainingRound, place_candidate, read_state
-from ..selection.library import Library
+from ..selection.library import Library, check_library_base
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.config import TuningConfig
@@ -153,9 +153,8 @@ class Personalizer:
         buffer = check(state.buffer if state else Buffer() if buffer is None else buffer, Buffer, "buffer")
         self.settings = replace(settings, **changes).complete(model, buffer.policy)
         self.annotator = check(annotator, "function or none", "annotator")
-        if isinstance(start, Library) and start.base != model.base:
-            what = f"the library is for base {start.base}, this model is {model.base}"
-            raise InputError(what, "load the model it was made for, or another library")
+        if isinstance(start, Library):
+            check_library_base(start, model)
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
@@ -450,7 +449,6 @@ def finetune(
 ) -> Adapter:
     "Ask, choose a start, synthesise, tune, and score the buffer again (Qin et al. 2024, figure 1)."
     with self.locked():
-        out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
         self.commit_round(self.train_adapter(self.collect_training_dialogues(), start, out, progress))
     return self.adapter
 
@@ -542,6 +540,7 @@ def train_adapter(
     self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
 ) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
     "Choose a start, synthesise dialogues, and tune an adapter."
+    out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
@@ -718,8 +717,12 @@ def forget(
     with self.locked():
         dead = list(self.state.tuned)
         report = forget_dialogues(self.state, request)
-        if report.ids:
-            self._drop_caches(report.ids)
+        if report.ids:  # drop the texts and the counts that were computed from them
+            self.synthesis, self.memory_counts = None, {}
+            if self.embedder is not None:
+                self.embedder.clear()  # it holds prompts
+            for name in report.ids:
+                self.model.truncated.pop(name, None)
         if report.adapters:
             self.adapter = self._load_last()
         self.rescore_stale()
@@ -729,16 +732,6 @@ def forget(
             for event in [event for event in dead if event not in self.state.tuned]:
                 remove_adapter(event.content["adapter"], event.content["files"])
     return report
-
-
-@patch
-def _drop_caches(self: Personalizer, ids: set) -> None:
-    "Drop texts and counts that were computed from dialogues that are gone."
-    self.synthesis, self.memory_counts = None, {}
-    if self.embedder is not None:
-        self.embedder.clear()  # it holds prompts
-    for name in ids:
-        self.model.truncated.pop(name, None)
 
 
 @patch
@@ -778,19 +771,17 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
     "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
     lines = []
     while self.state.deleted:
-        event = self.state.deleted[0]
-        name, facts = Path(event.content["adapter"]).name, event.content
+        event, facts = self.state.deleted[0], self.state.deleted[0].content
+        name = Path(facts["adapter"]).name
         if reason := self._find_rebuild_obstacle(event):
             return [*lines, f"adapter {name}: not rebuilt; {reason}"]
-        own = self.state.list_training_ids(event)
-        dialogues = self._list_versions(own)
+        dialogues = self._list_versions(self.state.list_training_ids(event))
         if dialogues:
             start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
             with self.locked():
-                out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
                 cited = self.state.list_training_ids(event, is_direct=False)
-                stream = self._list_versions([row for row in cited if self._is_own_talk(row[0])])
-                prepared = self.train_adapter(dialogues, start, out, progress, stream=stream)
+                stream = self._list_versions([root for root in cited if self._is_own_talk(root)])
+                prepared = self.train_adapter(dialogues, start, progress=progress, stream=stream)
                 self.commit_round(prepared, event.number)
         else:
             self.state.record("forgotten", **self.state.list_counters(), adapters=[], given_up=event.number)
@@ -802,9 +793,9 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
 
 
 @patch
-def _list_versions(self: Personalizer, own: list) -> list:  # own: (root, version) pairs
-    "Return the dialogues that an adapter learned from, in the order in which it learned them."
-    dialogues = [self.state.get_candidate(root).dialogue for root, _ in own]
+def _list_versions(self: Personalizer, roots: list) -> list:  # dialogues
+    "Return the newest versions of the dialogues that an adapter learned from, in the same order."
+    dialogues = [self.state.get_candidate(root).dialogue for root in roots]
     return [d for d in drop_disliked(dialogues, self.feedback_rows) if d.response.strip()]
 
 

@@ -51,6 +51,7 @@ class TrainingRound:
     cut: int = 0  # dialogues that were truncated
     warm: dict = None  # the choice from a library; None: began from the last adapter or the base model
     start: str = ""  # where it began: "" (the base model), "last" (the adapter before), "library" or "other"
+    event: Event = None  # that recorded it
 
     def __str__(self):
         count = self.num_validation_dialogues
@@ -61,7 +62,7 @@ class TrainingRound:
         return f"{data}: {losses}{describe_unchanged(self.start_loss, self.best_loss)}"
 
 
-ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name != "parents"]
+ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name not in ("parents", "event")]
 
 # %% ../../nbs/6_device/02_replay.ipynb #c01f0c36
 MAX_STORED_TURNS = 20  # turns of a conversation that you see at once
@@ -133,7 +134,7 @@ class PersonalizerState:
         self._first_turns = {}  # key -> id of the first turn in the model's prompt
         self.question_id = ""  # root of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was offered last
-        self.rounds, self.tuned = [], []  # `TrainingRound`s and their `Event`s
+        self.rounds = []  # `TrainingRound`s
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
@@ -178,6 +179,8 @@ class PersonalizerState:
     @property
     def adapter(self):  # the folder of the last fine-tune's adapter, or None
         return self.rounds[-1].adapter if self.rounds else None
+
+    tuned = property(lambda self: [round.event for round in self.rounds])
 
     @property
     def is_chat(self) -> bool:
@@ -435,24 +438,25 @@ def _replace_reply(self: PersonalizerState, root: str, first_id: str, text: str)
 # %% ../../nbs/6_device/02_replay.ipynb #d80712a0
 @patch
 def _apply_tuned(self: PersonalizerState, event: Event, facts: dict) -> None:
-    self.rounds.append(TrainingRound(**{name: facts[name] for name in ROUND_FIELDS}, parents=tuple(facts["elsewhere"])))
-    self.tuned.append(event)
+    known = {name: facts[name] for name in ROUND_FIELDS}
+    self.rounds.append(TrainingRound(**known, parents=tuple(facts["elsewhere"]), event=event))
     self._give_up(facts["rebuilds"])
     self.buffer.policy.after_finetune(self.buffer)
 
 
 @patch
 def _apply_learned(self: PersonalizerState, event: Event, facts: dict) -> None:
-    elsewhere = self.tuned[-1].content["elsewhere"]
-    own = self.rounds[-1].parents[: len(self.rounds[-1].parents) - len(elsewhere)]
-    self.rounds[-1] = replace(self.rounds[-1], parents=(*own, facts["version"], *elsewhere))
+    last = self.rounds[-1]
+    elsewhere = last.event.content["elsewhere"]
+    own = last.parents[: len(last.parents) - len(elsewhere)]
+    self.rounds[-1] = replace(last, parents=(*own, facts["version"], *elsewhere))
     self.roots.setdefault(facts["version"], event.dialogue)
 
 # %% ../../nbs/6_device/02_replay.ipynb #b7395c67
 @patch
 def _apply_undone(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.undone_ids |= {*self.rounds[-1].parents}
-    del self.rounds[-1:], self.tuned[-1:]
+    del self.rounds[-1:]
 
 
 @patch
@@ -460,7 +464,6 @@ def _apply_forgotten(self: PersonalizerState, event: Event, facts: dict) -> None
     self.buffer.seen = max(self.buffer.seen, facts["seen"])
     gone = [row for row in self.tuned if row.number in facts["adapters"]]
     self.rounds = self.rounds[: len(self.rounds) - len(gone)]
-    self.tuned = self.tuned[: len(self.rounds)]
     self.deleted = gone + self.deleted
     if facts["given_up"] is not None:
         self._give_up(facts["given_up"])
@@ -484,14 +487,11 @@ def list_counters(self: PersonalizerState) -> dict:  # plain values
 
 # %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
 @patch
-def list_training_ids(
-    self: PersonalizerState, tuned: Event, is_direct: bool = True
-) -> list:  # (root, version) of each dialogue
+def list_training_ids(self: PersonalizerState, tuned: Event, is_direct: bool = True) -> list:  # roots
     "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
     following = [event for event in self.memory.events if event.number > tuned.number]
     own = takewhile(lambda event: event.kind != "tuned", following)
-    learned = [event for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
-    return [(event.dialogue, event.content["version"]) for event in learned]
+    return [event.dialogue for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
 
 
 @patch
