@@ -4865,10 +4865,6 @@ d = {
                 "6_device/memory.html#lock_state",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.move_claimed_folder": (
-                "6_device/memory.html#move_claimed_folder",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.open_store": (
                 "6_device/memory.html#open_store",
                 "personal_llm/device/memory.py",
@@ -5235,10 +5231,6 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState._set_version": (
                 "6_device/replay.html#personalizerstate._set_version",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.adapter": (
-                "6_device/replay.html#personalizerstate.adapter",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.apply": (

@@ -358,9 +358,7 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     reply(talk, "/learn")
     assert "a fine-tune is running" in reply(talk, "/learn")
     talk.stop_learning()
-    assert (
-        talk.background_training is None and not (tmp_path / "me" / BACKGROUND_FOLDER).exists() and talk.me.rounds == []
-    )
+    assert talk.background_training is None and not (tmp_path / "me/adapters/000").exists() and talk.me.rounds == []
     full = InputError("adapter: cannot be written (No space left on device)", "free some space")
     monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (_ for _ in ()).throw(full))
     reply(talk, "/learn")
@@ -378,19 +376,19 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     study = background_training.Personalizer.train_adapter
     monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (go.wait(), study(*given))[1])
     reply(talk, "/learn")
-    mark = tmp_path / "me" / BACKGROUND_FOLDER / "mark"
+    mark = tmp_path / "me" / "adapters" / "000" / "mark"
     mark.write_text("half an adapter")
     reply(talk, "And now?")
     assert mark.exists()
     mark.unlink()
     go.set()
     talk.finish_training()
-    assert len(talk.me.rounds) == 1 and not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
+    assert len(talk.me.rounds) == 1 and talk.me.adapter.path == tmp_path / "me" / "adapters" / "000"
     talk.close()
-    claim_folder(tmp_path / "me" / BACKGROUND_FOLDER)  # as a killed process leaves it
+    left = [claim_folder(tmp_path / "me" / name) for name in ("adapters/001", BACKGROUND_FOLDER)]  # of killed processes
     again = ChatSession(shared("llama"), tmp_path / "me")
     reply(again, "Hello")
-    assert not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
+    assert not any(place.exists() for place in left)
     again.close()
 
 

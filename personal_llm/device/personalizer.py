@@ -540,7 +540,7 @@ def train_adapter(
     self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
 ) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
     "Choose a start, synthesise dialogues, and tune an adapter."
-    out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
+    out = out or (claim_adapter_folder(self.folder, self.state.adapters) if self.folder else None)
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
@@ -694,7 +694,7 @@ def save(
             memory.events, memory.number = self.memory.events, self.memory.number
         memory.write(folder)
         if not is_training:
-            sweep_folder(folder, self.memory.events, [round.adapter for round in self.rounds])
+            sweep_folder(folder, self.memory.events, self.state.adapters)
     return folder
 
 

@@ -176,11 +176,8 @@ class PersonalizerState:
         "The dialogue that the user is asked about."
         return self.get_candidate(self.question_id) if self.question_id else None
 
-    @property
-    def adapter(self):  # the folder of the last fine-tune's adapter, or None
-        return self.rounds[-1].adapter if self.rounds else None
-
     tuned = property(lambda self: [round.event for round in self.rounds])
+    adapters = property(lambda self: [round.adapter for round in self.rounds])  # folders
 
     @property
     def is_chat(self) -> bool:
@@ -531,7 +528,7 @@ def status(self: PersonalizerState) -> dict:  # plain values
         requests=self.cost.requests,
         feedback=count_feedback(self.feedback_rows),
         buffer_bytes=self.buffer.nbytes,
-        adapter=str(self.adapter) if self.adapter else None,
+        adapter=self.adapters[-1] if self.rounds else None,
         finetunes=len(self.rounds),
         last=str(self.rounds[-1]) if self.rounds else None,
         benefit=describe_training_benefit(self),
