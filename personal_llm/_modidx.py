@@ -4939,10 +4939,6 @@ d = {
                 "6_device/personalizer.html#personalizer._load_last",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._name_start": (
-                "6_device/personalizer.html#personalizer._name_start",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",

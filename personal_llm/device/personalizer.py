@@ -480,17 +480,20 @@ def collect_training_dialogues(self: Personalizer) -> list:
 
 @patch
 def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:
-    "Return the adapter or folder from which a fine-tune begins (or None), the choice (or None), and its `Cost`."
+    "Return the adapter or folder where a fine-tune begins (or None), its name, the choice (or None), and its `Cost`."
     if isinstance(start, str) and start == "last":
         start = self.adapter or self.start
     if isinstance(start, Library):
         choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
-        return choice.adapter, choice.to_dict(), choice.cost
+        return choice.adapter, "library", choice.to_dict(), choice.cost
     if isinstance(start, Ranking):
         weights = {start.best: 1.0} if start.best else start.weights
         choice = dict(weights=weights, reason=start.reason, ranking=start.to_dict())
-        return get_start_adapter(start, folder), choice, Cost()
-    return start, None, Cost()
+        return get_start_adapter(start, folder), "library", choice, Cost()
+    if start is None:
+        return None, "", None, Cost()
+    is_last = self.adapter and Path(getattr(start, "path", start)) == Path(self.adapter.path)
+    return start, "last" if is_last else "other", None, Cost()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #cfe424ff
 @dataclass(frozen=True)
@@ -502,7 +505,8 @@ class PreparedRound:
     adapter: Adapter
     warm: dict  # the choice from a library, or None
     cost: Cost  # of that choice
-    start: object = None  # the adapter or folder where it began; None: the base model
+    start: str  # where it began, as in `TrainingRound`
+    elsewhere: list  # ids of what an adapter of another folder, where it began, learned from
 
 
 @patch
@@ -544,7 +548,7 @@ def train_adapter(
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
-    start_adapter, warm, cost = self.choose_start(start, dialogues, merge, model)
+    start_adapter, name, warm, cost = self.choose_start(start, dialogues, merge, model)
     synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
     written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
     config = config.fit_to_consolidation() if written.dialogues else config
@@ -556,14 +560,14 @@ def train_adapter(
     adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
     if merge:
         delete_path(merge)
-    return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
+    elsewhere = sorted(read_training_ids(getattr(start_adapter, "path", start_adapter))) if name == "other" else []
+    return PreparedRound(dialogues, synthesis, adapter, warm, cost, name, elsewhere)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
 @patch
 def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0) -> TrainingRound:
     "Record a new adapter with all that it cites, use it from now on, and score the buffer with it."
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
-    start, elsewhere = self._name_start(prepared)
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
     self._configure()
@@ -580,10 +584,10 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         steps=adapter.history[-1][0] if adapter.history else 0,
         seconds=cost.seconds,
         adapter=str(adapter.path),
-        start=start,
+        start=prepared.start,
         cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues + synthesis.uncorrected),
         warm=prepared.warm,
-        elsewhere=elsewhere,
+        elsewhere=prepared.elsewhere,
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
     )
@@ -592,18 +596,6 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     event.content["model"] = self._get_model_name()
     self.rescore_buffer()
     return self.rounds[-1]
-
-
-@patch
-def _name_start(
-    self: Personalizer, prepared: PreparedRound
-) -> tuple:  # (name, ids of what an adapter from elsewhere learned)
-    if prepared.warm or prepared.start is None:  # chosen from a library
-        return "library" if prepared.warm else "", []
-    place = Path(getattr(prepared.start, "path", prepared.start))
-    if self.adapter and place == Path(self.adapter.path):
-        return "last", []
-    return "other", sorted(read_training_ids(place))
 
 
 @patch
