@@ -1956,6 +1956,10 @@ d = {
                 "2_buffer/active.html#activepolicy.after_rescore",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.allow_early_questions": (
+                "2_buffer/active.html#activepolicy.allow_early_questions",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.choose": (
                 "2_buffer/active.html#activepolicy.choose",
                 "personal_llm/buffer/active.py",
@@ -2000,6 +2004,10 @@ d = {
                 "2_buffer/active.html#activepolicy.learn_from_silence",
                 "personal_llm/buffer/active.py",
             ),
+            "personal_llm.buffer.active.ActivePolicy.list_counters": (
+                "2_buffer/active.html#activepolicy.list_counters",
+                "personal_llm/buffer/active.py",
+            ),
             "personal_llm.buffer.active.ActivePolicy.observe_candidate": (
                 "2_buffer/active.html#activepolicy.observe_candidate",
                 "personal_llm/buffer/active.py",
@@ -2010,6 +2018,10 @@ d = {
             ),
             "personal_llm.buffer.active.ActivePolicy.place": (
                 "2_buffer/active.html#activepolicy.place",
+                "personal_llm/buffer/active.py",
+            ),
+            "personal_llm.buffer.active.ActivePolicy.raise_counters": (
+                "2_buffer/active.html#activepolicy.raise_counters",
                 "personal_llm/buffer/active.py",
             ),
             "personal_llm.buffer.active.ActivePolicy.remember": (
@@ -2140,6 +2152,10 @@ d = {
             "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
             "personal_llm.buffer.buffer.load_buffer": (
                 "2_buffer/buffer.html#load_buffer",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.open_buffer": (
+                "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",
             ),
         },
@@ -2350,6 +2366,10 @@ d = {
                 "2_buffer/policies.html#policy.after_rescore",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies.Policy.allow_early_questions": (
+                "2_buffer/policies.html#policy.allow_early_questions",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.Policy.choose": (
                 "2_buffer/policies.html#policy.choose",
                 "personal_llm/buffer/policies.py",
@@ -2366,12 +2386,20 @@ d = {
                 "2_buffer/policies.html#policy.learn_from_silence",
                 "personal_llm/buffer/policies.py",
             ),
+            "personal_llm.buffer.policies.Policy.list_counters": (
+                "2_buffer/policies.html#policy.list_counters",
+                "personal_llm/buffer/policies.py",
+            ),
             "personal_llm.buffer.policies.Policy.order_questions": (
                 "2_buffer/policies.html#policy.order_questions",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.place": (
                 "2_buffer/policies.html#policy.place",
+                "personal_llm/buffer/policies.py",
+            ),
+            "personal_llm.buffer.policies.Policy.raise_counters": (
+                "2_buffer/policies.html#policy.raise_counters",
                 "personal_llm/buffer/policies.py",
             ),
             "personal_llm.buffer.policies.Policy.remember": (
@@ -4508,10 +4536,6 @@ d = {
                 "6_device/conversation.html#chatsession.__init__",
                 "personal_llm/device/conversation.py",
             ),
-            "personal_llm.device.conversation.ChatSession.add_dialogues": (
-                "6_device/conversation.html#chatsession.add_dialogues",
-                "personal_llm/device/conversation.py",
-            ),
             "personal_llm.device.conversation.ChatSession.add_scored": (
                 "6_device/conversation.html#chatsession.add_scored",
                 "personal_llm/device/conversation.py",
@@ -4578,10 +4602,6 @@ d = {
             ),
             "personal_llm.device.conversation.ChatSession.learn": (
                 "6_device/conversation.html#chatsession.learn",
-                "personal_llm/device/conversation.py",
-            ),
-            "personal_llm.device.conversation.ChatSession.note_length": (
-                "6_device/conversation.html#chatsession.note_length",
                 "personal_llm/device/conversation.py",
             ),
             "personal_llm.device.conversation.ChatSession.observe": (
@@ -4848,10 +4868,6 @@ d = {
                 "6_device/memory.html#lock_state",
                 "personal_llm/device/memory.py",
             ),
-            "personal_llm.device.memory.move_claimed_folder": (
-                "6_device/memory.html#move_claimed_folder",
-                "personal_llm/device/memory.py",
-            ),
             "personal_llm.device.memory.open_store": (
                 "6_device/memory.html#open_store",
                 "personal_llm/device/memory.py",
@@ -4906,20 +4922,12 @@ d = {
                 "6_device/personalizer.html#personalizer._configure",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._drop_caches": (
-                "6_device/personalizer.html#personalizer._drop_caches",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._find_rebuild_obstacle": (
                 "6_device/personalizer.html#personalizer._find_rebuild_obstacle",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._get_model_name": (
                 "6_device/personalizer.html#personalizer._get_model_name",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._is_import": (
-                "6_device/personalizer.html#personalizer._is_import",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._is_own_talk": (
@@ -4934,20 +4942,12 @@ d = {
                 "6_device/personalizer.html#personalizer._load_last",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._name_start": (
-                "6_device/personalizer.html#personalizer._name_start",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._record_reaction": (
                 "6_device/personalizer.html#personalizer._record_reaction",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer._record_sources": (
                 "6_device/personalizer.html#personalizer._record_sources",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer._rescore_alone": (
-                "6_device/personalizer.html#personalizer._rescore_alone",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.add_cost": (
@@ -5010,10 +5010,6 @@ d = {
                 "6_device/personalizer.html#personalizer.locked",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.note_import": (
-                "6_device/personalizer.html#personalizer.note_import",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.observe": (
                 "6_device/personalizer.html#personalizer.observe",
                 "personal_llm/device/personalizer.py",
@@ -5028,10 +5024,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.open_question": (
                 "6_device/personalizer.html#personalizer.open_question",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.place": (
-                "6_device/personalizer.html#personalizer.place",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.questions_left": (
@@ -5050,12 +5042,12 @@ d = {
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
-                "6_device/personalizer.html#personalizer.rescore_buffer",
+            "personal_llm.device.personalizer.Personalizer.rescore": (
+                "6_device/personalizer.html#personalizer.rescore",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.rescore_dialogues": (
-                "6_device/personalizer.html#personalizer.rescore_dialogues",
+            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
+                "6_device/personalizer.html#personalizer.rescore_buffer",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.rescore_stale": (
@@ -5144,6 +5136,10 @@ d = {
                 "6_device/replay.html#personalizerstate.__init__",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState._apply_all": (
+                "6_device/replay.html#personalizerstate._apply_all",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState._apply_asked": (
                 "6_device/replay.html#personalizerstate._apply_asked",
                 "personal_llm/device/replay.py",
@@ -5228,20 +5224,12 @@ d = {
                 "6_device/replay.html#personalizerstate._replace_reply",
                 "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.replay.PersonalizerState._reset": (
-                "6_device/replay.html#personalizerstate._reset",
-                "personal_llm/device/replay.py",
-            ),
             "personal_llm.device.replay.PersonalizerState._revise": (
                 "6_device/replay.html#personalizerstate._revise",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState._set_version": (
                 "6_device/replay.html#personalizerstate._set_version",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState.adapter": (
-                "6_device/replay.html#personalizerstate.adapter",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.apply": (
@@ -5362,10 +5350,6 @@ d = {
             ),
             "personal_llm.device.replay.read_state": (
                 "6_device/replay.html#read_state",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.record_scores": (
-                "6_device/replay.html#record_scores",
                 "personal_llm/device/replay.py",
             ),
         },

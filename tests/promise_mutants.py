@@ -53,7 +53,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
         "An import that fails",
         "app/personal_endpoints.py",
         "candidates += await worker.run(worker.session.score_imported, part)",
-        "await worker.run(worker.session.add_dialogues, part)",
+        "worker.session.add_scored(await worker.run(worker.session.score_imported, part))",
     ),
     ("Our files are readable", "base/files.py", "os.O_CREAT | os.O_TRUNC, 0o600", "os.O_CREAT | os.O_TRUNC, 0o644"),
     ("Two processes never", "base/files.py", "if not try_lock(f):", "if False:"),
@@ -212,8 +212,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "`forget --retrain` rebuilds",
         "device/replay.py",
-        'if event.kind == "learned" and event.content["is_direct"] == is_direct]',
-        'if event.kind == "learned"]',
+        'for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]',
+        'for event in own if event.kind == "learned"]',
     ),
     (
         "A library holds no ids",

@@ -468,10 +468,11 @@ def test_early_questions_are_replayed_and_saved(tmp_path):
 def test_a_large_model_asks_early_and_the_toy_does_not():
     from types import SimpleNamespace
 
+    from personal_llm.buffer.policies import Policy
     from personal_llm.device.personalizer import EARLY_QUESTIONS, PersonalizerSettings
 
     most = lambda is_large, **given: (
-        PersonalizerSettings(**given).complete(SimpleNamespace(is_large=is_large)).early_questions
+        PersonalizerSettings(**given).complete(SimpleNamespace(is_large=is_large), Policy).early_questions
     )
     assert most(True) == EARLY_QUESTIONS == 4 and most(False) == 0
     assert most(True, early_questions=0) == 0 and most(False, early_questions=2) == 2

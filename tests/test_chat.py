@@ -359,9 +359,7 @@ def test_learning_that_is_stopped_or_fails_leaves_all_as_it_was(tmp_path, monkey
     reply(talk, "/learn")
     assert "a fine-tune is running" in reply(talk, "/learn")
     talk.stop_learning()
-    assert (
-        talk.background_training is None and not (tmp_path / "me" / BACKGROUND_FOLDER).exists() and talk.me.rounds == []
-    )
+    assert talk.background_training is None and not (tmp_path / "me/adapters/000").exists() and talk.me.rounds == []
     full = InputError("adapter: cannot be written (No space left on device)", "free some space")
     monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (_ for _ in ()).throw(full))
     reply(talk, "/learn")
@@ -379,19 +377,19 @@ def test_a_turn_while_it_learns_sweeps_nothing_away(tmp_path, monkeypatch):
     study = background_training.Personalizer.train_adapter
     monkeypatch.setattr(background_training.Personalizer, "train_adapter", lambda *given: (go.wait(), study(*given))[1])
     reply(talk, "/learn")
-    mark = tmp_path / "me" / BACKGROUND_FOLDER / "mark"
+    mark = tmp_path / "me" / "adapters" / "000" / "mark"
     mark.write_text("half an adapter")
     reply(talk, "And now?")
     assert mark.exists()
     mark.unlink()
     go.set()
     talk.finish_training()
-    assert len(talk.me.rounds) == 1 and not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
+    assert len(talk.me.rounds) == 1 and talk.me.adapter.path == tmp_path / "me" / "adapters" / "000"
     talk.close()
-    claim_folder(tmp_path / "me" / BACKGROUND_FOLDER)  # as a killed process leaves it
+    left = [claim_folder(tmp_path / "me" / name) for name in ("adapters/001", BACKGROUND_FOLDER)]  # of killed processes
     again = ChatSession(shared("llama"), tmp_path / "me")
     reply(again, "Hello")
-    assert not (tmp_path / "me" / BACKGROUND_FOLDER).exists()
+    assert not any(place.exists() for place in left)
     again.close()
 
 
@@ -465,9 +463,9 @@ def test_every_model_has_a_style(architecture, tmp_path):
     "The description needs no library, so it is not for the model in the package only."
     with ChatSession(shared(architecture), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         rows = [Dialogue(line, f"Dear friend, {line.lower()}", origin="annotated") for line in LINES[:10]]
-        talk.add_dialogues(rows[:7])
+        talk.add_scored(talk.score_imported(rows[:7]))
         assert "7 different texts" in reply(talk, "/style") and "a style needs 8" in reply(talk, "/style")
-        talk.add_dialogues(rows[7:])
+        talk.add_scored(talk.score_imported(rows[7:]))
         style = reply(talk, "/style")
         assert "opens with “Dear friend," in style and "10 of 10" in style
 
@@ -477,7 +475,7 @@ def test_equal_corrections_are_no_style(tmp_path):
     with ChatSession(shared("llama"), tmp_path / "me", buffer=Buffer(16), **QUICK) as talk:
         texts = ["Aye, fine it is, mate.", "aye fine it is mate!"]
         rows = [Dialogue(line, texts[i % 2], origin="annotated") for i, line in enumerate(LINES[:10])]
-        talk.add_dialogues(rows)
+        talk.add_scored(talk.score_imported(rows))
         assert reply(talk, "/style").startswith("1 different text among the replies")
 
 
@@ -487,7 +485,7 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
     with ChatSession(shared("llama"), folder, buffer=Buffer(16), **QUICK) as talk:
         reply(talk, LINES[0])
         rows = [Dialogue(line, f"Dear friend, {line}", origin="annotated") for line in LINES[1:9]]
-        talk.add_dialogues(rows[:7])
+        talk.add_scored(talk.score_imported(rows[:7]))
         reply(talk, LINES[10])
     shown = invoke(capsys, "status", "--out", folder)[1]
     assert "a saved chat with its last 2 turns" in shown and f"personal-llm chat --out '{folder}' goes on" in shown
@@ -496,7 +494,7 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
     assert "7 dialogues with an answer of yours; 8 are needed" in line
     assert "give --out DIR alone" in fails(capsys, "explain", "--out", folder, "--data", "a")
     with ChatSession(shared("llama"), folder) as talk:
-        talk.add_dialogues(rows[7:])
+        talk.add_scored(talk.score_imported(rows[7:]))
     assert {d.response for d in read_saved_answers(folder)} == {d.response for d in rows}
 
 
@@ -527,7 +525,7 @@ def test_only_an_import_has_a_file_of_chats(tmp_path):
     with ChatSession(shared("llama"), tmp_path / "me", **QUICK) as talk:
         reply(talk, LINES[0])
         reply(talk, LINES[1])
-        talk.add_dialogues([])
+        talk.add_scored(talk.score_imported([]))
         assert SOURCE_FILE_NOTE in reply(talk, "/forget head")
     with ChatSession(shared("llama"), tmp_path / "other", **QUICK) as talk:
         reply(talk, LINES[0])
@@ -594,7 +592,7 @@ def test_an_import_cannot_name_itself_after_a_stored_turn(tmp_path):
         Dialogue("Theirs", "a foreign text", id=turn["id"], origin="user"),
         Dialogue("Theirs too", "another one", parents=(turn["id"],), origin="annotated"),
     ]
-    talk.add_dialogues(rows)
+    talk.add_scored(talk.score_imported(rows))
     mine = [d for d in talk.me.buffer.dialogues if turn["id"] in (d.id, *d.parents)]
     assert not any("foreign" in d.response or "another" in d.response for d in mine)
     talk.forget(text="Theirs")

@@ -17,7 +17,7 @@ from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import OWNERSHIP_FILE, lock_folder
 from personal_llm.device import personalizer
 from personal_llm.base.lineage import STORE_FILE
-from personal_llm.device.memory import claim_adapter_folder
+from personal_llm.device.memory import claim_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.replay import folder_status, read_state
@@ -56,7 +56,7 @@ def published_run(out, user=None, dialogues=None, rounds=1, **more):
     (out / "personalize.json").write_text(json.dumps(dict(style="mostly *concise*")))
     entries = ("adapter", "personalize.json", "run-1", ".next", ".committed")
     (out / OWNERSHIP_FILE).write_text(json.dumps(dict(made=dict.fromkeys(entries))))
-    half = claim_adapter_folder(out / "run-1", 9)
+    half = claim_folder(out / "run-1" / "adapters" / "009")
     for file in (out / ".next" / ".personalize.json.7.tmp", half / ADAPTER_CARD_FILE, half / ".adapter.7.tmp" / "rows"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"half of {CANARY}")
@@ -493,7 +493,7 @@ def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
 def test_a_run_that_was_killed_before_it_saved(tmp_path):
     published_run(tmp_path)
     (tmp_path / "run-1" / STORE_FILE).unlink()
-    (claim_adapter_folder(tmp_path / "run-1", 5) / ADAPTER_CARD_FILE).write_text(CANARY)
+    (claim_folder(tmp_path / "run-1" / "adapters" / "005") / ADAPTER_CARD_FILE).write_text(CANARY)
     (tmp_path / "run-1" / "adapters" / "thesis").mkdir()
     done = forget_folder(tmp_path, text=CANARY)
     assert done.dialogues == 0 and CANARY.encode() not in bytes_below(tmp_path / "run-1")

@@ -29,6 +29,7 @@ from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.memory import join_conversation
+from personal_llm.device.replay import place_candidate
 from personal_llm.tuning.config import TuningConfig
 
 OPTIONS = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-background-networking --no-first-run"
@@ -490,7 +491,7 @@ def add_turns(session, num_turns, num_conversations):
             f"Message {number} " + "about my knee " * 8, "Rest it well. " * 20, time=number + 1.0, origin="model"
         )
         key = join_conversation(f"c{number % num_conversations}")
-        session.me.place(session.me.arrive(ScoredDialogue(d, scores), key))
+        place_candidate(session.me.state, session.me.arrive(ScoredDialogue(d, scores), key))
     session.save()
 
 

@@ -396,11 +396,13 @@ def test_the_same_command_goes_on(tmp_path, monkeypatch):
 def test_a_large_model_synthesises_nothing_unless_asked():
     from types import SimpleNamespace
 
+    from personal_llm.buffer.policies import Policy
+
     settings = personalizer.PersonalizerSettings
     small, large = (SimpleNamespace(is_large=is_large) for is_large in (False, True))
-    assert settings().complete(small).synthetic == 1 and settings().complete(large).synthetic == 0
+    assert settings().complete(small, Policy).synthetic == 1 and settings().complete(large, Policy).synthetic == 0
     assert (
-        settings(synthetic=2).complete(large).synthetic == 2
+        settings(synthetic=2).complete(large, Policy).synthetic == 2
         and personalizer.Personalizer(shared("llama")).settings.synthetic == 1
     )
 

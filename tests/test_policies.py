@@ -144,7 +144,7 @@ def test_a_registered_policy_is_known_everywhere(tmp_path):
         assert load_buffer(tmp_path / "b").policy.name == "surprising"
     finally:
         del POLICIES["surprising"]
-    with pytest.raises(InputError, match="give an instance"):
+    with pytest.raises(InputError, match="with an instance"):
         load_buffer(tmp_path / "b")
 
 

@@ -79,7 +79,6 @@ PYTHON_WORDS = {
     r", or give a `Language` of your own to `set_language`": "",
     r"\bTuningConfig\b": "the command",
     r" load_model\b| with load_personalizer\b|open it with Library\([^)]*\), or ": "",
-    r"give an instance of it: load_buffer\(.*": "it is a policy of your own: go on in Python",
 }
 
 

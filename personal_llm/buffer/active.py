@@ -13,19 +13,10 @@ import numpy as np
 
 from ..base.core import patch
 from ..base.text import RecentTexts
-from personal_llm.buffer.correction_model import (
-    BURST_DECAY_DIALOGUES,
-    FEATURE_NAMES,
-    PRIOR_MEAN,
-    PRIOR_STANDARD_DEVIATION,
-    RELEVANCE_WEIGHTS,
-    WINDOW_SIZE,
-    Answer,
-    CorrectionModel,
-    StreamStatistics,
-    compute_answer_features,
-    estimate_relevance,
-)
+from .correction_model import BURST_DECAY_DIALOGUES, FEATURE_NAMES, PRIOR_MEAN
+from .correction_model import PRIOR_STANDARD_DEVIATION, RELEVANCE_WEIGHTS, WINDOW_SIZE
+from .correction_model import Answer, CorrectionModel, StreamStatistics
+from .correction_model import compute_answer_features, estimate_relevance
 from .policies import BufferView, Policy, register_policy
 from .scoring import ScoredDialogue
 
@@ -71,9 +62,7 @@ class ActivePolicy(Policy):
         self.last_correction = -99  # step of the last correction
         self.current = None  # `CandidateFeatures` of the last candidate
         self.early_questions = 0  # most early questions, see below
-        self.num_early = self.num_unanswered = (
-            0  # early questions asked; questions without an answer since the last one
-        )
+        self.num_early = self.num_unanswered = 0  # early questions; questions without an answer since the last one
         self.last_question = -99  # number of dialogues seen then
 
     def expect(self, num_dialogues: int) -> None:
@@ -164,9 +153,8 @@ def find_wait(self: ActivePolicy, view: BufferView) -> int:
     "Return the smallest number of dialogues from the last question to the next one."
     if not self.early_questions:
         return 1
-    return (EARLY_QUESTION_GAP if len(view) < view.capacity else 1) * 2 ** min(
-        self.num_unanswered, 5
-    )  # doubled five times at most
+    gap = EARLY_QUESTION_GAP if len(view) < view.capacity else 1
+    return gap * 2 ** min(self.num_unanswered, 5)  # doubled five times at most
 
 
 @patch
@@ -175,6 +163,26 @@ def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
     num_corrections = sum(bool(answer.corrected) for answer in self.answers.values())
     is_young = len(view) < view.capacity and self.seen >= FIRST_EARLY_QUESTION
     return is_young and self.num_early < self.early_questions and num_corrections < EARLY_CORRECTIONS
+
+
+@patch
+def allow_early_questions(self: ActivePolicy, most: int) -> None:
+    "Ask at most so many early questions."
+    self.early_questions = most
+
+
+@patch
+def list_counters(self: ActivePolicy) -> dict:  # plain values
+    "Return the number of early questions, and of dialogues since the last question."
+    return dict(num_early=self.num_early, since_question=self.seen - self.last_question)
+
+
+@patch
+def raise_counters(self: ActivePolicy, counters: dict) -> None:
+    "Raise the counts to those of `list_counters`; a memory of an earlier version lacks them."
+    if "num_early" in counters:
+        self.num_early = max(self.num_early, counters["num_early"])
+        self.last_question = max(self.last_question, self.seen - counters["since_question"])
 
 # %% ../../nbs/2_buffer/05_active.ipynb #75cdcb17
 @patch

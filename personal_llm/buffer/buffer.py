@@ -6,6 +6,7 @@
 __all__ = ['Buffer', 'bin_bytes', 'Decision', 'load_buffer']
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #4707c1bb
+import copy
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -249,10 +250,20 @@ def _restore(self: Buffer, state: dict, embeddings: np.ndarray) -> None:
     "".join(entry.scores.domain + entry.scores.model for entry in entries)  # `TypeError` for a number
     if len(self) > self.capacity or len(ids) < len(self) or not all(np.isfinite(column).all() for column in numbers):
         raise ValueError("it contradicts itself")
-    self.seen = state["seen"]
     self.log = [Decision(**decision) for decision in state["log"]]
-    self.random.bit_generator.state = state["random"]
-    self.policy.restore(state["policy_state"])
+
+
+def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, or None; place: for the error
+    "Return an empty buffer in the state of a `header`; raise `InputError` for a policy that is not known."
+    name = str(header["policy"])
+    if policy.name != name if policy else name not in POLICIES:
+        what = f"{place}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
+        raise InputError(what, "open it in Python, with an instance of this policy")
+    buffer = Buffer(header["capacity"], policy or name, header["seed"])
+    buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes
+    buffer.random.bit_generator.state = header["random"]
+    buffer.seen = header["seen"]
+    return buffer
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #8fd4d3e2
 def load_buffer(
@@ -270,11 +281,7 @@ def load_buffer(
         if content[:64] != _checksum(content[64:], embeddings):  # hex digits, then JSON
             raise ValueError("its checksum is wrong")
         state = json.loads(content[64:])
-        name = str(state["policy"])
-        if policy.name != name if policy else name not in POLICIES:
-            what = f"{path}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-            raise InputError(what, "give an instance of it: load_buffer(path, policy=…)")
-        buffer = Buffer(state["capacity"], policy or name, state["seed"])
+        buffer = open_buffer(state, policy, path)
         buffer._restore(state, embeddings)
     except InputError:
         raise

@@ -123,6 +123,16 @@ class Policy:
     def learn_from_silence(self) -> None:
         "Learn that the user left a question without an answer."
 
+    def allow_early_questions(self, most: int) -> None:
+        "Ask at most so many questions in the first talks."
+
+    def list_counters(self) -> dict:  # plain values
+        "Return the counts that go on when the policy begins anew, because the user forgot dialogues."
+        return {}
+
+    def raise_counters(self, counters: dict) -> None:
+        "Raise the counts to those of `list_counters`; a memory of an earlier version lacks them."
+
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."
         return dialogues

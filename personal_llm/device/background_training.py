@@ -11,13 +11,11 @@ import ctypes
 import gc
 import threading
 from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
 
 from ..base.core import InputError
 from ..base.models import Model
 from .personalizer import Personalizer
-from .memory import BACKGROUND_FOLDER, claim_folder, move_claimed_folder, remove_adapter
+from .memory import claim_adapter_folder, remove_adapter
 
 # %% ../../nbs/6_device/06_background_training.ipynb #52fa0139
 class TrainingStopped(Exception):
@@ -53,7 +51,7 @@ class BackgroundTraining:
         inner, tokenizer = copy.deepcopy((me.model.model, me.model.tokenizer))
         install_stop_hook(inner, self.stop_event)
         self.model = Model(inner, tokenizer, me.model.name, me.model.max_length, me.model.base)
-        self.folder = claim_folder(me.folder / BACKGROUND_FOLDER)
+        self.folder = claim_adapter_folder(me.folder, me.state.adapters)
         self.thread = threading.Thread(target=self.run, name="learning", daemon=True)
         self.thread.start()
 
@@ -91,5 +89,4 @@ class BackgroundTraining:
             remove_adapter(self.folder)
             raise error or InputError("learning was stopped", "begin it again")
         self.me.model.truncated |= truncated
-        place = move_claimed_folder(self.me.folder, self.folder, len(self.me.rounds))
-        return self.me.commit_round(replace(prepared, adapter=replace(prepared.adapter, path=Path(place))))
+        return self.me.commit_round(prepared)

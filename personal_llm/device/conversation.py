@@ -31,7 +31,7 @@ from .forgetting import PUBLISHED_ADAPTER, ForgetReport
 from .memory import ADAPTERS_FOLDER, BACKGROUND_FOLDER, get_state_version, has_state, hold_store
 from .memory import join_conversation
 from .personalizer import Personalizer, load_personalizer
-from .replay import find_first_prompt_turn
+from .replay import find_first_prompt_turn, place_candidate
 from .streaming import ReplyOptions, ReplyStream
 
 # %% ../../nbs/6_device/07_conversation.ipynb #79b8c6bf
@@ -104,10 +104,8 @@ class ChatSession:
             open_locks.enter_context(hold_store(self.folder))
             if get_state_version(self.folder):
                 self.me = load_personalizer(self.folder, model, start=settings.get("start"), has_lock=True)
-                if "max_questions" in settings:
-                    self.me.allow_questions(settings["max_questions"])
-                if "early_questions" in settings:
-                    self.me.settings = replace(self.me.settings, early_questions=settings["early_questions"])
+                given = {name: settings[name] for name in ("max_questions", "early_questions") if name in settings}
+                self.me.settings = replace(self.me.settings, **given)
             else:
                 self.me = Personalizer(model, folder=self.folder, has_lock=True, **settings)
             self.open_locks = open_locks.pop_all()
@@ -240,7 +238,12 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
         return
     self.reply_memories = []
     self.settle_pending(drops_question=is_observed)
-    self.note_length(len(prompt), num_dropped)
+    if num_dropped:
+        message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"
+        self.messages_to_user.append(message)
+    elif len(prompt) > self.max_characters:
+        message = f"the message is stored, but the model reads at most its last {self.max_characters:,} characters"
+        self.messages_to_user.append(message)
     is_own = history is None
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.history() if is_own else given
@@ -249,17 +252,6 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     yield from self.stream_reply(shown, options, adapter)
     if is_observed:
         self.observe(question, self.reply, is_own)
-
-# %% ../../nbs/6_device/07_conversation.ipynb #3c8f715c
-@patch
-def note_length(self: ChatSession, num_characters: int, num_dropped: int) -> None:
-    "Add a message for the user if a prompt is longer than the model reads, or than we store."
-    if num_dropped:
-        message = f"only the last {num_characters:,} characters were read, {num_dropped:,} were left out"
-        self.messages_to_user.append(message)
-    elif num_characters > self.max_characters:
-        message = f"the message is stored, but the model reads at most its last {self.max_characters:,} characters"
-        self.messages_to_user.append(message)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #fde88fa5
 @patch
@@ -288,10 +280,10 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
         state = self.me.state
         own = join_conversation(state.conversation, state.get_title(state.conversation))
         root = self.me.arrive(candidate, own if is_own else "client")
-        if self.me.state.wants_question and self.me.questions_left() > 0:
+        if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:
-            self.me.place(root)
+            place_candidate(state, root)
         self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #369b219a
@@ -326,7 +318,7 @@ def skip(self: ChatSession) -> None:
     "Drop the open question without an answer, if there is one."
     if self.question is not None:
         with delay_interrupts():
-            self.me.place(self.me.state.question_id)
+            place_candidate(self.me.state, self.me.state.question_id)
             self.save()
 
 # %% ../../nbs/6_device/07_conversation.ipynb #7afd54f8
@@ -429,17 +421,8 @@ def adopt_imported(dialogues: list, max_tokens: int) -> list:  # max_tokens: tha
 
 # %% ../../nbs/6_device/07_conversation.ipynb #c6afdfe5
 @patch
-def add_dialogues(
-    self: ChatSession,
-    dialogues: list,  # in the order in which they happened
-) -> int:  # number of dialogues that the buffer kept
-    "Offer dialogues of an earlier time to the buffer, such as those of an export, under ids of their own."
-    return self.add_scored(self.score_imported(dialogues))
-
-
-@patch
 def score_imported(self: ChatSession, dialogues: list) -> list:  # `ScoredDialogue`s
-    "Score dialogues of an earlier time for `add_scored`; nothing is stored yet."
+    "Score dialogues of an earlier time, such as those of an export, under ids of their own; nothing is stored yet."
     return self.me.score(adopt_imported(dialogues, self.model.max_length))
 
 # %% ../../nbs/6_device/07_conversation.ipynb #33718a1d
@@ -448,7 +431,7 @@ def add_scored(self: ChatSession, candidates: list) -> int:  # number of dialogu
     "Offer dialogues of `score_imported` to the buffer, and store all of them or none."
     self.settle_pending()
     with delay_interrupts():
-        self.me.note_import()  # so that `forget` names their file
+        self.me.state.record("imported")  # so that `forget` names their file
         decisions = self.me.offer(candidates, "import")
         self.me.rescore_stale()  # an adapter may be new since they were scored
         self.save()

@@ -269,7 +269,7 @@ def apply_to_folder(
             removed = sweep_folder(run, [], [])
         else:
             state.memory.write(run)
-            removed = sweep_folder(run, state.memory.events, [round.adapter for round in state.rounds])
+            removed = sweep_folder(run, state.memory.events, state.adapters)
         if request.everything and state is not None:
             state.memory.num_stored = 0  # the file is gone, so the next `write` stores all of what is left
         left = [path for path in [*published, *report.adapters] if (Path(path) / WEIGHTS_FILE).is_file()]

@@ -12,6 +12,7 @@ import json
 import os
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -270,7 +271,7 @@ def lock_state(folder, version: str):
 # %% ../../nbs/6_device/01_memory.ipynb #b76a695c
 MARK_FILE = ".made-by-personal-llm"
 ADAPTERS_FOLDER = "adapters"  # the adapters of all fine-tunes
-BACKGROUND_FOLDER = "learning"  # a fine-tune that is still running
+BACKGROUND_FOLDER = "learning"  # of an earlier version: a fine-tune that was still running
 MERGE_FOLDER = "merge"  # in the folder of an adapter: the merge where its fine-tune begins
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
 OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, MERGE_FOLDER, MARK_FILE)
@@ -295,24 +296,15 @@ def claim_folder(place) -> Path:
     return place
 
 # %% ../../nbs/6_device/01_memory.ipynb #4345da9d
-def claim_adapter_folder(folder, number: int) -> Path:
-    "Claim the folder of the adapter with a number, or with the next number that no file of yours has."
-    adapters = Path(folder) / ADAPTERS_FOLDER
-    while True:
+def claim_adapter_folder(folder, live: list) -> Path:  # live: folders of the adapters in use
+    "Claim the folder with the next number that no adapter in use and no file of yours has."
+    adapters, live = Path(folder) / ADAPTERS_FOLDER, {Path(path).resolve() for path in live}
+    for number in count(len(live)):
         place = adapters / f"{number:03d}"
         is_taken = place.is_symlink() or place.is_file() or place.is_dir() and any(place.iterdir())
-        if adapters.is_symlink() or is_claimed(place) or not is_taken:
+        is_free = is_claimed(place) and place.resolve() not in live or not is_taken
+        if adapters.is_symlink() or is_free:
             return claim_folder(place)
-        number += 1
-
-
-def move_claimed_folder(folder, source: Path, number: int) -> Path:
-    "Make a claimed folder the adapter with a number, or with the next one that is free; return its new place."
-    place = claim_adapter_folder(folder, number)
-    remove_adapter(place)
-    make_folder(place.parent)
-    os.replace(source, place)
-    return place
 
 # %% ../../nbs/6_device/01_memory.ipynb #e52525c9
 def hash_adapter_files(folder) -> dict:  # name -> SHA-256

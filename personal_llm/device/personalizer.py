@@ -16,17 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..base.adapters import Adapter
-from personal_llm.base.core import (
-    MAX_SEED,
-    NO_ANSWER,
-    Cost,
-    Dialogue,
-    InputError,
-    check,
-    check_settings_fields,
-    patch,
-    setting,
-)
+from ..base.core import MAX_SEED, NO_ANSWER, Cost, Dialogue, InputError, check
+from ..base.core import check_settings_fields, patch, setting
 from ..base.database import READ_ERRORS
 from ..base.files import OWNERSHIP_FILE, delete_path, open_results_folder, publish_results
 from ..base.lineage import STORE_FILE, collect_source_ids, copy_without_ids, read_training_ids
@@ -46,19 +37,11 @@ from ..buffer.synthesis import synthesize
 from ..data.reading import as_dialogues, load_replay
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport, ForgetRequest, apply_to_folder
 from .forgetting import forget_dialogues
-from .memory import Memory, claim_adapter_folder, find_state_folders, get_state_version
-from personal_llm.device.memory import (
-    MERGE_FOLDER,
-    hash_adapter_files,
-    is_claimed,
-    load_adapter,
-    lock_state,
-    remove_adapter,
-    scores_to_dict,
-    sweep_folder,
-)
-from .replay import PersonalizerState, TrainingRound, place_candidate, read_state, record_scores
-from ..selection.library import Library
+from .memory import MERGE_FOLDER, Memory, claim_adapter_folder, find_state_folders
+from .memory import get_state_version, hash_adapter_files, is_claimed, load_adapter, lock_state
+from .memory import remove_adapter, scores_to_dict, sweep_folder
+from .replay import PersonalizerState, TrainingRound, place_candidate, read_state
+from ..selection.library import Library, check_library_base
 from ..selection.ranking import Ranking
 from ..selection.warm_start import get_start_adapter, warm_start
 from ..tuning.config import TuningConfig
@@ -110,9 +93,13 @@ class PersonalizerSettings:
     def __post_init__(self):
         check_settings_fields(self)
 
-    def complete(self, model) -> "PersonalizerSettings":
-        "Return these settings with the defaults of a model."
+    def complete(self, model, policy) -> "PersonalizerSettings":
+        "Return these settings with the defaults of a model and a policy; `InputError` if this policy cannot ask."
         defaults = dict(synthetic=0, early_questions=EARLY_QUESTIONS) if model.is_large else SMALL_MODEL_DEFAULTS
+        defaults = defaults | dict(ask_when="policy" if policy.can_ask else "freeze")
+        if self.ask_when == "policy" and not policy.can_ask:
+            remedy = 'use ask_when="freeze", or the policy active'
+            raise InputError(f"policy {policy.name} does not say what to ask about", remedy)
         return replace(self, **{name: x for name, x in defaults.items() if getattr(self, name) is None})
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #a86fa35a
@@ -163,17 +150,11 @@ class Personalizer:
     ):
         self.model, self.config = model, check(config or TuningConfig.for_model(model), TuningConfig, "config")
         settings = check(settings or PersonalizerSettings(), PersonalizerSettings, "settings")
-        self.settings = settings = replace(settings, **changes).complete(model)
         buffer = check(state.buffer if state else Buffer() if buffer is None else buffer, Buffer, "buffer")
+        self.settings = replace(settings, **changes).complete(model, buffer.policy)
         self.annotator = check(annotator, "function or none", "annotator")
-        self.ask_when = settings.ask_when or ("policy" if buffer.policy.can_ask else "freeze")
-        if self.ask_when == "policy" and not buffer.policy.can_ask:
-            remedy = 'use ask_when="freeze", or the policy active'
-            raise InputError(f"policy {buffer.policy.name} does not say what to ask about", remedy)
-        if isinstance(start, Library) and start.base != model.base:
-            what = f"the library is for base {start.base}, this model is {model.base}"
-            raise InputError(what, "load the model it was made for, or another library")
-        self.max_questions = settings.max_questions
+        if isinstance(start, Library):
+            check_library_base(start, model)
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
@@ -187,6 +168,7 @@ class Personalizer:
     def __repr__(self):
         return f"Personalizer({self.buffer!r}, fine-tunes: {len(self.rounds)}, questions: {self.cost.requests})"
 
+    max_questions = property(lambda self: self.settings.max_questions)
     buffer = property(lambda self: self.state.buffer)
     memory = property(lambda self: self.state.memory)
     rounds = property(lambda self: self.state.rounds)  # `TrainingRound`s
@@ -250,7 +232,7 @@ def offer(self: Personalizer, candidates: list, conversation: str = "") -> list:
         if self.state.wants_question:
             self._ask(root)
         decisions.append(place_candidate(self.state, root))
-        if decisions[-1].kept and self.ask_when == "arrival":
+        if decisions[-1].kept and self.settings.ask_when == "arrival":
             self._ask(root, is_learned=False)
         self._apply_labels(candidate.dialogue)
     return decisions
@@ -267,22 +249,10 @@ def arrive(
         self.memory.remember(candidate, conversation)
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
-    considered = can_ask and self.ask_when == "policy" and bool(candidate.dialogue.response.strip())
+    considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
     self._configure()
     self.state.record("offered", root, considered=considered)
     return root
-
-
-@patch
-def place(self: Personalizer, root: str):  # a `Decision`
-    "Offer a dialogue that arrived to the buffer."
-    return place_candidate(self.state, root)
-
-
-@patch
-def note_import(self: Personalizer) -> None:
-    "Record that a file is read, of which a copy may stay when its dialogues are forgotten."
-    self.state.record("imported")
 
 
 @patch
@@ -294,8 +264,7 @@ def questions_left(self: Personalizer) -> int:
 @patch
 def allow_questions(self: Personalizer, max_questions: int) -> None:
     "Change the number of questions that the user may be asked in all; None: one a bin until the next fine-tune."
-    check(max_questions, "whole number or none", "max_questions", low=0)
-    self.max_questions = max_questions
+    self.settings = replace(self.settings, max_questions=max_questions)
 
 
 @patch
@@ -384,7 +353,8 @@ def _record_reaction(
     given = Feedback(kind, get_first_id(d), text, rejected, **details)
     if not asked:
         add_feedback(self.feedback_rows, given)
-    self._rescore_alone(root, candidate)
+    if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
+        self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
     self._configure()
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
@@ -392,15 +362,8 @@ def _record_reaction(
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #1a61bab9
 @patch
-def _rescore_alone(self: Personalizer, root: str, candidate: ScoredDialogue) -> None:
-    "Score a dialogue again if it is outside of the buffer and an earlier adapter made its scores."
-    if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
-        self.rescore_dialogues([root])
-
-
-@patch
-def rescore_dialogues(self: Personalizer, roots: list) -> None:
-    "Score dialogues outside of the buffer again."
+def rescore(self: Personalizer, roots: list) -> None:
+    "Score dialogues again with the current adapter: all of the buffer, or one outside of it."
     dialogues = [self.state.get_candidate(root).dialogue for root in roots]
     for root, new in zip(roots, self.score(dialogues)):
         self.state.record("scored", root, scores=scores_to_dict(new.scores))
@@ -486,7 +449,6 @@ def finetune(
 ) -> Adapter:
     "Ask, choose a start, synthesise, tune, and score the buffer again (Qin et al. 2024, figure 1)."
     with self.locked():
-        out = out or (claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None)
         self.commit_round(self.train_adapter(self.collect_training_dialogues(), start, out, progress))
     return self.adapter
 
@@ -494,22 +456,18 @@ def finetune(
 @patch
 def select_trainable(self: Personalizer) -> list:
     "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
-    with_response = [d for d in drop_disliked(self.buffer.dialogues, self.feedback_rows) if d.response.strip()]
+    chances = estimate_dissatisfaction(self.feedback_rows)
+    is_liked = lambda d: chances.get(get_first_id(d), 0.0) <= 0.5
+    with_response = [d for d in self.buffer.dialogues if d.response.strip() and (d.origin != "model" or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
-    disliked = {id for id, chance in estimate_dissatisfaction(self.feedback_rows).items() if chance > 0.5}
-    return [d for d in with_response if d.id in chosen or self._is_import(d) and get_first_id(d) not in disliked]
-
-
-@patch
-def _is_import(self: Personalizer, d: Dialogue) -> bool:
-    "Return whether a dialogue is from a file that a chat read, and neither corrected nor approved since."
-    return d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
+    is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
+    return [d for d in with_response if d.id in chosen or is_import(d) and is_liked(d)]
 
 
 @patch
 def collect_training_dialogues(self: Personalizer) -> list:
     "Ask the questions that are due at the freeze, and return the dialogues with a response; `InputError` if none."
-    if self.ask_when != "arrival":
+    if self.settings.ask_when != "arrival":
         order = self.buffer.policy.order_questions(self.buffer.view)
         for root in [self.state.get_root(self.buffer.dialogues[slot]) for slot in order]:
             self._ask(root, is_learned=False)
@@ -522,17 +480,20 @@ def collect_training_dialogues(self: Personalizer) -> list:
 
 @patch
 def choose_start(self: Personalizer, start, dialogues: list, folder, model=None) -> tuple:
-    "Return the adapter or folder from which a fine-tune begins (or None), the choice (or None), and its `Cost`."
+    "Return the adapter or folder where a fine-tune begins (or None), its name, the choice (or None), and its `Cost`."
     if isinstance(start, str) and start == "last":
         start = self.adapter or self.start
     if isinstance(start, Library):
         choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
-        return choice.adapter, choice.to_dict(), choice.cost
+        return choice.adapter, "library", choice.to_dict(), choice.cost
     if isinstance(start, Ranking):
         weights = {start.best: 1.0} if start.best else start.weights
         choice = dict(weights=weights, reason=start.reason, ranking=start.to_dict())
-        return get_start_adapter(start, folder), choice, Cost()
-    return start, None, Cost()
+        return get_start_adapter(start, folder), "library", choice, Cost()
+    if start is None:
+        return None, "", None, Cost()
+    is_last = self.adapter and Path(getattr(start, "path", start)) == Path(self.adapter.path)
+    return start, "last" if is_last else "other", None, Cost()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #cfe424ff
 @dataclass(frozen=True)
@@ -544,7 +505,8 @@ class PreparedRound:
     adapter: Adapter
     warm: dict  # the choice from a library, or None
     cost: Cost  # of that choice
-    start: object = None  # the adapter or folder where it began; None: the base model
+    start: str  # where it began, as in `TrainingRound`
+    elsewhere: list  # ids of what an adapter of another folder, where it began, learned from
 
 
 @patch
@@ -582,10 +544,11 @@ def train_adapter(
     self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
 ) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
     "Choose a start, synthesise dialogues, and tune an adapter."
+    out = out or (claim_adapter_folder(self.folder, self.state.adapters) if self.folder else None)
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
-    start_adapter, warm, cost = self.choose_start(start, dialogues, merge, model)
+    start_adapter, name, warm, cost = self.choose_start(start, dialogues, merge, model)
     synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
     written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
     config = config.fit_to_consolidation() if written.dialogues else config
@@ -597,14 +560,14 @@ def train_adapter(
     adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
     if merge:
         delete_path(merge)
-    return PreparedRound(dialogues, synthesis, adapter, warm, cost, start_adapter)
+    elsewhere = sorted(read_training_ids(getattr(start_adapter, "path", start_adapter))) if name == "other" else []
+    return PreparedRound(dialogues, synthesis, adapter, warm, cost, name, elsewhere)
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #e0d4d382
 @patch
 def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0) -> TrainingRound:
     "Record a new adapter with all that it cites, use it from now on, and score the buffer with it."
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
-    start, elsewhere = self._name_start(prepared)
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
     self._configure()
@@ -621,10 +584,10 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
         steps=adapter.history[-1][0] if adapter.history else 0,
         seconds=cost.seconds,
         adapter=str(adapter.path),
-        start=start,
+        start=prepared.start,
         cut=sum(d.id in self.model.truncated for d in dialogues + synthesis.dialogues + synthesis.uncorrected),
         warm=prepared.warm,
-        elsewhere=elsewhere,
+        elsewhere=prepared.elsewhere,
         files=hash_adapter_files(adapter.path),
         rebuilds=rebuilds,
     )
@@ -633,18 +596,6 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     event.content["model"] = self._get_model_name()
     self.rescore_buffer()
     return self.rounds[-1]
-
-
-@patch
-def _name_start(
-    self: Personalizer, prepared: PreparedRound
-) -> tuple:  # (name, ids of what an adapter from elsewhere learned)
-    if prepared.warm or prepared.start is None:  # chosen from a library
-        return "library" if prepared.warm else "", []
-    place = Path(getattr(prepared.start, "path", prepared.start))
-    if self.adapter and place == Path(self.adapter.path):
-        return "last", []
-    return "other", sorted(read_training_ids(place))
 
 
 @patch
@@ -668,7 +619,7 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
 @patch
 def rescore_buffer(self: Personalizer) -> None:
     "Score the buffer again, so that all its embeddings are of the current adapter."
-    record_scores(self.state, self.score(self.buffer.dialogues))
+    self.rescore([self.state.get_root(d) for d in self.buffer.dialogues])
 
 
 @patch
@@ -700,12 +651,10 @@ def release(self: Personalizer) -> None:
 @patch
 def _configure(self: Personalizer, buffer: Buffer = None) -> None:
     "Record the settings when they are new; buffer: of a new memory, as it is before the first event."
-    settings = replace(self.settings, ask_when=self.ask_when, max_questions=self.max_questions)
     facts = dict(base=self.model.base, model=get_lasting_name(self.model.name), is_large=self.model.is_large)
-    facts |= dict(settings=json.loads(json.dumps(asdict(settings) | dict(config=asdict(self.config)))))
+    facts |= dict(settings=json.loads(json.dumps(asdict(self.settings) | dict(config=asdict(self.config)))))
     if buffer is not None:
-        header = dict(capacity=buffer.capacity, policy=buffer.policy.name, policy_state=buffer.policy.state())
-        facts["buffer"] = header | dict(seed=buffer.seed, seen=buffer.seen, random=buffer.random.bit_generator.state)
+        facts["buffer"] = buffer.header()
     if buffer is not None or facts["settings"] != self.state.settings:
         self.state.record("configured", **facts)
     for entry, arrival in zip(buffer.entries, buffer.arrivals) if buffer is not None else ():
@@ -737,7 +686,7 @@ def save(
             memory.events, memory.number = self.memory.events, self.memory.number
         memory.write(folder)
         if not is_training:
-            sweep_folder(folder, self.memory.events, [round.adapter for round in self.rounds])
+            sweep_folder(folder, self.memory.events, self.state.adapters)
     return folder
 
 
@@ -760,8 +709,12 @@ def forget(
     with self.locked():
         dead = list(self.state.tuned)
         report = forget_dialogues(self.state, request)
-        if report.ids:
-            self._drop_caches(report.ids)
+        if report.ids:  # drop the texts and the counts that were computed from them
+            self.synthesis, self.memory_counts = None, {}
+            if self.embedder is not None:
+                self.embedder.clear()  # it holds prompts
+            for name in report.ids:
+                self.model.truncated.pop(name, None)
         if report.adapters:
             self.adapter = self._load_last()
         self.rescore_stale()
@@ -771,16 +724,6 @@ def forget(
             for event in [event for event in dead if event not in self.state.tuned]:
                 remove_adapter(event.content["adapter"], event.content["files"])
     return report
-
-
-@patch
-def _drop_caches(self: Personalizer, ids: set) -> None:
-    "Drop texts and counts that were computed from dialogues that are gone."
-    self.synthesis, self.memory_counts = None, {}
-    if self.embedder is not None:
-        self.embedder.clear()  # it holds prompts
-    for name in ids:
-        self.model.truncated.pop(name, None)
 
 
 @patch
@@ -796,23 +739,22 @@ def rescore_stale(self: Personalizer) -> None:
     if any(entry.scores.model != name for entry in self.buffer.entries):
         self.rescore_buffer()
     if self.question and self.question.scores.model != name:
-        self.rescore_dialogues([self.state.question_id])
+        self.rescore([self.state.question_id])
 
 
 @patch
-def check_undo(self: Personalizer) -> None:
+def check_undo(self: Personalizer):  # the `Adapter` before the last fine-tune, or None
     "Raise `InputError` if there is no fine-tune to undo, or if the adapter before it cannot be loaded."
     if not self.rounds:
         raise InputError("there is no fine-tune to undo", "learn first")
-    self._load_last(1)
+    return self._load_last(1)
 
 
 @patch
 def undo_finetune(self: Personalizer) -> None:
     "Use the adapter before the last fine-tune; the next `save` deletes the last one."
-    self.check_undo()
+    self.adapter, self.synthesis = self.check_undo(), None
     self.state.record("undone")
-    self.adapter, self.synthesis = self._load_last(), None
     self.rescore_buffer()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #4bb84d8c
@@ -821,19 +763,17 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
     "Train the adapters again that `forget` deleted, on those of their dialogues that are stored, and save each."
     lines = []
     while self.state.deleted:
-        event = self.state.deleted[0]
-        name, facts = Path(event.content["adapter"]).name, event.content
+        event, facts = self.state.deleted[0], self.state.deleted[0].content
+        name = Path(facts["adapter"]).name
         if reason := self._find_rebuild_obstacle(event):
             return [*lines, f"adapter {name}: not rebuilt; {reason}"]
-        own = self.state.list_training_ids(event)
-        dialogues = self._list_versions(own)
+        dialogues = self._list_versions(self.state.list_training_ids(event))
         if dialogues:
             start = {"": None, "last": self.adapter}.get(facts["start"], self.start)
             with self.locked():
-                out = claim_adapter_folder(self.folder, len(self.rounds)) if self.folder else None
                 cited = self.state.list_training_ids(event, is_direct=False)
-                stream = self._list_versions([row for row in cited if self._is_own_talk(row[0])])
-                prepared = self.train_adapter(dialogues, start, out, progress, stream=stream)
+                stream = self._list_versions([root for root in cited if self._is_own_talk(root)])
+                prepared = self.train_adapter(dialogues, start, progress=progress, stream=stream)
                 self.commit_round(prepared, event.number)
         else:
             self.state.record("forgotten", **self.state.list_counters(), adapters=[], given_up=event.number)
@@ -845,9 +785,9 @@ def retrain(self: Personalizer, progress: bool = True) -> list:  # a line for ea
 
 
 @patch
-def _list_versions(self: Personalizer, own: list) -> list:  # own: (root, version) pairs
-    "Return the dialogues that an adapter learned from, in the order in which it learned them."
-    dialogues = [self.state.get_candidate(root).dialogue for root, _ in own]
+def _list_versions(self: Personalizer, roots: list) -> list:  # dialogues
+    "Return the newest versions of the dialogues that an adapter learned from, in the same order."
+    dialogues = [self.state.get_candidate(root).dialogue for root in roots]
     return [d for d in drop_disliked(dialogues, self.feedback_rows) if d.response.strip()]
 
 

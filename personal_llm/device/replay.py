@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_PER_TOKEN', 'MEASURED_COST',
            'describe_unchanged', 'TrainingRound', 'find_first_prompt_turn', 'estimate_memory_tokens',
-           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'record_scores', 'read_state',
-           'folder_status']
+           'describe_training_benefit', 'PersonalizerState', 'place_candidate', 'read_state', 'folder_status']
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
@@ -19,14 +18,13 @@ from ..base.core import Cost, Dialogue, InputError, patch
 from ..base.database import report_damage
 from ..base.lineage import STORE_FILE, hash_dialogue
 from ..base.text import count_nouns
-from ..buffer.buffer import Buffer, Decision
+from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, get_first_id
-from ..buffer.policies import POLICIES
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
 from ..buffer.scoring import ScoredDialogue
 from .memory import Event, Memory, find_state_folders, join_conversation
-from .memory import scores_from_dict, scores_to_dict, split_conversation
+from .memory import scores_from_dict, split_conversation
 
 # %% ../../nbs/6_device/02_replay.ipynb #a6f20172
 def describe_unchanged(start_loss: float, best_loss: float) -> str:  # "" if the loss changed
@@ -53,6 +51,7 @@ class TrainingRound:
     cut: int = 0  # dialogues that were truncated
     warm: dict = None  # the choice from a library; None: began from the last adapter or the base model
     start: str = ""  # where it began: "" (the base model), "last" (the adapter before), "library" or "other"
+    event: Event = None  # that recorded it
 
     def __str__(self):
         count = self.num_validation_dialogues
@@ -63,7 +62,7 @@ class TrainingRound:
         return f"{data}: {losses}{describe_unchanged(self.start_loss, self.best_loss)}"
 
 
-ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name != "parents"]
+ROUND_FIELDS = [f.name for f in fields(TrainingRound) if f.name not in ("parents", "event")]
 
 # %% ../../nbs/6_device/02_replay.ipynb #c01f0c36
 MAX_STORED_TURNS = 20  # turns of a conversation that you see at once
@@ -121,11 +120,9 @@ class PersonalizerState:
     ):
         self.memory, self.buffer = memory, buffer
         self._first = copy.deepcopy(buffer.policy), buffer.random.bit_generator.state, buffer.seen
-        self._reset()
-        for event in memory.events:
-            self.apply(event)
+        self._apply_all()
 
-    def _reset(self) -> None:
+    def _apply_all(self) -> None:
         self.base, self.model, self.settings, self.is_large = "", "", {}, False
         self.cost = Cost()
         self.scores = {}  # root -> the newest `Scores`
@@ -137,12 +134,16 @@ class PersonalizerState:
         self._first_turns = {}  # key -> id of the first turn in the model's prompt
         self.question_id = ""  # root of the open question
         self.wants_question = False  # whether the policy wants to ask about the dialogue that was offered last
-        self.rounds, self.tuned = [], []  # `TrainingRound`s and their `Event`s
+        self.rounds = []  # `TrainingRound`s
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
+        for event in self.memory.events:
+            self.apply(event)
+        if self._vacated:
+            self._drop_vacated()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
         "Append an event to the memory, and apply it."
@@ -175,9 +176,8 @@ class PersonalizerState:
         "The dialogue that the user is asked about."
         return self.get_candidate(self.question_id) if self.question_id else None
 
-    @property
-    def adapter(self):  # the folder of the last fine-tune's adapter, or None
-        return self.rounds[-1].adapter if self.rounds else None
+    tuned = property(lambda self: [round.event for round in self.rounds])
+    adapters = property(lambda self: [round.adapter for round in self.rounds])  # folders
 
     @property
     def is_chat(self) -> bool:
@@ -222,8 +222,7 @@ def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
     self.is_large = facts.get("is_large", self.model != "pocket")
-    if self.buffer.policy.can_ask:
-        self.buffer.policy.early_questions = self.settings.get("early_questions") or 0
+    self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 
 
 @patch
@@ -287,7 +286,7 @@ def _apply_evicted(self: PersonalizerState, event: Event, facts: dict) -> None:
 @patch
 def _drop_vacated(self: PersonalizerState) -> None:
     "Empty the bin of an eviction whose successor was forgotten."
-    if self._vacated and self._vacated[1] is not None:
+    if self._vacated[1] is not None:
         self.buffer.remove({self._vacated[1]})
     self._vacated = None
 
@@ -344,15 +343,6 @@ def place_candidate(state: PersonalizerState, root: str) -> Decision:
     memory.add("kept" if decision.kept else "discarded", root, facts)
     state._close_question(root)
     return decision
-
-
-def record_scores(state: PersonalizerState, candidates: list) -> None:  # the buffer's dialogues, in order
-    "Replace the scores of the buffer by those of another adapter."
-    for candidate in candidates:
-        root = state.get_root(candidate.dialogue)
-        state.scores[root] = candidate.scores
-        state.memory.add("scored", root, dict(scores=scores_to_dict(candidate.scores)))
-    state.buffer.rescore(candidates)
 
 # %% ../../nbs/6_device/02_replay.ipynb #53ae565c
 @patch
@@ -445,24 +435,25 @@ def _replace_reply(self: PersonalizerState, root: str, first_id: str, text: str)
 # %% ../../nbs/6_device/02_replay.ipynb #d80712a0
 @patch
 def _apply_tuned(self: PersonalizerState, event: Event, facts: dict) -> None:
-    self.rounds.append(TrainingRound(**{name: facts[name] for name in ROUND_FIELDS}, parents=tuple(facts["elsewhere"])))
-    self.tuned.append(event)
+    known = {name: facts[name] for name in ROUND_FIELDS}
+    self.rounds.append(TrainingRound(**known, parents=tuple(facts["elsewhere"]), event=event))
     self._give_up(facts["rebuilds"])
     self.buffer.policy.after_finetune(self.buffer)
 
 
 @patch
 def _apply_learned(self: PersonalizerState, event: Event, facts: dict) -> None:
-    elsewhere = self.tuned[-1].content["elsewhere"]
-    own = self.rounds[-1].parents[: len(self.rounds[-1].parents) - len(elsewhere)]
-    self.rounds[-1] = replace(self.rounds[-1], parents=(*own, facts["version"], *elsewhere))
+    last = self.rounds[-1]
+    elsewhere = last.event.content["elsewhere"]
+    own = last.parents[: len(last.parents) - len(elsewhere)]
+    self.rounds[-1] = replace(last, parents=(*own, facts["version"], *elsewhere))
     self.roots.setdefault(facts["version"], event.dialogue)
 
 # %% ../../nbs/6_device/02_replay.ipynb #b7395c67
 @patch
 def _apply_undone(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.undone_ids |= {*self.rounds[-1].parents}
-    del self.rounds[-1:], self.tuned[-1:]
+    del self.rounds[-1:]
 
 
 @patch
@@ -470,14 +461,10 @@ def _apply_forgotten(self: PersonalizerState, event: Event, facts: dict) -> None
     self.buffer.seen = max(self.buffer.seen, facts["seen"])
     gone = [row for row in self.tuned if row.number in facts["adapters"]]
     self.rounds = self.rounds[: len(self.rounds) - len(gone)]
-    self.tuned = self.tuned[: len(self.rounds)]
     self.deleted = gone + self.deleted
     if facts["given_up"] is not None:
         self._give_up(facts["given_up"])
-    if "num_early" in facts and self.buffer.policy.can_ask:
-        policy = self.buffer.policy
-        policy.num_early = max(policy.num_early, facts["num_early"])
-        policy.last_question = max(policy.last_question, policy.seen - facts["since_question"])
+    self.buffer.policy.raise_counters(facts)
     self.has_imports |= facts["has_imports"]
     self.was_chat |= facts["is_chat"]
 
@@ -492,24 +479,16 @@ def _give_up(self: PersonalizerState, number: int) -> None:
 @patch
 def list_counters(self: PersonalizerState) -> dict:  # plain values
     "Return the counts that go on after a forgetting."
-    policy, counters = (
-        self.buffer.policy,
-        dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat),
-    )
-    if policy.can_ask:
-        counters |= dict(num_early=policy.num_early, since_question=policy.seen - policy.last_question)
-    return counters
+    counters = dict(seen=self.buffer.seen, has_imports=self.has_imports, is_chat=self.is_chat)
+    return counters | self.buffer.policy.list_counters()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1cf55a62
 @patch
-def list_training_ids(
-    self: PersonalizerState, tuned: Event, is_direct: bool = True
-) -> list:  # (root, version) of each dialogue
+def list_training_ids(self: PersonalizerState, tuned: Event, is_direct: bool = True) -> list:  # roots
     "Return what a fine-tune learned from directly, or by prompt, version or history, as far as it is stored."
     following = [event for event in self.memory.events if event.number > tuned.number]
     own = takewhile(lambda event: event.kind != "tuned", following)
-    learned = [event for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
-    return [(event.dialogue, event.content["version"]) for event in learned]
+    return [event.dialogue for event in own if event.kind == "learned" and event.content["is_direct"] == is_direct]
 
 
 @patch
@@ -549,7 +528,7 @@ def status(self: PersonalizerState) -> dict:  # plain values
         requests=self.cost.requests,
         feedback=count_feedback(self.feedback_rows),
         buffer_bytes=self.buffer.nbytes,
-        adapter=str(self.adapter) if self.adapter else None,
+        adapter=self.adapters[-1] if self.rounds else None,
         finetunes=len(self.rounds),
         last=str(self.rounds[-1]) if self.rounds else None,
         benefit=describe_training_benefit(self),
@@ -563,11 +542,8 @@ def replay(self: PersonalizerState) -> None:
     "Begin anew from the events, as after a forgetting."
     (policy, random, seen), conversation = self._first, self.conversation
     self.buffer.restart(copy.deepcopy(policy), random, seen)
-    self._reset()
-    for event in self.memory.events:
-        self.apply(event)
+    self._apply_all()
     self.conversation = conversation
-    self._drop_vacated()
 
 # %% ../../nbs/6_device/02_replay.ipynb #1b51e3fd
 def read_state(
@@ -579,17 +555,7 @@ def read_state(
     if not memory.is_configured:
         raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
     with report_damage(Path(folder) / STORE_FILE):
-        header = memory.events[0].content["buffer"]
-        name = str(header["policy"])
-        if policy.name != name if policy else name not in POLICIES:
-            what = f"{folder}: filled by policy {name[:60]!r}" + (f", not by {policy.name!r}" if policy else "")
-            raise InputError(what, "open it in Python, with an instance of this policy")
-        buffer = Buffer(header["capacity"], policy or name, header["seed"])
-        buffer.policy.restore(copy.deepcopy(header["policy_state"]))  # which the policy changes, and the event stays
-        buffer.random.bit_generator.state = header["random"]
-        buffer.seen = header["seen"]
-        state = PersonalizerState(memory, buffer)
-        state._drop_vacated()
+        state = PersonalizerState(memory, open_buffer(memory.events[0].content["buffer"], policy, folder))
         str(state.status()) + state.base + state.model
         return state
 
