@@ -1199,6 +1199,10 @@ d = {
                 "0_base/decoding.html#example.add",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.ExampleResponses": (
+                "0_base/decoding.html#exampleresponses",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.ReplyOptions": (
                 "0_base/decoding.html#replyoptions",
                 "personal_llm/base/decoding.py",

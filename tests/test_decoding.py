@@ -14,6 +14,7 @@ from personal_llm.base.decoding import (
     EXAMPLES,
     DecodingRules,
     Example,
+    ExampleResponses,
     ReplyOptions,
     ReplyText,
     avoid_copies,
@@ -429,7 +430,12 @@ def test_the_runs_of_an_example_are_those_of_a_naive_search(reply, ids):
 
 def test_a_dialogue_without_examples_costs_nothing():
     model = load_model("pocket")
-    assert encode_examples(model.tokenizer, "Hello!") == encode_examples(model.tokenizer, Dialogue("Hello!", "")) == []
+    texts = [
+        "Hello!",
+        Dialogue("Hello!", ""),
+        *(Dialogue("Hello!", "", labels={EXAMPLES: x}) for x in (5, None, ["Hi."])),
+    ]
+    assert all(encode_examples(model.tokenizer, text) == [] for text in texts), "a label of a file is no example"
     assert [*cost_examples(read_reply(model.tokenizer, [1, 2, 3]))] == []
 
 
@@ -438,6 +444,6 @@ def test_a_similar_question_does_not_get_the_words_of_the_only_correction():
     model, response = load_model("smollm2"), "HOW MANY PEOPLE WILL BE GOING IN THE CAB?"
     turns = [("user", "That is fine, I would want to take a cab there."), ("assistant", response)] * 3
     asked = Dialogue("I'd like to find some attractions to visit on an upcoming trip.", "", turns)
-    copied, own = model.reply([asked, asked.derive(labels={EXAMPLES: [response]})], 48)
+    copied, own = model.reply([asked, asked.derive(labels={EXAMPLES: ExampleResponses([response])})], 48)
     assert copied == response, "the prompt no longer tempts the model"
     assert "THE CAB" not in own and own[:16].isupper()

@@ -360,13 +360,17 @@ def cost_examples(reply: ReplyText):  # a generator of (token, nats)
     yield from ((token, *own.values()) for token, own in costs.items() if len(own) == 1)
 
 
-EXAMPLES = "examples"  # label of a dialogue: responses in its prompt that the reply must not repeat
+EXAMPLES = "examples"  # the label of a dialogue that holds `ExampleResponses`
+
+
+class ExampleResponses(tuple):
+    "Responses in a prompt whose words the reply must not repeat; no file of dialogues can hold them."
 
 
 def encode_examples(tokenizer, dialogue) -> list:  # `Example`s; dialogue: or a text, without any
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off."
-    examples = []
-    for response in getattr(dialogue, "labels", {}).get(EXAMPLES, ()):
+    responses, examples = getattr(dialogue, "labels", {}).get(EXAMPLES), []
+    for response in responses if isinstance(responses, ExampleResponses) else ():
         ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS

@@ -17,7 +17,7 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.decoding import EXAMPLES
+from ..base.decoding import EXAMPLES, ExampleResponses
 from ..base.loading import load_encoder
 from ..base.text import get_words, is_near_duplicate
 from .scoring import unit_vector
@@ -39,7 +39,7 @@ def add_memories(dialogue: Dialogue, memories: list) -> Dialogue:
         return dialogue
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
     others = [d.response for d in memories if not is_near_duplicate(d.prompt, dialogue.prompt)]
-    labels = dialogue.labels | {EXAMPLES: [*dict.fromkeys(others)]}  # the reply takes their style, not their words
+    labels = dialogue.labels | {EXAMPLES: ExampleResponses(dict.fromkeys(others))}  # the reply takes their style only
     history = list(dialogue.history)
     first = 1 if history and history[0][0] == "system" else 0
     return dialogue.derive(history=[*history[:first], *turns, *history[first:]], labels=labels)
