@@ -2281,6 +2281,10 @@ d = {
                 "2_buffer/feedback.html#estimate_dissatisfaction",
                 "personal_llm/buffer/feedback.py",
             ),
+            "personal_llm.buffer.feedback.find_disliked": (
+                "2_buffer/feedback.html#find_disliked",
+                "personal_llm/buffer/feedback.py",
+            ),
             "personal_llm.buffer.feedback.get_first_id": (
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",

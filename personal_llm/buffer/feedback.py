@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEEDBACK_KINDS', 'TEXT_KINDS', 'MAX_FEEDBACK_CHARACTERS', 'SLOTS', 'DISSATISFACTION', 'Feedback',
-           'add_feedback', 'count_feedback', 'estimate_dissatisfaction', 'get_first_id', 'drop_disliked']
+           'add_feedback', 'count_feedback', 'estimate_dissatisfaction', 'get_first_id', 'find_disliked',
+           'drop_disliked']
 
 # %% ../../nbs/2_buffer/07_feedback.ipynb #f6ed41d0
 from collections import Counter
@@ -105,7 +106,12 @@ def get_first_id(d: Dialogue) -> str:
     return (*d.parents, d.id)[0]
 
 
+def find_disliked(rows: list) -> set:  # ids of first versions
+    "Return the dialogues whose reply probably did not satisfy."
+    return {id for id, chance in estimate_dissatisfaction(rows).items() if chance > 0.5}
+
+
 def drop_disliked(dialogues: list, rows: list) -> list:
     "Return the dialogues without the model's own replies that probably did not satisfy."
-    chances = estimate_dissatisfaction(rows)
-    return [d for d in dialogues if d.origin != "model" or chances.get(get_first_id(d), 0.0) <= 0.5]
+    disliked = find_disliked(rows)
+    return [d for d in dialogues if d.origin != "model" or get_first_id(d) not in disliked]

@@ -27,7 +27,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, MAX_UNCORRECTED, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
-from ..buffer.feedback import estimate_dissatisfaction, get_first_id
+from ..buffer.feedback import find_disliked, get_first_id
 from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, retrieve
@@ -456,8 +456,8 @@ def finetune(
 @patch
 def select_trainable(self: Personalizer) -> list:
     "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
-    chances = estimate_dissatisfaction(self.feedback_rows)
-    is_liked = lambda d: chances.get(get_first_id(d), 0.0) <= 0.5
+    disliked = find_disliked(self.feedback_rows)
+    is_liked = lambda d: get_first_id(d) not in disliked
     with_response = [d for d in self.buffer.dialogues if d.response.strip() and (d.origin != "model" or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
     is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"

@@ -72,7 +72,7 @@ class CoveringPolicy(ActivePolicy):
 
 RULES = {"before": (ActivePolicy, 0), "early": (ActivePolicy, EARLY), "covering": (CoveringPolicy, EARLY)}
 
-
+# %% ../../nbs/experiments/46_asking.ipynb #askcd100
 def hold_talk(
     model, user, candidates: list, rule: str, note=None
 ) -> list:  # (place, whether corrected) of each question
@@ -109,7 +109,7 @@ def measure_development(jobs: list):  # yields a dict of results a job
         counts = {f"asked_{n}": count_questions(asked, n) for n in (SHORT, TALK, MIXED)}
         yield counts | {f"corrected_{n}": count_questions(asked, n, True) for n in (SHORT, TALK, MIXED)}
 
-
+# %% ../../nbs/experiments/46_asking.ipynb #askcd101
 def measure(jobs: list):  # yields a dict of results a job
     "Hold talks of one person under each rule, and measure the first replies of the next talk."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
@@ -144,7 +144,7 @@ def measure(jobs: list):  # yields a dict of results a job
         counts |= dict(mixed_asked=len(in_mixed), mixed_corrected=count_questions(in_mixed, MIXED, True))
         yield counts | dict(places=[place + 1 for place, _ in asked]) | found
 
-
+# %% ../../nbs/experiments/46_asking.ipynb #askcd102
 JOBS = [dict(user=user.name, seed=ORDERS[0], rule=rule) for user in INVENTED[:5] for rule in ("before", "early")]
 DEVELOPMENT_JOBS = [
     dict(user=user, seed=seed, rule=rule) for user in DEVELOPMENT for seed in (7, 8, 9, 10) for rule in RULES

@@ -131,15 +131,12 @@ class LlamaCppStream(ReplyStream):
                 text += piece
                 reply_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
                 reply = read_reply(tokenizer, reply_ids)
-                end, num_settled = (
-                    find_reply_end(reply, self.rules, self.options),
-                    count_settled_tokens(reply, whole_from),
-                )
+                end = find_reply_end(reply, self.rules, self.options)
                 if end and end[1] == "stop":  # llama.cpp itself counts up to `max_tokens`
                     reply_ids, self.end_reason = reply_ids[: end[0]], end[1]
                 elif reason == "length":
                     reply_ids = reply_ids[: count_tokens_at_limit(reply, self.rules, self.options)]
-                elif new_text := self.decode_new_text(reply_ids[:num_settled]):
+                elif new_text := self.decode_new_text(reply_ids[: count_settled_tokens(reply, whole_from)]):
                     yield new_text
                 self.end_reason = self.end_reason or reason or ""
                 if self.end_reason:
