@@ -9708,6 +9708,10 @@ d = {
                 "7_runtimes/plugins.html#runtime",
                 "personal_llm/runtimes/plugins.py",
             ),
+            "personal_llm.runtimes.plugins.check_new_folder": (
+                "7_runtimes/plugins.html#check_new_folder",
+                "personal_llm/runtimes/plugins.py",
+            ),
             "personal_llm.runtimes.plugins.collect": (
                 "7_runtimes/plugins.html#collect",
                 "personal_llm/runtimes/plugins.py",

@@ -161,7 +161,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
         "Progress messages, logs",
         "device/personalizer.py",
         "return dict(model=self.model.name) | self.state.status()",
-        "return dict(model=self.model.name, last=str(self.buffer.dialogues[-1:])) | self.state.status()",
+        "return dict(model=self.model.name, newest=str(self.buffer.dialogues[-1:])) | self.state.status()",
     ),
     (
         "A process that is killed",

@@ -11,6 +11,7 @@ import pytest
 
 from personal_llm import Buffer, Dialogue, Personalizer, TuningConfig, personalize, read_dialogues
 from personal_llm.app import personalize as module
+from personal_llm.app.arguments import ModelOptions
 from personal_llm.base.files import COMMITTED_RESULTS, write_entry
 from personal_llm.base import decoding, models
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
@@ -179,6 +180,14 @@ def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch)
         assert "export of 20" in out and str(tmp_path / "for vllm") in out
         assert str(tmp_path / "parcel") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
         assert str(tmp_path / "other") not in out
+
+
+def test_export_refuses_a_full_folder_before_it_loads_a_model(world, tmp_path, capsys, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    monkeypatch.setattr(ModelOptions, "load", lambda self: pytest.fail("a model was loaded"))
+    assert "exists already" in fails(capsys, "export", tmp_path / "full", "--to", "vllm", "--adapter", world / "mine")
+    assert [file.name for file in (tmp_path / "full").iterdir()] == ["thesis.tex"]
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
 from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
 from ..device.replay import describe_unchanged, folder_status, read_state
-from ..runtimes.plugins import collect, export_adapter, find_runtimes
+from ..runtimes.plugins import check_new_folder, collect, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
@@ -185,6 +185,7 @@ def export_command(
     model: ModelOptions,
 ):
     "Write an adapter as other programs read it."
+    check_new_folder(folder)  # before the model is loaded
     recover_results(adapter)
     found, answers = check_adapter(find_adapter_folder(adapter)), read_state_answers(adapter)
     usage = export_adapter(model.load(), found, folder, to, answers)

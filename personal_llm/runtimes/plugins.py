@@ -60,6 +60,13 @@ def collect(part: str) -> dict:  # name -> function
     }
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
+def check_new_folder(out) -> None:
+    "Raise `InputError` for a folder with files, or a file."
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already", "give a new folder")
+
+
 def export_adapter(
     model,  # the base `Model`
     adapter,  # a folder, or an `Adapter`
@@ -70,9 +77,8 @@ def export_adapter(
     "Write an adapter as another program reads it; raise `InputError` for a folder with files, and write nothing."
     targets, companions = collect("targets"), collect("companions")
     check(target, "choice", "target", choices=tuple(targets))
+    check_new_folder(out)
     out, adapter = Path(out), check_adapter(adapter, model.base)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already", "give a new folder")
     stage = make_folder(get_temporary_path(out))
     try:
         usage, id_file = targets[target](model, adapter, stage), ""
