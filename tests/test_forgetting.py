@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kills import every_kill
 
-from personal_llm.base.adapters import ADAPTER_CARD_FILE
+from personal_llm.base.adapters import ADAPTER_CARD_FILE, WEIGHTS_FILE
 from personal_llm.base.core import Dialogue, History, InputError
 from personal_llm.base.files import OWNERSHIP_FILE, lock_folder
-from personal_llm.device import personalizer
+from personal_llm.device import forgetting, personalizer
 from personal_llm.base.lineage import STORE_FILE
-from personal_llm.device.memory import claim_folder
+from personal_llm.device.memory import MARK_FILE, claim_folder
 from personal_llm.device.forgetting import ForgetReport, ForgetRequest, forget_folder
 from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.replay import folder_status, read_state
@@ -306,6 +306,19 @@ def test_what_left_the_buffer_is_in_the_rebuilt_adapter(tmp_path):
     assert weights_hash(me.rounds[0].adapter) == weights_hash(never.rounds[0].adapter)
 
 
+def test_an_earlier_turn_is_no_training_dialogue_of_the_rebuilt_adapter(tmp_path):
+    "It had left the buffer, and stood in the history of the others only."
+    me = start(tmp_path, capacity=2)
+    turns = conversation(turns=3)
+    watch(me, turns)
+    me.finetune(progress=False)
+    assert {d.id for d in me.buffer.dialogues} == {turns[1].id, turns[2].id}
+    me.save()
+    done = me.forget(ids=[turns[2].id])
+    assert done.rebuildable == ["adapter 000 on 1 of its 2 dialogues"]
+    assert me.retrain(progress=False) == ["adapter 000: rebuilt on 1 of its 2 dialogues"]
+
+
 def test_a_new_fine_tune_takes_the_place_of_what_was_deleted(tmp_path):
     me = evicting_run(tmp_path)
     me.forget(ids=[me.rounds[0].parents[0]])
@@ -488,6 +501,24 @@ def test_a_kill_in_between_loads_and_the_same_call_finishes(tmp_path):
 
     found = every_kill(folder, work, check)
     assert found[0] and not found[-1] and len(found) > 10
+
+
+def test_a_kill_while_all_is_deleted_leaves_the_names_of_the_adapters(tmp_path, monkeypatch):
+    "Without our mark, only the rows of a memory say which files of a folder are an adapter of ours."
+    published_run(tmp_path)
+    (tmp_path / "run-1" / "adapters" / "000" / MARK_FILE).unlink()
+    weights = tmp_path / "run-1" / "adapters" / "000" / WEIGHTS_FILE
+
+    def die(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(forgetting, "sweep_folder", die)
+        with pytest.raises(KeyboardInterrupt):
+            forget_folder(tmp_path, everything=True)
+    assert weights.exists() and CANARY.encode() not in (tmp_path / "run-1" / STORE_FILE).read_bytes()
+    forget_folder(tmp_path, everything=True)
+    assert not weights.exists()
 
 
 def test_a_run_that_was_killed_before_it_saved(tmp_path):

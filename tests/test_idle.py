@@ -100,14 +100,16 @@ def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
         def tune(*given, change=change, state=state, tries=tries, **named):
             tries.append(1)
             if len(tries) == 1:
+                assert not stops[-1].wait(0.1), "the machine was idle"
                 state.now = replace(FREE, **change)
                 assert tries and stops[-1].wait(30), "nobody stopped it"
                 state.now = FREE
                 raise TrainingStopped
             return fake_tune(*given, **named)
 
-        stops, real = [], threading.Event
-        monkeypatch.setattr(idle.threading, "Event", lambda: stops.append(real()) or stops[-1])
+        stops = []
+        watched = lambda out, load, stop, progress: stops.append(stop) or finetune_folder(out, load, stop, progress)
+        monkeypatch.setattr(idle, "finetune_folder", watched)
         monkeypatch.setattr(personalizer, "tune", tune)
         me = load_personalizer(folder, model())
         watch(me, TALK[10 + len(me.rounds) :][:3])
@@ -116,7 +118,6 @@ def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
             folder, model, IdlePolicy(idle_seconds=0, busy_seconds=0), lambda state=state: state.now
         )
         assert len(tries) == 2
-        monkeypatch.setattr(idle.threading, "Event", real)
 
 
 def test_an_open_chat_is_an_obstacle(folder, capsys):

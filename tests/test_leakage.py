@@ -124,6 +124,9 @@ def test_no_text_reaches_the_numbers_of_a_card():
     assert found.longest == 8 and found.is_high()
     assert "plover" not in repr(found) + str(found.to_dict()) + "\n".join(found.lines())
     assert Leakage.from_dict(found.to_dict()) == found
+    for name in found.to_dict():
+        with pytest.raises(InputError):
+            Leakage.from_dict(found.to_dict() | {name: written[0]})
 
 
 def test_canaries_differ_and_depend_on_the_seed_and_the_thing():
