@@ -6165,6 +6165,36 @@ d = {
                 "personal_llm/experiments/loops.py",
             )
         },
+        "personal_llm.experiments.memory_choices": {
+            "personal_llm.experiments.memory_choices.find_near": (
+                "experiments/memory_choices.html#find_near",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.is_copied": (
+                "experiments/memory_choices.html#is_copied",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.join_people": (
+                "experiments/memory_choices.html#join_people",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.make_answers": (
+                "experiments/memory_choices.html#make_answers",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.measure": (
+                "experiments/memory_choices.html#measure",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.measure_replies": (
+                "experiments/memory_choices.html#measure_replies",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+            "personal_llm.experiments.memory_choices.retrieve_near": (
+                "experiments/memory_choices.html#retrieve_near",
+                "personal_llm/experiments/memory_choices.py",
+            ),
+        },
         "personal_llm.experiments.methods.adapter_scale": {
             "personal_llm.experiments.methods.adapter_scale.choose_adapter_scale": (
                 "experiments/methods/adapter_scale.html#choose_adapter_scale",
