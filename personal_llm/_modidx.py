@@ -7108,6 +7108,14 @@ d = {
                 "experiments/rule.html#measure",
                 "personal_llm/experiments/rule.py",
             ),
+            "personal_llm.experiments.rule.measure_real": (
+                "experiments/rule.html#measure_real",
+                "personal_llm/experiments/rule.py",
+            ),
+            "personal_llm.experiments.rule.measure_rules": (
+                "experiments/rule.html#measure_rules",
+                "personal_llm/experiments/rule.py",
+            ),
             "personal_llm.experiments.rule.rank_correlation": (
                 "experiments/rule.html#rank_correlation",
                 "personal_llm/experiments/rule.py",
