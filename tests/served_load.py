@@ -73,7 +73,8 @@ class Client:
         if last.get("unsaved"):
             return
         self.turns.append(prompt)
-        better = f"Dear friend, {self.name}-{number} begins with tea. Warmly, A." if self.random.random() < 0.7 else ""
+        code = self.random.randrange(10**8)  # no model guesses it: words that equal the reply would be an approval
+        better = f"Dear friend, day {code} begins with tea. Warmly, A." if self.random.random() < 0.7 else ""
         self.num_requests += 1
         body = dict(id=last["id"], kind="better" if better else "thumb_up", better=better)
         status, text = self.served.ask("POST", "/personal/feedback", body)
