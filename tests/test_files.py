@@ -37,6 +37,22 @@ def test_a_killed_run_does_not_lock_its_owner_out(tmp_path):
     assert steps > 8
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="names an open file by /proc")
+def test_a_file_is_on_the_disk_before_it_replaces_the_old_one(tmp_path, monkeypatch):
+    done, flush, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: done.append(os.readlink(f"/proc/self/fd/{number}")) or flush(number)
+    )
+    monkeypatch.setattr(os, "replace", lambda old, new: done.append((str(old), str(new))) or replace(old, new))
+    write_json(tmp_path / "report.json", dict(loss=1.0))
+    (flushed, (old, new)) = done
+    assert flushed == old and new == str(tmp_path / "report.json")
+    monkeypatch.setattr(os, "fsync", lambda number: os.close(-1))
+    with pytest.raises(InputError, match="cannot be written"):
+        write_json(tmp_path / "report.json", dict(loss=2.0))
+    assert "1.0" in (tmp_path / "report.json").read_text() and len([*tmp_path.iterdir()]) == 1
+
+
 def test_a_temporary_folder_goes_with_its_process():
     "Such as an adapter of `finetune` without `out`; a child of `fork` leaves it to its parent."
     program = """
