@@ -179,8 +179,8 @@ PROGRAM_EPILOG = "personal-llm COMMAND --help shows options and examples of a co
 
 
 def build_app(commands: dict, detailed: list) -> typer.Typer:  # detailed: names
-    """Build the parser of some commands. It knows the parameters of those that are named, which takes most of the
-    time. A command that is called returns the `Command` and the values of its parameters."""
+    """Build the parser of some commands. Only the named commands get their parameters, because reading these takes
+    most of the time. A command that is called returns the `Command` and the values of its parameters."""
     is_rich = bool(sys.stdout) and sys.stdout.isatty()
     shared = dict(rich_markup_mode="rich" if is_rich else None, pretty_exceptions_enable=False)
     app = typer.Typer(help=PROGRAM_HELP, epilog=PROGRAM_EPILOG, **shared)

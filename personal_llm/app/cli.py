@@ -50,7 +50,7 @@ OUT_OF_MEMORY_WORDS = ("failed to map segment", "allocate memory", "not enough m
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    "Whether an error says that the machine, a device or a limit has no memory left."
+    "Return whether an error says that the machine, a device or a limit has no memory left."
     is_system_error = isinstance(error, (ImportError, OSError, RuntimeError))
     has_words = any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)
     return isinstance(error, MemoryError) or is_system_error and has_words

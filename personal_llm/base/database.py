@@ -40,7 +40,7 @@ SCHEMA_VERSION = 1  # of all our tables
 
 
 class EmptyDatabaseError(InputError):
-    "A process died before it made the tables."
+    "The file has no tables: a process died before it made them."
 
 # %% ../../nbs/0_base/12_database.ipynb #5e323b38
 def connect_database(file, writes: bool = False):  # a connection of `sqlite3`

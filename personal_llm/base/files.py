@@ -62,7 +62,7 @@ FULL_DISK_MESSAGES += ("database or disk is full",)  # of SQLite
 
 
 def is_full_disk(error: BaseException) -> bool:
-    "Whether an error, or what caused it, is a disk that is full."
+    "Return whether a full disk caused an error."
     chain = []
     while error is not None and error not in chain:  # errors that were raised again may be in a circle
         chain.append(error)
@@ -237,7 +237,7 @@ def open_lock_file(path):  # a file object
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: not a file", "remove it, or choose another folder")
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # whoever waits for a pipe may wait for ever
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)  # a pipe would block until another program writes
         return open(os.open(path, flags, 0o600), "r+b")
     except OSError as error:
         problem = f"{path}: cannot be opened ({error.strerror or error})"

@@ -104,7 +104,7 @@ class TensorInfo:
 
 @dataclass
 class GgufHeader:
-    "What stands before the data of a GGUF file: metadata, and the table of tensors."
+    "The part of a GGUF file before its data: metadata, and the table of tensors."
 
     path: Path
     version: int
@@ -153,7 +153,7 @@ def read_tensor_info(cursor: HeaderCursor) -> tuple:  # (name, `TensorInfo`)
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_gguf
 def read_gguf_header(path) -> GgufHeader:
-    "Read the header of a GGUF file; raise `InputError` for one that is cut, damaged, or claims what cannot be."
+    "Read the header of a GGUF file; raise `InputError` for one that is cut, damaged, or makes an impossible claim."
     metadata, tensors, spans = {}, {}, {}
     try:
         with open(path, "rb") as file:

@@ -68,5 +68,6 @@ def read_ledger(
         if any(hash_entry(key, content) != checksum for key, content, checksum in entries):
             raise ValueError("the checksum of a row of ledger is wrong")
         rows = [json.loads(content) for _, content, _ in entries]
-        [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]  # are whole
+        # a row without a field, or with a wrong type, fails here
+        [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]
     return [row for row in rows if kind in (None, row["kind"]) and row["place"].startswith(place)]

@@ -88,7 +88,7 @@ def find_first_turn(history, max_tokens: int) -> int:
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok014
 def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool = True) -> tuple:
-    "Return the messages that could fit, and a lower bound of the tokens left out; raise `InputError` for no dialogue."
+    "Return the messages that could fit, and a lower bound of the tokens left out; `InputError` for any other value."
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")

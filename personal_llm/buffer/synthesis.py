@@ -392,7 +392,7 @@ def check_round(model, texts: list, dialogues: list, proposals: list, others: li
 def rewrite_texts(
     model, texts: list, n: int, config: SynthesisConfig, seed: int, dialogues: list = ()
 ) -> tuple:  # (accepted rewrites of each text, (reason, original, reply) of the rejected ones)
-    "Return n accepted rewrites of each text, or fewer; the dialogues, whose prompts the texts are, allow a check more."
+    "Return n accepted rewrites of each text, or fewer; dialogues with these prompts let us check the response's loss."
     accepted, rejected, copied = [[] for _ in texts], [], set()
     for round_number in range(config.max_rounds):
         missing = [i for i, rewrites in enumerate(accepted) for _ in range(n - len(rewrites))]

@@ -145,7 +145,7 @@ class SimulatedUser:
         return (self, self.second) if self.second else (self,)
 
     def choose_side(self, dialogue: Dialogue) -> "SimulatedUser":
-        "Return the side whose subject a dialogue is about, a side by chance if it is both's, None if it is no side's."
+        "Return the side whose subject a dialogue has: one at random if both have it, None if neither does."
         labels, subject = dialogue.labels, (dialogue.labels.get("source"), dialogue.labels.get("domain"))
         sides = [side for side in self.sides if labels.get("kind") == "signal" and subject in side.signal_subjects]
         chosen = int(make_generator(0, "side", dialogue.prompt).integers(len(sides))) if len(sides) > 1 else 0

@@ -77,7 +77,7 @@ class BackgroundTraining:
         remove_adapter(self.folder)
 
     def drop_dialogues(self) -> None:
-        "Hold no dialogue and no model any more; who watches this fine-tune may hold it for a while."
+        "Drop all dialogues and the model, because an interface may hold this object for a while."
         self.dialogues, self.stream, self.prepared, self.error, self.model = [], [], None, None, None
 
     def collect(self):  # the `TrainingRound`

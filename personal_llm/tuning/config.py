@@ -91,7 +91,7 @@ def fit_to_answers(
     is_new_start: bool = False,  # whether the fine-tune goes on from an adapter that never saw these answers
     has_validation: bool = False,  # whether some answers are held back
 ) -> TuningConfig:
-    "Return these settings with the steps and the rate that so many answers bear; unchanged where these can be checked."
+    "Return the settings for so many answers: fewer steps, or a slow rate and frequent checks from a new start."
     if not self.validation or has_validation and not is_new_start:
         return self
     is_blind = is_new_start and not has_validation

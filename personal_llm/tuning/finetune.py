@@ -46,7 +46,7 @@ from .validation import find_answered_lineages, select_users_answers, validation
 
 # %% ../../nbs/3_tuning/07_finetune.ipynb #b599b600
 def separate_users_lineages(dialogues: list) -> tuple:  # (dialogues to learn, the others)
-    "Separate the lineages with one of the user's answers from the others; all are to be learned where there are none."
+    "Separate the lineages with one of the user's answers from the others; without an answer, all are to be learned."
     lineages, answered = find_answered_lineages(dialogues)
     pairs, chosen = list(zip(lineages, dialogues)), answered or set(lineages)
     return [d for lineage, d in pairs if lineage in chosen], [d for lineage, d in pairs if lineage not in chosen]
