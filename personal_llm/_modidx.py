@@ -1576,16 +1576,13 @@ d = {
                 "0_base/lineage.html#copy_without_ids",
                 "personal_llm/base/lineage.py",
             ),
+            "personal_llm.base.lineage.fold_text": ("0_base/lineage.html#fold_text", "personal_llm/base/lineage.py"),
             "personal_llm.base.lineage.hash_dialogue": (
                 "0_base/lineage.html#hash_dialogue",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.hash_exchange": (
                 "0_base/lineage.html#hash_exchange",
-                "personal_llm/base/lineage.py",
-            ),
-            "personal_llm.base.lineage.normalize_text": (
-                "0_base/lineage.html#normalize_text",
                 "personal_llm/base/lineage.py",
             ),
             "personal_llm.base.lineage.read_training_ids": (

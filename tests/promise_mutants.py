@@ -77,7 +77,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "A search ignores case",
         "device/forgetting.py",
-        "normalize_text(self.text) in normalize_text(value)",
+        "fold_text(self.text) in fold_text(value)",
         "self.text in value",
     ),
     ("A dry run changes", "device/forgetting.py", "if not dry_run:", "if True:"),

@@ -45,7 +45,7 @@ VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
     "whole number": (lambda value: _is_number(value) and isinstance(value, (int, np.integer)), "a whole number"),
     "number": (_is_number, "a number"),
     "positive number": (lambda value: _is_number(value) and value > 0, "a number above 0"),
-    "share": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "share": (lambda value: _is_number(value) and 0 <= value <= 1, "a number"),
     "text": (lambda value: isinstance(value, str), "text"),
     "name": (lambda value: isinstance(value, str) and bool(value.strip()), "text that is not empty"),
     "list of texts": (
@@ -63,6 +63,8 @@ def _describe_wanted(kind, low, high, choices) -> str:
     if choices is not None:
         return f"use one of {', '.join(map(str, choices))}"
     wanted = f"an instance of {kind.__name__}" if isinstance(kind, type) else VALUE_KINDS[kind][1]
+    if kind == "share":
+        low, high = low or 0, 1 if high is None else high
     if low is not None and high is not None:
         return f"give {wanted} from {low} to {high}"
     if low is not None:

@@ -45,7 +45,7 @@ def collect_source_ids(
 _QUOTATION_MARKS = str.maketrans("’‘‛ʼ´`“”„‟«»", "''''''" + '""""""')
 
 
-def normalize_text(text: str) -> str:
+def fold_text(text: str) -> str:
     "Return a form that is equal for texts that a reader takes for equal."
     text = unicodedata.normalize("NFKC", text.translate(_QUOTATION_MARKS)).casefold()
     return " ".join(unicodedata.normalize("NFKC", text).split())

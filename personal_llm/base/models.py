@@ -346,7 +346,7 @@ def generate(
     self: Model,
     prompts: list,  # texts, or dialogues with a prompt and a history
     max_new_tokens: int = 96,  # upper bound of a response's length
-    temperature: float = 0.0,  # 0: the likeliest token each time
+    temperature: float = 0.0,  # 0: the likeliest token each time; else drawn from .95 of the probability
     seed: int = 0,  # for a temperature above 0
     repetition_penalty: float = 1.0,  # θ; 1: none
 ) -> list:  # responses, in order

@@ -93,12 +93,12 @@ def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
     history, first = dialogue.history, find_first_turn(dialogue.history, max_tokens)
-    turns = [history[0]] if first and history[0][0] == "system" else []
-    turns += [*(history[i] for i in range(first, len(history))), ("user", dialogue.prompt)]
+    kept = [history[0]] if first and history[0][0] == "system" else []
+    turns = [*kept, *(history[i] for i in range(first, len(history))), ("user", dialogue.prompt)]
     turns += [("assistant", dialogue.response)] * with_response
     clipped = [clip_text(text, max_tokens, keep_end=role != "assistant") for role, text in turns]
     messages = [dict(role=role, content=text) for (role, _), (text, _) in zip(turns, clipped)]
-    return messages, first + sum(num_clipped for _, num_clipped in clipped)
+    return messages, first - len(kept) + sum(num_clipped for _, num_clipped in clipped)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok043
 def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_fixed: int) -> list:

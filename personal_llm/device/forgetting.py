@@ -15,7 +15,7 @@ from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapte
 from ..base.core import Dialogue, InputError, check
 from ..base.files import COMMITTED_RESULTS, STAGED_RESULTS, OwnedFolder, delete_path, lock_folder, read_json
 from ..base.ledger import read_ledger
-from ..base.lineage import STORE_FILE, normalize_text, read_training_ids
+from ..base.lineage import STORE_FILE, fold_text, read_training_ids
 from ..base.text import count_nouns
 from ..buffer.scoring import ScoredDialogue
 from .memory import ADAPTERS_FOLDER, OWN_NAMES, RUN_FOLDER_PATTERN, Memory, find_run_folders
@@ -46,7 +46,7 @@ class ForgetRequest:
     def is_in(self, value) -> bool:
         "Return whether a text, or a text in a list or a dictionary, contains the text of the request."
         if isinstance(value, str):
-            return self.text is not None and normalize_text(self.text) in normalize_text(value)
+            return self.text is not None and fold_text(self.text) in fold_text(value)
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
         return any(map(self.is_in, parts))
 
