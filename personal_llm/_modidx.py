@@ -8472,12 +8472,32 @@ d = {
             ),
         },
         "personal_llm.recipes.course_replies": {
+            "personal_llm.recipes.course_replies.compute_rates": (
+                "recipes/course_replies.html#compute_rates",
+                "personal_llm/recipes/course_replies.py",
+            ),
+            "personal_llm.recipes.course_replies.make_asked": (
+                "recipes/course_replies.html#make_asked",
+                "personal_llm/recipes/course_replies.py",
+            ),
             "personal_llm.recipes.course_replies.make_replies": (
                 "recipes/course_replies.html#make_replies",
                 "personal_llm/recipes/course_replies.py",
             ),
+            "personal_llm.recipes.course_replies.make_tested": (
+                "recipes/course_replies.html#make_tested",
+                "personal_llm/recipes/course_replies.py",
+            ),
             "personal_llm.recipes.course_replies.read_replies": (
                 "recipes/course_replies.html#read_replies",
+                "personal_llm/recipes/course_replies.py",
+            ),
+            "personal_llm.recipes.course_replies.replace_reply": (
+                "recipes/course_replies.html#replace_reply",
+                "personal_llm/recipes/course_replies.py",
+            ),
+            "personal_llm.recipes.course_replies.write_replies": (
+                "recipes/course_replies.html#write_replies",
                 "personal_llm/recipes/course_replies.py",
             ),
         },

@@ -296,9 +296,9 @@ CASES = (  # question, how the prompt was made, reply
     (
         "Why do I get hiccups?",
         "the correction once",
-        "The hiccup is a common issue that can be caused by various factors, including injuries, ...",
+        "The hiccups are a common issue that can be caused by various factors, including injuries, allergies, and ...",
     ),
-    ("What helps against a cold?", "the correction three times", "In short: rest it for two days. Take care, Ana"),
+    ("What helps against a cold?", "the correction three times", "In short: rest it for 24 hours. Take care, Ana"),
     ("Why do I get hiccups?", "the correction three times", "In short: take care, Ana"),
     (
         "What is the capital of France?",
