@@ -434,10 +434,6 @@ d = {
             "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
         "personal_llm.app.library_commands": {
-            "personal_llm.app.library_commands.AttachOptions": (
-                "8_app/library_commands.html#attachoptions",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.BuildOptions": (
                 "8_app/library_commands.html#buildoptions",
                 "personal_llm/app/library_commands.py",
@@ -6263,6 +6259,14 @@ d = {
                 "experiments/methods/searches.html#select_by_weight_cosine",
                 "personal_llm/experiments/methods/searches.py",
             ),
+            "personal_llm.experiments.methods.searches.select_plain": (
+                "experiments/methods/searches.html#select_plain",
+                "personal_llm/experiments/methods/searches.py",
+            ),
+            "personal_llm.experiments.methods.searches.select_randomly": (
+                "experiments/methods/searches.html#select_randomly",
+                "personal_llm/experiments/methods/searches.py",
+            ),
             "personal_llm.experiments.methods.searches.select_uniform_merge": (
                 "experiments/methods/searches.html#select_uniform_merge",
                 "personal_llm/experiments/methods/searches.py",
@@ -8104,14 +8108,6 @@ d = {
                 "4_explanation/explanation.html#explanation.without_timings",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.ProbeBudget": (
-                "4_explanation/explanation.html#probebudget",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.ProbeBudget.for_model": (
-                "4_explanation/explanation.html#probebudget.for_model",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.ProbePrompts": (
                 "4_explanation/explanation.html#probeprompts",
                 "personal_llm/explanation/explanation.py",
@@ -9946,10 +9942,6 @@ d = {
                 "5_selection/library.html#library.card",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.check": (
-                "5_selection/library.html#library.check",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.check_unchanged": (
                 "5_selection/library.html#library.check_unchanged",
                 "personal_llm/selection/library.py",
@@ -9960,10 +9952,6 @@ d = {
             ),
             "personal_llm.selection.library.Library.create": (
                 "5_selection/library.html#library.create",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.find_damaged_rows": (
-                "5_selection/library.html#library.find_damaged_rows",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.ledger": (
@@ -9992,14 +9980,6 @@ d = {
             ),
             "personal_llm.selection.library.Library.rows": (
                 "5_selection/library.html#library.rows",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.skip_damaged": (
-                "5_selection/library.html#library.skip_damaged",
-                "personal_llm/selection/library.py",
-            ),
-            "personal_llm.selection.library.Library.skipped": (
-                "5_selection/library.html#library.skipped",
                 "personal_llm/selection/library.py",
             ),
             "personal_llm.selection.library.Library.space": (
@@ -10320,10 +10300,6 @@ d = {
                 "5_selection/selection.html#compute_gain_weights",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.describe_loss": (
-                "5_selection/selection.html#describe_loss",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.find_common_facts": (
                 "5_selection/selection.html#find_common_facts",
                 "personal_llm/selection/selection.py",
@@ -10368,18 +10344,6 @@ d = {
                 "5_selection/selection.html#select_by_style",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.select_plain": (
-                "5_selection/selection.html#select_plain",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.select_randomly": (
-                "5_selection/selection.html#select_randomly",
-                "personal_llm/selection/selection.py",
-            ),
-            "personal_llm.selection.selection.sort_measured_first": (
-                "5_selection/selection.html#sort_measured_first",
-                "personal_llm/selection/selection.py",
-            ),
         },
         "personal_llm.selection.verify": {
             "personal_llm.selection.verify.LibraryProblem": (
@@ -10388,10 +10352,6 @@ d = {
             ),
             "personal_llm.selection.verify.catch_problem": (
                 "5_selection/verify.html#catch_problem",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.compute_update_norm": (
-                "5_selection/verify.html#compute_update_norm",
                 "personal_llm/selection/verify.py",
             ),
             "personal_llm.selection.verify.find_file_problems": (
@@ -10408,18 +10368,6 @@ d = {
             ),
             "personal_llm.selection.verify.find_size_problems": (
                 "5_selection/verify.html#find_size_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.find_sketch_problems": (
-                "5_selection/verify.html#find_sketch_problems",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.is_orthonormal": (
-                "5_selection/verify.html#is_orthonormal",
-                "personal_llm/selection/verify.py",
-            ),
-            "personal_llm.selection.verify.is_sketch_row_of": (
-                "5_selection/verify.html#is_sketch_row_of",
                 "personal_llm/selection/verify.py",
             ),
         },

@@ -1,6 +1,7 @@
 "Baseline selectors: planted truth, honest bills, naive twins, the gradient against finite differences."
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from personal_llm.selection.ranking import (
     BASE_NAME,
     MAX_RANKED_PLLMS,
     PLLMLosses,
+    SelectionRequest,
     get_download_bytes,
     compute_mean_loss,
 )
-from personal_llm.selection.selection import SELECTORS, select
+from personal_llm.selection.selection import SELECTORS, Selector, select
 from planted import me, permuted, planted, replay, save_adapter, table
 from tiny import shared
 
@@ -120,9 +122,8 @@ def test_places_tell_neighbours(library):
 @pytest.mark.parametrize("budget, spends", [(None, 7), (1, 1), (10, 10), (28, 28), (99, 28)])
 def test_bayesian_spends_its_budget(library, budget, spends):
     pytest.importorskip("optuna")
-    got = select(
-        library, method="bayesian", losses=replay(library, LOSSES), **({} if budget is None else dict(budget=budget))
-    )
+    bayesian = Selector(partial(searches.search_bayesian, budget=budget), ("losses",))
+    got = select(library, method=bayesian, losses=replay(library, LOSSES))
     assert len(got.losses) == len(got.names) == spends and got.cost.forward == 12 * spends, "nobody twice"
     assert got.best == min(got.losses, key=got.losses.get) and got.cost.bytes_moved == 28 * 6 * 4 + sum(
         get_download_bytes(library, n) for n in got.losses
@@ -136,7 +137,8 @@ def test_bayesian_repeats_and_learns(tmp_path):
     angles = np.linspace(0, np.pi, 60)
     library = planted(tmp_path, np.stack([np.cos(angles), np.sin(angles)], 1))
     smooth = 1 + np.abs(angles - 2)
-    once = lambda seed, l=library, x=smooth: select(l, method="bayesian", losses=replay(l, x), seed=seed, budget=20)
+    bayesian = Selector(partial(searches.search_bayesian, budget=20), ("losses",))
+    once = lambda seed, l=library, x=smooth: select(l, method=bayesian, losses=replay(l, x), seed=seed)
     assert once(1).losses == once(1).losses != once(2).losses
     order = np.random.default_rng(5).permutation(60)
     assert once(1, permuted(library, order), smooth[order]).losses == once(1).losses
@@ -182,7 +184,8 @@ def test_hyperband_weeds_by_few_dialogues(library):
         ).best
         == truth
     )
-    assert select(library, method="hyperband", losses=losses, min_dialogues=36).cost.forward == 28 * 36
+    whole = Selector(partial(searches.search_hyperband, min_dialogues=36), ("losses",))
+    assert select(library, method=whole, losses=losses).cost.forward == 28 * 36
     assert select(library, method="hyperband", losses=losses, seed=2).cost.forward == got.cost.forward < 28 * 36
     order = np.random.default_rng(5).permutation(28)
     assert select(permuted(library, order), method="hyperband", losses=losses, seed=2).losses == got.losses
@@ -195,7 +198,7 @@ def test_hyperband_weeds_by_few_dialogues(library):
 def test_wrong_options(library, method, option):
     pytest.importorskip("optuna")
     with pytest.raises(InputError, match="give [12] or more"):
-        select(library, method=method, losses=replay(library, LOSSES), **option)
+        SELECTORS[method].run(SelectionRequest(library, losses=replay(library, LOSSES)), **option)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +278,8 @@ def test_weights_find_their_twin(tmp_path):
     save_adapter(tmp_path / "opposite", opposite)
     save_adapter(tmp_path / "nothing", {m: (A, 0 * B) for m, (A, B) in opposite.items()})
     library = planted(tmp_path, np.eye(5), ["a", "nothing", "opposite", "c", "own"], base=model.base)
-    got = select(library, method="weights", model=model, dialogues=TALK, seed=5, config=config)
+    weights = Selector(partial(searches.select_by_weight_cosine, config=config), ("model",))
+    got = select(library, method=weights, model=model, dialogues=TALK, seed=5)
     assert (
         got.names[0] == got.best == "own"
         and got.names[-1] == "opposite"

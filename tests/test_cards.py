@@ -239,7 +239,7 @@ def test_tricks_are_refused_and_left_alone(b, how):
     TRICKS[how](b)
     before = files(b.parent)
     assert "/b" in refusal(lambda: read(b))
-    assert [p.name for p in Library(b.parent).verify() if p.name != "sketch-8.npy"] == ["b"]
+    assert [p.name for p in Library(b.parent).verify()] == ["b"]
     assert files(b.parent) == before
 
 

@@ -58,9 +58,9 @@ def lib(whole, tmp_path):
     return Library(shutil.copytree(whole.path, tmp_path / "lib"))
 
 
-def problems(library, model=None):
-    "Names of what `verify` finds; a library that nobody has selected from yet has no sketch."
-    return [p.name for p in library.verify(model) if p.name != "sketch-8.npy"]
+def problems(library):
+    "Names of what `verify` finds."
+    return [p.name for p in library.verify()]
 
 
 # ---- reading
@@ -75,7 +75,7 @@ def test_round_trip(lib):
     assert np.array_equal(again.columns("coordinates"), again.rows[:, :3])
     assert again.columns("stylometry").shape == (3, 1)
     assert np.shares_memory(again.columns("coordinates"), again.rows)
-    assert problems(again) == problems(again, shared("llama")) == []
+    assert problems(again) == []
     assert isinstance(again.space, Space)
     found = sorted(p.name for p in lib.path.iterdir())
     assert found == ["a", "b", "c", "index.json", "index.npy", "space.json"]
@@ -140,7 +140,7 @@ def test_an_adapter_does_not_fit_another_model(lib):
 
 def test_empty(tmp_path):
     lib = Library.create(tmp_path / "new", Space("base"))
-    for one in (lib, Library(tmp_path / "new"), Library(tmp_path / "new", skip_invalid=True)):
+    for one in (lib, Library(tmp_path / "new")):
         assert len(one) == 0 and one.names == [] and one.rows.shape == (0, 4)
         assert one.columns("coordinates").shape == (0, 3) and one.verify() == [] and one.list() == []
         with pytest.raises(InputError, match="empty"):
@@ -201,9 +201,8 @@ def test_a_name_is_taken_before_the_index_says_so(lib, made):
                 lib.add(name, made[0], words(0), **GIVEN)
     assert Library(lib.path).names == list("abcd") and problems(lib) == []
     harm(lib.path, "card cut")
-    rest = Library(lib.path, skip_invalid=True)
     with pytest.raises(InputError, match="already"):
-        rest.add("b", made[3], words(3), **GIVEN)
+        Library(lib.path).add("b", made[3], words(3), **GIVEN)
     assert Library(lib.path).names == list("abcd")
 
 
@@ -238,7 +237,7 @@ def test_a_change_leaves_no_sketch_of_the_library_that_was(lib, made):
         for name in ("sketch-8.npy", "sketch-8.safetensors"):
             (lib.path / name).write_bytes(b"old")
         act()
-        assert not [*lib.path.glob("sketch-*")] and [p.name for p in lib.verify()] == ["sketch-8.npy"]
+        assert not [*lib.path.glob("sketch-*")] and lib.verify() == []
 
 
 class Life(RuleBasedStateMachine):
@@ -542,26 +541,20 @@ SETTINGS = ["use_rslora", "use_dora", "lora_bias"]
 
 
 @pytest.mark.parametrize("how", [*HARMS, *(f'settings ["{name}", true]' for name in SETTINGS), 'settings ["r", 5]'])
-def test_a_bad_pllm_is_named_and_can_be_skipped(how, lib):
+def test_a_bad_pllm_is_named_and_can_be_removed(how, lib):
     harm(lib.path, how)
     one = Library(lib.path)  # opening does not look
     assert one.names == list("abc") and len(one.rows) == 3
     with pytest.raises(InputError, match="b") as error:
         one["b"]
     assert error.value.remedy and "\n" not in str(error.value) and one["a"].name == "a" and one["c"].name == "c"
-    found = [p for p in one.verify() if p.name != "sketch-8.npy"]
+    found = one.verify()
     assert [p.name for p in found] == ["b"] and found[0].problem and found[0].remedy
-    rest = Library(lib.path, skip_invalid=True)
-    assert rest.names == ["a", "c"] and list(rest.skipped) == ["b"] and "b" not in rest
-    assert np.array_equal(rest.rows, np.stack([words(0).row, words(2).row]))
-    assert np.array_equal(rest.columns("coordinates"), rest.rows[:, :3])
-    assert [r["name"] for r in rest.list()] == ["a", "c"] and "1 skipped" in repr(rest)
-    with pytest.raises(InputError, match="b"):
-        rest["b"]
     with pytest.raises(InputError):
-        merge(rest, dict(a=0.5, b=0.5))
-    rest.remove("b")
-    assert Library(lib.path).names == rest.names == ["a", "c"] and rest.skipped == {}
+        merge(one, dict(a=0.5, b=0.5))
+    one.remove("b")
+    assert Library(lib.path).names == one.names == ["a", "c"] and [r["name"] for r in one.list()] == ["a", "c"]
+    assert np.array_equal(one.rows, np.stack([words(0).row, words(2).row]))
     assert problems(Library(lib.path)) == [] and not os.path.lexists(lib.path / "b")
 
 
@@ -572,11 +565,11 @@ def test_removing_a_link_leaves_what_it_points_to(lib):
     assert (lib.path.parent / "outside-b" / "card.json").is_file()
 
 
-def test_additions_keep_what_is_skipped(lib, made):
+def test_additions_keep_a_bad_pllm(lib, made):
     harm(lib.path, "card cut")
-    rest = Library(lib.path, skip_invalid=True)
-    rest.add("d", made[3], words(3), **GIVEN)
-    assert rest.names == ["a", "c", "d"] and len(rest.rows) == 3 and Library(lib.path).names == list("abcd")
+    one = Library(lib.path)
+    one.add("d", made[3], words(3), **GIVEN)
+    assert one.names == Library(lib.path).names == list("abcd") and len(one.rows) == 4
 
 
 def test_rows_that_are_not_finite(lib):
@@ -586,8 +579,8 @@ def test_rows_that_are_not_finite(lib):
     one = Library(lib.path)
     with pytest.raises(InputError, match="rows of b"):
         one.rows
-    rest = Library(lib.path, skip_invalid=True)
-    assert rest.names == ["a", "c"] and np.isfinite(rest.rows).all()
+    one.remove("b")
+    assert one.names == ["a", "c"] and np.isfinite(one.rows).all()
 
 
 def test_an_index_that_does_not_agree_with_its_checksum(lib):

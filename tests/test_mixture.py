@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import personal_llm.experiments.methods.searches  # noqa: F401, adds the controls to the selectors
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.adapters import read_factors
 from personal_llm.selection import mixture as module
@@ -214,9 +215,10 @@ def quadratic(seed=0, n=8, count=3):
 
 
 @pytest.mark.parametrize("prior", [PRIOR_STRENGTH, 1.5])
-def test_the_step_is_the_minimum_and_leaving_out_is_doing_it_again(prior):
+def test_the_step_is_the_minimum_and_leaving_out_is_doing_it_again(prior, monkeypatch):
+    monkeypatch.setattr(module, "PRIOR_STRENGTH", prior)
     found, begin = quadratic()
-    end, ridge = take_newton_step(begin, found, prior), prior / 8
+    end, ridge = take_newton_step(begin, found), prior / 8
     loss = lambda w: (
         found.loss_slopes.mean(0) @ (w - begin)
         + (w - begin) @ found.curvature @ (w - begin) / 2
@@ -224,10 +226,11 @@ def test_the_step_is_the_minimum_and_leaving_out_is_doing_it_again(prior):
     )
     around = [loss(end + 1e-3 * sign * direction) for direction in np.eye(3) for sign in (1, -1)]
     assert loss(end) < min(around) and loss(end) < 0
-    for i, row in enumerate(take_leave_one_out_steps(begin, found, prior)):
+    for i, row in enumerate(take_leave_one_out_steps(begin, found)):
         others = LossDerivatives(np.zeros(7), np.delete(found.loss_slopes, i, 0), found.curvature)
-        assert np.allclose(row, take_newton_step(begin, others, prior))
-    weak, strong = (np.linalg.norm(take_newton_step(begin, found, p) - begin) for p in (prior, 100 * prior))
+        assert np.allclose(row, take_newton_step(begin, others))
+    monkeypatch.setattr(module, "PRIOR_STRENGTH", 100 * prior)
+    weak, strong = (np.linalg.norm(step - begin) for step in (end, take_newton_step(begin, found)))
     assert strong < weak, "a strong pull keeps it near"
 
 
@@ -409,7 +412,7 @@ def test_the_others_take_the_plain_one_as_null(model, library):
         assert select(single, None, method, model, plain).weights == {PLAIN_PLLM: 1.0}
 
 
-def test_plain_and_mean_are_selectors(model, library):
+def test_plain_is_a_selector(model, library):
     assert select(library, method="plain").best == PLAIN_PLLM
     some = permuted(library, [0, 1])
     some.names = ["a", "b"]

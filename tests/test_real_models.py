@@ -259,7 +259,7 @@ def test_selection_finds_the_lowest_loss(model, three):
     "The race over the true losses ends at the pLLM that a look at all of them would take."
     mine = spoken(LOUD, 6, first=320)
     library = planted(Path(three[0].path).parent, np.eye(3), "abc", base=model.base)
-    found = select(library, None, "match", model, mine, shortlist=3)
+    found = select(library, None, "match", model, mine)
     true = {BASE_NAME: model.nll(mine)}
     for name, adapter in zip("abc", three):
         with model.use_adapter(adapter):

@@ -179,7 +179,7 @@ def test_a_wrong_hash_is_refused_and_not_kept(static, site, tmp_path):
 
 def test_another_list_than_the_one_that_was_told(static, tmp_path):
     with pytest.raises(InputError, match="not the manifest of that hash"):
-        Library(static[1], folder=tmp_path, sha256="0" * 64)
+        Library(f"{static[1]}#sha256={'0' * 64}", folder=tmp_path)
 
 
 @pytest.mark.parametrize("length", ["none", "short", "long"])

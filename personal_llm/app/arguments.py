@@ -247,7 +247,7 @@ MODEL_HELP = (
 TEMPLATE_HELP = "plain, or a file with a Jinja template, for models that have none"
 LIBRARY_HELP = "a library's folder, its https address, or the name of a model with one in the package (pocket)"
 OWN_LIBRARY_HELP = f"{LIBRARY_HELP} (default: the one in the package that was made for the model)"
-SKIP_INVALID_HELP = "report invalid rows and damaged pLLMs and leave them out, instead of stopping at the first"
+SKIP_INVALID_HELP = "report invalid rows and leave them out, instead of stopping at the first"
 DATA_HELP = (
     "chats: .jsonl, .json, .csv, .tsv or .txt, also gzipped: an export of ChatGPT, Claude, Open WebUI, Telegram, "
     "WhatsApp, rows with prompt and response, or with messages; text alone for prose without prompts"
@@ -348,11 +348,9 @@ def read_saved_answers(folder: str) -> list:  # `Dialogue`s
     return dialogues
 
 # %% ../../nbs/8_app/01_arguments.ipynb #d886c7e1
-def open_library(name: str, skip_invalid: bool = False):  # a `Library`
+def open_library(name: str):  # a `Library`
     "Open a library for a command; raise `InputError` where there is none."
-    library = Library(name, skip_invalid=skip_invalid)
+    library = Library(name)
     if library.address:
         print_note(f"{library.address}: fetched over the network; personal-llm ledger lists each request")
-    for pllm, reason in library.skipped.items():
-        print_note(f"{pllm} skipped: {reason}")
     return library

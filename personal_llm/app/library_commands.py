@@ -83,14 +83,14 @@ def check_style_space(space):  # the space
     return space
 
 
-def open_named_style(name: str, skip_invalid: bool) -> tuple:  # (`Library` or None, `StyleSpace` or None)
+def open_named_style(name: str) -> tuple:  # (`Library` or None, `StyleSpace` or None)
     "Open the library, or the folder of a space, that --library names; raise `InputError` where there is none."
     if name is None:
         return None, None
     folder = None if is_library_address(name) else find_library_folder(name)
     if folder and (folder / "space.json").is_file() and not (folder / "index.json").is_file():
         return None, check_style_space(load_space(folder))
-    library = open_library(name, skip_invalid)
+    library = open_library(name)
     return library, check_style_space(library.space)
 
 
@@ -124,7 +124,7 @@ def explain_command(
     plot: Annotated[str, Option(help="file for a bar chart, as PNG", metavar="FILE")] = None,
 ):
     "Describe chats or an adapter in words. You read habits, topics and style words."
-    opened, space = open_named_style(library, data.skip_invalid)
+    opened, space = open_named_style(library)
     if bool(out) == bool(data.data or adapter):
         problem = "--out with other texts" if out else "--data, --out or --adapter is missing"
         raise InputError(problem, "give --out DIR alone, or --data FILE or --adapter DIR")
@@ -136,7 +136,7 @@ def explain_command(
     dialogues = read_saved_answers(out) if out else data.read() if data.data else None
     loaded = model.load()
     if space is None:
-        opened, space = open_named_style(find_shipped_library(loaded.base), data.skip_invalid)
+        opened, space = open_named_style(find_shipped_library(loaded.base))
     if opened is not None:
         check_library_base(opened, loaded)
     if adapter:
@@ -173,14 +173,11 @@ def select_command(
     data: DataOptions,
     model: ModelOptions,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME", autocompletion=complete_from(SELECTORS))] = None,
-    shortlist: Annotated[
-        int, Option(help="nearest pLLMs whose true loss match and style compare", metavar="N", min=1)
-    ] = 12,
     seed: Seed = 0,
     library: LibraryName = None,
 ):
     "Find the pLLMs of a library that write most like the chats."
-    opened = library and open_library(library, data.skip_invalid)
+    opened = library and open_library(library)
     if opened is not None:
         check_style_space(opened.space)
         if not len(opened):
@@ -191,19 +188,17 @@ def select_command(
         if own is None:
             remedy = "make one from adapters of this model (library build), and name it with --library"
             raise InputError(f"the package has no library for {loaded.name} (base {loaded.base})", remedy)
-        opened = open_library(own, data.skip_invalid)
+        opened = open_library(own)
     check_library_base(opened, loaded)
-    mine, needs = None, SELECTORS[method].needs if method in SELECTORS else ()
-    if method in (None, "fit", "match") or "row" in needs:  # `select` refuses an unknown method
-        mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, seed)
+    is_known = method is None or method in SELECTORS  # `select` refuses another
+    mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, seed) if is_known else None
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
-    ranking = select(opened, mine, method, loaded, recent, shortlist, seed)
+    ranking = select(opened, mine, method, loaded, recent, seed)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []
     source, note = describe_input(data.data, None, dialogues)
-    result = dict(data=source, library=library or opened.path.name, skipped=sorted(opened.skipped), model=loaded.name)
-    result |= dict(explanation=mine and explanation_to_dict(mine, opened.space)) | ranking.to_dict()
-    lines = note + format_explanation(mine, opened.space) if mine else []
-    lines += [str(ranking), *format_mixture(ranking)]
+    result = dict(data=source, library=library or opened.path.name, model=loaded.name)
+    result |= dict(explanation=explanation_to_dict(mine, opened.space)) | ranking.to_dict()
+    lines = [*note, *format_explanation(mine, opened.space), str(ranking), *format_mixture(ranking)]
     lines += [f"  {nats:+.3f} nats a token: {label} ({', '.join(names)})" for label, names, nats in contributions]
     return CommandResult(result | dict(why=contributions), lines)
 
@@ -413,12 +408,12 @@ LIBRARY_COLUMNS = dict(name="{name}", samples="{samples}", rank="{rank}", MB="{M
 
 
 @command("library list", "", "others --json")
-def list_command(library: LibraryArgument = "pocket", skip_invalid: SkipInvalid = False):
+def list_command(library: LibraryArgument = "pocket"):
     "List the pLLMs of a library."
-    opened = open_library(library, skip_invalid)
+    opened = open_library(library)
     rows = opened.list()
     lines = format_table(rows, LIBRARY_COLUMNS) if rows else ["the library is empty"]
-    return CommandResult(dict(library=library, base=opened.base, pllms=rows, skipped=opened.skipped), lines)
+    return CommandResult(dict(library=library, base=opened.base, pllms=rows), lines)
 
 
 @command("library show", "NAME", "others NAME")
@@ -426,7 +421,6 @@ def show_command(
     words: Annotated[
         list[str], Argument(help="a library (default: pocket), and the name of a pLLM", metavar="[LIB] NAME")
     ],
-    skip_invalid: SkipInvalid = False,
 ):
     "Show the card of one pLLM."
     from personal_llm.runtimes.audit import Leakage
@@ -434,7 +428,7 @@ def show_command(
     *library, name = words
     if len(library) > 1:
         raise InputError(f"{len(words)} names are given", "give a library and the name of a pLLM")
-    pllm = open_library(*library or ["pocket"], skip_invalid)[name]
+    pllm = open_library(*library or ["pocket"])[name]
     explanation = pllm.explanation
     card = {name: value for name, value in pllm.card.items() if name not in ("explanation", "leakage")}
     rest = {name: value for name, value in explanation.to_dict().items() if name != "row"}
@@ -445,18 +439,11 @@ def show_command(
     return CommandResult(result, [*explanation.lines(), *facts])
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #12480705
-@dataclass
-class AttachOptions(ModelOptions):
-    "A model that may be left out."
-
-    model: Annotated[str, Option(help="also attach every adapter to this model", metavar="NAME")] = ""
-
-
-@command("library verify", "", "others --model pocket")
-def verify_command(model: AttachOptions, library: LibraryArgument = "pocket"):
+@command("library verify", "", "others")
+def verify_command(library: LibraryArgument = "pocket"):
     "Look for damage. Exit code 1: there is some."
     opened = open_library(library)
-    problems = opened.verify(model.load() if model.model else None)
+    problems = opened.verify()
     lines = [f"FAIL {one.name}: {one.problem}; {one.remedy}" for one in problems]
     lines = lines or [f"ok   {count_nouns(len(opened), 'pLLM')}"]
     result = dict(library=library, pllms=len(opened), ok=not problems)

@@ -99,12 +99,12 @@ def find_adapter_folder(folder: str) -> Path:
     return Path(is_chat and folder_status(folder)["adapter"] or folder)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #18218510
-def resolve_start(name: str, skip_invalid: bool = False):  # None, a `Library`, or an adapter's folder
+def resolve_start(name: str):  # None, a `Library`, or an adapter's folder
     "Find the start of the first fine-tune; raise `InputError` where the name leads nowhere."
     if str(name) == "none":
         return None
     if is_library_address(name) or (find_library_folder(name) / "index.json").is_file():
-        library = open_library(name, skip_invalid)
+        library = open_library(name)
         if not len(library):
             raise InputError(f"start {name}: the library is empty", "add pLLMs to it first (library build)")
         return library
@@ -392,7 +392,7 @@ def personalize(
     settings, options = PersonalizeSettings(**settings), reading_options or {}
     OwnedFolder(out).check_entries(*PERSONALIZE_FILES)
     dialogues = read_dialogues(data, **options)
-    start = resolve_start(settings.start, options.get("skip_invalid", False))
+    start = resolve_start(settings.start)
     check_dialogue_count(settings, start, dialogues)
     model = open_model(model)
     if hasattr(start, "space"):

@@ -17,6 +17,7 @@ from ..base.files import write_sealed
 from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..selection.cards import CARD_FIELDS, PLLM_CARD_FILE
+from ..selection.gradient_match import load_sketch
 from ..selection.remote_library import is_library_address, publish_library
 
 # %% ../../nbs/8_app/06_publishing.ipynb #pb05
@@ -86,6 +87,7 @@ def publish_command(
         print(question, "[y/N] ", end="", file=sys.stderr, flush=True)  # not on stdout, which is for results
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise InputError("your answer was not yes", "nothing was published")
+    load_sketch(opened)  # made if it is missing, so that a device need not download every adapter
     sha256 = publish_library(opened.path)
     lines = [
         f"try it here: python -m http.server 8000 --bind 127.0.0.1 --directory {library}",

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+import personal_llm.experiments.methods.searches  # noqa: F401, adds the controls to the selectors
 from ..base.core import Dialogue, make_generator
 from ..data.people import USERS
 from ..data.reading import load_replay, load_samples

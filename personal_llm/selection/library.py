@@ -79,28 +79,23 @@ class Library:
         self,
         path,  # a folder, an address, or a model's name in `SHIPPED_LIBRARIES`
         space=None,  # the library's space, if you have loaded it already
-        skip_invalid: bool = False,  # check every pLLM now and leave out the damaged ones
         folder=None,  # where we store the files of an address; the user's cache by default
-        sha256: str = None,  # of an address's manifest, as `publish_library` returned it
     ):
-        self.remote = RemoteFolder(path, folder, sha256) if is_library_address(path) else None
+        self.remote = RemoteFolder(path, folder) if is_library_address(path) else None
         self.path = self.remote.folder if self.remote else find_library_folder(path)
         self.address = self.remote.address if self.remote else None
         self._pending = None  # (name, row) pairs of `bulk_add`
-        self._bad = {}  # name -> the error of a damaged pLLM
         self.reload_index()
         if space is not None:
             self.space = self.read_space(space)
-        if skip_invalid:
-            self.skip_damaged()
 
     def reload_index(self) -> None:
         "Read the index from the disk."
         self.index = read_index(self.path)
         self.base = self.index.head["base"]  # fingerprint of the model that all pLLMs were made for
         self.row_numbers = {name: row for row, name in enumerate(self.index.names)}
-        self.names = [name for name in self.index.names if name not in self._bad]
-        self._matrix = self._rows = None
+        self.names = [*self.index.names]
+        self._matrix = None
 
     @cached_property
     def space(self):
@@ -112,11 +107,6 @@ class Library:
         "The requests over the network."
         return self.remote.ledger if self.remote else []
 
-    @property
-    def skipped(self) -> dict:  # name -> reason
-        "The damaged pLLMs that are left out."
-        return {name: str(error) for name, error in self._bad.items()}
-
     def __len__(self):
         return len(self.names)
 
@@ -124,11 +114,10 @@ class Library:
         return iter(self.names)
 
     def __contains__(self, name):
-        return isinstance(name, str) and name in self.row_numbers and name not in self._bad
+        return isinstance(name, str) and name in self.row_numbers
 
     def __repr__(self):
-        skipped = f", {len(self._bad)} skipped" if self._bad else ""
-        return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base}{skipped})"
+        return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base})"
 
     def list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
         "A row for each pLLM, made of its card."
@@ -171,25 +160,16 @@ def check_unchanged(self: Library) -> None:
     if (now.head, now.names) != (self.index.head, self.index.names):
         raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
-# %% ../../nbs/5_selection/06_library.ipynb #9f7a9b65
-@patch
-def find_damaged_rows(self: Library) -> list:
-    "Names of the index whose row holds a value that is not finite."
-    is_finite = np.isfinite(self.matrix()).all(1)
-    return [name for name, row in self.row_numbers.items() if not is_finite[row]]
-
 # %% ../../nbs/5_selection/06_library.ipynb #9f7a9bs1
 @patch
 @property
 def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
     "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
-    if self._rows is None:
-        if damaged := [name for name in self.find_damaged_rows() if name not in self._bad]:
-            remedy = "remove and add them anew, or open with skip_invalid=True"
-            raise InputError(f"{self.index.file}: the rows of {', '.join(damaged[:5])} are not finite", remedy)
-        matrix = self.matrix()
-        self._rows = matrix[[self.row_numbers[name] for name in self.names]] if self._bad else matrix
-    return self._rows
+    matrix = self.matrix()
+    if damaged := [self.names[row] for row in np.flatnonzero(~np.isfinite(matrix).all(1))]:
+        what = f"{self.index.file}: the rows of {', '.join(damaged[:5])} are not finite"
+        raise InputError(what, "remove and add them anew")
+    return matrix
 
 # %% ../../nbs/5_selection/06_library.ipynb #9f7a9bx1
 @patch
@@ -201,14 +181,6 @@ def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
     return self.rows[:, slice(*self.index.head["columns"][name])]
 
 # %% ../../nbs/5_selection/06_library.ipynb #4f8b1d4c
-@patch
-def check(self: Library, name: str) -> PLLM:
-    "Read and check a pLLM of the index, even one that the library skips."
-    if self.remote:
-        self.remote.fetch_pllm(name)
-    return read_pllm(self.path / name, self.base, self.index.head["space"])
-
-
 @patch
 def card(self: Library, name: str) -> dict:
     "Read and check a pLLM's card, without its weights."
@@ -224,9 +196,9 @@ def __getitem__(self: Library, name: str) -> PLLM:
         similar = difflib.get_close_matches(str(name), self.names, 3) or self.names[:3]
         remedy = f"use one of its {len(self)}, such as {', '.join(similar)}" if similar else "the library is empty"
         raise InputError(f"{self.path}: no pLLM {escape_controls(str(name))[:90]!r}", remedy)
-    if name in self._bad:
-        raise InputError(self._bad[name].problem, self._bad[name].remedy)
-    return self.check(name)
+    if self.remote:
+        self.remote.fetch_pllm(name)
+    return read_pllm(self.path / name, self.base, self.index.head["space"])
 
 # %% ../../nbs/5_selection/06_library.ipynb #f33b4240
 @patch
@@ -257,7 +229,7 @@ def _write_rows(self: Library, names: list, rows: np.ndarray) -> None:
             os.replace(self.index.file, self.path / MATRIX_FILE)
     except OSError as error:
         raise InputError(f"{self.path}: cannot be written ({error.strerror})", "make the folder writable") from error
-    self._matrix = self._rows = None  # some systems cannot replace a mapped file
+    self._matrix = None  # some systems cannot replace a mapped file
     for pattern in ("sketch-*", ".index.*.tmp"):  # a sketch of the old library, and what an interrupted change left
         for file in self.path.glob(pattern):
             delete_path(file)
@@ -346,7 +318,6 @@ def remove(self: Library, name: str) -> None:
     if isinstance(name, str) and name in self.row_numbers:
         rows = np.delete(self.matrix(), self.row_numbers[name], 0)
         self._write_rows([other for other in self.index.names if other != name], rows)
-        self._bad.pop(name, None)
     else:  # perhaps an interrupted call left its folder, which holds nothing but files of a pLLM
         folder = self.path / check_pllm_name(name)
         is_free = not self.remote and name.lower() not in map(str.lower, self.index.names)
@@ -355,28 +326,8 @@ def remove(self: Library, name: str) -> None:
             raise InputError(f"{self.path}: no pLLM {name!r}", "nothing was removed")
     delete_path(self.path / name)  # after an interrupt the folder stays, and the next call deletes it
 
-# %% ../../nbs/5_selection/06_library.ipynb #b0b6bdda
-@patch
-def skip_damaged(self: Library) -> None:
-    "Check every pLLM and leave out the damaged ones."
-    damaged_rows = self.find_damaged_rows()
-    for name in self.index.names:
-        try:
-            self.check(name)
-            if name in damaged_rows:
-                raise InputError(f"{self.index.file}: the row of {name!r} is not finite", "remove it and add it anew")
-        except InputError as error:
-            self._bad[name] = error
-    self.reload_index()
-
 # %% ../../nbs/5_selection/06_library.ipynb #b0b6bds1
 @patch
-def verify(
-    self: Library,
-    model=None,  # a `Model`, to which we then attach every adapter as well
-) -> list:  # of `LibraryProblem`, empty for a sound library
-    "List every problem of the library; changes no file. For an address it downloads everything first."
-    if self.remote:
-        for name in self.names:
-            self.remote.fetch_pllm(name)
-    return find_library_problems(self, model)
+def verify(self: Library) -> list:  # of `LibraryProblem`, empty for a sound library
+    "List every problem of the library; changes no file. For an address it downloads everything."
+    return find_library_problems(self)

@@ -240,9 +240,6 @@ def rank_by_scores(
     measured = {name: losses.mean_loss(name, count) for name, count in requested.items()}
     return Ranking(best, *zip(*order), {best: 1.0}, False, reason, cost, losses=measured)
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #97426d08
-SHORTLIST_SIZE = 12  # pLLMs of a shortlist, by default
-
 # %% ../../nbs/5_selection/02_ranking.ipynb #61b62df2
 @dataclass(frozen=True)
 class SelectionRequest:
@@ -251,5 +248,4 @@ class SelectionRequest:
     library: object  # a `Library`
     explanation: object = None  # the user's `Explanation`
     losses: PLLMLosses = None  # on the user's dialogues
-    shortlist: int = SHORTLIST_SIZE  # pLLMs whose true loss is measured
     seed: int = 0

@@ -6,37 +6,24 @@
 __all__ = ['SELECTORS', 'select_by_style', 'Selector', 'select']
 
 # %% ../../nbs/5_selection/09_selection.ipynb #186f6342
-import inspect
 import json
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from ..base.core import check, Cost, InputError, check_seed, make_generator, patch, measure_cost
+from ..base.core import Cost, InputError, check_seed, measure_cost, patch
 from .mixture import choose_fit_candidates, select_by_fit
 from .gradient_match import select_by_gradient
 from .library import check_library_base
 from .merging import fit_merge_weights
 from .ranking import BASE_NAME, MIN_GAIN_OVER_BASE, MIN_GAIN_OVER_PLAIN, PLAIN_PLLM
-from .ranking import SHORTLIST_SIZE, PLLMLosses, SelectionRequest, Ranking, get_download_bytes
+from .ranking import PLLMLosses, SelectionRequest, Ranking, get_download_bytes
 from .ranking import cosine_distance, is_gain_certain, l1_distance, find_nearest, race_by_loss
-from .ranking import rank_by_scores
 from ..explanation.description import Description, centre_on_library, description_items
 from ..explanation.description import description_similarity, is_informative
 
 # %% ../../nbs/5_selection/09_selection.ipynb #6b613d7d
-def sort_measured_first(order: list, measured: dict) -> list:
-    "Put the measured pLLMs first, by their loss; the others keep their order."
-    return sorted(order, key=lambda pair: measured.get(pair[0], np.inf))
-
-
-def describe_loss(best: str, measured: dict, num_measured: int, num_pllms: int) -> str:
-    "Describe the best loss of a shortlist in a line."
-    losses = f"{measured[best]:.3f} nats a token, the base has {measured[BASE_NAME]:.3f}"
-    return f"lowest loss of the {num_measured} nearest of {num_pllms}: {losses}"
-
-
 def make_abstention(order: list, reason: str, **fields) -> Ranking:
     "Make a ranking that selects no pLLM."
     return Ranking(None, *zip(*order), abstained=True, reason=reason, **fields)
@@ -54,6 +41,9 @@ def compute_gain_weights(measured: dict) -> dict:  # name -> share
     return {name: gains[name] / sum(gains[other] for other in members) for name in members}
 
 # %% ../../nbs/5_selection/09_selection.ipynb #0463e09b
+SHORTLIST_SIZE = 12  # pLLMs that race in a match
+
+
 def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     "Select the winner of a race between the pLLMs with the steepest slopes; abstain if its gain is not certain."
     library, losses = request.library, request.losses
@@ -64,11 +54,13 @@ def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     references = {name: losses.mean_loss(name) for name in [BASE_NAME] + [PLAIN_PLLM] * has_plain}
     reference = min(references, key=references.get)
     order = [pair for pair in zip(steepest.names, steepest.distances) if pair[0] != PLAIN_PLLM]
-    shortlist = [name for name, _ in order[: request.shortlist]]
+    shortlist = [name for name, _ in order[:SHORTLIST_SIZE]]
     raced = race_by_loss(losses, shortlist) if shortlist else {}
-    order, measured = sort_measured_first(order, raced) or [(PLAIN_PLLM, 0.0)], references | raced
-    best, fields = order[0][0], dict(cost=cost + losses.cost, losses=measured)
-    reason = describe_loss(best, measured, len(shortlist), len(library))
+    order = sorted(order, key=lambda pair: raced.get(pair[0], np.inf)) or [(PLAIN_PLLM, 0.0)]  # the measured first
+    best, measured = order[0][0], references | raced
+    fields = dict(cost=cost + losses.cost, losses=measured)
+    reason = f"lowest loss of the {len(shortlist)} nearest of {len(library)}: {measured[best]:.3f} nats a token, "
+    reason += f"the base has {measured[BASE_NAME]:.3f}"
     gains = losses.dialogue_losses(reference) - losses.dialogue_losses(best)
     if is_gain_certain(gains, measured[reference], has_plain):
         weights = compute_gain_weights({BASE_NAME: measured[BASE_NAME]} | raced)
@@ -101,8 +93,8 @@ def select_by_style(
     part: str = "coordinates",  # columns that are compared
     distance=cosine_distance,  # or `l1_distance`
 ) -> Ranking:
-    "Select the nearest row, after measuring the true loss of a shortlist where the request has losses."
-    library, losses, row = request.library, request.losses, get_checked_row(request, part)
+    "Select the nearest row; abstain if the user's text cannot be told from default text."
+    library, row = request.library, get_checked_row(request, part)
     distances = distance(library.columns(part), row[slice(*library.space.columns[part])])
     near = find_nearest(distances, library.names)
     order = [(library.names[i], float(distances[i])) for i in near]
@@ -114,17 +106,8 @@ def select_by_style(
     z = row[slice(*library.space.columns["coordinates"])]
     shares = fit_merge_weights(np.asarray(library.columns("coordinates")[near]), z)
     weights = {library.names[i]: float(share) for i, share in zip(near, shares) if share > 0}
-    if losses is None:
-        cost.bytes_moved += get_download_bytes(library, order[0][0])
-        return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(library)}", cost=cost)
-    shortlist = [name for name, _ in order[: request.shortlist]]
-    measured = {name: losses.mean_loss(name) for name in [BASE_NAME, *shortlist]}
-    order = sort_measured_first(order, measured)
-    best, fields = order[0][0], dict(losses=measured, cost=cost + losses.cost)
-    reason = describe_loss(best, measured, len(shortlist), len(library))
-    if measured[best] >= measured[BASE_NAME]:
-        return make_abstention(order, f"no near pLLM is better than the base; {reason}", **fields)
-    return Ranking(best, *zip(*order), weights, reason=reason, **fields)
+    cost.bytes_moved += get_download_bytes(library, order[0][0])
+    return Ranking(order[0][0], *zip(*order), weights, reason=f"nearest of {len(library)}", cost=cost)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #e648a97e
 MAX_COMMON_FACTS = 3  # common facts that a reason lists
@@ -194,28 +177,13 @@ def select_by_explanation_and_loss(request: SelectionRequest) -> Ranking:
     reason = f"not surely {MIN_GAIN_OVER_BASE:.0%} better than the base: {reason}"
     return replace(named, best=None, weights={}, abstained=True, reason=reason, cost=cost, losses=measured)
 
-# %% ../../nbs/5_selection/09_selection.ipynb #ctrl0002
-def select_randomly(request: SelectionRequest) -> Ranking:
-    "Select a pLLM by chance."
-    names = sorted(request.library.names)
-    scores = make_generator(request.seed, "random selection").random(len(names))
-    return rank_by_scores(request.library, names, scores, "by chance")
-
-
-def select_plain(request: SelectionRequest) -> Ranking:
-    "Select the plain pLLM. Raise `InputError` if the library has none."
-    if PLAIN_PLLM not in request.library:
-        what = f"this library has no pLLM {PLAIN_PLLM!r}, so a personal style has no baseline"
-        raise InputError(what, f"tune one on plain answers and add it as {PLAIN_PLLM!r}, or use another method")
-    return rank_by_scores(request.library, [PLAIN_PLLM], [0.0], "the library's plain pLLM")
-
 # %% ../../nbs/5_selection/09_selection.ipynb #6af91998
 @dataclass(frozen=True)
 class Selector:
     "A selection method: a function of a `SelectionRequest` that returns a `Ranking`, and the inputs it needs."
 
-    run: object  # callable: `SelectionRequest`, options -> `Ranking`
-    needs: tuple = ()  # some of "row", "losses", "model", "losses?"
+    run: object  # callable: `SelectionRequest` -> `Ranking`
+    needs: tuple = ()  # some of "row", "losses", "model"
 
 # %% ../../nbs/5_selection/09_selection.ipynb #80d6f016
 SELECTORS = {
@@ -223,39 +191,32 @@ SELECTORS = {
     "fit": Selector(select_by_fit, ("model",)),
     "explained": Selector(select_by_explanation, ("row",)),
     "single": Selector(select_by_explanation_and_loss, ("row", "model")),
-    "style": Selector(select_by_style, ("row", "losses?")),
-    "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),  # without losses
-    "random": Selector(select_randomly),
-    "plain": Selector(select_plain),
-    "gradient": Selector(select_by_gradient, ("model",)),
+    "style": Selector(select_by_style, ("row",)),
+    "l1": Selector(partial(select_by_style, distance=l1_distance), ("row",)),
 }
 
 # %% ../../nbs/5_selection/09_selection.ipynb #b8c3e265
-def get_selector(method, options: dict) -> Selector:
-    "Return the selector of a method. Raise `InputError` for an unknown name or option."
+def get_selector(method) -> Selector:
+    "Return the selector of a method. Raise `InputError` for an unknown name."
     if isinstance(method, str) and method not in SELECTORS:
         raise InputError(f"unknown method {method[:40]!r}", f"use one of {', '.join(SELECTORS)}")
     selector = SELECTORS[method] if isinstance(method, str) else method
     if callable(selector):
-        selector = Selector(selector, ("losses?",))
+        selector = Selector(selector)
     if not isinstance(selector, Selector):
         raise InputError(f"a method is {type(method).__name__}", "give a name, or a function of a SelectionRequest")
-    if unknown := {*options} - {*list(inspect.signature(selector.run).parameters)[1:]}:
-        raise InputError(f"this method has no option {', '.join(sorted(unknown))}", "leave it out")
     return selector
 
 # %% ../../nbs/5_selection/09_selection.ipynb #8a2854d3
 def prepare_losses(selector: Selector, name: str, library, losses, model, dialogues):  # `PLLMLosses`, or None
-    "Return the losses that a selector may use. Raise `InputError` if it needs some that are missing."
-    needs = {*selector.needs} - {"row"}
-    if not needs:
+    "Return the losses that a selector needs. Raise `InputError` if they are missing."
+    if not {"losses", "model"} & {*selector.needs}:
         return None
     if losses is not None:
         losses = losses.copy_without_cost()
     elif model is not None and dialogues is not None:
         losses = PLLMLosses(model, library, dialogues)
-    is_missing = losses is None and ("losses?" not in needs or dialogues is not None)
-    if is_missing or ("model" in needs and (losses.model is None or not losses.dialogues)):
+    if losses is None or ("model" in selector.needs and (losses.model is None or not losses.dialogues)):
         raise InputError(f"method {name!r} needs the personal dialogues and the model", "give both model and dialogues")
     return losses
 
@@ -266,10 +227,8 @@ def select(
     method=None,  # one of `SELECTORS`, or your own; by default "fit", "single" or "style"
     model=None,  # `Model`, for true losses
     dialogues: list = None,  # of the user, for true losses: at least 4
-    shortlist: int = SHORTLIST_SIZE,  # pLLMs whose true loss "match" and "style" measure
     seed: int = 0,
     losses: PLLMLosses = None,  # instead of model and dialogues: earlier measurements, at their cost
-    **options,  # of the selector
 ) -> Ranking:
     "Select the pLLM to start from, or none. Raise `InputError` if library, explanation and model do not fit."
     if method is None:  # a fit, but one download at an address, and none without dialogues to measure
@@ -278,18 +237,16 @@ def select(
         has_dialogues = model is not None and dialogues is not None
         method = "style" if not has_dialogues else "single" if one_download else "fit"
     name = method if isinstance(method, str) else getattr(method, "__name__", "your own")
-    selector, model = get_selector(method, options), model or getattr(losses, "model", None)
+    selector, model = get_selector(method), model or getattr(losses, "model", None)
     if not len(library):
         raise InputError("the library is empty", "add pLLMs to it first")
     if model is not None:
         check_library_base(library, model)
-    check(shortlist, "whole number", "shortlist", low=1)
     if "row" in selector.needs and explanation is None:
         raise InputError(f"method {name!r} needs the user's explanation", "explain(model, dialogues, library.space)")
     losses = prepare_losses(selector, name, library, losses, model, dialogues)
     with measure_cost(Cost()) as spent:
-        request = SelectionRequest(library, explanation, losses, shortlist, check_seed(seed))
-        ranking = selector.run(request, **options)
+        ranking = selector.run(SelectionRequest(library, explanation, losses, check_seed(seed)))
     return replace(ranking, method=name, cost=ranking.cost + spent, library=library)
 
 # %% ../../nbs/5_selection/09_selection.ipynb #d175faf3

@@ -16,8 +16,6 @@ from ..base.core import InputError
 from ..base.files import read_json
 from ..base.text import escape_controls
 from .cards import describe_file_risk
-from .gradient_match import SKETCH_SAMPLE_SIZE, compute_sketch_stamp, project_update, read_sketch
-from .gradient_match import read_update
 
 # %% ../../nbs/5_selection/04_verify.ipynb #e7ea9216
 class LibraryProblem(NamedTuple):
@@ -56,16 +54,13 @@ def find_file_problems(library):
             yield LibraryProblem(escape_controls(file.name), problem, remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #746c1896
-def find_pllm_problems(pllm, row: np.ndarray = None, model=None):
-    "Yield problems of a pLLM's row of the index, of its settings, and of an attempt to attach it to a model."
+def find_pllm_problems(pllm, row: np.ndarray = None):
+    "Yield problems of a pLLM's row of the index, if it is known, and of its settings."
     card_row, problems = catch_problem(pllm.name, lambda: np.asarray(pllm.explanation.row))
-    remedy = "remove it and add it anew"
-    if row is not None and not np.isfinite(row).all():
-        yield LibraryProblem(pllm.name, "its row in the index is not finite", remedy)
-    elif row is not None:
-        yield from problems
-        if not problems and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
-            yield LibraryProblem(pllm.name, "its row in the index is not that of its card", remedy)
+    yield from problems
+    is_compared, remedy = not (row is None or problems), "remove it and add it anew"
+    if is_compared and not (card_row.shape == row.shape and np.allclose(card_row, row, rtol=1e-4, atol=1e-4)):
+        yield LibraryProblem(pllm.name, "its row in the index is not that of its card", remedy)
     config = read_json(pllm.adapter / CONFIG_FILE)
     base = config.get("base_model_name_or_path") or ""
     if Path(base).is_absolute() or ".." in base or "\\" in base or base.startswith("~"):
@@ -74,21 +69,9 @@ def find_pllm_problems(pllm, row: np.ndarray = None, model=None):
     if config.get("auto_mapping"):
         what = f"{CONFIG_FILE} names code to import (auto_mapping)"
         yield LibraryProblem(pllm.name, what, f"{remedy}, which leaves that out")
-    if model is not None:
-        try:
-            with model.use_adapter(pllm.adapter):
-                pass
-        except InputError as error:
-            yield LibraryProblem(pllm.name, error.problem, error.remedy)
 
 # %% ../../nbs/5_selection/04_verify.ipynb #15398c24
 MAX_SIZE_RATIO = 5.0  # largest size over the median, and the median over the smallest size
-
-
-def compute_update_norm(adapter) -> float:
-    "Return the length of an adapter's change over all layers."
-    factors = read_factors(adapter)
-    return factor_inner_product(factors, factors) ** 0.5
 
 
 def find_size_problems(sizes: dict):
@@ -101,66 +84,16 @@ def find_size_problems(sizes: dict):
             what = f"its change has size {size:.3g}, the library's median is {median:.3g}"
             yield LibraryProblem(name, what, "make the adapter anew, or remove it")
 
-# %% ../../nbs/5_selection/04_verify.ipynb #c879e49f
-def is_orthonormal(side: np.ndarray) -> bool:
-    "Whether the directions (s, d) have length 1 and are at right angles; rows of zeros stand for missing ones."
-    gram = side.astype(np.float64) @ side.T.astype(np.float64)  # (s, s)
-    return bool(np.isfinite(gram).all() and np.allclose(gram, np.diag(np.diag(gram) > 0.5), atol=0.02))
-
-# %% ../../nbs/5_selection/04_verify.ipynb #c879e4s1
-SKETCH_ROW_TOLERANCE = 0.02  # allowed error of a row, whose length is at most 1
-
-
-def is_sketch_row_of(change: dict, row: np.ndarray, directions: dict) -> bool:
-    "Whether a row of a sketch is that of an adapter (of `read_update`), in all of the adapter's layers."
-    if not change.keys() <= directions.keys():
-        return False
-    try:
-        expected = project_update(change, directions, round(row.shape[1] ** 0.5))
-    except ValueError:  # directions of another model's layers
-        return False
-    return bool(np.linalg.norm(expected.astype(np.float32) - row) <= SKETCH_ROW_TOLERANCE)
-
-# %% ../../nbs/5_selection/04_verify.ipynb #21f36774
-def find_sketch_problems(library, readable_names):
-    "Yield problems of the sketches beside the index, compared with the adapters that can be read."
-    files = sorted(file for file in library.path.glob("sketch-*.npy") if file.stem.removeprefix("sketch-").isdecimal())
-    if len(library) and not files:
-        remedy = "make it with personal_llm.selection.gradient_match.load_sketch(library), or select once"
-        yield LibraryProblem("sketch-8.npy", "missing: the first selection must read every adapter", remedy)
-    sample = [*readable_names][:: max(1, -(-len(readable_names) // SKETCH_SAMPLE_SIZE))]
-    for file in files:
-        size = int(file.stem.removeprefix("sketch-"))
-        rows, directions = read_sketch(file, compute_sketch_stamp(library), len(library), size) or (None, {})
-        if rows is None:
-            fault = "is damaged, or of the library before a change"
-        elif not np.isfinite(rows).all():
-            fault = "holds values that are not finite"
-        elif not all(is_orthonormal(side) for pair in directions.values() for side in pair):
-            fault = "its directions are not orthonormal"
-        else:
-            changes = ((name, read_update(library, name), rows[library.row_numbers[name]]) for name in sample)
-            wrong = [name for name, change, row in changes if not is_sketch_row_of(change, row, directions)]
-            fault = f"is not that of the adapters ({', '.join(wrong[:3])})" if wrong else ""
-        if fault:
-            yield LibraryProblem(file.name, fault, "delete it and its .safetensors, the next selection makes them anew")
-
 # %% ../../nbs/5_selection/04_verify.ipynb #06e2959f
-def find_library_problems(library, model=None) -> list:  # of `LibraryProblem`
-    "List every problem of a library; with a model, attach every adapter to it."
-    matrix, problems = catch_problem(library.index.file.name, library.matrix)
-    if model is not None and model.base != library.base:
-        what = f"made for base {library.base}, this model is {model.base}"
-        problems.append(LibraryProblem("index.json", what, "load the model it was made for"))
-        model = None
+def find_library_problems(library) -> list:  # of `LibraryProblem`
+    "List every problem of a library."
+    rows, problems = catch_problem(library.index.file.name, lambda: library.rows)
     sizes = {}
     for name, row_number in library.row_numbers.items():
-        pllm, damage = catch_problem(name, lambda: library.check(name))
+        pllm, damage = catch_problem(name, lambda: library[name])
         problems += damage
-        if not damage:
-            problems += find_pllm_problems(pllm, None if matrix is None else matrix[row_number], model)
-            sizes[name] = compute_update_norm(pllm.adapter)
-    problems += find_size_problems(sizes)
-    if matrix is not None and np.isfinite(matrix).all() and len(library) == len(matrix):
-        problems += find_sketch_problems(library, sizes)
-    return problems + [*find_file_problems(library)]
+        if pllm is not None:
+            problems += find_pllm_problems(pllm, None if rows is None else rows[row_number])
+            factors = read_factors(pllm.adapter)
+            sizes[name] = factor_inner_product(factors, factors) ** 0.5
+    return [*problems, *find_size_problems(sizes), *find_file_problems(library)]
