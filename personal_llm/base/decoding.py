@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN', 'MIN_PART_WORDS',
-           'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS', 'PLACEHOLDER',
-           'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS',
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'FENCE', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN',
+           'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS',
+           'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS',
            'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS',
-           'VERSE_LINES', 'VERSE_WORDS', 'EMPTY_ITEMS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS',
-           'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS',
-           'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens',
-           'make_decoding_rules', 'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply',
-           'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies',
-           'choose_next_token', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_short_verse',
-           'find_fragments', 'is_whole', 'mark_known_words', 'may_restate', 'find_restatement', 'find_loop',
-           'count_finished_tokens', 'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens',
-           'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'VERSE_LINES', 'VERSE_WORDS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE',
+           'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions',
+           'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
+           'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
+           'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
+           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
+           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
+           'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
@@ -144,6 +143,7 @@ def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: 
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decred01
 ITEM_MARK = re.compile(r"[ \t]*(\d+[.)]|[-*•+])[ \t*_\"“]*$")  # what stands before the words of an item
+FENCE = "```"  # before and after a block of code
 NO_END = re.compile(r"(\d|(^|[^\w'’])[^\W\d_]|(\bwww|://|@)\S*)$")  # before a point inside a number, initial or link
 
 
@@ -189,6 +189,7 @@ class ReplyText:
     heads: list = field(default_factory=list)  # [first word, end] of the heads of items; the last end may be None
     has_mark: bool = False  # whether a token without a letter follows the last word
     before: str = ""  # marks before the first word of the newest line
+    num_fences: int = 0  # rows of three backticks
     ends: list = field(default_factory=list)  # numbers of tokens at which units end
     units: list = field(default_factory=list, repr=False)  # as `split_units` read them last
     num_finished: int = 0  # units among them that no further token changes
@@ -199,6 +200,7 @@ def add(self: ReplyText, token: int) -> None:
     "Read one more token."
     classes = find_token_classes(self.tokenizer)
     text, is_unit_end = classes.texts[token], token in classes.unit_ends
+    self.num_fences += (self.before + text).count(FENCE) - self.before.count(FENCE)
     if token in classes.exempt:
         self.add_mark(text, is_unit_end)
     elif token in classes.word_starts or self.has_mark or not self.words:
@@ -263,8 +265,7 @@ def get_text(self: ReplyText) -> str:
 
 @patch
 def is_in_code(self: ReplyText) -> bool:
-    "Return whether a fence of three backticks is open."
-    return self.get_text().count("```") % 2 == 1
+    return self.num_fences % 2 == 1
 
 
 @patch
@@ -367,10 +368,10 @@ class ExampleResponses(tuple):
     "Responses in a prompt whose words the reply must not repeat; no file of dialogues can hold them."
 
 
-def encode_examples(tokenizer, dialogue) -> list:  # `Example`s; dialogue: or a text, without any
-    "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off."
-    responses, examples = getattr(dialogue, "labels", {}).get(EXAMPLES), []
-    for response in responses if isinstance(responses, ExampleResponses) else ():
+def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; dialogue: or a text, without any
+    "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
+    responses, examples, tokenizer = getattr(dialogue, "labels", {}).get(EXAMPLES), [], rules.tokenizer
+    for response in responses if rules.stops_loops and isinstance(responses, ExampleResponses) else ():
         ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
@@ -479,8 +480,7 @@ def is_repeated(unit: Unit, earlier: list) -> bool:
     is_sum = len(re.findall(r"\d+", words)) >= MIN_SUM_NUMBERS
     count, similar = texts.count(words), 0 if is_sum else [one.letters for one in earlier].count(letters)
     is_long = words.count(" ") >= MIN_LOOP_WORDS - 1
-    is_same_pair = (texts[-1], words) in zip(texts, texts[1:]) if texts else False
-    return count >= (1 if is_long else 2) or similar >= 2 or is_same_pair or texts[-1:] == [words]
+    return count >= (1 if is_long else 2) or similar >= 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decper01
 MAX_PERIOD, MIN_COPIES, MIN_CODE_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 16, 24
@@ -496,7 +496,6 @@ def is_periodic(ids: list, min_copies: int = MIN_COPIES) -> bool:
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
 VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
-EMPTY_ITEMS = re.compile(r"(\n[ \t]*[-*•+][ \t]*){2,}\n?$")
 
 
 def find_short_verse(units: list):  # the number of units before it, or None
@@ -513,11 +512,8 @@ def find_short_verse(units: list):  # the number of units before it, or None
     return start
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decvard2
-def find_fragments(reply: ReplyText):  # the number of tokens to keep, or None
-    "Return where a reply ends whose last lines are known words in short lines, or items without a word."
-    units = reply.split_units()
-    if EMPTY_ITEMS.search(reply.get_text()):
-        return count_whole_tokens(units)
+def find_fragments(units: list):  # the number of tokens to keep, or None
+    "Return where a reply ends whose last lines are known words in short lines."
     start = find_short_verse(units)
     if start is None or sum(bool(unit.letters) for unit in units[start:]) < VERSE_LINES:
         return None
@@ -573,10 +569,8 @@ def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
         return None
     is_circle = sum(sum(marks, [])[-RECENT_WORDS:]) >= CIRCLE_WORDS
     is_prose = not reply.heads and ",\n" not in reply.get_text()
-    if may_restate(newest) and sum(newest) >= KNOWN_SHARE * len(newest):
-        if is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS):
-            return before[-1].end
-    return size if is_circle else None
+    restates = may_restate(newest) and sum(newest) >= KNOWN_SHARE * len(newest)
+    return before[-1].end if restates and (is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS)) else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
 def find_loop(reply: ReplyText):  # the number of tokens before the loop, or None
@@ -589,7 +583,7 @@ def find_loop(reply: ReplyText):  # the number of tokens before the loop, or Non
     if reply.is_unit_end():
         if is_repeated(units[-1], units[:-1]):
             return count_whole_tokens(units[:-1])
-        if (kept := find_fragments(reply)) is not None:
+        if (kept := find_fragments(units)) is not None:
             return kept
     return find_restatement(reply)
 
@@ -624,8 +618,6 @@ def count_settled_tokens(reply: ReplyText, whole_from: int = 2**31) -> int:
         could_repeat = may_restate(mark_known_words(units)[-1][:-1])  # the last word may be incomplete
     count, verse = count_whole_tokens(before) if could_repeat else size, find_short_verse(units)
     count = count if verse is None else min(count, count_whole_tokens(units[:verse]))
-    if re.search(r"\n[ \t]*[-*•+][ \t]*\n?$", reply.get_text()):  # an item without a word
-        count = min(count, count_whole_tokens(before))
     return min(count, max(whole_from, count_finished_tokens(reply))) if count > whole_from else count
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decend01

@@ -368,7 +368,7 @@ def continue_prompts(self: Model, prompts: list, max_new_tokens: int, seed: int,
     with torch.inference_mode(), torch.random.fork_rng(), measure_cost(self.cost):
         torch.manual_seed(seed)
         for batch in make_batches([len(row) + max_new_tokens for row in rows], self.tokens_per_batch):
-            own_examples = [encode_examples(self.tokenizer, prompts[i]) for i in batch]
+            own_examples = [encode_examples(self.decoding, prompts[i]) for i in batch]
             batch_rows = [rows[i] for i in batch]
             for i, new_ids in zip(batch, self.generate_tokens(batch_rows, own_examples, **sampling_options)):
                 responses[i] = self.tokenizer.decode(new_ids, skip_special_tokens=True).strip()

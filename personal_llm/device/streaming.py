@@ -132,7 +132,7 @@ def __iter__(self: ReplyStream):  # a generator of texts
     self.previous_stream = None
     self.feed(ids[len(self.ids) :])
     tokenizer = self.model.tokenizer
-    reply, end_id = ReplyText(tokenizer, encode_examples(tokenizer, self.dialogue)), tokenizer.eos_token_id
+    reply, end_id = ReplyText(tokenizer, encode_examples(self.rules, self.dialogue)), tokenizer.eos_token_id
     reply_ids, whole_from = reply.ids, find_whole_from(self.rules, self.options)
     generator = torch.Generator().manual_seed(self.options.seed)
     while not self.end_reason:
