@@ -2955,6 +2955,10 @@ d = {
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
+            "personal_llm.course.grading.modified_at": (
+                "course/grading.html#modified_at",
+                "personal_llm/course/grading.py",
+            ),
             "personal_llm.course.grading.read_answer": (
                 "course/grading.html#read_answer",
                 "personal_llm/course/grading.py",

@@ -242,6 +242,15 @@ def test_of_two_notebooks_of_a_lesson_the_better_one_counts(tmp_path):
         assert "two notebooks of lesson 2; the better one (`lesson_2.ipynb`) counts" in marks.notes("ana")
 
 
+def test_a_file_that_moved_while_we_graded_costs_no_marks(tmp_path):
+    paths = [tmp_path / "ana" / f"lesson_2{end}.ipynb" for end in ("", " (1)")]
+    marked = [grading.Marked(Submission(path, "ana", 2), dict(a=Verdict("a", "right"))) for path in paths]
+    hand_in(paths[0], [])  # the other one is not there any more
+    marks = grading.ClassMarks(marked, [2], [], 0)
+    write_table(marks, tmp_path / "marks.csv")
+    assert marks.of("ana")[2] is marked[0] and "ana,10.0,1 of 1" in (tmp_path / "marks.csv").read_text()
+
+
 def test_the_note_of_a_syntax_error_names_no_unknown_file(graded):
     notes = "; ".join(graded[0].notes("syntax"))
     assert "SyntaxError: " in notes and "<unknown>" not in notes

@@ -91,8 +91,9 @@ LEARNER_PAGE = """# A course on models that learn their user
 1. Install Python 3.10 or newer. In this folder type `pip install {package} jupyterlab`.
    On Linux without a graphics card, type before: `pip install torch --index-url https://download.pytorch.org/whl/cpu`.
    It is a tenth of the download.
-2. Type `personal-llm get smollm2` (93 MB). Some cells of lessons 1, 5, 7, 9 and 10 need this model, and *Run all* stops there
-   without it. Then type `jupyter lab`. From here on you need no network, and you never need a graphics card.
+2. Type `personal-llm get smollm2` (93 MB). Some cells of lessons 1, 5, 7, 9 and 10 need this model,
+   and *Run all* stops there without it. Then type `jupyter lab`. From here on you need no network, and you never
+   need a graphics card.
 3. Open the first lesson, `{first}`, and choose *Run all*. All tasks are open.
 4. Answer a task in its cell and run the cell. `check` says whether it is right, or which mistake it looks like.
 5. Write each function yourself: the grader refuses a call of the library's own function.
