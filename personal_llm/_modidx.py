@@ -6989,6 +6989,10 @@ d = {
                 "experiments/real_people.html#subject_tag",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.take_first_answers": (
+                "experiments/real_people.html#take_first_answers",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.take_own_answers": (
                 "experiments/real_people.html#take_own_answers",
                 "personal_llm/experiments/real_people.py",

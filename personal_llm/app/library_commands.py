@@ -36,7 +36,7 @@ from ..selection.library import Library, check_library_base, find_library_folder
 from ..selection.library import find_shipped_library, load_space
 from ..selection.ranking import PLAIN_PLLM
 from ..selection.remote_library import is_library_address
-from ..selection.selection import SELECTORS, select
+from ..selection.selection import SELECTORS, get_selector, select
 from ..selection.warm_start import add_plain_pllm, describe_missing_plain, describe_weights
 
 # %% ../../nbs/8_app/08_library_commands.ipynb #51b10185
@@ -177,6 +177,8 @@ def select_command(
     library: LibraryName = None,
 ):
     "Find the pLLMs of a library that write most like the chats."
+    if method is not None:
+        get_selector(method)  # refuses another name before a model is loaded
     opened = library and open_library(library)
     if opened is not None:
         check_style_space(opened.space)
@@ -190,8 +192,7 @@ def select_command(
             raise InputError(f"the package has no library for {loaded.name} (base {loaded.base})", remedy)
         opened = open_library(own)
     check_library_base(opened, loaded)
-    is_known = method is None or method in SELECTORS  # `select` refuses another
-    mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, seed) if is_known else None
+    mine = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], opened.space, seed)
     recent = dialogues[-MAX_LOSS_DIALOGUES:]
     ranking = select(opened, mine, method, loaded, recent, seed)
     contributions = ranking.group_contributions() if ranking.method == "fit" else []

@@ -9,7 +9,6 @@ __all__ = ['DEVELOPMENT_PROMPTS', 'TEST_PROMPTS', 'ADAPTER_VARIABLE', 'ROWS_PER_
 # %% ../../nbs/experiments/47_loops.ipynb #lop00003
 import json
 import os
-import re
 import tempfile
 from collections import Counter
 from pathlib import Path

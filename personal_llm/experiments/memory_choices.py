@@ -24,7 +24,14 @@ from ..data.people import SimulatedUser, UserData, user_stream
 from ..data.reading import load_samples
 from .habit_defaults import EVERYBODY
 from .new_people_grid import choose_tests
-from .real_people import LENGTH, REPLY_TOKENS, SIGNAL_SHARE, TESTS, load_measured_model
+from personal_llm.experiments.real_people import (
+    LENGTH,
+    REPLY_TOKENS,
+    SIGNAL_SHARE,
+    TESTS,
+    load_measured_model,
+    take_first_answers,
+)
 from .runner import Grid
 from ..tuning.content import find_frame, strip_frame
 
@@ -48,12 +55,7 @@ PEOPLE |= {user.name: user for user in (join_people(EVERYBODY[a], EVERYBODY[b]) 
 def make_answers(user: SimulatedUser, count: int, seed: int = 7) -> tuple:  # (answered dialogues, tests)
     "Let a person correct the first replies about its subjects, and approve as many others."
     data: UserData = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=seed)
-    fresh = [d for d in data.stream if "copy_of" not in d.labels and d.response.strip()]
-    sides = [[d for d in fresh if user.choose_side(d) is side][: count // len(user.sides)] for side in user.sides]
-    others = [d for d in fresh if not user.is_signal_dialogue(d)][:count]
-    corrected = [d.derive(response=user.preferred_response(d), origin="annotated") for own in sides for d in own]
-    answered = [*corrected, *(d.derive(origin="approved") for d in others)]
-    return answered, choose_tests(user, data.test_signal, TESTS)
+    return take_first_answers(user, data.stream, count), choose_tests(user, data.test_signal, TESTS)
 
 # %% ../../nbs/experiments/48_memory_choices.ipynb #mch00008
 MIN_GAP = 0.1  # of similarity

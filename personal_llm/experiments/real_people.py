@@ -12,8 +12,8 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap',
            'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person',
            'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks', 'measure_condition', 'ask',
-           'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'measure_counts', 'list_jobs', 'read_people',
-           'compare_conditions', 'write_comparison']
+           'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'take_first_answers', 'measure_counts',
+           'list_jobs', 'read_people', 'compare_conditions', 'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -353,14 +353,20 @@ DEVELOPMENT, MEMORY_COUNTS = ("skipper", "herald", "hostess", "reporter"), (3, 6
 COUNT_JOBS = [dict(user=user, memories=k) for user in DEVELOPMENT for k in MEMORY_COUNTS]
 
 
+def take_first_answers(user: SimulatedUser, stream: list, count: int) -> list:  # dialogues
+    "Let a person correct the first replies about its subjects, of each side alike, and approve as many others."
+    fresh = [d for d in stream if "copy_of" not in d.labels and d.response.strip()]
+    sides = [[d for d in fresh if user.choose_side(d) is side][: count // len(user.sides)] for side in user.sides]
+    others = [d for d in fresh if not user.is_signal_dialogue(d)][:count]
+    corrected = [d.derive(response=user.preferred_response(d), origin="annotated") for own in sides for d in own]
+    return [*corrected, *(d.derive(origin="approved") for d in others)]
+
+
 def measure_counts(jobs: list):  # yields a dict of results a job
     "Measure how many memories help a person of development who gave eight answers."
     model, user = load_measured_model("smollm2"), EVERYBODY[jobs[0]["user"]]
     data, embedder = user_stream(user, load_samples(), LENGTH, signal_share=SIGNAL_SHARE, seed=7), PromptEmbedder(model)
-    fresh = [d for d in data.stream if "copy_of" not in d.labels and d.response.strip()]
-    signal, other = ([d for d in fresh if (d.labels["kind"] == "signal") == wanted] for wanted in (True, False))
-    corrected = [d.derive(response=user.preferred_response(d), origin="annotated") for d in signal[:SAVED_COUNT]]
-    answered = [*corrected, *(d.derive(origin="approved") for d in other[:SAVED_COUNT])]
+    answered = take_first_answers(user, data.stream, SAVED_COUNT)
     for job in jobs:
         show = lambda d, prompt: add_memories(d, retrieve(answered, prompt, embedder, job["memories"]))
         yield measure_condition(model, user, data.test_signal[:TESTS], data.test_retention[:OTHERS], show, None, True)

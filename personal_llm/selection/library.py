@@ -95,7 +95,7 @@ class Library:
         self.base = self.index.head["base"]  # fingerprint of the model that all pLLMs were made for
         self.row_numbers = {name: row for row, name in enumerate(self.index.names)}
         self.names = [*self.index.names]
-        self._matrix = None
+        self._matrix, self._is_finite = None, False  # the rows are read and checked on first use
 
     @cached_property
     def space(self):
@@ -166,9 +166,10 @@ def check_unchanged(self: Library) -> None:
 def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
     "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
     matrix = self.matrix()
-    if damaged := [self.names[row] for row in np.flatnonzero(~np.isfinite(matrix).all(1))]:
-        what = f"{self.index.file}: the rows of {', '.join(damaged[:5])} are not finite"
+    if not self._is_finite and (damaged := np.flatnonzero(~np.isfinite(matrix).all(1)).tolist()):
+        what = f"{self.index.file}: the rows of {', '.join(self.names[row] for row in damaged[:5])} are not finite"
         raise InputError(what, "remove and add them anew")
+    self._is_finite = True
     return matrix
 
 # %% ../../nbs/5_selection/06_library.ipynb #9f7a9bx1
@@ -229,7 +230,7 @@ def _write_rows(self: Library, names: list, rows: np.ndarray) -> None:
             os.replace(self.index.file, self.path / MATRIX_FILE)
     except OSError as error:
         raise InputError(f"{self.path}: cannot be written ({error.strerror})", "make the folder writable") from error
-    self._matrix = None  # some systems cannot replace a mapped file
+    self._matrix, self._is_finite = None, False  # some systems cannot replace a mapped file
     for pattern in ("sketch-*", ".index.*.tmp"):  # a sketch of the old library, and what an interrupted change left
         for file in self.path.glob(pattern):
             delete_path(file)
