@@ -6144,6 +6144,10 @@ d = {
                 "experiments/loops.html#measure",
                 "personal_llm/experiments/loops.py",
             ),
+            "personal_llm.experiments.loops.measure_fresh": (
+                "experiments/loops.html#measure_fresh",
+                "personal_llm/experiments/loops.py",
+            ),
         },
         "personal_llm.experiments.memory_choices": {
             "personal_llm.experiments.memory_choices.find_near": (

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVELOPMENT_PROMPTS', 'TEST_PROMPTS', 'ADAPTER_VARIABLE', 'ROWS_PER_BATCH', 'JOBS', 'GRIDS', 'WITHOUT',
-           'measure', 'find_end', 'count_decided']
+           'FRESH_PROMPTS', 'FRESH_JOBS', 'measure', 'find_end', 'count_decided', 'measure_fresh']
 
 # %% ../../nbs/experiments/47_loops.ipynb #lop00003
 import json
@@ -225,3 +225,95 @@ def count_decided(tokenizer, texts: list) -> dict:  # rule -> (texts that it alo
             later = [find_end(tokenizer, text) for text in texts]
         counts[name] = sum(a != b for a, b in zip(ends, later)), sum(b - a for a, b in zip(ends, later))
     return counts
+
+# %% ../../nbs/experiments/47_loops.ipynb #lopfre02
+FRESH_PROMPTS = {
+    "small talk": [
+        "Hi there, long day today.",
+        "My neighbour plays the drums at night.",
+        "I passed my driving test!",
+        "It has rained for a week now.",
+        "What do you think of Mondays?",
+        "My grandmother turns ninety on Sunday.",
+        "I forgot my lunch at home.",
+        "Can you cheer me up?",
+        "We have a new puppy.",
+        "I think I will go to bed early.",
+    ],
+    "question": [
+        "Why do we yawn?",
+        "What is a pension?",
+        "Who wrote Don Quixote?",
+        "How do bees make honey?",
+        "What is the difference between a lake and a pond?",
+        "How tall is Mount Everest?",
+        "Is chocolate bad for dogs?",
+        "What was the Renaissance?",
+        "What does a plumber do?",
+        "Why is snow white?",
+    ],
+    "how to": [
+        "How do I boil an egg?",
+        "How do I iron a shirt?",
+        "How can I stop biting my nails?",
+        "How do I plant tomatoes?",
+        "How do I remove a coffee stain?",
+        "How do I write a letter of thanks?",
+        "How do I wrap a present?",
+        "How can I save money every month?",
+        "How do I fix a dripping tap?",
+        "How do I teach a child to swim?",
+    ],
+    "list": [
+        "List six things to take to a picnic.",
+        "Name five famous scientists.",
+        "Give me eight ideas for a birthday gift.",
+        "List ten animals of the forest.",
+        "What are five ways to sleep better?",
+        "Name seven musical instruments.",
+        "Give me six names for a boat.",
+        "List four advantages of working from home.",
+        "Which three games can two people play?",
+        "Name five islands.",
+    ],
+    "explanation": [
+        "Explain how a battery works.",
+        "Explain evolution in simple words.",
+        "What is a volcano?",
+        "Explain how a ship floats.",
+        "How does a camera take a picture?",
+        "Explain how bread rises.",
+        "What is a bank loan?",
+        "Explain to a child why the moon changes its shape.",
+    ],
+    "writing": [
+        "Write a short poem about the sea.",
+        "Write an e-mail to my teacher about a missed lesson.",
+        "Tell me a story about a clever mouse.",
+        "Write a congratulation for a wedding.",
+        "Write a diary entry of a mountain guide.",
+        "Invent a slogan for a flower shop.",
+        "Write a song about an old train.",
+    ],
+    "sum": [
+        "What is 64 minus 27?",
+        "How much is 15 percent of 200?",
+        "A shop opens at 8:30 and closes at 17:15. How long is it open?",
+        "What is 8 times 13?",
+        "Count from 2 to 20 in steps of two.",
+    ],
+}
+
+
+def measure_fresh(jobs: list):  # yields a dict of results a job
+    "Reply to the fresh prompts with the bare model and the rules of decoding that this commit has."
+    model = load_model("smollm2", dtype="float32")
+    prompts = [text for group in FRESH_PROMPTS.values() for text in group]
+    model.tokens_per_batch = ROWS_PER_BATCH * (model.decoding.max_tokens + 64)
+    for job in jobs:
+        yield dict(prompts=prompts, replies=model.reply(prompts))
+
+
+FRESH_JOBS = [dict(method="bare", seed=0)]
+GRIDS = (*GRIDS, Grid("loops-fresh", FRESH_JOBS, measure_fresh, ("seed",), "smollm2"))
+
