@@ -113,7 +113,6 @@ d = {
             "personal_llm.app.chat.chat_command": ("8_app/chat.html#chat_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_command": ("8_app/chat.html#check_command", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.check_reply": ("8_app/chat.html#check_reply", "personal_llm/app/chat.py"),
-            "personal_llm.app.chat.check_revision": ("8_app/chat.html#check_revision", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.close_conversation": (
                 "8_app/chat.html#close_conversation",
                 "personal_llm/app/chat.py",
@@ -1133,6 +1132,7 @@ d = {
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core.get_peak_memory": ("0_base/core.html#get_peak_memory", "personal_llm/base/core.py"),
+            "personal_llm.base.core.import_extra": ("0_base/core.html#import_extra", "personal_llm/base/core.py"),
             "personal_llm.base.core.make_generator": ("0_base/core.html#make_generator", "personal_llm/base/core.py"),
             "personal_llm.base.core.measure_cost": ("0_base/core.html#measure_cost", "personal_llm/base/core.py"),
             "personal_llm.base.core.patch": ("0_base/core.html#patch", "personal_llm/base/core.py"),
@@ -1375,6 +1375,10 @@ d = {
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files.check_new_folder": (
+                "0_base/files.html#check_new_folder",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.compute_sha256": (
                 "0_base/files.html#compute_sha256",
                 "personal_llm/base/files.py",
@@ -1397,6 +1401,7 @@ d = {
                 "personal_llm/base/files.py",
             ),
             "personal_llm.base.files.is_full_disk": ("0_base/files.html#is_full_disk", "personal_llm/base/files.py"),
+            "personal_llm.base.files.list_names": ("0_base/files.html#list_names", "personal_llm/base/files.py"),
             "personal_llm.base.files.lock_folder": ("0_base/files.html#lock_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_folder": ("0_base/files.html#make_folder", "personal_llm/base/files.py"),
             "personal_llm.base.files.make_temporary_folder": (
@@ -4848,6 +4853,10 @@ d = {
                 "6_device/memory.html#lock_state",
                 "personal_llm/device/memory.py",
             ),
+            "personal_llm.device.memory.make_no_state_error": (
+                "6_device/memory.html#make_no_state_error",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory.open_store": (
                 "6_device/memory.html#open_store",
                 "personal_llm/device/memory.py",
@@ -5014,20 +5023,12 @@ d = {
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.release": (
-                "6_device/personalizer.html#personalizer.release",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.reply": (
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.rescore": (
                 "6_device/personalizer.html#personalizer.rescore",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.rescore_buffer": (
-                "6_device/personalizer.html#personalizer.rescore_buffer",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.rescore_stale": (
@@ -5064,10 +5065,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.use_adapter": (
-                "6_device/personalizer.html#personalizer.use_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.write_replies": (
@@ -5238,6 +5235,10 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState.get_candidate": (
                 "6_device/replay.html#personalizerstate.get_candidate",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.get_dialogue": (
+                "6_device/replay.html#personalizerstate.get_dialogue",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.get_root": (
@@ -8963,6 +8964,10 @@ d = {
             ),
         },
         "personal_llm.recipes.revisions": {
+            "personal_llm.recipes.revisions.check_revision": (
+                "recipes/revisions.html#check_revision",
+                "personal_llm/recipes/revisions.py",
+            ),
             "personal_llm.recipes.revisions.choose_test_rows": (
                 "recipes/revisions.html#choose_test_rows",
                 "personal_llm/recipes/revisions.py",
@@ -9459,10 +9464,6 @@ d = {
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.import_gguf": (
-                "7_runtimes/export.html#import_gguf",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.merge_weights": (
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
@@ -9578,10 +9579,6 @@ d = {
             ),
             "personal_llm.runtimes.llama_cpp.find_base_file": (
                 "7_runtimes/llama_cpp.html#find_base_file",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.import_xllamacpp": (
-                "7_runtimes/llama_cpp.html#import_xllamacpp",
                 "personal_llm/runtimes/llama_cpp.py",
             ),
         },
@@ -9752,10 +9749,6 @@ d = {
         "personal_llm.runtimes.plugins": {
             "personal_llm.runtimes.plugins.Runtime": (
                 "7_runtimes/plugins.html#runtime",
-                "personal_llm/runtimes/plugins.py",
-            ),
-            "personal_llm.runtimes.plugins.check_new_folder": (
-                "7_runtimes/plugins.html#check_new_folder",
                 "personal_llm/runtimes/plugins.py",
             ),
             "personal_llm.runtimes.plugins.collect": (

@@ -34,7 +34,6 @@ from personal_llm.runtimes.phone import (
 )
 from personal_llm.runtimes.phone_bundle import (
     ADAM_BETA1,
-    EXECUTORCH_INSTALL,
     MANIFEST_FILE,
     PROGRAM_FILE,
     RECORDS_FILE,
@@ -50,6 +49,7 @@ from personal_llm.runtimes.phone_bundle import (
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import trainable_adapter
 
+EXECUTORCH_INSTALL = 'pip install "personal_llm[phone]"'
 needs_extra = pytest.mark.skipif(find_spec("executorch") is None, reason=f"needs ExecuTorch: {EXECUTORCH_INSTALL}")
 CONFIG_OF_A_RUN = TuningConfig(batch_size=2, steps=12, learning_rate=1e-2)
 

@@ -178,12 +178,12 @@ def test_debris_goes_and_what_others_put_there_stays(tmp_path):
     me.finetune(progress=False)
     me.save()
     before = files_below(tmp_path)
-    half, learning = claim_folder(tmp_path / "adapters" / "007"), claim_folder(tmp_path / "learning")
-    for place in (half / WEIGHTS_FILE, learning / "checkpoints" / "x", tmp_path / "adapters/000/checkpoints/3"):
+    half = claim_folder(tmp_path / "adapters" / "007")
+    for place in (half / WEIGHTS_FILE, half / "checkpoints" / "x", tmp_path / "adapters/000/checkpoints/3"):
         place.parent.mkdir(exist_ok=True)
         place.write_text("half")
     others = ["adapters/007/notes.txt", "adapters/008/" + WEIGHTS_FILE, "adapters/thesis/a.txt", "thesis.txt"]
-    others += [".state.json.12.tmp", "buffer-0123456789abcdef.safetensors", "learning/results.csv"]
+    others += [".state.json.12.tmp", "buffer-0123456789abcdef.safetensors"]
     others += ["adapters/000/x.txt"]
     for name in others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -468,18 +468,6 @@ def test_the_folder_is_its_own_however_it_is_written(tmp_path, monkeypatch):
     me.save()
     with pytest.raises(InputError, match="another personalizer"):
         stale.save(tmp_path / "me")
-
-
-# ---- a folder of an older version
-
-
-@pytest.mark.parametrize("name", ["state" + ".db", "state.json"])
-def test_an_older_version_is_one_line(name, tmp_path):
-    (tmp_path / name).write_text("{}")
-    for act in (load, folder_status, lambda place: start(place).save()):
-        with pytest.raises(InputError, match=f"{name} is of an earlier version; start in a new folder"):
-            act(tmp_path)
-    assert files_below(tmp_path) in ([name], [".lock", name])
 
 
 # ---- many turns

@@ -23,7 +23,7 @@ from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings, co
 from .personalize import find_adapter_folder, make_session_settings, make_tuning_config
 from ..base.adapters import check_adapter
 from ..base.check import check_model
-from ..base.core import Dialogue, InputError, check
+from ..base.core import InputError, check, import_extra
 from ..base.files import recover_results
 from ..base.loading import resolve_model
 from ..base.text import count_nouns, escape_controls, get_words
@@ -287,10 +287,11 @@ class ReplyingModelOptions(ModelOptions):
         "Load the model; raise `InputError` where model, device or engine is missing, or for an impossible number."
         from personal_llm.runtimes import llama_cpp
 
-        has_engine = self.engine == "llama.cpp" and llama_cpp.import_xllamacpp()  # before the model takes its seconds
+        if self.engine == "llama.cpp":  # before the model takes its seconds
+            import_extra("xllamacpp", "llama", "the engine llama.cpp")
         model = super().load()
         model.system_prompt = self.system.strip()
-        model.engine = llama_cpp.LlamaCppEngine(model) if has_engine else None
+        model.engine = llama_cpp.LlamaCppEngine(model) if self.engine == "llama.cpp" else None
         if self.context is not None:
             model.max_length = check(self.context, "whole number", "--context", low=MIN_CONTEXT, high=model.window)
         temperature = check(self.temperature, "number or none", "--temperature")
@@ -324,7 +325,7 @@ def chat_command(
         session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
         exit_stack.callback(close_conversation, session)
         if tried:
-            session.me.use_adapter(check_adapter(tried, loaded.base))
+            session.me.adapter = check_adapter(tried, loaded.base)  # until the next fine-tune
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
         if not quiet:
@@ -344,42 +345,6 @@ def check_reply(model) -> tuple:  # (whether it works, detail)
     reading, seconds = stream.reading, time.perf_counter() - begin
     return isfinite(reading.nll + reading.prompt_nll), f"{seconds:.1f} s for its beginning"
 
-# %% ../../nbs/8_app/05_chat.ipynb #e160696c
-REVISIONS = (  # prompt, reply, complaint, wished-for reply
-    ("Name a fruit.", "There are many fruits, and most of them are sweet.", "Shorter, please: one word.", "Banana."),
-    (
-        "What is rain?",
-        "Rain is water.",
-        "That is too short. Tell me more.",
-        "Rain is water that falls from clouds in drops.",
-    ),
-    ("How do I make tea?", "Boil water and add tea.", "Please write it as a list.", "1. Boil water.\n2. Add the tea."),
-    ("Who wrote Hamlet?", "It was Charles Dickens.", "No, that is wrong.", "It was William Shakespeare."),
-    ("My knee hurts.", "Yes.", "You did not answer me. Be kind.", "I am sorry that your knee hurts. Please rest it."),
-    ("What is the heart?", "A muscular organ.", "Use simple words.", "The heart is a pump for your blood."),
-)
-NEUTRAL_TURN = "I see."
-
-
-def check_revision(model) -> tuple:  # (True: it is a property and no failure, detail)
-    "Measure by how many nats a token a complaint makes the wished-for reply likelier than two controls do."
-    rows = []
-    for prompt, reply, complaint, wished in REVISIONS:
-        history = [("user", prompt), ("assistant", reply)]
-        rows += [
-            Dialogue(complaint, wished, history),
-            Dialogue(NEUTRAL_TURN, wished, history),
-            Dialogue(prompt, wished),
-        ]
-    nats, tokens = model.nll(rows).T
-    complaint, neutral, alone = (nats / tokens).reshape(-1, 3).mean(0)
-    revises = complaint < min(neutral, alone)
-    answer = "yes" if revises else "no"
-    gains = (
-        f"{neutral - complaint:+.2f} nats a token over a neutral turn, {alone - complaint:+.2f} over the prompt alone"
-    )
-    return True, f"{answer}: a complaint gains {gains}"
-
 # %% ../../nbs/8_app/05_chat.ipynb #d950f80c
 @command("check", "--model HuggingFaceTB/SmolLM2-360M-Instruct", "--model my-model --chat-template plain")
 def check_command(model: ModelOptions, settings: pick_settings(PersonalizeSettings, *TUNING_FIELDS), quiet: bool):
@@ -389,7 +354,6 @@ def check_command(model: ModelOptions, settings: pick_settings(PersonalizeSettin
     chosen = PersonalizeSettings(**vars(settings))
     make_config = lambda loaded: make_tuning_config(loaded, chosen)
     further = {"tuning step": lambda loaded: check_tuning_step(loaded, make_config(loaded)), "reply": check_reply}
-    further["revision"] = check_revision
     on_check = (lambda name: None) if quiet else (lambda name: print_note(f"checking: {name}"))
     report = check_model(model.model, further, on_check, **model.settings())
     if report.model is None and report.rows[0][2].startswith("unknown model"):

@@ -35,7 +35,7 @@ from .personalize import find_adapter_folder, format_answers, format_change_tabl
 from .report import format_demo_table
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError
-from ..base.files import OWNERSHIP_FILE, open_results_folder, recover_results
+from ..base.files import OWNERSHIP_FILE, check_new_folder, open_results_folder, recover_results
 from ..base.gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, find_smollm2, list_local_models
 from ..base.ledger import read_ledger, record_egress
 from ..base.lineage import read_training_ids
@@ -45,8 +45,9 @@ from ..buffer.retrieval import collect_memories
 from ..device.forgetting import forget_folder
 from ..device.personalizer import ASK_WHEN_CHOICES, ask_at_terminal, retrain_folder
 from ..device.memory import ADAPTERS_FOLDER, find_run_folders, find_state_folders, has_state
+from ..device.memory import make_no_state_error
 from ..device.replay import describe_unchanged, folder_status, read_state
-from ..runtimes.plugins import check_new_folder, collect, export_adapter, find_runtimes
+from ..runtimes.plugins import collect, export_adapter, find_runtimes
 from ..selection.warm_start import describe_weights
 
 # %% ../../nbs/8_app/07_commands.ipynb #21b8492a
@@ -198,7 +199,7 @@ def export_command(
 def finish_interrupted_run(folder: str) -> None:
     "Finish or remove the rest of a killed run; raise `InputError` for a folder in use, or one that is not ours."
     if not (has_state(folder) or (Path(folder) / OWNERSHIP_FILE).is_file()):
-        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
+        raise make_no_state_error(folder)
     if (Path(folder) / OWNERSHIP_FILE).is_file():
         with open_results_folder(folder):
             pass

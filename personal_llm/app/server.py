@@ -25,21 +25,16 @@ from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
 from .personalize import make_session_settings, resolve_start
 from .server_guard import Guard, Refusal, ServerLimits, check_token, is_loopback
-from ..base.core import InputError
+from ..base.core import InputError, import_extra
 from ..base.files import ASSETS, get_user_folder, write_atomically
 from ..device.conversation import ChatSession, check_session_folder
 
 # %% ../../nbs/8_app/13_server.ipynb #e2a48869
 def import_server_packages():  # the module `uvicorn`
     "Import the packages of the extra; raise `InputError` with the install command where they are missing."
-    try:
-        import fastapi  # noqa: F401
-        import markdown_it  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        remedy = 'pip install "personal_llm[serve]"'
-        raise InputError(f"the server needs {error.name}, which is not installed", remedy) from error
-    return uvicorn
+    for package in ("fastapi", "markdown_it", "uvicorn"):
+        module = import_extra(package, "serve", "the server")
+    return module
 
 # %% ../../nbs/8_app/13_server.ipynb #995504ef
 MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
@@ -75,7 +70,7 @@ def make_app(
 
     def refuse(request, error):
         refusal = to_refusal(error, request.url.path)
-        return AsciiJson(refusal.to_dict(request.url.path), refusal.status)
+        return AsciiJson(refusal.to_dict(request.url.path), refusal.status, refusal.headers)
 
     settings = dict(title="personal_llm", openapi_url="/personal/openapi.json", docs_url=None, redoc_url=None)
     handlers = dict.fromkeys((Refusal, InputError, RequestValidationError, HTTPException, Exception), refuse)

@@ -76,6 +76,8 @@ class Refusal(Exception):
         super().__init__(message)
         self.status, self.message, self.code, self.parameter = status, message, code, parameter
 
+    headers = property(lambda self: {"Retry-After": "60"} if self.status == 429 else {})  # seconds
+
     def to_dict(self, path: str) -> dict:
         "Return the body of the answer: the error object of the OpenAI protocol, and a `detail` outside of `/v1`."
         if not path.startswith("/v1"):
@@ -205,8 +207,7 @@ async def __call__(self: Guard, scope, receive, send):
     try:
         body = await self.admit(Request(scope, receive))
     except Refusal as refusal:
-        closing = {"Connection": "close"} | ({"Retry-After": "60"} if refusal.status == 429 else {})
-        answer = JSONResponse(refusal.to_dict(scope["path"]), refusal.status, closing)
+        answer = JSONResponse(refusal.to_dict(scope["path"]), refusal.status, refusal.headers | {"Connection": "close"})
         return await answer(scope, receive, send_with_headers)
     except ClientDisconnect:
         return

@@ -52,7 +52,6 @@ def fold_text(text: str) -> str:
 
 # %% ../../nbs/0_base/13_lineage.ipynb #33bab497
 STORE_FILE = "memory.db"
-OLD_STORE_FILES = ("state.db", "state.json")  # of unreleased versions, which we do not read
 APPLICATION_ID = 0x704C4C4D  # "pLLM" in ASCII
 
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from ..base.core import InputError
+from ..base.files import check_new_folder
 from .submissions import LESSONS
 
 # %% ../../nbs/course/00_commands.ipynb #bb1f8365
@@ -125,8 +126,7 @@ def run_handout(options: argparse.Namespace) -> int:
     lessons = [path for n in numbers for path in sorted(course.glob(f"lesson_{n}_*.ipynb"))]
     if len(lessons) < len(numbers):
         raise InputError("the lessons are not here", "run the command in a clone of the repository: make install-dev")
-    if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
-        raise InputError(f"{options.folder}: exists and is not an empty folder", "name a new folder")
+    check_new_folder(options.folder)
     options.folder.mkdir(parents=True, exist_ok=True)
     for path in (*lessons, *(course / name for name in LEARNER_FILES)):
         shutil.copy(path, options.folder)

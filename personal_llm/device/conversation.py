@@ -17,7 +17,7 @@ from pathlib import Path
 from zlib import crc32
 
 from ..base.core import Dialogue, History, InputError, check, patch
-from ..base.files import LOCK_FILE, is_full_disk, lock_folder, make_folder
+from ..base.files import LOCK_FILE, is_full_disk, list_names, lock_folder, make_folder
 from ..base.text import CONTROL_CHARACTERS, count_nouns
 from ..base.tokens import MAX_CHARACTERS_PER_TOKEN, find_first_turn
 from ..buffer.feedback import get_first_id
@@ -28,7 +28,7 @@ from ..buffer.scoring import score_reading
 from ..data.formats import MAX_TURN_CHARACTERS
 from .background_training import BackgroundTraining, release_memory
 from .forgetting import PUBLISHED_ADAPTER, ForgetReport
-from .memory import ADAPTERS_FOLDER, BACKGROUND_FOLDER, get_state_version, has_state, hold_store
+from .memory import ADAPTERS_FOLDER, get_state_version, has_state, hold_store
 from .memory import join_conversation
 from .personalizer import Personalizer, load_personalizer
 from .replay import find_first_prompt_turn, place_candidate
@@ -63,10 +63,8 @@ def delay_interrupts():
 def check_session_folder(folder) -> None:
     "Raise `InputError` for a folder with files that are not ours; write nothing."
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a file, not a folder", "choose a folder")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    foreign = names - {LOCK_FILE, ADAPTERS_FOLDER, BACKGROUND_FOLDER}
+    names = list_names(folder)
+    foreign = names - {LOCK_FILE, ADAPTERS_FOLDER}
     if foreign and not has_state(folder):
         remedy = "choose a new or empty folder, or one that chat wrote"
         if PUBLISHED_ADAPTER in names:
@@ -464,7 +462,6 @@ def finish_training(self: ChatSession) -> None:
         training, self.background_training = self.background_training, None
         try:
             self.messages_to_user.append(f"learned: {training.collect()}")
-            self.me.rescore_stale()  # the open question
         except (InputError, OSError, RuntimeError) as error:
             reason = "the disk is full" if is_full_disk(error) else str(error).split("\n")[0][:160]
             self.messages_to_user.append(f"learning failed: {reason}; all is as it was")
@@ -539,5 +536,5 @@ def close(self: ChatSession) -> None:
     with delay_interrupts():
         self.stop_learning()
         self.save()
-        self.me.release()
+        self.me.has_lock, self.me.state_version = False, get_state_version(self.folder)
         self.open_locks.close()

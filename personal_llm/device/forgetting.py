@@ -19,7 +19,8 @@ from ..base.lineage import STORE_FILE, fold_text, read_training_ids
 from ..base.text import count_nouns
 from ..buffer.scoring import ScoredDialogue
 from .memory import ADAPTERS_FOLDER, OWN_NAMES, RUN_FOLDER_PATTERN, Memory, find_run_folders
-from .memory import get_state_version, is_own_folder, remove_adapter, sweep_folder
+from .memory import get_state_version, is_own_folder, make_no_state_error
+from .memory import remove_adapter, sweep_folder
 from .replay import PersonalizerState, read_state
 
 # %% ../../nbs/6_device/03_forgetting.ipynb #d585b200
@@ -93,7 +94,7 @@ def _find_roots(state: PersonalizerState, request: ForgetRequest) -> set:
     for root, facts in reactions:
         if request.is_early(facts["time"]) or request.is_in([facts["text"], facts["rejected"], facts["response"]]):
             roots.add(root)
-    replies = {d.response for root in roots for d in (known[root], state.versions.get(root, known[root]))} - {""}
+    replies = {d.response for root in roots for d in (known[root], state.get_dialogue(root))} - {""}
     roots |= {root for root, facts in reactions if not facts["is_given"] and facts["text"] in replies}
     size = -1
     while len(roots) > size:
@@ -143,7 +144,7 @@ def forget_dialogues(state: PersonalizerState, request: ForgetRequest, report: F
     size, num_turns, sources = len(state.buffer), state.count_turns(), list_sources(state)
     report.unreachable += _list_limits(state, request)
     known, roots = {root: row.dialogue for root, row in memory.dialogues.items()}, _find_roots(state, request)
-    versions = [d for root in roots for d in (known[root], state.versions.get(root, known[root]))]
+    versions = [d for root in roots for d in (known[root], state.get_dialogue(root))]
     texts = {text for d in versions for text in (d.prompt, d.response)} - {""}
     histories = {root: tuple(d.history) for root, d in known.items()}
     if roots or request.text is not None:
@@ -289,7 +290,7 @@ def forget_folder(
     request, report = ForgetRequest(ids, text, before, everything), ForgetReport()
     runs = [run for run in find_run_folders(folder) if is_own_folder(run)]
     if not runs:
-        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
+        raise make_no_state_error(folder)
     with ExitStack() as locks:
         for path in dict.fromkeys((Path(folder), *runs)):
             locks.enter_context(lock_folder(path))

@@ -22,7 +22,7 @@ from ..base.adapters import WEIGHTS_FILE, Adapter
 from ..base.core import Dialogue, InputError
 from ..base.database import EmptyDatabaseError, connect_database, open_database, report_damage
 from ..base.files import compute_sha256, delete_path, lock_folder, make_folder, remove_temporary_files
-from ..base.lineage import APPLICATION_ID, OLD_STORE_FILES, STORE_FILE
+from ..base.lineage import APPLICATION_ID, STORE_FILE
 from ..buffer.scoring import ScoredDialogue, Scores
 
 # %% ../../nbs/6_device/01_memory.ipynb #c52d5226
@@ -215,13 +215,16 @@ class Memory:
         return memory
 
 # %% ../../nbs/6_device/01_memory.ipynb #a250eb31
+def make_no_state_error(folder) -> InputError:
+    "Return the error for a folder without a memory."
+    return InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
+
+
 def open_store(folder, writes: bool = False):  # a connection of `sqlite3`
     "Open the file of a memory for one transaction; a writer makes it first."
     file = Path(folder) / STORE_FILE
-    if old := [name for name in OLD_STORE_FILES if not file.exists() and (Path(folder) / name).is_file()]:
-        raise InputError(f"{folder}: {old[0]} is of an earlier version", "start in a new folder")
     if not writes and not file.is_file():
-        raise InputError(f"{folder}: no saved state here ({STORE_FILE} is missing)", "give the folder of a saved state")
+        raise make_no_state_error(folder)
     return open_database(file, APPLICATION_ID, SCHEMA, writes)
 
 
@@ -271,7 +274,6 @@ def lock_state(folder, version: str):
 # %% ../../nbs/6_device/01_memory.ipynb #b76a695c
 MARK_FILE = ".made-by-personal-llm"
 ADAPTERS_FOLDER = "adapters"  # the adapters of all fine-tunes
-BACKGROUND_FOLDER = "learning"  # of an earlier version: a fine-tune that was still running
 MERGE_FOLDER = "merge"  # in the folder of an adapter: the merge where its fine-tune begins
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE, ADAPTER_CARD_FILE)
 OWN_NAMES = (*ADAPTER_FILES, COMMITTED_ADAPTER, CHECKPOINTS_FOLDER, MERGE_FOLDER, MARK_FILE)
@@ -349,7 +351,7 @@ def sweep_folder(folder, events: list, live: list) -> list:  # paths of deleted 
     dead = [row for row in facts if Path(row["adapter"]).resolve() not in live]
     removed = [path for row in dead for path in remove_adapter(row["adapter"], row["files"])]
     adapters = Path(folder, ADAPTERS_FOLDER)
-    for place in [Path(folder) / BACKGROUND_FOLDER, *([] if adapters.is_symlink() else sorted(adapters.glob("*")))]:
+    for place in [] if adapters.is_symlink() else sorted(adapters.glob("*")):
         if is_claimed(place) and place.resolve() in live:
             delete_path(place / CHECKPOINTS_FOLDER)
         elif is_claimed(place):
@@ -364,8 +366,8 @@ RUN_FOLDER_PATTERN = "run-*"  # folders of runs in an output folder
 
 
 def has_state(folder) -> bool:
-    "Return whether a folder has the file of a memory, of this version or an older one."
-    return any((Path(folder) / name).is_file() for name in (STORE_FILE, *OLD_STORE_FILES))
+    "Return whether a folder has the file of a memory."
+    return (Path(folder) / STORE_FILE).is_file()
 
 
 def is_own_folder(folder) -> bool:
@@ -375,7 +377,7 @@ def is_own_folder(folder) -> bool:
         with open(folder / STORE_FILE, "rb") as file:
             header = file.read(72)
         return header[:15] == b"SQLite format 3" and header[68:] == APPLICATION_ID.to_bytes(4, "big")
-    return any(is_claimed(place) for place in (folder / BACKGROUND_FOLDER, *folder.glob(f"{ADAPTERS_FOLDER}/*")))
+    return any(is_claimed(place) for place in folder.glob(f"{ADAPTERS_FOLDER}/*"))
 
 
 def find_run_folders(folder) -> list:  # paths
@@ -388,7 +390,7 @@ def find_state_folders(folder) -> list:  # paths, the newest first
     "Return the folders with a saved state; raise `InputError` if there are none."
     places = [place for place in find_run_folders(folder) if has_state(place)]
     if not places:
-        raise InputError(f"{folder}: no saved state here", "give the output folder of personalize or chat")
-    files = (STORE_FILE, f"{STORE_FILE}-wal", *OLD_STORE_FILES)
+        raise make_no_state_error(folder)
+    files = (STORE_FILE, f"{STORE_FILE}-wal")
     changed = lambda place: max((place / file).stat().st_mtime_ns for file in files if (place / file).is_file())
     return sorted(places, key=changed, reverse=True)

@@ -518,8 +518,7 @@ def _is_own_talk(self: Personalizer, root: str) -> bool:
 @patch
 def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
     "Return the stored dialogues, whose prompts consolidation uses, without those of other programs."
-    kept = [root for root in self.memory.dialogues if self._is_own_talk(root)]
-    return [self.state.versions.get(root, self.memory.dialogues[root].dialogue) for root in kept]
+    return [self.state.get_dialogue(root) for root in self.memory.dialogues if self._is_own_talk(root)]
 
 
 MIN_WRITTEN_REPLIES = 8  # fewer teach too little to change the steps of a fine-tune
@@ -594,7 +593,7 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     self._record_sources(dialogues, synthesis)
     self.adapter, self.synthesis = adapter, synthesis
     event.content["model"] = self._get_model_name()
-    self.rescore_buffer()
+    self.rescore_stale()
     return self.rounds[-1]
 
 
@@ -615,18 +614,6 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
         if root in self.memory.dialogues:
             self.state.record("learned", root, version=name, is_direct=is_direct)
 
-
-@patch
-def rescore_buffer(self: Personalizer) -> None:
-    "Score the buffer again, so that all its embeddings are of the current adapter."
-    self.rescore([self.state.get_root(d) for d in self.buffer.dialogues])
-
-
-@patch
-def use_adapter(self: Personalizer, adapter) -> None:
-    "Reply and score with an adapter from elsewhere, until the next fine-tune."
-    self.adapter = adapter
-
 # %% ../../nbs/6_device/04_personalizer.ipynb #22f70f3f
 @patch
 @contextmanager
@@ -640,12 +627,6 @@ def locked(self: Personalizer):
             yield
         finally:
             self.state_version = get_state_version(self.folder)
-
-
-@patch
-def release(self: Personalizer) -> None:
-    "Lock the folder for each single change from now on; the caller gives up its lock."
-    self.has_lock, self.state_version = False, get_state_version(self.folder)
 
 
 @patch
@@ -737,7 +718,7 @@ def rescore_stale(self: Personalizer) -> None:
     "Score the buffer and the open question again if a model that is gone made their scores."
     name = self._get_model_name()
     if any(entry.scores.model != name for entry in self.buffer.entries):
-        self.rescore_buffer()
+        self.rescore([self.state.get_root(d) for d in self.buffer.dialogues])
     if self.question and self.question.scores.model != name:
         self.rescore([self.state.question_id])
 
@@ -755,7 +736,7 @@ def undo_finetune(self: Personalizer) -> None:
     "Use the adapter before the last fine-tune; the next `save` deletes the last one."
     self.adapter, self.synthesis = self.check_undo(), None
     self.state.record("undone")
-    self.rescore_buffer()
+    self.rescore_stale()
 
 # %% ../../nbs/6_device/04_personalizer.ipynb #4bb84d8c
 @patch
@@ -818,8 +799,7 @@ def load_personalizer(
     state = read_state(folder, policy)
     state.check_base(model.base, folder)
     try:
-        config = {name: x for name, x in state.settings["config"].items() if name != "max_scale"}  # a former setting
-        settings = state.settings | dict(config=TuningConfig(**config))
+        settings = state.settings | dict(config=TuningConfig(**state.settings["config"]))
         parts = dict(annotator=annotator, lexicons=lexicons, folder=folder, start=start, has_lock=has_lock)
         me = Personalizer(model, state=state, **parts, **settings)
     except READ_ERRORS as error:

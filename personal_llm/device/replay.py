@@ -24,7 +24,7 @@ from ..buffer.feedback import estimate_dissatisfaction, get_first_id
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
 from ..buffer.scoring import ScoredDialogue
 from .memory import Event, Memory, find_state_folders, join_conversation
-from .memory import scores_from_dict, split_conversation
+from .memory import make_no_state_error, scores_from_dict, split_conversation
 
 # %% ../../nbs/6_device/02_replay.ipynb #a6f20172
 def describe_unchanged(start_loss: float, best_loss: float) -> str:  # "" if the loss changed
@@ -214,14 +214,20 @@ def get_candidate(self: PersonalizerState, root: str) -> ScoredDialogue:
 
 
 @patch
+def get_dialogue(self: PersonalizerState, root: str) -> Dialogue:
+    "Return the newest version of a dialogue."
+    return self.versions.get(root, self.memory.dialogues[root].dialogue)
+
+
+@patch
 def _get_offered(self: PersonalizerState, root: str) -> ScoredDialogue:
-    return ScoredDialogue(self.versions.get(root, self.memory.dialogues[root].dialogue), self.scores[root])
+    return ScoredDialogue(self.get_dialogue(root), self.scores[root])
 
 # %% ../../nbs/6_device/02_replay.ipynb #e6d59583
 @patch
 def _apply_configured(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.base, self.model, self.settings = facts["base"], facts["model"], dict(facts["settings"])
-    self.is_large = facts.get("is_large", self.model != "pocket")
+    self.is_large = facts["is_large"]
     self.buffer.policy.allow_early_questions(self.settings.get("early_questions") or 0)
 
 
@@ -553,7 +559,7 @@ def read_state(
     "Read a memory and replay it; raise `InputError` if it is missing or damaged."
     memory = Memory.read(folder)
     if not memory.is_configured:
-        raise InputError(f"{folder}: no saved state here", "give the folder of a saved state")
+        raise make_no_state_error(folder)
     with report_damage(Path(folder) / STORE_FILE):
         state = PersonalizerState(memory, open_buffer(memory.events[0].content["buffer"], policy, folder))
         str(state.status()) + state.base + state.model

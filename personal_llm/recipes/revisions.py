@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..app.chat import check_revision
 from ..base.core import Dialogue, make_generator
 from ..base.files import ASSETS, write_json
 from ..base.models import Model, load_model
@@ -206,6 +205,42 @@ def choose_test_rows(model: Model, reserved: list, each: int) -> list:
             rows.append(row)
     return list(chain(*(sources[name] for name in sorted(sources) if name != "onestop_english")))
 
+# %% ../../nbs/recipes/revisions.ipynb #rv90a
+REVISIONS = (  # prompt, reply, complaint, wished-for reply
+    ("Name a fruit.", "There are many fruits, and most of them are sweet.", "Shorter, please: one word.", "Banana."),
+    (
+        "What is rain?",
+        "Rain is water.",
+        "That is too short. Tell me more.",
+        "Rain is water that falls from clouds in drops.",
+    ),
+    ("How do I make tea?", "Boil water and add tea.", "Please write it as a list.", "1. Boil water.\n2. Add the tea."),
+    ("Who wrote Hamlet?", "It was Charles Dickens.", "No, that is wrong.", "It was William Shakespeare."),
+    ("My knee hurts.", "Yes.", "You did not answer me. Be kind.", "I am sorry that your knee hurts. Please rest it."),
+    ("What is the heart?", "A muscular organ.", "Use simple words.", "The heart is a pump for your blood."),
+)
+NEUTRAL_TURN = "I see."
+
+
+def check_revision(model) -> str:
+    "Measure by how many nats a token a complaint makes the wished-for reply likelier than two controls do."
+    rows = []
+    for prompt, reply, complaint, wished in REVISIONS:
+        history = [("user", prompt), ("assistant", reply)]
+        rows += [
+            Dialogue(complaint, wished, history),
+            Dialogue(NEUTRAL_TURN, wished, history),
+            Dialogue(prompt, wished),
+        ]
+    nats, tokens = model.nll(rows).T
+    complaint, neutral, alone = (nats / tokens).reshape(-1, 3).mean(0)
+    revises = complaint < min(neutral, alone)
+    answer = "yes" if revises else "no"
+    gains = (
+        f"{neutral - complaint:+.2f} nats a token over a neutral turn, {alone - complaint:+.2f} over the prompt alone"
+    )
+    return f"{answer}: a complaint gains {gains}"
+
 # %% ../../nbs/recipes/revisions.ipynb #cc0915c4
 TESTED = dict.fromkeys(REQUEST_KINDS, 26)  # talks of each kind
 RESULT = Path("nbs", "experiments", "results", "revisions.json")  # from the repository's root
@@ -227,7 +262,7 @@ def evaluate_revisions(
         )
         ordinary = measure_ordinary(model, rows, [row for row in rows if len(row["prompt"]) < 200][::5])
         reference = reference or ordinary
-        results[name] = dict(probe=check_revision(model)[1], gains={}, met={}, ordinary={})
+        results[name] = dict(probe=check_revision(model), gains={}, met={}, ordinary={})
         for kind in ("all", *REQUEST_KINDS):
             chosen = (kinds == kind) | (kind == "all")
             least = gains[chosen][:, :2].min(1)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..base.adapters import ADAPTER_CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
-from ..base.core import InputError
+from ..base.core import InputError, import_extra
 from ..base.models import Model
 from ..explanation.explanation import explain_pllm
 
@@ -62,10 +62,7 @@ def ray_cluster(address: str = None, cores: int = None):  # None: start one here
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no usage report
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave the visible accelerators as they are
     os.environ.pop("RAY_ADDRESS", None)
-    try:
-        import ray
-    except ImportError as error:
-        raise InputError("a cluster needs Ray, which is not installed", 'pip install "personal_llm[ray]"') from error
+    ray = import_extra("ray", "ray", "a cluster")
     place = dict(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
     remedy = "Ray needs 1 GB of free memory, and the model's memory for each core; or build without --ray-address"
     if address:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter, get_adapter_id
 from ..base.adapters import read_adapter_card, read_factors
-from ..base.core import InputError
+from ..base.core import InputError, import_extra
 from ..base.files import read_json, write_atomically, write_json
 from ..base.ledger import record_egress
 from ..base.lineage import read_training_ids
@@ -165,16 +165,6 @@ def pair_neighbours(B, num_heads: int):  # (rows, rank), rows in the other order
     "Put the rows of each head in the order of llama.cpp's rotary embedding."
     return B.reshape(num_heads, 2, len(B) // num_heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
 
-
-def import_gguf():  # the module
-    "Import the package `gguf`; raise `InputError` with the install command where it is missing."
-    try:
-        import gguf
-    except ImportError as error:
-        remedy = 'pip install "personal_llm[gguf]"'
-        raise InputError("a GGUF file needs the package gguf, which is not installed", remedy) from error
-    return gguf
-
 # %% ../../nbs/7_runtimes/02_export.ipynb #92407864
 def name_gguf_tensors(model, adapter: Path, gguf) -> dict:  # name -> (A, B), numpy
     "Return the factors of an adapter under llama.cpp's names; raise `InputError` for a layer that has none."
@@ -195,9 +185,10 @@ def name_gguf_tensors(model, adapter: Path, gguf) -> dict:  # name -> (A, B), nu
 
 def write_gguf(model, adapter: Path, out: Path) -> str:  # how to use the file
     "Write an adapter as llama.cpp reads it; raise `InputError` for a family of models that we do not know there."
-    gguf, kind = import_gguf(), model.model.config.get_text_config().model_type
+    kind = model.model.config.get_text_config().model_type
     if kind not in GGUF_FAMILIES:
         raise InputError(f"{kind}: we cannot write its adapters for llama.cpp", "use --to merged and its converter")
+    gguf = import_extra("gguf", "gguf", "a GGUF file")
     tensors = name_gguf_tensors(model, adapter, gguf)
     writer = gguf.GGUFWriter(str(out / "adapter.gguf"), GGUF_FAMILIES[kind])
     writer.add_type(gguf.GGUFType.ADAPTER)

@@ -12,7 +12,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-from ..base.core import Dialogue, InputError, check, patch
+from ..base.core import Dialogue, InputError, check, import_extra, patch
 from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
 from ..base.decoding import find_reply_end, find_whole_from, read_reply
 from ..base.gguf import find_smollm2, is_gguf
@@ -20,16 +20,6 @@ from ..device.streaming import ReplyStream
 from .export import write_gguf
 
 # %% ../../nbs/7_runtimes/09_llama_cpp.ipynb #lcp96ba1
-def import_xllamacpp():  # the module
-    "Import the package `xllamacpp`; raise `InputError` with the install command where it is missing."
-    try:
-        import xllamacpp
-    except ImportError as error:
-        problem = "the engine llama.cpp needs the package xllamacpp, which is not installed"
-        raise InputError(problem, 'pip install "personal_llm[llama]"') from error
-    return xllamacpp
-
-
 def find_base_file(model) -> Path:
     "Return the GGUF file that a `Model` was loaded from; raise `InputError` where there is none."
     file = find_smollm2() if model.name == "smollm2" else Path(model.name).expanduser()
@@ -52,7 +42,7 @@ class LlamaCppEngine:
     ):
         import torch
 
-        self.library, self.base = import_xllamacpp(), find_base_file(model)
+        self.library, self.base = import_extra("xllamacpp", "llama", "the engine llama.cpp"), find_base_file(model)
         check(num_threads, "whole number or none", "num_threads", low=1)
         self.num_threads = num_threads or torch.get_num_threads()
         self.server = self.loaded = None  # the running program, and the ids of base and adapter in it

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.adapters import CONFIG_FILE, WEIGHTS_FILE, check_adapter
-from ..base.core import InputError, make_generator
+from ..base.core import InputError, import_extra, make_generator
 from ..base.database import report_damage
 from ..base.files import compute_sha256, is_full_disk, open_results_folder
 from ..base.files import publish_results, read_json, recover_results
@@ -174,16 +174,10 @@ def export_error(error: Exception) -> InputError:
     return InputError(f"this model cannot be exported ({where})", "take a Llama, Qwen2 or SmolLM2 model")
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #41b338d7
-EXECUTORCH_INSTALL = 'pip install "personal_llm[phone]"'  # the command that installs ExecuTorch
-
-
 def require_executorch():
     "Raise `InputError` with the install command if ExecuTorch is not installed."
-    try:
-        import executorch.exir  # noqa: F401
-        import executorch.runtime  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"ExecuTorch is not installed ({error})", EXECUTORCH_INSTALL) from error
+    for module in ("executorch.exir", "executorch.runtime"):
+        import_extra(module, "phone", "training on a phone")
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #88f279fa
 def compile_program(

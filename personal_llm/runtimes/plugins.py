@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..base.adapters import check_adapter, get_adapter_id
 from ..base.core import InputError, check
-from ..base.files import delete_path, get_temporary_path, make_folder
+from ..base.files import check_new_folder, delete_path, get_temporary_path, make_folder
 from ..base.ledger import record_egress
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #806d3c2f
@@ -25,7 +25,6 @@ class Runtime:
     targets: dict = field(default_factory=dict)  # name for `export --to` -> function(model, adapter, folder) -> usage
     companions: dict = field(default_factory=dict)  # name of a target -> function(model, dialogues, folder), see above
     commands: dict = field(default_factory=dict)  # words of a command -> function -> (result, lines)
-    map_jobs: object = None  # function(run, context, jobs, address) -> results, in the order of the jobs
     examples: dict = field(default_factory=dict)  # words of a command -> examples of what can stand after them
     summary: str = ""  # half a sentence about the group, if the commands have two words
 
@@ -46,7 +45,7 @@ def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a pl
         except Exception as error:  # whatever the module of somebody else raises
             skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
             continue
-        if all(hasattr(runtime, part) for part in ("targets", "commands", "examples", "map_jobs")):
+        if all(hasattr(runtime, part) for part in ("targets", "commands", "examples")):
             runtimes.setdefault(point.name, runtime)
         else:
             skipped[point.name] = f"{point.value}: not a Runtime"
@@ -60,13 +59,6 @@ def collect(part: str) -> dict:  # name -> function
     }
 
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #253bb731
-def check_new_folder(out) -> None:
-    "Raise `InputError` for a folder with files, or a file."
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already", "give a new folder")
-
-
 def export_adapter(
     model,  # the base `Model`
     adapter,  # a folder, or an `Adapter`
