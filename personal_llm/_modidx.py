@@ -7167,6 +7167,10 @@ d = {
                 "experiments/runner.html#machine",
                 "personal_llm/experiments/runner.py",
             ),
+            "personal_llm.experiments.runner.print_claims": (
+                "experiments/runner.html#print_claims",
+                "personal_llm/experiments/runner.py",
+            ),
             "personal_llm.experiments.runner.provenance": (
                 "experiments/runner.html#provenance",
                 "personal_llm/experiments/runner.py",
@@ -10456,6 +10460,10 @@ d = {
             "personal_llm.tuning.content.Frame": ("3_tuning/content.html#frame", "personal_llm/tuning/content.py"),
             "personal_llm.tuning.content.compare_losses": (
                 "3_tuning/content.html#compare_losses",
+                "personal_llm/tuning/content.py",
+            ),
+            "personal_llm.tuning.content.compute_content_rouge1": (
+                "3_tuning/content.html#compute_content_rouge1",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.extract_frame_text": (

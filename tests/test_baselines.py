@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.experiments.methods import searches
+from personal_llm.experiments.methods.searches import SEARCHES
 from personal_llm.selection.gradient_match import find_update_directions, compute_gradients, load_sketch
 from personal_llm.base.adapters import factor_inner_product
 from personal_llm.selection.ranking import (
@@ -22,9 +23,16 @@ from personal_llm.selection.ranking import (
     get_download_bytes,
     compute_mean_loss,
 )
-from personal_llm.selection.selection import SELECTORS, Selector, select
+from personal_llm.selection.selection import SELECTORS, Selector, select as package_select
 from planted import me, permuted, planted, replay, save_adapter, table
 from tiny import shared
+
+METHODS = SELECTORS | SEARCHES
+
+
+def select(library, explanation=None, method=None, *given, **options):
+    "Select by a method of the package, or by the name of a search."
+    return package_select(library, explanation, SEARCHES.get(method, method), *given, **options)
 
 
 def compute_slope(gradients: dict, factors: dict) -> float:
@@ -198,18 +206,18 @@ def test_hyperband_weeds_by_few_dialogues(library):
 def test_wrong_options(library, method, option):
     pytest.importorskip("optuna")
     with pytest.raises(InputError, match="give [12] or more"):
-        SELECTORS[method].run(SelectionRequest(library, losses=replay(library, LOSSES)), **option)
+        METHODS[method].run(SelectionRequest(library, losses=replay(library, LOSSES)), **option)
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, s in SELECTORS.items() if {"losses", "model"} & set(s.needs) and m not in ("match", "single")]
+    "method", [m for m, s in METHODS.items() if {"losses", "model"} & set(s.needs) and m not in ("match", "single")]
 )
 def test_needs_are_said(library, method):
     with pytest.raises(InputError, match="needs the user's explanation"):
         select(library, method="single")
     with pytest.raises(InputError, match="give both model and dialogues"):
         select(library, method=method)
-    if "model" in SELECTORS[method].needs:
+    if "model" in METHODS[method].needs:
         with pytest.raises(InputError, match="give both model and dialogues"):
             select(library, method=method, losses=replay(library, LOSSES))
     with pytest.raises(InputError, match="give 1 more"):
@@ -516,9 +524,9 @@ def test_a_real_library_and_a_device_without_its_adapters(downhill, tmp_path):
     ):
         got = select(library, me(np.eye(5)[1]), method, **asked)
         assert (
-            got.method == method
+            got.method == "your own"
             and (got.best in made) == (method != "mean")
-            and json.loads(json.dumps(got.to_dict()))["method"] == method
+            and json.loads(json.dumps(got.to_dict()))["method"] == "your own"
         )
     ranking = select(library, me(np.eye(5)[1]), "match", **asked)
     assert (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import personal_llm.experiments.methods.searches  # noqa: F401, adds the controls to the selectors
+from personal_llm.experiments.methods.searches import select_plain
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.adapters import read_factors
 from personal_llm.selection import mixture as module
@@ -413,11 +413,11 @@ def test_the_others_take_the_plain_one_as_null(model, library):
 
 
 def test_plain_is_a_selector(model, library):
-    assert select(library, method="plain").best == PLAIN_PLLM
+    assert select(library, method=select_plain).best == PLAIN_PLLM
     some = permuted(library, [0, 1])
     some.names = ["a", "b"]
     with pytest.raises(InputError, match="no pLLM 'plain'"):
-        select(some, method="plain")
+        select(some, method=select_plain)
 
 
 # ---- what can go wrong

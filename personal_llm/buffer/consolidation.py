@@ -11,16 +11,8 @@ from ..base.text import is_near_duplicate
 from ..base.core import Dialogue
 from ..base.decoding import LAST_TOKENS
 from .facts import asks_for_fact
-from personal_llm.buffer.retrieval import (
-    CORRECTION_THRESHOLD,
-    DEFAULT_COUNT,
-    MAX_MEMORY_TOKENS,
-    PromptEmbedder,
-    add_memories,
-    choose_count,
-    compare_with_memories,
-    retrieve,
-)
+from .retrieval import CORRECTION_THRESHOLD, DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder
+from .retrieval import add_memories, choose_count, compare_with_memories, retrieve
 from .synthesis import SynthesisResult
 
 # %% ../../nbs/2_buffer/12_consolidation.ipynb #cons0006

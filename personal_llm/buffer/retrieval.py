@@ -59,16 +59,10 @@ def compute_bm25(prompt: str, texts: list) -> np.ndarray:  # (texts,)
     lengths = np.array([count.total() for count in counts], float)
     relative_lengths = lengths / max(1.0, lengths.mean()) if texts else lengths
     scores = np.zeros(len(texts))
+    damping = BM25_SATURATION * (1 - BM25_LENGTH + BM25_LENGTH * relative_lengths)
     for word in set(get_words(prompt)):
         f = np.array([count[word] for count in counts], float)
-        n_w = (f > 0).sum()
-        rarity = compute_rarity(len(texts), n_w)
-        scores += (
-            rarity
-            * f
-            * (BM25_SATURATION + 1)
-            / (f + BM25_SATURATION * (1 - BM25_LENGTH + BM25_LENGTH * relative_lengths))
-        )
+        scores += compute_rarity(len(texts), (f > 0).sum()) * f * (BM25_SATURATION + 1) / (f + damping)
     return scores
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00014
@@ -113,9 +107,8 @@ class PromptEmbedder:
     def __init__(
         self,
         model,  # `Model`
-        encoder=None,  # as in `load_encoder`
     ):
-        self.model, self.encoder = model, load_encoder(encoder)
+        self.model, self.encoder = model, load_encoder()
         self.vectors = {}  # prompt -> (width,), of length 1
         self._background = None  # vectors of general prompts, and the mean early state
 

@@ -28,7 +28,7 @@ from personal_llm.experiments.real_people import (
     measure_condition,
     take_own_answers,
 )
-from .runner import Grid, read_results
+from .runner import Grid, print_claims, read_results
 from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/44_consolidation.ipynb #cex00005

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..base.decoding import EXAMPLES
-from ..base.text import compute_rouge1, get_words
+from ..base.text import get_words
 from personal_llm.buffer.retrieval import (
     CORRECTION_THRESHOLD,
     PromptEmbedder,
@@ -33,7 +33,7 @@ from personal_llm.experiments.real_people import (
     take_first_answers,
 )
 from .runner import Grid
-from ..tuning.content import find_frame, strip_frame
+from ..tuning.content import compute_content_rouge1, find_frame
 
 # %% ../../nbs/experiments/48_memory_choices.ipynb #mch00005
 ONE_STYLE = ("barista", "traveller", "pupil", "student", "courier", "listener")
@@ -102,9 +102,7 @@ def measure_replies(model, user: SimulatedUser, tests: list, memories: list, is_
     is_right = lambda d, own: mean(user.choose_side(m) is user.choose_side(d) for m in own)
     return dict(
         habits=mean(user.choose_side(d).adherence(reply) for d, reply in zip(tests, replies)),
-        content=mean(
-            compute_rouge1(strip_frame(r, frame), strip_frame(d.response, frame)) for d, r in zip(tests, replies)
-        ),
+        content=mean(compute_content_rouge1(r, d.response, frame) for d, r in zip(tests, replies)),
         copied=mean(is_copied(r, own, d.response) for d, r, own in zip(tests, replies, memories)),
         words=mean(len(reply.split()) for reply in replies),
         memories=mean(len({m.id for m in own}) for own in corrections),

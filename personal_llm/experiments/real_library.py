@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-import personal_llm.experiments.methods.searches  # noqa: F401, adds the controls to the selectors
 from ..base.core import Dialogue, make_generator
 from ..data.people import USERS
 from ..data.reading import load_replay, load_samples
+from .methods.searches import SEARCHES
 from .real_defaults import load_real_model, load_texts, measure_replies
 from .runner import Grid
 from ..explanation.explanation import explain, sample_topic_prompts
@@ -29,7 +29,7 @@ from ..recipes.style_pools import crafted_pool
 from ..recipes.style_space import with_habits
 from ..selection.library import Library
 from ..selection.ranking import BASE_NAME, PLAIN_PLLM
-from ..selection.selection import SELECTORS, select
+from ..selection.selection import get_selector, select
 from ..selection.warm_start import get_start_adapter
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
@@ -79,13 +79,14 @@ def choose(method: str, name: str, dialogues: list) -> dict:
     "Select with one method."
     library, model = load_real_library(), load_real_model()
     if method == "random":
-        best = [select(library, method=method, seed=seed).best for seed in range(RANDOM_DRAWS)]
+        best = [select(library, method=SEARCHES[method], seed=seed).best for seed in range(RANDOM_DRAWS)]
         right = float(np.mean([choice == name for choice in best]))
         return dict(right=right, first=right, choice="", abstained=False)
-    needs = SELECTORS[method].needs
+    selector = SEARCHES.get(method, method)
+    needs = get_selector(selector).needs
     given = dict(model=model, dialogues=dialogues) if "model" in needs else {}
     explanation = explain(model, dialogues, library.space) if "row" in needs else None
-    ranking = select(library, explanation, method, **given)
+    ranking = select(library, explanation, selector, **given)
     choice = find_choice(ranking)
     facts = dict(
         abstained=ranking.abstained, reason=ranking.reason, weights=ranking.weights, ranked=[*ranking.names[:3]]

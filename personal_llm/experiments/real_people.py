@@ -34,9 +34,9 @@ from ..device.personalizer import Personalizer
 from .habit_defaults import EVERYBODY
 from .new_people import make_character_stream, read_characters
 from .new_people_grid import add_model_replies, choose_tests
-from .runner import Grid, read_results
+from .runner import Grid, print_claims, read_results
 from ..selection.ranking import compute_mean_loss
-from ..tuning.content import find_frame, measure_content_preference, strip_frame
+from ..tuning.content import compute_content_rouge1, find_frame, measure_content_preference
 from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000005
@@ -247,7 +247,7 @@ def measure_condition(model, user: SimulatedUser, tests: list, other: list, show
         replies = model.reply([d.derive(response="", parents=()) for d in shown], REPLY_TOKENS)
         losses = [compute_mean_loss(model.nll(part)) for part in (shown[: len(tests)], shown[len(tests) :])]
     own, foreign = replies[: len(tests)], replies[len(tests) :]
-    content = [compute_rouge1(strip_frame(r, frame), strip_frame(d.response, frame)) for r, d in zip(own, tests)]
+    content = [compute_content_rouge1(r, d.response, frame) for r, d in zip(own, tests)]
     found = dict(
         content=mean(content),
         rouge1=mean(compute_rouge1(r, d.response) for r, d in zip(own, tests)),

@@ -32,7 +32,7 @@ from personal_llm.buffer.retrieval import (
 from ..data.people import USERS, Habit, SimulatedUser, opener, sign_off, user_stream
 from ..data.reading import load_replay, load_samples
 from .runner import Grid
-from ..tuning.content import find_frame, strip_frame
+from ..tuning.content import compute_content_rouge1, find_frame
 
 # %% ../../nbs/experiments/38_retrieval.ipynb #rex00005
 SEED, STREAM_LENGTH, SIGNAL_SHARE = 85, 400, 0.3
@@ -104,7 +104,7 @@ def measure_replies(model, user: SimulatedUser, tests: list, memories: list, fra
     "Reply to the tests with their memories, and measure the replies."
     prompts = [add_memories(Dialogue(d.prompt, "", d.history), m) for d, m in zip(tests, memories)]
     replies = model.reply(prompts, REPLY_TOKENS)
-    content = [compute_rouge1(strip_frame(r, frame), strip_frame(d.response, frame)) for r, d in zip(replies, tests)]
+    content = [compute_content_rouge1(r, d.response, frame) for r, d in zip(replies, tests)]
     nll = model.nll([add_memories(d, m) for d, m in zip(tests, memories)])
     mean = lambda values: float(np.mean(list(values)))
     return dict(

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGE', 'RESULTS', 'REVISION_VARIABLE', 'BUDGETS', 'Grid', 'check_grid', 'revision', 'machine',
            'provenance', 'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines',
            'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means',
-           'summarise_rows', 'format_table', 'check_budgets']
+           'summarise_rows', 'format_table', 'print_claims', 'check_budgets']
 
 # %% ../../nbs/experiments/00_runner.ipynb #62096453
 import json
@@ -269,6 +269,12 @@ def format_table(
     cells = [list(found[0])] + [[str(cell) for cell in row.values()] for row in found]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+# %% ../../nbs/experiments/00_runner.ipynb #claim002
+def print_claims(claims: dict) -> None:  # claim -> whether it holds
+    "Print a line for each claim that was made before the measurement."
+    for claim, holds in claims.items():
+        print(f"{claim:50} {'holds' if holds else 'does not hold'}")
 
 # %% ../../nbs/experiments/00_runner.ipynb #8b2d7a52
 BUDGETS = ("requests", "steps", "synthesis")

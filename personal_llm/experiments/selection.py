@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-import personal_llm.experiments.methods.searches  # noqa: F401, adds the searches to the selectors
 from ..base.core import make_generator
 from ..base.adapters import read_factors
 from .runner import Grid
+from .methods.searches import SEARCHES
 from .fit import PoolLibrary, cost_to_dict, load_pool_library
 from ..recipes.crafted_styles import GRID
 from ..recipes.style_pools import AUTHORS, MIXED_STYLES, SIMILARITIES
@@ -129,7 +129,7 @@ def measure(jobs: list):  # yields a dict of results a job
         loss = make_loss_function(model, library, texts.rows(job["user"], "test", count=TEST_ON, seed=job["seed"]))
         right = PLAIN_PLLM if job["user"] == "default" else job["user"]
         options = dict(losses=losses, seed=job["seed"])
-        found = {name: select(library, None, name, **options) for name in asked}
+        found = {name: select(library, None, SEARCHES.get(name, name), **options) for name in asked}
         row = {name: score_choice(one, right, loss) for name, one in found.items()}
         row |= {"match": row["match"] | score_shortlists(found["match"], losses)} if "match" in row else {}
         yield row

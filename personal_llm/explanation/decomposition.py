@@ -312,9 +312,9 @@ class SharedBasis(StoredArrays):
         return {"coordinates": (0, self.width)}
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #9b3e6d21
-def split_half_threshold(states: np.ndarray, variance: float, seed: int = 0) -> float:
+def split_half_threshold(states: np.ndarray, variance: float) -> float:
     "Return the strength that 95 % of splits of neutral states (m, d) into halves stay below."
-    half, rng = len(states) // 2, make_generator(seed, "threshold")
+    half, rng = len(states) // 2, make_generator(0, "threshold")
     draws = [states[rng.permutation(len(states))] for _ in range(200)]
     distances = [np.linalg.norm(drawn[:half].mean(0) - drawn[half:].mean(0)) for drawn in draws]
     return float(np.quantile(distances, 0.95) / np.sqrt(variance * (1 / half + 1 / (len(states) - half))))
@@ -330,13 +330,13 @@ def _require_base(model):  # the same model
 
 @patch
 @classmethod
-def from_prompts(cls: SharedBasis, summariser, model, prompts: list, seed: int = 0) -> SharedBasis:
+def from_prompts(cls: SharedBasis, summariser, model, prompts: list) -> SharedBasis:
     "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
     check_answer_count(len(prompts), "prompts for a basis")
-    states = summary_states(summariser, neutral_pairs(_require_base(model), prompts, seed=seed))
+    states = summary_states(summariser, neutral_pairs(_require_base(model), prompts))
     centre, count = states.mean(0), len(states)
     variance = float(((states - centre) ** 2).sum(1).mean()) * count / (count - 1)
-    threshold = split_half_threshold(states, variance, seed)
+    threshold = split_half_threshold(states, variance)
     return cls(model.base, _require_base(summariser).base, centre, variance, count, threshold)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #321a528a

@@ -227,11 +227,9 @@ class SpaceTexts:
         return [*panels, *self.plain, *sum(self.people, [])]
 
 
-def load_space_texts(
-    file=SPACE_TEXTS_FILE,  # JSON, gzipped, as the recipe of the style space writes it
-) -> SpaceTexts:
+def load_space_texts() -> SpaceTexts:
     "Load the texts of the space that ship with the package."
-    table = json.loads(gzip.decompress(Path(file).read_bytes()))
+    table = json.loads(gzip.decompress(SPACE_TEXTS_FILE.read_bytes()))
     dialogues = [Dialogue(prompt, response) for prompt, response in table["texts"]]
     pick = lambda places: None if places is None else [dialogues[i] for i in places]
     panels = {word: tuple(map(pick, pair)) for word, pair in table["panels"].items()}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_FRAME_SHARE', 'MIN_FRAME_TEXTS', 'MAX_FRAME_PIECES', 'Frame', 'find_repeated_beginnings', 'find_frame',
-           'find_content', 'strip_frame', 'extract_frame_text', 'find_content_tokens', 'measure_content_losses',
-           'measure_style_preference', 'measure_content_preference']
+           'find_content', 'strip_frame', 'compute_content_rouge1', 'extract_frame_text', 'find_content_tokens',
+           'measure_content_losses', 'measure_style_preference', 'measure_content_preference']
 
 # %% ../../nbs/3_tuning/08_content.ipynb #29b60f1f
 import re
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import InputError
-from ..base.text import get_language
+from ..base.text import compute_rouge1, get_language
 
 # %% ../../nbs/3_tuning/08_content.ipynb #26e14938
 LIST_MARK_PATTERN = re.compile(r"(?m)^[ \t]*(?:[-*•]|\d+[.)])(?=\s)")
@@ -72,6 +72,15 @@ def find_content(
 def strip_frame(text: str, frame: Frame) -> str:
     "Return the content of a text, its pieces joined as the language joins them."
     return get_language().separator.join(text[start:end] for start, end in find_content(text, frame))
+
+
+def compute_content_rouge1(
+    reply: str,
+    reference: str,
+    frame: Frame,  # of `find_frame`
+) -> float:  # in [0, 1]
+    "Return ROUGE-1 of two texts without their frame."
+    return compute_rouge1(strip_frame(reply, frame), strip_frame(reference, frame))
 
 # %% ../../nbs/3_tuning/08_content.ipynb #4a02f1a0
 def extract_frame_text(

@@ -16,7 +16,7 @@ import numpy as np
 from ..base.core import Cost, InputError, check, patch
 from ..base.text import compute_rouge1, split_rouge_words
 from .config import MAX_COUNT
-from .content import Frame, extract_frame_text, find_frame, strip_frame
+from .content import Frame, compute_content_rouge1, extract_frame_text, find_frame
 from .content import measure_content_losses, measure_content_preference
 from .statistics import Comparison, paired_bootstrap
 from ..data.reading import as_dialogues, check_dialogues
@@ -125,7 +125,7 @@ def score_replies(items: list, replies: list, habits: tuple, frame: Frame = None
     scores = score_texts(replies, [i["reference"] for i in items])
     out = [item | dict(reply=reply) | score for item, reply, score in zip(items, replies, scores, strict=True)]
     for item in out:
-        item["content_rouge1"] = compute_rouge1(*(strip_frame(item[name], frame) for name in ("reply", "reference")))
+        item["content_rouge1"] = compute_content_rouge1(item["reply"], item["reference"], frame)
     for item in out if habits else ():
         item["habits"] = {habit.name: bool(habit.holds(item["reply"])) for habit in habits}
         item["adherence"] = sum(item["habits"].values()) / len(item["habits"])

@@ -18,7 +18,7 @@ from ...base.adapters import read_factors, factor_inner_product
 from ...selection.gradient_match import select_by_gradient
 from ...selection.ranking import MAX_RANKED_PLLMS, PLAIN_PLLM, SelectionRequest, Ranking, get_download_bytes
 from ...selection.ranking import rank_by_scores
-from ...selection.selection import SELECTORS, Selector, select_by_style
+from ...selection.selection import Selector, select_by_style
 from ...tuning.config import TuningConfig
 from ...tuning.finetune import finetune
 
@@ -180,4 +180,3 @@ SEARCHES = {
 SEARCHES |= {
     part: Selector(partial(select_by_style, part=part), ("row",)) for part in ("stylometry", "encoder", "activations")
 }
-SELECTORS.update(SEARCHES)
