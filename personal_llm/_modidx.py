@@ -1249,8 +1249,20 @@ d = {
                 "0_base/decoding.html#compute_end_bonus",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.compute_stop_bonus": (
+                "0_base/decoding.html#compute_stop_bonus",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.cost_examples": (
                 "0_base/decoding.html#cost_examples",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_heads": (
+                "0_base/decoding.html#cost_heads",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.cost_neighbours": (
+                "0_base/decoding.html#cost_neighbours",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_parts": (
@@ -1258,8 +1270,8 @@ d = {
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.cost_runs": ("0_base/decoding.html#cost_runs", "personal_llm/base/decoding.py"),
-            "personal_llm.base.decoding.cost_start": (
-                "0_base/decoding.html#cost_start",
+            "personal_llm.base.decoding.cost_starts": (
+                "0_base/decoding.html#cost_starts",
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.count_finished_tokens": (
@@ -1290,7 +1302,15 @@ d = {
                 "0_base/decoding.html#find_end_tokens",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_fragments": (
+                "0_base/decoding.html#find_fragments",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_loop": ("0_base/decoding.html#find_loop", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.find_repeated_mark": (
+                "0_base/decoding.html#find_repeated_mark",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.find_reply_end": (
                 "0_base/decoding.html#find_reply_end",
                 "personal_llm/base/decoding.py",
@@ -1299,6 +1319,11 @@ d = {
                 "0_base/decoding.html#find_restatement",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.find_short_verse": (
+                "0_base/decoding.html#find_short_verse",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.find_stem": ("0_base/decoding.html#find_stem", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.find_token_classes": (
                 "0_base/decoding.html#find_token_classes",
                 "personal_llm/base/decoding.py",

@@ -20,6 +20,7 @@ from personal_llm.base.decoding import (
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
+    compute_stop_bonus,
     cost_examples,
     count_settled_tokens,
     encode_examples,
@@ -112,6 +113,7 @@ LOOPS = {
     "a heading before it": SENTENCE + "\n\nMore tips:\n\n1. " + SENTENCE,
     "two lines of code again and again": "```\n" + "print(a)\nb = 1\n" * 20 + "```\n",
     "rows of one emoji": "Well:\n" + "☀☀☀☀\n" * 2,
+    "the same sentence with other numbers": "Take 1 egg now. Take 2 egg now. Take 3 egg now.",
 }
 NO_LOOPS = {
     "a list": "Here is a list:\n1. Milk\n2. Eggs\n3. Brown bread\n4. Butter\n5. Green apples\n6. Salt\n",
@@ -123,7 +125,6 @@ NO_LOOPS = {
     "a times table in words": "".join(f"{n} times 7 is {7 * n}.\n" for n in range(1, 10)),
     "rows of marks": "One\n---\nTwo\n---\nThree\n---\n",
     "steps of a sum": "Six eggs and eight eggs make 14 eggs now. So 14 eggs less eight eggs make 6 eggs now.",
-    "short units": "A desk has 80 sq. ft. and a bed 60 sq. ft. A shelf has 12 sq. ft. of space.\n",
     "a letter": "Dear Mrs Lee,\n\nThank you for the lovely party with your family. "
     "I hope your family had lovely weather too. Thank you for the lovely weather with your family.\n\nYours, Ana\n",
     "numbers": "1.\n2.\n3.\n4.\n5.\n6.\n7.\n8.\n",
@@ -189,12 +190,21 @@ def test_the_rules_of_a_model_are_made_once_and_can_be_set(pocket):
 
 COPIES = {  # a reply -> the next word, and the nats that it costs
     "We will be there soon in the big house, so we will be": (" there", 1.5),
+    "Once the cat is old, we go home and sleep a lot. I hope that her cat sees it. So the cat is well now, "
+    "and all of them like to eat fish with us. Why should the cat": (" is", 0.4),
     "Once the cat is old, we go home and sleep a lot, as all of you do. Why should the cat": (" is", 0.0),
+    "Old dogs like to run in the park each day. Old dogs do not eat much of it at night. Old": (" dogs", 1.0),
+    "We like to sit here in the sun all day long. We do not go home before the night is there.": (" We", 0.5),
     "1. Gold:\n2. Red gold: It is\n3. Red": (" gold", 8.0),
+    "1. Red dogs\n2. Blue dog\n3. Red": (" dog", 8.0),
     "He is here now. She is here now. He is here": (" now", 8.0),
     "1. Gold\n2. Blue\n3. Big gold\n4. Big": (" gold", 8.0),
     "1. Gold\n2. Big": (" gold", 0.0),
+    "It was very very": (" very", 8.0),
+    "It was very": (" very", 0.0),
+    "We go day by": (" day", 0.0),
     "Anna: Why?\nBen: Why not?\nAnna: Well": (":", 0.0),
+    "At the end: At the": (" end", 8.0),
     "```\nprint(a)\nprint(a)\nprint(": ("a", 0.0),
 }
 
@@ -219,6 +229,12 @@ def test_a_run_costs_for_each_time_that_it_came(pocket):
 def test_a_toy_pays_no_costs(pocket):
     scores = torch.zeros(len(pocket.tokenizer))
     assert not avoid_copies(scores, read(pocket, "1. Gold\n2. Big gold\n3. Big"), pocket.decoding).any()
+
+
+@pytest.mark.parametrize("text,mark", [(" -- -- -- --", True), (" -- -- --", False), ("1000000", False)])
+def test_a_row_of_marks_costs(pocket, text, mark):
+    ids = encode(pocket, text)
+    assert (find_copy_costs(read(pocket, text)).get(ids[-1]) == 8.0) == mark
 
 
 def test_a_long_list_of_short_lines_helps_the_end(pocket):
@@ -270,6 +286,8 @@ RESTATED = {
     "items of the same words": "1. Lake Nero: A lake that lies in the north of Italy.\n"
     "2. Lake Vero: A lake that lies in the north of Italy, a lake that lies there.\n"
     "3. Lake Tero: A lake that lies in the north of Italy, a lake that lies there now.\n",
+    "a verse of fragments": "The rain is on the hill,\nA gift of light and sound,\n"
+    "A gift, a light,\nA gift,\nA sound,\nThe rain,\n",
 }
 
 
@@ -296,6 +314,19 @@ def test_content_words_that_came_before_are_known(pocket):
     units = read(pocket, "Old bears eat. The bears are painting, and the painters eat bears.").split_units()
     assert mark_known_words(units) == [[False], [True, False, False, True]]
     assert may_restate([True, True, False, True]) and not may_restate([False] * 5)
+
+
+def test_a_long_sentence_helps_its_full_stop(pocket):
+    words = " ".join(["fish"] * 39)
+    assert compute_stop_bonus(read(pocket, words)) == 0
+    assert compute_stop_bonus(read(pocket, words + " and" * 11)) == pytest.approx(1.0)
+
+
+def test_placeholders_help_the_end(pocket):
+    letter = "Dear you,\n\nI am ill.\n\n" + "".join(
+        f"[Your {word}]\n" for word in "Name Street Town Land Mail Cat Dog".split()
+    )
+    assert compute_end_bonus(read(pocket, letter)) == pytest.approx(4.0)
 
 
 # ---- the end
@@ -341,6 +372,7 @@ def test_a_list_goes_on_beyond_the_soft_limit(pocket):
         find_reply_end(read_reply(pocket.tokenizer, [*items, *encode(pocket, "\nThat is all.")]), rules, options)[1]
         == "stop"
     )
+    assert find_reply_end(read(pocket, "9. Old cheese.\n10. Red apples."), rules, options)[1] == "stop"
 
 
 def test_a_reply_never_ends_empty(pocket):
@@ -404,9 +436,8 @@ def test_a_dialogue_without_examples_costs_nothing():
     assert all(encode_examples(rules, text) == [] for text in texts), "a label of a file is no example"
     assert [*cost_examples(read_reply(model.tokenizer, [1, 2, 3]))] == []
     example = Dialogue("Hello!", "", labels={EXAMPLES: ExampleResponses(["Hi."])})
-    assert len(encode_examples(rules, example)) == 1 and encode_examples(model.decoding, example) == [], (
-        "a toy has none"
-    )
+    assert len(encode_examples(rules, example)) == 1
+    assert encode_examples(model.decoding, example) == [], "a toy has none"
 
 
 def test_a_fence_opens_and_closes_code(pocket):

@@ -285,7 +285,8 @@ class PersonalizeRun:
 
     def collect_notes(self) -> list:  # lines
         "Return the notes that a user should read before a run."
-        notes, capacity, count = self.dialogues.notes(), self.settings.capacity, len(self.dialogues)
+        notes = [*self.dialogues.notes()] if hasattr(self.dialogues, "notes") else []
+        capacity, count = self.settings.capacity, len(self.dialogues)
         if len(split_test_dialogues(self.dialogues, self.settings.seed)[0]) <= capacity:
             notes.append(f"{count} dialogues for {capacity} bins: every dialogue was kept, nothing was selected")
         return notes

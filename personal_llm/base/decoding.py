@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
-           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'FENCE', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN', 'RUN_COST',
-           'MIN_RUN', 'START_COST', 'COPY_COST', 'MIN_PART_WORDS', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS',
-           'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS',
-           'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS',
-           'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses',
-           'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'Unit', 'Example',
-           'ReplyText', 'read_reply', 'cost_runs', 'cost_start', 'cost_parts', 'find_copy_costs', 'compute_end_bonus',
-           'avoid_copies', 'choose_next_token', 'count_whole_tokens', 'is_repeated', 'is_periodic', 'is_whole',
-           'mark_known_words', 'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens',
-           'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end',
-           'BatchRules']
+           'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'FENCE', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN',
+           'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS',
+           'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS',
+           'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS',
+           'VERSE_LINES', 'VERSE_WORDS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE',
+           'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions',
+           'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
+           'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
+           'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
+           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
+           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
+           'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
 import re
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
@@ -61,10 +63,10 @@ def complete(self: DecodingRules, options: ReplyOptions) -> ReplyOptions:
     defaults["repetition_penalty"] = self.repetition_penalty
     return replace(options, **{name: x for name, x in defaults.items() if getattr(options, name) is None})
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decclsb1
+# %% ../../nbs/0_base/08_decoding.ipynb #deccls01
 UNIT_END_CHARACTERS = frozenset(".!?…。！？\n")
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsb1
 @dataclass(frozen=True)
 class TokenClasses:
     "The tokens of a vocabulary that the rules of decoding treat in their own way."
@@ -72,10 +74,18 @@ class TokenClasses:
     exempt: frozenset  # ids without a letter: punctuation, line breaks, digits, control tokens
     unit_ends: frozenset  # ids with a line break or the end of a sentence
     word_starts: frozenset  # ids of letters after a space
+    full_stops: list  # ids of a full stop alone
     texts: tuple  # of all ids
+    forms: dict  # a word without capitals and plural s -> its ids
 
 
 _token_classes = WeakKeyDictionary()  # tokenizer -> TokenClasses
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decclsc1
+def find_stem(word: str) -> str:
+    "Return a word in lower case and without a plural *s*."
+    word = word.strip().lower()
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decclsd1
 def find_token_classes(tokenizer) -> TokenClasses:
@@ -85,7 +95,10 @@ def find_token_classes(tokenizer) -> TokenClasses:
         exempt = frozenset(i for i, text in enumerate(texts) if i in special or not any(map(str.isalpha, text)))
         unit_ends = frozenset(i for i in exempt - special if UNIT_END_CHARACTERS & set(texts[i]))
         word_starts = frozenset(i for i, text in enumerate(texts) if i not in exempt and text[:1].isspace())
-        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends, word_starts, tuple(texts))
+        forms, full_stops = {}, [i for i, text in enumerate(texts) if text.strip() == "."]
+        for i, text in enumerate(texts):
+            forms.setdefault(find_stem(text), []).append(i)
+        _token_classes[tokenizer] = TokenClasses(exempt, unit_ends, word_starts, full_stops, tuple(texts), forms)
     return _token_classes[tokenizer]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decmak01
@@ -173,7 +186,7 @@ class ReplyText:
     tokens: list = field(default_factory=list)  # the first token of each word
     lines: list = field(default_factory=lambda: [0])  # places of words at which a line begins
     parts: list = field(default_factory=lambda: [0])  # … a line, a sentence, or the text after a colon
-    items: list = field(default_factory=list)  # … the item of a list
+    heads: list = field(default_factory=list)  # [first word, end] of the heads of items; the last end may be None
     has_mark: bool = False  # whether a token without a letter follows the last word
     before: str = ""  # marks before the first word of the newest line
     num_fences: int = 0  # rows of three backticks
@@ -207,11 +220,14 @@ def add(self: ReplyText, token: int) -> None:
 
 @patch
 def add_mark(self: ReplyText, text: str, is_unit_end: bool) -> None:  # text of a token without a letter
-    count = len(self.words)
-    self.lines += [count] * ("\n" in text and count > self.lines[-1])
+    count, is_line_end, is_head_end = len(self.words), "\n" in text, "\n" in text or ":" in text
+    self.lines += [count] * (is_line_end and count > self.lines[-1])
     self.parts += [count] * ((is_unit_end or ":" in text) and count > self.parts[-1])
     self.has_mark, self.before = True, (self.before + text).rpartition("\n")[2]
-    self.items += [count] * (self.lines[-1] == count not in self.items[-1:] and bool(ITEM_MARK.match(self.before)))
+    if self.heads and self.heads[-1][1] is None and is_head_end and count > self.heads[-1][0]:
+        self.heads[-1][1] = count
+    elif self.lines[-1] == count and ITEM_MARK.match(self.before) and [count, None] not in self.heads:
+        self.heads.append([count, None])
 
 
 def read_reply(tokenizer, ids: list) -> ReplyText:
@@ -253,51 +269,81 @@ def is_in_code(self: ReplyText) -> bool:
 
 
 @patch
-def is_in_list(self: ReplyText) -> bool:
-    "Return whether the last line with words is an item of a list."
-    starts = [place for place in self.lines if place < len(self.words)]
-    return bool(self.items) and self.items[-1:] == starts[-1:]
+def is_in_list(self: ReplyText, max_items: int = 10**6) -> bool:
+    "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
+    item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", self.get_text().rstrip().rpartition("\n")[2])
+    return bool(item) and int(item[2] or 0) <= max_items
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
+MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy05
+COPY_COST = 8.0  # of the last word of a copied part, nats
+RUN_COST, MIN_RUN = 0.75, 3  # factor, and words of a run that may come again
+PAIR_COST, START_COST = 0.4, 0.5  # of the third word after a pair, and of a sentence's first two words, nats a copy
+MAX_NEIGHBOUR_WORDS = 8  # of words that come at once again
+MAX_HEAD_WORDS = 6  # a longer head of an item is a sentence
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyb5
-RUN_COST, MIN_RUN = 0.75, 3  # factor, and words of a run that may come again
-
-
 def cost_runs(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of going on with a run of words as it went on before."
-    words, count = reply.words, len(reply.words)
+    "Give the costs of going on with a run of words as it went on before; of two words, from the third time on."
+    words, count, pairs = reply.words, len(reply.words), Counter()
     for place in range(1, count):
         k = 0
         while k < place and words[place - 1 - k] == words[count - 1 - k]:
             k += 1
         if k >= MIN_RUN:
             yield reply.tokens[place], RUN_COST * (k - 2) * (k - 1)
+        pairs[reply.tokens[place]] += k == MIN_RUN - 1
+    yield from ((token, PAIR_COST * (copies - 1)) for token, copies in pairs.items() if copies > 1)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyc5
-START_COST = 0.5  # of the first word of the parts before, nats for each part in a row after the first
-
-
-def cost_start(reply: ReplyText):  # a generator of (token, nats)
-    "Give the cost of beginning a third part in a row with the same word."
-    starts = [place for place in reply.parts if place < len(reply.words)]
-    if starts and reply.parts[-1] == len(reply.words):
-        first = reply.words[starts[-1]]
-        copies = next((n for n, place in enumerate(reversed(starts)) if reply.words[place] != first), len(starts))
-        yield reply.tokens[starts[-1]], START_COST * (copies - 1)
+def cost_starts(reply: ReplyText):  # a generator of (token, nats)
+    "Give the costs of beginning a part as the parts before: a third one with the same word, or two words again."
+    words, count, starts = reply.words, len(reply.words), [place for place in reply.parts if place < len(reply.words)]
+    if starts and reply.parts[-1] == count:
+        first = words[starts[-1]]
+        copies = next((n for n, place in enumerate(reversed(starts)) if words[place] != first), len(starts))
+        yield reply.tokens[starts[-1]], START_COST * max(0, copies - 1)
+    elif starts and starts[-1] == count - 1:
+        again = [place for place in starts[:-1] if words[place] == words[-1]]
+        yield from ((token, START_COST * n) for token, n in Counter(reply.tokens[place + 1] for place in again).items())
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyd5
-COPY_COST = 8.0  # of the last word of a copied part, nats
-MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line or an item may have one
-
-
 def cost_parts(reply: ReplyText):  # a generator of (token, nats)
     "Give the costs of going on with a line, a sentence or a heading that is there already."
-    for starts in (reply.lines, reply.parts):
-        part, is_long_enough = reply.words[starts[-1] :], starts is reply.lines or starts[-1] in reply.items
+    for starts, least in ((reply.lines, 1), (reply.parts, MIN_PART_WORDS)):
+        part = reply.words[starts[-1] :]
         for start, end in zip(starts, starts[1:]):
             size = end - start
-            is_copy = len(part) < size and reply.words[start : start + len(part)] == part
-            if is_copy and (size >= MIN_PART_WORDS or is_long_enough):
+            if size >= least and len(part) < size and reply.words[start : start + len(part)] == part:
                 yield reply.tokens[start + len(part)], COPY_COST * ((len(part) + 1) / size) ** 2
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpye5
+def cost_heads(reply: ReplyText):  # a generator of (token, nats)
+    "Give the costs of going on with the head of an earlier item, in the singular or the plural."
+    if not reply.heads or reply.heads[-1][1] is not None:
+        return
+    forms = find_token_classes(reply.tokenizer).forms
+    stems = [*map(find_stem, reply.words)]
+    part = stems[reply.heads[-1][0] :]
+    for start, end in reply.heads[:-1]:
+        size = end - start
+        if len(part) < size <= MAX_HEAD_WORDS and stems[start : start + len(part)] == part:
+            for token in {reply.tokens[start + len(part)], *forms.get(stems[start + len(part)], ())}:
+                yield token, COPY_COST * ((len(part) + 1) / size) ** 2
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf5
+def cost_neighbours(reply: ReplyText):  # a generator of (token, nats)
+    "Give the costs of writing the last words once more."
+    words, count = reply.words, len(reply.words)
+    if count > 1 and words[-2] == words[-1]:
+        yield reply.tokens[-1], COPY_COST
+    for size in range(2, MAX_NEIGHBOUR_WORDS + 1):
+        for done in range(size):
+            start = count - size - done
+            if start >= 0 and words[start : start + done] == words[count - done :] and (done or reply.has_mark):
+                yield reply.tokens[start + done], COPY_COST * ((done + 1) / size) ** 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyg5
 EXAMPLE_COST = 1.5  # nats for each token of a run that is not free
@@ -332,25 +378,52 @@ def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; dial
         examples.append(Example(ids[: ends[-2]] if has_sign_off else ids))
     return examples
 
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpy08
+MAX_MARK_COPIES, MAX_MARK_PERIOD = 4, 4  # copies of a row of marks, and tokens of one copy
+SHORT_LINE_WORDS, FREE_LINES, LINE_BONUS = 4, 9, 0.7  # a line of a list, lines without a bonus, nats for each further
+PLACEHOLDER = re.compile(r"\W*\[[^\]\n]+\]\W*")  # a line such as "[Your Name]"
+FREE_PLACEHOLDERS, PLACEHOLDER_BONUS = 5, 2.0  # lines without a bonus, and nats for each further
+LONG_SENTENCE, WORD_BONUS = 40, 0.1  # words of a sentence without a bonus, and nats for each further
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyc8
+def find_repeated_mark(reply: ReplyText):  # a token or None
+    "Return the token that goes on with a row of marks or numbers."
+    ids, classes = reply.ids, find_token_classes(reply.tokenizer)
+    for period in range(1, MAX_MARK_PERIOD + 1):
+        tail = ids[-period * MAX_MARK_COPIES :]
+        is_row = len(tail) == period * MAX_MARK_COPIES and tail[period:] == tail[:-period]
+        is_number = period == 1 and is_row and classes.texts[tail[0]].strip().isdigit()
+        if is_row and not is_number and classes.exempt.issuperset(tail):
+            return tail[0]
+    return None
+
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyd8
 def find_copy_costs(reply: ReplyText) -> dict:  # token -> nats
     "Return the cost of each token that would go on with a copy; costs of several runs add up."
-    costs = {}
+    costs, runs = {}, {}
     for token, nats in cost_runs(reply):
-        costs[token] = costs.get(token, 0.0) + nats
-    for token, nats in (*cost_start(reply), *cost_parts(reply), *cost_examples(reply)):
+        runs[token] = runs.get(token, 0.0) + nats
+    others = (*cost_starts(reply), *cost_parts(reply), *cost_heads(reply), *cost_examples(reply))
+    for token, nats in (*runs.items(), *others, *cost_neighbours(reply)):
         costs[token] = max(costs.get(token, 0.0), nats)
+    if (mark := find_repeated_mark(reply)) is not None:
+        costs[mark] = COPY_COST
     return costs
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpye8
-SHORT_LINE_WORDS, FREE_LINES, LINE_BONUS = 4, 9, 0.7  # a line of a list, lines without a bonus, nats for each further
-
-
 def compute_end_bonus(reply: ReplyText) -> float:  # nats
-    "Return how much a long list of short lines helps the end of the reply."
-    sizes = [end - start for start, end in zip(reply.lines, reply.lines[1:])]
-    count = next((n for n, size in enumerate(reversed(sizes)) if size > SHORT_LINE_WORDS), len(sizes))
-    return LINE_BONUS * max(0, count - FREE_LINES)
+    "Return how much a long list of short lines or of placeholders helps the end of the reply."
+    lines, count = reply.lines, 0
+    while count + 1 < len(lines) and lines[-1 - count] - lines[-2 - count] <= SHORT_LINE_WORDS:
+        count += 1
+    texts = [line for line in reply.get_text().split("\n") if line.strip()] if count > FREE_PLACEHOLDERS else []
+    placeholders = next((n for n, line in enumerate(reversed(texts)) if not PLACEHOLDER.fullmatch(line)), len(texts))
+    return max(0, LINE_BONUS * (count - FREE_LINES), PLACEHOLDER_BONUS * (placeholders - FREE_PLACEHOLDERS))
+
+# %% ../../nbs/0_base/08_decoding.ipynb #deccpyf8
+def compute_stop_bonus(reply: ReplyText) -> float:  # nats
+    "Return how much a long sentence helps its full stop."
+    return WORD_BONUS * max(0, len(reply.words) - reply.parts[-1] - LONG_SENTENCE)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyg8
 def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
@@ -359,9 +432,12 @@ def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
         return scores
     for token, nats in find_copy_costs(reply).items():
         scores[token] -= nats
-    likeliest = find_token_classes(reply.tokenizer).texts[int(scores.argmax())]
+    classes = find_token_classes(reply.tokenizer)
+    likeliest = classes.texts[int(scores.argmax())]
     if "\n" in likeliest and (bonus := compute_end_bonus(reply)):
         scores[sorted(rules.end_token_ids)] += bonus
+    if likeliest.strip() == "," and (bonus := compute_stop_bonus(reply)):
+        scores[classes.full_stops] += bonus
     return scores
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
@@ -380,6 +456,11 @@ def choose_next_token(logits, reply: ReplyText, rules: DecodingRules, options=Re
     probabilities[probabilities.cumsum(-1) - probabilities >= options.top_p] = 0.0  # the first one stays
     return int(likely_first.indices[torch.multinomial(probabilities, 1, generator=generator)])
 
+# %% ../../nbs/0_base/08_decoding.ipynb #declop01
+MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
+MIN_LOOP_LETTERS = 4  # fewer letters, as in "e. g.", are no loop
+MIN_SUM_NUMBERS = 2  # sentences that differ in so many numbers are sums
+
 # %% ../../nbs/0_base/08_decoding.ipynb #declopc1
 def count_whole_tokens(units: list) -> int:
     "Count the tokens up to the last unit with letters; all if there is none."
@@ -387,19 +468,19 @@ def count_whole_tokens(units: list) -> int:
     return (whole or [0])[-1]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #declopd1
-MIN_LOOP_WORDS = 4  # words of a sentence that may not come twice
-MIN_LOOP_LETTERS = 4  # fewer letters, as in "sq. ft.", are no loop
-
-
 def is_repeated(unit: Unit, earlier: list) -> bool:
     "Return whether a finished unit repeats earlier ones."
-    if unit.letters:
-        if len(unit.letters.replace(" ", "")) < MIN_LOOP_LETTERS:
-            return False
-        is_long = len(unit.words.split()) >= MIN_LOOP_WORDS
-        return [one.words for one in earlier].count(unit.words) >= (1 if is_long else 2)
-    is_symbol = not unit.words and not unit.text.isascii()
-    return is_symbol and unit.text.strip() in [one.text.strip() for one in earlier]
+    words, letters = unit.words, unit.letters
+    if not words:  # a row of symbols
+        return not unit.text.isascii() and unit.text.strip() in [one.text.strip() for one in earlier]
+    earlier = [one for one in earlier if one.letters]
+    texts = [one.words for one in earlier]
+    if len(letters.replace(" ", "")) < MIN_LOOP_LETTERS:
+        return False
+    is_sum = len(re.findall(r"\d+", words)) >= MIN_SUM_NUMBERS
+    count, similar = texts.count(words), 0 if is_sum else [one.letters for one in earlier].count(letters)
+    is_long = words.count(" ") >= MIN_LOOP_WORDS - 1
+    return count >= (1 if is_long else 2) or similar >= 2
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decper01
 MAX_PERIOD, MIN_COPIES, MIN_CODE_COPIES, MIN_PERIODIC_TOKENS = 12, 4, 16, 24
@@ -412,6 +493,35 @@ def is_periodic(ids: list, min_copies: int = MIN_COPIES) -> bool:
         if len(ids) >= size and ids[-size:-period] == ids[-size + period :]:
             return True
     return False
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decvarc2
+VERSE_LINES, VERSE_WORDS = 4, 14  # lines after a comma that end with a comma, and their words at most
+
+
+def find_short_verse(units: list):  # the number of units before it, or None
+    "Return where the last lines of a verse begin: at most four, short, each with a comma at its end and before it."
+    places = [place for place, unit in enumerate(units) if unit.letters]
+    has_comma = lambda place: units[place].text.endswith((",\n", ", \n", ",\n\n"))
+    start = None
+    for before, place in reversed([*zip(places, places[1:])][-VERSE_LINES:]):
+        size = sum(len(unit.words.split()) for unit in units[place:])
+        is_open = place == places[-1] and not units[place].text.endswith("\n")
+        if not has_comma(before) or size > VERSE_WORDS or not (is_open or has_comma(place)):
+            break
+        start = place
+    return start
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decvard2
+def find_fragments(units: list):  # the number of tokens to keep, or None
+    "Return where a reply ends whose last lines are known words in short lines."
+    start = find_short_verse(units)
+    if start is None or sum(bool(unit.letters) for unit in units[start:]) < VERSE_LINES:
+        return None
+    known, words = {*" ".join(unit.words for unit in units[:start]).split()}, []
+    for word in " ".join(unit.words for unit in units[start:]).split():
+        words.append(word in known)
+        known.add(word)
+    return count_whole_tokens(units[:start]) if sum(words) >= len(words) / 2 else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrst02
 CONTENT_LETTERS, STEM_LETTERS = 4, 6  # of a content word at least, and those that we compare
@@ -458,7 +568,7 @@ def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
     if not before or not newest or is_sum or not can_end or not is_whole(before[-1]):
         return None
     is_circle = sum(sum(marks, [])[-RECENT_WORDS:]) >= CIRCLE_WORDS
-    is_prose = not reply.items and ",\n" not in reply.get_text()
+    is_prose = not reply.heads and ",\n" not in reply.get_text()
     restates = may_restate(newest) and sum(newest) >= KNOWN_SHARE * len(newest)
     return before[-1].end if restates and (is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS)) else None
 
@@ -470,9 +580,15 @@ def find_loop(reply: ReplyText):  # the number of tokens before the loop, or Non
         return len(reply.ids)
     if in_code or not units:
         return None
-    if reply.is_unit_end() and is_repeated(units[-1], units[:-1]):
-        return count_whole_tokens(units[:-1])
+    if reply.is_unit_end():
+        if is_repeated(units[-1], units[:-1]):
+            return count_whole_tokens(units[:-1])
+        if (kept := find_fragments(units)) is not None:
+            return kept
     return find_restatement(reply)
+
+# %% ../../nbs/0_base/08_decoding.ipynb #decwho01
+LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhoc1
 def count_finished_tokens(reply: ReplyText) -> int:
@@ -481,9 +597,6 @@ def count_finished_tokens(reply: ReplyText) -> int:
     return (whole or [0])[-1]
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decwhod1
-LAST_TOKENS = 64  # before the limit, in which we show whole sentences only; at most half of the limit
-
-
 def find_whole_from(rules: DecodingRules, options: ReplyOptions) -> int:  # tokens
     "Return the length from which on a stream shows whole sentences only, so that the limit cuts none."
     limit = options.max_tokens
@@ -503,7 +616,8 @@ def count_settled_tokens(reply: ReplyText, whole_from: int = 2**31) -> int:
     could_repeat = any(unit.letters.startswith(newest.letters) for unit in before)
     if not could_repeat and before and is_open and not reply.is_in_code():
         could_repeat = may_restate(mark_known_words(units)[-1][:-1])  # the last word may be incomplete
-    count = count_whole_tokens(before) if could_repeat else size
+    count, verse = count_whole_tokens(before) if could_repeat else size, find_short_verse(units)
+    count = count if verse is None else min(count, count_whole_tokens(units[:verse]))
     return min(count, max(whole_from, count_finished_tokens(reply))) if count > whole_from else count
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decend01
@@ -513,7 +627,7 @@ def is_sentence_end(reply: ReplyText) -> bool:
     return bool(reply.ids) and reply.ids[-1] in ends and not reply.is_in_code() and is_whole(reply.split_units()[-1])
 
 
-MAX_ITEMS = 9  # beyond `soft_tokens` a reply goes on within its first items
+MAX_ITEMS = 9  # a list goes on beyond `soft_tokens` to its tenth item
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decendb1
 def find_reply_end(reply: ReplyText, rules: DecodingRules, options: ReplyOptions):  # (tokens to keep, reason), or None
@@ -522,7 +636,7 @@ def find_reply_end(reply: ReplyText, rules: DecodingRules, options: ReplyOptions
     if kept is not None:
         return kept, "stop"
     if size >= options.soft_tokens and is_sentence_end(reply):
-        if not rules.stops_loops or not reply.is_in_list() or len(reply.items) > MAX_ITEMS:
+        if not rules.stops_loops or not reply.is_in_list(MAX_ITEMS):
             return size, "stop"
     if size < options.max_tokens:
         return None

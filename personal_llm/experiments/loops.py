@@ -202,6 +202,7 @@ GRIDS = (Grid("loops", JOBS, measure, ("seed",), "smollm2"),)
 WITHOUT = {  # a rule -> what replaces it in the module `decoding`
     "equal sentence or line": dict(is_repeated=lambda unit, earlier: False),
     "same few tokens": dict(is_periodic=lambda ids, min_copies=0: False),
+    "fragments of verse": dict(find_fragments=lambda units: None),
     "restated sentence in prose": dict(MIN_KNOWN_WORDS=10**6),
     "circle": dict(CIRCLE_WORDS=10**6),
 }
@@ -316,4 +317,3 @@ def measure_fresh(jobs: list):  # yields a dict of results a job
 
 FRESH_JOBS = [dict(method="bare", seed=0)]
 GRIDS = (*GRIDS, Grid("loops-fresh", FRESH_JOBS, measure_fresh, ("seed",), "smollm2"))
-
