@@ -552,7 +552,13 @@ def test_a_full_queue_refuses_and_recovers(tmp_path):
         waiting = threading.Thread(target=ask, args=(running, "POST", "/v1/chat/completions", body))
         waiting.start()
         until(lambda: running.worker.num_waiting == 1)
-        assert ask(running, "POST", "/v1/chat/completions", body)[0] == 429
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Authorization": f"Bearer {running.token}"}
+        )
+        refusal = connection.getresponse()
+        assert (refusal.status, refusal.headers["Retry-After"]) == (429, "60"), "a client is told when to ask again"
+        connection.close()
         gate.set()
         waiting.join()
         assert ask(running, "POST", "/v1/chat/completions", body)[0] == 200
