@@ -309,7 +309,7 @@ def _load_named_encoder(name: str):
 
 
 def load_encoder(
-    name=None,  # "pocket", a folder, a sentence-transformers id, or an object with `encode`
+    name=None,  # "pocket", a folder or an id of sentence-transformers, or an encoder of that package
 ):  # a `SentenceTransformer`, the same one at each call
     "Load a sentence encoder on the CPU, by default the chosen one; raise `InputError` when there is none of that name."
     name = name or _chosen_encoder[0] or os.environ.get(ENCODER_VARIABLE) or "pocket"
@@ -317,7 +317,7 @@ def load_encoder(
 
 
 def set_encoder(
-    encoder,  # a name as in `load_encoder`, an object with `encode`, or None for that of the environment
+    encoder,  # a name as in `load_encoder`, an encoder of sentence-transformers, or None for that of the environment
 ) -> None:
     "Choose the sentence encoder of all chapters in this process; raises `InputError` for an unknown name."
     _chosen_encoder[0] = load_encoder(encoder) if encoder else None
