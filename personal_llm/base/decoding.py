@@ -52,7 +52,7 @@ class DecodingRules:
     max_tokens: int = 64  # of a reply
     temperature: float = 0.0
     top_p: float = 1.0
-    stops_loops: bool = True  # a reply ends before a loop; a batch holds no empty reply
+    stops_loops: bool = True  # a reply ends before a loop; False in a batch: a reply may be empty, too
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccom01
 @patch
@@ -129,7 +129,7 @@ def make_decoding_rules(
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decadj01
 def penalise_repetition(logits, reply_ids: list, rules: DecodingRules, penalty: float, may_be_empty=False):
-    "Return logits in float32, in which the tokens of the reply, but for the exempt ones, cost a factor `penalty`."
+    "Return float32 logits (vocabulary,), lowered by the factor `penalty` for the non-exempt tokens of the reply."
     import torch
 
     scores = logits.float().clone()
@@ -157,7 +157,7 @@ class Unit:
     letters: str  # the words without numbers
 
 
-FREE_RUN, FREE_RUN_AGAIN = 5, 2  # tokens of an example that a reply may copy in a row; after a longer copy
+FREE_RUN, FREE_RUN_AGAIN = 5, 2  # tokens in a row that are free; the same after a longer copy
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Example:
     has_copy: bool = False  # whether the reply holds a copy longer than `FREE_RUN`
 
     def add(self, token: int) -> None:
-        "Go on with each run by the reply's next token."
+        "Add the reply's next token: lengthen the runs that it continues, and end the others."
         before = [0, *(self.runs or [0] * len(self.ids))]
         self.runs = [run + 1 if own == token else 0 for run, own in zip(before, self.ids)]
         self.has_copy = self.has_copy or max(self.runs, default=0) > FREE_RUN
@@ -351,7 +351,7 @@ MAX_SIGN_OFF_TOKENS = 12
 
 
 def cost_examples(reply: ReplyText):  # a generator of (token, nats)
-    "Give the costs of a word that goes on with a run of one example alone; a frame of several costs nothing."
+    "Yield the cost of each word that continues a copy of one example; words that several examples share are free."
     costs, word_starts = {}, find_token_classes(reply.tokenizer).word_starts  # token -> nats of each example
     for example in reply.examples:
         free = FREE_RUN_AGAIN if example.has_copy else FREE_RUN
@@ -551,13 +551,13 @@ def mark_known_words(units: list) -> list:  # a list of booleans for each unit
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrstc2
 def may_restate(marks: list) -> bool:
-    "Return whether at most two words and half of a sentence are new, at each of its content words."
+    "Return whether a sentence may restate: at each content word, at most two plus half of those so far are new."
     new = [place for place, is_known in enumerate(marks, 1) if not is_known]
     return all(count <= 2 + place * KNOWN_SHARE for count, place in enumerate(new, 1))
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decrstd2
 def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
-    "Return where a reply ends whose newest words say again what it has said."
+    "Return how many tokens to keep of a reply whose newest sentence restates earlier ones."
     units, size = reply.split_units(), len(reply.ids)
     marks = mark_known_words(units)
     if not reply.is_unit_end():
@@ -573,8 +573,8 @@ def find_restatement(reply: ReplyText):  # the number of tokens to keep, or None
     return before[-1].end if restates and (is_circle or (is_prose and len(newest) >= MIN_KNOWN_WORDS)) else None
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decfin01
-def find_loop(reply: ReplyText):  # the number of tokens before the loop, or None
-    "Find a repeated or restated unit at the end of a reply."
+def find_loop(reply: ReplyText):  # the number of tokens to keep, or None
+    "Find a loop at the end of a reply: tokens that repeat, which stay, or a repeated or restated unit, which goes."
     in_code, units = reply.is_in_code(), reply.split_units()
     if is_periodic(reply.ids, MIN_CODE_COPIES if in_code else MIN_COPIES):
         return len(reply.ids)

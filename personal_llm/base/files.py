@@ -23,7 +23,7 @@ from .core import InputError
 
 # %% ../../nbs/0_base/03_files.ipynb #b3ab4f05
 def make_folder(path) -> Path:
-    "Make a folder and its parents, which only their owner can enter; an existing folder stays as it is."
+    "Make a folder and its parents, for their owner only; leave existing ones. Raise `InputError` if that fails."
     path = Path(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
@@ -55,7 +55,7 @@ def get_temporary_path(path) -> Path:  # in the same folder
 
 
 def write_atomically(path, content) -> None:
-    "Replace a file by text or bytes in one step, readable by its owner only; on any failure the old content stays."
+    "Replace a file by text or bytes in one step, for its owner only; else raise `InputError` and keep the old content."
     path, new = Path(path), get_temporary_path(path)
     make_folder(path.parent)
     try:
@@ -228,7 +228,7 @@ class OwnedFolder:
 
 # %% ../../nbs/0_base/03_files.ipynb #fl14
 def try_lock(file, wait: bool = False) -> bool:
-    "Lock an open file or descriptor until it is closed, and say whether that worked; `wait` for another process."
+    "Lock an open file or descriptor until it is closed; return whether that worked. `wait`: until it is free."
     try:
         try:
             import fcntl
@@ -358,7 +358,7 @@ def open_results_folder(
 
 
 def recover_results(path) -> None:
-    "Before reading a folder, finish the move of a killed run, unless a run is at work."
+    "Finish the move of a killed run before we read a folder; do nothing, without an error, while a run is at work."
     if (Path(path) / COMMITTED_RESULTS).is_dir():
         with suppress(InputError), lock_folder(path):
             finish_results(OwnedFolder(path))

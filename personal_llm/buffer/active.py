@@ -167,7 +167,7 @@ def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
 
 @patch
 def allow_early_questions(self: ActivePolicy, most: int) -> None:
-    "Ask at most so many early questions."
+    "Set the most early questions, `E`; 0 turns them off."
     self.early_questions = most
 
 
@@ -354,7 +354,7 @@ def select_training_dialogues(self: ActivePolicy, dialogues: list) -> list:
 
 @patch
 def order_questions(self: ActivePolicy, view: BufferView) -> list:  # slots
-    "Return the entries with the highest relevance first."
+    "Return the slots of all entries, that of the highest relevance first."
     relevance = self.compute_relevance(view.entries)
     return sorted(range(len(view)), key=lambda slot: -relevance[slot])
 
@@ -382,7 +382,7 @@ def after_rescore(self: ActivePolicy, view: BufferView) -> None:
 # %% ../../nbs/2_buffer/05_active.ipynb #ea8eb294
 @patch
 def state(self: ActivePolicy) -> dict:
-    "Return the memory of the policy in plain JSON types."
+    "Return all fields of the policy in plain JSON types, for `restore`."
 
     def to_plain(value):
         if isinstance(value, np.ndarray):

@@ -174,7 +174,7 @@ def rank_memories(memories: list, similarities: np.ndarray, prompt: str) -> list
 
 
 def fit_memories(ranked: list, k: int, max_tokens: int, count_tokens, is_repeated: bool) -> list:  # the best last
-    "Return the k best memories that fit into the tokens together; if repeated, three turns at least."
+    "Return the k best memories that fit into the tokens; if repeated, again up to three turns, while tokens are left."
     sizes = {d.id: count_tokens(d.prompt) + count_tokens(d.response) for d in ranked}
     chosen, left = [], max_tokens
     distinct = [d for d in ranked if sizes[d.id] <= max_tokens][:k]

@@ -166,7 +166,7 @@ def read_dialogues(
     skip_invalid: bool = False,  # keep the good rows and count the bad ones, instead of raising
     user: str = None,  # the user's name or id, in a chat between people; None: the first sender
 ) -> Dialogues:  # in file order
-    "Read a chat export or rows in memory, or keep dialogues; raise `InputError` with file, line and remedy."
+    "Read a chat export or rows in memory; return dialogues as they are. Raise `InputError` with file, line and remedy."
     check(format, "choice or none", "format", choices=(*FORMATS, TABLE_FORMAT))
     if isinstance(data, Sequence) and any(isinstance(d, Dialogue) for d in data):
         check_dialogues(data)
@@ -191,7 +191,7 @@ def read_dialogues(
 
 # %% ../../nbs/1_data/04_reading.ipynb #cecc308e
 def as_dialogues(given) -> list:  # of `Dialogue`; empty for an empty list
-    "Return dialogues as they are, and `read_dialogues` anything else; raise `InputError` if there are none."
+    "Return dialogues as they are, and `read_dialogues` anything else; raise `InputError` if it holds none."
     if isinstance(given, Iterator) or isinstance(given, Sequence) and len(given) == 0:
         check_dialogues(given)
         return given
@@ -223,6 +223,6 @@ def _read_json_lines(file: Path) -> list:
 
 # %% ../../nbs/1_data/04_reading.ipynb #a9054f35
 def load_replay(count: int = 320) -> list:  # of `Dialogue`
-    "Read at most 320 general dialogues of many sources, to mix into the training on a user's dialogues."
+    "Read the first `count` of 320 general dialogues of many sources, to mix into the training on a user's dialogues."
     rows = _read_json_lines(ASSETS / "rehearsal.jsonl.gz")[:count]
     return [Dialogue(r["prompt"], r["response"], labels=dict(source=r["source"], licence=r["licence"])) for r in rows]

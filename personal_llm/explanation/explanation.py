@@ -37,7 +37,7 @@ class Explanation:
     coefficients: np.ndarray = field(default_factory=lambda: np.zeros(0))  # >= 0, one a sparse word, of length 1
     errors: np.ndarray = field(default_factory=lambda: np.zeros(0))  # bootstrap standard errors of the coefficients
     residual: float = None  # share of the squared length that no sparse word explains, 0 to 1
-    strength: float = None  # length of the shift in units of chance: about 1 for texts without a style
+    strength: float = None  # length of the coordinates: a person's by plain texts' noise, a pLLM's by bootstrap error
     row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (width,), see `StyleSpace.project`
     cost: Cost = field(default_factory=Cost)
     description: Description = None  # None in XPerT's own method
@@ -287,7 +287,7 @@ def explain_pllm(
     seed: int = 0,  # seed of the pLLM's answers and of the resamples
     prompts: list = None,  # of the pLLM's own subject, see `sample_topic_prompts`; None: general prompts only
 ) -> Explanation:
-    "Explain a pLLM: coordinates from its gains in likelihood, the other columns and the description from its answers."
+    "Explain a pLLM by likelihood gains and by answers; `InputError` for another base or fewer than 8 own prompts."
     has_topic, placed, shrink = prompts is not None, {}, 2 if model.is_large else 1
     if space is not None:
         space.check(model)

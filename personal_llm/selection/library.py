@@ -120,7 +120,7 @@ class Library:
         return f"Library({str(self.path)!r}: {len(self)} pLLMs of base {self.base})"
 
     def list(self):  # dicts: name, style, words, rank, MB, samples, similarity, licence
-        "A row for each pLLM, made of its card."
+        "Return a row for each pLLM, made of its card; raise `InputError` for a damaged card."
         rows = []
         for name in self.names:
             card = self.card(name)
@@ -175,7 +175,7 @@ def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each o
 # %% ../../nbs/5_selection/06_library.ipynb #9f7a9bx1
 @patch
 def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
-    'One group of columns of all rows, such as "coordinates".'
+    'Return one group of columns of all rows, such as "coordinates"; raise `InputError` for an unknown group.'
     if name not in self.index.head["columns"]:
         remedy = f"use one of {', '.join(self.index.head['columns'])}"
         raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
@@ -184,7 +184,7 @@ def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
 # %% ../../nbs/5_selection/06_library.ipynb #4f8b1d4c
 @patch
 def card(self: Library, name: str) -> dict:
-    "Read and check a pLLM's card, without its weights."
+    "Read and check a pLLM's card, without its weights; raise `InputError` if it is damaged."
     if self.remote:
         self.remote.fetch_pllm(name, [PLLM_CARD_FILE])
     return read_pllm_card(self.path / name, self.base, self.index.head["space"])

@@ -141,7 +141,7 @@ def attach_trainable_lora(model, config: TuningConfig, start: Path = None):  # p
 
 @contextmanager
 def plain_attention(model):
-    "Compute attention by plain products inside the block where they are faster: in bfloat16 on a CPU."
+    "Use the eager attention of transformers inside the block for 16-bit weights on a CPU, where it is faster."
     network, is_faster = model.model, model.device.type == "cpu" and model.model.dtype.itemsize == 2
     before = network.config._attn_implementation
     if is_faster:
