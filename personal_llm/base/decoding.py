@@ -52,7 +52,7 @@ class DecodingRules:
     max_tokens: int = 64  # of a reply
     temperature: float = 0.0
     top_p: float = 1.0
-    stops_loops: bool = True  # a reply ends before a loop; False in a batch: a reply may be empty, too
+    stops_loops: bool = True  # a reply ends before a loop; False: and a batch may hold an empty reply
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccom01
 @patch
