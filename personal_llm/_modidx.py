@@ -2960,10 +2960,6 @@ d = {
                 "personal_llm/course/grading.py",
             ),
             "personal_llm.course.grading.mark": ("course/grading.html#mark", "personal_llm/course/grading.py"),
-            "personal_llm.course.grading.modified_at": (
-                "course/grading.html#modified_at",
-                "personal_llm/course/grading.py",
-            ),
             "personal_llm.course.grading.read_answer": (
                 "course/grading.html#read_answer",
                 "personal_llm/course/grading.py",
@@ -3223,12 +3219,20 @@ d = {
                 "course/tasks_10_memory.html#_longest_run",
                 "personal_llm/course/tasks_10_memory.py",
             ),
+            "personal_llm.course.tasks_10_memory._nearest_again": (
+                "course/tasks_10_memory.html#_nearest_again",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
             "personal_llm.course.tasks_10_memory._nearest_alone": (
                 "course/tasks_10_memory.html#_nearest_alone",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory._subsequence": (
                 "course/tasks_10_memory.html#_subsequence",
+                "personal_llm/course/tasks_10_memory.py",
+            ),
+            "personal_llm.course.tasks_10_memory._until_k_fit": (
+                "course/tasks_10_memory.html#_until_k_fit",
                 "personal_llm/course/tasks_10_memory.py",
             ),
             "personal_llm.course.tasks_10_memory._without_budget": (
@@ -3481,6 +3485,10 @@ d = {
             ),
         },
         "personal_llm.course.tasks_4_rule": {
+            "personal_llm.course.tasks_4_rule._ask_slots": (
+                "course/tasks_4_rule.html#_ask_slots",
+                "personal_llm/course/tasks_4_rule.py",
+            ),
             "personal_llm.course.tasks_4_rule._counts": (
                 "course/tasks_4_rule.html#_counts",
                 "personal_llm/course/tasks_4_rule.py",

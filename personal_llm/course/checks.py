@@ -353,7 +353,7 @@ def _plausible(task: Task, given: np.ndarray, right: np.ndarray) -> str:
         return "this is at most 1: what is divided by what?"
     if len(right) > 1:
         fits = int(np.isclose(given, right, rtol=0, atol=task.tolerance).sum())
-        return f"{fits} of the {len(right)} numbers are right" if fits else ""
+        return f"{fits} of the {len(right)} numbers {'is' if fits == 1 else 'are'} right" if fits else ""
     return ("too large" if given[0] > right[0] else "too small") + "; go through the example by hand and compare"
 
 

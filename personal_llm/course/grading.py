@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POINTS', 'GRACE', 'PATIENCE', 'POLL', 'MOST_STARTS', 'OUR_SOLUTION', 'COPIED', 'Limits', 'course_tasks',
-           'handed_out_cells', 'Died', 'wait_for_reply', 'Process', 'read_answer', 'Marked', 'mark', 'modified_at',
-           'ClassMarks', 'try_own_answers', 'grade_class', 'write_table', 'report_of', 'write_reports']
+           'handed_out_cells', 'Died', 'wait_for_reply', 'Process', 'read_answer', 'Marked', 'mark', 'ClassMarks',
+           'try_own_answers', 'grade_class', 'write_table', 'report_of', 'write_reports']
 
 # %% ../../nbs/course/00_grading.ipynb #e6734e3c
 import csv
@@ -280,11 +280,6 @@ def _judge(lesson: int, process: Process, answers: dict, seed: int) -> dict:  # 
     return verdicts
 
 # %% ../../nbs/course/00_grading.ipynb #b0afe3ca
-def modified_at(path: Path) -> float:  # seconds since 1970
-    "Return when a file was written; 0.0 if somebody has moved it since we read it."
-    return path.stat().st_mtime if path.exists() else 0.0
-
-
 @dataclass
 class ClassMarks:
     "The graded notebooks of a class."
@@ -303,8 +298,12 @@ class ClassMarks:
         mine = [
             one for one in self.marked if one.submission.learner == learner and one.submission.lesson in self.lessons
         ]
-        mine.sort(key=lambda one: (one.right, modified_at(one.submission.path), str(one.submission.path)))
-        return {one.submission.lesson: one for one in mine}
+
+        def rank(one) -> tuple:  # right tasks, then the later file; one that was moved since is the oldest
+            path = one.submission.path
+            return one.right, path.stat().st_mtime if path.exists() else 0.0, str(path)
+
+        return {one.submission.lesson: one for one in sorted(mine, key=rank)}
 
     def points(self, learner: str) -> float:  # 0 to `POINTS`
         "Points for the right tasks, over the tasks of all lessons that count."

@@ -217,6 +217,9 @@ TASKS["choose"] = Task(
         (np.array([0.1, 0.6, 0.4]), [3, 4, 3], 2, 20, False),
         (np.array([0.2, 0.5]), [4, 5], 3, 20, True),
         (np.array([0.2]), [8], 3, 5, True),
+        (np.array([0.2, 0.5]), [4, 5], 4, 20, True),
+        (np.array([0.5, 0.2]), [6, 5], 4, 16, True),
+        (np.array([0.3, 0.9, 0.5]), [4, 30, 4], 2, 20, False),
     ],
     draw=draw_choice,
 )

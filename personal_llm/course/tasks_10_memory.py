@@ -138,6 +138,27 @@ def _without_budget(similarities, sizes, k, budget, repeats):
     return [candidates[look % len(candidates)] for look in range(looks)][::-1]
 
 
+def _nearest_again(similarities, sizes, k, budget, repeats):
+    candidates = [i for i in np.argsort(-np.asarray(similarities)).tolist() if sizes[i] <= budget][:k]
+    looks = candidates + candidates[:1] * (k - len(candidates) if repeats else 0)
+    chosen, left = [], budget
+    for place in looks:
+        if sizes[place] <= left:
+            chosen.append(place)
+            left -= sizes[place]
+    return chosen[::-1]
+
+
+def _until_k_fit(similarities, sizes, k, budget, repeats):
+    candidates = [i for i in np.argsort(-np.asarray(similarities)).tolist() if sizes[i] <= budget][:k]
+    chosen, left = [], budget
+    for place in candidates * (k if repeats else 1):
+        if sizes[place] <= left and len(chosen) < k:
+            chosen.append(place)
+            left -= sizes[place]
+    return chosen[::-1]
+
+
 def _nearest_alone(similarities, sizes, k, budget, repeats):
     return np.argsort(-np.asarray(similarities)).tolist()[:k][::-1]
 
@@ -161,6 +182,8 @@ CHOOSE_MISTAKES = (
         _change_choice(end=lambda chosen, s: sorted(chosen, key=lambda i: s[i])),
         "a repeated memory does not stand beside its copy: the rounds stay as they were",
     ),
+    ("the nearest again", _nearest_again, "a second round looks at all candidates again, not at the nearest alone"),
+    ("until k fit", _until_k_fit, "you look k times; a memory that does not fit uses up its look"),
 )
 
 
@@ -169,7 +192,7 @@ def draw_choice(random) -> tuple:
     n = int(random.integers(1, 7))
     similarities = random.permutation(20)[:n] / 20 + 0.01
     sizes = [int(size) for size in random.integers(2, 9, size=n)]
-    return similarities, sizes, int(random.integers(1, 5)), int(random.integers(4, 24)), bool(random.integers(2))
+    return similarities, sizes, int(random.integers(1, 7)), int(random.integers(4, 32)), bool(random.integers(2))
 
 # %% ../../nbs/course/tasks_10_memory.ipynb #af3457e6
 def _words(text: str) -> list:

@@ -120,9 +120,12 @@ def rule_cases(seed: int = 0) -> list:  # (scores, arrival, own)
     return cases
 
 # %% ../../nbs/course/tasks_4_rule.ipynb #f9df07fc
-def _counts(rule, cases: list, seed: int) -> list:  # of a case: (slot or None -> how often)
-    tables = rule.ask(choose_slots, (cases, list(range(seed, seed + DRAWS))))
-    return [{slot: row.count(slot) for slot in set(row)} for row in tables]
+def _ask_slots(rule: Answer, cases: list, seed: int) -> list:  # of a case: a slot or None for each draw
+    return rule.ask(choose_slots, (cases, list(range(seed, seed + DRAWS))))
+
+
+def _counts(slots: list) -> list:  # of a case: (slot or None -> how often)
+    return [{slot: row.count(slot) for slot in set(row)} for row in slots]
 
 
 def _is_even(counts: dict) -> bool:
@@ -134,17 +137,17 @@ def _is_even(counts: dict) -> bool:
 
 @cache
 def _known_counts(seed: int) -> dict:  # the mistake's name -> counts
-    return {name: _counts(plain(wrong), rule_cases(seed), seed) for name, (wrong, _) in RULES.items()}
+    return {name: _counts(_ask_slots(plain(wrong), rule_cases(seed), seed)) for name, (wrong, _) in RULES.items()}
 
 
 def judge_rule(rule: Answer, seed: int) -> str:  # "", a key of `RULES`, or a sentence
     "Compare the slots that a rule can choose, and how evenly it chooses them."
     cases = rule_cases(seed)
-    counts = _counts(rule, cases, seed)
-    strange = [slot for row in counts for slot in row if not (slot is None or type(slot) is int or _is_whole(slot))]
+    slots = _ask_slots(rule, cases, seed)
+    strange = [slot for row in slots for slot in row if not (slot is None or type(slot) is int or _is_whole(slot))]
     if strange:
         return f"a slot's number or None was expected; your function gave {describe(strange[0])}"
-    right = _counts(plain(sdss_rule), cases, seed)
+    counts, right = _counts(slots), _counts(_ask_slots(plain(sdss_rule), cases, seed))
     can = lambda rows: [set(row) for row in rows]
     even = all(map(_is_even, counts))
     if can(counts) == can(right) and even:
