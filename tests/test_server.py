@@ -53,7 +53,7 @@ def served(tmp_path):
 
 def ask(running, method, path, body=None, **headers):
     "Status, and the JSON or the text of the answer; a header of None is left out."
-    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=300)
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     given = {"Authorization": f"Bearer {running.token}"} | {k.replace("_", "-"): v for k, v in headers.items()}
     connection.request(method, path, content, {name: value for name, value in given.items() if value is not None})
