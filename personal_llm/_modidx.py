@@ -5056,6 +5056,10 @@ d = {
                 "6_device/personalizer.html#personalizer.react",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.release": (
+                "6_device/personalizer.html#personalizer.release",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.reply": (
                 "6_device/personalizer.html#personalizer.reply",
                 "personal_llm/device/personalizer.py",
@@ -5098,6 +5102,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.undo_finetune": (
                 "6_device/personalizer.html#personalizer.undo_finetune",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.use_adapter": (
+                "6_device/personalizer.html#personalizer.use_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.write_replies": (

@@ -325,7 +325,7 @@ def chat_command(
         session = ChatSession(loaded, folder, reads_turns=read_turns, **options)
         exit_stack.callback(close_conversation, session)
         if tried:
-            session.me.adapter = check_adapter(tried, loaded.base)  # until the next fine-tune
+            session.me.use_adapter(check_adapter(tried, loaded.base))
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
         if not quiet:

@@ -536,5 +536,5 @@ def close(self: ChatSession) -> None:
     with delay_interrupts():
         self.stop_learning()
         self.save()
-        self.me.has_lock, self.me.state_version = False, get_state_version(self.folder)
+        self.me.release()
         self.open_locks.close()

@@ -614,6 +614,12 @@ def _record_sources(self: Personalizer, dialogues: list, synthesis) -> None:
         if root in self.memory.dialogues:
             self.state.record("learned", root, version=name, is_direct=is_direct)
 
+
+@patch
+def use_adapter(self: Personalizer, adapter) -> None:
+    "Reply and score with an adapter from elsewhere, until the next fine-tune."
+    self.adapter = adapter
+
 # %% ../../nbs/6_device/04_personalizer.ipynb #22f70f3f
 @patch
 @contextmanager
@@ -627,6 +633,12 @@ def locked(self: Personalizer):
             yield
         finally:
             self.state_version = get_state_version(self.folder)
+
+
+@patch
+def release(self: Personalizer) -> None:
+    "Lock the folder for each single change from now on; the caller gives up its lock."
+    self.has_lock, self.state_version = False, get_state_version(self.folder)
 
 
 @patch

@@ -305,7 +305,7 @@ FRESH_PROMPTS = {
     ],
 }
 
-
+# %% ../../nbs/experiments/47_loops.ipynb #lopfre07
 def measure_fresh(jobs: list):  # yields a dict of results a job
     "Reply to the fresh prompts with the bare model and the rules of decoding that this commit has."
     model = load_model("smollm2", dtype="float32")
