@@ -5817,6 +5817,60 @@ d = {
                 "personal_llm/experiments/formats.py",
             ),
         },
+        "personal_llm.experiments.fresh_people": {
+            "personal_llm.experiments.fresh_people.arrows": (
+                "experiments/fresh_people.html#arrows",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.aside": (
+                "experiments/fresh_people.html#aside",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.clock": (
+                "experiments/fresh_people.html#clock",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.first_line": (
+                "experiments/fresh_people.html#first_line",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.heading": (
+                "experiments/fresh_people.html#heading",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.lettered": (
+                "experiments/fresh_people.html#lettered",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.list_jobs": (
+                "experiments/fresh_people.html#list_jobs",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.make_stream": (
+                "experiments/fresh_people.html#make_stream",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.measure": (
+                "experiments/fresh_people.html#measure",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.rating": (
+                "experiments/fresh_people.html#rating",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.slanted": (
+                "experiments/fresh_people.html#slanted",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.stutter": (
+                "experiments/fresh_people.html#stutter",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.title_case": (
+                "experiments/fresh_people.html#title_case",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+        },
         "personal_llm.experiments.habit_defaults": {
             "personal_llm.experiments.habit_defaults.bold_start": (
                 "experiments/habit_defaults.html#bold_start",
@@ -6980,6 +7034,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.measure_counts": (
                 "experiments/real_people.html#measure_counts",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.measure_person": (
+                "experiments/real_people.html#measure_person",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.measure_talks": (

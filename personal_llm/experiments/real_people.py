@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NAME', 'MIN_SPEECHES', 'HISTORY', 'SUMS',
-           'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS',
+           'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS', 'DINNER',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
            'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
            'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY',
@@ -12,12 +12,13 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap',
            'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person',
            'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks', 'measure_condition', 'ask',
-           'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'take_first_answers', 'measure_counts',
-           'list_jobs', 'read_people', 'compare_conditions', 'write_comparison']
+           'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'measure_person', 'take_first_answers',
+           'measure_counts', 'list_jobs', 'read_people', 'compare_conditions', 'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
 import re
+import time
 from collections import Counter
 
 import numpy as np
@@ -149,15 +150,16 @@ HOTELS, WEATHER = ("sgd_dialogues", "task_hotels"), ("sgd_dialogues", "task_weat
 MEDICAL, WARD = ("medquad", "medical"), ("mts_dialog", "medical_dialogue")
 ANATOMY, CHAT = ("openstax_anatomy_physiology", "anatomy"), ("synthetic_persona_chat", "chitchat")
 COFFEE, FLIGHTS = ("taskmaster4", "task_coffee"), ("sgd_dialogues", "task_flights")
+DINNER = "sgd_dialogues", "task_restaurants"
 SCHOLARS_TALK, CITY_TALK = (ANATOMY, SUMS, MEDICAL, CHAT), (COFFEE, HOTELS, MUSIC, WARD, CHAT)
 
 
 def make_person(name: str, subject: tuple, *habits, **ways) -> SimulatedUser:
     "Make a person whose other talk has none of its subjects."
-    talk = SCHOLARS_TALK if subject in (*CITY_TALK, TRAVEL, WEATHER, FLIGHTS) else CITY_TALK
+    talk = SCHOLARS_TALK if subject in (*CITY_TALK, TRAVEL, WEATHER, FLIGHTS, DINNER) else CITY_TALK
     subjects = (subject, *(side for second in (ways.get("second"),) if second for side in second.signal_subjects))
     small_talk = tuple(other for other in talk if other not in subjects)
-    return SimulatedUser(name, "invented for the fifth plan", (subject,), HISTORY, habits, small_talk, **ways)
+    return SimulatedUser(name, "an invented person", (subject,), HISTORY, habits, small_talk, **ways)
 
 
 INVENTED = (
@@ -309,7 +311,9 @@ def measure_answers(model, user, tests, other, candidates, job: dict, methods: s
         yield "memory", facts | measured(recalled)
     if methods & {"weights", "both"}:
         try:
+            begin = time.process_time()
             adapter = me.finetune(progress=False)
+            facts |= dict(processor_seconds=round(time.process_time() - begin, 1))
             facts |= dict(steps=adapter.history[-1][0] if adapter.history else 0)
         except InputError:
             adapter = None
@@ -327,9 +331,14 @@ def add_rules(user: SimulatedUser):  # a function as `measure_condition` takes i
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0006
 def measure(jobs: list):  # yields a dict of results a job
-    "Measure the conditions of one person in one order; replies are saved for the first order only."
+    "Measure the conditions of one person in one order."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
-    model, user, data = load_measured_model(jobs[0]["model"]), PEOPLE[name], make_stream(name, seed)
+    return measure_person(PEOPLE[name], make_stream(name, seed), jobs)
+
+
+def measure_person(user: SimulatedUser, data: UserData, jobs: list):  # yields a dict of results a job
+    "Measure conditions on the stream of a person; replies are saved for the first order only."
+    model, seed = load_measured_model(jobs[0]["model"]), jobs[0]["seed"]
     tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
     candidates = score(model, add_model_replies(model, user, data.stream))
     groups = {}
@@ -345,7 +354,7 @@ def measure(jobs: list):  # yields a dict of results a job
         else:
             found = measure_answers(model, user, tests, other, candidates, group[0], {job["method"] for job in group})
         for method, results in found:
-            is_saved = seed == ORDERS[0] and policy in ("none", "own") and count in (0, SAVED_COUNT)
+            is_saved = seed % 10 == 0 and policy in ("none", "own") and count in (0, SAVED_COUNT)
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0007
