@@ -5854,6 +5854,10 @@ d = {
                 "experiments/fresh_people.html#measure",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.measure_tunings": (
+                "experiments/fresh_people.html#measure_tunings",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.rating": (
                 "experiments/fresh_people.html#rating",
                 "personal_llm/experiments/fresh_people.py",
