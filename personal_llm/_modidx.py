@@ -5830,6 +5830,14 @@ d = {
                 "experiments/fresh_people.html#clock",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.compare": (
+                "experiments/fresh_people.html#compare",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.find_harmful": (
+                "experiments/fresh_people.html#find_harmful",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.first_line": (
                 "experiments/fresh_people.html#first_line",
                 "personal_llm/experiments/fresh_people.py",
@@ -5838,8 +5846,16 @@ d = {
                 "experiments/fresh_people.html#heading",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.judge": (
+                "experiments/fresh_people.html#judge",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.lettered": (
                 "experiments/fresh_people.html#lettered",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.list_claims": (
+                "experiments/fresh_people.html#list_claims",
                 "personal_llm/experiments/fresh_people.py",
             ),
             "personal_llm.experiments.fresh_people.list_jobs": (
@@ -5862,6 +5878,14 @@ d = {
                 "experiments/fresh_people.html#rating",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.read_condition": (
+                "experiments/fresh_people.html#read_condition",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.read_values": (
+                "experiments/fresh_people.html#read_values",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.slanted": (
                 "experiments/fresh_people.html#slanted",
                 "personal_llm/experiments/fresh_people.py",
@@ -5872,6 +5896,10 @@ d = {
             ),
             "personal_llm.experiments.fresh_people.title_case": (
                 "experiments/fresh_people.html#title_case",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.write_table": (
+                "experiments/fresh_people.html#write_table",
                 "personal_llm/experiments/fresh_people.py",
             ),
         },
@@ -7000,10 +7028,6 @@ d = {
                 "experiments/real_people.html#labelled",
                 "personal_llm/experiments/real_people.py",
             ),
-            "personal_llm.experiments.real_people.list_jobs": (
-                "experiments/real_people.html#list_jobs",
-                "personal_llm/experiments/real_people.py",
-            ),
             "personal_llm.experiments.real_people.load_measured_model": (
                 "experiments/real_people.html#load_measured_model",
                 "personal_llm/experiments/real_people.py",
@@ -7562,6 +7586,18 @@ d = {
                 "experiments/summary.html#kept_claims",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.list_person_claims": (
+                "experiments/summary.html#list_person_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.list_rule_claims": (
+                "experiments/summary.html#list_rule_claims",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.list_start_claims": (
+                "experiments/summary.html#list_start_claims",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.memory_claims": (
                 "experiments/summary.html#memory_claims",
                 "personal_llm/experiments/summary.py",
@@ -7578,16 +7614,8 @@ d = {
                 "experiments/summary.html#ratio_claim",
                 "personal_llm/experiments/summary.py",
             ),
-            "personal_llm.experiments.summary.read_person_values": (
-                "experiments/summary.html#read_person_values",
-                "personal_llm/experiments/summary.py",
-            ),
             "personal_llm.experiments.summary.read_rows": (
                 "experiments/summary.html#read_rows",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.silent_claim": (
-                "experiments/summary.html#silent_claim",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.size_claims": (
@@ -7604,10 +7632,6 @@ d = {
             ),
             "personal_llm.experiments.summary.turns_claim": (
                 "experiments/summary.html#turns_claim",
-                "personal_llm/experiments/summary.py",
-            ),
-            "personal_llm.experiments.summary.write_person_table": (
-                "experiments/summary.html#write_person_table",
                 "personal_llm/experiments/summary.py",
             ),
         },

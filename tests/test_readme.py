@@ -10,7 +10,9 @@ from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
-from personal_llm.experiments.summary import read_rows, write_person_table
+from personal_llm.experiments.fresh_people import write_table
+from personal_llm.experiments.runner import RESULTS
+from personal_llm.experiments.summary import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,7 +68,7 @@ def test_commands_that_are_named_exist():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_demo_paragraph, write_person_table)
+MEASURED = (write_demo_paragraph, write_table)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB of PyTorch on Linux, as pip says",
@@ -133,6 +135,13 @@ def find_stale_rows(rows: list, grid: str) -> str:
 def test_figures_and_picture_are_of_todays_defaults(grid):
     "The README's numbers and demo.png were made with the defaults that the code has now."
     assert find_stale_rows(read_rows(grid), grid) == ""
+
+
+def test_table_is_of_todays_defaults():
+    "The first table was measured with the defaults that the code has now; its rows share one version of the code."
+    measured = json.loads((RESULTS / "fresh-people.json").read_text(encoding="utf-8"))
+    assert find_stale_rows([measured], "fresh-people-smollm2") == ""
+    assert len({row["made"]["revision"] for row in read_rows("fresh-people")}) == 1
 
 
 def test_a_changed_default_is_found():

@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
-           'GRIDS', 'heading', 'stutter', 'lettered', 'title_case', 'slanted', 'clock', 'rating', 'arrows',
-           'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'list_jobs']
+           'GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted',
+           'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'list_jobs',
+           'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
 import time
 
+import numpy as np
+
+from ..base.core import InputError
 from ..base.text import split_sentences
 from ..buffer.scoring import score
 from ..data.people import Habit, opener, sign_off, user_stream
@@ -26,6 +30,7 @@ from personal_llm.experiments.real_people import (
     HOTELS,
     LENGTH,
     MEDICAL,
+    METRICS,
     MUSIC,
     NEWCOMER_LENGTH,
     OTHERS,
@@ -44,7 +49,8 @@ from personal_llm.experiments.real_people import (
     measure_person,
     take_own_answers,
 )
-from .runner import Grid
+from .runner import Grid, read_results
+from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #b89054bb
 def heading() -> Habit:
@@ -192,3 +198,110 @@ GRIDS = (
     Grid("fresh-tunings", TUNING_JOBS, measure_tunings, SHARED, "smollm2"),
     Grid("fresh-asked", list_jobs(ASKED), measure, SHARED, "smollm2"),
 )
+
+# %% ../../nbs/experiments/49_fresh_people.ipynb #da17b8fa
+CONDITIONS = {  # label -> grid, (policy, count, method)
+    "alone": ("fresh-people", ("none", 0, "bare")),
+    "rules": ("fresh-counts", ("none", 0, "rules")),
+    "memory of 1": ("fresh-counts", ("own", 1, "memory")),
+    "memory of 3": ("fresh-counts", ("own", 3, "memory")),
+    "memory": ("fresh-people", ("own", 8, "memory")),
+    "weights": ("fresh-people", ("own", 8, "weights")),
+    "both": ("fresh-people", ("own", 8, "both")),
+    **{policy: ("fresh-asked", (policy, 32, "memory")) for policy in ASKING},
+}
+
+
+def read_condition(label: str) -> dict:  # person -> row; empty unless all fifteen are measured
+    "Return the rows of the first order under one of `CONDITIONS`."
+    grid, condition = CONDITIONS[label]
+    try:
+        rows = [row for row in read_results(grid) if row["seed"] == ORDERS[0]]
+    except InputError:  # no row yet
+        return {}
+    rows = {row["user"]: row for row in rows if (row["policy"], row["count"], row["method"]) == condition}
+    return rows if rows.keys() == PEOPLE.keys() else {}
+
+
+def read_values(label: str, metric: str) -> np.ndarray:  # (people,)
+    "Return a metric of all fifteen people under a condition that is measured."
+    rows = read_condition(label)
+    return np.array([rows[name][metric] for name in PEOPLE])
+
+
+def compare(first: str, second: str, metric: str):  # `MeanEstimate` of the change
+    "Compare two conditions, paired by person."
+    return mean_over_users(read_values(second, metric) - read_values(first, metric))
+
+
+def find_harmful(label: str) -> list:  # names
+    "Return the people whose runs are harmful or empty, by the plan."
+    change = lambda metric: read_values(label, metric) - read_values("alone", metric)
+    is_harmful = (change("loss") > 0.05) | (change("other_loss") > 0.1) | (read_values(label, "empty") > 0)
+    return [name for name, harmful in zip(PEOPLE, is_harmful) if harmful]
+
+
+DECIMALS = dict(words=0, prompt_tokens=0)  # of a metric; 2 for all others
+
+
+def write_table() -> str:
+    "Write the README's table: fifteen people after eight corrections, a line for each metric."
+    columns = [label for label in ("alone", "rules", "memory", "weights", "both") if read_condition(label)]
+    lines = [f"| | {' | '.join(columns)} | memory − alone [95 % interval] |", "|" + "---|" * (len(columns) + 2)]
+    for metric, label in METRICS.items():
+        change, digits = compare("alone", "memory", metric), DECIMALS.get(metric, 2)
+        cells = [f"{read_values(column, metric).mean():.{digits}f}" for column in columns]
+        interval = f"{change.value:+.{digits}f} [{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
+        lines.append(f"| {label} | {' | '.join(cells)} | {interval} |")
+    counts = [f"{len(find_harmful(column))} of {len(PEOPLE)}" for column in columns[1:]]
+    return "\n".join([*lines, f"| runs that harm, or have an empty reply | – | {' | '.join(counts)} | |"])
+
+# %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8
+PLAN = (  # condition, metric, how it is judged, bar
+    ("memory of 1", "habits", "at least", 0.55),
+    ("memory of 3", "habits", "at least", 0.85),
+    ("memory", "habits", "at least", 0.9),
+    ("memory", "turn_4", "at least", 0.85),
+    ("memory", "content", "above alone by", 0.05),
+    ("memory", "preference", "above alone by", 0.05),
+    ("memory", "other_loss", "above alone by at most", 0.02),
+    ("both", "other_loss", "above alone by at most", 0.02),
+    ("weights", "other_loss", "above alone by at most", 0.03),
+    ("memory", "spill", "at most", 0.05),
+    ("both", "spill", "at most", 0.05),
+    ("weights", "habits", "share of memory's at least", 0.95),
+    ("weights", "content", "share of memory's at least", 1.0),
+    ("both", "habits", "share of memory's at least", 1.0),
+    ("both", "turn_4", "share of memory's at least", 1.0),
+    ("both", "content", "share of memory's at least", 1.0),
+)
+
+
+def judge(label: str, metric: str, way: str, bar: float) -> tuple:  # (what we measured, whether the claim holds)
+    "Judge a line of the plan."
+    value = read_values(label, metric).mean()
+    if way.startswith("above alone"):
+        gain = compare("alone", label, metric)
+        return str(gain), gain.value <= bar if "most" in way else gain.value >= bar and gain.low > 0
+    if way.startswith("share"):
+        memory = read_values("memory", metric).mean()
+        return f"{value:.3f}; memory {memory:.3f}", value >= bar * memory
+    return f"{value:.2f}", value <= bar if "most" in way else value >= bar
+
+
+def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)
+    "Judge the claims of the plan."
+    out = []
+    for label, metric, way, bar in PLAN:
+        told, holds = judge(label, metric, way, bar) if read_condition(label) else ("not measured", None)
+        out.append((f"{label}: {METRICS[metric]}, {way} {bar}", told, holds))
+    for metric in ("habits", "content"):
+        told, holds = "not measured", None
+        if all(map(read_condition, ASKING)):
+            means = {policy: read_values(policy, metric).mean() for policy in ASKING}
+            told = ", ".join(f"{policy} {mean:.3f}" for policy, mean in means.items())
+            holds = means["active"] == max(means.values())
+        out.append((f"`active` is not below a rival after 32 questions: {METRICS[metric]}", told, holds))
+    counts = {label: len(find_harmful(label)) for label in ("memory", "weights", "both")}
+    told = ", ".join(f"{label} {count} of {len(PEOPLE)}" for label, count in counts.items())
+    return [*out, ("at most 1 % of our runs harm or have an empty reply", told, not any(counts.values()))]

@@ -6,14 +6,14 @@
 __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NAME', 'MIN_SPEECHES', 'HISTORY', 'SUMS',
            'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS', 'DINNER',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
-           'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'QUESTIONS', 'ASKING', 'TESTS',
-           'OTHERS', 'TURNS', 'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY',
-           'PRIMARY_POCKET', 'FEWER_AND_MORE', 'ASKED', 'FIRST_JOBS', 'SHARED', 'GRIDS', 'PLANNED_GRIDS', 'METRICS',
-           'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted', 'shout', 'labelled', 'recap',
-           'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag', 'counted', 'make_person',
-           'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks', 'measure_condition', 'ask',
-           'take_own_answers', 'measure_answers', 'add_rules', 'measure', 'measure_person', 'take_first_answers',
-           'measure_counts', 'list_jobs', 'read_people', 'compare_conditions', 'write_comparison']
+           'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'ASKING', 'TESTS', 'OTHERS', 'TURNS',
+           'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY', 'PRIMARY_JOBS',
+           'FIRST_JOBS', 'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit',
+           'shouted', 'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed',
+           'subject_tag', 'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits',
+           'measure_talks', 'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure',
+           'measure_person', 'take_first_answers', 'measure_counts', 'read_people', 'compare_conditions',
+           'write_comparison']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -202,7 +202,7 @@ def make_stream(name: str, seed: int) -> UserData:
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000014
 ORDERS = (50, 51)
-BINS, QUESTIONS = 32, (8, 32)
+BINS = 32
 ASKING = ("active", "sdss", "reservoir", "kcenter")
 TESTS, OTHERS, TURNS, REPLY_TOKENS = 12, 12, 4, 96
 SAVED_COUNT = 8  # replies are saved of the bare model, and after so many own answers
@@ -382,25 +382,14 @@ def measure_counts(jobs: list):  # yields a dict of results a job
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0008
 PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
-PRIMARY_POCKET = (("none", 0, "bare"), ("own", 8, "weights"))
-FEWER_AND_MORE = (
-    ("none", 0, "rules"),
-    *(("own", count, "memory") for count in (1, 3, 24)),
-    *(("own", count, method) for count in (3, 8, 24) for method in ("weights", "both")),
-)
-ASKED = tuple((policy, count, method) for policy in ASKING for count in QUESTIONS for method in ("memory", "both"))
 
 
-def list_jobs(model: str, conditions: tuple, orders: tuple = ORDERS) -> list:
-    "List the jobs of some conditions, an order after the other."
-    return [
-        dict(model=model, user=user, seed=seed, policy=policy, count=count, method=method)
-        for seed in orders
-        for user in PEOPLE
-        for policy, count, method in conditions
-    ]
-
-
+PRIMARY_JOBS = [
+    dict(model="smollm2", user=user, seed=seed, policy=policy, count=count, method=method)
+    for seed in ORDERS
+    for user in PEOPLE
+    for policy, count, method in PRIMARY
+]
 FIRST_JOBS = [  # measured with three memories, before the default was six
     dict(model="smollm2", user=user, seed=ORDERS[0], policy=policy, count=count, method=method)
     for user in ("sir-peter", "lily", "crichton", "raina")
@@ -410,12 +399,7 @@ SHARED = ("user", "seed")
 GRIDS = (
     Grid("memory-counts", COUNT_JOBS, measure_counts, ("user",), "smollm2"),
     Grid("real-people-three", FIRST_JOBS, measure, SHARED, "smollm2"),
-    Grid("real-people", list_jobs("smollm2", PRIMARY), measure, SHARED, "smollm2"),
-)
-PLANNED_GRIDS = (  # of the plan, without a row yet: whoever measures one moves it to GRIDS
-    Grid("real-people-pocket", list_jobs("pocket", PRIMARY_POCKET), measure, SHARED),
-    Grid("real-people-counts", list_jobs("smollm2", FEWER_AND_MORE), measure, SHARED, "smollm2"),
-    Grid("real-people-asked", list_jobs("smollm2", ASKED), measure, SHARED, "smollm2"),
+    Grid("real-people", PRIMARY_JOBS, measure, SHARED, "smollm2"),
 )
 
 # %% ../../nbs/experiments/43_real_people.ipynb #ba1c2f57
