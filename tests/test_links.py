@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cases import case
 
+from personal_llm.course.__main__ import main
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -22,12 +24,25 @@ def broken(folder: Path, text: str) -> list:
     return [one for one in targets(text) if not (folder / one).exists()]
 
 
+def prose_of(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def test_links_of_a_notebook():
     for notebook in NOTEBOOKS:
         with case(notebook):
-            cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-            prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-            assert broken(notebook.parent, prose) == []
+            assert broken(notebook.parent, prose_of(notebook)) == []
+
+
+def test_links_of_a_hand_out(tmp_path):
+    for lessons in ("1-10", "7"):
+        folder = tmp_path / lessons
+        assert main(["handout", str(folder), "--no-package", "--lessons", lessons]) == 0
+        assert targets(prose_of(folder / "lesson_7_helped.ipynb")) == ["report_template.ipynb"]
+        for notebook in folder.glob("*.ipynb"):
+            with case(lessons, notebook.name):
+                assert broken(folder, prose_of(notebook)) == []
 
 
 def test_links_at_the_top():
