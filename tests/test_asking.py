@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from candidates import reopen
 from devices import open_talk, say, start
 
 from personal_llm.base.core import NO_ANSWER, Dialogue
@@ -15,7 +16,7 @@ from personal_llm.buffer.active import (
     ActivePolicy,
     expect_log_odds,
 )
-from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.correction_model import (
     Answer,
     CorrectionModel,
@@ -112,12 +113,11 @@ def test_odd_answers_break_nothing(answer):
 
 
 @pytest.mark.parametrize("cut", [1, 37, 150, 299])
-def test_a_saved_policy_goes_on_as_one_that_was_left_alone(cut, tmp_path):
+def test_a_reopened_policy_goes_on_as_one_that_was_left_alone(cut):
     rows = stream(300)
     whole, asked = run(rows, buffer=Buffer(16, ActivePolicy(300)))
     half, first = run(rows[:cut], buffer=Buffer(16, ActivePolicy(300)))
-    half.save(tmp_path / "buffer")
-    again, both = run(rows[cut:], buffer=load_buffer(tmp_path / "buffer"), asked=first)
+    again, both = run(rows[cut:], buffer=reopen(half), asked=first)
     assert again.dialogues == whole.dialogues and again.policy.state() == whole.policy.state()
     assert [corrected for _, corrected in both] == [corrected for _, corrected in asked]
 
