@@ -2081,16 +2081,16 @@ d = {
                 "2_buffer/buffer.html#buffer._fill",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer._log": (
-                "2_buffer/buffer.html#buffer._log",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer._place": (
                 "2_buffer/buffer.html#buffer._place",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer._refill": (
                 "2_buffer/buffer.html#buffer._refill",
+                "personal_llm/buffer/buffer.py",
+            ),
+            "personal_llm.buffer.buffer.Buffer._settle": (
+                "2_buffer/buffer.html#buffer._settle",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.add": (

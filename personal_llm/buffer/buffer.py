@@ -135,21 +135,22 @@ def _place(self: Buffer, candidate: ScoredDialogue) -> tuple:  # (slot or None, 
 def add(self: Buffer, candidate: ScoredDialogue) -> Decision:
     "Offer a dialogue and log the decision. Raises `InputError` for an embedding of another model or adapter."
     _check_same_model([*self.entries[:1], candidate])
-    s, dialogue = candidate.scores, candidate.dialogue
+    s = candidate.scores
     scores = dict(eoe=s.eoe, dss=s.dss, idd=self.view.compute_idd(candidate), domain=s.domain)
-    slot, reason = self._place(candidate)
-    evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
-    if slot is not None:
-        self._fill(slot, candidate, self.seen)
-    return self._log(Decision(self.seen, dialogue.id, slot is not None, evicted, reason, scores, dialogue.time))
+    return self._settle(candidate, *self._place(candidate), self.seen, scores)
 
 
 @patch
-def _log(self: Buffer, decision: Decision) -> Decision:
-    self.log.append(decision)
-    self.seen = decision.step + 1
+def _settle(self: Buffer, candidate: ScoredDialogue, slot, reason: str, step: int, scores: dict) -> Decision:
+    "Fill the slot, unless it is None, and log the decision."
+    dialogue = candidate.dialogue
+    evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
+    if slot is not None:
+        self._fill(slot, candidate, step)
+    self.log.append(Decision(step, dialogue.id, slot is not None, evicted, reason, scores, dialogue.time))
+    self.seen = step + 1
     del self.log[:-MAX_LOGGED_DECISIONS]
-    return decision
+    return self.log[-1]
 
 # %% ../../nbs/2_buffer/03_buffer.ipynb #b8b940c9
 @patch
@@ -200,14 +201,11 @@ def open_buffer(header: dict, policy, place) -> Buffer:  # policy: an instance, 
 @patch
 def replay(self: Buffer, candidate: ScoredDialogue, slot, facts: dict) -> None:  # slot: None if it was discarded
     "Repeat a decision that was recorded: its step, reason and scores, and the random generator if it was used."
-    if facts["reason"] not in (SAME_ID, SAME_TEXT) and "is_prefilled" not in facts:
+    if "is_prefilled" in facts:
+        return self._fill(slot, candidate, facts["step"])
+    if facts["reason"] not in (SAME_ID, SAME_TEXT):
         self.policy.remember(self.view, candidate)
-    evicted = self.entries[slot].dialogue.id if slot is not None and slot < len(self) else ""
-    if slot is not None:
-        self._fill(slot, candidate, facts["step"])
-    if "is_prefilled" not in facts:
-        d = candidate.dialogue
-        self._log(Decision(facts["step"], d.id, slot is not None, evicted, facts["reason"], facts["scores"], d.time))
+    self._settle(candidate, slot, facts["reason"], facts["step"], facts["scores"])
     if "random" in facts:
         self.random.bit_generator.state = facts["random"]
 
