@@ -367,18 +367,6 @@ def test_a_reaction_without_certainty_changes_no_belief():
     assert (buffer.policy.compute_relevance(buffer.entries) == before).all()
 
 
-def test_an_open_question_of_an_earlier_version_takes_its_answer():
-    *rows, asked = [c for c, _ in stream(12)]
-    buffer, _ = run([(c, False) for c in rows], requests=0)
-    buffer.policy.decide_question(buffer.view, asked, 1)
-    state, opened = buffer.policy.state(), ActivePolicy(12)
-    opened.restore(
-        {name: value for name, value in state.items() if name not in ("reactions", "sample", "steps", "traits")}
-    )
-    opened.learn_from_answer(buffer.view, asked, True)
-    assert opened.answers[asked.dialogue.id].step == opened.seen - 1 == len(rows)
-
-
 def hold_talk(answer, num_dialogues=60, capacity=32, early=4, max_questions=None, seed=0):
     "Offer a stream to a personalizer; `answer` takes the number of a question. Places of the questions, and it."
     asked, place = [], 0
@@ -459,10 +447,6 @@ def test_early_questions_are_replayed_and_saved(tmp_path):
     policy = ActivePolicy()
     policy.restore(me.buffer.policy.state())
     assert policy.state() == me.buffer.policy.state()
-    early = ("early_questions", "num_early", "num_unanswered", "last_question")
-    old = {name: value for name, value in me.buffer.policy.state().items() if name not in early}
-    policy.restore(old)
-    assert policy.early_questions == 0 and policy.find_wait(Buffer(2).view) == 1, "a policy of an earlier version"
 
 
 def test_a_large_model_asks_early_and_the_toy_does_not():

@@ -131,7 +131,7 @@ class Policy:
         return {}
 
     def raise_counters(self, counters: dict) -> None:
-        "Raise the counts to those of `list_counters`; a memory of an earlier version lacks them."
+        "Raise the counts to those of `list_counters`."
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."
