@@ -20,7 +20,7 @@ _ROOMS = {
     "buffer.scoring": "dominant_domain domain_specific_score entropy_of_embedding in_domain_dissimilarity score "
     "Lexicons load_lexicons",
     "buffer.policies": "POLICIES Policy",
-    "buffer.buffer": "Buffer load_buffer",
+    "buffer.buffer": "Buffer",
     "buffer.synthesis": "synthesize",
     "tuning.config": "TuningConfig",
     "tuning.finetune": "finetune",

@@ -2081,10 +2081,6 @@ d = {
                 "2_buffer/buffer.html#buffer._fill",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer._log": (
-                "2_buffer/buffer.html#buffer._log",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer._place": (
                 "2_buffer/buffer.html#buffer._place",
                 "personal_llm/buffer/buffer.py",
@@ -2093,8 +2089,8 @@ d = {
                 "2_buffer/buffer.html#buffer._refill",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer._restore": (
-                "2_buffer/buffer.html#buffer._restore",
+            "personal_llm.buffer.buffer.Buffer._settle": (
+                "2_buffer/buffer.html#buffer._settle",
                 "personal_llm/buffer/buffer.py",
             ),
             "personal_llm.buffer.buffer.Buffer.add": (
@@ -2133,14 +2129,6 @@ d = {
                 "2_buffer/buffer.html#buffer.restart",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer.Buffer.save": (
-                "2_buffer/buffer.html#buffer.save",
-                "personal_llm/buffer/buffer.py",
-            ),
-            "personal_llm.buffer.buffer.Buffer.to_bytes": (
-                "2_buffer/buffer.html#buffer.to_bytes",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.Buffer.view": (
                 "2_buffer/buffer.html#buffer.view",
                 "personal_llm/buffer/buffer.py",
@@ -2150,12 +2138,7 @@ d = {
                 "2_buffer/buffer.html#_check_same_model",
                 "personal_llm/buffer/buffer.py",
             ),
-            "personal_llm.buffer.buffer._checksum": ("2_buffer/buffer.html#_checksum", "personal_llm/buffer/buffer.py"),
             "personal_llm.buffer.buffer.bin_bytes": ("2_buffer/buffer.html#bin_bytes", "personal_llm/buffer/buffer.py"),
-            "personal_llm.buffer.buffer.load_buffer": (
-                "2_buffer/buffer.html#load_buffer",
-                "personal_llm/buffer/buffer.py",
-            ),
             "personal_llm.buffer.buffer.open_buffer": (
                 "2_buffer/buffer.html#open_buffer",
                 "personal_llm/buffer/buffer.py",

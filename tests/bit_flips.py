@@ -20,7 +20,6 @@ from personal_llm.base.adapters import Adapter, read_factors, read_lora_config, 
 from personal_llm.base.core import InputError
 from personal_llm.base.files import open_results_folder, publish_results
 from personal_llm.base.lineage import copy_without_ids, read_training_ids
-from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.replay import folder_status
@@ -77,17 +76,6 @@ def look_at_output(folder: Path) -> str:
     return repr([*parts, read_adapter(folder / "adapter"), sorted(read_training_ids(folder / "adapter"))])
 
 
-def make_buffer(folder: Path) -> None:
-    me = start(None, user=User())
-    watch(me, TALK[:9])
-    me.buffer.save(folder / "buffer.safetensors")
-
-
-def look_at_buffer(folder: Path) -> str:
-    buffer: Buffer = load_buffer(folder / "buffer.safetensors")
-    return repr([buffer.to_bytes(), buffer.log, buffer.dialogues])
-
-
 ADAPTERS = []  # four, made once
 
 
@@ -105,7 +93,6 @@ def look_at_library(folder: Path) -> str:
 
 TARGETS = {
     "output of personalize": (make_output, look_at_output),
-    "buffer": (make_buffer, look_at_buffer),
     "library": (make_library, look_at_library),
 }
 

@@ -1,9 +1,11 @@
 "Scored dialogues without a model, and naive twins of what a buffer keeps books of."
 
+import json
+
 import numpy as np
 
 from personal_llm.base.core import Dialogue
-from personal_llm.buffer.buffer import bin_bytes
+from personal_llm.buffer.buffer import bin_bytes, open_buffer
 from personal_llm.buffer.scoring import ScoredDialogue, Scores, in_domain_dissimilarity
 
 
@@ -39,3 +41,11 @@ def sound(buffer):
     assert len(buffer) <= buffer.capacity and len({d.id for d in buffer.dialogues}) == len(buffer)
     assert np.allclose(buffer.view.idd, naive_fresh(buffer), atol=1e-6)
     assert buffer.nbytes == sum(map(bin_bytes, buffer.entries))
+
+
+def reopen(buffer, policy=None):
+    "The same buffer, made anew from its header in JSON."
+    again = open_buffer(json.loads(json.dumps(buffer.header())), policy, "a memory")
+    again._refill(buffer.entries, buffer.arrivals)
+    again.log = list(buffer.log)
+    return again

@@ -24,7 +24,6 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Callable
 
 import libraries
-from candidates import stream
 from devices import TALK, fake_tune, start, watch
 from pytest import MonkeyPatch
 from test_exports import CHATGPT
@@ -36,7 +35,6 @@ from personal_llm.base.adapters import Adapter, read_factors, read_lora_config
 from personal_llm.base.core import InputError
 from personal_llm.base.files import OwnedFolder, compute_sha256, open_results_folder, publish_results
 from personal_llm.base.files import recover_results, seal
-from personal_llm.buffer.buffer import Buffer, load_buffer
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.device.forgetting import forget_folder
@@ -231,18 +229,6 @@ def read_personalizer(folder):
             read(folder)
 
 
-def make_buffer(folder):
-    buffer = Buffer(3, "fifo")
-    for candidate in stream(5):
-        buffer.add(candidate)
-    buffer.save(folder / "buffer.safetensors")
-
-
-def read_buffer(folder):
-    with suppress(InputError):
-        load_buffer(folder / "buffer.safetensors")
-
-
 def read_adapter(folder):
     for read in (Adapter.load, read_lora_config, read_factors):
         with suppress(InputError):
@@ -372,7 +358,6 @@ class Target:
 
 TARGETS = dict(
     personalizer=Target(make_personalizer, read_personalizer, share=4),
-    buffer=Target(make_buffer, read_buffer),
     adapter=Target(lambda folder: None, read_adapter),  # copied from elsewhere
     library=Target(lambda folder: None, read_library, mend_library, share=2),
     site=Target(make_site, read_site, mend_site, share=1),

@@ -144,7 +144,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
         'except EOFError as error:\n            problem = f"not',
     ),
     (
-        "A damaged state, buffer",
+        "A damaged state",
         "base/ledger.py",
         '        [(row["kind"] + row["place"] + row["adapter"], row["time"] + (row["bytes"] or 0)) for row in rows]',
         "        rows",

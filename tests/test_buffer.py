@@ -1,24 +1,18 @@
-"The buffer under any sequence of events, against naive twins; what is on disk."
+"The buffer under any sequence of events, against naive twins."
 
-import hashlib
-import json
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from candidates import candidate, naive_fresh, naive_idd, sound, stream
-from hypothesis import given, settings
+from candidates import candidate, naive_fresh, naive_idd, reopen, sound, stream
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from personal_llm.base import files
 from personal_llm.base.core import InputError
 from personal_llm.buffer import buffer as module
-from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES, get_policy
 
 settings.register_profile("brief", max_examples=60, deadline=None)
@@ -29,7 +23,7 @@ LEVELS = st.integers(0, 3).map(lambda n: n / 3)  # few levels: ties are common
 
 
 class AnySequence(RuleBasedStateMachine):
-    "add, save and load, rescore, remove, clear in any order."
+    "add, reopen, rescore, remove, clear in any order."
 
     @initialize(capacity=st.integers(1, 4), policy=st.sampled_from(sorted(POLICIES)), seed=st.integers(0, 9))
     def begin(self, capacity, policy, seed):
@@ -90,14 +84,10 @@ class AnySequence(RuleBasedStateMachine):
             assert fresh[victim] < idd + 1e-7
 
     @rule()
-    def save_and_load(self):
-        with TemporaryDirectory() as folder:
-            self.buffer.save(Path(folder, "buffer"))
-            again = load_buffer(Path(folder, "buffer"))
-        assert again.log == self.buffer.log and again.dialogues == self.buffer.dialogues
+    def reopen(self):
+        again = reopen(self.buffer)
+        assert again.policy.state() == self.buffer.policy.state()
         assert again.random.bit_generator.state == self.buffer.random.bit_generator.state
-        for name in ("eoe", "eoe_scripts", "dss", "loss", "arrival", "idd", "domain"):
-            assert np.array_equal(getattr(again.view, name), getattr(self.buffer.view, name)), name
         self.buffer = again
 
     @rule(turn=st.permutations(range(3)))
@@ -191,164 +181,6 @@ def test_bad_seeds(seed):
         Buffer(3, seed=seed)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    buffer = Buffer(3, "sdss", 4)
-    for c in stream(12, seed=2):
-        buffer.add(c)
-    path = tmp_path_factory.mktemp("buffer") / "buffer.safetensors"
-    buffer.save(path)
-    return path
-
-
-def outcome(path, content):
-    "Damaged content either loads to a buffer that works, or raises InputError; the file is not touched."
-    file = path.with_name("damaged")
-    file.write_bytes(content)
-    try:
-        buffer = load_buffer(file)
-    except InputError as error:
-        assert "\n" not in str(error)
-        return "refused"
-    finally:
-        assert file.read_bytes() == content
-    sound(buffer)
-    model = buffer.entries[0].scores.model if buffer.entries else "base"
-    for c in stream(6, seed=9):
-        buffer.add(replace(c, scores=replace(c.scores, model=model)))
-    sound(buffer)
-    buffer.save(path.with_name("again"))
-    load_buffer(path.with_name("again"))
-    return "loaded"
-
-
-@given(st.data())
-@settings(max_examples=250)
-def test_any_flipped_byte(saved, data):
-    content = bytearray(saved.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= data.draw(st.integers(1, 255))
-    outcome(saved, bytes(content))
-
-
-def test_flipped_digits_and_signs(saved):
-    "Changes that stay JSON: every digit of the header becomes another."
-    content = saved.read_bytes()
-    size = 8 + int.from_bytes(content[:8], "little")
-    places = [i for i in range(8, size) if chr(content[i]) in "0123456789"]
-    for i in places[:: max(1, len(places) // 150)]:
-        outcome(saved, content[:i] + (b"0" if content[i : i + 1] != b"0" else b"7") + content[i + 1 :])
-
-
-@given(st.integers(0, 10**6))
-def test_truncated_files_are_refused(saved, size):
-    content = saved.read_bytes()
-    assert outcome(saved, content[: size % len(content)]) == "refused"
-
-
-def test_foreign_files_are_refused(saved, tmp_path):
-    from safetensors.numpy import save
-
-    x = dict(embeddings=np.zeros((1, 1), np.float32))
-    for content in (
-        b"",
-        b"{}",
-        b"\x00" * 100,
-        save(x),
-        save(x, metadata=dict(buffer="[]")),
-        save(x, metadata=dict(buffer="{}")),
-        save(x, metadata=dict(buffer="not json")),
-    ):
-        assert outcome(saved, content) == "refused"
-    for place in (tmp_path / "missing", tmp_path):
-        with pytest.raises(InputError):
-            load_buffer(place)
-
-
-def state_with(path, change):
-    "The saved file with another header."
-    from safetensors import safe_open
-    from safetensors.numpy import save
-
-    with safe_open(str(path), "numpy") as f:
-        state, tensors = json.loads(f.metadata()["buffer"][64:]), {k: f.get_tensor(k) for k in f.keys()}
-    change(state, tensors)
-    text = json.dumps(state)
-    return save(tensors, metadata=dict(buffer=module._checksum(text, tensors["embeddings"]) + text))
-
-
-CHANGES = {
-    "fewer bins than rows": lambda s, t: s.update(capacity=2),
-    "more bins than it was filled with": lambda s, t: s.update(capacity=9),
-    "fewer arrivals than rows": lambda s, t: s["arrivals"].pop(),
-    "more rows than embeddings": lambda s, t: s["rows"].append(s["rows"][0]),
-    "rows are text": lambda s, t: s.update(rows=["x"]),
-    "an entry twice": lambda s, t: s["rows"].__setitem__(1, s["rows"][0]),
-    "no rows": lambda s, t: s.update(rows=[]),
-    "seen is another number": lambda s, t: s.update(seen=7),
-    "random state of another generator": lambda s, t: s["random"].update(bit_generator="MT19937"),
-    "other embeddings": lambda s, t: t.update(embeddings=t["embeddings"] + 1),
-    "more embeddings than rows": lambda s, t: t.update(embeddings=np.concatenate([t["embeddings"]] * 2)),
-    "a score is text": lambda s, t: s["rows"][0].update(eoe="high"),
-    "embeddings are not numbers": lambda s, t: t.update(embeddings=t["embeddings"] * np.nan),
-    "capacity is huge": lambda s, t: s.update(capacity=10**18),
-}
-
-
-REFUSED = set(CHANGES) - {
-    "more bins than it was filled with",
-    "seen is another number",
-    "other embeddings",
-    "a score is text",
-}
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_contradictions_are_refused(saved, what):
-    result = outcome(saved, state_with(saved, CHANGES[what]))
-    assert result == "refused" or what not in REFUSED
-
-
-def test_a_file_of_an_earlier_version_is_not_only_called_damaged(saved, tmp_path):
-    "Earlier versions had another checksum; whoever made the file wonders otherwise what broke it."
-    from safetensors import safe_open
-    from safetensors.numpy import save
-
-    with safe_open(str(saved), "numpy") as file:
-        content, embeddings = file.metadata()["buffer"][64:], file.get_tensor("embeddings")
-    earlier = hashlib.sha256(content.encode() + b"embeddings" + embeddings.tobytes()).hexdigest()
-    (tmp_path / "old").write_bytes(save(dict(embeddings=embeddings), metadata=dict(buffer=earlier + content)))
-    with pytest.raises(InputError, match="not a buffer, damaged, or of an earlier version"):
-        load_buffer(tmp_path / "old")
-
-
-@pytest.mark.parametrize("failing", ["replace", "fsync", "open"])
-def test_a_failed_save_leaves_the_old_file(saved, failing, monkeypatch, tmp_path):
-    path, full = tmp_path / "b", OSError(28, "No space left on device")
-    path.write_bytes(saved.read_bytes())
-    buffer = load_buffer(path)
-    buffer.add(candidate("one more", embedding=(1, 0, 0, 0)))
-
-    def fail(*given, **named):
-        raise full
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files.os, failing, fail)
-        with pytest.raises(InputError, match="No space"):
-            buffer.save(path)
-    assert path.read_bytes() == saved.read_bytes() and os.listdir(tmp_path) == ["b"]
-
-
-def test_the_same_buffer_gives_the_same_bytes(saved):
-    assert len({load_buffer(saved).to_bytes() for _ in range(9)}) == 1
-
-
-def test_only_the_owner_reads_it(tmp_path):
-    Buffer(3).save(tmp_path / "new" / "b")
-    assert oct((tmp_path / "new" / "b").stat().st_mode & 0o777) == "0o600"
-    assert oct((tmp_path / "new").stat().st_mode & 0o777) == "0o700"
-
-
 def test_a_text_offered_four_times_takes_one_bin():
     buffer = Buffer(4, "fifo")
     texts = ["What is a tendon?", "what is a tendon", "What is  a TENDON?!", "What is a tendon?"]
@@ -387,12 +219,10 @@ def test_the_log_is_bounded(monkeypatch):
     assert [line.step for line in buffer.log] == [7, 8, 9, 10, 11] and buffer.seen == 12
 
 
-def test_a_given_policy_is_the_one_that_filled_the_buffer(tmp_path):
+def test_a_given_policy_is_the_one_that_filled_the_buffer():
     buffer = Buffer(2, "fifo")
     for c in stream(4):
         buffer.add(c)
-    buffer.save(tmp_path / "b")
-    fifo, random = (get_policy(name) for name in ("fifo", "random"))
-    assert load_buffer(tmp_path / "b", policy=fifo).dialogues == buffer.dialogues
+    assert reopen(buffer, get_policy("fifo")).dialogues == buffer.dialogues
     with pytest.raises(InputError, match="filled by policy 'fifo', not by 'random'"):
-        load_buffer(tmp_path / "b", policy=random)
+        reopen(buffer, get_policy("random"))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import candidate, sound, stream
+from candidates import candidate, reopen, sound, stream
 
 from personal_llm.base.core import Dialogue, InputError, make_generator
-from personal_llm.buffer.buffer import Buffer, load_buffer
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import DEFAULT_POLICY, POLICIES, Policy, get_policy, register_policy
 from personal_llm.buffer.scoring import unit_vector
 
@@ -80,11 +80,10 @@ def test_the_same_seed_gives_the_same_log(kind):
 
 
 @every_policy
-def test_a_saved_buffer_goes_on_as_if_nothing_had_happened(kind, tmp_path):
+def test_a_reopened_buffer_goes_on_as_if_nothing_had_happened(kind):
     whole = filled(kind, stream(120))
     half = filled(kind, stream(120)[:60])
-    half.save(tmp_path / "b")
-    again = load_buffer(tmp_path / "b", None if isinstance(kind, str) else kind())
+    again = reopen(half, None if isinstance(kind, str) else kind())
     assert again.policy.state() == half.policy.state()
     for c in stream(120)[60:]:
         again.add(c)
@@ -137,15 +136,15 @@ def test_unknown_policies_are_one_line():
         filled(type("Lazy", (Policy,), {}), stream(9))
 
 
-def test_a_registered_policy_is_known_everywhere(tmp_path):
+def test_a_registered_policy_is_known_everywhere():
     register_policy("surprising")(type("Mine", (Surprising,), {}))
     try:
-        filled("surprising", stream(9)).save(tmp_path / "b")
-        assert load_buffer(tmp_path / "b").policy.name == "surprising"
+        buffer = filled("surprising", stream(9))
+        assert reopen(buffer).policy.name == "surprising"
     finally:
         del POLICIES["surprising"]
     with pytest.raises(InputError, match="with an instance"):
-        load_buffer(tmp_path / "b")
+        reopen(buffer)
 
 
 def test_the_default_policy_is_found_by_its_name_and_imported_by_no_module():
@@ -272,8 +271,8 @@ PAIRS = {
 
 @pytest.mark.parametrize("capacity", [2, 3, 9])
 @pytest.mark.parametrize("kind", PAIRS)
-def test_kcenter_against_all_pairs(kind, capacity, tmp_path):
-    "A matrix that changes by a row decides as one that is computed anew; saved, loaded and rescored on the way."
+def test_kcenter_against_all_pairs(kind, capacity):
+    "A matrix that changes by a row decides as one that is computed anew; reopened and rescored on the way."
     draw, product = PAIRS[kind]
     rng, buffer, kept = np.random.default_rng(capacity), Buffer(capacity, "kcenter"), 0
     for i in range(300):
@@ -284,8 +283,7 @@ def test_kcenter_against_all_pairs(kind, capacity, tmp_path):
         assert (decision.kept, decision.evicted) == (expected is not None, evicted), i
         kept += decision.kept
         if i == 100:
-            buffer.save(tmp_path / "b")
-            buffer = load_buffer(tmp_path / "b")
+            buffer = reopen(buffer)
         if i == 200:
             turned = [replace(o.scores, embedding=o.scores.embedding[::-1].copy()) for o in buffer.entries]
             buffer.rescore([replace(o, scores=scores) for o, scores in zip(buffer.entries, turned)])

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,8 +22,7 @@ from personal_llm.base.core import Dialogue, InputError
 from personal_llm.base.database import open_database
 from personal_llm.base.files import compute_sha256
 from personal_llm.base.models import load_model
-from personal_llm.buffer.buffer import Buffer, load_buffer
-from personal_llm.buffer.scoring import ScoredDialogue, Scores
+from personal_llm.buffer.buffer import Buffer
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.memory import remove_adapter
 from personal_llm.tuning.training_loop import load_checkpoint
@@ -179,23 +177,6 @@ def test_a_row_of_the_ledger_that_is_none_is_one_line(row, tmp_path, monkeypatch
         store.execute("UPDATE ledger SET content = ?, checksum = ?", (content, ledger.hash_entry(1, content)))
     with pytest.raises(InputError, match="ledger.db: damaged"):
         ledger.read_ledger()
-
-
-def test_a_flipped_bit_of_the_buffer_is_refused(tmp_path):
-    "At 200 places of the file: no bit is accepted with another meaning."
-    scores = Scores(0.5, 0.5, 0.1, "none", np.ones(4, np.float32), 1.0, 9, "base", 0.0)
-    buffer, file = Buffer(4, "fifo"), tmp_path / "buffer"
-    for i in range(4):
-        buffer.add(ScoredDialogue(Dialogue(f"What is tea {i}?", f"A leaf {i}."), scores))
-    buffer.save(file)
-    whole, num_refused = file.read_bytes(), 0
-    for place in range(0, len(whole), len(whole) // 200 + 1):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        try:
-            assert load_buffer(file).to_bytes() == whole
-        except InputError:
-            num_refused += 1
-    assert num_refused > 100
 
 
 def test_a_link_in_place_of_an_adapter_or_of_its_folder_is_not_followed(tmp_path):

@@ -53,7 +53,7 @@ class DemoSettings:
     user: str = setting("nurse", "simulated user; a wrong name lists all")
     length: int = demo_setting("length", "dialogues in the stream", 8, 10**6)
     capacity: int = reuse_setting(personalize.PersonalizeSettings, "capacity")  # also the number of questions
-    policies: tuple = None  # the output folder gets replies, buffer, adapter of the first
+    policies: tuple = None  # the output folder gets replies and adapter of the first
     steps: int = personalize.tuning_setting("steps")
     synthetic: int = demo_setting("synthetic", "synthetic dialogues for each dialogue of the buffer; 0: none", 0, 10**6)
     tests: int = demo_setting("tests", "dialogues of the user in the test set", 2, 64)
@@ -244,7 +244,7 @@ def describe_run(run: DemoRun, before: tuple, after: tuple) -> dict:  # plain va
     )
 
 # %% ../../nbs/8_app/04_demo.ipynb #7b5dbe3a
-DEMO_FILES = ("report.html", "demo.json", "figure.png", "warm.png", "adapter", "buffer.safetensors")
+DEMO_FILES = ("report.html", "demo.json", "figure.png", "warm.png", "adapter")
 
 
 def run_demo(
@@ -275,7 +275,6 @@ def run_demo(
         result |= dict(warm=warm) if warm else {}
         files = {"figure.png": plot_demo(result), "adapter": Path(me.adapter.path)}
         files |= {"warm.png": plot_warm_start(warm)} if warm else {}
-        page = render_report(result, files["figure.png"], files.get("warm.png"))
-        files |= {"report.html": page, "buffer.safetensors": me.buffer.to_bytes()}
+        files |= {"report.html": render_report(result, files["figure.png"], files.get("warm.png"))}
         publish_results(owned, files | {"demo.json": json.dumps(result, indent=1, ensure_ascii=False)})
     return result

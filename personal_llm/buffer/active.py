@@ -31,7 +31,7 @@ class CandidateFeatures:
     correction_probability: float  # in (0, 1)
     relevance: float  # estimated without answers, in (0, 1)
     is_repeated: bool  # nearly the same prompt came before
-    step: int = 0  # dialogues before it
+    step: int  # dialogues before it
 
     @property
     def traits(self) -> np.ndarray:  # (scores and their smoothed ranks, then the place in the stream)
@@ -85,11 +85,12 @@ def _sample(self: ActivePolicy, observed: CandidateFeatures) -> None:
 @patch
 def _find_step(self: ActivePolicy, dialogue) -> int:  # None for a new dialogue
     "Return the place in the stream of a dialogue that we observed before."
-    ids = (dialogue.id, *dialogue.parents)
-    known = [id for id in ids if id in self.steps or id in self.traits or self.current and id == self.current.id]
-    if known and known[0] not in self.steps and known[0] in self.traits:
-        return int(self.traits[known[0]][-1])
-    return self.steps.get(known[0], self.seen - 1) if known else None
+    for id in (dialogue.id, *dialogue.parents):
+        if id in self.steps:
+            return self.steps[id]
+        if id in self.traits:
+            return int(self.traits[id][-1])
+    return None
 
 # %% ../../nbs/2_buffer/05_active.ipynb #dd20ee83
 @patch
@@ -179,10 +180,9 @@ def list_counters(self: ActivePolicy) -> dict:  # plain values
 
 @patch
 def raise_counters(self: ActivePolicy, counters: dict) -> None:
-    "Raise the counts to those of `list_counters`; a memory of an earlier version lacks them."
-    if "num_early" in counters:
-        self.num_early = max(self.num_early, counters["num_early"])
-        self.last_question = max(self.last_question, self.seen - counters["since_question"])
+    "Raise the counts to those of `list_counters`."
+    self.num_early = max(self.num_early, counters["num_early"])
+    self.last_question = max(self.last_question, self.seen - counters["since_question"])
 
 # %% ../../nbs/2_buffer/05_active.ipynb #75cdcb17
 @patch
@@ -242,7 +242,7 @@ REACTION_NOISE, SAMPLE_NOISE = 2.0, 4.0  # variances
 APPROVAL_WEIGHT = 0.3  # of a reaction that speaks for the reply; of one against it 1
 PRIOR_WEIGHT, MAX_PRIOR_LOG_ODDS = 0.5, 3.0
 DIRECTION_VARIANCE, DIRECTION_RANGE = 2.25, 0.5  # range: the difference in cosine that divides it by e
-NO_TRAITS = np.array([1.0] + [0.0] * (len(RELEVANCE_WEIGHTS) - 1) + [-1e9])  # of an entry of an earlier version
+NO_TRAITS = np.array([1.0] + [0.0] * (len(RELEVANCE_WEIGHTS) - 1) + [-1e9])  # of an entry whose traits are not known
 
 
 def expect_log_odds(points: np.ndarray, num_new: int, targets: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -400,8 +400,6 @@ def _to_arrays(row: dict) -> dict:
 @patch
 def restore(self: ActivePolicy, state: dict) -> None:
     "Restore what `state` returned; raises `ValueError`, `TypeError` or `KeyError` for a damaged state."
-    early = dict(early_questions=0, num_early=0, num_unanswered=0, last_question=-99)
-    state = dict(reactions={}, sample={}, steps={}, traits={}) | early | state  # which earlier versions did not have
     model, current, texts = CorrectionModel(**_to_arrays(state["correction_model"])), state["current"], RecentTexts()
     if model.covariance.shape != (len(FEATURE_NAMES), len(FEATURE_NAMES)):
         raise ValueError(f"a policy of {len(model.mean)} features, not of {len(FEATURE_NAMES)}")
@@ -416,6 +414,6 @@ def restore(self: ActivePolicy, state: dict) -> None:
         reactions={id: Answer(**_to_arrays(answer)) for id, answer in state["reactions"].items()},
         sample=_to_arrays(state["sample"]),
         traits=_to_arrays(state["traits"]),
-        current=current and CandidateFeatures(**dict(step=state["seen"] - 1) | _to_arrays(current)),
+        current=current and CandidateFeatures(**_to_arrays(current)),
     )
     vars(self).update({name: state[name] for name in vars(self)} | objects)

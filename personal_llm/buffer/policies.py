@@ -86,7 +86,7 @@ class BufferView:
 class Policy:
     "Decides which dialogues get a bin; write your own as a subclass with a method `choose`."
 
-    name = ""  # of the class, or as registered; part of the seed, the log and the saved buffer
+    name = ""  # of the class, or as registered; part of the seed, the log and the memory
     max_capacity = 1_000_000  # bins
     can_ask = False  # True for a policy that asks during the stream, with `decide_question` and `learn_from_answer`
 
@@ -131,7 +131,7 @@ class Policy:
         return {}
 
     def raise_counters(self, counters: dict) -> None:
-        "Raise the counts to those of `list_counters`; a memory of an earlier version lacks them."
+        "Raise the counts to those of `list_counters`."
 
     def select_training_dialogues(self, dialogues: list) -> list:
         "Return the entries to train on."
@@ -140,7 +140,7 @@ class Policy:
 # %% ../../nbs/2_buffer/02_policies.ipynb #e0c380a1
 @patch
 def state(self: Policy) -> dict:  # plain JSON types
-    "Return the memory of the policy, to be saved with the entries."
+    "Return what the policy knows, for `restore`."
     return {}
 
 
@@ -155,7 +155,7 @@ POLICIES = {}  # name -> class, or its address "module:Class"
 def register_policy(
     name: str,  # the name that a user gives
 ):  # decorator of a subclass of `Policy`
-    "Make a policy known by a name: to `Buffer`, to the command line and to saved buffers."
+    "Make a policy known by a name: to `Buffer`, to the command line and to the memory."
 
     def decorate(policy: type) -> type:
         policy.name = name

@@ -55,7 +55,8 @@ def list_changed_defaults(
 ) -> list:  # names, in order
     "List the defaults that have another value than when the row was measured."
     today, then = list_defaults(model), row.get("defaults", {})
-    return sorted(name for name in {*today, *then} if today.get(name) != then.get(name))
+    changed = {name for name in {*today, *then} if today.get(name) != then.get(name)}
+    return sorted(name for name in changed if not name.endswith(".READ_ERRORS"))  # a tuple of exceptions
 
 # %% ../../nbs/experiments/18_demo.ipynb #62fd217f
 IMAGES = RESULTS.parent.parent / "images"
