@@ -366,10 +366,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.follow",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.learn_if_due": (
-                "8_app/conversation_worker.html#conversationworker.learn_if_due",
-                "personal_llm/app/conversation_worker.py",
-            ),
             "personal_llm.app.conversation_worker.ConversationWorker.read": (
                 "8_app/conversation_worker.html#conversationworker.read",
                 "personal_llm/app/conversation_worker.py",
@@ -4775,6 +4771,10 @@ d = {
                 "6_device/memory.html#memory.add",
                 "personal_llm/device/memory.py",
             ),
+            "personal_llm.device.memory.Memory.append": (
+                "6_device/memory.html#memory.append",
+                "personal_llm/device/memory.py",
+            ),
             "personal_llm.device.memory.Memory.delete": (
                 "6_device/memory.html#memory.delete",
                 "personal_llm/device/memory.py",
@@ -4987,10 +4987,6 @@ d = {
                 "6_device/personalizer.html#personalizer.find_fact",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer.find_reply": (
-                "6_device/personalizer.html#personalizer.find_reply",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer.finetune": (
                 "6_device/personalizer.html#personalizer.finetune",
                 "personal_llm/device/personalizer.py",
@@ -5075,6 +5071,10 @@ d = {
                 "6_device/personalizer.html#personalizer.select_trainable",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.settings": (
+                "6_device/personalizer.html#personalizer.settings",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.status": (
                 "6_device/personalizer.html#personalizer.status",
                 "personal_llm/device/personalizer.py",
@@ -5089,10 +5089,6 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.use_adapter": (
                 "6_device/personalizer.html#personalizer.use_adapter",
-                "personal_llm/device/personalizer.py",
-            ),
-            "personal_llm.device.personalizer.Personalizer.write_replies": (
-                "6_device/personalizer.html#personalizer.write_replies",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.PersonalizerSettings": (
@@ -5197,10 +5193,6 @@ d = {
                 "6_device/replay.html#personalizerstate._close_question",
                 "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.replay.PersonalizerState._count_question": (
-                "6_device/replay.html#personalizerstate._count_question",
-                "personal_llm/device/replay.py",
-            ),
             "personal_llm.device.replay.PersonalizerState._drop_vacated": (
                 "6_device/replay.html#personalizerstate._drop_vacated",
                 "personal_llm/device/replay.py",
@@ -5213,20 +5205,8 @@ d = {
                 "6_device/replay.html#personalizerstate._give_up",
                 "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.replay.PersonalizerState._is_answer": (
-                "6_device/replay.html#personalizerstate._is_answer",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._learn": (
-                "6_device/replay.html#personalizerstate._learn",
-                "personal_llm/device/replay.py",
-            ),
             "personal_llm.device.replay.PersonalizerState._replace_reply": (
                 "6_device/replay.html#personalizerstate._replace_reply",
-                "personal_llm/device/replay.py",
-            ),
-            "personal_llm.device.replay.PersonalizerState._revise": (
-                "6_device/replay.html#personalizerstate._revise",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState._set_version": (
@@ -10758,10 +10738,6 @@ d = {
             ),
             "personal_llm.tuning.finetune.open_output_folder": (
                 "3_tuning/finetune.html#open_output_folder",
-                "personal_llm/tuning/finetune.py",
-            ),
-            "personal_llm.tuning.finetune.plain_attention": (
-                "3_tuning/finetune.html#plain_attention",
                 "personal_llm/tuning/finetune.py",
             ),
             "personal_llm.tuning.finetune.remove_checkpoints": (

@@ -274,7 +274,7 @@ def test_turns_are_read_only_if_wanted_and_a_lost_reply_is_no_error(tmp_path, mo
         assert talk.me.feedback_rows == []
     with start(tmp_path / "other", buffer=Buffer(1, "fifo"), reads_turns=True) as talk:
         say(talk, TALK[0])
-        monkeypatch.setattr(talk.me, "react", lambda *given, **more: talk.me.find_reply("lost" * 4))
+        monkeypatch.setattr(talk.me, "react", lambda *given, **more: talk.me.state.find_root("lost" * 4))
         say(talk, TALK[1])
         assert talk.turns[-1]["prompt"] == TALK[1]
 

@@ -18,6 +18,7 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer, load_personalizer
 from personal_llm.device.personalizer import ask_at_terminal
+from personal_llm.device.replay import PersonalizerState
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.policies import POLICIES
 from personal_llm.selection.ranking import Ranking
@@ -72,6 +73,24 @@ def test_a_correction_replaces_the_answer():
     assert kept[1] == TALK[1] and kept[3] == TALK[3]
     me.finetune(progress=False)
     assert len(user.asked) == 3 and me.synthesis.dialogues[0].response == "better: answer 0"
+
+
+@pytest.mark.parametrize("method", ["learn_from_answer", "decide_question"])
+def test_an_event_that_fails_is_not_in_the_memory(method, monkeypatch):
+    me = start(policy="active", user=User())
+    watch(me, TALK[:3])
+    act = (
+        (lambda: me.observe(TALK[3])) if method == "decide_question" else (lambda: me.react(TALK[0], "better", "Rest."))
+    )
+    before = [*me.memory.events], me.memory.number, [*me.feedback_rows], sorted(me.asked_ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(me.buffer.policy), method, lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            act()
+    assert ([*me.memory.events], me.memory.number, [*me.feedback_rows], sorted(me.asked_ids)) == before
+    act()
+    assert [event.number for event in me.memory.events] == [*range(1, me.memory.number + 1)]
+    assert PersonalizerState(me.memory, Buffer(4, "active")).buffer.dialogues == me.buffer.dialogues
 
 
 def test_an_annotator_that_fails_is_asked_again_and_costs_nothing():
@@ -218,6 +237,14 @@ def test_a_warm_start(chosen, monkeypatch, tmp_path):
     me.save()
     again = load_personalizer(tmp_path / "me", Fake(), None, LEXICONS)
     assert told(again) == told(me) and again.status()["warm"] == warm
+    assert me.rounds[0].start == ("library" if chosen else ""), "an abstention begins at the base model"
+    again.forget(ids=[TALK[4].id])
+    lines = again.retrain(progress=False)
+    if chosen:
+        assert lines == ["adapter 000: not rebuilt; it began from a library; give this library as the start"]
+    else:
+        assert len(lines) == 2 and [c.start for c in again.rounds] == ["", "last"], "no library is needed"
+        assert begun_from(SimpleNamespace(path=again.rounds[0].adapter)) is None
 
 
 def test_every_with_a_library_is_warm_once(monkeypatch, tmp_path):
@@ -307,6 +334,7 @@ def test_fine_tunes_begin_where_they_are_told_to(monkeypatch, tmp_path):
         assert begun_from(me.finetune(start=begin, progress=False)) == expected, begin
     assert calls[0][1] == "base", "the adapter of before is not attached"
     assert [c.warm and c.warm["weights"] for c in me.rounds[-4:]] == [dict(a=1.0), dict(b=1.0), dict(a=0.5, b=0.3), {}]
+    assert [c.start for c in me.rounds[-4:]] == ["library"] * 3 + [""]
     assert me.rounds[-1].warm["reason"] == "because" and json.dumps(me.rounds[-1].warm)
     assert len({c.adapter for c in me.rounds}) == 9
 

@@ -168,7 +168,7 @@ def test_idd_signs():
 @given(matrices((1, 9)), TEXTS.filter(str.strip), LISTS)
 def test_score_reading_agrees_with_its_parts(hidden, text, lists):
     lexicons, d = Lexicons(lists), Dialogue(text, "pill pain")
-    s = score_reading(d, ForwardResult(hidden.astype(np.float32), 6.0, 3), lexicons, "base").scores
+    s = score_reading(d, ForwardResult(hidden.astype(np.float32), 6.0, 3, "base"), lexicons).scores
     assert (s.dss, s.domain) == (domain_specific_score(d.text, lexicons), dominant_domain(d.text, lexicons))
     assert (
         s.eoe == entropy_of_embedding(hidden.astype(np.float32))

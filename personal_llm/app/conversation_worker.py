@@ -35,16 +35,15 @@ def get_chat_numbers(session: ChatSession) -> dict:  # plain values
     return memory | counts | model | dict(is_learning=session.background_training is not None, question=question)
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #7abc9f59
-def get_marks(session: ChatSession) -> dict:  # part of the page -> a value that changes with it
-    "Return marks by which a page sees what another one changed; they hold no text."
-    status, mark = get_chat_numbers(session), lambda rows: (len(rows), hash(str(rows[-1:])))
-    conversations = session.me.memory.conversations
+def get_marks(session: ChatSession, status: dict) -> dict:  # part of the page -> a value that changes with it
+    "Return marks by which a page sees what another one changed; they hold no text. Status: of `get_chat_numbers`."
+    conversations, rows = session.me.memory.conversations, session.me.feedback_rows
     return dict(
         question=(status["question"], session.choice is not None),
         learning=(status["is_learning"], status["rounds"]),
         turns=(len(conversations), session.newest_id),
         titles=hash(tuple(conversations.values())),
-        reactions=mark(session.me.feedback_rows),
+        reactions=(len(rows), hash(str(rows[-1:]))),
     )
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #0a2b5877
@@ -67,29 +66,24 @@ class ConversationWorker:
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #e05c3c3a
 @patch
 def after_job(self: ConversationWorker) -> None:
-    "Begin a fine-tune if it is time, collect messages, and note numbers for the status; the thread runs this."
+    "Begin a fine-tune on enough new answers, collect messages, and note numbers for the status; the thread runs this."
     session, self.num_jobs = self.session, self.num_jobs + 1
     if self.num_jobs % _JOBS_BEFORE_RELEASE == 0:
         release_memory()
     if session.background_training is None and session.question is None and self.learn_every:
-        self.learn_if_due(session.count_new_answers())
+        num_new_answers = session.count_new_answers()
+        if session.was_stopped:
+            self.next_learning, session.was_stopped = self.learn_every, False
+        if num_new_answers >= self.next_learning:
+            self.next_learning = num_new_answers + self.learn_every  # one that fails is not begun again at once
+            try:
+                session.messages_to_user.append(session.learn())
+            except (InputError, OSError, RuntimeError) as error:
+                session.messages_to_user.append(f"learning could not begin: {error}")
     new = session.pop_messages()
     self.notices, self.num_notices = [*self.notices, *new][-MAX_NOTICES:], self.num_notices + len(new)
-    self.status, self.marks = get_chat_numbers(session), get_marks(session)
-
-# %% ../../nbs/8_app/10_conversation_worker.ipynb #24dfc411
-@patch
-def learn_if_due(self: ConversationWorker, num_new_answers: int) -> None:
-    "Begin a fine-tune on enough new answers; a failure becomes a message, and the conversation goes on."
-    session = self.session
-    if session.was_stopped:
-        self.next_learning, session.was_stopped = self.learn_every, False
-    if num_new_answers >= self.next_learning:
-        self.next_learning = num_new_answers + self.learn_every  # one that fails is not begun again at once
-        try:
-            session.messages_to_user.append(session.learn())
-        except (InputError, OSError, RuntimeError) as error:
-            session.messages_to_user.append(f"learning could not begin: {error}")
+    self.status = get_chat_numbers(session)
+    self.marks = get_marks(session, self.status)
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #bbed534a
 @patch

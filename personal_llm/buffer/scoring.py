@@ -175,7 +175,6 @@ def score_reading(
     dialogue: Dialogue,  # the dialogue that the model read
     reading,  # `ForwardResult` of the forward pass
     lexicons: Lexicons,
-    model: str,  # name of the model that read it
 ) -> ScoredDialogue:
     "Score a dialogue from a forward pass that is already made."
     hidden = reading.hidden  # (n, width)
@@ -188,7 +187,7 @@ def score_reading(
         embedding=hidden.mean(0),
         loss=reading.nll / max(1, reading.tokens),
         tokens=len(hidden),
-        model=model,
+        model=reading.model,
         prompt_loss=reading.prompt_nll / max(1, reading.prompt_tokens),
     )
     return ScoredDialogue(dialogue, scores)
@@ -202,4 +201,4 @@ def score(
     "Score dialogues; costs one forward pass each."
     lexicons = lexicons or load_lexicons()
     readings = model.run_forward(dialogues)
-    return [score_reading(d, reading, lexicons, model.active_adapter) for d, reading in zip(dialogues, readings)]
+    return [score_reading(d, reading, lexicons) for d, reading in zip(dialogues, readings)]

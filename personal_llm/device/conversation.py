@@ -272,7 +272,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
         if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
             candidate = self.me.score([d])[0]
         else:
-            candidate = score_reading(d, reply.reading, self.me.lexicons, reply.reading.model)
+            candidate = score_reading(d, reply.reading, self.me.lexicons)
         if is_own:
             self.infer_feedback(d.prompt)
         state = self.me.state

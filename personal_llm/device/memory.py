@@ -165,10 +165,14 @@ class Memory:
         return bool(self.events) and self.events[0].kind == "configured"
 
     def add(self, kind: str, dialogue: str = "", content: dict = None) -> Event:
-        "Append an event."
-        self.number += 1
-        self.events.append(Event(self.number, kind, dialogue, content or {}))
-        return self.events[-1]
+        "Append a new event."
+        return self.append(Event(self.number + 1, kind, dialogue, content or {}))
+
+    def append(self, event: Event) -> Event:
+        "Append an event, which has the next number."
+        self.number = event.number
+        self.events.append(event)
+        return event
 
     def delete(self, ids: set) -> None:
         "Delete dialogues with all events about them, as the foreign key does in the file."

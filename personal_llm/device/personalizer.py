@@ -151,7 +151,7 @@ class Personalizer:
         self.model, self.config = model, check(config or TuningConfig.for_model(model), TuningConfig, "config")
         settings = check(settings or PersonalizerSettings(), PersonalizerSettings, "settings")
         buffer = check(state.buffer if state else Buffer() if buffer is None else buffer, Buffer, "buffer")
-        self.settings = replace(settings, **changes).complete(model, buffer.policy)
+        self._settings = replace(settings, **changes).complete(model, buffer.policy)
         self.annotator = check(annotator, "function or none", "annotator")
         if isinstance(start, Library):
             check_library_base(start, model)
@@ -162,11 +162,20 @@ class Personalizer:
         self.has_lock = has_lock
         self.state_version = get_state_version(self.folder) if state or replaces else ""  # that we read or wrote last
         self.state = state or PersonalizerState(Memory(), buffer)
-        if not state:
-            self._configure(buffer)
+        self._configure(None if state else buffer)
 
     def __repr__(self):
         return f"Personalizer({self.buffer!r}, fine-tunes: {len(self.rounds)}, questions: {self.cost.requests})"
+
+    @property
+    def settings(self) -> PersonalizerSettings:
+        "The settings; new ones are recorded at once."
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: PersonalizerSettings):
+        self._settings = settings
+        self._configure()
 
     max_questions = property(lambda self: self.settings.max_questions)
     buffer = property(lambda self: self.state.buffer)
@@ -250,7 +259,6 @@ def arrive(
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
     considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
-    self._configure()
     self.state.record("offered", root, considered=considered)
     return root
 
@@ -303,8 +311,7 @@ def react(
     **details,  # rejected, time, is_given, probability: see `Feedback`
 ) -> Feedback:
     "Take a reaction to a reply and learn from it; raise `InputError`, with nothing changed, if that cannot be."
-    id = dialogue.id if isinstance(dialogue, Dialogue) else dialogue
-    root = self.find_reply(id)
+    root = self.state.find_root(dialogue.id if isinstance(dialogue, Dialogue) else dialogue)
     is_open = root == self.state.question_id
     asked = asked or is_open and kind in ("edit", "better", "thumb_up")
     given = self._record_reaction(root, kind, text, asked=asked, **details)
@@ -315,19 +322,9 @@ def react(
 
 
 @patch
-def find_reply(self: Personalizer, id: str) -> str:  # its root
-    "Find a dialogue in the memory; raise `InputError` if it is not stored."
-    root = self.state.find_root(id) if isinstance(id, str) else ""
-    if not root:
-        what = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
-        raise InputError(what, "react to one of the last replies, or to one of the memory")
-    return root
-
-
-@patch
 def is_kept(self: Personalizer, id: str) -> bool:
     "Return whether a dialogue is in the buffer; raise `InputError` if it is not stored."
-    return self.state.find_slot(self.find_reply(id)) is not None
+    return self.state.find_slot(self.state.find_root(id)) is not None
 
 
 @patch
@@ -352,11 +349,10 @@ def _record_reaction(
     rejected = (d.response if rejected is None else rejected) if kind in (*TEXT_KINDS, "retry") else ""
     given = Feedback(kind, get_first_id(d), text, rejected, **details)
     if not asked:
-        add_feedback(self.feedback_rows, given)
+        add_feedback(self.feedback_rows, given)  # an error, before we compute or record anything
     if self.state.find_slot(root) is None and candidate.scores.model != self._get_model_name():
         self.rescore([root])  # an earlier adapter made its scores
     facts = {name: value for name, value in vars(given).items() if name != "dialogue_id"}
-    self._configure()
     self.state.record("reacted", root, **facts, asked=asked, is_learned=is_learned, response=response)
     return given
 
@@ -485,11 +481,11 @@ def choose_start(self: Personalizer, start, dialogues: list, folder, model=None)
         start = self.adapter or self.start
     if isinstance(start, Library):
         choice = warm_start(model or self.model, start, dialogues, folder, self.settings.seed)
-        return choice.adapter, "library", choice.to_dict(), choice.cost
+        return choice.adapter, "library" if choice.adapter else "", choice.to_dict(), choice.cost
     if isinstance(start, Ranking):
         weights = {start.best: 1.0} if start.best else start.weights
         choice = dict(weights=weights, reason=start.reason, ranking=start.to_dict())
-        return get_start_adapter(start, folder), "library", choice, Cost()
+        return get_start_adapter(start, folder), "library" if weights else "", choice, Cost()
     if start is None:
         return None, "", None, Cost()
     is_last = self.adapter and Path(getattr(start, "path", start)) == Path(self.adapter.path)
@@ -525,35 +521,28 @@ MIN_WRITTEN_REPLIES = 8  # fewer teach too little to change the steps of a fine-
 
 
 @patch
-def write_replies(self: Personalizer, dialogues: list, stream: list, model):  # `SynthesisResult`
-    "Let a model reply to prompts of the stream with the answered ones of the training dialogues as memories."
-    most, k, trained = self.settings.consolidation, self.settings.memories, {d.prompt for d in dialogues}
-    max_tokens = min(MAX_MEMORY_TOKENS, model.max_length // 2)
-    stream = [d for d in stream if d.prompt not in trained]
-    liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}
-    stream = [d if d.id in liked else replace(d, response="") for d in stream]  # the prompt may be used in synthesis
-    written = consolidate(model, stream, collect_memories(dialogues), most, k, max_tokens)
-    if len(written.dialogues) < MIN_WRITTEN_REPLIES:
-        written.dialogues, written.uncorrected = [], []
-    return written
-
-
-@patch
 def train_adapter(
     self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
 ) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
-    "Choose a start, synthesise dialogues, and tune an adapter."
+    "Choose a start, write dialogues with the model, and tune an adapter."
     out = out or (claim_adapter_folder(self.folder, self.state.adapters) if self.folder else None)
     model, settings, config = model or self.model, self.settings, self.config
     seed = settings.seed + len(self.rounds)
     merge = Path(out) / MERGE_FOLDER if out and is_claimed(Path(out)) else None  # None: in a temporary folder
     start_adapter, name, warm, cost = self.choose_start(start, dialogues, merge, model)
     synthesis = synthesize(model, dialogues, settings.synthetic, settings.synthesis_mode, seed=seed)
-    written = self.write_replies(dialogues, self.list_stream() if stream is None else stream, model)
-    config = config.fit_to_consolidation() if written.dialogues else config
-    synthesis = synthesis + written
-    num_replay = MAX_UNCORRECTED - len(written.uncorrected) if written.dialogues else settings.replay
-    replay = load_replay(min(settings.replay, num_replay))
+
+    stream, prompts = self.list_stream() if stream is None else stream, {d.prompt for d in dialogues}
+    liked = {d.id for d in drop_disliked(stream, self.feedback_rows)}  # of the others we take the prompts only
+    others = [d if d.id in liked else replace(d, response="") for d in stream if d.prompt not in prompts]
+    sizes = settings.consolidation, settings.memories, min(MAX_MEMORY_TOKENS, model.max_length // 2)
+    written, num_replay = consolidate(model, others, collect_memories(dialogues), *sizes), settings.replay
+    if len(written.dialogues) < MIN_WRITTEN_REPLIES:
+        written.dialogues, written.uncorrected = [], []
+    else:
+        config, num_replay = config.fit_to_consolidation(), MAX_UNCORRECTED - len(written.uncorrected)
+
+    synthesis, replay = synthesis + written, load_replay(min(settings.replay, num_replay))
     texts = dialogues + synthesis.dialogues + synthesis.uncorrected
     preferences = collect_preferences(self.feedback_rows, self.buffer.dialogues) if settings.preferences else ()
     adapter = tune(model, texts, config, start_adapter, out, seed, progress, replay, preferences)
@@ -569,7 +558,6 @@ def commit_round(self: Personalizer, prepared: PreparedRound, rebuilds: int = 0)
     adapter, synthesis, dialogues = prepared.adapter, prepared.synthesis, prepared.dialogues
     cost = prepared.cost + synthesis.cost + adapter.cost
     self.add_cost(cost)
-    self._configure()
     event = self.state.record(
         "tuned",
         seen=self.buffer.seen,
@@ -654,7 +642,7 @@ def _configure(self: Personalizer, buffer: Buffer = None) -> None:
         root = self.memory.remember(entry)
         self.state.scores[root] = entry.scores
         facts = dict(step=arrival, reason="it was in the buffer before", scores={}, is_prefilled=True)
-        self.memory.add("offered", root, dict(considered=False))
+        self.memory.add("offered", root, dict(considered=False))  # not applied: the buffer holds the dialogue
         self.memory.add("kept", root, facts)
 
 

@@ -9,7 +9,7 @@ __all__ = ['ROUND_FIELDS', 'MAX_STORED_TURNS', 'MAX_PROMPT_TURNS', 'CHARACTERS_P
 
 # %% ../../nbs/6_device/02_replay.ipynb #35a8b8bd
 import copy
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from pathlib import Path
@@ -146,12 +146,12 @@ class PersonalizerState:
             self._drop_vacated()
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
-        "Append an event to the memory, and apply it."
-        event = self.memory.add(kind, dialogue, content)
+        "Apply an event, and append it to the memory; an event that raises an error is not appended."
+        event = Event(self.memory.number + 1, kind, dialogue, content)
         self.apply(event)
         if kind in ("offered", "asked", "reacted", "learned", "scored", "tuned", "forgotten"):
             content["cost"] = self.cost.to_dict()
-        return event
+        return self.memory.append(event)
 
     def apply(self, event: Event) -> None:
         "Change the state as an event says."
@@ -193,11 +193,15 @@ def get_root(self: PersonalizerState, d: Dialogue) -> str:
 
 @patch
 def find_root(self: PersonalizerState, id: str) -> str:
-    "Return the root of a dialogue, of a version, or of a parent that an import named; empty if it is not stored."
-    if id in self.memory.dialogues:
+    "Return the root of a dialogue, of a version, or of a parent that an import named; `InputError` if none is stored."
+    if isinstance(id, str) and id in self.memory.dialogues:
         return id
     named = (self.get_root(d) for d in self.buffer.dialogues if id in d.parents)
-    return self.roots.get(id) or next(named, "")
+    root = isinstance(id, str) and (self.roots.get(id) or next(named, ""))
+    if not root:
+        what = f"no reply {str(id)[:40]!r} is stored: it was forgotten, or it never came"
+        raise InputError(what, "react to one of the last replies, or to one of the memory")
+    return root
 
 
 @patch
@@ -243,16 +247,16 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
     self.scores.setdefault(root, offered.scores)
     self.wants_question = False
     self.versions.pop(root, None)
+    if facts["considered"]:
+        left = self.questions_left(self.settings["max_questions"])
+        policy = self.buffer.policy
+        self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
     if own := split_conversation(self.memory.conversations[root]):
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
         self.conversation = own[0]
         self.conversations.setdefault(own[0], []).append(row)
         turns = self.turns
         self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
-    if facts["considered"]:
-        left = self.questions_left(self.settings["max_questions"])
-        policy = self.buffer.policy
-        self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
 
 # %% ../../nbs/6_device/02_replay.ipynb #44819ade
 @patch
@@ -313,12 +317,12 @@ def _apply_discarded(self: PersonalizerState, event: Event, facts: dict) -> None
 
 
 @patch
-def _close_question(self: PersonalizerState, root: str, has_answer: bool = False) -> None:
-    "Close a question if it is the open one; the policy learns of a silence, unless the user reacted otherwise."
+def _close_question(self: PersonalizerState, root: str) -> None:
+    "Close a question if it is still open; the policy learns of a silence, unless the user reacted otherwise."
     if self.question_id != root:
         return
     self.question_id = ""
-    if not has_answer and all(row["dialogue_id"] != root for row in self.feedback_rows):
+    if all(row["dialogue_id"] != root for row in self.feedback_rows):
         self.buffer.policy.learn_from_silence()
 
 # %% ../../nbs/6_device/02_replay.ipynb #b79afa3d
@@ -356,64 +360,45 @@ def _apply_asked(self: PersonalizerState, event: Event, facts: dict) -> None:
     if facts["has_answer"] is None:
         self.question_id = event.dialogue
     else:
-        self._count_question(event.dialogue)
+        self.cost.requests += 1
+        self.asked_ids.add(event.dialogue)
         self.buffer.policy.learn_from_silence()
-
-
-@patch
-def _count_question(self: PersonalizerState, root: str) -> None:
-    self.cost.requests += 1
-    self.asked_ids.add(root)
 
 # %% ../../nbs/6_device/02_replay.ipynb #f3453bd4
 @patch
 def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
-    root, candidate = event.dialogue, self.get_candidate(event.dialogue)
-    details = {f.name: facts[f.name] for f in fields(Feedback) if f.name != "dialogue_id"}
-    given = Feedback(dialogue_id=get_first_id(candidate.dialogue), **details)
-    if facts["asked"]:
-        self._count_question(root)
-        self._close_question(root, has_answer=True)
-    with suppress(InputError) if facts["asked"] else nullcontext():  # an answer may repeat an earlier thumb
-        self.feedback_rows = add_feedback(self.feedback_rows, given)
-    if facts["is_learned"]:
-        self._learn(given, candidate, facts["asked"])
-    new = self._revise(given, candidate.dialogue, facts["asked"])
-    if new is not None:
+    root, asked, policy = event.dialogue, facts["asked"], self.buffer.policy
+    candidate = self.get_candidate(root)
+    d, details = candidate.dialogue, {f.name: facts[f.name] for f in fields(Feedback) if f.name != "dialogue_id"}
+    given, rows = Feedback(dialogue_id=get_first_id(d), **details), self.feedback_rows
+    with suppress(InputError):  # an answer may repeat an earlier thumb, which adds no row
+        rows = add_feedback(rows, given)
+    is_answer = given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
+    if facts["is_learned"] and policy.can_ask and is_answer:
+        policy.learn_from_answer(self.buffer.view, candidate, given.kind != "thumb_up")
+    if facts["is_learned"] and not asked:
+        own = [row for row in rows if row["dialogue_id"] == given.dialogue_id]
+        policy.learn_from_reaction(self.buffer.view, candidate, estimate_dissatisfaction(own)[given.dialogue_id])
+    self.feedback_rows = rows
+    if asked:
+        self.cost.requests += 1
         self.asked_ids.add(root)
-        self._set_version(root, new)
+        self.question_id = "" if self.question_id == root else self.question_id
+    origin = None  # of a new version
+    if given.kind in ("edit", "better"):
+        origin = "annotated"
+    elif given.kind == "choice" and given.is_given and d.origin != "annotated":
+        origin = "approved"
+    elif is_answer and (policy.can_ask or not asked):
+        origin = "approved"
+    elif given.kind == "thumb_down" and d.origin == "approved":
+        origin = "model"
+    if origin:
+        self.asked_ids.add(root)
+        family = dict(origin=origin, parents=(*d.parents, d.id))
+        self._set_version(root, d.derive(response=given.text or d.response, **family))
     if facts["response"]:
         self._replace_reply(root, given.dialogue_id, facts["response"])
-
-# %% ../../nbs/6_device/02_replay.ipynb #89c44989
-@patch
-def _learn(self: PersonalizerState, given: Feedback, candidate: ScoredDialogue, asked: bool) -> None:
-    "Let the policy learn from a reaction: from a correction or an approval once, whoever asked for it."
-    policy, view = self.buffer.policy, self.buffer.view
-    if policy.can_ask and self._is_answer(given, candidate.dialogue):
-        policy.learn_from_answer(view, candidate, given.kind != "thumb_up")
-    if not asked:
-        rows = [row for row in self.feedback_rows if row["dialogue_id"] == given.dialogue_id]
-        policy.learn_from_reaction(view, candidate, estimate_dissatisfaction(rows)[given.dialogue_id])
-
-
-@patch
-def _is_answer(self: PersonalizerState, given: Feedback, d: Dialogue) -> bool:
-    return given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
-
-# %% ../../nbs/6_device/02_replay.ipynb #37d511ae
-@patch
-def _revise(self: PersonalizerState, given: Feedback, d: Dialogue, asked: bool):  # a `Dialogue`, or None
-    "Return the version of a dialogue after a reaction, or None if the dialogue stays as it is."
-    family = dict(parents=(*d.parents, d.id))
-    if given.kind == "choice" and given.is_given and d.origin != "annotated":
-        return d.derive(response=given.text, origin="approved", **family)
-    if given.kind in ("edit", "better"):
-        return d.derive(response=given.text, origin="annotated", **family)
-    if self._is_answer(given, d) and (self.buffer.policy.can_ask or not asked):
-        return d.derive(origin="approved", **family)
-    if given.kind == "thumb_down" and d.origin == "approved":
-        return d.derive(origin="model", **family)
 
 # %% ../../nbs/6_device/02_replay.ipynb #bf667963
 @patch
