@@ -249,6 +249,8 @@ def write_table() -> str:
     columns = [label for label in ("alone", "rules", "memory", "weights", "both") if read_condition(label)]
     lines = [f"| | {' | '.join(columns)} | memory − alone [95 % interval] |", "|" + "---|" * (len(columns) + 2)]
     for metric, label in METRICS.items():
+        if metric == "loss":  # a diagnostic; it stands in the notebook
+            continue
         change, digits = compare("alone", "memory", metric), DECIMALS.get(metric, 2)
         cells = [f"{read_values(column, metric).mean():.{digits}f}" for column in columns]
         interval = f"{change.value:+.{digits}f} [{change.low:+.{digits}f}, {change.high:+.{digits}f}]"

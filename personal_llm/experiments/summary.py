@@ -164,7 +164,8 @@ def list_start_claims() -> list:  # `Claim`s
             for start in ("scratch", "chosen")
         }
         gain = mean_over_users(by_start["chosen"] - by_start["scratch"])
-        told = f"habits from scratch {by_start['scratch'].mean():.2f}, from the chosen pLLM {by_start['chosen'].mean():.2f}"
+        scratch, chosen = (by_start[start].mean() for start in ("scratch", "chosen"))
+        told = f"habits from scratch {scratch:.2f}, from the chosen pLLM {chosen:.2f}"
         claim = f"a fine-tune on {count} answer{'s' * (count > 1)} is better from the chosen pLLM"
         verdict = decide_verdict(gain.value > 0.05 and gain.low > 0, gain.low > 0, gain.n)
         out.append(
