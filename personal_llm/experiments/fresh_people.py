@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
-           'GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted',
-           'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'list_jobs',
-           'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
+           'GRIDS', 'PLANNED_GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case',
+           'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
+           'list_jobs', 'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge',
+           'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
@@ -195,6 +196,8 @@ SHARED = ("user", "seed")
 GRIDS = (
     Grid("fresh-people", list_jobs(EIGHT), measure, SHARED, "smollm2"),
     Grid("fresh-counts", list_jobs(COUNTS), measure, SHARED, "smollm2"),
+)
+PLANNED_GRIDS = (  # of the plan, without a row yet: whoever measures one moves it to GRIDS
     Grid("fresh-tunings", TUNING_JOBS, measure_tunings, SHARED, "smollm2"),
     Grid("fresh-asked", list_jobs(ASKED), measure, SHARED, "smollm2"),
 )
