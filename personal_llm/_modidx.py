@@ -5821,10 +5821,6 @@ d = {
                 "experiments/fresh_people.html#list_claims",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.list_jobs": (
-                "experiments/fresh_people.html#list_jobs",
-                "personal_llm/experiments/fresh_people.py",
-            ),
             "personal_llm.experiments.fresh_people.make_stream": (
                 "experiments/fresh_people.html#make_stream",
                 "personal_llm/experiments/fresh_people.py",
@@ -6979,8 +6975,16 @@ d = {
                 "experiments/real_people.html#find_longest_word",
                 "personal_llm/experiments/real_people.py",
             ),
+            "personal_llm.experiments.real_people.finetune_timed": (
+                "experiments/real_people.html#finetune_timed",
+                "personal_llm/experiments/real_people.py",
+            ),
             "personal_llm.experiments.real_people.hashtag": (
                 "experiments/real_people.html#hashtag",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.is_harmful": (
+                "experiments/real_people.html#is_harmful",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.join_first": (
@@ -6989,6 +6993,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.labelled": (
                 "experiments/real_people.html#labelled",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.list_jobs": (
+                "experiments/real_people.html#list_jobs",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.load_measured_model": (
@@ -7041,6 +7049,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.recap": (
                 "experiments/real_people.html#recap",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.score_person": (
+                "experiments/real_people.html#score_person",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.semicolons": (
@@ -7579,6 +7591,10 @@ d = {
             ),
             "personal_llm.experiments.summary.read_rows": (
                 "experiments/summary.html#read_rows",
+                "personal_llm/experiments/summary.py",
+            ),
+            "personal_llm.experiments.summary.score_claims": (
+                "experiments/summary.html#score_claims",
                 "personal_llm/experiments/summary.py",
             ),
             "personal_llm.experiments.summary.size_claims": (

@@ -7,25 +7,20 @@ __all__ = ['CORRECTING', 'SHARED', 'GRIDS', 'METRICS', 'METHODS', 'FIRST', 'SURE
            'read_first_order', 'list_measured', 'compare_methods', 'write_changes', 'check_claims']
 
 # %% ../../nbs/experiments/44_consolidation.ipynb #cex00003
-import time
-
 import numpy as np
 
-
 from ..buffer.retrieval import add_memories
-from ..buffer.scoring import score
-from .new_people_grid import add_model_replies, choose_tests
 from personal_llm.experiments.real_people import (
     DIFFICULT,
     INVENTED,
     ORDERS,
-    OTHERS,
     PEOPLE,
     SAVED_COUNT,
-    TESTS,
+    finetune_timed,
     load_measured_model,
     make_stream,
     measure_condition,
+    score_person,
     take_own_answers,
 )
 from .runner import Grid, print_claims, read_results
@@ -36,12 +31,9 @@ def measure(jobs: list):  # yields a dict of results a job
     "Fine-tune for one person, and measure the adapter without and with memories."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
     model, user, data = load_measured_model("smollm2"), PEOPLE[name], make_stream(name, seed)
-    tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
-    candidates = score(model, add_model_replies(model, user, data.stream))
+    tests, other, candidates = score_person(model, user, data)
     me = take_own_answers(model, user, candidates, SAVED_COUNT, seed, consolidation=jobs[0]["most"])
-    begin = time.process_time()
-    adapter = me.finetune(progress=False)
-    facts = dict(processor_seconds=round(time.process_time() - begin, 1), steps=adapter.history[-1][0])
+    adapter, facts = finetune_timed(me)
     facts |= dict(written=len(me.synthesis.dialogues), rejected=str(dict(me.synthesis.rejected)))
     plain = lambda d, prompt: d
     informed = lambda d, prompt: add_memories(d, me.retrieve_memories(prompt))

@@ -6,21 +6,17 @@
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
            'GRIDS', 'PLANNED_GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case',
            'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
-           'list_jobs', 'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge',
-           'list_claims']
+           'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
-import time
 
 import numpy as np
 
 from ..base.core import InputError
 from ..base.text import split_sentences
-from ..buffer.scoring import score
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
-from .new_people_grid import add_model_replies, choose_tests
 from personal_llm.experiments.real_people import (
     ANATOMY,
     ASKING,
@@ -34,20 +30,22 @@ from personal_llm.experiments.real_people import (
     METRICS,
     MUSIC,
     NEWCOMER_LENGTH,
-    OTHERS,
     SAVED_COUNT,
     SIGNAL_SHARE,
     SUMS,
-    TESTS,
     WARD,
     WEATHER,
     find_longest_word,
+    finetune_timed,
+    is_harmful,
     join_first,
+    list_jobs,
     load_measured_model,
     make_habit,
     make_person,
     measure_condition,
     measure_person,
+    score_person,
     take_own_answers,
 )
 from .runner import Grid, read_results
@@ -153,37 +151,26 @@ def make_stream(name: str, seed: int):  # `UserData`
 
 def measure(jobs: list):  # yields a dict of results a job
     "Measure the conditions of one person in one order."
-    return measure_person(PEOPLE[jobs[0]["user"]], make_stream(jobs[0]["user"], jobs[0]["seed"]), jobs)
+    name, seed = jobs[0]["user"], jobs[0]["seed"]
+    return measure_person(PEOPLE[name], make_stream(name, seed), jobs, has_replies=seed == ORDERS[0])
 
 
 def measure_tunings(jobs: list):  # yields a dict of results a job
     "Fine-tune on eight answers and their rewrites, without consolidation, and measure the adapter without memory."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
     model, user, data = load_measured_model("smollm2"), PEOPLE[name], make_stream(name, seed)
-    tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
-    candidates = score(model, add_model_replies(model, user, data.stream))
+    tests, other, candidates = score_person(model, user, data)
     for job in jobs:
         settings = dict(consolidation=0, synthetic=job["rewrites"])
         me = take_own_answers(model, user, candidates, SAVED_COUNT, seed, **settings)
-        begin = time.process_time()
-        adapter = me.finetune(progress=False)
-        facts = dict(processor_seconds=round(time.process_time() - begin, 1), written=len(me.synthesis.dialogues))
+        adapter, facts = finetune_timed(me)
+        facts |= dict(written=len(me.synthesis.dialogues))
         yield facts | measure_condition(model, user, tests, other, lambda d, prompt: d, adapter)
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #06979869
 EIGHT = (("none", 0, "bare"), *(("own", 8, method) for method in ("memory", "weights", "both")))
 COUNTS = (("none", 0, "rules"), ("own", 1, "memory"), ("own", 3, "memory"))
 ASKED = tuple((policy, 32, "memory") for policy in ASKING)
-
-
-def list_jobs(conditions: tuple) -> list:
-    "List the jobs of some conditions, an order after the other."
-    return [
-        dict(model="smollm2", user=user, seed=seed, policy=policy, count=count, method=method)
-        for seed in ORDERS
-        for user in PEOPLE
-        for policy, count, method in conditions
-    ]
 
 
 TUNING_JOBS = [
@@ -194,12 +181,12 @@ TUNING_JOBS = [
 ]
 SHARED = ("user", "seed")
 GRIDS = (
-    Grid("fresh-people", list_jobs(EIGHT), measure, SHARED, "smollm2"),
-    Grid("fresh-counts", list_jobs(COUNTS), measure, SHARED, "smollm2"),
+    Grid("fresh-people", list_jobs(ORDERS, PEOPLE, EIGHT), measure, SHARED, "smollm2"),
+    Grid("fresh-counts", list_jobs(ORDERS, PEOPLE, COUNTS), measure, SHARED, "smollm2"),
 )
 PLANNED_GRIDS = (  # of the plan, without a row yet: whoever measures one moves it to GRIDS
     Grid("fresh-tunings", TUNING_JOBS, measure_tunings, SHARED, "smollm2"),
-    Grid("fresh-asked", list_jobs(ASKED), measure, SHARED, "smollm2"),
+    Grid("fresh-asked", list_jobs(ORDERS, PEOPLE, ASKED), measure, SHARED, "smollm2"),
 )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #da17b8fa
@@ -239,9 +226,8 @@ def compare(first: str, second: str, metric: str):  # `MeanEstimate` of the chan
 
 def find_harmful(label: str) -> list:  # names
     "Return the people whose runs are harmful or empty, by the plan."
-    change = lambda metric: read_values(label, metric) - read_values("alone", metric)
-    is_harmful = (change("loss") > 0.05) | (change("other_loss") > 0.1) | (read_values(label, "empty") > 0)
-    return [name for name, harmful in zip(PEOPLE, is_harmful) if harmful]
+    bare, rows = read_condition("alone"), read_condition(label)
+    return [name for name in PEOPLE if is_harmful(bare[name], rows[name])]
 
 
 DECIMALS = dict(words=0, prompt_tokens=0)  # of a metric; 2 for all others

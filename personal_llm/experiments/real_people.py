@@ -7,13 +7,13 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'TRAVEL', 'MUSIC', 'HOTELS', 'WEATHER', 'MEDICAL', 'WARD', 'ANATOMY', 'CHAT', 'COFFEE', 'FLIGHTS', 'DINNER',
            'SCHOLARS_TALK', 'CITY_TALK', 'INVENTED', 'DIFFICULT', 'as_user', 'PEOPLE', 'LENGTH', 'NEWCOMER_LENGTH',
            'SIGNAL_SHARE', 'CHARACTER_SHARE', 'CHARACTER_TESTS', 'ORDERS', 'BINS', 'ASKING', 'TESTS', 'OTHERS', 'TURNS',
-           'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY', 'PRIMARY_JOBS',
-           'FIRST_JOBS', 'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit',
-           'shouted', 'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed',
-           'subject_tag', 'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits',
-           'measure_talks', 'measure_condition', 'ask', 'take_own_answers', 'measure_answers', 'add_rules', 'measure',
-           'measure_person', 'take_first_answers', 'measure_counts', 'read_people', 'compare_conditions',
-           'write_comparison']
+           'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY', 'FIRST_JOBS',
+           'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted',
+           'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag',
+           'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
+           'measure_condition', 'ask', 'take_own_answers', 'finetune_timed', 'measure_answers', 'add_rules', 'measure',
+           'score_person', 'measure_person', 'take_first_answers', 'measure_counts', 'list_jobs', 'read_people',
+           'compare_conditions', 'write_comparison', 'is_harmful']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -293,6 +293,14 @@ def take_own_answers(model, user: SimulatedUser, candidates: list, count: int, s
     return me
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0004
+def finetune_timed(me: Personalizer) -> tuple:  # (adapter, processor seconds and steps)
+    "Fine-tune, and count what it cost."
+    begin = time.process_time()
+    adapter = me.finetune(progress=False)
+    seconds, steps = round(time.process_time() - begin, 1), adapter.history[-1][0] if adapter.history else 0
+    return adapter, dict(processor_seconds=seconds, steps=steps)
+
+
 def measure_answers(model, user, tests, other, candidates, job: dict, methods: set):  # yields (method, results)
     "Ask, and measure memory, then a fine-tune without and with it."
     own = (model, user, candidates)
@@ -311,10 +319,8 @@ def measure_answers(model, user, tests, other, candidates, job: dict, methods: s
         yield "memory", facts | measured(recalled)
     if methods & {"weights", "both"}:
         try:
-            begin = time.process_time()
-            adapter = me.finetune(progress=False)
-            facts |= dict(processor_seconds=round(time.process_time() - begin, 1))
-            facts |= dict(steps=adapter.history[-1][0] if adapter.history else 0)
+            adapter, counts = finetune_timed(me)
+            facts |= counts
         except InputError:
             adapter = None
         if "weights" in methods:
@@ -333,14 +339,19 @@ def add_rules(user: SimulatedUser):  # a function as `measure_condition` takes i
 def measure(jobs: list):  # yields a dict of results a job
     "Measure the conditions of one person in one order."
     name, seed = jobs[0]["user"], jobs[0]["seed"]
-    return measure_person(PEOPLE[name], make_stream(name, seed), jobs)
+    return measure_person(PEOPLE[name], make_stream(name, seed), jobs, has_replies=seed == ORDERS[0])
 
 
-def measure_person(user: SimulatedUser, data: UserData, jobs: list):  # yields a dict of results a job
-    "Measure conditions on the stream of a person; replies are saved for the first order only."
-    model, seed = load_measured_model(jobs[0]["model"]), jobs[0]["seed"]
+def score_person(model, user: SimulatedUser, data: UserData) -> tuple:  # (tests, other talk, scored stream)
+    "Choose the tests of a person, and score the stream with the replies of the model."
     tests, other = choose_tests(user, data.test_signal, TESTS), data.test_retention[:OTHERS]
-    candidates = score(model, add_model_replies(model, user, data.stream))
+    return tests, other, score(model, add_model_replies(model, user, data.stream))
+
+
+def measure_person(user: SimulatedUser, data: UserData, jobs: list, has_replies: bool):  # yields a dict a job
+    "Measure conditions on the stream of a person, with or without the replies of some of them."
+    model = load_measured_model(jobs[0]["model"])
+    tests, other, candidates = score_person(model, user, data)
     groups = {}
     for job in jobs:
         groups.setdefault((job["policy"], job["count"]), []).append(job)
@@ -354,7 +365,7 @@ def measure_person(user: SimulatedUser, data: UserData, jobs: list):  # yields a
         else:
             found = measure_answers(model, user, tests, other, candidates, group[0], {job["method"] for job in group})
         for method, results in found:
-            is_saved = seed % 10 == 0 and policy in ("none", "own") and count in (0, SAVED_COUNT)
+            is_saved = has_replies and policy in ("none", "own") and count in (0, SAVED_COUNT)
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0007
@@ -384,22 +395,23 @@ def measure_counts(jobs: list):  # yields a dict of results a job
 PRIMARY = (("none", 0, "bare"), ("own", 8, "memory"))  # (policy, count, method)
 
 
-PRIMARY_JOBS = [
-    dict(model="smollm2", user=user, seed=seed, policy=policy, count=count, method=method)
-    for seed in ORDERS
-    for user in PEOPLE
-    for policy, count, method in PRIMARY
-]
-FIRST_JOBS = [  # measured with three memories, before the default was six
-    dict(model="smollm2", user=user, seed=ORDERS[0], policy=policy, count=count, method=method)
-    for user in ("sir-peter", "lily", "crichton", "raina")
-    for policy, count, method in PRIMARY
-][:7]
+def list_jobs(orders: tuple, people, conditions: tuple) -> list:
+    "List the jobs of some conditions, an order after the other."
+    return [
+        dict(model="smollm2", user=user, seed=seed, policy=policy, count=count, method=method)
+        for seed in orders
+        for user in people
+        for policy, count, method in conditions
+    ]
+
+
+# measured with three memories, before the default was six
+FIRST_JOBS = list_jobs(ORDERS[:1], ("sir-peter", "lily", "crichton", "raina"), PRIMARY)[:7]
 SHARED = ("user", "seed")
 GRIDS = (
     Grid("memory-counts", COUNT_JOBS, measure_counts, ("user",), "smollm2"),
     Grid("real-people-three", FIRST_JOBS, measure, SHARED, "smollm2"),
-    Grid("real-people", PRIMARY_JOBS, measure, SHARED, "smollm2"),
+    Grid("real-people", list_jobs(ORDERS, PEOPLE, PRIMARY), measure, SHARED, "smollm2"),
 )
 
 # %% ../../nbs/experiments/43_real_people.ipynb #ba1c2f57
@@ -443,3 +455,8 @@ def write_comparison(grid: str, condition: tuple) -> str:
         interval = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         lines.append(f"{label:38}{people:>4}{before:>9.3f}{after:>9.3f}   {interval}")
     return "\n".join([f"{'':38}people    bare  with it   change [95 % interval]", *lines])
+
+# %% ../../nbs/experiments/43_real_people.ipynb #rpharm01
+def is_harmful(bare: dict, row: dict) -> bool:
+    "Return whether a run is harmful or has an empty reply, by the plan; bare: the row of the model alone."
+    return row["loss"] - bare["loss"] > 0.05 or row["other_loss"] - bare["other_loss"] > 0.1 or row["empty"] > 0
