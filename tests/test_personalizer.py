@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +92,42 @@ def test_an_event_that_fails_is_not_in_the_memory(method, monkeypatch):
     act()
     assert [event.number for event in me.memory.events] == [*range(1, me.memory.number + 1)]
     assert PersonalizerState(me.memory, Buffer(4, "active")).buffer.dialogues == me.buffer.dialogues
+
+
+def test_a_policy_that_fails_leaves_a_memory_that_loads(monkeypatch, tmp_path):
+    me = start(tmp_path, policy="active", user=User())
+    watch(me, TALK[:3])
+    kind = type(me.buffer.policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "decide_question", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            me.observe(TALK[3])
+        assert TALK[3].id not in me.memory.dialogues, "its text is not stored, so there is nothing to forget"
+        patch.undo()
+        patch.setattr(kind, "after_finetune", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            me.finetune(progress=False)
+    assert me.rounds == [] and "tuned" not in {event.kind for event in me.memory.events}
+    me.save()
+    again = load_personalizer(tmp_path, Fake(), User(), LEXICONS)
+    with pytest.raises(InputError, match="no reply"):
+        again.react(TALK[3], "thumb_up")
+    again.observe(TALK[3])
+    again.react(TALK[3], "thumb_up")
+    assert TALK[3].id in again.memory.dialogues
+
+
+def test_assigned_settings_are_checked_and_completed():
+    me = start(policy="fifo")
+    before, count = me.settings, len(me.memory.events)
+    policy_asks = replace(before, ask_when="policy")
+    for wrong in (None, "x", dict(replay=0), policy_asks):
+        with pytest.raises(InputError):
+            me.settings = wrong
+        assert me.settings is before and len(me.memory.events) == count
+    me.settings = replace(before, synthetic=None, early_questions=None)
+    assert me.settings == replace(before, synthetic=1, early_questions=0)
+    assert len(me.memory.events) == count, "nothing is new"
 
 
 def test_an_annotator_that_fails_is_asked_again_and_costs_nothing():

@@ -169,12 +169,12 @@ class Personalizer:
 
     @property
     def settings(self) -> PersonalizerSettings:
-        "The settings; new ones are recorded at once."
+        "The settings; new ones are checked, completed and recorded at once."
         return self._settings
 
     @settings.setter
     def settings(self, settings: PersonalizerSettings):
-        self._settings = settings
+        self._settings = check(settings, PersonalizerSettings, "settings").complete(self.model, self.buffer.policy)
         self._configure()
 
     max_questions = property(lambda self: self.settings.max_questions)
@@ -259,7 +259,12 @@ def arrive(
     elif self.state.find_slot(root) is None and self.state.scores[root].model != candidate.scores.model:
         self.state.record("scored", root, scores=scores_to_dict(candidate.scores))
     considered = can_ask and self.settings.ask_when == "policy" and bool(candidate.dialogue.response.strip())
-    self.state.record("offered", root, considered=considered)
+    try:
+        self.state.record("offered", root, considered=considered)
+    except BaseException:
+        if known is None:  # no dialogue stays without its event
+            self.memory.delete({root})
+        raise
     return root
 
 

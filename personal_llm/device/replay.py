@@ -383,7 +383,8 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
     if asked:
         self.cost.requests += 1
         self.asked_ids.add(root)
-        self.question_id = "" if self.question_id == root else self.question_id
+        if self.question_id == root:
+            self.question_id = ""
     origin = None  # of a new version
     if given.kind in ("edit", "better"):
         origin = "annotated"
@@ -426,10 +427,10 @@ def _replace_reply(self: PersonalizerState, root: str, first_id: str, text: str)
 # %% ../../nbs/6_device/02_replay.ipynb #d80712a0
 @patch
 def _apply_tuned(self: PersonalizerState, event: Event, facts: dict) -> None:
+    self.buffer.policy.after_finetune(self.buffer)  # first: an error leaves the fine-tunes as they are
     known = {name: facts[name] for name in ROUND_FIELDS}
     self.rounds.append(TrainingRound(**known, parents=tuple(facts["elsewhere"]), event=event))
     self._give_up(facts["rebuilds"])
-    self.buffer.policy.after_finetune(self.buffer)
 
 
 @patch
