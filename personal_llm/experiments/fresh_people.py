@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
-           'GRIDS', 'PLANNED_GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case',
-           'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
+           'GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted',
+           'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
            'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
@@ -183,8 +183,6 @@ SHARED = ("user", "seed")
 GRIDS = (
     Grid("fresh-people", list_jobs(ORDERS, PEOPLE, EIGHT), measure, SHARED, "smollm2"),
     Grid("fresh-counts", list_jobs(ORDERS, PEOPLE, COUNTS), measure, SHARED, "smollm2"),
-)
-PLANNED_GRIDS = (  # of the plan, without a row yet: whoever measures one moves it to GRIDS
     Grid("fresh-tunings", TUNING_JOBS, measure_tunings, SHARED, "smollm2"),
     Grid("fresh-asked", list_jobs(ORDERS, PEOPLE, ASKED), measure, SHARED, "smollm2"),
 )
