@@ -131,7 +131,7 @@ class Command:
     "One command of `personal-llm`."
 
     name: str  # two words for a command inside a group: "library list"
-    function: object  # gives a `CommandResult`, or None after it has printed as it went; its docstring is the help
+    function: object  # returns a `CommandResult`, or None if it has printed already; its docstring is the help
     examples: tuple  # arguments that can stand after the name
 
     def list_parameters(self) -> list:  # `inspect.Parameter`s, each an argument or an option
@@ -334,7 +334,7 @@ class DataOptions:
 
 @dataclass
 class OptionalDataOptions(DataOptions):
-    "The same for a command that can do without."
+    "The same options for a command that can run without a file."
 
     data: Annotated[str, Option(help=DATA_HELP, metavar="FILE")] = None
 

@@ -164,7 +164,7 @@ EXPORT_TARGET_HELP = "merged: one model; gguf: for llama.cpp; ollama: the same w
 
 
 def read_state_answers(adapter: str) -> list:  # `Dialogue`s
-    "Return the answered dialogues of the state that an adapter was learned from, for programs that know no memory."
+    "Return the answered dialogues of the state that an adapter was learned from, for programs without a memory."
     path = Path(adapter).absolute()
     folder = path.parents[1] if path.parent.name == ADAPTERS_FOLDER else path.parent if path.name == "adapter" else path
     if not any(map(has_state, find_run_folders(folder))):
@@ -280,7 +280,7 @@ def forget_command(out: SavedFolder, given: ForgetOptions, model: ModelOptions, 
 # %% ../../nbs/8_app/07_commands.ipynb #d8e6dc21
 @command("ledger", "", "--json")
 def ledger_command():
-    "List what left this device. Each line is a request, an upload, an export or a parcel."
+    "List what left this device. Each line is a request, an upload, an export or a phone bundle."
     rows, lines = read_ledger(), []
     for row in rows:
         size = "not finished" if row["bytes"] is None else f"{row['bytes']:,} bytes"

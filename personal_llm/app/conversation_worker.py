@@ -19,7 +19,7 @@ from ..device.conversation import ChatSession
 from ..device.replay import describe_training_benefit
 
 # %% ../../nbs/8_app/10_conversation_worker.ipynb #461c99c9
-ANSWERS_FOR_LEARNING = 24  # new answers that start a fine-tune
+ANSWERS_FOR_LEARNING = 16  # new answers that start a fine-tune: as eight corrections and eight approvals
 MAX_NOTICES = 50  # messages for the user that a page can still read
 _SECONDS_BETWEEN_LOOKS = 0.25  # of a page that follows another one
 _JOBS_BEFORE_RELEASE = 50  # then we give freed memory back to the system

@@ -129,7 +129,7 @@ def finish_adapter_commit(out) -> None:
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada015
 @contextmanager
 def discard_on_error(stage: Path, out: Path):
-    "Remove the stage on an error; raise `InputError` for a full disk, with the system's reason."
+    "Remove the stage on any error; raise `InputError` for one of writing, such as a full disk, with its reason."
     from safetensors import SafetensorError
 
     try:
@@ -147,7 +147,7 @@ def make_staging_folder(out) -> Path:  # a folder in it for the new files
     "Make a folder for a new adapter, after finishing or removing the work of killed runs."
     out = make_folder(out)
     finish_adapter_commit(out)
-    for leftover in out.glob(".adapter.[0-9]*.tmp"):  # other unfinished files, here or below, may be somebody else's
+    for leftover in out.glob(".adapter.[0-9]*.tmp"):  # other unfinished files may be another program's
         delete_path(leftover)
     return make_folder(get_temporary_path(out / "adapter"))
 
@@ -182,7 +182,7 @@ def commit_adapter(stage: Path, adapter: Adapter) -> Adapter:
 
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada035
 def check_adapter(folder, base: str = None) -> Path:  # folder: a path, or an object with `.path`
-    "Return the folder of an adapter; raise `InputError` for a missing file, pickled weights or another `base` model."
+    "Return the folder of an adapter; raise `InputError` for a missing or changed file or another `base` model."
     remedy = "give the folder that fine-tuning wrote"
     try:
         folder = Path(getattr(folder, "path", folder))
@@ -213,7 +213,7 @@ def stage_adapter(adapted, out) -> Path:  # a folder for `commit_adapter`
 # %% ../../nbs/0_base/05_adapters.ipynb #04ada046
 def write_adapter(
     pairs: dict,  # module -> (A, B), to be used with scale 1
-    settings: dict,  # of one of the adapters it came from
+    settings: dict,  # peft's, of one of the source adapters
     out,  # folder, or None for a temporary one
     **card,  # fields of the `Adapter` (`base`, `parents`, `cost`, …) and notes
 ) -> Adapter:

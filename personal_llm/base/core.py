@@ -36,9 +36,9 @@ class InputError(ValueError):
 
 # %% ../../nbs/0_base/01_core.ipynb #cr90b
 def import_extra(
-    name: str,  # of a module
-    extra: str,  # of ours, which installs it
-    purpose: str,  # what needs it
+    name: str,  # the module's name
+    extra: str,  # our extra that installs it
+    purpose: str,  # the feature that needs it
 ):  # the module
     "Import a module of an optional package; raise `InputError` with the install command where it is missing."
     try:
@@ -73,7 +73,7 @@ VALUE_KINDS = {  # kind: (test of a value, the words of the remedy)
 
 # %% ../../nbs/0_base/01_core.ipynb #chk2
 def _describe_wanted(kind, low, high, choices) -> str:
-    "Return the words for what would be accepted."
+    "Return the remedy: the values that we accept."
     if choices is not None:
         return f"use one of {', '.join(map(str, choices))}"
     wanted = f"an instance of {kind.__name__}" if isinstance(kind, type) else VALUE_KINDS[kind][1]
@@ -115,9 +115,9 @@ def check(
 
 # %% ../../nbs/0_base/01_core.ipynb #chk6
 def setting(
-    default,  # the default value; None also allows None
+    default,  # the default value; if it is None, the setting may be None
     help: str,  # one sentence for people, on the page and on the command line
-    kind=None,  # as in `check`; by default the kind of the default value
+    kind=None,  # as in `check`; by default that of the default value, needed if that is None
     low=None,  # the smallest allowed number
     high=None,  # the largest allowed number
     choices=None,  # the allowed values
@@ -133,7 +133,7 @@ def setting(
 
 
 def check_settings_fields(
-    settings,  # an instance of a dataclass; we leave fields alone that `setting` did not make
+    settings,  # an instance of a dataclass; we check only the fields that `setting` made
 ) -> None:
     "Check every field of a dataclass that `setting` made; raise `InputError` for the first wrong one."
     for f in fields(settings):
@@ -144,7 +144,7 @@ def check_settings_fields(
 
 # %% ../../nbs/0_base/01_core.ipynb #1d610c7d
 def patch(method):
-    "Make a function, property or class method one of the class that annotates its first parameter: `self: Buffer`."
+    "Add a function, property or class method to the class that annotates its first parameter: `self: Buffer`."
     function = getattr(method, "fget", None) or getattr(method, "__func__", method)
     owner = next(iter(function.__annotations__.values()))
     function.__qualname__ = f"{owner.__qualname__}.{function.__name__}"
@@ -158,7 +158,7 @@ class History(Sequence):
 
     __slots__ = ("turns", "count", "digests")
 
-    def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant"
+    def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant", or "system" at the start
         turns = list(turns)
         for turn in turns:
             is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
@@ -216,12 +216,12 @@ class Dialogue:
 
     prompt: str  # the user's request
     response: str  # the response to it
-    history: Sequence = ()  # turns before it: ((role, text), ...), role is "user" or "assistant"
-    id: str = ""  # hash of content and time unless given
+    history: Sequence = ()  # turns before it: ((role, text), ...), the roles as in `History`
+    id: str = ""  # hash of the other fields but the labels, unless given
     time: float = 0.0  # seconds since the epoch, or the place in a stream
     origin: str = "user"  # where the response came from, one of `ORIGINS`
     parents: tuple = ()  # ids of the dialogues it was made from
-    labels: dict = field(default_factory=dict, compare=False)  # of a data set, or for one reply; no policy reads them
+    labels: dict = field(default_factory=dict, compare=False)  # facts of a data set or a reply; no policy reads them
 
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():

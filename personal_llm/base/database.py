@@ -44,7 +44,7 @@ class EmptyDatabaseError(InputError):
 
 # %% ../../nbs/0_base/12_database.ipynb #5e323b38
 def connect_database(file, writes: bool = False):  # a connection of `sqlite3`
-    "Open an existing file of SQLite, or make a new one."
+    "Open an existing file of SQLite; with `writes`, make a missing one first."
     if writes and not Path(file).exists():
         make_folder(Path(file).parent)
         with suppress(FileExistsError):

@@ -52,7 +52,7 @@ class DecodingRules:
     max_tokens: int = 64  # of a reply
     temperature: float = 0.0
     top_p: float = 1.0
-    stops_loops: bool = True  # a reply ends before a loop; False: and a batch may hold an empty reply
+    stops_loops: bool = True  # a reply ends before a loop; False: it does not, and may be empty in a batch
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccom01
 @patch
@@ -368,7 +368,7 @@ class ExampleResponses(tuple):
     "Responses in a prompt whose words the reply must not repeat; no file of dialogues can hold them."
 
 
-def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; dialogue: or a text, without any
+def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none for a text in place of a dialogue
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
     responses, examples, tokenizer = getattr(dialogue, "labels", {}).get(EXAMPLES), [], rules.tokenizer
     for response in responses if rules.stops_loops and isinstance(responses, ExampleResponses) else ():
@@ -427,7 +427,7 @@ def compute_stop_bonus(reply: ReplyText) -> float:  # nats
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpyg8
 def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
-    "Subtract the costs of copies from the scores of a model that stops loops, and return the scores."
+    "Change the scores of a model that stops loops: subtract the costs of copies, add the bonuses of an end."
     if not rules.stops_loops or not reply.ids or reply.is_in_code():
         return scores
     for token, nats in find_copy_costs(reply).items():

@@ -89,7 +89,7 @@ TEMPORARY_NAME_PATTERN = re.compile(r"\.(.+)\.\d+\.tmp(-wal|-shm|-journal)?")  #
 
 
 def remove_temporary_files(folder, names) -> list:  # the names of the removed files
-    "Delete the unfinished files of `get_temporary_path` with some names, in a folder that we hold by its lock."
+    "Delete the leftovers of files with the given names, in a folder whose lock we hold."
     found = [(path, TEMPORARY_NAME_PATTERN.fullmatch(path.name)) for path in sorted(Path(folder).glob(".*.tmp*"))]
     leftovers = [path for path, match in found if match and match[1] in names]
     for path in leftovers:
@@ -244,7 +244,7 @@ def try_lock(file, wait: bool = False) -> bool:
 
 # %% ../../nbs/0_base/03_files.ipynb #ea5d82a8
 def open_lock_file(path):  # a file object
-    "Open a file to lock it, and make it first; raise `InputError` for a pipe, a device, a folder, or no permission."
+    "Open a file for a lock, made if missing; raise `InputError` for a pipe, a device, a folder, or no permission."
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
@@ -285,7 +285,7 @@ def get_cache_folder() -> Path:
 # %% ../../nbs/0_base/03_files.ipynb #deda2288
 STAGED_RESULTS = ".next"  # results that are being written
 COMMITTED_RESULTS = ".committed"  # complete results on their way to their places
-RUN_FOLDER_PREFIX = "run-"  # prefix of the folders of running states; their files change, so we never record them
+RUN_FOLDER_PREFIX = "run-"  # of the folders with the state of a run; their files change, so we never record them
 
 
 def write_entry(source, place: Path) -> None:
@@ -325,7 +325,7 @@ def finish_results(owned: OwnedFolder) -> None:
 # %% ../../nbs/0_base/03_files.ipynb #5269cb47
 def publish_results(
     owned: OwnedFolder,
-    entries: dict,  # name in the folder -> text, bytes, a folder to copy, or a dictionary of files
+    entries: dict,  # name in the folder -> text, bytes, a folder (without its subfolders), or a dictionary of files
 ) -> None:
     "Replace results by new ones, all or none; raise `InputError` for a full disk or a foreign file."
     owned.check_entries(*entries)

@@ -50,7 +50,7 @@ class HeaderCursor:
         raise InputError(f"{self.path}: no usable GGUF file ({problem})", GET_AGAIN)
 
     def count_entries(self, count: int) -> int:
-        "Note that a list claims a number of entries, which take at least a byte each."
+        "Count the entries that a list claims, at least a byte each; refuse more than can be in the file."
         self.num_entries += count
         if count > self.end - self.place or self.num_entries > MAX_ENTRIES:
             self.fail(f"byte {self.place:,}: a list of {count:,} entries")
@@ -332,7 +332,7 @@ def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transform
     return {name: values.to(dtype) for name, values in parsed["tensors"].items()}
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_tok
-SINGLE_DIGIT_PRETOKENIZERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}  # GPT-2's otherwise
+SINGLE_DIGIT_PRETOKENIZERS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}  # else GPT-2's
 VOCABULARY_FIELDS = dict(tokens="tokens", scores="scores", token_type="token_type", merges="merges")
 VOCABULARY_FIELDS |= dict(model="tokenizer_type", pre="pre_tokenizer_type", precompiled_charsmap="precompiled_charsmap")
 MAX_TOKEN_LENGTH = 1024  # characters

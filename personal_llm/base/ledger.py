@@ -57,8 +57,8 @@ def record_egress(
 
 def read_ledger(
     kind: str = None,  # only rows of a kind
-    place: str = "",  # only rows whose place begins so
-) -> list:  # rows, the oldest first; bytes is None if it did not end
+    place: str = "",  # only rows whose place begins with this text
+) -> list:  # rows, the oldest first; bytes is None if the transfer did not end
     "Read what left this device; raise `InputError` for a damaged ledger."
     file = get_ledger_file()
     if not file.is_file():

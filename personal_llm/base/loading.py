@@ -86,7 +86,7 @@ def choose_model_name(name=None):  # the name itself, or that of the default mod
     return "pocket"
 
 
-def get_lasting_name(name: str) -> str:  # empty for a live model
+def get_lasting_name(name: str) -> str:  # empty for a model that was given as an object
     "Return a model's name as it still holds in another folder: a path becomes absolute."
     is_path = name not in ("smollm2", "pocket", "live") and Path(name).expanduser().exists()
     return str(Path(name).expanduser().resolve()) if is_path else "" if name == "live" else name

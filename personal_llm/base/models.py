@@ -36,7 +36,7 @@ from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt
 
 # %% ../../nbs/0_base/09_models.ipynb #c0cba331
 def prepare_libraries() -> None:
-    "Limit two kernel caches before the first matmul, unless the user has; silence transformers and peft."
+    "Limit two kernel caches before the first matmul, unless the user did; silence transformers and peft."
     from transformers import logging
 
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
@@ -61,7 +61,7 @@ class Model:
         model,  # a transformers causal LM
         tokenizer,  # its tokenizer, with a chat template
         name: str = "live",  # for messages
-        max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
+        max_length: int = None,  # longest dialogue in tokens; by default 2048 (a toy: 512), at most the window
         base: str = None,  # its fingerprint, if it is known already
     ):
         if not getattr(tokenizer, "chat_template", None):
@@ -131,7 +131,7 @@ def load_model(
     device: str = None,  # "cuda", "mps", "cpu"; the best one by default
     dtype: str = None,  # "float32", "bfloat16", "float16"; see `choose_dtype`
     chat_template: str = None,  # a Jinja template, or "plain" for a model without one
-    max_length: int = None,  # longest dialogue in tokens; `DEFAULT_MAX_LENGTH` or the window by default
+    max_length: int = None,  # longest dialogue in tokens; by default 2048 (a toy: 512), at most the window
 ) -> Model:
     "Load a causal language model, by default `smollm2`; raise `InputError` for an unknown name or missing weights."
     prepare_libraries()
@@ -260,7 +260,7 @@ class SharedPrefix:
         return np.concatenate([self.hidden.repeat(num_rows, 0), hidden], 1), torch.cat(parts, 1)
 
 
-MIN_SHARED_TOKENS, MIN_SAVED_TOKENS = 16, 256  # of a prefix; of all dialogues that do not repeat it
+MIN_SHARED_TOKENS, MIN_SAVED_TOKENS = 16, 256  # tokens of a prefix, and tokens that it saves in all
 
 
 @patch
@@ -318,7 +318,7 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
 @patch
 def generate_tokens(self: Model, rows: list, examples: list = (), **sampling_options) -> list:
-    "Continue one batch of tokenised prompts, each up to the end token; options of transformers' `generate`."
+    "Continue one batch of prompts up to the end token; takes `penalty`, `reply_options` and options of `generate`."
     from transformers import RepetitionPenaltyLogitsProcessor
 
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)

@@ -150,8 +150,8 @@ UNSPACED_SCRIPTS = re.compile(
 )
 
 
-def split_normalised(text: str) -> list:  # words in order; a character of a script without spaces is one
-    "Cut a text without marks at its spaces, in any script."
+def split_normalised(text: str) -> list:  # words in order
+    "Cut a normalised text into words, and scripts without spaces into characters."
     return UNSPACED_SCRIPTS.sub(r" \1 ", text).split()
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
@@ -224,7 +224,7 @@ def are_trigrams_similar(first: frozenset, second: frozenset) -> bool:
 
 
 def make_text_signature(text: str) -> tuple:  # (trigrams, hash of the numbers and of the count of negations)
-    "Return the part of a text that decides whether another is its near-duplicate."
+    "Return the signature of a text, by which we compare it with others."
     return hash_trigrams(text), zlib.crc32(f"{count_negations(text)} {get_numbers(text)}".encode())
 
 # %% ../../nbs/0_base/02_text.ipynb #ad7416e7

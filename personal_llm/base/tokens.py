@@ -19,7 +19,7 @@ PLAIN_TEMPLATE = (
 )
 
 # %% ../../nbs/0_base/04_tokens.ipynb #be2479f3
-def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:  # (text, message or None)
+def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:  # (text, index or None)
     "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     marked = [dict(m, content=placeholder) for m, placeholder in zip(messages, placeholders)]
@@ -75,7 +75,7 @@ def clip_text(text: str, max_tokens: int, keep_end: bool = False) -> tuple:
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok038
 def find_first_turn(history, max_tokens: int) -> int:
-    "Find the oldest turn that could fit; the history's length if none could."
+    "Return the index of the oldest turn that could fit; the history's length if none could."
     first, remaining_characters = len(history), max_tokens * MAX_CHARACTERS_PER_TOKEN
     while first > 0 and len(history) - first < max_tokens:
         remaining_characters -= len(history[first - 1][1])
@@ -88,7 +88,7 @@ def find_first_turn(history, max_tokens: int) -> int:
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok014
 def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool = True) -> tuple:
-    "Return the messages that could fit, and a lower bound of the tokens left out; `InputError` for any other value."
+    "Return the messages that could fit, and a lower bound of the tokens left out; `InputError` for no `Dialogue`."
     if not isinstance(dialogue, Dialogue):
         raise InputError(f"{type(dialogue).__name__} is no dialogue", "make one with Dialogue(prompt, response)")
     check(max_tokens, "whole number", "max_length", low=1, remedy="give a whole number of tokens, 1 or more")
@@ -101,8 +101,8 @@ def get_latest_messages(dialogue: Dialogue, max_tokens: int, with_response: bool
     return messages, first - len(kept) + sum(num_clipped for _, num_clipped in clipped)
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok043
-def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_fixed: int) -> list:
-    "Leave out old turns until enough tokens are saved: oldest first, a system message last; the fixed end stays."
+def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_fixed: int) -> list:  # messages
+    "Leave out old turns until enough tokens are saved: oldest first, a system message last, never the fixed end."
     ends = {owner: place + 1 for place, owner in enumerate(token_owners)}
     sizes = np.diff(np.maximum.accumulate([ends.get(i, 0) for i in range(len(messages))]), prepend=0)
     dropped = set()
@@ -116,7 +116,7 @@ def drop_oldest_turns(messages: list, token_owners: list, num_excess: int, num_f
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok020
 def fit_messages(tokenize_function, messages: list, max_tokens: int, num_fixed: int) -> tuple:
-    "Leave out old turns, then the beginning of the prompt; return ids, owners, messages and the tokens left out."
+    "Leave out old turns, then the beginning of the prompt; return ids, owners, messages, tokens left out."
     ids, token_owners = tokenize_function(messages)
     num_tokens = len(ids)
     while len(ids) > max_tokens and len(messages) > num_fixed:
@@ -130,7 +130,7 @@ def fit_messages(tokenize_function, messages: list, max_tokens: int, num_fixed: 
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok045
 def tokenize_with_response(tokenizer, messages: list) -> tuple:  # (token ids, owners)
-    "Tokenise up to the end token of the response, the last message, and make the response its owner."
+    "Tokenise up to the end token of the last message, the response, which also owns that token."
     ids, token_owners = tokenize_messages(tokenizer, messages)
     response = len(messages) - 1
     if response not in token_owners:
@@ -188,7 +188,7 @@ def collate_samples(rows: list, pad_token_id: int) -> dict:  # tensors input_ids
 
 # %% ../../nbs/0_base/04_tokens.ipynb #03tok033
 def make_batches(lengths: list, max_tokens: int, window: int = 128) -> list:  # lists of row numbers
-    "Put rows of similar length into batches of `max_tokens` with padding, in windows of the original order."
+    "Put rows of similar length into batches of at most `max_tokens`, padding included, a window of rows at a time."
     batches = []
     for start in range(0, len(lengths), window):
         batch = []

@@ -34,7 +34,7 @@ class CandidateFeatures:
     step: int  # dialogues before it
 
     @property
-    def traits(self) -> np.ndarray:  # (scores and their smoothed ranks, then the place in the stream)
+    def traits(self) -> np.ndarray:  # (constant, ranks and smoothed ranks, then the place in the stream)
         "Return what the relevance of a dialogue depends on, beside its direction."
         return np.array([*self.features[: len(RELEVANCE_WEIGHTS)], self.step])
 
@@ -61,9 +61,9 @@ class ActivePolicy(Policy):
         self.episode_corrections = 0
         self.last_correction = -99  # step of the last correction
         self.current = None  # `CandidateFeatures` of the last candidate
-        self.early_questions = 0  # most early questions, see below
-        self.num_early = self.num_unanswered = 0  # early questions; questions without an answer since the last one
-        self.last_question = -99  # number of dialogues seen then
+        self.early_questions = 0  # limit of the early questions, see below
+        self.num_early = self.num_unanswered = 0  # early questions asked; unanswered ones since the last answer
+        self.last_question = -99  # number of dialogues seen at the last question
 
     def expect(self, num_dialogues: int) -> None:
         "Make the questions last for this many dialogues."
@@ -160,7 +160,7 @@ def find_wait(self: ActivePolicy, view: BufferView) -> int:
 
 @patch
 def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
-    "Return whether few answers are known, and early questions are left."
+    "Return whether few corrections are known, a bin is free, and early questions are left."
     num_corrections = sum(bool(answer.corrected) for answer in self.answers.values())
     is_young = len(view) < view.capacity and self.seen >= FIRST_EARLY_QUESTION
     return is_young and self.num_early < self.early_questions and num_corrections < EARLY_CORRECTIONS
@@ -168,7 +168,7 @@ def is_early_question_due(self: ActivePolicy, view: BufferView) -> bool:
 
 @patch
 def allow_early_questions(self: ActivePolicy, most: int) -> None:
-    "Set the most early questions, `E`; 0 turns them off."
+    "Set the limit of the early questions, `E`; 0 turns them off."
     self.early_questions = most
 
 

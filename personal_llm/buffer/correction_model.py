@@ -47,7 +47,7 @@ SMOOTHING_WINDOW = 4  # dialogues
 def compute_relative_rank(
     value: float, before: list
 ) -> float:  # −1 (the lowest) to 1 (the highest); 0 while there are too few
-    "Return the share of the values before that are lower, less the share that is higher."
+    "Return the share of the earlier values that are lower, minus the share that are higher."
     if len(before) < MIN_RANK_WINDOW:
         return 0.0
     return float(np.sign(value - np.array(before)).mean())
@@ -106,7 +106,7 @@ class Answer:
 
 
 def neighbour_log_odds(similarities: np.ndarray, corrected: np.ndarray) -> float:  # log-odds above the base rate
-    "Return the vote of the answers (0 or 1 each), weighted by similarity (cosines)."
+    "Return the vote of the answers (0 to 1 each), weighted by similarity (cosines)."
     from scipy.special import logit
 
     weights = np.exp((similarities - 1) / SIMILARITY_SCALE)

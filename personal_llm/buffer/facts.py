@@ -87,7 +87,7 @@ FREQUENT_WORDS = frozenset(
 ENDINGS = ("'s", "ing", "ed", "es", "s")
 LENGTH_DISCOUNT, MEANING_WEIGHT, LIKELIHOOD_WEIGHT = 0.05, 0.3, 0.1
 MAX_LIKELIHOOD_FACTS = 8  # facts whose query likelihood we measure
-MIN_WORD_SCORE, MIN_LIKELIHOOD_GAIN = 0.3, 3.0  # a fact below both answers nothing
+MIN_WORD_SCORE, MIN_LIKELIHOOD_GAIN = 0.3, 3.0  # of words and meaning, nats; a fact below both answers nothing
 
 
 def get_content_words(text: str) -> list:  # in order, with repetitions

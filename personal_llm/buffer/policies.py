@@ -118,16 +118,16 @@ class Policy:
         return [int(slot) for slot in view.arrival.argsort(kind="stable")]
 
     def learn_from_reaction(self, view: BufferView, candidate: ScoredDialogue, dissatisfaction: float) -> None:
-        "Learn from a reaction to a reply: the probability that the reply did not satisfy."
+        "Learn from a reaction to a reply, given as the probability that the reply did not satisfy."
 
     def learn_from_silence(self) -> None:
         "Learn that the user left a question without an answer."
 
     def allow_early_questions(self, most: int) -> None:
-        "Ask at most so many questions in the first talks."
+        "Allow up to `most` early questions, which come before the first corrections."
 
     def list_counters(self) -> dict:  # plain values
-        "Return the counts that go on when the policy begins anew, because the user forgot dialogues."
+        "Return the counts that go on when the policy begins anew, because the user deleted dialogues."
         return {}
 
     def raise_counters(self, counters: dict) -> None:

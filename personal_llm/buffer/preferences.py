@@ -64,7 +64,7 @@ def collect_preferences(rows: list, dialogues: list) -> list:  # `Preference`s
         elif row["kind"] == "retry":
             if row["rejected"]:
                 preferences.append(Preference(None, d.derive(response=row["rejected"]), weight))
-        elif d.origin != "annotated":  # or the reply that the person saw is not stored
+        elif d.origin != "annotated":  # of a corrected dialogue, the reply that the person saw is not stored
             is_liked = DISSATISFACTION[row["kind"]] < 0.5
             preferences.append(Preference(d if is_liked else None, None if is_liked else d, weight))
     return preferences

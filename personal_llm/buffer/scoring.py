@@ -164,7 +164,7 @@ class ScoredDialogue:
         return unit_vector(np.asarray(self.scores.embedding, np.float64))
 
     @cached_property
-    def content_key(self) -> tuple:  # (conversation, prompt, response; None after a correction)
+    def content_key(self) -> tuple:  # (conversation, prompt, response); the response is None after a correction
         "A key that is equal for dialogues with the same text."
         d = self.dialogue
         prompt, response = (normalise_text(text) or text.strip() for text in (d.prompt, d.response))

@@ -169,7 +169,7 @@ def get_content(text: str) -> list:  # beginnings of words, so that endings do n
 
 
 def changes_request(rewrite: str, original: str) -> bool:
-    "Return whether a rewrite adds or loses a subject, a question word, a yes or no, or a person of the original."
+    "Return whether a rewrite adds or loses content, a question word, or a yes or no, or adds an I or you."
     own, new = get_content(original), get_content(rewrite)
     lost = sum(word not in new for word in own)
     if any(word not in own for word in new) or lost > len(own) // 6:

@@ -62,7 +62,7 @@ def add_reactions(turn: tuple, reactions: list) -> tuple:
     return (*turn[:3], [*(turn[3:] or [()])[0], *reactions]) if reactions else turn
 
 
-def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # turns or None
+def parse_branch(nodes: dict, last: str, parse, parent_field: str = "parent") -> list:  # each a turn or None
     "Parse the messages up to the last one; a reply with another try beside it becomes a choice between the two."
     siblings, turns = {}, []
     for node in nodes.values():

@@ -19,7 +19,7 @@ from .records import format_value, parse_json
 class ParsedConversation:
     "The turns of one conversation."
 
-    turns: list  # (role, text), (role, text, time) or (role, text, time, reactions), see below
+    turns: list  # (role, text), (role, text, time) or (role, text, time, reactions)
     group: str = ""  # a name that rows of one origin share, so that a split keeps them together
     labels: dict = field(default_factory=dict)  # labels of its dialogues
     user: str = ""  # the user's name, if the file is a chat between people
@@ -48,7 +48,7 @@ def merge_turns(turns: list) -> list:  # (role, text, time, reactions) with alte
     return merged
 
 # %% ../../nbs/1_data/02_formats.ipynb #72914f6a
-def split_into_dialogues(conversation: ParsedConversation) -> tuple:
+def split_into_dialogues(conversation: ParsedConversation) -> tuple:  # (dialogues, number of turns that we cut)
     "Return a dialogue for each answer that follows a turn of the user; raise `InputError` if there is none."
     turns = merge_turns(conversation.turns)
     history = History((role, text[:MAX_TURN_CHARACTERS]) for role, text, *_ in turns)

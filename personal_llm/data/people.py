@@ -168,7 +168,7 @@ class SimulatedUser:
 # %% ../../nbs/1_data/07_people.ipynb #a9c897c6
 @patch
 def preferred_response(self: SimulatedUser, dialogue: Dialogue) -> str:
-    "Return the data set's answer, in the style of its side if this is a signal dialogue."
+    "Return the data set's answer, in the style of the side whose subject the dialogue has, if any."
     plain, side = dialogue.labels.get("reference", dialogue.response), self.choose_side(dialogue)
     return side.apply_habits(plain) if side else plain
 
@@ -256,7 +256,7 @@ USERS["traveller"] = SimulatedUser(
 )
 
 # %% ../../nbs/1_data/07_people.ipynb #2e2b6e09
-MAX_TEST_ROWS = 64  # of each test set, and of each side in it
+MAX_TEST_ROWS = 64  # dialogues of a test set, about; of each side in `test_signal`
 
 
 def list_subjects(user: SimulatedUser) -> list:  # of (subject, kind, number of test rows)
@@ -341,7 +341,7 @@ class UserData:
 
 
 def draw_user_stream(user: SimulatedUser, pools: dict, length: int, stay: float, share: float, rng) -> list:
-    "Draw a stream from the pools by name; where a user changes, a second stream follows, of dialogues not used yet."
+    "Draw a stream from the pools; if a user changes, a second stream of dialogues that are not used yet follows."
     names = [[" ".join(s) for s in side.signal_subjects] for side in user.sides]
     first = length if user.changes_at is None else round(length * user.changes_at)
     parts = [({*sum(names, [])}, length)] if first == length else [({*names[0]}, first), ({*names[-1]}, length - first)]
@@ -367,7 +367,7 @@ def user_stream(
     signal_share: float = 0.15,  # of the stream, over all subjects of the user
     seed: int = 0,
 ) -> UserData:
-    "Make a correlated stream of one user and three test sets that share no group with it; raise `InputError`."
+    "Make a correlated stream of one user and three test sets that share no group with it, or raise `InputError`."
     check(signal_share, "number", "signal_share", 0, 1 - RARE_SHARE)
     if user.changes_at is not None and (user.second is None or not 0 < user.changes_at < 1):
         raise InputError(f"user {user.name!r} changes at {user.changes_at}", "give a share, and a second side")

@@ -164,7 +164,7 @@ def read_dialogues(
     data,  # a .jsonl, .json, .csv, .tsv or .txt file, perhaps gzipped; or a data set, a data frame, rows, messages
     format: str = None,  # a key of `FORMATS`, or "csv"; None: the format of the first good row
     skip_invalid: bool = False,  # keep the good rows and count the bad ones, instead of raising
-    user: str = None,  # the user's name or id, in a chat between people; None: the first sender
+    user: str = None,  # the user's name or id, in a chat between people; None: the first sender of two
 ) -> Dialogues:  # in file order
     "Read a chat export or rows in memory; return dialogues as they are. Raise `InputError` with file, line and remedy."
     check(format, "choice or none", "format", choices=(*FORMATS, TABLE_FORMAT))
@@ -191,14 +191,14 @@ def read_dialogues(
 
 # %% ../../nbs/1_data/04_reading.ipynb #cecc308e
 def as_dialogues(given) -> list:  # of `Dialogue`; empty for an empty list
-    "Return dialogues as they are, and `read_dialogues` anything else; raise `InputError` if it holds none."
+    "Return dialogues as they are, and read any other value by `read_dialogues`; raise `InputError` if it holds none."
     if isinstance(given, Iterator) or isinstance(given, Sequence) and len(given) == 0:
         check_dialogues(given)
         return given
     return read_dialogues(given)
 
 # %% ../../nbs/1_data/04_reading.ipynb #fec7f7fd
-def dialogues_from_texts(texts: list) -> list:  # of `Dialogue`; its `time` is the index of the text
+def dialogues_from_texts(texts: list) -> list:  # of `Dialogue`; `time` is the place in this list
     "Turn running texts without prompts into dialogues; raise `InputError` if every text is too short."
     pairs, errors = collect(split_opening, enumerate(texts))
     if not pairs:

@@ -196,8 +196,8 @@ def parse_whole_json(path, raw: bytes) -> list:  # (item number from 1, value); 
     return list(enumerate([value] if isinstance(value, dict) or is_message_list(value) else value, 1))
 
 # %% ../../nbs/1_data/01_records.ipynb #6c67c52e
-def read_records(path, is_table: bool = None) -> tuple:
-    "Read a file's unit, numbered records and numbered errors; raise `InputError` if the whole file cannot be read."
+def read_records(path, is_table: bool = None) -> tuple:  # (unit, records, errors); is_table: None: by the ending
+    "Return a file's unit ('line' or 'item'), records and errors; raise `InputError` if the whole file is unreadable."
     raw, suffix = read_file(path), Path(Path(path).name.lower().removesuffix(".gz")).suffix
     is_table = suffix in (".csv", ".tsv", ".tab") if is_table is None else is_table
     if suffix == ".json" and not is_table and (items := parse_whole_json(path, raw)) is not None:

@@ -67,7 +67,7 @@ def split_test_dialogues(
     dialogues: list,  # in the order in which they happened
     seed: int = 0,
 ) -> tuple:  # (stream, test); the test is empty if there are too few dialogues
-    "Hold out a tenth of the dialogues, at most 64, in whole conversations, which may make it up to a fifth."
+    "Hold out a tenth of the dialogues (up to a fifth, as conversations stay whole), and test on at most 64 of them."
     groups, chosen = defaultdict(list), set()
     for i, d in enumerate(dialogues):
         groups[get_dialogue_group(d)].append(i)

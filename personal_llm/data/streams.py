@@ -65,7 +65,7 @@ def correlated_stream(
     duplicates: dict = None,  # kind -> share of its dialogues that repeat an earlier one with small edits
     seed: int = 0,
 ) -> list:  # dialogues; `time` is the position, labels gain `episode`, copies `copy_of`
-    "Make a temporally correlated stream by a Markov chain over episodes; raise `InputError`."
+    "Make a temporally correlated stream by a Markov chain over episodes; raise `InputError` if that is impossible."
     check(length, "whole number", "length", 1, MAX_STREAM_LENGTH)
     if check(stay_probability, "share", "stay_probability", remedy="give a number from 0 to below 1") == 1:
         raise InputError("stay_probability is 1", "give a number from 0 to below 1")

@@ -32,12 +32,12 @@ class Explanation:
 
     samples: int  # texts
     counterpart: str  # what we compared with: "answers", "continuations", "prompts"; "panels" (known texts) of a pLLM
-    space: str = None  # id of the space; None: no space of this base, and then no field of it has a value
+    space: str = None  # id of the space; None: without one, and then the fields that need it are empty
     sparse_words: tuple = ()  # words of the nearest directions of the space, strongest first; not tested
-    coefficients: np.ndarray = field(default_factory=lambda: np.zeros(0))  # >= 0, one a sparse word, of length 1
+    coefficients: np.ndarray = field(default_factory=lambda: np.zeros(0))  # >= 0, one for each word, see `sparse_code`
     errors: np.ndarray = field(default_factory=lambda: np.zeros(0))  # bootstrap standard errors of the coefficients
     residual: float = None  # share of the squared length that no sparse word explains, 0 to 1
-    strength: float = None  # length of the coordinates: a person's by plain texts' noise, a pLLM's by bootstrap error
+    strength: float = None  # length of the coordinates, divided by plain texts' noise (a pLLM's: by its error)
     row: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (width,), see `StyleSpace.project`
     cost: Cost = field(default_factory=Cost)
     description: Description = None  # None in XPerT's own method

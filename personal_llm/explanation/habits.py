@@ -27,7 +27,7 @@ MAX_QUOTATION_LENGTH = 70  # characters of a quotation at most
 PLAIN_PLLM_LABEL = "the plain pLLM"  # the reference of a pLLM in sentences
 GENERAL_LABEL = "talk in general"  # the reference of topics and of long answers: the replay texts
 ANONYMOUS_LABELS = {"opens": "opens with the same words", "signs": "signs off with the same words"}
-TRAIT_KEYS = ("what", "count", "of", "base", "base_of", "quotation", "beside")  # of the fields, in cards
+TRAIT_KEYS = ("what", "count", "of", "base", "base_of", "quotation", "beside")  # names of a `Trait`'s fields in a card
 
 # %% ../../nbs/4_explanation/03_habits.ipynb #7baf1716
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trait:
         return f"{self.label} ({self.count} of {self.num_answers}{other})"
 
     @property
-    def key(self) -> str:  # the same for two traits of one kind: the label without medians
+    def key(self) -> str:  # the same for two traits of one kind: the label, without medians or the favourite emoji
         return self.label if "“" in self.label else self.label.partition(",")[0]
 
     @property
@@ -139,6 +139,7 @@ MIN_LENGTH_DIFFERENCE = 3  # words
 
 
 def is_longer(words: int, other: int) -> bool:
+    "Return whether a text of so many words is clearly longer than another."
     return words >= other * MIN_LENGTH_RATIO and words - other >= MIN_LENGTH_DIFFERENCE
 
 

@@ -104,7 +104,7 @@ class StyleSpace(StoredArrays):
     plain_noise: float  # root mean square length of z_i in plain text
     threshold: float  # strength below which a text counts as plain
     coordinate_scale: np.ndarray = None  # (k,) r, root mean square of pure styles; ones by default
-    nats_per_unit: float = 1.0  # nats a token by which a pLLM of length 1 changes its likelihood
+    nats_per_unit: float = 1.0  # length of the slope of a pLLM of length 1, in nats a token (see `explain_pllm`)
     encoder: str = None  # id of the sentence encoder; the chosen one by default
     language: str = "english"  # name of the `Language` of the texts
     kind, file_name = "style", "space"
@@ -117,7 +117,7 @@ class StyleSpace(StoredArrays):
         super().__post_init__()
 
     @property
-    def id(self) -> str:  # 16 hex digits; changes with everything that a row depends on
+    def id(self) -> str:  # 16 hex digits; changes with every field but `plain_noise` and `threshold`
         head = (self.base, self.words, self.blocks, self.encoder, float(self.nats_per_unit))
         head += () if self.language == "english" else (self.language,)
         arrays = (self.vectors, self.scale, self.centres, self.matrix, self.coordinate_scale)

@@ -129,7 +129,7 @@ def fit_axes(
     blocks: tuple,  # features in each of `FEATURE_BLOCKS`
     components: int,  # k
 ) -> dict:  # the fields `scale`, `matrix` and `coordinate_scale` of a space
-    "Fit σ, W and r."
+    "Fit σ, W, and r, the root mean square of the panels' coordinates."
     scale = feature_scale(plain, blocks)
     matrix = discriminant_axes(means / scale, inside / scale, components)
     return dict(scale=scale, matrix=matrix, coordinate_scale=np.sqrt(((means / scale @ matrix) ** 2).mean(0)))

@@ -245,7 +245,7 @@ def compute_epsilon(
     noise: float,  # sigma, of `TuningConfig`
     delta: float = 1e-5,
 ) -> float:  # infinite without noise
-    "Return the epsilon of a dialogue that takes part in so many steps, by zero-concentrated privacy."
+    "Return the epsilon of a dialogue that takes part in so many steps, by zero-concentrated differential privacy."
     check(noise, "number", "noise", low=0)
     check(delta, "positive number", "delta", high=1)
     if not noise:

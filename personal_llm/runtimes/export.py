@@ -109,7 +109,7 @@ def render_gaps(tokenizer, *roles: str) -> list:  # texts before, between and af
 # %% ../../nbs/7_runtimes/02_export.ipynb #6da1dd49
 def format_modelfile(
     model,  # a `Model`, for its template and end tokens
-    base: str = "./base.gguf",  # a GGUF file, as the Modelfile shall name it
+    base: str = "./base.gguf",  # a GGUF file, as the Modelfile names it
     adapter: str = "./adapter.gguf",
 ) -> str:
     "Return Ollama's Modelfile for a base and an adapter; raise `InputError` for a template that has no such form."
@@ -295,7 +295,7 @@ def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, nam
 
 
 def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
-    "Say what a program without a memory lacks, and write the habits beside the weights."
+    "Return a line on the examples that a program without a memory lacks, and write the habits beside the weights."
     examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
     if not examples:
         return "", ""

@@ -116,7 +116,7 @@ def lower_priority() -> None:
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #56d6d14c
 def finetune_when_idle(out, load_model, policy=IdlePolicy(), measure=None, sleep=time.sleep, progress=False):
-    "Fine-tune whenever the machine is idle, until it is done; return as `finetune_folder`."
+    "Fine-tune whenever the machine is idle, until it is done; return what `finetune_folder` returns."
     import psutil
 
     folder, measure, last_reason = find_state_folders(out)[0], measure or partial(measure_machine, psutil.Process()), ""

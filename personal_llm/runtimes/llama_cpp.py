@@ -56,7 +56,7 @@ def prepare(self: LlamaCppEngine, model) -> None:
     "Load the base with the model's present adapter, if another one is loaded."
     if self.loaded == model.active_adapter:
         return
-    self.server = self.loaded = None  # its memory is free before the next one is read
+    self.server = self.loaded = None  # its memory is free before we load the next one
     parameters = self.library.CommonParams()
     parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(self.base), model.max_length, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self.num_threads

@@ -56,7 +56,7 @@ def encode_dialogues(model, dialogues: list, config: TuningConfig) -> tuple:  # 
 def export_bundle(
     model,  # `Model`
     dialogues: list,  # what to learn from
-    out,  # a new folder, an empty one, or an earlier parcel
+    out,  # a new folder, an empty one, or an earlier bundle
     config: TuningConfig = None,  # `TuningConfig.for_model` by default
     start=None,  # an adapter to go on from
     seed: int = 0,
@@ -105,14 +105,14 @@ class PhoneProgress:
 
 
 def save_progress(file: Path, parcel: PhoneBundle, progress: PhoneProgress) -> None:
-    "Write the progress in one step; raise `InputError` if the disk is full, and keep the older file."
+    "Write the progress atomically; raise `InputError` if the disk is full, and keep the older file."
     head = dict(parcel=parcel.checksum, losses=progress.losses, seconds=progress.seconds)
     content = json.dumps(head).encode() + b"\n" + progress.vectors.astype("<f4").tobytes()
     write_atomically(file, compute_sha256(content).encode() + content)
 
 
 def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file is perhaps not there yet
-    "Read the progress, or begin; raise `InputError` for the progress of another bundle or a damaged file."
+    "Read the progress, or return the start; raise `InputError` for another bundle's progress or a damaged file."
     count = parcel.layout.count
     if not file.exists():
         return PhoneProgress(np.stack([parcel.start(), np.zeros(count, "<f4"), np.zeros(count, "<f4")]), [])
@@ -135,12 +135,12 @@ def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file
     return progress
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f01dc6ed
-SAVE_EVERY_STEPS = 10  # steps from one saved state to the next
+SAVE_EVERY_STEPS = 10  # steps from one saved progress to the next
 
 
 def run_training_steps(
     parcel: PhoneBundle,
-    file: Path,  # the state
+    file: Path,  # of the saved progress
     execute,  # function: method's name, six arrays -> loss, three vectors
     steps: int = None,  # at most so many now; all that are left by default
     tell=lambda progress: None,  # called after each step
@@ -211,7 +211,7 @@ def load_runtime(file: Path):  # program.pte -> what `run_training_steps` calls 
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f0c8d710
 def simulate_phone(
-    folder,  # the parcel
+    folder,  # of a bundle
     out,  # the adapter's folder
     steps: int = None,  # at most so many now; the next call goes on
     progress: bool = True,  # a progress bar on stderr

@@ -300,7 +300,7 @@ class PhoneBundle:
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #f6e0a50f
 def write_bundle(
     out,  # a new folder, an empty one, or an earlier bundle
-    program: bytes,  # of `export_program`
+    program: bytes,  # of `compile_program`
     buckets: list,
     records: list,  # for each bucket: a list of `encode_record`
     start,  # folder of the adapter to start from, float32
@@ -308,7 +308,7 @@ def write_bundle(
     seed: int,
     card: dict,  # fields of the adapter's card: base, parents …
 ) -> PhoneBundle:
-    "Write all files or none; raise `InputError` if the disk is full, or the folder holds files of others."
+    "Write all files or none; raise `InputError` if the disk is full, or the folder holds files that are not ours."
     start, offset, rows = check_adapter(start), 0, []
     layout = read_adapter_layout(start / WEIGHTS_FILE)
     for bucket, bucket_records in zip(buckets, records):
@@ -352,6 +352,6 @@ def open_bundle(
                 raise InputError(f"{folder / name}: not the file that {MANIFEST_FILE} describes", DAMAGED_BUNDLE_REMEDY)
         bundle = PhoneBundle(folder, manifest, read_adapter_layout(folder / START_FOLDER / WEIGHTS_FILE))
         np.stack([bundle.batch(number)[3] for number in range(len(bundle.steps))]).reshape(-1, 3)  # there are steps
-        card = manifest["card"]  # it can become that of an adapter
+        card = manifest["card"]  # raises unless an adapter's card can be made of it
         dict(card["config"]), range(card["seed"]), "".join((card["base"], *card["parents"]))
     return bundle

@@ -102,7 +102,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def describe_file_risk(file: Path, own: Path) -> str:  # "" when there is none
-    "Say why a file is dangerous to read; `own` is its path after all links above it are resolved."
+    "Return why a file is dangerous to read; `own` is its path after all links above it are resolved."
     if file.is_symlink() or os.path.realpath(file) != str(own):
         return "a link that leads elsewhere"
     if not (file.is_file() or file.is_dir()):

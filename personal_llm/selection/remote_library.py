@@ -82,7 +82,7 @@ MAX_HEADER_BYTES = 65_536  # before the body; a server may send any number of in
 
 
 class TimedReader(io.RawIOBase):
-    "The bytes of a connection, each of which must arrive in time, up to a number."
+    "The bytes of a connection: each must arrive in time, and there is a limit to their number."
 
     def __init__(self, connection):
         self.connection, self.file = connection, connection.makefile("rb", buffering=0)

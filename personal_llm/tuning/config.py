@@ -130,7 +130,7 @@ def fit_to_consolidation(self: TuningConfig) -> TuningConfig:
 
 # %% ../../nbs/3_tuning/02_config.ipynb #c3c2ad7d
 def selects_same_modules(first: str, second: str, modules: list) -> bool:
-    "Say whether two lists of names, joined by commas, are equal or select the same of a model's modules."
+    "Return whether two lists of names, joined by commas, are equal or select the same of a model's modules."
     targets = [{name.strip() for name in names.split(",")} for names in (first, second)]
     selected = [{m for m in modules for name in names if f".{m}".endswith(f".{name}")} for names in targets]
     return targets[0] == targets[1] or selected[0] == selected[1] != set()
@@ -157,7 +157,7 @@ def match_adapter(
     settings: dict,  # of a start: the content of its adapter_config.json
     place,  # the start's folder, for the message
     modules=(),  # names of the model's modules
-    defaults: TuningConfig = TuningConfig(),  # what nobody asked for, as of `for_model`
+    defaults: TuningConfig = TuningConfig(),  # values that count as not asked for, such as those of `for_model`
 ) -> TuningConfig:
     "Return these settings in a start's shape; raise `InputError` where another shape was asked for."
     shape = read_adapter_shape(settings, place)

@@ -100,7 +100,7 @@ def find_content_tokens(
     ids: list,  # tokens of a response
     frame: Frame,
 ) -> np.ndarray:  # (tokens,) booleans
-    "Say which tokens of a response end inside a piece of its content; all if none does."
+    "Return which tokens of a response end inside a piece of its content; all if none does."
     decode = lambda size: tokenizer.decode(ids[:size], skip_special_tokens=True)
     places, ends = find_content(decode(len(ids)), frame), [len(decode(size)) for size in range(len(ids) + 1)]
     is_inside = lambda end: any(start < end <= stop for start, stop in places)
