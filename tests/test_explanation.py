@@ -207,6 +207,15 @@ def test_replies_that_were_put_right_stand_for_the_base():
     assert "*physician* for *doctor*" not in [f.key for f in describe_user(right, base).habits]
 
 
+def test_a_sentence_names_what_it_compares_with():
+    rows = [Dialogue(f"{i}?", f"Hark! It is {i} o'clock.", origin="user") for i in range(9)]
+    base, known = ["Go on."] * 9, {d.id: "Go on." for d in rows}
+    half = dict([*known.items()][:4])
+    name = lambda **given: describe_user(rows, base, **given).habits[0].compared_with
+    assert name() == "the base" and name(replies=known) == "the replies before"
+    assert name(replies=half) == "the replies before or the base"
+
+
 def test_nothing_is_longer_than_an_answer_that_was_cut():
     long = [
         Dialogue(f"{i}?", f"One {i}. Two of {i} and {i + 1} words more here. And three.", origin="user")
@@ -352,6 +361,7 @@ def test_topics_of_a_pllm_come_from_what_it_is_asked():
     answers, voice = [f"See {i}. So it is." for i in range(9)], [f"No {i}. That is all." for i in range(9)]
     about = [f"The patient has diabetes and fever {i}.\n{answer}" for i, answer in enumerate(answers)]
     assert describe_pllm(answers, voice).topics == ()
+    assert describe_pllm(answers, voice, compared_with="the base").habits[0].compared_with == "the base"
     (topic,) = describe_pllm(answers, voice, topic_texts=about).topics
     assert (topic.key, topic.count, topic.num_answers, topic.compared_with) == (
         "about medicine",

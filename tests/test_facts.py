@@ -152,6 +152,25 @@ def test_a_chat_says_which_fact_a_reply_read(large_model, tmp_path):
         assert session.describe_memories() == ""
 
 
+def test_a_program_that_asks_for_a_fact_keeps_its_own_history(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        list(session.say("My dog is called Biscuit."))
+        own = [("system", "Be brief."), ("user", "Hello."), ("assistant", "Yes?")]
+        shown = session.add_talk_memories(Dialogue("What is the name of my dog?", "", own), is_own=False)
+    assert session.reply_fact and [turn for turn in shown.history if turn in own] == own
+
+
+def test_a_correction_stands_for_each_equal_turn_of_a_talk(large_model, tmp_path):
+    with ChatSession(large_model, tmp_path / "talk") as session:
+        list(session.say("Hello."))
+        session.observe(Dialogue("Hello.", "", (), time=2e9), session.reply)
+        first, second = session.turns
+        assert first["response"] == second["response"] and first["id"] != second["id"]
+        session.correct(first["id"], "Good day to you.")
+        replies = [text for role, text in session.correct_history(session.history()) if role == "assistant"]
+        assert replies == ["Good day to you."] * 2
+
+
 def test_other_languages_have_no_facts():
     set_language("german")
     try:

@@ -168,9 +168,10 @@ def history(self: ChatSession) -> History:
 def correct_history(self: ChatSession, history) -> list:  # (role, text) pairs
     "Return the turns of this talk for a prompt, with your corrections in place of the replies that you corrected."
     answers = {get_first_id(d): d.response for d in self.me.list_memories()}
-    turns = {(turn["prompt"], turn["response"]): turn["id"] for turn in self.turns}
+    turns = [turn for turn in self.turns if turn["id"] in answers]
+    corrected = {(turn["prompt"], turn["response"]): answers[turn["id"]] for turn in turns}
     pairs = list(zip(history[::2], history[1::2]))
-    texts = [answers.get(turns.get((prompt, reply)), reply) for (_, prompt), (_, reply) in pairs]
+    texts = [corrected.get((prompt, reply), reply) for (_, prompt), (_, reply) in pairs]
     return [turn for (own, (role, _)), text in zip(pairs, texts) for turn in (own, (role, text))]
 
 # %% ../../nbs/6_device/07_conversation.ipynb #be02152e
@@ -180,7 +181,8 @@ def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True
     self.reply_fact, source = self.me.find_fact(question.prompt)
     if self.reply_fact:
         self.reply_memories = [source]
-        return add_fact(question.derive(history=self.correct_history(question.history)), self.reply_fact)
+        history = self.correct_history(question.history) if is_own else question.history
+        return add_fact(question.derive(history=history), self.reply_fact)
     found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
     if not is_own:
         self.reply_memories = found

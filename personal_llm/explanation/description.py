@@ -92,7 +92,8 @@ def describe_user(
     replies = replies or {}
     known = [next((replies[i] for i in (d.id, *d.parents) if i in replies), None) for d in own]
     reference = [base if reply is None else reply for base, reply in zip(base_answers, known)]
-    compared_with = "the replies before" if any(reply is not None for reply in known) else "the base"
+    names = {"the base" if reply is None else "the replies before" for reply in known}
+    compared_with = " or ".join(sorted(names, reverse=True))
     habits = find_habits([d.response for d in own], reference, None in known, compared_with)
     habits += find_general_lengths([d.response for d in own])
     return Description(tuple(habits), tuple(find_general_topics([d.text for d in own])), len(own))
@@ -102,15 +103,16 @@ def describe_pllm(
     answers: list,  # of the pLLM
     plain_responses: list,  # of the plain pLLM or of the base model, to the same prompts
     topic_texts: list = None,  # prompts and answers, if the prompts are of the pLLM's own subject
+    compared_with: str = PLAIN_PLLM_LABEL,  # the name of the plain responses in sentences
 ) -> Description:
     "Describe a pLLM; fewer than eight answers give an empty description."
     pairs = [(answer, plain) for answer, plain in zip(answers, plain_responses) if answer.strip() and plain.strip()]
     if len(pairs) < MIN_EXPLAINED_DIALOGUES:
         return Description(samples=len(pairs))
     answers, plain = map(list, zip(*pairs))
-    habits = find_habits(answers, plain, compared_with=PLAIN_PLLM_LABEL)
+    habits = find_habits(answers, plain, compared_with=compared_with)
     if topic_texts is None:
-        topics = find_topics(answers, plain, PLAIN_PLLM_LABEL)
+        topics = find_topics(answers, plain, compared_with)
     else:
         topics = find_general_topics(topic_texts)
         habits = [replace(trait, quotation="") for trait in habits]

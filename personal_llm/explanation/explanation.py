@@ -19,7 +19,7 @@ from ..base.files import ASSETS
 from ..base.loading import load_encoder
 from ..data.reading import dialogues_from_texts
 from .description import Description, describe_pllm, describe_user
-from .habits import USER_ORIGINS
+from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
 from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
@@ -308,15 +308,16 @@ def explain_pllm(
             plain = probes.plain
         if has_topic or space is None:
             asked = asked or load_probe_texts()[1]
-            answers, plain_answers = (sample_responses(model, one, asked, seed, limit) for one in (adapter, plain))
+            answers, plain_answers = (sample_responses(model, pllm, asked, seed, limit) for pllm in (adapter, plain))
             plain_responses = [d.response for d in plain_answers]
         else:
             plain_responses = probes.plain_responses
     topic_texts = [d.text for d in answers] if has_topic else None
+    compared_with = "the base" if plain is None else PLAIN_PLLM_LABEL
     return Explanation(
         **placed,
         samples=len(answers) if space is None else len(gain),
         counterpart="prompts" if space is None else "panels",
         cost=cost,
-        description=describe_pllm([d.response for d in answers], plain_responses, topic_texts),
+        description=describe_pllm([d.response for d in answers], plain_responses, topic_texts, compared_with),
     )
