@@ -5862,6 +5862,40 @@ d = {
                 "personal_llm/experiments/fresh_people.py",
             ),
         },
+        "personal_llm.experiments.gate": {
+            "personal_llm.experiments.gate.add_memories_last": (
+                "experiments/gate.html#add_memories_last",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.estimate_with_own_prompts": (
+                "experiments/gate.html#estimate_with_own_prompts",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.list_jobs": (
+                "experiments/gate.html#list_jobs",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.measure_gate": (
+                "experiments/gate.html#measure_gate",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.measure_replies": (
+                "experiments/gate.html#measure_replies",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.prepare": (
+                "experiments/gate.html#prepare",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.retrieve_with_own_prompts": (
+                "experiments/gate.html#retrieve_with_own_prompts",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.split_vectors": (
+                "experiments/gate.html#split_vectors",
+                "personal_llm/experiments/gate.py",
+            ),
+        },
         "personal_llm.experiments.habit_defaults": {
             "personal_llm.experiments.habit_defaults.bold_start": (
                 "experiments/habit_defaults.html#bold_start",
@@ -9859,6 +9893,10 @@ d = {
         "personal_llm.runtimes.plugins": {
             "personal_llm.runtimes.plugins.Runtime": (
                 "7_runtimes/plugins.html#runtime",
+                "personal_llm/runtimes/plugins.py",
+            ),
+            "personal_llm.runtimes.plugins._find_taken_names": (
+                "7_runtimes/plugins.html#_find_taken_names",
                 "personal_llm/runtimes/plugins.py",
             ),
             "personal_llm.runtimes.plugins.collect": (
