@@ -1,4 +1,4 @@
-"Runtimes come through entry points: ours, somebody else's, and a broken one that harms nobody."
+"Runtimes come through entry points: ours, somebody else's, and broken ones or copies of our names, which harm nobody."
 
 import ast
 import os
@@ -25,6 +25,9 @@ def shout(text: Annotated[str, "what to say"], times: Annotated[int, "how often"
     return dict(text=text), [text] * times
 
 RUNTIME = Runtime(targets={"name": write_name}, commands={"shout": shout})
+WRITER = Runtime(targets={"vllm": write_name}, companions={"vllm": write_name})
+IDLE = Runtime()
+STATUS = Runtime(commands={"status": shout})
 """
 
 
@@ -35,8 +38,10 @@ def command(tmp_path):
     metadata = tmp_path / "shout-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shout\nVersion: 1.0\n")
-    points = f"[{ENTRY_POINT_GROUP}]\nshout = shout:RUNTIME\nbroken = nowhere:RUNTIME\nnothing = os:path\n"
-    (metadata / "entry_points.txt").write_text(points)
+    points = dict(shout="shout:RUNTIME", broken="nowhere:RUNTIME", nothing="os:path")
+    points |= dict(writer="shout:WRITER", idle="shout:IDLE", status="shout:STATUS")
+    lines = [f"[{ENTRY_POINT_GROUP}]", *(f"{name} = {value}" for name, value in points.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
 
     def run(*words):
@@ -57,6 +62,16 @@ def test_somebody_else_can_write_one(command, tmp_path):
     adapter = next((ROOT / "personal_llm/assets/library").glob("*/adapter_model.safetensors")).parent
     done = command("export", tmp_path / "out", "--to", "name", "--adapter", adapter, "--model", "pocket")
     assert done.returncode == 0 and (tmp_path / "out" / "name.txt").read_text() == "pocket", done.stderr
+
+
+def test_no_plugin_takes_a_name_of_ours(command, tmp_path):
+    "A target, an entry point and a command with our names: ours work on, and each of theirs is named."
+    done = command("status", "--out", tmp_path)
+    assert done.returncode == 2 and "no saved state" in done.stderr
+    assert "plug-in writer skipped: shout:WRITER: 'vllm' belongs to export" in done.stderr
+    assert "plug-in idle skipped: shout:IDLE: a runtime of this name is there already" in done.stderr
+    assert "plug-in status: command status skipped" in done.stderr
+    assert command("learn", "--help").returncode == 0
 
 
 def test_ours_are_found_and_every_command_has_help():

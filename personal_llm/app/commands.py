@@ -19,7 +19,7 @@ from typing import Annotated, Literal, get_args
 
 from typer import Argument, Option
 
-from .arguments import COMMAND_GROUPS, CommandResult, DataOptions, ModelOptions, SavedFolder
+from .arguments import COMMAND_GROUPS, COMMANDS, CommandResult, DataOptions, ModelOptions, SavedFolder
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .chat import read_line
 from .demo import DemoSettings, run_demo
@@ -383,8 +383,11 @@ def adapt_plugin(function):  # a function for `command`
 runtimes, skipped = find_runtimes()
 for plugin, reason in skipped.items():
     print_note(f"plug-in {plugin} skipped: {reason}")
-for runtime in runtimes.values():
+for plugin, runtime in runtimes.items():
     for words, function in runtime.commands.items():
+        if words in COMMANDS:
+            print_note(f"plug-in {plugin}: command {words} skipped: the application has one of this name")
+            continue
         if " " in words:
-            COMMAND_GROUPS[words.split()[0]] = runtime.summary
+            COMMAND_GROUPS.setdefault(words.split()[0], runtime.summary)
         command(words, *runtime.examples.get(words, ()))(adapt_plugin(function))

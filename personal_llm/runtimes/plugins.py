@@ -35,20 +35,34 @@ APPLICATION_PARAMETERS = ("load_model", "dialogues", "progress")  # filled in by
 ENTRY_POINT_GROUP = "personal_llm.runtimes"
 
 
+def _find_taken_names(runtime, runtimes: dict) -> list:  # runtimes: name -> `Runtime`
+    "List the names of a runtime's functions that another runtime has already, each with that runtime."
+    return [
+        f"{name!r} belongs to {other}"
+        for other, known in runtimes.items()
+        for part in ("targets", "companions", "commands")
+        for name in getattr(runtime, part, {})
+        if name in getattr(known, part, {})
+    ]
+
+
 @cache
 def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a plug-in was skipped)
     "Load the runtimes of all installed packages."
     runtimes, skipped = {}, {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
+    is_foreign = lambda point: not point.value.startswith("personal_llm.")
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=is_foreign):  # ours first
         try:
             runtime = point.load()
         except Exception as error:  # another author's module may raise anything
             skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
             continue
-        if all(hasattr(runtime, part) for part in ("targets", "commands", "examples")):
-            runtimes.setdefault(point.name, runtime)
+        is_runtime = all(hasattr(runtime, part) for part in ("targets", "commands", "examples"))
+        taken = _find_taken_names(runtime, runtimes) if is_runtime else ["not a Runtime"]
+        if point.name in runtimes or taken:
+            skipped[point.name] = f"{point.value}: {'; '.join(taken) or 'a runtime of this name is there already'}"
         else:
-            skipped[point.name] = f"{point.value}: not a Runtime"
+            runtimes[point.name] = runtime
     return runtimes, skipped
 
 
