@@ -68,7 +68,9 @@ CORRECTING = {
 }
 
 
-def prepare(group: str, name: str) -> tuple:  # (user, answered dialogues, own prompts early and late, tests, other talk)
+def prepare(
+    group: str, name: str
+) -> tuple:  # (user, answered dialogues, own prompts early and late, tests, other talk)
     "Let a person correct and approve the first replies, and list the prompts that it did not answer."
     user, data = PEOPLE[group][name], MAKERS[group](name, SEEDS[group])
     answered, last, num_given = [], 0, Counter()
@@ -100,7 +102,9 @@ def measure_gate(jobs: list):  # yields a dict of results a job
         for part, dialogues in (("missed", tests), ("false_alarms", other)):
             rows = embedder.embed([d.prompt for d in dialogues])
             for v in WEIGHTS:
-                opened = [estimate_with_own_prompts(row, *vectors, unanswered, v) >= CORRECTION_THRESHOLD for row in rows]
+                opened = [
+                    estimate_with_own_prompts(row, *vectors, unanswered, v) >= CORRECTION_THRESHOLD for row in rows
+                ]
                 results[f"{part}_{v}"] = float(np.mean(opened) if part == "false_alarms" else 1 - np.mean(opened))
         yield results | dict(own_prompts=len(own[job["stage"]]))
 
@@ -145,7 +149,7 @@ def measure_replies(jobs: list):  # yields a dict of results a job
 
 def list_jobs(**factors) -> list:
     "List the jobs of all people."
-    (name, values), = factors.items()
+    ((name, values),) = factors.items()
     return [
         dict(group=group, user=user, seed=SEEDS[group]) | {name: value}
         for group, users in CORRECTING.items()
