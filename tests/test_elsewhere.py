@@ -71,6 +71,10 @@ def test_a_public_repository_is_not_filled_by_mistake(hub, adapter):
     assert hub.files == {}
     push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0", private=False)
     assert ("create", "me/mine", False) in hub.calls and hub.files
+    hub.private, hub.files = True, {}
+    with pytest.raises(InputError, match="is private; give private=True"):
+        push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0", private=False)
+    assert hub.files == {}, "it would not be public, as asked"
 
 
 @pytest.mark.parametrize("error", [OSError("no such\nhost"), ValueError("a/b/c is no name")])

@@ -178,6 +178,17 @@ def test_messages_give_each_text_back(text):
     assert read == [(role, t) for d in examples for role, t in (("user", d.prompt), ("assistant", d.response))]
 
 
+@pytest.mark.parametrize("target", ("merged", "mlx", "vllm"))
+def test_a_program_without_a_memory_loses_the_examples_and_says_it(target, tmp_path, monkeypatch):
+    model = shared("llama")
+    adapter, known = random_adapter(model, tmp_path / "mine"), [answer(1, "Tea?"), answer(2, "Where is the sea?")]
+    assert "lost" not in export_adapter(model, adapter, tmp_path / "toy", target, known)
+    monkeypatch.setattr(model, "is_large", True)
+    assert "lost: your examples, of which a reply here reads up to 2" in export_adapter(
+        model, adapter, tmp_path / "large", target, known
+    )
+
+
 def test_each_program_gets_its_part_of_the_memory(tmp_path):
     pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
     model = shared("llama")
@@ -185,9 +196,9 @@ def test_each_program_gets_its_part_of_the_memory(tmp_path):
     out = {}
     for large in (False, True):
         model.is_large = large
-        for target in ("ollama", "gguf", "merged", "vllm"):
+        for target in ("ollama", "gguf"):
             out[target] = export_adapter(model, adapter, tmp_path / f"{target}{large}", target, known)
-            assert ("lost: your examples" in out[target]) == (large and target in ("gguf", "merged"))
+            assert ("lost: your examples" in out[target]) == (large and target == "gguf")
     model.is_large = False
     modelfile = (tmp_path / "ollamaTrue" / "Modelfile").read_text()
     assert [text for _, text in read_messages(modelfile[modelfile.index("# dialogue") :])][::2] == [

@@ -64,7 +64,7 @@ def push_to_hub(
     licence: str,  # under which the adapter may be used, as the hub spells it: cc-by-4.0, apache-2.0 …
     private: bool = True,  # False: everybody can read it
 ) -> str:  # the address
-    "Upload an adapter to the Hugging Face hub; raise `InputError` if that fails, or the repository is public."
+    "Upload an adapter to the Hugging Face hub; raise `InputError` if that fails, or `private` is not the repository's."
     from huggingface_hub import HfApi
 
     api, folder = HfApi(), check_adapter(adapter)
@@ -76,8 +76,9 @@ def push_to_hub(
         names = sorted(file.name for file in Path(place).iterdir())
         try:
             address = api.create_repo(repo, private=private, exist_ok=True)
-            if private and not api.repo_info(repo).private:
-                raise InputError(f"{repo} is public", "give private=False if everybody may read it, or another name")
+            if (is_private := api.repo_info(repo).private) != private:
+                problem = f"{repo} exists and is {'private' if is_private else 'public'}"
+                raise InputError(problem, f"give private={is_private}, or another name")
             with record_egress("push", repo, get_adapter_id(folder)) as row:
                 api.upload_folder(repo_id=repo, folder_path=place, allow_patterns=names, commit_message="An adapter")
                 row["bytes"] = sum((Path(place) / name).stat().st_size for name in names)
@@ -174,12 +175,12 @@ def name_gguf_tensors(model, adapter: Path, gguf) -> dict:  # name -> (A, B), nu
     heads = dict(q_proj=config.num_attention_heads, k_proj=config.num_key_value_heads)
     for name, (A, B) in read_factors(adapter).items():
         name = name.removeprefix(PEFT_PREFIX)
-        part, there = name.rpartition(".")[2], names.get_name(f"{name}.weight", (".weight",))
-        if there is None:
+        part, tensor_name = name.rpartition(".")[2], names.get_name(f"{name}.weight", (".weight",))
+        if tensor_name is None:
             raise InputError(f"{name}: llama.cpp has no such layer", "tune with other --targets, or use --to merged")
         if config.model_type in NEIGHBOUR_PAIRS and part in heads:
             B = pair_neighbours(B, heads[part])
-        tensors[there] = A.numpy(), B.numpy()
+        tensors[tensor_name] = A.numpy(), B.numpy()
     return tensors
 
 
@@ -290,8 +291,8 @@ def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, nam
             "",
         )
     write_atomically(file, file.read_text(encoding="utf-8") + format_messages(examples))
-    held = f"the Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
-    return held + write_system_prompt(model, dialogues, folder), file.name
+    line = f"the Modelfile holds {count_nouns(len(examples), 'answer')} of yours as examples, in plain text"
+    return line + write_system_prompt(model, dialogues, folder), file.name
 
 
 def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
@@ -299,10 +300,10 @@ def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
     examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
     if not examples:
         return "", ""
-    lost = f"lost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
-    return lost + write_system_prompt(model, dialogues, folder), ""
+    line = f"lost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
+    return line + write_system_prompt(model, dialogues, folder), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, mlx=write_mlx, vllm=write_vllm)
-COMPANIONS = dict(ollama=write_examples, gguf=describe_loss, merged=describe_loss)
+COMPANIONS = dict.fromkeys(EXPORT_TARGETS, describe_loss) | dict(ollama=write_examples)
 RUNTIME = Runtime(targets=EXPORT_TARGETS, companions=COMPANIONS)
