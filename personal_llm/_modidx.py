@@ -1396,6 +1396,10 @@ d = {
                 "0_base/files.html#ownedfolder.remove",
                 "personal_llm/base/files.py",
             ),
+            "personal_llm.base.files._lock_on_windows": (
+                "0_base/files.html#_lock_on_windows",
+                "personal_llm/base/files.py",
+            ),
             "personal_llm.base.files.check_new_folder": (
                 "0_base/files.html#check_new_folder",
                 "personal_llm/base/files.py",

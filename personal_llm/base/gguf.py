@@ -460,7 +460,7 @@ def convert_gguf(
     if problem:
         raise InputError(f"{path}: {problem}", "choose a model of another family")
     with open_lock_file(make_folder(folder.parent) / f".{name}.lock") as lock:
-        try_lock(lock, wait=True)
+        try_lock(lock, wait=True)  # a disk without locks cannot make us wait
         if folder.is_dir():  # another process was faster
             return folder
         remove_temporary_files(folder.parent, [name])

@@ -297,5 +297,5 @@ def escape_controls(text: str) -> str:  # with line ends and tabs; other control
 # %% ../../nbs/0_base/02_text.ipynb #beab0068
 def count_nouns(count: int, noun: str) -> str:  # the noun is in the singular
     "Return a number and its noun, such as “1 dialogue” and “2 histories”."
-    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else f"{noun}s"
     return f"{count} {noun if count == 1 else plural}"

@@ -62,21 +62,26 @@ def remove_leaks(
     others = [d for d in candidates if get_dialogue_group(d) not in groups and normalise_text(d.prompt) not in prompts]
     return [d for d in others if not np.isin(collect_shingles((d.prompt, d.response)), runs).any()]
 
+# %% ../../nbs/1_data/05_splits.ipynb #c5d1e064
+MAX_TEST_DIALOGUES = 64  # of a user's chats
+
 # %% ../../nbs/1_data/05_splits.ipynb #sp01
 def split_test_dialogues(
     dialogues: list,  # in the order in which they happened
     seed: int = 0,
 ) -> tuple:  # (stream, test); the test is empty if there are too few dialogues
-    "Hold out a tenth of the dialogues (up to a fifth, as conversations stay whole), and test on at most 64 of them."
-    groups, chosen = defaultdict(list), set()
+    "Hold out a tenth of the dialogues, at most 64, for a test; up to twice as many, as conversations stay whole."
+    groups, held_out = defaultdict(list), set()
     for i, d in enumerate(dialogues):
         groups[get_dialogue_group(d)].append(i)
     names = sorted(groups) if len(dialogues) >= 50 else []
+    count, shortest = min(len(dialogues) // 10, MAX_TEST_DIALOGUES), min(map(len, groups.values()), default=0)
+    limit = min(len(dialogues) // 5, max(2 * MAX_TEST_DIALOGUES, shortest))
     for k in make_generator(seed, "held out").permutation(len(names)):
-        if len(chosen) + len(groups[names[k]]) <= len(dialogues) // 5:
-            chosen.update(groups[names[k]])
-        if len(chosen) >= len(dialogues) // 10:
+        if len(held_out) + len(groups[names[k]]) <= limit:
+            held_out.update(groups[names[k]])
+        if len(held_out) >= count:
             break
-    stream = [d for i, d in enumerate(dialogues) if i not in chosen]
-    test = remove_leaks([dialogues[i] for i in sorted(chosen)], stream)[:64]
+    stream = [d for i, d in enumerate(dialogues) if i not in held_out]
+    test = remove_leaks([dialogues[i] for i in sorted(held_out)], stream)[:MAX_TEST_DIALOGUES]
     return (stream, test) if len(test) >= 2 else (list(dialogues), [])

@@ -72,9 +72,9 @@ def correlated_stream(
     if set(pools) != set(shares):
         kinds = sorted(set(pools) ^ set(shares))
         raise InputError(f"pools and shares name different kinds: {kinds}", "give each kind a pool and a share")
-    weights = np.array([shares[name] for name in pools], float)
-    if (weights < 0).any() or weights.sum() <= 0:
-        raise InputError(f"shares are {dict(shares)}", "none may be negative and one must be positive")
+    weights = np.array([check(shares[name], "number", f"the share of {name!r}", low=0) for name in pools], float)
+    if weights.sum() <= 0:
+        raise InputError(f"shares are {dict(shares)}", "one must be positive")
     rng, names, stream = make_generator(check_seed(seed), "stream"), list(pools), []
     originals = {name: [] for name in pools}
     kinds, episodes, _ = draw_best_episodes(weights / weights.sum(), length, stay_probability, rng)

@@ -36,11 +36,11 @@ def make_epoch_batches(
 
 # %% ../../nbs/3_tuning/05_training_loop.ipynb #tl09
 def split_long_batch(rows, lengths: list, max_tokens: int) -> list:  # arrays of sample numbers
-    "Divide a batch into equal parts of about so many tokens, padding included, or of one sample; 0: leave it whole."
+    "Divide a batch into equal parts of at most so many tokens, padding included, or of one sample; 0: leave it whole."
     width = max(lengths[i] for i in rows)
     if not max_tokens or len(rows) * width <= max_tokens:
         return [rows]
-    return np.array_split(rows, min(len(rows), math.ceil(len(rows) * width / max_tokens)))
+    return np.array_split(rows, math.ceil(len(rows) / max(1, max_tokens // width)))
 
 
 def select_step_batches(
