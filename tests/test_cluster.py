@@ -1,9 +1,11 @@
 "A library built from a stream of explanations: nothing is done twice, failures are named; Ray where it is there."
 
+import os
 import pickle
 import shutil
 import socket
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -106,9 +108,9 @@ def test_a_model_that_was_used_travels():
     "Pickled as it is, it would carry hooks, and give no hidden states in another process."
     model, said = load_model("pocket"), [Dialogue("My knee hurts.", "Cool it.")]
     before = model.run_forward(said)[0]
-    there = cluster.unpack_model(*pickle.loads(pickle.dumps(cluster.pack_model(model))))
-    after = there.run_forward(said)[0]
-    assert (there.base, there.name, there.max_length) == (model.base, model.name, model.max_length)
+    unpacked = cluster.unpack_model(*pickle.loads(pickle.dumps(cluster.pack_model(model))))
+    after = unpacked.run_forward(said)[0]
+    assert (unpacked.base, unpacked.name, unpacked.max_length) == (model.base, model.name, model.max_length)
     assert after.hidden.tobytes() == before.hidden.tobytes() and after.nll == before.nll
 
 
@@ -127,6 +129,22 @@ def test_a_host_that_is_silent_is_given_up(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", silent)
     with pytest.raises(InputError, match="timed out"):
         cluster.check_ray_address("10.0.0.5:6379")
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_the_callers_cluster_is_hidden_from_ray_and_named_again_afterwards(monkeypatch, starts):
+    seen = []
+
+    def init(**given):
+        seen.append(os.environ.get("RAY_ADDRESS"))
+        if not starts:
+            raise RuntimeError("no memory")
+
+    monkeypatch.setattr(cluster, "import_extra", lambda *names: SimpleNamespace(init=init, shutdown=lambda: None))
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    with nullcontext() if starts else pytest.raises(InputError, match="no memory"), cluster.ray_cluster():
+        assert starts
+    assert {*seen} == {None} and os.environ["RAY_ADDRESS"] == "10.0.0.5:6379"
 
 
 def test_without_ray_there_is_the_install_line(capsys, monkeypatch, tmp_path):

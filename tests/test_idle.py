@@ -120,6 +120,27 @@ def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
         assert len(tries) == 2
 
 
+def test_a_measurement_that_fails_ends_the_fine_tune_with_its_error(folder, monkeypatch):
+    "Without measurements no one would end it, so it must not go on."
+    states, stops = iter([FREE, FREE]), []
+
+    def measure():
+        if (state := next(states, None)) is None:
+            raise OSError("no such sensor")
+        return state
+
+    def tune(*given, **named):
+        assert stops[-1].wait(5), "it went on, and no thread measured"
+        raise TrainingStopped
+
+    watched = lambda out, load, stop, progress: stops.append(stop) or finetune_folder(out, load, stop, progress)
+    monkeypatch.setattr(idle, "finetune_folder", watched)
+    monkeypatch.setattr(personalizer, "tune", tune)
+    with pytest.raises(OSError, match="no such sensor"):
+        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), measure)
+    assert len(stops) == 1
+
+
 def test_an_open_chat_is_an_obstacle(folder, capsys):
     left = iter([FREE] * 5)
     with lock_folder(folder), pytest.raises(StopIteration):

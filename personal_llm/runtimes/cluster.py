@@ -61,25 +61,27 @@ def ray_cluster(address: str = None, cores: int = None):  # None: start one here
     "Join a cluster, or start one, until the block ends; raise `InputError` if Ray is missing or does not answer."
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # no usage report
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leave the visible accelerators as they are
-    os.environ.pop("RAY_ADDRESS", None)
     ray = import_extra("ray", "ray", "a cluster")
     place = dict(num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
     remedy = "Ray needs 1 GB of free memory, and the model's memory for each core; or build without --ray-address"
     if address:
         check_ray_address(address)
         place, remedy = dict(address=address), "check the address, and that the cluster runs the same version of Ray"
-    for attempts_left in (2, 1, 0):  # on a busy machine, Ray's own time limits can end a start
-        try:
-            ray.init(**place, log_to_driver=False, logging_level="ERROR")
-            break
-        except Exception as error:  # Ray has a class for each way to fail
-            ray.shutdown()
-            if not attempts_left:
-                raise InputError(f"Ray did not start ({repr(error)[:200]})", remedy) from error
+    other_address = os.environ.pop("RAY_ADDRESS", None)  # Ray would prefer it
     try:
+        for attempts_left in (2, 1, 0):  # on a busy machine, Ray's own time limits can end a start
+            try:
+                ray.init(**place, log_to_driver=False, logging_level="ERROR")
+                break
+            except Exception as error:  # Ray has a class for each way to fail
+                ray.shutdown()
+                if not attempts_left:
+                    raise InputError(f"Ray did not start ({repr(error)[:200]})", remedy) from error
         yield ray
     finally:
         ray.shutdown()
+        if other_address is not None:
+            os.environ["RAY_ADDRESS"] = other_address
 
 # %% ../../nbs/7_runtimes/04_cluster.ipynb #272671b0
 @lru_cache(maxsize=1)

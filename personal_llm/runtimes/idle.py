@@ -78,10 +78,10 @@ LOOK_SECONDS = 1.0  # from one measurement to the next
 
 def wait_until(holds, seconds: float, sleep=time.sleep) -> None:
     "Return when a condition has held for some seconds without a break."
-    held = 0.0
-    while held <= seconds:
+    lasted = 0.0  # seconds
+    while lasted <= seconds:
         sleep(LOOK_SECONDS)
-        held = held + LOOK_SECONDS if holds() else 0.0
+        lasted = lasted + LOOK_SECONDS if holds() else 0.0
 
 # %% ../../nbs/7_runtimes/03_idle.ipynb #9b8cb5d0
 def finetune_folder(out, load_model, stop: threading.Event, progress: bool = False):
@@ -136,14 +136,23 @@ def finetune_when_idle(out, load_model, policy=IdlePolicy(), measure=None, sleep
 
     while True:
         wait_until(is_idle, policy.idle_seconds, sleep)
-        stop = threading.Event()
+        stop, failures = threading.Event(), []
         is_busy = lambda: stop.is_set() or find_obstacle(policy, measure(), training=True)
-        watch = lambda: (wait_until(is_busy, policy.busy_seconds, stop.wait), stop.set())
+
+        def watch():
+            try:
+                wait_until(is_busy, policy.busy_seconds, stop.wait)
+            except Exception as error:  # without measurements nothing may train
+                failures.append(error)
+            stop.set()
+
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
             return finetune_folder(out, load_model, stop, progress)
         except TrainingStopped:
+            if failures:
+                raise failures[0]
             last_reason = ""
         finally:
             stop.set()
