@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
-           'GRIDS', 'CONDITIONS', 'DECIMALS', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted',
-           'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
+           'GRIDS', 'CONDITIONS', 'DECIMALS', 'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case',
+           'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
            'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
@@ -188,26 +188,32 @@ GRIDS = (
 )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #da17b8fa
-CONDITIONS = {  # label -> grid, (policy, count, method)
-    "alone": ("fresh-people", ("none", 0, "bare")),
-    "rules": ("fresh-counts", ("none", 0, "rules")),
-    "memory of 1": ("fresh-counts", ("own", 1, "memory")),
-    "memory of 3": ("fresh-counts", ("own", 3, "memory")),
-    "memory": ("fresh-people", ("own", 8, "memory")),
-    "weights": ("fresh-people", ("own", 8, "weights")),
-    "both": ("fresh-people", ("own", 8, "both")),
-    **{policy: ("fresh-asked", (policy, 32, "memory")) for policy in ASKING},
+def _condition(grid: str, policy: str, count: int, method: str) -> tuple:  # (grid, factors of its rows)
+    return grid, dict(policy=policy, count=count, method=method)
+
+
+CONDITIONS = {
+    "alone": _condition("fresh-people", "none", 0, "bare"),
+    "rules": _condition("fresh-counts", "none", 0, "rules"),
+    "memory of 1": _condition("fresh-counts", "own", 1, "memory"),
+    "memory of 3": _condition("fresh-counts", "own", 3, "memory"),
+    "memory": _condition("fresh-people", "own", 8, "memory"),
+    "weights": _condition("fresh-people", "own", 8, "weights"),
+    "both": _condition("fresh-people", "own", 8, "both"),
+    "answers only": ("fresh-tunings", dict(rewrites=0)),  # weights without consolidation
+    "rewrites": ("fresh-tunings", dict(rewrites=3)),
+    **{policy: _condition("fresh-asked", policy, 32, "memory") for policy in ASKING},
 }
 
 
 def read_condition(label: str) -> dict:  # person -> row; empty unless all fifteen are measured
     "Return the rows of the first order under one of `CONDITIONS`."
-    grid, condition = CONDITIONS[label]
+    grid, factors = CONDITIONS[label]
     try:
         rows = [row for row in read_results(grid) if row["seed"] == ORDERS[0]]
     except InputError:  # no row yet
         return {}
-    rows = {row["user"]: row for row in rows if (row["policy"], row["count"], row["method"]) == condition}
+    rows = {row["user"]: row for row in rows if factors.items() <= row.items()}
     return rows if rows.keys() == PEOPLE.keys() else {}
 
 
@@ -246,6 +252,7 @@ def write_table() -> str:
     return "\n".join([*lines, f"| runs that harm, or have an empty reply | – | {' | '.join(counts)} | |"])
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8
+TUNING_GAIN = 0.05
 PLAN = (  # condition, metric, how it is judged, bar
     ("memory of 1", "habits", "at least", 0.55),
     ("memory of 3", "habits", "at least", 0.85),
@@ -291,6 +298,12 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
             told = ", ".join(f"{policy} {mean:.3f}" for policy, mean in means.items())
             holds = means["active"] == max(means.values())
         out.append((f"`active` is not below a rival after 32 questions: {METRICS[metric]}", told, holds))
+    for label, metrics in (("rewrites", ("habits", "content")), ("weights", ("habits",))):
+        told, holds, name = "not measured", None, "consolidation" if label == "weights" else "three rewrites an answer"
+        if read_condition("answers only") and read_condition(label):
+            gains = [compare("answers only", label, metric) for metric in metrics]
+            told, holds = ", ".join(map(str, gains)), any(gain.value >= TUNING_GAIN for gain in gains)
+        out.append((f"{name}: {' or '.join(metrics)} above the answers alone by {TUNING_GAIN}", told, holds))
     counts = {label: len(find_harmful(label)) for label in ("memory", "weights", "both")}
     told = ", ".join(f"{label} {count} of {len(PEOPLE)}" for label, count in counts.items())
     return [*out, ("at most 1 % of our runs harm or have an empty reply", told, not any(counts.values()))]

@@ -151,22 +151,14 @@ PAPER_ACCURACY = {0.9: 0.964, 0.7: 0.857, 0.5: 0.536, 0.3: 0.25}  # of XPerT by 
 def list_start_claims() -> list:  # `Claim`s
     "Judge the selection and the start of XPerT on the real model."
     selections, starts = read_rows("real-library"), read_rows("real-library-starts")
-    of_fit = [row for row in selections if row["method"] == "fit"]
-    right = {
-        c: [row["right"] for row in of_fit if row["condition"] == c] for c in ("own", "look-alike", "other subject")
-    }
-    told = ", ".join(f"{condition} {np.mean(part):.0%} ({len(part)} styles)" for condition, part in right.items())
-    theirs = PAPER_ACCURACY[0.9]
-    verdict = decide_verdict(np.mean(right["own"]) >= theirs and np.mean(right["look-alike"]) >= theirs)
-    out = [
-        Claim(
-            "the right pLLM of nine is chosen from eight dialogues",
-            f"{theirs:.1%} of 28",
-            told,
-            verdict,
-            "40_real_library",
-        )
-    ]
+    conditions, theirs, out = ("own", "look-alike", "other subject"), PAPER_ACCURACY[0.9], []
+    for method in ("fit", "match", "explained"):
+        of_method = [row for row in selections if row["method"] == method]
+        right = {c: [row["right"] for row in of_method if row["condition"] == c] for c in conditions}
+        told = ", ".join(f"{condition} {np.mean(part):.0%} ({len(part)} styles)" for condition, part in right.items())
+        verdict = decide_verdict(np.mean(right["own"]) >= theirs and np.mean(right["look-alike"]) >= theirs)
+        claim = f"the right pLLM of nine is chosen from eight dialogues, by `{method}`"
+        out.append(Claim(claim, f"{theirs:.1%} of 28", told, verdict, "40_real_library"))
     for count in (1, 3, 8):
         by_start = {
             start: user_means([row for row in starts if row["answers"] == count], "start", "adherence")[start]
