@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from personal_llm.app import arguments, server
+from personal_llm.app.personalize import PersonalizeSettings
 from personal_llm.base.adapters import check_adapter, get_adapter_id
 from personal_llm.base.files import ASSETS
 from personal_llm.base.models import load_model
@@ -36,6 +38,12 @@ def test_a_library_in_the_package_is_whole(name, layers):
     assert (len(rows), len(directions)) == (9, layers) and before == read_times(library.path)
     assert PLAIN_PLLM in library and library.verify() == []
     assert all(library[name].explanation.description is not None for name in library)
+
+
+@pytest.mark.parametrize("name", SHIPPED_LIBRARIES)
+def test_each_help_names_the_libraries_in_the_package(name):
+    start = PersonalizeSettings.__dataclass_fields__["start"].metadata["help"]
+    assert all(name in text for text in (arguments.LIBRARY_HELP, server.LIBRARY_HELP, start))
 
 
 def test_the_library_of_the_real_model_is_small():

@@ -245,7 +245,7 @@ MODEL_HELP = (
     "state or adapter, else smollm2 where it is installed, else pocket)"
 )
 TEMPLATE_HELP = "plain, or a file with a Jinja template, for models that have none"
-LIBRARY_HELP = "a library's folder, its https address, or the name of a model with one in the package (pocket)"
+LIBRARY_HELP = "a library's folder, its https address, or a model with a library in the package: smollm2, pocket"
 OWN_LIBRARY_HELP = f"{LIBRARY_HELP} (default: the one in the package that was made for the model)"
 SKIP_INVALID_HELP = "report invalid rows and leave them out, instead of stopping at the first"
 DATA_HELP = (

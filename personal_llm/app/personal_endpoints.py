@@ -11,6 +11,7 @@ import inspect
 import secrets
 import tempfile
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
 
@@ -146,7 +147,9 @@ def find_in_turn(state, row: dict, words: str) -> str:  # "" for no match; words
     version = state.versions.get(row["id"])
     for text in (row["prompt"], row["response"], version.response if version else ""):
         if (place := text.casefold().find(words)) >= 0:
-            return text[max(0, place - 30) :][:NUM_FOUND_CHARACTERS]
+            ends = accumulate(len(letter.casefold()) for letter in text)  # "ß" is two letters there
+            first = next(i for i, end in enumerate(ends) if end > place)
+            return text[max(0, first - 30) :][:NUM_FOUND_CHARACTERS]
     return ""
 
 

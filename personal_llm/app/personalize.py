@@ -60,7 +60,7 @@ class PersonalizeSettings(PersonalizerSettings):
     dropout: float = tuning_setting("dropout")
     start: str = setting(
         "none",
-        "start of the first fine-tune: none, pocket, a library's folder or address, or an adapter's folder",
+        "start of the first fine-tune: none, smollm2, pocket, a library's folder or address, or an adapter's folder",
         kind=object,
     )
 
@@ -110,7 +110,7 @@ def resolve_start(name: str):  # None, a `Library`, or an adapter's folder
         return library
     if (find_adapter_folder(name) / CONFIG_FILE).is_file():
         return check_adapter(find_adapter_folder(name))
-    remedy = "give a folder that library build or fine-tuning wrote, pocket, or none"
+    remedy = "give a folder that library build or fine-tuning wrote, smollm2, pocket, or none"
     raise InputError(f"start {name}: neither a library nor an adapter", remedy)
 
 # %% ../../nbs/8_app/02_personalize.ipynb #16b09b9b

@@ -159,7 +159,7 @@ def read_token(is_new: bool = False) -> str:
 # %% ../../nbs/8_app/13_server.ipynb #33533cab
 TOKEN_VARIABLE = "PERSONAL_LLM_TOKEN"
 HOST_HELP = f"address to listen to; others than loopback need a token in {TOKEN_VARIABLE}"
-LIBRARY_HELP = "library from which the first fine-tune starts: pocket, a folder, or an address"
+LIBRARY_HELP = "library from which the first fine-tune starts: smollm2, pocket, a folder, or an address"
 LEARN_HELP = "new answers that start a fine-tune; 0: on request only"
 TOKEN_HELP = "make another token; the links, tabs and programs that use the stored one must connect again"
 
