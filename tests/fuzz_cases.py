@@ -28,7 +28,7 @@ from devices import TALK, fake_tune, start, watch
 from pytest import MonkeyPatch
 from test_exports import CHATGPT
 from test_formats import RECORDS
-from test_phone import parcel_in
+from test_phone import bundle_in
 
 from personal_llm.base import ledger
 from personal_llm.base.adapters import Adapter, read_factors, read_lora_config
@@ -250,8 +250,8 @@ def read_lines(folder):
 
 
 def make_bundle(folder):
-    parcel_in(folder)
-    (folder / "parcel").rename(folder.parent / "bundle itself")
+    bundle_in(folder)
+    (folder / "bundle").rename(folder.parent / "bundle itself")
     shutil.rmtree(folder)
     (folder.parent / "bundle itself").rename(folder)
     vectors = phone.np.zeros((3, 8), "<f4")

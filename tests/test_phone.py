@@ -1,4 +1,4 @@
-"The phone's program, its parcel, its state: equal to PyTorch, nothing wrong taken, nothing lost by a kill."
+"The phone's program, its bundle, its state: equal to PyTorch, nothing wrong taken, nothing lost by a kill."
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -54,7 +55,7 @@ needs_extra = pytest.mark.skipif(find_spec("executorch") is None, reason=f"needs
 CONFIG_OF_A_RUN = TuningConfig(batch_size=2, steps=12, learning_rate=1e-2)
 
 
-def parcel_in(tmp_path):
+def bundle_in(tmp_path):
     "Six records in two shapes, eight numbers to train, a program of four bytes."
     from safetensors.numpy import save_file
 
@@ -68,12 +69,12 @@ def parcel_in(tmp_path):
     ]
     card = dict(base="b" * 16, parents=["x"])
     buckets = [Bucket(2, 32), Bucket(2, 64)]
-    return write_bundle(tmp_path / "parcel", b"code", buckets, rows, start, CONFIG_OF_A_RUN, 0, card)
+    return write_bundle(tmp_path / "bundle", b"code", buckets, rows, start, CONFIG_OF_A_RUN, 0, card)
 
 
 @pytest.fixture
-def parcel(tmp_path):
-    return parcel_in(tmp_path)
+def bundle(tmp_path):
+    return bundle_in(tmp_path)
 
 
 def pull(method, ids, targets, parameters, first, second, rates):
@@ -101,9 +102,9 @@ def test_the_step_is_torchs_adamw(seed, decay, rate, steps):
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_what_was_written_is_read(parcel):
-    again = open_bundle(parcel.folder)
-    assert again.manifest == parcel.manifest and again.checksum == parcel.checksum
+def test_what_was_written_is_read(bundle):
+    again = open_bundle(bundle.folder)
+    assert again.manifest == bundle.manifest and again.checksum == bundle.checksum
     seen = [(number, *again.batch(number)[:1]) for number in range(12)]
     assert {name for _, name in seen} == {"train_2x32", "train_2x64"}
     for number, name in seen:
@@ -113,9 +114,9 @@ def test_what_was_written_is_read(parcel):
         assert np.allclose(rates, compute_step_rates(number + 1, CONFIG_OF_A_RUN))
 
 
-def test_no_records_is_said(parcel, tmp_path):
+def test_no_records_is_said(bundle, tmp_path):
     with pytest.raises(InputError, match="no records"):
-        write_bundle(tmp_path / "new", b"", [Bucket(1, 32)], [[]], parcel.folder / "adapter", TuningConfig(), 0, {})
+        write_bundle(tmp_path / "new", b"", [Bucket(1, 32)], [[]], bundle.folder / "adapter", TuningConfig(), 0, {})
 
 
 def places(value, path=()):
@@ -130,9 +131,9 @@ def places(value, path=()):
         yield path
 
 
-def test_a_changed_manifest_is_refused(parcel):
+def test_a_changed_manifest_is_refused(bundle):
     "Whichever value is replaced by nonsense."
-    place = parcel.folder / MANIFEST_FILE
+    place = bundle.folder / MANIFEST_FILE
     whole, tried = place.read_text(), 0
     for path in places(json.loads(whole)):
         for wrong in (-1, None, "x", 1e400, [], 10**9):
@@ -146,15 +147,15 @@ def test_a_changed_manifest_is_refused(parcel):
             place.write_text(json.dumps(changed))
             tried += 1
             with pytest.raises(InputError) as told:
-                open_bundle(parcel.folder)
-            assert str(parcel.folder) in str(told.value) and "phone export" in str(told.value), path
+                open_bundle(bundle.folder)
+            assert str(bundle.folder) in str(told.value) and "phone export" in str(told.value), path
     place.write_text(whole)
-    assert tried > 100 and open_bundle(parcel.folder).manifest == parcel.manifest
+    assert tried > 100 and open_bundle(bundle.folder).manifest == bundle.manifest
 
 
-def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(parcel):
+def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(bundle):
     "Whoever changes it on purpose also computes its hash anew; then it is refused when it is opened, or it ends well."
-    place, refused = parcel.folder / MANIFEST_FILE, set()
+    place, refused = bundle.folder / MANIFEST_FILE, set()
     whole = place.read_text()
     for path in [*places(json.loads(whole)), ("card",), ("card", "parents"), ("steps",), ("buckets",), ("files",)]:
         for wrong in (-1, None, "x", 5, [], 10**20):
@@ -165,44 +166,44 @@ def test_a_manifest_that_contradicts_itself_is_refused_before_any_step(parcel):
             inner[path[-1]] = wrong
             place.write_text(json.dumps(changed | dict(sha256=hash_manifest(changed))))
             try:
-                bundle = open_bundle(parcel.folder)
+                opened = open_bundle(bundle.folder)
             except InputError as error:
-                assert str(parcel.folder) in str(error), path
+                assert str(bundle.folder) in str(error), path
                 refused.add(path)
                 continue
-            state = parcel.folder.parent / f"state-{bundle.checksum[:16]}"
+            state = bundle.folder.parent / f"state-{opened.checksum[:16]}"
             with suppress(InputError):  # with a rate of 1e20 the loss is no number
-                progress = run_training_steps(bundle, state, pull)
-                phone.export_adapter(bundle, progress, parcel.folder.parent / "out")
+                progress = run_training_steps(opened, state, pull)
+                phone.export_adapter(opened, progress, bundle.folder.parent / "out")
     assert {("card",), ("card", "parents"), ("steps",), ("buckets",), ("card", "base")} <= refused
 
 
-def test_records_that_are_no_tokens_are_refused(parcel):
-    records, place = parcel.folder / RECORDS_FILE, parcel.folder / MANIFEST_FILE
+def test_records_that_are_no_tokens_are_refused(bundle):
+    records, place = bundle.folder / RECORDS_FILE, bundle.folder / MANIFEST_FILE
     content = np.full(len(records.read_bytes()) // 8, 2**60, "<i8").tobytes()
     records.write_bytes(content)
     manifest = json.loads(place.read_text())
     manifest["files"][RECORDS_FILE]["sha256"] = files.compute_sha256(content)
     place.write_text(json.dumps(manifest | dict(sha256=hash_manifest(manifest))))
-    with pytest.raises(InputError, match="step 1 is none of its bucket"):
-        open_bundle(parcel.folder)
+    with pytest.raises(InputError, match="step 1: its records are not 2 rows of token ids"):
+        open_bundle(bundle.folder)
 
 
 @pytest.mark.parametrize(
     "name", [PROGRAM_FILE, RECORDS_FILE, f"adapter/{WEIGHTS_FILE}", f"adapter/{CONFIG_FILE}", MANIFEST_FILE]
 )
-def test_a_changed_missing_or_short_file_is_refused(parcel, name):
-    file = parcel.folder / name
+def test_a_changed_missing_or_short_file_is_refused(bundle, name):
+    file = bundle.folder / name
     whole = file.read_bytes()
     for content in (whole[:-1], whole + b" ", bytes([whole[0] ^ 1]) + whole[1:], b""):
         if name == MANIFEST_FILE and content.strip() == whole:
             continue  # a space more is the same JSON
         file.write_bytes(content)
         with pytest.raises(InputError, match=name.rpartition("/")[2]):
-            open_bundle(parcel.folder)
+            open_bundle(bundle.folder)
     file.unlink()
     with pytest.raises(InputError, match=name.rpartition("/")[2]):
-        open_bundle(parcel.folder)
+        open_bundle(bundle.folder)
 
 
 @settings(deadline=None, max_examples=15)
@@ -211,7 +212,7 @@ def test_any_stops_give_the_run_without_stops(cuts):
     "Killed between two saves, a run goes on from the last one and ends where the uninterrupted run ends."
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(phone, "SAVE_EVERY_STEPS", 3):
         folder = Path(folder)
-        made = parcel_in(folder)
+        made = bundle_in(folder)
         whole = run_training_steps(made, folder / "one", pull)
         for cut in cuts:
 
@@ -225,33 +226,41 @@ def test_any_stops_give_the_run_without_stops(cuts):
     assert parts.losses == whole.losses and (parts.vectors == whole.vectors).all()
 
 
-def test_a_state_that_is_damaged_or_of_another_parcel_is_refused(parcel, tmp_path):
+def test_a_state_that_is_damaged_or_of_another_bundle_is_refused(bundle, tmp_path):
     file = tmp_path / "out" / PROGRESS_FILE
-    run_training_steps(parcel, file, pull, steps=3)
+    run_training_steps(bundle, file, pull, steps=3)
     whole = file.read_bytes()
     deep = b"[" * 100_000 + b"\n"
     nested = files.compute_sha256(deep).encode() + deep
-    for wrong in (b"", whole[:-4], whole[1:], nested, whole.replace(parcel.checksum.encode(), b"0" * 64)):
+    for wrong in (b"", whole[:-4], whole[1:], nested, whole.replace(bundle.checksum.encode(), b"0" * 64)):
         file.write_bytes(wrong)
         with pytest.raises(InputError, match=PROGRESS_FILE):
-            load_progress(file, parcel)
+            load_progress(file, bundle)
 
 
-def test_a_flipped_bit_of_the_progress_is_refused(parcel, tmp_path):
+def test_an_error_names_the_setting_and_the_other_bundle(bundle, tmp_path):
+    with pytest.raises(InputError, match="^gradient_accumulation_steps is 4"):
+        phone.adapt_config_to_phone(TuningConfig(gradient_accumulation_steps=4))
+    run_training_steps(bundle, tmp_path / PROGRESS_FILE, pull, steps=3)
+    with pytest.raises(InputError, match="the state of another bundle"):
+        load_progress(tmp_path / PROGRESS_FILE, replace(bundle, manifest=bundle.manifest | dict(sha256="0" * 64)))
+
+
+def test_a_flipped_bit_of_the_progress_is_refused(bundle, tmp_path):
     file = tmp_path / PROGRESS_FILE
-    run_training_steps(parcel, file, pull, steps=3)
+    run_training_steps(bundle, file, pull, steps=3)
     whole = file.read_bytes()
     for bit in range(0, 8 * len(whole), 8 * len(whole) // 300 | 1):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         file.write_bytes(flipped)
         with pytest.raises(InputError, match=PROGRESS_FILE):
-            load_progress(file, parcel)
+            load_progress(file, bundle)
 
 
-def test_a_full_disk_keeps_the_older_state(parcel, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_older_state(bundle, tmp_path, monkeypatch):
     file = tmp_path / PROGRESS_FILE
-    run_training_steps(parcel, file, pull, steps=2)
+    run_training_steps(bundle, file, pull, steps=2)
     before, row = file.read_bytes(), encode_record(dict(input_ids=[1, 2], labels=[-100, 2]), 32, 0)
 
     def full(descriptor):
@@ -259,28 +268,28 @@ def test_a_full_disk_keeps_the_older_state(parcel, tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        run_training_steps(parcel, file, pull, steps=1)
+        run_training_steps(bundle, file, pull, steps=1)
     with pytest.raises(InputError, match="No space left"):
         write_bundle(
-            tmp_path / "new", b"code", [Bucket(1, 32)], [[row]], parcel.folder / "adapter", TuningConfig(), 0, {}
+            tmp_path / "new", b"code", [Bucket(1, 32)], [[row]], bundle.folder / "adapter", TuningConfig(), 0, {}
         )
     assert file.read_bytes() == before and not (tmp_path / "new" / MANIFEST_FILE).exists()
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_kept(parcel, tmp_path):
+def test_a_loss_that_is_no_number_stops_before_it_is_kept(bundle, tmp_path):
     file = tmp_path / PROGRESS_FILE
-    run_training_steps(parcel, file, pull, steps=2)
+    run_training_steps(bundle, file, pull, steps=2)
     with pytest.raises(InputError, match="step 3"):
-        run_training_steps(parcel, file, lambda *inputs: (float("nan"), *inputs[3:6]))
-    assert load_progress(file, parcel).step == 2
+        run_training_steps(bundle, file, lambda *inputs: (float("nan"), *inputs[3:6]))
+    assert load_progress(file, bundle).step == 2
 
 
-def test_without_the_extra_there_is_one_line(parcel, tmp_path, monkeypatch, capsys):
+def test_without_the_extra_there_is_one_line(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "executorch.exir", None)
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"prompt": "Hello", "response": "Hello, dear."}\n')
     for words in (
-        ["phone", "simulate", "--bundle", str(parcel.folder), "--out", str(tmp_path / "out")],
+        ["phone", "simulate", "--bundle", str(bundle.folder), "--out", str(tmp_path / "out")],
         ["phone", "export", "--data", str(chats), "--out", str(tmp_path / "out")],
     ):
         assert main(words) == 2
@@ -289,14 +298,22 @@ def test_without_the_extra_there_is_one_line(parcel, tmp_path, monkeypatch, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_goes_on_where_the_last_one_ended_and_alone(parcel, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_the_last_one_ended_and_alone(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(phone, "require_executorch", lambda: None)
     monkeypatch.setattr(phone, "load_runtime", lambda file: pull)
     with files.lock_folder(files.make_folder(tmp_path / "out")), pytest.raises(InputError, match="out"):
-        simulate_phone(parcel.folder, tmp_path / "out", progress=False)
-    assert simulate_phone(parcel.folder, tmp_path / "out", steps=5, progress=False).step == 5
-    adapter = simulate_phone(parcel.folder, tmp_path / "out", progress=False)
-    whole = run_training_steps(parcel, tmp_path / "whole", pull)
+        simulate_phone(bundle.folder, tmp_path / "out", progress=False)
+    assert simulate_phone(bundle.folder, tmp_path / "out", steps=5, progress=False).step == 5
+    export = phone.export_adapter
+
+    def export_alone(*given):
+        with pytest.raises(InputError, match="another run is at work"), files.lock_folder(tmp_path / "out"):
+            pass
+        return export(*given)
+
+    monkeypatch.setattr(phone, "export_adapter", export_alone)
+    adapter = simulate_phone(bundle.folder, tmp_path / "out", progress=False)
+    whole = run_training_steps(bundle, tmp_path / "whole", pull)
     assert [loss for _, loss, _ in adapter.history] == whole.losses and adapter.cost.peak_memory > 1e6
     assert not (tmp_path / "out" / PROGRESS_FILE).exists()
 
@@ -312,7 +329,7 @@ LEARN = TuningConfig(batch_size=2, steps=100, rank=2, max_length=64)  # a larger
 def made(tmp_path_factory):
     if find_spec("executorch") is None:
         pytest.skip(f"needs ExecuTorch: {EXECUTORCH_INSTALL}")
-    return export_bundle(tiny("llama"), TALK, tmp_path_factory.mktemp("phone") / "parcel", LEARN)
+    return export_bundle(tiny("llama"), TALK, tmp_path_factory.mktemp("phone") / "bundle", LEARN)
 
 
 @needs_extra
@@ -360,6 +377,6 @@ def test_an_operator_without_a_kernel_is_named():
 
 
 @needs_extra
-def test_what_is_no_program_is_refused(parcel, tmp_path):
+def test_what_is_no_program_is_refused(bundle, tmp_path):
     with pytest.raises(InputError, match=PROGRAM_FILE):
-        simulate_phone(parcel.folder, tmp_path / "out", progress=False)
+        simulate_phone(bundle.folder, tmp_path / "out", progress=False)

@@ -35,7 +35,7 @@ from ..tuning.finetune import check_output_folder, trainable_adapter
 def adapt_config_to_phone(config: TuningConfig) -> TuningConfig:
     "Return the settings without dropout; raise `InputError` for several batches in a step."
     if config.gradient_accumulation_steps > 1:
-        what = f"TuningConfig: accumulate is {config.gradient_accumulation_steps}; on a phone a step is one batch"
+        what = f"gradient_accumulation_steps is {config.gradient_accumulation_steps}; on a phone a step is one batch"
         raise InputError(what, "leave it out, and choose batch_size for the phone's memory")
     return replace(config, dropout=0.0, bfloat16=False)
 
@@ -104,18 +104,18 @@ class PhoneProgress:
         return len(self.losses)
 
 
-def save_progress(file: Path, parcel: PhoneBundle, progress: PhoneProgress) -> None:
+def save_progress(file: Path, bundle: PhoneBundle, progress: PhoneProgress) -> None:
     "Write the progress atomically; raise `InputError` if the disk is full, and keep the older file."
-    head = dict(parcel=parcel.checksum, losses=progress.losses, seconds=progress.seconds)
+    head = dict(bundle=bundle.checksum, losses=progress.losses, seconds=progress.seconds)
     content = json.dumps(head).encode() + b"\n" + progress.vectors.astype("<f4").tobytes()
     write_atomically(file, compute_sha256(content).encode() + content)
 
 
-def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file is perhaps not there yet
+def load_progress(file: Path, bundle: PhoneBundle) -> PhoneProgress:  # the file is perhaps not there yet
     "Read the progress, or return the start; raise `InputError` for another bundle's progress or a damaged file."
-    count = parcel.layout.count
+    count = bundle.layout.count
     if not file.exists():
-        return PhoneProgress(np.stack([parcel.start(), np.zeros(count, "<f4"), np.zeros(count, "<f4")]), [])
+        return PhoneProgress(np.stack([bundle.start(), np.zeros(count, "<f4"), np.zeros(count, "<f4")]), [])
     checksum, content = (written := file.read_bytes())[:64], written[64:]
     head, _, rest = content.partition(b"\n")
     remedy = "choose another folder, or delete this file to begin anew"
@@ -125,13 +125,13 @@ def load_progress(file: Path, parcel: PhoneBundle) -> PhoneProgress:  # the file
         row = json.loads(head)
         vectors = np.frombuffer(rest, "<f4").reshape(3, count).copy()
         progress = PhoneProgress(vectors, [float(loss) for loss in row["losses"]], float(row["seconds"]))
-        if progress.step > len(parcel.steps):
+        if progress.step > len(bundle.steps):
             raise ValueError("more steps than planned")
-        bundle_checksum = row["parcel"]
+        bundle_checksum = row["bundle"]
     except READ_ERRORS as error:
         raise InputError(f"{file}: damaged ({str(error)[:60]})", remedy) from error
-    if bundle_checksum != parcel.checksum:
-        raise InputError(f"{file}: the state of another parcel", remedy)
+    if bundle_checksum != bundle.checksum:
+        raise InputError(f"{file}: the state of another bundle", remedy)
     return progress
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f01dc6ed
@@ -139,40 +139,40 @@ SAVE_EVERY_STEPS = 10  # steps from one saved progress to the next
 
 
 def run_training_steps(
-    parcel: PhoneBundle,
+    bundle: PhoneBundle,
     file: Path,  # of the saved progress
     execute,  # function: method's name, six arrays -> loss, three vectors
     steps: int = None,  # at most so many now; all that are left by default
     tell=lambda progress: None,  # called after each step
 ) -> PhoneProgress:
     "Resume from the saved progress; a run that is killed repeats at most `SAVE_EVERY_STEPS` steps."
-    progress = load_progress(file, parcel)
-    last = len(parcel.steps) if steps is None else min(len(parcel.steps), progress.step + steps)
+    progress = load_progress(file, bundle)
+    last = len(bundle.steps) if steps is None else min(len(bundle.steps), progress.step + steps)
     while progress.step < last:
         step_start = time.perf_counter()
-        method, ids, targets, rates = parcel.batch(progress.step)
+        method, ids, targets, rates = bundle.batch(progress.step)
         loss, *vectors = execute(method, ids, targets, *progress.vectors, rates)
         if not np.isfinite(loss):
-            what = f"{parcel.folder}: the loss of step {progress.step + 1} is not a number"
+            what = f"{bundle.folder}: the loss of step {progress.step + 1} is not a number"
             raise InputError(what, "export again with a smaller learning rate")
         seconds = progress.seconds + time.perf_counter() - step_start
         progress = PhoneProgress(np.stack(vectors), [*progress.losses, float(loss)], seconds)
         if progress.step % SAVE_EVERY_STEPS == 0 or progress.step == last:
-            save_progress(file, parcel, progress)
+            save_progress(file, bundle, progress)
         tell(progress)
     return progress
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f132ed23
 def export_adapter(
-    parcel: PhoneBundle,
+    bundle: PhoneBundle,
     progress: PhoneProgress,
     out,  # the adapter's folder
     memory: int = 0,  # bytes, peak of the process that trained
 ) -> Adapter:
     "Write the trained numbers as an adapter that peft loads; raise `InputError` if that fails."
-    out, start, card = Path(out), parcel.folder / START_FOLDER, parcel.manifest["card"]
-    head = (start / WEIGHTS_FILE).read_bytes()[: parcel.layout.offset]
-    rows = [parcel.manifest["buckets"][step["bucket"]] for step in parcel.steps[: progress.step]]
+    out, start, card = Path(out), bundle.folder / START_FOLDER, bundle.manifest["card"]
+    head = (start / WEIGHTS_FILE).read_bytes()[: bundle.layout.offset]
+    rows = [bundle.manifest["buckets"][step["bucket"]] for step in bundle.steps[: progress.step]]
     seen = sum(row["batch"] for row in rows)
     tokens = sum(row["batch"] * row["length"] for row in rows)  # padding included: the program computes it too
     cost = Cost(progress.seconds, tokens, seen, seen, peak_memory=memory)
@@ -220,14 +220,14 @@ def simulate_phone(
     from tqdm.auto import tqdm
 
     require_executorch()
-    parcel, out = open_bundle(folder), make_folder(out)
+    bundle, out = open_bundle(folder), make_folder(out)
     check_output_folder(out)
     with lock_folder(out):
-        file, execute = out / PROGRESS_FILE, load_runtime(parcel.folder / PROGRAM_FILE)
-        look = dict(desc="training", unit="step", leave=False, disable=not progress)
-        with tqdm(total=len(parcel.steps), initial=load_progress(file, parcel).step, **look) as bar:
-            now = run_training_steps(parcel, file, execute, steps, lambda one: bar.update(one.step - bar.n))
-    return export_adapter(parcel, now, out, get_peak_memory()) if now.step == len(parcel.steps) else now
+        file, execute = out / PROGRESS_FILE, load_runtime(bundle.folder / PROGRAM_FILE)
+        bar_options = dict(desc="training", unit="step", leave=False, disable=not progress)
+        with tqdm(total=len(bundle.steps), initial=load_progress(file, bundle).step, **bar_options) as bar:
+            now = run_training_steps(bundle, file, execute, steps, lambda one: bar.update(one.step - bar.n))
+        return export_adapter(bundle, now, out, get_peak_memory()) if now.step == len(bundle.steps) else now
 
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 @dataclass(frozen=True)

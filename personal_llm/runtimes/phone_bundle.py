@@ -62,13 +62,13 @@ def read_adapter_layout(file: Path) -> AdapterLayout:  # of adapter_model.safete
         size = int.from_bytes(content[:8], "little")
         head = json.loads(content[8 : 8 + size])
         rows = sorted((row["data_offsets"], name, row) for name, row in head.items() if name != "__metadata__")
-        made = AdapterLayout(tuple(r[1] for r in rows), tuple(tuple(r[2]["shape"]) for r in rows), 8 + size)
-        is_valid = all(r[2]["dtype"] == "F32" for r in rows) and len(content) == made.offset + 4 * made.count
+        layout = AdapterLayout(tuple(r[1] for r in rows), tuple(tuple(r[2]["shape"]) for r in rows), 8 + size)
+        is_valid = all(r[2]["dtype"] == "F32" for r in rows) and len(content) == layout.offset + 4 * layout.count
     except (ValueError, KeyError, TypeError, AttributeError):
         is_valid = False
     if not is_valid:
         raise InputError(f"{file}: no whole adapter in float32", "give an adapter that fine-tuning wrote")
-    return made
+    return layout
 
 
 def read_adapter_vector(file: Path, layout: AdapterLayout) -> np.ndarray:  # float32 (count,)
@@ -212,13 +212,13 @@ MIN_ROW_TOKENS = 32  # tokens; below it a step costs hardly less
 def choose_buckets(lengths: list, batch: int) -> list:  # tokens of each dialogue, rows a step -> `Bucket`s
     "Return the shapes that dialogues need, short ones first."
     rounded = sorted(max(MIN_ROW_TOKENS, 1 << (length - 1).bit_length()) for length in lengths)
-    found, waiting = [], 0
+    buckets, waiting = [], 0
     for length in sorted(set(rounded)):
         waiting += rounded.count(length)
         if waiting >= batch or length == rounded[-1]:
-            found.append(Bucket(batch, length))
+            buckets.append(Bucket(batch, length))
             waiting = 0
-    return found
+    return buckets
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #a8a288ab
 IGNORE_INDEX = -100  # a place where nothing is to be predicted
@@ -294,7 +294,7 @@ class PhoneBundle:
         all_rows = np.memmap(self.folder / RECORDS_FILE, "<i8", "r", row["offset"], shape)
         chosen, rates = np.array(all_rows[step["records"]]), np.array(step["rates"], "<f4")
         if chosen.shape[0] != row["batch"] or not (IGNORE_INDEX <= chosen.min() <= chosen.max() < 2**31):
-            raise ValueError(f"step {number + 1} is none of its bucket")
+            raise ValueError(f"step {number + 1}: its records are not {row['batch']} rows of token ids")
         return Bucket(row["batch"], row["length"]).name, chosen[:, 0].copy(), chosen[:, 1].copy(), rates
 
 # %% ../../nbs/7_runtimes/05_phone_bundle.ipynb #f6e0a50f
