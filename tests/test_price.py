@@ -32,7 +32,7 @@ def test_sizes_by_hand(architecture, monkeypatch):
     assert torch.equal(torch.rand(1), expected), "torch's own generator goes on as if nothing had been"
     assert same(model, before) and vars(model.cost) == vars(cost)
     assert found.step_seconds % 12 == 0 and found.step_seconds > 0, "twelve rows a step"
-    assert found.tokens == len(model.encode(SAMPLE_DIALOGUE, 256)["input_ids"]) and found.batch_size == 4
+    assert found.tokens == len(model.encode(SAMPLE_DIALOGUE, 256)["input_ids"]) and found.batch_size == 12
     assert found.bin_bytes == bin_bytes(score(model, [SAMPLE_DIALOGUE])[0])
     sizes = dict(llama=4 * 2 * 2 * 64, gpt2=4 * 2 * 2 * (64 + 160)).get(architecture, 4 * 2 * (64 + 48))
     assert found.adapter_bytes == sizes

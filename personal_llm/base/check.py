@@ -75,8 +75,9 @@ def _check_template(model):
 
 def _check_loss_mask(model):
     trained = get_trained_tokens(model, EXAMPLE_DIALOGUE)
-    text = model.tokenizer.decode(trained, skip_special_tokens=True)
-    return text.strip() == EXAMPLE_DIALOGUE.response, f"{len(trained)} tokens: the response only"
+    words = model.tokenizer.decode(trained, skip_special_tokens=True).strip()
+    detail = f"{len(trained)} tokens are learned: {model.tokenizer.decode(trained)!r}"
+    return words == EXAMPLE_DIALOGUE.response, detail
 
 
 def _check_end_token(model):

@@ -44,8 +44,8 @@ class Feedback:
         check(self.text, "text", f"{self.kind}: the text")
         check(self.rejected, "text", f"{self.kind}: the rejected reply")
         if len(self.text) > MAX_FEEDBACK_CHARACTERS:
-            wrong = f"{self.kind}: a text of {len(self.text):,} characters"
-            raise InputError(wrong, f"give at most {MAX_FEEDBACK_CHARACTERS:,}")
+            problem = f"{self.kind}: a text of {len(self.text):,} characters"
+            raise InputError(problem, f"give at most {MAX_FEEDBACK_CHARACTERS:,}")
         if bool(self.text.strip()) != (self.kind in TEXT_KINDS):
             if self.kind in TEXT_KINDS:
                 raise InputError(f"{self.kind}: no text", "give the preferred reply, too")
@@ -74,9 +74,8 @@ def add_feedback(rows: list, feedback: Feedback) -> list:  # new rows; the old l
     is_same = old is not None and all(old[name] == row[name] for name in ("kind", "text", "rejected"))
     if is_same and feedback.is_given:
         kind = feedback.kind.replace("_", " ")
-        raise InputError(
-            f"dialogue {feedback.dialogue_id} has the same feedback already: {kind}", "nothing is to change"
-        )
+        problem = f"dialogue {feedback.dialogue_id} has the same feedback already: {kind}"
+        raise InputError(problem, "give another reaction to change it")
     return [other for other in rows if other is not old] + [row]
 
 

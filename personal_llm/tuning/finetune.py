@@ -338,7 +338,7 @@ class CostEstimate:
     dialogue_seconds: float  # reading and scoring one that arrives
     step_seconds: float  # an optimiser step of `batch_size` rows, one row measured
     tokens: int  # of the dialogue
-    batch_size: int  # rows
+    batch_size: int  # rows of a step, in all its forward passes
     peak_memory_bytes: int  # bytes, the process's highest so far
     bin_bytes: int  # of a dialogue in the buffer
     adapter_bytes: int  # of the weights that learn
@@ -372,7 +372,7 @@ def estimate_cost(
         row = measure_second_run(lambda: forward(batch, config.bfloat16).sum().backward())
         adapter_bytes = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     vars(model.cost).update(vars(before))
-    passes = config.batch_size * config.gradient_accumulation_steps
+    num_rows = config.batch_size * config.gradient_accumulation_steps
     sizes = dict(peak_memory_bytes=get_peak_memory(), bin_bytes=bin_bytes(candidate), adapter_bytes=adapter_bytes)
-    sizes |= dict(joules=passes * row.joules, tokens=len(sample["input_ids"]), batch_size=config.batch_size)
-    return CostEstimate(arrival.seconds, passes * row.seconds, **sizes)
+    sizes |= dict(joules=num_rows * row.joules, tokens=len(sample["input_ids"]), batch_size=num_rows)
+    return CostEstimate(arrival.seconds, num_rows * row.seconds, **sizes)
