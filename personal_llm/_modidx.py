@@ -5785,6 +5785,10 @@ d = {
             ),
         },
         "personal_llm.experiments.fresh_people": {
+            "personal_llm.experiments.fresh_people._condition": (
+                "experiments/fresh_people.html#_condition",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.arrows": (
                 "experiments/fresh_people.html#arrows",
                 "personal_llm/experiments/fresh_people.py",
@@ -5859,6 +5863,10 @@ d = {
             ),
             "personal_llm.experiments.fresh_people.title_case": (
                 "experiments/fresh_people.html#title_case",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.write_asked_paragraph": (
+                "experiments/fresh_people.html#write_asked_paragraph",
                 "personal_llm/experiments/fresh_people.py",
             ),
             "personal_llm.experiments.fresh_people.write_table": (
@@ -10149,37 +10157,34 @@ d = {
         },
         "personal_llm.selection.merging": {
             "personal_llm.selection.merging.add_best_member": (
-                "5_selection/merging.html#add_best_member",
+                "5_selection/zz.html#add_best_member",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.combine_adapters": (
-                "5_selection/merging.html#combine_adapters",
+                "5_selection/zz.html#combine_adapters",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.equalize_row_norms": (
-                "5_selection/merging.html#equalize_row_norms",
+                "5_selection/zz.html#equalize_row_norms",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.find_members": (
-                "5_selection/merging.html#find_members",
+                "5_selection/zz.html#find_members",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.fit_member_weights": (
-                "5_selection/merging.html#fit_member_weights",
+                "5_selection/zz.html#fit_member_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.fit_merge_weights": (
-                "5_selection/merging.html#fit_merge_weights",
+                "5_selection/zz.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.measure_mixture_loss": (
-                "5_selection/merging.html#measure_mixture_loss",
+                "5_selection/zz.html#measure_mixture_loss",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.merge": (
-                "5_selection/merging.html#merge",
-                "personal_llm/selection/merging.py",
-            ),
+            "personal_llm.selection.merging.merge": ("5_selection/zz.html#merge", "personal_llm/selection/merging.py"),
         },
         "personal_llm.selection.mixture": {
             "personal_llm.selection.mixture.AdapterMixture": (

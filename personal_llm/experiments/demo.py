@@ -148,15 +148,13 @@ def write_demo_paragraph() -> str:
     return paragraph(
         f"The figure shows a simulated {user} with {settings['length']} dialogues, of which the buffer keeps up to",
         f"{bins}.",
-        f"Blue bands are the {user}'s subject, the orange one is a rare subject, and marks are the dialogues in the",
-        "buffer.",
+        "Bands are her subject (blue) and a rare one (orange), marks are dialogues in the buffer.",
         f"With the policy `{name}`, {outcome['answers']} of {outcome['requests']} questions brought a correction.",
         f"After the fine-tune, the replies to {settings['tests']} held-out prompts keep {share(after)} of her habits,",
         f"up from {share(before)} ({format_interval(change['adherence'])}). ROUGE-1, the share of words in common",
         "with her",
         f"preferred answer, goes from {before['rouge1']:.2f} to {after['rouge1']:.2f}, and the loss on other talk from",
         f"{before['keep_loss']:.2f} to {after['keep_loss']:.2f} nats a token.",
-        "One user and one seed do not tell which policy is best.",
     )
 
 # %% ../../nbs/experiments/18_demo.ipynb #smp00002

@@ -6,7 +6,8 @@
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS', 'SHARED',
            'GRIDS', 'CONDITIONS', 'DECIMALS', 'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case',
            'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings',
-           'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'judge', 'list_claims']
+           'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table', 'write_asked_paragraph', 'judge',
+           'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
@@ -17,6 +18,7 @@ from ..base.core import InputError
 from ..base.text import split_sentences
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
+from .demo import paragraph
 from personal_llm.experiments.real_people import (
     ANATOMY,
     ASKING,
@@ -250,6 +252,16 @@ def write_table() -> str:
         lines.append(f"| {label} | {' | '.join(cells)} | {interval} |")
     counts = [f"{len(find_harmful(column))} of {len(PEOPLE)}" for column in columns[1:]]
     return "\n".join([*lines, f"| runs that harm, or have an empty reply | – | {' | '.join(counts)} | |"])
+
+# %% ../../nbs/experiments/49_fresh_people.ipynb #fresh0askedw
+def write_asked_paragraph() -> str:
+    "Write the README's sentences about 32 questions."
+    corrected, habits = ({policy: read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
+    return paragraph(
+        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
+        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and {habits['sdss']:.2f}",
+        f"of the habits; a random choice's keep {habits['reservoir']:.2f}.",
+    )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8
 TUNING_GAIN = 0.05
