@@ -10157,34 +10157,37 @@ d = {
         },
         "personal_llm.selection.merging": {
             "personal_llm.selection.merging.add_best_member": (
-                "5_selection/zz.html#add_best_member",
+                "5_selection/merging.html#add_best_member",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.combine_adapters": (
-                "5_selection/zz.html#combine_adapters",
+                "5_selection/merging.html#combine_adapters",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.equalize_row_norms": (
-                "5_selection/zz.html#equalize_row_norms",
+                "5_selection/merging.html#equalize_row_norms",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.find_members": (
-                "5_selection/zz.html#find_members",
+                "5_selection/merging.html#find_members",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.fit_member_weights": (
-                "5_selection/zz.html#fit_member_weights",
+                "5_selection/merging.html#fit_member_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.fit_merge_weights": (
-                "5_selection/zz.html#fit_merge_weights",
+                "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
             "personal_llm.selection.merging.measure_mixture_loss": (
-                "5_selection/zz.html#measure_mixture_loss",
+                "5_selection/merging.html#measure_mixture_loss",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.merge": ("5_selection/zz.html#merge", "personal_llm/selection/merging.py"),
+            "personal_llm.selection.merging.merge": (
+                "5_selection/merging.html#merge",
+                "personal_llm/selection/merging.py",
+            ),
         },
         "personal_llm.selection.mixture": {
             "personal_llm.selection.mixture.AdapterMixture": (

@@ -526,7 +526,7 @@ def test_an_address_that_lies_is_one_line_and_exit_code_2(world, far, tmp_path, 
     data = ("--data", world / "loud.jsonl", "--library")
     wrong = {f"{address}#sha256={'0' * 64}": "not the manifest of that hash", "http://example.org/l": "can alter"}
     wrong |= {f"{address}#sha256=1": "no SHA-256", "http://127.0.0.1:9": "refused", f"{address}/no": "answers 404"}
-    wrong |= {"ftp://example.org/l": "not the address", "https://me:pw@example.org/l": "a user name or a password"}
+    wrong |= {"ftp://example.org/l": "ftp is neither", "https://me:pw@example.org/l": "a user name or a password"}
     wrong |= dict.fromkeys(("http://127.0.0.1:abc/x", "http://127.0.0.1:99999/x", "http://[::1/x"), "not the address")
     for given, line in wrong.items():
         assert line in fails(capsys, "select", *data, given), given

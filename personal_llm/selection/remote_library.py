@@ -63,8 +63,10 @@ def check_library_address(address: str) -> str:  # without a slash at the end
     remedy = "give https://host/folder, or http://localhost:port/folder"
     try:
         parts = urlsplit(address)
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.port == 0:
-            raise ValueError("no host")
+        if parts.scheme not in ("https", "http"):
+            raise ValueError(f"{parts.scheme} is neither https nor http")
+        if not parts.hostname or parts.port == 0:
+            raise ValueError("port 0" if parts.hostname else "no host")
     except ValueError as error:  # also of a port that is no number, and of a broken IPv6 address
         what = f"{escape_controls(address)[:90]}: not the address of a library ({escape_controls(str(error))[:60]})"
         raise InputError(what, remedy) from error
