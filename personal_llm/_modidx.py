@@ -2270,6 +2270,10 @@ d = {
                 "2_buffer/feedback.html#get_first_id",
                 "personal_llm/buffer/feedback.py",
             ),
+            "personal_llm.buffer.feedback.is_same_reply": (
+                "2_buffer/feedback.html#is_same_reply",
+                "personal_llm/buffer/feedback.py",
+            ),
         },
         "personal_llm.buffer.next_turn": {
             "personal_llm.buffer.next_turn.compute_turn_features": (

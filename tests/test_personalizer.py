@@ -76,6 +76,15 @@ def test_a_correction_replaces_the_answer():
     assert len(user.asked) == 3 and me.synthesis.dialogues[0].response == "better: answer 0"
 
 
+def test_a_correction_of_line_breaks_is_a_correction_and_one_of_spaces_is_none():
+    me = start(policy="active")
+    watch(me, TALK[:2])
+    for d, text, origin in ((TALK[0], "answer\n0", "annotated"), (TALK[1], " answer  1 ", "approved")):
+        me.react(d, "better", text)
+        (kept,) = [kept for kept in me.buffer.dialogues if d.id in (kept.id, *kept.parents)]
+        assert kept.origin == origin and kept.response == (text if origin == "annotated" else d.response)
+
+
 @pytest.mark.parametrize("method", ["learn_from_answer", "decide_question"])
 def test_an_event_that_fails_is_not_in_the_memory(method, monkeypatch):
     me = start(policy="active", user=User())

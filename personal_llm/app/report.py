@@ -108,8 +108,8 @@ def plot_demo(result: dict) -> bytes:  # a PNG
         intervals = [binomtest(round(share * count), count).proportion_ci(method="wilson") for share in shares]
         bars = list(zip(*((max(0, share - ci.low), max(0, ci.high - share)) for share, ci in zip(shares, intervals))))
         rows = [row + 0.22 * (place - (len(series) - 1) / 2) for row in range(len(names))]
-        look = dict(color=COLOURS[(place - 1) % len(COLOURS)] if place else "#8a8a8a", capsize=2, markersize=6)
-        habits.errorbar(shares, rows, xerr=bars, fmt=get_series_style(place)["marker"], label=label, **look)
+        marker_style = dict(color=COLOURS[(place - 1) % len(COLOURS)] if place else "#8a8a8a", capsize=2, markersize=6)
+        habits.errorbar(shares, rows, xerr=bars, fmt=get_series_style(place)["marker"], label=label, **marker_style)
     habits.set(title=f"Habits in {count} replies", xlabel="share of replies, with 95 % interval", xlim=(-0.03, 1.03))
     labels = [textwrap.fill(name, 24) for name in names]
     habits.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - 0.4, -0.6))

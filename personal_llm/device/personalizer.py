@@ -27,7 +27,7 @@ from ..buffer.buffer import Buffer
 from ..buffer.consolidation import DEFAULT_REPLIES, MAX_UNCORRECTED, consolidate
 from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add_feedback, drop_disliked
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
-from ..buffer.feedback import find_disliked, get_first_id
+from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.preferences import collect_preferences
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
 from ..buffer.retrieval import collect_memories, retrieve
@@ -346,7 +346,7 @@ def _record_reaction(
     "Record a reaction; raise `InputError`, with nothing changed, if it is none or the same as before."
     candidate, rejected = self.state.get_candidate(root), details.pop("rejected", None)
     d = candidate.dialogue
-    if kind in ("edit", "better") and d.origin != "annotated" and text.split() == d.response.split():
+    if kind in ("edit", "better") and d.origin != "annotated" and is_same_reply(text, d.response):
         kind, text = "thumb_up", ""
     if rejected is None and d.origin == "annotated":
         own = [row for row in self.feedback_rows if row["dialogue_id"] == get_first_id(d) and row["rejected"]]

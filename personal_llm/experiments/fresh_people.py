@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS',
-           'POCKET_JOBS', 'SHARED', 'GRIDS', 'CONDITIONS', 'DECIMALS', 'TUNING_GAIN', 'PLAN', 'heading', 'stutter',
-           'lettered', 'title_case', 'slanted', 'clock', 'rating', 'arrows', 'first_line', 'aside', 'make_stream',
-           'measure', 'measure_tunings', 'read_condition', 'read_values', 'compare', 'find_harmful', 'write_table',
-           'write_asked_paragraph', 'judge', 'list_claims']
+           'POCKET_JOBS', 'MENDED', 'MENDED_JOBS', 'SHARED', 'GRIDS', 'MENDED_GRIDS', 'CONDITIONS', 'DECIMALS',
+           'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted', 'clock', 'rating',
+           'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'read_condition',
+           'read_values', 'compare', 'find_harmful', 'write_table', 'write_asked_paragraph', 'judge', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
+from contextlib import suppress
 
 import numpy as np
 
@@ -182,6 +183,8 @@ TUNING_JOBS = [
     for rewrites in (0, 3)
 ]
 POCKET_JOBS = [job | dict(model="pocket") for job in list_jobs(ORDERS[:1], PEOPLE, EIGHT)]
+MENDED = ("breaker", "doubter")  # measured again
+MENDED_JOBS = list_jobs(ORDERS[:1], MENDED, (*EIGHT[1:], *COUNTS[1:], *ASKED))
 SHARED = ("user", "seed")
 GRIDS = (
     Grid("fresh-people", list_jobs(ORDERS, PEOPLE, EIGHT), measure, SHARED, "smollm2"),
@@ -189,7 +192,18 @@ GRIDS = (
     Grid("fresh-tunings", TUNING_JOBS, measure_tunings, SHARED, "smollm2"),
     Grid("fresh-asked", list_jobs(ORDERS, PEOPLE, ASKED), measure, SHARED, "smollm2"),
     Grid("fresh-pocket", POCKET_JOBS, measure, SHARED, "pocket"),
+    Grid("fresh-mended", MENDED_JOBS, measure, SHARED, "smollm2"),
+    Grid(
+        "fresh-mended-tunings",
+        [job for job in TUNING_JOBS if job["user"] in MENDED and job["seed"] == ORDERS[0]],
+        measure_tunings,
+        SHARED,
+        "smollm2",
+    ),
+    Grid("fresh-mended-pocket", [job for job in POCKET_JOBS if job["user"] in MENDED], measure, SHARED, "pocket"),
 )
+MENDED_GRIDS = dict.fromkeys(("fresh-people", "fresh-counts", "fresh-asked"), "fresh-mended")
+MENDED_GRIDS |= {"fresh-tunings": "fresh-mended-tunings", "fresh-pocket": "fresh-mended-pocket"}
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #da17b8fa
 def _condition(grid: str, policy: str, count: int, method: str) -> tuple:  # (grid, factors of its rows)
@@ -215,11 +229,10 @@ CONDITIONS = {
 def read_condition(label: str) -> dict:  # person -> row; empty unless all fifteen are measured
     "Return the rows of the first order under one of `CONDITIONS`."
     grid, factors = CONDITIONS[label]
-    try:
-        rows = [row for row in read_results(grid) if row["seed"] == ORDERS[0]]
-    except InputError:  # no row yet
-        return {}
-    rows = {row["user"]: row for row in rows if factors.items() <= row.items()}
+    rows, factors = {}, factors | dict(seed=ORDERS[0])
+    for name in (grid, MENDED_GRIDS[grid]):
+        with suppress(InputError):  # no row yet
+            rows |= {row["user"]: row for row in read_results(name) if factors.items() <= row.items()}
     return rows if rows.keys() == PEOPLE.keys() else {}
 
 
