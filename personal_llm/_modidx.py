@@ -7607,6 +7607,10 @@ d = {
                 "experiments/summary.html#judge_gain",
                 "personal_llm/experiments/summary.py",
             ),
+            "personal_llm.experiments.summary.judge_rewrites": (
+                "experiments/summary.html#judge_rewrites",
+                "personal_llm/experiments/summary.py",
+            ),
             "personal_llm.experiments.summary.kept_claims": (
                 "experiments/summary.html#kept_claims",
                 "personal_llm/experiments/summary.py",

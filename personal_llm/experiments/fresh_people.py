@@ -11,6 +11,7 @@ __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUN
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
+import textwrap
 from contextlib import suppress
 
 import numpy as np
@@ -19,7 +20,6 @@ from ..base.core import InputError
 from ..base.text import split_sentences
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
-from .demo import paragraph
 from personal_llm.experiments.real_people import (
     ANATOMY,
     ASKING,
@@ -274,10 +274,11 @@ def write_table() -> str:
 def write_asked_paragraph() -> str:
     "Write the README's sentences about 32 questions."
     corrected, habits = ({policy: read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
-    return paragraph(
-        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
-        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and {habits['sdss']:.2f}",
-        f"of the habits; a random choice's keep {habits['reservoir']:.2f}.",
+    return textwrap.fill(
+        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and "
+        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and "
+        f"{habits['sdss']:.2f} of the habits; a random choice's keep {habits['reservoir']:.2f}.",
+        118,
     )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'MIN_PEOPLE', 'RIVALS', 'PAPER_ACCURACY', 'SHORT_RUN', 'GROWING', 'LOCOMO_PAIRS', 'Claim',
            'decide_verdict', 'read_rows', 'judge_gain', 'as_percent', 'as_markdown', 'ratio_claim', 'score_claims',
-           'list_rule_claims', 'list_start_claims', 'list_person_claims', 'policies_rows', 'kept_claims', 'speed_claim',
-           'synthesis_claim', 'format_claim', 'asking_claims', 'floor_claim', 'headroom_claim', 'forgetting_claim',
-           'gain_claim', 'new_headroom_claim', 'turns_claim', 'harm_claim', 'memory_claims', 'size_claims',
-           'benchmark_claims']
+           'list_rule_claims', 'judge_rewrites', 'list_start_claims', 'list_person_claims', 'policies_rows',
+           'kept_claims', 'speed_claim', 'synthesis_claim', 'format_claim', 'asking_claims', 'floor_claim',
+           'headroom_claim', 'forgetting_claim', 'gain_claim', 'new_headroom_claim', 'turns_claim', 'harm_claim',
+           'memory_claims', 'size_claims', 'benchmark_claims']
 
 # %% ../../nbs/experiments/00_summary.ipynb #1beb67b6
 from typing import NamedTuple
@@ -142,7 +142,20 @@ def list_rule_claims() -> list:  # `Claim`s
         verdict = judge_gain(corrected["sdss"] - user_means(rows, "policy", "asked")["sdss"] / 2, 0.0)
     claim = "questions about the buffer bring corrections (more than half)"
     out.append(Claim(claim, "not counted", told, verdict, where))
-    return [*out, *score_claims(read_rows("rule-smollm2"), "eoe")]
+    return [*out, judge_rewrites(), *score_claims(read_rows("rule-smollm2"), "eoe")]
+
+
+def judge_rewrites() -> Claim:
+    "Judge the synthesis of SDSS on the real model, by ROUGE-1 without memory."
+    from personal_llm.experiments.fresh_people import compare, read_condition, read_values
+
+    claim, where = "three rewrites an answer teach more than the answers alone (ROUGE-1)", "49_fresh_people"
+    theirs, labels = "MedDialog: 1 set .242, 3 sets .293", ("answers only", "rewrites")
+    if not all(map(read_condition, labels)):
+        return Claim(claim, theirs, "runs not finished", "open", where)
+    gain = compare(*labels, "rouge1")
+    means = " → ".join(f"{read_values(label, 'rouge1').mean():.3f}" for label in labels)
+    return Claim(claim, theirs, f"{means}, change {gain} ({gain.n} people)", decide_verdict(gain.low > 0), where)
 
 # %% ../../nbs/experiments/00_summary.ipynb #ccac5abd
 PAPER_ACCURACY = {0.9: 0.964, 0.7: 0.857, 0.5: 0.536, 0.3: 0.25}  # of XPerT by similarity, Llama-3.2-1B, synthetic
