@@ -5600,10 +5600,6 @@ d = {
                 "experiments/demo.html#measure_smollm2",
                 "personal_llm/experiments/demo.py",
             ),
-            "personal_llm.experiments.demo.paragraph": (
-                "experiments/demo.html#paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
             "personal_llm.experiments.demo.write_buffer_share_sentences": (
                 "experiments/demo.html#write_buffer_share_sentences",
                 "personal_llm/experiments/demo.py",
@@ -7317,6 +7313,10 @@ d = {
             ),
             "personal_llm.experiments.runner.machine": (
                 "experiments/runner.html#machine",
+                "personal_llm/experiments/runner.py",
+            ),
+            "personal_llm.experiments.runner.paragraph": (
+                "experiments/runner.html#paragraph",
                 "personal_llm/experiments/runner.py",
             ),
             "personal_llm.experiments.runner.print_claims": (

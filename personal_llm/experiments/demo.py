@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['DEFAULT_MODULES', 'IMAGES', 'PICTURES', 'REPORTED_FIELDS', 'NURSE', 'GRIDS', 'SAMPLE_FIELDS', 'RIVALS',
            'SUMMARY_SENTENCE', 'list_defaults', 'list_changed_defaults', 'measure', 'measure_smollm2',
-           'collect_warm_start_facts', 'measure_sample', 'measure_sample_smollm2', 'paragraph', 'format_interval',
+           'collect_warm_start_facts', 'measure_sample', 'measure_sample_smollm2', 'format_interval',
            'write_demo_paragraph', 'write_sample_paragraph', 'write_warm_start_paragraph',
            'write_buffer_share_sentences', 'write_policies_paragraph', 'write_new_people_paragraph']
 
 # %% ../../nbs/experiments/18_demo.ipynb #a2c91022
 import tempfile
-import textwrap
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..app.personalize import PersonalizeSettings, personalize
 from ..base.files import ASSETS, write_atomically
 from ..base.decoding import ReplyOptions
 from .people import CORRECTING_USERS
-from .runner import RESULTS, Grid, user_means
+from .runner import RESULTS, Grid, paragraph, user_means
 from .summary import read_rows
 from .headroom import ratio_to_best
 from ..tuning.config import TuningConfig
@@ -120,13 +119,6 @@ GRIDS += (Grid("sample", [dict(seed=0)], measure_sample),)
 GRIDS += (Grid("sample-smollm2", [dict(seed=0)], measure_sample_smollm2, model="smollm2"),)
 
 # %% ../../nbs/experiments/18_demo.ipynb #0d6a0dba
-def paragraph(
-    *sentences,  # texts
-) -> str:  # lines of at most 118 characters
-    "Sentences as the README has them."
-    return textwrap.fill(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
-
-
 def format_interval(change: dict) -> str:
     "An interval of a change."
     return f"95 % interval of the change {change['low']:+.2f} to {change['high']:+.2f}"

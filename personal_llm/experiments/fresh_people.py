@@ -11,7 +11,6 @@ __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUN
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
-import textwrap
 from contextlib import suppress
 
 import numpy as np
@@ -51,7 +50,7 @@ from personal_llm.experiments.real_people import (
     score_person,
     take_own_answers,
 )
-from .runner import Grid, read_results
+from .runner import Grid, paragraph, read_results
 from ..tuning.statistics import mean_over_users
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #b89054bb
@@ -274,11 +273,10 @@ def write_table() -> str:
 def write_asked_paragraph() -> str:
     "Write the README's sentences about 32 questions."
     corrected, habits = ({policy: read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
-    return textwrap.fill(
-        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and "
-        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and "
+    return paragraph(
+        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
+        f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and",
         f"{habits['sdss']:.2f} of the habits; a random choice's keep {habits['reservoir']:.2f}.",
-        118,
     )
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #7d5d85e8

@@ -94,9 +94,9 @@ def split_vectors(embedder: PromptEmbedder, answered: list) -> tuple:  # (correc
 def measure_gate(jobs: list):  # yields a dict of results a job
     "Measure for which prompts the gate opens."
     embedder = PromptEmbedder(load_measured_model("smollm2"))
+    _, answered, own, tests, other = prepare(jobs[0]["group"], jobs[0]["user"])
+    vectors = split_vectors(embedder, answered)
     for job in jobs:
-        _, answered, own, tests, other = prepare(job["group"], job["user"])
-        vectors = split_vectors(embedder, answered)
         unanswered = embedder.embed(own[job["stage"]]) if own[job["stage"]] else np.zeros((0, vectors[0].shape[1]))
         results = {}
         for part, dialogues in (("missed", tests), ("false_alarms", other)):
@@ -147,9 +147,8 @@ def measure_replies(jobs: list):  # yields a dict of results a job
             yield measure_condition(model, user, tests, other, show, None, has_talk=True)
 
 
-def list_jobs(**factors) -> list:
+def list_jobs(name: str, values: tuple) -> list:  # a factor and its values
     "List the jobs of all people."
-    ((name, values),) = factors.items()
     return [
         dict(group=group, user=user, seed=SEEDS[group]) | {name: value}
         for group, users in CORRECTING.items()
@@ -160,6 +159,6 @@ def list_jobs(**factors) -> list:
 
 SHARED = ("group", "user", "seed")
 GRIDS = (
-    Grid("gate", list_jobs(stage=("early", "late")), measure_gate, SHARED, "smollm2"),
-    Grid("gate-replies", list_jobs(condition=("default", "own", "last")), measure_replies, SHARED, "smollm2"),
+    Grid("gate", list_jobs("stage", ("early", "late")), measure_gate, SHARED, "smollm2"),
+    Grid("gate-replies", list_jobs("condition", ("default", "own", "last")), measure_replies, SHARED, "smollm2"),
 )

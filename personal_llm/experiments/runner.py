@@ -6,7 +6,7 @@
 __all__ = ['PACKAGE', 'RESULTS', 'REVISION_VARIABLE', 'BUDGETS', 'Grid', 'check_grid', 'revision', 'machine',
            'provenance', 'check_revision', 'append_json_line', 'read_json_lines', 'read_result_lines',
            'find_missing_jobs', 'append_results', 'run_grid', 'read_results', 'group_rows', 'user_means',
-           'summarise_rows', 'format_table', 'print_claims', 'check_budgets']
+           'summarise_rows', 'format_table', 'paragraph', 'print_claims', 'check_budgets']
 
 # %% ../../nbs/experiments/00_runner.ipynb #62096453
 import json
@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 from collections import Counter
 from contextlib import closing, suppress
 from importlib.metadata import version
@@ -269,6 +270,13 @@ def format_table(
     cells = [list(found[0])] + [[str(cell) for cell in row.values()] for row in found]
     widths = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells)
+
+# %% ../../nbs/experiments/00_runner.ipynb #runparco1
+def paragraph(
+    *sentences,  # texts
+) -> str:  # lines of at most 118 characters
+    "Sentences as the README has them."
+    return textwrap.fill(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
 
 # %% ../../nbs/experiments/00_runner.ipynb #claim002
 def print_claims(claims: dict) -> None:  # claim -> whether it holds
