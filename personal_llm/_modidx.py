@@ -5875,8 +5875,24 @@ d = {
             ),
         },
         "personal_llm.experiments.gate": {
+            "personal_llm.experiments.gate.add_memories_between": (
+                "experiments/gate.html#add_memories_between",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.add_memories_first": (
+                "experiments/gate.html#add_memories_first",
+                "personal_llm/experiments/gate.py",
+            ),
             "personal_llm.experiments.gate.add_memories_last": (
                 "experiments/gate.html#add_memories_last",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.choose_memories": (
+                "experiments/gate.html#choose_memories",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.continue_memories": (
+                "experiments/gate.html#continue_memories",
                 "personal_llm/experiments/gate.py",
             ),
             "personal_llm.experiments.gate.estimate_with_own_prompts": (
@@ -5887,8 +5903,20 @@ d = {
                 "experiments/gate.html#list_jobs",
                 "personal_llm/experiments/gate.py",
             ),
+            "personal_llm.experiments.gate.measure_floor": (
+                "experiments/gate.html#measure_floor",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.measure_follow_ups": (
+                "experiments/gate.html#measure_follow_ups",
+                "personal_llm/experiments/gate.py",
+            ),
             "personal_llm.experiments.gate.measure_gate": (
                 "experiments/gate.html#measure_gate",
+                "personal_llm/experiments/gate.py",
+            ),
+            "personal_llm.experiments.gate.measure_general": (
+                "experiments/gate.html#measure_general",
                 "personal_llm/experiments/gate.py",
             ),
             "personal_llm.experiments.gate.measure_replies": (
@@ -5897,10 +5925,6 @@ d = {
             ),
             "personal_llm.experiments.gate.prepare": (
                 "experiments/gate.html#prepare",
-                "personal_llm/experiments/gate.py",
-            ),
-            "personal_llm.experiments.gate.retrieve_with_own_prompts": (
-                "experiments/gate.html#retrieve_with_own_prompts",
                 "personal_llm/experiments/gate.py",
             ),
             "personal_llm.experiments.gate.split_vectors": (

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['OWN_PROMPTS', 'WEIGHTS', 'PEOPLE', 'SEEDS', 'MAKERS', 'CORRECTING', 'OWN_WEIGHT', 'FOLLOW_UP_TOKENS',
-           'PLACES', 'FOLLOW_UPS', 'AGAIN', 'SHARED', 'DEVELOPMENT', 'FOLLOWED', 'GRIDS', 'estimate_with_own_prompts',
-           'prepare', 'split_vectors', 'measure_gate', 'retrieve_with_own_prompts', 'add_memories_first',
-           'add_memories_last', 'add_memories_between', 'measure_follow_ups', 'measure_replies', 'list_jobs']
+           'FLOORS', 'FLOOR', 'PLACES', 'FOLLOW_UPS', 'AGAIN', 'SHARED', 'FLOOR_JOBS', 'of_development', 'GENERAL_JOBS',
+           'TALK_JOBS', 'FOLLOWED', 'GRIDS', 'estimate_with_own_prompts', 'prepare', 'split_vectors', 'measure_gate',
+           'choose_memories', 'add_memories_first', 'add_memories_last', 'add_memories_between', 'measure_follow_ups',
+           'measure_replies', 'continue_memories', 'measure_floor', 'measure_general', 'list_jobs']
 
 # %% ../../nbs/experiments/50_gate.ipynb #gate0003
 import re
@@ -27,7 +28,6 @@ from personal_llm.buffer.retrieval import (
     add_memories,
     fit_memories,
     rank_memories,
-    retrieve,
 )
 from . import fresh_people, real_people
 from .new_people_grid import choose_tests
@@ -54,10 +54,12 @@ def estimate_with_own_prompts(
     general: np.ndarray,  # (b, width)
     own: np.ndarray,  # (n, width) of the prompts that the person did not answer
     v: float,  # weight of each of them beside an approval
+    floor: float = -1.0,  # s₀: general prompts are at least so similar
 ) -> float:  # in [0, 1]
     "Return the probability that the user would correct the reply to a prompt."
     weigh = lambda vectors: np.exp((vectors @ vector - 1) / SIMILARITY_SCALE)
-    others = weigh(approved).sum() + BACKGROUND_WEIGHT * weigh(general).mean() + v * weigh(own).sum()
+    background = max(weigh(general).mean(), np.exp((floor - 1) / SIMILARITY_SCALE))
+    others = weigh(approved).sum() + BACKGROUND_WEIGHT * background + v * weigh(own).sum()
     others /= len(approved) + BACKGROUND_WEIGHT + v * len(own)
     return float(weigh(corrected).mean() / (weigh(corrected).mean() + others))
 
@@ -114,18 +116,31 @@ def measure_gate(jobs: list):  # yields a dict of results a job
 # %% ../../nbs/experiments/50_gate.ipynb #gate0011
 OWN_WEIGHT = 0.1  # v of the replies, by the plan's first rule
 FOLLOW_UP_TOKENS = 48
+FLOORS = (-1.0, 0.1, 0.15, 0.2, 0.25)
+FLOOR = 0.2  # s₀ of the replies, by the shares of the gate
 
 
-def retrieve_with_own_prompts(answered: list, own: list, prompt: str, embedder: PromptEmbedder) -> list:  # dialogues
-    "Retrieve memories as `retrieve` does, with own prompts in the gate."
+def choose_memories(
+    answered: list,
+    prompt: str,
+    embedder: PromptEmbedder,
+    own: list = (),  # unanswered prompts of the person
+    floor: float = -1.0,  # s₀
+    is_strict: bool = False,  # True: approved dialogues need a similarity of s₀, too
+) -> list:  # dialogues
+    "Retrieve memories as `retrieve` does, with own prompts or a floor in the gate."
     (vector,) = embedder.embed([prompt])
-    vectors = split_vectors(embedder, answered)
-    opened = estimate_with_own_prompts(vector, *vectors, embedder.embed(own), OWN_WEIGHT) >= CORRECTION_THRESHOLD
-    pool = [d for d in answered if (d.origin == "annotated") == opened]
-    ranked = rank_memories(pool, embedder.embed([d.prompt for d in pool]) @ vector, prompt)
+    corrected, approved, general = split_vectors(embedder, answered)
+    unanswered = embedder.embed(own) if own else np.zeros((0, len(vector)))
+    probability = estimate_with_own_prompts(vector, corrected, approved, general, unanswered, OWN_WEIGHT, floor)
+    is_open = probability >= CORRECTION_THRESHOLD
+    pool = [d for d in answered if (d.origin == "annotated") == is_open]
+    similarities = embedder.embed([d.prompt for d in pool]) @ vector
+    if is_strict and not is_open and similarities.max(initial=-1) < floor:
+        return []
+    ranked = rank_memories(pool, similarities, prompt)
     count_tokens = lambda text: len(embedder.model.tokenizer(text, add_special_tokens=False)["input_ids"])
-    count = DEFAULT_COUNT if opened else PATTERN_TURNS
-    return fit_memories(ranked, count, MAX_MEMORY_TOKENS, count_tokens, is_repeated=opened)
+    return fit_memories(ranked, DEFAULT_COUNT if is_open else PATTERN_TURNS, MAX_MEMORY_TOKENS, count_tokens, is_open)
 
 
 def add_memories_first(dialogue: Dialogue, memories: list) -> Dialogue:
@@ -148,23 +163,107 @@ def add_memories_between(dialogue: Dialogue, memories: list) -> Dialogue:
 
 
 PLACES = {"first": add_memories_first, "anew": add_memories_last, "between": add_memories_between}
-FOLLOW_UPS = (  # prompt, reply, follow-up, and words of which its reply should have one
-    ("How do I say good morning in Spanish?", "Buenos días.", "And in French?", "bonjour"),
-    ("Who wrote Hamlet?", "William Shakespeare wrote Hamlet.", "What else did he write?", "romeo|macbeth|othello|lear"),
-    ("What is the largest planet?", "Jupiter is the largest planet.", "How many moons does it have?", "jupiter|moon"),
-    ("What do bees make?", "Bees make honey.", "What colour is it?", "gold|yellow|amber|brown|honey"),
-    ("Recommend a sport.", "You could try swimming.", "Where can I do it?", "pool|swim|beach|lake"),
-    ("Which animal says moo?", "A cow says moo.", "What does it eat?", "grass|hay|cow"),
-    ("At what temperature does water boil?", "At 100 degrees.", "And at what does it freeze?", "0|zero|32"),
-    ("Tell me about Paris.", "Paris is a city on the river Seine.", "Which river did you mention?", "seine"),
-    ("What is a violin?", "An instrument played with a bow.", "How many strings does it have?", "four|4|string"),
-    ("Who painted the Mona Lisa?", "Leonardo da Vinci.", "When was he born?", "1452|leonardo|vinci"),
-    ("What is a leaf for?", "It turns sunlight into sugar.", "Why is it green?", "chloro|leaf|leaves"),
-    ("What is the highest mountain?", "Mount Everest.", "In which country is it?", "nepal|china|tibet|everest"),
-    ("Give me a word for happy.", "Cheerful.", "And the opposite of it?", "sad|gloomy|unhappy|miser"),
-    ("Name a yellow fruit.", "A banana.", "Name another one, please.", "lemon|mango|pineapple|pear|apple"),
-    ("What is the capital of Italy?", "Rome.", "What can I see there?", "colosseum|vatican|rom|trevi|forum"),
-    ("My train leaves at nine.", "Then be there at half past eight.", "When does it leave?", "nine|9"),
+FOLLOW_UPS = (  # prompt, words of which its reply should have one, reply, follow-up, and words for that
+    ("How do I say good morning in Spanish?", "buen", "Buenos días.", "And in French?", "bonjour"),
+    (
+        "Who wrote Hamlet?",
+        "shakespeare",
+        "William Shakespeare wrote Hamlet.",
+        "What else did he write?",
+        "romeo|macbeth|othello|lear",
+    ),
+    (
+        "What is the largest planet?",
+        "jupiter",
+        "Jupiter is the largest planet.",
+        "How many moons does it have?",
+        "jupiter|moon",
+    ),
+    (
+        "What do bees make?",
+        "honey",
+        "Bees make honey.",
+        "What colour is it?",
+        "gold|yellow|amber|brown|honey",
+    ),
+    (
+        "Recommend a sport.",
+        "swim|run|ball|tennis|yoga|hik|cycl",
+        "You could try swimming.",
+        "Where can I do it?",
+        "pool|swim|beach|lake",
+    ),
+    ("Which animal says moo?", "cow", "A cow says moo.", "What does it eat?", "grass|hay|cow"),
+    (
+        "At what temperature does water boil?",
+        "100|212",
+        "At 100 degrees.",
+        "And at what does it freeze?",
+        "0|zero|32",
+    ),
+    (
+        "Tell me about Paris.",
+        "paris|france",
+        "Paris is a city on the river Seine.",
+        "Which river did you mention?",
+        "seine",
+    ),
+    (
+        "What is a violin?",
+        "instrument|string|music",
+        "An instrument played with a bow.",
+        "How many strings does it have?",
+        "four|4|string",
+    ),
+    (
+        "Who painted the Mona Lisa?",
+        "leonardo|vinci",
+        "Leonardo da Vinci.",
+        "When was he born?",
+        "1452|leonardo|vinci",
+    ),
+    (
+        "What is a leaf for?",
+        "photo|light|sun|leaf",
+        "It turns sunlight into sugar.",
+        "Why is it green?",
+        "chloro|leaf|leaves",
+    ),
+    (
+        "What is the highest mountain?",
+        "everest",
+        "Mount Everest.",
+        "In which country is it?",
+        "nepal|china|tibet|everest",
+    ),
+    (
+        "Give me a word for happy.",
+        "glad|joy|cheer|delight|merry|content",
+        "Cheerful.",
+        "And the opposite of it?",
+        "sad|gloomy|unhappy|miser",
+    ),
+    (
+        "Name a yellow fruit.",
+        "banana|lemon",
+        "A banana.",
+        "Name another one, please.",
+        "lemon|mango|pineapple|pear|apple",
+    ),
+    (
+        "What is the capital of Italy?",
+        "rome",
+        "Rome.",
+        "What can I see there?",
+        "colosseum|vatican|rom|trevi|forum",
+    ),
+    (
+        "My train leaves at nine.",
+        "nine|9|train",
+        "Then be there at half past eight.",
+        "When does it leave?",
+        "nine|9",
+    ),
 )
 AGAIN = "Please say that again in other words."
 
@@ -175,11 +274,11 @@ def measure_follow_ups(jobs: list):  # yields a dict of results a job
     embedder = PromptEmbedder(model)
     user, answered, _, tests, _ = prepare(jobs[0]["group"], jobs[0]["user"])
     exchange = lambda prompt, reply: (("user", prompt), ("assistant", reply))
-    general = [Dialogue(follow, "", exchange(prompt, reply)) for prompt, reply, follow, _ in FOLLOW_UPS]
+    general = [Dialogue(follow, "", exchange(prompt, reply)) for prompt, _, reply, follow, _ in FOLLOW_UPS]
     own = [Dialogue(AGAIN, "", exchange(d.prompt, d.response)) for d in tests]
     for job in jobs:
         add = PLACES.get(job["condition"], lambda d, memories: d)
-        shown = [add(d, retrieve(answered, d.prompt, embedder)) for d in (*general, *own)]
+        shown = [add(d, choose_memories(answered, d.prompt, embedder)) for d in (*general, *own)]
         replies = model.reply(shown, FOLLOW_UP_TOKENS)
         first, again = replies[: len(general)], replies[len(general) :]
         hits = [bool(re.search(words, reply.lower())) for reply, (*_, words) in zip(first, FOLLOW_UPS)]
@@ -192,8 +291,8 @@ def measure_replies(jobs: list):  # yields a dict of results a job
     model = load_measured_model("smollm2")
     embedder = PromptEmbedder(model)
     user, answered, own, tests, other = prepare(jobs[0]["group"], jobs[0]["user"])
-    default = lambda prompt: retrieve(answered, prompt, embedder)
-    with_own = lambda prompt: retrieve_with_own_prompts(answered, own["late"], prompt, embedder)
+    default = lambda prompt: choose_memories(answered, prompt, embedder)
+    with_own = lambda prompt: choose_memories(answered, prompt, embedder, own["late"])
     for job in jobs:
         if job["condition"] == "last":
             show = lambda d, prompt: add_memories_last(d, default(prompt))
@@ -208,6 +307,50 @@ def measure_replies(jobs: list):  # yields a dict of results a job
             yield measure_condition(model, user, tests, other, show, None, has_talk=True)
 
 
+def continue_memories(chosen: list, found: list) -> list:  # dialogues
+    "Return the memories of a talk's next turn: those of before, unless the prompt is like dialogues of the other kind."
+    is_other = bool(found) and (not chosen or found[0].origin != chosen[0].origin)
+    return found if is_other else chosen
+
+
+def measure_floor(jobs: list):  # yields a dict of results a job
+    "Measure for which prompts the gate opens with a floor."
+    embedder = PromptEmbedder(load_measured_model("smollm2"))
+    _, answered, own, tests, other = prepare(jobs[0]["group"], jobs[0]["user"])
+    vectors, unanswered = split_vectors(embedder, answered), embedder.embed(own["late"])
+    prompts = dict(tests=[d.prompt for d in tests], other=[d.prompt for d in other])
+    prompts |= dict(plain=[row[0] for row in FOLLOW_UPS], follow_ups=[row[3] for row in FOLLOW_UPS])
+    for job in jobs:
+        given = *vectors, unanswered, job["v"], job["floor"]
+        estimate = lambda prompt: estimate_with_own_prompts(embedder.embed([prompt])[0], *given)
+        opened = {part: [estimate(p) >= CORRECTION_THRESHOLD for p in texts] for part, texts in prompts.items()}
+        yield {part: float(np.mean(values)) for part, values in opened.items()}
+
+
+def measure_general(jobs: list):  # yields a dict of results a job
+    "Measure the replies to plain questions, and to prompts that refer to them."
+    model = load_measured_model("smollm2")
+    embedder = PromptEmbedder(model)
+    user, answered, *_ = prepare(jobs[0]["group"], jobs[0]["user"])
+    for job in jobs:
+        condition = job["condition"]
+        floor, is_strict = -1.0 if condition == "default" else FLOOR, condition == "strict"
+        choose = lambda prompt: choose_memories(answered, prompt, embedder, (), floor, is_strict)
+        shown, followed = [], []
+        for prompt, _, reply, follow, _ in FOLLOW_UPS:
+            memories = [] if condition == "bare" else choose(prompt)
+            later = [] if condition == "bare" else continue_memories(memories, choose(follow))
+            shown.append(add_memories_first(Dialogue(prompt, ""), memories))
+            followed.append(add_memories_first(Dialogue(follow, "", (("user", prompt), ("assistant", reply))), later))
+        replies = model.reply([*shown, *followed], FOLLOW_UP_TOKENS)
+        expected = [row[1] for row in FOLLOW_UPS] + [row[4] for row in FOLLOW_UPS]
+        hits = [bool(re.search(words, reply.lower())) for words, reply in zip(expected, replies)]
+        first, later = np.split(np.array(hits, float), 2)
+        spill = [user.sides[0].adherence(reply) for reply in replies[: len(FOLLOW_UPS)]]
+        means = dict(plain=float(first.mean()), follow_ups=float(later.mean()), spill=float(np.mean(spill)))
+        yield means | dict(replies=replies)
+
+
 def list_jobs(name: str, values: tuple) -> list:  # a factor and its values
     "List the jobs of all people."
     return [
@@ -219,11 +362,17 @@ def list_jobs(name: str, values: tuple) -> list:  # a factor and its values
 
 
 SHARED = ("group", "user", "seed")
-DEVELOPMENT = [job for job in list_jobs("condition", ("anew", "between")) if job["group"] == "development"]
-FOLLOWED = [job for job in list_jobs("condition", (*PLACES, "bare")) if job["group"] == "development"]
+FLOOR_JOBS = [job | dict(v=v) for job in list_jobs("floor", FLOORS) for v in (0.0, 0.1)]
+of_development = lambda jobs: [job for job in jobs if job["group"] == "development"]
+GENERAL_JOBS = of_development(list_jobs("condition", ("bare", "default", "floor", "strict")))
+GENERAL_JOBS = [job for i, job in enumerate(GENERAL_JOBS) if job["condition"] != "bare" or i == 0]  # the same for all
+TALK_JOBS = of_development(list_jobs("condition", ("anew", "between")))
+FOLLOWED = of_development(list_jobs("condition", (*PLACES, "bare")))
 GRIDS = (
     Grid("gate", list_jobs("stage", ("early", "late")), measure_gate, SHARED, "smollm2"),
     Grid("gate-replies", list_jobs("condition", ("default", "own", "last")), measure_replies, SHARED, "smollm2"),
-    Grid("gate-talks", DEVELOPMENT, measure_replies, SHARED, "smollm2"),
+    Grid("gate-talks", TALK_JOBS, measure_replies, SHARED, "smollm2"),
     Grid("gate-follow-ups", FOLLOWED, measure_follow_ups, SHARED, "smollm2"),
+    Grid("gate-floor", FLOOR_JOBS, measure_floor, SHARED, "smollm2"),
+    Grid("gate-general", GENERAL_JOBS, measure_general, SHARED, "smollm2"),
 )
