@@ -6838,6 +6838,60 @@ d = {
                 "personal_llm/experiments/new_people_grid.py",
             ),
         },
+        "personal_llm.experiments.other_people": {
+            "personal_llm.experiments.other_people.ampersands": (
+                "experiments/other_people.html#ampersands",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.asked_back": (
+                "experiments/other_people.html#asked_back",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.barred": (
+                "experiments/other_people.html#barred",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.bracketed_first": (
+                "experiments/other_people.html#bracketed_first",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.doubled": (
+                "experiments/other_people.html#doubled",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.ellipses": (
+                "experiments/other_people.html#ellipses",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.initials": (
+                "experiments/other_people.html#initials",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.make_stream": (
+                "experiments/other_people.html#make_stream",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.measure": (
+                "experiments/other_people.html#measure",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.measure_plain": (
+                "experiments/other_people.html#measure_plain",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.quoted_word": (
+                "experiments/other_people.html#quoted_word",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.stretched": (
+                "experiments/other_people.html#stretched",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.sure": (
+                "experiments/other_people.html#sure",
+                "personal_llm/experiments/other_people.py",
+            ),
+        },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (
                 "experiments/poisoning.html#fill_buffer",

@@ -225,12 +225,34 @@ def test_memories_stay_in_a_talk_until_an_answer_changes_them(chat):
     "".join(chat.say(ACHES[0]))
     chat.correct(chat.turns[-1]["id"], CORRECTION)
     "".join(chat.say(ACHES[2]))
-    chosen = chat.reply_memories
+    chosen = [d.id for d in chat.reply_memories]
     "".join(chat.say("My elbow hurts after a run."))
-    assert chat.reply_memories is chosen
+    assert [d.id for d in chat.reply_memories] == chosen
     chat.correct(chat.turns[-1]["id"], "In short: ice.\nTake care, Ana")
     "".join(chat.say("My foot hurts after a run."))
     assert {d.response for d in chat.reply_memories} == {CORRECTION, "In short: ice.\nTake care, Ana"}
+
+
+def test_memories_follow_the_talk_from_corrected_to_approved_dialogues(reading_pocket):
+    me = Personalizer(reading_pocket, Buffer(8))
+    dialogues = [Dialogue(text, "Walk more.", origin="model") for text in (*ACHES, *CHAT)]
+    me.observe_all(dialogues, progress=False)
+    for d in dialogues:
+        me.react(d.id, *(("better", CORRECTION) if d.prompt in ACHES else ("thumb_up",)))
+    turn = lambda text: (("user", text), ("assistant", "Well."))
+    elbow, joke = "My elbow hurts after a run.", "Tell me a joke about hens."
+    first, alone = (me.retrieve_memories(text) for text in (elbow, "My back aches at noon."))
+    assert {d.origin for d in first} == {"annotated"} and first[-1] != alone[-1]
+    assert me.retrieve_memories("My back aches at noon.", turn(elbow)) == first
+    assert me.retrieve_memories(joke, turn(elbow)) == me.retrieve_memories(joke)
+    assert me.retrieve_memories(elbow, (*turn(ACHES[2]), *turn(joke))) == first
+
+
+@pytest.mark.parametrize("count", (1, 4, 9))
+def test_chance_opens_no_gate(count):
+    chance = estimate_correction_probability([0.1] * count, [], [-0.2])
+    assert np.isclose(chance, 1 / (1 + np.sqrt(count)))
+    assert estimate_correction_probability([0.4] * count, [], [-0.2]) > 0.5
 
 
 def test_forgetting_reaches_the_talk(chat):

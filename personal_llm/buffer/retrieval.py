@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SHARE', 'MAX_EMBEDDED_TOKENS',
-           'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS',
-           'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS',
-           'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states',
-           'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
+           'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'CHANCE_SIMILARITY', 'WORDS_WEIGHT',
+           'MAX_MEMORY_TOKENS', 'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS',
+           'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
+           'compute_early_states', 'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
            'compare_with_memories', 'retrieve', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
@@ -141,6 +141,7 @@ class PromptEmbedder:
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00019
 SIMILARITY_SCALE = 0.1  # τ
 BACKGROUND_WEIGHT = 4.0  # w: the general prompts count as so many approvals
+CHANCE_SIMILARITY = 0.1  # s₀: of a prompt to one corrected prompt, by chance
 
 
 def estimate_correction_probability(
@@ -152,7 +153,8 @@ def estimate_correction_probability(
     if not len(corrected):
         return 0.0
     weigh = lambda similarities: np.exp((np.asarray(similarities, float) - 1) / SIMILARITY_SCALE)
-    others = weigh(approved).sum() + BACKGROUND_WEIGHT * weigh(background).mean()
+    general = max(weigh(background).mean(), math.sqrt(len(corrected)) * weigh(CHANCE_SIMILARITY))
+    others = weigh(approved).sum() + BACKGROUND_WEIGHT * general
     others /= len(approved) + BACKGROUND_WEIGHT
     return float(weigh(corrected).mean() / (weigh(corrected).mean() + others))
 

@@ -88,7 +88,6 @@ class ChatSession:
     ):
         self.model, self.folder, self.clock, self.reads_turns = model, Path(folder), clock, reads_turns
         self.background_training, self.reply, self.active_reply = None, None, None
-        self.talk_memories = None, []  # what they were chosen for, and the memories of this talk
         self.reply_memories = []  # dialogues that the newest reply read
         self.reply_fact = ""  # what you once told the model, if the newest reply read it
         self.choice = None  # two replies to one prompt, and the turn's id: the user chooses one
@@ -177,24 +176,17 @@ def correct_history(self: ChatSession, history) -> list:  # (role, text) pairs
 # %% ../../nbs/6_device/07_conversation.ipynb #be02152e
 @patch
 def add_talk_memories(self: ChatSession, question: Dialogue, is_own: bool = True) -> Dialogue:
-    "Return a question with the memories of this talk before it; the question itself is what we store."
+    "Return a question as the model reads it, with a fact or with memories; the question itself is what we store."
+    self.reply_fact, self.reply_memories = "", []
+    if not self.model.is_large or not self.me.settings.memories:
+        return question
+    history = self.correct_history(question.history) if is_own else question.history
+    shown = question.derive(history=history, parents=())
     self.reply_fact, source = self.me.find_fact(question.prompt)
     if self.reply_fact:
         self.reply_memories = [source]
-        history = self.correct_history(question.history) if is_own else question.history
-        return add_fact(question.derive(history=history), self.reply_fact)
-    found, self.reply_memories = self.me.retrieve_memories(question.prompt), []
-    if not is_own:
-        self.reply_memories = found
-        return add_memories(question, found)
-    if not self.model.is_large or not self.me.settings.memories:
-        return question
-    answers = frozenset(d.id for d in self.me.list_memories())
-    reason = answers, found[0].origin if found else "", self.me.state.first_turn
-    if self.talk_memories[0] != reason:
-        self.talk_memories = reason, found
-    self.reply_memories = self.talk_memories[1]
-    shown = question.derive(history=self.correct_history(question.history), parents=())
+        return add_fact(shown, self.reply_fact)
+    self.reply_memories = self.me.retrieve_memories(question.prompt, history)
     return add_memories(shown, self.reply_memories)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #8d620152
@@ -511,8 +503,7 @@ def forget(self: ChatSession, text: str = None, ids=(), everything: bool = False
     self.stop_reply()
     self.stop_learning()
     self.skip()
-    self.talk_memories, self.reply_memories = (None, []), []
-    self.reply, self.choice, self.reply_fact = None, None, ""  # they hold the forgotten text
+    self.reply, self.choice, self.reply_memories, self.reply_fact = None, None, [], ""  # they hold the forgotten text
     with delay_interrupts():
         report = self.me.forget(ids, text, everything=everything)
         self.save()

@@ -399,8 +399,8 @@ def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
 
 
 @patch
-def retrieve_memories(self: Personalizer, prompt: str) -> list:  # dialogues, the nearest last
-    "Return the answered dialogues that a reply to a prompt reads."
+def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # dialogues, the nearest last
+    "Return the answered dialogues that a reply to a prompt reads after a history."
     memories = self.list_memories()
     if not memories or not self.settings.memories or not self.model.is_large:
         return []
@@ -408,8 +408,13 @@ def retrieve_memories(self: Personalizer, prompt: str) -> list:  # dialogues, th
     checked_at = 2 ** (len(memories).bit_length() - 1)
     if checked_at not in self.memory_counts:
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
-    max_tokens = min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
-    return retrieve(memories, prompt, self.embedder, self.memory_counts[checked_at], max_tokens)
+    k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
+    chosen = []
+    for text in (*(text for role, text in history if role == "user"), prompt):
+        found = retrieve(memories, text, self.embedder, k, max_tokens)
+        is_same_kind = chosen and found and chosen[0].origin == found[0].origin
+        chosen = chosen if is_same_kind else found
+    return chosen
 
 
 @patch
@@ -434,7 +439,7 @@ def reply(
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
-        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt))
+        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt, history))
         with self.model.use_adapter(self.adapter):
             text = self.model.reply_once(shown, max_tokens)
     self.add_cost(cost)

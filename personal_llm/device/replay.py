@@ -391,7 +391,7 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
         origin = "annotated"
     elif given.kind == "choice" and given.is_given and d.origin != "annotated":
         origin = "approved"
-    elif is_answer and (policy.can_ask or not asked):
+    elif is_answer:
         origin = "approved"
     elif given.kind == "thumb_down" and d.origin == "approved":
         origin = "model"

@@ -225,7 +225,7 @@ def count_word_edits(reply: str, wished: str) -> float:  # from 0 to 1
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0001
 def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> float:  # share of habits in the last turn
-    "Hold talks of several turns, with the memories of the first prompt, and measure the last replies."
+    "Hold talks of several turns, and measure the last replies."
     talks = [tests[i::TURNS] for i in range(TURNS)]
     talks, histories = list(zip(*talks)), []
     questions = [[Dialogue(d.prompt, "") for d in talk] for talk in talks]
@@ -240,7 +240,16 @@ def measure_talks(model, user: SimulatedUser, tests: list, show, adapter) -> flo
     return float(np.mean([side.adherence(reply) for side, reply in lasts]))
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0002
-def measure_condition(model, user: SimulatedUser, tests: list, other: list, show, adapter=None, has_talk=False) -> dict:
+def measure_condition(
+    model,
+    user: SimulatedUser,
+    tests: list,
+    other: list,
+    show,  # (dialogue, first prompt of its talk) -> dialogue with what the condition puts before it
+    adapter=None,
+    has_talk=False,
+    measure_more=None,  # (model, user, show) -> further results
+) -> dict:
     "Measure replies, losses and preferences of one condition."
     every, mean = [*tests, *other], lambda values: float(np.mean(list(values)))
     shown = [show(d, d.prompt) for d in every]
@@ -266,6 +275,9 @@ def measure_condition(model, user: SimulatedUser, tests: list, other: list, show
         found["spill"] = mean(user.sides[0].adherence(reply) for reply in foreign)
         if has_talk and len(tests) == TURNS * 3:
             found["turn_4"] = measure_talks(model, user, tests, show, adapter)
+    if measure_more:
+        with model.use_adapter(adapter):
+            found |= measure_more(model, user, show)
     return found | dict(replies=own)
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rpcd0003
@@ -301,8 +313,8 @@ def finetune_timed(me: Personalizer) -> tuple:  # (adapter, processor seconds an
     return adapter, dict(processor_seconds=seconds, steps=steps)
 
 
-def measure_answers(model, user, tests, other, candidates, job: dict, methods: set):  # yields (method, results)
-    "Ask, and measure memory, then a fine-tune without and with it."
+def measure_answers(model, user, tests, other, candidates, job: dict, methods: set, measure_more=None):
+    "Ask, and measure memory, then a fine-tune without and with it; yield each method with its results."
     own = (model, user, candidates)
     is_asked = job["policy"] != "own"
     me = (
@@ -311,10 +323,11 @@ def measure_answers(model, user, tests, other, candidates, job: dict, methods: s
         else take_own_answers(*own, job["count"], job["seed"])
     )
     plain = lambda d, prompt: d
-    recalled = lambda d, prompt: add_memories(d, me.retrieve_memories(prompt))
+    recalled = lambda d, prompt: add_memories(d, me.retrieve_memories(d.prompt, d.history))
     kept = [d for d in me.buffer.dialogues if d.origin == "annotated"]
     facts = dict(asked=me.cost.requests, corrected=len(kept))
-    measured = functools.partial(measure_condition, model, user, tests, other, has_talk=job["count"] == SAVED_COUNT)
+    options = dict(has_talk=job["count"] == SAVED_COUNT, measure_more=measure_more)
+    measured = functools.partial(measure_condition, model, user, tests, other, **options)
     if "memory" in methods:
         yield "memory", facts | measured(recalled)
     if methods & {"weights", "both"}:
@@ -348,7 +361,9 @@ def score_person(model, user: SimulatedUser, data: UserData) -> tuple:  # (tests
     return tests, other, score(model, add_model_replies(model, user, data.stream))
 
 
-def measure_person(user: SimulatedUser, data: UserData, jobs: list, has_replies: bool):  # yields a dict a job
+def measure_person(
+    user: SimulatedUser, data: UserData, jobs: list, has_replies: bool, measure_more=None
+):  # yields a dict a job
     "Measure conditions on the stream of a person, with or without the replies of some of them."
     model = load_measured_model(jobs[0]["model"])
     tests, other, candidates = score_person(model, user, data)
@@ -358,12 +373,11 @@ def measure_person(user: SimulatedUser, data: UserData, jobs: list, has_replies:
     for (policy, count), group in groups.items():
         if policy == "none":
             shows = dict(bare=lambda d, prompt: d, rules=add_rules(user))
-            found = (
-                (j["method"], measure_condition(model, user, tests, other, shows[j["method"]], None, True))
-                for j in group
-            )
+            measured = functools.partial(measure_condition, model, user, tests, other)
+            found = ((j["method"], measured(shows[j["method"]], None, True, measure_more)) for j in group)
         else:
-            found = measure_answers(model, user, tests, other, candidates, group[0], {job["method"] for job in group})
+            methods = {job["method"] for job in group}
+            found = measure_answers(model, user, tests, other, candidates, group[0], methods, measure_more)
         for method, results in found:
             is_saved = has_replies and policy in ("none", "own") and count in (0, SAVED_COUNT)
             yield results if is_saved else {key: value for key, value in results.items() if key != "replies"}
