@@ -3175,7 +3175,6 @@ d = {
                 "course/tasks_10.html#_of_means",
                 "personal_llm/course/tasks_10.py",
             ),
-            "personal_llm.course.tasks_10.gate": ("course/tasks_10.html#gate", "personal_llm/course/tasks_10.py"),
         },
         "personal_llm.course.tasks_10_memory": {
             "personal_llm.course.tasks_10_memory._change_choice": (
@@ -5785,8 +5784,32 @@ d = {
             ),
         },
         "personal_llm.experiments.fresh_people": {
+            "personal_llm.experiments.fresh_people.Study": (
+                "experiments/fresh_people.html#study",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.Study.compare": (
+                "experiments/fresh_people.html#study.compare",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.Study.find_harmful": (
+                "experiments/fresh_people.html#study.find_harmful",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.Study.read": (
+                "experiments/fresh_people.html#study.read",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.Study.read_values": (
+                "experiments/fresh_people.html#study.read_values",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people._condition": (
                 "experiments/fresh_people.html#_condition",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people._tuning": (
+                "experiments/fresh_people.html#_tuning",
                 "personal_llm/experiments/fresh_people.py",
             ),
             "personal_llm.experiments.fresh_people.arrows": (
@@ -5801,14 +5824,6 @@ d = {
                 "experiments/fresh_people.html#clock",
                 "personal_llm/experiments/fresh_people.py",
             ),
-            "personal_llm.experiments.fresh_people.compare": (
-                "experiments/fresh_people.html#compare",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.find_harmful": (
-                "experiments/fresh_people.html#find_harmful",
-                "personal_llm/experiments/fresh_people.py",
-            ),
             "personal_llm.experiments.fresh_people.first_line": (
                 "experiments/fresh_people.html#first_line",
                 "personal_llm/experiments/fresh_people.py",
@@ -5819,6 +5834,10 @@ d = {
             ),
             "personal_llm.experiments.fresh_people.judge": (
                 "experiments/fresh_people.html#judge",
+                "personal_llm/experiments/fresh_people.py",
+            ),
+            "personal_llm.experiments.fresh_people.judge_plan": (
+                "experiments/fresh_people.html#judge_plan",
                 "personal_llm/experiments/fresh_people.py",
             ),
             "personal_llm.experiments.fresh_people.lettered": (
@@ -5843,14 +5862,6 @@ d = {
             ),
             "personal_llm.experiments.fresh_people.rating": (
                 "experiments/fresh_people.html#rating",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.read_condition": (
-                "experiments/fresh_people.html#read_condition",
-                "personal_llm/experiments/fresh_people.py",
-            ),
-            "personal_llm.experiments.fresh_people.read_values": (
-                "experiments/fresh_people.html#read_values",
                 "personal_llm/experiments/fresh_people.py",
             ),
             "personal_llm.experiments.fresh_people.slanted": (

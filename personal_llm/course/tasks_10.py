@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SENTENCE_NEW', 'SENTENCE_OLD', 'STATE_NEW', 'STATE_OLD', 'STATE_MEAN', 'TASKS', 'CORRECTED', 'APPROVED',
-           'GENERAL', 'GATE_MISTAKES', 'EVENTS_DIALOGUES', 'EVENTS', 'PROMPT_TOKENS', 'REPLY_TOKENS', 'NUM_MEMORIES',
-           'MEMORY_TOKENS', 'STEPS', 'BATCH_SIZE', 'SAMPLE_TOKENS', 'PASSES', 'ANSWERS_OF_MEMORY', 'HABITS_BY_MEMORY',
-           'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS', 'gate']
+           'GENERAL', 'gate', 'GATE_MISTAKES', 'EVENTS_DIALOGUES', 'EVENTS', 'PROMPT_TOKENS', 'REPLY_TOKENS',
+           'NUM_MEMORIES', 'MEMORY_TOKENS', 'STEPS', 'BATCH_SIZE', 'SAMPLE_TOKENS', 'PASSES', 'ANSWERS_OF_MEMORY',
+           'HABITS_BY_MEMORY', 'ANSWERS_OF_WEIGHTS', 'HABITS_BY_WEIGHTS', 'FAILURES', 'CASES', 'SITUATIONS']
 
 # %% ../../nbs/course/tasks_10.ipynb #eb196175
 import math
 
 import numpy as np
 
-from ..buffer.retrieval import BACKGROUND_WEIGHT, SIMILARITY_SCALE, estimate_correction_probability
+from ..buffer.retrieval import BACKGROUND_WEIGHT, SIMILARITY_SCALE
 from .checks import Task, Wrong
 from personal_llm.course.tasks_10_memory import (
     CHOOSE_MISTAKES,
@@ -66,11 +66,6 @@ TASKS["similarity"] = Task(
 CORRECTED, APPROVED, GENERAL = (0.5, 0.3), (0.4,), (0.2, 0.3, 0.1)  # similarities of a prompt
 
 
-def gate(corrected, approved, general) -> float:  # 0 to 1
-    "Return the probability of a correction."
-    return estimate_correction_probability(*(np.asarray(part, float) for part in (corrected, approved, general)))
-
-
 def _mix(
     own=np.mean,  # of the corrected dialogues' weights
     others=None,  # (weights of the approved, weights of the general) -> a number
@@ -78,7 +73,7 @@ def _mix(
     end=lambda own, others: own / (own + others),
     empty: float = 0.0,
 ):
-    "A gate with one part exchanged."
+    "Return a gate, at most with one part exchanged; without the floor of the package."
     others = others or (lambda a, g: (a.sum() + BACKGROUND_WEIGHT * g.mean()) / (len(a) + BACKGROUND_WEIGHT))
 
     def mistaken(corrected, approved, general):
@@ -98,6 +93,7 @@ def _of_means(corrected, approved, general) -> float:
     return float(1 / (1 + np.exp(-(np.mean(corrected) - others) / SIMILARITY_SCALE)))
 
 
+gate = _mix()  # the right answer
 _W = BACKGROUND_WEIGHT
 GATE_MISTAKES = (
     (

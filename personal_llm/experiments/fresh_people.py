@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'ORDERS', 'EIGHT', 'COUNTS', 'ASKED', 'TUNING_JOBS',
-           'POCKET_JOBS', 'MENDED', 'MENDED_JOBS', 'SHARED', 'GRIDS', 'MENDED_GRIDS', 'CONDITIONS', 'DECIMALS',
+           'POCKET_JOBS', 'MENDED', 'MENDED_JOBS', 'SHARED', 'GRIDS', 'MENDED_GRIDS', 'CONDITIONS', 'SIXTH', 'DECIMALS',
            'TUNING_GAIN', 'PLAN', 'heading', 'stutter', 'lettered', 'title_case', 'slanted', 'clock', 'rating',
-           'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'read_condition',
-           'read_values', 'compare', 'find_harmful', 'write_table', 'write_asked_paragraph', 'judge', 'list_claims']
+           'arrows', 'first_line', 'aside', 'make_stream', 'measure', 'measure_tunings', 'Study', 'write_table',
+           'write_asked_paragraph', 'judge', 'judge_plan', 'list_claims']
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #a9bff6d3
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -205,8 +206,42 @@ MENDED_GRIDS = dict.fromkeys(("fresh-people", "fresh-counts", "fresh-asked"), "f
 MENDED_GRIDS |= {"fresh-tunings": "fresh-mended-tunings", "fresh-pocket": "fresh-mended-pocket"}
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #da17b8fa
-def _condition(grid: str, policy: str, count: int, method: str) -> tuple:  # (grid, factors of its rows)
-    return grid, dict(policy=policy, count=count, method=method)
+@dataclass(frozen=True)
+class Study:
+    "The people of a plan, and the rows of its conditions."
+
+    people: dict  # name -> `SimulatedUser`
+    conditions: dict  # label -> (grids, factors of its rows); rows of a later grid replace those of an earlier one
+
+    def read(self, label: str) -> dict:  # person -> row; empty unless all people are measured
+        "Return the rows of a condition."
+        (grids, factors), rows = self.conditions[label], {}
+        for name in grids:
+            with suppress(InputError):  # no row yet
+                rows |= {row["user"]: row for row in read_results(name) if factors.items() <= row.items()}
+        return rows if rows.keys() == self.people.keys() else {}
+
+    def read_values(self, label: str, metric: str) -> np.ndarray:  # (people,)
+        "Return a metric of all people under a condition that is measured."
+        rows = self.read(label)
+        return np.array([rows[name][metric] for name in self.people])
+
+    def compare(self, first: str, second: str, metric: str):  # `MeanEstimate` of the change
+        "Compare two conditions, paired by person."
+        return mean_over_users(self.read_values(second, metric) - self.read_values(first, metric))
+
+    def find_harmful(self, label: str) -> list:  # names
+        "Return the people whose runs are harmful or empty, by the plan."
+        bare, rows = self.read("alone"), self.read(label)
+        return [name for name in self.people if is_harmful(bare[name], rows[name])]
+
+
+def _condition(grid: str, policy: str, count: int, method: str) -> tuple:  # (grids, factors of their rows)
+    return (grid, MENDED_GRIDS[grid]), dict(policy=policy, count=count, method=method, seed=ORDERS[0])
+
+
+def _tuning(rewrites: int) -> tuple:  # (grids, factors of their rows)
+    return ("fresh-tunings", MENDED_GRIDS["fresh-tunings"]), dict(rewrites=rewrites, seed=ORDERS[0])
 
 
 CONDITIONS = {
@@ -217,62 +252,38 @@ CONDITIONS = {
     "memory": _condition("fresh-people", "own", 8, "memory"),
     "weights": _condition("fresh-people", "own", 8, "weights"),
     "both": _condition("fresh-people", "own", 8, "both"),
-    "answers only": ("fresh-tunings", dict(rewrites=0)),  # weights without consolidation
-    "rewrites": ("fresh-tunings", dict(rewrites=3)),
+    "answers only": _tuning(0),  # weights without consolidation
+    "rewrites": _tuning(3),
     **{policy: _condition("fresh-asked", policy, 32, "memory") for policy in ASKING},
     "toy alone": _condition("fresh-pocket", "none", 0, "bare"),
     **{f"toy, {method}": _condition("fresh-pocket", "own", 8, method) for method in ("memory", "weights", "both")},
 }
 
 
-def read_condition(label: str) -> dict:  # person -> row; empty unless all fifteen are measured
-    "Return the rows of the first order under one of `CONDITIONS`."
-    grid, factors = CONDITIONS[label]
-    rows, factors = {}, factors | dict(seed=ORDERS[0])
-    for name in (grid, MENDED_GRIDS[grid]):
-        with suppress(InputError):  # no row yet
-            rows |= {row["user"]: row for row in read_results(name) if factors.items() <= row.items()}
-    return rows if rows.keys() == PEOPLE.keys() else {}
-
-
-def read_values(label: str, metric: str) -> np.ndarray:  # (people,)
-    "Return a metric of all fifteen people under a condition that is measured."
-    rows = read_condition(label)
-    return np.array([rows[name][metric] for name in PEOPLE])
-
-
-def compare(first: str, second: str, metric: str):  # `MeanEstimate` of the change
-    "Compare two conditions, paired by person."
-    return mean_over_users(read_values(second, metric) - read_values(first, metric))
-
-
-def find_harmful(label: str) -> list:  # names
-    "Return the people whose runs are harmful or empty, by the plan."
-    bare, rows = read_condition("alone"), read_condition(label)
-    return [name for name in PEOPLE if is_harmful(bare[name], rows[name])]
+SIXTH = Study(PEOPLE, CONDITIONS)
 
 
 DECIMALS = dict(words=0, prompt_tokens=0)  # of a metric; 2 for all others
 
 
-def write_table() -> str:
-    "Write the README's table: fifteen people after eight corrections, a line for each metric."
-    columns = [label for label in ("alone", "rules", "memory", "weights", "both") if read_condition(label)]
+def write_table(study: Study, metrics: dict = METRICS) -> str:  # metrics: name -> label
+    "Write the table of a plan: its people after eight corrections, a line for each metric."
+    columns = [label for label in ("alone", "rules", "memory", "weights", "both") if study.read(label)]
     lines = [f"| | {' | '.join(columns)} | memory − alone [95 % interval] |", "|" + "---|" * (len(columns) + 2)]
-    for metric, label in METRICS.items():
+    for metric, label in metrics.items():
         if metric == "loss":  # a diagnostic; it stands in the notebook
             continue
-        change, digits = compare("alone", "memory", metric), DECIMALS.get(metric, 2)
-        cells = [f"{read_values(column, metric).mean():.{digits}f}" for column in columns]
+        change, digits = study.compare("alone", "memory", metric), DECIMALS.get(metric, 2)
+        cells = [f"{study.read_values(column, metric).mean():.{digits}f}" for column in columns]
         interval = f"{change.value:+.{digits}f} [{change.low:+.{digits}f}, {change.high:+.{digits}f}]"
         lines.append(f"| {label} | {' | '.join(cells)} | {interval} |")
-    counts = [f"{len(find_harmful(column))} of {len(PEOPLE)}" for column in columns[1:]]
+    counts = [f"{len(study.find_harmful(column))} of {len(study.people)}" for column in columns[1:]]
     return "\n".join([*lines, f"| runs that harm, or have an empty reply | – | {' | '.join(counts)} | |"])
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #fresh0askedw
 def write_asked_paragraph() -> str:
     "Write the README's sentences about 32 questions."
-    corrected, habits = ({policy: read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
+    corrected, habits = ({policy: SIXTH.read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
     return paragraph(
         f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
         f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and",
@@ -301,37 +312,50 @@ PLAN = (  # condition, metric, how it is judged, bar
 )
 
 
-def judge(label: str, metric: str, way: str, bar: float) -> tuple:  # (what we measured, whether the claim holds)
-    "Judge a line of the plan."
-    value = read_values(label, metric).mean()
-    if way.startswith("above alone"):
-        gain = compare("alone", label, metric)
-        return str(gain), gain.value <= bar if "most" in way else gain.value >= bar and gain.low > 0
+def judge(
+    study: Study, label: str, metric: str, way: str, bar: float
+) -> tuple:  # (what we measured, whether the claim holds)
+    "Judge a line of a plan."
+    value = study.read_values(label, metric).mean()
+    if "alone" in way:
+        gain = study.compare("alone", label, metric)
+        if way == "above alone by":
+            return str(gain), gain.value >= bar and gain.low > 0
+        return str(gain), gain.value <= bar if way.startswith("above") else gain.value >= -bar
     if way.startswith("share"):
-        memory = read_values("memory", metric).mean()
+        memory = study.read_values("memory", metric).mean()
         return f"{value:.3f}; memory {memory:.3f}", value >= bar * memory
     return f"{value:.2f}", value <= bar if "most" in way else value >= bar
 
 
+def judge_plan(
+    study: Study, plan: tuple, metrics: dict = METRICS
+) -> list:  # (claim, what we measured, whether it holds; None: not measured)
+    "Judge the lines of a plan, and whether its runs harm."
+    out = []
+    for label, metric, way, bar in plan:
+        told, holds = judge(study, label, metric, way, bar) if study.read(label) else ("not measured", None)
+        out.append((f"{label}: {metrics[metric]}, {way} {bar}", told, holds))
+    counts = {label: len(study.find_harmful(label)) for label in ("memory", "weights", "both") if study.read(label)}
+    told = ", ".join(f"{label} {count} of {len(study.people)}" for label, count in counts.items())
+    holds = not any(counts.values()) if counts else None
+    return [*out, ("at most 1 % of our runs harm or have an empty reply", told, holds)]
+
+
 def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)
     "Judge the claims of the plan."
-    out = []
-    for label, metric, way, bar in PLAN:
-        told, holds = judge(label, metric, way, bar) if read_condition(label) else ("not measured", None)
-        out.append((f"{label}: {METRICS[metric]}, {way} {bar}", told, holds))
+    *out, harm = judge_plan(SIXTH, PLAN)
     for metric in ("habits", "content"):
         told, holds = "not measured", None
-        if all(map(read_condition, ASKING)):
-            means = {policy: read_values(policy, metric).mean() for policy in ASKING}
+        if all(map(SIXTH.read, ASKING)):
+            means = {policy: SIXTH.read_values(policy, metric).mean() for policy in ASKING}
             told = ", ".join(f"{policy} {mean:.3f}" for policy, mean in means.items())
             holds = means["active"] == max(means.values())
         out.append((f"`active` is not below a rival after 32 questions: {METRICS[metric]}", told, holds))
     for label, metrics in (("rewrites", ("habits", "content")), ("weights", ("habits",))):
         told, holds, name = "not measured", None, "consolidation" if label == "weights" else "three rewrites an answer"
-        if read_condition("answers only") and read_condition(label):
-            gains = [compare("answers only", label, metric) for metric in metrics]
+        if SIXTH.read("answers only") and SIXTH.read(label):
+            gains = [SIXTH.compare("answers only", label, metric) for metric in metrics]
             told, holds = ", ".join(map(str, gains)), any(gain.value >= TUNING_GAIN for gain in gains)
         out.append((f"{name}: {' or '.join(metrics)} above the answers alone by {TUNING_GAIN}", told, holds))
-    counts = {label: len(find_harmful(label)) for label in ("memory", "weights", "both")}
-    told = ", ".join(f"{label} {count} of {len(PEOPLE)}" for label, count in counts.items())
-    return [*out, ("at most 1 % of our runs harm or have an empty reply", told, not any(counts.values()))]
+    return [*out, harm]

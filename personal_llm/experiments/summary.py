@@ -126,9 +126,9 @@ def score_claims(rows: list, entropy: str, whose: str = "") -> list:  # `Claim`s
 # %% ../../nbs/experiments/00_summary.ipynb #b946bd3c
 def list_rule_claims() -> list:  # `Claim`s
     "Judge the rule of SDSS on the real model: what it keeps, and what its buffer teaches as memory."
-    from personal_llm.experiments.fresh_people import ASKING, read_condition
+    from personal_llm.experiments.fresh_people import ASKING, SIXTH
 
-    by_policy = [read_condition(policy).values() for policy in ASKING]
+    by_policy = [SIXTH.read(policy).values() for policy in ASKING]
     rows = sum(map(list, by_policy), []) if all(by_policy) else []
     claim, where = "what the rule keeps teaches most (ROUGE-1 over the best rival)", "49_fresh_people"
     rivals = ("reservoir", "kcenter")
@@ -147,14 +147,14 @@ def list_rule_claims() -> list:  # `Claim`s
 
 def judge_rewrites() -> Claim:
     "Judge the synthesis of SDSS on the real model, by ROUGE-1 without memory."
-    from personal_llm.experiments.fresh_people import compare, read_condition, read_values
+    from personal_llm.experiments.fresh_people import SIXTH
 
     claim, where = "three rewrites an answer teach more than the answers alone (ROUGE-1)", "49_fresh_people"
     theirs, labels = "MedDialog: 1 set .242, 3 sets .293", ("answers only", "rewrites")
-    if not all(map(read_condition, labels)):
+    if not all(map(SIXTH.read, labels)):
         return Claim(claim, theirs, "runs not finished", "open", where)
-    gain = compare(*labels, "rouge1")
-    means = " → ".join(f"{read_values(label, 'rouge1').mean():.3f}" for label in labels)
+    gain = SIXTH.compare(*labels, "rouge1")
+    means = " → ".join(f"{SIXTH.read_values(label, 'rouge1').mean():.3f}" for label in labels)
     return Claim(claim, theirs, f"{means}, change {gain} ({gain.n} people)", decide_verdict(gain.low > 0), where)
 
 # %% ../../nbs/experiments/00_summary.ipynb #ccac5abd
