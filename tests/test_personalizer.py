@@ -71,7 +71,8 @@ def test_a_correction_replaces_the_answer():
     assert user.asked == [d.id for d in TALK[:3]], "the oldest first"
     kept = me.buffer.dialogues
     assert (kept[0].response, kept[0].parents, kept[0].origin) == ("better: answer 0", (TALK[0].id,), "annotated")
-    assert kept[1] == TALK[1] and kept[3] == TALK[3]
+    assert (kept[1].response, kept[1].parents, kept[1].origin) == (TALK[1].response, (TALK[1].id,), "approved")
+    assert kept[3] == TALK[3]
     me.finetune(progress=False)
     assert len(user.asked) == 3 and me.synthesis.dialogues[0].response == "better: answer 0"
 
@@ -85,19 +86,21 @@ def test_a_correction_of_line_breaks_is_a_correction_and_one_of_spaces_is_none()
         assert kept.origin == origin and kept.response == (text if origin == "annotated" else d.response)
 
 
-@pytest.mark.parametrize("method", ["learn_from_answer", "decide_question"])
-def test_an_event_that_fails_is_not_in_the_memory(method, monkeypatch):
+@pytest.mark.parametrize("method", ["learn_from_answer", "learn_from_reaction", "decide_question"])
+def test_an_event_that_fails_is_not_in_the_memory_and_changes_nothing(method, monkeypatch):
     me = start(policy="active", user=User())
     watch(me, TALK[:3])
     act = (
         (lambda: me.observe(TALK[3])) if method == "decide_question" else (lambda: me.react(TALK[0], "better", "Rest."))
     )
-    before = [*me.memory.events], me.memory.number, [*me.feedback_rows], sorted(me.asked_ids)
+    describe_policy = lambda: (me.buffer.policy.seen, me.buffer.policy.correction_model.mean.tolist())
+    describe = lambda: ([*me.memory.events], [*me.feedback_rows], sorted(me.asked_ids), describe_policy())
+    before = describe()
     with monkeypatch.context() as patch:
         patch.setattr(type(me.buffer.policy), method, lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             act()
-    assert ([*me.memory.events], me.memory.number, [*me.feedback_rows], sorted(me.asked_ids)) == before
+    assert describe() == before
     act()
     assert [event.number for event in me.memory.events] == [*range(1, me.memory.number + 1)]
     assert PersonalizerState(me.memory, Buffer(4, "active")).buffer.dialogues == me.buffer.dialogues

@@ -375,11 +375,14 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
     with suppress(InputError):  # an answer may repeat an earlier thumb, which adds no row
         rows = add_feedback(rows, given)
     is_answer = given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
-    if facts["is_learned"] and policy.can_ask and is_answer:
-        policy.learn_from_answer(self.buffer.view, candidate, given.kind != "thumb_up")
-    if facts["is_learned"] and not asked:
-        own = [row for row in rows if row["dialogue_id"] == given.dialogue_id]
-        policy.learn_from_reaction(self.buffer.view, candidate, estimate_dissatisfaction(own)[given.dialogue_id])
+    if facts["is_learned"]:
+        policy = copy.deepcopy(policy)  # an error leaves the policy as it is
+        if policy.can_ask and is_answer:
+            policy.learn_from_answer(self.buffer.view, candidate, given.kind != "thumb_up")
+        if not asked:
+            own = [row for row in rows if row["dialogue_id"] == given.dialogue_id]
+            policy.learn_from_reaction(self.buffer.view, candidate, estimate_dissatisfaction(own)[given.dialogue_id])
+        self.buffer.policy = policy
     self.feedback_rows = rows
     if asked:
         self.cost.requests += 1

@@ -283,7 +283,9 @@ def write_table(study: Study, metrics: dict = METRICS) -> str:  # metrics: name 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #fresh0askedw
 def write_asked_paragraph() -> str:
     "Write the README's sentences about 32 questions."
-    corrected, habits = ({policy: SIXTH.read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits"))
+    corrected, habits = (
+        {policy: SIXTH.read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits")
+    )
     return paragraph(
         f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
         f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and",
