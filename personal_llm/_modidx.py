@@ -6850,6 +6850,10 @@ d = {
             ),
         },
         "personal_llm.experiments.other_people": {
+            "personal_llm.experiments.other_people._condition": (
+                "experiments/other_people.html#_condition",
+                "personal_llm/experiments/other_people.py",
+            ),
             "personal_llm.experiments.other_people.ampersands": (
                 "experiments/other_people.html#ampersands",
                 "personal_llm/experiments/other_people.py",
@@ -6876,6 +6880,10 @@ d = {
             ),
             "personal_llm.experiments.other_people.initials": (
                 "experiments/other_people.html#initials",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.list_claims": (
+                "experiments/other_people.html#list_claims",
                 "personal_llm/experiments/other_people.py",
             ),
             "personal_llm.experiments.other_people.make_stream": (

@@ -158,16 +158,16 @@ def test_a_rebuilt_adapter_equals_one_that_never_saw_the_dialogue(tmp_path, caps
 
 
 def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch):
-    "An export and a parcel are out of reach; the ledger knows both, and neither ids nor words."
+    "An export and a bundle are out of reach; the ledger knows both, and neither ids nor words."
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert found(capsys, "ledger") == dict(ledger=[])
     assert invoke(capsys, "ledger")[1] == "nothing has left this device\n"
     mine, ids = shutil.copytree(world / "mine", tmp_path / "mine"), [d.id for d in read_dialogues(rows(12))]
     found(capsys, "export", tmp_path / "for vllm", "--to", "vllm", "--adapter", mine)
-    for name, parents in (("parcel", ids[:8]), ("other", ["x"])):
+    for name, parents in (("bundle", ids[:8]), ("other", ["x"])):
         write_json(tmp_path / name / "manifest.json", dict(card=dict(parents=parents)))
-    for name in ("parcel", "other", "moved"):
-        with record_egress("parcel", tmp_path / name) as row:
+    for name in ("bundle", "other", "moved"):
+        with record_egress("bundle", tmp_path / name) as row:
             row["bytes"] = 7
     listed = found(capsys, "ledger")["ledger"]
     assert [(row["kind"], row["place"]) for row in listed][0] == ("export", str(tmp_path / "for vllm"))
@@ -178,7 +178,7 @@ def test_forget_names_what_left_the_device(world, tmp_path, capsys, monkeypatch)
     for more in (("--dry-run",), ()):
         out = " ".join(found(capsys, *forget, *more)["unreachable"])
         assert "export of 20" in out and str(tmp_path / "for vllm") in out
-        assert str(tmp_path / "parcel") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
+        assert str(tmp_path / "bundle") in out and str(tmp_path / "moved") in out, "a moved one may hold it"
         assert str(tmp_path / "other") not in out
 
 

@@ -225,7 +225,7 @@ def _list_copies(report: ForgetReport, adapter_ids: set) -> list:  # sentences
                 is_copy = True
                 text = (Path(row["place"]) / row["id_file"]).read_text(errors="replace")
                 is_copy = any(name in text for name in report.ids)
-        if row["kind"] == "parcel" and not is_copy:  # a parcel that we cannot read may hold it
+        if row["kind"] == "bundle" and not is_copy:  # a bundle that we cannot read may hold it
             with suppress(InputError, KeyError, TypeError):
                 is_copy = True
                 is_copy = not report.ids.isdisjoint(read_json(manifest)["card"]["parents"])

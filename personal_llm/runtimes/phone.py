@@ -82,7 +82,7 @@ def export_bundle(
             adapted.float()
             program = compile_program({b.name: trace_training_graph(adapted, layout, b) for b in buckets})
         model.model.to(original_dtype)
-        with record_egress("parcel", out, get_adapter_id(start) if start else "") as row:
+        with record_egress("bundle", out, get_adapter_id(start) if start else "") as row:
             bundle = write_bundle(out, program, buckets, rows, work, config, seed, card)
             row["bytes"] = sum(file["bytes"] for file in bundle.manifest["files"].values())
         return bundle
