@@ -129,6 +129,15 @@ def test_a_policy_that_fails_leaves_a_memory_that_loads(monkeypatch, tmp_path):
     assert TALK[3].id in again.memory.dialogues
 
 
+def test_a_disliked_dialogue_is_not_learned_wherever_it_came_from():
+    me = start(policy="fifo")
+    watch(me, [replace(TALK[0], origin="user"), TALK[1]])
+    assert {d.id for d in me.select_trainable()} == {d.id for d in me.buffer.dialogues}
+    for d in me.buffer.dialogues:
+        me.react(d.id, "thumb_down")
+    assert me.select_trainable() == []
+
+
 def test_assigned_settings_are_checked_and_completed():
     me = start(policy="fifo")
     before, count = me.settings, len(me.memory.events)

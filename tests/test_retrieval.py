@@ -1,6 +1,7 @@
 """What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, small models."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,18 @@ def test_withdrawn_and_forgotten_answers_are_never_retrieved(reading_pocket):
     me.forget(text="knee")
     assert me.list_memories() == me.retrieve_memories(ACHES[2]) == []
     assert me.embedder.vectors == {} and me.memory_counts == {}
+
+
+def test_a_new_setting_acts_at_the_next_reply(reading_pocket):
+    me = Personalizer(reading_pocket, Buffer(8), memories=1)
+    dialogues = [Dialogue(text, "Walk more.", origin="model") for text in (*ACHES, "My ear hurts.")]
+    me.observe_all(dialogues, progress=False)
+    for d in dialogues:
+        me.react(d.id, "better", CORRECTION)
+    count = lambda: len({d.id for d in me.retrieve_memories("My elbow hurts after a run.")})
+    assert count() == 1
+    me.settings = replace(me.settings, memories=3)
+    assert count() == 3
 
 
 def test_no_memories_by_the_setting(reading_pocket):

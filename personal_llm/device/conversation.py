@@ -228,7 +228,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     prompt, num_dropped = clean_text(text, max(self.max_characters, MAX_TURN_CHARACTERS))
     if not prompt:
         return
-    self.reply_memories = []
+    self.reply_memories, self.reply_fact = [], ""
     self.settle_pending(drops_question=is_observed)
     if num_dropped:
         message = f"only the last {len(prompt):,} characters were read, {num_dropped:,} were left out"

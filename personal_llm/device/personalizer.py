@@ -29,8 +29,8 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
-from ..buffer.retrieval import collect_memories, retrieve
+from ..buffer.retrieval import ANSWERED_ORIGINS, DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder
+from ..buffer.retrieval import add_memories, choose_count, collect_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -158,7 +158,7 @@ class Personalizer:
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
-        self.embedder, self.memory_counts = None, {}  # of retrieval: a `PromptEmbedder`, and k by number of answers
+        self.embedder, self.memory_counts = None, {}  # of retrieval: a `PromptEmbedder`, and k by numbers of answers and setting
         self.has_lock = has_lock
         self.state_version = get_state_version(self.folder) if state or replaces else ""  # that we read or wrote last
         self.state = state or PersonalizerState(Memory(), buffer)
@@ -395,7 +395,7 @@ def list_memories(self: Personalizer) -> list:  # dialogues, oldest first
         if d.origin == "annotated" and turn["id"] not in known_ids:
             fields = dict(time=turn["time"], origin="annotated", parents=(turn["id"],))
             known.append(Dialogue(turn["prompt"], d.response, **fields))
-    return known
+    return sorted(known, key=lambda d: d.time)
 
 
 @patch
@@ -405,7 +405,7 @@ def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # d
     if not memories or not self.settings.memories or not self.model.is_large:
         return []
     self.embedder = self.embedder or PromptEmbedder(self.model)
-    checked_at = 2 ** (len(memories).bit_length() - 1)
+    checked_at = 2 ** (len(memories).bit_length() - 1), self.settings.memories
     if checked_at not in self.memory_counts:
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
@@ -464,10 +464,11 @@ def select_trainable(self: Personalizer) -> list:
     "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
     disliked = find_disliked(self.feedback_rows)
     is_liked = lambda d: get_first_id(d) not in disliked
-    with_response = [d for d in self.buffer.dialogues if d.response.strip() and (d.origin != "model" or is_liked(d))]
+    is_answered = lambda d: d.origin in ANSWERED_ORIGINS
+    with_response = [d for d in self.buffer.dialogues if d.response.strip() and (is_answered(d) or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
     is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"
-    return [d for d in with_response if d.id in chosen or is_import(d) and is_liked(d)]
+    return [d for d in with_response if d.id in chosen or is_import(d)]
 
 
 @patch
@@ -523,7 +524,7 @@ def _is_own_talk(self: Personalizer, root: str) -> bool:
 
 @patch
 def list_stream(self: Personalizer) -> list:  # dialogues, in the order in which they came
-    "Return the stored dialogues, whose prompts consolidation uses, without those of other programs."
+    "Return the stored dialogues, whose prompts consolidation uses; none of other programs or of imported files."
     return [self.state.get_dialogue(root) for root in self.memory.dialogues if self._is_own_talk(root)]
 
 
@@ -533,7 +534,7 @@ MIN_WRITTEN_REPLIES = 8  # fewer teach too little to change the steps of a fine-
 @patch
 def train_adapter(
     self: Personalizer, dialogues: list, start="last", out=None, progress=True, model=None, stream=None
-) -> PreparedRound:  # start and out as in `finetune`; own model and stored stream by default
+) -> PreparedRound:  # start and out as in `finetune`; model and stream: the personalizer's own by default
     "Choose a start, write dialogues with the model, and tune an adapter."
     out = out or (claim_adapter_folder(self.folder, self.state.adapters) if self.folder else None)
     model, settings, config = model or self.model, self.settings, self.config

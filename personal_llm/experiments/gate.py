@@ -128,7 +128,7 @@ def choose_memories(
     floor: float = -1.0,  # s₀
     is_strict: bool = False,  # True: approved dialogues need a similarity of s₀, too
 ) -> list:  # dialogues
-    "Retrieve memories as `retrieve` does, with own prompts or a floor in the gate."
+    "Retrieve memories as `retrieve` did before it had a floor, with own prompts or a constant floor in the gate."
     (vector,) = embedder.embed([prompt])
     corrected, approved, general = split_vectors(embedder, answered)
     unanswered = embedder.embed(own) if own else np.zeros((0, len(vector)))

@@ -189,13 +189,15 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the sixth plan called a success."
-    from personal_llm.experiments.fresh_people import list_claims
+    "Judge what the seventh plan called a success, and what only the sixth one measured."
+    from personal_llm.experiments import fresh_people, other_people
 
+    newest = [(*row, "51_other_people") for row in other_people.list_claims()]
+    known = {claim for claim, *_ in newest}
+    older = [(*row, "49_fresh_people") for row in fresh_people.list_claims() if row[0] not in known]
     verdict = lambda holds: "open" if holds is None else decide_verdict(holds)
     return [
-        Claim(f"ours: {claim}", "our bar", told, verdict(holds), "49_fresh_people")
-        for claim, told, holds in list_claims()
+        Claim(f"ours: {claim}", "our bar", told, verdict(holds), where) for claim, told, holds, where in newest + older
     ]
 
 # %% ../../nbs/experiments/00_summary.ipynb #5a569b7b
