@@ -6910,6 +6910,10 @@ d = {
                 "experiments/other_people.html#sure",
                 "personal_llm/experiments/other_people.py",
             ),
+            "personal_llm.experiments.other_people.write_people_table": (
+                "experiments/other_people.html#write_people_table",
+                "personal_llm/experiments/other_people.py",
+            ),
         },
         "personal_llm.experiments.poisoning": {
             "personal_llm.experiments.poisoning.fill_buffer": (

@@ -10,7 +10,8 @@ from personal_llm import personalize
 from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
-from personal_llm.experiments.fresh_people import write_asked_paragraph, write_table
+from personal_llm.experiments.fresh_people import write_asked_paragraph
+from personal_llm.experiments.other_people import write_people_table
 from personal_llm.experiments.runner import RESULTS
 from personal_llm.experiments.summary import read_rows
 
@@ -68,7 +69,7 @@ def test_commands_that_are_named_exist():
 
 
 SOURCE = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))
-MEASURED = (write_demo_paragraph, write_table, write_asked_paragraph)
+MEASURED = (write_demo_paragraph, write_people_table, write_asked_paragraph)
 ELSEWHERE = {  # numbers of the README that nothing measures -> what they are
     "3.10": "the oldest Python",
     "330": "MB of PyTorch on Linux, as pip says",
@@ -139,9 +140,9 @@ def test_figures_and_picture_are_of_todays_defaults(grid):
 
 def test_table_is_of_todays_defaults():
     "The first table was measured with the defaults that the code has now; its rows share one version of the code."
-    measured = json.loads((RESULTS / "fresh-people.json").read_text(encoding="utf-8"))
-    assert find_stale_rows([measured], "fresh-people-smollm2") == ""
-    assert len({row["made"]["revision"] for row in read_rows("fresh-people")}) == 1
+    measured = json.loads((RESULTS / "seventh-people.json").read_text(encoding="utf-8"))
+    assert find_stale_rows([measured], "seventh-people-smollm2") == ""
+    assert len({row["made"]["revision"] for row in read_rows("seventh-people")}) == 1
 
 
 def test_a_changed_default_is_found():

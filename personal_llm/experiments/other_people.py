@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'SEED', 'EIGHT', 'COUNTS', 'SHARED', 'GRIDS', 'SEVENTH', 'LABELS',
-           'ORDER', 'TABLE', 'PLAN', 'asked_back', 'ampersands', 'ellipses', 'barred', 'initials', 'quoted_word',
-           'sure', 'doubled', 'bracketed_first', 'stretched', 'make_stream', 'measure_plain', 'measure', 'list_claims']
+           'ORDER', 'PLAN', 'asked_back', 'ampersands', 'ellipses', 'barred', 'initials', 'quoted_word', 'sure',
+           'doubled', 'bracketed_first', 'stretched', 'make_stream', 'measure_plain', 'measure', 'write_people_table',
+           'list_claims']
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sev00003
 import re
@@ -17,7 +18,7 @@ from ..base.text import split_sentences
 from ..data.people import Habit, opener, sign_off, user_stream
 from ..data.reading import load_samples
 from . import fresh_people
-from .fresh_people import ROLES, Study, judge_plan
+from .fresh_people import ROLES, Study, judge_plan, write_table
 from .gate import FOLLOW_UP_TOKENS, FOLLOW_UPS
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -185,7 +186,11 @@ LABELS = METRICS | {
     "follow_ups": "right answers that refer to the talk",
 }
 ORDER = ("habits", "turn_4", "content", "preference", "spill", "plain_spill", "right", "follow_ups", "other_loss")
-TABLE = {name: LABELS[name] for name in (*ORDER, "words", "prompt_tokens")}
+
+
+def write_people_table() -> str:
+    "Write the README's table: fifteen people after eight corrections, a line for each metric."
+    return write_table(SEVENTH, {name: LABELS[name] for name in (*ORDER, "words", "prompt_tokens")})
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sevtab07
 PLAN = (
