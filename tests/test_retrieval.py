@@ -261,11 +261,53 @@ def test_memories_follow_the_talk_from_corrected_to_approved_dialogues(reading_p
     assert me.retrieve_memories(elbow, (*turn(ACHES[2]), *turn(joke))) == first
 
 
-@pytest.mark.parametrize("count", (1, 4, 9))
-def test_chance_opens_no_gate(count):
-    chance = estimate_correction_probability([0.1] * count, [], [-0.2])
-    assert np.isclose(chance, 1 / (1 + np.sqrt(count)))
-    assert estimate_correction_probability([0.4] * count, [], [-0.2]) > 0.5
+@pytest.mark.parametrize("corrections", (1, 4, 9))
+@pytest.mark.parametrize("approvals", (0, 8, 40))
+def test_chance_opens_no_gate_however_much_you_approve(corrections, approvals):
+    chance = estimate_correction_probability([0.02] * corrections, [-0.2] * approvals, [-0.2])
+    assert np.isclose(chance, 1 / (1 + np.e))
+    assert estimate_correction_probability([0.4] * corrections, [-0.2] * approvals, [-0.2]) > 0.9
+
+
+def test_a_correction_acts_at_once_in_a_long_talk(reading_pocket):
+    me = Personalizer(reading_pocket, Buffer(8), memories=1)
+    knee, paw = Dialogue(ACHES[0], "Walk.", origin="model"), Dialogue("My cat hurts its paw.", "Walk.", origin="model")
+    me.observe_all([knee, paw], progress=False)
+    me.react(knee.id, "better", CORRECTION)
+    talk = [
+        ("user", "My knee hurts after a walk."),
+        ("assistant", "Rest."),
+        ("user", paw.prompt),
+        ("assistant", "Walk."),
+    ]
+    responses = lambda: {d.response for d in me.retrieve_memories(paw.prompt, talk)}
+    assert responses() == {CORRECTION}
+    me.react(paw.id, "better", "In short: see a vet.")
+    assert responses() == {"In short: see a vet."}
+
+
+def test_answers_that_are_unlike_each_other_leave_memories_on(embedder, monkeypatch):
+    monkeypatch.setattr(embedder.model, "is_large", True)
+    monkeypatch.setattr(retrieval, "retrieve", lambda *given: [])
+    assert choose_count([memory(text, time=i) for i, text in enumerate(ACHES + CHAT)], embedder) == DEFAULT_COUNT
+
+
+def test_half_a_character_breaks_neither_a_reply_nor_the_model(reading_pocket):
+    me = Personalizer(reading_pocket, Buffer(8))
+    d = Dialogue("\ud83d hi", "Hi.", origin="model")
+    me.observe(d)
+    me.react(d.id, "thumb_up")
+    assert isinstance(me.reply("Hello", max_tokens=2), str)
+    assert reading_pocket.nll([Dialogue("Hello", "Hi.")]).shape == (1, 2)
+
+
+def test_a_text_that_is_not_stored_is_forgotten_too(chat):
+    "".join(chat.say(ACHES[0]))
+    chat.correct(chat.turns[-1]["id"], CORRECTION)
+    "".join(chat.say("And now?", history=[("user", "My PIN is 4711"), ("assistant", "ok")], is_observed=False))
+    assert any("4711" in text for text in chat.me.embedder.vectors)
+    chat.forget("4711")
+    assert chat.me.embedder.vectors == {}
 
 
 def test_forgetting_reaches_the_talk(chat):

@@ -20,6 +20,7 @@ from ..base.core import Dialogue
 from ..base.decoding import EXAMPLES, ExampleResponses
 from ..base.loading import load_encoder
 from ..base.text import get_words, is_near_duplicate
+from ..base.tokens import clip_text
 from .scoring import unit_vector
 from ..data.reading import load_replay
 
@@ -86,8 +87,8 @@ def compute_early_states(model, prompt: str) -> np.ndarray:  # (width,) float32
         states.append(arguments[0] if arguments else named["hidden_states"])
         raise _LayerReached
 
-    hook = blocks[int(len(blocks) * EARLY_LAYER_SHARE)].register_forward_pre_hook(stop, with_kwargs=True)
     ids = model.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    hook = blocks[int(len(blocks) * EARLY_LAYER_SHARE)].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.inference_mode():
             model.model(
@@ -130,8 +131,9 @@ class PromptEmbedder:
         "Return the vectors of prompts."
         self.background  # sets the mean
         for prompt in set(prompts) - set(self.vectors):
-            state = unit_vector(compute_early_states(self.model, prompt))
-            self.vectors[prompt] = self._join(prompt, state - self._background[1])
+            text, _ = clip_text(prompt, MAX_EMBEDDED_TOKENS)
+            state = unit_vector(compute_early_states(self.model, text))
+            self.vectors[prompt] = self._join(text, state - self._background[1])
         return np.array([self.vectors[prompt] for prompt in prompts])
 
     def clear(self) -> None:
@@ -141,7 +143,7 @@ class PromptEmbedder:
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00019
 SIMILARITY_SCALE = 0.1  # τ
 BACKGROUND_WEIGHT = 4.0  # w: the general prompts count as so many approvals
-CHANCE_SIMILARITY = 0.1  # s₀: of a prompt to one corrected prompt, by chance
+CHANCE_SIMILARITY = 0.12  # s₀: of a prompt to the corrected ones, by chance
 
 
 def estimate_correction_probability(
@@ -153,9 +155,8 @@ def estimate_correction_probability(
     if not len(corrected):
         return 0.0
     weigh = lambda similarities: np.exp((np.asarray(similarities, float) - 1) / SIMILARITY_SCALE)
-    general = max(weigh(background).mean(), math.sqrt(len(corrected)) * weigh(CHANCE_SIMILARITY))
-    others = weigh(approved).sum() + BACKGROUND_WEIGHT * general
-    others /= len(approved) + BACKGROUND_WEIGHT
+    others = weigh(approved).sum() + BACKGROUND_WEIGHT * weigh(background).mean()
+    others = max(others / (len(approved) + BACKGROUND_WEIGHT), weigh(CHANCE_SIMILARITY))
     return float(weigh(corrected).mean() / (weigh(corrected).mean() + others))
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00023
@@ -217,8 +218,8 @@ def retrieve(
     if not pool:
         return []
     ranked = rank_memories([memories[i] for i in pool], similarities[pool], prompt)
-    tokenizer = embedder.model.tokenizer
-    count_tokens = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    tokenize = lambda text: embedder.model.tokenizer(clip_text(text, MAX_MEMORY_TOKENS)[0], add_special_tokens=False)
+    count_tokens = lambda text: len(tokenize(text)["input_ids"])
     count = k if takes_corrected else min(k, PATTERN_TURNS)
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
 
@@ -234,7 +235,11 @@ def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_C
         return most
     checked = memories[-MAX_CHECKED_ANSWERS:]
     others = [[d for d in memories if d.id != own.id] for own in checked]
-    with_memories = [add_memories(d, retrieve(rest, d.prompt, embedder, most)) for d, rest in zip(checked, others)]
-    nll = embedder.model.nll([*checked, *with_memories])
+    found = [(d, retrieve(rest, d.prompt, embedder, most)) for d, rest in zip(checked, others)]
+    found = [(d, memories) for d, memories in found if memories]
+    if not found:  # each answer is unlike the others, so they say nothing
+        return most
+    with_memories = [add_memories(d, memories) for d, memories in found]
+    nll = embedder.model.nll([*(d for d, _ in found), *with_memories])
     without, informed = np.split(nll[:, 0] / nll[:, 1], 2)  # nats a token
     return most if (without - informed).mean() > 0 else 0

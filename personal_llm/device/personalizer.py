@@ -29,8 +29,9 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import ANSWERED_ORIGINS, DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder
-from ..buffer.retrieval import add_memories, choose_count, collect_memories, retrieve
+from ..buffer.retrieval import ANSWERED_ORIGINS, CORRECTION_THRESHOLD, DEFAULT_COUNT, MAX_MEMORY_TOKENS
+from ..buffer.retrieval import PromptEmbedder, add_memories, choose_count, collect_memories
+from ..buffer.retrieval import compare_with_memories, retrieve
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -409,12 +410,12 @@ def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # d
     if checked_at not in self.memory_counts:
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
-    chosen = []
-    for text in (*(text for role, text in history if role == "user"), prompt):
-        found = retrieve(memories, text, self.embedder, k, max_tokens)
-        is_same_kind = chosen and found and chosen[0].origin == found[0].origin
-        chosen = chosen if is_same_kind else found
-    return chosen
+    prompts = [*(text for role, text in history if role == "user"), prompt]
+    probabilities = [compare_with_memories(memories, text, self.embedder)[0] for text in prompts]
+    kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
+    start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
+    chosen, found = (retrieve(memories, text, self.embedder, k, max_tokens) for text in (prompts[start], prompt))
+    return chosen if found and found[-1] in chosen else found
 
 
 @patch
@@ -439,7 +440,7 @@ def reply(
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
-        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt, history))
+        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt, question.history))
         with self.model.use_adapter(self.adapter):
             text = self.model.reply_once(shown, max_tokens)
     self.add_cost(cost)
@@ -701,10 +702,10 @@ def forget(
     with self.locked():
         dead = list(self.state.tuned)
         report = forget_dialogues(self.state, request)
+        if self.embedder is not None:
+            self.embedder.clear()  # it holds prompts, also of turns that are not stored
         if report.ids:  # drop the texts and the counts that were computed from them
             self.synthesis, self.memory_counts = None, {}
-            if self.embedder is not None:
-                self.embedder.clear()  # it holds prompts
             for name in report.ids:
                 self.model.truncated.pop(name, None)
         if report.adapters:

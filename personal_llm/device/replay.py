@@ -148,8 +148,16 @@ class PersonalizerState:
 
     def record(self, kind: str, dialogue: str = "", /, **content) -> Event:
         "Apply an event, and append it to the memory; an event that raises an error is not appended."
-        event = Event(self.memory.number + 1, kind, dialogue, content)
-        self.apply(event)
+        event, policy = Event(self.memory.number + 1, kind, dialogue, content), None
+        if kind == "reacted":  # which a policy may learn by half
+            with suppress(TypeError):  # it holds what nobody can copy
+                policy = copy.deepcopy(self.buffer.policy)
+        try:
+            self.apply(event)
+        except BaseException:
+            if policy is not None:
+                self.buffer.policy = policy
+            raise
         if kind in ("offered", "asked", "reacted", "learned", "scored", "tuned", "forgotten"):
             content["cost"] = self.cost.to_dict()
         return self.memory.append(event)
@@ -375,14 +383,11 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
     with suppress(InputError):  # an answer may repeat an earlier thumb, which adds no row
         rows = add_feedback(rows, given)
     is_answer = given.kind in ("edit", "better") or given.kind == "thumb_up" and d.origin in ("model", "user")
-    if facts["is_learned"]:
-        policy = copy.deepcopy(policy)  # an error leaves the policy as it is
-        if policy.can_ask and is_answer:
-            policy.learn_from_answer(self.buffer.view, candidate, given.kind != "thumb_up")
-        if not asked:
-            own = [row for row in rows if row["dialogue_id"] == given.dialogue_id]
-            policy.learn_from_reaction(self.buffer.view, candidate, estimate_dissatisfaction(own)[given.dialogue_id])
-        self.buffer.policy = policy
+    if facts["is_learned"] and policy.can_ask and is_answer:
+        policy.learn_from_answer(self.buffer.view, candidate, given.kind != "thumb_up")
+    if facts["is_learned"] and not asked:
+        own = [row for row in rows if row["dialogue_id"] == given.dialogue_id]
+        policy.learn_from_reaction(self.buffer.view, candidate, estimate_dissatisfaction(own)[given.dialogue_id])
     self.feedback_rows = rows
     if asked:
         self.cost.requests += 1
