@@ -6878,6 +6878,10 @@ d = {
                 "experiments/other_people.html#ellipses",
                 "personal_llm/experiments/other_people.py",
             ),
+            "personal_llm.experiments.other_people.estimate_gates": (
+                "experiments/other_people.html#estimate_gates",
+                "personal_llm/experiments/other_people.py",
+            ),
             "personal_llm.experiments.other_people.initials": (
                 "experiments/other_people.html#initials",
                 "personal_llm/experiments/other_people.py",
@@ -6892,6 +6896,10 @@ d = {
             ),
             "personal_llm.experiments.other_people.measure": (
                 "experiments/other_people.html#measure",
+                "personal_llm/experiments/other_people.py",
+            ),
+            "personal_llm.experiments.other_people.measure_gates": (
+                "experiments/other_people.html#measure_gates",
                 "personal_llm/experiments/other_people.py",
             ),
             "personal_llm.experiments.other_people.measure_plain": (
