@@ -2575,6 +2575,10 @@ d = {
                 "2_buffer/retrieval.html#retrieve",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.retrieve_in_talk": (
+                "2_buffer/retrieval.html#retrieve_in_talk",
+                "personal_llm/buffer/retrieval.py",
+            ),
         },
         "personal_llm.buffer.scoring": {
             "personal_llm.buffer.scoring.Lexicons": (

@@ -8,7 +8,7 @@ __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SH
            'MAX_MEMORY_TOKENS', 'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS',
            'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
            'compute_early_states', 'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
-           'compare_with_memories', 'retrieve', 'choose_count']
+           'compare_with_memories', 'retrieve', 'retrieve_in_talk', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
@@ -222,6 +222,21 @@ def retrieve(
     count_tokens = lambda text: len(tokenize(text)["input_ids"])
     count = k if takes_corrected else min(k, PATTERN_TURNS)
     return fit_memories(ranked, count, max_tokens, count_tokens, is_repeated=takes_corrected)
+
+# %% ../../nbs/2_buffer/10_retrieval.ipynb #rettalk2
+def retrieve_in_talk(
+    memories: list,
+    prompts: list,  # of the talk, the newest last
+    embedder: PromptEmbedder,
+    k: int = DEFAULT_COUNT,
+    max_tokens: int = MAX_MEMORY_TOKENS,
+) -> list:  # dialogues, the nearest last
+    "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
+    probabilities = [compare_with_memories(memories, text, embedder)[0] for text in prompts]
+    kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
+    start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
+    chosen, found = (retrieve(memories, text, embedder, k, max_tokens) for text in (prompts[start], prompts[-1]))
+    return chosen if found and found[-1] in chosen else found
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8

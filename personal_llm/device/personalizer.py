@@ -29,9 +29,8 @@ from ..buffer.feedback import MAX_FEEDBACK_CHARACTERS, TEXT_KINDS, Feedback, add
 from ..buffer.facts import add_fact, asks_for_fact, find_facts, keep_facts, recall_fact
 from ..buffer.feedback import find_disliked, get_first_id, is_same_reply
 from ..buffer.preferences import collect_preferences
-from ..buffer.retrieval import ANSWERED_ORIGINS, CORRECTION_THRESHOLD, DEFAULT_COUNT, MAX_MEMORY_TOKENS
-from ..buffer.retrieval import PromptEmbedder, add_memories, choose_count, collect_memories
-from ..buffer.retrieval import compare_with_memories, retrieve
+from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PromptEmbedder, add_memories, choose_count
+from ..buffer.retrieval import collect_memories, retrieve_in_talk
 from ..buffer.scoring import ScoredDialogue, load_lexicons
 from ..buffer.scoring import score as score_dialogues
 from ..buffer.synthesis import synthesize
@@ -411,11 +410,7 @@ def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # d
         self.memory_counts[checked_at] = choose_count(memories, self.embedder, self.settings.memories)
     k, max_tokens = self.memory_counts[checked_at], min(MAX_MEMORY_TOKENS, self.model.max_length // 2)
     prompts = [*(text for role, text in history if role == "user"), prompt]
-    probabilities = [compare_with_memories(memories, text, self.embedder)[0] for text in prompts]
-    kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
-    start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
-    chosen, found = (retrieve(memories, text, self.embedder, k, max_tokens) for text in (prompts[start], prompt))
-    return chosen if found and found[-1] in chosen else found
+    return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens)
 
 
 @patch
@@ -465,7 +460,7 @@ def select_trainable(self: Personalizer) -> list:
     "Return the dialogues of the buffer with a response that the policy trains on, and those of imported chats."
     disliked = find_disliked(self.feedback_rows)
     is_liked = lambda d: get_first_id(d) not in disliked
-    is_answered = lambda d: d.origin in ANSWERED_ORIGINS
+    is_answered = lambda d: d.origin not in ("model", "user")
     with_response = [d for d in self.buffer.dialogues if d.response.strip() and (is_answered(d) or is_liked(d))]
     chosen = {d.id for d in self.buffer.policy.select_training_dialogues(with_response)}
     is_import = lambda d: d.origin == "user" and self.memory.conversations.get(self.state.get_root(d)) == "import"

@@ -287,7 +287,7 @@ def write_asked_paragraph() -> str:
         {policy: SIXTH.read_values(policy, m).mean() for policy in ASKING} for m in ("corrected", "habits")
     )
     return paragraph(
-        f"Asked 32 questions instead, they corrected {corrected['active']:.0f} replies under our policy `active` and",
+        f"Asked 32 questions, others corrected {corrected['active']:.0f} replies under our policy `active` and",
         f"{corrected['sdss']:.0f} under SDSS's rule. As memory these keep {habits['active']:.2f} and",
         f"{habits['sdss']:.2f} of the habits; a random choice's keep {habits['reservoir']:.2f}.",
     )

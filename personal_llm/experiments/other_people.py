@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'SEED', 'FIRST_SIMILARITY', 'EIGHT', 'COUNTS', 'SHARED', 'GRIDS',
-           'SEVENTH', 'LABELS', 'ORDER', 'PLAN', 'asked_back', 'ampersands', 'ellipses', 'barred', 'initials',
+           'SEVENTH', 'LABELS', 'README_METRICS', 'PLAN', 'asked_back', 'ampersands', 'ellipses', 'barred', 'initials',
            'quoted_word', 'sure', 'doubled', 'bracketed_first', 'stretched', 'make_stream', 'measure_plain', 'measure',
            'estimate_gates', 'measure_gates', 'write_people_table', 'list_claims']
 
@@ -14,7 +14,6 @@ import re
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.text import split_sentences
 from personal_llm.buffer.retrieval import (
     BACKGROUND_WEIGHT,
     SIMILARITY_SCALE,
@@ -55,7 +54,7 @@ from personal_llm.experiments.real_people import (
     make_person,
     measure_person,
 )
-from .runner import Grid
+from .runner import Grid, read_results
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sev00005
 def asked_back() -> Habit:
@@ -233,12 +232,12 @@ LABELS = METRICS | {
     "right": "right answers to plain questions",
     "follow_ups": "right answers that refer to the talk",
 }
-ORDER = ("habits", "turn_4", "content", "preference", "spill", "plain_spill", "right", "follow_ups", "other_loss")
+README_METRICS = ("habits", "turn_4", "content", "spill", "plain_spill", "right", "follow_ups", "other_loss")
 
 
 def write_people_table() -> str:
     "Write the README's table: fifteen people after eight corrections, a line for each metric."
-    return write_table(SEVENTH, {name: LABELS[name] for name in (*ORDER, "words", "prompt_tokens")})
+    return write_table(SEVENTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sevtab07
 PLAN = (
