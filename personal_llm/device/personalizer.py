@@ -158,7 +158,10 @@ class Personalizer:
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
-        self.embedder, self.memory_counts = None, {}  # of retrieval: a `PromptEmbedder`, and k by numbers of answers and setting
+        self.embedder, self.memory_counts = (
+            None,
+            {},
+        )  # of retrieval: a `PromptEmbedder`, and k by (answers, setting)
         self.has_lock = has_lock
         self.state_version = get_state_version(self.folder) if state or replaces else ""  # that we read or wrote last
         self.state = state or PersonalizerState(Memory(), buffer)
@@ -435,7 +438,8 @@ def reply(
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
-        shown = add_fact(question, fact) if fact else add_memories(question, self.retrieve_memories(prompt, question.history))
+        memories = [] if fact else self.retrieve_memories(prompt, question.history)
+        shown = add_fact(question, fact) if fact else add_memories(question, memories)
         with self.model.use_adapter(self.adapter):
             text = self.model.reply_once(shown, max_tokens)
     self.add_cost(cost)
