@@ -5942,6 +5942,10 @@ d = {
                 "experiments/gate.html#prepare",
                 "personal_llm/experiments/gate.py",
             ),
+            "personal_llm.experiments.gate.score_plain": (
+                "experiments/gate.html#score_plain",
+                "personal_llm/experiments/gate.py",
+            ),
             "personal_llm.experiments.gate.split_vectors": (
                 "experiments/gate.html#split_vectors",
                 "personal_llm/experiments/gate.py",
@@ -7164,6 +7168,10 @@ d = {
             ),
             "personal_llm.experiments.real_people.make_habit": (
                 "experiments/real_people.html#make_habit",
+                "personal_llm/experiments/real_people.py",
+            ),
+            "personal_llm.experiments.real_people.make_invented_stream": (
+                "experiments/real_people.html#make_invented_stream",
                 "personal_llm/experiments/real_people.py",
             ),
             "personal_llm.experiments.real_people.make_person": (

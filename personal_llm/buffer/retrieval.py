@@ -235,8 +235,11 @@ def retrieve_in_talk(
     probabilities = [compare_with_memories(memories, text, embedder)[0] for text in prompts]
     kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
     start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
-    chosen, found = (retrieve(memories, text, embedder, k, max_tokens) for text in (prompts[start], prompts[-1]))
-    return chosen if found and found[-1] in chosen else found
+    found = retrieve(memories, prompts[-1], embedder, k, max_tokens)
+    if not found or start == len(prompts) - 1:
+        return found
+    chosen = retrieve(memories, prompts[start], embedder, k, max_tokens)
+    return chosen if found[-1] in chosen else found
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8

@@ -18,8 +18,7 @@ import numpy as np
 
 from ..base.core import InputError
 from ..base.text import split_sentences
-from ..data.people import Habit, opener, sign_off, user_stream
-from ..data.reading import load_samples
+from ..data.people import Habit, opener, sign_off
 from personal_llm.experiments.real_people import (
     ANATOMY,
     ASKING,
@@ -28,13 +27,10 @@ from personal_llm.experiments.real_people import (
     DINNER,
     FLIGHTS,
     HOTELS,
-    LENGTH,
     MEDICAL,
     METRICS,
     MUSIC,
-    NEWCOMER_LENGTH,
     SAVED_COUNT,
-    SIGNAL_SHARE,
     SUMS,
     WARD,
     WEATHER,
@@ -45,6 +41,7 @@ from personal_llm.experiments.real_people import (
     list_jobs,
     load_measured_model,
     make_habit,
+    make_invented_stream,
     make_person,
     measure_condition,
     measure_person,
@@ -148,8 +145,7 @@ ORDERS = (60, 61)
 
 def make_stream(name: str, seed: int):  # `UserData`
     "Make the stream and the tests of a person."
-    length = NEWCOMER_LENGTH if name == "guest" else LENGTH
-    return user_stream(PEOPLE[name], load_samples(), length, signal_share=SIGNAL_SHARE, seed=seed)
+    return make_invented_stream(PEOPLE[name], "guest", seed)
 
 
 def measure(jobs: list):  # yields a dict of results a job

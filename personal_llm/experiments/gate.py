@@ -6,8 +6,9 @@
 __all__ = ['OWN_PROMPTS', 'WEIGHTS', 'PEOPLE', 'SEEDS', 'MAKERS', 'CORRECTING', 'OWN_WEIGHT', 'FOLLOW_UP_TOKENS',
            'FLOORS', 'FLOOR', 'PLACES', 'FOLLOW_UPS', 'AGAIN', 'SHARED', 'FLOOR_JOBS', 'of_development', 'GENERAL_JOBS',
            'TALK_JOBS', 'FOLLOWED', 'GRIDS', 'estimate_with_own_prompts', 'prepare', 'split_vectors', 'measure_gate',
-           'choose_memories', 'add_memories_first', 'add_memories_last', 'add_memories_between', 'measure_follow_ups',
-           'measure_replies', 'continue_memories', 'measure_floor', 'measure_general', 'list_jobs']
+           'choose_memories', 'add_memories_first', 'add_memories_last', 'add_memories_between', 'score_plain',
+           'measure_follow_ups', 'measure_replies', 'continue_memories', 'measure_floor', 'measure_general',
+           'list_jobs']
 
 # %% ../../nbs/experiments/50_gate.ipynb #gate0003
 import re
@@ -163,108 +164,57 @@ def add_memories_between(dialogue: Dialogue, memories: list) -> Dialogue:
 
 
 PLACES = {"first": add_memories_first, "anew": add_memories_last, "between": add_memories_between}
-FOLLOW_UPS = (  # prompt, words of which its reply should have one, reply, follow-up, and words for that
-    ("How do I say good morning in Spanish?", "buen", "Buenos días.", "And in French?", "bonjour"),
-    (
-        "Who wrote Hamlet?",
-        "shakespeare",
-        "William Shakespeare wrote Hamlet.",
-        "What else did he write?",
-        "romeo|macbeth|othello|lear",
-    ),
-    (
-        "What is the largest planet?",
-        "jupiter",
-        "Jupiter is the largest planet.",
-        "How many moons does it have?",
-        "jupiter|moon",
-    ),
-    (
-        "What do bees make?",
-        "honey",
-        "Bees make honey.",
-        "What colour is it?",
-        "gold|yellow|amber|brown|honey",
-    ),
-    (
-        "Recommend a sport.",
-        "swim|run|ball|tennis|yoga|hik|cycl",
-        "You could try swimming.",
-        "Where can I do it?",
-        "pool|swim|beach|lake",
-    ),
-    ("Which animal says moo?", "cow", "A cow says moo.", "What does it eat?", "grass|hay|cow"),
-    (
-        "At what temperature does water boil?",
-        "100|212",
-        "At 100 degrees.",
-        "And at what does it freeze?",
-        "0|zero|32",
-    ),
-    (
-        "Tell me about Paris.",
-        "paris|france",
-        "Paris is a city on the river Seine.",
-        "Which river did you mention?",
-        "seine",
-    ),
-    (
-        "What is a violin?",
-        "instrument|string|music",
-        "An instrument played with a bow.",
-        "How many strings does it have?",
-        "four|4|string",
-    ),
-    (
-        "Who painted the Mona Lisa?",
-        "leonardo|vinci",
-        "Leonardo da Vinci.",
-        "When was he born?",
-        "1452|leonardo|vinci",
-    ),
-    (
-        "What is a leaf for?",
-        "photo|light|sun|leaf",
-        "It turns sunlight into sugar.",
-        "Why is it green?",
-        "chloro|leaf|leaves",
-    ),
-    (
-        "What is the highest mountain?",
-        "everest",
-        "Mount Everest.",
-        "In which country is it?",
-        "nepal|china|tibet|everest",
-    ),
-    (
-        "Give me a word for happy.",
-        "glad|joy|cheer|delight|merry|content",
-        "Cheerful.",
-        "And the opposite of it?",
-        "sad|gloomy|unhappy|miser",
-    ),
-    (
-        "Name a yellow fruit.",
-        "banana|lemon",
-        "A banana.",
-        "Name another one, please.",
-        "lemon|mango|pineapple|pear|apple",
-    ),
-    (
-        "What is the capital of Italy?",
-        "rome",
-        "Rome.",
-        "What can I see there?",
-        "colosseum|vatican|rom|trevi|forum",
-    ),
-    (
-        "My train leaves at nine.",
-        "nine|9|train",
-        "Then be there at half past eight.",
-        "When does it leave?",
-        "nine|9",
-    ),
-)
+
+# %% ../../nbs/experiments/50_gate.ipynb #gatesplit2
+# prompt; words of which its reply should have one; reply
+#   follow-up; and words for that
+_FOLLOW_UP_TEXT = """
+How do I say good morning in Spanish?; buen; Buenos días.
+  And in French?; bonjour
+Who wrote Hamlet?; shakespeare; William Shakespeare wrote Hamlet.
+  What else did he write?; romeo|macbeth|othello|lear
+What is the largest planet?; jupiter; Jupiter is the largest planet.
+  How many moons does it have?; jupiter|moon
+What do bees make?; honey; Bees make honey.
+  What colour is it?; gold|yellow|amber|brown|honey
+Recommend a sport.; swim|run|ball|tennis|yoga|hik|cycl; You could try swimming.
+  Where can I do it?; pool|swim|beach|lake
+Which animal says moo?; cow; A cow says moo.
+  What does it eat?; grass|hay|cow
+At what temperature does water boil?; 100|212; At 100 degrees.
+  And at what does it freeze?; 0|zero|32
+Tell me about Paris.; paris|france; Paris is a city on the river Seine.
+  Which river did you mention?; seine
+What is a violin?; instrument|string|music; An instrument played with a bow.
+  How many strings does it have?; four|4|string
+Who painted the Mona Lisa?; leonardo|vinci; Leonardo da Vinci.
+  When was he born?; 1452|leonardo|vinci
+What is a leaf for?; photo|light|sun|leaf; It turns sunlight into sugar.
+  Why is it green?; chloro|leaf|leaves
+What is the highest mountain?; everest; Mount Everest.
+  In which country is it?; nepal|china|tibet|everest
+Give me a word for happy.; glad|joy|cheer|delight|merry|content; Cheerful.
+  And the opposite of it?; sad|gloomy|unhappy|miser
+Name a yellow fruit.; banana|lemon; A banana.
+  Name another one, please.; lemon|mango|pineapple|pear|apple
+What is the capital of Italy?; rome; Rome.
+  What can I see there?; colosseum|vatican|rom|trevi|forum
+My train leaves at nine.; nine|9|train; Then be there at half past eight.
+  When does it leave?; nine|9
+"""
+_LINES = _FOLLOW_UP_TEXT.strip().split("\n")
+FOLLOW_UPS = tuple(tuple(f"{first}; {then.strip()}".split("; ")) for first, then in zip(_LINES[::2], _LINES[1::2]))
+
+
+def score_plain(user, replies: list) -> tuple:  # (right answers, right follow-ups, habits in the answers), each a share
+    "Score the replies to the plain questions, and then to the follow-ups, of `FOLLOW_UPS`."
+    expected = [row[1] for row in FOLLOW_UPS] + [row[4] for row in FOLLOW_UPS]
+    hits = [bool(re.search(words, reply.lower())) for words, reply in zip(expected, replies)]
+    count = len(FOLLOW_UPS)
+    spill = [user.sides[0].adherence(reply) for reply in replies[:count]]
+    return float(np.mean(hits[:count])), float(np.mean(hits[count:])), float(np.mean(spill))
+
+# %% ../../nbs/experiments/50_gate.ipynb #gatesplit4
 AGAIN = "Please say that again in other words."
 
 
@@ -306,7 +256,7 @@ def measure_replies(jobs: list):  # yields a dict of results a job
             show = lambda d, prompt: add_memories_first(d, choose(prompt))
             yield measure_condition(model, user, tests, other, show, None, has_talk=True)
 
-
+# %% ../../nbs/experiments/50_gate.ipynb #gatesplit6
 def continue_memories(chosen: list, found: list) -> list:  # dialogues
     "Return the memories of a talk's next turn: those of before, unless the prompt is like dialogues of the other kind."
     is_other = bool(found) and (not chosen or found[0].origin != chosen[0].origin)
@@ -343,14 +293,10 @@ def measure_general(jobs: list):  # yields a dict of results a job
             shown.append(add_memories_first(Dialogue(prompt, ""), memories))
             followed.append(add_memories_first(Dialogue(follow, "", (("user", prompt), ("assistant", reply))), later))
         replies = model.reply([*shown, *followed], FOLLOW_UP_TOKENS)
-        expected = [row[1] for row in FOLLOW_UPS] + [row[4] for row in FOLLOW_UPS]
-        hits = [bool(re.search(words, reply.lower())) for words, reply in zip(expected, replies)]
-        first, later = np.split(np.array(hits, float), 2)
-        spill = [user.sides[0].adherence(reply) for reply in replies[: len(FOLLOW_UPS)]]
-        means = dict(plain=float(first.mean()), follow_ups=float(later.mean()), spill=float(np.mean(spill)))
-        yield means | dict(replies=replies)
+        plain, follow_ups, spill = score_plain(user, replies)
+        yield dict(plain=plain, follow_ups=follow_ups, spill=spill, replies=replies)
 
-
+# %% ../../nbs/experiments/50_gate.ipynb #gatesplit8
 def list_jobs(name: str, values: tuple) -> list:  # a factor and its values
     "List the jobs of all people."
     return [

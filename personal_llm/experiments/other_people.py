@@ -20,11 +20,10 @@ from personal_llm.buffer.retrieval import (
     PromptEmbedder,
     estimate_correction_probability,
 )
-from ..data.people import Habit, opener, sign_off, user_stream
-from ..data.reading import load_samples
+from ..data.people import Habit, opener, sign_off
 from . import fresh_people
 from .fresh_people import ROLES, Study, judge_plan, write_table
-from .gate import FOLLOW_UP_TOKENS, FOLLOW_UPS
+from .gate import FOLLOW_UP_TOKENS, FOLLOW_UPS, score_plain
 from .new_people_grid import choose_tests
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -33,14 +32,11 @@ from personal_llm.experiments.real_people import (
     DINNER,
     FLIGHTS,
     HOTELS,
-    LENGTH,
     MEDICAL,
     METRICS,
     MUSIC,
-    NEWCOMER_LENGTH,
     OTHERS,
     SAVED_COUNT,
-    SIGNAL_SHARE,
     SUMS,
     TESTS,
     TRAVEL,
@@ -51,6 +47,7 @@ from personal_llm.experiments.real_people import (
     list_jobs,
     load_measured_model,
     make_habit,
+    make_invented_stream,
     make_person,
     measure_person,
 )
@@ -144,8 +141,7 @@ SEED = 70
 
 def make_stream(name: str):  # `UserData`
     "Make the stream and the tests of a person."
-    length = NEWCOMER_LENGTH if name == "visitor" else LENGTH
-    return user_stream(PEOPLE[name], load_samples(), length, signal_share=SIGNAL_SHARE, seed=SEED)
+    return make_invented_stream(PEOPLE[name], "visitor", SEED)
 
 
 def measure_plain(model, user, show) -> dict:  # results
@@ -154,10 +150,7 @@ def measure_plain(model, user, show) -> dict:  # results
     talks = [(("user", prompt), ("assistant", reply)) for prompt, _, reply, *_ in FOLLOW_UPS]
     followed = [Dialogue(follow, "", talk) for talk, (*_, follow, _) in zip(talks, FOLLOW_UPS)]
     replies = model.reply([show(d, d.prompt) for d in (*plain, *followed)], FOLLOW_UP_TOKENS)
-    expected = [row[1] for row in FOLLOW_UPS] + [row[4] for row in FOLLOW_UPS]
-    hits = [bool(re.search(words, reply.lower())) for words, reply in zip(expected, replies)]
-    right, followed_up = (float(np.mean(part)) for part in (hits[: len(plain)], hits[len(plain) :]))
-    spill = float(np.mean([user.sides[0].adherence(reply) for reply in replies[: len(plain)]]))
+    right, followed_up, spill = score_plain(user, replies)
     return dict(right=right, plain_spill=spill, follow_ups=followed_up)
 
 

@@ -10,10 +10,10 @@ __all__ = ['CHARACTERS', 'CHARACTERS_VARIABLE', 'CHARACTERS_SHA256', 'SPEAKER_NA
            'REPLY_TOKENS', 'SAVED_COUNT', 'DEVELOPMENT', 'MEMORY_COUNTS', 'COUNT_JOBS', 'PRIMARY', 'FIRST_JOBS',
            'SHARED', 'GRIDS', 'METRICS', 'mark_speakers', 'join_first', 'find_longest_word', 'make_habit', 'shouted',
            'shout', 'labelled', 'recap', 'hashtag', 'semicolons', 'dashes', 'echo', 'bracketed', 'subject_tag',
-           'counted', 'make_person', 'make_stream', 'load_measured_model', 'count_word_edits', 'measure_talks',
-           'measure_condition', 'ask', 'take_own_answers', 'finetune_timed', 'measure_answers', 'add_rules', 'measure',
-           'score_person', 'measure_person', 'take_first_answers', 'measure_counts', 'list_jobs', 'read_people',
-           'compare_conditions', 'write_comparison', 'is_harmful']
+           'counted', 'make_person', 'make_invented_stream', 'make_stream', 'load_measured_model', 'count_word_edits',
+           'measure_talks', 'measure_condition', 'ask', 'take_own_answers', 'finetune_timed', 'measure_answers',
+           'add_rules', 'measure', 'score_person', 'measure_person', 'take_first_answers', 'measure_counts',
+           'list_jobs', 'read_people', 'compare_conditions', 'write_comparison', 'is_harmful']
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000002
 import functools
@@ -191,14 +191,19 @@ LENGTH, NEWCOMER_LENGTH = 400, 80  # dialogues
 SIGNAL_SHARE, CHARACTER_SHARE, CHARACTER_TESTS = 0.2, 0.15, 24
 
 
+def make_invented_stream(user: SimulatedUser, newcomer: str, seed: int) -> UserData:
+    "Make the stream and the tests of an invented person; that of the newcomer is short."
+    length = NEWCOMER_LENGTH if user.name == newcomer else LENGTH
+    return user_stream(user, load_samples(), length, signal_share=SIGNAL_SHARE, seed=seed)
+
+
 def make_stream(name: str, seed: int) -> UserData:
     "Make the stream and the tests of a person."
     if name in CHARACTERS:
         replies = read_characters(CHARACTERS, CHARACTERS_VARIABLE, CHARACTERS_SHA256)[name]
         own = (LENGTH, CHARACTER_SHARE, CHARACTER_TESTS, seed)
         return make_character_stream(PEOPLE[name], replies, load_samples(), *own)
-    length = NEWCOMER_LENGTH if name == "newcomer" else LENGTH
-    return user_stream(PEOPLE[name], load_samples(), length, signal_share=SIGNAL_SHARE, seed=seed)
+    return make_invented_stream(PEOPLE[name], "newcomer", seed)
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000014
 ORDERS = (50, 51)
