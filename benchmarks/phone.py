@@ -50,9 +50,9 @@ def runtime(folder: Path) -> dict:
         seconds.append(time.process_time() - begun)
         return out
 
-    done = run_training_steps(parcel, folder / "state", timed)
+    done = run_training_steps(parcel, timed)
     export_adapter(parcel, done, folder / "adapter", get_peak_memory())
-    return dict(losses=done.losses, seconds=seconds, before=before, memory=get_peak_memory())
+    return dict(losses=[*done.losses], seconds=seconds, before=before, memory=get_peak_memory())
 
 
 def pytorch(folder: Path) -> dict:

@@ -121,7 +121,6 @@ d = {
                 "8_app/chat.html#describe_chat_style",
                 "personal_llm/app/chat.py",
             ),
-            "personal_llm.app.chat.describe_scores": ("8_app/chat.html#describe_scores", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.explain_last_decision": (
                 "8_app/chat.html#explain_last_decision",
                 "personal_llm/app/chat.py",
@@ -362,10 +361,6 @@ d = {
                 "8_app/conversation_worker.html#conversationworker.finish_training",
                 "personal_llm/app/conversation_worker.py",
             ),
-            "personal_llm.app.conversation_worker.ConversationWorker.follow": (
-                "8_app/conversation_worker.html#conversationworker.follow",
-                "personal_llm/app/conversation_worker.py",
-            ),
             "personal_llm.app.conversation_worker.ConversationWorker.read": (
                 "8_app/conversation_worker.html#conversationworker.read",
                 "personal_llm/app/conversation_worker.py",
@@ -384,10 +379,6 @@ d = {
             ),
             "personal_llm.app.conversation_worker.get_chat_numbers": (
                 "8_app/conversation_worker.html#get_chat_numbers",
-                "personal_llm/app/conversation_worker.py",
-            ),
-            "personal_llm.app.conversation_worker.get_marks": (
-                "8_app/conversation_worker.html#get_marks",
                 "personal_llm/app/conversation_worker.py",
             ),
         },
@@ -412,19 +403,10 @@ d = {
                 "personal_llm/app/demo.py",
             ),
             "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.compare_starts": ("8_app/demo.html#compare_starts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.make_paired_config": (
-                "8_app/demo.html#make_paired_config",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.run_warm_start_demo": (
-                "8_app/demo.html#run_warm_start_demo",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.summarise_scores": ("8_app/demo.html#summarise_scores", "personal_llm/app/demo.py"),
         },
@@ -657,22 +639,6 @@ d = {
             ),
         },
         "personal_llm.app.personalize": {
-            "personal_llm.app.personalize.PersonalizeRun": (
-                "8_app/personalize.html#personalizerun",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.PersonalizeRun.collect_notes": (
-                "8_app/personalize.html#personalizerun.collect_notes",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.PersonalizeRun.run_in_folder": (
-                "8_app/personalize.html#personalizerun.run_in_folder",
-                "personal_llm/app/personalize.py",
-            ),
-            "personal_llm.app.personalize.PersonalizeRun.train": (
-                "8_app/personalize.html#personalizerun.train",
-                "personal_llm/app/personalize.py",
-            ),
             "personal_llm.app.personalize.PersonalizeSettings": (
                 "8_app/personalize.html#personalizesettings",
                 "personal_llm/app/personalize.py",
@@ -735,6 +701,10 @@ d = {
             ),
             "personal_llm.app.personalize.format_examples": (
                 "8_app/personalize.html#format_examples",
+                "personal_llm/app/personalize.py",
+            ),
+            "personal_llm.app.personalize.learn_stream": (
+                "8_app/personalize.html#learn_stream",
                 "personal_llm/app/personalize.py",
             ),
             "personal_llm.app.personalize.make_buffer": (
@@ -803,16 +773,7 @@ d = {
                 "8_app/report.html#format_headline",
                 "personal_llm/app/report.py",
             ),
-            "personal_llm.app.report.format_warm_start": (
-                "8_app/report.html#format_warm_start",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.get_loss_name": ("8_app/report.html#get_loss_name", "personal_llm/app/report.py"),
             "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
-            "personal_llm.app.report.plot_warm_start": (
-                "8_app/report.html#plot_warm_start",
-                "personal_llm/app/report.py",
-            ),
             "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
         },
         "personal_llm.app.server": {
@@ -1083,28 +1044,7 @@ d = {
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core.History": ("0_base/core.html#history", "personal_llm/base/core.py"),
-            "personal_llm.base.core.History.__deepcopy__": (
-                "0_base/core.html#history.__deepcopy__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core.History.__eq__": ("0_base/core.html#history.__eq__", "personal_llm/base/core.py"),
-            "personal_llm.base.core.History.__getitem__": (
-                "0_base/core.html#history.__getitem__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core.History.__hash__": (
-                "0_base/core.html#history.__hash__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core.History.__init__": (
-                "0_base/core.html#history.__init__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core.History.__iter__": (
-                "0_base/core.html#history.__iter__",
-                "personal_llm/base/core.py",
-            ),
-            "personal_llm.base.core.History.__len__": ("0_base/core.html#history.__len__", "personal_llm/base/core.py"),
+            "personal_llm.base.core.History.__new__": ("0_base/core.html#history.__new__", "personal_llm/base/core.py"),
             "personal_llm.base.core.History.__repr__": (
                 "0_base/core.html#history.__repr__",
                 "personal_llm/base/core.py",
@@ -1515,7 +1455,6 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.build_tokenizer": ("0_base/gguf.html#build_tokenizer", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.check_template": ("0_base/gguf.html#check_template", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.convert_gguf": ("0_base/gguf.html#convert_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.describe_gguf": ("0_base/gguf.html#describe_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.find_family_problem": (
@@ -1527,8 +1466,6 @@ d = {
                 "personal_llm/base/gguf.py",
             ),
             "personal_llm.base.gguf.find_smollm2": ("0_base/gguf.html#find_smollm2", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.get_memory": ("0_base/gguf.html#get_memory", "personal_llm/base/gguf.py"),
-            "personal_llm.base.gguf.get_stored_size": ("0_base/gguf.html#get_stored_size", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.is_gguf": ("0_base/gguf.html#is_gguf", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.list_hub_models": ("0_base/gguf.html#list_hub_models", "personal_llm/base/gguf.py"),
             "personal_llm.base.gguf.list_local_models": (
@@ -9872,12 +9809,8 @@ d = {
                 "7_runtimes/phone.html#bundlesettings",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.PhoneProgress": (
-                "7_runtimes/phone.html#phoneprogress",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.PhoneProgress.step": (
-                "7_runtimes/phone.html#phoneprogress.step",
+            "personal_llm.runtimes.phone.PhoneState": (
+                "7_runtimes/phone.html#phonestate",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.adapt_config_to_phone": (
@@ -9896,10 +9829,6 @@ d = {
                 "7_runtimes/phone.html#export_bundle",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.load_progress": (
-                "7_runtimes/phone.html#load_progress",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.load_runtime": (
                 "7_runtimes/phone.html#load_runtime",
                 "personal_llm/runtimes/phone.py",
@@ -9914,10 +9843,6 @@ d = {
             ),
             "personal_llm.runtimes.phone.run_training_steps": (
                 "7_runtimes/phone.html#run_training_steps",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.save_progress": (
-                "7_runtimes/phone.html#save_progress",
                 "personal_llm/runtimes/phone.py",
             ),
             "personal_llm.runtimes.phone.simulate_phone": (
@@ -9952,10 +9877,6 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle.batch": (
                 "7_runtimes/phone_bundle.html#phonebundle.batch",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.PhoneBundle.checksum": (
-                "7_runtimes/phone_bundle.html#phonebundle.checksum",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle.start": (

@@ -188,11 +188,6 @@ def mend_bundle(folder: Path) -> None:
             (folder / phone_bundle.MANIFEST_FILE).write_text(json.dumps(manifest))
 
 
-def mend_progress(folder: Path) -> None:
-    file = folder / phone.PROGRESS_FILE
-    file.write_bytes(compute_sha256(file.read_bytes()[64:]).encode() + file.read_bytes()[64:])
-
-
 def make_chats() -> dict:  # name -> content
     "A small file in each format."
     rows = [json.dumps(record, default=str).encode() for _, record, _ in RECORDS]
@@ -254,18 +249,14 @@ def make_bundle(folder):
     (folder / "bundle").rename(folder.parent / "bundle itself")
     shutil.rmtree(folder)
     (folder.parent / "bundle itself").rename(folder)
-    vectors = phone.np.zeros((3, 8), "<f4")
-    phone.save_progress(folder / phone.PROGRESS_FILE, phone.open_bundle(folder), phone.PhoneProgress(vectors, [1.0]))
 
 
 def read_bundle(folder):
     "Open a bundle and train in it; the program is a stand-in."
     execute = lambda method, ids, targets, *vectors, rates=None: (1.0, *vectors[:3])
-    for state in (phone.PROGRESS_FILE, "new.state"):
-        with suppress(InputError):
-            bundle = phone.open_bundle(folder)
-            progress = phone.run_training_steps(bundle, folder / state, execute, 2)
-            phone.export_adapter(bundle, progress, folder / "out")
+    with suppress(InputError):
+        bundle = phone.open_bundle(folder)
+        phone.export_adapter(bundle, phone.run_training_steps(bundle, execute, steps=2), folder / "out")
 
 
 def make_results(folder):
@@ -363,7 +354,6 @@ TARGETS = dict(
     site=Target(make_site, read_site, mend_site, share=1),
     bundle=Target(make_bundle, read_bundle, mend_bundle),
     manifest=Target(make_bundle, read_bundle, mend_bundle, phone_bundle.MANIFEST_FILE),
-    progress=Target(make_bundle, read_bundle, mend_progress, phone.PROGRESS_FILE),
     results=Target(make_results, read_results),
     ledger=Target(make_ledger, read_ledger),
     lines=Target(lambda f: (f / "rows.jsonl").write_bytes(b'{"a": 1}\n{"b": [2, "x"]}\n'), read_lines),

@@ -274,11 +274,6 @@ class PhoneBundle:
     def steps(self) -> list:  # of `plan_steps`
         return self.manifest["steps"]
 
-    @property
-    def checksum(self) -> str:  # hex
-        "A hash of the manifest, which holds the hashes of all files."
-        return self.manifest["sha256"]
-
     def start(self) -> np.ndarray:  # float32 (count,)
         "Return the numbers of the start adapter."
         return read_adapter_vector(self.folder / START_FOLDER / WEIGHTS_FILE, self.layout)
