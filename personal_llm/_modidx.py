@@ -6646,6 +6646,52 @@ d = {
                 "personal_llm/experiments/methods/word_descriptions.py",
             ),
         },
+        "personal_llm.experiments.more_people": {
+            "personal_llm.experiments.more_people.footnote": (
+                "experiments/more_people.html#footnote",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.gesture": (
+                "experiments/more_people.html#gesture",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.json_object": (
+                "experiments/more_people.html#json_object",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.kinda": (
+                "experiments/more_people.html#kinda",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.make_stream": (
+                "experiments/more_people.html#make_stream",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.pointing": (
+                "experiments/more_people.html#pointing",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.ruled": (
+                "experiments/more_people.html#ruled",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.short_lines": (
+                "experiments/more_people.html#short_lines",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.spaced_marks": (
+                "experiments/more_people.html#spaced_marks",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.spelled_out": (
+                "experiments/more_people.html#spelled_out",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.tildes": (
+                "experiments/more_people.html#tildes",
+                "personal_llm/experiments/more_people.py",
+            ),
+        },
         "personal_llm.experiments.new_people": {
             "personal_llm.experiments.new_people.collect_replies": (
                 "experiments/new_people.html#collect_replies",

@@ -117,7 +117,6 @@ def run_training_steps(
         state = PhoneState(np.stack(vectors), (*state.losses, float(loss)), seconds)
     return state
 
-
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f132ed23
 def export_adapter(
     bundle: PhoneBundle,
@@ -177,7 +176,6 @@ def simulate_phone(
         state = run_training_steps(bundle, execute, progress=progress)
         return export_adapter(bundle, state, out, get_peak_memory())
 
-
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 @dataclass(frozen=True)
 class BundleSettings:
@@ -227,7 +225,10 @@ def phone_simulate(
 RUNTIME = Runtime(
     commands={"phone export": phone_export, "phone simulate": phone_simulate},
     examples={
-        "phone export": ["--data chats.jsonl --out bundle", "--data chats.jsonl --out bundle --start-from mine/adapter"],
+        "phone export": [
+            "--data chats.jsonl --out bundle",
+            "--data chats.jsonl --out bundle --start-from mine/adapter",
+        ],
         "phone simulate": ["--bundle bundle --out mine"],
     },
     summary="Pack model and chats for a phone. Simulate the training there.",
