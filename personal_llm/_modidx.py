@@ -188,14 +188,6 @@ d = {
                 "8_app/chat_completions.html#message.get_text",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.PersonalOptions": (
-                "8_app/chat_completions.html#personaloptions",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.StreamOptions": (
-                "8_app/chat_completions.html#streamoptions",
-                "personal_llm/app/chat_completions.py",
-            ),
             "personal_llm.app.chat_completions.TextPart": (
                 "8_app/chat_completions.html#textpart",
                 "personal_llm/app/chat_completions.py",
@@ -210,10 +202,6 @@ d = {
             ),
             "personal_llm.app.chat_completions.check_model_name": (
                 "8_app/chat_completions.html#check_model_name",
-                "personal_llm/app/chat_completions.py",
-            ),
-            "personal_llm.app.chat_completions.collect_items": (
-                "8_app/chat_completions.html#collect_items",
                 "personal_llm/app/chat_completions.py",
             ),
             "personal_llm.app.chat_completions.generate": (
@@ -9843,10 +9831,6 @@ d = {
             ),
             "personal_llm.runtimes.llama_cpp.LlamaCppStream.__iter__": (
                 "7_runtimes/llama_cpp.html#llamacppstream.__iter__",
-                "personal_llm/runtimes/llama_cpp.py",
-            ),
-            "personal_llm.runtimes.llama_cpp.find_base_file": (
-                "7_runtimes/llama_cpp.html#find_base_file",
                 "personal_llm/runtimes/llama_cpp.py",
             ),
         },

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,11 +262,6 @@ LIES = dict(
     merges=(dict(metadata={"tokenizer.ggml.merges": ["t h", "q q q"]}), "merges pieces"),
     token=(dict(metadata={"tokenizer.ggml.eos_token_id": 10**6}), "which is no token"),
     model=(dict(metadata={"tokenizer.ggml.model": "magic"}), "tokenizer 'magic'"),
-    python=(dict(metadata={"tokenizer.chat_template": "{{ ''.__class__.__mro__ }}"}), "chat template"),
-    syntax=(dict(metadata={"tokenizer.chat_template": "{% for %}"}), "chat template"),
-    raises=(dict(metadata={"tokenizer.chat_template": "{{ raise_exception('no') }}"}), "chat template"),
-    long=(dict(metadata={"tokenizer.chat_template": "{{ 'a' * 10**6 }}"}), "chat template"),
-    huge=(dict(metadata={"tokenizer.chat_template": "{{ 'a' * 10**10 }}"}), "chat template"),
 )
 
 
@@ -275,10 +271,13 @@ def test_a_file_that_lies_is_one_line(lie, tmp_path):
     refused(edited(tmp_path / "model.gguf", **changes), match)
 
 
-def test_a_template_that_never_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(ours, "TEMPLATE_SECONDS", 1)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    refused(edited(tmp_path / "model.gguf", {"tokenizer.chat_template": endless}), "takes too long")
+@pytest.mark.parametrize("template", ["{{ ''.__class__.__mro__ }}", "{% for %}", "{{ raise_exception('no') }}"])
+def test_a_template_that_fails_is_one_line_at_the_first_prompt(template, tmp_path):
+    "transformers renders it in a sandbox, as the template of any model."
+    model = load_model(edited(tmp_path / "model.gguf", {"tokenizer.chat_template": template}), device="cpu")
+    with pytest.raises(InputError, match="chat template refuses") as error:
+        model.reply(["Hi"])
+    assert "\n" not in str(error.value)
 
 
 def test_each_cut_is_one_line(tmp_path):
@@ -353,7 +352,7 @@ except OSError:
 
 def test_the_worst_files_stay_under_a_gigabyte(tmp_path):
     "In a process of its own, whose peak we read."
-    files = [str(edited(tmp_path / f"{lie}.gguf", **LIES[lie][0])) for lie in ("width", "layers", "huge", "window")]
+    files = [str(edited(tmp_path / f"{lie}.gguf", **LIES[lie][0])) for lie in ("width", "layers", "window")]
     sizes = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 0, 60_000_000)
     (tmp_path / "array.gguf").write_bytes(b"GGUF" + sizes + bytes(60_000_000))
     texts = struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 8, 1_900_000)
@@ -398,7 +397,7 @@ def test_models_of_other_programs(tmp_path, monkeypatch):
     assert load_model(blob.name, device="cpu").model.config.hidden_size == 64
     edited(tmp_path / "bare.gguf", {"tokenizer.ggml.tokens": None})
     assert describe_gguf(tmp_path / "bare.gguf", "Ollama").problem == "tokenizer"
-    monkeypatch.setattr(ours, "get_memory", lambda: 10**5)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**5))
     assert describe_gguf(blob.name, "Ollama").problem == "memory"
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOLLM2_PACKAGE', 'SMOLLM2_VERSION', 'GET_SMOLLM2', 'TRAINING_BYTES', 'read_gguf_header', 'is_gguf',
-           'convert_gguf', 'find_smollm2', 'LocalModel', 'describe_gguf', 'get_memory', 'find_ollama_files',
-           'list_hub_models', 'list_local_models']
+           'convert_gguf', 'find_smollm2', 'LocalModel', 'describe_gguf', 'find_ollama_files', 'list_hub_models',
+           'list_local_models']
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_imports
 import hashlib
@@ -14,8 +14,6 @@ import math
 import os
 import re
 import struct
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +124,10 @@ class GgufHeader:
         return f"GgufHeader({self.path.name}: {self.family}, {size})"
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_table
-def get_stored_size(shape: tuple, kind: int):  # bytes, or None
-    "Return how many bytes a tensor takes; None for an unknown quantisation or a row that is no multiple of its block."
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    try:
-        block_size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    except (ValueError, KeyError):
-        return None
-    return math.prod(shape) // block_size * block_bytes if shape[-1] % block_size == 0 else None
-
-
 def read_tensor_info(cursor: HeaderCursor) -> tuple:  # (name, `TensorInfo`)
     "Read one row of the table of tensors."
+    from gguf.constants import GGML_QUANT_SIZES
+
     name, num_dimensions = cursor.read_text(MAX_NAME_BYTES), cursor.read_number("I")
     if not 1 <= num_dimensions <= MAX_DIMENSIONS:
         cursor.fail(f"tensor {name[:60]!r} has {num_dimensions:,} dimensions")
@@ -146,10 +135,10 @@ def read_tensor_info(cursor: HeaderCursor) -> tuple:  # (name, `TensorInfo`)
     kind, offset = cursor.read_number("I"), cursor.read_number("Q")
     if 0 in shape or math.prod(shape) >= 2**48:
         cursor.fail(f"tensor {name[:60]!r} has the shape {shape}")
-    size = get_stored_size(shape, kind)
-    if size is None:
+    block_size, block_bytes = GGML_QUANT_SIZES.get(kind, (2**64, 0))  # an unknown quantisation fits no shape
+    if shape[-1] % block_size:
         cursor.fail(f"tensor {name[:60]!r}: no quantisation {kind} of the shape {shape}")
-    return name, TensorInfo(shape, kind, offset, size)
+    return name, TensorInfo(shape, kind, offset, math.prod(shape) // block_size * block_bytes)
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_gguf
 def read_gguf_header(path) -> GgufHeader:
@@ -198,63 +187,6 @@ def is_gguf(path) -> bool:
             with open(path, "rb") as file:
                 return file.read(4) == GGUF_MAGIC or Path(path).suffix.lower() == ".gguf"
     return False
-
-# %% ../../nbs/0_base/06_gguf.ipynb #guf_template
-MAX_TEMPLATE_LENGTH = 100_000  # characters
-TEMPLATE_SECONDS, TEMPLATE_BYTES = 10, 2**29  # what one rendering may take; a rendering takes a millisecond
-TEMPLATE_PROBE = """
-import json, sys
-try:
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-except ImportError:
-    pass
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-class Generation(jinja2.ext.Extension):
-    tags = {"generation"}
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
-def refuse(text):
-    raise jinja2.TemplateError(text)
-try:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value)
-    environment.globals |= dict(raise_exception=refuse, strftime_now=lambda pattern: "2026")
-    template = environment.from_string(sys.stdin.buffer.read().decode())
-    talk = [dict(role=role, content="Hi.") for role in ("user", "assistant", "user")]
-    given = dict(bos_token="<s>", eos_token="</s>", tools=None, documents=None)
-    text = template.render(messages=talk, add_generation_prompt=True, **given)
-    print("long" if len(text) > 100_000 else "ok")
-except jinja2.TemplateSyntaxError as error:
-    print("line", error.lineno, error.message)
-except BaseException as error:
-    print(type(error).__name__, error)
-"""
-
-
-def check_template(template, path) -> None:
-    """Raise `InputError` for a chat template that is broken, reaches for Python, or takes too long.
-
-    Another process renders it once, with limits on time and memory, in the same sandbox as transformers'.
-    """
-    if template is None:
-        return
-    problem = "it is no text of usual length"
-    if isinstance(template, str) and len(template) <= MAX_TEMPLATE_LENGTH:
-        code = TEMPLATE_PROBE.replace("SECONDS", str(TEMPLATE_SECONDS)).replace("BYTES", str(TEMPLATE_BYTES))
-        options = dict(input=template.encode("utf-8", "replace"), capture_output=True, timeout=3 * TEMPLATE_SECONDS)
-        try:
-            answer = subprocess.run([sys.executable, "-c", code], **options).stdout.decode("utf-8", "replace")
-        except subprocess.TimeoutExpired:
-            answer = ""
-        problem = " ".join(answer.split())[:120] or "it takes too long or too much memory"
-    if problem != "ok":
-        raise InputError(f"{path}: its chat template cannot be used ({problem})", "give your own with --chat-template")
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_config
 def read_gguf_config(header: GgufHeader, folder: Path):  # a configuration of transformers
@@ -378,7 +310,6 @@ def build_tokenizer(header: GgufHeader):  # a tokenizer of transformers
         digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     template = header.metadata.get("tokenizer.chat_template")
-    check_template(template, header.path)
     special, tokens = {}, fields["tokens"]
     for role, name in dict(bos_token="bos", eos_token="eos", unk_token="unknown", pad_token="padding").items():
         number = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -513,23 +444,19 @@ TRAINING_BYTES = 2.5  # times the size of the weights in bfloat16, which a fine-
 
 def describe_gguf(path, place: str) -> LocalModel:
     "Describe a GGUF file by its header; a file that is no usable one has the problem `damaged`."
+    import psutil
+
     size = Path(path).stat().st_size
     try:
         header = read_gguf_header(path)
     except InputError:
         return LocalModel(str(path), place, "unknown", size, "damaged")
     needed = 2 * TRAINING_BYTES * header.num_weights
-    problem = "family" if find_family_problem(header.family) else "memory" if needed > get_memory() else ""
+    has_memory = needed <= psutil.virtual_memory().total
+    problem = "family" if find_family_problem(header.family) else "" if has_memory else "memory"
     problem = problem or "tokenizer" * ("tokenizer.ggml.tokens" not in header.metadata)
     problem = problem or "template" * ("tokenizer.chat_template" not in header.metadata)
     return LocalModel(str(path), place, " ".join(header.family.split())[:40] or "unknown", size, problem)
-
-
-def get_memory() -> int:  # bytes
-    "Return the size of this machine's memory."
-    import psutil
-
-    return psutil.virtual_memory().total
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_places
 def find_ollama_files() -> list:  # paths
