@@ -386,13 +386,22 @@ d = {
                 "8_app/demo.html#demosettings.complete",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.DemoSettings.make_buffers": (
-                "8_app/demo.html#demosettings.make_buffers",
+            "personal_llm.app.demo.DemoSettings.make_buffer": (
+                "8_app/demo.html#demosettings.make_buffer",
                 "personal_llm/app/demo.py",
             ),
+            "personal_llm.app.demo.add_texts": ("8_app/demo.html#add_texts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.format_demo_table": (
+                "8_app/demo.html#format_demo_table",
+                "personal_llm/app/demo.py",
+            ),
+            "personal_llm.app.demo.format_headline": ("8_app/demo.html#format_headline", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
+            "personal_llm.app.demo.render_report": ("8_app/demo.html#render_report", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
@@ -711,6 +720,10 @@ d = {
                 "8_app/personalize.html#make_tuning_config",
                 "personal_llm/app/personalize.py",
             ),
+            "personal_llm.app.personalize.open_adapter": (
+                "8_app/personalize.html#open_adapter",
+                "personal_llm/app/personalize.py",
+            ),
             "personal_llm.app.personalize.open_model": (
                 "8_app/personalize.html#open_model",
                 "personal_llm/app/personalize.py",
@@ -750,22 +763,7 @@ d = {
                 "personal_llm/app/publishing.py",
             ),
         },
-        "personal_llm.app.report": {
-            "personal_llm.app.report.add_texts": ("8_app/report.html#add_texts", "personal_llm/app/report.py"),
-            "personal_llm.app.report.fill_template": ("8_app/report.html#fill_template", "personal_llm/app/report.py"),
-            "personal_llm.app.report.format_demo_table": (
-                "8_app/report.html#format_demo_table",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.format_headline": (
-                "8_app/report.html#format_headline",
-                "personal_llm/app/report.py",
-            ),
-            "personal_llm.app.report.plot_demo": ("8_app/report.html#plot_demo", "personal_llm/app/report.py"),
-            "personal_llm.app.report.render_report": ("8_app/report.html#render_report", "personal_llm/app/report.py"),
-        },
         "personal_llm.app.server": {
-            "personal_llm.app.server.ServeOptions": ("8_app/server.html#serveoptions", "personal_llm/app/server.py"),
             "personal_llm.app.server.get_token_file": (
                 "8_app/server.html#get_token_file",
                 "personal_llm/app/server.py",
@@ -1779,7 +1777,6 @@ d = {
             "personal_llm.base.text.get_words": ("0_base/text.html#get_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_shingles": ("0_base/text.html#hash_shingles", "personal_llm/base/text.py"),
             "personal_llm.base.text.hash_trigrams": ("0_base/text.html#hash_trigrams", "personal_llm/base/text.py"),
-            "personal_llm.base.text.hash_words": ("0_base/text.html#hash_words", "personal_llm/base/text.py"),
             "personal_llm.base.text.is_near_duplicate": (
                 "0_base/text.html#is_near_duplicate",
                 "personal_llm/base/text.py",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..base.core import InputError, make_generator, measure_cost, patch
+from ..base.core import InputError, make_generator, measure_cost
 from ..base.files import ASSETS
 from ..base.loading import get_cache, name_cache
 from ..base.tokens import make_batches, pad_rows, tokenize_messages
@@ -311,6 +311,16 @@ class SharedBasis(StoredArrays):
     def columns(self) -> dict:
         return {"coordinates": (0, self.width)}
 
+    @classmethod
+    def from_prompts(cls, summariser, model, prompts: list) -> "SharedBasis":
+        "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
+        check_answer_count(len(prompts), "prompts for a basis")
+        states = summary_states(summariser, neutral_pairs(_require_base(model), prompts))
+        centre, count = states.mean(0), len(states)
+        variance = float(((states - centre) ** 2).sum(1).mean()) * count / (count - 1)
+        threshold = split_half_threshold(states, variance)
+        return cls(model.base, _require_base(summariser).base, centre, variance, count, threshold)
+
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #9b3e6d21
 def split_half_threshold(states: np.ndarray, variance: float) -> float:
     "Return the strength that 95 % of splits of neutral states (m, d) into halves stay below."
@@ -326,18 +336,6 @@ def _require_base(model):  # the same model
         message = f"model {model.name}: an adapter is attached"
         raise InputError(message, "leave its `with` block before it serves as base or summariser")
     return model
-
-
-@patch
-@classmethod
-def from_prompts(cls: SharedBasis, summariser, model, prompts: list) -> SharedBasis:
-    "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
-    check_answer_count(len(prompts), "prompts for a basis")
-    states = summary_states(summariser, neutral_pairs(_require_base(model), prompts))
-    centre, count = states.mean(0), len(states)
-    variance = float(((states - centre) ** 2).sum(1).mean()) * count / (count - 1)
-    threshold = split_half_threshold(states, variance)
-    return cls(model.base, _require_base(summariser).base, centre, variance, count, threshold)
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #321a528a
 def _project_shift(basis: SharedBasis, states: np.ndarray) -> dict:  # fields of `Explanation`

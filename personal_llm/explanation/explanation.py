@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..base.core import Cost, Dialogue, InputError, make_generator, patch
+from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.loading import load_encoder
 from ..data.reading import dialogues_from_texts
@@ -26,6 +26,9 @@ from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
 from .style import sample_base_features, sample_responses, style_shifts, truncated_features
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #29c2efbe
+NO_SPACE_LINE = "no style space of this base model is at hand; personal-llm library space --out DIR makes one"
+
+
 @dataclass(frozen=True, eq=False)
 class Explanation:
     "A description of a person or a pLLM, and the row by which we compare it."
@@ -71,53 +74,46 @@ class Explanation:
         "Return the same without seconds and memory, which differ from machine to machine."
         return replace(self, cost=Cost(tokens=self.cost.tokens, forward=self.cost.forward))
 
-# %% ../../nbs/4_explanation/05_explanation.ipynb #5e4a7a30
-NO_SPACE_LINE = "no style space of this base model is at hand; personal-llm library space --out DIR makes one"
+    def format_sparse_words(self) -> str:
+        "Return the sparse code as a sentence, as XPerT prints its words; not tested for truth."
+        if self.space is None:
+            return f"no words: {NO_SPACE_LINE}"
+        parts = [f"*{w}* ({c:.2f} ± {e:.2f})" for w, c, e in zip(self.sparse_words, self.coefficients, self.errors)]
+        unexplained = f"{round(100 * self.residual)} % unexplained"
+        if not parts:
+            return f"no word of the space fits; {unexplained}"
+        return f"mostly {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}; {unexplained}"
 
+    def to_dict(self) -> dict:  # plain JSON types
+        "Return the explanation as plain JSON types, for cards and for other programs."
+        card = dict(said=self.description and self.description.to_dict(), assembled=list(self.sparse_words))
+        for name, digits in (("coefficients", 4), ("errors", 4), ("row", 5)):
+            card[name] = [round(float(x), digits) for x in getattr(self, name)]
+        for name in ("residual", "strength"):
+            value = getattr(self, name)
+            card[name] = None if value is None else round(value, 4)
+        card |= dict(cost=self.cost.to_dict())
+        return card | {name: getattr(self, name) for name in ("samples", "counterpart", "space")}
 
-@patch
-def format_sparse_words(self: Explanation) -> str:
-    "Return the sparse code as a sentence, as XPerT prints its words; not tested for truth."
-    if self.space is None:
-        return f"no words: {NO_SPACE_LINE}"
-    parts = [f"*{w}* ({c:.2f} ± {e:.2f})" for w, c, e in zip(self.sparse_words, self.coefficients, self.errors)]
-    unexplained = f"{round(100 * self.residual)} % unexplained"
-    if not parts:
-        return f"no word of the space fits; {unexplained}"
-    return f"mostly {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}; {unexplained}"
-
-# %% ../../nbs/4_explanation/05_explanation.ipynb #1c6d5c8f
-@patch
-def to_dict(self: Explanation) -> dict:  # plain JSON types
-    "Return the explanation as plain JSON types, for cards and for other programs."
-    card = dict(said=self.description and self.description.to_dict(), assembled=list(self.sparse_words))
-    for name, digits in (("coefficients", 4), ("errors", 4), ("row", 5)):
-        card[name] = [round(float(x), digits) for x in getattr(self, name)]
-    for name in ("residual", "strength"):
-        value = getattr(self, name)
-        card[name] = None if value is None else round(value, 4)
-    card |= dict(cost=self.cost.to_dict())
-    return card | {name: getattr(self, name) for name in ("samples", "counterpart", "space")}
-
-
-@patch
-@classmethod
-def from_dict(cls: Explanation, card: dict) -> Explanation:
-    "Read what `to_dict` returned, from a card; raises `InputError` when a part is missing."
-    try:
-        return cls(
-            sparse_words=tuple(card["assembled"]),
-            coefficients=np.array(card["coefficients"], float),
-            errors=np.array(card["errors"], float),
-            row=np.array(card["row"], np.float32),
-            cost=Cost(**card.get("cost", {})),
-            description=None if card.get("said") is None else Description.from_dict(card["said"]),
-            **{name: card[name] for name in ("residual", "strength", "samples", "counterpart", "space")},
-        )
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"not an explanation: {type(error).__name__} {error}", "make it anew with explain") from error
+    @classmethod
+    def from_dict(cls, card: dict) -> "Explanation":
+        "Read what `to_dict` returned, from a card; raises `InputError` when a part is missing."
+        try:
+            return cls(
+                sparse_words=tuple(card["assembled"]),
+                coefficients=np.array(card["coefficients"], float),
+                errors=np.array(card["errors"], float),
+                row=np.array(card["row"], np.float32),
+                cost=Cost(**card.get("cost", {})),
+                description=None if card.get("said") is None else Description.from_dict(card["said"]),
+                **{name: card[name] for name in ("residual", "strength", "samples", "counterpart", "space")},
+            )
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"not an explanation: {type(error).__name__} {error}", "make it anew with explain"
+            ) from error
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #2b7e1d50
 NUM_RESAMPLES = 200  # of the bootstrap

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import InputError, patch
+from ..base.core import InputError
 from ..base.files import compute_sha256, read_json, write_atomically, write_json
 from ..base.loading import get_encoder_id
 from ..base.text import get_language
@@ -55,39 +55,40 @@ class StoredArrays:
         content = json.dumps(card).encode() + b"".join(array.tobytes() for array in arrays.values())
         return compute_sha256(content)[:16]
 
-# %% ../../nbs/4_explanation/02_space.ipynb #371d4763
-@patch
-def save(self: StoredArrays, folder) -> None:
-    "Write the JSON file and the safetensors file into a folder, which is made if it is not there."
-    from safetensors.numpy import save
+    def save(self, folder) -> None:
+        "Write the JSON file and the safetensors file into a folder, which is made if it is not there."
+        from safetensors.numpy import save
 
-    arrays, card = self.split_fields()
-    write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
-    write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
+        arrays, card = self.split_fields()
+        write_atomically(Path(folder, f"{self.file_name}.safetensors"), save(arrays))
+        write_json(Path(folder, f"{self.file_name}.json"), dict(kind=self.kind, id=self.id) | card)
 
-# %% ../../nbs/4_explanation/02_space.ipynb #371d47s1
-@patch
-@classmethod
-def load(cls: StoredArrays, folder):  # a value of this class
-    "Read what `save` wrote; raises `InputError` when it is missing, damaged, or not the one that its id names."
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    @classmethod
+    def load(cls, folder):  # a value of this class
+        "Read what `save` wrote; raises `InputError` when it is missing, damaged, or not the one that its id names."
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
-    as_tuples = lambda value: tuple(map(as_tuples, value)) if isinstance(value, list) else value
-    card_file, array_file = (Path(folder, f"{cls.file_name}.{ending}") for ending in ("json", "safetensors"))
-    if not card_file.exists():
-        raise InputError(f"{folder}: no {card_file.name} here", "give the folder of a library")
-    card = read_json(card_file)
-    try:
-        stored = card | load(array_file.read_bytes())
-        stored_id, names = (stored.pop("kind"), stored.pop("id")), {key: name for name, key in cls.file_keys.items()}
-        value = cls(**{names.get(key, key): as_tuples(part) for key, part in stored.items()})
-        if stored_id != (value.kind, value.id):
-            raise ValueError("the two files do not belong together")
-        return value
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        message = f"{folder}: {card_file.name} or {array_file.name} is missing or damaged"
-        raise InputError(f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both") from error
+        as_tuples = lambda value: tuple(map(as_tuples, value)) if isinstance(value, list) else value
+        card_file, array_file = (Path(folder, f"{cls.file_name}.{ending}") for ending in ("json", "safetensors"))
+        if not card_file.exists():
+            raise InputError(f"{folder}: no {card_file.name} here", "give the folder of a library")
+        card = read_json(card_file)
+        try:
+            stored = card | load(array_file.read_bytes())
+            stored_id, names = (
+                (stored.pop("kind"), stored.pop("id")),
+                {key: name for name, key in cls.file_keys.items()},
+            )
+            value = cls(**{names.get(key, key): as_tuples(part) for key, part in stored.items()})
+            if stored_id != (value.kind, value.id):
+                raise ValueError("the two files do not belong together")
+            return value
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            message = f"{folder}: {card_file.name} or {array_file.name} is missing or damaged"
+            raise InputError(
+                f"{message} ({type(error).__name__}: {str(error)[:80]})", "restore a copy of both"
+            ) from error
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1387f934
 @dataclass(frozen=True, eq=False)
@@ -132,16 +133,25 @@ class StyleSpace(StoredArrays):
         ends = np.cumsum([self.matrix.shape[1], *self.blocks]).tolist()
         return dict(zip(("coordinates", *FEATURE_BLOCKS), zip([0, *ends], ends)))
 
-# %% ../../nbs/4_explanation/02_space.ipynb #0a8b6a58
-@patch
-def project(
-    self: StyleSpace,
-    shift: np.ndarray,  # (n, D) or (D,), paired shifts
-    is_model: bool,  # whether a model wrote the answers
-) -> np.ndarray:  # (…, width) float32
-    "Return rows: coordinates, then the centred and scaled features."
-    x = (shift - self.centres[int(is_model)]) / self.scale
-    return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
+    def project(
+        self,
+        shift: np.ndarray,  # (n, D) or (D,), paired shifts
+        is_model: bool,  # whether a model wrote the answers
+    ) -> np.ndarray:  # (…, width) float32
+        "Return rows: coordinates, then the centred and scaled features."
+        x = (shift - self.centres[int(is_model)]) / self.scale
+        return np.concatenate([x @ self.matrix / self.coordinate_scale, x], -1).astype(np.float32)
+
+    def check(self, model) -> None:
+        "Raise `InputError` unless this model, the chosen encoder and the chosen language made the space."
+        if self.base != model.base:
+            message = f"the style space was made for base {self.base}, this model is {model.base}"
+            remedy = "load the model it was made for, or make a space of this one (personal-llm library space)"
+            raise InputError(message, remedy)
+        check_encoder(self.encoder, "the style space")
+        if self.language != get_language().name:
+            message = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
+            raise InputError(message, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #5b0e8c7d
 def check_encoder(encoder: str, name: str) -> None:
@@ -149,19 +159,6 @@ def check_encoder(encoder: str, name: str) -> None:
     if encoder != get_encoder_id():
         message = f"{name} was made with encoder {encoder}, the chosen one is {get_encoder_id()}"
         raise InputError(message, "choose that encoder (PERSONAL_LLM_ENCODER), or fit anew with this one")
-
-
-@patch
-def check(self: StyleSpace, model) -> None:
-    "Raise `InputError` unless this model, the chosen encoder and the chosen language made the space."
-    if self.base != model.base:
-        message = f"the style space was made for base {self.base}, this model is {model.base}"
-        remedy = "load the model it was made for, or make a space of this one (personal-llm library space)"
-        raise InputError(message, remedy)
-    check_encoder(self.encoder, "the style space")
-    if self.language != get_language().name:
-        message = f"the style space was made for {self.language}, the chosen language is {get_language().name}"
-        raise InputError(message, "choose that language (PERSONAL_LLM_LANGUAGE), or fit a space for this one")
 
 # %% ../../nbs/4_explanation/02_space.ipynb #1332d30a
 MAX_CODE_WORDS = 4  # words of a sparse code at most

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..base.core import Dialogue, InputError, check, check_seed, make_generator, patch
+from ..base.core import Dialogue, InputError, check, check_seed, make_generator
 from ..base.text import normalise_text, split_normalised
 from ..tuning.statistics import check_user_values
 
@@ -155,6 +155,10 @@ def measure_overlap(
         size += 1
 
 # %% ../../nbs/7_runtimes/08_audit.ipynb #lk37
+SAFE_ADVANTAGE = 0.05  # low end of the interval, above chance
+SAFE_RUN = 7  # words
+
+
 @dataclass(frozen=True)
 class Leakage:
     "The measured leak of an adapter, in plain numbers without any text."
@@ -185,35 +189,25 @@ class Leakage:
             raise InputError("not a measurement of leakage", "measure the adapter again")
         return cls(**row)
 
-# %% ../../nbs/7_runtimes/08_audit.ipynb #lk38
-SAFE_ADVANTAGE = 0.05  # low end of the interval, above chance
-SAFE_RUN = 7  # words
+    def is_high(self) -> bool:
+        "Return whether the attack surely beats chance by more than .05, or a run is longer than seven words."
+        return self.low > SAFE_ADVANTAGE or self.longest > SAFE_RUN
 
+    def lines(self) -> list:
+        "Return the numbers and their meaning, for people."
+        interval = f"{self.advantage:.2f} [{self.low:.2f}, {self.high:.2f}] above chance"
+        right = f"{50 + 50 * max(0, self.advantage):.0f} of 100"
+        runs = f"{self.longest} words" if self.longest else f"none of {min(NGRAM_SIZES)} words or more"
+        return [
+            f"membership advantage: {interval} ({self.attack} attack, {self.members} training dialogues)",
+            f"  a stranger with this adapter guesses {right} times right whether a dialogue trained it; 50 is chance",
+            f"longest run of words from the private texts alone: {runs}; {self.share:.2%} of its 5-word runs",
+        ]
 
-@patch
-def is_high(self: Leakage) -> bool:
-    "Return whether the attack surely beats chance by more than .05, or a run is longer than seven words."
-    return self.low > SAFE_ADVANTAGE or self.longest > SAFE_RUN
-
-
-@patch
-def lines(self: Leakage) -> list:
-    "Return the numbers and their meaning, for people."
-    interval = f"{self.advantage:.2f} [{self.low:.2f}, {self.high:.2f}] above chance"
-    right = f"{50 + 50 * max(0, self.advantage):.0f} of 100"
-    runs = f"{self.longest} words" if self.longest else f"none of {min(NGRAM_SIZES)} words or more"
-    return [
-        f"membership advantage: {interval} ({self.attack} attack, {self.members} training dialogues)",
-        f"  a stranger with this adapter guesses {right} times right whether a dialogue trained it; 50 is chance",
-        f"longest run of words from the private texts alone: {runs}; {self.share:.2%} of its 5-word runs",
-    ]
-
-
-@patch
-def summary(self: Leakage) -> str:
-    "Return the two numbers in one line."
-    interval = f"{self.advantage:.2f} [{self.low:.2f}, {self.high:.2f}] above chance"
-    return f"membership advantage {interval}, longest private run {self.longest} words"
+    def summary(self) -> str:
+        "Return the two numbers in one line."
+        interval = f"{self.advantage:.2f} [{self.low:.2f}, {self.high:.2f}] above chance"
+        return f"membership advantage {interval}, longest private run {self.longest} words"
 
 # %% ../../nbs/7_runtimes/08_audit.ipynb #lk39
 MAX_ASKED, MAX_REPLY_TOKENS = 12, 40  # prompts to which the adapter replies; tokens of a reply

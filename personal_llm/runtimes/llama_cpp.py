@@ -12,21 +12,12 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
-from ..base.core import Dialogue, InputError, check, import_extra, patch
+from ..base.core import Dialogue, InputError, check, import_extra
 from ..base.decoding import ReplyOptions, count_settled_tokens, count_tokens_at_limit
 from ..base.decoding import find_reply_end, find_whole_from, read_reply
 from ..base.gguf import find_smollm2, is_gguf
 from ..device.streaming import ReplyStream
 from .export import write_gguf
-
-# %% ../../nbs/7_runtimes/09_llama_cpp.ipynb #lcp96ba1
-def find_base_file(model) -> Path:
-    "Return the GGUF file that a `Model` was loaded from; raise `InputError` where there is none."
-    file = find_smollm2() if model.name == "smollm2" else Path(model.name).expanduser()
-    if file is None or not is_gguf(file):
-        problem = f"model {model.name!r}: llama.cpp needs the base model as a GGUF file"
-        raise InputError(problem, "use smollm2, or a GGUF file as the model")
-    return file
 
 # %% ../../nbs/7_runtimes/09_llama_cpp.ipynb #lcpfb10d
 class LlamaCppEngine:
@@ -42,7 +33,11 @@ class LlamaCppEngine:
     ):
         import torch
 
-        self.library, self.base = import_extra("xllamacpp", "llama", "the engine llama.cpp"), find_base_file(model)
+        self.base = find_smollm2() if model.name == "smollm2" else Path(model.name).expanduser()
+        if self.base is None or not is_gguf(self.base):
+            problem = f"model {model.name!r}: llama.cpp needs the base model as a GGUF file"
+            raise InputError(problem, "use smollm2, or a GGUF file as the model")
+        self.library = import_extra("xllamacpp", "llama", "the engine llama.cpp")
         check(num_threads, "whole number or none", "num_threads", low=1)
         self.num_threads = num_threads or torch.get_num_threads()
         self.server = self.loaded = None  # the running program, and the ids of base and adapter in it
@@ -50,62 +45,56 @@ class LlamaCppEngine:
     def __call__(self, model, dialogue: Dialogue, options=ReplyOptions(), previous_stream=None) -> "LlamaCppStream":
         return LlamaCppStream(model, dialogue, options)
 
+    def prepare(self, model) -> None:
+        "Load the base with the model's present adapter, if another one is loaded."
+        if self.loaded == model.active_adapter:
+            return
+        self.server = self.loaded = None  # its memory is free before we load the next one
+        parameters = self.library.CommonParams()
+        parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(self.base), model.max_length, 1
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self.num_threads
+        parameters.warmup, parameters.verbosity = False, -1
+        with tempfile.TemporaryDirectory(prefix="llama-") as place:
+            if model.adapter_folder is not None:
+                write_gguf(model, Path(model.adapter_folder), Path(place))
+                parameters.lora_adapters = [self.library.CommonAdapterLoraInfo(f"{place}/adapter.gguf", 1.0)]
+            parameters.hostnames = [f"{place}/engine.sock"]
+            try:
+                self.server = self.library.Server(parameters)
+            except RuntimeError as error:
+                raise InputError(f"{self.base}: llama.cpp cannot load it", "leave the engine llama.cpp out") from error
+        self.loaded = model.active_adapter
 
-@patch
-def prepare(self: LlamaCppEngine, model) -> None:
-    "Load the base with the model's present adapter, if another one is loaded."
-    if self.loaded == model.active_adapter:
-        return
-    self.server = self.loaded = None  # its memory is free before we load the next one
-    parameters = self.library.CommonParams()
-    parameters.model.path, parameters.n_ctx, parameters.n_parallel = str(self.base), model.max_length, 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = self.num_threads
-    parameters.warmup, parameters.verbosity = False, -1
-    with tempfile.TemporaryDirectory(prefix="llama-") as place:
-        if model.adapter_folder is not None:
-            write_gguf(model, Path(model.adapter_folder), Path(place))
-            parameters.lora_adapters = [self.library.CommonAdapterLoraInfo(f"{place}/adapter.gguf", 1.0)]
-        parameters.hostnames = [f"{place}/engine.sock"]
+    def generate(self, ids: list, options: ReplyOptions):  # a generator of (text, reason of the end or None)
+        "Continue a tokenised prompt, and yield each piece; the last one has the reason."
+        pieces, is_stopped = queue.SimpleQueue(), threading.Event()
+        request = dict(prompt=ids, stream=True, max_tokens=options.max_tokens, temperature=options.temperature)
+        request |= dict(
+            samplers=["temperature", "top_p"], top_p=options.top_p, seed=options.seed % 2**32, repeat_penalty=1.0
+        )
+
+        def receive(chunk):
+            pieces.put(chunk)
+            return is_stopped.is_set()
+
+        def work():
+            try:
+                self.server.handle_completions(request, receive)
+            except Exception as error:
+                pieces.put(dict(error=dict(message=str(error))))
+            pieces.put(None)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
         try:
-            self.server = self.library.Server(parameters)
-        except RuntimeError as error:
-            raise InputError(f"{self.base}: llama.cpp cannot load it", "leave the engine llama.cpp out") from error
-    self.loaded = model.active_adapter
-
-# %% ../../nbs/7_runtimes/09_llama_cpp.ipynb #lcpec6b4
-@patch
-def generate(
-    self: LlamaCppEngine, ids: list, options: ReplyOptions
-):  # a generator of (text, reason of the end or None)
-    "Continue a tokenised prompt, and yield each piece; the last one has the reason."
-    pieces, is_stopped = queue.SimpleQueue(), threading.Event()
-    request = dict(prompt=ids, stream=True, max_tokens=options.max_tokens, temperature=options.temperature)
-    request |= dict(
-        samplers=["temperature", "top_p"], top_p=options.top_p, seed=options.seed % 2**32, repeat_penalty=1.0
-    )
-
-    def receive(chunk):
-        pieces.put(chunk)
-        return is_stopped.is_set()
-
-    def work():
-        try:
-            self.server.handle_completions(request, receive)
-        except Exception as error:
-            pieces.put(dict(error=dict(message=str(error))))
-        pieces.put(None)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (chunk := pieces.get()) is not None:
-            if "choices" not in chunk:
-                reason = str(chunk.get("error", chunk))[:160]
-                raise InputError(f"llama.cpp gave no reply ({reason})", "leave the engine llama.cpp out")
-            yield chunk["choices"][0]["text"], chunk["choices"][0]["finish_reason"]
-    finally:
-        is_stopped.set()
-        thread.join()
+            while (chunk := pieces.get()) is not None:
+                if "choices" not in chunk:
+                    reason = str(chunk.get("error", chunk))[:160]
+                    raise InputError(f"llama.cpp gave no reply ({reason})", "leave the engine llama.cpp out")
+                yield chunk["choices"][0]["text"], chunk["choices"][0]["finish_reason"]
+        finally:
+            is_stopped.set()
+            thread.join()
 
 # %% ../../nbs/7_runtimes/09_llama_cpp.ipynb #lcp0db31
 class LlamaCppStream(ReplyStream):

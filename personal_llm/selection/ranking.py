@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..base.core import Cost, InputError, patch
+from ..base.core import Cost, InputError
 from ..tuning.statistics import lower_confidence_bound
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #9087c868
@@ -109,47 +109,43 @@ class PLLMLosses:
         other.cost = Cost()
         return other
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #b97304f5
-@patch
-def dialogue_losses(
-    self: PLLMLosses,
-    name: str,  # of a pLLM, or `BASE_NAME`
-    count: int = None,  # of dialogues, from the first; all by default
-) -> np.ndarray:  # (count,) nats per response token
-    "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite, or that we cannot measure."
-    count = min(count or self.num_dialogues, self.num_dialogues)
-    sums = self.known_sums.get(name, np.zeros((0, 2)))
-    if len(sums) < count:
-        if self.model is None or not self.dialogues:
-            what = f"losses: dialogues {len(sums)} to {count - 1} of {name!r} are not in the table"
-            raise InputError(what, "give a model and dialogues, or a longer table")
-        with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
-            sums = np.concatenate([sums, self.model.nll(self.dialogues[len(sums) : count])])
-        self.known_sums[name] = sums
-    sums, before = sums[:count], self.requested_counts.get(name, 0)
-    if before == 0 and name != BASE_NAME:
-        self.cost.bytes_moved += get_download_bytes(self.library, name)
-    if count > before:
-        self.cost.forward += count - before
-        self.cost.tokens += int(self.lengths[before:count].sum())
-        self.requested_counts[name] = count
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = sums[:, 0] / sums[:, 1]
-    if not np.isfinite(values).all():
-        nats, tokens = sums.sum(0)
-        what = f"the loss of {name!r} is not a number ({nats:g} nats for {tokens:g} tokens)"
-        raise InputError(what, "remove that pLLM from the library")
-    return values
+    def dialogue_losses(
+        self,
+        name: str,  # of a pLLM, or `BASE_NAME`
+        count: int = None,  # of dialogues, from the first; all by default
+    ) -> np.ndarray:  # (count,) nats per response token
+        "Return the loss of each dialogue. Raise `InputError` for a loss that is not finite, or that we cannot measure."
+        count = min(count or self.num_dialogues, self.num_dialogues)
+        sums = self.known_sums.get(name, np.zeros((0, 2)))
+        if len(sums) < count:
+            if self.model is None or not self.dialogues:
+                what = f"losses: dialogues {len(sums)} to {count - 1} of {name!r} are not in the table"
+                raise InputError(what, "give a model and dialogues, or a longer table")
+            with self.model.use_adapter(None if name == BASE_NAME else self.library[name].adapter):
+                sums = np.concatenate([sums, self.model.nll(self.dialogues[len(sums) : count])])
+            self.known_sums[name] = sums
+        sums, before = sums[:count], self.requested_counts.get(name, 0)
+        if before == 0 and name != BASE_NAME:
+            self.cost.bytes_moved += get_download_bytes(self.library, name)
+        if count > before:
+            self.cost.forward += count - before
+            self.cost.tokens += int(self.lengths[before:count].sum())
+            self.requested_counts[name] = count
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = sums[:, 0] / sums[:, 1]
+        if not np.isfinite(values).all():
+            nats, tokens = sums.sum(0)
+            what = f"the loss of {name!r} is not a number ({nats:g} nats for {tokens:g} tokens)"
+            raise InputError(what, "remove that pLLM from the library")
+        return values
 
-# %% ../../nbs/5_selection/02_ranking.ipynb #b97304s1
-@patch
-def mean_loss(
-    self: PLLMLosses,
-    name: str,  # of a pLLM, or `BASE_NAME`
-    count: int = None,  # of dialogues, from the first; all by default
-) -> float:  # nats per response token
-    "Return the mean of `dialogue_losses`."
-    return float(self.dialogue_losses(name, count).mean())
+    def mean_loss(
+        self,
+        name: str,  # of a pLLM, or `BASE_NAME`
+        count: int = None,  # of dialogues, from the first; all by default
+    ) -> float:  # nats per response token
+        "Return the mean of `dialogue_losses`."
+        return float(self.dialogue_losses(name, count).mean())
 
 # %% ../../nbs/5_selection/02_ranking.ipynb #c085c99e
 MIN_GAIN_STANDARD_ERRORS = 1.5  # standard errors that the mean gain must exceed
