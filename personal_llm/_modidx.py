@@ -428,6 +428,10 @@ d = {
                 "8_app/library_commands.html#check_style_space",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.choose_space": (
+                "8_app/library_commands.html#choose_space",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.describe_input": (
                 "8_app/library_commands.html#describe_input",
                 "personal_llm/app/library_commands.py",
@@ -448,10 +452,6 @@ d = {
                 "8_app/library_commands.html#find_adapters",
                 "personal_llm/app/library_commands.py",
             ),
-            "personal_llm.app.library_commands.find_or_make_space": (
-                "8_app/library_commands.html#find_or_make_space",
-                "personal_llm/app/library_commands.py",
-            ),
             "personal_llm.app.library_commands.format_explanation": (
                 "8_app/library_commands.html#format_explanation",
                 "personal_llm/app/library_commands.py",
@@ -462,10 +462,6 @@ d = {
             ),
             "personal_llm.app.library_commands.list_command": (
                 "8_app/library_commands.html#list_command",
-                "personal_llm/app/library_commands.py",
-            ),
-            "personal_llm.app.library_commands.load_named_space": (
-                "8_app/library_commands.html#load_named_space",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.make_space_here": (
@@ -7911,6 +7907,10 @@ d = {
                 "experiments/warm_start.html#choose_mixtures",
                 "personal_llm/experiments/warm_start.py",
             ),
+            "personal_llm.experiments.warm_start.compute_gain_weights": (
+                "experiments/warm_start.html#compute_gain_weights",
+                "personal_llm/experiments/warm_start.py",
+            ),
             "personal_llm.experiments.warm_start.compute_saved": (
                 "experiments/warm_start.html#compute_saved",
                 "personal_llm/experiments/warm_start.py",
@@ -10257,10 +10257,6 @@ d = {
                 "5_selection/merging.html#fit_merge_weights",
                 "personal_llm/selection/merging.py",
             ),
-            "personal_llm.selection.merging.measure_mixture_loss": (
-                "5_selection/merging.html#measure_mixture_loss",
-                "personal_llm/selection/merging.py",
-            ),
             "personal_llm.selection.merging.merge": (
                 "5_selection/merging.html#merge",
                 "personal_llm/selection/merging.py",
@@ -10521,10 +10517,6 @@ d = {
                 "5_selection/selection.html#selector",
                 "personal_llm/selection/selection.py",
             ),
-            "personal_llm.selection.selection.compute_gain_weights": (
-                "5_selection/selection.html#compute_gain_weights",
-                "personal_llm/selection/selection.py",
-            ),
             "personal_llm.selection.selection.find_common_facts": (
                 "5_selection/selection.html#find_common_facts",
                 "personal_llm/selection/selection.py",
@@ -10615,10 +10607,6 @@ d = {
             ),
             "personal_llm.selection.warm_start.build_start_adapter": (
                 "5_selection/warm_start.html#build_start_adapter",
-                "personal_llm/selection/warm_start.py",
-            ),
-            "personal_llm.selection.warm_start.choose_start_weights": (
-                "5_selection/warm_start.html#choose_start_weights",
                 "personal_llm/selection/warm_start.py",
             ),
             "personal_llm.selection.warm_start.describe_missing_plain": (

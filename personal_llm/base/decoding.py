@@ -25,8 +25,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .core import patch
-
 # %% ../../nbs/0_base/08_decoding.ipynb #decopt01
 @dataclass(frozen=True)
 class ReplyOptions:
@@ -54,14 +52,12 @@ class DecodingRules:
     top_p: float = 1.0
     stops_loops: bool = True  # a reply ends before a loop; False: it does not, and may be empty in a batch
 
-# %% ../../nbs/0_base/08_decoding.ipynb #deccom01
-@patch
-def complete(self: DecodingRules, options: ReplyOptions) -> ReplyOptions:
-    "Return options with the model's own values in place of None."
-    limit = self.max_tokens if options.max_tokens is None else options.max_tokens
-    defaults = dict(max_tokens=limit, soft_tokens=limit * 5 // 8, temperature=self.temperature, top_p=self.top_p)
-    defaults["repetition_penalty"] = self.repetition_penalty
-    return replace(options, **{name: x for name, x in defaults.items() if getattr(options, name) is None})
+    def complete(self, options: ReplyOptions) -> ReplyOptions:
+        "Return options with the model's own values in place of None."
+        limit = self.max_tokens if options.max_tokens is None else options.max_tokens
+        defaults = dict(max_tokens=limit, soft_tokens=limit * 5 // 8, temperature=self.temperature, top_p=self.top_p)
+        defaults["repetition_penalty"] = self.repetition_penalty
+        return replace(options, **{name: x for name, x in defaults.items() if getattr(options, name) is None})
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccls01
 UNIT_END_CHARACTERS = frozenset(".!?…。！？\n")
@@ -174,7 +170,7 @@ class Example:
         self.runs = [run + 1 if own == token else 0 for run, own in zip(before, self.ids)]
         self.has_copy = self.has_copy or max(self.runs, default=0) > FREE_RUN
 
-
+# %% ../../nbs/0_base/08_decoding.ipynb #decred02
 @dataclass
 class ReplyText:
     "A reply as the rules read it: its words, where its parts begin, and its units."
@@ -194,40 +190,63 @@ class ReplyText:
     units: list = field(default_factory=list, repr=False)  # as `split_units` read them last
     num_finished: int = 0  # units among them that no further token changes
 
-# %% ../../nbs/0_base/08_decoding.ipynb #decred02
-@patch
-def add(self: ReplyText, token: int) -> None:
-    "Read one more token."
-    classes = find_token_classes(self.tokenizer)
-    text, is_unit_end = classes.texts[token], token in classes.unit_ends
-    self.num_fences += (self.before + text).count(FENCE) - self.before.count(FENCE)
-    if token in classes.exempt:
-        self.add_mark(text, is_unit_end)
-    elif token in classes.word_starts or self.has_mark or not self.words:
-        self.words.append(text.strip().lower())
-        self.tokens.append(token)
-        self.has_mark, self.before = False, ""
-    else:
-        self.words[-1] += text.lower()
-    self.ids.append(token)
-    for example in self.examples:
-        example.add(token)
-    if is_unit_end:
-        before = "".join(classes.texts[i] for i in self.ids[-16:-1])
-        is_inside = text.strip(" ") == "." and NO_END.search(before)
-        self.ends += [] if is_inside else [len(self.ids)]
+    def add(self, token: int) -> None:
+        "Read one more token."
+        classes = find_token_classes(self.tokenizer)
+        text, is_unit_end = classes.texts[token], token in classes.unit_ends
+        self.num_fences += (self.before + text).count(FENCE) - self.before.count(FENCE)
+        if token in classes.exempt:
+            self.add_mark(text, is_unit_end)
+        elif token in classes.word_starts or self.has_mark or not self.words:
+            self.words.append(text.strip().lower())
+            self.tokens.append(token)
+            self.has_mark, self.before = False, ""
+        else:
+            self.words[-1] += text.lower()
+        self.ids.append(token)
+        for example in self.examples:
+            example.add(token)
+        if is_unit_end:
+            before = "".join(classes.texts[i] for i in self.ids[-16:-1])
+            is_inside = text.strip(" ") == "." and NO_END.search(before)
+            self.ends += [] if is_inside else [len(self.ids)]
 
+    def add_mark(self, text: str, is_unit_end: bool) -> None:  # text of a token without a letter
+        count, is_line_end, is_head_end = len(self.words), "\n" in text, "\n" in text or ":" in text
+        self.lines += [count] * (is_line_end and count > self.lines[-1])
+        self.parts += [count] * ((is_unit_end or ":" in text) and count > self.parts[-1])
+        self.has_mark, self.before = True, (self.before + text).rpartition("\n")[2]
+        if self.heads and self.heads[-1][1] is None and is_head_end and count > self.heads[-1][0]:
+            self.heads[-1][1] = count
+        elif self.lines[-1] == count and ITEM_MARK.match(self.before) and [count, None] not in self.heads:
+            self.heads.append([count, None])
 
-@patch
-def add_mark(self: ReplyText, text: str, is_unit_end: bool) -> None:  # text of a token without a letter
-    count, is_line_end, is_head_end = len(self.words), "\n" in text, "\n" in text or ":" in text
-    self.lines += [count] * (is_line_end and count > self.lines[-1])
-    self.parts += [count] * ((is_unit_end or ":" in text) and count > self.parts[-1])
-    self.has_mark, self.before = True, (self.before + text).rpartition("\n")[2]
-    if self.heads and self.heads[-1][1] is None and is_head_end and count > self.heads[-1][0]:
-        self.heads[-1][1] = count
-    elif self.lines[-1] == count and ITEM_MARK.match(self.before) and [count, None] not in self.heads:
-        self.heads.append([count, None])
+    def is_unit_end(self) -> bool:
+        return not self.ids or self.ends[-1:] == [len(self.ids)]
+
+    def split_units(self) -> list:  # of `Unit`s; the last one may be incomplete
+        "Split a reply into its sentences and lines; each is read once."
+        if not self.units or self.units[-1].end < len(self.ids):
+            ends = self.ends if self.is_unit_end() else [*self.ends, len(self.ids)]
+            del self.units[self.num_finished :]
+            for start, end in [*zip([0, *ends], ends)][self.num_finished :]:
+                text = self.tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
+                words = re.findall(r"[^\W_]+", re.sub(r"^\W*\d+[.)]\s", "", text.lower()))
+                letters = re.findall(r"[^\W\d_]+", " ".join(words))
+                self.units.append(Unit(end, text, " ".join(words), " ".join(letters)))
+            self.num_finished = len(self.ends)
+        return self.units
+
+    def get_text(self) -> str:
+        return "".join(unit.text for unit in self.split_units())
+
+    def is_in_code(self) -> bool:
+        return self.num_fences % 2 == 1
+
+    def is_in_list(self, max_items: int = 10**6) -> bool:
+        "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
+        item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", self.get_text().rstrip().rpartition("\n")[2])
+        return bool(item) and int(item[2] or 0) <= max_items
 
 
 def read_reply(tokenizer, ids: list) -> ReplyText:
@@ -236,43 +255,6 @@ def read_reply(tokenizer, ids: list) -> ReplyText:
     for token in ids:
         reply.add(token)
     return reply
-
-# %% ../../nbs/0_base/08_decoding.ipynb #decred03
-@patch
-def is_unit_end(self: ReplyText) -> bool:
-    return not self.ids or self.ends[-1:] == [len(self.ids)]
-
-
-@patch
-def split_units(self: ReplyText) -> list:  # of `Unit`s; the last one may be incomplete
-    "Split a reply into its sentences and lines; each is read once."
-    if not self.units or self.units[-1].end < len(self.ids):
-        ends = self.ends if self.is_unit_end() else [*self.ends, len(self.ids)]
-        del self.units[self.num_finished :]
-        for start, end in [*zip([0, *ends], ends)][self.num_finished :]:
-            text = self.tokenizer.decode(self.ids[start:end], skip_special_tokens=True)
-            words = re.findall(r"[^\W_]+", re.sub(r"^\W*\d+[.)]\s", "", text.lower()))
-            letters = re.findall(r"[^\W\d_]+", " ".join(words))
-            self.units.append(Unit(end, text, " ".join(words), " ".join(letters)))
-        self.num_finished = len(self.ends)
-    return self.units
-
-
-@patch
-def get_text(self: ReplyText) -> str:
-    return "".join(unit.text for unit in self.split_units())
-
-
-@patch
-def is_in_code(self: ReplyText) -> bool:
-    return self.num_fences % 2 == 1
-
-
-@patch
-def is_in_list(self: ReplyText, max_items: int = 10**6) -> bool:
-    "Return whether the last line of a reply is an item of a list, with a number of at most `max_items`."
-    item = re.match(r"\s*((\d+)[.)]|[-*•+])\s", self.get_text().rstrip().rpartition("\n")[2])
-    return bool(item) and int(item[2] or 0) <= max_items
 
 # %% ../../nbs/0_base/08_decoding.ipynb #deccpy02
 MIN_PART_WORDS = 3  # words of a sentence or heading whose copy costs; a line may have one

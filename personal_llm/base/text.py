@@ -9,14 +9,12 @@ __all__ = ['ENGLISH', 'GERMAN', 'JAPANESE', 'LANGUAGES', 'LANGUAGE_VARIABLE', 'U
            'escape_controls']
 
 # %% ../../nbs/0_base/02_text.ipynb #f0cd9a44
-import hashlib
 import os
 import re
 import unicodedata
 import zlib
 from collections import Counter, deque
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -155,31 +153,15 @@ def split_normalised(text: str) -> list:  # words in order
     return UNSPACED_SCRIPTS.sub(r" \1 ", text).split()
 
 # %% ../../nbs/0_base/02_text.ipynb #43a8f7c4
-def hash_words(texts: list) -> list:  # a uint64 array for each text: a hash of each normalised word
-    "Hash every word of every text, each distinct word once."
-
-    @cache
-    def hash_word(word):
-        content = word.encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-
-    return [np.fromiter(map(hash_word, split_normalised(normalise_text(text))), dtype=np.uint64) for text in texts]
-
-# %% ../../nbs/0_base/02_text.ipynb #02bf8620
-def hash_shingles(words: np.ndarray, size: int = 13) -> np.ndarray:  # uint64
-    "Hash every run of `size` words of one text of `hash_words`."
-    if len(words) < size:
-        return np.zeros(0, np.uint64)
-    with np.errstate(over="ignore"):
-        hashes = np.zeros(len(words) - size + 1, np.uint64)
-        for k in range(size):
-            hashes = hashes * np.uint64(1099511628211) + words[k : k + len(hashes)]
-    return hashes
+def hash_shingles(text: str, size: int = 13) -> list:  # integers, in order
+    "Hash every run of `size` words of a text."
+    words = split_normalised(normalise_text(text))
+    return [hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)]
 
 
-def collect_shingles(texts: list) -> np.ndarray:  # sorted distinct uint64
+def collect_shingles(texts: list) -> set:  # of integers
     "Return the hashes of all runs of 13 words of many texts."
-    return np.unique(np.concatenate([hash_shingles(words) for words in hash_words(texts)] + [np.zeros(0, np.uint64)]))
+    return {shingle for text in texts for shingle in hash_shingles(text)}
 
 # %% ../../nbs/0_base/02_text.ipynb #c7d30b19
 def get_numbers(text: str) -> list:  # runs of digits, in order

@@ -9,8 +9,6 @@ __all__ = ['get_row_group', 'get_dialogue_group', 'is_reserved', 'count_leaks', 
 import hashlib
 from collections import defaultdict
 
-import numpy as np
-
 from ..base.core import Dialogue, make_generator
 from ..base.text import collect_shingles, normalise_text
 
@@ -44,11 +42,11 @@ def count_leaks(
     texts = lambda rows: [row[name] for row in rows for name in ("prompt", "response")]
     pairs = lambda rows: {(normalise_text(row["prompt"]), normalise_text(row["response"])) for row in rows}
     shared = pairs(train) & pairs(reserved)
-    runs = collect_shingles(texts(reserved))
-    is_known = np.isin(runs, collect_shingles(texts(train) + list(running)))
-    share = float(is_known.mean()) if len(runs) else 0.0
-    counts = dict(pairs_shared=len(shared), shingles_shared=int(is_known.sum()), shingles_reserved=len(runs))
-    return counts | dict(share=share), shared
+    runs, known = collect_shingles(texts(reserved)), set()
+    for text in texts(train) + list(running):  # one at a time, because the training text may be large
+        known |= runs & collect_shingles([text])
+    counts = dict(pairs_shared=len(shared), shingles_shared=len(known), shingles_reserved=len(runs))
+    return counts | dict(share=len(known) / len(runs) if runs else 0.0), shared
 
 # %% ../../nbs/1_data/05_splits.ipynb #5a22fc3a
 def remove_leaks(
@@ -60,7 +58,7 @@ def remove_leaks(
     prompts = {normalise_text(d.prompt) for d in stream}
     runs = collect_shingles([text for d in stream for text in (d.prompt, d.response)])
     others = [d for d in candidates if get_dialogue_group(d) not in groups and normalise_text(d.prompt) not in prompts]
-    return [d for d in others if not np.isin(collect_shingles((d.prompt, d.response)), runs).any()]
+    return [d for d in others if runs.isdisjoint(collect_shingles((d.prompt, d.response)))]
 
 # %% ../../nbs/1_data/05_splits.ipynb #c5d1e064
 MAX_TEST_DIALOGUES = 64  # of a user's chats

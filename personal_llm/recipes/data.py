@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..base.core import InputError, patch
-from ..base.text import normalise_text, compute_rouge1, hash_shingles, hash_words
+from ..base.text import normalise_text, compute_rouge1, hash_shingles
 from ..data.splits import get_row_group, count_leaks, is_reserved
 from ..buffer.synthesis import SYNTHESIS_PROMPT
 
@@ -86,7 +86,7 @@ class LeakDetector:
         size: int = 13,  # words in a run
     ):
         self.size = size
-        self.seen = np.unique(np.concatenate([hash_shingles(words, size) for words in hash_words(texts)]))
+        self.seen = {shingle for text in texts for shingle in hash_shingles(text, size)}
 
 # %% ../../nbs/recipes/data.ipynb #f068ed8b
 @patch
@@ -95,10 +95,7 @@ def hits(
     texts: list,  # texts to check
 ) -> list:  # one bool array a text: which of its runs stand in reserved text
     "Look every run of every text up."
-    found = [hash_shingles(words, self.size) for words in hash_words(texts)]
-    flat = np.concatenate(found) if found else np.zeros(0, np.uint64)
-    where = np.searchsorted(self.seen, flat).clip(max=len(self.seen) - 1)
-    return np.split(self.seen[where] == flat, np.cumsum([len(f) for f in found])[:-1])
+    return [np.array([run in self.seen for run in hash_shingles(text, self.size)], bool) for text in texts]
 
 # %% ../../nbs/recipes/data.ipynb #0f896986
 def remove_leaks(
