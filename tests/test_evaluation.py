@@ -13,9 +13,6 @@ from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
 from personal_llm.tuning.evaluation import (
     FLOOR_NAMES,
-    Evaluation,
-    mean_by_user,
-    compare_users,
     evaluate,
     summarize_floors,
     evaluate_floors,
@@ -164,42 +161,6 @@ def test_compare_pairs_by_id_whatever_the_order():
         worse.compare(base, "adherence")
     with pytest.raises(InputError, match="two values or more"):
         evaluate(model, TEST[:1]).compare(evaluate(model, TEST[:1]))
-
-
-def planted(user, losses, first=0):
-    return Evaluation([dict(id=f"{user}{first + i}", loss=l) for i, l in enumerate(losses)], dict(loss=0.0), user=user)
-
-
-def test_users_weigh_alike_however_many_dialogues_they_have():
-    a, b = (
-        [planted("Ana", [1.0] * 50), planted("Bo", [3.0] * 2)],
-        [planted("Ana", [2.0] * 50), planted("Bo", [3.0] * 2)],
-    )
-    found = compare_users(a, b)
-    assert found.difference == -0.5 and found.n == 2 and mean_by_user(a) == dict(Ana=1.0, Bo=3.0)
-
-
-def test_adding_copies_of_seeds_does_not_narrow_the_interval():
-    rng = np.random.default_rng(0)
-    a = [planted(u, rng.normal(size=5) - 0.2) for u in "abcdef"]
-    b = [planted(u, rng.normal(size=5)) for u in "abcdef"]
-    assert np.allclose(
-        [v for v in compare_users(a * 3, b * 3).to_dict().values() if type(v) is float],
-        [v for v in compare_users(a, b).to_dict().values() if type(v) is float],
-    )
-
-
-@pytest.mark.parametrize(
-    "other, says",
-    [
-        ([planted("Ana", [1.0])], "'Bo'"),
-        ([planted("Ana", [1.0]), planted("Bo", [1.0]), planted("Bo", [1.0])], "seeds"),
-        ([planted("Ana", [1.0]), planted("Bo", [1.0], first=9)], "different dialogues"),
-    ],
-)
-def test_compare_users_refuses(other, says):
-    with pytest.raises(InputError, match=says):
-        compare_users([planted("Ana", [1.0]), planted("Bo", [1.0])], other)
 
 
 def test_nearest_by_hand():

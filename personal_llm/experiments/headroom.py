@@ -57,7 +57,7 @@ class HeadroomShare(NamedTuple):
 
 
 def share_of_headroom(
-    random: np.ndarray,  # (users,) loss; see `mean_by_user`
+    random: np.ndarray,  # (users,) mean loss
     policy: np.ndarray,  # (users,) loss, same order
     oracle: np.ndarray,  # (users,) loss, same order
     seed: int = 0,  # of the resamples
