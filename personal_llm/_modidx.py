@@ -87,10 +87,6 @@ d = {
                 "8_app/arguments.html#print_result",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.read_saved_answers": (
-                "8_app/arguments.html#read_saved_answers",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.repeat_list_options": (
                 "8_app/arguments.html#repeat_list_options",
                 "personal_llm/app/arguments.py",
@@ -141,6 +137,10 @@ d = {
             "personal_llm.app.chat.run_conversation": ("8_app/chat.html#run_conversation", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.run_turn": ("8_app/chat.html#run_turn", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.say_thanks": ("8_app/chat.html#say_thanks", "personal_llm/app/chat.py"),
+            "personal_llm.app.chat.select_own_answers": (
+                "8_app/chat.html#select_own_answers",
+                "personal_llm/app/chat.py",
+            ),
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },
@@ -10761,10 +10761,6 @@ d = {
                 "3_tuning/evaluation.html#choose_typical_answer",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.compare_users": (
-                "3_tuning/evaluation.html#compare_users",
-                "personal_llm/tuning/evaluation.py",
-            ),
             "personal_llm.tuning.evaluation.evaluate": (
                 "3_tuning/evaluation.html#evaluate",
                 "personal_llm/tuning/evaluation.py",
@@ -10779,10 +10775,6 @@ d = {
             ),
             "personal_llm.tuning.evaluation.make_items": (
                 "3_tuning/evaluation.html#make_items",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.mean_by_user": (
-                "3_tuning/evaluation.html#mean_by_user",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.paired_differences": (

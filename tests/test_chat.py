@@ -22,7 +22,6 @@ from personal_llm.device.personalizer import Personalizer
 from personal_llm.device.conversation import delay_interrupts
 from personal_llm.device.conversation import ChatSession
 from personal_llm.device.forgetting import SOURCE_FILE_NOTE, forget_folder
-from personal_llm.app.arguments import read_saved_answers
 from personal_llm.app.chat import (
     CHAT_COMMANDS,
     DISLIKE_MESSAGE,
@@ -30,6 +29,7 @@ from personal_llm.app.chat import (
     handle_line,
     pop_notes,
     say_thanks,
+    select_own_answers,
 )
 from personal_llm.base.lineage import STORE_FILE
 from personal_llm.device.memory import claim_folder
@@ -491,11 +491,11 @@ def test_a_saved_chat_is_named_and_explained(tmp_path, capsys):
     assert "a saved chat with its last 2 turns" in shown and f"personal-llm chat --out '{folder}' goes on" in shown
     assert "asked      never; in the buffer 7 corrected" in shown
     line = fails(capsys, "explain", "--out", folder)
-    assert "7 dialogues with an answer of yours; 8 are needed" in line
+    assert "7 different texts among the replies" in line and "a style needs 8" in line
     assert "give --out DIR alone" in fails(capsys, "explain", "--out", folder, "--data", "a")
     with ChatSession(shared("llama"), folder) as talk:
         talk.add_scored(talk.score_imported(rows[7:]))
-    assert {d.response for d in read_saved_answers(folder)} == {d.response for d in rows}
+    assert {d.response for d in select_own_answers(read_state(folder).buffer.dialogues)} == {d.response for d in rows}
 
 
 def test_thanks_say_what_is_trained_on(tmp_path):
@@ -541,7 +541,7 @@ MISTAKES = {
     "/why": "no turn was decided yet",
     "/undo": "no turn to take back",
     "/learn": "nothing to learn",
-    "/style": "no reply was corrected",
+    "/style": "0 different texts",
     "/skip": "no question is open",
     "/forget": "write /forget TEXT",
     "/status now": "takes no argument",

@@ -1,17 +1,17 @@
-"The demo: its settings, its folder, its report, and its second half."
+"The demo: its settings, its folder, and its report."
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from personal_llm.app import commands, demo, personalize, report
+from personal_llm.app import commands, demo, personalize
 from personal_llm.app.arguments import ModelOptions
 from personal_llm.app.demo import DemoSettings, run_demo
 from personal_llm.base.core import InputError
 from personal_llm.base.decoding import TOY_REPETITION_PENALTY
 from personal_llm.device import personalizer
-from tiny import random_adapter, shared
+from tiny import shared
 from typed import fails, found, snapshot
 
 SHORT = dict(length=24, capacity=8, policies=("active", "fifo"), steps=1, synthetic=0, tests=3)
@@ -29,12 +29,11 @@ def made(tmp_path_factory):
 
 def test_it_leaves_report_figure_adapter_and_numbers(made):
     folder, result = made
-    assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.DEMO_FILES} - {"warm.png"}
+    assert {p.name for p in folder.iterdir() if p.name[0] != "."} == {*demo.DEMO_FILES}
     assert json.loads((folder / "demo.json").read_text())["policies"].keys() == {"active", "fifo"}
     assert result["settings"]["repetition_penalty"] == TOY_REPETITION_PENALTY
     page = " ".join((folder / "report.html").read_text().split())
     assert f"repetition penalty of {TOY_REPETITION_PENALTY}" in page and "<script" not in page
-    assert "warm" not in result, "the shipped library is another model's"
 
 
 def test_budgets_are_equal(made):
@@ -94,20 +93,6 @@ def test_settings_that_cannot_work(wrong):
         DemoSettings(**wrong)
 
 
-def test_both_curves_have_the_starts_rank(tmp_path):
-    "A start of rank 2 beside a default of 8: both runs have 2, the same judges, and the same dialogues."
-    from personal_llm.base.core import Dialogue
-
-    model = shared("llama")
-    start = random_adapter(model, tmp_path / "start", rank=2)
-    rows = [Dialogue(f"What is thing {i}?", f"It is {i}.", time=float(i)) for i in range(24)]
-    curves = demo.compare_starts(model, rows[:20], rows[20:], {"from start": start}, steps=1)
-    assert [curve["rank"] for curve in curves.values()] == [2, 2]
-    assert len({curve["judged_on"] for curve in curves.values()}) == 1 and curves["from scratch"]["judged_on"] >= 4
-    assert curves["from scratch"]["test_before"] != curves["from start"]["test_before"]
-    assert demo.compare_starts(model, rows[:20], rows[20:], {}, steps=1).keys() == {"from scratch"}
-
-
 def true_of(fact, user):
     "Whether a fact is one of the habits that a simulated user was made with, or the user's subject."
     key, names = fact.key, {habit.name for habit in user.habits}
@@ -135,17 +120,7 @@ def test_what_the_demo_says_of_a_user_is_true_line_by_line(name, count):
     if name == "nurse":
         wanted = {"opens with “In short:”", "signs off “Take care, Ana”", "one sentence", "about medicine"}
         assert wanted <= {fact.key for fact in said.traits}
-    bill = dict(forward=1, tokens=1, bytes_moved=0, seconds=1)
-    curve = dict(judged_on=1, steps_to_goal=None, test_before=2, test_after=1, rank=4, cost=bill)
-    rest = dict(library=8, weights={}, reason="", selection=bill, curves={"from scratch": curve})
-    lines = report.format_warm_start(rest | dict(said=said.lines(), explanation=dict(said=said.to_dict()))).splitlines()
-    assert [line.strip(" -") for line in lines[1 : 1 + len(said.traits)]] == [str(fact) for fact in said.traits]
-    assert not any("mostly *" in line for line in lines)
-
-
-def test_a_curve_says_what_it_was_judged_on():
-    assert report.get_loss_name(dict(judged_on=5)) == "validation loss"
-    assert report.get_loss_name(dict(judged_on=0)) == "training loss"
+    assert not any("mostly *" in line for line in said.lines())
 
 
 def test_the_command_refuses_in_one_line(tmp_path, capsys):

@@ -88,14 +88,17 @@ def test_bad_rows_can_be_left_out():
 
 
 def test_personalize_takes_rows(tmp_path, monkeypatch):
-    from personal_llm.app.personalize import PersonalizeRun, personalize
+    from personal_llm.app import personalize as module
 
-    runs, rows = [], [dict(prompt=f"What is {i}?", response=f"It is {i}.") for i in range(9)]
-    monkeypatch.setattr(PersonalizeRun, "run_in_folder", lambda run, owned, data: runs.append((run.dialogues, data)))
-    personalize(a_data_set(rows), tmp_path / "x", shared("llama"))
+    streams, rows = [], [dict(prompt=f"What is {i}?", response=f"It is {i}.") for i in range(9)]
+    learn = module.learn_stream
+    keep = lambda model, settings, stream, *rest: streams.append(stream) or learn(model, settings, stream, *rest)
+    monkeypatch.setattr(module, "learn_stream", keep)
+    given = dict(model=shared("llama"), progress=False, synthetic=0, steps=1)
+    module.personalize(a_data_set(rows), tmp_path / "x", **given)
     skipping = dict(skip_invalid=True)
-    personalize([*rows, dict(prompt="x")], tmp_path / "x", shared("llama"), reading_options=skipping)
-    assert told(runs[0][0]) == told(runs[1][0]) == told(read_dialogues(rows)) and runs[1][1]["skipped"] == 1
+    result = module.personalize([*rows, dict(prompt="x")], tmp_path / "x", reading_options=skipping, **given)
+    assert told(streams[0]) == told(streams[1]) == told(read_dialogues(rows)) and result["data"]["skipped"] == 1
 
 
 @pytest.mark.parametrize("form", [list, a_data_set, a_frame], ids=lambda f: f.__name__)

@@ -3,7 +3,8 @@ const TOKEN_KEY = "personal_llm.token", SETTINGS_KEY = "personal_llm.settings", 
 const DRAFTS_KEY = "personal_llm.drafts", CONVERSATION_KEY = "personal_llm.conversation";
 const NEW = "new"; // the key of a conversation without a turn
 const state = { token: "", view: "chat", reply: null, status: null, seenNotices: 0, working: false,
-  opening: null, key: null, turns: [], numEarlier: 0, sticks: true, isStale: false };
+  opening: null, key: null, turns: [], numEarlier: 0, sticks: true, isStale: false,
+  mark: null }; // of the status that the page shows
 const NO_ANSWER = "The server does not answer. Start personal-llm serve again with the same folder, and open the link that it prints.";
 const NO_WORDS = "Write what you would have liked first.", STILL_WRITING = "Stop the reply first, or wait for its end.";
 const WRONG_TOKEN = "The token is wrong, perhaps because the server was started with --new-token. Open the link "
@@ -175,6 +176,7 @@ async function connect(token) {
   sessionStorage.setItem(TOKEN_KEY, token); // first, so that the page may be loaded again at once
   const status = await get("/personal/status");
   state.seenNotices = status.num_notices;
+  state.mark = status.mark;
   showStatus(status);
   const opened = openStored();
   state.opening = opened.catch(() => null); // what is sent meanwhile waits for it
@@ -245,7 +247,9 @@ async function refresh() {
   refreshing = (async () => {
     do {
       state.isStale = false;
-      showStatus(await get("/personal/status"));
+      const status = await get("/personal/status");
+      showStatus(status);
+      state.mark = status.mark;
       await loadConversation();
       await loadConversations();
       if (state.view === "learning") await loadLearning();
@@ -254,27 +258,15 @@ async function refresh() {
   try { await attempt(() => refreshing); } finally { refreshing = null; }
 }
 
-async function followServer() {
-  let stream = null;
-  document.addEventListener("visibilitychange", () => { if (document.hidden) stream?.abort(); });
-  for (;;) {
-    await new Promise((done) => setTimeout(done, 500));
-    if (!state.token || document.hidden) continue;
-    stream = new AbortController();
-    try {
-      const response = await send("GET", "/personal/events", undefined, stream.signal);
-      for await (const { changed } of readEvents(response)) {
-        if (changed) await refresh(); // the first event is empty: what changed before it was not told
-      }
-    } catch { /* the status says so, and we try again */ }
-  }
-}
-
 async function watchStatus() {
   for (;;) {
-    await new Promise((done) => setTimeout(done, 2000));
+    await new Promise((done) => setTimeout(done, 1000));
     if (!state.token || document.hidden) continue;
-    try { showStatus(await get("/personal/status")); }
+    try {
+      const status = await get("/personal/status");
+      showStatus(status);
+      if (status.mark !== state.mark) await refresh();
+    }
     catch { if (state.token) $("state").textContent = "the server does not answer"; }
   }
 }
@@ -931,4 +923,3 @@ window.addEventListener("hashchange", () => { if (location.hash.startsWith("#tok
 $("sidebar").open = matchMedia("(min-width: 64rem)").matches;
 start();
 watchStatus();
-followServer();
