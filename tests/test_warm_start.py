@@ -16,8 +16,8 @@ from personal_llm.base.adapters import concatenate_factors, read_factors
 from personal_llm.base.models import Model
 from personal_llm.selection import warm_start as module
 from personal_llm.selection.merging import START_ROW_NORM
-from personal_llm.selection.ranking import BASE_NAME, Ranking
-from personal_llm.selection.warm_start import build_start_adapter, choose_start_weights, get_start_adapter, warm_start
+from personal_llm.selection.ranking import Ranking
+from personal_llm.selection.warm_start import build_start_adapter, get_start_adapter, warm_start
 from personal_llm.tuning.config import TuningConfig
 from tiny import random_adapter, shared, tiny
 
@@ -50,12 +50,12 @@ class Said(SimpleNamespace):
 
 
 class Stages:
-    "Stand-ins for explain, select, measure_mixture_loss and combine_adapters that write down what they were given."
+    "Stand-ins for explain, select and combine_adapters that write down what they were given."
 
-    def __init__(self, patch, best="a", weights=(), mixture=9.0, losses=(("a", 2.0), ("b", 2.5))):
-        self.calls, self.mixture = [], mixture
+    def __init__(self, patch, best="a", weights=(), losses=(("a", 2.0), ("b", 2.5))):
+        self.calls = []
         self.best, self.weights, self.losses = best, dict(weights), dict(losses)
-        for name in ("explain", "select", "measure_mixture_loss", "combine_adapters"):
+        for name in ("explain", "select", "combine_adapters"):
             patch.setattr(module, name, getattr(self, name))
 
     def explain(self, model, dialogues, space, seed, replies):
@@ -79,11 +79,6 @@ class Stages:
             library,
         )
 
-    def measure_mixture_loss(self, model, library, weights, dialogues):
-        self.calls.append(("loss", dict(weights), len(dialogues)))
-        model.cost.forward += len(dialogues)
-        return self.mixture
-
     def combine_adapters(self, library, weights, out, rank):
         assert rank == TuningConfig.rank, "a start is no larger than a fresh adapter"
         self.calls.append(("combine", dict(weights), out))
@@ -102,31 +97,25 @@ class Fake:
     [
         (dict(), dict(a=1.0), "explain select"),
         (dict(weights=dict(a=1.0)), dict(a=1.0), "explain select"),
-        (dict(weights=MIXTURE, mixture=1.9), MIXTURE, "explain select loss combine"),
-        (dict(weights=MIXTURE, mixture=2.0), dict(a=1.0), "explain select loss"),
-        (dict(weights=dict(a=0.4), mixture=1.9), dict(a=0.4), "explain select loss combine"),
-        (dict(weights=MIXTURE, mixture=1.9, losses={}), dict(a=1.0), "explain select loss loss"),
+        (dict(best=None, weights=MIXTURE), MIXTURE, "explain select combine"),
         (dict(best=None), {}, "explain select"),
     ],
-    ids=["single", "single by weight", "mixture", "a tie is no gain", "half of one", "unmeasured", "nobody"],
+    ids=["single", "single by weight", "mixture", "nobody"],
 )
 def test_one_several_or_nobody(planted, weights, steps, monkeypatch, tmp_path):
     stages, model = Stages(monkeypatch, **planted), Fake()
     warm = warm_start(model, Shelf(tmp_path), MINE, out=tmp_path / "m", seed=5)
     assert " ".join(call[0] for call in stages.calls) == steps and warm.weights == weights
     assert stages.calls[0] == ("explain", 8, "planted", 5) and stages.calls[1] == ("select", 8, 5)
-    measured = [call for call in stages.calls if call[0] == "loss"]
-    assert all(call[2] == 8 for call in measured) and [call[1] for call in measured][-1:] in ([], [stages.weights])
     if "combine" in steps:
         assert stages.calls[-1] == ("combine", weights, tmp_path / "m") and warm.adapter.parents == tuple(weights)
     else:
         assert warm.adapter == (tmp_path / "a" if weights else None)
-    assert warm.cost.forward == 3 + 8 * len(measured) and warm.cost.tokens == 12 and 120 <= warm.cost.seconds < 121
-    assert model.cost.forward == 8 * len(measured), "the model's own bill has it, too"
+    assert warm.cost.forward == 3 and warm.cost.tokens == 12 and 120 <= warm.cost.seconds < 121
 
 
 def test_what_it_says(monkeypatch, tmp_path):
-    Stages(monkeypatch, weights=MIXTURE, mixture=1.0)
+    Stages(monkeypatch, best=None, weights=MIXTURE)
     warm = warm_start(Fake(), Shelf(tmp_path), MINE)
     assert str(warm).splitlines()[:3] == ["start: 0.50 a, 0.30 b", "because: why", "style: mostly *concise*"]
     row = warm.to_dict()
@@ -139,7 +128,7 @@ def test_what_it_says(monkeypatch, tmp_path):
 
 
 def test_a_stage_that_fails_merges_nothing(monkeypatch, tmp_path):
-    stages = Stages(monkeypatch, weights=MIXTURE, mixture=1.0)
+    stages = Stages(monkeypatch, best=None, weights=MIXTURE)
 
     def refuse(*given):
         raise InputError("too few dialogues", "give more")
@@ -210,15 +199,3 @@ def test_a_start_of_many_is_no_larger_than_a_fresh_adapter(tmp_path):
     bare.model = PeftModel.from_pretrained(bare.model, str(start.path)).eval()
     with model.use_adapter(start):
         assert np.allclose(model.nll(MINE), bare.nll(MINE), rtol=1e-5)
-
-
-def test_the_true_loss_decides(library, tmp_path):
-    "Against the losses that a reader would measure by hand, with nothing replaced."
-    model = shared("llama")
-    losses = {name: module.measure_mixture_loss(model, library, {name: 1.0}, MINE) for name in "ab"}
-    shares = dict(a=0.05, b=0.05)
-    mixed = module.measure_mixture_loss(model, library, shares, MINE)
-    best = min(losses, key=losses.get)
-    found = ranking(library, best, shares, losses={BASE_NAME: 9.0} | losses)
-    assert choose_start_weights(model, found, MINE) == (shares if mixed < losses[best] else {best: 1.0})
-    assert mixed != losses[best]

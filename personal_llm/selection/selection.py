@@ -28,18 +28,6 @@ def make_abstention(order: list, reason: str, **fields) -> Ranking:
     "Make a ranking that selects no pLLM."
     return Ranking(None, *zip(*order), abstained=True, reason=reason, **fields)
 
-# %% ../../nbs/5_selection/09_selection.ipynb #848738bd
-MIN_MERGE_GAIN = 0.015  # smallest gain, as a share of the base's loss, with which a pLLM joins a merge
-MAX_MERGE_MEMBERS = 3  # pLLMs in the merge that a match proposes
-
-
-def compute_gain_weights(measured: dict) -> dict:  # name -> share
-    "Return shares of a merge in proportion to each pLLM's gain over the base model."
-    gains = {name: 1 - loss / measured[BASE_NAME] for name, loss in measured.items() if name != BASE_NAME}
-    members = sorted((name for name in gains if gains[name] > MIN_MERGE_GAIN), key=gains.get, reverse=True)
-    members = members[:MAX_MERGE_MEMBERS]
-    return {name: gains[name] / sum(gains[other] for other in members) for name in members}
-
 # %% ../../nbs/5_selection/09_selection.ipynb #0463e09b
 SHORTLIST_SIZE = 12  # pLLMs that race in a match
 
@@ -63,8 +51,7 @@ def select_by_gradient_and_loss(request: SelectionRequest) -> Ranking:
     reason += f"the base has {measured[BASE_NAME]:.3f}"
     gains = losses.dialogue_losses(reference) - losses.dialogue_losses(best)
     if is_gain_certain(gains, measured[reference], has_plain):
-        weights = compute_gain_weights({BASE_NAME: measured[BASE_NAME]} | raced)
-        return Ranking(best, *zip(*order), weights, reason=reason, **fields)
+        return Ranking(best, *zip(*order), {best: 1.0}, reason=reason, **fields)
     min_gain = MIN_GAIN_OVER_PLAIN if has_plain else MIN_GAIN_OVER_BASE
     reference_name = "base" if reference == BASE_NAME else "plain pLLM"
     reason = f"no near pLLM is surely {min_gain:.1%} better than the {reference_name}; {reason}"
