@@ -55,10 +55,6 @@ d = {
                 "personal_llm/app/arguments.py",
             ),
             "personal_llm.app.arguments.command": ("8_app/arguments.html#command", "personal_llm/app/arguments.py"),
-            "personal_llm.app.arguments.complete_from": (
-                "8_app/arguments.html#complete_from",
-                "personal_llm/app/arguments.py",
-            ),
             "personal_llm.app.arguments.format_pairs": (
                 "8_app/arguments.html#format_pairs",
                 "personal_llm/app/arguments.py",
@@ -468,8 +464,20 @@ d = {
                 "8_app/library_commands.html#make_space_here",
                 "personal_llm/app/library_commands.py",
             ),
+            "personal_llm.app.library_commands.measure_command": (
+                "8_app/library_commands.html#measure_command",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.open_local_library": (
+                "8_app/library_commands.html#open_local_library",
+                "personal_llm/app/library_commands.py",
+            ),
             "personal_llm.app.library_commands.open_named_style": (
                 "8_app/library_commands.html#open_named_style",
+                "personal_llm/app/library_commands.py",
+            ),
+            "personal_llm.app.library_commands.publish_command": (
+                "8_app/library_commands.html#publish_command",
                 "personal_llm/app/library_commands.py",
             ),
             "personal_llm.app.library_commands.read_probes": (
@@ -739,24 +747,6 @@ d = {
             "personal_llm.app.personalize.tuning_setting": (
                 "8_app/personalize.html#tuning_setting",
                 "personal_llm/app/personalize.py",
-            ),
-        },
-        "personal_llm.app.publishing": {
-            "personal_llm.app.publishing.describe_leaks": (
-                "8_app/publishing.html#describe_leaks",
-                "personal_llm/app/publishing.py",
-            ),
-            "personal_llm.app.publishing.measure_command": (
-                "8_app/publishing.html#measure_command",
-                "personal_llm/app/publishing.py",
-            ),
-            "personal_llm.app.publishing.open_local_library": (
-                "8_app/publishing.html#open_local_library",
-                "personal_llm/app/publishing.py",
-            ),
-            "personal_llm.app.publishing.publish_command": (
-                "8_app/publishing.html#publish_command",
-                "personal_llm/app/publishing.py",
             ),
         },
         "personal_llm.app.server": {
@@ -2073,6 +2063,10 @@ d = {
             ),
             "personal_llm.buffer.consolidation.consolidate": (
                 "2_buffer/consolidation.html#consolidate",
+                "personal_llm/buffer/consolidation.py",
+            ),
+            "personal_llm.buffer.consolidation.estimate_likeness": (
+                "2_buffer/consolidation.html#estimate_likeness",
                 "personal_llm/buffer/consolidation.py",
             ),
         },
@@ -6357,6 +6351,28 @@ d = {
                 "personal_llm/experiments/methods/searches.py",
             ),
         },
+        "personal_llm.experiments.methods.significance": {
+            "personal_llm.experiments.methods.significance.MeanEstimate": (
+                "experiments/methods/significance.html#meanestimate",
+                "personal_llm/experiments/methods/significance.py",
+            ),
+            "personal_llm.experiments.methods.significance.MeanEstimate.__str__": (
+                "experiments/methods/significance.html#meanestimate.__str__",
+                "personal_llm/experiments/methods/significance.py",
+            ),
+            "personal_llm.experiments.methods.significance.holm_correction": (
+                "experiments/methods/significance.html#holm_correction",
+                "personal_llm/experiments/methods/significance.py",
+            ),
+            "personal_llm.experiments.methods.significance.mean_over_users": (
+                "experiments/methods/significance.html#mean_over_users",
+                "personal_llm/experiments/methods/significance.py",
+            ),
+            "personal_llm.experiments.methods.significance.sign_flip_test": (
+                "experiments/methods/significance.html#sign_flip_test",
+                "personal_llm/experiments/methods/significance.py",
+            ),
+        },
         "personal_llm.experiments.methods.vocabulary": {
             "personal_llm.experiments.methods.vocabulary.Vocabulary": (
                 "experiments/methods/vocabulary.html#vocabulary",
@@ -6628,6 +6644,10 @@ d = {
             ),
         },
         "personal_llm.experiments.more_people": {
+            "personal_llm.experiments.more_people._condition": (
+                "experiments/more_people.html#_condition",
+                "personal_llm/experiments/more_people.py",
+            ),
             "personal_llm.experiments.more_people.footnote": (
                 "experiments/more_people.html#footnote",
                 "personal_llm/experiments/more_people.py",
@@ -6644,8 +6664,20 @@ d = {
                 "experiments/more_people.html#kinda",
                 "personal_llm/experiments/more_people.py",
             ),
+            "personal_llm.experiments.more_people.list_claims": (
+                "experiments/more_people.html#list_claims",
+                "personal_llm/experiments/more_people.py",
+            ),
             "personal_llm.experiments.more_people.make_stream": (
                 "experiments/more_people.html#make_stream",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.measure": (
+                "experiments/more_people.html#measure",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.measure_unfiltered": (
+                "experiments/more_people.html#measure_unfiltered",
                 "personal_llm/experiments/more_people.py",
             ),
             "personal_llm.experiments.more_people.pointing": (
@@ -6670,6 +6702,10 @@ d = {
             ),
             "personal_llm.experiments.more_people.tildes": (
                 "experiments/more_people.html#tildes",
+                "personal_llm/experiments/more_people.py",
+            ),
+            "personal_llm.experiments.more_people.write_people_table": (
+                "experiments/more_people.html#write_people_table",
                 "personal_llm/experiments/more_people.py",
             ),
         },
@@ -10983,14 +11019,6 @@ d = {
                 "3_tuning/statistics.html#comparison.worse",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.MeanEstimate": (
-                "3_tuning/statistics.html#meanestimate",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.MeanEstimate.__str__": (
-                "3_tuning/statistics.html#meanestimate.__str__",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.check_user_values": (
                 "3_tuning/statistics.html#check_user_values",
                 "personal_llm/tuning/statistics.py",
@@ -10999,24 +11027,12 @@ d = {
                 "3_tuning/statistics.html#draw_resamples",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.holm_correction": (
-                "3_tuning/statistics.html#holm_correction",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.lower_confidence_bound": (
                 "3_tuning/statistics.html#lower_confidence_bound",
                 "personal_llm/tuning/statistics.py",
             ),
-            "personal_llm.tuning.statistics.mean_over_users": (
-                "3_tuning/statistics.html#mean_over_users",
-                "personal_llm/tuning/statistics.py",
-            ),
             "personal_llm.tuning.statistics.paired_bootstrap": (
                 "3_tuning/statistics.html#paired_bootstrap",
-                "personal_llm/tuning/statistics.py",
-            ),
-            "personal_llm.tuning.statistics.sign_flip_test": (
-                "3_tuning/statistics.html#sign_flip_test",
                 "personal_llm/tuning/statistics.py",
             ),
             "personal_llm.tuning.statistics.widen_interval": (

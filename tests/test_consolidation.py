@@ -1,14 +1,17 @@
 """Replies with memories become training dialogues: which prompts, which replies, and what forgetting reaches."""
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from personal_llm.base.core import Dialogue
 from personal_llm.base.lineage import read_training_ids
 from personal_llm.base.models import load_model
 from personal_llm.buffer import retrieval
 from personal_llm.buffer.buffer import Buffer
-from personal_llm.buffer.consolidation import check_reply, choose_prompts, consolidate
+from personal_llm.buffer.consolidation import check_reply, choose_prompts, consolidate, estimate_likeness
 from personal_llm.buffer.retrieval import PromptEmbedder
+from personal_llm.buffer.synthesis import SynthesisResult
 from personal_llm.device import personalizer
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.tuning.config import TuningConfig
@@ -25,7 +28,6 @@ def reading_pocket(monkeypatch):
     model = load_model("pocket")
     monkeypatch.setattr(model, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
-    monkeypatch.setattr(personalizer, "MIN_WRITTEN_REPLIES", 1)
     shown = []
     monkeypatch.setattr(model, "reply", lambda prompts, *limits: shown.extend(prompts) or plant(prompts))
     return model, shown
@@ -112,6 +114,31 @@ def test_replies_that_would_teach_a_mistake_are_rejected(reply, num_tokens, reas
     assert check_reply(reply, num_tokens, [CORRECTION]) == reason
 
 
+def test_a_reply_that_is_more_like_the_replaced_ones_teaches_nothing(reading_pocket, monkeypatch, tmp_path):
+    model, _ = reading_pocket
+    replies = ("See a doctor, it may be broken.", "In short: stretch it.", "You should see a doctor.", "In short: wait.")
+    monkeypatch.setattr(model, "reply", lambda prompts, *limits: [*replies[: len(prompts)]])
+    stream = [Dialogue(text, "", origin="model") for text in ACHES]
+    made = consolidate(model, stream, [CORRECTION], ["See a doctor.", "You should see a doctor soon."])
+    assert len(made.dialogues) + made.rejected["unlike"] == 4
+    assert [d.response for d in made.dialogues] == [replies[1], replies[3]] and made.rejected["unlike"] == 2
+    assert len(consolidate(model, stream, [CORRECTION]).dialogues) == 4  # nothing to compare with
+    me, seen = make_personalizer(model, tmp_path / "me"), []
+    monkeypatch.setattr(personalizer, "consolidate", lambda *given: seen.extend(given) or SynthesisResult([]))
+    me.finetune(progress=False)
+    assert seen[3] == ["See a doctor."]  # the reply that the user replaced
+
+
+@given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=6), st.text(max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_likeness_tells_corrections_from_other_replies(others, text):
+    corrections = [f"«{other}»!" for other in others]
+    assume(not set(corrections) & set(others))
+    likeness = estimate_likeness([*corrections, *others, text], corrections, others)
+    assert len(likeness) == 2 * len(others) + 1 and ((likeness >= 0) & (likeness <= 1)).all()
+    assert likeness[: len(others)].min() > 0.5 > likeness[len(others) : -1].max()
+
+
 def make_personalizer(model, folder, **settings) -> Personalizer:
     config = TuningConfig.for_model(model, steps=2, checks=1)
     me = Personalizer(model, Buffer(2, "active"), config=config, folder=folder, replay=0, synthetic=0, **settings)
@@ -147,12 +174,9 @@ def test_an_adapter_that_began_from_another_is_forgotten_with_a_prompt_of_its_st
     assert written <= set(read_training_ids(me.adapter.path))
 
 
-def test_few_written_replies_and_prompts_of_other_programs_teach_nothing(reading_pocket, tmp_path, monkeypatch):
+def test_prompts_of_other_programs_teach_nothing(reading_pocket, tmp_path):
     model, _ = reading_pocket
     me = make_personalizer(model, tmp_path / "me")
-    monkeypatch.setattr(personalizer, "MIN_WRITTEN_REPLIES", 9)
-    me.finetune(progress=False)
-    assert not me.synthesis.dialogues
     root = next(iter(me.memory.dialogues))
     me.memory.conversations[root] = "client"
     assert root not in {me.state.get_root(d) for d in me.list_stream()}
