@@ -32,7 +32,7 @@ from personal_llm.experiments.runner import (
     run_grid,
     summarise_rows,
 )
-from personal_llm.tuning.statistics import holm_correction, mean_over_users, sign_flip_test
+from personal_llm.experiments.methods.significance import holm_correction, mean_over_users, sign_flip_test
 
 HERE = Path(__file__).resolve().parent
 

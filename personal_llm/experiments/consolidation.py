@@ -24,7 +24,7 @@ from personal_llm.experiments.real_people import (
     take_own_answers,
 )
 from .runner import Grid, print_claims, read_results
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/44_consolidation.ipynb #cex00005
 def measure(jobs: list):  # yields a dict of results a job

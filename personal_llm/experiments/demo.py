@@ -25,7 +25,7 @@ from .runner import RESULTS, Grid, paragraph, user_means
 from .summary import read_rows
 from .headroom import ratio_to_best
 from ..tuning.config import TuningConfig
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/18_demo.ipynb #df01
 DEFAULT_MODULES = ("buffer.policies", "buffer.buffer", "buffer.correction_model", "buffer.active", "buffer.synthesis")

@@ -49,7 +49,7 @@ from personal_llm.experiments.real_people import (
     take_own_answers,
 )
 from .runner import Grid, paragraph, read_results
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/49_fresh_people.ipynb #b89054bb
 def heading() -> Habit:

@@ -50,7 +50,7 @@ from personal_llm.buffer.scoring import (
     unit_vector,
 )
 from .runner import Grid, read_results
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/45_locomo.ipynb #lcm00006
 LOCOMO_VARIABLE = "PERSONAL_LLM_LOCOMO"  # names a gzipped JSON file of conversations with their questions

@@ -38,7 +38,7 @@ from .new_people_grid import add_model_replies, choose_tests
 from .runner import Grid, print_claims, read_results
 from ..selection.ranking import compute_mean_loss
 from ..tuning.content import compute_content_rouge1, find_frame, measure_content_preference
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/43_real_people.ipynb #rp000005
 CHARACTERS = {  # name -> (speaker in the text, work, number at Project Gutenberg)

@@ -27,7 +27,7 @@ import personal_llm
 from ..base.core import InputError
 from ..base.files import lock_folder, make_folder
 from .workers import RUNNER_FIELDS, run_groups, group_jobs, job_key, one_thread
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/00_runner.ipynb #ce6f1dab
 class Grid(NamedTuple):

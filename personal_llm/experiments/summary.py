@@ -31,7 +31,7 @@ from .relevance import read_loss_rows
 from .runner import RESULTS, user_means, read_results
 from .variations import add_adapter_metrics
 from .headroom import ratio_to_best, share_of_headroom
-from ..tuning.statistics import mean_over_users
+from .methods.significance import mean_over_users
 
 # %% ../../nbs/experiments/00_summary.ipynb #3ec36564
 VERDICTS = ("holds", "partly", "does not hold", "open")
