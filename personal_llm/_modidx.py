@@ -258,10 +258,6 @@ d = {
             "personal_llm.app.cli.set_thread_waiting": ("8_app/cli.html#set_thread_waiting", "personal_llm/app/cli.py"),
         },
         "personal_llm.app.commands": {
-            "personal_llm.app.commands.ForgetOptions": (
-                "8_app/commands.html#forgetoptions",
-                "personal_llm/app/commands.py",
-            ),
             "personal_llm.app.commands.adapt_plugin": (
                 "8_app/commands.html#adapt_plugin",
                 "personal_llm/app/commands.py",
@@ -506,10 +502,6 @@ d = {
             ),
         },
         "personal_llm.app.personal_endpoints": {
-            "personal_llm.app.personal_endpoints.OwnFields": (
-                "8_app/personal_endpoints.html#ownfields",
-                "personal_llm/app/personal_endpoints.py",
-            ),
             "personal_llm.app.personal_endpoints.check_line": (
                 "8_app/personal_endpoints.html#check_line",
                 "personal_llm/app/personal_endpoints.py",
@@ -9745,10 +9737,6 @@ d = {
                 "7_runtimes/export.html#format_messages",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.format_model_card": (
-                "7_runtimes/export.html#format_model_card",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.format_modelfile": (
                 "7_runtimes/export.html#format_modelfile",
                 "personal_llm/runtimes/export.py",
@@ -9757,16 +9745,8 @@ d = {
                 "7_runtimes/export.html#merge_weights",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.name_gguf_tensors": (
-                "7_runtimes/export.html#name_gguf_tensors",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.pair_neighbours": (
                 "7_runtimes/export.html#pair_neighbours",
-                "personal_llm/runtimes/export.py",
-            ),
-            "personal_llm.runtimes.export.push_to_hub": (
-                "7_runtimes/export.html#push_to_hub",
                 "personal_llm/runtimes/export.py",
             ),
             "personal_llm.runtimes.export.render_gaps": (

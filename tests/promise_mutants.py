@@ -110,10 +110,10 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     ("Requests to a library", "base/ledger.py", "    key = _write_entry(row)\n", "    key = None\n"),
     ("Only an export for Ollama", "device/forgetting.py", 'if row.get("id_file") and not is_copy:', "if False:"),
     (
-        "`push_to_hub` sends",
+        "We upload nothing.",
         "runtimes/export.py",
-        "create_repo(repo, private=private,",
-        "create_repo(repo, private=False,",
+        "else model.name\n",
+        "else Path(model.name).absolute().as_posix()\n",
     ),
     ("We read weights from safetensors", "base/loading.py", "use_safetensors=True)", "use_safetensors=None)"),
     ("No code of a model", "base/loading.py", "trust_remote_code=False", "trust_remote_code=True"),
@@ -230,7 +230,7 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     ),
     (
         "`library publish` shows",
-        "app/publishing.py",
+        "app/library_commands.py",
         'if sys.stdin.readline().strip().lower() not in ("y", "yes"):',
         "if False:",
     ),

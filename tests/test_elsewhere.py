@@ -1,13 +1,11 @@
-"What leaves the device on request: three files, nothing that tells whose they are, private unless asked otherwise."
+"What leaves the device on request: weights and settings, and nothing that tells whose they are."
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -15,35 +13,12 @@ from real import NAMES, build, folder_of, shared_real, whole_folder
 from test_tuning import BRIEF, TALK, TEST
 
 from personal_llm.base.adapters import CONFIG_FILE, WEIGHTS_FILE
-from personal_llm.base.core import InputError
-from personal_llm.runtimes.export import format_modelfile, push_to_hub
+from personal_llm.runtimes.export import format_modelfile
+from personal_llm.runtimes.plugins import export_adapter
 from personal_llm.tuning.finetune import finetune
 from tiny import shared
 
 BASE = "HuggingFaceTB/SmolLM2-360M-Instruct"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    "A hub in memory: what was called, and what arrived."
-    found = SimpleNamespace(calls=[], files={}, private=True, error=None)
-
-    class Api:
-        def create_repo(self, repo, private, exist_ok):
-            if found.error:
-                raise found.error
-            found.calls.append(("create", repo, private))
-            return f"https://huggingface.co/{repo}"
-
-        def repo_info(self, repo):
-            return SimpleNamespace(private=found.private)
-
-        def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
-            found.calls.append(("upload", repo_id))
-            found.files = {name: open(f"{folder_path}/{name}", "rb").read() for name in allow_patterns}
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -51,44 +26,15 @@ def adapter(tmp_path_factory):
     return finetune(shared("llama"), TALK, BRIEF, out=tmp_path_factory.mktemp("mine"), progress=False)
 
 
-def test_what_arrives(hub, adapter, tmp_path):
-    assert push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0") == "https://huggingface.co/me/mine"
-    assert hub.calls == [("create", "me/mine", True), ("upload", "me/mine")]
-    assert sorted(hub.files) == sorted(["README.md", CONFIG_FILE, WEIGHTS_FILE])
-    assert hub.files[WEIGHTS_FILE] == (adapter.path / WEIGHTS_FILE).read_bytes()
-    config = json.loads(hub.files[CONFIG_FILE])
-    assert config["base_model_name_or_path"] == BASE and config["r"] == 2
-    sent = hub.files[CONFIG_FILE] + hub.files["README.md"]
-    for word in [str(adapter.path), adapter.path.name, adapter.base, *(d.id for d in TALK), *(d.prompt for d in TALK)]:
-        assert word.encode() not in sent, word
-    assert f"base_model: {BASE}\n".encode() in sent and b"on 16 dialogues" in sent and b"license: cc-by-4.0" in sent
-
-
-def test_a_public_repository_is_not_filled_by_mistake(hub, adapter):
-    hub.private = False
-    with pytest.raises(InputError, match="is public"):
-        push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0")
-    assert hub.files == {}
-    push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0", private=False)
-    assert ("create", "me/mine", False) in hub.calls and hub.files
-    hub.private, hub.files = True, {}
-    with pytest.raises(InputError, match="is private; give private=True"):
-        push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0", private=False)
-    assert hub.files == {}, "it would not be public, as asked"
-
-
-@pytest.mark.parametrize("error", [OSError("no such\nhost"), ValueError("a/b/c is no name")])
-def test_what_goes_wrong_is_one_line(hub, adapter, error):
-    hub.error = error
-    with pytest.raises(InputError) as told:
-        push_to_hub(adapter, "me/mine", BASE, "cc-by-4.0")
-    assert "\n" not in str(told.value) and "hf auth login" in told.value.remedy
-
-
-def test_what_is_no_adapter_is_not_sent(hub, tmp_path):
-    with pytest.raises(InputError):
-        push_to_hub(tmp_path, "me/mine", BASE, "cc-by-4.0")
-    assert hub.calls == []
+def test_a_copy_for_a_hub_tells_nothing(adapter, tmp_path):
+    usage = export_adapter(shared("llama"), adapter, tmp_path / "clean", "vllm")
+    written = {file.name: file.read_bytes() for file in (tmp_path / "clean").iterdir()}
+    assert sorted(written) == sorted([CONFIG_FILE, WEIGHTS_FILE]) and "--max-lora-rank 8" in usage
+    assert written[WEIGHTS_FILE] == (adapter.path / WEIGHTS_FILE).read_bytes()
+    settings = json.loads(written[CONFIG_FILE])
+    assert settings["r"] == 2 and "/" not in settings["base_model_name_or_path"]
+    for word in [str(adapter.path), str(Path.cwd()), adapter.base, *(d.id for d in TALK), *(d.prompt for d in TALK)]:
+        assert word.encode() not in written[CONFIG_FILE], word
 
 
 @pytest.mark.parametrize("name", NAMES)
