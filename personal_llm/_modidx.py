@@ -140,21 +140,6 @@ d = {
             "personal_llm.app.chat.skip_question": ("8_app/chat.html#skip_question", "personal_llm/app/chat.py"),
             "personal_llm.app.chat.take_feedback": ("8_app/chat.html#take_feedback", "personal_llm/app/chat.py"),
         },
-        "personal_llm.app.chat_cell": {
-            "personal_llm.app.chat_cell.ChatCell": ("8_app/chat_cell.html#chatcell", "personal_llm/app/chat_cell.py"),
-            "personal_llm.app.chat_cell.ChatCell.__init__": (
-                "8_app/chat_cell.html#chatcell.__init__",
-                "personal_llm/app/chat_cell.py",
-            ),
-            "personal_llm.app.chat_cell.ChatCell._repr_html_": (
-                "8_app/chat_cell.html#chatcell._repr_html_",
-                "personal_llm/app/chat_cell.py",
-            ),
-            "personal_llm.app.chat_cell.ChatCell.close": (
-                "8_app/chat_cell.html#chatcell.close",
-                "personal_llm/app/chat_cell.py",
-            ),
-        },
         "personal_llm.app.chat_completions": {
             "personal_llm.app.chat_completions.CompletionRequest": (
                 "8_app/chat_completions.html#completionrequest",
@@ -742,6 +727,19 @@ d = {
             ),
         },
         "personal_llm.app.server": {
+            "personal_llm.app.server.ChatCell": ("8_app/server.html#chatcell", "personal_llm/app/server.py"),
+            "personal_llm.app.server.ChatCell.__init__": (
+                "8_app/server.html#chatcell.__init__",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.ChatCell._repr_html_": (
+                "8_app/server.html#chatcell._repr_html_",
+                "personal_llm/app/server.py",
+            ),
+            "personal_llm.app.server.ChatCell.close": (
+                "8_app/server.html#chatcell.close",
+                "personal_llm/app/server.py",
+            ),
             "personal_llm.app.server.get_token_file": (
                 "8_app/server.html#get_token_file",
                 "personal_llm/app/server.py",
@@ -5463,10 +5461,6 @@ d = {
             ),
         },
         "personal_llm.experiments.demo": {
-            "personal_llm.experiments.demo.collect_warm_start_facts": (
-                "experiments/demo.html#collect_warm_start_facts",
-                "personal_llm/experiments/demo.py",
-            ),
             "personal_llm.experiments.demo.compare_defaults": (
                 "experiments/demo.html#compare_defaults",
                 "personal_llm/experiments/demo.py",
@@ -5525,10 +5519,6 @@ d = {
             ),
             "personal_llm.experiments.demo.write_sample_paragraph": (
                 "experiments/demo.html#write_sample_paragraph",
-                "personal_llm/experiments/demo.py",
-            ),
-            "personal_llm.experiments.demo.write_warm_start_paragraph": (
-                "experiments/demo.html#write_warm_start_paragraph",
                 "personal_llm/experiments/demo.py",
             ),
         },
@@ -8697,10 +8687,6 @@ d = {
                 "4_explanation/style.html#truncate_words",
                 "personal_llm/explanation/style.py",
             ),
-            "personal_llm.explanation.style.truncated_features": (
-                "4_explanation/style.html#truncated_features",
-                "personal_llm/explanation/style.py",
-            ),
         },
         "personal_llm.recipes.asking_prior": {
             "personal_llm.recipes.asking_prior.RecordingActive": (
@@ -10195,10 +10181,6 @@ d = {
                 "5_selection/library.html#library.create",
                 "personal_llm/selection/library.py",
             ),
-            "personal_llm.selection.library.Library.ledger": (
-                "5_selection/library.html#library.ledger",
-                "personal_llm/selection/library.py",
-            ),
             "personal_llm.selection.library.Library.list": (
                 "5_selection/library.html#library.list",
                 "personal_llm/selection/library.py",
@@ -10465,10 +10447,6 @@ d = {
             ),
             "personal_llm.selection.remote_library.RemoteFolder.fetch_pllm": (
                 "5_selection/remote_library.html#remotefolder.fetch_pllm",
-                "personal_llm/selection/remote_library.py",
-            ),
-            "personal_llm.selection.remote_library.RemoteFolder.ledger": (
-                "5_selection/remote_library.html#remotefolder.ledger",
                 "personal_llm/selection/remote_library.py",
             ),
             "personal_llm.selection.remote_library.RemoteFolder.request_file": (
@@ -10929,32 +10907,8 @@ d = {
                 "3_tuning/speedups.html#fastforward.__init__",
                 "personal_llm/tuning/speedups.py",
             ),
-            "personal_llm.tuning.speedups.FrozenLayerCache": (
-                "3_tuning/speedups.html#frozenlayercache",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FrozenLayerCache.__init__": (
-                "3_tuning/speedups.html#frozenlayercache.__init__",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FrozenLayerCache.compute_row": (
-                "3_tuning/speedups.html#frozenlayercache.compute_row",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FrozenLayerCache.get_rows": (
-                "3_tuning/speedups.html#frozenlayercache.get_rows",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.FrozenLayerCache.supply_rows": (
-                "3_tuning/speedups.html#frozenlayercache.supply_rows",
-                "personal_llm/tuning/speedups.py",
-            ),
             "personal_llm.tuning.speedups.choose_top_layers": (
                 "3_tuning/speedups.html#choose_top_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.count_frozen_layers": (
-                "3_tuning/speedups.html#count_frozen_layers",
                 "personal_llm/tuning/speedups.py",
             ),
             "personal_llm.tuning.speedups.get_layer_stack": (
@@ -10963,10 +10917,6 @@ d = {
             ),
             "personal_llm.tuning.speedups.make_dropout_class": (
                 "3_tuning/speedups.html#make_dropout_class",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.make_frozen_layer_cache": (
-                "3_tuning/speedups.html#make_frozen_layer_cache",
                 "personal_llm/tuning/speedups.py",
             ),
             "personal_llm.tuning.speedups.share_dropout": (

@@ -164,7 +164,7 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
             "'--replay': Input should be greater than or equal to 0",
         ),
         (["personalize", "--data", "x", "--out", "y", "--seed", "9" * 5000], "--seed"),
-        (["demo", "--user", "nobody"], "user is 'nobody'; use one of nurse"),
+        (["demo", "--user", "nobody"], "'--user': 'nobody' is not one of 'nurse'"),
         (["demo", "--capacity", "0"], "capacity is 0"),
         (["demo", "--capacity", str(10**12)], "capacity"),
         (["demo", "--seed", "-1"], "'--seed': Input should be greater"),

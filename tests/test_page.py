@@ -23,7 +23,7 @@ from selenium.common.exceptions import ElementClickInterceptedException, StaleEl
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from personal_llm.app.chat_cell import ChatCell
+from personal_llm.app.server import ChatCell
 from personal_llm.base.core import Dialogue
 from personal_llm.buffer.buffer import Buffer
 from personal_llm.buffer.scoring import ScoredDialogue

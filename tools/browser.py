@@ -292,7 +292,7 @@ def try_notebook(driver, lab: tuple, path: str, figures: int) -> tuple:  # (faul
 
 TALK = """
 from personal_llm import Buffer, TuningConfig, load_model
-from personal_llm.app.chat_cell import ChatCell
+from personal_llm.app.server import ChatCell
 from personal_llm.device.conversation import ChatSession
 settings = dict(synthetic=0, replay=32, config=TuningConfig(steps=40))
 chat = ChatCell(ChatSession(load_model("pocket"), "me", buffer=Buffer(8), **settings))

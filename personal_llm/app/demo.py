@@ -19,8 +19,8 @@ from itertools import groupby
 from pathlib import Path
 
 from . import personalize
-from .arguments import COMPLETIONS, reuse_setting
-from ..base.core import InputError, check, check_settings_fields, setting
+from .arguments import reuse_setting
+from ..base.core import InputError, check_settings_fields, setting
 from ..base.files import ASSETS, open_results_folder, publish_results
 from ..base.plots import COLOURS, FIGURE_STYLE, encode_png, get_series_style
 from ..buffer.scoring import load_lexicons, score
@@ -33,7 +33,6 @@ from ..tuning.evaluation import evaluate
 # %% ../../nbs/8_app/03_demo.ipynb #d7653d5f
 SMALL_MODEL_DEMO = dict(length=800, policies=("active", "sdss", "reservoir"), synthetic=1, tests=48)
 LARGE_MODEL_DEMO = dict(length=240, policies=("active",), synthetic=0, tests=24)
-COMPLETIONS["user"] = USERS  # the shell completes the names of the simulated users
 
 
 def demo_setting(name: str, help: str, low: int, high: int):  # a field with the default None
@@ -46,7 +45,7 @@ def demo_setting(name: str, help: str, low: int, high: int):  # a field with the
 class DemoSettings:
     "Settings of a demo; None stands for the model's default. Raises `InputError` for a value that cannot work."
 
-    user: str = setting("nurse", "simulated user; a wrong name lists all")
+    user: str = setting("nurse", "simulated user", choices=tuple(USERS))
     length: int = demo_setting("length", "dialogues in the stream", 8, 10**6)
     capacity: int = reuse_setting(personalize.PersonalizeSettings, "capacity")  # also the number of questions
     policies: tuple = None  # the output folder gets replies and adapter of the first
@@ -57,7 +56,6 @@ class DemoSettings:
 
     def __post_init__(self):
         check_settings_fields(self)
-        check(self.user, "choice", "user", choices=tuple(USERS))
         if self.policies == ():
             raise InputError("no policies", "name at least one, for example active")
         for policy in self.policies or SMALL_MODEL_DEMO["policies"]:
