@@ -200,6 +200,16 @@ def test_a_retry_takes_the_place_of_the_reply_in_every_store(tmp_path):
         assert len(talk.me.buffer) == 0 and talk.me.feedback_rows == []
 
 
+def test_a_retry_takes_an_approval_back(tmp_path):
+    with start(tmp_path / "me", "active") as talk:
+        say(talk, "My knee hurts.", "/up")
+        assert [d.origin for d in talk.me.list_memories()] == ["approved"]
+        (second,) = say(talk, "/retry")
+        assert talk.me.list_memories() == [], "the approval was of the first reply"
+        say(talk, "/up")
+        assert [(d.origin, d.response) for d in talk.me.list_memories()] == [("approved", second)]
+
+
 def test_a_broken_off_retry_changes_nothing(tmp_path):
     with start(tmp_path / "me", "fifo") as talk:
         say(talk, "My knee hurts.")

@@ -401,7 +401,7 @@ def _apply_reacted(self: PersonalizerState, event: Event, facts: dict) -> None:
         origin = "approved"
     elif is_answer:
         origin = "approved"
-    elif given.kind == "thumb_down" and d.origin == "approved":
+    elif given.kind in ("thumb_down", "retry") and d.origin == "approved":
         origin = "model"
     if origin:
         self.asked_ids.add(root)
@@ -422,7 +422,7 @@ def _set_version(self: PersonalizerState, root: str, d: Dialogue) -> None:
 
 @patch
 def _replace_reply(self: PersonalizerState, root: str, first_id: str, text: str) -> None:
-    "Put another reply in the place of a turn's reply, unless the user corrected or approved it; its thumb goes."
+    "Put another reply in the place of a turn's reply, unless the user corrected or chose it; its thumb goes."
     d = self.get_candidate(root).dialogue
     if d.origin == "model":
         self._set_version(root, replace(d, response=text))
