@@ -15,11 +15,13 @@ from unittest import mock
 
 import numpy as np
 
+from ..base.core import NO_ANSWER
 from ..base.text import split_sentences
 from ..buffer import consolidation
 from ..data.people import Habit, opener, sign_off
 from .fresh_people import ROLES, Study, judge_plan, write_table
 from .other_people import LABELS, PLAN, README_METRICS, measure_plain
+from .new_people_grid import choose_tests
 from personal_llm.experiments.real_people import (
     ANATOMY,
     CHAT,
@@ -29,7 +31,9 @@ from personal_llm.experiments.real_people import (
     HOTELS,
     MEDICAL,
     MUSIC,
+    SAVED_COUNT,
     SUMS,
+    TESTS,
     TRAVEL,
     WARD,
     WEATHER,
