@@ -367,7 +367,6 @@ d = {
                 "8_app/demo.html#demosettings.make_buffer",
                 "personal_llm/app/demo.py",
             ),
-            "personal_llm.app.demo.add_texts": ("8_app/demo.html#add_texts", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.compare_scores": ("8_app/demo.html#compare_scores", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),

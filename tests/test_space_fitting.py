@@ -31,7 +31,7 @@ from personal_llm.explanation.space_fitting import (
     build_word_vectors,
 )
 from personal_llm.explanation.space import concatenate_blocks, normalise_rows
-from personal_llm.explanation.style import STYLOMETRIC_FEATURES, truncated_features
+from personal_llm.explanation.style import STYLOMETRIC_FEATURES, style_features
 from ways import BRIEF, LOUD, Letters, letters, space_of, spoken, tuned  # noqa: F401
 from tiny import shared
 
@@ -184,7 +184,7 @@ def test_texts_of_one_prompt_share_one_answer_of_the_base_model(monkeypatch):
     monkeypatch.setattr(space_fitting, "sample_responses", lambda m, a, p, s: asked.extend(p) or sample(m, a, p, s))
     shift, blocks = compute_shifts(model, both, progress=False, share_answers=True)
     assert len(asked) == 5 and len(shift) == 10 and sum(blocks) == len(shift[both[0].id])
-    own = concatenate_blocks(truncated_features(model, Letters, both))
+    own = concatenate_blocks(style_features(model, Letters, both))
     for i in range(5):
         gap = shift[both[5 + i].id] - shift[both[i].id]
         assert np.allclose(gap, own[5 + i] - own[i], atol=1e-4)

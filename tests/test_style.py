@@ -15,7 +15,6 @@ from personal_llm.explanation.style import (
     PUNCTUATION_PATTERNS,
     MAX_COMPARED_WORDS,
     WORD_FORM_FEATURES,
-    truncated_features,
     style_features,
     style_shifts,
     truncate_words,
@@ -122,7 +121,7 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
         style_shifts(model, Letters(), rows, 5),
     )
     given = style_shifts(
-        model, Letters(), rows, 9, truncated_features(model, Letters(), sample_responses(model, None, rows, 5))
+        model, Letters(), rows, 9, style_features(model, Letters(), sample_responses(model, None, rows, 5))
     )
     for block in FEATURE_BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)

@@ -23,7 +23,7 @@ from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
 from .space import StyleSpace, concatenate_blocks
 from .space import nonnegative_coefficients, normalise_rows, sparse_code
 from .style import MIN_EXPLAINED_DIALOGUES, check_answer_count
-from .style import sample_base_features, sample_responses, style_shifts, truncated_features
+from .style import sample_base_features, sample_responses, style_shifts, style_features
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #29c2efbe
 NO_SPACE_LINE = "no style space of this base model is at hand; personal-llm library space --out DIR makes one"
@@ -161,7 +161,7 @@ def explain(
     with model.track_cost() as cost:
         answers = sample_responses(model, None, dialogues, seed)
         if space is not None:
-            base_features = truncated_features(model, load_encoder(), answers)
+            base_features = style_features(model, load_encoder(), answers)
             shifts = style_shifts(model, load_encoder(), dialogues, base_features=base_features)
             rows = space.project(concatenate_blocks(shifts), all(d.origin == "model" for d in dialogues))
             z = style_coordinates(space, rows)
@@ -247,7 +247,7 @@ def prepare_probes(
         coordinates=style_coordinates(space, space.project(shifts, False)) * space.coordinate_scale,
         base=mean_response_nll(model, dialogues),
         prompts=prompts,
-        answers=truncated_features(model, load_encoder(), base_answers),
+        answers=style_features(model, load_encoder(), base_answers),
         plain_responses=[d.response for d in plain_answers],
         plain=plain,
     )

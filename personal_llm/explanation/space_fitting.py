@@ -23,7 +23,7 @@ from .explanation import ProbePrompts, explain, gain_direction, likelihood_gains
 from .explanation import load_probe_texts, mean_response_nll, style_coordinates
 from .space import StyleSpace, concatenate_blocks, normalise_rows
 from .style import FEATURE_BLOCKS, MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
-from .style import sample_responses, style_shifts, truncated_features
+from .style import sample_responses, style_shifts, style_features
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #364948bb
 def feature_scale(
@@ -90,13 +90,13 @@ def compute_shifts(
     with tqdm(total=len(prompts) + len(distinct), desc="shifts", unit="text", disable=not progress) as bar:
         for start in range(0, len(prompts), size):
             batch = prompts[start : start + size]
-            blocks = truncated_features(model, encoder, sample_responses(model, None, batch, seed + start))
+            blocks = style_features(model, encoder, sample_responses(model, None, batch, seed + start))
             base |= dict(zip((d.prompt for d in batch), concatenate_blocks(blocks)))
             bar.update(len(batch))
         for start in range(0, len(distinct), size):
             batch = distinct[start : start + size]
             if share_answers:
-                blocks = truncated_features(model, encoder, batch)
+                blocks = style_features(model, encoder, batch)
                 rows = concatenate_blocks(blocks) - np.stack([base[d.prompt] for d in batch])
             else:
                 blocks = style_shifts(model, encoder, batch, seed + start)

@@ -28,9 +28,6 @@ class Runtime:
     examples: dict = field(default_factory=dict)  # words of a command -> examples of its options
     summary: str = ""  # half a sentence about the group, if the commands have two words
 
-# %% ../../nbs/7_runtimes/01_plugins.ipynb #2750d990
-APPLICATION_PARAMETERS = ("load_model", "dialogues", "progress")  # filled in by the application
-
 # %% ../../nbs/7_runtimes/01_plugins.ipynb #33347e74
 ENTRY_POINT_GROUP = "personal_llm.runtimes"
 

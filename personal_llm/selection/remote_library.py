@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from ..base.core import InputError
 from ..base.files import compute_sha256, get_cache_folder, make_folder, write_atomically, write_json
-from ..base.ledger import read_ledger, record_egress
+from ..base.ledger import record_egress
 from ..base.text import escape_controls
 from .cards import PLLM_FILES, SHARED_FILES, check_pllm_name, read_index
 
@@ -191,11 +191,6 @@ class RemoteFolder:
         for name in self.manifest:
             if "/" not in name:
                 self.fetch(name)
-
-    @property
-    def ledger(self) -> list:  # rows of `read_ledger`
-        "Every request to this address so far."
-        return read_ledger("request", f"{self.address}/")
 
     def request_file(self, name: str, max_bytes: int) -> bytes:
         "Make one request, and record it in the ledger."
