@@ -123,8 +123,6 @@ def run_without(name: str):
             training_loop.make_epoch_batches = lambda lengths, *more: real([1] * len(lengths), *more)
         if name == "label logits only":
             speedups.supports_partial_logits = lambda adapted: False
-        if name == "frozen layers once":
-            speedups.make_frozen_layer_cache = lambda adapted: None
         run_ours(adapted, model, *rest)
 
     return run
@@ -134,7 +132,6 @@ WAYS = {OURS: (run_ours, 0), TRAINER: (run_trainer, 0), LOOP: (run_loop, 0), "ou
 WAYS |= {
     f"without {name}": (run_without(name), 0) for name in ("shared dropout", "length batches", "label logits only")
 }
-WAYS["top 2 without frozen layers once"] = (run_without("frozen layers once"), 2)
 
 
 def run_way(model, kind: str, way: str, steps: int, seed: int, threads: int) -> dict:

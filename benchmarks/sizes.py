@@ -58,9 +58,8 @@ def run(folder: Path, layers: int, plain: bool) -> dict:
         return clock() - began
 
     times = [step(time.process_time) for _ in range(1 + STEPS)]
-    kept = forward.frozen_layers.nbytes / 1e6 if forward and forward.frozen_layers else 0.0
     found = dict(layers=layers, plain=plain, short=bool(forward and forward.partial_logits))
-    found |= dict(first_seconds=times[0], kept_mb=kept, step_seconds=statistics.median(times[1:]))
+    found |= dict(first_seconds=times[0], step_seconds=statistics.median(times[1:]))
     torch.set_num_threads(os.cpu_count())  # now as one would use it: all cores, by the clock on the wall
     return found | dict(wall_seconds=min(step(time.perf_counter) for _ in range(1 + STEPS)))
 

@@ -9750,10 +9750,6 @@ d = {
                 "7_runtimes/export.html#write_merged",
                 "personal_llm/runtimes/export.py",
             ),
-            "personal_llm.runtimes.export.write_mlx": (
-                "7_runtimes/export.html#write_mlx",
-                "personal_llm/runtimes/export.py",
-            ),
             "personal_llm.runtimes.export.write_ollama": (
                 "7_runtimes/export.html#write_ollama",
                 "personal_llm/runtimes/export.py",

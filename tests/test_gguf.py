@@ -281,11 +281,11 @@ def test_a_template_that_fails_is_one_line_at_the_first_prompt(template, tmp_pat
 
 
 def test_each_cut_is_one_line(tmp_path):
-    "At every boundary of the header, a byte before and after it, and in the data."
+    "At places all over the header, at its end, and in the data."
     whole = make_gguf(tmp_path / "whole.gguf")
     header, content, file = read_gguf_header(whole), whole.read_bytes(), tmp_path / "cut.gguf"
     places = {0, 3, 4, 8, 16, 24, header.data_start, len(content) - 1}
-    places |= {place + step for span in header.spans.values() for place in span for step in (-1, 0, 1)}
+    places |= {*random.Random(0).sample(range(24, header.data_start), 300)}
     for place in sorted(places):
         file.write_bytes(content[:place])
         refused(file, "no usable GGUF file")

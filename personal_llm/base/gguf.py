@@ -108,7 +108,6 @@ class GgufHeader:
     version: int
     metadata: dict  # key -> number, text, array of numbers, list of texts
     tensors: dict  # name -> `TensorInfo`
-    spans: dict  # key -> (start, end) of its bytes in the file; "" is the table of tensors
     data_start: int  # the byte where the data begins
 
     @property
@@ -143,7 +142,7 @@ def read_tensor_info(cursor: HeaderCursor) -> tuple:  # (name, `TensorInfo`)
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_gguf
 def read_gguf_header(path) -> GgufHeader:
     "Read the header of a GGUF file; raise `InputError` for one that is cut, damaged, or makes an impossible claim."
-    metadata, tensors, spans = {}, {}, {}
+    metadata, tensors = {}, {}
     try:
         with open(path, "rb") as file:
             cursor = HeaderCursor(file, path)
@@ -153,18 +152,15 @@ def read_gguf_header(path) -> GgufHeader:
             if version not in (2, 3):
                 cursor.fail(f"version {version:,}; we read 2 and 3")
             for _ in range(cursor.count_entries(num_keys)):
-                start, key = cursor.place, cursor.read_text(MAX_NAME_BYTES)
-                value = cursor.read_value(cursor.read_number("I"))
+                key = cursor.read_text(MAX_NAME_BYTES)
                 if key in metadata:
                     cursor.fail(f"{key[:60]!r} is there twice")
-                metadata[key], spans[key] = value, (start, cursor.place)
-            start = cursor.place
+                metadata[key] = cursor.read_value(cursor.read_number("I"))
             for _ in range(cursor.count_entries(num_tensors)):
                 name, info = read_tensor_info(cursor)
                 if name in tensors:
                     cursor.fail(f"{name[:60]!r} is there twice")
                 tensors[name] = info
-            spans[""] = (start, cursor.place)
             if not isinstance(metadata.get("general.architecture"), str) or not tensors:
                 cursor.fail("it names no family, or has no tensors")
             alignment = metadata.get("general.alignment", 32)
@@ -175,7 +171,7 @@ def read_gguf_header(path) -> GgufHeader:
             for name, info in tensors.items():
                 if info.offset % alignment or info.offset + info.num_bytes > available:
                     cursor.fail(f"tensor {name[:60]!r} lies outside the file")
-            return GgufHeader(Path(path), version, metadata, tensors, spans, data_start)
+            return GgufHeader(Path(path), version, metadata, tensors, data_start)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})", "check the path") from None
 
@@ -189,28 +185,17 @@ def is_gguf(path) -> bool:
     return False
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_config
-def read_gguf_config(header: GgufHeader, folder: Path):  # a configuration of transformers
-    "Return the configuration that transformers finds in a header without vocabulary, in a slim file that we delete."
+def read_gguf_config(header: GgufHeader):  # a configuration of transformers
+    "Return the configuration that transformers finds in a header, with the sizes and the special tokens of the file."
     from transformers import AutoConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    slim, kept = folder / "slim.gguf", [key for key in header.metadata if not key.startswith("tokenizer.")]
-    try:
-        with open(header.path, "rb") as source, open(slim, "wb") as target:
-            target.write(GGUF_MAGIC + struct.pack("<IQQ", header.version, len(header.tensors), len(kept)))
-            for start, end in [header.spans[key] for key in kept] + [header.spans[""]]:
-                source.seek(start)
-                target.write(source.read(end - start))
-            alignment = header.metadata.get("general.alignment", 32)
-            size = max(info.offset + info.num_bytes for info in header.tensors.values())
-            target.truncate(-(-target.tell() // alignment) * alignment + size)  # a hole, which takes no place
-        fields = load_gguf_checkpoint(str(slim))["config"]
-    finally:
-        delete_path(slim)
+    fields = load_gguf_checkpoint(str(header.path))["config"]
     names = dict(bos_token_id="bos", eos_token_id="eos", pad_token_id="padding")
     fields |= {field: header.metadata.get(f"tokenizer.ggml.{name}_token_id") for field, name in names.items()}
     fields["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
-    fields.pop("_model_name_or_path", None)
+    for name in ("_model_name_or_path", "unk_token_id"):
+        fields.pop(name, None)
     fields = {name: float(str(np.float32(x))) if isinstance(x, float) else x for name, x in fields.items()}
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
@@ -350,7 +335,7 @@ def write_converted_model(header: GgufHeader, folder: Path) -> None:
     table = header.tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
         raise InputError(f"{header.path}: it has no table of tokens (token_embd.weight)", GET_AGAIN)
-    tokenizer, config = build_tokenizer(header), read_gguf_config(header, folder)
+    tokenizer, config = build_tokenizer(header), read_gguf_config(header)
     if info := header.tensors.get("rope_freqs.weight"):  # the scaling of Llama 3, which transformers does not read
         common = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
         factor = float(read_tensor(header, info, torch.float32).max())

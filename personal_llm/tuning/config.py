@@ -34,7 +34,7 @@ class TuningConfig:
     alpha: float = setting(16, "the change is scaled by alpha / rank", "positive number")
     dropout: float = setting(0.05, "share of the LoRA layers' inputs that is dropped", "share", high=0.99)
     target_modules: str = setting("all-linear", "modules with LoRA: all-linear, or names joined by commas", "name")
-    layers: int = _count(0, "layers from the top with LoRA, 0: all; the others run once per dialogue", low=0)
+    layers: int = _count(0, "layers from the top with LoRA, 0: all", low=0)
     learning_rate: float = setting(1e-3, "the largest step size, at the end of the warm-up", "positive number")
     steps: int = _count(80, "optimiser steps of a fine-tune; equal for all methods in a comparison")
     batch_size: int = _count(8, "samples in a forward pass, at most")
