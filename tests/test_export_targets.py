@@ -1,11 +1,10 @@
-"An adapter in the forms of other programs: merged, llama.cpp, Ollama, MLX, vLLM; each against its own arithmetic."
+"An adapter in the forms of other programs: merged, llama.cpp, Ollama, vLLM; each against its own arithmetic."
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_tuning import TALK
 from transformers import AutoModelForCausalLM
 from tiny import ARCHITECTURES, random_adapter, same, shared, weights
@@ -89,20 +88,6 @@ def test_gguf(architecture, target, tmp_path):
     assert (tmp_path / "out" / "Modelfile").exists() == (target == "ollama")
 
 
-def test_mlx(tmp_path):
-    model = shared("smollm")
-    adapter = random_adapter(model, tmp_path / "mine")
-    export_adapter(model, adapter, tmp_path / "out", "mlx")
-    settings = json.loads((tmp_path / "out" / CONFIG_FILE).read_text())
-    tensors, parameters = load_file(tmp_path / "out" / "adapters.safetensors"), settings["lora_parameters"]
-    assert (settings["fine_tune_type"], settings["num_layers"], parameters["rank"]) == ("lora", 2, 2)
-    assert {"self_attn.q_proj", "mlp.down_proj"} < {*parameters["keys"]} and len(parameters["keys"]) == 7
-    for name, (A, B) in read_factors(adapter).items():
-        x = torch.randn(3, A.shape[1])
-        a, b = (tensors[f"{name.removeprefix(LONG)}.lora_{part}"] for part in "ab")
-        assert torch.allclose(parameters["scale"] * (x @ a) @ b, x @ (B @ A).T, rtol=1e-3, atol=1e-4)
-
-
 def test_vllm_gets_no_card(tmp_path):
     model = shared("llama")
     adapter = random_adapter(model, tmp_path / "mine")
@@ -120,7 +105,7 @@ def test_refusals_write_nothing(tmp_path, monkeypatch):
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     before = sorted(p.name for p in tmp_path.rglob("*"))
     cases = [(model, adapter, "full", "merged", "exists already"), (model, adapter, "new", "onnx", "target")]
-    cases += [(gpt2, other, "new", "mlx", "in layers only"), (gpt2, adapter, "new", "vllm", "made for base")]
+    cases += [(gpt2, adapter, "new", "vllm", "made for base")]
     for one, folder, out, target, words in cases:
         with pytest.raises(InputError, match=words):
             export_adapter(one, folder, tmp_path / out, target)
@@ -178,7 +163,7 @@ def test_messages_give_each_text_back(text):
     assert read == [(role, t) for d in examples for role, t in (("user", d.prompt), ("assistant", d.response))]
 
 
-@pytest.mark.parametrize("target", ("merged", "mlx", "vllm"))
+@pytest.mark.parametrize("target", ("merged", "vllm"))
 def test_a_program_without_a_memory_loses_the_examples_and_says_it(target, tmp_path, monkeypatch):
     model = shared("llama")
     adapter, known = random_adapter(model, tmp_path / "mine"), [answer(1, "Tea?"), answer(2, "Where is the sea?")]

@@ -138,27 +138,6 @@ def write_ollama(model, adapter: Path, out: Path) -> str:  # how to use the file
     return "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
-def write_mlx(model, adapter: Path, out: Path) -> str:  # how to use the files
-    "Write an adapter as mlx-lm reads it; raise `InputError` for a module outside the layers."
-    from safetensors.torch import save_file
-
-    tensors, numbers, keys = {}, [], set()
-    for name, (A, B) in read_factors(adapter).items():
-        name = name.removeprefix(PEFT_PREFIX)
-        place = re.fullmatch(r".*\blayers\.(\d+)\.(.+)", name)
-        if not place:
-            raise InputError(f"{name}: MLX has LoRA in layers only", "tune with other --targets, or use --to merged")
-        numbers.append(int(place[1]))
-        keys.add(place[2])
-        tensors |= {f"{name}.lora_a": A.T.contiguous(), f"{name}.lora_b": B.T.contiguous()}
-    save_file(tensors, out / "adapters.safetensors", metadata=dict(format="mlx"))
-    num_layers = model.model.config.get_text_config().num_hidden_layers - min(numbers)  # from the top
-    parameters = dict(rank=len(A), scale=1.0, dropout=0.0, keys=sorted(keys))
-    settings = dict(fine_tune_type="lora", num_layers=num_layers, lora_parameters=parameters)
-    write_json(out / CONFIG_FILE, settings)
-    return f"mlx_lm.generate --model {model.name} --adapter-path DIR, where DIR is this folder"
-
-
 def write_vllm(model, adapter: Path, out: Path) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
@@ -232,6 +211,6 @@ def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
     return line + write_system_prompt(model, dialogues, folder), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
-EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, mlx=write_mlx, vllm=write_vllm)
+EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)
 COMPANIONS = dict.fromkeys(EXPORT_TARGETS, describe_loss) | dict(ollama=write_examples)
 RUNTIME = Runtime(targets=EXPORT_TARGETS, companions=COMPANIONS)
