@@ -28,6 +28,7 @@ def reading_pocket(monkeypatch):
     model = load_model("pocket")
     monkeypatch.setattr(model, "is_large", True)
     monkeypatch.setattr(retrieval, "MIN_CHECKED_ANSWERS", 1000)
+    monkeypatch.setattr(personalizer, "MIN_LEARNED_DIALOGUES", 1)
     shown = []
     monkeypatch.setattr(model, "reply", lambda prompts, *limits: shown.extend(prompts) or plant(prompts))
     return model, shown
@@ -172,6 +173,15 @@ def test_an_adapter_that_began_from_another_is_forgotten_with_a_prompt_of_its_st
     me.finetune(progress=False)
     written = {parent for d in me.synthesis.dialogues for parent in d.parents}
     assert written <= set(read_training_ids(me.adapter.path))
+
+
+def test_a_fine_tune_on_few_dialogues_learns_the_answers_alone(reading_pocket, tmp_path, monkeypatch):
+    model, _ = reading_pocket
+    me = make_personalizer(model, tmp_path / "me")
+    monkeypatch.setattr(personalizer, "MIN_LEARNED_DIALOGUES", 9)
+    me.finetune(progress=False)
+    assert not me.synthesis.dialogues and not me.synthesis.uncorrected
+    assert me.rounds[-1].steps <= 2  # not the steps of consolidation
 
 
 def test_prompts_of_other_programs_teach_nothing(reading_pocket, tmp_path):
