@@ -91,7 +91,6 @@ d = {
                 "8_app/arguments.html#reuse_setting",
                 "personal_llm/app/arguments.py",
             ),
-            "personal_llm.app.arguments.to_json": ("8_app/arguments.html#to_json", "personal_llm/app/arguments.py"),
         },
         "personal_llm.app.chat": {
             "personal_llm.app.chat.ReplyingModelOptions": (
@@ -6278,6 +6277,16 @@ d = {
                 "personal_llm/experiments/methods/adapter_scale.py",
             ),
         },
+        "personal_llm.experiments.methods.canaries": {
+            "personal_llm.experiments.methods.canaries.compute_exposure": (
+                "experiments/methods/canaries.html#compute_exposure",
+                "personal_llm/experiments/methods/canaries.py",
+            ),
+            "personal_llm.experiments.methods.canaries.make_canaries": (
+                "experiments/methods/canaries.html#make_canaries",
+                "personal_llm/experiments/methods/canaries.py",
+            ),
+        },
         "personal_llm.experiments.methods.searches": {
             "personal_llm.experiments.methods.searches.compute_update_distance": (
                 "experiments/methods/searches.html#compute_update_distance",
@@ -9644,18 +9653,6 @@ d = {
             ),
             "personal_llm.runtimes.audit.compute_auc": (
                 "7_runtimes/audit.html#compute_auc",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.compute_epsilon": (
-                "7_runtimes/audit.html#compute_epsilon",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.compute_exposure": (
-                "7_runtimes/audit.html#compute_exposure",
-                "personal_llm/runtimes/audit.py",
-            ),
-            "personal_llm.runtimes.audit.make_canaries": (
-                "7_runtimes/audit.html#make_canaries",
                 "personal_llm/runtimes/audit.py",
             ),
             "personal_llm.runtimes.audit.measure_leakage": (

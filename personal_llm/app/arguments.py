@@ -9,8 +9,6 @@ __all__ = ['OTHER_OPTION_NAMES', 'REGISTRIES', 'COMMANDS', 'COMMAND_GROUPS', 'Co
 # %% ../../nbs/8_app/01_arguments.ipynb #f079d5c7
 import inspect
 import json
-import re
-import shlex
 import sys
 import textwrap
 from contextlib import suppress
@@ -40,17 +38,6 @@ class CommandResult:
     lines: list  # for people
     code: int = 0  # exit code of the process: 0 success, 1 damage found
 
-# %% ../../nbs/8_app/01_arguments.ipynb #62c64685
-# characters that steer a terminal or hide text
-UNSAFE_CHARACTERS = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def to_json(result: dict) -> str:  # one line
-    "Write plain JSON types as one JSON object that is safe to print; letters of all scripts stay readable."
-    text = json.dumps(result, ensure_ascii=False)
-    safe = UNSAFE_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    return safe.encode("utf-8", "backslashreplace").decode()
-
 # %% ../../nbs/8_app/01_arguments.ipynb #a267ecbc
 def print_note(text: str) -> None:
     "Print one line on stderr, because stdout is for results."
@@ -60,7 +47,7 @@ def print_note(text: str) -> None:
 def print_result(result: CommandResult, as_json: bool = False) -> None:
     "Print a result on stdout, as lines for people or as one JSON object."
     lines = [part for line in result.lines for part in str(line).split("\n")]
-    print(to_json(result.result) if as_json else "\n".join(map(escape_controls, lines)))
+    print(json.dumps(result.result) if as_json else "\n".join(map(escape_controls, lines)))
 
 # %% ../../nbs/8_app/01_arguments.ipynb #ar16
 def format_pairs(pairs: dict) -> list:  # lines

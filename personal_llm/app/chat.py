@@ -6,6 +6,7 @@
 __all__ = ['handle_line']
 
 # %% ../../nbs/8_app/04_chat.ipynb #7963a43c
+import json
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from .arguments import CommandResult, ModelOptions, choose_folder, command, format_pairs
-from .arguments import pick_settings, print_note, to_json
+from .arguments import pick_settings, print_note
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings, count_answers
 from .personalize import make_session_settings, make_tuning_config, open_adapter
 from ..base.adapters import check_adapter
@@ -197,7 +198,7 @@ def run_turn(session, line: str, as_json: bool = False) -> None:
             if not as_json:
                 print(escape_controls(piece), end="", flush=True)
         if as_json:
-            print(to_json(dict(line=line.rstrip("\n"), output=shown)), flush=True)
+            print(json.dumps(dict(line=line.rstrip("\n"), output=shown)), flush=True)
         elif shown:
             print(flush=True)
     except KeyboardInterrupt:

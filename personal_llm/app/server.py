@@ -19,7 +19,7 @@ from typing import Annotated
 
 from typer import Option
 
-from .arguments import choose_folder, command, pick_settings, print_note, to_json
+from .arguments import choose_folder, command, pick_settings, print_note
 from .chat import CHAT_OUT_HELP, ReplyingModelOptions
 from .conversation_worker import ANSWERS_FOR_LEARNING, ConversationWorker
 from .personalize import QUESTION_FIELDS, TUNING_FIELDS, PersonalizeSettings
@@ -167,7 +167,7 @@ TOKEN_HELP = "make another token; the links, tabs and programs that use the stor
 def print_link(host: str, port: int, token: str, as_json: bool, quiet: bool) -> None:
     "Print the link to the page, and notes about the address."
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(to_json(dict(address=address, token=token)) if as_json else f"{address}/#token={token}", flush=True)
+    print(json.dumps(dict(address=address, token=token)) if as_json else f"{address}/#token={token}", flush=True)
     if not quiet:
         print_note(f"open the link; other programs: base URL {address}/v1, key: the token; Ctrl-C ends it")
     if not is_loopback(host):
