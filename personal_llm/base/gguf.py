@@ -200,25 +200,18 @@ def read_gguf_config(header: GgufHeader):  # a configuration of transformers
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_weights
-MAX_CHUNK_VALUES = 2**24  # weights that we dequantise at a time
 UNUSED_TENSORS = {"rope_freqs.weight"}  # `write_converted_model` reads it
 
 
-def read_tensor(header: GgufHeader, info: TensorInfo, dtype):  # a tensor of the shape `info.shape`
-    "Turn the stored bytes of a tensor into numbers, a part at a time."
+def read_tensor(header: GgufHeader, info: TensorInfo):  # a float32 tensor of the shape `info.shape`
+    "Turn the stored bytes of a tensor into numbers."
     import torch
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    num_rows = math.prod(info.shape[:-1])
-    shape, start = (num_rows, info.num_bytes // num_rows), header.data_start + info.offset
-    rows = np.memmap(header.path, np.uint8, "r", start, shape)
-    values = torch.empty((num_rows, info.shape[-1]), dtype=dtype)
-    step = max(1, MAX_CHUNK_VALUES // info.shape[-1])
-    for start in range(0, num_rows, step):
-        part = dequantize(np.array(rows[start : start + step]), GGMLQuantizationType(info.kind))
-        values[start : start + step] = torch.from_numpy(np.ascontiguousarray(part, np.float32)).to(dtype)
-    return values.reshape(info.shape)
+    stored = np.fromfile(header.path, np.uint8, info.num_bytes, offset=header.data_start + info.offset)
+    values = dequantize(stored.reshape(math.prod(info.shape[:-1]), -1), GGMLQuantizationType(info.kind))
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(info.shape)
 
 
 def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transformers' name -> tensor
@@ -235,16 +228,14 @@ def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transform
     names |= get_gguf_hf_weights_map(named(model), processor)
     parsed = dict(tensors={}, config=config.to_dict())
     for name, info in header.tensors.items():
-        is_table = name in ("token_embd.weight", "output.weight") and header.family != "gpt2"  # large, used as it is
-        values = read_tensor(header, info, dtype if is_table else torch.float32)
+        values = read_tensor(header, info)
         if not torch.isfinite(values).all():
             raise InputError(f"{header.path}: tensor {name[:60]!r} holds values that are no numbers", GET_AGAIN)
-        if not is_table:
-            result = processor.process(values.numpy(), name, tensor_key_mapping=names, parsed_parameters=parsed)
-            name, values = result.name, torch.from_numpy(np.ascontiguousarray(result.weights))
-        if name in names:
-            parsed["tensors"][names[name]] = values.to(dtype).contiguous()
-        elif name is not None and name not in UNUSED_TENSORS:
+        result = processor.process(values.numpy(), name, tensor_key_mapping=names, parsed_parameters=parsed)
+        if result.name in names:
+            weight = torch.from_numpy(np.ascontiguousarray(result.weights))
+            parsed["tensors"][names[result.name]] = weight.to(dtype).contiguous()
+        elif result.name is not None and result.name not in UNUSED_TENSORS:
             raise InputError(f"{header.path}: tensor {name[:60]!r} belongs to no {header.family} model", GET_AGAIN)
     return {name: values.to(dtype) for name, values in parsed["tensors"].items()}
 
@@ -338,7 +329,7 @@ def write_converted_model(header: GgufHeader, folder: Path) -> None:
     tokenizer, config = build_tokenizer(header), read_gguf_config(header)
     if info := header.tensors.get("rope_freqs.weight"):  # the scaling of Llama 3, which transformers does not read
         common = dict(low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
-        factor = float(read_tensor(header, info, torch.float32).max())
+        factor = float(read_tensor(header, info).max())
         config.rope_parameters = config.rope_parameters | dict(rope_type="llama3", factor=factor) | common
     dtype = torch.float32 if {info.kind for info in header.tensors.values()} == {0} else torch.bfloat16
     with torch.device("meta"):
