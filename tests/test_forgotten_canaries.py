@@ -11,7 +11,7 @@ from personal_llm.app import personalize as module
 from personal_llm.base import models
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
-from personal_llm.runtimes.audit import compute_exposure, make_canaries
+from personal_llm.experiments.methods.canaries import compute_exposure, make_canaries
 from tiny import tiny
 from typed import found, rows
 

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Dialogue, InputError
+from personal_llm.experiments.methods.canaries import compute_exposure, make_canaries
 from personal_llm.runtimes.audit import (
     ATTACKS,
     Leakage,
     compute_advantage,
     compute_auc,
-    compute_exposure,
-    make_canaries,
     measure_leakage,
     measure_membership,
     measure_overlap,

@@ -21,13 +21,8 @@ from .policies import load_experiment_tools
 from .runner import Grid
 from ..tuning.config import TuningConfig
 from ..tuning.finetune import finetune
-from personal_llm.runtimes.audit import (
-    ATTACKS,
-    compute_exposure,
-    make_canaries,
-    measure_membership,
-    measure_overlap,
-)
+from .methods.canaries import compute_exposure, make_canaries
+from ..runtimes.audit import ATTACKS, measure_membership, measure_overlap
 
 # %% ../../nbs/experiments/28_leakage.ipynb #xl04
 LEAKAGE_USERS, LEAKAGE_SEEDS = ("nurse", "student", "barista", "pupil"), (90, 91, 92)

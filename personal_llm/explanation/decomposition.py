@@ -313,7 +313,7 @@ class SharedBasis(StoredArrays):
 
     @classmethod
     def from_prompts(cls, summariser, model, prompts: list) -> "SharedBasis":
-        "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some dozen questions."
+        "Make an empty basis for a base model; centre, unit and threshold come from neutral pairs for some questions."
         check_answer_count(len(prompts), "prompts for a basis")
         states = summary_states(summariser, neutral_pairs(_require_base(model), prompts))
         centre, count = states.mean(0), len(states)
