@@ -198,7 +198,7 @@ def test_build_refuses(world, tmp_path, capsys):
     build = ("library", "build", "--out", tmp_path / "lib")
     shutil.copytree(world / "runs" / "loud", tmp_path / "deep" / "loud")
     assert "two adapters are called 'loud'" in fails(capsys, *build, *building(world), tmp_path / "deep" / "loud")
-    assert "the space is for base" in fails(capsys, *build, *building(world), "--model", "other")
+    assert "made for base" in fails(capsys, *build, *building(world), "--model", "other")
     nothing = ["--licence", "x", "--space", world / "space", "--adapter", tmp_path / "no", "--skip-invalid"]
     assert "nothing was built" in invoke(capsys, *build, *nothing)[2]
     (tmp_path / "full").mkdir()
@@ -438,7 +438,7 @@ def test_other_methods(world, capsys, method):
 
 def test_select_refuses(world, copy, capsys):
     data = ("select", "--data", world / "loud.jsonl")
-    assert "unknown method 'best'" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
+    assert "'--method': 'best' is not one of" in fails(capsys, *data, "--library", world / "lib", "--method", "best")
     assert "library is for base" in fails(capsys, *data, "--library", world / "lib", "--model", "other")
     for name in WAYS:
         Library(copy).remove(name)
