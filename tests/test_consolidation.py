@@ -117,7 +117,12 @@ def test_replies_that_would_teach_a_mistake_are_rejected(reply, num_tokens, reas
 
 def test_a_reply_that_is_more_like_the_replaced_ones_teaches_nothing(reading_pocket, monkeypatch, tmp_path):
     model, _ = reading_pocket
-    replies = ("See a doctor, it may be broken.", "In short: stretch it.", "You should see a doctor.", "In short: wait.")
+    replies = (
+        "See a doctor, it may be broken.",
+        "In short: stretch it.",
+        "You should see a doctor.",
+        "In short: wait.",
+    )
     monkeypatch.setattr(model, "reply", lambda prompts, *limits: [*replies[: len(prompts)]])
     stream = [Dialogue(text, "", origin="model") for text in ACHES]
     made = consolidate(model, stream, [CORRECTION], ["See a doctor.", "You should see a doctor soon."])
