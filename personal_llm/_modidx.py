@@ -1004,7 +1004,28 @@ d = {
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core.History": ("0_base/core.html#history", "personal_llm/base/core.py"),
-            "personal_llm.base.core.History.__new__": ("0_base/core.html#history.__new__", "personal_llm/base/core.py"),
+            "personal_llm.base.core.History.__deepcopy__": (
+                "0_base/core.html#history.__deepcopy__",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.History.__eq__": ("0_base/core.html#history.__eq__", "personal_llm/base/core.py"),
+            "personal_llm.base.core.History.__getitem__": (
+                "0_base/core.html#history.__getitem__",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.History.__hash__": (
+                "0_base/core.html#history.__hash__",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.History.__init__": (
+                "0_base/core.html#history.__init__",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.History.__iter__": (
+                "0_base/core.html#history.__iter__",
+                "personal_llm/base/core.py",
+            ),
+            "personal_llm.base.core.History.__len__": ("0_base/core.html#history.__len__", "personal_llm/base/core.py"),
             "personal_llm.base.core.History.__repr__": (
                 "0_base/core.html#history.__repr__",
                 "personal_llm/base/core.py",
@@ -6914,10 +6935,6 @@ d = {
             ),
             "personal_llm.experiments.other_people.sure": (
                 "experiments/other_people.html#sure",
-                "personal_llm/experiments/other_people.py",
-            ),
-            "personal_llm.experiments.other_people.write_people_table": (
-                "experiments/other_people.html#write_people_table",
                 "personal_llm/experiments/other_people.py",
             ),
         },

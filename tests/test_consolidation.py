@@ -128,7 +128,8 @@ def test_a_reply_that_is_more_like_the_replaced_ones_teaches_nothing(reading_poc
     made = consolidate(model, stream, [CORRECTION], ["See a doctor.", "You should see a doctor soon."])
     assert len(made.dialogues) + made.rejected["unlike"] == 4
     assert [d.response for d in made.dialogues] == [replies[1], replies[3]] and made.rejected["unlike"] == 2
-    assert len(consolidate(model, stream, [CORRECTION]).dialogues) == 4  # nothing to compare with
+    untested = consolidate(model, stream, [CORRECTION])  # nothing to compare with
+    assert len(untested.dialogues) == 4 and not untested.rejected
     me, seen = make_personalizer(model, tmp_path / "me"), []
     monkeypatch.setattr(personalizer, "consolidate", lambda *given: seen.extend(given) or SynthesisResult([]))
     me.finetune(progress=False)

@@ -110,7 +110,7 @@ def test_memory_forgets_as_well(tmp_path):
         ]
     )
     assert CANARY not in everything and name not in everything
-    turns = [turn for d in me.buffer.dialogues for turn in d.history]
+    turns = [turn for d in me.buffer.dialogues for turn in d.history.turns]
     assert turns and not any(CANARY in text for _, text in turns), "nor behind the histories that are shared"
     del dialogues
     gc.collect()

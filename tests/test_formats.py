@@ -198,11 +198,11 @@ def test_time_is_when_the_user_spoke():
     assert d.time == 3.5
 
 
-def test_histories_of_a_conversation_share_their_digests():
+def test_history_is_one_tuple_for_a_conversation():
     turns = [(("user", "assistant")[i % 2], f"turn {i}") for i in range(40)]
     found, cut = split_into_dialogues(ParsedConversation(turns))
     assert cut == 0 and len(found) == 20
-    assert all(isinstance(d.history, History) and d.history.digests is found[0].history.digests for d in found)
+    assert all(isinstance(d.history, History) and d.history.turns is found[0].history.turns for d in found)
     assert [list(d.history) for d in found] == [turns[: 2 * k] for k in range(20)]
 
 

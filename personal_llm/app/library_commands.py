@@ -211,7 +211,7 @@ PLAIN_HELP = "chats without a style, of your users' kind, for the plain pLLM"
 # %% ../../nbs/8_app/06_library_commands.ipynb #lc28s1
 @dataclass
 class BuildOptions:
-    "Which adapters enter a library, and what is read beside them."
+    "Options of a build: the adapters, and the files that it reads beside them."
 
     out: choose_folder("a new folder, or a library to complete")
     adapter: Annotated[list[str], Option(help="peft adapters, named by their folders", metavar="DIR")]

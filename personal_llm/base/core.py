@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -152,36 +153,57 @@ def patch(method):
     return method
 
 # %% ../../nbs/0_base/01_core.ipynb #4943695a
-class History(tuple):
-    "The turns of a conversation, each (role, text). Histories of one conversation share its digests."
+class History(Sequence):
+    "The first `count` turns of a conversation, each (role, text). Views of one conversation share its turns."
 
-    def __new__(cls, turns):  # (role, text) pairs; role is "user" or "assistant", or "system" at the start
+    __slots__ = ("turns", "count", "digests")
+
+    def __init__(self, turns):  # (role, text) pairs; role is "user" or "assistant", or "system" at the start
         turns = list(turns)
         for turn in turns:
             is_pair = isinstance(turn, (tuple, list)) and len(turn) == 2
             if not is_pair or not all(isinstance(part, str) for part in turn):
                 raise InputError(f"a turn of the history is {str(turn)[:60]!r}", "give pairs of role and text")
-        history = tuple.__new__(cls, map(tuple, turns))
-        history.digests = [""]  # of the first 0, 1, 2, … turns, as many as were needed so far
-        return history
+        self.turns = tuple(map(tuple, turns))
+        self.count = len(self.turns)
+        self.digests = [""]  # of the first 0, 1, 2, … turns, as many as were needed so far
 
     def first(self, count: int) -> "History":
-        "Return at most the first `count` turns."
-        history = tuple.__new__(History, self[: max(count, 0)])
-        history.digests = self.digests
-        return history
+        "Return a view of at most the first `count` turns, without a copy."
+        view = object.__new__(History)
+        view.turns, view.digests = self.turns, self.digests
+        view.count = min(max(count, 0), self.count)
+        return view
 
     @property
     def digest(self) -> str:
         "A hash of the turns in hexadecimal digits; empty without turns."
-        while len(self.digests) <= len(self):
-            turn = json.dumps(self[len(self.digests) - 1], ensure_ascii=False)
+        while len(self.digests) <= self.count:
+            turn = json.dumps(self.turns[len(self.digests) - 1], ensure_ascii=False)
             content = (self.digests[-1] + turn).encode("utf-8", "surrogatepass")
             self.digests.append(hashlib.sha1(content).hexdigest())
-        return self.digests[len(self)]
+        return self.digests[self.count]
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        return self.turns[: self.count][place] if isinstance(place, slice) else self.turns[range(self.count)[place]]
+
+    def __iter__(self):
+        return islice(self.turns, self.count)
+
+    def __eq__(self, other):
+        return tuple(self) == tuple(other) if isinstance(other, (History, tuple, list)) else NotImplemented
+
+    def __hash__(self):
+        return hash(tuple(self))  # equal values have equal hashes
 
     def __repr__(self):
         return f"History({list(self)!r})"
+
+    def __deepcopy__(self, memo):
+        return self
 
 # %% ../../nbs/0_base/01_core.ipynb #12d6a7af
 ORIGINS = ("model", "user", "approved", "annotated", "synthetic")

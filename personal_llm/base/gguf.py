@@ -186,7 +186,7 @@ def is_gguf(path) -> bool:
 
 # %% ../../nbs/0_base/06_gguf.ipynb #guf_config
 def read_gguf_config(header: GgufHeader):  # a configuration of transformers
-    "Return the configuration that transformers finds in a header, with the sizes and the special tokens of the file."
+    "Return the configuration that transformers finds in a header, with the file's special tokens and vocabulary size."
     from transformers import AutoConfig
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
@@ -220,7 +220,7 @@ def read_weights(header: GgufHeader, model, config, dtype) -> dict:  # transform
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
     processor = TENSOR_PROCESSORS.get(header.family, TensorProcessor)(config=config.to_dict())
-    # without its modules, for each of which transformers would build a table
+    # hides the modules inside, because transformers would build a table for each of them
     named = lambda part: SimpleNamespace(config=part.config, state_dict=part.state_dict, named_children=tuple)
     # files made of a model without its output layer have the names of the inner model
     prefix = model.base_model_prefix + "."

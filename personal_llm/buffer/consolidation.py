@@ -30,7 +30,7 @@ def choose_prompts(
     dialogues: list,  # of the stream, oldest first
     memories: list,  # answered dialogues, of `collect_memories`
     embedder: PromptEmbedder,
-    most: int,  # dialogues whose replies the user would correct
+    most: int,  # prompts to which the model will write a reply, at most
 ) -> tuple:  # (these dialogues, and those whose replies the user let stand), the likeliest correction first
     "Divide the unanswered dialogues of a stream, without near-copies."
     rated, known = [], [d.prompt for d in memories]
@@ -59,7 +59,7 @@ def check_reply(reply: str, num_tokens: int, memories: list) -> str:  # "" if it
     "Return the reason not to learn from a reply that read memories, or an empty text."
     if not reply.split():
         return "empty"
-    if num_tokens >= MAX_WRITTEN_TOKENS - 2:  # counted anew, without the white space at the end
+    if num_tokens >= MAX_WRITTEN_TOKENS - 2:  # the reply lost its white space at the end, which may be two tokens
         return "cut"
     return "copy" if any(is_near_duplicate(reply, d.response) for d in memories) else ""
 
@@ -123,7 +123,8 @@ def consolidate(
     others = [*rejected, *(d.response for d in result.uncorrected)]
     if result.dialogues and others:
         likeness = estimate_likeness([d.response for d in result.dialogues], corrections, others)
-        num_written = len(result.dialogues)
-        result.dialogues = [d for d, value in zip(result.dialogues, likeness) if value >= MIN_LIKENESS]
-        result.rejected["unlike"] += num_written - len(result.dialogues)
+        accepted = [d for d, value in zip(result.dialogues, likeness) if value >= MIN_LIKENESS]
+        if len(accepted) < len(result.dialogues):
+            result.rejected["unlike"] = len(result.dialogues) - len(accepted)
+        result.dialogues = accepted
     return result

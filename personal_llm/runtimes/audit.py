@@ -184,7 +184,7 @@ def measure_leakage(
     adapter,  # a folder, or an object with `.path`
     members: list,  # training `Dialogue`s, 8 or more
     others: list,  # `Dialogue`s of the same person that were not trained on, 8 or more
-    written=(),  # further texts that tell of the adapter, such as the lines of its card
+    written=(),  # further texts about the adapter, such as the lines of its card
     public=(),  # further texts whose words are no secret
 ) -> Leakage:
     "Attack an adapter with its training dialogues, and compare its replies to their prompts with their words."

@@ -138,14 +138,17 @@ def write_ollama(model, adapter: Path, out: Path) -> str:  # how to use the file
     return "put the base model's GGUF file here as base.gguf, then: ollama create mine -f Modelfile"
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #f00a7fbd
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that its option takes
+
+
 def write_vllm(model, adapter: Path, out: Path) -> str:  # how to use the files
     "Write an adapter as vLLM reads it: peft's weights and settings, without our card and a path of this machine."
     base = Path(model.name).name if Path(model.name).expanduser().exists() else model.name
     settings = read_json(adapter / CONFIG_FILE) | dict(base_model_name_or_path=base)
     write_atomically(out / WEIGHTS_FILE, (adapter / WEIGHTS_FILE).read_bytes())
     write_json(out / CONFIG_FILE, settings)
-    rank = settings["r"]
-    return f"vllm serve {model.name} --enable-lora --max-lora-rank {max(8, rank)} --lora-modules personal=DIR"
+    rank = next((most for most in VLLM_RANKS if most >= settings["r"]), settings["r"])
+    return f"vllm serve {model.name} --enable-lora --max-lora-rank {rank} --lora-modules personal=DIR"
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #hnd00002
 def choose_examples(
@@ -203,7 +206,7 @@ def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, nam
 
 
 def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
-    "Return a line on the examples that a program without a memory lacks, and write the habits beside the weights."
+    "Return a line on the examples that an export without a memory loses, and write the habits beside the weights."
     examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
     if not examples:
         return "", ""

@@ -87,9 +87,9 @@ def export_bundle(
 # %% ../../nbs/7_runtimes/06_phone.ipynb #f01dc6ed
 @dataclass(frozen=True)
 class PhoneState:
-    "What a step leaves for the next one."
+    "The state of a run between two steps."
 
-    vectors: np.ndarray  # float32 (3, count): parameters, first, second mean
+    vectors: np.ndarray  # float32 (3, count): parameters, first and second mean of AdamW
     losses: tuple = ()  # of the steps that are done
     seconds: float = 0.0  # of training so far
 
@@ -179,7 +179,7 @@ def simulate_phone(
 # %% ../../nbs/7_runtimes/06_phone.ipynb #87d0bbbb
 @dataclass(frozen=True)
 class BundleSettings:
-    "What goes into a bundle; raises `InputError` for a value out of its range."
+    "Settings of a bundle; raises `InputError` for a value out of its range."
 
     start_from: str = setting(None, "adapter to start from", "text or none")
     steps: int = setting(None, "optimiser steps (default: the model's)", "whole number", 1)
