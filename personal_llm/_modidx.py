@@ -9728,6 +9728,10 @@ d = {
                 "7_runtimes/export.html#choose_examples",
                 "personal_llm/runtimes/export.py",
             ),
+            "personal_llm.runtimes.export.count_lost_examples": (
+                "7_runtimes/export.html#count_lost_examples",
+                "personal_llm/runtimes/export.py",
+            ),
             "personal_llm.runtimes.export.describe_loss": (
                 "7_runtimes/export.html#describe_loss",
                 "personal_llm/runtimes/export.py",

@@ -205,15 +205,19 @@ def write_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, nam
     return line + write_system_prompt(model, dialogues, folder), file.name
 
 
-def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
-    "Return a line on the examples that an export without a memory loses, and write the habits beside the weights."
+def count_lost_examples(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
+    "Return a line on the examples that an export without a memory loses, and write nothing."
     examples = choose_examples(model, dialogues) if model.is_large else []  # a toy reads none
-    if not examples:
-        return "", ""
     line = f"lost: your examples, of which a reply here reads up to {len(examples)} (--to ollama keeps them)"
-    return line + write_system_prompt(model, dialogues, folder), ""
+    return line if examples else "", ""
+
+
+def describe_loss(model, dialogues: list, folder: Path) -> tuple:  # (line, "")
+    "Return the same line, and write the habits beside the weights."
+    line, _ = count_lost_examples(model, dialogues, folder)
+    return line and line + write_system_prompt(model, dialogues, folder), ""
 
 # %% ../../nbs/7_runtimes/02_export.ipynb #57e986e6
 EXPORT_TARGETS = dict(merged=write_merged, gguf=write_gguf, ollama=write_ollama, vllm=write_vllm)
-COMPANIONS = dict.fromkeys(EXPORT_TARGETS, describe_loss) | dict(ollama=write_examples)
+COMPANIONS = dict.fromkeys(EXPORT_TARGETS, describe_loss) | dict(ollama=write_examples, vllm=count_lost_examples)
 RUNTIME = Runtime(targets=EXPORT_TARGETS, companions=COMPANIONS)
