@@ -264,7 +264,8 @@ DECIMALS = dict(words=0, prompt_tokens=0)  # of a metric; 2 for all others
 
 def write_table(study: Study, metrics: dict = METRICS) -> str:  # metrics: name -> label
     "Write the table of a plan: its people after eight corrections, a line for each metric."
-    columns = [label for label in ("alone", "rules", "memory", "weights", "both") if study.read(label)]
+    labels = [label for label in ("alone", "rules", "memory", "weights", "both") if label in study.conditions]
+    columns = [label for label in labels if study.read(label)]
     lines = [f"| | {' | '.join(columns)} | memory − alone [95 % interval] |", "|" + "---|" * (len(columns) + 2)]
     for metric, label in metrics.items():
         if metric == "loss":  # a diagnostic; it stands in the notebook
