@@ -57,7 +57,6 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     ),
     ("Our files are readable", "base/files.py", "os.O_CREAT | os.O_TRUNC, 0o600", "os.O_CREAT | os.O_TRUNC, 0o644"),
     ("Two processes never", "base/files.py", "if not try_lock(f):", "if False:"),
-    ("A folder of an older", "device/memory.py", "if old := [name for name", "if False and [name for name"),
     ("We delete a file only", "device/memory.py", ".items() if hashes.get(name) == digest]", ".items()]"),
     (
         "We follow no link",
@@ -176,8 +175,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "Training on an idle machine",
         "runtimes/idle.py",
-        "(wait_until(is_busy, policy.busy_seconds, stop.wait), ",
-        "(None, ",
+        "                wait_until(is_busy, policy.busy_seconds, stop.wait)\n",
+        "                stop.wait(10**4)\n",
     ),
     (
         "A folder that nobody can write",
@@ -225,8 +224,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "The card of a pLLM",
         "explanation/explanation.py",
-        "plain_responses, topic_texts),",
-        "plain_responses, None),",
+        "plain_responses, topic_texts, compared_with)",
+        "plain_responses, None, compared_with)",
     ),
     (
         "`library publish` shows",
