@@ -6,7 +6,7 @@
 __all__ = ['ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'SEED', 'FIRST_SIMILARITY', 'EIGHT', 'COUNTS', 'SHARED', 'GRIDS',
            'SEVENTH', 'LABELS', 'README_METRICS', 'PLAN', 'asked_back', 'ampersands', 'ellipses', 'barred', 'initials',
            'quoted_word', 'sure', 'doubled', 'bracketed_first', 'stretched', 'make_stream', 'measure_plain', 'measure',
-           'estimate_gates', 'measure_gates', 'write_people_table', 'list_claims']
+           'estimate_gates', 'measure_gates', 'list_claims']
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sev00003
 import re
@@ -226,11 +226,6 @@ LABELS = METRICS | {
     "follow_ups": "right answers that refer to the talk",
 }
 README_METRICS = ("habits", "turn_4", "content", "spill", "plain_spill", "right", "follow_ups", "other_loss")
-
-
-def write_people_table() -> str:
-    "Write the README's table: fifteen people after eight corrections, a line for each metric."
-    return write_table(SEVENTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
 
 # %% ../../nbs/experiments/51_other_people.ipynb #sevtab07
 PLAN = (

@@ -189,15 +189,19 @@ def list_start_claims() -> list:  # `Claim`s
 
 # %% ../../nbs/experiments/00_summary.ipynb #6fb78140
 def list_person_claims() -> list:  # `Claim`s
-    "Judge what the seventh plan called a success, and what only the sixth one measured."
-    from personal_llm.experiments import fresh_people, other_people
+    "Judge what the sixth, seventh and eighth plan called a success, each by the newest plan that measured it."
+    from personal_llm.experiments import fresh_people, more_people, other_people
 
-    newest = [(*row, "51_other_people") for row in other_people.list_claims()]
-    known = {claim for claim, *_ in newest}
-    older = [(*row, "49_fresh_people") for row in fresh_people.list_claims() if row[0] not in known]
+    plans = {"52_more_people": more_people, "51_other_people": other_people, "49_fresh_people": fresh_people}
+    claims = {}
+    for where, plan in plans.items():
+        for claim, told, holds in plan.list_claims():
+            if claim not in claims or claims[claim][1] is None:
+                claims[claim] = told, holds, where
     verdict = lambda holds: "open" if holds is None else decide_verdict(holds)
     return [
-        Claim(f"ours: {claim}", "our bar", told, verdict(holds), where) for claim, told, holds, where in newest + older
+        Claim(f"ours: {claim}", "our bar", told, verdict(holds), where)
+        for claim, (told, holds, where) in claims.items()
     ]
 
 # %% ../../nbs/experiments/00_summary.ipynb #5a569b7b
