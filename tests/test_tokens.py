@@ -108,6 +108,15 @@ def test_templates_that_lose_a_message_are_refused(trimming):
         trimming.chat_template = good
 
 
+def test_an_error_without_words_is_named(trimming, monkeypatch):
+    def run_out(*given, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(trimming, "apply_chat_template", run_out)
+    with pytest.raises(InputError, match=r"refuses this dialogue \(MemoryError\)"):
+        encode_dialogue(trimming, Dialogue("a", "b"))
+
+
 # ---- the mask
 
 

@@ -27,7 +27,8 @@ def split_template(tokenizer, messages: list, add_generation_prompt: bool = Fals
     try:
         text = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:
-        raise InputError(f"the chat template refuses this dialogue ({error})", remedy) from error
+        reason = str(error) or type(error).__name__  # such as MemoryError
+        raise InputError(f"the chat template refuses this dialogue ({reason})", remedy) from error
     pieces = []
     for i, (placeholder, message) in enumerate(zip(placeholders, messages)):
         before, separator, text = text.partition(placeholder)
