@@ -73,7 +73,7 @@ def estimate_likeness(
     corrections: list,  # texts of the user
     others: list,  # replies of the model that the user replaced or let stand
 ) -> np.ndarray:  # (texts,) in [0, 1]
-    "Return how likely each text is to be a correction of the user, and no other reply, judged by its characters."
+    "Return the likeness of each text: the probability that it is a correction of the user, judged by its characters."
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
