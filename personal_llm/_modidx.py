@@ -5745,6 +5745,10 @@ d = {
                 "experiments/fresh_people.html#first_line",
                 "personal_llm/experiments/fresh_people.py",
             ),
+            "personal_llm.experiments.fresh_people.format_people": (
+                "experiments/fresh_people.html#format_people",
+                "personal_llm/experiments/fresh_people.py",
+            ),
             "personal_llm.experiments.fresh_people.heading": (
                 "experiments/fresh_people.html#heading",
                 "personal_llm/experiments/fresh_people.py",

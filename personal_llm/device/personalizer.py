@@ -158,10 +158,8 @@ class Personalizer:
         self.lexicons, self.start = lexicons or load_lexicons(), start
         self.folder = Path(folder) if folder else None
         self.adapter = self.synthesis = None  # the `Adapter` and the `SynthesisResult` of the last fine-tune
-        self.embedder, self.memory_counts = (
-            None,
-            {},
-        )  # of retrieval: a `PromptEmbedder`, and k by (answers, setting)
+        self.embedder = None  # a `PromptEmbedder`, from the first retrieval on
+        self.memory_counts = {}  # (answers, setting) -> k
         self.has_lock = has_lock
         self.state_version = get_state_version(self.folder) if state or replaces else ""  # that we read or wrote last
         self.state = state or PersonalizerState(Memory(), buffer)

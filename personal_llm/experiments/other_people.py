@@ -22,7 +22,7 @@ from personal_llm.buffer.retrieval import (
 )
 from ..data.people import Habit, opener, sign_off
 from . import fresh_people
-from .fresh_people import ROLES, Study, judge_plan, write_table
+from .fresh_people import ROLES, TAUGHT, Study, format_people, judge_plan, write_table
 from .gate import FOLLOW_UP_TOKENS, FOLLOW_UPS, score_plain
 from .new_people_grid import choose_tests
 from personal_llm.experiments.real_people import (
@@ -196,7 +196,7 @@ def measure_gates(jobs: list):  # yields a dict of results a job
         yield results
 
 
-EIGHT = (("none", 0, "bare"), ("none", 0, "rules"), *(("own", 8, method) for method in ("memory", "weights", "both")))
+EIGHT = (("none", 0, "bare"), ("none", 0, "rules"), *(("own", 8, method) for method in TAUGHT))
 COUNTS = (("own", 1, "memory"), ("own", 3, "memory"))
 SHARED = ("user", "seed")
 GRIDS = (
@@ -217,7 +217,7 @@ SEVENTH = Study(
         "rules": _condition("seventh-people", "none", 0, "rules"),
         "memory of 1": _condition("seventh-counts", "own", 1, "memory"),
         "memory of 3": _condition("seventh-counts", "own", 3, "memory"),
-        **{method: _condition("seventh-people", "own", 8, method) for method in ("memory", "weights", "both")},
+        **{method: _condition("seventh-people", "own", 8, method) for method in TAUGHT},
     },
 )
 LABELS = METRICS | {
@@ -231,9 +231,9 @@ README_METRICS = ("habits", "turn_4", "content", "spill", "plain_spill", "right"
 PLAN = (
     *fresh_people.PLAN,
     ("weights", "spill", "at most", 0.05),
-    *((label, "plain_spill", "at most", 0.05) for label in ("memory", "weights", "both")),
-    *((label, "right", "below alone by at most", 0.05) for label in ("memory", "weights", "both")),
-    *((label, "follow_ups", "below alone by at most", 0.05) for label in ("memory", "weights", "both")),
+    *((label, "plain_spill", "at most", 0.05) for label in TAUGHT),
+    *((label, "right", "below alone by at most", 0.05) for label in TAUGHT),
+    *((label, "follow_ups", "below alone by at most", 0.05) for label in TAUGHT),
 )
 
 
