@@ -25,7 +25,7 @@ _ROOMS = {
     "tuning.config": "TuningConfig",
     "tuning.finetune": "finetune",
     "tuning.statistics": "paired_bootstrap",
-    "tuning.evaluation": "evaluate evaluate_floors",
+    "tuning.evaluation": "evaluate",
     "explanation.space": "StyleSpace",
     "explanation.explanation": "Explanation explain explain_pllm",
     "selection.library": "Library",

@@ -1687,6 +1687,10 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.load_model": ("0_base/models.html#load_model", "personal_llm/base/models.py"),
+            "personal_llm.base.models.mean_response_nll": (
+                "0_base/models.html#mean_response_nll",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.merge_layers": ("0_base/models.html#merge_layers", "personal_llm/base/models.py"),
             "personal_llm.base.models.prepare_libraries": (
                 "0_base/models.html#prepare_libraries",
@@ -2484,6 +2488,10 @@ d = {
                 "2_buffer/retrieval.html#estimate_correction_probability",
                 "personal_llm/buffer/retrieval.py",
             ),
+            "personal_llm.buffer.retrieval.estimate_prior_odds": (
+                "2_buffer/retrieval.html#estimate_prior_odds",
+                "personal_llm/buffer/retrieval.py",
+            ),
             "personal_llm.buffer.retrieval.fit_memories": (
                 "2_buffer/retrieval.html#fit_memories",
                 "personal_llm/buffer/retrieval.py",
@@ -2791,6 +2799,28 @@ d = {
             "personal_llm.course.figures.read_axes": (
                 "course/figures.html#read_axes",
                 "personal_llm/course/figures.py",
+            ),
+        },
+        "personal_llm.course.floors": {
+            "personal_llm.course.floors.choose_typical_answer": (
+                "course/floors.html#choose_typical_answer",
+                "personal_llm/course/floors.py",
+            ),
+            "personal_llm.course.floors.evaluate_floors": (
+                "course/floors.html#evaluate_floors",
+                "personal_llm/course/floors.py",
+            ),
+            "personal_llm.course.floors.extract_frame_text": (
+                "course/floors.html#extract_frame_text",
+                "personal_llm/course/floors.py",
+            ),
+            "personal_llm.course.floors.find_nearest_texts": (
+                "course/floors.html#find_nearest_texts",
+                "personal_llm/course/floors.py",
+            ),
+            "personal_llm.course.floors.summarize_floors": (
+                "course/floors.html#summarize_floors",
+                "personal_llm/course/floors.py",
             ),
         },
         "personal_llm.course.grading": {
@@ -4867,10 +4897,6 @@ d = {
                 "6_device/personalizer.html#personalizer._get_model_name",
                 "personal_llm/device/personalizer.py",
             ),
-            "personal_llm.device.personalizer.Personalizer._is_own_talk": (
-                "6_device/personalizer.html#personalizer._is_own_talk",
-                "personal_llm/device/personalizer.py",
-            ),
             "personal_llm.device.personalizer.Personalizer._list_versions": (
                 "6_device/personalizer.html#personalizer._list_versions",
                 "personal_llm/device/personalizer.py",
@@ -4901,6 +4927,10 @@ d = {
             ),
             "personal_llm.device.personalizer.Personalizer.check_undo": (
                 "6_device/personalizer.html#personalizer.check_undo",
+                "personal_llm/device/personalizer.py",
+            ),
+            "personal_llm.device.personalizer.Personalizer.choose_adapter": (
+                "6_device/personalizer.html#personalizer.choose_adapter",
                 "personal_llm/device/personalizer.py",
             ),
             "personal_llm.device.personalizer.Personalizer.choose_start": (
@@ -5157,6 +5187,10 @@ d = {
                 "6_device/replay.html#personalizerstate.count_turns",
                 "personal_llm/device/replay.py",
             ),
+            "personal_llm.device.replay.PersonalizerState.find_prior_odds": (
+                "6_device/replay.html#personalizerstate.find_prior_odds",
+                "personal_llm/device/replay.py",
+            ),
             "personal_llm.device.replay.PersonalizerState.find_root": (
                 "6_device/replay.html#personalizerstate.find_root",
                 "personal_llm/device/replay.py",
@@ -5187,6 +5221,10 @@ d = {
             ),
             "personal_llm.device.replay.PersonalizerState.is_chat": (
                 "6_device/replay.html#personalizerstate.is_chat",
+                "personal_llm/device/replay.py",
+            ),
+            "personal_llm.device.replay.PersonalizerState.is_own_talk": (
+                "6_device/replay.html#personalizerstate.is_own_talk",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.list_counters": (
@@ -6843,6 +6881,10 @@ d = {
                 "experiments/new_people_grid.html#measure_style",
                 "personal_llm/experiments/new_people_grid.py",
             ),
+            "personal_llm.experiments.new_people_grid.measure_style_preference": (
+                "experiments/new_people_grid.html#measure_style_preference",
+                "personal_llm/experiments/new_people_grid.py",
+            ),
             "personal_llm.experiments.new_people_grid.person_means": (
                 "experiments/new_people_grid.html#person_means",
                 "personal_llm/experiments/new_people_grid.py",
@@ -8432,10 +8474,6 @@ d = {
                 "4_explanation/explanation.html#load_probe_texts",
                 "personal_llm/explanation/explanation.py",
             ),
-            "personal_llm.explanation.explanation.mean_response_nll": (
-                "4_explanation/explanation.html#mean_response_nll",
-                "personal_llm/explanation/explanation.py",
-            ),
             "personal_llm.explanation.explanation.prepare_probes": (
                 "4_explanation/explanation.html#prepare_probes",
                 "personal_llm/explanation/explanation.py",
@@ -9851,26 +9889,6 @@ d = {
             ),
         },
         "personal_llm.runtimes.phone": {
-            "personal_llm.runtimes.phone.BundleSettings": (
-                "7_runtimes/phone.html#bundlesettings",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.PhoneState": (
-                "7_runtimes/phone.html#phonestate",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.adapt_config_to_phone": (
-                "7_runtimes/phone.html#adapt_config_to_phone",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.encode_dialogues": (
-                "7_runtimes/phone.html#encode_dialogues",
-                "personal_llm/runtimes/phone.py",
-            ),
-            "personal_llm.runtimes.phone.export_adapter": (
-                "7_runtimes/phone.html#export_adapter",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.export_bundle": (
                 "7_runtimes/phone.html#export_bundle",
                 "personal_llm/runtimes/phone.py",
@@ -9887,58 +9905,26 @@ d = {
                 "7_runtimes/phone.html#phone_simulate",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.run_training_steps": (
-                "7_runtimes/phone.html#run_training_steps",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.simulate_phone": (
                 "7_runtimes/phone.html#simulate_phone",
                 "personal_llm/runtimes/phone.py",
             ),
+            "personal_llm.runtimes.phone.train_bundle": (
+                "7_runtimes/phone.html#train_bundle",
+                "personal_llm/runtimes/phone.py",
+            ),
         },
         "personal_llm.runtimes.phone_bundle": {
-            "personal_llm.runtimes.phone_bundle.AdapterLayout": (
-                "7_runtimes/phone_bundle.html#adapterlayout",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.AdapterLayout.count": (
-                "7_runtimes/phone_bundle.html#adapterlayout.count",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.AdapterLayout.sizes": (
-                "7_runtimes/phone_bundle.html#adapterlayout.sizes",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.Bucket": (
-                "7_runtimes/phone_bundle.html#bucket",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.Bucket.name": (
-                "7_runtimes/phone_bundle.html#bucket.name",
+            "personal_llm.runtimes.phone_bundle.AdapterVector": (
+                "7_runtimes/phone_bundle.html#adaptervector",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.PhoneBundle": (
                 "7_runtimes/phone_bundle.html#phonebundle",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.phone_bundle.PhoneBundle.batch": (
-                "7_runtimes/phone_bundle.html#phonebundle.batch",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.PhoneBundle.start": (
-                "7_runtimes/phone_bundle.html#phonebundle.start",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.PhoneBundle.steps": (
-                "7_runtimes/phone_bundle.html#phonebundle.steps",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
             "personal_llm.runtimes.phone_bundle.adamw_step": (
                 "7_runtimes/phone_bundle.html#adamw_step",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.choose_buckets": (
-                "7_runtimes/phone_bundle.html#choose_buckets",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.compile_program": (
@@ -9949,16 +9935,12 @@ d = {
                 "7_runtimes/phone_bundle.html#compute_step_rates",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
-            "personal_llm.runtimes.phone_bundle.encode_record": (
-                "7_runtimes/phone_bundle.html#encode_record",
+            "personal_llm.runtimes.phone_bundle.encode_records": (
+                "7_runtimes/phone_bundle.html#encode_records",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.export_error": (
                 "7_runtimes/phone_bundle.html#export_error",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.hash_manifest": (
-                "7_runtimes/phone_bundle.html#hash_manifest",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.make_training_step": (
@@ -9971,10 +9953,6 @@ d = {
             ),
             "personal_llm.runtimes.phone_bundle.plan_steps": (
                 "7_runtimes/phone_bundle.html#plan_steps",
-                "personal_llm/runtimes/phone_bundle.py",
-            ),
-            "personal_llm.runtimes.phone_bundle.read_adapter_layout": (
-                "7_runtimes/phone_bundle.html#read_adapter_layout",
                 "personal_llm/runtimes/phone_bundle.py",
             ),
             "personal_llm.runtimes.phone_bundle.read_adapter_vector": (
@@ -10690,16 +10668,8 @@ d = {
         },
         "personal_llm.tuning.content": {
             "personal_llm.tuning.content.Frame": ("3_tuning/content.html#frame", "personal_llm/tuning/content.py"),
-            "personal_llm.tuning.content.compare_losses": (
-                "3_tuning/content.html#compare_losses",
-                "personal_llm/tuning/content.py",
-            ),
             "personal_llm.tuning.content.compute_content_rouge1": (
                 "3_tuning/content.html#compute_content_rouge1",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.extract_frame_text": (
-                "3_tuning/content.html#extract_frame_text",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.find_content": (
@@ -10728,14 +10698,6 @@ d = {
             ),
             "personal_llm.tuning.content.measure_content_preference": (
                 "3_tuning/content.html#measure_content_preference",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_mean_losses": (
-                "3_tuning/content.html#measure_mean_losses",
-                "personal_llm/tuning/content.py",
-            ),
-            "personal_llm.tuning.content.measure_style_preference": (
-                "3_tuning/content.html#measure_style_preference",
                 "personal_llm/tuning/content.py",
             ),
             "personal_llm.tuning.content.strip_frame": (
@@ -10768,20 +10730,8 @@ d = {
                 "3_tuning/evaluation.html#evaluation.values",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.choose_typical_answer": (
-                "3_tuning/evaluation.html#choose_typical_answer",
-                "personal_llm/tuning/evaluation.py",
-            ),
             "personal_llm.tuning.evaluation.evaluate": (
                 "3_tuning/evaluation.html#evaluate",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.evaluate_floors": (
-                "3_tuning/evaluation.html#evaluate_floors",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.find_nearest_texts": (
-                "3_tuning/evaluation.html#find_nearest_texts",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.make_items": (
@@ -10798,10 +10748,6 @@ d = {
             ),
             "personal_llm.tuning.evaluation.score_texts": (
                 "3_tuning/evaluation.html#score_texts",
-                "personal_llm/tuning/evaluation.py",
-            ),
-            "personal_llm.tuning.evaluation.summarize_floors": (
-                "3_tuning/evaluation.html#summarize_floors",
                 "personal_llm/tuning/evaluation.py",
             ),
             "personal_llm.tuning.evaluation.summarize_items": (

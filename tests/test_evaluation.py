@@ -11,15 +11,14 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.base.models import Model
-from personal_llm.tuning.evaluation import (
+from personal_llm.course.floors import (
     FLOOR_NAMES,
-    evaluate,
-    summarize_floors,
+    choose_typical_answer,
     evaluate_floors,
     find_nearest_texts,
-    score_texts,
-    choose_typical_answer,
+    summarize_floors,
 )
+from personal_llm.tuning.evaluation import evaluate, score_texts
 from personal_llm.base.text import compute_rouge1, split_rouge_words
 from personal_llm.data.people import lower_case, opener
 

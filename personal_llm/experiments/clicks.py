@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..base.core import make_generator
-from ..explanation.explanation import gain_direction, likelihood_gains, load_probe_texts, mean_response_nll
+from ..explanation.explanation import gain_direction, likelihood_gains, load_probe_texts
 from ..explanation.space import concatenate_blocks
 from ..explanation.explanation import style_coordinates
 from ..explanation.style import sample_responses, style_shifts
 from ..base.files import ASSETS
 from ..base.loading import load_encoder
+from ..base.models import mean_response_nll
 from .choosing import ANSWERS, MAX_CLICKS, StyleBelief, is_sure, rank_by_belief
 from .fit import load_pool_library
 from .runner import Grid

@@ -20,7 +20,8 @@ from .variations import SHORT_CONFIG
 from ..buffer.policies import get_policy
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
-from ..tuning.evaluation import evaluate, summarize_floors, evaluate_floors
+from ..course.floors import evaluate_floors, summarize_floors
+from ..tuning.evaluation import evaluate
 
 # %% ../../nbs/experiments/15_formats.ipynb #c2b672a0
 DATASETS = {  # the paper's name -> what stands in for it

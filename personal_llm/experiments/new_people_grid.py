@@ -6,10 +6,11 @@
 __all__ = ['ORDERS', 'POLICIES_COMPARED', 'RIVALS', 'MEMORY_ORDER', 'LENGTH', 'BINS', 'QUESTIONS', 'TESTED', 'REPLIES',
            'OTHERS', 'TURNS', 'RULES', 'FORMULAS', 'FIRST_PLAN_FILE', 'PLAN_FILE', 'THIRD_PLAN_FILE',
            'FOURTH_PLAN_FILE', 'RETRIEVED', 'JOBS', 'GRIDS', 'describe_person', 'make_plan', 'freeze_plan', 'hash_plan',
-           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'evaluate_conversation', 'make_style_pairs',
-           'get_character_tests', 'measure_style', 'measure_person', 'add_retrieved', 'write_profile', 'add_profile',
-           'measure_memory', 'describe_run', 'measure_stream', 'measure', 'share_from_best_rival', 'read_rows',
-           'describe_progress', 'person_means', 'list_changed_jobs', 'read_changed_rows', 'read_covering_rows']
+           'check_plan', 'add_model_replies', 'choose_tests', 'train', 'evaluate_conversation',
+           'measure_style_preference', 'make_style_pairs', 'get_character_tests', 'measure_style', 'measure_person',
+           'add_retrieved', 'write_profile', 'add_profile', 'measure_memory', 'describe_run', 'measure_stream',
+           'measure', 'share_from_best_rival', 'read_rows', 'describe_progress', 'person_means', 'list_changed_jobs',
+           'read_changed_rows', 'read_covering_rows']
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #97fdddec
 import functools
@@ -20,10 +21,12 @@ from dataclasses import asdict
 import numpy as np
 
 from ..base.core import InputError, check
+from ..base.models import mean_response_nll
 from ..buffer.active import MAX_UNCORRECTED_ANSWERS, QUESTION_RATE_FACTOR
 from ..buffer.buffer import Buffer
 from ..buffer.correction_model import PRIOR_MEAN, RELEVANCE_WEIGHTS
 from ..buffer.scoring import score
+from ..course.floors import evaluate_floors, find_nearest_texts
 from ..data.people import SimulatedUser
 from ..device.personalizer import Personalizer, PersonalizerSettings
 from .headroom import HeadroomShare
@@ -32,8 +35,7 @@ from .policies import load_experiment_tools
 from .runner import RESULTS, Grid, read_results, user_means
 from ..explanation.habits import find_habits
 from ..tuning.config import MAX_COUNT, STEPS_PER_ROOT, TuningConfig
-from ..tuning.content import measure_style_preference
-from ..tuning.evaluation import evaluate, evaluate_floors, find_nearest_texts
+from ..tuning.evaluation import evaluate
 from ..tuning.statistics import check_user_values, draw_resamples, widen_interval
 from ..tuning.validation import RULE_OF_TRIAL
 
@@ -177,6 +179,22 @@ def evaluate_conversation(
             histories = [(*history, *pair) for history, pair in zip(histories, turns_of)]
             kept.append(np.mean([habit.holds(reply) for reply in replies for habit in habits]))
     return np.array(kept)
+
+# %% ../../nbs/experiments/26_new_people_grid.ipynb #bc11e697
+def measure_style_preference(
+    model,  # `Model`
+    dialogues: list,  # test `Dialogue`s with the answers that a user wishes for
+    plain: list,  # a plain answer to each prompt; an equal or empty one leaves its dialogue out
+    adapter=None,  # what is attached, as in `evaluate`
+) -> np.ndarray:  # a preference for each compared dialogue; its mean is the accuracy
+    "Compare each wished-for answer with a plain answer to the same prompt; raise `InputError` if all are equal."
+    pairs = [(d, d.derive(response=text)) for d, text in zip(dialogues, plain, strict=True)]
+    pairs = [(d, other) for d, other in pairs if other.response.strip() not in ("", d.response.strip())]
+    if not pairs:
+        raise InputError("no plain answer differs from the wished-for one", "give answers in another style")
+    with model.use_adapter(adapter):
+        own, other = mean_response_nll(model, [d for pair in pairs for d in pair]).reshape(-1, 2).T
+    return (own < other) + 0.5 * (own == other)
 
 # %% ../../nbs/experiments/26_new_people_grid.ipynb #0197d494
 def make_style_pairs(name: str, test: list) -> tuple:  # (dialogues in the person's style, plain or foreign texts)

@@ -22,7 +22,8 @@ from .runner import Grid
 from ..buffer.buffer import Buffer
 from ..buffer.scoring import score
 from ..tuning.config import TuningConfig
-from ..tuning.evaluation import evaluate, summarize_floors, evaluate_floors
+from ..course.floors import evaluate_floors, summarize_floors
+from ..tuning.evaluation import evaluate
 
 # %% ../../nbs/experiments/01_policies.ipynb #bba4fb16
 POLICIES_TESTED = ("oracle", "random", "reservoir", "fifo", "kcenter", "sdss", "active")

@@ -17,7 +17,7 @@ from .policies import BINS, CONFIG, REPLIES, REQUESTS
 from .runner import group_rows
 from ..buffer.policies import get_policy
 from ..buffer.buffer import Buffer
-from ..tuning.evaluation import summarize_floors, evaluate_floors
+from ..course.floors import evaluate_floors, summarize_floors
 
 # %% ../../nbs/experiments/06_variations.ipynb #57d6a691
 VARIED_USERS = ("nurse", "chatterbox", "pupil", "student", "diner", "barista")

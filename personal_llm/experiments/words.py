@@ -19,7 +19,7 @@ import numpy as np
 
 from ..base.core import make_generator
 from ..base.files import make_folder, read_json, write_json
-from ..base.models import load_model
+from ..base.models import load_model, mean_response_nll
 from ..base.text import split_sentences, get_words
 from ..data.reading import load_samples
 from ..data.people import USERS, user_stream
@@ -34,7 +34,7 @@ from ..selection.selection import Selector, select
 from ..explanation.habits import EMOJI_PATTERN, LIST_PATTERN, MIN_TOPIC_WORDS
 from ..explanation.habits import LONG_ANSWER_WORDS, SHORT_ANSWER_WORDS
 from ..explanation.habits import SHORT_ANSWER_WORDS, find_general_topics, load_topic_words
-from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts, mean_response_nll
+from ..explanation.explanation import MAX_PLLM_TOKENS, load_probe_texts
 from .methods.word_descriptions import WordDescription, describe_pllm_in_words
 from .methods.word_descriptions import describe_user_in_words, fit_word_shifts
 from .methods.word_descriptions import score_library_words, select_by_words, word_items

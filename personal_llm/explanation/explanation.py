@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_SPACE_LINE', 'MAX_PLLM_TOKENS', 'Explanation', 'style_coordinates', 'explain', 'load_probe_texts',
-           'ProbePrompts', 'mean_response_nll', 'prepare_probes', 'likelihood_gains', 'sample_topic_prompts',
-           'explain_pllm']
+           'ProbePrompts', 'prepare_probes', 'likelihood_gains', 'sample_topic_prompts', 'explain_pllm']
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #b1c40431
 import gzip
@@ -17,6 +16,7 @@ import numpy as np
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.loading import load_encoder
+from ..base.models import mean_response_nll
 from ..data.reading import dialogues_from_texts
 from .description import Description, describe_pllm, describe_user
 from .habits import PLAIN_PLLM_LABEL, USER_ORIGINS
@@ -218,12 +218,6 @@ class ProbePrompts:
 
 
 MAX_PLLM_TOKENS = 64  # most tokens of a pLLM's answer
-
-
-def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a token
-    "Return the mean loss of each response."
-    nats, tokens = model.nll(dialogues).T
-    return nats / tokens
 
 # %% ../../nbs/4_explanation/05_explanation.ipynb #0bfae5f2
 def prepare_probes(

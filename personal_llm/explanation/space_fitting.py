@@ -18,9 +18,10 @@ import numpy as np
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import ASSETS
 from ..base.loading import load_encoder
+from ..base.models import mean_response_nll
 from ..base.text import get_language
 from .explanation import ProbePrompts, explain, gain_direction, likelihood_gains
-from .explanation import load_probe_texts, mean_response_nll, style_coordinates
+from .explanation import load_probe_texts, style_coordinates
 from .space import StyleSpace, concatenate_blocks, normalise_rows
 from .style import FEATURE_BLOCKS, MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
 from .style import sample_responses, style_shifts, style_features

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_FRAME_SHARE', 'MIN_FRAME_TEXTS', 'MAX_FRAME_PIECES', 'Frame', 'find_repeated_beginnings', 'find_frame',
-           'find_content', 'strip_frame', 'compute_content_rouge1', 'extract_frame_text', 'find_content_tokens',
-           'measure_content_losses', 'measure_style_preference', 'measure_content_preference']
+           'find_content', 'strip_frame', 'compute_content_rouge1', 'find_content_tokens', 'measure_content_losses',
+           'measure_content_preference']
 
 # %% ../../nbs/3_tuning/08_content.ipynb #29b60f1f
 import re
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..base.core import InputError
+from ..base.models import mean_response_nll
 from ..base.text import compute_rouge1, get_language
 
 # %% ../../nbs/3_tuning/08_content.ipynb #26e14938
@@ -82,18 +83,6 @@ def compute_content_rouge1(
     "Return ROUGE-1 of two texts without their frame."
     return compute_rouge1(strip_frame(reply, frame), strip_frame(reference, frame))
 
-# %% ../../nbs/3_tuning/08_content.ipynb #4a02f1a0
-def extract_frame_text(
-    texts: list,  # answers of one user
-) -> str:  # "" where the answers share nothing
-    "Return the commonest frame of the answers as text: what stands before and after their content."
-    frame, found = find_frame(texts), Counter()
-    for text in texts:
-        content = find_content(text, frame)
-        if content:
-            found[text[: content[0][0]] + text[content[-1][1] :]] += 1
-    return found.most_common(1)[0][0] if found else ""
-
 # %% ../../nbs/3_tuning/08_content.ipynb #aa697cc4
 def find_content_tokens(
     tokenizer,
@@ -122,44 +111,18 @@ def measure_content_losses(
         losses.append(float(reading.token_losses[find_content_tokens(model.tokenizer, ids, frame)].mean()))
     return losses
 
-# %% ../../nbs/3_tuning/08_content.ipynb #8cc0bbee
-def compare_losses(losses: np.ndarray, other_losses: np.ndarray) -> np.ndarray:  # 1 where the first are lower, ½ equal
-    return (losses < other_losses) + 0.5 * (losses == other_losses)
-
-
-def measure_mean_losses(model, dialogues: list) -> np.ndarray:  # (n,) nats a response token
-    nll = model.nll(dialogues)
-    return nll[:, 0] / nll[:, 1]
-
-# %% ../../nbs/3_tuning/08_content.ipynb #bc11e697
-def measure_style_preference(
-    model,  # `Model`
-    dialogues: list,  # test `Dialogue`s with the answers that a user wishes for
-    plain: list,  # a plain answer to each prompt; an equal or empty one leaves its dialogue out
-    adapter=None,  # what is attached, as in `evaluate`
-) -> np.ndarray:  # a preference for each compared dialogue; its mean is the accuracy
-    "Compare each wished-for answer with a plain answer to the same prompt; raise `InputError` if all are equal."
-    pairs = [(d, d.derive(response=text)) for d, text in zip(dialogues, plain, strict=True)]
-    pairs = [(d, other) for d, other in pairs if other.response.strip() not in ("", d.response.strip())]
-    if not pairs:
-        raise InputError("no plain answer differs from the wished-for one", "give answers in another style")
-    with model.use_adapter(adapter):
-        losses = measure_mean_losses(model, [d for pair in pairs for d in pair])
-    return compare_losses(losses[::2], losses[1::2])
-
 # %% ../../nbs/3_tuning/08_content.ipynb #15a59356
 def measure_content_preference(
     model,  # `Model`
     dialogues: list,  # test `Dialogue`s of one user, two or more
     adapter=None,  # what is attached, as in `evaluate`
-    num_neighbours: int = 1,  # k: each answer meets those of the k prompts before and the k after it
 ) -> np.ndarray:  # (dialogues,) mean preference of each; the mean of all is the accuracy
     "Compare each answer with answers to other prompts; raise `InputError` for a single dialogue."
     n = len(dialogues)
     if n < 2:
         raise InputError(f"{n} dialogues, and each needs the answer to another prompt", "give two or more")
-    steps = sorted({sign * k % n for k in range(1, num_neighbours + 1) for sign in (1, -1)} - {0})
+    steps = sorted({1, n - 1})  # each answer meets those of the prompts before and after it
     others = [d.derive(response=dialogues[(i + step) % n].response) for step in steps for i, d in enumerate(dialogues)]
     with model.use_adapter(adapter):
-        losses = measure_mean_losses(model, [*dialogues, *others]).reshape(-1, n)
-    return np.mean([compare_losses(losses[0], row) for row in losses[1:]], axis=0)
+        right, *wrong = mean_response_nll(model, [*dialogues, *others]).reshape(-1, n)
+    return np.mean([(right < losses) + 0.5 * (right == losses) for losses in wrong], axis=0)

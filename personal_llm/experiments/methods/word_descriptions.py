@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...base.core import Cost, Dialogue, InputError
+from ...base.models import mean_response_nll
 from .vocabulary import WordScores
 from .word_classifier import axis_ends, axis_targets, exceeds_threshold, word_axes
 from ...explanation.description import Description, centre_on_library, describe_pllm, describe_user
 from ...explanation.description import description_items, description_similarity, is_informative
-from ...explanation.explanation import OPEN_PROMPT, mean_response_nll
+from ...explanation.explanation import OPEN_PROMPT
 from ...explanation.habits import USER_ORIGINS
 from ...explanation.style import MIN_EXPLAINED_DIALOGUES
 from ...selection.ranking import PLAIN_PLLM, Ranking, SelectionRequest, find_nearest, get_download_bytes
