@@ -4156,7 +4156,6 @@ d = {
                 "1_data/formats.html#recordformat",
                 "personal_llm/data/formats.py",
             ),
-            "personal_llm.data.formats.as_name": ("1_data/formats.html#as_name", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.as_text": ("1_data/formats.html#as_text", "personal_llm/data/formats.py"),
             "personal_llm.data.formats.call_safely": (
                 "1_data/formats.html#call_safely",
@@ -4202,10 +4201,6 @@ d = {
             ),
             "personal_llm.data.formats.register_pairs": (
                 "1_data/formats.html#register_pairs",
-                "personal_llm/data/formats.py",
-            ),
-            "personal_llm.data.formats.split_conversations": (
-                "1_data/formats.html#split_conversations",
                 "personal_llm/data/formats.py",
             ),
             "personal_llm.data.formats.split_into_dialogues": (
@@ -4320,7 +4315,6 @@ d = {
                 "1_data/reading.html#dialogues_from_texts",
                 "personal_llm/data/reading.py",
             ),
-            "personal_llm.data.reading.group_rows": ("1_data/reading.html#group_rows", "personal_llm/data/reading.py"),
             "personal_llm.data.reading.load_replay": (
                 "1_data/reading.html#load_replay",
                 "personal_llm/data/reading.py",
@@ -5723,10 +5717,6 @@ d = {
             ),
             "personal_llm.experiments.formats.parse_consultation_turn": (
                 "experiments/formats.html#parse_consultation_turn",
-                "personal_llm/experiments/formats.py",
-            ),
-            "personal_llm.experiments.formats.parse_empathetic": (
-                "experiments/formats.html#parse_empathetic",
                 "personal_llm/experiments/formats.py",
             ),
             "personal_llm.experiments.formats.parse_openorca": (
@@ -9824,12 +9814,20 @@ d = {
             ),
         },
         "personal_llm.runtimes.idle": {
-            "personal_llm.runtimes.idle.IdlePolicy": (
-                "7_runtimes/idle.html#idlepolicy",
-                "personal_llm/runtimes/idle.py",
-            ),
             "personal_llm.runtimes.idle.MachineState": (
                 "7_runtimes/idle.html#machinestate",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.StopWhenBusy": (
+                "7_runtimes/idle.html#stopwhenbusy",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.StopWhenBusy.__init__": (
+                "7_runtimes/idle.html#stopwhenbusy.__init__",
+                "personal_llm/runtimes/idle.py",
+            ),
+            "personal_llm.runtimes.idle.StopWhenBusy.is_set": (
+                "7_runtimes/idle.html#stopwhenbusy.is_set",
                 "personal_llm/runtimes/idle.py",
             ),
             "personal_llm.runtimes.idle.find_obstacle": (
@@ -9851,10 +9849,6 @@ d = {
             ),
             "personal_llm.runtimes.idle.measure_machine": (
                 "7_runtimes/idle.html#measure_machine",
-                "personal_llm/runtimes/idle.py",
-            ),
-            "personal_llm.runtimes.idle.wait_until": (
-                "7_runtimes/idle.html#wait_until",
                 "personal_llm/runtimes/idle.py",
             ),
         },

@@ -11,7 +11,6 @@ from personal_llm.data.formats import (
     FORMATS,
     MAX_TURN_CHARACTERS,
     ParsedConversation,
-    as_name,
     as_text,
     parse_record,
     split_into_dialogues,
@@ -113,23 +112,13 @@ def test_records(name, record, want):
 def test_every_format_is_tested():
     exports = {name for name, one in FORMATS.items() if one.parse.__module__ == "personal_llm.data.exports"}
     assert exports >= {"chatgpt", "claude", "telegram", "whatsapp"}
-    elsewhere = {"empathetic"} | exports
-    assert {name for name, *_ in RECORDS} | elsewhere == set(FORMATS)
+    assert {name for name, *_ in RECORDS} | exports == set(FORMATS)
     assert reading.FORMATS is FORMATS
 
 
 def test_alpaca_as_medical_rows_when_named():
     row = dict(instruction="You are a doctor", input="I cough.", output="Since when?")
     assert pairs(parse_record(row, "meddialog")) == COUGH
-
-
-def test_empathetic_rows_come_in_any_order():
-    rows = [
-        dict(conv_id="a", utterance_idx="2", utterance="So sorry."),
-        dict(conv_id="a", utterance_idx="1", utterance="My dog_comma_ Rex_comma_ died."),
-    ]
-    (talk,) = parse_record(rows, "empathetic")
-    assert pairs([talk]) == [("My dog, Rex, died.", "So sorry.")] and talk.group == "a"
 
 
 BAD = [
@@ -142,16 +131,12 @@ BAD = [
     ("sharegpt", dict(conversations=dict(a=1)), "list of objects"),
     ("prompt-completion", dict(prompt=3, response="x"), "int, not text"),
     ("prompt-completion", dict(prompt=["Hi", 3], response="x"), "list, not text"),
-    ("prosocial", dict(context="a", response="b", dialogue_id=["3"]), "not a name"),
     ("meddialog", dict(utterances=["nurse: hi"]), "unknown speaker"),
     ("meddialog", dict(utterances=3), "not a list"),
     ("meddialog", dict(utterances=[dict(speaker=["0"], utterance="x")]), "unknown speaker"),
     ("openorca", dict(question=" ", response="x"), "empty prompt"),
     ("text", dict(text="too short"), "more than 8 words"),
     ("text", dict(text=7), "int, not text"),
-    ("empathetic", [dict(conv_id="a", utterance_idx="x", utterance="y")], "wrong kind"),
-    ("empathetic", [dict(conv_id=["a"], utterance_idx=1, utterance="y")], "not a name"),
-    ("empathetic", [dict(conv_id="a", utterance_idx=1, utterance=" ")], "empty utterance"),
 ]
 
 
@@ -230,10 +215,6 @@ def test_conversations_without_dialogues(turns, words):
 
 def test_names_and_texts():
     assert as_text([], "x") == "" and as_text(["a", dict(text="b"), dict(text=3)], "x") == "a\nb"
-    assert as_name(3, "id") == "3" and as_name("a", "id") == "a"
-    for value in (True, None, 1.5, ["a"], dict(a=1)):
-        with pytest.raises(InputError):
-            as_name(value, "id")
 
 
 def test_a_value_of_the_wrong_kind_is_the_error_of_its_row():

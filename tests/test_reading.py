@@ -38,24 +38,6 @@ def test_formats(tmp_path, name, record, want, kind):
     assert read_dialogues(path, format=name) == found
 
 
-def test_empathetic_conversations_over_many_rows(tmp_path):
-    said = [
-        ("a", 1, "My dog_comma_ Rex_comma_ died."),
-        ("b", 1, "I won!"),
-        ("a", 2, "So sorry."),
-        ("b", 2, "Well done."),
-    ]
-    rows = [dict(conv_id=c, utterance_idx=i, prompt="p", utterance=text) for c, i, text in said]
-    found = read_dialogues(save(tmp_path / "a.jsonl", rows))
-    assert pairs(found) == [("My dog, Rex, died.", "So sorry."), ("I won!", "Well done.")]
-    assert [get_dialogue_group(d) for d in found] == ["a", "b"]
-    (tmp_path / "a.csv").write_text(
-        "conv_id,utterance_idx,context,prompt,speaker_idx,utterance,selfeval,tags\n"
-        'hit:0,1,sad,"so,0,"My_comma_ oh,5|5,\nhit:0,2,sad,"so,1,Sorry "you",5|5,\n'
-    )
-    assert pairs(read_dialogues(tmp_path / "a.csv")) == [('"My, oh', 'Sorry "you"')]
-
-
 def test_history_and_group_of_a_conversation(tmp_path):
     found = read_dialogues(save(tmp_path / "c.jsonl", [dict(messages=CHAT)]))
     assert found[1].history == (("user", "Hi"), ("assistant", "Hello"))
@@ -129,7 +111,6 @@ BAD = [  # content, name, place or None, words of the message
     (b'{"messages": []}\n', "a.jsonl", "line 1", "no assistant turn"),
     (b'{"messages": [{"role": "user", "content": "x"}]}\n', "a.jsonl", "line 1", "no assistant turn"),
     (b'{"utterances": ["nurse: hi"]}\n', "a.jsonl", "line 1", "unknown speaker"),
-    (b'{"conv_id": ["a"], "utterance_idx": 1, "utterance": "y"}\n', "a.jsonl", "line 1", "not a name"),
     (b'[{"prompt": "x", "response": "y"},\n {"prompt": "x"]', "a.json", None, "broken JSON at line 2"),
     (b"[]", "a.json", None, "list"),
     (b"3", "a.json", None, "list"),

@@ -75,8 +75,7 @@ class RecordFormat:
 
     required_fields: tuple  # alternatives, each a tuple of fields
     parse: Callable  # record -> list of `ParsedConversation`
-    group_by: str = ""  # the field that rows of one conversation share; `parse` then takes their list
-    needs_user: bool = False  # a chat between people; `parse` then takes the user's name as well
+    needs_user: bool  # a chat between people; `parse` then takes the user's name as well
 
 
 FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
@@ -85,12 +84,12 @@ FORMATS = {}  # name -> `RecordFormat`; the latest one that fits is taken
 def register_format(
     name: str,  # the name that users give
     *required_fields: tuple,  # alternatives, each a tuple of fields in lower case
-    **options,  # `group_by` or `needs_user` of `RecordFormat`
+    needs_user: bool = False,  # a chat between people; the function then takes the user's name as well
 ) -> Callable:  # a decorator
     "Register a function that parses the records of one format."
 
     def register(parse):
-        FORMATS[name] = RecordFormat(required_fields, parse, **options)
+        FORMATS[name] = RecordFormat(required_fields, parse, needs_user)
         return parse
 
     return register
@@ -125,13 +124,6 @@ def as_text(value, name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} is {type(value).__name__}, not text")
     return value
-
-
-def as_name(value, name: str) -> str:
-    "Return a text or a whole number as text; raise `InputError` for anything else."
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise InputError(f"{name} is {type(value).__name__}, not a name")
-    return str(value)
 
 # %% ../../nbs/1_data/02_formats.ipynb #3ac260d7
 def call_safely(function, *arguments):
@@ -228,21 +220,14 @@ def parse_turn(turn) -> list:  # of turns; empty for a turn of the system or a t
 TURN_LIST_FIELDS = ("conversations", "messages", "conversation")
 
 
-def split_conversations(turns) -> list:  # of lists of turns
-    "Return the conversations in a field, mostly one; raise `InputError` if it holds no list."
+@register_format("sharegpt", ("conversations",))
+@register_format("messages", ("messages",), ("conversation",))
+def parse_conversations(record):
+    turns = record[next(name for name in TURN_LIST_FIELDS if name in record)]
     if isinstance(turns, str) and turns.lstrip()[:1] == "[":
         turns = parse_json(turns)
     if not isinstance(turns, list):
         raise InputError("messages must be a list of objects with role and content")
     inner = [next((t[n] for n in TURN_LIST_FIELDS if n in t), None) if isinstance(t, dict) else t for t in turns]
-    return inner if inner and all(isinstance(turns, list) for turns in inner) else [turns]
-
-
-@register_format("sharegpt", ("conversations",))
-@register_format("messages", ("messages",), ("conversation",))
-def parse_conversations(record):
-    field = next(name for name in TURN_LIST_FIELDS if name in record)
-    return [
-        ParsedConversation([part for turn in turns for part in parse_turn(turn)])
-        for turns in split_conversations(record[field])
-    ]
+    chats = inner if inner and all(isinstance(chat, list) for chat in inner) else [turns]
+    return [ParsedConversation([part for turn in chat for part in parse_turn(turn)]) for chat in chats]

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..base.core import Dialogue, InputError, check
 from ..base.files import ASSETS
 from . import exports  # noqa: F401 (it registers its formats)
-from .formats import FORMATS, MAX_TURN_CHARACTERS, as_name, call_safely, detect_format
+from .formats import FORMATS, MAX_TURN_CHARACTERS, call_safely, detect_format
 from .formats import normalise_record, parse_record, split_into_dialogues
 from .formats import split_opening
 from .records import clean_value, collect, format_value, is_message_list, read_records
@@ -56,15 +56,6 @@ def match_format(records: list, name: str = None) -> tuple:  # (name or None, [(
     bad_numbers = {number for number, _ in misfits}
     return name, [row for row in rows if row[0] not in bad_numbers], errors + misfits
 
-# %% ../../nbs/1_data/04_reading.ipynb #fd8bb679
-def group_rows(rows: list, field: str) -> tuple:  # ([(first number, list of rows)], [(number, InputError)])
-    "Group the rows of each conversation by the field that holds its name."
-    named_rows, errors = collect(lambda row: (as_name(row[field], field), row), rows)
-    groups = {}
-    for number, (name, row) in named_rows:
-        groups.setdefault(name, (number, []))[1].append(row)
-    return list(groups.values()), errors
-
 # %% ../../nbs/1_data/04_reading.ipynb #c00ddbe7
 def rows_to_dialogues(rows: list, name: str, user: str, file: str) -> tuple:  # (Dialogues, [(number, InputError)])
     "Parse rows of a format into dialogues, each labelled with the group of its conversation."
@@ -73,9 +64,7 @@ def rows_to_dialogues(rows: list, name: str, user: str, file: str) -> tuple:  # 
         conversations = parse_record(row, name, user)
         return [(conversation, *call_safely(split_into_dialogues, conversation)) for conversation in conversations]
 
-    group_by = FORMATS[name].group_by
-    rows, errors = group_rows(rows, group_by) if group_by else (rows, [])
-    parsed, unparsed = collect(parse_row, rows)
+    parsed, errors = collect(parse_row, rows)
     result = Dialogues(format=name)
     for number, conversations in parsed:
         for count, (conversation, dialogues, num_truncated) in enumerate(conversations, 1):
@@ -85,7 +74,7 @@ def rows_to_dialogues(rows: list, name: str, user: str, file: str) -> tuple:  # 
             result += [d.derive(id=d.id, parents=d.parents, labels=d.labels | labels) for d in dialogues]
             result.num_truncated += num_truncated
             result.user = result.user or conversation.user
-    return result, errors + unparsed
+    return result, errors
 
 # %% ../../nbs/1_data/04_reading.ipynb #0a9b1dc2
 def to_json_value(value):
@@ -143,10 +132,7 @@ def parse_source(source, name: str, user: str) -> tuple:  # (Dialogues, [(number
     if name == "chatgpt" and isinstance(source, (str, Path)):
         ratings = read_chatgpt_ratings(Path(source).parent / RATINGS_FILE)
         rows = [(number, row | dict(message_feedback=ratings)) for number, row in rows]
-    if not rows:
-        result, unparsed = Dialogues(format=name or ""), []
-    else:
-        result, unparsed = rows_to_dialogues(rows, name, user, clean_value(file))
+    result, unparsed = rows_to_dialogues(rows, name or "", user, clean_value(file))
     return result, sorted(errors + misfits + unparsed, key=itemgetter(0)), unit
 
 # %% ../../nbs/1_data/04_reading.ipynb #va02

@@ -156,10 +156,10 @@ def parse_table(lines: list) -> tuple:  # ([(line number, {column: field})], [(l
     while start < len(lines):
         number, text = lines[start]
         if header is None:
-            separator, has_quotes = max(SEPARATORS, key=text.count), not text.startswith("conv_id,")
+            separator = max(SEPARATORS, key=text.count)
         num_lines = 1
         try:
-            fields, num_lines = parse_row(texts, start, separator, has_quotes)
+            fields, num_lines = parse_row(texts, start, separator)
             if header is None and any(field.strip() for field in fields):
                 header = [name.strip() for name in fields]
             elif any(field.strip() for field in fields):

@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'STREAM_LENGTH', 'POLICIES_ON_FORMATS', 'JOBS', 'GRIDS', 
 
 # %% ../../nbs/experiments/15_formats.ipynb #62c24835
 from ..base.core import InputError, check, check_seed
-from ..data.formats import FORMATS, ParsedConversation, as_name, as_text, make_exchange
+from ..data.formats import FORMATS, ParsedConversation, as_text, make_exchange
 from ..data.formats import parse_pair, register_format
 from ..data.reading import load_samples
 from ..data.records import format_value
@@ -65,26 +65,15 @@ def parse_consultation(record):
         raise InputError(f"the turns are {type(turns).__name__}, not a list")
     return [ParsedConversation([parse_consultation_turn(turn) for turn in turns])]
 
-# %% ../../nbs/experiments/15_formats.ipynb #e6bf11d9
-@register_format("empathetic", ("conv_id", "utterance_idx", "utterance"), group_by="conv_id")
-def parse_empathetic(rows):
-    turns = []
-    for row in sorted(rows, key=lambda row: int(row["utterance_idx"])):
-        text = as_text(row["utterance"], "utterance").replace("_comma_", ",")
-        if not text.strip():
-            raise InputError("empty utterance")
-        turns.append(("user" if int(row["utterance_idx"]) % 2 else "assistant", text))
-    return [ParsedConversation(turns, group=as_name(rows[0]["conv_id"], "conv_id"))]
-
 # %% ../../nbs/experiments/15_formats.ipynb #pf05
-PAPER_FORMATS = ("prosocial", "meddialog", "openorca", "empathetic")
+PAPER_FORMATS = ("prosocial", "meddialog", "openorca")
 
 
 @register_format("prosocial", ("context", "response"))
 def parse_prosocial(record):
     (conversation,) = parse_pair(record, (("context", "response"),))
     if record.get("dialogue_id") is not None:
-        conversation.group = as_name(record["dialogue_id"], "dialogue_id")
+        conversation.group = str(record["dialogue_id"])
     return [conversation]
 
 # %% ../../nbs/experiments/15_formats.ipynb #pf05s1
