@@ -216,10 +216,6 @@ d = {
                 "8_app/chat_completions.html#refuse_field",
                 "personal_llm/app/chat_completions.py",
             ),
-            "personal_llm.app.chat_completions.split_content": (
-                "8_app/chat_completions.html#split_content",
-                "personal_llm/app/chat_completions.py",
-            ),
             "personal_llm.app.chat_completions.stream_events": (
                 "8_app/chat_completions.html#stream_events",
                 "personal_llm/app/chat_completions.py",
@@ -370,13 +366,8 @@ d = {
             "personal_llm.app.demo.demo_setting": ("8_app/demo.html#demo_setting", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.describe_run": ("8_app/demo.html#describe_run", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.fill_template": ("8_app/demo.html#fill_template", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.format_demo_table": (
-                "8_app/demo.html#format_demo_table",
-                "personal_llm/app/demo.py",
-            ),
             "personal_llm.app.demo.format_headline": ("8_app/demo.html#format_headline", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.plot_demo": ("8_app/demo.html#plot_demo", "personal_llm/app/demo.py"),
-            "personal_llm.app.demo.render_report": ("8_app/demo.html#render_report", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_demo": ("8_app/demo.html#run_demo", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.run_policy": ("8_app/demo.html#run_policy", "personal_llm/app/demo.py"),
             "personal_llm.app.demo.score_adapter": ("8_app/demo.html#score_adapter", "personal_llm/app/demo.py"),
@@ -495,10 +486,6 @@ d = {
             ),
             "personal_llm.app.personal_endpoints.compare_replies": (
                 "8_app/personal_endpoints.html#compare_replies",
-                "personal_llm/app/personal_endpoints.py",
-            ),
-            "personal_llm.app.personal_endpoints.describe_import": (
-                "8_app/personal_endpoints.html#describe_import",
                 "personal_llm/app/personal_endpoints.py",
             ),
             "personal_llm.app.personal_endpoints.export_memory": (
@@ -1519,20 +1506,12 @@ d = {
                 "0_base/loading.html#check_loaded_weights",
                 "personal_llm/base/loading.py",
             ),
-            "personal_llm.base.loading.choose_device": (
-                "0_base/loading.html#choose_device",
-                "personal_llm/base/loading.py",
-            ),
             "personal_llm.base.loading.choose_model_name": (
                 "0_base/loading.html#choose_model_name",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.compute_fingerprint": (
                 "0_base/loading.html#compute_fingerprint",
-                "personal_llm/base/loading.py",
-            ),
-            "personal_llm.base.loading.find_hub_error": (
-                "0_base/loading.html#find_hub_error",
                 "personal_llm/base/loading.py",
             ),
             "personal_llm.base.loading.find_linear_modules": (
@@ -1631,7 +1610,6 @@ d = {
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.device": ("0_base/models.html#model.device", "personal_llm/base/models.py"),
-            "personal_llm.base.models.Model.embed": ("0_base/models.html#model.embed", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode": ("0_base/models.html#model.encode", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.encode_prompts": (
                 "0_base/models.html#model.encode_prompts",
@@ -2488,8 +2466,8 @@ d = {
                 "2_buffer/retrieval.html#estimate_correction_probability",
                 "personal_llm/buffer/retrieval.py",
             ),
-            "personal_llm.buffer.retrieval.estimate_prior_odds": (
-                "2_buffer/retrieval.html#estimate_prior_odds",
+            "personal_llm.buffer.retrieval.estimate_everywhere": (
+                "2_buffer/retrieval.html#estimate_everywhere",
                 "personal_llm/buffer/retrieval.py",
             ),
             "personal_llm.buffer.retrieval.fit_memories": (
@@ -5181,8 +5159,8 @@ d = {
                 "6_device/replay.html#personalizerstate.count_turns",
                 "personal_llm/device/replay.py",
             ),
-            "personal_llm.device.replay.PersonalizerState.find_prior_odds": (
-                "6_device/replay.html#personalizerstate.find_prior_odds",
+            "personal_llm.device.replay.PersonalizerState.find_everywhere": (
+                "6_device/replay.html#personalizerstate.find_everywhere",
                 "personal_llm/device/replay.py",
             ),
             "personal_llm.device.replay.PersonalizerState.find_root": (
@@ -8083,6 +8061,96 @@ d = {
                 "personal_llm/experiments/warm_start.py",
             ),
         },
+        "personal_llm.experiments.wishes": {
+            "personal_llm.experiments.wishes.GatedModel": (
+                "experiments/wishes.html#gatedmodel",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.GatedModel.__getattr__": (
+                "experiments/wishes.html#gatedmodel.__getattr__",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.GatedModel.__init__": (
+                "experiments/wishes.html#gatedmodel.__init__",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.GatedModel._divide": (
+                "experiments/wishes.html#gatedmodel._divide",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.GatedModel.nll": (
+                "experiments/wishes.html#gatedmodel.nll",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.GatedModel.reply": (
+                "experiments/wishes.html#gatedmodel.reply",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes._judge_chats": (
+                "experiments/wishes.html#_judge_chats",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.doubled_marks": (
+                "experiments/wishes.html#doubled_marks",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.draw_turns": (
+                "experiments/wishes.html#draw_turns",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.hold_chat": (
+                "experiments/wishes.html#hold_chat",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.list_claims": (
+                "experiments/wishes.html#list_claims",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.make_stream": (
+                "experiments/wishes.html#make_stream",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.measure": (
+                "experiments/wishes.html#measure",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.measure_chats": (
+                "experiments/wishes.html#measure_chats",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.on_topic": (
+                "experiments/wishes.html#on_topic",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.pointed_end": (
+                "experiments/wishes.html#pointed_end",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.read_chats": (
+                "experiments/wishes.html#read_chats",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.shouted_end": (
+                "experiments/wishes.html#shouted_end",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.slashes": (
+                "experiments/wishes.html#slashes",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.underlined": (
+                "experiments/wishes.html#underlined",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.verdict": (
+                "experiments/wishes.html#verdict",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.weekday": (
+                "experiments/wishes.html#weekday",
+                "personal_llm/experiments/wishes.py",
+            ),
+        },
         "personal_llm.experiments.words": {
             "personal_llm.experiments.words.cards": (
                 "experiments/words.html#cards",
@@ -8320,10 +8388,6 @@ d = {
                 "4_explanation/decomposition.html#style_pairs",
                 "personal_llm/explanation/decomposition.py",
             ),
-            "personal_llm.explanation.decomposition.summary_shift": (
-                "4_explanation/decomposition.html#summary_shift",
-                "personal_llm/explanation/decomposition.py",
-            ),
             "personal_llm.explanation.decomposition.summary_states": (
                 "4_explanation/decomposition.html#summary_states",
                 "personal_llm/explanation/decomposition.py",
@@ -8348,10 +8412,6 @@ d = {
             ),
             "personal_llm.explanation.description.Description.lines": (
                 "4_explanation/description.html#description.lines",
-                "personal_llm/explanation/description.py",
-            ),
-            "personal_llm.explanation.description.Description.plot": (
-                "4_explanation/description.html#description.plot",
                 "personal_llm/explanation/description.py",
             ),
             "personal_llm.explanation.description.Description.to_dict": (
@@ -8414,10 +8474,6 @@ d = {
             ),
             "personal_llm.explanation.explanation.Explanation.lines": (
                 "4_explanation/explanation.html#explanation.lines",
-                "personal_llm/explanation/explanation.py",
-            ),
-            "personal_llm.explanation.explanation.Explanation.plot": (
-                "4_explanation/explanation.html#explanation.plot",
                 "personal_llm/explanation/explanation.py",
             ),
             "personal_llm.explanation.explanation.Explanation.to_dict": (
@@ -9899,10 +9955,6 @@ d = {
                 "7_runtimes/phone.html#phone_simulate",
                 "personal_llm/runtimes/phone.py",
             ),
-            "personal_llm.runtimes.phone.simulate_phone": (
-                "7_runtimes/phone.html#simulate_phone",
-                "personal_llm/runtimes/phone.py",
-            ),
             "personal_llm.runtimes.phone.train_bundle": (
                 "7_runtimes/phone.html#train_bundle",
                 "personal_llm/runtimes/phone.py",
@@ -9973,10 +10025,6 @@ d = {
         "personal_llm.runtimes.plugins": {
             "personal_llm.runtimes.plugins.Runtime": (
                 "7_runtimes/plugins.html#runtime",
-                "personal_llm/runtimes/plugins.py",
-            ),
-            "personal_llm.runtimes.plugins._find_taken_names": (
-                "7_runtimes/plugins.html#_find_taken_names",
                 "personal_llm/runtimes/plugins.py",
             ),
             "personal_llm.runtimes.plugins.collect": (
@@ -10732,10 +10780,6 @@ d = {
                 "3_tuning/evaluation.html#make_items",
                 "personal_llm/tuning/evaluation.py",
             ),
-            "personal_llm.tuning.evaluation.paired_differences": (
-                "3_tuning/evaluation.html#paired_differences",
-                "personal_llm/tuning/evaluation.py",
-            ),
             "personal_llm.tuning.evaluation.score_replies": (
                 "3_tuning/evaluation.html#score_replies",
                 "personal_llm/tuning/evaluation.py",
@@ -10866,10 +10910,6 @@ d = {
             ),
             "personal_llm.tuning.speedups.choose_top_layers": (
                 "3_tuning/speedups.html#choose_top_layers",
-                "personal_llm/tuning/speedups.py",
-            ),
-            "personal_llm.tuning.speedups.get_layer_stack": (
-                "3_tuning/speedups.html#get_layer_stack",
                 "personal_llm/tuning/speedups.py",
             ),
             "personal_llm.tuning.speedups.make_dropout_class": (

@@ -246,7 +246,7 @@ def test_memories_stay_in_a_talk_until_an_answer_changes_them(chat):
     assert {d.response for d in chat.reply_memories} == {CORRECTION, "In short: ice.\nTake care, Ana"}
 
 
-def test_memories_follow_the_talk_from_corrected_to_approved_dialogues(reading_pocket):
+def test_a_talk_keeps_its_corrections_and_reads_no_approved_dialogue_after_its_first_prompt(reading_pocket):
     me = Personalizer(reading_pocket, Buffer(8))
     dialogues = [Dialogue(text, "Walk more.", origin="model") for text in (*ACHES, *CHAT)]
     me.observe_all(dialogues, progress=False)
@@ -257,7 +257,8 @@ def test_memories_follow_the_talk_from_corrected_to_approved_dialogues(reading_p
     first, alone = (me.retrieve_memories(text) for text in (elbow, "My back aches at noon."))
     assert {d.origin for d in first} == {"annotated"} and first[-1] != alone[-1]
     assert me.retrieve_memories("My back aches at noon.", turn(elbow)) == first
-    assert me.retrieve_memories(joke, turn(elbow)) == me.retrieve_memories(joke)
+    assert {d.origin for d in me.retrieve_memories(joke)} == {"approved"}
+    assert me.retrieve_memories(joke, turn(elbow)) == me.retrieve_memories(joke, turn("Hello.")) == []
     assert me.retrieve_memories(elbow, (*turn(ACHES[2]), *turn(joke))) == first
 
 

@@ -31,12 +31,13 @@ def choose_prompts(
     memories: list,  # answered dialogues, of `collect_memories`
     embedder: PromptEmbedder,
     most: int,  # prompts to which the model will write a reply, at most
+    everywhere: float = 0.0,  # as for `retrieve`
 ) -> tuple:  # (these dialogues, and those whose replies the user let stand), the likeliest correction first
     "Divide the unanswered dialogues of a stream, without near-copies."
     rated, known = [], [d.prompt for d in memories]
     asked = [d for d in dialogues if d.origin == "model" and not asks_for_fact(d.prompt)]  # a fact may be forgotten
     for d in asked[-MAX_PROMPTS:]:
-        probability, _ = compare_with_memories(memories, d.prompt, embedder)
+        probability, _ = compare_with_memories(memories, d.prompt, embedder, everywhere)
         rated.append((probability, d))
     corrected, uncorrected = [], []
     for probability, d in sorted(rated, key=lambda row: -row[0]):
@@ -97,6 +98,7 @@ def consolidate(
     most: int = DEFAULT_REPLIES,  # new dialogues
     k: int = DEFAULT_COUNT,  # memories of a reply, at most
     max_tokens: int = MAX_MEMORY_TOKENS,  # of the memories of a reply
+    everywhere: float = 0.0,  # as for `retrieve`
 ) -> SynthesisResult:
     "Let a model reply with memories; return its replies under the bare prompts (context distillation), and other talk."
     result, corrections = SynthesisResult([]), [d.response for d in memories if d.origin == "annotated"]
@@ -107,8 +109,8 @@ def consolidate(
         k = choose_count(memories, embedder, k)
         if not k:
             return result
-        chosen, result.uncorrected = choose_prompts(dialogues, memories, embedder, most)
-        found = [retrieve(memories, d.prompt, embedder, k, max_tokens) for d in chosen]
+        chosen, result.uncorrected = choose_prompts(dialogues, memories, embedder, most, everywhere)
+        found = [retrieve(memories, d.prompt, embedder, k, max_tokens, everywhere) for d in chosen]
         bare = [Dialogue(d.prompt, "", [turn for turn in d.history if turn[0] == "system"]) for d in chosen]
         shown = [add_memories(d, m) for d, m in zip(bare, found)]
         replies = model.reply(shown, MAX_WRITTEN_TOKENS + LAST_TOKENS)  # a reply that is cut there stays too long

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SHARE', 'MAX_EMBEDDED_TOKENS',
-           'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'CHANCE_SIMILARITY', 'WORDS_WEIGHT',
-           'MAX_MEMORY_TOKENS', 'PATTERN_TURNS', 'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS',
-           'MAX_CHECKED_ANSWERS', 'collect_memories', 'add_memories', 'compute_rarity', 'compute_bm25',
-           'compute_early_states', 'PromptEmbedder', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
+           'NUM_BACKGROUND_PROMPTS', 'SIMILARITY_SCALE', 'BACKGROUND_WEIGHT', 'CHANCE_SIMILARITY', 'EVERYWHERE_PRIOR',
+           'EVERYWHERE_RATE', 'SUBJECT_RATE', 'WORDS_WEIGHT', 'MAX_MEMORY_TOKENS', 'PATTERN_TURNS',
+           'CORRECTION_THRESHOLD', 'DEFAULT_COUNT', 'MIN_CHECKED_ANSWERS', 'MAX_CHECKED_ANSWERS', 'collect_memories',
+           'add_memories', 'compute_rarity', 'compute_bm25', 'compute_early_states', 'PromptEmbedder',
+           'estimate_everywhere', 'estimate_correction_probability', 'rank_memories', 'fit_memories',
            'compare_with_memories', 'retrieve', 'retrieve_in_talk', 'choose_count']
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
@@ -144,12 +145,23 @@ class PromptEmbedder:
 SIMILARITY_SCALE = 0.1  # τ
 BACKGROUND_WEIGHT = 4.0  # w: the general prompts count as so many approvals
 CHANCE_SIMILARITY = 0.12  # s₀: of a prompt to the corrected ones, by chance
+EVERYWHERE_PRIOR = 0.03  # π: probability of a wish for all replies, before any answer
+EVERYWHERE_RATE, SUBJECT_RATE = 0.9, 0.25  # a, b: of replies that are corrected, with such a wish and without
+
+
+def estimate_everywhere(num_corrected: int, num_let_stand: int) -> float:  # u, in [0, 1]
+    "Return the probability that the user wants all replies so, from the replies that bore no correction."
+    for_it, against = EVERYWHERE_RATE / SUBJECT_RATE, (1 - EVERYWHERE_RATE) / (1 - SUBJECT_RATE)
+    log_odds = math.log(EVERYWHERE_PRIOR / (1 - EVERYWHERE_PRIOR))
+    log_odds += num_corrected * math.log(for_it) + num_let_stand * math.log(against)
+    return 1 / (1 + math.exp(-max(-700.0, log_odds)))
 
 
 def estimate_correction_probability(
     corrected: np.ndarray,  # (n,) similarities of the prompt to the corrected prompts
     approved: np.ndarray,  # (m,) to the approved ones
     background: np.ndarray,  # (b,) to the general ones
+    everywhere: float = 0.0,  # u, of `estimate_everywhere`
 ) -> float:  # in [0, 1]; 0 without corrections
     "Return the probability that the user would correct the reply to a prompt."
     if not len(corrected):
@@ -157,7 +169,8 @@ def estimate_correction_probability(
     weigh = lambda similarities: np.exp((np.asarray(similarities, float) - 1) / SIMILARITY_SCALE)
     others = weigh(approved).sum() + BACKGROUND_WEIGHT * weigh(background).mean()
     others = max(others / (len(approved) + BACKGROUND_WEIGHT), weigh(CHANCE_SIMILARITY))
-    return float(weigh(corrected).mean() / (weigh(corrected).mean() + others))
+    own = weigh(corrected).mean()
+    return float(everywhere * EVERYWHERE_RATE + (1 - everywhere) * own / (own + others))
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00023
 WORDS_WEIGHT = 0.1  # of BM25 beside the similarity
@@ -194,12 +207,12 @@ CORRECTION_THRESHOLD = 0.5  # probability of a correction from which the correct
 DEFAULT_COUNT = 6  # k
 
 
-def compare_with_memories(memories: list, prompt: str, embedder: PromptEmbedder) -> tuple:
+def compare_with_memories(memories: list, prompt: str, embedder: PromptEmbedder, everywhere: float = 0.0) -> tuple:
     "Return the probability that the user would correct the reply to a prompt, and its similarity to each memory."
     vector, *vectors = embedder.embed([prompt, *(d.prompt for d in memories)])
     similarities, is_corrected = np.array(vectors) @ vector, np.array([d.origin == "annotated" for d in memories])
     near = similarities[is_corrected], similarities[~is_corrected], embedder.background @ vector
-    return estimate_correction_probability(*near), similarities
+    return estimate_correction_probability(*near, everywhere), similarities
 
 
 def retrieve(
@@ -208,11 +221,12 @@ def retrieve(
     embedder: PromptEmbedder,
     k: int = DEFAULT_COUNT,  # turns of memories; 0: none
     max_tokens: int = MAX_MEMORY_TOKENS,  # of all of them
+    everywhere: float = 0.0,
 ) -> list:  # dialogues, the nearest last; one may occur several times
     "Choose the answered dialogues that a reply to a prompt should read."
     if k < 1 or not memories:
         return []
-    probability, similarities = compare_with_memories(memories, prompt, embedder)
+    probability, similarities = compare_with_memories(memories, prompt, embedder, everywhere)
     takes_corrected = probability >= CORRECTION_THRESHOLD
     pool = [i for i, d in enumerate(memories) if (d.origin == "annotated") == takes_corrected]
     if not pool:
@@ -230,15 +244,18 @@ def retrieve_in_talk(
     embedder: PromptEmbedder,
     k: int = DEFAULT_COUNT,
     max_tokens: int = MAX_MEMORY_TOKENS,
+    everywhere: float = 0.0,
 ) -> list:  # dialogues, the nearest last
     "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
-    probabilities = [compare_with_memories(memories, text, embedder)[0] for text in prompts]
+    probabilities = [compare_with_memories(memories, text, embedder, everywhere)[0] for text in prompts]
     kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
+    if len(prompts) > 1 and not kinds[-1]:
+        return []
     start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
-    found = retrieve(memories, prompts[-1], embedder, k, max_tokens)
+    found = retrieve(memories, prompts[-1], embedder, k, max_tokens, everywhere)
     if not found or start == len(prompts) - 1:
         return found
-    chosen = retrieve(memories, prompts[start], embedder, k, max_tokens)
+    chosen = retrieve(memories, prompts[start], embedder, k, max_tokens, everywhere)
     return chosen if found[-1] in chosen else found
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030

@@ -239,11 +239,12 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     is_own = history is None
     given = [(role, clean_text(text, self.max_characters)[0]) for role, text in history or ()]
     turns = self.history() if is_own else given
-    question, adapter = Dialogue(prompt, "", turns, time=self.clock()), self.me.adapter if with_adapter else None
+    question = Dialogue(prompt, "", turns, time=self.clock())
     shown = self.add_talk_memories(question, is_own) if with_adapter else question
+    adapter = self.me.choose_adapter(prompt) if with_adapter else None
     yield from self.stream_reply(shown, options, adapter)
     if is_observed:
-        self.observe(question, self.reply, is_own)
+        self.observe(question, self.reply, adapter, is_own)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #fde88fa5
 @patch
@@ -256,14 +257,16 @@ def stream_reply(self: ChatSession, shown: Dialogue, options: ReplyOptions, adap
 
 # %% ../../nbs/6_device/07_conversation.ipynb #cf58eb01
 @patch
-def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: bool = True) -> None:
+def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, adapter, is_own: bool = True) -> None:
     "Score a turn from the forward passes that generated its reply, and let the policy decide; skip an empty reply."
     if not reply.text:
         self.messages_to_user.append("the model had no answer; the turn is not kept")
         return
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
-        if tuple(reply.dialogue.history) != tuple(d.history):  # the reply read other turns too: we score it alone
+        is_informed = adapter is not None or any(m.origin == "annotated" for m in self.reply_memories)
+        if tuple(reply.dialogue.history) != tuple(d.history) or adapter is not self.me.adapter:
+            # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
         else:
             candidate = score_reading(d, reply.reading, self.me.lexicons)
@@ -271,7 +274,7 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
             self.infer_feedback(d.prompt)
         state = self.me.state
         own = join_conversation(state.conversation, state.get_title(state.conversation))
-        root = self.me.arrive(candidate, own if is_own else "client")
+        root = self.me.arrive(candidate, own if is_own else "client", is_informed=is_informed)
         if state.wants_question and self.me.questions_left() > 0:
             self.me.open_question(root)
         else:
@@ -367,7 +370,7 @@ def generate_again(self: ChatSession, options: ReplyOptions = None):
     options = options or replace(RETRY_OPTIONS, seed=crc32(turn["response"].encode()))
     question = Dialogue(turn["prompt"], "", tuple(self.history())[:-2], time=turn["time"])
     shown = self.add_talk_memories(question)
-    yield from self.stream_reply(shown, options, self.me.adapter)
+    yield from self.stream_reply(shown, options, self.me.choose_adapter(turn["prompt"]))
     if self.reply.text.split() in ([], turn["response"].split()):
         raise InputError("the model gave the same reply again", "write your wish in other words")
     return turn, self.reply.text

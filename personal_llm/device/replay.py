@@ -22,6 +22,7 @@ from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
 from ..buffer.feedback import estimate_dissatisfaction, get_first_id
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
+from ..buffer.retrieval import estimate_everywhere
 from ..buffer.scoring import ScoredDialogue
 from .memory import Event, Memory, find_state_folders, join_conversation
 from .memory import make_no_state_error, scores_from_dict, split_conversation
@@ -138,6 +139,8 @@ class PersonalizerState:
         self.rounds = []  # `TrainingRound`s
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
+        self.uninformed_ids = set()  # roots of own talk whose first replies read no correction
+        self.following_ids = set()  # those of them whose talk bore one before
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
@@ -201,6 +204,12 @@ def get_root(self: PersonalizerState, d: Dialogue) -> str:
 
 
 @patch
+def is_own_talk(self: PersonalizerState, root: str) -> bool:
+    "Return whether a dialogue is neither another program's nor from an imported file."
+    return self.memory.conversations.get(root) not in ("client", "import")
+
+
+@patch
 def find_root(self: PersonalizerState, id: str) -> str:
     "Return the root of a dialogue, of a version, or of a parent that an import named; `InputError` if none is stored."
     if isinstance(id, str) and id in self.memory.dialogues:
@@ -260,7 +269,13 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
         left = self.questions_left(self.settings["max_questions"])
         policy = self.buffer.policy
         self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
-    if own := split_conversation(self.memory.conversations[root]):
+    own = split_conversation(self.memory.conversations[root])
+    if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed"):
+        before = [row["id"] for row in self.conversations.get(own[0], ())] if own else ()
+        if any(id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated" for id in before):
+            self.following_ids.add(root)
+        self.uninformed_ids.add(root)
+    if own:
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
         self.conversation = own[0]
         self.conversations.setdefault(own[0], []).append(row)
@@ -280,6 +295,14 @@ def questions_left(self: PersonalizerState, max_questions: int = None) -> int:
 def count_turns(self: PersonalizerState) -> int:
     "Count the turns of all conversations of ours."
     return sum(map(len, self.conversations.values()))
+
+
+@patch
+def find_everywhere(self: PersonalizerState) -> float:  # in [0, 1]
+    "Return the probability that the user wants all replies as the corrections are; see the chapter on retrieval."
+    corrected = {root for root, d in self.versions.items() if d.origin == "annotated"}
+    let_stand = self.uninformed_ids - self.following_ids - corrected
+    return estimate_everywhere(len(corrected & self.uninformed_ids), len(let_stand))
 
 # %% ../../nbs/6_device/02_replay.ipynb #96aabde7
 @patch
