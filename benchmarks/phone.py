@@ -32,13 +32,13 @@ def export(folder: Path) -> dict:  # seconds, sizes
     begun = time.process_time()
     parcel = export_bundle(load_model("pocket"), dialogues, folder / "parcel", TuningConfig(**SETTINGS))
     sizes = {name: row["bytes"] for name, row in parcel.manifest["files"].items()}
-    buckets = [dict(method=row["method"], records=row["records"]) for row in parcel.manifest["buckets"]]
-    return dict(seconds=time.process_time() - begun, memory=get_peak_memory(), files=sizes, buckets=buckets)
+    shape = [parcel.manifest["batch"], parcel.manifest["length"]]
+    return dict(seconds=time.process_time() - begun, memory=get_peak_memory(), files=sizes, shape=shape)
 
 
 def runtime(folder: Path) -> dict:
     "The online phase, every step timed."
-    from personal_llm.runtimes.phone import export_adapter, load_runtime, run_training_steps
+    from personal_llm.runtimes.phone import load_runtime, train_bundle
     from personal_llm.runtimes.phone_bundle import PROGRAM_FILE, open_bundle
 
     parcel, seconds = open_bundle(folder / "parcel"), []
@@ -50,9 +50,8 @@ def runtime(folder: Path) -> dict:
         seconds.append(time.process_time() - begun)
         return out
 
-    done = run_training_steps(parcel, timed)
-    export_adapter(parcel, done, folder / "adapter", get_peak_memory())
-    return dict(losses=[*done.losses], seconds=seconds, before=before, memory=get_peak_memory())
+    done = train_bundle(parcel.folder, folder / "adapter", timed)
+    return dict(losses=[loss for _, loss, _ in done.history], seconds=seconds, before=before, memory=get_peak_memory())
 
 
 def pytorch(folder: Path) -> dict:
@@ -72,8 +71,7 @@ def pytorch(folder: Path) -> dict:
         weights, before = [p for p in adapted.parameters() if p.requires_grad], get_peak_memory()
         optimiser = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         schedule = get_cosine_schedule_with_warmup(optimiser, round(config.warmup * config.steps), config.steps)
-        for number in range(config.steps):
-            _, ids, targets, _ = parcel.batch(number)
+        for ids, targets, _ in parcel.batches:
             labels = torch.from_numpy(np.concatenate([np.full((len(ids), 1), -100), targets[:, :-1]], 1))
             ids, begun = torch.from_numpy(ids), time.process_time()
             loss = adapted(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
@@ -91,11 +89,10 @@ def pytorch(folder: Path) -> dict:
 def apart(folder: Path) -> float:
     "The largest difference between the two trained adapters, beside the largest change that training made."
     from personal_llm.base.adapters import WEIGHTS_FILE
-    from personal_llm.runtimes.phone_bundle import read_adapter_layout, read_adapter_vector
+    from personal_llm.runtimes.phone_bundle import read_adapter_vector
 
     ours, theirs, start = (folder / name / WEIGHTS_FILE for name in ("adapter", "theirs", "parcel/adapter"))
-    layout = read_adapter_layout(ours)
-    ours, theirs, start = (read_adapter_vector(file, layout) for file in (ours, theirs, start))
+    ours, theirs, start = (read_adapter_vector(file).numbers for file in (ours, theirs, start))
     return dict(adapters=float(np.abs(ours - theirs).max()), training=float(np.abs(ours - start).max()))
 
 

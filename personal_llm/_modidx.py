@@ -9562,6 +9562,10 @@ d = {
             ),
         },
         "personal_llm.recipes.style_space": {
+            "personal_llm.recipes.style_space.compute_own_shifts": (
+                "recipes/style_space.html#compute_own_shifts",
+                "personal_llm/recipes/style_space.py",
+            ),
             "personal_llm.recipes.style_space.grid_panels": (
                 "recipes/style_space.html#grid_panels",
                 "personal_llm/recipes/style_space.py",

@@ -151,8 +151,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "A phone bundle whose steps",
         "runtimes/phone_bundle.py",
-        "        np.stack([bundle.batch(number)[3] for number in range(len(bundle.steps))]).reshape(-1, 3)",
-        "        bundle",
+        "if not steps or any(rows.shape != shape for rows, _ in batches):",
+        "if not steps:",
     ),
     ("A model that looks ahead", "data/records.py", ".read(MAX_UNZIPPED_BYTES + 1)", ".read()"),
     ("Control characters of others", "app/arguments.py", "join(map(escape_controls, lines))", "join(lines)"),
@@ -175,8 +175,8 @@ MUTANTS = [  # (beginning of the row, file below personal_llm, old, new)
     (
         "Training on an idle machine",
         "runtimes/idle.py",
-        "                wait_until(is_busy, policy.busy_seconds, stop.wait)\n",
-        "                stop.wait(10**4)\n",
+        "        return self.busy_seconds > BUSY_SECONDS",
+        "        return False",
     ),
     (
         "A folder that nobody can write",

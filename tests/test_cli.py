@@ -200,7 +200,6 @@ def test_a_command_of_ones_own_is_one_function(extra, capsys):
             "chats are not sent",
         ),
         (["explain", "--data", "a", "--library", "nowhere"], "no library here"),
-        (["explain", "--data", "a", "--plot", "nowhere/style.png"], "nowhere: no folder that you can write to"),
         (["select"], "--data"),
         (["select", "--data", "a", "--library", "nowhere"], "no library here"),
     ],
@@ -213,7 +212,7 @@ def test_mistakes_are_one_line_and_make_nothing(tmp_path, capsys, monkeypatch, a
 
 # functions that no command calls with a value of the user: their errors are for Python
 PYTHON_ONLY = "get_latest_messages _place group_rows_by_subject check_dialogues correlated_stream candidate_words"
-PYTHON_ONLY = {*PYTHON_ONLY.split(), "get_selector", "select", "__post_init__", "adapt_config_to_phone"}
+PYTHON_ONLY = {*PYTHON_ONLY.split(), "get_selector", "select", "__post_init__", "export_bundle"}
 PYTHON_NAME = re.compile(r"\w+\(|\b[a-z]+_[a-z_]+\b|\b[A-Z][a-z]+[A-Z]\w*|\b[a-z]\w*=\S|\bpersonal_llm\.")
 OTHER_NAMES = re.compile(r"\w+\.json\b|token_embd|lora_alpha|peft_type|num_hidden_layers|personal_llm\[\w+\]|NaN|LoRA")
 PRODUCTS = re.compile("WhatsApp|ExecuTorch|SmolLM2|HuggingFaceTB")

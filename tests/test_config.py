@@ -128,10 +128,10 @@ def test_the_phone_takes_the_model_s_defaults(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def stop(config):
+    def stop(config, **changes):
         raise Stop(config.steps)
 
     monkeypatch.setattr(phone, "require_executorch", lambda: None)
-    monkeypatch.setattr(phone, "adapt_config_to_phone", stop)
+    monkeypatch.setattr(phone, "replace", stop)
     with pytest.raises(Stop, match=str(TuningConfig.for_model(LARGE).steps)):
         phone.export_bundle(LARGE, [], tmp_path / "bundle")

@@ -12,7 +12,6 @@ import pytest
 from devices import TALK, Fake, fake_tune, start, watch
 from typed import fails, found
 
-from personal_llm.base.core import InputError
 from personal_llm.base.files import lock_folder
 from personal_llm.device import personalizer
 from personal_llm.device.background_training import TrainingStopped
@@ -20,13 +19,13 @@ from personal_llm.device.personalizer import load_personalizer
 from personal_llm.device.memory import get_state_version
 from personal_llm.device.replay import read_state
 from personal_llm.runtimes import idle
-from personal_llm.runtimes.idle import IdlePolicy, MachineState, finetune_folder, finetune_when_idle, wait_until
+from personal_llm.runtimes.idle import MachineState, StopWhenBusy, finetune_folder, finetune_when_idle
 
-FREE = MachineState(0.0, 50.0, None, 8.0)
+FREE = MachineState(0.0, 50.0, False, 8.0)
 BUSY = [
     (dict(other_load=0.9), "other programs"),
     (dict(celsius=99.0), "99 °C"),
-    (dict(charge=0.9), "on battery"),
+    (dict(on_battery=True), "on battery"),
     (dict(free=0.5), "memory"),
 ]
 
@@ -38,6 +37,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(Fake, "model", None, raising=False)
     monkeypatch.setattr(idle, "install_stop_hook", lambda inner, stop: SimpleNamespace(remove=lambda: None))
     monkeypatch.setattr(idle, "LOOK_SECONDS", 1e-3)
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 0.0)
     me = start(tmp_path)
     watch(me, TALK[:4])
     me.save()
@@ -50,40 +50,43 @@ def model():
 
 def test_each_limit_alone_keeps_a_fine_tune_from_beginning():
     for change, words in BUSY:
-        assert words in idle.find_obstacle(IdlePolicy(), replace(FREE, **change)), change
-    assert not idle.find_obstacle(IdlePolicy(), FREE)
-    assert not idle.find_obstacle(IdlePolicy(), replace(FREE, free=0.1), training=True), "we use the memory ourselves"
-    assert not idle.find_obstacle(IdlePolicy(min_charge=0.5), replace(FREE, charge=0.8))
-    assert idle.find_obstacle(IdlePolicy(min_charge=0.5), replace(FREE, charge=0.4)) == "on battery"
+        assert words in idle.find_obstacle(replace(FREE, **change)), change
+    assert not idle.find_obstacle(FREE)
+    assert not idle.find_obstacle(replace(FREE, free=0.1), training=True), "we use the memory ourselves"
 
 
-def test_a_limit_out_of_its_range_is_named():
-    for wrong in (dict(max_load=2.0), dict(min_charge=-0.1), dict(idle_seconds=None), dict(max_celsius="hot")):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            IdlePolicy(**wrong)
-
-
-def test_a_condition_must_hold_without_a_break(monkeypatch):
+def test_the_machine_must_be_idle_without_a_break(folder, monkeypatch):
     "And a clock that jumps a year changes nothing, because measurements are counted."
-    monkeypatch.setattr(idle.time, "monotonic", lambda: 1e9)
+    clock = iter([0.0] + [k * 1e7 for k in range(10**6)])
+    monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(idle, "IDLE_SECONDS", 3 * idle.LOOK_SECONDS)
     seen, waits = iter([1, 1, 0, 1, 1, 1, 1, 1]), []
-    wait_until(lambda: next(seen), 3.0, waits.append)
+    assert finetune_when_idle(
+        folder, model, lambda: FREE if next(seen) else replace(FREE, other_load=1.0), waits.append
+    )
     assert waits == [idle.LOOK_SECONDS] * 7
+
+
+def test_the_machine_must_be_busy_without_a_break(monkeypatch):
+    clock, loads = iter(range(10**6)), iter([1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(idle.time, "monotonic", lambda: next(clock))
+    stop = StopWhenBusy(lambda: replace(FREE, other_load=next(loads)))
+    assert [stop.is_set() for _ in range(8)] == [False] * 7 + [True]
 
 
 def test_a_machine_that_is_never_idle_trains_nothing(folder, capsys):
     seen = iter([replace(FREE, **BUSY[k % 3][0]) for k in range(90)])
     with pytest.raises(StopIteration):
-        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: next(seen))
+        finetune_when_idle(folder, model, lambda: next(seen))
     assert len(read_state(folder).rounds) == 0
     assert "waiting: on battery" in capsys.readouterr().err
 
 
 def test_it_learns_once_saves_and_then_has_nothing_to_do(folder):
-    done = finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: FREE)
+    done = finetune_when_idle(folder, model, lambda: FREE)
     assert "4 kept" in str(done) and len(read_state(folder).rounds) == 1
     before = get_state_version(folder)
-    assert finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: FREE) is None
+    assert finetune_when_idle(folder, model, lambda: FREE) is None
     assert get_state_version(folder) == before
     me = load_personalizer(folder, model())
     watch(me, TALK[4:6])
@@ -92,17 +95,19 @@ def test_it_learns_once_saves_and_then_has_nothing_to_do(folder):
 
 
 def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
-    "Load, heat and battery each set the stop event; the fine-tune begins again when they are over."
+    "Load, heat and battery each end the fine-tune; it begins again when they are over."
+    monkeypatch.setattr(idle, "BUSY_SECONDS", 0.0)
     for change, _ in BUSY[:3]:
         state, tries = SimpleNamespace(now=FREE), []
-        monkeypatch.setattr(idle, "find_obstacle", lambda policy, now, training=False: now != FREE and "busy")
 
         def tune(*given, change=change, state=state, tries=tries, **named):
             tries.append(1)
             if len(tries) == 1:
-                assert not stops[-1].wait(0.1), "the machine was idle"
+                idle.time.sleep(2e-3)
+                assert not stops[-1].is_set(), "the machine was idle"
                 state.now = replace(FREE, **change)
-                assert tries and stops[-1].wait(30), "nobody stopped it"
+                idle.time.sleep(2e-3)
+                assert stops[-1].is_set(), "nobody stopped it"
                 state.now = FREE
                 raise TrainingStopped
             return fake_tune(*given, **named)
@@ -114,15 +119,13 @@ def test_a_busy_machine_ends_it_and_an_idle_one_goes_on(folder, monkeypatch):
         me = load_personalizer(folder, model())
         watch(me, TALK[10 + len(me.rounds) :][:3])
         me.save()
-        assert finetune_when_idle(
-            folder, model, IdlePolicy(idle_seconds=0, busy_seconds=0), lambda state=state: state.now
-        )
+        assert finetune_when_idle(folder, model, lambda state=state: state.now)
         assert len(tries) == 2
 
 
 def test_a_measurement_that_fails_ends_the_fine_tune_with_its_error(folder, monkeypatch):
     "Without measurements no one would end it, so it must not go on."
-    states, stops = iter([FREE, FREE]), []
+    states, stops = iter([FREE]), []
 
     def measure():
         if (state := next(states, None)) is None:
@@ -130,21 +133,22 @@ def test_a_measurement_that_fails_ends_the_fine_tune_with_its_error(folder, monk
         return state
 
     def tune(*given, **named):
-        assert stops[-1].wait(5), "it went on, and no thread measured"
-        raise TrainingStopped
+        idle.time.sleep(2e-3)
+        stops[-1].is_set()
+        raise AssertionError("it went on, and nobody measured")
 
     watched = lambda out, load, stop, progress: stops.append(stop) or finetune_folder(out, load, stop, progress)
     monkeypatch.setattr(idle, "finetune_folder", watched)
     monkeypatch.setattr(personalizer, "tune", tune)
     with pytest.raises(OSError, match="no such sensor"):
-        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), measure)
+        finetune_when_idle(folder, model, measure)
     assert len(stops) == 1
 
 
 def test_an_open_chat_is_an_obstacle(folder, capsys):
     left = iter([FREE] * 5)
     with lock_folder(folder), pytest.raises(StopIteration):
-        finetune_when_idle(folder, model, IdlePolicy(idle_seconds=0), lambda: next(left))
+        finetune_when_idle(folder, model, lambda: next(left))
     assert "a chat or a run is at work" in capsys.readouterr().err and len(read_state(folder).rounds) == 0
 
 
@@ -162,7 +166,6 @@ def test_what_the_model_said_alone_is_nothing_to_learn(folder, tmp_path):
 def test_the_command(folder, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("personal_llm.base.models.load_model", lambda name, **given: model())
     assert "no saved state" in fails(capsys, "learn", "--out", tmp_path / "elsewhere")
-    assert "--idle-seconds is -1" in fails(capsys, "learn", "--out", folder, "--when-idle", "--idle-seconds", "-1")
     result = found(capsys, "learn", "--out", folder, "--model", "pocket")
     assert result["learned"] and result["start_loss"] == 2.0 and Path(result["adapter"]).is_dir()
     assert found(capsys, "learn", "--out", folder, "--model", "pocket") == dict(learned=False)

@@ -56,16 +56,14 @@ class TextPart(Fields):
     text: Text
 
 
-def split_content(content):
-    "Return the content of a message as a list of parts."
-    return [dict(type="text", text=content)] if isinstance(content, str) else content
+Parts = Annotated[list[TextPart], BeforeValidator(lambda x: [dict(type="text", text=x)] if isinstance(x, str) else x)]
 
 
 class Message(Fields):
     "A message of a conversation."
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(split_content)]
+    content: Parts
     tool_calls: only([]) = None
 
     def get_text(self) -> str:

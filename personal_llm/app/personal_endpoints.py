@@ -345,21 +345,8 @@ COMMAND_LINE_WORDS = {  # of errors, and their form for the page, which skips ba
 }
 
 
-def describe_import(dialogues, content: bytes) -> list:  # lines; dialogues: a `Dialogues`
-    "Say whose side was read as the user's, and what was left out."
-    notes, num_left_out = dialogues.notes(), len(dialogues) - MAX_IMPORTED_DIALOGUES
-    if num_left_out > 0:
-        notes.append(f"the oldest dialogues were left out: {num_left_out}")
-    num_lost = sum("\ufffd" in line.decode(errors="replace") for line in content.split(b"\n"))
-    if dialogues.format == "whatsapp" and num_lost:
-        notes.append(f"lines that are not UTF-8 were left out: {num_lost}")
-    for words, other in COMMAND_LINE_WORDS.items():
-        notes = [note.replace(words, other) for note in notes]
-    return notes
-
-
 def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, notes)
-    "Read the content of a file; an error has the file's own name and the words of the page."
+    "Read the content of a file; an error has the file's own name and the words of the page. Notes: what was left out."
     from personal_llm.data.reading import read_dialogues
 
     suffixes = [one for one in Path(name).suffixes[-2:] if one[1:].isalnum() and len(one) <= MAX_SUFFIX]
@@ -368,12 +355,20 @@ def read_import(content: bytes, name: str, user: str) -> tuple:  # (dialogues, n
         file.write_bytes(content)
         try:
             dialogues = read_dialogues(file, skip_invalid=True, user=user or None)
-            return dialogues[-MAX_IMPORTED_DIALOGUES:], describe_import(dialogues, content)
         except InputError as error:
             text, shown = str(error), format_value(name or "the file")
             for words, other in {str(file): shown, file.name: shown, **COMMAND_LINE_WORDS}.items():
                 text = text.replace(words, other)
             raise InputError(text) from None
+    notes, num_left_out = dialogues.notes(), len(dialogues) - MAX_IMPORTED_DIALOGUES
+    if num_left_out > 0:
+        notes.append(f"the oldest dialogues were left out: {num_left_out}")
+    num_lost = sum("\ufffd" in line.decode(errors="replace") for line in content.split(b"\n"))
+    if dialogues.format == "whatsapp" and num_lost:
+        notes.append(f"lines that are not UTF-8 were left out: {num_lost}")
+    for words, other in COMMAND_LINE_WORDS.items():
+        notes = [note.replace(words, other) for note in notes]
+    return dialogues[-MAX_IMPORTED_DIALOGUES:], notes
 
 # %% ../../nbs/8_app/10_personal_endpoints.ipynb #dcb2993f
 MODEL_PATHS = ("/personal/style", "/personal/examples")  # they need the model, so they wait for a reply that is written

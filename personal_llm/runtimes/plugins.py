@@ -32,17 +32,6 @@ class Runtime:
 ENTRY_POINT_GROUP = "personal_llm.runtimes"
 
 
-def _find_taken_names(runtime, runtimes: dict) -> list:  # runtimes: name -> `Runtime`
-    "List the names of a runtime's functions that another runtime has already, each with that runtime."
-    return [
-        f"{name!r} belongs to {other}"
-        for other, known in runtimes.items()
-        for part in ("targets", "companions", "commands")
-        for name in getattr(runtime, part, {})
-        if name in getattr(known, part, {})
-    ]
-
-
 @cache
 def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a plug-in was skipped)
     "Load the runtimes of all installed packages."
@@ -55,7 +44,11 @@ def find_runtimes() -> tuple:  # (name -> `Runtime`, name -> the reason why a pl
             skipped[point.name] = f"{point.value}: {type(error).__name__}: {error}"
             continue
         is_runtime = all(hasattr(runtime, part) for part in ("targets", "commands", "examples"))
-        taken = _find_taken_names(runtime, runtimes) if is_runtime else ["not a Runtime"]
+        taken = [] if is_runtime else ["not a Runtime"]
+        for other, known in runtimes.items() if is_runtime else ():
+            for part in ("targets", "companions", "commands"):
+                names = [name for name in getattr(runtime, part, {}) if name in getattr(known, part, {})]
+                taken += [f"{name!r} belongs to {other}" for name in names]
         if point.name in runtimes or taken:
             skipped[point.name] = f"{point.value}: {'; '.join(taken) or 'a runtime of this name is there already'}"
         else:

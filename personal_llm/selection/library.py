@@ -124,65 +124,77 @@ class Library:
             rows.append(dict(name=name, words=words, MB=round(card["bytes"] / 1e6, 2)) | facts)
         return rows
 
-    def read_space(self, space=None):  # a `StyleSpace` or a `SharedBasis`; None: that on the disk
-        "Return the space. Raise `InputError` if it is not the library's."
-        space, own = load_space(self.path) if space is None else space, (self.index.head["space"], self.base)
-        if (space.id, space.base) != own:
-            what = f"{self.path}: was made in space {own[0]} of base {own[1]}"
-            raise InputError(
-                f"{what}, this is space {space.id} of base {space.base}", "use the one that it was made in"
-            )
-        return space
+# %% ../../nbs/5_selection/06_library.ipynb #d37816c6
+@patch
+def read_space(self: Library, space=None):  # a `StyleSpace` or a `SharedBasis`; None: that on the disk
+    "Return the space. Raise `InputError` if it is not the library's."
+    space, own = load_space(self.path) if space is None else space, (self.index.head["space"], self.base)
+    if (space.id, space.base) != own:
+        what = f"{self.path}: was made in space {own[0]} of base {own[1]}"
+        raise InputError(f"{what}, this is space {space.id} of base {space.base}", "use the one that it was made in")
+    return space
 
-    def matrix(self) -> np.ndarray:  # (n, width) float32, one row for each name of the index
-        "The memory-mapped matrix of all rows, after a check of its checksum."
-        if self._matrix is None:
-            file = self.index.file
-            content = file.read_bytes() if file.is_file() else b""
-            if compute_sha256(content) != self.index.head["sha256"]:
-                self.check_unchanged()
-                raise InputError(f"{file}: does not agree with its checksum in index.json", "restore a copy of both")
-            self._matrix = np.lib.format.open_memmap(file, mode="r")
-        return self._matrix
+# %% ../../nbs/5_selection/06_library.ipynb #dbc1fc3f
+@patch
+def matrix(self: Library) -> np.ndarray:  # (n, width) float32, one row for each name of the index
+    "The memory-mapped matrix of all rows, after a check of its checksum."
+    if self._matrix is None:
+        file = self.index.file
+        content = file.read_bytes() if file.is_file() else b""
+        if compute_sha256(content) != self.index.head["sha256"]:
+            self.check_unchanged()
+            raise InputError(f"{file}: does not agree with its checksum in index.json", "restore a copy of both")
+        self._matrix = np.lib.format.open_memmap(file, mode="r")
+    return self._matrix
 
-    def check_unchanged(self) -> None:
-        "Raise `InputError` if another program has written a new index since we opened the library."
-        now = read_index(self.path)
-        if (now.head, now.names) != (self.index.head, self.index.names):
-            raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
-    @property
-    def rows(self) -> np.ndarray:  # (n, width) float32, one row for each of `names`
-        "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
-        matrix = self.matrix()
-        if not self._is_finite and (damaged := np.flatnonzero(~np.isfinite(matrix).all(1)).tolist()):
-            what = f"{self.index.file}: the rows of {', '.join(self.names[row] for row in damaged[:5])} are not finite"
-            raise InputError(what, "remove and add them anew")
-        self._is_finite = True
-        return matrix
+@patch
+def check_unchanged(self: Library) -> None:
+    "Raise `InputError` if another program has written a new index since we opened the library."
+    now = read_index(self.path)
+    if (now.head, now.names) != (self.index.head, self.index.names):
+        raise InputError(f"{self.path}: has been changed since it was opened", "open it again")
 
-    def columns(self, name: str) -> np.ndarray:  # (n, d), a view
-        'Return one group of columns of all rows, such as "coordinates"; raise `InputError` for an unknown group.'
-        if name not in self.index.head["columns"]:
-            remedy = f"use one of {', '.join(self.index.head['columns'])}"
-            raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
-        return self.rows[:, slice(*self.index.head["columns"][name])]
 
-    def card(self, name: str) -> dict:
-        "Read and check a pLLM's card, without its weights; raise `InputError` if it is damaged."
-        if self.remote:
-            self.remote.fetch_pllm(name, [PLLM_CARD_FILE])
-        return read_pllm_card(self.path / name, self.base, self.index.head["space"])
+@patch
+@property
+def rows(self: Library) -> np.ndarray:  # (n, width) float32, one row for each of `names`
+    "The rows of the pLLMs, memory-mapped. Raises `InputError` for a row that is not finite."
+    matrix = self.matrix()
+    if not self._is_finite and (damaged := np.flatnonzero(~np.isfinite(matrix).all(1)).tolist()):
+        what = f"{self.index.file}: the rows of {', '.join(self.names[row] for row in damaged[:5])} are not finite"
+        raise InputError(what, "remove and add them anew")
+    self._is_finite = True
+    return matrix
 
-    def __getitem__(self, name: str) -> PLLM:
-        "Read and check a pLLM. Raise `InputError` if the name is unknown or the pLLM is damaged."
-        if not isinstance(name, str) or name not in self.row_numbers:
-            similar = difflib.get_close_matches(str(name), self.names, 3) or self.names[:3]
-            remedy = f"use one of its {len(self)}, such as {', '.join(similar)}" if similar else "the library is empty"
-            raise InputError(f"{self.path}: no pLLM {escape_controls(str(name))[:90]!r}", remedy)
-        if self.remote:
-            self.remote.fetch_pllm(name)
-        return read_pllm(self.path / name, self.base, self.index.head["space"])
+
+@patch
+def columns(self: Library, name: str) -> np.ndarray:  # (n, d), a view
+    'Return one group of columns of all rows, such as "coordinates"; raise `InputError` for an unknown group.'
+    if name not in self.index.head["columns"]:
+        remedy = f"use one of {', '.join(self.index.head['columns'])}"
+        raise InputError(f"{self.path}: its space has no columns {name!r}", remedy)
+    return self.rows[:, slice(*self.index.head["columns"][name])]
+
+# %% ../../nbs/5_selection/06_library.ipynb #8ccb16b6
+@patch
+def card(self: Library, name: str) -> dict:
+    "Read and check a pLLM's card, without its weights; raise `InputError` if it is damaged."
+    if self.remote:
+        self.remote.fetch_pllm(name, [PLLM_CARD_FILE])
+    return read_pllm_card(self.path / name, self.base, self.index.head["space"])
+
+
+@patch
+def __getitem__(self: Library, name: str) -> PLLM:
+    "Read and check a pLLM. Raise `InputError` if the name is unknown or the pLLM is damaged."
+    if not isinstance(name, str) or name not in self.row_numbers:
+        similar = difflib.get_close_matches(str(name), self.names, 3) or self.names[:3]
+        remedy = f"use one of its {len(self)}, such as {', '.join(similar)}" if similar else "the library is empty"
+        raise InputError(f"{self.path}: no pLLM {escape_controls(str(name))[:90]!r}", remedy)
+    if self.remote:
+        self.remote.fetch_pllm(name)
+    return read_pllm(self.path / name, self.base, self.index.head["space"])
 
 # %% ../../nbs/5_selection/06_library.ipynb #f33b4240
 @patch
