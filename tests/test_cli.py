@@ -355,7 +355,7 @@ def test_an_id_of_the_hub_fails_soon_without_a_network(capsys, monkeypatch):
     "The hub hangs for ever; the command does not."
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(loading, "HUB_TIMEOUT", 0.2)
-    monkeypatch.setattr(loading, "find_hub_error", lambda name: time.sleep(600))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *given, **named: time.sleep(600))
     code, out, err = invoke(capsys, "check", "--model", "some/model-that-is-not-here")
     assert code == 2 and not out and "unknown model" in err and "the hub does not answer" in err
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from personal_llm.base.core import Cost, Dialogue, InputError
 from personal_llm.explanation.decomposition import SharedBasis, decompose, explain_as_published, split_half_threshold
-from personal_llm.explanation.decomposition import neutral_pairs, summary_shift, summary_states
+from personal_llm.explanation.decomposition import neutral_pairs, summary_states
 from tiny import shared
 
 
@@ -288,7 +288,8 @@ def scene():
     basis = SharedBasis.from_prompts(model, model, [f"What is {i}?" for i in range(12)])
     dialogues = [Dialogue(f"Say {i}.", f"I SAY {i} AND {i} AGAIN") for i in range(9)]
     answers = model.generate(dialogues, max_new_tokens=48)
-    V = summary_shift(model, [(d.prompt, d.response, a) for d, a in zip(dialogues, answers)], basis.centre)
+    pairs = [(d.prompt, d.response, a) for d, a in zip(dialogues, answers)]
+    V = summary_states(model, pairs).mean(0) - basis.centre
     other = np.random.default_rng(0).normal(size=len(V))
     other -= (other @ V) / (V @ V) * V
     basis.grow(
@@ -335,18 +336,14 @@ def test_explanation_by_hand(scene):
         and model.cost.tokens - before.tokens == e.cost.tokens > 0
         and e.cost.seconds > 0
     )
-    given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis, answers + ["never read"])
-    assert np.allclose(given.row, e.row, atol=1e-3) and given.cost.forward == 9, (
-        "known answers are not made again; empty responses are left out"
-    )
+    given = explain_as_published(model, model, dialogues + [Dialogue("Say it.", " ")], basis)
+    assert np.allclose(given.row, e.row, atol=1e-3), "empty responses are left out"
 
 
 def test_explanation_refusals(scene):
     model, basis, dialogues, answers, _ = scene
     with pytest.raises(InputError, match="dialogues with a response: 7, at least 8 are needed; give 1 more"):
         explain_as_published(model, model, dialogues[:7] + [Dialogue("q", "")], basis)
-    with pytest.raises(InputError, match="one a dialogue"):
-        explain_as_published(model, model, dialogues, basis, answers[:-1])
     other = shared("llama", seed=5)
     for pair in ((other, model), (model, other)):
         with pytest.raises(InputError, match="was made with"):

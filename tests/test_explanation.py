@@ -86,14 +86,6 @@ def test_it_comes_back_from_json_and_refuses_what_is_incomplete():
             Explanation.from_dict(e.to_dict() | wrong)
 
 
-def test_it_can_be_drawn():
-    e = an_explanation(description=Description((Trait("lists", 8, 9, 1, 9),), (), 9))
-    axis = e.plot()
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["lists"] and axis.get_xlabel()
-    assert [round(bar.get_width(), 3) for bar in axis.patches] == [0.889, 0.111] and e.plot(axis) is axis
-    assert an_explanation().plot().get_title().startswith("no description")
-
-
 # ---- words and their errors
 
 

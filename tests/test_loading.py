@@ -323,7 +323,7 @@ def test_encoders_have_ids():
     assert name == hash_encoder(load_encoder(str(ASSETS / "encoder"))) == hash_encoder(copy) and len(name) == 16
     with torch.no_grad():
         next(copy.parameters()).view(-1)[-1] += 1
-    assert hash_encoder(copy) != name
+    assert hash_encoder(deepcopy(copy)) != name
     for wrong in ("no/such/encoder", ASSETS / "pockett"):
         with pytest.raises(InputError, match="unknown encoder"):
             load_encoder(wrong)

@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from personal_llm.base.core import Dialogue, InputError
 from personal_llm.data.reading import dialogues_from_texts
 from personal_llm.base.text import ENGLISH
+from personal_llm.explanation import style
 from personal_llm.explanation.style import (
     FEATURE_BLOCKS,
     WORD_CLASSES,
@@ -22,6 +23,11 @@ from personal_llm.explanation.style import (
     stylometry,
 )
 from tiny import shared
+
+
+@pytest.fixture(autouse=True)
+def letters(monkeypatch):
+    monkeypatch.setattr(style, "load_encoder", Letters)
 
 
 class Letters:
@@ -116,13 +122,11 @@ def test_a_shift_is_the_answer_less_the_base_s_answer_to_the_same_prompt():
     rows = [Dialogue(f"What is {i}?", f"An apple, {i}! " * (i + 1)) for i in range(3)]
     base = [d.derive(response=truncate_words(d.response)) for d in sample_responses(model, None, rows, 5)]
     mine, other, got = (
-        style_features(model, Letters(), rows),
-        style_features(model, Letters(), base),
-        style_shifts(model, Letters(), rows, 5),
+        style_features(model, rows),
+        style_features(model, base),
+        style_shifts(model, rows, 5),
     )
-    given = style_shifts(
-        model, Letters(), rows, 9, style_features(model, Letters(), sample_responses(model, None, rows, 5))
-    )
+    given = style_shifts(model, rows, 9, style_features(model, sample_responses(model, None, rows, 5)))
     for block in FEATURE_BLOCKS:
         assert np.allclose(got[block], mine[block] - other[block], atol=1e-5)
         assert np.allclose(got[block], given[block], atol=1e-5)
@@ -132,5 +136,5 @@ def test_a_long_answer_is_cut_to_what_a_counterpart_can_hold():
     model = shared("llama")
     words = " ".join(f"word{i}" for i in range(60))
     whole, cut = Dialogue("Why?", words), Dialogue("Why?", truncate_words(words, MAX_COMPARED_WORDS))
-    a, b = (style_shifts(model, Letters(), [d], 1) for d in (whole, cut))
+    a, b = (style_shifts(model, [d], 1) for d in (whole, cut))
     assert all(np.allclose(a[block], b[block], atol=1e-5) for block in FEATURE_BLOCKS)

@@ -19,7 +19,6 @@ from personal_llm.explanation.decomposition import (
     is_adjective,
     neutral_pairs,
     style_pairs,
-    summary_shift,
     summary_states,
     word_vector,
 )
@@ -50,7 +49,6 @@ def test_state_is_what_the_output_layer_reads_alone_and_in_a_batch(architecture)
         assert torch.allclose(model.model.get_output_embeddings()(torch.tensor(state)), got.logits[0, -1], atol=1e-3)
     model.tokens_per_batch = 300  # two rows
     assert np.allclose(summary_states(model, PAIRS), together, atol=1e-4)
-    assert np.allclose(summary_shift(model, PAIRS, together[0]), together.mean(0) - together[0], atol=1e-5)
 
 
 def replace_length(model, max_length):  # the same model that reads more
@@ -294,7 +292,5 @@ def test_word_vector_is_the_shift_of_the_two_texts():
 def test_neutral_pairs_are_default_answers():
     model = shared("llama")
     pairs = neutral_pairs(model, ["Why?", "Who?"], seed=1)
-    assert [a for _, _, a in pairs] == model.generate(["Why?", "Who?"], max_new_tokens=48) and pairs == neutral_pairs(
-        model, ["Why?", "Who?"], [a for _, _, a in pairs], seed=1
-    )
+    assert [a for _, _, a in pairs] == model.generate(["Why?", "Who?"], max_new_tokens=48)
     assert [a for _, a, _ in pairs] != [a for _, a, _ in neutral_pairs(model, ["Why?", "Who?"], seed=2)]

@@ -10,7 +10,7 @@ import pytest
 from personal_llm.base.core import Dialogue
 from personal_llm.tuning.config import TuningConfig
 from personal_llm.tuning.finetune import finetune
-from personal_llm.explanation import explanation, space, style
+from personal_llm.explanation import space, style
 from personal_llm.explanation import space_fitting as fitting
 from personal_llm.explanation.explanation import prepare_probes
 from personal_llm.explanation.space_fitting import fit_space, measure_nats_per_unit
@@ -50,14 +50,13 @@ class Letters:
 
     @classmethod
     def instead_of_the_encoder(cls, patch):
-        for room in (explanation, fitting):
-            patch.setattr(room, "load_encoder", lambda: cls)
+        patch.setattr(style, "load_encoder", lambda: cls)
         patch.setattr(space, "get_encoder_id", lambda: "letters")
         patch.setattr(style, "MAX_RESPONSE_TOKENS", 8)
 
     @classmethod
     def shifts(cls, model, dialogues, seed=0):
-        return concatenate_blocks(style_shifts(model, cls, dialogues, seed))
+        return concatenate_blocks(style_shifts(model, dialogues, seed))
 
 
 @pytest.fixture(scope="module", autouse=True)

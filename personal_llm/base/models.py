@@ -28,7 +28,7 @@ from .decoding import BatchRules, DecodingRules, ReplyOptions
 from .decoding import encode_examples, find_end_tokens, make_decoding_rules
 from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
-from .loading import choose_device, choose_model_name, compute_fingerprint, find_weight_files
+from .loading import choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
 from .loading import get_cache, name_cache
 from .loading import load_causal_lm, resolve_model
@@ -134,12 +134,15 @@ def load_model(
     max_length: int = None,  # longest dialogue in tokens; by default 2048 (a toy: 512), at most the window
 ) -> Model:
     "Load a causal language model, by default `smollm2`; raise `InputError` for an unknown name or missing weights."
+    import torch
+
     prepare_libraries()
     name = choose_model_name(name)
     if isinstance(name, tuple):
         (model, tokenizer), name, files = name, "live", []
     else:
-        device = device or choose_device()
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = device or best
         model, tokenizer = load_causal_lm(name, device, dtype or choose_dtype(name, device))
         files = find_weight_files(model.name_or_path)
     is_converted = Path(model.name_or_path).parent == get_cache_folder() / CONVERTED_MODELS  # from decoders only
@@ -306,13 +309,6 @@ def mean_response_nll(model, dialogues: list) -> np.ndarray:  # (n,) nats a toke
     "Return the mean loss of each response."
     nats, tokens = model.nll(dialogues).T
     return nats / tokens
-
-
-@patch
-def embed(self: Model, dialogues: list) -> np.ndarray:  # (n, width) float32, of the model that `active_adapter` names
-    "Return the mean of the last hidden layer over the tokens of each dialogue."
-    means = [reading.hidden.mean(0) for reading in self.run_forward(dialogues)]
-    return np.array(means, np.float32).reshape(-1, self.width)
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod037
 @patch

@@ -17,7 +17,6 @@ from ..explanation.space import concatenate_blocks
 from ..explanation.explanation import style_coordinates
 from ..explanation.style import sample_responses, style_shifts
 from ..base.files import ASSETS
-from ..base.loading import load_encoder
 from ..base.models import mean_response_nll
 from .choosing import ANSWERS, MAX_CLICKS, StyleBelief, is_sure, rank_by_belief
 from .fit import load_pool_library
@@ -54,7 +53,7 @@ def fit_utilities(pool, texts: list) -> dict:  # style -> (texts,) utilities
 def measure_coordinates(model, library) -> np.ndarray:  # (pLLMs, k)
     "Return each pLLM's coordinates in the package's space, as its card would hold them."
     space, (texts, _) = load_space(ASSETS / "library"), load_probe_texts()
-    shifts = concatenate_blocks(style_shifts(model, load_encoder(), texts, 0))
+    shifts = concatenate_blocks(style_shifts(model, texts, 0))
     coordinates = style_coordinates(space, space.project(shifts, False)) * space.coordinate_scale
     probes = SimpleNamespace(dialogues=texts, base=mean_response_nll(model, texts))
     gains = [likelihood_gains(model, library[name].adapter, probes) for name in library]

@@ -81,15 +81,10 @@ def summary_states(
             summariser.cost.forward += len(batch)
     return states
 
-# %% ../../nbs/4_explanation/06_decomposition.ipynb #383007f5
-def summary_shift(summariser, pairs: list, centre: np.ndarray = None) -> np.ndarray:  # (width,) float32
-    "Return the shift V: the mean state over the prompts, minus the centre (step 1 of XPerT; the paper has no centre)."
-    return summary_states(summariser, pairs).mean(0) - (0 if centre is None else centre)
-
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #3933d0e1
-def neutral_pairs(model, prompts: list, answers: list = None, seed: int = 0) -> list:
-    "Pair questions with a sampled default answer and the greedy one, which may be given."
-    greedy = model.generate(prompts, max_new_tokens=MAX_SUMMARISED_TOKENS) if answers is None else answers
+def neutral_pairs(model, prompts: list, seed: int = 0) -> list:
+    "Pair questions with a sampled default answer and the greedy one."
+    greedy = model.generate(prompts, max_new_tokens=MAX_SUMMARISED_TOKENS)
     sampled = model.generate(prompts, max_new_tokens=MAX_SUMMARISED_TOKENS, temperature=0.7, seed=seed)
     return list(zip(prompts, sampled, greedy))
 
@@ -197,7 +192,8 @@ def style_pairs(summariser, word: str, prompts: list, plain: list = None, seed: 
 
 def word_vector(summariser, word: str, prompts: list, centre=None, plain=None, seed: int = 0) -> np.ndarray:  # (width,)
     "Make the vector of a word the slow way (step 2 of XPerT), not normalised."
-    return summary_shift(summariser, style_pairs(summariser, word, prompts, plain, seed), centre)
+    states = summary_states(summariser, style_pairs(summariser, word, prompts, plain, seed))
+    return states.mean(0) - (0 if centre is None else centre)  # the paper has no centre
 
 # %% ../../nbs/4_explanation/06_decomposition.ipynb #1022bda1
 @dataclass(frozen=True)
@@ -355,22 +351,18 @@ def explain_as_published(
     model,  # the base `Model`
     dialogues: list,  # a user's or a pLLM's
     basis: SharedBasis,
-    answers: list = None,  # the base model's greedy answers to the same prompts, if they are known
 ) -> Explanation:
     "Explain dialogues as XPerT does; raises `InputError` when they are too few or the basis is another model's."
     if (_require_base(summariser).base, _require_base(model).base) != (basis.summariser, basis.base):
         message = f"the basis was made with summariser {basis.summariser} for base {basis.base}"
         remedy = "load those, or begin another basis"
         raise InputError(f"{message}, these are {summariser.base} and {model.base}", remedy)
-    if answers is not None and len(answers) != len(dialogues):
-        raise InputError(f"{len(answers)} answers for {len(dialogues)} dialogues", "give one a dialogue")
-    rows = [(d, answer) for d, answer in zip(dialogues, answers or [None] * len(dialogues)) if d.response.strip()]
-    check_answer_count(len(rows), "dialogues with a response")
+    dialogues = [d for d in dialogues if d.response.strip()]
+    check_answer_count(len(dialogues), "dialogues with a response")
     with summariser.track_cost() as cost, model.track_cost() as base_cost:
-        if answers is None:
-            written = model.generate([d for d, _ in rows], max_new_tokens=MAX_SUMMARISED_TOKENS)
-            rows = [(d, answer) for (d, _), answer in zip(rows, written)]
-        states = summary_states(summariser, [(d.prompt, d.response, answer) for d, answer in rows]) - basis.centre
+        answers = model.generate(dialogues, max_new_tokens=MAX_SUMMARISED_TOKENS)
+        pairs = [(d.prompt, d.response, answer) for d, answer in zip(dialogues, answers)]
+        states = summary_states(summariser, pairs) - basis.centre
     return Explanation(
         **_project_shift(basis, states),
         strength=basis.strength(states.mean(0), len(states)),

@@ -58,21 +58,6 @@ class Description:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a damaged description: {type(error).__name__} {error}", "explain it anew") from error
 
-    def plot(self, axis=None):  # a matplotlib axis, a new figure's by default
-        "Draw the traits as bars, and return the axis."
-        from personal_llm.base.plots import COLOURS, subplots
-
-        names = [trait.key.replace("$", r"\$") for trait in self.traits]
-        shares = [trait.count / trait.num_answers for trait in self.traits]
-        base_shares = [trait.base_count / max(trait.num_base_answers, 1) for trait in self.traits]
-        axis, places = axis or subplots(width=6, height=1 + 0.4 * max(len(names), 1))[1], -np.arange(len(names))
-        axis.barh(places + 0.2, shares, 0.38, color=COLOURS[0])
-        axis.barh(places - 0.2, base_shares, 0.38, color="0.8")
-        axis.set_yticks(places, names)
-        axis.set(xlabel="share of answers (pale: the base)", ylabel="trait", xlim=(0, 1.25))
-        axis.set_title(f"From {self.samples} texts" if names else str(self))
-        return axis
-
 # %% ../../nbs/4_explanation/04_description.ipynb #92cb9218
 def describe_user(
     dialogues: list,  # `Dialogue`s of one person

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..base.core import Cost, Dialogue, InputError, make_generator
 from ..base.files import ASSETS
-from ..base.loading import load_encoder
 from ..base.models import mean_response_nll
 from ..data.reading import dialogues_from_texts
 from .description import Description, describe_pllm, describe_user
@@ -61,10 +60,6 @@ class Explanation:
     def lines(self) -> list:
         "Return the description, a line each."
         return [str(self)] if self.description is None else self.description.lines()
-
-    def plot(self, axis=None):  # a matplotlib axis, a new figure's by default
-        "Draw the description as bars, and return the axis."
-        return (self.description or Description()).plot(axis)
 
     def without_quotations(self) -> "Explanation":
         "Return the same without any words of the person."
@@ -161,8 +156,8 @@ def explain(
     with model.track_cost() as cost:
         answers = sample_responses(model, None, dialogues, seed)
         if space is not None:
-            base_features = style_features(model, load_encoder(), answers)
-            shifts = style_shifts(model, load_encoder(), dialogues, base_features=base_features)
+            base_features = style_features(model, answers)
+            shifts = style_shifts(model, dialogues, base_features=base_features)
             rows = space.project(concatenate_blocks(shifts), all(d.origin == "model" for d in dialogues))
             z = style_coordinates(space, rows)
             placed = sparse_explanation(space, z.mean(0), z[bootstrap_indices(len(z), seed)].mean(1))
@@ -232,8 +227,8 @@ def prepare_probes(
     space.check(model)
     if model.is_large:
         dialogues, prompts = dialogues[::LARGE_MODEL_STEP], prompts[::LARGE_MODEL_STEP]
-    base_features = sample_base_features(model, load_encoder(), dialogues, seed, share_answers=model.is_large)
-    shifts = concatenate_blocks(style_shifts(model, load_encoder(), dialogues, base_features=base_features))
+    base_features = sample_base_features(model, dialogues, seed, share_answers=model.is_large)
+    shifts = concatenate_blocks(style_shifts(model, dialogues, base_features=base_features))
     base_answers = sample_responses(model, None, prompts, seed, MAX_PLLM_TOKENS)
     plain_answers = base_answers if plain is None else sample_responses(model, plain, prompts, seed, MAX_PLLM_TOKENS)
     return ProbePrompts(
@@ -241,7 +236,7 @@ def prepare_probes(
         coordinates=style_coordinates(space, space.project(shifts, False)) * space.coordinate_scale,
         base=mean_response_nll(model, dialogues),
         prompts=prompts,
-        answers=style_features(model, load_encoder(), base_answers),
+        answers=style_features(model, base_answers),
         plain_responses=[d.response for d in plain_answers],
         plain=plain,
     )
@@ -287,7 +282,7 @@ def explain_pllm(
         if space is not None:
             gain = likelihood_gains(model, adapter, probes)
             answers = sample_responses(model, adapter, probes.prompts, seed, MAX_PLLM_TOKENS)
-            shifts = style_shifts(model, load_encoder(), answers, base_features=probes.answers)
+            shifts = style_shifts(model, answers, base_features=probes.answers)
             slopes = [gain_direction(probes.coordinates[i], gain[i]) for i in bootstrap_indices(len(gain), seed)]
             z = gain_direction(probes.coordinates, gain) / space.nats_per_unit
             resampled = np.stack(slopes) / space.nats_per_unit

@@ -17,14 +17,13 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
 from ..base.files import ASSETS
-from ..base.loading import load_encoder
 from ..base.models import mean_response_nll
 from ..base.text import get_language
 from .explanation import ProbePrompts, explain, gain_direction, likelihood_gains
 from .explanation import load_probe_texts, style_coordinates
 from .space import StyleSpace, concatenate_blocks, normalise_rows
-from .style import FEATURE_BLOCKS, MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
-from .style import sample_responses, style_shifts, style_features
+from .style import MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
+from .style import sample_responses, style_features
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #364948bb
 def feature_scale(
@@ -71,8 +70,7 @@ def build_word_vectors(
     return vectors
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #60ca73bf
-SHIFT_BATCH_SIZE = 64  # texts between two steps of the bar
-SHARED_BATCH_SIZE = 16  # the same with shared answers, for large models
+SHIFT_BATCH_SIZE = 16  # prompts or texts between two steps of the bar
 
 
 def compute_shifts(
@@ -80,31 +78,24 @@ def compute_shifts(
     dialogues: list,
     seed: int = 0,
     progress: bool = True,
-    share_answers: bool = False,  # whether texts of one prompt share one answer of the base model
 ) -> tuple:  # (dialogue id -> (D,) shift, features in each block)
-    "Compute the paired shift of each text once."
+    "Compute the paired shift of each text once; texts of one prompt share one answer of the base model."
     from tqdm.auto import tqdm
 
-    distinct, encoder, base, shifts = list({d.id: d for d in dialogues}.values()), load_encoder(), {}, {}
-    prompts = list({d.prompt: d.derive(history=()) for d in distinct}.values()) if share_answers else []
-    size = SHARED_BATCH_SIZE if share_answers else SHIFT_BATCH_SIZE
+    distinct, base, shifts = list({d.id: d for d in dialogues}.values()), {}, {}
+    prompts = list({d.prompt: d.derive(history=()) for d in distinct}.values())
     with tqdm(total=len(prompts) + len(distinct), desc="shifts", unit="text", disable=not progress) as bar:
-        for start in range(0, len(prompts), size):
-            batch = prompts[start : start + size]
-            blocks = style_features(model, encoder, sample_responses(model, None, batch, seed + start))
+        for start in range(0, len(prompts), SHIFT_BATCH_SIZE):
+            batch = prompts[start : start + SHIFT_BATCH_SIZE]
+            blocks = style_features(model, sample_responses(model, None, batch, seed + start))
             base |= dict(zip((d.prompt for d in batch), concatenate_blocks(blocks)))
             bar.update(len(batch))
-        for start in range(0, len(distinct), size):
-            batch = distinct[start : start + size]
-            if share_answers:
-                blocks = style_features(model, encoder, batch)
-                rows = concatenate_blocks(blocks) - np.stack([base[d.prompt] for d in batch])
-            else:
-                blocks = style_shifts(model, encoder, batch, seed + start)
-                rows = concatenate_blocks(blocks)
-            shifts |= dict(zip((d.id for d in batch), rows))
+        for start in range(0, len(distinct), SHIFT_BATCH_SIZE):
+            batch = distinct[start : start + SHIFT_BATCH_SIZE]
+            rows = concatenate_blocks(style_features(model, batch))
+            shifts |= {d.id: row - base[d.prompt] for d, row in zip(batch, rows)}
             bar.update(len(batch))
-    return shifts, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
+    return shifts, tuple(features.shape[1] for features in blocks.values())
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #762464e6
 def panel_means(
@@ -275,7 +266,7 @@ def make_space(
     texts = texts or load_space_texts()
     probes, answers = load_probe_texts()[0], sample_responses(model, None, texts.plain, seed + 1)
     dialogues = [*texts.all_dialogues(), *probes, *answers]
-    shifts = compute_shifts(model, dialogues, seed, progress, share_answers=True)
+    shifts = compute_shifts(model, dialogues, seed, progress)
     given = dict(plain_model=answers, plain_people=texts.people, seed=seed, shifts=shifts)
     space = fit_space(model, texts.panels, texts.blends, texts.plain, **given)
     rows = space.project(np.stack([shifts[0][d.id] for d in probes]), False)

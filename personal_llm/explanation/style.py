@@ -14,6 +14,7 @@ import numpy as np
 
 from ..base.core import Dialogue, InputError
 from ..base.files import ASSETS
+from ..base.loading import load_encoder
 from ..base.text import ENGLISH, get_language
 
 # %% ../../nbs/4_explanation/01_style.ipynb #5a0c11f7
@@ -91,7 +92,6 @@ def truncate_words(text: str, max_words: int = MAX_COMPARED_WORDS) -> str:
 
 def style_features(
     model,  # the base `Model`
-    encoder,  # a sentence encoder from `load_encoder`
     dialogues: list,  # `Dialogue`s with answers
 ) -> dict:  # block name -> (n, d) float32
     "Return all three views of the answers' first `MAX_COMPARED_WORDS` words; one forward pass each."
@@ -99,7 +99,7 @@ def style_features(
     texts = [d.response for d in dialogues]
     return dict(
         stylometry=np.stack([stylometry(text) for text in texts]),
-        encoder=np.asarray(encoder.encode(texts, show_progress_bar=False), np.float32),
+        encoder=np.asarray(load_encoder().encode(texts, show_progress_bar=False), np.float32),
         activations=np.stack([reading.hidden[-reading.tokens :].mean(0) for reading in model.run_forward(dialogues)]),
     )
 
@@ -125,15 +125,13 @@ def sample_responses(
     ]
 
 # %% ../../nbs/4_explanation/01_style.ipynb #7fcb87ff
-def sample_base_features(
-    model, encoder, dialogues: list, seed: int = 0, share_answers: bool = False
-) -> dict:  # block -> (n, d) float32
+def sample_base_features(model, dialogues: list, seed: int = 0, share_answers: bool = False) -> dict:  # block -> rows
     "Return the style features of the base model's answers; texts of one prompt may share one answer."
     if not share_answers:
-        return style_features(model, encoder, sample_responses(model, None, dialogues, seed))
+        return style_features(model, sample_responses(model, None, dialogues, seed))
     prompts = {d.prompt: d.derive(history=()) for d in dialogues}
     places = {prompt: place for place, prompt in enumerate(prompts)}
-    features = style_features(model, encoder, sample_responses(model, None, [*prompts.values()], seed))
+    features = style_features(model, sample_responses(model, None, [*prompts.values()], seed))
     return {block: rows[[places[d.prompt] for d in dialogues]] for block, rows in features.items()}
 
 # %% ../../nbs/4_explanation/01_style.ipynb #b49dc975
@@ -149,13 +147,12 @@ def check_answer_count(count: int, kind: str) -> None:
 # %% ../../nbs/4_explanation/01_style.ipynb #aadcaacf
 def style_shifts(
     model,  # the base `Model`
-    encoder,  # a sentence encoder from `load_encoder`
     dialogues: list,  # `Dialogue`s with answers
     seed: int = 0,  # seed of the base model's answers
     base_features: dict = None,  # `style_features` of the base model's answers, if they are known
 ) -> dict:  # block -> (n, d) float32, answer minus base answer
     "Return the paired shift of each answer."
     if base_features is None:
-        base_features = sample_base_features(model, encoder, dialogues, seed)
-    features = style_features(model, encoder, dialogues)
+        base_features = sample_base_features(model, dialogues, seed)
+    features = style_features(model, dialogues)
     return {block: features[block] - base_features[block] for block in FEATURE_BLOCKS}

@@ -163,17 +163,6 @@ def evaluate(
     settings = dict(max_new_tokens=max_new_tokens or rules.max_tokens, repetition_penalty=rules.repetition_penalty)
     return Evaluation(items, summarize_items(items), cost, group, settings if generate else {})
 
-# %% ../../nbs/3_tuning/09_evaluation.ipynb #59fc4956
-def paired_differences(a: Evaluation, b: Evaluation, metric: str) -> np.ndarray:  # (items,) a - b
-    "Return the differences on the same dialogues, in any order; raise `InputError` for different ones."
-    ids = [[item["id"] for item in e.items] for e in (a, b)]
-    if sorted(ids[0]) != sorted(ids[1]):
-        shared = f"{len(set(ids[0]) & set(ids[1]))} in common of {len(ids[0])} and {len(ids[1])}"
-        what = f"user {a.user!r}: the two evaluations are of different dialogues ({shared})"
-        raise InputError(what, "evaluate both on one test set")
-    order = [sorted(range(len(i)), key=i.__getitem__) for i in ids]
-    return a.values(metric)[order[0]] - b.values(metric)[order[1]]
-
 # %% ../../nbs/3_tuning/09_evaluation.ipynb #a75ff4b0
 @patch
 def compare(
@@ -184,4 +173,11 @@ def compare(
     resamples: int = 2000,
 ) -> Comparison:  # self minus other
     "Compare two evaluations of one user, paired by dialogue; raise `InputError` for different dialogues."
-    return paired_bootstrap(paired_differences(self, other, metric), seed, resamples, metric)
+    ids = [[item["id"] for item in evaluation.items] for evaluation in (self, other)]
+    if sorted(ids[0]) != sorted(ids[1]):
+        shared = f"{len(set(ids[0]) & set(ids[1]))} in common of {len(ids[0])} and {len(ids[1])}"
+        what = f"user {self.user!r}: the two evaluations are of different dialogues ({shared})"
+        raise InputError(what, "evaluate both on one test set")
+    order = [sorted(range(len(i)), key=i.__getitem__) for i in ids]
+    differences = self.values(metric)[order[0]] - other.values(metric)[order[1]]
+    return paired_bootstrap(differences, seed, resamples, metric)

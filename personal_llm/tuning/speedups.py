@@ -55,16 +55,6 @@ def share_dropout(
     return [dropout.train(adapted.training) for dropout in shared.values()]
 
 # %% ../../nbs/3_tuning/06_speedups.ipynb #a2c34a57
-def get_layer_stack(model):  # a `ModuleList`
-    "Return the stack of a model's layers, lowest first; empty where there is none."
-    import torch
-
-    inner = unwrap_peft(model)
-    count = getattr(inner.config.get_text_config(), "num_hidden_layers", 0)
-    stacks = (m for m in inner.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-    return next(stacks, torch.nn.ModuleList())
-
-
 def choose_top_layers(model, target_modules, count: int) -> dict:  # fields of peft's `LoraConfig`
     "Return which modules of the top `count` layers learn, 0: of all; raise `InputError` where there are fewer."
     import torch
@@ -74,7 +64,9 @@ def choose_top_layers(model, target_modules, count: int) -> dict:  # fields of p
         target_modules = find_linear_modules(model)
     if not count:
         return dict(target_modules=target_modules)
-    stack = get_layer_stack(model)
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    stacks = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == num_layers)
+    stack = next(stacks, torch.nn.ModuleList())  # lowest first
     if count > len(stack):
         raise InputError(f"TuningConfig: layers is {count}, this model has {len(stack)}", "ask for fewer; 0 is all")
     if target_modules == "all-linear":  # peft takes layers by number only where modules are named
