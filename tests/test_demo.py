@@ -79,7 +79,7 @@ def test_the_command_passes_its_options_on(tmp_path, capsys, monkeypatch):
     result = dict(ok=True, seconds=dict(total=1))
     monkeypatch.setattr(commands, "run_demo", lambda *given, **named: seen.update(given=given, **named) or result)
     monkeypatch.setattr(ModelOptions, "load", lambda self: self.model)
-    monkeypatch.setattr(commands, "format_demo_table", lambda result: "")
+    monkeypatch.setattr(commands, "fill_template", lambda name, result: "")
     options = "--model pocket --user pupil --length 100 --capacity 9 --steps 7 --seed 4 --synthetic 2 --quiet".split()
     assert found(capsys, "demo", "--out", tmp_path, *options)["ok"]
     numbers = dict(length=100, capacity=9, steps=7, synthetic=2, seed=4)

@@ -50,8 +50,8 @@ def bundle_in(tmp_path):
     (start / CONFIG_FILE).write_text(json.dumps(dict(peft_type="LORA", r=2, lora_alpha=2, target_modules=["q"])))
     samples = [dict(input_ids=[i, 6, 7], labels=[-100, 6, 7]) for i in (1, 2)]
     samples += [dict(input_ids=[3, 6, 7, 8, 9], labels=[-100, 6, 7, 8, 9])]
-    card = dict(base="b" * 16, parents=["x"])
-    return write_bundle(tmp_path / "bundle", b"code", encode_records(samples, 0), start, CONFIG_OF_A_RUN, 0, card)
+    card = dict(base="b" * 16, parents=["x"], seed=0)
+    return write_bundle(tmp_path / "bundle", b"code", encode_records(samples, 0), start, CONFIG_OF_A_RUN, card)
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_no_bundle(bundle, tmp_path, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        write_bundle(tmp_path / "new", b"code", records, bundle.folder / "adapter", TuningConfig(), 0, {})
+        write_bundle(tmp_path / "new", b"code", records, bundle.folder / "adapter", TuningConfig(), dict(seed=0))
     assert not (tmp_path / "new" / MANIFEST_FILE).exists()
 
 

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -22,7 +22,7 @@ from typer import Argument, Option
 from .arguments import COMMAND_GROUPS, COMMANDS, CommandResult, DataOptions, ModelOptions, SavedFolder
 from .arguments import choose_folder, command, format_pairs, format_table, pick_settings, print_note
 from .chat import read_line
-from .demo import DemoSettings, format_demo_table, run_demo
+from .demo import DemoSettings, fill_template, run_demo
 from personal_llm.app.personalize import (
     QUESTION_FIELDS,
     TUNING_FIELDS,
@@ -63,7 +63,7 @@ def demo_command(
     "A model learns one simulated user. The output is a report, figures and the adapter in a folder."
     result = run_demo(out, model.load, progress=not quiet, **vars(settings))
     seconds, page = result["seconds"]["total"], Path(out) / "report.html"
-    return CommandResult(result, [format_demo_table(result), f"{seconds:.0f} seconds; the report is {page}"])
+    return CommandResult(result, [fill_template("demo.txt", result), f"{seconds:.0f} seconds; the report is {page}"])
 
 # %% ../../nbs/8_app/05_commands.ipynb #1cb426eb
 AUTO = "auto"  # the policy decides when to ask
@@ -357,7 +357,7 @@ def adapt_plugin(function):  # a function for `command`
     parameters, adapted = inspect.signature(function, eval_str=True).parameters, []
     for one in parameters.values():
         kind, *texts = get_args(one.annotation) or (one.annotation,)
-        name, group = SHARED_PARAMETERS.get(one.name, (one.name, kind if is_dataclass(kind) else None))
+        name, group = SHARED_PARAMETERS.get(one.name, (one.name, None))
         names = ["--" + name.replace("_", "-")] * (kind is bool)  # typer would add an option for no
         option = Annotated[kind, Option(*names, help=texts[0] if texts else name)]
         default = inspect.Parameter.empty if group else one.default

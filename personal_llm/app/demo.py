@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL_MODEL_DEMO', 'LARGE_MODEL_DEMO', 'DEMO_FILES', 'demo_setting', 'DemoSettings', 'format_headline',
-           'fill_template', 'format_demo_table', 'render_report', 'run_demo']
+           'fill_template', 'run_demo']
 
 # %% ../../nbs/8_app/03_demo.ipynb #fef281bc
 import base64
@@ -182,20 +182,16 @@ def format_headline(result: dict) -> str:
     return f"With the policy {name}, on {tests} dialogues that it had not seen: {'; '.join(parts)}."
 
 
-def fill_template(name: str, result: dict, **more) -> str:
-    "Fill a template of the package's assets with a result; a page gets all texts escaped."
+def fill_template(name: str, result: dict, picture: bytes = b"") -> str:  # picture: the figure as PNG
+    "Fill a template, demo.txt or report.html, with the result of `run_demo`; a page gets all texts escaped."
     from jinja2 import Environment, StrictUndefined
 
     is_page = name.endswith(".html")
     environment = Environment(autoescape=is_page, undefined=StrictUndefined, trim_blocks=not is_page)
-    texts = dict(metrics=REPORT_METRICS, headline=format_headline(result))
+    texts = dict(metrics=REPORT_METRICS, headline=format_headline(result), figure=base64.b64encode(picture).decode())
+    texts["kinds"] = [kind for kind, count in result["stream"] for _ in range(count)]
     template = environment.from_string((ASSETS / name).read_text(encoding="utf-8"))
-    return template.render(result | texts | more).strip()
-
-
-def format_demo_table(result: dict) -> str:
-    "Return the results of `run_demo` as text for a terminal."
-    return fill_template("demo.txt", result)
+    return template.render(result | texts).strip()
 
 # %% ../../nbs/8_app/03_demo.ipynb #e0f0f569
 KIND_MARKERS = {"small talk": ("#8a8a8a", "o"), "signal": ("#0072b2", "s"), "rare": ("#d55e00", "^")}  # colour, marker
@@ -251,13 +247,6 @@ def plot_demo(result: dict) -> bytes:  # a PNG
     figure.suptitle(f"{model} learns a {result['user']['name']} from {answers} corrections", fontsize=13)
     return encode_png(figure)
 
-# %% ../../nbs/8_app/03_demo.ipynb #ebedf5a2
-def render_report(result: dict, picture: bytes) -> str:  # HTML; picture: the figure as PNG
-    "Return the results of `run_demo` as one page for people, with all text escaped."
-    kinds = [kind for kind, count in result["stream"] for _ in range(count)]
-    figure = base64.b64encode(picture).decode()
-    return fill_template("report.html", result, kinds=kinds, figure=figure)
-
 # %% ../../nbs/8_app/03_demo.ipynb #444945d7
 def describe_run(run: DemoRun, before: tuple, after: tuple) -> dict:  # plain values
     "Return settings, user, stream and replies."
@@ -308,6 +297,6 @@ def run_demo(
         seconds = dict(run.seconds) | dict(total=time.perf_counter() - begin)
         result |= dict(seconds={kind: round(value, 2) for kind, value in seconds.items()})
         figure, numbers = plot_demo(result), json.dumps(result, indent=1, ensure_ascii=False)
-        page, adapter = render_report(result, figure), Path(me.adapter.path)
+        page, adapter = fill_template("report.html", result, figure), Path(me.adapter.path)
         publish_results(owned, {"figure.png": figure, "report.html": page, "demo.json": numbers, "adapter": adapter})
     return result

@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/8_app/06_library_commands.ipynb #04da407b
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -23,9 +22,8 @@ from .chat import select_own_answers
 from .personalize import open_adapter
 from ..base.adapters import read_factors
 from ..base.core import InputError
-from ..base.files import make_folder, write_atomically, write_sealed
+from ..base.files import make_folder, write_sealed
 from ..base.lineage import read_training_ids
-from ..base.plots import encode_png
 from ..base.text import count_nouns
 from ..data.reading import load_replay, read_dialogues
 from ..device.memory import find_state_folders
@@ -117,7 +115,7 @@ def describe_input(file: str, folder: str, dialogues) -> tuple:  # (a dict, one 
 EXPLAINED_ADAPTER_HELP = "adapter to explain; it answers the prompts of --data, if given"
 
 
-@command("explain", "--data chats.jsonl", "--data chats.jsonl --plot style.png", "--adapter mine --data chats.jsonl")
+@command("explain", "--data chats.jsonl", "--out mine", "--adapter mine --data chats.jsonl")
 def explain_command(
     data: OptionalDataOptions,
     model: ModelOptions,
@@ -125,15 +123,12 @@ def explain_command(
     seed: Seed = 0,
     out: choose_folder("saved folder of personalize or chat, in place of --data") = None,
     adapter: Annotated[str, Option(help=EXPLAINED_ADAPTER_HELP, metavar="DIR")] = None,
-    plot: Annotated[str, Option(help="file for a bar chart, as PNG", metavar="FILE")] = None,
 ):
     "Describe chats or an adapter in words. You read habits, topics and style words."
     opened, space = open_named_style(library)
     if bool(out) == bool(data.data or adapter):
         problem = "--out with other texts" if out else "--data, --out or --adapter is missing"
         raise InputError(problem, "give --out DIR alone, or --data FILE or --adapter DIR")
-    if plot and not os.access(Path(plot).absolute().parent, os.W_OK | os.X_OK):
-        raise InputError(f"--plot: {Path(plot).parent}: no folder that you can write to", "name another file")
     if adapter:
         adapter = open_adapter(adapter, opened and opened.base)
     if out:
@@ -152,8 +147,6 @@ def explain_command(
     else:
         explanation = explain(loaded, dialogues[-MAX_STYLE_DIALOGUES:], space, seed)
         source, note = describe_input(data.data, out, dialogues)
-    if plot:
-        write_atomically(plot, encode_png(explanation.plot().figure))
     result = dict(data=source, model=model.model, **explanation_to_dict(explanation, space))
     return CommandResult(result, note + format_explanation(explanation, space))
 

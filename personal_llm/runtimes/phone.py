@@ -52,9 +52,9 @@ def export_bundle(
     config, original_dtype = replace(config, dropout=0.0, bfloat16=False), model.model.dtype
     samples = [model.encode(d, config.max_length) for d in dialogues]
     records = encode_records(samples, model.tokenizer.pad_token_id)
-    card = dict(base=model.base, parents=[d.id for d in dialogues])
+    card = dict(base=model.base, parents=[d.id for d in dialogues], seed=check_seed(seed))
     with torch.random.fork_rng(), tempfile.TemporaryDirectory(prefix="personal-llm-") as work:
-        seed_everything(check_seed(seed))
+        seed_everything(seed)
         with trainable_adapter(model, config, start) as adapted:
             adapted.save_pretrained(work, safe_serialization=True)
             vector = read_adapter_vector(Path(work) / WEIGHTS_FILE)
@@ -62,7 +62,7 @@ def export_bundle(
             program = compile_program(*trace_training_graph(adapted, vector, config.batch_size, records.shape[2]))
         model.model.to(original_dtype)
         with record_egress("bundle", out, get_adapter_id(start) if start else "") as row:
-            bundle = write_bundle(out, program, records, work, config, seed, card)
+            bundle = write_bundle(out, program, records, work, config, card)
             row["bytes"] = sum(file["bytes"] for file in bundle.manifest["files"].values())
         return bundle
 

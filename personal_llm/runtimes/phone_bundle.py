@@ -233,8 +233,7 @@ def write_bundle(
     records: np.ndarray,  # of `encode_records`
     start,  # folder of the adapter to start from, float32
     config: TuningConfig,
-    seed: int,
-    card: dict,  # fields of the adapter's card: base, parents …
+    card: dict,  # fields of the adapter's card: base, parents, seed
 ) -> PhoneBundle:
     "Write all files or none; raise `InputError` if the disk is full, or the folder holds files that are not ours."
     start = check_adapter(start)
@@ -247,8 +246,8 @@ def write_bundle(
         parameters=dict(file=f"{START_FOLDER}/{WEIGHTS_FILE}", offset=vector.offset, count=vector.numbers.size),
         batch=config.batch_size,
         length=records.shape[2],
-        steps=plan_steps(len(records), config, seed),
-        card=card | dict(config=asdict(config), seed=seed),
+        steps=plan_steps(len(records), config, card["seed"]),
+        card=card | dict(config=asdict(config)),
     )
     with open_results_folder(out, PROGRAM_FILE, RECORDS_FILE, START_FOLDER, MANIFEST_FILE) as owned:
         publish_results(owned, contents | {START_FOLDER: start, MANIFEST_FILE: json.dumps(seal(manifest))})
