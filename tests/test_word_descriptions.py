@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from personal_llm.explanation.explanation import OPEN_PROMPT
 from personal_llm.explanation.habits import Trait
 from personal_llm.experiments.methods.vocabulary import WordScores
-from personal_llm.experiments.methods.word_descriptions import MIN_CARD_SCORE, WordDescription
+from personal_llm.experiments.methods.word_descriptions import MIN_CARD_SCORE, OPEN_PROMPT, WordDescription
 from personal_llm.experiments.methods.word_descriptions import compare_word_descriptions, describe_pllm_in_words
 from personal_llm.experiments.methods.word_descriptions import fit_word_shifts, measure_word_shifts, score_examples
 from personal_llm.experiments.methods.word_descriptions import score_library_words

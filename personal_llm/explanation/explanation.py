@@ -181,9 +181,6 @@ def gain_direction(z: np.ndarray, gain: np.ndarray) -> np.ndarray:  # (k,) nats 
     z, gain = z - z.mean(0), gain - gain.mean()
     return np.linalg.solve(z.T @ z + SLOPE_RIDGE * len(z) * np.eye(z.shape[1]), z.T @ gain)
 
-# %% ../../nbs/4_explanation/05_explanation.ipynb #722cc796
-OPEN_PROMPT = "Please write a little text."  # fixes neither subject nor style
-
 # %% ../../nbs/4_explanation/05_explanation.ipynb #0bfae5f1
 def load_probe_texts() -> tuple:  # (`Dialogue`s of many styles, 24 prompts: half of them questions, half open requests)
     "Load the texts on which we measure all pLLMs, and the prompts that we ask them."

@@ -19,7 +19,6 @@ from .vocabulary import WordScores
 from .word_classifier import axis_ends, axis_targets, exceeds_threshold, word_axes
 from ...explanation.description import Description, centre_on_library, describe_pllm, describe_user
 from ...explanation.description import description_items, description_similarity, is_informative
-from ...explanation.explanation import OPEN_PROMPT
 from ...explanation.habits import USER_ORIGINS
 from ...explanation.style import MIN_EXPLAINED_DIALOGUES
 from ...selection.ranking import PLAIN_PLLM, Ranking, SelectionRequest, find_nearest, get_download_bytes
@@ -114,6 +113,9 @@ def fit_word_shifts(
     return {word: (float(sign * slopes[1 + a]), float(errors[1 + a])) for word, a, sign in axis_ends(axes)}
 
 # %% ../../../nbs/experiments/methods/04_word_descriptions.ipynb #2d9c64b2
+OPEN_PROMPT = "Please write a little text."  # fixes neither subject nor style
+
+
 def score_examples(model, vocabulary, plain=None) -> tuple:  # (`Dialogue`s, their words, (n,) nats a token)
     "Measure the vocabulary's labelled texts under the plain pLLM; a text without a prompt gets an open one."
     dialogues = [Dialogue(prompt or OPEN_PROMPT, answer) for _, prompt, answer in vocabulary.examples]
