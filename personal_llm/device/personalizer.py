@@ -417,7 +417,7 @@ def retrieve_memories(self: Personalizer, prompt: str, history=()) -> list:  # d
     prompts = [*(text for role, text in history if role == "user"), prompt]
     return retrieve_in_talk(memories, prompts, self.embedder, k, max_tokens, self.state.find_everywhere())
 
-
+# %% ../../nbs/6_device/04_personalizer.ipynb #adgate02
 ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter writes the reply
 
 
@@ -426,15 +426,15 @@ def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: t
     "Return the last adapter, but None for a prompt that is unlike those whose replies the user corrected."
     corrected = [d for d in self.state.versions.values() if d.origin == "annotated"]
     is_own = self.rounds and self.adapter and Path(self.adapter.path) == Path(self.rounds[-1].adapter)
-    learned_more = self.state.has_imports or any(round.start in ("library", "other") for round in self.rounds)
-    if not is_own or learned_more or not corrected or not self.settings.memories or not self.model.is_large:
+    is_for_all = self.state.has_imports or any(round.start in ("library", "other") for round in self.rounds)
+    if not is_own or is_for_all or not corrected or not self.settings.memories or not self.model.is_large:
         return self.adapter
     self.embedder = self.embedder or PromptEmbedder(self.model)
     known = [*corrected, *(d for d in self.list_memories() if d.origin == "approved")]
     probability, _ = compare_with_memories(known, prompt, self.embedder, self.state.find_everywhere())
     return self.adapter if probability >= ADAPTER_THRESHOLD else None
 
-
+# %% ../../nbs/6_device/04_personalizer.ipynb #adgate04
 @patch
 def find_fact(self: Personalizer, prompt: str) -> tuple:  # (sentence, the `Dialogue` it is from), or ("", None)
     "Return what you once told the model, if a prompt asks for it (see the chapter on facts)."
@@ -453,7 +453,7 @@ def reply(
     history=(),  # turns before it: (role, text) pairs; a system prompt stays first
     max_tokens: int = None,  # of the reply; the model's own limit by default
 ) -> str:
-    "Reply with the last adapter, after a fact or your answered dialogues; the reply is not observed."
+    "Reply after a fact or your answered dialogues, with the adapter if the prompt is of its kind; not observed."
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)

@@ -198,18 +198,18 @@ MOST_CHARACTERS, CHAT_TOKENS = 240, 64  # of a prompt; of a reply
 TALKS = ("own", "other")  # kinds of a talk
 
 
-def draw_turns(name: str) -> list:  # (kind, prompt): "own" subject, "other" or "plain"
+def draw_turns(name: str) -> list:  # (kind, `Dialogue`): "own" subject, "other" or "plain"
     "Draw the prompts of a person's chat, talk by talk; the last one of each talk is a plain question."
-    user, plain = EVERYBODY[name], [prompt for prompt, *_ in FOLLOW_UPS[::2]]
+    user, plain = EVERYBODY[name], [Dialogue(prompt, "") for prompt, *_ in FOLLOW_UPS[::2]]
     stream = user_stream(user, load_samples(), 4 * TURNS, signal_share=0.5, seed=SEED).stream
     fresh = [d for d in stream if "copy_of" not in d.labels and len(d.prompt) <= MOST_CHARACTERS]
-    prompts = {kind: [d.prompt for d in fresh if user.is_signal_dialogue(d) == (kind == "own")] for kind in TALKS}
+    left = {kind: [d for d in fresh if user.is_signal_dialogue(d) == (kind == "own")] for kind in TALKS}
     first = list(EVERYBODY).index(name) % 2
     rows = []
     for number, question in enumerate(plain):
         kind = TALKS[(first + number) % 2]
-        talk, prompts[kind] = prompts[kind][: TALK_TURNS - 1], prompts[kind][TALK_TURNS - 1 :]
-        rows.append([*((kind, prompt) for prompt in talk), ("plain", question)])
+        talk, left[kind] = left[kind][: TALK_TURNS - 1], left[kind][TALK_TURNS - 1 :]
+        rows.append([*((kind, d) for d in talk), ("plain", question)])
     return [turn for row in rows for turn in row]
 
 
@@ -218,10 +218,10 @@ def hold_chat(name: str, most: int = MOST_CORRECTIONS) -> list:  # a dict a turn
     user, options = EVERYBODY[name], ReplyOptions(max_tokens=CHAT_TOKENS, soft_tokens=CHAT_TOKENS, temperature=0.0)
     model, rows = load_measured_model("smollm2"), []
     with tempfile.TemporaryDirectory() as folder, ChatSession(model, folder) as session:
-        for place, (kind, prompt) in enumerate(draw_turns(name)):
+        for place, (kind, d) in enumerate(draw_turns(name)):
             if place % TALK_TURNS == 0:
                 session.open_conversation()
-            reply, side = "".join(session.say(prompt, options=options)), user.choose_side(Dialogue(prompt, ""))
+            reply, side = "".join(session.say(d.prompt, options=options)), user.choose_side(d) or user
             row = dict(kind=kind, habits=side.adherence(reply) if reply else 0.0, reply=reply, corrected=False)
             is_wished = kind == "own" or name in EVERYWHERE_NAMES
             if reply and is_wished and row["habits"] < 1 and sum(r["corrected"] for r in rows) < most:
