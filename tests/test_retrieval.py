@@ -1,6 +1,7 @@
 """What a reply may read: planted memories, copies, budgets, order, withdrawal, template tokens, small models."""
 
 import importlib.util
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -20,11 +21,13 @@ from personal_llm.buffer.retrieval import (
     collect_memories,
     compute_bm25,
     estimate_correction_probability,
+    estimate_everywhere,
     fit_memories,
     rank_memories,
     retrieve,
 )
 from personal_llm.device.conversation import ChatSession
+from personal_llm.base.adapters import Adapter
 from personal_llm.device.personalizer import Personalizer
 from personal_llm.tuning.config import TuningConfig
 
@@ -328,6 +331,110 @@ def test_the_base_model_never_reads_memories(chat):
     assert chat.reply_memories == [] and list(chat.reply.dialogue.history) == []
     "".join(chat.say(ACHES[2], [("system", "Be kind.")], is_observed=False))
     assert chat.reply.dialogue.history[0] == ("system", "Be kind.") and chat.reply_memories
+
+
+@pytest.mark.parametrize("corrected", range(6))
+@pytest.mark.parametrize("let_stand", (0, 1, 5, 2000))
+def test_a_wish_for_all_replies_grows_with_corrections_and_shrinks_with_what_stands(corrected, let_stand):
+    here = estimate_everywhere(corrected, let_stand)
+    assert 0 <= here <= 1 and here < estimate_everywhere(corrected + 1, let_stand) or let_stand == 2000
+    assert estimate_everywhere(corrected, let_stand + 1) <= here
+    assert estimate_everywhere(corrected, max(corrected, 1) * 2) < 0.1  # who lets most stand has no such wish
+
+
+SUBJECTS = [ACHES[2], CHAT[0], CHAT[1]]
+FOURTH = "Translate this into French."
+
+
+def test_three_corrections_on_three_subjects_act_on_a_fourth(chat):
+    for text in SUBJECTS:
+        chat.open_conversation()
+        "".join(chat.say(text))
+        assert chat.reply_memories == []
+        chat.correct(chat.turns[-1]["id"], f"In short: {text}")
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 0))
+    chat.open_conversation()
+    "".join(chat.say(FOURTH))
+    assert {d.origin for d in chat.reply_memories} == {"annotated"}
+    "".join(chat.say("Thank you."))  # what follows a reply that read corrections says nothing
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 0))
+    chat.forget(f"In short: {CHAT[0]}")
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(2, 0))
+
+
+def test_a_reply_that_stands_keeps_a_wish_on_its_subject(chat):
+    for number, text in enumerate((FOURTH, *SUBJECTS)):
+        chat.open_conversation()
+        "".join(chat.say(text))
+        if number:
+            chat.correct(chat.turns[-1]["id"], f"In short: {text}")
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 1))
+    "".join(chat.say("Is it late?"))  # after a corrected turn
+    "".join(chat.say("Then good night.", [("user", "Hello"), ("assistant", "Hi")]))  # of another program
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(3, 1))
+    again = type(chat.me.state)(chat.me.memory, Buffer(8))
+    assert again.uninformed_ids == chat.me.state.uninformed_ids and again.find_everywhere() < 0.5
+
+
+def test_corrections_on_one_subject_count_once(chat):
+    for text in (ACHES[0], ACHES[2], "My elbow hurts after a run."):
+        "".join(chat.say(text))
+        chat.correct(chat.turns[-1]["id"], f"In short: {text}")
+    assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(1, 0))
+
+
+@pytest.fixture
+def learned(chat):  # after one fine-tune on a correction about aches and an approval of a joke
+    for text in (ACHES[0], CHAT[0]):
+        chat.open_conversation()
+        "".join(chat.say(text))
+        chat.correct(chat.turns[-1]["id"], CORRECTION if text in ACHES else None)
+    chat.me.finetune(progress=False)
+    chat.open_conversation()
+    return chat
+
+
+def test_the_adapter_writes_replies_to_prompts_like_those_that_you_corrected(learned):
+    me, base = learned.me, learned.model.base
+    assert me.choose_adapter(ACHES[2]) is me.adapter is not None and me.choose_adapter(CHAT[1]) is None
+    "".join(learned.say("Hello"))
+    "".join(learned.say(CHAT[1]))
+    assert learned.reply.adapter_name == base and not learned.reply_memories  # the base model wrote it
+    newest = me.state.get_candidate(learned.turns[-1]["id"])
+    assert newest.scores.model == me.buffer.entries[0].scores.model != base  # and the adapter scored it
+    assert newest.dialogue.id in me.state.uninformed_ids
+    learned.open_conversation()
+    "".join(learned.say(ACHES[2]))
+    assert learned.reply.adapter_name != base and learned.turns[-1]["id"] not in me.state.uninformed_ids
+    shown = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            learned.model, "reply_once", lambda d, *limits: shown.append(learned.model.active_adapter) or ""
+        )
+        me.reply(CHAT[1])
+        me.reply(ACHES[2])
+    assert shown == [base, learned.reply.adapter_name]
+
+
+def test_some_adapters_write_every_reply(learned, monkeypatch, tmp_path):
+    me, joke = learned.me, CHAT[1]
+    assert me.choose_adapter(joke) is None
+    with monkeypatch.context() as changed:
+        changed.setattr(learned.model, "is_large", False)
+        assert me.choose_adapter(joke) is me.adapter
+    with monkeypatch.context() as changed:
+        changed.setattr(me.state, "has_imports", True)
+        assert me.choose_adapter(joke) is me.adapter
+    for start in ("library", "other"):
+        with monkeypatch.context() as changed:
+            changed.setattr(me.state, "rounds", [replace(me.rounds[-1], start=start)])
+            assert me.choose_adapter(joke) is me.adapter
+    own = me.adapter
+    shutil.copytree(own.path, tmp_path / "elsewhere")
+    me.use_adapter(Adapter.load(tmp_path / "elsewhere"))
+    assert me.choose_adapter(joke) is me.adapter
+    me.use_adapter(None)
+    assert me.choose_adapter(joke) is None is me.choose_adapter(ACHES[2])
 
 
 def test_bm25_of_no_texts_is_empty():
