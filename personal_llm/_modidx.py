@@ -548,10 +548,6 @@ d = {
                 "8_app/personal_endpoints.html#open_conversation",
                 "personal_llm/app/personal_endpoints.py",
             ),
-            "personal_llm.app.personal_endpoints.parse_markdown": (
-                "8_app/personal_endpoints.html#parse_markdown",
-                "personal_llm/app/personal_endpoints.py",
-            ),
             "personal_llm.app.personal_endpoints.read_import": (
                 "8_app/personal_endpoints.html#read_import",
                 "personal_llm/app/personal_endpoints.py",
@@ -1029,6 +1025,7 @@ d = {
                 "personal_llm/base/core.py",
             ),
             "personal_llm.base.core._is_number": ("0_base/core.html#_is_number", "personal_llm/base/core.py"),
+            "personal_llm.base.core.call_in_time": ("0_base/core.html#call_in_time", "personal_llm/base/core.py"),
             "personal_llm.base.core.check": ("0_base/core.html#check", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_seed": ("0_base/core.html#check_seed", "personal_llm/base/core.py"),
             "personal_llm.base.core.check_settings_fields": (
@@ -9562,10 +9559,6 @@ d = {
             ),
         },
         "personal_llm.recipes.style_space": {
-            "personal_llm.recipes.style_space.compute_own_shifts": (
-                "recipes/style_space.html#compute_own_shifts",
-                "personal_llm/recipes/style_space.py",
-            ),
             "personal_llm.recipes.style_space.grid_panels": (
                 "recipes/style_space.html#grid_panels",
                 "personal_llm/recipes/style_space.py",

@@ -182,7 +182,7 @@ def test_texts_of_one_prompt_share_one_answer_of_the_base_model(monkeypatch):
     both = [*rows, *(d.derive(response=LOUD(d.response)) for d in rows)]
     asked, sample = [], space_fitting.sample_responses
     monkeypatch.setattr(space_fitting, "sample_responses", lambda m, a, p, s: asked.extend(p) or sample(m, a, p, s))
-    shift, blocks = compute_shifts(model, both, progress=False)
+    shift, blocks = compute_shifts(model, both, progress=False, share_answers=True)
     assert len(asked) == 5 and len(shift) == 10 and sum(blocks) == len(shift[both[0].id])
     own = concatenate_blocks(style_features(model, both))
     for i in range(5):

@@ -13,12 +13,11 @@ import inspect
 import os
 import re
 import sys
-import threading
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 
-from .core import InputError, check
+from .core import InputError, call_in_time, check
 from .files import ASSETS, get_cache_folder, read_json, write_json
 from .gguf import GET_SMOLLM2, SMOLLM2_PACKAGE, SMOLLM2_VERSION, convert_gguf, find_smollm2, is_gguf
 
@@ -169,23 +168,17 @@ def check_hub(name: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    problems = ["it is not on this machine and the hub does not answer"]  # the last one holds; none: it is there
-
-    def ask():
-        try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT)
-            problems.clear()
-        except HfHubHTTPError:
-            problems.append("the hub has no such model, or wants you to log in")
-        except Exception:
-            problems.append("it is not on this machine and the hub cannot be reached")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_TIMEOUT)
-    for problem in problems[-1:]:
-        remedy = 'check the name, give a folder, or use "pocket"'
-        raise InputError(f"unknown model {quote_name(name)}: {problem}", remedy)
+    try:
+        call_in_time(lambda: get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=HUB_TIMEOUT), HUB_TIMEOUT)
+        return
+    except TimeoutError:
+        problem = "it is not on this machine and the hub does not answer"
+    except HfHubHTTPError:
+        problem = "the hub has no such model, or wants you to log in"
+    except Exception:
+        problem = "it is not on this machine and the hub cannot be reached"
+    remedy = 'check the name, give a folder, or use "pocket"'
+    raise InputError(f"unknown model {quote_name(name)}: {problem}", remedy)
 
 # %% ../../nbs/0_base/07_loading.ipynb #06loa020
 def load_causal_lm(name, device: str, dtype: str) -> tuple:  # (model, tokenizer)

@@ -8,7 +8,7 @@ __all__ = ['PLAIN_TEMPLATE', 'encode_dialogue', 'encode_prompt', 'pad_rows', 'co
 # %% ../../nbs/0_base/04_tokens.ipynb #86a14246
 import numpy as np
 
-from .core import Dialogue, InputError, check
+from .core import Dialogue, InputError, call_in_time, check
 
 # %% ../../nbs/0_base/04_tokens.ipynb #c2f3fa3c
 PLAIN_TEMPLATE = (
@@ -19,13 +19,21 @@ PLAIN_TEMPLATE = (
 )
 
 # %% ../../nbs/0_base/04_tokens.ipynb #be2479f3
+TEMPLATE_SECONDS = 10  # for the first conversation of a template
+_rendered_templates = set()  # those that were in time
+
+
 def split_template(tokenizer, messages: list, add_generation_prompt: bool = False) -> list:  # (text, index or None)
     "Cut a rendered chat template into its own pieces and the contents; raise `InputError` when it loses a content."
     placeholders = [f"\ue000{i}\ue001" for i in range(len(messages))]
     marked = [dict(m, content=placeholder) for m, placeholder in zip(messages, placeholders)]
     remedy = "give load_model another chat_template"
+    options = dict(tokenize=False, add_generation_prompt=add_generation_prompt)
+    render = lambda: tokenizer.apply_chat_template(marked, **options)
+    template = str(getattr(tokenizer, "chat_template", ""))
     try:
-        text = tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=add_generation_prompt)
+        text = render() if template in _rendered_templates else call_in_time(render, TEMPLATE_SECONDS)
+        _rendered_templates.add(template)
     except Exception as error:
         reason = str(error) or type(error).__name__  # such as MemoryError
         raise InputError(f"the chat template refuses this dialogue ({reason})", remedy) from error

@@ -22,8 +22,8 @@ from ..base.text import get_language
 from .explanation import ProbePrompts, explain, gain_direction, likelihood_gains
 from .explanation import load_probe_texts, style_coordinates
 from .space import StyleSpace, concatenate_blocks, normalise_rows
-from .style import MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
-from .style import sample_responses, style_features
+from .style import FEATURE_BLOCKS, MAX_RESPONSE_TOKENS, STYLOMETRIC_FEATURES
+from .style import sample_responses, style_shifts, style_features
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #364948bb
 def feature_scale(
@@ -70,7 +70,8 @@ def build_word_vectors(
     return vectors
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #60ca73bf
-SHIFT_BATCH_SIZE = 16  # prompts or texts between two steps of the bar
+SHIFT_BATCH_SIZE = 64  # texts between two steps of the bar
+SHARED_BATCH_SIZE = 16  # the same with shared answers, for large models
 
 
 def compute_shifts(
@@ -78,24 +79,31 @@ def compute_shifts(
     dialogues: list,
     seed: int = 0,
     progress: bool = True,
+    share_answers: bool = False,  # whether texts of one prompt share one answer of the base model
 ) -> tuple:  # (dialogue id -> (D,) shift, features in each block)
-    "Compute the paired shift of each text once; texts of one prompt share one answer of the base model."
+    "Compute the paired shift of each text once."
     from tqdm.auto import tqdm
 
     distinct, base, shifts = list({d.id: d for d in dialogues}.values()), {}, {}
-    prompts = list({d.prompt: d.derive(history=()) for d in distinct}.values())
+    prompts = list({d.prompt: d.derive(history=()) for d in distinct}.values()) if share_answers else []
+    size = SHARED_BATCH_SIZE if share_answers else SHIFT_BATCH_SIZE
     with tqdm(total=len(prompts) + len(distinct), desc="shifts", unit="text", disable=not progress) as bar:
-        for start in range(0, len(prompts), SHIFT_BATCH_SIZE):
-            batch = prompts[start : start + SHIFT_BATCH_SIZE]
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
             blocks = style_features(model, sample_responses(model, None, batch, seed + start))
             base |= dict(zip((d.prompt for d in batch), concatenate_blocks(blocks)))
             bar.update(len(batch))
-        for start in range(0, len(distinct), SHIFT_BATCH_SIZE):
-            batch = distinct[start : start + SHIFT_BATCH_SIZE]
-            rows = concatenate_blocks(style_features(model, batch))
-            shifts |= {d.id: row - base[d.prompt] for d, row in zip(batch, rows)}
+        for start in range(0, len(distinct), size):
+            batch = distinct[start : start + size]
+            if share_answers:
+                blocks = style_features(model, batch)
+                rows = concatenate_blocks(blocks) - np.stack([base[d.prompt] for d in batch])
+            else:
+                blocks = style_shifts(model, batch, seed + start)
+                rows = concatenate_blocks(blocks)
+            shifts |= dict(zip((d.id for d in batch), rows))
             bar.update(len(batch))
-    return shifts, tuple(features.shape[1] for features in blocks.values())
+    return shifts, tuple(blocks[name].shape[1] for name in FEATURE_BLOCKS)
 
 # %% ../../nbs/4_explanation/07_space_fitting.ipynb #762464e6
 def panel_means(
@@ -266,7 +274,7 @@ def make_space(
     texts = texts or load_space_texts()
     probes, answers = load_probe_texts()[0], sample_responses(model, None, texts.plain, seed + 1)
     dialogues = [*texts.all_dialogues(), *probes, *answers]
-    shifts = compute_shifts(model, dialogues, seed, progress)
+    shifts = compute_shifts(model, dialogues, seed, progress, share_answers=True)
     given = dict(plain_model=answers, plain_people=texts.people, seed=seed, shifts=shifts)
     space = fit_space(model, texts.panels, texts.blends, texts.plain, **given)
     rows = space.project(np.stack([shifts[0][d.id] for d in probes]), False)

@@ -7,7 +7,7 @@ __all__ = ['PART', 'MARK_WORDS', 'MOOD_WORDS', 'KIND_WORDS', 'MANNER_WORDS', 'RE
            'KNOWN_TEXTS_OF_PANEL', 'PLAIN_TEXTS', 'PROBES', 'OPEN_PROMPTS', 'PERSON_TEXTS', 'REFERENCE_STYLES',
            'REFERENCE_HABITS', 'REFERENCE_STYLE', 'REFERENCE_ROWS', 'REFERENCE_TEXTS', 'parse', 'word_blends',
            'grid_rows', 'grid_panels', 'make_panels', 'panel_texts', 'known_rows', 'plain_people', 'with_habits',
-           'reference_texts', 'space_table', 'write_space_texts', 'reference_pllms', 'compute_own_shifts', 'make_space',
+           'reference_texts', 'space_table', 'write_space_texts', 'reference_pllms', 'make_space',
            'make_shipped_library', 'main']
 
 # %% ../../nbs/recipes/style_space.ipynb #40101364
@@ -19,8 +19,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from ..base.core import InputError
 from ..base.files import write_atomically
 from ..data.people import brevity, bullets, emoji, lower_case, opener, sign_off
@@ -29,9 +27,9 @@ from .samples import write_gz
 from .style_pools import crafted_pool, real_pool, tune_pllm
 from .style_texts import PERSONAS, rows_to_lines
 from ..explanation.explanation import load_probe_texts, prepare_probes
-from ..explanation.space import StyleSpace, concatenate_blocks
+from ..explanation.space import StyleSpace
 from ..explanation.space_fitting import SPACE_TEXTS_FILE, fit_space, measure_nats_per_unit
-from ..explanation.style import sample_responses, style_shifts
+from ..explanation.style import sample_responses
 
 # %% ../../nbs/recipes/style_space.ipynb #f3a7d3c7
 PART = re.compile(r"(?:^|\s)([+-]?)\s?(@?[A-Za-z][\w-]*(?: (?:in -\w+|[a-z]+))*)")  # a sign, and a word or a mark
@@ -320,16 +318,6 @@ def reference_pllms(
     return found
 
 # %% ../../nbs/recipes/style_space.ipynb #a39d50f7
-def compute_own_shifts(model, dialogues: list, seed: int, progress: bool) -> tuple:  # as `compute_shifts`
-    "Compute the paired shift of each text against an answer of its own, not one that texts of one prompt share."
-    distinct, shifts = list({d.id: d for d in dialogues}.values()), {}
-    for start in tqdm(range(0, len(distinct), 64), desc="shifts", disable=not progress):
-        batch = distinct[start : start + 64]
-        blocks = style_shifts(model, batch, seed + start)
-        shifts |= dict(zip((d.id for d in batch), concatenate_blocks(blocks)))
-    return shifts, tuple(features.shape[1] for features in blocks.values())
-
-
 def make_space(
     model,  # the base `Model`
     seed: int = 0,
@@ -341,11 +329,9 @@ def make_space(
     with tempfile.TemporaryDirectory() as folder:
         own = tune_pllm(model, crafted, "default", 1.0, Path(folder, "plain"), seed)
         answers = sample_responses(model, own, crafted.probes(48), seed)
-        panels, people = make_panels(), plain_people()
-        panel_dialogues = [d for pair in panels.values() for rows in pair if rows for d in rows]
-        dialogues = [*panel_dialogues, *plain, *sum(people, []), *answers]
-        given = dict(plain_people=people, seed=seed, shifts=compute_own_shifts(model, dialogues, seed, progress))
-        space = fit_space(model, panels, word_blends(), plain, answers, **given)
+        space = fit_space(
+            model, make_panels(), word_blends(), plain, answers, plain_people(), seed=seed, progress=progress
+        )
         read = prepare_probes(model, space, *load_probe_texts(), seed)
         known = reference_pllms(model, reference_texts(), folder)
         return replace(space, nats_per_unit=measure_nats_per_unit(model, space, read, known))
