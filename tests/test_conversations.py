@@ -143,5 +143,5 @@ def list_nodes(tree):
 def test_no_markdown_makes_an_element_or_an_address_that_acts(line):
     endpoints = pytest.importorskip("personal_llm.app.personal_endpoints")
     known = set("p h3 span em strong s code pre hr br ul ol li blockquote table thead tbody tr th td a".split())
-    for node in list_nodes(endpoints.parse_markdown(line)):
+    for node in list_nodes(endpoints.make_tree(endpoints.MARKDOWN.parse(line))):
         assert node[0] in known and all(address.startswith("http") for address in node[2:])

@@ -119,11 +119,6 @@ def make_tree(tokens) -> list:  # texts and [tag, children] or [tag, children, a
             stack[-1].append("\n" if token.type == "softbreak" else token.content)
     return stack[0]
 
-
-def parse_markdown(text: str) -> list:
-    "Return the tree of a text in Markdown."
-    return make_tree(MARKDOWN.parse(text))
-
 # %% ../../nbs/8_app/10_personal_endpoints.ipynb #a7468ead
 NUM_TITLE_CHARACTERS = 60  # of a title that we make
 NUM_FOUND_CHARACTERS = 120  # of a text that was found
@@ -182,7 +177,7 @@ def show_turns(session: ChatSession, rows: list) -> list:  # of plain JSON types
     for row in rows:
         version = versions.get(row["id"])
         better = version.response if version and version.response != row["response"] else None
-        tree = parse_markdown(better or row["response"])
+        tree = make_tree(MARKDOWN.parse(better or row["response"]))
         turns.append(dict(row, thumb=thumbs.get(row["id"]), correction=better, tree=tree))
     return turns
 
