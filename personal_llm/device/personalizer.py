@@ -426,7 +426,9 @@ def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: t
     "Return the last adapter, but None for a prompt that is unlike those whose replies the user corrected."
     corrected = [d for d in self.state.versions.values() if d.origin == "annotated"]
     is_own = self.rounds and self.adapter and Path(self.adapter.path) == Path(self.rounds[-1].adapter)
-    is_for_all = self.state.has_imports or any(round.start in ("library", "other") for round in self.rounds)
+    learned = {self.state.roots.get(id, id) for round in self.rounds for id in round.parents}
+    is_for_all = any(round.start in ("library", "other") for round in self.rounds)
+    is_for_all |= any(self.memory.conversations.get(root) == "import" for root in learned)
     if not is_own or is_for_all or not corrected or not self.settings.memories or not self.model.is_large:
         return self.adapter
     self.embedder = self.embedder or PromptEmbedder(self.model)

@@ -20,7 +20,7 @@ from ..base.lineage import STORE_FILE, hash_dialogue
 from ..base.text import count_nouns
 from ..buffer.buffer import Buffer, Decision, open_buffer
 from ..buffer.feedback import Feedback, add_feedback, count_feedback
-from ..buffer.feedback import estimate_dissatisfaction, get_first_id
+from ..buffer.feedback import estimate_dissatisfaction, find_disliked, get_first_id
 from ..buffer.retrieval import DEFAULT_COUNT, MAX_MEMORY_TOKENS, PATTERN_TURNS, collect_memories
 from ..buffer.retrieval import estimate_everywhere
 from ..buffer.scoring import ScoredDialogue
@@ -88,10 +88,11 @@ MEASURED_GAIN = (
 def estimate_memory_tokens(dialogues: list, most: int = DEFAULT_COUNT) -> int:
     "Estimate how many tokens of memories a reply reads; dialogues: of the buffer, most: turns of memories."
     answered = collect_memories(dialogues)
-    answered = [d for d in answered if d.origin == "annotated"] or answered
+    corrected = [d for d in answered if d.origin == "annotated"]
     if not answered:
         return 0
-    num_turns = min(most, max(len(answered), PATTERN_TURNS))
+    num_turns = min(most, max(len(corrected), PATTERN_TURNS) if corrected else min(len(answered), PATTERN_TURNS))
+    answered = corrected or answered
     mean = sum(len(d.prompt) + len(d.response) for d in answered) / len(answered)
     return min(MAX_MEMORY_TOKENS, round(num_turns * mean / CHARACTERS_PER_TOKEN))
 
@@ -140,7 +141,7 @@ class PersonalizerState:
         self.deleted = []  # `Event`s of the fine-tunes that were forgotten and can be rebuilt
         self.undone_ids = set()  # what an undone fine-tune learned from
         self.uninformed_ids = set()  # roots of own talk whose first replies read no correction
-        self.following_ids = set()  # those of them whose talk bore one before
+        self.following_ids = set()  # those of them whose prompt had a corrected reply, or one that read a correction
         self.has_imports = self.was_chat = False  # was_chat: before something was forgotten
         self._vacated = None  # (number of the event, slot) of an eviction whose successor comes next
         self._pending = {}  # root -> `Scores`, until all of the buffer's are known
@@ -270,14 +271,15 @@ def _apply_offered(self: PersonalizerState, event: Event, facts: dict) -> None:
         policy = self.buffer.policy
         self.wants_question = policy.decide_question(self.buffer.view, self._get_offered(root), left)[0]
     own = split_conversation(self.memory.conversations[root])
-    if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed"):
-        before = [row["id"] for row in self.conversations.get(own[0], ())] if own else ()
-        if any(id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated" for id in before):
+    self.conversation = own[0] if own else self.conversation
+    if d.origin == "model" and self.is_own_talk(root) and not facts.get("is_informed", True):
+        read = self.turns[find_first_prompt_turn(self.turns, self.first_turn) :] if own else ()
+        bears_wish = lambda id: id not in self.uninformed_ids or self.get_dialogue(id).origin == "annotated"
+        if any(bears_wish(row["id"]) for row in read):
             self.following_ids.add(root)
         self.uninformed_ids.add(root)
     if own:
         row = dict(id=root, prompt=d.prompt, response=d.response, time=d.time)
-        self.conversation = own[0]
         self.conversations.setdefault(own[0], []).append(row)
         turns = self.turns
         self._first_turns[own[0]] = turns[find_first_prompt_turn(turns, self.first_turn)]["id"]
@@ -300,8 +302,9 @@ def count_turns(self: PersonalizerState) -> int:
 @patch
 def find_everywhere(self: PersonalizerState) -> float:  # in [0, 1]
     "Return the probability that the user wants all replies as the corrections are; see the chapter on retrieval."
-    corrected = {root for root, d in self.versions.items() if d.origin == "annotated"}
-    let_stand = self.uninformed_ids - self.following_ids - corrected
+    versions = list(self.versions.items())  # in one step, because a fine-tune asks in its own thread
+    corrected = {root for root, d in versions if d.origin == "annotated"}
+    let_stand = self.uninformed_ids - self.following_ids - corrected - find_disliked(self.feedback_rows)
     return estimate_everywhere(len(corrected & self.uninformed_ids), len(let_stand))
 
 # %% ../../nbs/6_device/02_replay.ipynb #96aabde7
