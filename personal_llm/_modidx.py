@@ -4926,6 +4926,10 @@ d = {
                 "6_device/personalizer.html#personalizer.forget",
                 "personal_llm/device/personalizer.py",
             ),
+            "personal_llm.device.personalizer.Personalizer.is_adapter_for_all": (
+                "6_device/personalizer.html#personalizer.is_adapter_for_all",
+                "personal_llm/device/personalizer.py",
+            ),
             "personal_llm.device.personalizer.Personalizer.is_kept": (
                 "6_device/personalizer.html#personalizer.is_kept",
                 "personal_llm/device/personalizer.py",
@@ -8145,6 +8149,10 @@ d = {
             ),
             "personal_llm.experiments.wishes.weekday": (
                 "experiments/wishes.html#weekday",
+                "personal_llm/experiments/wishes.py",
+            ),
+            "personal_llm.experiments.wishes.write_people_table": (
+                "experiments/wishes.html#write_people_table",
                 "personal_llm/experiments/wishes.py",
             ),
         },

@@ -474,10 +474,20 @@ def test_some_adapters_write_every_reply(learned, monkeypatch, tmp_path):
         assert me.choose_adapter(joke) is None
         changed.setitem(me.memory.conversations, me.state.roots[me.rounds[-1].parents[0]], "import")
         assert me.choose_adapter(joke) is me.adapter
-    for start in ("library", "other"):
+    made = lambda *starts: [replace(me.rounds[-1], start=start) for start in starts]
+    for starts, is_for_all in (
+        (("library",), True),
+        (("other",), True),
+        (("", "last"), False),
+        (("library", "last"), True),
+        (("library", "last", "", "last"), False),  # a new beginning from the base model
+    ):
         with monkeypatch.context() as changed:
-            changed.setattr(me.state, "rounds", [replace(me.rounds[-1], start=start)])
-            assert me.choose_adapter(joke) is me.adapter
+            changed.setattr(me.state, "rounds", made(*starts))
+            assert (me.choose_adapter(joke) is me.adapter) == is_for_all
+    with monkeypatch.context() as changed:
+        changed.setattr(learned.model, "engine", object())
+        assert me.choose_adapter(joke) is me.adapter
     own = me.adapter
     shutil.copytree(own.path, tmp_path / "elsewhere")
     me.use_adapter(Adapter.load(tmp_path / "elsewhere"))

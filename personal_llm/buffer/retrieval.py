@@ -150,7 +150,7 @@ EVERYWHERE_RATE, SUBJECT_RATE = 0.9, 0.25  # a, b: of replies that are corrected
 
 
 def estimate_everywhere(num_corrected: int, num_let_stand: int) -> float:  # u, in [0, 1]
-    "Return the probability that the user wants all replies so, from the replies that bore no correction."
+    "Return the probability that the user wants all replies so, from the replies that read no correction."
     for_it, against = EVERYWHERE_RATE / SUBJECT_RATE, (1 - EVERYWHERE_RATE) / (1 - SUBJECT_RATE)
     log_odds = math.log(EVERYWHERE_PRIOR / (1 - EVERYWHERE_PRIOR))
     log_odds += num_corrected * math.log(for_it) + num_let_stand * math.log(against)

@@ -422,14 +422,23 @@ ADAPTER_THRESHOLD = 0.4  # probability of a correction from which the adapter wr
 
 
 @patch
+def is_adapter_for_all(self: Personalizer) -> bool:
+    "Return whether the adapter learned from more than answers: from elsewhere, a library's pLLM or imported chats."
+    if not self.rounds or Path(self.adapter.path) != Path(self.rounds[-1].adapter):
+        return True
+    first = max((place for place, round in enumerate(self.rounds) if round.start != "last"), default=0)
+    chain = self.rounds[first:]  # each began from the one before
+    learned = {self.state.roots.get(id, id) for round in chain for id in round.parents}
+    has_imports = any(self.memory.conversations.get(root) == "import" for root in learned)
+    return has_imports or chain[0].start in ("library", "other")
+
+
+@patch
 def choose_adapter(self: Personalizer, prompt: str):  # an `Adapter`, or None: the base model replies
     "Return the last adapter, but None for a prompt that is unlike those whose replies the user corrected."
     corrected = [d for d in self.state.versions.values() if d.origin == "annotated"]
-    is_own = self.rounds and self.adapter and Path(self.adapter.path) == Path(self.rounds[-1].adapter)
-    learned = {self.state.roots.get(id, id) for round in self.rounds for id in round.parents}
-    is_for_all = any(round.start in ("library", "other") for round in self.rounds)
-    is_for_all |= any(self.memory.conversations.get(root) == "import" for root in learned)
-    if not is_own or is_for_all or not corrected or not self.settings.memories or not self.model.is_large:
+    is_gated = self.settings.memories and self.model.is_large and self.model.engine is None
+    if not self.adapter or not corrected or not is_gated or self.is_adapter_for_all():
         return self.adapter
     self.embedder = self.embedder or PromptEmbedder(self.model)
     known = [*corrected, *(d for d in self.list_memories() if d.origin == "approved")]
@@ -455,7 +464,7 @@ def reply(
     history=(),  # turns before it: (role, text) pairs; a system prompt stays first
     max_tokens: int = None,  # of the reply; the model's own limit by default
 ) -> str:
-    "Reply after a fact or your answered dialogues, with the adapter if the prompt is of its kind; not observed."
+    "Reply with a fact or memories in the prompt, by the model that `choose_adapter` gives; nothing is observed."
     question = Dialogue(prompt, "", history)
     with self.model.track_cost() as cost:
         fact, _ = self.find_fact(prompt)
