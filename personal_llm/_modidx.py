@@ -6726,10 +6726,6 @@ d = {
                 "experiments/more_people.html#tildes",
                 "personal_llm/experiments/more_people.py",
             ),
-            "personal_llm.experiments.more_people.write_people_table": (
-                "experiments/more_people.html#write_people_table",
-                "personal_llm/experiments/more_people.py",
-            ),
         },
         "personal_llm.experiments.new_people": {
             "personal_llm.experiments.new_people.collect_replies": (

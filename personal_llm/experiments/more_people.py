@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['GESTURES', 'ONE_STYLE', 'DIFFICULT', 'PEOPLE', 'SEED', 'EIGHT', 'COUNTS', 'SHARED', 'GRIDS', 'EIGHTH',
            'LIKENESS_GAIN', 'gesture', 'ruled', 'json_object', 'footnote', 'spelled_out', 'kinda', 'pointing',
-           'short_lines', 'spaced_marks', 'tildes', 'make_stream', 'measure', 'measure_unfiltered', 'list_claims',
-           'write_people_table']
+           'short_lines', 'spaced_marks', 'tildes', 'make_stream', 'measure', 'measure_unfiltered', 'list_claims']
 
 # %% ../../nbs/experiments/52_more_people.ipynb #mor0003
 import json
@@ -20,7 +19,7 @@ from ..base.text import split_sentences
 from ..buffer import consolidation
 from ..data.people import Habit, opener, sign_off
 from .fresh_people import ROLES, TAUGHT, Study, format_people, judge_plan, write_table
-from .other_people import LABELS, PLAN, README_METRICS, measure_plain
+from .other_people import LABELS, PLAN, measure_plain
 from .new_people_grid import choose_tests
 from personal_llm.experiments.real_people import (
     ANATOMY,
@@ -201,8 +200,3 @@ def list_claims() -> list:  # (claim of the plan, what we measured, whether it h
         told, holds = str(gain), gain.value >= LIKENESS_GAIN and gain.low > 0
     claim = f"weights: {LABELS['habits']}, above those without the likeness by {LIKENESS_GAIN}"
     return [*judge_plan(EIGHTH, PLAN, LABELS), (claim, told, holds)]
-
-
-def write_people_table() -> str:
-    "Write the README's table: fifteen people after eight corrections, a line for each metric."
-    return write_table(EIGHTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
