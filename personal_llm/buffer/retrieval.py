@@ -14,12 +14,14 @@ __all__ = ['ANSWERED_ORIGINS', 'BM25_SATURATION', 'BM25_LENGTH', 'EARLY_LAYER_SH
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00003
 import math
 from collections import Counter
+from itertools import takewhile
 
 import numpy as np
 
 from ..base.core import Dialogue
 from ..base.decoding import EXAMPLES, ExampleResponses
 from ..base.loading import load_encoder
+from ..base.models import mean_response_nll
 from ..base.text import get_words, is_near_duplicate
 from ..base.tokens import clip_text
 from .scoring import unit_vector
@@ -247,16 +249,15 @@ def retrieve_in_talk(
     everywhere: float = 0.0,
 ) -> list:  # dialogues, the nearest last
     "Choose the answered dialogues that the reply to the newest prompt of a talk should read; see `retrieve`."
-    probabilities = [compare_with_memories(memories, text, embedder, everywhere)[0] for text in prompts]
-    kinds = [probability >= CORRECTION_THRESHOLD for probability in probabilities]
-    if len(prompts) > 1 and not kinds[-1]:
+    find = lambda text: retrieve(memories, text, embedder, k, max_tokens, everywhere)
+    if len(prompts) == 1:
+        return find(prompts[0])
+    opens = lambda text: compare_with_memories(memories, text, embedder, everywhere)[0] >= CORRECTION_THRESHOLD
+    opening = [*takewhile(opens, reversed(prompts))]  # the newest first
+    if not opening:
         return []
-    start = max((place for place, kind in enumerate(kinds, 1) if kind != kinds[-1]), default=0)
-    found = retrieve(memories, prompts[-1], embedder, k, max_tokens, everywhere)
-    if not found or start == len(prompts) - 1:
-        return found
-    chosen = retrieve(memories, prompts[start], embedder, k, max_tokens, everywhere)
-    return chosen if found[-1] in chosen else found
+    found, chosen = find(opening[0]), find(opening[-1])
+    return chosen if found and found[-1] in chosen else found
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00030
 MIN_CHECKED_ANSWERS, MAX_CHECKED_ANSWERS = 4, 8
@@ -275,6 +276,6 @@ def choose_count(memories: list, embedder: PromptEmbedder, most: int = DEFAULT_C
     if not found:  # each answer is unlike the others, so they say nothing
         return most
     with_memories = [add_memories(d, memories) for d, memories in found]
-    nll = embedder.model.nll([*(d for d, _ in found), *with_memories])
-    without, informed = np.split(nll[:, 0] / nll[:, 1], 2)  # nats a token
+    losses = mean_response_nll(embedder.model, [*(d for d, _ in found), *with_memories])
+    without, informed = np.split(losses, 2)
     return most if (without - informed).mean() > 0 else 0
