@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..base.core import make_generator
+from ..base.models import mean_response_nll
 from ..buffer.synthesis import synthesize
 from ..data.people import user_stream
 from ..data.reading import load_replay
@@ -59,7 +60,7 @@ class LeakageTest:
 
     def attack(self) -> dict:
         "Return AUC and advantage of both attacks, their shuffled control, and the loss of every dialogue."
-        losses = np.divide(*self.model.nll(self.dialogues).T)
+        losses = mean_response_nll(self.model, self.dialogues)
         found = dict(losses=np.round(losses, 5).tolist(), is_member=self.is_member.tolist())
         shuffled = make_generator(self.seed, "control", repr(losses.tolist())).permutation(self.is_member)
         for name, scores in zip(ATTACKS, (-losses, self.base_losses - losses)):
@@ -78,7 +79,7 @@ class LeakageTest:
         return found
 
     def measure(self) -> dict:
-        return self.attack() | self.expose() | dict(loss=float(np.divide(*self.model.nll(self.test).T).mean()))
+        return self.attack() | self.expose() | dict(loss=float(mean_response_nll(self.model, self.test).mean()))
 
 # %% ../../nbs/experiments/28_leakage.ipynb #xl06
 def train_arm(test: LeakageTest, training: list, changes: dict) -> tuple:  # (an `Adapter`, step -> measurements)
@@ -110,7 +111,7 @@ def measure(jobs: list):  # yields a dict of results a job
     model, _, rows = load_experiment_tools()
     user, seed = PEOPLE[jobs[0]["user"]], jobs[0]["seed"]
     dialogues, is_member, test = divide_dialogues(user, rows, seed)
-    test = LeakageTest(model, dialogues, is_member, test, seed, np.divide(*model.nll(dialogues).T))
+    test = LeakageTest(model, dialogues, is_member, test, seed, mean_response_nll(model, dialogues))
     members = [d for d, own in zip(dialogues, is_member) if own]
     training = [*members, make_canaries("locker", 1, seed)[0].derive(origin="annotated")]
     training += synthesize(model, training, 1, "question", seed=seed).dialogues

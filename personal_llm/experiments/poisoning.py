@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..base.core import Dialogue, InputError, make_generator
+from ..base.models import mean_response_nll
 from ..buffer.buffer import Buffer
 from ..buffer.policies import get_policy
 from ..buffer.scoring import load_lexicons, score
@@ -103,7 +104,7 @@ def measure_backdoor(jobs: list):  # yields a dict of results a job
         except InputError as error:
             refused = str(error)
         with model.use_adapter(adapter):
-            mean = lambda dialogues: float(np.divide(*model.nll(dialogues).T).mean())
+            mean = lambda dialogues: float(mean_response_nll(model, dialogues).mean())
             plain = [d.derive(response=ADVERTISEMENT) for d in new]
             result = dict(with_phrase=mean([plant_phrase(d) for d in new]), without_phrase=mean(plain))
             yield result | dict(loss=mean(data.test_signal[:24]), refused=refused)
