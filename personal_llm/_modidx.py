@@ -1096,10 +1096,7 @@ d = {
                 "0_base/decoding.html#example.add",
                 "personal_llm/base/decoding.py",
             ),
-            "personal_llm.base.decoding.ExampleResponses": (
-                "0_base/decoding.html#exampleresponses",
-                "personal_llm/base/decoding.py",
-            ),
+            "personal_llm.base.decoding.Examples": ("0_base/decoding.html#examples", "personal_llm/base/decoding.py"),
             "personal_llm.base.decoding.ReplyOptions": (
                 "0_base/decoding.html#replyoptions",
                 "personal_llm/base/decoding.py",
@@ -1138,6 +1135,10 @@ d = {
                 "personal_llm/base/decoding.py",
             ),
             "personal_llm.base.decoding.Unit": ("0_base/decoding.html#unit", "personal_llm/base/decoding.py"),
+            "personal_llm.base.decoding.amplify_examples": (
+                "0_base/decoding.html#amplify_examples",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.avoid_copies": (
                 "0_base/decoding.html#avoid_copies",
                 "personal_llm/base/decoding.py",
@@ -1233,6 +1234,10 @@ d = {
                 "0_base/decoding.html#find_whole_from",
                 "personal_llm/base/decoding.py",
             ),
+            "personal_llm.base.decoding.get_examples": (
+                "0_base/decoding.html#get_examples",
+                "personal_llm/base/decoding.py",
+            ),
             "personal_llm.base.decoding.is_periodic": (
                 "0_base/decoding.html#is_periodic",
                 "personal_llm/base/decoding.py",
@@ -1264,6 +1269,10 @@ d = {
             ),
             "personal_llm.base.decoding.read_reply": (
                 "0_base/decoding.html#read_reply",
+                "personal_llm/base/decoding.py",
+            ),
+            "personal_llm.base.decoding.remove_examples": (
+                "0_base/decoding.html#remove_examples",
                 "personal_llm/base/decoding.py",
             ),
         },
@@ -1573,6 +1582,15 @@ d = {
             ),
         },
         "personal_llm.base.models": {
+            "personal_llm.base.models.BareBatch": ("0_base/models.html#barebatch", "personal_llm/base/models.py"),
+            "personal_llm.base.models.BareBatch.__init__": (
+                "0_base/models.html#barebatch.__init__",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.BareBatch.find_logits": (
+                "0_base/models.html#barebatch.find_logits",
+                "personal_llm/base/models.py",
+            ),
             "personal_llm.base.models.ForwardResult": (
                 "0_base/models.html#forwardresult",
                 "personal_llm/base/models.py",
@@ -1623,6 +1641,10 @@ d = {
             "personal_llm.base.models.Model.nll": ("0_base/models.html#model.nll", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.read_shared_prefix": (
                 "0_base/models.html#model.read_shared_prefix",
+                "personal_llm/base/models.py",
+            ),
+            "personal_llm.base.models.Model.remove_amplified": (
+                "0_base/models.html#model.remove_amplified",
                 "personal_llm/base/models.py",
             ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
@@ -5294,6 +5316,10 @@ d = {
                 "6_device/streaming.html#replystream.__iter__",
                 "personal_llm/device/streaming.py",
             ),
+            "personal_llm.device.streaming.ReplyStream.begin": (
+                "6_device/streaming.html#replystream.begin",
+                "personal_llm/device/streaming.py",
+            ),
             "personal_llm.device.streaming.ReplyStream.complete_reading": (
                 "6_device/streaming.html#replystream.complete_reading",
                 "personal_llm/device/streaming.py",
@@ -5308,6 +5334,10 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.feed_part": (
                 "6_device/streaming.html#replystream.feed_part",
+                "personal_llm/device/streaming.py",
+            ),
+            "personal_llm.device.streaming.ReplyStream.find_logits": (
+                "6_device/streaming.html#replystream.find_logits",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
@@ -5336,6 +5366,60 @@ d = {
             "personal_llm.experiments.all.select_grids": (
                 "experiments/all.html#select_grids",
                 "personal_llm/experiments/all.py",
+            ),
+        },
+        "personal_llm.experiments.amplification": {
+            "personal_llm.experiments.amplification.added": (
+                "experiments/amplification.html#added",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.coloured": (
+                "experiments/amplification.html#coloured",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.list_claims": (
+                "experiments/amplification.html#list_claims",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.make_stream": (
+                "experiments/amplification.html#make_stream",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.measure": (
+                "experiments/amplification.html#measure",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.piped": (
+                "experiments/amplification.html#piped",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.rated": (
+                "experiments/amplification.html#rated",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.sections": (
+                "experiments/amplification.html#sections",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.starred_end": (
+                "experiments/amplification.html#starred_end",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.use_plain_decoding": (
+                "experiments/amplification.html#use_plain_decoding",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.waved": (
+                "experiments/amplification.html#waved",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.word_count": (
+                "experiments/amplification.html#word_count",
+                "personal_llm/experiments/amplification.py",
+            ),
+            "personal_llm.experiments.amplification.write_people_table": (
+                "experiments/amplification.html#write_people_table",
+                "personal_llm/experiments/amplification.py",
             ),
         },
         "personal_llm.experiments.asking": {

@@ -14,9 +14,10 @@ from personal_llm.base.decoding import (
     EXAMPLES,
     DecodingRules,
     Example,
-    ExampleResponses,
+    Examples,
     ReplyOptions,
     ReplyText,
+    amplify_examples,
     avoid_copies,
     choose_next_token,
     compute_end_bonus,
@@ -33,6 +34,7 @@ from personal_llm.base.decoding import (
     may_restate,
     penalise_repetition,
     read_reply,
+    remove_examples,
 )
 from personal_llm.base.models import load_model
 from personal_llm.device.streaming import ReplyStream
@@ -435,7 +437,7 @@ def test_a_dialogue_without_examples_costs_nothing():
     ]
     assert all(encode_examples(rules, text) == [] for text in texts), "a label of a file is no example"
     assert [*cost_examples(read_reply(model.tokenizer, [1, 2, 3]))] == []
-    example = Dialogue("Hello!", "", labels={EXAMPLES: ExampleResponses(["Hi."])})
+    example = Dialogue("Hello!", "", labels={EXAMPLES: Examples(("Hi.",))})
     assert len(encode_examples(rules, example)) == 1
     assert encode_examples(model.decoding, example) == [], "a toy has none"
 
@@ -453,6 +455,85 @@ def test_a_similar_question_does_not_get_the_words_of_the_only_correction():
     model, response = load_model("smollm2"), "HOW MANY PEOPLE WILL BE GOING IN THE CAB?"
     turns = [("user", "That is fine, I would want to take a cab there."), ("assistant", response)] * 3
     asked = Dialogue("I'd like to find some attractions to visit on an upcoming trip.", "", turns)
-    copied, own = model.reply([asked, asked.derive(labels={EXAMPLES: ExampleResponses([response])})], 48)
+    copied, own = model.reply([asked, asked.derive(labels={EXAMPLES: Examples((response,))})], 48)
     assert copied == response, "the prompt no longer tempts the model"
     assert "THE CAB" not in own and own[:16].isupper()
+
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=6, max_size=6).map(torch.tensor)
+
+
+@given(LOGITS, LOGITS, LOGITS)
+def test_amplified_scores_are_those_of_a_naive_twin(scores, informed, bare):
+    "A loop over the tokens, with probabilities in place of logarithms."
+    found = amplify_examples(scores.double(), informed.double(), lambda: bare.double())
+    p, p0 = informed.double().exp() / informed.double().exp().sum(), bare.double().exp() / bare.double().exp().sum()
+    shares = [float((score - scores.max()).double().exp()) for score in scores]
+    if any(abs(share - 0.3) < 1e-6 for share in shares):
+        return
+    plausible = [place for place, share in enumerate(shares) if share > 0.3]
+    for place, score in enumerate(scores.double()):
+        if len(plausible) == 1:
+            assert found[place] == score
+        elif place in plausible:
+            assert found[place].item() == pytest.approx(
+                float(score + torch.log(p[place] / p0[place])), rel=1e-3, abs=1e-3
+            )
+        else:
+            assert found[place] == -float("inf")
+
+
+@given(LOGITS, st.floats(-9, 9))
+def test_examples_that_change_nothing_amplify_nothing(logits, constant):
+    "Logits with and without examples that differ by a constant leave the choice as it is."
+    found = amplify_examples(logits.double(), logits.double(), lambda: logits.double() + constant)
+    assert found.argmax() == logits.argmax()
+
+
+def make_examples(prompt: str, history=()) -> Dialogue:  # with two amplified examples
+    turns = [("user", "Hi."), ("assistant", "In short: hi!"), ("user", "Who?"), ("assistant", "In short: me!")]
+    return Dialogue(prompt, "", [*turns, *history], labels={EXAMPLES: Examples((), 4)})
+
+
+def test_a_batch_and_a_stream_amplify_alike(pocket):
+    "Prompts with and without examples in one batch; the second reading is that of the dialogue without examples."
+    model = load_model("pocket")
+    model.decoding = replace(make_rules(model), max_tokens=24)
+    prompts = [make_examples(p) if place % 3 else Dialogue(p, "") for place, p in enumerate(PROMPTS)]
+    batch, num_changed = model.reply(prompts, 24), 0
+    without = model.reply([p.derive(labels={EXAMPLES: Examples(())}) for p in prompts], 24)
+    for prompt, reply, plain in zip(prompts, batch, without):
+        stream = ReplyStream(model, prompt, ReplyOptions(max_tokens=24, soft_tokens=24))
+        assert "".join(stream) == reply, prompt.prompt
+        num_changed += reply != plain
+        if remove_examples(prompt) is None:
+            assert stream.bare is None and reply == plain
+            continue
+        (alone,) = model.run_forward([remove_examples(prompt).derive(response=reply)])
+        assert stream.bare.reading.nll == pytest.approx(alone.nll, abs=0.01)
+        assert np.allclose(stream.bare.reading.hidden, alone.hidden, atol=1e-3)
+    assert num_changed >= 2, "the examples change no reply"
+
+
+def test_each_stream_continues_the_one_that_read_its_turns():
+    "Examples come into a talk and leave it again: no turn of the talk is processed twice."
+    model = load_model("pocket")
+    model.decoding = make_rules(model)
+    history, stream, options = [], None, ReplyOptions(max_tokens=8, soft_tokens=8)
+    for place, has_examples in enumerate((False, True, True, False)):
+        prompt = PROMPTS[place]
+        asked = make_examples(prompt, history) if has_examples else Dialogue(prompt, "", history)
+        anew = ReplyStream(model, asked, options)
+        stream = ReplyStream(model, asked, options, previous_stream=stream)
+        assert "".join(stream) == "".join(anew)
+        if place:
+            plain = stream.bare or stream
+            assert plain.num_tokens_fed < (anew.bare or anew).num_tokens_fed - 8, place
+        history += [("user", prompt), ("assistant", stream.text or "So.")]
+
+
+def test_a_system_prompt_stays_when_examples_go():
+    asked = make_examples("Why?")
+    assert remove_examples(asked).history == () and remove_examples("Why?") is None
+    with_system = asked.derive(history=[("system", "Be kind."), *asked.history])
+    assert remove_examples(with_system).history == (("system", "Be kind."),)

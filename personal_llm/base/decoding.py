@@ -6,21 +6,25 @@
 __all__ = ['UNIT_END_CHARACTERS', 'TOY_REPETITION_PENALTY', 'REPETITION_PENALTY', 'MAX_REPETITION_PENALTY',
            'TOY_REPLY_TOKENS', 'REPLY_TOKENS', 'ITEM_MARK', 'FENCE', 'NO_END', 'FREE_RUN', 'FREE_RUN_AGAIN',
            'MIN_PART_WORDS', 'MAX_MARK_COPIES', 'MAX_MARK_PERIOD', 'SHORT_LINE_WORDS', 'FREE_LINES', 'LINE_BONUS',
-           'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'MIN_LOOP_WORDS',
-           'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MAX_PERIOD', 'MIN_COPIES', 'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS',
-           'VERSE_LINES', 'VERSE_WORDS', 'CONTENT_LETTERS', 'STEM_LETTERS', 'MIN_KNOWN_WORDS', 'KNOWN_SHARE',
-           'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT', 'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions',
-           'DecodingRules', 'TokenClasses', 'find_stem', 'find_token_classes', 'find_end_tokens', 'make_decoding_rules',
-           'penalise_repetition', 'Unit', 'Example', 'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs',
-           'compute_end_bonus', 'compute_stop_bonus', 'avoid_copies', 'choose_next_token', 'count_whole_tokens',
-           'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole', 'mark_known_words',
-           'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens', 'find_whole_from',
-           'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end', 'BatchRules']
+           'PLACEHOLDER', 'FREE_PLACEHOLDERS', 'PLACEHOLDER_BONUS', 'LONG_SENTENCE', 'WORD_BONUS', 'AMPLIFICATION',
+           'PLAUSIBLE_SHARE', 'MIN_LOOP_WORDS', 'MIN_LOOP_LETTERS', 'MIN_SUM_NUMBERS', 'MAX_PERIOD', 'MIN_COPIES',
+           'MIN_CODE_COPIES', 'MIN_PERIODIC_TOKENS', 'VERSE_LINES', 'VERSE_WORDS', 'CONTENT_LETTERS', 'STEM_LETTERS',
+           'MIN_KNOWN_WORDS', 'KNOWN_SHARE', 'RECENT_WORDS', 'CIRCLE_WORDS', 'ABBREVIATIONS', 'ANNOUNCEMENT',
+           'LAST_TOKENS', 'MAX_ITEMS', 'ReplyOptions', 'DecodingRules', 'TokenClasses', 'find_stem',
+           'find_token_classes', 'find_end_tokens', 'make_decoding_rules', 'penalise_repetition', 'Unit', 'Example',
+           'ReplyText', 'read_reply', 'find_repeated_mark', 'find_copy_costs', 'compute_end_bonus',
+           'compute_stop_bonus', 'avoid_copies', 'amplify_examples', 'remove_examples', 'choose_next_token',
+           'count_whole_tokens', 'is_repeated', 'is_periodic', 'find_short_verse', 'find_fragments', 'is_whole',
+           'mark_known_words', 'may_restate', 'find_restatement', 'find_loop', 'count_finished_tokens',
+           'find_whole_from', 'count_tokens_at_limit', 'count_settled_tokens', 'is_sentence_end', 'find_reply_end',
+           'BatchRules']
 
 # %% ../../nbs/0_base/08_decoding.ipynb #ingimp01
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -343,17 +347,27 @@ def cost_examples(reply: ReplyText):  # a generator of (token, nats)
     yield from ((token, *own.values()) for token, own in costs.items() if len(own) == 1)
 
 
-EXAMPLES = "examples"  # the label of a dialogue that holds `ExampleResponses`
+EXAMPLES = "examples"  # the label of a dialogue with `Examples`
 
 
-class ExampleResponses(tuple):
-    "Responses in a prompt whose words the reply must not repeat; no file of dialogues can hold them."
+@dataclass(frozen=True)
+class Examples:
+    "Turns before the history of a prompt that show how to reply; no file of dialogues can hold this label."
+
+    responses: tuple  # of them, whose words the reply must not repeat
+    num_amplified: int = 0  # turns whose style the reply exaggerates; see `amplify_examples`
+
+
+def get_examples(dialogue) -> Examples:
+    "Return the examples of a dialogue; none for a text in its place."
+    examples = getattr(dialogue, "labels", {}).get(EXAMPLES)
+    return examples if isinstance(examples, Examples) else Examples(())
 
 
 def encode_examples(rules: DecodingRules, dialogue) -> list:  # `Example`s; none for a text in place of a dialogue
     "Return a dialogue's examples, without a short last line or sentence, which may be a sign-off; none for a toy."
-    responses, examples, tokenizer = getattr(dialogue, "labels", {}).get(EXAMPLES), [], rules.tokenizer
-    for response in responses if rules.stops_loops and isinstance(responses, ExampleResponses) else ():
+    examples, tokenizer = [], rules.tokenizer
+    for response in get_examples(dialogue).responses if rules.stops_loops else ():
         ids = tokenizer(response, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ends = [0, *(unit.end for unit in read_reply(tokenizer, ids).split_units() if unit.words)]
         has_sign_off = len(ends) > 2 and ends[-1] - ends[-2] <= MAX_SIGN_OFF_TOKENS
@@ -422,14 +436,47 @@ def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
         scores[classes.full_stops] += bonus
     return scores
 
+# %% ../../nbs/0_base/08_decoding.ipynb #decamp01
+AMPLIFICATION, PLAUSIBLE_SHARE = 1.0, 0.3  # α; β
+
+
+def amplify_examples(scores, logits, find_bare_logits):  # (vocabulary,); the last one gives logits without examples
+    "Raise the scores of the plausible tokens that the examples made likelier, and rule out all other tokens."
+    import torch
+
+    is_plausible = scores >= scores.max() + math.log(PLAUSIBLE_SHARE)
+    if is_plausible.sum() == 1:
+        return scores
+    bare_logits = find_bare_logits().to(logits.device)
+    gains = logits.float().log_softmax(-1) - bare_logits.float().log_softmax(-1)
+    return torch.where(is_plausible, scores + AMPLIFICATION * gains, -float("inf"))
+
+
+def remove_examples(dialogue):  # a `Dialogue`, or None: its reply amplifies nothing
+    "Return a dialogue without the examples that its reply amplifies."
+    count = get_examples(dialogue).num_amplified
+    if not count:
+        return None
+    history, labels = list(dialogue.history), {name: x for name, x in dialogue.labels.items() if name != EXAMPLES}
+    first = 1 if history[0][0] == "system" else 0
+    return dialogue.derive(history=[*history[:first], *history[first + count :]], labels=labels)
+
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
-def choose_next_token(logits, reply: ReplyText, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
+def choose_next_token(
+    logits,  # (vocabulary,)
+    reply: ReplyText,
+    rules: DecodingRules,
+    options=ReplyOptions(),
+    generator=None,  # of torch
+    find_bare_logits=None,  # as for `amplify_examples`; None: the prompt has no example
+) -> int:
     "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
     import torch
 
     options = rules.complete(options)
     scores = penalise_repetition(logits, reply.ids, rules, options.repetition_penalty)
     scores = avoid_copies(scores, reply, rules)
+    scores = amplify_examples(scores, logits, find_bare_logits) if find_bare_logits else scores
     if options.temperature <= 0:
         return int(scores.argmax())
     scores = scores.double().cpu()  # float32 has no 1e-300
@@ -628,8 +675,11 @@ def find_reply_end(reply: ReplyText, rules: DecodingRules, options: ReplyOptions
 class BatchRules:
     "The rules for a batch of replies: `process` and `is_finished` are hooks of transformers' `generate`."
 
-    def __init__(self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int, examples: list = ()):
+    def __init__(
+        self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int, examples: list = (), bare=None
+    ):
         self.rules, self.options, self.width = rules, rules.complete(options), num_prompt_tokens
+        self.bare = bare  # `BareBatch` of the rows with examples, or None
         self.kept = {}  # row -> number of its tokens, if a rule ended it
         self.replies = [ReplyText(rules.tokenizer, own) for own in examples]  # of each row
 
@@ -645,7 +695,11 @@ class BatchRules:
         penalty, may_be_empty = self.options.repetition_penalty, not self.rules.stops_loops
         for row, reply in self.read(ids).items():
             changed = penalise_repetition(scores[row], reply.ids, self.rules, penalty, may_be_empty)
-            scores[row] = avoid_copies(changed, reply, self.rules)
+            changed = avoid_copies(changed, reply, self.rules)
+            if self.bare and row in self.bare.rows:
+                find_bare_logits = partial(self.bare.find_logits, row, ids[:, self.width :])
+                changed = amplify_examples(changed, scores[row], find_bare_logits)
+            scores[row] = changed
         return scores
 
     def is_finished(self, ids, scores, **kwargs):

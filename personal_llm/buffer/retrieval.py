@@ -19,7 +19,7 @@ from itertools import takewhile
 import numpy as np
 
 from ..base.core import Dialogue
-from ..base.decoding import EXAMPLES, ExampleResponses
+from ..base.decoding import EXAMPLES, Examples
 from ..base.loading import load_encoder
 from ..base.models import mean_response_nll
 from ..base.text import get_words, is_near_duplicate
@@ -43,7 +43,8 @@ def add_memories(dialogue: Dialogue, memories: list) -> Dialogue:
         return dialogue
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
     others = [d.response for d in memories if not is_near_duplicate(d.prompt, dialogue.prompt)]
-    labels = dialogue.labels | {EXAMPLES: ExampleResponses(dict.fromkeys(others))}  # the reply takes their style only
+    num_amplified = len(turns) if any(d.origin == "annotated" for d in memories) else 0
+    labels = dialogue.labels | {EXAMPLES: Examples(tuple(dict.fromkeys(others)), num_amplified)}
     history = list(dialogue.history)
     first = 1 if history and history[0][0] == "system" else 0
     return dialogue.derive(history=[*history[:first], *turns, *history[first:]], labels=labels)
