@@ -1643,10 +1643,6 @@ d = {
                 "0_base/models.html#model.read_shared_prefix",
                 "personal_llm/base/models.py",
             ),
-            "personal_llm.base.models.Model.remove_amplified": (
-                "0_base/models.html#model.remove_amplified",
-                "personal_llm/base/models.py",
-            ),
             "personal_llm.base.models.Model.reply": ("0_base/models.html#model.reply", "personal_llm/base/models.py"),
             "personal_llm.base.models.Model.reply_once": (
                 "0_base/models.html#model.reply_once",
@@ -5316,10 +5312,6 @@ d = {
                 "6_device/streaming.html#replystream.__iter__",
                 "personal_llm/device/streaming.py",
             ),
-            "personal_llm.device.streaming.ReplyStream.begin": (
-                "6_device/streaming.html#replystream.begin",
-                "personal_llm/device/streaming.py",
-            ),
             "personal_llm.device.streaming.ReplyStream.complete_reading": (
                 "6_device/streaming.html#replystream.complete_reading",
                 "personal_llm/device/streaming.py",
@@ -5334,10 +5326,6 @@ d = {
             ),
             "personal_llm.device.streaming.ReplyStream.feed_part": (
                 "6_device/streaming.html#replystream.feed_part",
-                "personal_llm/device/streaming.py",
-            ),
-            "personal_llm.device.streaming.ReplyStream.find_logits": (
-                "6_device/streaming.html#replystream.find_logits",
                 "personal_llm/device/streaming.py",
             ),
             "personal_llm.device.streaming.ReplyStream.reuse_cache": (
@@ -5369,6 +5357,10 @@ d = {
             ),
         },
         "personal_llm.experiments.amplification": {
+            "personal_llm.experiments.amplification._judge_memory": (
+                "experiments/amplification.html#_judge_memory",
+                "personal_llm/experiments/amplification.py",
+            ),
             "personal_llm.experiments.amplification.added": (
                 "experiments/amplification.html#added",
                 "personal_llm/experiments/amplification.py",

@@ -495,41 +495,29 @@ def make_examples(prompt: str, history=()) -> Dialogue:  # with two amplified ex
     return Dialogue(prompt, "", [*turns, *history], labels={EXAMPLES: Examples((), 4)})
 
 
-def test_a_batch_and_a_stream_amplify_alike(pocket):
-    "Prompts with and without examples in one batch; the second reading is that of the dialogue without examples."
+def test_a_batch_amplifies_as_each_prompt_alone():
+    "Prompts with and without examples in one batch, and each token by two whole passes."
     model = load_model("pocket")
     model.decoding = replace(make_rules(model), max_tokens=24)
     prompts = [make_examples(p) if place % 3 else Dialogue(p, "") for place, p in enumerate(PROMPTS)]
     batch, num_changed = model.reply(prompts, 24), 0
     without = model.reply([p.derive(labels={EXAMPLES: Examples(())}) for p in prompts], 24)
     for prompt, reply, plain in zip(prompts, batch, without):
-        stream = ReplyStream(model, prompt, ReplyOptions(max_tokens=24, soft_tokens=24))
-        assert "".join(stream) == reply, prompt.prompt
+        assert model.reply([prompt], 24) == [reply], prompt.prompt
         num_changed += reply != plain
-        if remove_examples(prompt) is None:
-            assert stream.bare is None and reply == plain
+        bare = remove_examples(prompt)
+        if bare is None:
+            assert reply == plain
             continue
-        (alone,) = model.run_forward([remove_examples(prompt).derive(response=reply)])
-        assert stream.bare.reading.nll == pytest.approx(alone.nll, abs=0.01)
-        assert np.allclose(stream.bare.reading.hidden, alone.hidden, atol=1e-3)
+        rows, written = model.encode_prompts([prompt, bare], 400), encode(model, reply)
+        for place, token in enumerate(written[:-1]):
+            with torch.inference_mode():
+                logits = [model.model(torch.tensor([[*row, *written[:place]]])).logits[0, -1] for row in rows]
+            text = read_reply(model.tokenizer, written[:place])
+            scores = penalise_repetition(logits[0], text.ids, model.decoding, 1.0)
+            scores = amplify_examples(avoid_copies(scores, text, model.decoding), logits[0], lambda: logits[1])
+            assert scores[token] >= scores.max() - 1e-3, (prompt.prompt, place)
     assert num_changed >= 2, "the examples change no reply"
-
-
-def test_each_stream_continues_the_one_that_read_its_turns():
-    "Examples come into a talk and leave it again: no turn of the talk is processed twice."
-    model = load_model("pocket")
-    model.decoding = make_rules(model)
-    history, stream, options = [], None, ReplyOptions(max_tokens=8, soft_tokens=8)
-    for place, has_examples in enumerate((False, True, True, False)):
-        prompt = PROMPTS[place]
-        asked = make_examples(prompt, history) if has_examples else Dialogue(prompt, "", history)
-        anew = ReplyStream(model, asked, options)
-        stream = ReplyStream(model, asked, options, previous_stream=stream)
-        assert "".join(stream) == "".join(anew)
-        if place:
-            plain = stream.bare or stream
-            assert plain.num_tokens_fed < (anew.bare or anew).num_tokens_fed - 8, place
-        history += [("user", prompt), ("assistant", stream.text or "So.")]
 
 
 def test_a_system_prompt_stays_when_examples_go():

@@ -468,7 +468,6 @@ def choose_next_token(
     rules: DecodingRules,
     options=ReplyOptions(),
     generator=None,  # of torch
-    find_bare_logits=None,  # as for `amplify_examples`; None: the prompt has no example
 ) -> int:
     "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
     import torch
@@ -476,7 +475,6 @@ def choose_next_token(
     options = rules.complete(options)
     scores = penalise_repetition(logits, reply.ids, rules, options.repetition_penalty)
     scores = avoid_copies(scores, reply, rules)
-    scores = amplify_examples(scores, logits, find_bare_logits) if find_bare_logits else scores
     if options.temperature <= 0:
         return int(scores.argmax())
     scores = scores.double().cpu()  # float32 has no 1e-300

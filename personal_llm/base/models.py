@@ -346,13 +346,6 @@ class BareBatch:
             self.model.cost.tokens += new.numel()
         return self.logits[self.rows.index(row)]
 
-
-@patch
-def remove_amplified(self: Model, dialogue):  # a `Dialogue`, or None: its reply amplifies nothing
-    "Return a dialogue without the examples that its reply amplifies; a toy and an adapter amplify none."
-    is_base = self.active_adapter == self.base
-    return remove_examples(dialogue) if self.decoding.stops_loops and is_base else None
-
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
 @patch
 def generate_tokens(self: Model, rows: list, examples: list = (), bare_rows: dict = None, **sampling_options) -> list:
@@ -402,7 +395,7 @@ def continue_prompts(self: Model, prompts: list, max_new_tokens: int, seed: int,
     import torch
 
     max_tokens = max(8, self.max_length - max_new_tokens)
-    bare = {i: d for i, d in enumerate(map(self.remove_amplified, prompts)) if d}
+    bare = {i: d for i, d in enumerate(map(remove_examples, prompts)) if d}
     bare_rows = dict(zip(bare, self.encode_prompts(list(bare.values()), max_tokens)))
     rows = self.encode_prompts(prompts, max_tokens)
     sampling_options = sampling_options | dict(max_new_tokens=max_new_tokens)

@@ -112,7 +112,7 @@ def consolidate(
         chosen, result.uncorrected = choose_prompts(dialogues, memories, embedder, most, everywhere)
         found = [retrieve(memories, d.prompt, embedder, k, max_tokens, everywhere) for d in chosen]
         bare = [Dialogue(d.prompt, "", [turn for turn in d.history if turn[0] == "system"]) for d in chosen]
-        shown = [add_memories(d, m) for d, m in zip(bare, found)]
+        shown = [add_memories(d, m, is_amplified=True) for d, m in zip(bare, found)]
         replies = model.reply(shown, MAX_WRITTEN_TOKENS + LAST_TOKENS)  # a reply that is cut there stays too long
     for d, asked, read, reply in zip(chosen, bare, found, replies):
         num_tokens = len(model.tokenizer(reply, add_special_tokens=False)["input_ids"])

@@ -38,14 +38,14 @@ def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest fir
     return sorted(answered, key=lambda d: d.time)
 
 
-def add_memories(dialogue: Dialogue, memories: list) -> Dialogue:
+def add_memories(dialogue: Dialogue, memories: list, is_amplified: bool = False) -> Dialogue:
     "Return a dialogue with memories as turns before its history, but after a system prompt; for a reply, not to store."
     if not memories:
         return dialogue
     turns = [turn for d in memories for turn in (("user", d.prompt), ("assistant", d.response))]
     others = [d.response for d in memories if not is_near_duplicate(d.prompt, dialogue.prompt)]
     num_distinct = len({d.id for d in memories if d.origin == "annotated"})
-    num_amplified = len(turns) if num_distinct >= MIN_AMPLIFIED else 0
+    num_amplified = len(turns) if is_amplified and num_distinct >= MIN_AMPLIFIED else 0
     labels = dialogue.labels | {EXAMPLES: Examples(tuple(dict.fromkeys(others)), num_amplified)}
     history = list(dialogue.history)
     first = 1 if history and history[0][0] == "system" else 0

@@ -266,11 +266,11 @@ def observe(self: ChatSession, question: Dialogue, reply: ReplyStream, is_own: b
         d = question.derive(response=reply.text, origin="model", parents=())
         is_base = reply.reading.model == self.model.base
         is_informed = not is_base or any(m.origin == "annotated" for m in self.reply_memories)
-        readings = [s.reading for s in (reply, reply.bare) if s and tuple(s.dialogue.history) == tuple(d.history)]
-        if any(readings) and not (is_base and self.me.adapter):
-            candidate = score_reading(d, readings[-1], self.me.lexicons)
-        else:  # no stream read these turns alone, or the base model wrote the reply
+        if tuple(reply.dialogue.history) != tuple(d.history) or is_base and self.me.adapter:
+            # the reply read other turns too, or the base model wrote it: we score the turn anew
             candidate = self.me.score([d])[0]
+        else:
+            candidate = score_reading(d, reply.reading, self.me.lexicons)
         if is_own:
             self.infer_feedback(d.prompt)
         state = self.me.state

@@ -35,9 +35,6 @@ class ReplyStream:
         self.next_logits = None  # (vocabulary,) of the token after the processed ones
         self.cache = None  # keys and values
         self.num_forward_passes = self.num_tokens_fed = 0  # passes, and tokens that they processed
-        bare = model.remove_amplified(dialogue)
-        self.bare = ReplyStream(model, bare, options) if bare else None  # reads prompt and reply without the examples
-        self.prompt_ids = []  # tokens
 
 # %% ../../nbs/6_device/05_streaming.ipynb #e07926f5
 MAX_LOGITS_PER_PASS = 2**24  # numbers; 341 tokens of a vocabulary of 49,152
@@ -113,37 +110,15 @@ def decode_new_text(self: ReplyStream, reply_ids: list, is_complete: bool = Fals
 
 # %% ../../nbs/6_device/05_streaming.ipynb #a5763b6f
 @patch
-def reuse_cache(self: ReplyStream, finished: list) -> None:  # of `ReplyStream`s
+def reuse_cache(self: ReplyStream, previous: ReplyStream, ids: list) -> None:  # tokens of the new prompt, with history
     "Take over keys, values, hidden states and losses of the tokens that this prompt shares with a finished stream."
-    count_shared = lambda other: min(len(os.path.commonprefix([other.ids, self.prompt_ids])), len(self.prompt_ids) - 1)
-    usable = [other for other in finished if other.cache is not None and other.adapter_name == self.adapter_name]
-    previous = max(usable, key=count_shared, default=None)
-    if previous is None or count_shared(previous) < 2:
+    num_shared = min(len(os.path.commonprefix([previous.ids, ids])), len(ids) - 1)
+    if previous.cache is None or previous.adapter_name != self.adapter_name or num_shared < 2:
         return
     self.cache, previous.cache = previous.cache, None
     self.ids, self.losses, self.hidden = previous.ids, previous.losses, previous.hidden
     self.next_logits = previous.next_logits
-    self.rewind(count_shared(previous))
-
-
-@patch
-def begin(self: ReplyStream) -> None:
-    "Encode the prompt, with and without its examples, and take over what the turn before has processed."
-    previous, self.previous_stream = self.previous_stream, None
-    finished = [other for other in (previous, previous and previous.bare) if other and other.reading is not None]
-    for stream in [self.bare, self] if self.bare else [self]:
-        max_tokens = max(8, self.model.max_length - self.options.max_tokens)
-        (stream.prompt_ids,) = self.model.encode_prompts([stream.dialogue], max_tokens)
-        stream.reuse_cache(finished)
-
-
-@patch
-def find_logits(self: ReplyStream, reply_ids: list):  # (vocabulary,) of the token after them
-    "Process what is new of the prompt and of a reply that another stream writes."
-    new_ids = [*self.prompt_ids, *reply_ids][len(self.ids) :]
-    if new_ids:
-        self.feed(new_ids)
-    return self.next_logits[0]
+    self.rewind(num_shared)
 
 # %% ../../nbs/6_device/05_streaming.ipynb #f0fc059b
 @patch
@@ -151,15 +126,17 @@ def __iter__(self: ReplyStream):  # a generator of texts
     "Yield the pieces of the reply; `reading` is set after the last piece."
     import torch
 
-    self.begin()
-    self.feed(self.prompt_ids[len(self.ids) :])
-    tokenizer, bare = self.model.tokenizer, self.bare
+    (ids,) = self.model.encode_prompts([self.dialogue], max(8, self.model.max_length - self.options.max_tokens))
+    if self.previous_stream is not None and self.previous_stream.reading is not None:
+        self.reuse_cache(self.previous_stream, ids)
+    self.previous_stream = None
+    self.feed(ids[len(self.ids) :])
+    tokenizer = self.model.tokenizer
     reply, end_id = ReplyText(tokenizer, encode_examples(self.rules, self.dialogue)), tokenizer.eos_token_id
     reply_ids, whole_from = reply.ids, find_whole_from(self.rules, self.options)
     generator = torch.Generator().manual_seed(self.options.seed)
-    find_bare_logits = (lambda: bare.find_logits(reply.ids)) if bare else None
     while not self.end_reason:
-        token = choose_next_token(self.next_logits[0], reply, self.rules, self.options, generator, find_bare_logits)
+        token = choose_next_token(self.next_logits[0], reply, self.rules, self.options, generator)
         if token in self.rules.end_token_ids:
             end_id, self.end_reason = token, "stop"
             break
@@ -173,16 +150,14 @@ def __iter__(self: ReplyStream):  # a generator of texts
                 self.feed([token])
     if piece := self.decode_new_text(reply_ids, is_complete=True):
         yield piece
-    for stream in [self, bare] if bare else [self]:
-        stream.complete_reading([*reply_ids, end_id])
+    self.complete_reading([*ids, *reply_ids, end_id], len(ids))
 
 
 @patch
-def complete_reading(self: ReplyStream, reply_ids: list) -> None:  # with the end token
+def complete_reading(self: ReplyStream, ids: list, num_prompt_tokens: int) -> None:  # ids: with the end token
     "Process what is left of the reply, and set `reading`, the `ForwardResult` of the dialogue."
     import torch
 
-    ids, num_prompt_tokens = [*self.prompt_ids, *reply_ids], len(self.prompt_ids)
     if len(self.ids) > len(ids) - 1:
         self.rewind(len(ids) - 1)
     self.feed(ids[len(self.ids) :])

@@ -16,7 +16,7 @@ from unittest import mock
 from ..base import decoding
 from ..base.text import split_sentences
 from ..data.people import Habit, opener, sign_off
-from .fresh_people import TAUGHT, Study, judge_plan, write_table
+from .fresh_people import TAUGHT, Study, format_people, judge_plan, write_table
 from .other_people import LABELS, PLAN, README_METRICS, measure_plain
 from personal_llm.experiments.real_people import (
     CHAT,
@@ -121,7 +121,6 @@ def measure(jobs: list):  # yields a dict of results a job
     user, data, me, facts = PEOPLE[name], make_stream(name), None, {}
     tests, other, candidates = score_person(model, user, data)
     plain = lambda d, prompt: d
-    recalled = lambda d, prompt: add_memories(d, me.retrieve_memories(d.prompt, d.history))
     for job in jobs:
         if job["method"] == "bare":
             yield measure_condition(model, user, tests, other, plain, None, True, measure_plain)
@@ -132,6 +131,10 @@ def measure(jobs: list):  # yields a dict of results a job
             if method != "memory" and me.adapter is None:
                 facts = finetune_timed(me)[1]
                 facts |= dict(written=len(me.synthesis.dialogues), rejected=dict(me.synthesis.rejected))
+            is_amplified = job["method"] == "memory"  # was the default of replies on the day of the plan
+            recalled = lambda d, _, is_amplified=is_amplified: add_memories(
+                d, me.retrieve_memories(d.prompt, d.history), is_amplified
+            )
             gated = model if method == "memory" else GatedModel(model, me)
             shows = plain if method == "weights" else recalled
             yield facts | measure_condition(gated, user, tests, other, shows, None, True, measure_plain)
@@ -150,40 +153,47 @@ TENTH = Study(
     PEOPLE,
     {
         "alone": _condition("bare"),
-        **{method: _condition(method) for method in (*TAUGHT, "memory, plain")},
+        "memory": _condition("memory, plain"),  # as replies read it today
+        "amplified memory": _condition("memory"),
+        **{method: _condition(method) for method in ("weights", "both")},
         **{method: _condition(method, "tenth-teacher") for method in ("weights, plain", "both, plain")},
     },
 )
 MEMORY_GAIN, WEIGHTS_GAIN, CONTENT_COST, WORDS_SHARE = 0.1, 0.05, 0.02, 0.8
 
 
+def _judge_memory() -> list:  # (claim, what we measured, whether it holds)
+    gain, content = (TENTH.compare("memory", "amplified memory", metric) for metric in ("habits", "content"))
+    share = TENTH.read_values("amplified memory", "words").mean() / TENTH.read_values("memory", "words").mean()
+    return [
+        (
+            f"amplified memory: habits above plain by {MEMORY_GAIN}",
+            str(gain),
+            gain.value >= MEMORY_GAIN and gain.low > 0,
+        ),
+        (
+            f"amplified memory: content below plain by at most {CONTENT_COST}",
+            str(content),
+            content.value >= -CONTENT_COST,
+        ),
+        (f"amplified memory: words, share of plain's at least {WORDS_SHARE}", f"{share:.2f}", share >= WORDS_SHARE),
+    ]
+
+
 def list_claims() -> list:  # (claim of the plan, what we measured, whether it holds; None: not measured)
     "Judge the claims of the plan."
-    claims = []
-    for plain, method in PLAIN.items():
-        least = MEMORY_GAIN if method == "memory" else WEIGHTS_GAIN
-        names = [f"{method}: habits above plain by {least}"]
-        if method == "memory":
-            names += [
-                f"memory: content below plain by at most {CONTENT_COST}",
-                f"memory: words, share of plain's at least {WORDS_SHARE}",
-            ]
-        if not (TENTH.read(plain) and TENTH.read(method)):
-            claims += [(text, "not measured", None) for text in names]
-            continue
-        gain, content = (TENTH.compare(plain, method, metric) for metric in ("habits", "content"))
-        share = TENTH.read_values(method, "words").mean() / TENTH.read_values(plain, "words").mean()
-        is_above = gain.value >= least and (gain.low > 0 or method != "memory")
-        judged = (
-            (str(gain), is_above),
-            (str(content), content.value >= -CONTENT_COST),
-            (f"{share:.2f}", share >= WORDS_SHARE),
-        )
-        claims += [(text, *found) for text, found in zip(names, judged)]
-    lines = [line for line in PLAN if line[0] in TAUGHT]
+    claims = _judge_memory()
+    for method in ("weights", "both"):
+        told, holds = "not measured", None
+        if TENTH.read(f"{method}, plain"):
+            gain = TENTH.compare(f"{method}, plain", method, "habits")
+            told, holds = str(gain), gain.value >= WEIGHTS_GAIN
+        claims.append((f"{method}: habits above a plain teacher's by {WEIGHTS_GAIN}", told, holds))
+    shown = {"memory": "amplified memory"}
+    lines = [(shown.get(line[0], line[0]), *line[1:]) for line in PLAN if line[0] in TAUGHT]
     return [*claims, *judge_plan(TENTH, lines, LABELS)]
 
-
+# %% ../../nbs/experiments/54_amplification.ipynb #amp00020
 def write_people_table() -> str:
     "Write the README's table: eight people after eight corrections, a line for each metric."
     return write_table(TENTH, {name: LABELS[name] for name in (*README_METRICS, "prompt_tokens")})
