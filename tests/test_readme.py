@@ -11,7 +11,7 @@ from personal_llm.data.reading import read_dialogues
 from personal_llm.device import personalizer
 from personal_llm.experiments.demo import list_changed_defaults, write_demo_paragraph
 from personal_llm.experiments.fresh_people import write_asked_paragraph
-from personal_llm.experiments.wishes import write_people_table
+from personal_llm.experiments.amplification import write_people_table
 from personal_llm.experiments.runner import RESULTS
 from personal_llm.experiments.summary import read_rows
 
@@ -140,9 +140,9 @@ def test_figures_and_picture_are_of_todays_defaults(grid):
 
 def test_table_is_of_todays_defaults():
     "The first table was measured with the defaults that the code has now; its rows share one version of the code."
-    measured = json.loads((RESULTS / "ninth-people.json").read_text(encoding="utf-8"))
-    assert find_stale_rows([measured], "ninth-people-smollm2") == ""
-    assert len({row["made"]["revision"] for row in read_rows("ninth-people")}) == 1
+    measured = json.loads((RESULTS / "tenth-people.json").read_text(encoding="utf-8"))
+    assert find_stale_rows([measured], "tenth-people-smollm2") == ""
+    assert len({row["made"]["revision"] for row in read_rows("tenth-people")}) == 1
 
 
 def test_a_changed_default_is_found():
