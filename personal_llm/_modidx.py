@@ -1541,6 +1541,7 @@ d = {
                 "0_base/loading.html#get_lasting_name",
                 "personal_llm/base/loading.py",
             ),
+            "personal_llm.base.loading.has_keys": ("0_base/loading.html#has_keys", "personal_llm/base/loading.py"),
             "personal_llm.base.loading.hash_attached_adapter": (
                 "0_base/loading.html#hash_attached_adapter",
                 "personal_llm/base/loading.py",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from families import family
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ from personal_llm.base.decoding import (
     read_reply,
     remove_examples,
 )
-from personal_llm.base.models import load_model
+from personal_llm.base.models import BareBatch, load_model
 from personal_llm.device.streaming import ReplyStream
 
 PROMPTS = [
@@ -525,3 +526,34 @@ def test_a_system_prompt_stays_when_examples_go():
     assert remove_examples(asked).history == () and remove_examples("Why?") is None
     with_system = asked.derive(history=[("system", "Be kind."), *asked.history])
     assert remove_examples(with_system).history == (("system", "Be kind."),)
+
+
+@pytest.mark.parametrize("name", ("mamba", "falcon-mamba", "lfm2", "mistral"))
+def test_a_prompt_without_examples_is_read_on_in_every_family(name):
+    "Some tokens of a reply at once, after left padding: the logits are those of a pass over all tokens."
+    model, prompts, written = family(name), [[5, 6, 7, 8], [9, 10]], torch.tensor([[11, 12, 13, 14], [15, 16, 17, 18]])
+    batch = BareBatch(model, dict(enumerate(prompts)))
+    with torch.inference_mode():
+        for count in (0, 1, 4):  # tokens of the replies
+            for row, ids in enumerate(prompts):
+                whole = torch.tensor([[*ids, *written[row, :count]]])
+                expected = model.model(whole, use_cache=False).logits[0, -1]
+                assert torch.allclose(batch.find_logits(row, written[:, :count]), expected, atol=1e-4), (row, count)
+    stream = ReplyStream(model, Dialogue("Hello!", ""))
+    stream.feed(prompts[0])
+    stream.feed(written[0].tolist())
+    whole = torch.tensor([[*prompts[0], *written[0]]])
+    with torch.inference_mode():
+        expected = model.model(whole, use_cache=False).logits[0, -1]
+    assert torch.allclose(stream.next_logits[0], expected, atol=1e-4), "a stream reads on"
+
+
+def test_the_cost_of_a_batch_counts_each_token_without_examples_once():
+    "Two rows of different lengths, of which the second one ends early; padding is not counted."
+    model, written = load_model("pocket"), torch.tensor([[11, 12, 13], [14, 0, 0]])
+    written[1, 1:] = model.tokenizer.pad_token_id
+    with model.track_cost() as cost, torch.inference_mode():
+        batch = BareBatch(model, {0: [5, 6, 7, 8], 1: [9, 10]})
+        for count in (0, 1, 1, 3):
+            batch.find_logits(0, written[:, :count])
+    assert (cost.tokens, cost.forward) == (6 + 4, 2)

@@ -273,6 +273,13 @@ def get_cache(output):  # keys and values
     cache = getattr(output, "cache", None)
     return output.past_key_values if cache is None else cache
 
+
+def has_keys(cache) -> bool:
+    "Return whether a cache has keys and values in some layer, so that it takes several tokens at once."
+    from transformers.cache_utils import DynamicLayer
+
+    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+
 # %% ../../nbs/0_base/07_loading.ipynb #6b486c33
 ENCODER_VARIABLE = "PERSONAL_LLM_ENCODER"
 _chosen_encoder = [None]  # of `set_encoder`

@@ -30,7 +30,7 @@ from .files import get_cache_folder
 from .gguf import CONVERTED_MODELS
 from .loading import choose_model_name, compute_fingerprint, find_weight_files
 from .loading import get_cached_fingerprint, hash_attached_adapter, is_causal
-from .loading import get_cache, name_cache
+from .loading import get_cache, has_keys, name_cache
 from .loading import load_causal_lm, resolve_model
 from .tokens import PLAIN_TEMPLATE, make_batches, collate_samples, encode_prompt, pad_rows
 
@@ -334,16 +334,19 @@ class BareBatch:
         "Return the logits of a row's next token."
         import torch
 
-        if self.cache is None or reply_ids.shape[1] > self.num_read:
-            new = reply_ids[self.rows, self.num_read :].cpu()
-            self.mask = torch.cat([self.mask, torch.ones_like(new)], 1)
-            new, self.num_read = new if self.cache else torch.cat([self.ids, new], 1), reply_ids.shape[1]
-            positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-            inputs = dict(input_ids=new, attention_mask=self.mask, position_ids=positions)
+        if self.logits is None or reply_ids.shape[1] > self.num_read:
+            new, self.num_read = reply_ids[self.rows, self.num_read :].cpu(), reply_ids.shape[1]
+            is_new = new != self.model.tokenizer.pad_token_id  # False after the end of a reply
+            self.ids, self.mask = torch.cat([self.ids, new], 1), torch.cat([self.mask, is_new], 1)
+            start = -new.shape[1] if self.cache else 0
+            positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+            inputs = dict(input_ids=self.ids[:, start:], attention_mask=self.mask, position_ids=positions[:, start:])
             inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
             output = self.model.model(**inputs, use_cache=True, **name_cache(self.model.model, self.cache))
+            self.model.cost.tokens += int(self.mask[:, start:].sum())
+            self.model.cost.forward += len(self.rows) * (self.logits is None)
             self.cache, self.logits = get_cache(output), output.logits[:, -1]
-            self.model.cost.tokens += new.numel()
+            self.cache = self.cache if has_keys(self.cache) else None  # None: all tokens are read anew
         return self.logits[self.rows.index(row)]
 
 # %% ../../nbs/0_base/09_models.ipynb #07mod020
@@ -404,11 +407,9 @@ def continue_prompts(self: Model, prompts: list, max_new_tokens: int, seed: int,
         torch.manual_seed(seed)
         for batch in make_batches([len(row) + max_new_tokens for row in rows], self.tokens_per_batch):
             own_examples = [encode_examples(self.decoding, prompts[i]) for i in batch]
-            batch_rows, bare = (
-                [rows[i] for i in batch],
-                {k: bare_rows[i] for k, i in enumerate(batch) if i in bare_rows},
-            )
-            for i, new_ids in zip(batch, self.generate_tokens(batch_rows, own_examples, bare, **sampling_options)):
+            own_bare_rows = {row: bare_rows[i] for row, i in enumerate(batch) if i in bare_rows}
+            replies = self.generate_tokens([rows[i] for i in batch], own_examples, own_bare_rows, **sampling_options)
+            for i, new_ids in zip(batch, replies):
                 responses[i] = self.tokenizer.decode(new_ids, skip_special_tokens=True).strip()
                 self.cost.tokens += len(rows[i]) + len(new_ids)
                 self.cost.forward += 1

@@ -11,7 +11,7 @@ import os
 from ..base.core import Dialogue, measure_cost, patch
 from ..base.decoding import ReplyOptions, ReplyText, choose_next_token, count_settled_tokens
 from ..base.decoding import encode_examples, find_reply_end, find_whole_from
-from ..base.loading import get_cache, name_cache
+from ..base.loading import get_cache, has_keys, name_cache
 from ..base.models import ForwardResult
 
 # %% ../../nbs/6_device/05_streaming.ipynb #913461c3
@@ -44,9 +44,11 @@ MAX_LOGITS_PER_PASS = 2**24  # numbers; 341 tokens of a vocabulary of 49,152
 def feed(self: ReplyStream, ids: list) -> None:  # new tokens
     "Process new tokens, and keep their hidden states, their losses and the logits of the next token."
     vocabulary = self.model.model.get_output_embeddings().weight.shape[0]
-    size = max(1, MAX_LOGITS_PER_PASS // vocabulary)
-    for start in range(0, len(ids), size):
-        self.feed_part(ids[start : start + size])
+    size, start = max(1, MAX_LOGITS_PER_PASS // vocabulary), 0
+    while start < len(ids):
+        count = size if self.cache is None or has_keys(self.cache) else 1
+        self.feed_part(ids[start : start + count])
+        start += count
     self.num_tokens_fed += len(ids)
     self.model.cost.tokens += len(ids)
 
