@@ -354,8 +354,8 @@ EXAMPLES = "examples"  # the label of a dialogue with `Examples`
 class Examples:
     "Turns before the history of a prompt that show how to reply; no file of dialogues can hold this label."
 
-    responses: tuple  # of them, whose words the reply must not repeat
-    num_amplified: int = 0  # turns whose style the reply exaggerates; see `amplify_examples`
+    responses: tuple  # in these turns; the reply must not repeat their words
+    num_amplified: int = 0  # turns that the reply amplifies, from the first example on; see `amplify_examples`
 
 
 def get_examples(dialogue) -> Examples:
@@ -440,8 +440,8 @@ def avoid_copies(scores, reply: ReplyText, rules: DecodingRules):
 AMPLIFICATION, PLAUSIBLE_SHARE = 1.0, 0.3  # α; β
 
 
-def amplify_examples(scores, logits, find_bare_logits):  # (vocabulary,); the last one gives logits without examples
-    "Raise the scores of the plausible tokens that the examples made likelier, and rule out all other tokens."
+def amplify_examples(scores, logits, find_bare_logits):  # (vocabulary,), also what the function returns
+    "Add α (log p - log p₀) to the score of each plausible token, if there are several, and rule out the others."
     import torch
 
     is_plausible = scores >= scores.max() + math.log(PLAUSIBLE_SHARE)
@@ -469,7 +469,7 @@ def choose_next_token(
     options=ReplyOptions(),
     generator=None,  # of torch
 ) -> int:
-    "Return the next token of a reply: the likeliest one after the penalty, or one that we draw."
+    "Return the next token of a reply: the likeliest one after the penalty and the costs, or one that we draw."
     import torch
 
     options = rules.complete(options)
@@ -677,7 +677,7 @@ class BatchRules:
         self, rules: DecodingRules, options: ReplyOptions, num_prompt_tokens: int, examples: list = (), bare=None
     ):
         self.rules, self.options, self.width = rules, rules.complete(options), num_prompt_tokens
-        self.bare = bare  # `BareBatch` of the rows with examples, or None
+        self.bare = bare  # `BareBatch` of the rows that amplify their examples, or None
         self.kept = {}  # row -> number of its tokens, if a rule ended it
         self.replies = [ReplyText(rules.tokenizer, own) for own in examples]  # of each row
 

@@ -319,7 +319,7 @@ def encode_prompts(self: Model, prompts: list, max_tokens: int) -> list:  # of l
 
 # %% ../../nbs/0_base/09_models.ipynb #modbare1
 class BareBatch:
-    "Reads prompts without examples, and the replies that a model writes with them; remembers keys and values."
+    "Reads prompts without their examples, and the replies that a model writes with examples; keeps keys and values."
 
     def __init__(
         self,

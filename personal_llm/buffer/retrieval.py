@@ -29,7 +29,7 @@ from ..data.reading import load_replay
 
 # %% ../../nbs/2_buffer/10_retrieval.ipynb #ret00006
 ANSWERED_ORIGINS = ("annotated", "approved")
-MIN_AMPLIFIED = 3  # distinct corrections in a prompt from which the reply amplifies them
+MIN_AMPLIFIED = 3  # different corrections in a prompt, from which number on a reply can amplify its memories
 
 
 def collect_memories(dialogues: list) -> list:  # answered dialogues, oldest first
