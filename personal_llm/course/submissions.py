@@ -14,6 +14,7 @@ import io
 import json
 import keyword
 import re
+import threading
 import tokenize
 from collections import Counter
 from dataclasses import dataclass, field
@@ -106,10 +107,14 @@ def without_magics(source: str) -> str:
     return re.sub(r"(?m)^(\s*)[%!].*$", r"\1pass", source)
 
 
+_parsing = threading.Lock()  # Python 3.11 counts the depth of all threads' trees in one number (CPython issue 106905)
+
+
 def parse_cell(source: str) -> ast.Module:
     "The syntax tree of a cell; raise `SyntaxError` for all code that Python cannot parse."
     try:
-        return ast.parse(without_magics(source))
+        with _parsing:
+            return ast.parse(without_magics(source))
     except (ValueError, RecursionError, MemoryError) as error:  # a zero byte, or too deep
         raise SyntaxError(f"{type(error).__name__}: {error}") from error
 
