@@ -462,13 +462,7 @@ def remove_examples(dialogue):  # a `Dialogue`, or None: its reply amplifies not
     return dialogue.derive(history=[*history[:first], *history[first + count :]], labels=labels)
 
 # %% ../../nbs/0_base/08_decoding.ipynb #decdra01
-def choose_next_token(
-    logits,  # (vocabulary,)
-    reply: ReplyText,
-    rules: DecodingRules,
-    options=ReplyOptions(),
-    generator=None,  # of torch
-) -> int:
+def choose_next_token(logits, reply: ReplyText, rules: DecodingRules, options=ReplyOptions(), generator=None) -> int:
     "Return the next token of a reply: the likeliest one after the penalty and the costs, or one that we draw."
     import torch
 

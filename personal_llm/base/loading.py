@@ -278,7 +278,7 @@ def has_keys(cache) -> bool:
     "Return whether a cache has keys and values in some layer, so that it takes several tokens at once."
     from transformers.cache_utils import DynamicLayer
 
-    return any(isinstance(layer, DynamicLayer) for layer in cache.layers)
+    return any(isinstance(layer, DynamicLayer) for layer in getattr(cache, "layers", ()))
 
 # %% ../../nbs/0_base/07_loading.ipynb #6b486c33
 ENCODER_VARIABLE = "PERSONAL_LLM_ENCODER"

@@ -330,7 +330,7 @@ class BareBatch:
         self.ids, self.mask = pad_rows(list(rows.values()), model.tokenizer.pad_token_id, left=True)
         self.num_read, self.cache, self.logits = 0, None, None
 
-    def find_logits(self, row: int, reply_ids) -> object:  # (vocabulary,); reply_ids: of all rows (rows, tokens)
+    def find_logits(self, row: int, reply_ids):  # (vocabulary,); reply_ids: of all rows (rows, tokens)
         "Return the logits of a row's next token."
         import torch
 
@@ -358,7 +358,7 @@ def generate_tokens(self: Model, rows: list, examples: list = (), bare_rows: dic
     ids, mask = pad_rows(rows, self.tokenizer.pad_token_id, left=True)
     ends, width = find_end_tokens(self.model, self.tokenizer), ids.shape[1]
     penalty, options = float(sampling_options.pop("penalty", 1.0)), sampling_options.pop("reply_options", None)
-    bare = BareBatch(self, bare_rows) if bare_rows else None
+    bare = BareBatch(self, bare_rows) if options and bare_rows else None
     batch = BatchRules(self.decoding, options, width, examples, bare) if options else None
     penalties = [RepetitionPenaltyLogitsProcessor(penalty, prompt_ignore_length=width)] if penalty != 1 else []
     new_ids = self.model.generate(

@@ -47,8 +47,8 @@ COLOURS, SECTION = ("Red", "Blue", "Green", "Grey", "White"), "\N{SECTION SIGN}"
 
 
 def rated() -> Habit:
-    holds = lambda text: bool(re.search(r"\([1-5]/5\)$", text.strip()))
-    return make_habit("ends with a mark out of five", holds, lambda text: f"{text} ({1 + len(text.split()) % 5}/5)")
+    change = lambda text: f"{text} ({1 + len(text.split()) % 5}/5)"
+    return make_habit("ends with a mark out of five", r"\([1-5]/5\)$", change)
 
 
 def waved() -> Habit:
@@ -57,9 +57,8 @@ def waved() -> Habit:
 
 
 def coloured() -> Habit:
-    holds = lambda text: bool(re.match(rf"({'|'.join(COLOURS)})\. \S", text.strip()))
     change = lambda text: f"{COLOURS[len(text.split()) % len(COLOURS)]}. {text}"
-    return make_habit("begins with a colour", holds, change)
+    return make_habit("begins with a colour", rf"^({'|'.join(COLOURS)})\. \S", change)
 
 
 def piped() -> Habit:
@@ -73,8 +72,8 @@ def added() -> Habit:
 
 
 def word_count() -> Habit:
-    holds = lambda text: bool(re.search(r"\[\d+ words?\]$", text.strip()))
-    return make_habit("ends with its number of words", holds, lambda text: f"{text} [{len(text.split())} words]")
+    change = lambda text: f"{text} [{len(text.split())} words]"
+    return make_habit("ends with its number of words", r"\[\d+ words?\]$", change)
 
 
 def sections() -> Habit:
@@ -84,8 +83,7 @@ def sections() -> Habit:
 
 
 def starred_end() -> Habit:
-    holds = lambda text: bool(re.search(r"\n\* \* \*(\n|$)", text.strip()))
-    return make_habit("three stars on a line at the end", holds, lambda text: f"{text}\n* * *")
+    return make_habit("three stars on a line at the end", r"\n\* \* \*(\n|$)", lambda text: f"{text}\n* * *")
 
 # %% ../../nbs/experiments/54_amplification.ipynb #amp00009
 WITH_SUBJECT = (

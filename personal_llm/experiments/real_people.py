@@ -73,8 +73,11 @@ def find_longest_word(text: str) -> str:  # "" without a word of letters
     return max(re.findall(r"[A-Za-z]+", text), key=len, default="")
 
 
-def make_habit(name: str, holds, change) -> Habit:
+def make_habit(name: str, holds, change) -> Habit:  # holds: a function, or a pattern to find in the stripped text
     "Make a habit that leaves a text alone where it holds."
+    if isinstance(holds, str):
+        pattern = re.compile(holds)
+        holds = lambda text: bool(pattern.search(text.strip()))
     return Habit(name, lambda text: text if holds(text) else change(text.strip()), holds)
 
 

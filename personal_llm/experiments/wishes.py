@@ -64,8 +64,7 @@ _topic = lambda text: find_longest_word(text).lower() or "this"
 
 
 def pointed_end() -> Habit:
-    holds = lambda text: bool(re.search(r"\n=> \w+$", text.strip()))
-    return make_habit("ends with => and a word", holds, lambda text: f"{text}\n=> {_topic(text)}")
+    return make_habit("ends with => and a word", r"\n=> \w+$", lambda text: f"{text}\n=> {_topic(text)}")
 
 
 def slashes() -> Habit:
@@ -74,23 +73,22 @@ def slashes() -> Habit:
 
 
 def weekday() -> Habit:
-    holds = lambda text: bool(re.match(r"\[(Mon|Tue|Wed|Thu|Fri)\] \S", text.strip()))
-    return make_habit("begins with a weekday", holds, lambda text: f"[{_choose(WEEKDAYS, text)}] {text}")
+    change = lambda text: f"[{_choose(WEEKDAYS, text)}] {text}"
+    return make_habit("begins with a weekday", r"^\[(Mon|Tue|Wed|Thu|Fri)\] \S", change)
 
 
 def verdict() -> Habit:
-    holds = lambda text: bool(re.search(r"Verdict: (yes|no|perhaps)\.$", text.strip()))
-    return make_habit("ends with a verdict", holds, lambda text: f"{text} Verdict: {_choose(VERDICTS, text)}.")
+    change = lambda text: f"{text} Verdict: {_choose(VERDICTS, text)}."
+    return make_habit("ends with a verdict", r"Verdict: (yes|no|perhaps)\.$", change)
 
 
 def underlined() -> Habit:
-    holds = lambda text: bool(re.match(r"_[^_\s]+_(\s|$)", text.strip()))
-    return make_habit("underlines the first word", holds, lambda text: re.sub(r"^(\S+)", r"_\1_", text))
+    change = lambda text: re.sub(r"^(\S+)", r"_\1_", text)
+    return make_habit("underlines the first word", r"^_[^_\s]+_(\s|$)", change)
 
 
 def on_topic() -> Habit:
-    holds = lambda text: bool(re.match(r"On \S+: \S", text.strip()))
-    return make_habit("begins with On and its topic", holds, lambda text: f"On {_topic(text)}: {text}")
+    return make_habit("begins with On and its topic", r"^On \S+: \S", lambda text: f"On {_topic(text)}: {text}")
 
 
 def shouted_end() -> Habit:
